@@ -1,0 +1,112 @@
+"""The files between the stages: one frozen dataclass each.
+
+Letters: `T` frames, `L` landmarks (478), `K` identity and `E` expression dimensions, `V` dense vertices.
+"crop px" are pixels of the square crop scaled to `CROP_SIZE`, x right, y down, pixel centres at +0.5.
+The camera is the crop's: OpenCV axes (x right, y down, z forward), principal point at the crop's centre.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from jaxtyping import Float32, Int64, UInt8
+
+CROP_SIZE = 512
+
+
+@dataclass(frozen=True)
+class Tracking:
+    """A photo (T = 1, rate 0/1) or a clip, tracked frame by frame."""
+
+    KIND: ClassVar[str] = "track"
+    VERSION: ClassVar[int] = 1
+
+    source: str
+    """Absolute path of the photo or clip."""
+    source_hash: str
+    """sha256 of the source file's content."""
+    head_model: str
+    """Name of the head model that the parameters belong to."""
+    size: Int64[np.ndarray, " 2"]
+    """Width and height of the upright source, px."""
+    rate: Int64[np.ndarray, " 2"]
+    """Frame rate as numerator and denominator; 0/1 for a photo."""
+    crop: Float32[np.ndarray, " 3"]
+    """Square crop in the upright source: left, top, side, px. May reach over the border."""
+    focal_px: float
+    """Focal length in crop px."""
+    landmarks: Float32[np.ndarray, "T 478 2"]
+    """FaceMesh landmarks, crop px."""
+    identity: Float32[np.ndarray, " K"]
+    """Identity coefficients, shared by all frames (standard deviations)."""
+    expression: Float32[np.ndarray, "T E"]
+    """Expression coefficients psi, 0..1."""
+    jaw: Float32[np.ndarray, "T 3"]
+    """Jaw rotation omega, axis-angle in the head frame, rad."""
+    gaze: Float32[np.ndarray, "T 4"]
+    """Pitch and yaw of the left eye, then of the right (the person's own), rad; up and to the person's left positive."""
+    rotation: Float32[np.ndarray, "T 3"]
+    """Axis-angle of R_cam_head, rad."""
+    translation: Float32[np.ndarray, "T 3"]
+    """Origin of the head frame in the camera, m."""
+    shoulders: Float32[np.ndarray, "T 2 2"]
+    """The person's left and right shoulder joint, crop px; NaN where not seen."""
+    flow: Float32[np.ndarray, "T 2 4"]
+    """Similarity of hair and forehead (0) and of the torso (1) from the first frame of the shot to this one, crop px:
+    x' = a x - b y + c, y' = b x + a y + d, stored as (a, b, c, d). Identity where it could not be measured."""
+    shot: Int64[np.ndarray, " T"]
+    """Index of the shot that the frame belongs to; a cut starts a new one."""
+    state: UInt8[np.ndarray, " T"]
+    """0 tracked, 1 interpolated, 2 held."""
+    error: Float32[np.ndarray, " T"]
+    """Mean inner-face landmark error of the fit, percent of the inter-ocular distance."""
+
+
+@dataclass(frozen=True)
+class HeadFit:
+    """A person's head fitted to a photo: identity, static offset, and the photo's own pose and expression."""
+
+    KIND: ClassVar[str] = "head"
+    VERSION: ClassVar[int] = 1
+
+    source: str
+    """Absolute path of the photo that textures come from."""
+    source_hash: str
+    head_model: str
+    size: Int64[np.ndarray, " 2"]
+    """Width and height of the upright photo, px."""
+    crop: Float32[np.ndarray, " 3"]
+    """Square crop in the upright photo: left, top, side, px."""
+    focal_px: float
+    landmarks: Float32[np.ndarray, "478 2"]
+    """FaceMesh landmarks of the photo, crop px."""
+    identity: Float32[np.ndarray, " K"]
+    expression: Float32[np.ndarray, " E"]
+    jaw: Float32[np.ndarray, " 3"]
+    gaze: Float32[np.ndarray, " 4"]
+    rotation: Float32[np.ndarray, " 3"]
+    translation: Float32[np.ndarray, " 3"]
+    torso_rotation: Float32[np.ndarray, " 3"]
+    """Axis-angle of R_cam_torso, rad; the torso pivots about the neck joint."""
+    static_offset: Float32[np.ndarray, "V 3"]
+    """Delta g of Eq. 3: canonical offset of hair, clothes and shoulders, m; zero on the face."""
+    frame_offset: Float32[np.ndarray, "V 3"]
+    """Delta f of the photo: what the landmarks say beyond identity and expression, canonical, m; zero off the face."""
+    silhouette_iou: float
+    """Overlap of the posed head and the matte inside the crop."""
+
+
+@dataclass(frozen=True)
+class Curves:
+    """What moves the head, one row a frame: the editable part of a performance."""
+
+    expression: Float32[np.ndarray, "T E"]
+    jaw: Float32[np.ndarray, "T 3"]
+    gaze: Float32[np.ndarray, "T 4"]
+    rotation: Float32[np.ndarray, "T 3"]
+    """Axis-angle of R_cam_head, rad."""
+    translation: Float32[np.ndarray, "T 3"]
+    torso_rotation: Float32[np.ndarray, "T 3"]
+    """Axis-angle of R_cam_torso, rad."""
+    torso_translation: Float32[np.ndarray, "T 3"]
+    """Neck joint of the torso in the camera, m."""

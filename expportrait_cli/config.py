@@ -1,0 +1,63 @@
+"""Every default of every stage, once."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Face = str
+OnMissing = Literal["hold", "interpolate", "fail"]
+Audio = Literal["driving", "reference", "none"]
+
+
+@dataclass(frozen=True)
+class TrackConfig:
+    """How a photo or clip is tracked."""
+
+    face: str = "largest"
+    """largest, left, right, or the index of the face counted from the left."""
+    on_missing: OnMissing = "interpolate"
+    """What stands in for a frame without a face: a short gap is interpolated, a long one held; or fail."""
+    several: Literal["note", "fail"] = "note"
+    """Several faces without a choice: take the largest with a note, or refuse."""
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """How the static head is fitted."""
+
+    rounds: int = 8
+    """Rounds of the silhouette fit."""
+
+
+@dataclass(frozen=True)
+class TransferConfig:
+    """How the driver's performance is put onto the person's head."""
+
+    absolute: bool = False
+    """Take the driver's own expression and pose instead of the change from the neutral frame."""
+    neutral_frame: str = "auto"
+    """Driver frame that counts as neutral: auto or its index."""
+    expression_scale: float = 1.0
+    pose_scale: float = 1.0
+    region: str = "all"
+    """Comma-separated list of pose, expression, lips, eyes, gaze; or all."""
+    smooth: float = 0.0
+    """Standard deviation of the temporal smoothing, frames."""
+
+
+@dataclass(frozen=True)
+class RenderConfig:
+    """How meshes become normal maps."""
+
+    size: int = 512
+    antialias: bool = True
+
+
+@dataclass(frozen=True)
+class GenerateConfig:
+    """How the film is made."""
+
+    backend: Literal["auto", "proxy"] = "auto"
+    size: int = 512
+    paste_back: bool = False
+    audio: Audio = "driving"
+    seed: int = 0

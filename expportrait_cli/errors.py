@@ -1,0 +1,37 @@
+"""What a user can mend, and the exit code that each kind ends with."""
+
+
+class UserError(Exception):
+    """Say in one line what was found, what was expected and what to do next."""
+
+    exit_code = 3
+
+
+class UsageError(UserError):
+    """Options that do not fit together."""
+
+    exit_code = 2
+
+
+class InputError(UserError):
+    """A file that is missing, unreadable, of the wrong kind, or that shows no usable face."""
+
+    exit_code = 3
+
+
+class OutputError(UserError):
+    """A result that could not be written: folder not writable, disk full."""
+
+    exit_code = 3
+
+
+class WeightsError(UserError):
+    """A weight file that is missing or does not match its catalogue entry."""
+
+    exit_code = 4
+
+
+class OutOfMemoryError(UserError):
+    """A job that does not fit this machine."""
+
+    exit_code = 5
