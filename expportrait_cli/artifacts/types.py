@@ -3,6 +3,8 @@
 Letters: `T` frames, `L` landmarks (478), `K` identity and `E` expression dimensions, `V` dense vertices.
 "crop px" are pixels of the square crop scaled to `CROP_SIZE`, x right, y down, pixel centres at +0.5.
 The camera is the crop's: OpenCV axes (x right, y down, z forward), principal point at the crop's centre.
+A `rotation` is the axis-angle of the turn away from looking straight into the camera: R_cam_head = R · FRONTAL
+(geometry/rotations.py), so that it is small where faces are, and can be smoothed and edited.
 """
 
 from dataclasses import dataclass
@@ -46,7 +48,7 @@ class Tracking:
     gaze: Float32[np.ndarray, "T 4"]
     """Pitch and yaw of the left eye, then of the right (the person's own), rad; up and to the person's left positive."""
     rotation: Float32[np.ndarray, "T 3"]
-    """Axis-angle of R_cam_head, rad."""
+    """Turn of the head, axis-angle in camera axes, rad."""
     translation: Float32[np.ndarray, "T 3"]
     """Origin of the head frame in the camera, m."""
     shoulders: Float32[np.ndarray, "T 2 2"]
@@ -87,7 +89,7 @@ class HeadFit:
     rotation: Float32[np.ndarray, " 3"]
     translation: Float32[np.ndarray, " 3"]
     torso_rotation: Float32[np.ndarray, " 3"]
-    """Axis-angle of R_cam_torso, rad; the torso pivots about the neck joint."""
+    """Turn of the torso, axis-angle in camera axes, rad; it pivots about the neck joint."""
     static_offset: Float32[np.ndarray, "V 3"]
     """Delta g of Eq. 3: canonical offset of hair, clothes and shoulders, m; zero on the face."""
     frame_offset: Float32[np.ndarray, "V 3"]
@@ -104,9 +106,9 @@ class Curves:
     jaw: Float32[np.ndarray, "T 3"]
     gaze: Float32[np.ndarray, "T 4"]
     rotation: Float32[np.ndarray, "T 3"]
-    """Axis-angle of R_cam_head, rad."""
+    """Turn of the head, axis-angle in camera axes, rad."""
     translation: Float32[np.ndarray, "T 3"]
     torso_rotation: Float32[np.ndarray, "T 3"]
-    """Axis-angle of R_cam_torso, rad."""
+    """Turn of the torso, axis-angle in camera axes, rad."""
     torso_translation: Float32[np.ndarray, "T 3"]
     """Neck joint of the torso in the camera, m."""

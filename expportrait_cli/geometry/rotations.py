@@ -1,8 +1,12 @@
 """Axis-angle rotations, differentiable at zero."""
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+FRONTAL = np.diag([1.0, -1.0, -1.0])
+"""R_cam_head of a person who looks straight into the camera."""
 
 
 def matrix(axis_angle_rad: Float[Tensor, "*B 3"]) -> Float[Tensor, "*B 3 3"]:
@@ -43,3 +47,23 @@ def axis_angle(rotation: Float[Tensor, "*B 3 3"]) -> Float[Tensor, "*B 3"]:
     sine = quaternion[..., 1:].norm(dim=-1, keepdim=True)
     angle = 2 * torch.atan2(sine, quaternion[..., :1])
     return quaternion[..., 1:] * torch.where(sine < 1e-9, 2 * torch.ones_like(sine), angle / sine.clamp(min=1e-12))
+
+
+def from_turns(turns_rad: Float[np.ndarray, "*B 3"]) -> Float[np.ndarray, "*B 3 3"]:
+    """R_cam_head of turns away from the frontal pose."""
+    return matrix(torch.from_numpy(np.asarray(turns_rad, np.float64))).numpy() @ FRONTAL
+
+
+def to_turns(rotations: Float[np.ndarray, "*B 3 3"]) -> Float[np.ndarray, "*B 3"]:
+    """Turns away from the frontal pose of R_cam_head."""
+    return axis_angle(torch.from_numpy(np.ascontiguousarray(rotations @ FRONTAL, np.float64))).numpy()
+
+
+def rodrigues(axis_angle_rad: Float[np.ndarray, "*B 3"]) -> Float[np.ndarray, "*B 3 3"]:
+    """`matrix` for numpy."""
+    return matrix(torch.from_numpy(np.asarray(axis_angle_rad, np.float64))).numpy()
+
+
+def logarithm(rotations: Float[np.ndarray, "*B 3 3"]) -> Float[np.ndarray, "*B 3"]:
+    """`axis_angle` for numpy."""
+    return axis_angle(torch.from_numpy(np.ascontiguousarray(rotations, np.float64))).numpy()
