@@ -1,0 +1,34 @@
+"""Writing a file so that it is there in full or not at all."""
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from expportrait_cli.errors import OutputError
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a new empty file beside `path` to write to; rename it to `path` at the end.
+
+    Creates missing folders. The partial file is `.name.XXXX.partial` with a random part, so that two jobs never
+    share one, and is removed on any exception, Ctrl-C included. A link is followed: its target is replaced.
+
+    Raises:
+        OutputError: what the system said when the file could not be written, in one line.
+    """
+    target = Path(os.path.realpath(path))
+    partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
+    try:
+        if target.is_dir():
+            raise OutputError(f"{path} is a folder. Name a file to write to.")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial.touch(exist_ok=False)
+        yield partial
+        os.replace(partial, target)
+    except OSError as error:
+        raise OutputError(f"{path} could not be written: {error.strerror or error}. Free space or choose another folder.") from error
+    finally:
+        partial.unlink(missing_ok=True)

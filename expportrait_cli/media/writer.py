@@ -1,0 +1,177 @@
+"""Films out."""
+
+import os
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from contextlib import ExitStack
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from jaxtyping import UInt8, UInt16
+
+from expportrait_cli.artifacts.atomic import atomic_path
+from expportrait_cli.errors import OutputError
+from expportrait_cli.media import ffmpeg
+
+FORMATS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
+COPIED_AUDIO = ("aac", "mp3", "ac3", "eac3")
+CRF = "17"
+
+
+class VideoWriter:
+    """Write frames to a film as they come; a context manager.
+
+    RGB frames become H.264, yuv420p, BT.709; a film with an odd side becomes yuv444p, because 4:2:0 would have to
+    change its size. With `lossless` they become FFV1 in .mkv, bit exact; uint16 frames become 16-bit grey FFV1.
+    The size is that of the first frame. The film is written under a partial name and renamed at the end; leaving
+    by an exception, Ctrl-C included, removes it.
+
+    Raises:
+        OutputError: the file could not be written, or no frame came.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        rate: Fraction,
+        audio: str | os.PathLike[str] | None = None,
+        audio_start_s: float = 0.0,
+        metadata: Mapping[str, str] | None = None,
+        lossless: bool = False,
+    ) -> None:
+        """Say what to write.
+
+        Args:
+            path: .mp4, .m4v, .mov or .mkv; lossless films are .mkv.
+            rate: exact frames per second.
+            audio: file whose first audio track goes with the film, cut to the film's length and never the film to
+                it: copied when the container takes it unchanged, else AAC. A file without audio is fine.
+            audio_start_s: the time in that file that frame 0 shows: `VideoInfo.start_s`, plus the start of a range.
+            metadata: title, comment, description and the like, as the container knows them.
+            lossless: keep every bit.
+        """
+        suffix = Path(path).suffix.lower()
+        if suffix not in FORMATS or (lossless and suffix != ".mkv"):
+            expected = ".mkv" if lossless else ".mp4, .mov or .mkv"
+            raise OutputError(f"{path} cannot be written: films of this kind end in {expected}.")
+        self.path = Path(path)
+        self.frame_count = 0
+        self._format = FORMATS[suffix]
+        self._rate = rate
+        self._audio = audio
+        self._audio_start_s = audio_start_s
+        self._metadata = [f"{key}={value}" for key, value in (metadata or {}).items()]
+        self._lossless = lossless
+        self._shape: tuple[int, ...] = ()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._stack = ExitStack()
+
+    def __enter__(self) -> "VideoWriter":
+        """Create the folder and the partial file, so that a place that cannot be written to shows at once."""
+        with ExitStack() as stack:
+            self._final = stack.enter_context(atomic_path(self.path))
+            self._film = stack.enter_context(atomic_path(self._final)) if self._audio else self._final
+            self._errors = stack.enter_context(tempfile.TemporaryFile())
+            self._stack = stack.pop_all()
+        return self
+
+    def write(self, frame: UInt8[np.ndarray, "H W 3"] | UInt16[np.ndarray, "H W"]) -> None:
+        """Append a frame."""
+        if self._process is None:
+            self._process = self._start(frame)
+        if frame.shape != self._shape:
+            raise ValueError(f"frame {self.frame_count} is {frame.shape}, the film is {self._shape}")
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(np.ascontiguousarray(frame).data)
+        except BrokenPipeError:
+            raise self._failure() from None
+        self.frame_count += 1
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Finish and rename the film, or remove what there is of it."""
+        try:
+            if kind is None:
+                self._finish()
+        except BaseException as failure:
+            self._kill()
+            self._stack.__exit__(type(failure), failure, failure.__traceback__)
+            raise
+        self._kill()
+        self._stack.__exit__(kind, error, trace)
+
+    def _start(self, frame: np.ndarray) -> subprocess.Popen[bytes]:
+        self._shape = frame.shape
+        height, width = frame.shape[:2]
+        if frame.dtype == np.uint16 and not self._lossless:
+            raise ValueError("16-bit frames need lossless=True")
+        pixels = "gray16le" if frame.dtype == np.uint16 else "rgb24"
+        raw = ["-f", "rawvideo", "-pixel_format", pixels, "-video_size", f"{width}x{height}", "-framerate", str(self._rate)]
+        if self._lossless:
+            codec = ["-c:v", "ffv1", "-level", "3", "-g", "1", "-pix_fmt", "gray16le" if pixels == "gray16le" else "bgr0"]
+        else:
+            chroma = "yuv420p" if width % 2 == 0 and height % 2 == 0 else "yuv444p"
+            to_yuv = f"scale=flags={ffmpeg.SCALE_FLAGS}:out_color_matrix=bt709:out_range=tv,format={chroma}"
+            tags = "setparams=range=tv:colorspace=bt709:color_primaries=bt709:color_trc=bt709"
+            codec = ["-vf", f"{to_yuv},{tags}", "-c:v", "libx264", "-crf", CRF]
+        last = [] if self._audio else self._container()
+        return ffmpeg.start(
+            *["-loglevel", "error", *raw, "-i", "pipe:0", *codec, *last, "-f", self._format, "-y", f"file:{self._film}"],
+            stdin=subprocess.PIPE,
+            stderr=self._errors,
+        )
+
+    def _container(self) -> list[str]:
+        options = [word for pair in self._metadata for word in ("-metadata", pair)]
+        return [*options, *([] if self._format == "matroska" else ["-movflags", "+faststart"])]
+
+    def _finish(self) -> None:
+        if self._process is None:
+            raise OutputError(f"{self.path} was not written: it would have no frames.")
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.close()
+        except BrokenPipeError:
+            raise self._failure() from None
+        if self._process.wait() != 0:
+            raise self._failure()
+        if self._audio:
+            self._add_audio()
+
+    def _add_audio(self) -> None:
+        """Join film and sound in a second file: the film's length is known only now."""
+        assert self._audio is not None
+        length_s = float(self.frame_count / self._rate)
+        source = ffmpeg.input_file(self._audio)
+        _, _, report = ffmpeg.run(*source)
+        codec = report.partition(": Audio: ")[2].split(" ", 1)[0].strip(",")
+        # Packets are some 20 ms long: sound that starts inside one must be cut as samples.
+        is_copied = codec in COPIED_AUDIO and self._audio_start_s < 1e-3
+        how = ["-c:a", "copy"] if is_copied else ["-c:a", "aac", "-b:a", "192k", "-af", "aresample=async=1:first_pts=0"]
+        status, _, errors = ffmpeg.run(
+            *["-loglevel", "error", *ffmpeg.input_file(self._film)],
+            *["-ss", f"{self._audio_start_s:.6f}", "-t", f"{length_s:.6f}", *source],
+            *["-map", "0:v:0", "-map", "1:a:0?", "-map_metadata", "0", "-map_chapters", "-1", "-c:v", "copy", *how],
+            *[*self._container(), "-f", self._format, "-y", f"file:{self._final}"],
+        )
+        if status != 0:
+            raise OutputError(f"{self.path} could not be written: {ffmpeg.complaint(errors)}.")
+
+    def _failure(self) -> OutputError:
+        assert self._process is not None
+        self._process.wait()
+        self._errors.seek(0)
+        reason = ffmpeg.complaint(self._errors.read(4096).decode(errors="replace"))
+        return OutputError(f"{self.path} could not be written: {reason}. Free space or choose another folder.")
+
+    def _kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            if self._process.stdin is not None and not self._process.stdin.closed:
+                # What is left in the buffer has nowhere to go.
+                self._process.stdin.raw.close()
