@@ -42,6 +42,8 @@ class TransferConfig:
     """Comma-separated list of pose, expression, lips, eyes, gaze; or all."""
     smooth: float = 0.0
     """Standard deviation of the temporal smoothing, frames."""
+    turn_limit_deg: float | None = None
+    """Turn of the head, away from the photo's, beyond which it is damped; None leaves every turn as it is."""
 
 
 @dataclass(frozen=True)

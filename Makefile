@@ -1,0 +1,33 @@
+# `make demo` makes a film from a fresh clone; `make test` runs every test. Both set up .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: setup demo test check bench clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,eval]'
+	touch $@
+
+demo: setup
+	$(BIN)/python examples/demo.py out/demo.mp4
+
+test: setup
+	$(BIN)/python -m pytest -q
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q -m 'not slow and not gpu and not media'
+
+bench: setup
+	$(BIN)/python examples/bench.py
+
+clean:
+	rm -rf $(VENV) out build dist

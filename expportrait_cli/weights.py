@@ -1,0 +1,102 @@
+"""The catalogue of weights: where each file lies, what it must hash to, and what its licence allows."""
+
+import hashlib
+import importlib.util
+import os
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+from expportrait_cli.errors import WeightsError
+
+PACKAGED = Path(__file__).parent / "_weights"
+CHECKOUT = Path(__file__).parents[1] / "weights"
+
+State = Literal["ok", "missing", "wrong"]
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One entry of the catalogue."""
+
+    name: str
+    file: str
+    """Path in the weights folder, or in the package that ships it."""
+    source: str
+    sha256: str
+    licence: str
+    needed_by: tuple[str, ...]
+    """Parts that cannot work without it."""
+    package: str = ""
+    """Import name of the package whose wheel holds the file; empty for a file of the weights folder."""
+    optional: bool = False
+    """Missing is fine: the part that needs it is an extra."""
+
+
+def folders() -> tuple[Path, ...]:
+    """Where weights are looked for, first match wins: the user's choice, the wheel, the checkout, the cache."""
+    import platformdirs
+
+    chosen = os.environ.get("EXPPORTRAIT_WEIGHTS")
+    cached = platformdirs.user_cache_path("expportrait") / "weights"
+    return (*((Path(chosen),) if chosen else ()), PACKAGED, CHECKOUT, cached)
+
+
+def weights_file(name: str) -> Path:
+    """Path of a file of the weights folder."""
+    for folder in folders():
+        if (folder / name).is_file():
+            return folder / name
+    raise WeightsError(
+        f"weights/{name} is missing: looked in {', '.join(map(str, folders()))}. "
+        "Run `expportrait weights verify`, reinstall, or point EXPPORTRAIT_WEIGHTS at the folder that has it."
+    )
+
+
+@cache
+def catalogue() -> tuple[Weight, ...]:
+    """Every entry of weights/catalogue.toml."""
+    try:
+        import tomllib
+    except ModuleNotFoundError:  # Python 3.10
+        import tomli as tomllib
+    entries = tomllib.loads(weights_file("catalogue.toml").read_text("utf-8"))["weight"]
+    return tuple(Weight(**{**entry, "needed_by": tuple(entry["needed_by"])}) for entry in entries)
+
+
+def locate(weight: Weight) -> Path | None:
+    """Path of an entry's file, or None. Does not import the package that ships it."""
+    if weight.package:
+        spec = importlib.util.find_spec(weight.package)
+        roots = [Path(root) for root in (spec.submodule_search_locations or ())] if spec else []
+    else:
+        roots = list(folders())
+    return next((root / weight.file for root in roots if (root / weight.file).is_file()), None)
+
+
+def sha256(path: Path) -> str:
+    """Hash of a file's content, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while piece := stream.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def state(weight: Weight) -> State:
+    """Whether an entry's file is there and is the one that the catalogue names."""
+    path = locate(weight)
+    if path is None:
+        return "missing"
+    return "ok" if sha256(path) == weight.sha256 else "wrong"
+
+
+def packaged_file(name: str) -> Path:
+    """Path of the entry `name`, wherever it is shipped."""
+    weight = next(entry for entry in catalogue() if entry.name == name)
+    path = locate(weight)
+    if path is None:
+        holder = f"the Python package {weight.package}" if weight.package else "the weights folder"
+        raise WeightsError(f"{weight.name}: {weight.file} is missing from {holder} ({weight.source}). Install it.")
+    return path
