@@ -1,0 +1,136 @@
+"""Artifacts on disk: one .npz a dataclass, with a header that says what it is and how it was made."""
+
+import json
+import os
+import zipfile
+import zlib
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar, cast, get_type_hints
+
+import numpy as np
+from jaxtyping import jaxtyped
+
+from expportrait_cli.artifacts.atomic import atomic_path
+from expportrait_cli.errors import InputError
+
+A = TypeVar("A")
+HEADER = "header"
+EPOCH = (1980, 1, 1, 0, 0, 0)
+BROKEN = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, NotImplementedError, RuntimeError, MemoryError)
+
+
+def save(artifact: Any, path: str | os.PathLike[str], made_by: Mapping[str, Any]) -> Path:
+    """Write a frozen dataclass with KIND and VERSION; the same content gives the same bytes.
+
+    `made_by` is what JSON can hold: tool version, settings, input hashes.
+    """
+    with atomic_path(path) as partial, open(partial, "wb") as file, zipfile.ZipFile(file, "w") as archive:
+        write_header(archive, artifact.KIND, artifact.VERSION, made_by)
+        for field in fields(artifact):
+            write_member(archive, field.name, np.asarray(getattr(artifact, field.name)))
+    return Path(path)
+
+
+def load(cls: type[A], path: str | os.PathLike[str]) -> A:
+    """Read an artifact and check kind, version, types, and that the shapes fit each other.
+
+    Raises:
+        InputError: the file is missing, damaged, something else, newer than this tool, or would run code.
+    """
+    kind, version = cast(Any, cls).KIND, cast(Any, cls).VERSION
+    with open_archive(path) as archive:
+        check_header(path, header_of(path, archive), kind, version)
+        values = {field.name: read_member(path, archive, field.name) for field in fields(cast(Any, cls))}
+    hints = get_type_hints(cls)
+    for name, value in values.items():
+        if hints[name] in (str, int, float):
+            values[name] = _scalar(path, name, value, hints[name])
+    _check_shapes(path, kind, values, hints)
+    return cls(**values)
+
+
+def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read `kind`, `version` and `made_by` alone."""
+    with open_archive(path) as archive:
+        return header_of(path, archive)
+
+
+def write_header(archive: zipfile.ZipFile, kind: str, version: int, made_by: Mapping[str, Any]) -> None:
+    """Put the header in, as JSON in an array of bytes."""
+    text = json.dumps({"kind": kind, "version": version, "made_by": made_by}, sort_keys=True, ensure_ascii=False)
+    write_member(archive, HEADER, np.frombuffer(text.encode(), np.uint8))
+
+
+def write_member(archive: zipfile.ZipFile, name: str, array: np.ndarray) -> None:
+    """Add one array, without a time stamp."""
+    member = zipfile.ZipInfo(f"{name}.npy", EPOCH)
+    member.compress_type = zipfile.ZIP_DEFLATED
+    with archive.open(member, "w", force_zip64=True) as file:
+        np.lib.format.write_array(cast(BinaryIO, file), array, allow_pickle=False)
+
+
+def open_archive(path: str | os.PathLike[str]) -> zipfile.ZipFile:
+    """Open an .npz for reading, or say why it is none."""
+    try:
+        return zipfile.ZipFile(path)
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist. Check the name and the folder.") from None
+    except IsADirectoryError:
+        raise InputError(f"{path} is a folder, expected an .npz artifact.") from None
+    except BROKEN:
+        raise InputError(f"{path} is not an artifact of this tool, or it is cut off. Make it again.") from None
+
+
+def header_of(path: str | os.PathLike[str], archive: zipfile.ZipFile) -> dict[str, Any]:
+    """Read the header of an open artifact."""
+    if f"{HEADER}.npy" not in archive.namelist():
+        raise InputError(f"{path} has no header: it is not an artifact of this tool.")
+    try:
+        header = json.loads(read_member(path, archive, HEADER).tobytes())
+    except ValueError:
+        header = None
+    if not isinstance(header, dict) or not {"kind", "version", "made_by"} <= header.keys():
+        raise InputError(f"{path} has a damaged header. Make it again.")
+    return header
+
+
+def check_header(path: str | os.PathLike[str], header: Mapping[str, Any], kind: str, version: int) -> None:
+    """Raise InputError unless the file is of the kind and version that the caller reads."""
+    if header["kind"] != kind:
+        raise InputError(f"{path} is a '{header['kind']}' artifact, expected '{kind}'. Give a .{kind}.npz file.")
+    if header["version"] != version:
+        found = header["version"]
+        is_newer = isinstance(found, int) and found > version
+        remedy = "Update the tool." if is_newer else "Make it again."
+        raise InputError(f"{path} is version {found} of '{kind}', this tool reads version {version}. {remedy}")
+
+
+def read_member(path: str | os.PathLike[str], archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    """Read one array; never one that holds pickled objects."""
+    try:
+        with archive.open(f"{name}.npy") as file:
+            return np.lib.format.read_array(cast(BinaryIO, file), allow_pickle=False)
+    except KeyError:
+        raise InputError(f"{path} lacks '{name}'. Make it again.") from None
+    except BROKEN as error:
+        is_pickle = "allow_pickle" in str(error)
+        found = "holds pickled objects, which could run code; they are not read" if is_pickle else "is damaged"
+        raise InputError(f"{path} {found} ('{name}'). Make it again.") from error
+
+
+def _scalar(path: str | os.PathLike[str], name: str, value: np.ndarray, kind: type) -> str | int | float:
+    if value.shape != () or value.dtype.kind not in {str: "U", int: "i", float: "f"}[kind]:
+        raise InputError(f"{path} holds {value.dtype} {value.shape} as '{name}', expected one {kind.__name__}.")
+    return kind(value[()])
+
+
+def _check_shapes(path: str | os.PathLike[str], kind: str, values: Mapping[str, Any], hints: Mapping[str, Any]) -> None:
+    # One context for all fields: the letters of the shapes must mean the same number in each.
+    with jaxtyped("context"):
+        for name, value in values.items():
+            if not isinstance(value, hints[name]):
+                found = f"{value.dtype} {'x'.join(map(str, value.shape))}"
+                expected = f"{hints[name].dtypes[0]} {hints[name].dim_str.strip().replace(' ', 'x')}"
+                raise InputError(f"{path} holds '{name}' as {found}, which does not fit {expected} of a '{kind}'. Make it again.")
