@@ -72,8 +72,10 @@ class HeadFit:
     VERSION: ClassVar[int] = 1
 
     source: str
-    """Absolute path of the photo that textures come from."""
+    """Absolute path of the photo, or clip, that textures come from."""
     source_hash: str
+    frame: int
+    """Frame of the source that was fitted; 0 for a photo."""
     head_model: str
     size: Int64[np.ndarray, " 2"]
     """Width and height of the upright photo, px."""

@@ -1,0 +1,1 @@
+from expportrait_cli.fit.stage import fit as fit

@@ -1,0 +1,1 @@
+from expportrait_cli.generate.stage import generate as generate

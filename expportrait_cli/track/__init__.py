@@ -1,0 +1,1 @@
+from expportrait_cli.track.stage import track as track

@@ -1,0 +1,2 @@
+from expportrait_cli.transfer.stage import posed_frames as posed_frames
+from expportrait_cli.transfer.stage import transfer as transfer

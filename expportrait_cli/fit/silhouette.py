@@ -1,0 +1,137 @@
+"""Static offset from the silhouette: the head grows into the person's hair, veil and shoulders.
+
+A matte says nothing about the inside of the outline, so the outline's vertices are pulled to it and the rest
+follows a bending-free (Laplacian) interpolation, with the face held where its landmarks put it (3.1.1: the static
+field "mainly" deforms non-facial regions).
+"""
+
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+import scipy.sparse as sp
+from jaxtyping import Float, Int
+from scipy.sparse.linalg import splu
+from scipy.spatial import cKDTree
+
+SMOOTH_FIRST, SMOOTH_LAST = 1.0, 0.05
+PIN = 30.0
+REACH_PX = 110.0
+FACING = 0.5
+"""Least cosine between the normals of an outline point and its match: a cheek must not be pulled to the other side."""
+
+
+def outline(mask: Float[np.ndarray, "H W"], *, step: int) -> tuple[Float[np.ndarray, "P 2"], Float[np.ndarray, "P 2"]]:
+    """Points (px, centres at +0.5) and outward normals of a mask's outline, without the image border."""
+    height, width = mask.shape
+    smooth = cv2.GaussianBlur(mask.astype(np.float32), (0, 0), 2.0)
+    contours, _ = cv2.findContours((smooth > 0.5).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    if not contours:
+        return np.zeros((0, 2)), np.zeros((0, 2))
+    points = np.concatenate([c[::step, 0] for c in contours if len(c) > 40] or [np.zeros((0, 2), int)])
+    inside = (points > 3).all(1) & (points < np.array([width, height]) - 4).all(1)
+    points = points[inside]
+    gx, gy = cv2.Sobel(smooth, cv2.CV_32F, 1, 0), cv2.Sobel(smooth, cv2.CV_32F, 0, 1)
+    normals = -np.stack([gx, gy], -1)[points[:, 1], points[:, 0]].astype(np.float64)
+    normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-9)
+    return points + 0.5, normals
+
+
+def bending(faces: Int[np.ndarray, "F 3"], count: int) -> sp.csc_matrix:
+    """Squared graph Laplacian of a mesh, D^-1-normalised rows."""
+    edges = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
+    edges = np.concatenate([edges, edges[:, ::-1]])
+    adjacency = sp.coo_matrix((np.ones(len(edges)), edges.T), (count, count)).tocsr()
+    adjacency.data[:] = 1.0
+    degree = np.maximum(np.asarray(adjacency.sum(1))[:, 0], 1.0)
+    laplacian = sp.eye(count) - sp.diags(1 / degree) @ adjacency
+    return (laplacian.T @ laplacian).tocsc()
+
+
+def fit_silhouette(
+    matte: Float[np.ndarray, "H W"],
+    *,
+    pose: Callable[[Float[np.ndarray, "N 3"]], Float[np.ndarray, "V 3"]],
+    draw: Callable[[Float[np.ndarray, "V 3"]], Int[np.ndarray, "H W"]],
+    to_canonical: Float[np.ndarray, "V 3 3"],
+    operator: sp.csr_matrix,
+    coarse_faces: Int[np.ndarray, "F 3"],
+    pinned: Float[np.ndarray, " N"],
+    focal_px: float,
+    rounds: int,
+    progress: Callable[[int, int | None], None],
+) -> Float[np.ndarray, "N 3"]:
+    """Offset of the coarse canonical vertices, m, that carries the drawn outline onto the matte's.
+
+    `pose` poses an offset head (crop camera), `draw` gives each pixel its dense vertex or -1, `to_canonical` turns a
+    camera step of a dense vertex into the canonical frame.
+    """
+    count = operator.shape[1]
+    smooth_matrix = bending(coarse_faces, count)
+    base = sp.diags(PIN * pinned + 1e-4)
+    offset = np.zeros((count, 3))
+    target, target_normals = outline(matte, step=2)
+    if len(target) < 20:
+        return offset
+    target_tree = cKDTree(target)
+    centre = np.array([matte.shape[1], matte.shape[0]]) / 2
+    for round_index in range(rounds):
+        progress(round_index, rounds)
+        verts = pose(offset)
+        drawn = draw(verts)
+        points, normals = outline((drawn >= 0).astype(np.float32), step=2)
+        if len(points) < 20:
+            break
+        vertex = _vertex_near(drawn, points)
+        points, normals, vertex = points[vertex >= 0], normals[vertex >= 0], vertex[vertex >= 0]
+        rows, shift = _matches(points, normals, target, target_normals, target_tree)
+        rows, vertex = rows, vertex[rows]
+        # The match is only trusted across the outline: along it, points slide.
+        across = normals[rows] * (shift * normals[rows]).sum(1, keepdims=True)
+        depth = verts[vertex, 2]
+        step_cam = np.c_[across * (depth / focal_px)[:, None], np.zeros(len(across))]
+        # Keep the drawn pixel's vertex under its own pixel: the outline's point is the constraint, not the vertex.
+        _ = centre
+        step = np.einsum("pij,pj->pi", to_canonical[vertex], step_cam)
+        selected = operator[vertex]
+        wanted = selected @ offset + step
+        smooth = SMOOTH_FIRST * (SMOOTH_LAST / SMOOTH_FIRST) ** (round_index / max(rounds - 1, 1))
+        weight = 1.0 / max(len(rows), 1) * 400
+        matrix = (smooth * smooth_matrix * 20 + base + weight * (selected.T @ selected)).tocsc()
+        offset = splu(matrix).solve(weight * (selected.T @ wanted))
+    progress(rounds, rounds)
+    return offset
+
+
+def _vertex_near(drawn: Int[np.ndarray, "H W"], points: Float[np.ndarray, "P 2"]) -> Int[np.ndarray, " P"]:
+    """Vertex drawn at each outline point, or at a neighbour of it; -1 where none is."""
+    height, width = drawn.shape
+    found = np.full(len(points), -1)
+    for dy, dx in sorted(((y, x) for y in (-2, -1, 0, 1, 2) for x in (-2, -1, 0, 1, 2)), key=lambda s: s[0] ** 2 + s[1] ** 2):
+        x = np.clip(points[:, 0].astype(int) + dx, 0, width - 1)
+        y = np.clip(points[:, 1].astype(int) + dy, 0, height - 1)
+        found = np.where(found < 0, drawn[y, x], found)
+    return found
+
+
+def _matches(points, normals, target, target_normals, target_tree):
+    """Pairs of outline points: indices into `points` and the step to the matte's outline, px, both ways."""
+    distance, nearest = target_tree.query(points, k=12, distance_upper_bound=REACH_PX)
+    rows, steps = [], []
+    for k in range(12):
+        ok = np.isfinite(distance[:, k])
+        index = np.where(ok, nearest[:, k], 0)
+        ok &= (normals * target_normals[index]).sum(1) > FACING
+        taken = np.isin(np.arange(len(points)), np.concatenate(rows)) if rows else np.zeros(len(points), bool)
+        ok &= ~taken
+        rows.append(np.flatnonzero(ok))
+        steps.append(target[index[ok]] - points[ok])
+    # From the matte's side too, so that a lock of hair that nothing is nearest to still pulls.
+    tree = cKDTree(points)
+    distance, nearest = tree.query(target, distance_upper_bound=REACH_PX)
+    ok = np.isfinite(distance)
+    index = np.where(ok, nearest, 0)
+    ok &= (normals[index] * target_normals).sum(1) > FACING
+    rows.append(index[ok])
+    steps.append(target[ok] - points[index[ok]])
+    return np.concatenate(rows), np.concatenate(steps)

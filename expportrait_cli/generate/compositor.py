@@ -1,0 +1,138 @@
+"""The proxy film: the photo's layers, moved by the posed mesh.
+
+Inside the person the mesh says where every pixel of the photo goes; around it a diffused field carries hair and
+shoulders along, so that the outline of the photo lands on the outline of the posed mesh. The mouth's inside and the
+eyeballs are layers of their own.
+"""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, UInt8
+
+from expportrait_cli.generate.diffuse import diffuse
+from expportrait_cli.generate.inner import InnerLayers
+from expportrait_cli.generate.layers import DEPTH_SLACK_M, Layers, draw
+from expportrait_cli.geometry.rotations import from_turns
+from expportrait_cli.head import HeadModel
+from expportrait_cli.head.model import Part
+from expportrait_cli.render.rasterizer import interpolate
+
+HAIR_DEPTH_M = -0.08
+"""Depth in the head frame at which hair beyond the mesh is taken to lie: behind the ears."""
+FADE_FACES = 0.35
+"""Distance from the mesh, in face heights, over which its motion fades into the far field's."""
+RIM = (0.03, 0.3, 7.0)
+"""Least and added width of what may lie outside the mesh, in face heights, and the turn (deg) that takes the added
+part away: when the head turns, hair that was beside it goes behind it."""
+
+
+@dataclass(frozen=True)
+class Bones:
+    """Head and torso in the camera: [3, 4] each."""
+
+    head: Float[np.ndarray, "3 4"]
+    torso: Float[np.ndarray, "3 4"]
+
+    @classmethod
+    def of(cls, turn, shift, torso_turn, torso_shift, neck) -> "Bones":
+        """From the turns and positions of a curve's frame; the torso hangs at the neck joint."""
+        rotation, torso = from_turns(turn), from_turns(torso_turn)
+        return cls(np.c_[rotation, shift], np.c_[torso, torso_shift - torso @ neck])
+
+
+def similarity(source: Float[np.ndarray, "P 2"], target: Float[np.ndarray, "P 2"]) -> Float[np.ndarray, "2 3"]:
+    """Least-squares similarity that takes `source` to `target`."""
+    s, t = source - source.mean(0), target - target.mean(0)
+    norm = (s**2).sum()
+    a = (s * t).sum() / norm
+    b = (s[:, 0] * t[:, 1] - s[:, 1] * t[:, 0]).sum() / norm
+    turn = np.array([[a, -b], [b, a]])
+    return np.c_[turn, target.mean(0) - turn @ source.mean(0)]
+
+
+class Compositor:
+    """Paint frames from a prepared photo: one call a frame, the same input always the same frame."""
+
+    def __init__(self, layers: Layers, head: HeadModel, reference: Bones, *, face_height_px: float, chin_y_px: float):
+        self.layers, self.head, self.reference = layers, head, reference
+        self.inner = InnerLayers(layers, head)
+        self.face_height_px, self.chin_y_px = face_height_px, chin_y_px
+        height, width = layers.alpha.shape
+        self.grid = np.stack(np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5), -1).astype(np.float32)
+        self.triangle_part = head.parts.numpy()[head.dense_faces.numpy()[:, 0]]
+        self.attributes = torch.from_numpy(np.c_[layers.xy, layers.depth, layers.cosine].astype(np.float32))[None]
+        ring = np.linspace(0, 2 * np.pi, 8, endpoint=False)
+        self.head_ring = np.c_[0.09 * np.cos(ring), 0.11 * np.sin(ring) + 0.02, np.full(8, HAIR_DEPTH_M)]
+        self.torso_ring = np.c_[0.17 * np.cos(ring), 0.08 * np.sin(ring) - 0.12, np.full(8, -0.02)]
+
+    def frame(self, verts_cam: Float32[np.ndarray, "V 3"], bones: Bones) -> UInt8[np.ndarray, "H W 3"]:
+        """Paint one frame from the posed vertices."""
+        rast = draw(verts_cam, self.head.dense_faces, self.layers.camera)
+        ids = rast[0, ..., 3].numpy().astype(np.int32) - 1
+        part = np.where(ids >= 0, self.triangle_part[np.maximum(ids, 0)], 255).astype(np.uint8)
+        source = interpolate(self.attributes, rast, self.head.dense_faces)[0].numpy()
+        field = self._field(part, source, bones)
+        x, y = field[..., 0] - 0.5, field[..., 1] - 0.5
+        # Remap samples at integer centres: half a pixel off would soften and shift the whole film.
+        alpha = cv2.remap(self.layers.alpha, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        alpha = self._rim(alpha, part, bones)
+        person = cv2.remap(self.layers.foreground, x, y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+        weight = alpha[..., None]
+        frame = person * weight + self.layers.plate * (1 - weight)
+        frame = self.inner.paint(frame, verts_cam, rast, part, source)
+        return np.clip(frame + 0.5, 0, 255).astype(np.uint8)
+
+    def _field(self, part, source, bones):
+        """Where in the photo each pixel comes from, px."""
+        x, y = source[..., 0] - 0.5, source[..., 1] - 0.5
+        nearest = cv2.remap(self.layers.zbuffer, x, y, cv2.INTER_NEAREST, borderMode=cv2.BORDER_REPLICATE)
+        seen = np.clip((source[..., 3] - 0.08) / 0.2, 0, 1) * (source[..., 2] < nearest + DEPTH_SLACK_M)
+        skin = (part == Part.SKIN).astype(np.float32)
+        weight = np.ascontiguousarray(seen * skin, np.float32)
+        far = self._far(bones)
+        residual = np.where(skin[..., None] > 0, source[..., :2] - far, 0).astype(np.float32)
+        # Half the resolution is enough for what is smooth by construction.
+        height, width = weight.shape
+        half = ((width + 1) // 2, (height + 1) // 2)
+        small_weight = cv2.resize(weight, half, interpolation=cv2.INTER_AREA)
+        small = cv2.resize(residual * weight[..., None], half, interpolation=cv2.INTER_AREA)
+        spread = diffuse(small / np.maximum(small_weight, 1e-3)[..., None], small_weight)
+        spread = cv2.resize(spread, (width, height), interpolation=cv2.INTER_LINEAR)
+        away = cv2.distanceTransform((part == 255).astype(np.uint8), cv2.DIST_L2, 3)
+        fade = np.exp(-((away / (FADE_FACES * self.face_height_px)) ** 2))
+        field = far + spread * fade[..., None]
+        known = weight[..., None]
+        return np.where(known > 0, source[..., :2] * known + field * (1 - known), field).astype(np.float32)
+
+    def _far(self, bones):
+        """Motion beyond the mesh: the hair's above, the torso's below."""
+        maps = []
+        for ring, now, then in (
+            (self.head_ring, bones.head, self.reference.head),
+            (self.torso_ring, bones.torso, self.reference.torso),
+        ):
+            maps.append(similarity(self._project(ring, now), self._project(ring, then)))
+        start = self.chin_y_px
+        down = np.clip((self.grid[..., 1] - start) / (0.5 * self.face_height_px), 0, 1)
+        down = (down * down * (3 - 2 * down))[..., None].astype(np.float32)
+        above, below = (cv2.transform(self.grid, m.astype(np.float32)) for m in maps)
+        return above * (1 - down) + below * down
+
+    def _project(self, points, bone):
+        camera = self.layers.camera
+        cam = points @ bone[:, :3].T + bone[:, 3]
+        return cam[:, :2] / cam[:, 2:] * camera.focal_px + [camera.cx, camera.cy]
+
+    def _rim(self, alpha, part, bones):
+        """Cut away what sticks out of a turned head."""
+        turn = bones.head[:, :3] @ self.reference.head[:, :3].T
+        angle = np.degrees(np.arccos(np.clip(turn[2, 2], -1, 1)))
+        least, added, width = RIM
+        limit = self.face_height_px * (least + added * np.exp(-((angle / width) ** 2)))
+        away = cv2.distanceTransform((part == 255).astype(np.uint8), cv2.DIST_L2, 3)
+        below = np.clip((self.grid[..., 1] - self.chin_y_px) / (0.3 * self.face_height_px), 0, 1)
+        cut = np.clip((limit - away) / (0.02 * self.face_height_px) + 1, 0, 1)
+        return alpha * np.maximum(cut, below)

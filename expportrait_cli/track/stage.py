@@ -1,0 +1,88 @@
+"""Track a photo or a clip: landmarks frame by frame, then identity, expression and pose from them."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from expportrait_cli.artifacts.types import CROP_SIZE, Tracking
+from expportrait_cli.config import TrackConfig
+from expportrait_cli.geometry.rotations import to_turns
+from expportrait_cli.head import HeadModel, landmark_model
+from expportrait_cli.head.solve import Solver, State, focal_for
+from expportrait_cli.media.files import content_hash
+from expportrait_cli.track.observe import Observations, observe
+from expportrait_cli.track.steady import steady
+
+log = logging.getLogger(__name__)
+
+KEY_FRAMES = 12
+IDENTITY_PRIOR_PHOTO, IDENTITY_PRIOR_CLIP = 80.0, 80.0
+TEMPORAL = 2.0
+ITERATIONS_FIRST, ITERATIONS = 10, 4
+
+Progress = Callable[[int, int | None], None]
+
+
+def track(source: Path, head: HeadModel, config: TrackConfig, progress: Progress) -> Tracking:
+    """Track the chosen face. Every frame of the source gets a row; missing faces are filled as `on_missing` says."""
+    seen = observe(source, config, progress)
+    model = landmark_model(head)
+    keys = key_frames(seen)
+    focal_px = float(np.median([focal_for(model, seen.landmarks[k], crop_size=CROP_SIZE) for k in keys]))
+    solver = Solver(model, focal_px=focal_px, centre_px=CROP_SIZE / 2)
+    prior = IDENTITY_PRIOR_PHOTO if len(keys) == 1 else IDENTITY_PRIOR_CLIP
+    identity, _ = solver.identity(seen.landmarks[keys], prior=prior)
+    states = solve_frames(solver, identity, seen)
+    states = steady(states, seen, solver, head)
+    errors = [solver.error_iod(identity, s, lm) for s, lm in zip(states, seen.landmarks, strict=True)]
+    return Tracking(
+        source=str(source.resolve()),
+        source_hash=content_hash(source),
+        head_model=head.name,
+        size=np.array(seen.size),
+        rate=np.array([seen.rate.numerator, seen.rate.denominator]),
+        crop=np.asarray(seen.crop, np.float32),
+        focal_px=focal_px,
+        landmarks=seen.landmarks,
+        identity=identity.astype(np.float32),
+        expression=np.stack([s.expression for s in states]).astype(np.float32),
+        jaw=np.stack([s.jaw for s in states]).astype(np.float32),
+        gaze=np.stack([s.gaze for s in states]).astype(np.float32),
+        rotation=to_turns(np.stack([s.rotation for s in states])).astype(np.float32),
+        translation=np.stack([s.translation for s in states]).astype(np.float32),
+        shoulders=seen.shoulders,
+        flow=seen.flow,
+        shot=seen.shot,
+        state=seen.state,
+        error=np.asarray(errors, np.float32),
+    )
+
+
+def solve_frames(solver: Solver, identity: np.ndarray, seen: Observations) -> list[State]:
+    """Solve frame by frame; a cut starts afresh."""
+    states: list[State] = []
+    for t, landmarks in enumerate(seen.landmarks):
+        fresh = t == 0 or seen.shot[t] != seen.shot[t - 1]
+        start = None if fresh else states[-1]
+        iterations = ITERATIONS_FIRST if fresh else ITERATIONS
+        states.append(solver.frame(identity, landmarks, start=start, temporal=TEMPORAL, iterations=iterations))
+    return states
+
+
+def key_frames(seen: Observations) -> np.ndarray:
+    """Frames that differ most from each other (farthest points), for the identity."""
+    tracked = np.flatnonzero(seen.state == 0)
+    points = seen.landmarks[tracked].astype(np.float64)
+    points = points - points.mean(1, keepdims=True)
+    points /= np.linalg.norm(points, axis=(1, 2), keepdims=True)
+    flat = points.reshape(len(points), -1)
+    chosen = [int(np.linalg.norm(flat - flat.mean(0), axis=1).argmin())]
+    distance = np.full(len(flat), np.inf)
+    while len(chosen) < min(KEY_FRAMES, len(flat)):
+        distance = np.minimum(distance, np.linalg.norm(flat - flat[chosen[-1]], axis=1))
+        if distance.max() < 1e-3:
+            break
+        chosen.append(int(distance.argmax()))
+    return tracked[np.sort(chosen)]

@@ -1,0 +1,82 @@
+"""What the driver's landmarks say beyond the head model's expressions, carried to the person's landmarks."""
+
+import numpy as np
+from jaxtyping import Float
+
+from expportrait_cli.artifacts.types import CROP_SIZE, Curves, HeadFit, Tracking
+from expportrait_cli.geometry.rotations import from_turns
+from expportrait_cli.head import HeadModel, landmark_model
+from expportrait_cli.head.landmarks import LID_PAIRS
+from expportrait_cli.head.solve import Solver, State, interocular_px
+from expportrait_cli.transfer.motion import Motion
+
+LIMIT_IOD = 0.12
+"""Largest step of a landmark beyond the model: more is a wrong landmark, not an expression."""
+UPPER_SHARE = 0.9
+"""Part of a lid gap's change that the upper lid makes."""
+
+
+def _states(rows: Tracking | Curves) -> list[State]:
+    columns = [c.astype(np.float64) for c in (rows.expression, rows.jaw, rows.gaze, rows.translation)]
+    frames = zip(*columns, from_turns(rows.rotation), strict=True)
+    return [State(psi, jaw, gaze, rotation, shift) for psi, jaw, gaze, shift, rotation in frames]
+
+
+def landmark_steps(
+    head_fit: HeadFit,
+    tracking: Tracking,
+    head: HeadModel,
+    curves: Curves,
+    motion: Motion,
+    *,
+    direct: bool,
+    strength: float,
+) -> Float[np.ndarray, "T 478 2"]:
+    """Steps of the person's landmarks, px of the photo's crop, zero in the neutral frame.
+
+    `direct`: driver and photo show the same person, so the landmarks themselves are the target. Otherwise the change
+    of the driver's fit residual is, and the lids close by the same share of their opening.
+    """
+    model = landmark_model(head)
+    solver = Solver(model, focal_px=head_fit.focal_px, centre_px=CROP_SIZE / 2)
+    identity = head_fit.identity.astype(np.float64)
+    posed = np.stack([solver.predict(identity, state) for state in _states(curves)])
+    photo = State(
+        *(v.astype(np.float64) for v in (head_fit.expression, head_fit.jaw, head_fit.gaze)),
+        from_turns(head_fit.rotation),
+        head_fit.translation.astype(np.float64),
+    )
+    own = solver.predict(identity, photo)
+    measured = tracking.landmarks.astype(np.float64)
+    n = motion.neutral
+    if direct:
+        steps = motion.scale * (measured - measured[n]) - (posed - own)
+    else:
+        driver = Solver(model, focal_px=tracking.focal_px, centre_px=CROP_SIZE / 2)
+        shape = tracking.identity.astype(np.float64)
+        fitted = np.stack([driver.predict(shape, state) for state in _states(tracking)])
+        residual = measured - fitted
+        steps = motion.scale * strength * (residual - residual[n])
+        if strength > 0:
+            steps += _lid_steps(head_fit, measured, posed + (head_fit.landmarks - own) + steps, n)
+    limit = LIMIT_IOD * interocular_px(head_fit.landmarks)
+    length = np.linalg.norm(steps, axis=-1, keepdims=True)
+    return steps * np.minimum(1.0, limit / np.maximum(length, 1e-9))
+
+
+def _lid_steps(head_fit, measured, predicted, n):
+    """Close the person's lids by the share by which the driver's close: a wink ends shut on any face."""
+    steps = np.zeros_like(predicted)
+    own = head_fit.landmarks.astype(np.float64)
+    for upper, lower in LID_PAIRS:
+        size = np.array([interocular_px(frame) for frame in measured])
+        gap = np.linalg.norm(measured[:, upper] - measured[:, lower], axis=-1) / size
+        share = np.clip(gap / max(gap[n], 0.02), 0.0, 1.6)
+        wanted = share * np.linalg.norm(own[upper] - own[lower])
+        line = predicted[:, lower] - predicted[:, upper]
+        length = np.linalg.norm(line, axis=-1)
+        down = line / np.maximum(length, 1e-6)[:, None]
+        change = (length - wanted)[:, None] * down
+        steps[:, upper] += UPPER_SHARE * change
+        steps[:, lower] -= (1 - UPPER_SHARE) * change
+    return steps

@@ -1,0 +1,104 @@
+"""The driver's performance on the person's head (paper 3.2 without the learned offsets)."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32
+
+from expportrait_cli.artifacts.types import CROP_SIZE, Curves, HeadFit, Tracking
+from expportrait_cli.config import TransferConfig
+from expportrait_cli.errors import UsageError
+from expportrait_cli.head import HeadModel, coarse, dense, joints, landmark_model, pose
+from expportrait_cli.head.solve import Solver, State, interocular_px, rodrigues
+from expportrait_cli.head.spread import LandmarkSpread, open_mouth
+from expportrait_cli.transfer.controls import expression_mask, moves_jaw, parse_regions, smooth
+from expportrait_cli.transfer.motion import Motion, head_motion, neutral_frame, torso_motion
+from expportrait_cli.transfer.residual import landmark_steps
+
+BATCH = 16
+
+
+@dataclass(frozen=True)
+class Performance:
+    """What moves the person's head: the editable curves, and what the driver's landmarks say beyond them."""
+
+    curves: Curves
+    steps: Float32[np.ndarray, "T 478 2"]
+    """Steps of the landmarks beyond the model, px of the person's crop."""
+    neutral: int
+    """Driver frame that counts as neutral."""
+
+
+def same_person(head_fit: HeadFit, tracking: Tracking) -> bool:
+    """Whether photo and driver share an identity: then the driver's landmarks are the person's own."""
+    return np.array_equal(head_fit.identity, tracking.identity)
+
+
+def transfer(head_fit: HeadFit, tracking: Tracking, head: HeadModel, config: TransferConfig) -> Performance:
+    """Put a performance onto a head, relative to a neutral driver frame or absolute.
+
+    For the same person the two modes are one: the neutral frame is then the one most like the photo.
+    """
+    regions = parse_regions(config.region)
+    same = same_person(head_fit, tracking)
+    neutral = _neutral(head_fit, tracking, config, same)
+    mask = expression_mask(head.expression_names, regions) * config.expression_scale
+    relative = same or not config.absolute
+    psi, jaw, gaze = (getattr(tracking, name).astype(np.float64) for name in ("expression", "jaw", "gaze"))
+    if relative:
+        psi, jaw, gaze = psi - psi[neutral], jaw - jaw[neutral], gaze - gaze[neutral]
+    else:
+        psi = psi - mask.clip(0, 1) * head_fit.expression * 0
+    keep = 1.0 if relative else 1 - (mask > 0)
+    jaw_weight = config.expression_scale * moves_jaw(regions)
+    gaze_weight = float("gaze" in regions)
+    expression = np.clip(keep * head_fit.expression + mask * psi, 0, 1.2)
+    jaw = head_fit.jaw * (1.0 if relative or not jaw_weight else 0.0) + jaw_weight * jaw
+    gaze = head_fit.gaze * (1.0 if relative or not gaze_weight else 0.0) + gaze_weight * gaze
+    motion = Motion.between(head_fit, tracking, neutral)
+    scale = config.pose_scale * ("pose" in regions)
+    rotation, translation = head_motion(
+        motion, tracking, scale=scale, absolute=not relative, limit_deg=config.turn_limit_deg
+    )
+    torso_rotation, torso_translation = torso_motion(motion, tracking, head_fit, head, scale=scale)
+    columns = (expression, jaw, gaze, rotation, translation, torso_rotation, torso_translation)
+    curves = Curves(*(smooth(np.asarray(c), config.smooth).astype(np.float32) for c in columns))
+    plain = same and regions >= {"pose", "expression", "gaze"} and config.pose_scale == config.expression_scale == 1
+    plain = plain and config.turn_limit_deg is None
+    steps = landmark_steps(head_fit, tracking, head, curves, motion, direct=plain, strength=mask.max())
+    return Performance(curves, smooth(steps, config.smooth).astype(np.float32), neutral)
+
+
+def posed_frames(
+    head_fit: HeadFit, head: HeadModel, performance: Performance
+) -> Iterator[Float32[np.ndarray, "V 3"]]:
+    """Vertices of the person's head in every frame, in the photo's crop camera."""
+    curves = performance.curves
+    identity = torch.from_numpy(head_fit.identity)
+    at = joints(head, identity)
+    offset = torch.from_numpy(head_fit.static_offset + head_fit.frame_offset)
+    spread = LandmarkSpread(head, open_mouth(head, head_fit.identity))
+    for begin in range(0, len(curves.jaw), BATCH):
+        rows = slice(begin, begin + BATCH)
+        part = {k: torch.from_numpy(getattr(curves, k)[rows]) for k in ("expression", *POSE)}
+        shape = coarse(head, identity, part["expression"], part["jaw"], part["gaze"])
+        verts = pose(head, dense(head, shape) + offset, at, **{k: part[k] for k in POSE}).numpy()
+        for frame, steps in zip(verts, performance.steps[rows], strict=True):
+            frame[spread.vertices, :2] += spread(steps) * frame[spread.vertices, 2:] / head_fit.focal_px
+            yield frame
+
+
+POSE = ("jaw", "gaze", "rotation", "translation", "torso_rotation", "torso_translation")
+
+
+def _neutral(head_fit: HeadFit, tracking: Tracking, config: TransferConfig, same: bool) -> int:
+    frames = len(tracking.error)
+    if config.neutral_frame == "auto":
+        return neutral_frame(head_fit, tracking, same=same)
+    if not config.neutral_frame.isdigit() or int(config.neutral_frame) >= frames:
+        raise UsageError(
+            f"--neutral-frame {config.neutral_frame!r}: expected auto or a frame from 0 to {frames - 1} of the driver."
+        )
+    return int(config.neutral_frame)
