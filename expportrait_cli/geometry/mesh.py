@@ -1,0 +1,103 @@
+"""Triangle meshes: normals, edges, Laplacians."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int, Int64
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Edges:
+    """Every edge of a mesh once, `E` of them, with what lies on either side."""
+
+    verts: Int64[Tensor, "E 2"]
+    """The two ends, the lower index first."""
+    opposite: Int64[Tensor, "E 2"]
+    """The third vertex of the triangle on either side; the second is -1 unless exactly two triangles meet."""
+
+
+def face_normals(verts: Float[Tensor, "*B V 3"], faces: Int[Tensor, "F 3"]) -> Float[Tensor, "*B F 3"]:
+    """Cross product of two sides of each face: its normal, twice its area long."""
+    a, b, c = (verts.index_select(-2, faces[:, corner]) for corner in range(3))
+    return torch.linalg.cross(b - a, c - a)
+
+
+def vertex_normals(verts: Float[Tensor, "*B V 3"], faces: Int[Tensor, "F 3"]) -> Float[Tensor, "*B V 3"]:
+    """Average face normals at each vertex, weighted by face area.
+
+    A vertex without faces gets the zero vector. Differentiable, also at degenerate faces.
+    """
+    by_face = face_normals(verts, faces)
+    summed = torch.zeros_like(verts)
+    for corner in range(3):
+        summed = summed.index_add(-2, faces[:, corner], by_face)
+    return normalize(summed)
+
+
+def normalize(vectors: Float[Tensor, "*B 3"]) -> Float[Tensor, "*B 3"]:
+    """Scale to unit length; the zero vector stays zero, with zero gradient."""
+    square = (vectors * vectors).sum(-1, keepdim=True)
+    # The double `where` keeps the backward pass finite at zero length.
+    zero = square < 1e-30
+    return torch.where(
+        zero, torch.zeros_like(vectors), vectors * torch.where(zero, torch.ones_like(square), square).rsqrt()
+    )
+
+
+def edges(faces: Int[Tensor, "F 3"]) -> Edges:
+    """Find the edges of a mesh whose triangles share vertices by index.
+
+    Costs a sort of 3F integers: do it once per topology, not per frame.
+    """
+    f = faces.long()
+    ends = torch.cat([f[:, [0, 1]], f[:, [1, 2]], f[:, [2, 0]]]).sort(-1).values
+    third = torch.cat([f[:, 2], f[:, 0], f[:, 1]])
+    stride = int(f.max()) + 1 if len(f) else 1
+    key, order = (ends[:, 0] * stride + ends[:, 1]).sort(stable=True)
+    unique, count = torch.unique_consecutive(key, return_counts=True)
+    first = count.cumsum(0) - count
+    second = torch.where(count == 2, third[order[(first + 1).clamp(max=max(len(order) - 1, 0))]], -1)
+    return Edges(
+        torch.stack([unique // stride, unique % stride], -1),
+        torch.stack([third[order[first]], second], -1),
+    )
+
+
+def laplacian(faces: Int[Tensor, "F 3"], vertex_count: int) -> Float[Tensor, "V V"]:
+    """Combinatorial Laplacian D - W as a coalesced sparse matrix: symmetric, positive semi-definite.
+
+    Rows are not divided by their valence: a row-normalised Laplacian made symmetric by hand diverged as a
+    preconditioner.
+    """
+    ends = edges(faces).verts
+    return _assemble(ends, torch.ones(len(ends), device=faces.device), vertex_count)
+
+
+def cotangent_laplacian(verts: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"]) -> Float[Tensor, "V V"]:
+    """Laplacian whose edge weights are half the sum of the opposite cotangents, as a coalesced sparse matrix.
+
+    Does not depend on how evenly the mesh is sampled. Weights are clamped to be non-negative, which keeps it
+    positive semi-definite at obtuse triangles. Carries no gradient.
+    """
+    f = faces.long()
+    points = verts.detach()[f]
+    ends, weights = [], []
+    for corner in range(3):
+        left, right = (corner + 1) % 3, (corner + 2) % 3
+        to_left, to_right = points[:, left] - points[:, corner], points[:, right] - points[:, corner]
+        twice_area = torch.linalg.cross(to_left, to_right).norm(dim=-1)
+        weights.append((to_left * to_right).sum(-1) / (2 * twice_area.clamp(min=1e-12)))
+        ends.append(f[:, [left, right]].sort(-1).values)
+    pairs, index = torch.unique(torch.cat(ends), dim=0, return_inverse=True)
+    summed = verts.new_zeros(len(pairs)).index_add(0, index, torch.cat(weights))
+    return _assemble(pairs, summed.clamp(min=0), len(verts))
+
+
+def _assemble(ends: Int64[Tensor, "E 2"], weights: Float[Tensor, " E"], vertex_count: int) -> Float[Tensor, "V V"]:
+    """D - W of a weighted graph."""
+    a, b = ends.unbind(-1)
+    rows = torch.cat([a, b, a, b])
+    columns = torch.cat([b, a, a, b])
+    values = torch.cat([-weights, -weights, weights, weights])
+    return torch.sparse_coo_tensor(torch.stack([rows, columns]), values, (vertex_count, vertex_count)).coalesce()
