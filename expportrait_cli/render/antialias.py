@@ -1,0 +1,121 @@
+"""Silhouette antialiasing, driven by edges rather than by pixels, the same for every backend.
+
+A pixel-driven rule looks for the silhouette edge in the triangle of the pixel, and at 40k triangles mostly
+does not find it: a tenth of the gradient survives. Here each silhouette edge looks for its pixels.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Float32, Int64
+from torch import Tensor
+
+from expportrait_cli.geometry.mesh import Edges
+
+
+class _Crossings(NamedTuple):
+    """Where silhouette edges pass between two neighbouring pixel centres, `P` times."""
+
+    frame: Int64[Tensor, " P"]
+    ends: Int64[Tensor, "P 2"]
+    line: Int64[Tensor, " P"]
+    """The pixel row that a steep edge crosses, the column that a flat one crosses."""
+    is_steep: Bool[Tensor, " P"]
+    inner_is_low: Bool[Tensor, " P"]
+    """The surface lies on the side of the smaller coordinate along the line."""
+
+
+def antialias(
+    image: Float32[Tensor, "n H W C"],
+    rast: Float32[Tensor, "n H W 4"],
+    pos: Float32[Tensor, "n V 4"],
+    edges: Edges,
+) -> Float32[Tensor, "n H W C"]:
+    """Blend the two pixels on either side of each visible silhouette by where it passes between their centres.
+
+    Gradients reach `image`, and `pos` through the place of the silhouette: the area of a mask changes as the
+    surface moves. Which pixels are blended carries none. All w must be positive.
+    """
+    screen = _to_pixels(pos, image.shape[1], image.shape[2])
+    with torch.no_grad():
+        crossings = _cross(screen, edges, (image.shape[1], image.shape[2]))
+    return _blend(image, rast, screen, crossings)
+
+
+def _to_pixels(pos: Float32[Tensor, "n V 4"], height: int, width: int) -> Float32[Tensor, "n V 3"]:
+    """Pixel coordinates, centres at +0.5, and z/w."""
+    ndc = pos[..., :3] / pos[..., 3:]
+    half = pos.new_tensor([width / 2, height / 2, 1.0])
+    return (ndc + pos.new_tensor([1.0, 1.0, 0.0])) * half
+
+
+def _cross(screen: Float32[Tensor, "n V 3"], edges: Edges, resolution: tuple[int, int]) -> _Crossings:
+    """List the silhouette edges, once per pixel row or column that they cross."""
+    a, b = (screen[:, edges.verts[:, end], :2] for end in range(2))
+    sides = [_side(a, b, screen[:, edges.opposite[:, face], :2]) for face in range(2)]
+    is_boundary = edges.opposite[:, 1] < 0
+    is_silhouette = (sides[0] != 0) & (is_boundary | (sides[0] * sides[1] > 0))
+    frame, edge = is_silhouette.nonzero(as_tuple=True)
+    a, b, side = a[frame, edge], b[frame, edge], sides[0][frame, edge]
+
+    step = (b - a).abs()
+    is_steep = step[:, 1] >= step[:, 0]
+    across = torch.where(is_steep[:, None], torch.stack([a[:, 1], b[:, 1]], -1), torch.stack([a[:, 0], b[:, 0]], -1))
+    count = torch.where(is_steep, resolution[0], resolution[1])
+    # A centre on the lower end counts and one on the upper end does not, so that a chain of edges crosses each
+    # line once.
+    first = (across.amin(-1) - 0.5).ceil().clamp(min=0).minimum(count).long()
+    stop = (across.amax(-1) - 0.5).ceil().clamp(min=0).minimum(count).long()
+    repeats = (stop - first).clamp(min=0)
+    # Looking along the edge, positive is the right side: low x where the edge runs down, high y where it runs right.
+    along = torch.where(is_steep, a[:, 1] - b[:, 1], b[:, 0] - a[:, 0])
+    inner_is_low = side * along < 0
+
+    item = torch.repeat_interleave(repeats)
+    position = torch.arange(len(item), device=item.device) - (repeats.cumsum(0) - repeats)[item]
+    return _Crossings(frame[item], edges.verts[edge[item]], first[item] + position, is_steep[item], inner_is_low[item])
+
+
+def _side(a: Float[Tensor, "n E 2"], b: Float[Tensor, "n E 2"], point: Float[Tensor, "n E 2"]) -> Float[Tensor, "n E"]:
+    """On which side of the line through a and b a point lies: positive is +y for an edge along +x."""
+    (edge_x, edge_y), (x, y) = (b - a).unbind(-1), (point - a).unbind(-1)
+    return edge_x * y - edge_y * x
+
+
+def _blend(
+    image: Float32[Tensor, "n H W C"],
+    rast: Float32[Tensor, "n H W 4"],
+    screen: Float32[Tensor, "n V 3"],
+    crossings: _Crossings,
+) -> Float32[Tensor, "n H W C"]:
+    """Mix each crossing's two pixels, if they show the silhouette."""
+    frame, ends, line, is_steep, inner_is_low = crossings
+    height, width = image.shape[1:3]
+    a, b = screen[frame, ends[:, 0]], screen[frame, ends[:, 1]]
+    (across_a, along_a), (across_b, along_b) = (
+        torch.where(is_steep[:, None], end[:, [1, 0]], end[:, :2]).unbind(-1) for end in (a, b)
+    )
+    share = (line + 0.5 - across_a) / (across_b - across_a)
+    place = along_a + share * (along_b - along_a)
+    with torch.no_grad():
+        low = (place - 0.5).floor().long()
+        inner = torch.where(inner_is_low, low, low + 1)
+        outer = torch.where(inner_is_low, low + 1, low)
+        is_inside = (low >= 0) & (low + 1 < torch.where(is_steep, width, height))
+        inner_pixel, outer_pixel = (
+            (frame * height + torch.where(is_steep, line, at)) * width + torch.where(is_steep, at, line)
+            for at in (inner, outer)
+        )
+        here, there = (rast.reshape(-1, 4)[pixel * is_inside] for pixel in (inner_pixel, outer_pixel))
+        z_edge = a[:, 2] + share * (b[:, 2] - a[:, 2])
+        # An edge that runs behind what its pixels show must not blend them.
+        is_open = (there[:, 3] == 0) | ((there[:, 2] > here[:, 2]) & (there[:, 2] > z_edge))
+        keep = (is_inside & (here[:, 3] > 0) & (here[:, 3] != there[:, 3]) & is_open).nonzero()[:, 0]
+
+    inner_pixel, outer_pixel = inner_pixel[keep], outer_pixel[keep]
+    # 0 when the silhouette passes through the inner centre, 1 through the outer one; in the middle both stay.
+    reach = (place[keep] - (inner[keep] + 0.5)) * torch.where(inner_is_low[keep], 1.0, -1.0) - 0.5
+    flat = image.reshape(-1, image.shape[-1])
+    inside_out = flat[inner_pixel] - flat[outer_pixel]
+    target = torch.where(reach > 0, outer_pixel, inner_pixel)
+    return flat.index_add(0, target, reach[:, None] * inside_out).reshape(image.shape)

@@ -1,0 +1,72 @@
+"""The rasteriser's contract, and which backend serves it.
+
+`pos` is clip space with w > 0, image row 0 at y_ndc = -1 (`Camera.clip`). `rast` is (u, v, z/w, id + 1) at
+pixel centres, background zero; u and v are the perspective-correct weights of a triangle's first and second
+vertex. The nearest triangle wins, ties go to the lowest id, nothing is culled by its facing. Triangles with a
+vertex at w <= 0 and fragments outside -1 <= z/w <= 1 are dropped.
+
+Gradients pass through u and v only: z/w and the id are constants, depth is an interpolated attribute, and
+what happens at silhouettes is the business of `antialias`.
+"""
+
+from importlib.util import find_spec
+from typing import Literal
+
+import torch
+from jaxtyping import Float32, Int32
+from torch import Tensor
+
+from expportrait_cli.errors import UsageError
+
+Backend = Literal["warp", "nvdiffrast", "reference"]
+
+
+def choose(device: torch.device) -> tuple[Backend, str]:
+    """Name the fastest installed backend for a device, and say why in words for the user."""
+    if device.type != "cuda":
+        return "warp", "Warp on the CPU"
+    if find_spec("nvdiffrast") is not None:
+        return "nvdiffrast", "nvdiffrast is installed"
+    return "warp", "Warp on CUDA; nvdiffrast is not installed"
+
+
+def rasterize(
+    pos: Float32[Tensor, "n V 4"],
+    tri: Int32[Tensor, "F 3"],
+    resolution: tuple[int, int],
+    *,
+    backend: Backend | None = None,
+) -> Float32[Tensor, "n H W 4"]:
+    """Find the nearest triangle at each pixel centre. `resolution` is (height, width).
+
+    Without `backend` the device decides (`choose`).
+    """
+    # The id travels as float32, which counts exactly only that far.
+    if len(tri) >= 2**24:
+        raise UsageError(f"The mesh has {len(tri)} triangles; at most {2**24 - 1} can be rasterised.")
+    match backend or choose(pos.device)[0]:
+        case "warp":
+            from expportrait_cli.render import warp_backend as chosen
+        case "nvdiffrast":
+            from expportrait_cli.render import nvdiffrast_backend as chosen
+        case "reference":
+            from expportrait_cli.render import reference as chosen
+    return chosen.rasterize(pos.contiguous(), tri.contiguous(), resolution)
+
+
+def interpolate(
+    attr: Float32[Tensor, "n V C"],
+    rast: Float32[Tensor, "n H W 4"],
+    tri: Int32[Tensor, "F 3"],
+    *,
+    backend: Backend | None = None,
+) -> Float32[Tensor, "n H W C"]:
+    """Spread vertex attributes over the pixels of `rast`; background is zero."""
+    match backend or choose(attr.device)[0]:
+        case "warp":
+            from expportrait_cli.render import warp_backend as chosen
+        case "nvdiffrast":
+            from expportrait_cli.render import nvdiffrast_backend as chosen
+        case "reference":
+            from expportrait_cli.render import reference as chosen
+    return chosen.interpolate(attr.contiguous(), rast.contiguous(), tri.contiguous())

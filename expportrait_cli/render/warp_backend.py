@@ -1,0 +1,335 @@
+"""The rasteriser as Warp kernels, for the CPU and for CUDA.
+
+On the CPU Warp runs a launch in one thread, in order: 40k triangles at 512 x 512 take a few milliseconds.
+Weights and their gradients are computed in float64: it costs nothing here, and in float32 the gradient of
+small triangles is wrong by some percent. The formulas are those of `reference`.
+
+`no_type_check` keeps the type checker of the tests away from kernels, whose annotations belong to Warp.
+"""
+
+import logging
+import os
+from typing import Any, no_type_check
+
+import torch
+import warp as wp
+from jaxtyping import Float32, Int32
+from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from expportrait_cli.render.reference import DEPTH_STEPS, EDGE_SLACK
+
+
+def _start_warp() -> None:
+    """Start Warp in silence: its greeting goes to stdout, which carries our result.
+
+    Its native library also writes to stderr on every machine without a CUDA driver. That is no news, and only
+    the file descriptor can be muted.
+    """
+    # Warp before 1.19 reads the first, later versions the second.
+    wp.config.quiet = True
+    wp.config.log_level = logging.ERROR
+    if torch.cuda.is_available():
+        wp.init()
+        return
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+            wp.init()
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+_start_warp()
+wp.set_module_options({"enable_backward": False})
+
+EMPTY = 2**63 - 1
+_SLACK = wp.constant(wp.float64(EDGE_SLACK))
+_STEPS = wp.constant(wp.float64(DEPTH_STEPS))
+_ID_RANGE = wp.constant(wp.int64(2**31))
+_EMPTY = wp.constant(wp.int64(EMPTY))
+
+
+@no_type_check
+@wp.func
+def _corner(pos: wp.array3d(dtype=wp.float32), frame: int, vertex: int):
+    return wp.vec3d(
+        wp.float64(pos[frame, vertex, 0]), wp.float64(pos[frame, vertex, 1]), wp.float64(pos[frame, vertex, 3])
+    )
+
+
+@no_type_check
+@wp.func
+def _centre(index: int, count: int):
+    """NDC coordinate of a pixel centre."""
+    return (wp.float64(index) + wp.float64(0.5)) * wp.float64(2.0) / wp.float64(count) - wp.float64(1.0)
+
+
+@no_type_check
+@wp.func
+def _first(low_ndc: wp.float64, count: int):
+    """First pixel whose centre is not left of a coordinate, within the image."""
+    pixel = (low_ndc + wp.float64(1.0)) * wp.float64(0.5) * wp.float64(count) - wp.float64(0.500001)
+    return int(wp.ceil(wp.clamp(pixel, wp.float64(0.0), wp.float64(count))))
+
+
+@no_type_check
+@wp.func
+def _last(high_ndc: wp.float64, count: int):
+    pixel = (high_ndc + wp.float64(1.0)) * wp.float64(0.5) * wp.float64(count) - wp.float64(0.499999)
+    return int(wp.floor(wp.clamp(pixel, wp.float64(-1.0), wp.float64(count - 1))))
+
+
+@no_type_check
+@wp.kernel
+def _nearest(
+    pos: wp.array3d(dtype=wp.float32),
+    tri: wp.array2d(dtype=wp.int32),
+    keys: wp.array3d(dtype=wp.int64),
+):
+    """Leave in each pixel the smallest (depth, id) of the triangles over it."""
+    frame, face = wp.tid()
+    h0 = _corner(pos, frame, tri[face, 0])
+    h1 = _corner(pos, frame, tri[face, 1])
+    h2 = _corner(pos, frame, tri[face, 2])
+    zero = wp.float64(0.0)
+    if not (h0[2] > zero and h1[2] > zero and h2[2] > zero):
+        return
+    e0 = wp.cross(h1, h2)
+    volume = wp.dot(h0, e0)
+    if not (wp.abs(volume) > zero):
+        return
+    e0 = e0 / volume
+    e1 = wp.cross(h2, h0) / volume
+    e2 = wp.cross(h0, h1) / volume
+    depth = (
+        e0 * wp.float64(pos[frame, tri[face, 0], 2])
+        + e1 * wp.float64(pos[frame, tri[face, 1], 2])
+        + e2 * wp.float64(pos[frame, tri[face, 2], 2])
+    )
+    slack = (e0 + e1 + e2) * _SLACK
+    e0 += slack
+    e1 += slack
+    e2 += slack
+
+    height = keys.shape[1]
+    width = keys.shape[2]
+    x0 = h0[0] / h0[2]
+    x1 = h1[0] / h1[2]
+    x2 = h2[0] / h2[2]
+    y0 = h0[1] / h0[2]
+    y1 = h1[1] / h1[2]
+    y2 = h2[1] / h2[2]
+    left = _first(wp.min(x0, wp.min(x1, x2)), width)
+    right = _last(wp.max(x0, wp.max(x1, x2)), width)
+    top = _first(wp.min(y0, wp.min(y1, y2)), height)
+    bottom = _last(wp.max(y0, wp.max(y1, y2)), height)
+    for row in range(top, bottom + 1):
+        y = _centre(row, height)
+        r0 = e0[1] * y + e0[2]
+        r1 = e1[1] * y + e1[2]
+        r2 = e2[1] * y + e2[2]
+        rz = depth[1] * y + depth[2]
+        for column in range(left, right + 1):
+            x = _centre(column, width)
+            if e0[0] * x + r0 >= zero and e1[0] * x + r1 >= zero and e2[0] * x + r2 >= zero:
+                z = depth[0] * x + rz
+                if wp.abs(z) <= wp.float64(1.0):
+                    step = wp.int64((z + wp.float64(1.0)) * _STEPS)
+                    wp.atomic_min(keys, frame, row, column, step * _ID_RANGE + wp.int64(face))
+
+
+@no_type_check
+@wp.kernel
+def _resolve(
+    pos: wp.array3d(dtype=wp.float32),
+    tri: wp.array2d(dtype=wp.int32),
+    keys: wp.array3d(dtype=wp.int64),
+    rast: wp.array3d(dtype=wp.vec4),
+):
+    """Turn each pixel's winner into (u, v, z/w, id + 1)."""
+    frame, row, column = wp.tid()
+    key = keys[frame, row, column]
+    if key == _EMPTY:
+        rast[frame, row, column] = wp.vec4(0.0, 0.0, 0.0, 0.0)
+        return
+    face = int(key % _ID_RANGE)
+    h0 = _corner(pos, frame, tri[face, 0])
+    h1 = _corner(pos, frame, tri[face, 1])
+    h2 = _corner(pos, frame, tri[face, 2])
+    pixel = wp.vec3d(_centre(column, keys.shape[2]), _centre(row, keys.shape[1]), wp.float64(1.0))
+    a0 = wp.dot(wp.cross(h1, h2), pixel)
+    a1 = wp.dot(wp.cross(h2, h0), pixel)
+    a2 = wp.dot(wp.cross(h0, h1), pixel)
+    z = (
+        a0 * wp.float64(pos[frame, tri[face, 0], 2])
+        + a1 * wp.float64(pos[frame, tri[face, 1], 2])
+        + a2 * wp.float64(pos[frame, tri[face, 2], 2])
+    ) / (a0 * h0[2] + a1 * h1[2] + a2 * h2[2])
+    total = a0 + a1 + a2
+    rast[frame, row, column] = wp.vec4(float(a0 / total), float(a1 / total), float(z), float(face + 1))
+
+
+@no_type_check
+@wp.func
+def _add(grad: wp.array3d(dtype=wp.float32), frame: int, vertex: int, h: wp.vec3d):
+    wp.atomic_add(grad, frame, vertex, 0, float(h[0]))
+    wp.atomic_add(grad, frame, vertex, 1, float(h[1]))
+    wp.atomic_add(grad, frame, vertex, 3, float(h[2]))
+
+
+@no_type_check
+@wp.kernel
+def _rasterize_backward(
+    pos: wp.array3d(dtype=wp.float32),
+    tri: wp.array2d(dtype=wp.int32),
+    rast: wp.array3d(dtype=wp.vec4),
+    grad_rast: wp.array3d(dtype=wp.vec4),
+    grad_pos: wp.array3d(dtype=wp.float32),
+):
+    frame, row, column = wp.tid()
+    face = int(rast[frame, row, column][3]) - 1
+    if face < 0:
+        return
+    grad_u = wp.float64(grad_rast[frame, row, column][0])
+    grad_v = wp.float64(grad_rast[frame, row, column][1])
+    if grad_u == wp.float64(0.0) and grad_v == wp.float64(0.0):
+        return
+    h0 = _corner(pos, frame, tri[face, 0])
+    h1 = _corner(pos, frame, tri[face, 1])
+    h2 = _corner(pos, frame, tri[face, 2])
+    pixel = wp.vec3d(_centre(column, rast.shape[2]), _centre(row, rast.shape[1]), wp.float64(1.0))
+    # u = a0 / (a0 + a1 + a2) with a0 = det(h1, h2, pixel), and so on around.
+    a0 = wp.dot(wp.cross(h1, h2), pixel)
+    a1 = wp.dot(wp.cross(h2, h0), pixel)
+    total = a0 + a1 + wp.dot(wp.cross(h0, h1), pixel)
+    both = (grad_u * a0 + grad_v * a1) / total
+    g0 = (grad_u - both) / total
+    g1 = (grad_v - both) / total
+    g2 = -both / total
+    p0 = wp.cross(h0, pixel)
+    p1 = wp.cross(h1, pixel)
+    p2 = wp.cross(h2, pixel)
+    _add(grad_pos, frame, tri[face, 0], g2 * p1 - g1 * p2)
+    _add(grad_pos, frame, tri[face, 1], g0 * p2 - g2 * p0)
+    _add(grad_pos, frame, tri[face, 2], g1 * p0 - g0 * p1)
+
+
+@no_type_check
+@wp.kernel
+def _interpolate(
+    attr: wp.array3d(dtype=wp.float32),
+    tri: wp.array2d(dtype=wp.int32),
+    rast: wp.array3d(dtype=wp.vec4),
+    image: wp.array4d(dtype=wp.float32),
+):
+    frame, row, column = wp.tid()
+    here = rast[frame, row, column]
+    face = int(here[3]) - 1
+    if face < 0:
+        return
+    for c in range(attr.shape[2]):
+        image[frame, row, column, c] = (
+            here[0] * attr[frame, tri[face, 0], c]
+            + here[1] * attr[frame, tri[face, 1], c]
+            + (1.0 - here[0] - here[1]) * attr[frame, tri[face, 2], c]
+        )
+
+
+@no_type_check
+@wp.kernel
+def _interpolate_backward(
+    attr: wp.array3d(dtype=wp.float32),
+    tri: wp.array2d(dtype=wp.int32),
+    rast: wp.array3d(dtype=wp.vec4),
+    grad_image: wp.array4d(dtype=wp.float32),
+    grad_attr: wp.array3d(dtype=wp.float32),
+    grad_rast: wp.array3d(dtype=wp.vec4),
+):
+    frame, row, column = wp.tid()
+    here = rast[frame, row, column]
+    face = int(here[3]) - 1
+    if face < 0:
+        return
+    i = tri[face, 0]
+    j = tri[face, 1]
+    k = tri[face, 2]
+    grad_u = wp.float64(0.0)
+    grad_v = wp.float64(0.0)
+    for c in range(attr.shape[2]):
+        grad = grad_image[frame, row, column, c]
+        wp.atomic_add(grad_attr, frame, i, c, here[0] * grad)
+        wp.atomic_add(grad_attr, frame, j, c, here[1] * grad)
+        wp.atomic_add(grad_attr, frame, k, c, (1.0 - here[0] - here[1]) * grad)
+        last = wp.float64(attr[frame, k, c])
+        grad_u += wp.float64(grad) * (wp.float64(attr[frame, i, c]) - last)
+        grad_v += wp.float64(grad) * (wp.float64(attr[frame, j, c]) - last)
+    grad_rast[frame, row, column] = wp.vec4(float(grad_u), float(grad_v), 0.0, 0.0)
+
+
+def _launch(kernel: wp.Kernel, dim: tuple[int, ...], arrays: list[Any], device: torch.device) -> None:
+    """Run on torch's device, on CUDA also on torch's stream."""
+    stream = wp.stream_from_torch(torch.cuda.current_stream(device)) if device.type == "cuda" else None
+    wp.launch(kernel, dim=dim, inputs=arrays, device=wp.device_from_torch(device), stream=stream)
+
+
+def _pixels(rast: Tensor) -> wp.array:
+    return wp.from_torch(rast, dtype=wp.vec4)
+
+
+class _Rasterize(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, pos: Tensor, tri: Tensor, resolution: tuple[int, int]) -> Tensor:
+        keys = torch.full((len(pos), *resolution), EMPTY, dtype=torch.int64, device=pos.device)
+        rast = torch.empty((*keys.shape, 4), dtype=torch.float32, device=pos.device)
+        arrays = [wp.from_torch(pos.detach()), wp.from_torch(tri), wp.from_torch(keys)]
+        _launch(_nearest, (len(pos), len(tri)), arrays, pos.device)
+        _launch(_resolve, tuple(keys.shape), [*arrays, _pixels(rast)], pos.device)
+        ctx.save_for_backward(pos, tri, rast)
+        return rast
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_rast: Tensor) -> tuple[Tensor, None, None]:
+        pos, tri, rast = ctx.saved_tensors
+        grad_pos = torch.zeros_like(pos)
+        arrays = [wp.from_torch(pos.detach()), wp.from_torch(tri), _pixels(rast.detach())]
+        arrays += [_pixels(grad_rast.contiguous()), wp.from_torch(grad_pos)]
+        _launch(_rasterize_backward, tuple(rast.shape[:3]), arrays, pos.device)
+        return grad_pos, None, None
+
+
+class _Interpolate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, attr: Tensor, rast: Tensor, tri: Tensor) -> Tensor:
+        image = torch.zeros((*rast.shape[:3], attr.shape[-1]), dtype=torch.float32, device=attr.device)
+        arrays = [wp.from_torch(attr.detach()), wp.from_torch(tri), _pixels(rast.detach()), wp.from_torch(image)]
+        _launch(_interpolate, tuple(rast.shape[:3]), arrays, attr.device)
+        ctx.save_for_backward(attr, rast, tri)
+        return image
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_image: Tensor) -> tuple[Tensor, Tensor, None]:
+        attr, rast, tri = ctx.saved_tensors
+        grad_attr, grad_rast = torch.zeros_like(attr), torch.zeros_like(rast)
+        arrays = [wp.from_torch(attr.detach()), wp.from_torch(tri), _pixels(rast.detach())]
+        arrays += [wp.from_torch(grad_image.contiguous()), wp.from_torch(grad_attr), _pixels(grad_rast)]
+        _launch(_interpolate_backward, tuple(rast.shape[:3]), arrays, attr.device)
+        return grad_attr, grad_rast, None
+
+
+def rasterize(
+    pos: Float32[Tensor, "n V 4"], tri: Int32[Tensor, "F 3"], resolution: tuple[int, int]
+) -> Float32[Tensor, "n H W 4"]:
+    """See `rasterizer.rasterize`. On CUDA one thread walks one triangle: made for small triangles."""
+    return _Rasterize.apply(pos, tri, resolution)  # pyright: ignore[reportReturnType]
+
+
+def interpolate(
+    attr: Float32[Tensor, "n V C"], rast: Float32[Tensor, "n H W 4"], tri: Int32[Tensor, "F 3"]
+) -> Float32[Tensor, "n H W C"]:
+    """See `rasterizer.interpolate`."""
+    return _Interpolate.apply(attr, rast, tri)  # pyright: ignore[reportReturnType]
