@@ -1,0 +1,95 @@
+"""Square crops: where they lie, how their pixels are read, and how points go in and out."""
+
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from jaxtyping import Float, Float32, UInt8
+
+STILL_SIDE = 2.3
+"""Side of the crop of a face that does not move, in face heights."""
+TIGHT_SIDE = 1.95
+"""The crop shrinks to this many face heights before it reaches over the border of the image."""
+HAIR, SHOULDERS, CHEEKS = 0.38, 0.52, 0.4
+"""What has to be visible above, below and beside the face, in face heights."""
+
+
+class Crop(NamedTuple):
+    """Square in the upright source, px. May reach over the border."""
+
+    left: float
+    top: float
+    side: float
+
+
+def steady_crop(faces: Float[np.ndarray, "T N 2"], size: tuple[int, int]) -> Crop:
+    """One square for a whole shot, from the face points of each frame (landmarks or the corners of boxes).
+
+    Frames without a face are NaN. `size` is width and height of the source. Whole pixels, so that a crop without
+    scaling copies pixels. A lone outlier (beyond the 1st or 99th percentile) does not widen the crop.
+    """
+    seen = faces[np.isfinite(faces).all(axis=(1, 2))]
+    low, high = seen.min(axis=1), seen.max(axis=1)
+    heights = (high - low).max(axis=1)
+    face = float(np.median(heights))
+    reach = np.stack([heights, heights], -1)
+    low = np.percentile(low - reach * [CHEEKS, HAIR], 1, axis=0)
+    high = np.percentile(high + reach * [CHEEKS, SHOULDERS], 99, axis=0)
+    spread = float((high - low).max())
+    side = max(STILL_SIDE * face, spread)
+    if side > min(size):
+        side = max(min(size), TIGHT_SIDE * face, spread)
+    side = float(round(side))
+    corner = np.round((low + high) / 2 - side / 2)
+    # Never show border on one side while the image goes on beyond the other.
+    room = np.array(size) - side
+    corner = np.clip(corner, np.minimum(0, room), np.maximum(0, room))
+    return Crop(float(round(corner[0])), float(round(corner[1])), side)
+
+
+def crop_image(image: UInt8[np.ndarray, "H W 3"], crop: Crop, out_size: int) -> UInt8[np.ndarray, "S S 3"]:
+    """Read a crop at `out_size` pixels. The border is replicated; shrinking averages areas."""
+    whole = Crop(*(float(round(value)) for value in crop))
+    if max(abs(a - b) for a, b in zip(whole, crop, strict=True)) > 1e-3:
+        return _crop_fractional(image, crop, out_size)
+    left, top, side = (int(value) for value in whole)
+    height, width = image.shape[:2]
+    x0, x1 = np.clip([left, left + side], 0, width)
+    y0, y1 = np.clip([top, top + side], 0, height)
+    if x0 == x1 or y0 == y1:
+        raise ValueError(f"crop {crop} lies outside the {width}x{height} image")
+    inside = image[y0:y1, x0:x1]
+    margins = (y0 - top, top + side - y1, x0 - left, left + side - x1)
+    if any(margins):
+        inside = cv2.copyMakeBorder(inside, *map(int, margins), cv2.BORDER_REPLICATE)
+    if side == out_size:
+        return np.array(inside)
+    method = cv2.INTER_AREA if side > out_size else cv2.INTER_CUBIC
+    return cv2.resize(inside, (out_size, out_size), interpolation=method)
+
+
+def _crop_fractional(image: UInt8[np.ndarray, "H W 3"], crop: Crop, out_size: int) -> UInt8[np.ndarray, "S S 3"]:
+    """Read a crop between pixels: bilinear at a whole multiple of the size, then averaged."""
+    times = max(1, int(np.ceil(crop.side / out_size)))
+    step = crop.side / (out_size * times)
+    back = np.array([[step, 0, crop.left + step / 2 - 0.5], [0, step, crop.top + step / 2 - 0.5]])
+    fine = cv2.warpAffine(
+        image,
+        back,
+        (out_size * times, out_size * times),
+        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+        borderMode=cv2.BORDER_REPLICATE,
+    )
+    return fine if times == 1 else cv2.resize(fine, (out_size, out_size), interpolation=cv2.INTER_AREA)
+
+
+def crop_points(points: Float32[np.ndarray, "*B 2"], crop: Crop, out_size: int) -> Float32[np.ndarray, "*B 2"]:
+    """Source pixels to crop pixels."""
+    corner = np.array(crop[:2])
+    return ((points - corner) * (out_size / crop.side)).astype(np.float32)
+
+
+def uncrop_points(points: Float32[np.ndarray, "*B 2"], crop: Crop, out_size: int) -> Float32[np.ndarray, "*B 2"]:
+    """Crop pixels to source pixels."""
+    corner = np.array(crop[:2])
+    return (points * (crop.side / out_size) + corner).astype(np.float32)

@@ -1,0 +1,160 @@
+"""The only door to mediapipe: its bundled models as plain functions of numpy images.
+
+Needs the legacy solutions of mediapipe 0.10 (their models lie inside the wheel). Coordinates are pixels
+of the image that was passed in, pixel centres at +0.5.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import cache
+from types import ModuleType
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from expportrait_cli.errors import WeightsError
+
+Image = UInt8[np.ndarray, "H W 3"]
+SolutionName = Literal["face_detection", "face_mesh", "selfie_segmentation", "pose"]
+GREY = np.full((64, 64, 3), 128, np.uint8)
+RANGES = {"short": 0, "full": 1}
+NEEDED = (
+    "Install mediapipe 0.10.21 on Python 3.10 to 3.12 (`pip install mediapipe==0.10.21`); newer versions ship no models "
+    "and would need face_landmarker.task, blaze_face_short_range.tflite, selfie_segmenter.tflite and pose_landmarker.task."
+)
+
+
+@contextmanager
+def silenced() -> Iterator[None]:
+    """Keep what C++ writes to stderr away from the terminal: absl logs before mediapipe can be told not to."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+@cache
+def solution(name: SolutionName) -> ModuleType:
+    """Import one legacy solution.
+
+    Raises:
+        WeightsError: mediapipe is missing, or too new to have the models inside.
+    """
+    os.environ.setdefault("GLOG_minloglevel", "3")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    import importlib
+
+    with silenced():
+        try:
+            import mediapipe
+        except ModuleNotFoundError as error:
+            raise WeightsError(f"The Python package mediapipe is not installed. {NEEDED}") from error
+        try:
+            return importlib.import_module(f"mediapipe.python.solutions.{name}")
+        except ModuleNotFoundError as error:
+            found = getattr(mediapipe, "__version__", "of unknown version")
+            raise WeightsError(f"mediapipe {found} has no model for {name}. {NEEDED}") from error
+
+
+def start(make: Callable[[], Any]) -> Any:
+    """Build a graph and run it once, silently: its interpreters are built, and talk, in threads of their own."""
+    with silenced():
+        graph = make()
+        graph.process(GREY)
+    return graph
+
+
+class FaceDetector:
+    """BlazeFace, short range (selfies) or full range (small faces)."""
+
+    def __init__(self, reach: Literal["short", "full"], *, min_score: float) -> None:
+        module = solution("face_detection")
+        self._graph = start(lambda: module.FaceDetection(min_score, RANGES[reach]))
+
+    def __call__(self, image: Image) -> Float32[np.ndarray, "N 17"]:
+        """Rows of x0, y0, x1, y1, score and six points: right and left eye, nose, mouth, right and left ear."""
+        height, width = image.shape[:2]
+        rows = []
+        for detection in self._graph.process(np.ascontiguousarray(image)).detections or ():
+            box = detection.location_data.relative_bounding_box
+            corners = [box.xmin, box.ymin, box.xmin + box.width, box.ymin + box.height]
+            points = [value for p in detection.location_data.relative_keypoints for value in (p.x, p.y)]
+            rows.append([*corners, detection.score[0], *points])
+        table = np.array(rows, np.float32).reshape(-1, 17)
+        table[:, [0, 2, 5, 7, 9, 11, 13, 15]] *= width
+        table[:, [1, 3, 6, 8, 10, 12, 14, 16]] *= height
+        return table
+
+
+class LandmarkNet:
+    """FaceMesh with refined eyes and lips on an image that holds one face.
+
+    With `video`, the region that the net looks at follows the landmarks of the previous image.
+    """
+
+    def __init__(self, *, video: bool, min_score: float = 0.5) -> None:
+        module = solution("face_mesh")
+        self._graph = start(
+            lambda: module.FaceMesh(
+                static_image_mode=not video,
+                max_num_faces=1,
+                refine_landmarks=True,
+                min_detection_confidence=min_score,
+                min_tracking_confidence=min_score,
+            )
+        )
+        self._spoke = False
+
+    def __call__(self, image: Image) -> Float32[np.ndarray, "478 2"] | None:
+        # One more warning comes with the first face, not at the start.
+        with nullcontext() if self._spoke else silenced():
+            faces = self._graph.process(np.ascontiguousarray(image)).multi_face_landmarks
+        self._spoke = self._spoke or bool(faces)
+        if not faces:
+            return None
+        height, width = image.shape[:2]
+        points = np.array([(p.x, p.y) for p in faces[0].landmark], np.float32)
+        return points * np.array([width, height], np.float32)
+
+    def forget(self) -> None:
+        """Lose the previous landmarks: a grey image, because restarting the graph costs 70 ms."""
+        self._graph.process(GREY)
+
+
+class SelfieNet:
+    """Person segmentation, general (square) or landscape model."""
+
+    def __init__(self, *, landscape: bool = False) -> None:
+        module = solution("selfie_segmentation")
+        self._graph = start(lambda: module.SelfieSegmentation(int(landscape)))
+
+    def __call__(self, image: Image) -> Float32[np.ndarray, "H W"]:
+        return np.array(self._graph.process(np.ascontiguousarray(image)).segmentation_mask, np.float32)
+
+
+class PoseNet:
+    """BlazePose, the full model (the lite one is not in the wheel)."""
+
+    def __init__(self, *, video: bool) -> None:
+        module = solution("pose")
+        self._graph = start(
+            lambda: module.Pose(static_image_mode=not video, model_complexity=1, smooth_landmarks=False)
+        )
+
+    def __call__(self, image: Image) -> Float32[np.ndarray, "33 3"] | None:
+        """Body points: x, y in pixels and visibility 0..1."""
+        body = self._graph.process(np.ascontiguousarray(image)).pose_landmarks
+        if body is None:
+            return None
+        height, width = image.shape[:2]
+        points = np.array([(p.x, p.y, p.visibility) for p in body.landmark], np.float32)
+        return points * np.array([width, height, 1], np.float32)
