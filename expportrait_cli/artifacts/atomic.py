@@ -27,8 +27,10 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         partial.touch(exist_ok=False)
         yield partial
-        os.replace(partial, target)
+        partial.replace(target)
     except OSError as error:
-        raise OutputError(f"{path} could not be written: {error.strerror or error}. Free space or choose another folder.") from error
+        raise OutputError(
+            f"{path} could not be written: {error.strerror or error}. Free space or choose another folder."
+        ) from error
     finally:
         partial.unlink(missing_ok=True)

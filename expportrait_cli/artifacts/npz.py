@@ -16,6 +16,7 @@ from expportrait_cli.artifacts.atomic import atomic_path
 from expportrait_cli.errors import InputError
 
 A = TypeVar("A")
+S = TypeVar("S", str, int, float)
 HEADER = "header"
 EPOCH = (1980, 1, 1, 0, 0, 0)
 BROKEN = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, NotImplementedError, RuntimeError, MemoryError)
@@ -26,7 +27,7 @@ def save(artifact: Any, path: str | os.PathLike[str], made_by: Mapping[str, Any]
 
     `made_by` is what JSON can hold: tool version, settings, input hashes.
     """
-    with atomic_path(path) as partial, open(partial, "wb") as file, zipfile.ZipFile(file, "w") as archive:
+    with atomic_path(path) as partial, partial.open("wb") as file, zipfile.ZipFile(file, "w") as archive:
         write_header(archive, artifact.KIND, artifact.VERSION, made_by)
         for field in fields(artifact):
             write_member(archive, field.name, np.asarray(getattr(artifact, field.name)))
@@ -43,12 +44,7 @@ def load(cls: type[A], path: str | os.PathLike[str]) -> A:
     with open_archive(path) as archive:
         check_header(path, header_of(path, archive), kind, version)
         values = {field.name: read_member(path, archive, field.name) for field in fields(cast(Any, cls))}
-    hints = get_type_hints(cls)
-    for name, value in values.items():
-        if hints[name] in (str, int, float):
-            values[name] = _scalar(path, name, value, hints[name])
-    _check_shapes(path, kind, values, hints)
-    return cls(**values)
+    return checked(path, kind, cls, values)
 
 
 def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -63,10 +59,11 @@ def write_header(archive: zipfile.ZipFile, kind: str, version: int, made_by: Map
     write_member(archive, HEADER, np.frombuffer(text.encode(), np.uint8))
 
 
-def write_member(archive: zipfile.ZipFile, name: str, array: np.ndarray) -> None:
-    """Add one array, without a time stamp."""
+def write_member(archive: zipfile.ZipFile, name: str, array: np.ndarray, *, level: int = 6) -> None:
+    """Add one array, without a time stamp; `level` is zlib's."""
     member = zipfile.ZipInfo(f"{name}.npy", EPOCH)
     member.compress_type = zipfile.ZIP_DEFLATED
+    member._compresslevel = level  # pyright: ignore[reportAttributeAccessIssue]
     with archive.open(member, "w", force_zip64=True) as file:
         np.lib.format.write_array(cast(BinaryIO, file), array, allow_pickle=False)
 
@@ -120,17 +117,38 @@ def read_member(path: str | os.PathLike[str], archive: zipfile.ZipFile, name: st
         raise InputError(f"{path} {found} ('{name}'). Make it again.") from error
 
 
-def _scalar(path: str | os.PathLike[str], name: str, value: np.ndarray, kind: type) -> str | int | float:
-    if value.shape != () or value.dtype.kind not in {str: "U", int: "i", float: "f"}[kind]:
-        raise InputError(f"{path} holds {value.dtype} {value.shape} as '{name}', expected one {kind.__name__}.")
+def checked(path: str | os.PathLike[str], kind: str, cls: type[A], values: Mapping[str, np.ndarray]) -> A:
+    """Build a dataclass from arrays whose types and shapes fit its annotations and each other."""
+    hints = get_type_hints(cls)
+    plain: dict[str, Any] = {}
+    for name, hint in hints.items():
+        if hint in (str, int, float):
+            plain[name] = scalar(path, name, values[name], hint)
+    check_arrays(path, kind, values, {name: hints[name] for name in values if name not in plain})
+    return cls(**{**values, **plain})
+
+
+def scalar(path: str | os.PathLike[str], name: str, value: np.ndarray, kind: type[S]) -> S:
+    """Take a single str, int or float out of its array."""
+    if value.shape != () or value.dtype.kind != {str: "U", int: "i", float: "f"}[kind]:
+        raise InputError(f"{path} holds '{name}' as {_form(value)}, expected one {kind.__name__}. Make it again.")
     return kind(value[()])
 
 
-def _check_shapes(path: str | os.PathLike[str], kind: str, values: Mapping[str, Any], hints: Mapping[str, Any]) -> None:
-    # One context for all fields: the letters of the shapes must mean the same number in each.
+def check_arrays(
+    path: str | os.PathLike[str], kind: str, values: Mapping[str, np.ndarray], hints: Mapping[str, Any]
+) -> None:
+    """Raise InputError unless each array has the type and shape of its annotation."""
+    # One context for all of them: the letters of the shapes must mean the same number in each.
     with jaxtyped("context"):
-        for name, value in values.items():
-            if not isinstance(value, hints[name]):
-                found = f"{value.dtype} {'x'.join(map(str, value.shape))}"
-                expected = f"{hints[name].dtypes[0]} {hints[name].dim_str.strip().replace(' ', 'x')}"
-                raise InputError(f"{path} holds '{name}' as {found}, which does not fit {expected} of a '{kind}'. Make it again.")
+        for name, hint in hints.items():
+            if not isinstance(values[name], hint):
+                expected = f"{hint.dtypes[0]} {'x'.join(hint.dim_str.split())}"
+                raise InputError(
+                    f"{path} holds '{name}' as {_form(values[name])}, which does not fit {expected} of a '{kind}' "
+                    "artifact. Make it again."
+                )
+
+
+def _form(value: np.ndarray) -> str:
+    return f"{value.dtype} {'x'.join(map(str, value.shape)) or 'scalar'}"

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from pathlib import Path
 from typing import IO
 
 import imageio_ffmpeg
@@ -32,7 +33,7 @@ def run(*arguments: str) -> tuple[int, str, str]:
 
 def input_file(path: str | os.PathLike[str]) -> list[str]:
     """Options that open a local file whatever its name holds; playlists inside it cannot reach the network."""
-    return ["-protocol_whitelist", "file,pipe", "-i", f"file:{os.path.abspath(path)}"]
+    return ["-protocol_whitelist", "file,pipe", "-i", f"file:{Path(path).absolute()}"]
 
 
 def complaint(stderr: str) -> str:

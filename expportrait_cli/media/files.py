@@ -12,8 +12,11 @@ def content_hash(path: str | os.PathLike[str]) -> str:
     """Hash the content with sha256, in hexadecimal."""
     check_file(path)
     try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        with Path(path).open("rb") as file:
+            digest = hashlib.sha256()
+            while block := file.read(1 << 20):
+                digest.update(block)
+            return digest.hexdigest()
     except OSError as error:
         raise InputError(f"{path} could not be read: {error.strerror}.") from error
 

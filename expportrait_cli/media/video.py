@@ -1,5 +1,6 @@
 """Clips in: what a file holds, and its frames one at a time."""
 
+import io
 import logging
 import os
 import re
@@ -10,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
+from pathlib import Path
+from typing import cast
 
 import numpy as np
 from jaxtyping import UInt8, UInt16
@@ -87,7 +90,11 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
         variable_rate=variable,
         duration_s=duration_s,
         start_s=max(0.0, float(frame["start"])),
-        matrix=space[1] if space and space[1] not in ("unknown", "unspecified", "gbr") else "bt709" if hd else "smpte170m",
+        matrix=space[1]
+        if space and space[1] not in ("unknown", "unspecified", "gbr")
+        else "bt709"
+        if hd
+        else "smpte170m",
     )
 
 
@@ -96,12 +103,8 @@ def read_frames(
 ) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
     """Yield RGB frames upright and with square pixels, in constant memory.
 
+    `start` and `end` count frames as they come without these options; `size` is (width, height), whatever the aspect.
     A damaged or cut file yields what decodes, with one warning in the log. Closing the iterator stops ffmpeg.
-
-    Args:
-        start: first frame, counted as the iterator yields them without this option.
-        end: frame before which to stop.
-        size: width and height to scale to, without regard to the clip's aspect.
 
     Raises:
         InputError: nothing of the file can be decoded.
@@ -129,7 +132,9 @@ SWSCALE_MATRIX = {
 }
 
 
-def read_gray16(path: str | os.PathLike[str], *, start: int = 0, end: int | None = None) -> Iterator[UInt16[np.ndarray, "H W"]]:
+def read_gray16(
+    path: str | os.PathLike[str], *, start: int = 0, end: int | None = None
+) -> Iterator[UInt16[np.ndarray, "H W"]]:
     """Yield the frames of a lossless 16-bit grey film that `VideoWriter` wrote."""
     info = probe(path)
     if info.pix_fmt != "gray16le":
@@ -157,17 +162,24 @@ def _decode(
         return
     with tempfile.TemporaryFile() as errors:
         process = ffmpeg.start(
-            *["-loglevel", "error", *ffmpeg.input_file(info.path), "-map", "0:V:0", *_cadence(info, start, end, filters)],
+            *[
+                "-loglevel",
+                "error",
+                *ffmpeg.input_file(info.path),
+                "-map",
+                "0:V:0",
+                *_cadence(info, start, end, filters),
+            ],
             *["-f", "rawvideo", "-"],
             stdout=subprocess.PIPE,
             stderr=errors,
         )
         count = 0
         try:
-            assert process.stdout is not None
+            pipe = cast(io.BufferedReader, process.stdout)
             while True:
                 frame = np.empty(shape, dtype)
-                if process.stdout.readinto(memoryview(frame).cast("B")) < frame.nbytes:
+                if pipe.readinto(frame.data.cast("B")) < frame.nbytes:
                     break
                 yield frame
                 count += 1
@@ -195,14 +207,18 @@ def _cadence(info: VideoInfo, start: int, end: int | None, filters: list[str]) -
 
 def _report_damage(info: VideoInfo, start: int, count: int, errors: str) -> None:
     if count == 0 and start == 0:
-        raise InputError(f"{info.path} could not be decoded: {ffmpeg.complaint(errors)}. Convert it to H.264 and try again.")
+        raise InputError(
+            f"{info.path} could not be decoded: {ffmpeg.complaint(errors)}. Convert it to H.264 and try again."
+        )
     if errors.strip():
-        log.warning("%s is damaged: %d frames could be decoded (%s).", info.path, start + count, ffmpeg.complaint(errors))
+        log.warning(
+            "%s is damaged: %d frames could be decoded (%s).", info.path, start + count, ffmpeg.complaint(errors)
+        )
 
 
 def _refusal(path: str | os.PathLike[str], status: int, report: str, source: str) -> str:
     if "Stream #0" not in source:
-        with open(path, "rb") as file:
+        with Path(path).open("rb") as file:
             is_mp4 = file.read(8)[4:] == b"ftyp"
         if is_mp4 and "moov atom not found" in report:
             return f"{path} was cut off before its index was written: nothing can be decoded. Copy or record it again."
@@ -243,7 +259,9 @@ def _timing(framecrc: str, guess: Fraction, played: Fraction) -> tuple[Fraction,
     ticks = np.array([stamp[0] for stamp in stamps], np.int64)
     span = (int(ticks[-1]) - int(ticks[0])) * tick
     # The last frame's own duration may run past what the container plays.
-    duration = max(min(span + stamps[-1][1] * tick, played - ticks[0] * tick), span) if played else span + stamps[-1][1] * tick
+    duration = (
+        max(min(span + stamps[-1][1] * tick, played - ticks[0] * tick), span) if played else span + stamps[-1][1] * tick
+    )
     average = (len(ticks) - 1) / span if span else guess
     for rate in (guess, _snap(average)):
         # Time stamps of containers that count milliseconds jitter; each frame must be nearest to its own slot.

@@ -4,7 +4,7 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -74,7 +74,10 @@ class VideoWriter:
         """Create the folder and the partial file, so that a place that cannot be written to shows at once."""
         with ExitStack() as stack:
             self._final = stack.enter_context(atomic_path(self.path))
-            self._film = stack.enter_context(atomic_path(self._final)) if self._audio else self._final
+            self._film = self._final
+            if self._audio:
+                self._film = self._final.with_suffix(".film.partial")
+                stack.callback(self._film.unlink, missing_ok=True)
             self._errors = stack.enter_context(tempfile.TemporaryFile())
             self._stack = stack.pop_all()
         return self
@@ -92,7 +95,9 @@ class VideoWriter:
             raise self._failure() from None
         self.frame_count += 1
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Finish and rename the film, or remove what there is of it."""
         try:
             if kind is None:
@@ -110,9 +115,27 @@ class VideoWriter:
         if frame.dtype == np.uint16 and not self._lossless:
             raise ValueError("16-bit frames need lossless=True")
         pixels = "gray16le" if frame.dtype == np.uint16 else "rgb24"
-        raw = ["-f", "rawvideo", "-pixel_format", pixels, "-video_size", f"{width}x{height}", "-framerate", str(self._rate)]
+        raw = [
+            "-f",
+            "rawvideo",
+            "-pixel_format",
+            pixels,
+            "-video_size",
+            f"{width}x{height}",
+            "-framerate",
+            str(self._rate),
+        ]
         if self._lossless:
-            codec = ["-c:v", "ffv1", "-level", "3", "-g", "1", "-pix_fmt", "gray16le" if pixels == "gray16le" else "bgr0"]
+            codec = [
+                "-c:v",
+                "ffv1",
+                "-level",
+                "3",
+                "-g",
+                "1",
+                "-pix_fmt",
+                "gray16le" if pixels == "gray16le" else "bgr0",
+            ]
         else:
             chroma = "yuv420p" if width % 2 == 0 and height % 2 == 0 else "yuv444p"
             to_yuv = f"scale=flags={ffmpeg.SCALE_FLAGS}:out_color_matrix=bt709:out_range=tv,format={chroma}"
@@ -120,7 +143,19 @@ class VideoWriter:
             codec = ["-vf", f"{to_yuv},{tags}", "-c:v", "libx264", "-crf", CRF]
         last = [] if self._audio else self._container()
         return ffmpeg.start(
-            *["-loglevel", "error", *raw, "-i", "pipe:0", *codec, *last, "-f", self._format, "-y", f"file:{self._film}"],
+            *[
+                "-loglevel",
+                "error",
+                *raw,
+                "-i",
+                "pipe:0",
+                *codec,
+                *last,
+                "-f",
+                self._format,
+                "-y",
+                f"file:{self._film}",
+            ],
             stdin=subprocess.PIPE,
             stderr=self._errors,
         )
@@ -169,9 +204,10 @@ class VideoWriter:
         return OutputError(f"{self.path} could not be written: {reason}. Free space or choose another folder.")
 
     def _kill(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            if self._process.stdin is not None and not self._process.stdin.closed:
-                # What is left in the buffer has nowhere to go.
-                self._process.stdin.raw.close()
+        if self._process is None or self._process.stdin is None:
+            return
+        self._process.kill()
+        self._process.wait()
+        # What is left in the buffer has nowhere to go.
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()

@@ -1,0 +1,202 @@
+"""Posed dense vertices of a whole clip on disk, written and read a few frames at a time."""
+
+import os
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, fields
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Float32, Int, Int64, UInt16
+
+from expportrait_cli.artifacts import npz
+from expportrait_cli.artifacts.atomic import atomic_path
+from expportrait_cli.artifacts.types import Curves
+from expportrait_cli.errors import InputError
+from expportrait_cli.geometry.rotations import from_turns
+
+KIND, VERSION = "meshes", 1
+CHUNK = 16
+
+
+class MeshesWriter:
+    """Write a `.meshes.npz` frame by frame; a context manager. Call `finish` with the curves before leaving it.
+
+    Vertices are kept in the head frame, R^T (x - t), where little but the expression moves, as uint16 steps of a box
+    around each 16 frames, one zip member for each box, and as the difference from the frame before. A step is the
+    box's side / 65535: below 0.01 mm up to 0.65 m, and the error is half a step.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        faces: Int[np.ndarray, "F 3"],
+        focal_px: float,
+        rate: Fraction,
+        head_model: str,
+        head_hash: str,
+        made_by: Mapping[str, Any],
+    ) -> None:
+        """Say what all frames share. `focal_px` is the crop camera's; `head_hash` is that of the fitted head's file."""
+        self.path = Path(path)
+        self._made_by = made_by
+        self._shared = {
+            "faces": np.asarray(faces, np.int64),
+            "focal_px": np.float64(focal_px),
+            "rate": np.array([rate.numerator, rate.denominator], np.int64),
+            "head_model": np.array(head_model),
+            "head_hash": np.array(head_hash),
+        }
+        self._poses: list[Float32[np.ndarray, "2 3"]] = []
+        self._pending: list[Float32[np.ndarray, "V 3"]] = []
+        self._boxes: list[Float32[np.ndarray, "2 3"]] = []
+        self._is_finished = False
+        self._stack = ExitStack()
+
+    def __enter__(self) -> "MeshesWriter":
+        """Create the partial file."""
+        with ExitStack() as stack:
+            partial = stack.enter_context(atomic_path(self.path))
+            self._archive = stack.enter_context(zipfile.ZipFile(partial, "w"))
+            npz.write_header(self._archive, KIND, VERSION, self._made_by)
+            self._stack = stack.pop_all()
+        return self
+
+    def write(
+        self,
+        verts_cam: Float[np.ndarray, "V 3"],
+        rotation: Float[np.ndarray, " 3"],
+        translation: Float[np.ndarray, " 3"],
+    ) -> None:
+        """Append a frame: vertices in the crop camera, and the head's pose as `Curves` holds it."""
+        pose = np.stack([rotation, translation]).astype(np.float32)
+        verts_head = (verts_cam - pose[1].astype(np.float64)) @ from_turns(pose[0])
+        self._poses.append(pose)
+        self._pending.append(verts_head.astype(np.float32))
+        if len(self._pending) == CHUNK:
+            self._flush()
+
+    def finish(self, curves: Curves) -> None:
+        """Complete the file with the curves that the frames came from, one row a frame."""
+        if len(curves.rotation) != len(self._poses):
+            raise ValueError(f"{len(self._poses)} frames were written, the curves have {len(curves.rotation)}")
+        self._flush()
+        npz.write_member(self._archive, "poses", np.array(self._poses, np.float32).reshape(-1, 2, 3))
+        npz.write_member(self._archive, "boxes", np.array(self._boxes, np.float32).reshape(-1, 2, 3))
+        for name, value in self._shared.items():
+            npz.write_member(self._archive, name, np.asarray(value))
+        for field in fields(Curves):
+            npz.write_member(self._archive, f"curves_{field.name}", getattr(curves, field.name))
+        self._is_finished = True
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Rename the file, or remove what there is of it."""
+        if kind is None and not self._is_finished:
+            error = ValueError("finish() was not called")
+            kind = ValueError
+            self._stack.__exit__(kind, error, trace)
+            raise error
+        self._stack.__exit__(kind, error, trace)
+
+    def _flush(self) -> None:
+        if not self._pending:
+            return
+        verts_head = np.stack(self._pending)
+        low, high = verts_head.min((0, 1)), verts_head.max((0, 1))
+        steps = np.rint((verts_head - low) * (65535 / np.maximum(high - low, 1e-9))).astype(np.uint16)
+        # The difference wraps around, and so does the sum that undoes it.
+        steps[1:] -= steps[:-1].copy()
+        npz.write_member(self._archive, _chunk_name(len(self._boxes)), steps, level=1)
+        self._boxes.append(np.stack([low, high]))
+        self._pending.clear()
+
+
+@dataclass(frozen=True)
+class Meshes:
+    """An opened `.meshes.npz`."""
+
+    path: str
+    faces: Int64[np.ndarray, "F 3"]
+    focal_px: float
+    """Of the crop camera, px of the crop."""
+    rate: Fraction
+    head_model: str
+    head_hash: str
+    curves: Curves
+    poses: Float32[np.ndarray, "T 2 3"]
+    """Turn and translation of the head frame in the camera."""
+    boxes: Float32[np.ndarray, "C 2 3"]
+    """Lowest and highest corner of each chunk's box, head frame, m."""
+
+    @property
+    def frame_count(self) -> int:
+        """Count the frames."""
+        return len(self.poses)
+
+    @staticmethod
+    def open(path: str | os.PathLike[str]) -> "Meshes":
+        """Read all but the vertices.
+
+        Raises:
+            InputError: as `npz.load`.
+        """
+        with npz.open_archive(path) as archive:
+            npz.check_header(path, npz.header_of(path, archive), KIND, VERSION)
+            names = [field.name for field in fields(Meshes) if field.name not in ("path", "curves")]
+            values = {name: npz.read_member(path, archive, name) for name in names}
+            rows = {field.name: npz.read_member(path, archive, f"curves_{field.name}") for field in fields(Curves)}
+        curves = npz.checked(path, KIND, Curves, rows)
+        arrays = {field.name: field.type for field in fields(Meshes) if field.name in ("faces", "poses", "boxes")}
+        npz.check_arrays(path, KIND, values, {**arrays, "rate": Int64[np.ndarray, " 2"]})
+        count = len(values["poses"])
+        if len(curves.rotation) != count or len(values["boxes"]) != -(-count // CHUNK):
+            raise InputError(f"{path} has {count} frames but curves for {len(curves.rotation)}. Make it again.")
+        numerator, denominator = map(int, values["rate"])
+        if numerator < 1 or denominator < 1:
+            raise InputError(f"{path} holds the frame rate {numerator}/{denominator}. Make it again.")
+        return Meshes(
+            path=os.fspath(path),
+            faces=values["faces"],
+            focal_px=npz.scalar(path, "focal_px", values["focal_px"], float),
+            rate=Fraction(numerator, denominator),
+            head_model=npz.scalar(path, "head_model", values["head_model"], str),
+            head_hash=npz.scalar(path, "head_hash", values["head_hash"], str),
+            curves=curves,
+            poses=values["poses"],
+            boxes=values["boxes"],
+        )
+
+    def frames(self, start: int = 0, end: int | None = None) -> Iterator[Float32[np.ndarray, "V 3"]]:
+        """Yield vertices in the crop camera, in constant memory: 16 frames at a time."""
+        end = self.frame_count if end is None else min(end, self.frame_count)
+        with npz.open_archive(self.path) as archive:
+            for chunk in range(start // CHUNK, -(-end // CHUNK)):
+                first = chunk * CHUNK
+                steps = self._steps(archive, chunk, min(CHUNK, self.frame_count - first))
+                low, high = self.boxes[chunk].astype(np.float64)
+                for index in range(max(start, first), min(end, first + len(steps))):
+                    verts_head = low + steps[index - first] * ((high - low) / 65535)
+                    rotation, translation = self.poses[index].astype(np.float64)
+                    yield (verts_head @ from_turns(rotation).T + translation).astype(np.float32)
+
+    def _steps(self, archive: zipfile.ZipFile, chunk: int, count: int) -> UInt16[np.ndarray, "n V 3"]:
+        steps = npz.read_member(self.path, archive, _chunk_name(chunk))
+        if (
+            steps.dtype != np.uint16
+            or steps.ndim != 3
+            or steps.shape[::2] != (count, 3)
+            or self.faces.max() >= steps.shape[1]
+        ):
+            raise InputError(f"{self.path} holds damaged vertices ('{_chunk_name(chunk)}'). Make it again.")
+        return np.cumsum(steps, axis=0, dtype=np.uint16)
+
+
+def _chunk_name(chunk: int) -> str:
+    return f"verts_{chunk:05d}"
