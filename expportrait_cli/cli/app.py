@@ -1,0 +1,160 @@
+"""The `expportrait` command: its subcommands, and the one place where errors become exit codes."""
+
+import errno
+import logging
+import os
+import signal
+import sys
+import traceback
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from expportrait_cli import __version__
+from expportrait_cli.cli import (
+    batch,
+    doctor,
+    evaluate,
+    fit,
+    generate,
+    options,
+    render_normals,
+    track,
+    transfer,
+    weights,
+)
+from expportrait_cli.errors import OutOfMemoryError, OutputError, UserError
+
+FAULT, USAGE, INTERRUPTED = 1, 2, 130
+BROKEN_PIPE = 128 + signal.SIGPIPE
+TERMINATED = 128 + signal.SIGTERM
+
+app = typer.Typer(
+    name="expportrait",
+    help="Make the person in a photo perform a driving clip, through a 3D head that can be opened and edited.",
+    # Plain help: drawing boxes would triple the time that --help takes.
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"expportrait {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def start(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+    quiet: options.Quiet = False,
+    log_level: options.LogLevel = None,
+) -> None:
+    """Make the person in a photo perform a driving clip, through a 3D head that can be opened and edited."""
+    settle_threads()
+
+
+def settle_threads() -> None:
+    """Give torch the processors that this process may really use; call it before torch is imported.
+
+    Threads that spin while they wait slow torch tenfold beside a busy neighbour, hence the passive wait.
+    """
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    os.environ.setdefault("OMP_NUM_THREADS", str(count))
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+app.command("generate")(generate.generate)
+app.command("track")(track.track)
+app.command("fit")(fit.fit)
+app.command("transfer")(transfer.transfer)
+app.command("render-normals")(render_normals.render_normals)
+app.command("eval")(evaluate.evaluate)
+app.command("batch")(batch.batch)
+app.command("doctor")(doctor.doctor)
+app.add_typer(weights.app, name="weights")
+
+
+def known(error: BaseException) -> UserError | None:
+    """What a user can mend about an error, or None for a fault of the tool."""
+    match error:
+        case UserError():
+            return error
+        case MemoryError():
+            return OutOfMemoryError("This machine's memory is full. Close other programs, or choose a smaller --size.")
+        case OSError(errno=errno.ENOSPC | errno.EDQUOT):
+            return OutputError(
+                f"{error.filename or 'The disk'}: no space left. Free some and run the same command again."
+            )
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(error, torch.OutOfMemoryError):
+        return OutOfMemoryError(
+            "The GPU's memory is full. Choose a smaller --size, or hide it: CUDA_VISIBLE_DEVICES= ."
+        )
+    if isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error):
+        return OutOfMemoryError("This machine's memory is full. Close other programs, or choose a smaller --size.")
+    return None
+
+
+def _terminate(number: int, _: FrameType | None) -> None:
+    # As an exception, so that partial files are removed and ffmpeg is stopped on the way out.
+    raise SystemExit(128 + number)
+
+
+def main() -> None:
+    """Run the command line and exit: 0 done, 1 fault, 2 usage, 3 input, 4 weights, 5 memory, 130 interrupted."""
+    signal.signal(signal.SIGTERM, _terminate)
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line and return its exit code."""
+    options.start_logging()
+    try:
+        code = app(args=arguments or ["--help"], prog_name="expportrait", standalone_mode=False)
+        sys.stdout.flush()
+    except typer.Abort:
+        return _interrupted()
+    except KeyboardInterrupt:
+        return _interrupted()
+    except BrokenPipeError:
+        # Nobody reads any more; without this, Python complains once more when it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except Exception as error:
+        # The boundary: what a user can mend ends in one line, everything else keeps its traceback.
+        return report(error)
+    if code == INTERRUPTED:
+        return _interrupted()
+    return code if isinstance(code, int) else 0
+
+
+def report(error: Exception) -> int:
+    """Print an error on stderr and return its exit code."""
+    if hasattr(error, "format_message") and hasattr(error, "exit_code"):
+        # Typer's own usage errors; their class is private.
+        say_error(f"{error.format_message()} Try `--help`.")
+        return error.exit_code
+    mendable = known(error)
+    if mendable is None:
+        traceback.print_exception(error)
+        return FAULT
+    logging.getLogger(__name__).debug("where it came from", exc_info=error)
+    say_error(str(mendable))
+    return mendable.exit_code
+
+
+def say_error(message: str) -> None:
+    """Print one red line on stderr."""
+    line = " ".join(message.split())
+    typer.secho(f"error: {line}", err=True, fg=typer.colors.RED)
+
+
+def _interrupted() -> int:
+    say_error("interrupted. Run the same command again to go on where it stopped.")
+    return INTERRUPTED

@@ -1,0 +1,68 @@
+"""`expportrait batch`: many films from one list; a job that fails does not stop the others."""
+
+import json
+import logging
+import traceback
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from expportrait_cli.cli import options
+from expportrait_cli.cli.display import Display
+from expportrait_cli.errors import InputError
+
+log = logging.getLogger(__name__)
+
+
+def batch(
+    jobs: Annotated[Path, typer.Argument(metavar="JOBS", help="CSV with a header line, or JSONL.", show_default=False)],
+    *,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", metavar="FOLDER", help="Folder for films whose row names no output."),
+    ] = None,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    log_level: options.LogLevel = None,
+) -> None:
+    """Make one film a row: columns reference, driving, output, and any setting by its name (size, region, ...).
+
+    Paths are taken relative to the list. Several faces in a picture need a choice (column face or driving_face). Run
+    the same list again to make only what is missing.
+    """
+    options.existing(jobs)
+    from expportrait_cli import pipeline
+    from expportrait_cli.cli.app import FAULT, known
+    from expportrait_cli.pipeline.joblist import read_jobs
+
+    work = read_jobs(jobs, out or Path())
+    rows = []
+    for number, job in enumerate(work, 1):
+        log.info("%d of %d: %s", number, len(work), job.out)
+        try:
+            options.writable(job.out.parent)
+            with Display() as display:
+                pipeline.generate(job, display.stage)
+        except Exception as error:
+            # Whatever one job dies of, the next may be fine: this is the loop that the promise is about.
+            mendable = known(error)
+            if mendable is None:
+                traceback.print_exception(error)
+            code, reason = (
+                (mendable.exit_code, str(mendable)) if mendable else (FAULT, f"{type(error).__name__}: {error}")
+            )
+            rows.append({"output": str(job.out), "exit_code": code, "error": reason})
+        else:
+            rows.append({"output": str(job.out), "exit_code": 0})
+            if not as_json:
+                typer.echo(str(job.out))
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+    failed = [row for row in rows if row["exit_code"]]
+    for row in failed:
+        log.error("%s: %s", row["output"], row["error"])
+    if failed:
+        error = InputError(f"{len(failed)} of {len(rows)} films failed; they are listed above.")
+        error.exit_code = failed[0]["exit_code"]
+        raise error

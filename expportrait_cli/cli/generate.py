@@ -1,0 +1,95 @@
+"""`expportrait generate`: a photo and a clip to a film."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from expportrait_cli.cli import options
+from expportrait_cli.cli.display import Display
+from expportrait_cli.config import GenerateConfig, TrackConfig, TransferConfig
+
+
+def generate(
+    reference: Annotated[
+        Path | None, typer.Argument(metavar="REF", help="Photo, or a .head.npz.", show_default=False)
+    ] = None,
+    driving: Annotated[
+        Path | None,
+        typer.Argument(metavar="DRIVING", help="Clip or photo, .track.npz or .meshes.npz.", show_default=False),
+    ] = None,
+    *,
+    source_option: Annotated[
+        Path | None, typer.Option("--source", "--reference", "-s", metavar="FILE", help="Same as REF.")
+    ] = None,
+    driving_option: Annotated[
+        Path | None, typer.Option("--driving", "-d", metavar="FILE", help="Same as DRIVING.")
+    ] = None,
+    out: options.Out = None,
+    face: options.Face = TrackConfig.face,
+    driving_face: Annotated[str, typer.Option(help="Which face of the driver, as with --face.")] = TrackConfig.face,
+    on_missing: options.OnMissing = TrackConfig.on_missing,
+    absolute: options.Absolute = TransferConfig.absolute,
+    neutral_frame: options.NeutralFrame = TransferConfig.neutral_frame,
+    expression_scale: options.ExpressionScale = TransferConfig.expression_scale,
+    pose_scale: options.PoseScale = TransferConfig.pose_scale,
+    region: options.Region = TransferConfig.region,
+    smooth: options.Smooth = TransferConfig.smooth,
+    curves: options.CurvesFile = None,
+    audio: Annotated[
+        Literal["driving", "reference", "none"], typer.Option(help="Whose sound goes with the film.")
+    ] = GenerateConfig.audio,
+    paste_back: Annotated[
+        bool, typer.Option("--paste-back/--no-paste-back", help="The whole photo instead of the square crop.")
+    ] = GenerateConfig.paste_back,
+    size: options.Size = "512",
+    backend: Annotated[Literal["auto", "proxy"], typer.Option(help="What paints the film.")] = GenerateConfig.backend,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = GenerateConfig.seed,
+    grid: Annotated[
+        bool, typer.Option("--grid/--no-grid", help="Also write a film of photo | driver | normals | result.")
+    ] = False,
+    keep_work: Annotated[
+        bool,
+        typer.Option(
+            "--keep-work/--no-keep-work", help="Keep what was made on the way, in OUT.work, for the next run."
+        ),
+    ] = True,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    log_level: options.LogLevel = None,
+) -> None:
+    """Make the person in REF perform DRIVING: track both, fit the head, transfer, paint the film.
+
+    What an earlier run has made with the same inputs and settings is used again; an interrupted run goes on where it
+    stopped when the same command is given.
+    """
+    ref, drive = options.two(reference, driving, source_option, driving_option)
+    options.existing(ref)
+    options.existing(drive)
+    default = f"{options.stem(ref)}--{options.stem(drive)}.mp4"
+    path = options.result(out, default, inputs=(ref, drive), suffixes=(".mp4",))
+    options.check_curves(curves)
+    from expportrait_cli import pipeline
+
+    job = pipeline.Job(
+        reference=ref,
+        driving=drive,
+        out=path,
+        track=TrackConfig(face=face, on_missing=on_missing),
+        driving_face=driving_face,
+        transfer=TransferConfig(
+            absolute=absolute,
+            neutral_frame=neutral_frame,
+            expression_scale=expression_scale,
+            pose_scale=pose_scale,
+            region=region,
+            smooth=smooth,
+        ),
+        generate=GenerateConfig(backend=backend, size=int(size), paste_back=paste_back, audio=audio, seed=seed),
+        curves=curves,
+        grid=grid,
+        keep_work=keep_work,
+    )
+    with Display() as display:
+        film = pipeline.generate(job, display.stage)
+    options.echo(film.path, film.summary, as_json=as_json)

@@ -1,0 +1,195 @@
+"""Options that several commands share, and what they mean for logging and output."""
+
+import json
+import logging
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from expportrait_cli.errors import InputError, OutputError, UsageError
+
+LogLevelName = Literal["debug", "info", "warning", "error"]
+
+
+@dataclass
+class Output:
+    """What `--quiet` asks for; set once, when the command starts."""
+
+    quiet: bool = False
+
+
+output = Output()
+
+
+class _Stderr(logging.StreamHandler):
+    """Write to whatever stderr is now: a progress display replaces it while it is up."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
+
+
+class _Lines(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return text if record.levelno == logging.INFO else f"{record.levelname.lower()}: {text}"
+
+
+def start_logging() -> None:
+    """Send the package's log to stderr."""
+    handler = _Stderr()
+    handler.setFormatter(_Lines("%(message)s"))
+    log = logging.getLogger("expportrait_cli")
+    log.handlers = [handler]
+    log.propagate = False
+    log.setLevel(logging.INFO)
+    output.quiet = False
+
+
+def be_quiet(quiet: bool) -> bool:
+    """Hide progress, and notes of the level `info`; given before or after the command's name."""
+    log = logging.getLogger("expportrait_cli")
+    if quiet:
+        output.quiet = True
+        log.setLevel(max(log.level, logging.WARNING))
+    return quiet
+
+
+def set_level(level: LogLevelName | None) -> LogLevelName | None:
+    """Choose the log's level; given before or after the command's name."""
+    if level is not None:
+        logging.getLogger("expportrait_cli").setLevel(level.upper())
+    return level
+
+
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", callback=be_quiet, help="No progress on stderr; warnings and errors remain.")
+]
+LogLevel = Annotated[
+    LogLevelName | None, typer.Option(callback=set_level, help="How much of the log stderr shows.", show_default=False)
+]
+Json = Annotated[bool, typer.Option("--json", help="Print a JSON summary on stdout instead of the path.")]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out", "-o", metavar="PATH", help="A file, or a folder for one with the usual name.", show_default=False
+    ),
+]
+Face = Annotated[str, typer.Option(help="Which face: largest, left, right, or its number counted from the left.")]
+OnMissing = Annotated[
+    Literal["hold", "interpolate", "fail"],
+    typer.Option(help="Frames without a face: hold the last, interpolate gaps up to 0.5 s (then hold), or fail."),
+]
+NeutralFrame = Annotated[str, typer.Option(help="Driver frame that counts as neutral: auto or its number from 0.")]
+Absolute = Annotated[
+    bool,
+    typer.Option(
+        "--absolute/--relative", help="The driver's own pose and expression, or its change from the neutral frame."
+    ),
+]
+ExpressionScale = Annotated[float, typer.Option(min=0.0, max=3.0, help="Strength of the expression.")]
+PoseScale = Annotated[float, typer.Option(min=0.0, max=3.0, help="Strength of the head's motion.")]
+Region = Annotated[str, typer.Option(help="List of what moves: pose, expression, lips, eyes, gaze; or all.")]
+Smooth = Annotated[float, typer.Option(min=0.0, help="Smoothing over time, standard deviation in frames.")]
+CurvesFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--curves",
+        metavar="CSV",
+        help="Expression, jaw, gaze and pose, one row a frame: a file that exists is used, a new one is written.",
+    ),
+]
+Size = Annotated[Literal["256", "512", "768"], typer.Option(help="Side of the square crop, px.")]
+
+
+def existing(path: Path, *, kind: str = "") -> Path:
+    """A file that is there and not empty; `kind` is the artifact that its name must end in, e.g. `track`."""
+    if path.is_dir():
+        raise InputError(f"{path} is a folder. Name a file.")
+    if not path.exists():
+        raise InputError(f"{path} does not exist. Check the name and the folder.")
+    if path.stat().st_size == 0:
+        raise InputError(f"{path} is empty (0 bytes). Copy or make it again.")
+    if kind and path.suffix != ".npz":
+        raise InputError(f"{path} is not a .{kind}.npz file. {MAKERS[kind]}")
+    return path
+
+
+MAKERS = {
+    "track": "Make one with `expportrait track INPUT`.",
+    "head": "Make one with `expportrait fit TRACK`.",
+    "meshes": "Make one with `expportrait transfer HEAD TRACK`.",
+}
+
+
+def stem(path: Path) -> str:
+    """Name without its last suffix, and without the kind of an artifact: `a.track.npz` is `a`."""
+    name = path.stem
+    return name.rpartition(".")[0] if path.suffix == ".npz" and name.endswith(KINDS) else name
+
+
+KINDS = (".track", ".head", ".meshes")
+
+
+def result(out: Path | None, default: str, *, inputs: tuple[Path, ...], suffixes: tuple[str, ...] = (".npz",)) -> Path:
+    """Where a command writes: `out`, or `default` in it when it is a folder, or in the current one.
+
+    Checked before any work: the folder can be written to, the name has a suffix that fits, and no input is overwritten.
+    """
+    path = Path(default) if out is None else out / default if out.is_dir() else out
+    if path.suffix.lower() not in suffixes:
+        raise UsageError(f"{path}: the result's name must end in {' or '.join(suffixes)}.")
+    if any(path.exists() and path.samefile(source) for source in inputs if source.exists()):
+        raise UsageError(f"{path} is also an input. Name another file with -o.")
+    writable(path.parent)
+    return path
+
+
+def writable(folder: Path) -> None:
+    """Try to write into a folder, or into the nearest one above it that exists.
+
+    Permissions alone say too little about read-only and virtual file systems.
+    """
+    import tempfile
+
+    nearest = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    try:
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+    except OSError as error:
+        raise OutputError(
+            f"Nothing can be written to {nearest}: {error.strerror}. Name another folder with -o."
+        ) from error
+
+
+def check_curves(path: Path | None) -> None:
+    """A CSV that is there and not empty, or a place where one can be written."""
+    if path is None:
+        return
+    if path.suffix.lower() != ".csv":
+        raise UsageError(f"--curves {path}: the name must end in .csv.")
+    if path.exists():
+        existing(path)
+    else:
+        writable(path.parent)
+
+
+def echo(path: Path, summary: dict[str, Any], *, as_json: bool) -> None:
+    """Print the path that was written, or a summary, on stdout."""
+    typer.echo(json.dumps({"output": str(path), **summary}, ensure_ascii=False) if as_json else str(path))
+
+
+def two(first: Path | None, second: Path | None, source: Path | None, driving: Path | None) -> tuple[Path, Path]:
+    """Photo and driver, by position or by option."""
+    given = [path for path in (first, second) if path is not None]
+    named = [path for path in (source, driving) if path is not None]
+    if len(given) + len(named) != 2:
+        raise UsageError(
+            f"Expected a photo and a driving clip, got {len(given) + len(named)} files. "
+            "Write `expportrait generate REF DRIVING`."
+        )
+    reference = source if source is not None else given.pop(0)
+    return reference, driving if driving is not None else given.pop(0)

@@ -1,0 +1,30 @@
+"""`expportrait track`: a photo or a clip to `.track.npz`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from expportrait_cli.cli import options
+from expportrait_cli.cli.display import Display
+from expportrait_cli.config import TrackConfig
+
+
+def track(
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="Photo or clip.", show_default=False)],
+    *,
+    out: options.Out = None,
+    face: options.Face = TrackConfig.face,
+    on_missing: options.OnMissing = TrackConfig.on_missing,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    log_level: options.LogLevel = None,
+) -> None:
+    """Follow one face: landmarks, expression, jaw, gaze, head pose and camera of every frame."""
+    options.existing(source)
+    path = options.result(out, f"{source.stem}.track.npz", inputs=(source,))
+    from expportrait_cli.pipeline import single
+
+    with Display() as display:
+        summary = single.track(source, path, TrackConfig(face=face, on_missing=on_missing), display.stage)
+    options.echo(path, summary, as_json=as_json)

@@ -1,0 +1,46 @@
+"""`expportrait transfer`: a head and a driver's tracking to `.meshes.npz`, and to curves that can be edited."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from expportrait_cli.cli import options
+from expportrait_cli.cli.display import Display
+from expportrait_cli.config import TransferConfig
+
+
+def transfer(
+    head: Annotated[Path, typer.Argument(metavar="HEAD", help="The person's .head.npz.", show_default=False)],
+    driving: Annotated[Path, typer.Argument(metavar="TRACK", help="The driver's .track.npz.", show_default=False)],
+    *,
+    out: options.Out = None,
+    absolute: options.Absolute = TransferConfig.absolute,
+    neutral_frame: options.NeutralFrame = TransferConfig.neutral_frame,
+    expression_scale: options.ExpressionScale = TransferConfig.expression_scale,
+    pose_scale: options.PoseScale = TransferConfig.pose_scale,
+    region: options.Region = TransferConfig.region,
+    smooth: options.Smooth = TransferConfig.smooth,
+    curves: options.CurvesFile = None,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    log_level: options.LogLevel = None,
+) -> None:
+    """Put the driver's performance onto the person's head."""
+    options.existing(head, kind="head")
+    options.existing(driving, kind="track")
+    path = options.result(out, f"{options.stem(head)}--{options.stem(driving)}.meshes.npz", inputs=(head, driving))
+    options.check_curves(curves)
+    from expportrait_cli.pipeline import single
+
+    config = TransferConfig(
+        absolute=absolute,
+        neutral_frame=neutral_frame,
+        expression_scale=expression_scale,
+        pose_scale=pose_scale,
+        region=region,
+        smooth=smooth,
+    )
+    with Display() as display:
+        summary = single.transfer(head, driving, path, config, display.stage, curves=curves)
+    options.echo(path, summary, as_json=as_json)

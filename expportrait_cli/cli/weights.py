@@ -1,0 +1,42 @@
+"""`expportrait weights`: what the tool needs, where it came from, whether it is there and whole."""
+
+import json
+from dataclasses import asdict
+
+import typer
+
+from expportrait_cli import weights as store
+from expportrait_cli.cli import options
+from expportrait_cli.errors import WeightsError
+
+app = typer.Typer(help="List the weights with their licences, or verify their hashes.", rich_markup_mode=None)
+
+
+@app.command("list")
+def show(*, as_json: options.Json = False, quiet: options.Quiet = False, log_level: options.LogLevel = None) -> None:
+    """List every file of weights: licence, who needs it, where it came from, where it lies."""
+    entries = [(weight, store.locate(weight)) for weight in store.catalogue()]
+    if as_json:
+        rows = [{**asdict(weight), "path": str(path) if path else None} for weight, path in entries]
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    for weight, path in entries:
+        needed = ", ".join(weight.needed_by)
+        typer.echo(f"{weight.name:<24} {weight.licence:<12} {needed:<24} {weight.source:<34} {path or 'missing'}")
+
+
+@app.command("verify")
+def verify(*, quiet: options.Quiet = False, log_level: options.LogLevel = None) -> None:
+    """Hash every file and compare with the catalogue; exit code 4 when one is missing or wrong."""
+    states = [(weight, store.state(weight)) for weight in store.catalogue()]
+    for weight, state in states:
+        note = " (optional)" if weight.optional and state == "missing" else ""
+        typer.echo(f"{state:<8} {weight.name}{note}")
+    bad = [f"{weight.name} is {state}" for weight, state in states if is_bad(weight, state)]
+    if bad:
+        raise WeightsError(f"{'; '.join(bad)}. Reinstall the package that it came from: `expportrait weights list`.")
+
+
+def is_bad(weight: store.Weight, state: store.State) -> bool:
+    """Whether the tool cannot do its work because of it."""
+    return state == "wrong" or (state == "missing" and not weight.optional)
