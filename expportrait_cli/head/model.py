@@ -1,0 +1,215 @@
+"""The head: canonical shape, subdivision and pose, the same for every head model.
+
+Canonical points are in the head frame of `geometry.camera`, metres. Letters: `N` coarse and `V` dense vertices, `F` dense
+triangles, `K` identity and `E` expression dimensions, `L` landmarks (478), `J` bones (6, in the order of `BONES`).
+Left is the person's own.
+"""
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from expportrait_cli.geometry import rotations
+
+BONES = ("torso", "neck", "head", "jaw", "eye_left", "eye_right")
+TORSO, NECK, HEAD, JAW, EYE_LEFT, EYE_RIGHT = range(6)
+
+
+@dataclass(frozen=True)
+class HeadModel:
+    """Everything that a kind of head is: tensors on one device, constant."""
+
+    name: str
+    template: Float[Tensor, "N 3"]
+    """Mean head, neutral, looking ahead."""
+    identity_basis: Float[Tensor, "N 3 K"]
+    """Displacement by one standard deviation."""
+    expression_basis: Float[Tensor, "N 3 E"]
+    """Displacement by a unit at full weight."""
+    expression_names: tuple[str, ...]
+    gaze_basis: Float[Tensor, "N 3 8"]
+    """Displacement of the lids by the pieces of `gaze_pieces`, at `gaze_full_rad`."""
+    gaze_full_rad: Float[Tensor, " 8"]
+    """Rotation of the eyeball at which the lids have moved by `gaze_basis`."""
+    jaw_corrective: Float[Tensor, "N 3"]
+    """What skinning leaves of an open mouth, at `jaw_full_rad`."""
+    jaw_full_rad: float
+    joint_template: Float[Tensor, "6 3"]
+    joint_basis: Float[Tensor, "6 3 K"]
+    """Joints depend on identity only."""
+    skinning: Float[Tensor, "V 6"]
+    """Weights of the dense vertices. Rows sum to one."""
+    faces: Int[Tensor, "F_coarse 3"]
+    dense_faces: Int[Tensor, "F 3"]
+    """Outward side counter-clockwise."""
+    operator: Tensor
+    """Sparse CSR [V, N], rows sum to one: coarse to dense vertices."""
+    parts: UInt8[Tensor, " V"]
+    """Index into `part_names`."""
+    part_names: tuple[str, ...]
+    facial_mask: Float[Tensor, " V"]
+    """1 in the face, 0 off it, soft between; exactly 0 on eyeballs, teeth and in cavities."""
+    landmark_triangles: Int[Tensor, "L 3"]
+    """Dense vertices around each FaceMesh landmark."""
+    landmark_barycentrics: Float[Tensor, "L 3"]
+    landmark_spread: Float[Tensor, " L"]
+    """How far the landmark wandered over views and identities, m: large means unreliable."""
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "HeadModel":
+        """Move every tensor; `dtype` is for the real-valued ones."""
+        moved = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                moved[field.name] = value.to(device, dtype if value.is_floating_point() else None)
+        return replace(self, **moved)
+
+    def part(self, *names: str) -> Tensor:
+        """Mask of the dense vertices that belong to any of the named parts."""
+        return sum((self.parts == self.part_names.index(name) for name in names), torch.zeros_like(self.parts)).bool()
+
+
+def gaze_pieces(gaze: Float[Tensor, "*B 4"]) -> Float[Tensor, "*B 8"]:
+    """Split gaze into what the lids follow: up, down, to the person's left, to the right; left eye first. Radians."""
+    left_pitch, left_yaw, right_pitch, right_yaw = gaze.unbind(-1)
+    signed = torch.stack([left_pitch, -left_pitch, left_yaw, -left_yaw, right_pitch, -right_pitch, right_yaw, -right_yaw], -1)
+    return signed.clamp(min=0)
+
+
+def coarse(
+    head: HeadModel,
+    identity: Float[Tensor, "*B K"],
+    expression: Float[Tensor, "*B E"],
+    jaw: Float[Tensor, "*B 3"],
+    gaze: Float[Tensor, "*B 4"],
+) -> Float[Tensor, "*B N 3"]:
+    """Canonical coarse vertices: identity, expression, lids that follow the gaze, and the jaw's corrective.
+
+    The corrective follows the opening (rotation about x) alone and linearly.
+    """
+    shape = head.template + torch.einsum("nck,...k->...nc", head.identity_basis, identity)
+    shape = shape + torch.einsum("nce,...e->...nc", head.expression_basis, expression)
+    shape = shape + torch.einsum("ncg,...g->...nc", head.gaze_basis, gaze_pieces(gaze) / head.gaze_full_rad)
+    return shape + head.jaw_corrective * (jaw[..., 0] / head.jaw_full_rad)[..., None, None]
+
+
+def dense(head: HeadModel, coarse: Float[Tensor, "*B N 3"]) -> Float[Tensor, "*B V 3"]:
+    """Subdivide. Linear, so displacements pass through it too."""
+    batch = coarse.shape[:-2]
+    columns = coarse.reshape(-1, *coarse.shape[-2:]).permute(1, 0, 2).reshape(coarse.shape[-2], -1)
+    result = head.operator @ columns
+    return result.reshape(len(result), -1, 3).permute(1, 0, 2).reshape(*batch, -1, 3)
+
+
+def joints(head: HeadModel, identity: Float[Tensor, "*B K"]) -> Float[Tensor, "*B 6 3"]:
+    """Canonical joints of a person."""
+    return head.joint_template + torch.einsum("jck,...k->...jc", head.joint_basis, identity)
+
+
+def eye_rotation(pitch_yaw: Float[Tensor, "*B 2"]) -> Float[Tensor, "*B 3 3"]:
+    """Rotation of an eyeball in the head: pitch, then yaw about the head's own vertical."""
+    pitch, yaw = pitch_yaw.unbind(-1)
+    zero = torch.zeros_like(pitch)
+    return rotations.matrix(torch.stack([zero, yaw, zero], -1)) @ rotations.matrix(torch.stack([-pitch, zero, zero], -1))
+
+
+def bones(
+    joints: Float[Tensor, "*B 6 3"],
+    *,
+    jaw: Float[Tensor, "*B 3"],
+    gaze: Float[Tensor, "*B 4"],
+    rotation: Float[Tensor, "*B 3"],
+    translation: Float[Tensor, "*B 3"],
+    torso_rotation: Float[Tensor, "*B 3"],
+    torso_translation: Float[Tensor, "*B 3"],
+) -> tuple[Float[Tensor, "*B 6 3 3"], Float[Tensor, "*B 6 3"]]:
+    """Rotation and translation that each bone applies to canonical points, to camera.
+
+    The head bone is R_cam_head with the head's origin at `translation`. The torso bone is R_cam_torso about the neck
+    joint, which lies at `torso_translation`. The neck bone turns half-way between them, and the middle of neck and head
+    joint goes to the mean of where those two bones put it. Jaw and eyes turn about their joints in the head.
+    """
+    R_head, R_torso = rotations.matrix(rotation), rotations.matrix(torso_rotation)
+    neck = joints[..., NECK, :]
+    t_torso = torso_translation - _turn(R_torso, neck)
+
+    R_neck = rotations.matrix(rotations.axis_angle(R_head @ R_torso.mT) / 2) @ R_torso
+    middle = (neck + joints[..., HEAD, :]) / 2
+    middle_cam = (_turn(R_head, middle) + translation + _turn(R_torso, middle) + t_torso) / 2
+    t_neck = middle_cam - _turn(R_neck, middle)
+
+    Rs, ts = [R_torso, R_neck, R_head], [t_torso, t_neck, translation]
+    inner = ((JAW, rotations.matrix(jaw)), (EYE_LEFT, eye_rotation(gaze[..., :2])), (EYE_RIGHT, eye_rotation(gaze[..., 2:])))
+    for bone, R_inner in inner:
+        pivot = joints[..., bone, :]
+        Rs.append(R_head @ R_inner)
+        ts.append(_turn(R_head, pivot - _turn(R_inner, pivot)) + translation)
+    return torch.stack(torch.broadcast_tensors(*Rs), -3), torch.stack(torch.broadcast_tensors(*ts), -2)
+
+
+def pose(
+    head: HeadModel,
+    canonical: Float[Tensor, "*B V 3"],
+    joints: Float[Tensor, "*B 6 3"],
+    *,
+    jaw: Float[Tensor, "*B 3"],
+    gaze: Float[Tensor, "*B 4"],
+    rotation: Float[Tensor, "*B 3"],
+    translation: Float[Tensor, "*B 3"],
+    torso_rotation: Float[Tensor, "*B 3"],
+    torso_translation: Float[Tensor, "*B 3"],
+) -> Float[Tensor, "*B V 3"]:
+    """Move canonical dense vertices to the camera by linear blend skinning of the six bones (see `bones`)."""
+    Rs, ts = bones(
+        joints,
+        jaw=jaw,
+        gaze=gaze,
+        rotation=rotation,
+        translation=translation,
+        torso_rotation=torso_rotation,
+        torso_translation=torso_translation,
+    )
+    return skin(head.skinning, canonical, Rs, ts)
+
+
+def skin(
+    weights: Float[Tensor, "P 6"],
+    points: Float[Tensor, "*B P 3"],
+    Rs: Float[Tensor, "*B 6 3 3"],
+    ts: Float[Tensor, "*B 6 3"],
+) -> Float[Tensor, "*B P 3"]:
+    """Blend the bones' transforms at each point and apply them."""
+    blended = torch.einsum("pj,...jab->...pab", weights, Rs)
+    return (blended @ points[..., None])[..., 0] + torch.einsum("pj,...ja->...pa", weights, ts)
+
+
+def default_torso(
+    head: HeadModel,
+    identity: Float[Tensor, "*B K"],
+    rotation: Float[Tensor, "*B 3"],
+    translation: Float[Tensor, "*B 3"],
+) -> tuple[Float[Tensor, "*B 3"], Float[Tensor, "*B 3"]]:
+    """Torso rotation and translation that suit a head of which nothing else is known.
+
+    The torso stands upright in the camera, follows 40 percent of the head's yaw, and meets the head at the neck joint.
+    """
+    R_head = rotations.matrix(rotation)
+    # The head's z axis, in a frame that faces the camera: x to the person's left, z to the camera.
+    yaw = torch.atan2(R_head[..., 0, 2], -R_head[..., 2, 2]) * 0.4
+    zero = torch.zeros_like(yaw)
+    facing = torch.diag(yaw.new_tensor([1.0, -1.0, -1.0]))
+    torso_rotation = rotations.axis_angle(facing @ rotations.matrix(torch.stack([zero, yaw, zero], -1)))
+    neck = joints(head, identity)[..., NECK, :]
+    return torso_rotation, _turn(R_head, neck) + translation
+
+
+def landmarks(head: HeadModel, posed: Float[Tensor, "*B V 3"]) -> Float[Tensor, "*B L 3"]:
+    """FaceMesh's landmarks on the surface."""
+    corners = posed[..., head.landmark_triangles, :]
+    return (corners * head.landmark_barycentrics[:, :, None]).sum(-2)
+
+
+def _turn(R: Float[Tensor, "*B 3 3"], point: Float[Tensor, "*B 3"]) -> Float[Tensor, "*B 3"]:
+    return (R @ point[..., None])[..., 0]
