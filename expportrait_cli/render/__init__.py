@@ -1,0 +1,1 @@
+from .stage import render_normals as render_normals

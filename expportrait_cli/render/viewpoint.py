@@ -41,7 +41,8 @@ def parse_view(text: str) -> Viewpoint:
     Raises:
         UsageError: not of the form `yaw=20,pitch=5`, degrees.
     """
-    return Viewpoint(**{name: (_angle(name, value, text),) * 2 for name, value in _settings(text).items()})
+    angles = {name: _angle(name, value, text) for name, value in _settings(text).items()}
+    return Viewpoint(**{name: (angle, angle) for name, angle in angles.items()})
 
 
 def parse_orbit(text: str) -> Viewpoint:

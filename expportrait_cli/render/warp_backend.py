@@ -9,6 +9,7 @@ small triangles is wrong by some percent. The formulas are those of `reference`.
 
 import logging
 import os
+from pathlib import Path
 from typing import Any, no_type_check
 
 import torch
@@ -27,14 +28,14 @@ def _start_warp() -> None:
     the file descriptor can be muted.
     """
     # Warp before 1.19 reads the first, later versions the second.
-    wp.config.quiet = True
+    wp.config.quiet = True  # pyright: ignore[reportAttributeAccessIssue]
     wp.config.log_level = logging.ERROR
     if torch.cuda.is_available():
         wp.init()
         return
     kept = os.dup(2)
     try:
-        with open(os.devnull, "wb") as nowhere:
+        with Path(os.devnull).open("wb") as nowhere:
             os.dup2(nowhere.fileno(), 2)
             wp.init()
     finally:
@@ -269,7 +270,7 @@ def _interpolate_backward(
     grad_rast[frame, row, column] = wp.vec4(float(grad_u), float(grad_v), 0.0, 0.0)
 
 
-def _launch(kernel: wp.Kernel, dim: tuple[int, ...], arrays: list[Any], device: torch.device) -> None:
+def _launch(kernel: Any, dim: tuple[int, ...], arrays: list[Any], device: torch.device) -> None:
     """Run on torch's device, on CUDA also on torch's stream."""
     stream = wp.stream_from_torch(torch.cuda.current_stream(device)) if device.type == "cuda" else None
     wp.launch(kernel, dim=dim, inputs=arrays, device=wp.device_from_torch(device), stream=stream)
@@ -292,11 +293,13 @@ class _Rasterize(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_rast: Tensor) -> tuple[Tensor, None, None]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *grad_outputs: Any
+    ) -> tuple[Tensor, None, None]:
         pos, tri, rast = ctx.saved_tensors
         grad_pos = torch.zeros_like(pos)
         arrays = [wp.from_torch(pos.detach()), wp.from_torch(tri), _pixels(rast.detach())]
-        arrays += [_pixels(grad_rast.contiguous()), wp.from_torch(grad_pos)]
+        arrays += [_pixels(grad_outputs[0].contiguous()), wp.from_torch(grad_pos)]
         _launch(_rasterize_backward, tuple(rast.shape[:3]), arrays, pos.device)
         return grad_pos, None, None
 
@@ -312,11 +315,13 @@ class _Interpolate(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_image: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *grad_outputs: Any
+    ) -> tuple[Tensor, Tensor, None]:
         attr, rast, tri = ctx.saved_tensors
         grad_attr, grad_rast = torch.zeros_like(attr), torch.zeros_like(rast)
         arrays = [wp.from_torch(attr.detach()), wp.from_torch(tri), _pixels(rast.detach())]
-        arrays += [wp.from_torch(grad_image.contiguous()), wp.from_torch(grad_attr), _pixels(grad_rast)]
+        arrays += [wp.from_torch(grad_outputs[0].contiguous()), wp.from_torch(grad_attr), _pixels(grad_rast)]
         _launch(_interpolate_backward, tuple(rast.shape[:3]), arrays, attr.device)
         return grad_attr, grad_rast, None
 

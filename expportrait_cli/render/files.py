@@ -1,0 +1,118 @@
+"""Normal maps on disk: a lossless film and a sidecar that says what it shows."""
+
+import json
+import os
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, fields
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, UInt16
+
+from expportrait_cli.artifacts.atomic import atomic_path
+from expportrait_cli.errors import InputError, UsageError
+from expportrait_cli.geometry.camera import Camera
+from expportrait_cli.media.writer import VideoWriter
+from expportrait_cli.render.encode import CONVENTION
+from expportrait_cli.render.stage import NormalFrame
+
+SUFFIX = ".normals.mkv"
+KIND, VERSION = "normals", 1
+# 16 bits reach to 10.5 m, past the far plane of the camera.
+DEPTH_STEP_M = 0.00016
+
+
+@dataclass(frozen=True)
+class NormalsInfo:
+    """What the sidecar of a `.normals.mkv` says."""
+
+    camera: Camera
+    """Camera of the film, at its size."""
+    rate: tuple[int, int]
+    """Frame rate as numerator and denominator; 0/1 for a single picture."""
+    mesh_hash: str
+    """Hash of the meshes that were rendered."""
+    rasterizer: str
+    """Backend that rendered them."""
+    frame_count: int = 0
+    """Filled in when the film is written."""
+    convention: str = CONVENTION
+    """How the film's colours mean normals."""
+
+
+def sidecar_path(path: str | os.PathLike[str]) -> Path:
+    """Path of the JSON beside a film."""
+    return Path(path).with_suffix(".json")
+
+
+def save_normals(
+    frames: Iterable[NormalFrame],
+    path: str | os.PathLike[str],
+    info: NormalsInfo,
+    *,
+    with_depth: bool = False,
+    with_mask: bool = False,
+) -> Path:
+    """Write `NAME.normals.mkv` and `NAME.normals.json`, on request `NAME.depth.mkv` and `NAME.mask.mkv`.
+
+    Depth is 16-bit grey in steps of `DEPTH_STEP_M`, mask is 16-bit grey from 0 to 65535; all are FFV1. The
+    sidecar comes last, so that a film with one is whole.
+
+    Raises:
+        UsageError: the name does not end in .normals.mkv.
+        OutputError: it could not be written, or there was no frame.
+    """
+    target = Path(path)
+    if not target.name.endswith(SUFFIX) or target.name == SUFFIX:
+        raise UsageError(f"{path} does not end in {SUFFIX}. Name the film like head{SUFFIX}.")
+    extra_paths = {
+        name: target.with_name(target.name.removesuffix(SUFFIX) + f".{name}.mkv") for name in ("depth", "mask")
+    }
+    # A film has a rate; a single picture gets one frame a second.
+    rate = Fraction(*info.rate) or Fraction(1)
+    with ExitStack() as stack:
+        film = stack.enter_context(VideoWriter(target, rate=rate, lossless=True))
+        depth = stack.enter_context(VideoWriter(extra_paths["depth"], rate=rate, lossless=True)) if with_depth else None
+        mask = stack.enter_context(VideoWriter(extra_paths["mask"], rate=rate, lossless=True)) if with_mask else None
+        for frame in frames:
+            film.write(frame.normals)
+            if depth:
+                depth.write(depth_to_steps(frame.depth))
+            if mask:
+                mask.write(frame.mask.astype(np.uint16) * 257)
+    described: dict[str, Any] = {"kind": KIND, "version": VERSION, **asdict(info), "frame_count": film.frame_count}
+    if with_depth:
+        described["depth"] = {"file": extra_paths["depth"].name, "step_m": DEPTH_STEP_M, "background": 0}
+    if with_mask:
+        described["mask"] = {"file": extra_paths["mask"].name, "covered": 65535}
+    with atomic_path(sidecar_path(target)) as partial:
+        partial.write_text(json.dumps(described, indent=1) + "\n")
+    return target
+
+
+def load_info(path: str | os.PathLike[str]) -> NormalsInfo:
+    """Read the sidecar of a film and check that its colours mean what this tool takes them for.
+
+    Raises:
+        InputError: no sidecar, a damaged one, or another convention.
+    """
+    sidecar = sidecar_path(path)
+    try:
+        described = json.loads(sidecar.read_text())
+        values = {field.name: described[field.name] for field in fields(NormalsInfo)}
+        values |= {"camera": Camera(**described["camera"]), "rate": tuple(described["rate"])}
+    except FileNotFoundError:
+        raise InputError(f"{path} has no {sidecar.name} beside it. Render it again, or copy both files.") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{sidecar} is damaged. Render the normals again.") from error
+    if (described["kind"], described["version"], values["convention"]) != (KIND, VERSION, CONVENTION):
+        raise InputError(f"{sidecar} is not '{KIND}' version {VERSION} with the colours '{CONVENTION}'. Render again.")
+    return NormalsInfo(**values)
+
+
+def depth_to_steps(depth_m: Float[np.ndarray, "H W"]) -> UInt16[np.ndarray, "H W"]:
+    """Depth as it is stored; what lies beyond 10.5 m is clamped."""
+    return np.clip(np.rint(depth_m / DEPTH_STEP_M), 0, 65535).astype(np.uint16)
