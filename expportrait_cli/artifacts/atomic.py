@@ -1,5 +1,6 @@
 """Writing a file so that it is there in full or not at all."""
 
+import errno
 import os
 import secrets
 from collections.abc import Iterator
@@ -21,16 +22,26 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(os.path.realpath(path))
     partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
+    if target.is_dir():
+        raise OutputError(f"{path} is a folder. Name a file to write to.")
     try:
-        if target.is_dir():
-            raise OutputError(f"{path} is a folder. Name a file to write to.")
         target.parent.mkdir(parents=True, exist_ok=True)
         partial.touch(exist_ok=False)
+    except OSError as error:
+        raise _refusal(path, error) from error
+    try:
         yield partial
         partial.replace(target)
     except OSError as error:
-        raise OutputError(
-            f"{path} could not be written: {error.strerror or error}. Free space or choose another folder."
-        ) from error
+        # Other errors may come from what the caller reads meanwhile.
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS):
+            raise _refusal(path, error) from error
+        raise
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _refusal(path: str | os.PathLike[str], error: OSError) -> OutputError:
+    return OutputError(
+        f"{path} could not be written: {error.strerror or error}. Free space or choose another folder."
+    )

@@ -123,7 +123,7 @@ def checked(path: str | os.PathLike[str], kind: str, cls: type[A], values: Mappi
     plain: dict[str, Any] = {}
     for name, hint in hints.items():
         if hint in (str, int, float):
-            plain[name] = scalar(path, name, values[name], hint)
+            plain[name] = scalar(path, name, values[name], cast(Any, hint))
     check_arrays(path, kind, values, {name: hints[name] for name in values if name not in plain})
     return cls(**{**values, **plain})
 

@@ -250,9 +250,9 @@ def _timing(framecrc: str, guess: Fraction, played: Fraction) -> tuple[Fraction,
     """Find rate, whether it varies, and duration from the packets' time stamps."""
     base = re.search(r"#tb 0: (\d+)/(\d+)", framecrc)
     rows = [line.split(",") for line in framecrc.splitlines() if line and line[0].isdigit()]
-    # F=0x4 marks packets that an edit list hides, 0x2 those that are cut off; time stamps may be NOPTS.
-    shown = [row for row in rows if not int("".join(row[6:7]).strip().removeprefix("F=") or "0", 16) & 6]
-    stamps = sorted((int(row[2]), int(row[3])) for row in shown if row[2].strip().lstrip("-").isdigit())
+    # F=0x4 marks packets that an edit list hides, 0x2 those that are cut off; -2**63 is a missing time stamp.
+    shown = [row for row in rows if not any(int(word.strip()[2:], 16) & 6 for word in row if word.startswith(" F="))]
+    stamps = sorted((int(row[2]), int(row[3])) for row in shown if abs(int(row[2])) < 1 << 62)
     if base is None or len(stamps) < max(2, len(shown)):
         return guess, False, float(max(len(shown), 1) / guess)
     tick = Fraction(int(base[1]), int(base[2]))
@@ -263,7 +263,7 @@ def _timing(framecrc: str, guess: Fraction, played: Fraction) -> tuple[Fraction,
         max(min(span + stamps[-1][1] * tick, played - ticks[0] * tick), span) if played else span + stamps[-1][1] * tick
     )
     average = (len(ticks) - 1) / span if span else guess
-    for rate in (guess, _snap(average)):
+    for rate in (_snap(guess, 2e-5), _snap(average, max(2e-5, float(tick / span)) if span else 2e-5)):
         # Time stamps of containers that count milliseconds jitter; each frame must be nearest to its own slot.
         drift = (ticks - ticks[0]) * float(tick * rate) - np.arange(len(ticks))
         if np.ptp(drift) < 1.0:
@@ -275,11 +275,11 @@ def _nominal_rate(ticks: np.ndarray, tick: Fraction, guess: Fraction) -> Fractio
     gaps = [int(b - a) for a, b in pairwise(ticks) if b > a]
     common = Counter(gaps).most_common(1)[0][0]
     near = [gap for gap in gaps if abs(gap - common) <= max(1, 0.1 * common)]
-    rate = _snap(1 / (Fraction(sum(near), len(near)) * tick))
+    rate = _snap(1 / (Fraction(sum(near), len(near)) * tick), 4e-4)
     is_typical = len(near) >= 0.3 * len(gaps) and rate <= 120
     return rate if is_typical else min(guess, Fraction(60))
 
 
-def _snap(rate: Fraction) -> Fraction:
+def _snap(rate: Fraction, tolerance: float) -> Fraction:
     nearest = min(STANDARD_RATES, key=lambda standard: abs(standard - rate))
-    return nearest if abs(nearest / rate - 1) < 4e-4 else rate.limit_denominator(1001)
+    return nearest if abs(nearest / rate - 1) < tolerance else rate.limit_denominator(1001)

@@ -189,7 +189,8 @@ class VideoWriter:
         how = ["-c:a", "copy"] if is_copied else ["-c:a", "aac", "-b:a", "192k", "-af", "aresample=async=1:first_pts=0"]
         status, _, errors = ffmpeg.run(
             *["-loglevel", "error", *ffmpeg.input_file(self._film)],
-            *["-ss", f"{self._audio_start_s:.6f}", "-t", f"{length_s:.6f}", *source],
+            *([] if is_copied else ["-ss", f"{self._audio_start_s:.6f}"]),
+            *["-t", f"{length_s:.6f}", *source],
             *["-map", "0:v:0", "-map", "1:a:0?", "-map_metadata", "0", "-map_chapters", "-1", "-c:v", "copy", *how],
             *[*self._container(), "-f", self._format, "-y", f"file:{self._final}"],
         )
