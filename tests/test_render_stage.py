@@ -1,12 +1,13 @@
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from render_shapes import sphere
 
+from expportrait_cli.artifacts.meshes import Meshes, MeshesWriter
 from expportrait_cli.artifacts.types import CROP_SIZE, Curves
 from expportrait_cli.config import RenderConfig
 from expportrait_cli.errors import InputError, UsageError
@@ -18,38 +19,31 @@ from expportrait_cli.render.stage import preview
 from expportrait_cli.render.viewpoint import Viewpoint, parse_orbit, parse_view, turn
 
 FOCAL_PX = 1200.0
+RATE = Fraction(30000, 1001)
 
 
-@dataclass(frozen=True)
-class Spheres:
-    """A ball that moves to the right, as meshes."""
-
-    frame_count: int = 3
-    camera_focal_px: float = FOCAL_PX
-
-    @property
-    def faces(self) -> np.ndarray:
-        return sphere(20, 30)[1].numpy()
-
-    @property
-    def curves(self) -> Curves:
-        def still(*shape: int) -> np.ndarray:
-            return np.zeros((self.frame_count, *shape), np.float32)
-
-        places = np.stack([[0.02 * frame, 0, 0.8] for frame in range(self.frame_count)]).astype(np.float32)
-        return Curves(still(40), still(3), still(4), still(3), places, still(3), still(3))
-
-    def frames(self) -> Iterator[np.ndarray]:
-        for centre in self.curves.translation:
-            yield sphere(20, 30)[0].numpy() * np.float32(0.1) + centre
+@pytest.fixture(name="meshes")
+def _meshes(tmp_path: Path) -> Meshes:
+    """A ball that moves to the right."""
+    verts, faces = (part.numpy() for part in sphere(20, 30))
+    places = np.array([[0.02 * frame, 0, 0.8] for frame in range(3)], np.float32)
+    still = [np.zeros((3, width), np.float32) for width in (40, 3, 4, 3, 3, 3)]
+    path = tmp_path / "ball.meshes.npz"
+    with MeshesWriter(
+        path, faces=faces, focal_px=FOCAL_PX, rate=RATE, head_model="ball", head_hash="abc", made_by={}
+    ) as writer:
+        for place in places:
+            writer.write(verts * 0.1 + place, still[1][0], place)
+        writer.finish(Curves(*still[:4], places, *still[4:]))
+    return Meshes.open(path)
 
 
 def _info() -> NormalsInfo:
-    return NormalsInfo(Camera.of_crop(FOCAL_PX, CROP_SIZE, 64), (30000, 1001), "abc", "warp")
+    return NormalsInfo(Camera.of_crop(FOCAL_PX, CROP_SIZE, 64), RATE, "abc", "warp")
 
 
-def test_frames_come_one_by_one():
-    frames = render_normals(Spheres(), RenderConfig(size=64))
+def test_frames_come_one_by_one(meshes):
+    frames = render_normals(meshes, RenderConfig(size=64))
     first = next(frames)
     assert not torch.is_inference_mode_enabled()
     rest = list(frames)
@@ -62,9 +56,9 @@ def test_frames_come_one_by_one():
     assert first.depth[0, 0] == 0
 
 
-def test_a_view_keeps_the_heads_place_and_turns_the_rest():
-    plain = next(render_normals(Spheres(), RenderConfig(size=64)))
-    turned = next(render_normals(Spheres(), RenderConfig(size=64), viewpoint=parse_view("yaw=30,pitch=10")))
+def test_a_view_keeps_the_heads_place_and_turns_the_rest(meshes):
+    plain = next(render_normals(meshes, RenderConfig(size=64)))
+    turned = next(render_normals(meshes, RenderConfig(size=64), viewpoint=parse_view("yaw=30,pitch=10")))
     differ = np.abs(plain.mask.astype(int) - turned.mask.astype(int))
     assert differ.mean() < 2
 
@@ -103,8 +97,8 @@ def test_a_bad_orbit_is_refused(text):
         parse_orbit(text)
 
 
-def test_films_come_back_bit_by_bit(tmp_path):
-    frames = list(render_normals(Spheres(), RenderConfig(size=64)))
+def test_films_come_back_bit_by_bit(tmp_path, meshes):
+    frames = list(render_normals(meshes, RenderConfig(size=64)))
     path = save_normals(frames, tmp_path / "a.normals.mkv", _info(), with_depth=True, with_mask=True)
     assert np.array_equal(np.stack(list(read_frames(path))), np.stack([frame.normals for frame in frames]))
     masks = np.stack(list(read_gray16(tmp_path / "a.mask.mkv")))
@@ -112,11 +106,11 @@ def test_films_come_back_bit_by_bit(tmp_path):
     depth = np.stack(list(read_gray16(tmp_path / "a.depth.mkv"))) * DEPTH_STEP_M
     np.testing.assert_allclose(depth, np.stack([frame.depth for frame in frames]), atol=DEPTH_STEP_M)
     info = load_info(path)
-    assert info.frame_count == 3 and info.camera == _info().camera and info.rate == (30000, 1001)
+    assert info.frame_count == 3 and info.camera == _info().camera and info.rate == RATE
 
 
-def test_another_convention_is_refused(tmp_path):
-    path = save_normals(render_normals(Spheres(1), RenderConfig(size=64)), tmp_path / "a.normals.mkv", _info())
+def test_another_convention_is_refused(tmp_path, meshes):
+    path = save_normals(render_normals(meshes, RenderConfig(size=64)), tmp_path / "a.normals.mkv", _info())
     sidecar = tmp_path / "a.normals.json"
     sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | {"convention": "y down"}))
     with pytest.raises(InputError, match="colours"):

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float32, Int32
+from jaxtyping import Float32, Int
 from torch import Tensor
 
 from expportrait_cli.geometry import mesh
@@ -26,7 +26,7 @@ class Buffers:
 
 def render_buffers(
     verts_cam: Float32[Tensor, "n V 3"],
-    faces: Int32[Tensor, "F 3"],
+    faces: Int[Tensor, "F 3"],
     camera: Camera,
     *,
     antialias: bool = True,

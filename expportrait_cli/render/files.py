@@ -31,8 +31,8 @@ class NormalsInfo:
 
     camera: Camera
     """Camera of the film, at its size."""
-    rate: tuple[int, int]
-    """Frame rate as numerator and denominator; 0/1 for a single picture."""
+    rate: Fraction
+    """Exact frames per second; 30000/1001 in the file."""
     mesh_hash: str
     """Hash of the meshes that were rendered."""
     rasterizer: str
@@ -71,12 +71,16 @@ def save_normals(
     extra_paths = {
         name: target.with_name(target.name.removesuffix(SUFFIX) + f".{name}.mkv") for name in ("depth", "mask")
     }
-    # A film has a rate; a single picture gets one frame a second.
-    rate = Fraction(*info.rate) or Fraction(1)
     with ExitStack() as stack:
-        film = stack.enter_context(VideoWriter(target, rate=rate, lossless=True))
-        depth = stack.enter_context(VideoWriter(extra_paths["depth"], rate=rate, lossless=True)) if with_depth else None
-        mask = stack.enter_context(VideoWriter(extra_paths["mask"], rate=rate, lossless=True)) if with_mask else None
+        film = stack.enter_context(VideoWriter(target, rate=info.rate, lossless=True))
+        depth = (
+            stack.enter_context(VideoWriter(extra_paths["depth"], rate=info.rate, lossless=True))
+            if with_depth
+            else None
+        )
+        mask = (
+            stack.enter_context(VideoWriter(extra_paths["mask"], rate=info.rate, lossless=True)) if with_mask else None
+        )
         for frame in frames:
             film.write(frame.normals)
             if depth:
@@ -89,7 +93,7 @@ def save_normals(
     if with_mask:
         described["mask"] = {"file": extra_paths["mask"].name, "covered": 65535}
     with atomic_path(sidecar_path(target)) as partial:
-        partial.write_text(json.dumps(described, indent=1) + "\n")
+        partial.write_text(json.dumps(described, indent=1, default=str) + "\n")
     return target
 
 
@@ -103,10 +107,10 @@ def load_info(path: str | os.PathLike[str]) -> NormalsInfo:
     try:
         described = json.loads(sidecar.read_text())
         values = {field.name: described[field.name] for field in fields(NormalsInfo)}
-        values |= {"camera": Camera(**described["camera"]), "rate": tuple(described["rate"])}
+        values |= {"camera": Camera(**described["camera"]), "rate": Fraction(described["rate"])}
     except FileNotFoundError:
         raise InputError(f"{path} has no {sidecar.name} beside it. Render it again, or copy both files.") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError) as error:
         raise InputError(f"{sidecar} is damaged. Render the normals again.") from error
     if (described["kind"], described["version"], values["convention"]) != (KIND, VERSION, CONVENTION):
         raise InputError(f"{sidecar} is not '{KIND}' version {VERSION} with the colours '{CONVENTION}'. Render again.")

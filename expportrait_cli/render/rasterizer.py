@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from typing import Literal
 
 import torch
-from jaxtyping import Float32, Int32
+from jaxtyping import Float32, Int
 from torch import Tensor
 
 from expportrait_cli.errors import UsageError
@@ -32,7 +32,7 @@ def choose(device: torch.device) -> tuple[Backend, str]:
 
 def rasterize(
     pos: Float32[Tensor, "n V 4"],
-    tri: Int32[Tensor, "F 3"],
+    tri: Int[Tensor, "F 3"],
     resolution: tuple[int, int],
     *,
     backend: Backend | None = None,
@@ -51,13 +51,13 @@ def rasterize(
             from expportrait_cli.render import nvdiffrast_backend as chosen
         case "reference":
             from expportrait_cli.render import reference as chosen
-    return chosen.rasterize(pos.contiguous(), tri.contiguous(), resolution)
+    return chosen.rasterize(pos.contiguous(), tri.int().contiguous(), resolution)
 
 
 def interpolate(
     attr: Float32[Tensor, "n V C"],
     rast: Float32[Tensor, "n H W 4"],
-    tri: Int32[Tensor, "F 3"],
+    tri: Int[Tensor, "F 3"],
     *,
     backend: Backend | None = None,
 ) -> Float32[Tensor, "n H W C"]:
@@ -69,4 +69,4 @@ def interpolate(
             from expportrait_cli.render import nvdiffrast_backend as chosen
         case "reference":
             from expportrait_cli.render import reference as chosen
-    return chosen.interpolate(attr.contiguous(), rast.contiguous(), tri.contiguous())
+    return chosen.interpolate(attr.contiguous(), rast.contiguous(), tri.int().contiguous())

@@ -2,48 +2,19 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int32, UInt8
+from jaxtyping import Float32, UInt8
 
-from expportrait_cli.artifacts.types import CROP_SIZE, Curves
+from expportrait_cli.artifacts.meshes import Meshes
+from expportrait_cli.artifacts.types import CROP_SIZE
 from expportrait_cli.config import RenderConfig
 from expportrait_cli.geometry import mesh
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.render.buffers import render_buffers
 from expportrait_cli.render.encode import encode
 from expportrait_cli.render.viewpoint import Viewpoint, turn
-
-
-@runtime_checkable
-class MeshReader(Protocol):
-    """What the stage asks of meshes: frames come one at a time, because a clip does not fit in memory."""
-
-    @property
-    def camera_focal_px(self) -> float:
-        """Focal length in crop px."""
-        ...
-
-    @property
-    def faces(self) -> Int32[np.ndarray, "F 3"]:
-        """Triangles, counter-clockwise from outside."""
-        ...
-
-    @property
-    def frame_count(self) -> int:
-        """How many frames `frames` yields."""
-        ...
-
-    @property
-    def curves(self) -> Curves:
-        """Where the head is in each frame, among others."""
-        ...
-
-    def frames(self) -> Iterator[Float32[np.ndarray, "V 3"]]:
-        """Vertices in the crop's camera, m."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -59,7 +30,7 @@ class NormalFrame:
 
 
 def render_normals(
-    meshes: MeshReader,
+    meshes: Meshes,
     config: RenderConfig,
     *,
     viewpoint: Viewpoint | None = None,
@@ -69,8 +40,8 @@ def render_normals(
 
     The crop's camera moves around the head's centre by `viewpoint`; without one it stays where it is.
     """
-    camera = Camera.of_crop(meshes.camera_focal_px, CROP_SIZE, config.size)
-    faces = torch.from_numpy(np.ascontiguousarray(meshes.faces)).to(device)
+    camera = Camera.of_crop(meshes.focal_px, CROP_SIZE, config.size)
+    faces = torch.from_numpy(meshes.faces).to(device, torch.int32)
     edges = mesh.edges(faces) if config.antialias else None
     rotations = (viewpoint or Viewpoint()).rotations(meshes.frame_count).to(faces.device)
     centres_cam = torch.from_numpy(meshes.curves.translation).to(faces.device)
