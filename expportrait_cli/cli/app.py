@@ -27,6 +27,8 @@ from expportrait_cli.cli import (
 from expportrait_cli.errors import OutOfMemoryError, OutputError, UserError
 
 FAULT, USAGE, INTERRUPTED = 1, 2, 130
+USAGE_ERROR = typer.BadParameter.__mro__[1]
+"""Class of all usage errors, which typer does not export."""
 BROKEN_PIPE = 128 + signal.SIGPIPE
 TERMINATED = 128 + signal.SIGTERM
 
@@ -136,10 +138,10 @@ def run(arguments: list[str]) -> int:
 
 def report(error: Exception) -> int:
     """Print an error on stderr and return its exit code."""
-    if hasattr(error, "format_message") and hasattr(error, "exit_code"):
-        # Typer's own usage errors; their class is private.
-        say_error(f"{error.format_message()} Try `--help`.")
-        return error.exit_code
+    if isinstance(error, USAGE_ERROR):
+        message = error.format_message()  # pyright: ignore[reportAttributeAccessIssue]
+        say_error(f"{message} Try `--help`.")
+        return USAGE
     mendable = known(error)
     if mendable is None:
         traceback.print_exception(error)

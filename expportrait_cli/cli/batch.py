@@ -32,8 +32,9 @@ def batch(
     the same list again to make only what is missing.
     """
     options.existing(jobs)
-    from expportrait_cli import pipeline
     from expportrait_cli.cli.app import FAULT, known
+    from expportrait_cli.pipeline import stage
+    from expportrait_cli.pipeline.job import check
     from expportrait_cli.pipeline.joblist import read_jobs
 
     work = read_jobs(jobs, out or Path())
@@ -43,7 +44,7 @@ def batch(
         try:
             options.writable(job.out.parent)
             with Display() as display:
-                pipeline.generate(job, display.stage)
+                stage.generate(job, check(job), display.stage)
         except Exception as error:
             # Whatever one job dies of, the next may be fine: this is the loop that the promise is about.
             mendable = known(error)

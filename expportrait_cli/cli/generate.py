@@ -69,9 +69,9 @@ def generate(
     default = f"{options.stem(ref)}--{options.stem(drive)}.mp4"
     path = options.result(out, default, inputs=(ref, drive), suffixes=(".mp4",))
     options.check_curves(curves)
-    from expportrait_cli import pipeline
+    from expportrait_cli.pipeline import job as jobs
 
-    job = pipeline.Job(
+    job = jobs.Job(
         reference=ref,
         driving=drive,
         out=path,
@@ -90,6 +90,9 @@ def generate(
         grid=grid,
         keep_work=keep_work,
     )
+    kinds = jobs.check(job)
+    from expportrait_cli.pipeline import stage
+
     with Display() as display:
-        film = pipeline.generate(job, display.stage)
+        film = stage.generate(job, kinds, display.stage)
     options.echo(film.path, film.summary, as_json=as_json)

@@ -140,7 +140,7 @@ def result(out: Path | None, default: str, *, inputs: tuple[Path, ...], suffixes
     Checked before any work: the folder can be written to, the name has a suffix that fits, and no input is overwritten.
     """
     path = Path(default) if out is None else out / default if out.is_dir() else out
-    if path.suffix.lower() not in suffixes:
+    if not path.name.lower().endswith(suffixes):
         raise UsageError(f"{path}: the result's name must end in {' or '.join(suffixes)}.")
     if any(path.exists() and path.samefile(source) for source in inputs if source.exists()):
         raise UsageError(f"{path} is also an input. Name another file with -o.")

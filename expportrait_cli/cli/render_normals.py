@@ -34,7 +34,7 @@ def render_normals(
     options.existing(meshes, kind="meshes")
     if view and orbit:
         raise UsageError("--view and --orbit exclude each other: --orbit yaw=-30..30,pitch=5 does both.")
-    path = options.result(out, f"{options.stem(meshes)}.normals.mkv", inputs=(meshes,), suffixes=(".mkv",))
+    path = options.result(out, f"{options.stem(meshes)}.normals.mkv", inputs=(meshes,), suffixes=(".normals.mkv",))
     from expportrait_cli.pipeline import single
 
     config = RenderConfig(size=int(size), antialias=antialias)

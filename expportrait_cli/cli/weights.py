@@ -28,7 +28,7 @@ def show(*, as_json: options.Json = False, quiet: options.Quiet = False, log_lev
 @app.command("verify")
 def verify(*, quiet: options.Quiet = False, log_level: options.LogLevel = None) -> None:
     """Hash every file and compare with the catalogue; exit code 4 when one is missing or wrong."""
-    states = [(weight, store.state(weight)) for weight in store.catalogue()]
+    states: list[tuple[store.Weight, store.State]] = [(weight, store.state(weight)) for weight in store.catalogue()]
     for weight, state in states:
         note = " (optional)" if weight.optional and state == "missing" else ""
         typer.echo(f"{state:<8} {weight.name}{note}")

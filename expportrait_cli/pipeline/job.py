@@ -1,0 +1,97 @@
+"""What one film is made of, and everything about it that can be checked before the work starts."""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from expportrait_cli.artifacts import npz
+from expportrait_cli.config import FitConfig, GenerateConfig, RenderConfig, TrackConfig, TransferConfig
+from expportrait_cli.errors import InputError, UsageError
+from expportrait_cli.media.files import check_file
+from expportrait_cli.media.image import is_image
+from expportrait_cli.media.video import probe
+from expportrait_cli.transfer.controls import parse_regions
+
+
+@dataclass(frozen=True)
+class Job:
+    """One film."""
+
+    reference: Path
+    """A photo, a clip, or a `.head.npz`."""
+    driving: Path
+    """A clip, a photo, a `.track.npz` or a `.meshes.npz`."""
+    out: Path
+    track: TrackConfig = field(default_factory=TrackConfig)
+    """For both; its face is the reference's."""
+    driving_face: str = TrackConfig.face
+    fit: FitConfig = field(default_factory=FitConfig)
+    transfer: TransferConfig = field(default_factory=TransferConfig)
+    render: RenderConfig = field(default_factory=RenderConfig)
+    generate: GenerateConfig = field(default_factory=GenerateConfig)
+    curves: Path | None = None
+    """Curves to use when the file exists, else where they are written."""
+    grid: bool = False
+    keep_work: bool = True
+
+    @property
+    def work(self) -> Path:
+        """Folder of the artifacts that were made on the way."""
+        return self.out.with_name(f"{self.out.stem}.work")
+
+    @property
+    def record(self) -> Path:
+        """Run record beside the film."""
+        return self.out.with_name(f"{self.out.stem}.json")
+
+    @property
+    def grid_path(self) -> Path:
+        """Film of photo | driver | normals | result."""
+        return self.out.with_name(f"{self.out.stem}.grid.mp4")
+
+    def settings(self) -> dict[str, Any]:
+        """Settings of every stage, as JSON can hold them."""
+        stages = ("track", "fit", "transfer", "render", "generate")
+        return {
+            **{stage: asdict(getattr(self, stage)) for stage in stages},
+            "driving_face": self.driving_face,
+            "grid": self.grid,
+        }
+
+
+def kind_of(path: Path) -> str:
+    """`photo`, `clip`, or the kind of an artifact; opens the file no further than that needs.
+
+    Raises:
+        InputError: missing, empty, a folder, or nothing that the tool reads.
+    """
+    check_file(path)
+    if path.suffix == ".npz":
+        return str(npz.read_header(path)["kind"])
+    if is_image(path):
+        return "photo"
+    probe(path)
+    return "clip"
+
+
+def check(job: Job) -> tuple[str, str]:
+    """Kinds of the reference and of the driver, after everything cheap was looked at.
+
+    Raises:
+        InputError: a file that cannot serve.
+        UsageError: options that do not fit together.
+    """
+    reference, driving = kind_of(job.reference), kind_of(job.driving)
+    if reference not in ("photo", "clip", "head"):
+        raise InputError(f"{job.reference} is a '{reference}' artifact, expected a photo or a .head.npz.")
+    if driving not in ("photo", "clip", "track", "meshes"):
+        raise InputError(f"{job.driving} is a '{driving}' artifact, expected a clip, a .track.npz or a .meshes.npz.")
+    if driving == "meshes" and reference != "head":
+        raise InputError(f"{job.driving} was made for one head: give its .head.npz instead of {job.reference}.")
+    if driving == "meshes" and job.curves is not None:
+        raise UsageError(f"--curves cannot change {job.driving}: its meshes are made. Give the .track.npz instead.")
+    parse_regions(job.transfer.region)
+    neutral = job.transfer.neutral_frame
+    if neutral != "auto" and not neutral.isdigit():
+        raise UsageError(f"--neutral-frame {neutral}: expected auto or a frame number from 0.")
+    return reference, driving

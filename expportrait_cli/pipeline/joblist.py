@@ -1,0 +1,106 @@
+"""Lists of jobs: CSV with a header line, or one JSON object a line."""
+
+import csv
+import json
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from expportrait_cli.config import GenerateConfig, TrackConfig, TransferConfig
+from expportrait_cli.errors import InputError
+from expportrait_cli.pipeline.job import Job
+
+WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+SECTIONS = {"track": TrackConfig, "transfer": TransferConfig, "generate": GenerateConfig}
+PATHS = ("reference", "driving", "output", "curves")
+REFUSED = ("several",)
+"""Settings that a list cannot change: in a batch, several faces without a choice are always an error."""
+
+
+def read_jobs(path: Path, folder: Path) -> list[Job]:
+    """Read the list; films whose row names no output go to `folder` as REF--DRIVING.mp4.
+
+    Raises:
+        InputError: with the line, when a row cannot be understood, or when two rows would write one film.
+    """
+    jobs: list[Job] = []
+    for number, row in _rows(path):
+        job = _job(row, path.parent, folder, f"{path}, line {number}")
+        if any(job.out.absolute() == other.out.absolute() for other in jobs):
+            raise InputError(f"{path}, line {number}: an earlier line writes {job.out} too. Name another output.")
+        jobs.append(job)
+    if not jobs:
+        raise InputError(f"{path} holds no jobs. Expected columns reference, driving and output.")
+    return jobs
+
+
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    try:
+        text = path.read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} could not be read as text: {error}. Expected CSV or JSONL.") from error
+    if path.suffix.lower() in (".jsonl", ".ndjson"):
+        for number, line in enumerate(text.splitlines(), 1):
+            if line.strip():
+                yield number, _object(path, number, line)
+        return
+    reader = csv.DictReader(text.splitlines())
+    for row in reader:
+        if None in row:
+            raise InputError(f"{path}, line {reader.line_num}: more cells than the header has columns.")
+        yield reader.line_num, {key.strip(): value for key, value in row.items() if key and value not in (None, "")}
+
+
+def _object(path: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise InputError(f"{path}, line {number}: no JSON ({error}).") from error
+    if not isinstance(row, dict):
+        raise InputError(f"{path}, line {number}: expected an object with reference and driving.")
+    return row
+
+
+def _job(row: dict[str, Any], base: Path, folder: Path, place: str) -> Job:
+    row = dict(row)
+    for name in ("reference", "driving"):
+        if not row.get(name):
+            raise InputError(f"{place}: no {name}. Expected at least reference and driving.")
+    named = {name: Path(str(row.pop(name))) for name in PATHS if name in row}
+    reference, driving = base / named["reference"], base / named["driving"]
+    out = base / named["output"] if "output" in named else folder / f"{reference.stem}--{driving.stem}.mp4"
+    if out.suffix.lower() != ".mp4":
+        raise InputError(f"{place}: the output's name must end in .mp4, found {out.name}.")
+    grid = _value(row.pop("grid", False), False, "grid", place)
+    driving_face = str(row.pop("driving_face", TrackConfig.face))
+    sections: dict[str, Any] = {}
+    for section, cls in SECTIONS.items():
+        chosen = {
+            f.name: _value(row.pop(f.name), f.default, f.name, place)
+            for f in fields(cls)
+            if f.name in row and f.name not in REFUSED
+        }
+        sections[section] = cls(**({"several": "fail"} if section == "track" else {}), **chosen)
+    if row:
+        raise InputError(f"{place}: unknown column {', '.join(sorted(row))}.")
+    curves = base / named["curves"] if "curves" in named else None
+    return Job(reference, driving, out, driving_face=driving_face, curves=curves, grid=grid, **sections)
+
+
+def _value(value: Any, default: Any, name: str, place: str) -> Any:
+    """A cell as the type of the setting's default."""
+    text = str(value).strip()
+    try:
+        match default:
+            case bool():
+                return WORDS[text.lower()]
+            case int():
+                return int(text)
+            case float():
+                return float(text)
+            case None:
+                return float(text) if text else None
+        return text
+    except (KeyError, ValueError):
+        raise InputError(f"{place}: {name} is {text!r}, expected {type(default).__name__}.") from None

@@ -1,0 +1,68 @@
+"""Films that show several pictures side by side: the preview, and the grid."""
+
+from collections.abc import Callable, Iterator
+from itertools import repeat
+from pathlib import Path
+
+import cv2
+import numpy as np
+from jaxtyping import UInt8
+
+from expportrait_cli.artifacts.meshes import Meshes
+from expportrait_cli.artifacts.types import HeadFit
+from expportrait_cli.config import RenderConfig
+from expportrait_cli.detect import Crop, crop_image
+from expportrait_cli.media.image import is_image, read_image
+from expportrait_cli.media.source import read_frame
+from expportrait_cli.media.video import VideoWriter, read_frames
+from expportrait_cli.pipeline.performance import Driver
+from expportrait_cli.pipeline.record import synthetic_tags
+from expportrait_cli.render import render_normals
+from expportrait_cli.render.stage import preview
+
+Progress = Callable[[int, int | None], None]
+Image = UInt8[np.ndarray, "H W 3"]
+
+
+def driver_frames(driver: Driver | None, size: int) -> Iterator[Image]:
+    """The driver's crop in every frame; grey when the clip is gone."""
+    if driver is None:
+        yield from repeat(np.full((size, size, 3), 128, np.uint8))
+    elif is_image(driver.source):
+        yield from repeat(crop_image(read_image(driver.source), Crop(*driver.crop), size))
+    else:
+        for frame in read_frames(driver.source):
+            yield crop_image(frame, Crop(*driver.crop), size)
+
+
+def write_grid(
+    path: Path, film: Path, head_fit: HeadFit, meshes: Meshes, driver: Driver | None, size: int, progress: Progress
+) -> None:
+    """Write photo | driver | normals | result, `size` pixels high, with the film's frames and rate."""
+    photo = crop_image(read_frame(head_fit.source, head_fit.frame), Crop(*head_fit.crop), size)
+    drivers = driver_frames(driver, size)
+    normals = render_normals(meshes, RenderConfig(size=size))
+    with VideoWriter(path, rate=meshes.rate, audio=film, metadata=synthetic_tags()) as writer:
+        # The driver's iterator may be endless, and ends the others' last.
+        for index, (result, normal, drive) in enumerate(zip(read_frames(film), normals, drivers, strict=False), 1):
+            writer.write(np.concatenate([photo, drive, normal.normals, _fit_height(result, size)], axis=1))
+            progress(index, meshes.frame_count)
+
+
+def write_preview(normals: Path, meshes: Meshes, driver: Driver | None, size: int, progress: Progress) -> Path:
+    """Write driver | normals beside a film of normals."""
+    path = normals.with_name(normals.name.removesuffix(".normals.mkv") + ".preview.mp4")
+    pairs = zip(read_frames(normals), driver_frames(driver, size), strict=False)
+    with VideoWriter(path, rate=meshes.rate, metadata=synthetic_tags()) as writer:
+        for index, (normal, drive) in enumerate(pairs, 1):
+            writer.write(preview(drive, normal))
+            progress(index, meshes.frame_count)
+    return path
+
+
+def _fit_height(image: Image, height: int) -> Image:
+    """Scale to a height, and to an even width, which the codec needs."""
+    if image.shape[0] == height and image.shape[1] % 2 == 0:
+        return image
+    width = max(2, round(image.shape[1] * height / image.shape[0] / 2) * 2)
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA).astype(np.uint8)

@@ -1,0 +1,125 @@
+"""The stages one by one: read what a stage needs, run it, save what it made, say how good it is."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from expportrait_cli.artifacts import npz
+from expportrait_cli.artifacts.atomic import atomic_path
+from expportrait_cli.artifacts.meshes import Meshes
+from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit, Tracking
+from expportrait_cli.config import FitConfig, RenderConfig, TrackConfig, TransferConfig
+from expportrait_cli.fit import fit as run_fit
+from expportrait_cli.geometry.camera import Camera
+from expportrait_cli.head import load_head
+from expportrait_cli.media.files import content_hash
+from expportrait_cli.pipeline.cache import made_by
+from expportrait_cli.pipeline.performance import Driver, write_meshes
+from expportrait_cli.pipeline.quality import fit_quality, tracking_quality
+from expportrait_cli.track import track as run_track
+
+A = TypeVar("A")
+
+Stage = Callable[[str], Callable[[int, int | None], None]]
+
+
+def track(source: Path, path: Path, config: TrackConfig, stage: Stage) -> dict[str, Any]:
+    """Track a photo or clip."""
+    header = made_by("track", asdict(config), {"source": content_hash(source)})
+    tracking = run_track(source, load_head(), config, stage("track"))
+    npz.save(tracking, path, header)
+    return tracking_quality(tracking)
+
+
+def fit(tracking: Path, driver: Path | None, path: Path, config: FitConfig, stage: Stage) -> dict[str, Any]:
+    """Fit the head to a tracking."""
+    own = npz.load(Tracking, tracking)
+    other = npz.load(Tracking, driver) if driver is not None else None
+    inputs = {"track": content_hash(tracking), "driver": content_hash(driver) if driver is not None else ""}
+    head_fit = run_fit(own, load_head(), config, stage("fit the head"), driver=other)
+    npz.save(head_fit, path, made_by("fit", asdict(config), inputs))
+    return fit_quality(head_fit)
+
+
+def transfer(
+    head_path: Path, driving: Path, path: Path, config: TransferConfig, stage: Stage, *, curves: Path | None
+) -> dict[str, Any]:
+    """Put a performance onto a head."""
+    head_fit, tracking = npz.load(HeadFit, head_path), npz.load(Tracking, driving)
+    inputs = {"head": content_hash(head_path), "driver": content_hash(driving)}
+    if curves is not None and curves.is_file():
+        inputs["curves"] = content_hash(curves)
+    write_meshes(
+        path,
+        made_by("transfer", asdict(config), inputs),
+        head_fit,
+        tracking,
+        head=load_head(),
+        head_hash=inputs["head"],
+        config=config,
+        curves=curves,
+        progress=stage("transfer"),
+    )
+    return {"frames": len(tracking.error), "curves": str(curves) if curves is not None else None}
+
+
+def render_normals(
+    meshes_path: Path,
+    path: Path,
+    config: RenderConfig,
+    stage: Stage,
+    *,
+    view: str,
+    orbit: str,
+    depth: bool,
+    mask: bool,
+    preview: bool,
+) -> dict[str, Any]:
+    """Draw normal maps; with `preview` also an .mp4 of driver | normals."""
+    from expportrait_cli.pipeline.sheets import write_preview
+    from expportrait_cli.render import files, rasterizer
+    from expportrait_cli.render import render_normals as run_render
+    from expportrait_cli.render.viewpoint import parse_orbit, parse_view
+
+    viewpoint = parse_view(view) if view else parse_orbit(orbit) if orbit else None
+    meshes = Meshes.open(meshes_path)
+    device = _device()
+    info = files.NormalsInfo(
+        camera=Camera.of_crop(meshes.focal_px, CROP_SIZE, config.size),
+        rate=(meshes.rate.numerator, meshes.rate.denominator),
+        mesh_hash=content_hash(meshes_path),
+        rasterizer=rasterizer.choose(device)[0],
+    )
+    progress = stage("render normals")
+    frames = _counted(run_render(meshes, config, viewpoint=viewpoint, device=device), meshes.frame_count, progress)
+    files.save_normals(frames, path, info, with_depth=depth, with_mask=mask)
+    summary: dict[str, Any] = {"frames": meshes.frame_count, "sidecar": str(files.sidecar_path(path))}
+    if preview:
+        summary["preview"] = str(write_preview(path, meshes, Driver.behind(meshes_path), config.size, stage("preview")))
+    return summary
+
+
+def evaluate(film: Path, target: Path, reference: Path | None, path: Path, stage: Stage) -> tuple[dict[str, Any], str]:
+    """Judge a film: the scores, and the same as a table to read."""
+    from expportrait_cli.evaluate import evaluate as run_evaluate
+    from expportrait_cli.evaluate import table
+
+    progress = stage("evaluate")
+    scores = run_evaluate(film, target, reference=reference, progress=progress)
+    with atomic_path(path) as partial:
+        partial.write_text(json.dumps(scores.to_json(), indent=2) + "\n", "utf-8")
+    return scores.means, table(scores)
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _counted(frames: Iterator[A], total: int, progress: Callable[[int, int | None], None]) -> Iterator[A]:
+    for index, frame in enumerate(frames, 1):
+        yield frame
+        progress(index, total)

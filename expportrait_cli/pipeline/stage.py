@@ -1,0 +1,236 @@
+"""A photo and a clip in, a film out: run the stages that are missing, keep what they made, write down how."""
+
+import logging
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from expportrait_cli.artifacts import npz
+from expportrait_cli.artifacts.meshes import Meshes
+from expportrait_cli.artifacts.types import HeadFit, Tracking
+from expportrait_cli.errors import InputError
+from expportrait_cli.fit import fit
+from expportrait_cli.generate import generate as paint
+from expportrait_cli.head import load_head
+from expportrait_cli.media.files import content_hash
+from expportrait_cli.media.image import is_image
+from expportrait_cli.media.join import join
+from expportrait_cli.media.video import probe
+from expportrait_cli.pipeline import cache, film
+from expportrait_cli.pipeline.job import Job
+from expportrait_cli.pipeline.performance import Driver, write_meshes
+from expportrait_cli.pipeline.quality import fit_quality, tracking_quality
+from expportrait_cli.pipeline.record import Clock, licences, read_record, synthetic_tags, versions, write_record
+from expportrait_cli.pipeline.sheets import write_grid
+from expportrait_cli.track import track
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[int, int | None], None]
+Stage = Callable[[str], Progress]
+"""Announces a stage by its name, and returns what its progress is told to."""
+
+
+@dataclass(frozen=True)
+class Film:
+    """What a run left."""
+
+    path: Path
+    record: Path
+    summary: dict[str, Any]
+
+
+def generate(job: Job, kinds: tuple[str, str], stage: Stage) -> Film:
+    """Make the film, or find that it is already there: same inputs, same settings, same tool. `kinds` is `check(job)`.
+
+    What a killed run finished is in `job.work` and is not made again.
+    """
+    hashes = {"reference": content_hash(job.reference), "driving": content_hash(job.driving)}
+    if job.curves is not None and job.curves.is_file():
+        hashes["curves"] = content_hash(job.curves)
+    whole = cache.made_by("generate", job.settings(), hashes)
+    known = read_record(job.record)
+    if known.get("key") == whole["key"] and job.out.is_file() and known.get("sha256") == content_hash(job.out):
+        log.info("%s is up to date: same inputs, same settings.", job.out)
+        return Film(job.out, job.record, known)
+    return _Run(job, stage, hashes).film(kinds, whole["key"])
+
+
+class _Run:
+    """One run: the head model, the clock, and the artifacts in the work folder."""
+
+    def __init__(self, job: Job, stage: Stage, hashes: dict[str, str]) -> None:
+        self.job, self.stage, self.hashes = job, stage, hashes
+        self.clock = Clock()
+        job.work.mkdir(parents=True, exist_ok=True)
+        self.head = load_head()
+
+    def film(self, kinds: tuple[str, str], key: str) -> Film:
+        """Run the stages in order."""
+        job, started = self.job, perf_counter()
+        tracking, driver_key = self._driver(kinds[1])
+        head_fit, head_key = self._head_fit(kinds[0], tracking, driver_key)
+        meshes, meshes_key = self._meshes(head_fit, tracking, {"head": head_key, "driver": driver_key})
+        driver = Driver.of(tracking) if tracking is not None else Driver.behind(job.driving)
+        header = cache.made_by("generate", asdict(job.generate), {"head": head_key, "meshes": meshes_key})
+        folder = job.work / f"segments-{header['key'][:16]}"
+        film.forget_others(folder)
+        segments = self._timed(
+            "paint the film",
+            lambda progress: film.write_segments(
+                lambda start: paint(head_fit, meshes, self.head, job.generate, start=start),
+                folder,
+                frame_count=meshes.frame_count,
+                rate=meshes.rate,
+                progress=progress,
+            ),
+        )
+        audio, audio_start_s = self._audio(driver)
+        join(
+            segments,
+            job.out,
+            rate=meshes.rate,
+            frame_count=meshes.frame_count,
+            audio=audio,
+            audio_start_s=audio_start_s,
+            metadata=synthetic_tags(),
+        )
+        shutil.rmtree(folder)
+        if job.grid:
+            self._timed(
+                "draw the grid",
+                lambda progress: write_grid(
+                    job.grid_path, job.out, head_fit, meshes, driver, job.generate.size, progress
+                ),
+            )
+        summary = self._record(key, meshes, perf_counter() - started, _quality(head_fit, tracking))
+        if not job.keep_work:
+            shutil.rmtree(job.work)
+        return Film(job.out, job.record, summary)
+
+    def _timed(self, name: str, work: Callable[[Progress], Any]) -> Any:
+        progress, since = self.stage(name), perf_counter()
+        done = work(progress)
+        self.clock.note(name, since)
+        return done
+
+    def _tracked(self, role: str, source: Path, face: str) -> tuple[Tracking, str]:
+        """Tracking of a photo or clip, from the work folder if it is current."""
+        config = replace(self.job.track, face=face)
+        header = cache.made_by("track", asdict(config), {"source": self.hashes[role]})
+        tracking = cache.cached(
+            Tracking,
+            self.job.work / f"{role}.track.npz",
+            header,
+            lambda: self._timed(f"track the {role}", lambda progress: track(source, self.head, config, progress)),
+        )
+        return tracking, header["key"]
+
+    def _driver(self, kind: str) -> tuple[Tracking | None, str]:
+        path = self.job.driving
+        match kind:
+            case "meshes":
+                return None, ""
+            case "track":
+                return npz.load(Tracking, path), self.hashes["driving"]
+        return self._tracked("driving", path, self.job.driving_face)
+
+    def _head_fit(self, kind: str, driver: Tracking | None, driver_key: str) -> tuple[HeadFit, str]:
+        path = self.job.reference
+        if kind == "head":
+            head_fit = npz.load(HeadFit, path)
+            _check_source(path, head_fit)
+            return head_fit, self.hashes["reference"]
+        tracking, key = self._tracked("reference", path, self.job.track.face)
+        header = cache.made_by("fit", asdict(self.job.fit), {"track": key, "driver": driver_key})
+        head_fit = cache.cached(
+            HeadFit,
+            self.job.work / "reference.head.npz",
+            header,
+            lambda: self._timed(
+                "fit the head", lambda progress: fit(tracking, self.head, self.job.fit, progress, driver=driver)
+            ),
+        )
+        return head_fit, header["key"]
+
+    def _meshes(self, head_fit: HeadFit, tracking: Tracking | None, keys: dict[str, str]) -> tuple[Meshes, str]:
+        job = self.job
+        if tracking is None:
+            meshes = Meshes.open(job.driving)
+            if meshes.head_hash != self.hashes["reference"]:
+                raise InputError(f"{job.driving} was made for another head than {job.reference}. Run transfer again.")
+            return meshes, self.hashes["driving"]
+        header = cache.made_by("transfer", asdict(job.transfer), {**keys, "curves": self.hashes.get("curves", "")})
+        path = job.work / "driving.meshes.npz"
+        if not cache.is_current(path, header):
+            own = job.work / "reference.head.npz"
+            self._timed(
+                "transfer",
+                lambda progress: write_meshes(
+                    path,
+                    header,
+                    head_fit,
+                    tracking,
+                    head=self.head,
+                    head_hash=content_hash(own) if own.is_file() else self.hashes["reference"],
+                    config=job.transfer,
+                    curves=job.curves,
+                    progress=progress,
+                ),
+            )
+        return Meshes.open(path), header["key"]
+
+    def _audio(self, driver: Driver | None) -> tuple[Path | None, float]:
+        """File that the sound comes from, and the time in it that frame 0 shows."""
+        match self.job.generate.audio:
+            case "none":
+                return None, 0.0
+            case "reference":
+                source = self.job.reference
+            case "driving":
+                source = driver.source if driver is not None else self.job.driving
+        if source.suffix == ".npz" or not source.is_file():
+            log.warning("The clip behind %s is gone: the film has no sound.", source)
+            return None, 0.0
+        if is_image(source):
+            return None, 0.0
+        info = probe(source)
+        return (source, info.start_s) if info.has_audio else (None, 0.0)
+
+    def _record(self, key: str, meshes: Meshes, seconds: float, quality: dict[str, Any]) -> dict[str, Any]:
+        inputs = {"reference": self.job.reference, "driving": self.job.driving, "curves": self.job.curves}
+        content = {
+            "output": str(self.job.out),
+            "sha256": content_hash(self.job.out),
+            "key": key,
+            "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "synthetic": synthetic_tags()["comment"],
+            "inputs": {role: {"path": str(inputs[role]), "sha256": digest} for role, digest in self.hashes.items()},
+            "frames": meshes.frame_count,
+            "rate": str(meshes.rate),
+            "seed": self.job.generate.seed,
+            "settings": self.job.settings(),
+            "quality": quality,
+            "seconds": {**self.clock.seconds, "whole run": round(seconds, 3)},
+            "versions": versions(),
+            "weights": licences(("track", "fit", "transfer", "render", "generate")),
+        }
+        write_record(self.job.record, content)
+        return content
+
+
+def _check_source(path: Path, head_fit: HeadFit) -> None:
+    source = Path(head_fit.source)
+    if not source.is_file() or content_hash(source) != head_fit.source_hash:
+        raise InputError(
+            f"{path} takes its texture from {source}, which is gone or has changed. Track and fit it again."
+        )
+
+
+def _quality(head_fit: HeadFit, tracking: Tracking | None) -> dict[str, Any]:
+    """What the artifacts themselves say about the result."""
+    return {**fit_quality(head_fit), **(tracking_quality(tracking) if tracking is not None else {})}
