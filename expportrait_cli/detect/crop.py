@@ -6,12 +6,13 @@ import cv2
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
 
-STILL_SIDE = 2.3
-"""Side of the crop of a face that does not move, in face heights."""
-TIGHT_SIDE = 1.95
-"""The crop shrinks to this many face heights before it reaches over the border of the image."""
+STILL_SIDE, TIGHT_SIDE = 2.3, 1.5
+"""Side of the crop of a face that does not move, in face sizes; and how far it shrinks rather than reach over the border
+of the picture, where there is nothing but stretched pixels."""
 HAIR, SHOULDERS, CHEEKS = 0.38, 0.52, 0.4
-"""What has to be visible above, below and beside the face, in face heights."""
+"""What should be visible above, below and beside the face, in face sizes."""
+TIGHT = 0.4
+"""Share of these margins that has to be visible, whatever the border."""
 
 
 class Crop(NamedTuple):
@@ -29,22 +30,29 @@ def steady_crop(faces: Float[np.ndarray, "T N 2"], size: tuple[int, int]) -> Cro
     scaling copies pixels. A lone outlier (beyond the 1st or 99th percentile) does not widen the crop.
     """
     seen = faces[np.isfinite(faces).all(axis=(1, 2))]
-    low, high = seen.min(axis=1), seen.max(axis=1)
-    heights = (high - low).max(axis=1)
+    bounds = seen.min(axis=1), seen.max(axis=1)
+    heights = (bounds[1] - bounds[0]).max(axis=1)
     face = float(np.median(heights))
-    reach = np.stack([heights, heights], -1)
-    low = np.percentile(low - reach * [CHEEKS, HAIR], 1, axis=0)
-    high = np.percentile(high + reach * [CHEEKS, SHOULDERS], 99, axis=0)
-    spread = float((high - low).max())
-    side = max(STILL_SIDE * face, spread)
+    low, high, side = _around(*bounds, heights, 1.0, STILL_SIDE * face)
     if side > min(size):
-        side = max(min(size), TIGHT_SIDE * face, spread)
+        low, high, needed = _around(*bounds, heights, TIGHT, TIGHT_SIDE * face)
+        side = max(float(min(size)), needed)
     side = float(round(side))
     corner = np.round((low + high) / 2 - side / 2)
     # Never show border on one side while the image goes on beyond the other.
     room = np.array(size) - side
     corner = np.clip(corner, np.minimum(0, room), np.maximum(0, room))
     return Crop(float(round(corner[0])), float(round(corner[1])), side)
+
+
+def _around(
+    low: np.ndarray, high: np.ndarray, heights: np.ndarray, share: float, least: float
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Corners of what holds nearly all faces and a share of their margins, and the side of its square."""
+    reach = share * heights[:, None]
+    first = np.percentile(low - reach * [CHEEKS, HAIR], 1, axis=0)
+    last = np.percentile(high + reach * [CHEEKS, SHOULDERS], 99, axis=0)
+    return first, last, max(least, float((last - first).max()))
 
 
 def crop_image(image: UInt8[np.ndarray, "H W 3"], crop: Crop, out_size: int) -> UInt8[np.ndarray, "S S 3"]:

@@ -7,10 +7,11 @@ from expportrait_cli.detect.crop import Crop, crop_image, uncrop_points
 from expportrait_cli.detect.faces import FaceBox, FaceFinder
 from expportrait_cli.detect.mediapipe_adapter import LandmarkNet
 
+Image = UInt8[np.ndarray, "H W 3"]
 Landmarks = Float32[np.ndarray, "478 2"]
-VIEW = 256
-"""Pixels of the crop that the net is given. It looks at 192 of them: there its sampling, which starts at the corner of a
-pixel and takes no averages, is neither shifted by half a pixel nor aliased."""
+VIEW = 384
+"""Pixels of the crop that the net is given. It takes 192 samples across three quarters of them, without averaging, half
+a sample towards the origin: at 384 that is 0.3 % of the inter-ocular distance and nothing is aliased."""
 AROUND = 2.0
 """Side of that crop, in face sizes."""
 LOOSE, TIGHT, OFF_CENTRE = 1.55, 2.6, 0.13
@@ -32,22 +33,26 @@ def extent(landmarks: Landmarks) -> tuple[np.ndarray, float]:
 class FaceMesh:
     """478 landmarks of the face in a given box; with `video`, of the same face in every following frame.
 
-    A clip's view is fixed until the face leaves its middle, so that a still face gets still landmarks.
+    A clip's view is fixed until the face leaves its middle, so that a still face gets still landmarks. Each frame is
+    detected anew inside the view: landmarks that follow the previous ones drift by 1 % of the inter-ocular distance.
+    They only step in where no face is detected, as in profile.
     """
 
     def __init__(self, *, video: bool) -> None:
-        self._video = video
-        self._net = LandmarkNet(video=video)
+        self._net = LandmarkNet(video=False)
+        self._follower = LandmarkNet(video=True) if video else None
         self._finder: FaceFinder | None = None
         self.reset()
 
     def reset(self) -> None:
         """Forget the face that was followed, at a cut or before another clip."""
         self._view: Crop | None = None
+        self._seen: Image | None = None
+        self._following = False
         self._last: tuple[np.ndarray, float] | None = None
         self._lost = 0
 
-    def landmarks(self, image: UInt8[np.ndarray, "H W 3"], box: FaceBox | None = None) -> Landmarks | None:
+    def landmarks(self, image: Image, box: FaceBox | None = None) -> Landmarks | None:
         """Landmarks in source px, or None without the face.
 
         A box starts at that face; without one a clip goes on with the face of the frame before, looked for again
@@ -57,50 +62,70 @@ class FaceMesh:
             self.reset()
             return self._start(image, box)
         if self._view is not None:
-            points = self._follow(image)
+            points = self._continue(image, self._view)
             if points is not None:
                 return points
+            self._view = None
         box = self._again(image)
         return None if box is None else self._start(image, box)
 
-    def _start(self, image: UInt8[np.ndarray, "H W 3"], box: FaceBox) -> Landmarks | None:
-        """Landmarks in a view around a box; a second look, from the landmarks, where other faces stand close."""
-        centre = np.array(box.centre)
+    def _start(self, image: Image, box: FaceBox) -> Landmarks | None:
+        """Landmarks near a box, then once more in the view that they centre."""
         for around in (AROUND, 1.5, 3.0):
-            view = _square(centre, box.side * around)
-            points = self._look(image, view, fresh=True)
-            if points is not None and self._is_in(points, box):
+            points = self._look(image, _square(np.array(box.centre), box.side * around))
+            if points is not None and _is_in(points, box):
                 self._keep(points)
                 return self._settle(image, points)
         return None
 
-    def _settle(self, image: UInt8[np.ndarray, "H W 3"], points: Landmarks) -> Landmarks:
-        """Look again in a view around the landmarks; a clip's second look starts from its own first one."""
+    def _settle(self, image: Image, points: Landmarks) -> Landmarks:
         centre, size = extent(points)
         self._view = _square(centre, size * AROUND)
-        better = self._look(image, self._view, fresh=True)
-        if better is not None and self._video:
-            better = self._look(image, self._view, fresh=False)
+        better = self._look(image, self._view)
         if better is None or not self._same(better):
             return points
         self._keep(better)
         return better
 
-    def _follow(self, image: UInt8[np.ndarray, "H W 3"]) -> Landmarks | None:
-        assert self._view is not None
-        points = self._look(image, self._view, fresh=False)
+    def _continue(self, image: Image, view: Crop) -> Landmarks | None:
+        before = self._seen
+        points = self._look(image, view)
         if points is None or not self._same(points):
-            self._view = None
-            return None
+            points = self._follow(before, view)
+            if points is None or not self._same(points):
+                return None
+        else:
+            self._following = False
         self._keep(points)
         centre, size = extent(points)
-        middle = np.array(self._view[:2]) + self._view.side / 2
-        away = float(np.abs(centre - middle).max()) / self._view.side
-        if LOOSE * size < self._view.side < TIGHT * size and away < OFF_CENTRE:
+        away = float(np.abs(centre - np.array(view[:2]) - view.side / 2).max()) / view.side
+        if LOOSE * size < view.side < TIGHT * size and away < OFF_CENTRE:
             return points
+        if self._following:
+            return points if away < 2 * OFF_CENTRE else None
         return self._settle(image, points)
 
-    def _again(self, image: UInt8[np.ndarray, "H W 3"]) -> FaceBox | None:
+    def _look(self, image: Image, view: Crop) -> Landmarks | None:
+        try:
+            self._seen = crop_image(image, view, VIEW)
+        except ValueError:
+            return None
+        points = self._net(self._seen)
+        return None if points is None else uncrop_points(points, view, VIEW)
+
+    def _follow(self, before: Image | None, view: Crop) -> Landmarks | None:
+        """Landmarks from those of the frame before, in the same view."""
+        if self._follower is None or before is None or self._seen is None:
+            return None
+        if not self._following:
+            self._follower.forget()
+            if self._follower(before) is None:
+                return None
+        points = self._follower(self._seen)
+        self._following = points is not None
+        return None if points is None else uncrop_points(points, view, VIEW)
+
+    def _again(self, image: Image) -> FaceBox | None:
         """The detected face that continues the lost one: near its place, the further the longer it is gone."""
         if self._finder is None:
             self._finder = FaceFinder()
@@ -118,16 +143,6 @@ class FaceMesh:
         distance, face = min(near, key=lambda pair: pair[0], default=(np.inf, None))
         return face if distance < reach else None
 
-    def _look(self, image: UInt8[np.ndarray, "H W 3"], view: Crop, *, fresh: bool) -> Landmarks | None:
-        if fresh and self._video:
-            self._net.forget()
-        try:
-            seen = crop_image(image, view, VIEW)
-        except ValueError:
-            return None
-        points = self._net(seen)
-        return None if points is None else uncrop_points(points, view, VIEW)
-
     def _keep(self, points: Landmarks) -> None:
         self._last = extent(points)
         self._lost = 0
@@ -139,10 +154,11 @@ class FaceMesh:
         (centre, size), (before, size_before) = extent(points), self._last
         return 0.6 < size / size_before < 1.6 and float(np.hypot(*(centre - before))) < 0.5 * size_before
 
-    def _is_in(self, points: Landmarks, box: FaceBox) -> bool:
-        centre, size = extent(points)
-        distance = float(np.hypot(*(centre - np.array(box.centre))))
-        return distance < 0.5 * box.side and 0.6 < size / box.side < 2.2
+
+def _is_in(points: Landmarks, box: FaceBox) -> bool:
+    centre, size = extent(points)
+    distance = float(np.hypot(*(centre - np.array(box.centre))))
+    return distance < 0.5 * box.side and 0.6 < size / box.side < 2.2
 
 
 def _square(centre: np.ndarray, side: float) -> Crop:
