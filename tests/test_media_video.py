@@ -57,7 +57,7 @@ def test_codecs_agree_on_the_colours(make_clip, name, options):
     assert len(frames) == len(reference) == 15
     # Averages over 8 x 8 px, because 4:2:0 chroma smears the picture's hard edges; a wrong matrix or range costs 8.
     found, expected = (cv2.resize(a, (16, 12), interpolation=cv2.INTER_AREA) for a in (frames[7], reference[7]))
-    assert np.abs(found.astype(int) - expected).mean() < 3
+    assert np.abs(found.astype(int) - expected).mean() < 4
 
 
 @pytest.mark.parametrize("size", ["320x240", "1280x720"])
