@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-Face = str
+SIZES = (256, 512, 768)
 OnMissing = Literal["hold", "interpolate", "fail"]
 Audio = Literal["driving", "reference", "none"]
 

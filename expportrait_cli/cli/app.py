@@ -42,10 +42,11 @@ app = typer.Typer(
 )
 
 
-def _version(value: bool) -> None:
+def _version(value: bool) -> bool:
     if value:
         typer.echo(f"expportrait {__version__}")
         raise typer.Exit()
+    return value
 
 
 @app.callback()
@@ -125,15 +126,24 @@ def run(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         return _interrupted()
     except BrokenPipeError:
-        # Nobody reads any more; without this, Python complains once more when it closes stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return BROKEN_PIPE
+        return _closed_pipe()
+    except SystemExit as end:
+        # Typer's own way out of a closed pipe is the code 1, which here means a fault of the tool.
+        if isinstance(end.__context__, BrokenPipeError):
+            return _closed_pipe()
+        raise
     except Exception as error:
         # The boundary: what a user can mend ends in one line, everything else keeps its traceback.
         return report(error)
     if code == INTERRUPTED:
         return _interrupted()
     return code if isinstance(code, int) else 0
+
+
+def _closed_pipe() -> int:
+    # Nobody reads any more; without this, Python complains once more when it closes stdout.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return BROKEN_PIPE
 
 
 def report(error: Exception) -> int:

@@ -8,6 +8,7 @@ import typer
 from expportrait_cli.cli import options
 from expportrait_cli.cli.display import Display
 from expportrait_cli.config import FitConfig
+from expportrait_cli.pipeline.names import stem
 
 
 def fit(
@@ -30,7 +31,7 @@ def fit(
     """Build the person's head: identity, and the offset that hair, clothes and shoulders add."""
     options.existing(tracking, kind="track")
     others = () if driver is None else (options.existing(driver, kind="track"),)
-    path = options.result(out, f"{options.stem(tracking)}.head.npz", inputs=(tracking, *others))
+    path = options.result(out, f"{stem(tracking)}.head.npz", inputs=(tracking, *others))
     from expportrait_cli.pipeline import single
 
     with Display() as display:

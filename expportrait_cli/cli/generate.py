@@ -8,6 +8,7 @@ import typer
 from expportrait_cli.cli import options
 from expportrait_cli.cli.display import Display
 from expportrait_cli.config import GenerateConfig, TrackConfig, TransferConfig
+from expportrait_cli.pipeline.names import film_name
 
 
 def generate(
@@ -66,8 +67,7 @@ def generate(
     ref, drive = options.two(reference, driving, source_option, driving_option)
     options.existing(ref)
     options.existing(drive)
-    default = f"{options.stem(ref)}--{options.stem(drive)}.mp4"
-    path = options.result(out, default, inputs=(ref, drive), suffixes=(".mp4",))
+    path = options.result(out, film_name(ref, drive), inputs=(ref, drive), suffixes=(".mp4",))
     options.check_curves(curves)
     from expportrait_cli.pipeline import job as jobs
 

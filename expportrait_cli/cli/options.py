@@ -125,15 +125,6 @@ MAKERS = {
 }
 
 
-def stem(path: Path) -> str:
-    """Name without its last suffix, and without the kind of an artifact: `a.track.npz` is `a`."""
-    name = path.stem
-    return name.rpartition(".")[0] if path.suffix == ".npz" and name.endswith(KINDS) else name
-
-
-KINDS = (".track", ".head", ".meshes")
-
-
 def result(out: Path | None, default: str, *, inputs: tuple[Path, ...], suffixes: tuple[str, ...] = (".npz",)) -> Path:
     """Where a command writes: `out`, or `default` in it when it is a folder, or in the current one.
 

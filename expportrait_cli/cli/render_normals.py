@@ -9,6 +9,7 @@ from expportrait_cli.cli import options
 from expportrait_cli.cli.display import Display
 from expportrait_cli.config import RenderConfig
 from expportrait_cli.errors import UsageError
+from expportrait_cli.pipeline.names import stem
 
 
 def render_normals(
@@ -34,7 +35,7 @@ def render_normals(
     options.existing(meshes, kind="meshes")
     if view and orbit:
         raise UsageError("--view and --orbit exclude each other: --orbit yaw=-30..30,pitch=5 does both.")
-    path = options.result(out, f"{options.stem(meshes)}.normals.mkv", inputs=(meshes,), suffixes=(".normals.mkv",))
+    path = options.result(out, f"{stem(meshes)}.normals.mkv", inputs=(meshes,), suffixes=(".normals.mkv",))
     from expportrait_cli.pipeline import single
 
     config = RenderConfig(size=int(size), antialias=antialias)

@@ -8,6 +8,7 @@ import typer
 from expportrait_cli.cli import options
 from expportrait_cli.cli.display import Display
 from expportrait_cli.config import TrackConfig
+from expportrait_cli.errors import InputError
 
 
 def track(
@@ -23,6 +24,10 @@ def track(
     """Follow one face: landmarks, expression, jaw, gaze, head pose and camera of every frame."""
     options.existing(source)
     path = options.result(out, f"{source.stem}.track.npz", inputs=(source,))
+    from expportrait_cli.pipeline.job import kind_of
+
+    if kind_of(source) not in ("photo", "clip"):
+        raise InputError(f"{source} is an artifact, expected a photo or a clip.")
     from expportrait_cli.pipeline import single
 
     with Display() as display:

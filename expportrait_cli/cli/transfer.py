@@ -8,6 +8,7 @@ import typer
 from expportrait_cli.cli import options
 from expportrait_cli.cli.display import Display
 from expportrait_cli.config import TransferConfig
+from expportrait_cli.pipeline.names import stem
 
 
 def transfer(
@@ -29,7 +30,7 @@ def transfer(
     """Put the driver's performance onto the person's head."""
     options.existing(head, kind="head")
     options.existing(driving, kind="track")
-    path = options.result(out, f"{options.stem(head)}--{options.stem(driving)}.meshes.npz", inputs=(head, driving))
+    path = options.result(out, f"{stem(head)}--{stem(driving)}.meshes.npz", inputs=(head, driving))
     options.check_curves(curves)
     from expportrait_cli.pipeline import single
 

@@ -2,8 +2,7 @@
 
 import logging
 import shutil
-from collections.abc import Callable, Generator
-from contextlib import closing
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
@@ -18,7 +17,7 @@ log = logging.getLogger(__name__)
 SEGMENT = 120
 """Frames of a segment: what a kill can cost."""
 
-Frames = Generator[UInt8[np.ndarray, "H W 3"], None, None]
+Frames = Iterator[UInt8[np.ndarray, "H W 3"]]
 
 
 def write_segments(
@@ -42,19 +41,16 @@ def write_segments(
     if done:
         log.info("Going on at frame %d of %d.", first, frame_count)
     progress(first, frame_count)
-    with closing(paint(first)) as frames:
-        for start, path in zip(range(first, frame_count, SEGMENT), paths[done:], strict=True):
-            _write(path, islice(frames, SEGMENT), start, min(SEGMENT, frame_count - start), rate, progress, frame_count)
+    frames = paint(first)
+    for start, path in zip(range(first, frame_count, SEGMENT), paths[done:], strict=True):
+        expected = min(SEGMENT, frame_count - start)
+        with VideoWriter(path, rate=rate) as writer:
+            for index, frame in enumerate(islice(frames, expected), start + 1):
+                writer.write(frame)
+                progress(index, frame_count)
+            if writer.frame_count != expected:
+                raise RuntimeError(f"{writer.frame_count} frames were painted from {start} on, expected {expected}")
     return paths
-
-
-def _write(path, frames, start: int, expected: int, rate: Fraction, progress, frame_count: int) -> None:
-    with VideoWriter(path, rate=rate) as writer:
-        for index, frame in enumerate(frames, start + 1):
-            writer.write(frame)
-            progress(index, frame_count)
-        if writer.frame_count != expected:
-            raise RuntimeError(f"{writer.frame_count} frames were painted for {path.name}, expected {expected}")
 
 
 def forget_others(folder: Path) -> None:

@@ -5,14 +5,16 @@ import json
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from expportrait_cli.config import GenerateConfig, TrackConfig, TransferConfig
+from expportrait_cli.config import SIZES, GenerateConfig, TrackConfig, TransferConfig
 from expportrait_cli.errors import InputError
 from expportrait_cli.pipeline.job import Job
+from expportrait_cli.pipeline.names import film_name
 
 WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 SECTIONS = {"track": TrackConfig, "transfer": TransferConfig, "generate": GenerateConfig}
+CHOICES = {"size": SIZES}
 PATHS = ("reference", "driving", "output", "curves")
 REFUSED = ("several",)
 """Settings that a list cannot change: in a batch, several faces without a choice are always an error."""
@@ -69,23 +71,32 @@ def _job(row: dict[str, Any], base: Path, folder: Path, place: str) -> Job:
             raise InputError(f"{place}: no {name}. Expected at least reference and driving.")
     named = {name: Path(str(row.pop(name))) for name in PATHS if name in row}
     reference, driving = base / named["reference"], base / named["driving"]
-    out = base / named["output"] if "output" in named else folder / f"{reference.stem}--{driving.stem}.mp4"
+    out = base / named["output"] if "output" in named else folder / film_name(reference, driving)
     if out.suffix.lower() != ".mp4":
         raise InputError(f"{place}: the output's name must end in .mp4, found {out.name}.")
     grid = _value(row.pop("grid", False), False, "grid", place)
     driving_face = str(row.pop("driving_face", TrackConfig.face))
-    sections: dict[str, Any] = {}
-    for section, cls in SECTIONS.items():
-        chosen = {
-            f.name: _value(row.pop(f.name), f.default, f.name, place)
-            for f in fields(cls)
-            if f.name in row and f.name not in REFUSED
-        }
-        sections[section] = cls(**({"several": "fail"} if section == "track" else {}), **chosen)
+    sections = {section: _section(section, row, place) for section in SECTIONS}
     if row:
         raise InputError(f"{place}: unknown column {', '.join(sorted(row))}.")
     curves = base / named["curves"] if "curves" in named else None
     return Job(reference, driving, out, driving_face=driving_face, curves=curves, grid=grid, **sections)
+
+
+def _section(section: str, row: dict[str, Any], place: str) -> Any:
+    """Take a stage's settings out of a row."""
+    cls = SECTIONS[section]
+    hints = get_type_hints(cls)
+    chosen: dict[str, Any] = {"several": "fail"} if section == "track" else {}
+    for field in fields(cls):
+        if field.name not in row or field.name in REFUSED:
+            continue
+        value = _value(row.pop(field.name), field.default, field.name, place)
+        allowed = get_args(hints[field.name]) if get_origin(hints[field.name]) is Literal else CHOICES.get(field.name)
+        if allowed is not None and value not in allowed:
+            raise InputError(f"{place}: {field.name} is {value!r}, expected one of {', '.join(map(str, allowed))}.")
+        chosen[field.name] = value
+    return cls(**chosen)
 
 
 def _value(value: Any, default: Any, name: str, place: str) -> Any:
@@ -97,10 +108,9 @@ def _value(value: Any, default: Any, name: str, place: str) -> Any:
                 return WORDS[text.lower()]
             case int():
                 return int(text)
-            case float():
+            case float() | None:
                 return float(text)
-            case None:
-                return float(text) if text else None
         return text
     except (KeyError, ValueError):
-        raise InputError(f"{place}: {name} is {text!r}, expected {type(default).__name__}.") from None
+        kind = {bool: "yes or no", int: "a whole number"}.get(type(default), "a number")
+        raise InputError(f"{place}: {name} is {text!r}, expected {kind}.") from None

@@ -90,7 +90,7 @@ def render_normals(
     device = _device()
     info = files.NormalsInfo(
         camera=Camera.of_crop(meshes.focal_px, CROP_SIZE, config.size),
-        rate=(meshes.rate.numerator, meshes.rate.denominator),
+        rate=meshes.rate,
         mesh_hash=content_hash(meshes_path),
         rasterizer=rasterizer.choose(device)[0],
     )

@@ -66,7 +66,6 @@ class _Run:
     def __init__(self, job: Job, stage: Stage, hashes: dict[str, str]) -> None:
         self.job, self.stage, self.hashes = job, stage, hashes
         self.clock = Clock()
-        job.work.mkdir(parents=True, exist_ok=True)
         self.head = load_head()
 
     def film(self, kinds: tuple[str, str], key: str) -> Film:

@@ -1,0 +1,77 @@
+"""Segments and how they join: a kill costs a segment, and the film is whole to the frame."""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from expportrait_cli.media import ffmpeg
+from expportrait_cli.media.join import join
+from expportrait_cli.media.video import frame_count, probe, read_frames
+from expportrait_cli.pipeline import film
+
+COUNT = film.SEGMENT * 2 + 17
+
+
+def paint(first: int):
+    for index in range(first, COUNT):
+        yield np.full((64, 64, 3), index % 200, np.uint8)
+
+
+def write(folder, paint=paint, rate=Fraction(30000, 1001)):
+    return film.write_segments(paint, folder, frame_count=COUNT, rate=rate, progress=lambda done, total: None)
+
+
+@pytest.mark.parametrize("rate", [Fraction(30000, 1001), Fraction(25), Fraction(24000, 1001), Fraction(60)])
+def test_the_joined_film_has_every_frame_at_its_time(rate, tmp_path):
+    out = tmp_path / "film.mp4"
+    join(write(tmp_path / "it's segments", rate=rate), out, rate=rate, frame_count=COUNT)
+    info = probe(out)
+    assert info.rate == rate and not info.variable_rate and info.start_s == 0
+    shades = [int(frame[32, 32, 0]) for frame in read_frames(out)]
+    assert len(shades) == COUNT
+    assert max(abs(shade - index % 200) for index, shade in enumerate(shades)) <= 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["film.mp4", "it's segments"]
+
+
+def test_sound_and_tags_go_with_it(tmp_path):
+    sound = tmp_path / "sound.m4a"
+    ffmpeg.run("-f", "lavfi", "-i", "sine=duration=60", "-y", str(sound))
+    out = tmp_path / "film.mp4"
+    tags = {"comment": "AI-generated: a test"}
+    join(write(tmp_path / "parts"), out, rate=Fraction(30000, 1001), frame_count=COUNT, audio=sound, metadata=tags)
+    assert probe(out).has_audio
+    assert frame_count(out) == COUNT
+    report = ffmpeg.run(*ffmpeg.input_file(out))[2]
+    assert "AI-generated: a test" in report
+    # Cut to the film, which is 8.6 s long: within one packet of sound.
+    assert "Duration: 00:00:08.5" in report or "Duration: 00:00:08.6" in report
+
+
+def test_a_killed_run_goes_on_with_the_segment_that_it_was_in(tmp_path):
+    def killed(first):
+        for index, frame in enumerate(paint(first), first):
+            if index == film.SEGMENT + 40:
+                raise KeyboardInterrupt
+            yield frame
+
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path, killed)
+    assert [path.name for path in tmp_path.iterdir()] == ["00000000.mp4"]
+    starts = []
+    segments = write(tmp_path, lambda first: starts.append(first) or paint(first))
+    assert starts == [film.SEGMENT]
+    assert [frame_count(path) for path in segments] == [film.SEGMENT, film.SEGMENT, 17]
+    assert write(tmp_path, lambda first: pytest.fail("painted again")) == segments
+
+
+def test_too_few_frames_are_a_fault(tmp_path):
+    with pytest.raises(RuntimeError, match="expected 17"):
+        write(tmp_path, lambda first: (frame for frame, _ in zip(paint(first), range(COUNT - 1), strict=False)))
+
+
+def test_segments_of_other_settings_are_removed(tmp_path):
+    (tmp_path / "segments-old").mkdir()
+    (tmp_path / "segments-new").mkdir()
+    film.forget_others(tmp_path / "segments-new")
+    assert [path.name for path in tmp_path.iterdir()] == ["segments-new"]

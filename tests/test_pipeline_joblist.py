@@ -1,0 +1,71 @@
+"""Lists of jobs: what a row may say, and the line that is named when it says something else."""
+
+import json
+
+import pytest
+
+from expportrait_cli.errors import InputError
+from expportrait_cli.pipeline.joblist import read_jobs
+
+
+def test_csv_rows_become_jobs(tmp_path):
+    path = tmp_path / "jobs.csv"
+    path.write_text(
+        "reference,driving,output,size,paste_back,expression_scale,turn_limit_deg,face\n"
+        "a.png,b.mp4,,256,yes,1.5,,left\n"
+        "a.png,c.mp4,films/c.mp4,,,,20,\n"
+    )
+    first, second = read_jobs(path, tmp_path / "out")
+    assert first.reference == tmp_path / "a.png" and first.out == tmp_path / "out" / "a--b.mp4"
+    assert (first.generate.size, first.generate.paste_back, first.transfer.expression_scale) == (256, True, 1.5)
+    assert first.track.face == "left"
+    assert second.out == tmp_path / "films" / "c.mp4" and second.transfer.turn_limit_deg == 20
+    assert first.track.several == second.track.several == "fail"
+
+
+def test_jsonl_rows_become_jobs(tmp_path):
+    path = tmp_path / "jobs.jsonl"
+    rows = [{"reference": "a.png", "driving": "b.mp4", "grid": True}, {"reference": "a.png", "driving": "c.track.npz"}]
+    path.write_text("\n".join(map(json.dumps, rows)) + "\n\n")
+    first, second = read_jobs(path, tmp_path)
+    assert first.grid and not second.grid
+    assert second.out.name == "a--c.mp4"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("reference,driving\n", "no jobs"),
+        ("reference,driving\na.png,\n", "line 2: no driving"),
+        ("reference,driving,colour\na.png,b.mp4,red\n", "line 2: unknown column colour"),
+        ("reference,driving,size\na.png,b.mp4,big\n", "line 2: size is 'big'"),
+        ("reference,driving,size\na.png,b.mp4,500\n", "line 2: size is 500"),
+        ("reference,driving,audio\na.png,b.mp4,loud\n", "line 2: audio is 'loud'"),
+        ("reference,driving,grid\na.png,b.mp4,maybe\n", "line 2: grid is 'maybe'"),
+        ("reference,driving\na.png,b.mp4,c.mp4\n", "line 2: more cells"),
+        ("reference,driving,output\na.png,b.mp4,x.avi\n", "line 2: the output's name"),
+        ("reference,driving\na.png,b.mp4\na.png,b.mp4\n", "line 3: an earlier line"),
+        ("reference,driving,several\na.png,b.mp4,note\n", "unknown column several"),
+    ],
+)
+def test_the_line_is_named(text, says, tmp_path):
+    path = tmp_path / "jobs.csv"
+    path.write_text(text)
+    with pytest.raises(InputError) as caught:
+        read_jobs(path, tmp_path)
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize("line", ["{", "[1]", "3"])
+def test_json_that_is_no_job(line, tmp_path):
+    path = tmp_path / "jobs.jsonl"
+    path.write_text(line)
+    with pytest.raises(InputError, match="line 1"):
+        read_jobs(path, tmp_path)
+
+
+def test_a_list_that_is_no_text(tmp_path):
+    path = tmp_path / "jobs.csv"
+    path.write_bytes(b"\xff\xfe\x00\x80")
+    with pytest.raises(InputError, match="as text"):
+        read_jobs(path, tmp_path)
