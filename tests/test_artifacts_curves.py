@@ -87,7 +87,7 @@ def test_errors_name_line_and_column(table):
 
 def test_wrong_tables(table):
     rows = cells(table)
-    put(table, [row + [row[1]] for row in rows])
+    put(table, [[*row, row[1]] for row in rows])
     assert "twice" in refused(table)
     put(table, [[*rows[0], "smile"], *([*row, "0"] for row in rows[1:])])
     assert "'smile' is unknown" in refused(table)

@@ -1,8 +1,8 @@
 import logging
-import os
 import subprocess
 import sys
 from fractions import Fraction
+from pathlib import Path
 
 import cv2
 import imageio_ffmpeg
@@ -188,12 +188,7 @@ def test_closing_early_stops_ffmpeg_and_nothing_lies_beside_the_clip(make_clip, 
 
 
 def _children() -> list[str]:
-    tasks = [f"/proc/self/task/{task}/children" for task in os.listdir("/proc/self/task")]
-    found = []
-    for task in tasks:
-        with open(task) as file:
-            found += file.read().split()
-    return found
+    return " ".join(task.read_text() for task in Path("/proc/self/task").glob("*/children")).split()
 
 
 @pytest.mark.slow

@@ -91,8 +91,8 @@ def test_ntsc_sound_does_not_drift(tmp_path, make_clip, suffix):
     assert probe(path).rate == NTSC
     a, b = samples(clip), samples(path)
     assert abs(len(a) - len(b)) <= 2048
-    # The packets were copied: the same samples at the same times.
-    assert np.abs(a[: 5 * 48000].astype(int) - b[: 5 * 48000]).max() <= (1 if suffix == "mp4" else 40)
+    # The same samples at the same times: copied packets, or FLAC.
+    assert np.abs(a[: 5 * 48000].astype(int) - b[: 5 * 48000]).max() <= 1
 
 
 def test_sound_is_cut_to_the_film_and_never_the_film_to_the_sound(tmp_path, make_clip, picture):
@@ -183,7 +183,7 @@ def test_refusals(tmp_path):
         with pytest.raises(OutputError, match=said) as error:
             write(tmp_path / name, [frame])
         assert "\n" not in str(error.value)
-    with pytest.raises(OutputError, match=".mkv"):
+    with pytest.raises(OutputError, match=r"\.mkv"):
         write(tmp_path / "a.mp4", [frame], lossless=True)
     with pytest.raises(OutputError, match="no frames"):
         write(tmp_path / "a.mp4", [])

@@ -217,6 +217,8 @@ def _report_damage(info: VideoInfo, start: int, count: int, errors: str) -> None
 
 
 def _refusal(path: str | os.PathLike[str], status: int, report: str, source: str) -> str:
+    if status < 0:
+        return f"{path} made ffmpeg crash (signal {-status}). Convert it to MP4, or update imageio-ffmpeg."
     if "Stream #0" not in source:
         with Path(path).open("rb") as file:
             is_mp4 = file.read(8)[4:] == b"ftyp"

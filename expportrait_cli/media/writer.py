@@ -49,7 +49,7 @@ class VideoWriter:
             path: .mp4, .m4v, .mov or .mkv; lossless films are .mkv.
             rate: exact frames per second.
             audio: file whose first audio track goes with the film, cut to the film's length and never the film to
-                it: copied when the container takes it unchanged, else AAC. A file without audio is fine.
+                it: copied when the container takes it unchanged, else AAC, FLAC in .mkv. A file without audio is fine.
             audio_start_s: the time in that file that frame 0 shows: `VideoInfo.start_s`, plus the start of a range.
             metadata: title, comment, description and the like, as the container knows them.
             lossless: keep every bit.
@@ -185,8 +185,10 @@ class VideoWriter:
         _, _, report = ffmpeg.run(*source)
         codec = report.partition(": Audio: ")[2].split(" ", 1)[0].strip(",")
         # Packets are some 20 ms long: sound that starts inside one must be cut as samples.
-        is_copied = codec in COPIED_AUDIO and self._audio_start_s < 1e-3
-        how = ["-c:a", "copy"] if is_copied else ["-c:a", "aac", "-b:a", "192k", "-af", "aresample=async=1:first_pts=0"]
+        # Matroska cannot say which samples of the first AAC packet to skip: copied sound would come 20 ms late.
+        is_copied = codec in COPIED_AUDIO and self._audio_start_s < 1e-3 and self._format != "matroska"
+        encoder = ["-c:a", "flac"] if self._format == "matroska" else ["-c:a", "aac", "-b:a", "192k"]
+        how = ["-c:a", "copy"] if is_copied else [*encoder, "-af", "aresample=async=1:first_pts=0"]
         status, _, errors = ffmpeg.run(
             *["-loglevel", "error", *ffmpeg.input_file(self._film)],
             *([] if is_copied else ["-ss", f"{self._audio_start_s:.6f}"]),
