@@ -1,0 +1,203 @@
+"""Motion of the head and of the torso in the image plane, from optical flow.
+
+Landmarks follow the face, whose expression leaks into any pose fitted to them; hair, forehead and clothes do not smile.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, Float32, Float64, Int64, UInt8
+
+SIZE = 256
+MIN_PIXELS = 250
+"""Smallest region that is measured, px of the small image."""
+ROUNDS = 6
+CAUCHY_PX = 1.0
+"""Residual at which a pixel counts half, px of the small image."""
+TRUSTED_PX = 1.0
+"""Median residual at which the confidence is one half."""
+MIN_CONFIDENCE = 0.05
+"""Below this the region keeps its last motion and counts as not measured."""
+FAR_PX = 3.0
+"""Change from the frame before, px of the small image, after which the region is measured again from nearer."""
+PAD = 8
+"""Margin around a region that optical flow is computed on, px of the small image."""
+MIN_SPAN = 128
+"""OpenCV's DIS crashes on strips that its coarsest level makes narrower than a patch."""
+TORSO_SHARE = 0.3
+"""Without a torso in sight it takes this share of the head's shift."""
+FOREHEAD, CHIN, RIGHT_EAR, LEFT_EAR = 10, 152, 234, 454
+BROWS = [70, 63, 105, 66, 107, 336, 296, 334, 293, 300]
+IDENTITY = np.array([1, 0, 0, 0], np.float64)
+
+Image = UInt8[np.ndarray, "H W 3"]
+Plane = Float32[np.ndarray, "H W"]
+
+
+class Motion(NamedTuple):
+    """Where two regions of the first frame lie now."""
+
+    flow: Float32[np.ndarray, "2 4"]
+    """Similarity of hair and forehead, then of the torso, crop px: x' = a x - b y + c, y' = b x + a y + d."""
+    confidence: Float32[np.ndarray, " 2"]
+    """0 not measured, 1 every pixel agrees."""
+
+
+def head_and_torso(
+    landmarks: Float32[np.ndarray, "478 2"], matte: Plane
+) -> tuple[Bool[np.ndarray, "H W"], Bool[np.ndarray, "H W"]]:
+    """Regions of a crop: the person above the brows and beside the ears, and the person well below the chin.
+
+    Measured along the face's own upright direction, so that a tilted head has its hair above its brows.
+    """
+    height, width = matte.shape
+    y, x = np.mgrid[:height, :width].astype(np.float32) + 0.5
+    up = landmarks[FOREHEAD] - landmarks[CHIN]
+    face = float(np.linalg.norm(up))
+    up = up / face
+    brow = float((landmarks[BROWS] @ up).max())
+    ears = landmarks[[RIGHT_EAR, LEFT_EAR]]
+    above = x * up[0] + y * up[1]
+    across = x * -up[1] + y * up[0]
+    beside = ears @ np.array([-up[1], up[0]], np.float32)
+    sides = (above > float((ears @ up).mean())) & ((across < beside.min()) | (across > beside.max()))
+    person = matte > 0.9
+    head = person & ((above > brow + 0.03 * face) | sides)
+    torso = person & (above < float(landmarks[CHIN] @ up) - 0.12 * face)
+    return head, torso
+
+
+@dataclass
+class Region:
+    """A region of the first frame and where it was last."""
+
+    rows: Int64[np.ndarray, " N"]
+    columns: Int64[np.ndarray, " N"]
+    weights: Float64[np.ndarray, " N"]
+    box: tuple[slice, slice]
+    """The part of the small image that optical flow is computed on."""
+    flow: Float64[np.ndarray, " 4"]
+    """Latest trusted similarity, px of the small image."""
+
+
+class RegionFlow:
+    """Similarity of hair and torso from a shot's first frame to each later one. About 10 ms a frame."""
+
+    def __init__(self, first: Image, landmarks: Float32[np.ndarray, "478 2"], matte: Plane) -> None:
+        self._scale = first.shape[0] / SIZE
+        self._first = _grey(first)
+        self._dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+        texture = cv2.cornerMinEigenVal(self._first, 5)
+        self._regions = [_region(mask, texture) for mask in head_and_torso(landmarks, matte)]
+
+    def step(self, frame: Image) -> Motion:
+        """Motion from the first frame to `frame`; call it with every frame in order, each search starts at the last."""
+        small = _grey(frame)
+        head, torso = (self._measure(small, region) for region in self._regions)
+        flow = np.stack([head[0], torso[0] if torso[1] > 0 else self._follow(head[0])])
+        flow[:, 2:] *= self._scale
+        return Motion(flow.astype(np.float32), np.array([head[1], torso[1]], np.float32))
+
+    def _measure(self, small: UInt8[np.ndarray, "S S"], region: Region) -> tuple[Float64[np.ndarray, " 4"], float]:
+        if len(region.rows) < MIN_PIXELS:
+            return IDENTITY, 0.0
+        similarity, residual, share = self._from(region.flow, small, region)
+        if np.abs(similarity - region.flow)[2:].max() > FAR_PX and share > 0:
+            again = self._from(similarity, small, region)
+            if again[1] < residual:
+                similarity, residual, share = again
+        confidence = share / (1 + (residual / TRUSTED_PX) ** 2)
+        if confidence < MIN_CONFIDENCE:
+            return region.flow, 0.0
+        region.flow = similarity
+        return similarity, confidence
+
+    def _from(
+        self, guess: Float64[np.ndarray, " 4"], small: UInt8[np.ndarray, "S S"], region: Region
+    ) -> tuple[Float64[np.ndarray, " 4"], float, float]:
+        """Similarity measured after undoing a guess, the median residual, and the share of pixels still in the frame.
+
+        What is left to measure is small, so a motion of any size is found as long as it is smooth in time.
+        """
+        y, x = region.box
+        a, b, c, d = guess
+        # From pixel indices of the box to indices of the frame; both count from pixel centres.
+        corner_x, corner_y = x.start + 0.5, y.start + 0.5
+        back = np.array(
+            [[a, -b, a * corner_x - b * corner_y + c - 0.5], [b, a, b * corner_x + a * corner_y + d - 0.5]]
+        )
+        size = (x.stop - x.start, y.stop - y.start)
+        undone = cv2.warpAffine(
+            small, back, size, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE
+        )
+        field = self._dis.calc(np.ascontiguousarray(self._first[region.box]), undone, None)
+        points = np.stack([region.columns, region.rows], -1) + 0.5
+        moved = points + field[region.rows - y.start, region.columns - x.start]
+        moved = moved @ np.array([[a, b], [-b, a]]) + [c, d]
+        inside = ((moved > 1) & (moved < SIZE - 1)).all(axis=1)
+        if inside.sum() < MIN_PIXELS:
+            return guess, np.inf, 0.0
+        similarity, residual = robust_similarity(points[inside], moved[inside], region.weights[inside])
+        return similarity, residual, float(inside.mean())
+
+    def _follow(self, head: Float64[np.ndarray, " 4"]) -> Float64[np.ndarray, " 4"]:
+        """A share of the head's shift, taken at the middle of its region."""
+        region = self._regions[0]
+        if not len(region.rows):
+            return IDENTITY
+        x, y = region.columns.mean() + 0.5, region.rows.mean() + 0.5
+        a, b, c, d = head
+        return np.array([1, 0, TORSO_SHARE * (a * x - b * y + c - x), TORSO_SHARE * (b * x + a * y + d - y)])
+
+
+def _region(mask: Bool[np.ndarray, "H W"], texture: Float32[np.ndarray, "S S"]) -> Region:
+    share = cv2.resize(mask.astype(np.float32), (SIZE, SIZE), interpolation=cv2.INTER_AREA)
+    rows, columns = np.nonzero(share > 0.99)
+    if not len(rows):
+        return Region(rows, columns, np.zeros(0), (slice(0, 0), slice(0, 0)), IDENTITY)
+    strength = texture[rows, columns].astype(np.float64)
+    weights = strength / (strength + np.median(strength) + 1e-12)
+    return Region(rows, columns, weights, (_span(rows), _span(columns)), IDENTITY)
+
+
+def _span(positions: Int64[np.ndarray, " N"]) -> slice:
+    """Positions with a margin, and no shorter than optical flow can bear."""
+    first, last = int(positions.min()) - PAD, int(positions.max()) + 1 + PAD
+    short = max(0, MIN_SPAN - (last - first))
+    first = int(np.clip(first - short // 2, 0, SIZE - MIN_SPAN))
+    return slice(first, min(SIZE, max(last, first + MIN_SPAN)))
+
+
+def robust_similarity(
+    points: Float64[np.ndarray, "N 2"], moved: Float64[np.ndarray, "N 2"], weights: Float64[np.ndarray, " N"]
+) -> tuple[Float64[np.ndarray, " 4"], float]:
+    """Similarity (a, b, c, d) that most points agree on, by iterated least squares, and the median residual."""
+    shift = np.median(moved - points, axis=0)
+    a, b, c, d = 1.0, 0.0, float(shift[0]), float(shift[1])
+    for _ in range(ROUNDS):
+        residual = _residual(points, moved, (a, b, c, d))
+        w = weights / (1 + (residual / CAUCHY_PX) ** 2)
+        w = w / max(w.sum(), 1e-12)
+        centre, centre_moved = w @ points, w @ moved
+        p, q = points - centre, moved - centre_moved
+        spread = max(float(w @ (p**2).sum(1)), 1e-12)
+        a = float(w @ (p * q).sum(1)) / spread
+        b = float(w @ (p[:, 0] * q[:, 1] - p[:, 1] * q[:, 0])) / spread
+        c, d = (centre_moved - np.array([[a, -b], [b, a]]) @ centre).tolist()
+    residual = _residual(points, moved, (a, b, c, d))
+    return np.array([a, b, c, d]), float(np.median(residual))
+
+
+def _residual(
+    points: Float64[np.ndarray, "N 2"], moved: Float64[np.ndarray, "N 2"], similarity: tuple[float, float, float, float]
+) -> Float64[np.ndarray, " N"]:
+    a, b, c, d = similarity
+    x, y = points[:, 0], points[:, 1]
+    return np.hypot(a * x - b * y + c - moved[:, 0], b * x + a * y + d - moved[:, 1])
+
+
+def _grey(image: Image) -> UInt8[np.ndarray, "S S"]:
+    small = cv2.resize(image, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
+    return cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
