@@ -40,6 +40,11 @@ class Job:
         return self.out.with_name(f"{self.out.stem}.work")
 
     @property
+    def meshes(self) -> Path:
+        """Meshes that were made on the way."""
+        return self.work / "driving.meshes.npz"
+
+    @property
     def record(self) -> Path:
         """Run record beside the film."""
         return self.out.with_name(f"{self.out.stem}.json")

@@ -14,6 +14,7 @@ from expportrait_cli.artifacts.types import HeadFit, Tracking
 from expportrait_cli.config import TransferConfig
 from expportrait_cli.errors import InputError
 from expportrait_cli.head import HeadModel
+from expportrait_cli.media.files import content_hash
 from expportrait_cli.transfer import posed_frames, transfer
 
 log = logging.getLogger(__name__)
@@ -54,6 +55,21 @@ def rate_of(tracking: Tracking) -> Fraction:
     return Fraction(int(tracking.rate[0]), int(tracking.rate[1])) or STILL_RATE
 
 
+def edited_curves(curves: Path | None, meshes: Path) -> str:
+    """Hash of the curves if they are somebody's own: the file exists, and is not just what `meshes` was made with.
+
+    So the same command can be given twice, and with other settings, without its own output counting as an edit.
+    """
+    if curves is None or not curves.is_file():
+        return ""
+    digest = content_hash(curves)
+    try:
+        written = npz.read_header(meshes)["made_by"].get("curves_written") if meshes.is_file() else None
+    except InputError:
+        written = None
+    return "" if digest == written else digest
+
+
 def write_meshes(
     path: Path,
     header: Mapping[str, Any],
@@ -64,14 +80,13 @@ def write_meshes(
     head_hash: str,
     config: TransferConfig,
     curves: Path | None,
+    is_edited: bool,
     progress: Callable[[int, int | None], None],
 ) -> None:
-    """Transfer and write the posed head frame by frame.
-
-    A file of curves that exists replaces the driver's; one that does not is written.
-    """
+    """Transfer and write the posed head frame by frame. Edited curves replace the driver's; others are written."""
     performance = transfer(head_fit, tracking, head, config)
-    if curves is not None and curves.is_file():
+    header = {**header, "driver": Driver.of(tracking).row()}
+    if curves is not None and is_edited:
         edited = read_csv(curves, head.expression_names)
         if len(edited.jaw) != len(performance.curves.jaw):
             raise InputError(f"{curves} has {len(edited.jaw)} frames, the driver {len(performance.curves.jaw)}.")
@@ -79,6 +94,7 @@ def write_meshes(
         log.warning("%s exists: its curves are used, whatever scales, regions and smoothing say.", curves)
     elif curves is not None:
         write_csv(performance.curves, head.expression_names, curves)
+        header["curves_written"] = content_hash(curves)
         log.info("Curves written to %s.", curves)
     rows = performance.curves
     with MeshesWriter(
@@ -88,7 +104,7 @@ def write_meshes(
         rate=rate_of(tracking),
         head_model=head.name,
         head_hash=head_hash,
-        made_by={**header, "driver": Driver.of(tracking).row()},
+        made_by=header,
     ) as writer:
         for index, verts in enumerate(posed_frames(head_fit, head, performance)):
             writer.write(verts, rows.rotation[index], rows.translation[index])

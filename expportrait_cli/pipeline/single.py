@@ -18,8 +18,8 @@ from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.head import load_head
 from expportrait_cli.media.files import content_hash
 from expportrait_cli.pipeline.cache import made_by
-from expportrait_cli.pipeline.performance import Driver, write_meshes
-from expportrait_cli.pipeline.quality import fit_quality, tracking_quality
+from expportrait_cli.pipeline.performance import Driver, edited_curves, write_meshes
+from expportrait_cli.pipeline.quality import check_source, fit_quality, tracking_quality
 from expportrait_cli.track import track as run_track
 
 A = TypeVar("A")
@@ -38,6 +38,7 @@ def track(source: Path, path: Path, config: TrackConfig, stage: Stage) -> dict[s
 def fit(tracking: Path, driver: Path | None, path: Path, config: FitConfig, stage: Stage) -> dict[str, Any]:
     """Fit the head to a tracking."""
     own = npz.load(Tracking, tracking)
+    check_source(tracking, own)
     other = npz.load(Tracking, driver) if driver is not None else None
     inputs = {"track": content_hash(tracking), "driver": content_hash(driver) if driver is not None else ""}
     head_fit = run_fit(own, load_head(), config, stage("fit the head"), driver=other)
@@ -51,8 +52,8 @@ def transfer(
     """Put a performance onto a head."""
     head_fit, tracking = npz.load(HeadFit, head_path), npz.load(Tracking, driving)
     inputs = {"head": content_hash(head_path), "driver": content_hash(driving)}
-    if curves is not None and curves.is_file():
-        inputs["curves"] = content_hash(curves)
+    if edited := edited_curves(curves, path):
+        inputs["curves"] = edited
     write_meshes(
         path,
         made_by("transfer", asdict(config), inputs),
@@ -62,6 +63,7 @@ def transfer(
         head_hash=inputs["head"],
         config=config,
         curves=curves,
+        is_edited=bool(edited),
         progress=stage("transfer"),
     )
     return {"frames": len(tracking.error), "curves": str(curves) if curves is not None else None}

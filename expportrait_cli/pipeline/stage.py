@@ -22,8 +22,8 @@ from expportrait_cli.media.join import join
 from expportrait_cli.media.video import probe
 from expportrait_cli.pipeline import cache, film
 from expportrait_cli.pipeline.job import Job
-from expportrait_cli.pipeline.performance import Driver, write_meshes
-from expportrait_cli.pipeline.quality import fit_quality, tracking_quality
+from expportrait_cli.pipeline.performance import Driver, edited_curves, write_meshes
+from expportrait_cli.pipeline.quality import check_source, fit_quality, tracking_quality
 from expportrait_cli.pipeline.record import Clock, licences, read_record, synthetic_tags, versions, write_record
 from expportrait_cli.pipeline.sheets import write_grid
 from expportrait_cli.track import track
@@ -50,14 +50,17 @@ def generate(job: Job, kinds: tuple[str, str], stage: Stage) -> Film:
     What a killed run finished is in `job.work` and is not made again.
     """
     hashes = {"reference": content_hash(job.reference), "driving": content_hash(job.driving)}
-    if job.curves is not None and job.curves.is_file():
-        hashes["curves"] = content_hash(job.curves)
+    if edited := edited_curves(job.curves, job.meshes):
+        hashes["curves"] = edited
     whole = cache.made_by("generate", job.settings(), hashes)
     known = read_record(job.record)
-    if known.get("key") == whole["key"] and job.out.is_file() and known.get("sha256") == content_hash(job.out):
+    is_whole = job.out.is_file() and known.get("sha256") == content_hash(job.out)
+    is_written = job.curves is None or job.curves.is_file()
+    if is_whole and is_written and known.get("key") == whole["key"]:
         log.info("%s is up to date: same inputs, same settings.", job.out)
         return Film(job.out, job.record, known)
-    return _Run(job, stage, hashes).film(kinds, whole["key"])
+    run = _Run(job, stage, hashes)
+    return run.film(kinds, whole["key"], painted=known.get("painted") if is_whole else None)
 
 
 class _Run:
@@ -68,15 +71,35 @@ class _Run:
         self.clock = Clock()
         self.head = load_head()
 
-    def film(self, kinds: tuple[str, str], key: str) -> Film:
-        """Run the stages in order."""
+    def film(self, kinds: tuple[str, str], key: str, *, painted: str | None) -> Film:
+        """Run the stages in order; `painted` is the key of the frames and the sound that the film already has."""
         job, started = self.job, perf_counter()
+        given = self._given_head() if kinds[0] == "head" else None
         tracking, driver_key = self._driver(kinds[1])
-        head_fit, head_key = self._head_fit(kinds[0], tracking, driver_key)
+        head_fit, head_key = given or self._head_fit(tracking, driver_key)
         meshes, meshes_key = self._meshes(head_fit, tracking, {"head": head_key, "driver": driver_key})
         driver = Driver.of(tracking) if tracking is not None else Driver.behind(job.driving)
-        header = cache.made_by("generate", asdict(job.generate), {"head": head_key, "meshes": meshes_key})
-        folder = job.work / f"segments-{header['key'][:16]}"
+        inputs = {"head": head_key, "meshes": meshes_key}
+        film_key = cache.made_by("generate", asdict(job.generate), inputs)["key"]
+        if film_key != painted:
+            # Sound is added at the end: it makes no frame stale.
+            frames = cache.made_by("generate", {**asdict(job.generate), "audio": None}, inputs)
+            self._paint(head_fit, meshes, driver, job.work / f"segments-{frames['key'][:16]}")
+        if job.grid:
+            self._timed(
+                "draw the grid",
+                lambda progress: write_grid(
+                    job.grid_path, job.out, head_fit, meshes, driver, job.generate.size, progress
+                ),
+            )
+        summary = self._record(key, film_key, meshes, perf_counter() - started, _quality(head_fit, tracking))
+        if not job.keep_work:
+            shutil.rmtree(job.work)
+        return Film(job.out, job.record, summary)
+
+    def _paint(self, head_fit: HeadFit, meshes: Meshes, driver: Driver | None, folder: Path) -> None:
+        """Paint what `folder` lacks, join it with the sound, and remove it."""
+        job = self.job
         film.forget_others(folder)
         segments = self._timed(
             "paint the film",
@@ -99,17 +122,6 @@ class _Run:
             metadata=synthetic_tags(),
         )
         shutil.rmtree(folder)
-        if job.grid:
-            self._timed(
-                "draw the grid",
-                lambda progress: write_grid(
-                    job.grid_path, job.out, head_fit, meshes, driver, job.generate.size, progress
-                ),
-            )
-        summary = self._record(key, meshes, perf_counter() - started, _quality(head_fit, tracking))
-        if not job.keep_work:
-            shutil.rmtree(job.work)
-        return Film(job.out, job.record, summary)
 
     def _timed(self, name: str, work: Callable[[Progress], Any]) -> Any:
         progress, since = self.stage(name), perf_counter()
@@ -127,7 +139,8 @@ class _Run:
             header,
             lambda: self._timed(f"track the {role}", lambda progress: track(source, self.head, config, progress)),
         )
-        return tracking, header["key"]
+        # The same content may lie elsewhere than when it was tracked.
+        return replace(tracking, source=str(source.resolve())), header["key"]
 
     def _driver(self, kind: str) -> tuple[Tracking | None, str]:
         path = self.job.driving
@@ -138,13 +151,14 @@ class _Run:
                 return npz.load(Tracking, path), self.hashes["driving"]
         return self._tracked("driving", path, self.job.driving_face)
 
-    def _head_fit(self, kind: str, driver: Tracking | None, driver_key: str) -> tuple[HeadFit, str]:
+    def _given_head(self) -> tuple[HeadFit, str]:
         path = self.job.reference
-        if kind == "head":
-            head_fit = npz.load(HeadFit, path)
-            _check_source(path, head_fit)
-            return head_fit, self.hashes["reference"]
-        tracking, key = self._tracked("reference", path, self.job.track.face)
+        head_fit = npz.load(HeadFit, path)
+        check_source(path, head_fit)
+        return head_fit, self.hashes["reference"]
+
+    def _head_fit(self, driver: Tracking | None, driver_key: str) -> tuple[HeadFit, str]:
+        tracking, key = self._tracked("reference", self.job.reference, self.job.track.face)
         header = cache.made_by("fit", asdict(self.job.fit), {"track": key, "driver": driver_key})
         head_fit = cache.cached(
             HeadFit,
@@ -154,7 +168,7 @@ class _Run:
                 "fit the head", lambda progress: fit(tracking, self.head, self.job.fit, progress, driver=driver)
             ),
         )
-        return head_fit, header["key"]
+        return replace(head_fit, source=str(self.job.reference.resolve())), header["key"]
 
     def _meshes(self, head_fit: HeadFit, tracking: Tracking | None, keys: dict[str, str]) -> tuple[Meshes, str]:
         job = self.job
@@ -164,8 +178,9 @@ class _Run:
                 raise InputError(f"{job.driving} was made for another head than {job.reference}. Run transfer again.")
             return meshes, self.hashes["driving"]
         header = cache.made_by("transfer", asdict(job.transfer), {**keys, "curves": self.hashes.get("curves", "")})
-        path = job.work / "driving.meshes.npz"
-        if not cache.is_current(path, header):
+        path = job.meshes
+        is_written = job.curves is None or job.curves.is_file()
+        if not is_written or not cache.is_current(path, header):
             own = job.work / "reference.head.npz"
             self._timed(
                 "transfer",
@@ -178,6 +193,7 @@ class _Run:
                     head_hash=content_hash(own) if own.is_file() else self.hashes["reference"],
                     config=job.transfer,
                     curves=job.curves,
+                    is_edited="curves" in self.hashes,
                     progress=progress,
                 ),
             )
@@ -200,12 +216,15 @@ class _Run:
         info = probe(source)
         return (source, info.start_s) if info.has_audio else (None, 0.0)
 
-    def _record(self, key: str, meshes: Meshes, seconds: float, quality: dict[str, Any]) -> dict[str, Any]:
+    def _record(
+        self, key: str, painted: str, meshes: Meshes, seconds: float, quality: dict[str, Any]
+    ) -> dict[str, Any]:
         inputs = {"reference": self.job.reference, "driving": self.job.driving, "curves": self.job.curves}
         content = {
             "output": str(self.job.out),
             "sha256": content_hash(self.job.out),
             "key": key,
+            "painted": painted,
             "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "synthetic": synthetic_tags()["comment"],
             "inputs": {role: {"path": str(inputs[role]), "sha256": digest} for role, digest in self.hashes.items()},
@@ -220,14 +239,6 @@ class _Run:
         }
         write_record(self.job.record, content)
         return content
-
-
-def _check_source(path: Path, head_fit: HeadFit) -> None:
-    source = Path(head_fit.source)
-    if not source.is_file() or content_hash(source) != head_fit.source_hash:
-        raise InputError(
-            f"{path} takes its texture from {source}, which is gone or has changed. Track and fit it again."
-        )
 
 
 def _quality(head_fit: HeadFit, tracking: Tracking | None) -> dict[str, Any]:
