@@ -7,8 +7,8 @@ import numpy as np
 from jaxtyping import Float, Float32, UInt8
 
 STILL_SIDE, TIGHT_SIDE = 2.3, 1.5
-"""Side of the crop of a face that does not move, in face sizes; and how far it shrinks rather than reach over the border
-of the picture, where there is nothing but stretched pixels."""
+"""Side of the crop of a face that does not move, in face sizes; and how far it shrinks rather than reach over the
+border of the picture, where there is nothing but stretched pixels."""
 HAIR, SHOULDERS, CHEEKS = 0.38, 0.52, 0.4
 """What should be visible above, below and beside the face, in face sizes."""
 TIGHT = 0.4
@@ -67,9 +67,9 @@ def crop_image(image: UInt8[np.ndarray, "H W 3"], crop: Crop, out_size: int) -> 
     if x0 == x1 or y0 == y1:
         raise ValueError(f"crop {crop} lies outside the {width}x{height} image")
     inside = image[y0:y1, x0:x1]
-    margins = (y0 - top, top + side - y1, x0 - left, left + side - x1)
-    if any(margins):
-        inside = cv2.copyMakeBorder(inside, *map(int, margins), cv2.BORDER_REPLICATE)
+    above, below, before, after = int(y0 - top), int(top + side - y1), int(x0 - left), int(left + side - x1)
+    if above or below or before or after:
+        inside = cv2.copyMakeBorder(inside, above, below, before, after, cv2.BORDER_REPLICATE)
     if side == out_size:
         return np.array(inside)
     method = cv2.INTER_AREA if side > out_size else cv2.INTER_CUBIC

@@ -9,8 +9,8 @@ BINS = 8
 COLOURS = 0.3
 """Share of the pixels by which the colour histograms have to differ. Within a shot at most 0.24, at cuts 0.55."""
 PICTURE = 0.4
-"""One minus the correlation of the brightness. Within a shot at most 0.30 (a head that bounces), at cuts 0.47. A flash of
-light changes every colour, but not this."""
+"""One minus the correlation of the brightness. Within a shot at most 0.30 (a head that bounces), at cuts 0.47. A flash
+of light changes every colour, but not this."""
 OTHER_PICTURE = 0.75
 """From here on it is a cut whatever the colours say."""
 FLAT = 0.01

@@ -40,10 +40,12 @@ class FaceBox:
 
     @property
     def side(self) -> float:
+        """The longer side."""
         return max(self.x1 - self.x0, self.y1 - self.y0)
 
     @property
     def centre(self) -> tuple[float, float]:
+        """Middle of the box."""
         return (self.x0 + self.x1) / 2, (self.y0 + self.y1) / 2
 
     @property

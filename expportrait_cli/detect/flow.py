@@ -125,14 +125,13 @@ class RegionFlow:
         a, b, c, d = guess
         # From pixel indices of the box to indices of the frame; both count from pixel centres.
         corner_x, corner_y = x.start + 0.5, y.start + 0.5
-        back = np.array(
-            [[a, -b, a * corner_x - b * corner_y + c - 0.5], [b, a, b * corner_x + a * corner_y + d - 0.5]]
-        )
+        back = np.array([[a, -b, a * corner_x - b * corner_y + c - 0.5], [b, a, b * corner_x + a * corner_y + d - 0.5]])
         size = (x.stop - x.start, y.stop - y.start)
+        nothing = np.zeros((size[1], size[0], 2), np.float32)
         undone = cv2.warpAffine(
             small, back, size, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE
         )
-        field = self._dis.calc(np.ascontiguousarray(self._first[region.box]), undone, None)
+        field = self._dis.calc(np.ascontiguousarray(self._first[region.box]), undone, nothing)
         points = np.stack([region.columns, region.rows], -1) + 0.5
         moved = points + field[region.rows - y.start, region.columns - x.start]
         moved = moved @ np.array([[a, b], [-b, a]]) + [c, d]

@@ -20,6 +20,7 @@ Image = UInt8[np.ndarray, "H W 3"]
 
 
 def smoothstep(x: Float32[np.ndarray, "*B"], low: float, high: float) -> Float32[np.ndarray, "*B"]:
+    """Rise from 0 at `low` to 1 at `high` without a kink."""
     t = np.clip((x - low) / (high - low), 0, 1)
     return (t * t * (3 - 2 * t)).astype(np.float32)
 

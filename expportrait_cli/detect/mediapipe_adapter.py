@@ -22,8 +22,8 @@ SolutionName = Literal["face_detection", "face_mesh", "selfie_segmentation", "po
 GREY = np.full((64, 64, 3), 128, np.uint8)
 RANGES = {"short": 0, "full": 1}
 NEEDED = (
-    "Install mediapipe 0.10.21 on Python 3.10 to 3.12 (`pip install mediapipe==0.10.21`); newer versions ship no models "
-    "and would need face_landmarker.task, blaze_face_short_range.tflite, selfie_segmenter.tflite and pose_landmarker.task."
+    "Install mediapipe 0.10.21 on Python 3.10 to 3.12 (`pip install mediapipe==0.10.21`): later ones ship no models. "
+    "Their face_landmarker.task and pose_landmarker.task cannot be read yet."
 )
 
 
@@ -115,6 +115,7 @@ class LandmarkNet:
         self._spoke = False
 
     def __call__(self, image: Image) -> Float32[np.ndarray, "478 2"] | None:
+        """Landmarks, px; None where no face is seen."""
         # One more warning comes with the first face, not at the start.
         with nullcontext() if self._spoke else silenced():
             faces = self._graph.process(np.ascontiguousarray(image)).multi_face_landmarks
@@ -138,6 +139,7 @@ class SelfieNet:
         self._graph = start(lambda: module.SelfieSegmentation(int(landscape)))
 
     def __call__(self, image: Image) -> Float32[np.ndarray, "H W"]:
+        """How much of each pixel is a person, 0..1."""
         return np.array(self._graph.process(np.ascontiguousarray(image)).segmentation_mask, np.float32)
 
 

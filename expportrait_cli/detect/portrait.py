@@ -35,8 +35,8 @@ def check_portrait(
         cut = 100 * (1 - inside.mean())
         raise InputError(f"{cut:.0f} % of the face at {_place(face)} is cut off by the border. {NEXT}")
     if abs(face.roll_deg) > MAX_ROLL_DEG:
-        turned = face.roll_deg
-        raise InputError(f"The face at {_place(face)} is turned by {turned:.0f} degrees. Rotate the photo upright first.")
+        turned = f"{face.roll_deg:.0f} degrees"
+        raise InputError(f"The face at {_place(face)} is turned by {turned}. Rotate the photo upright first.")
 
 
 def _place(face: FaceBox) -> str:

@@ -16,7 +16,7 @@ class Shoulders:
         self._net = PoseNet(video=video)
 
     def shoulders(self, image: UInt8[np.ndarray, "H W 3"]) -> Float32[np.ndarray, "2 2"] | None:
-        """The person's left and right shoulder, px of the image, also a little outside it; None unless both are seen."""
+        """The person's left and right shoulder, px, also a little outside the image; None unless both are seen."""
         body = self._net(image)
         if body is None or body[[LEFT, RIGHT], 2].min() < MIN_VISIBILITY:
             return None
