@@ -5,18 +5,21 @@ from dataclasses import replace
 
 import cv2
 import numpy as np
+import scipy.sparse as sp
 import torch
 from jaxtyping import Float, Float32
 
 from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit, Tracking
 from expportrait_cli.config import FitConfig
-from expportrait_cli.detect import Crop, Matte, crop_image
+from expportrait_cli.detect.crop import Crop, crop_image
+from expportrait_cli.detect.matte import Matte
 from expportrait_cli.fit.silhouette import fit_silhouette
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.geometry.rotations import from_turns, to_turns
-from expportrait_cli.head import HeadModel, blend_matrices, coarse, dense, fitted_mesh, landmark_model, landmarks
+from expportrait_cli.head import HeadModel, dense, landmark_model, landmarks
+from expportrait_cli.head.fitted import blend_matrices, fitted_mesh
 from expportrait_cli.head.solve import Solver, State
-from expportrait_cli.head.spread import LandmarkSpread, open_mouth
+from expportrait_cli.head.spread import LandmarkSpread
 from expportrait_cli.media.source import read_frame
 from expportrait_cli.render.rasterizer import rasterize
 
@@ -39,7 +42,7 @@ def fit(
     frame = 0 if len(tracking.error) == 1 else int((tracking.expression.sum(-1) + 100.0 * tracking.state).argmin())
     identity, state = _identity(tracking, frame, head, driver)
     image = crop_image(read_frame(tracking.source, frame), Crop(*tracking.crop), CROP_SIZE)
-    matte = Matte()(image, tracking.landmarks[frame])
+    matte = Matte().matte(image)
     vertices = head.operator.shape[0]
     zero = np.zeros((vertices, 3), np.float32)
     start = HeadFit(
@@ -106,7 +109,7 @@ def _canonical(fit: HeadFit, head: HeadModel, steps_cam: Float[np.ndarray, "V 3"
 def _frame_offset(fit: HeadFit, head: HeadModel) -> Float32[np.ndarray, "V 3"]:
     """What the photo's landmarks say beyond identity and expression, spread over the face."""
     verts = fitted_mesh(fit, head)
-    spread = LandmarkSpread(head, open_mouth(head, fit.identity))
+    spread = LandmarkSpread(head, fit.identity)
     points = landmarks(head, torch.from_numpy(verts)).numpy()
     seen = points[:, :2] / points[:, 2:] * fit.focal_px + CROP_SIZE / 2
     steps = np.zeros_like(verts)
@@ -127,11 +130,13 @@ def draw_vertices(
 
 def _static_offset(fit: HeadFit, head: HeadModel, matte, config: FitConfig, progress: Progress):
     matrices = blend_matrices(fit, head)
+    parts = head.operator
+    operator = sp.csr_matrix((parts.values(), parts.col_indices(), parts.crow_indices()), parts.shape)
     small = cv2.resize(matte, (DRAW_SIZE, DRAW_SIZE), interpolation=cv2.INTER_AREA)
     scale = DRAW_SIZE / CROP_SIZE
 
     def posed(offset):
-        lifted = (head.operator @ torch.from_numpy(offset.astype(np.float32))).numpy()
+        lifted = dense(head, torch.from_numpy(offset.astype(np.float32))).numpy()
         return fitted_mesh(replace(fit, static_offset=lifted), head)
 
     offset = fit_silhouette(
@@ -139,16 +144,21 @@ def _static_offset(fit: HeadFit, head: HeadModel, matte, config: FitConfig, prog
         pose=posed,
         draw=lambda verts: draw_vertices(verts, head, fit.focal_px, size=DRAW_SIZE),
         to_canonical=matrices.transpose(0, 2, 1),
-        operator=head.operator_scipy(),
+        operator=operator,
         coarse_faces=head.faces.numpy(),
-        pinned=head.pinned.numpy(),
+        pinned=_coarse_mask(head.facial_mask.numpy(), operator),
         focal_px=fit.focal_px * scale,
         rounds=config.rounds,
         progress=progress,
     )
-    lifted = (head.operator @ torch.from_numpy(offset.astype(np.float32))).numpy()
+    lifted = dense(head, torch.from_numpy(offset.astype(np.float32))).numpy()
     # A hard multiplication, not a penalty: the static field of one photo is exactly zero on the face.
     return lifted * (1 - head.facial_mask.numpy())[:, None]
+
+
+def _coarse_mask(mask: Float32[np.ndarray, " V"], operator: sp.csr_matrix) -> Float[np.ndarray, " N"]:
+    """A mask of the dense vertices on the coarse ones: 1 where most of what a vertex moves is inside."""
+    return np.asarray((operator.T @ mask) / np.maximum(operator.T @ np.ones_like(mask), 1e-9) > 0.5, float)
 
 
 def silhouette_iou(fit: HeadFit, head: HeadModel, matte: Float32[np.ndarray, "S S"]) -> float:

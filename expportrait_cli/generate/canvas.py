@@ -7,7 +7,8 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit
-from expportrait_cli.detect import Crop, Matte, crop_image
+from expportrait_cli.detect.crop import Crop, crop_image
+from expportrait_cli.detect.matte import Matte
 from expportrait_cli.geometry.camera import Camera
 
 
@@ -27,7 +28,7 @@ class Canvas:
 def crop_canvas(image: UInt8[np.ndarray, "H W 3"], fit: HeadFit, size: int) -> Canvas:
     """The photo's crop at `size` pixels."""
     crop = Crop(*fit.crop)
-    alpha = Matte()(crop_image(image, crop, CROP_SIZE), fit.landmarks)
+    alpha = Matte().matte(crop_image(image, crop, CROP_SIZE))
     if size != CROP_SIZE:
         alpha = cv2.resize(alpha, (size, size), interpolation=cv2.INTER_LINEAR)
     camera = Camera.of_crop(fit.focal_px, CROP_SIZE, size)
@@ -43,8 +44,8 @@ def photo_canvas(image: UInt8[np.ndarray, "H W 3"], fit: HeadFit, size: int) -> 
     photo = image if shrink == 1.0 else cv2.resize(image, shape, interpolation=cv2.INTER_AREA)
     scale = shrink * crop.side / CROP_SIZE
     corner = (crop.left * shrink, crop.top * shrink)
-    whole = _square_matte(photo, fit, scale, corner)
-    inner = Matte()(crop_image(image, crop, CROP_SIZE), fit.landmarks)
+    whole = _square_matte(photo)
+    inner = Matte().matte(crop_image(image, crop, CROP_SIZE))
     alpha = _merge(whole, inner, scale, corner)
     camera = Camera(
         fit.focal_px * scale, corner[0] + CROP_SIZE / 2 * scale, corner[1] + CROP_SIZE / 2 * scale, *shape
@@ -52,15 +53,13 @@ def photo_canvas(image: UInt8[np.ndarray, "H W 3"], fit: HeadFit, size: int) -> 
     return Canvas(photo, alpha, camera, scale, corner)
 
 
-def _square_matte(photo, fit: HeadFit, scale, corner):
+def _square_matte(photo):
     """Matte of the whole photo, read through the smallest square around it."""
     height, width = photo.shape[:2]
     side = max(height, width)
     square = Crop(round((width - side) / 2), round((height - side) / 2), side)
-    points = fit.landmarks * scale + np.array(corner, np.float32)
     k = CROP_SIZE / side
-    points = (points - [square.left, square.top]) * k
-    matte = Matte()(crop_image(photo, square, CROP_SIZE), points.astype(np.float32))
+    matte = Matte().matte(crop_image(photo, square, CROP_SIZE))
     x, y = np.meshgrid(np.arange(width) + 0.5 - square.left, np.arange(height) + 0.5 - square.top)
     return cv2.remap(matte, (x * k - 0.5).astype(np.float32), (y * k - 0.5).astype(np.float32), cv2.INTER_LINEAR)
 

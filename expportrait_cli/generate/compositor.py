@@ -14,12 +14,12 @@ from jaxtyping import Float, Float32, UInt8
 
 from expportrait_cli.generate.diffuse import diffuse
 from expportrait_cli.generate.inner import InnerLayers
-from expportrait_cli.generate.layers import DEPTH_SLACK_M, Layers, draw
+from expportrait_cli.generate.layers import DEPTH_SLACK_M, NONE, Layers, draw, parts_drawn, triangle_parts
 from expportrait_cli.geometry.rotations import from_turns
 from expportrait_cli.head import HeadModel
-from expportrait_cli.head.model import Part
 from expportrait_cli.render.rasterizer import interpolate
 
+SKIN = 0
 HAIR_DEPTH_M = -0.08
 """Depth in the head frame at which hair beyond the mesh is taken to lie: behind the ears."""
 FADE_FACES = 0.35
@@ -59,10 +59,11 @@ class Compositor:
     def __init__(self, layers: Layers, head: HeadModel, reference: Bones, *, face_height_px: float, chin_y_px: float):
         self.layers, self.head, self.reference = layers, head, reference
         self.inner = InnerLayers(layers, head)
+        self.faces = head.dense_faces.int()
         self.face_height_px, self.chin_y_px = face_height_px, chin_y_px
         height, width = layers.alpha.shape
         self.grid = np.stack(np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5), -1).astype(np.float32)
-        self.triangle_part = head.parts.numpy()[head.dense_faces.numpy()[:, 0]]
+        self.triangle_part = triangle_parts(head)
         self.attributes = torch.from_numpy(np.c_[layers.xy, layers.depth, layers.cosine].astype(np.float32))[None]
         ring = np.linspace(0, 2 * np.pi, 8, endpoint=False)
         self.head_ring = np.c_[0.09 * np.cos(ring), 0.11 * np.sin(ring) + 0.02, np.full(8, HAIR_DEPTH_M)]
@@ -70,10 +71,9 @@ class Compositor:
 
     def frame(self, verts_cam: Float32[np.ndarray, "V 3"], bones: Bones) -> UInt8[np.ndarray, "H W 3"]:
         """Paint one frame from the posed vertices."""
-        rast = draw(verts_cam, self.head.dense_faces, self.layers.camera)
-        ids = rast[0, ..., 3].numpy().astype(np.int32) - 1
-        part = np.where(ids >= 0, self.triangle_part[np.maximum(ids, 0)], 255).astype(np.uint8)
-        source = interpolate(self.attributes, rast, self.head.dense_faces)[0].numpy()
+        rast = draw(verts_cam, self.faces, self.layers.camera)
+        part = parts_drawn(rast, self.triangle_part)
+        source = interpolate(self.attributes, rast, self.faces)[0].numpy()
         field = self._field(part, source, bones)
         x, y = field[..., 0] - 0.5, field[..., 1] - 0.5
         # Remap samples at integer centres: half a pixel off would soften and shift the whole film.
@@ -90,7 +90,7 @@ class Compositor:
         x, y = source[..., 0] - 0.5, source[..., 1] - 0.5
         nearest = cv2.remap(self.layers.zbuffer, x, y, cv2.INTER_NEAREST, borderMode=cv2.BORDER_REPLICATE)
         seen = np.clip((source[..., 3] - 0.08) / 0.2, 0, 1) * (source[..., 2] < nearest + DEPTH_SLACK_M)
-        skin = (part == Part.SKIN).astype(np.float32)
+        skin = (part == SKIN).astype(np.float32)
         weight = np.ascontiguousarray(seen * skin, np.float32)
         far = self._far(bones)
         residual = np.where(skin[..., None] > 0, source[..., :2] - far, 0).astype(np.float32)
@@ -101,7 +101,7 @@ class Compositor:
         small = cv2.resize(residual * weight[..., None], half, interpolation=cv2.INTER_AREA)
         spread = diffuse(small / np.maximum(small_weight, 1e-3)[..., None], small_weight)
         spread = cv2.resize(spread, (width, height), interpolation=cv2.INTER_LINEAR)
-        away = cv2.distanceTransform((part == 255).astype(np.uint8), cv2.DIST_L2, 3)
+        away = cv2.distanceTransform((part == NONE).astype(np.uint8), cv2.DIST_L2, 3)
         fade = np.exp(-((away / (FADE_FACES * self.face_height_px)) ** 2))
         field = far + spread * fade[..., None]
         known = weight[..., None]
@@ -132,7 +132,7 @@ class Compositor:
         angle = np.degrees(np.arccos(np.clip(turn[2, 2], -1, 1)))
         least, added, width = RIM
         limit = self.face_height_px * (least + added * np.exp(-((angle / width) ** 2)))
-        away = cv2.distanceTransform((part == 255).astype(np.uint8), cv2.DIST_L2, 3)
+        away = cv2.distanceTransform((part == NONE).astype(np.uint8), cv2.DIST_L2, 3)
         below = np.clip((self.grid[..., 1] - self.chin_y_px) / (0.3 * self.face_height_px), 0, 1)
         cut = np.clip((limit - away) / (0.02 * self.face_height_px) + 1, 0, 1)
         return alpha * np.maximum(cut, below)

@@ -7,7 +7,7 @@ from jaxtyping import Float32
 
 from expportrait_cli.generate.layers import DEPTH_SLACK_M, Layers
 from expportrait_cli.head import HeadModel
-from expportrait_cli.head.model import EYE_LEFT, EYE_RIGHT, Part
+from expportrait_cli.head.model import EYE_LEFT, EYE_RIGHT, dense
 from expportrait_cli.render.rasterizer import interpolate
 
 BINS = 24
@@ -23,17 +23,22 @@ class InnerLayers:
     def __init__(self, layers: Layers, head: HeadModel):
         self.layers, self.head = layers, head
         self.parts = head.parts.numpy()
-        eyes = {Part.EYE_LEFT: EYE_LEFT, Part.EYE_RIGHT: EYE_RIGHT}
+        index = {name: head.part_names.index(name) for name in head.part_names}
+        self.eyes = (index["eye_left"], index["eye_right"])
+        self.teeth = (index["teeth_upper"], index["teeth_lower"])
+        self.mouth = (*self.teeth, index["mouth_cavity"])
+        self.faces = head.dense_faces.int()
+        eyes = dict(zip(self.eyes, (EYE_LEFT, EYE_RIGHT), strict=True))
         angle = np.full(len(self.parts), 90.0, np.float32)
-        template = head.operator_dense_template().numpy()
+        template = dense(head, head.template).numpy()
         for part, joint in eyes.items():
             ball = self.parts == part
-            ray = template[ball] - head.joints[joint].numpy()
+            ray = template[ball] - head.joint_template[joint].numpy()
             angle[ball] = np.degrees(np.arccos(np.clip(ray[:, 2] / np.linalg.norm(ray, axis=1), -1, 1)))
         self.angle = torch.from_numpy(angle)[None, :, None]
         self.profiles = {part: self._profile(part) for part in eyes}
         face = head.facial_mask.numpy()
-        inside = (face > 0.8) & (self.parts == Part.SKIN)
+        inside = (face > 0.8) & (self.parts == 0)
         xy = np.rint(layers.xy[inside] - 0.5).astype(int)
         height, width = layers.alpha.shape
         xy = xy[(xy >= 0).all(1) & (xy < [width, height]).all(1)]
@@ -65,8 +70,8 @@ class InnerLayers:
 
     def paint(self, frame, verts_cam, rast, part, source):
         """Paint eyes and mouth over a frame (float32) where their triangles are seen."""
-        mouth = np.isin(part, (Part.TEETH_UPPER, Part.TEETH_LOWER, Part.CAVITY))
-        for mask, colour in ((mouth, self._mouth), (np.isin(part, (Part.EYE_LEFT, Part.EYE_RIGHT)), self._eyes)):
+        mouth = np.isin(part, self.mouth)
+        for mask, colour in ((mouth, self._mouth), (np.isin(part, self.eyes), self._eyes)):
             rows, cols = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
             if not len(rows):
                 continue
@@ -87,9 +92,9 @@ class InnerLayers:
 
     def _eyes(self, box, verts_cam, rast, part, source):
         """Eyeballs turn with the gaze: the photo's own pixels, and its radial profile where lids hid them."""
-        angle = interpolate(self.angle, rast[:, box[0], box[1]].contiguous(), self.head.dense_faces)[0, ..., 0].numpy()
+        angle = interpolate(self.angle, rast[:, box[0], box[1]].contiguous(), self.faces)[0, ..., 0].numpy()
         colour = np.zeros((*angle.shape, 3), np.float32)
-        for eye in (Part.EYE_LEFT, Part.EYE_RIGHT):
+        for eye in self.eyes:
             photo, shown = self._from_photo(box, source, (eye,))
             ball = self._ball(angle, self.profiles[eye])
             mine = (part[box] == eye)[..., None]
@@ -109,16 +114,16 @@ class InnerLayers:
 
     def _mouth(self, box, verts_cam, rast, part, source):
         """Teeth and cavity: the photo's own where it shows them, else teeth that suit its light, darker inwards."""
-        teeth = np.isin(part[box], (Part.TEETH_UPPER, Part.TEETH_LOWER)).astype(np.float32)
-        opening = np.isin(part[box], (Part.TEETH_UPPER, Part.TEETH_LOWER, Part.CAVITY)).astype(np.uint8)
+        teeth = np.isin(part[box], self.teeth).astype(np.float32)
+        opening = np.isin(part[box], self.mouth).astype(np.uint8)
         inward = cv2.distanceTransform(cv2.copyMakeBorder(opening, 1, 1, 1, 1, cv2.BORDER_CONSTANT), cv2.DIST_L2, 3)
         shade = 0.55 + 0.45 * np.clip(inward[1:-1, 1:-1] / (0.035 * self._face_px()), 0, 1)
         enamel = (0.35 * self.skin + 0.65 * TEETH_GREY * self.light) * 1.05
         soft = cv2.GaussianBlur(teeth, (0, 0), 0.8)[..., None]
         colour = soft * enamel * shade[..., None] + (1 - soft) * CAVITY * self.light
-        photo, shown = self._from_photo(box, source, (Part.TEETH_UPPER, Part.TEETH_LOWER, Part.CAVITY))
+        photo, shown = self._from_photo(box, source, self.mouth)
         return photo * shown + colour * (1 - shown)
 
     def _face_px(self):
-        eyes = [self.layers.xy[self.parts == part].mean(0) for part in (Part.EYE_LEFT, Part.EYE_RIGHT)]
+        eyes = [self.layers.xy[self.parts == part].mean(0) for part in self.eyes]
         return float(np.linalg.norm(eyes[0] - eyes[1]))

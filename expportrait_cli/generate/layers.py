@@ -16,6 +16,8 @@ from expportrait_cli.render.rasterizer import rasterize
 PLATE_MARGIN = 0.03
 """Matte above which a pixel may hold some of the person, so that it never shows in the background plate."""
 DEPTH_SLACK_M = 0.006
+NONE = 255
+"""Part of a pixel that shows no mesh."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,17 @@ def triangle_ids(rast: torch.Tensor) -> np.ndarray:
     return rast[0, ..., 3].numpy().astype(np.int32) - 1
 
 
+def triangle_parts(head: HeadModel) -> UInt8[np.ndarray, " F"]:
+    """Part of each triangle: skin wins where parts meet, as it does for vertices."""
+    return head.parts.numpy()[head.dense_faces.numpy()].max(1)
+
+
+def parts_drawn(rast: torch.Tensor, triangle_part: UInt8[np.ndarray, " F"]) -> UInt8[np.ndarray, "H W"]:
+    """Part at each pixel, NONE in the background."""
+    ids = triangle_ids(rast)
+    return np.where(ids >= 0, triangle_part[np.maximum(ids, 0)], NONE).astype(np.uint8)
+
+
 def unmix(
     photo: Float32[np.ndarray, "H W 3"], alpha: Float32[np.ndarray, "H W"], plate: Float32[np.ndarray, "H W 3"]
 ) -> Float32[np.ndarray, "H W 3"]:
@@ -84,11 +97,12 @@ def prepare(
     plate = background_plate(image, alpha)
     foreground = unmix(image, alpha, plate)
     verts = torch.from_numpy(verts_cam)
-    faces = head.dense_faces
-    ids = triangle_ids(draw(verts_cam, faces, camera))
+    faces = head.dense_faces.int()
+    rast = draw(verts_cam, faces, camera)
+    ids = triangle_ids(rast)
     first = faces.numpy()[np.maximum(ids, 0), 0]
     depth = np.where(ids >= 0, verts_cam[first, 2], 1e3).astype(np.float32)
-    part = np.where(ids >= 0, head.parts.numpy()[first], 255).astype(np.uint8)
+    part = parts_drawn(rast, triangle_parts(head))
     view = torch.nn.functional.normalize(verts, dim=-1)
     cosine = -(vertex_normals(verts, faces) * view).sum(-1)
     return Layers(

@@ -12,11 +12,11 @@ from expportrait_cli.config import GenerateConfig
 from expportrait_cli.generate.canvas import Canvas, crop_canvas, photo_canvas
 from expportrait_cli.generate.compositor import Bones, Compositor
 from expportrait_cli.generate.layers import prepare
-from expportrait_cli.head import HeadModel, fitted_mesh, neck_in_camera, neck_joint
+from expportrait_cli.head import HeadModel
+from expportrait_cli.head.facemesh import CHIN, FOREHEAD
+from expportrait_cli.head.fitted import fitted_mesh, neck_in_camera, person_joints
+from expportrait_cli.head.model import NECK
 from expportrait_cli.media.source import read_frame
-
-CHIN, FOREHEAD = 152, 10
-
 
 def generate(
     head_fit: HeadFit, meshes: Meshes, head: HeadModel, config: GenerateConfig, *, start: int = 0, end: int | None = None
@@ -25,7 +25,7 @@ def generate(
     photo = read_frame(head_fit.source, head_fit.frame)
     make = photo_canvas if config.paste_back else crop_canvas
     canvas = make(photo, head_fit, config.size)
-    neck = neck_joint(head, head_fit.identity)
+    neck = person_joints(head_fit, head)[NECK].numpy()
     layers = prepare(canvas.photo, canvas.alpha, fitted_mesh(head_fit, head), head, canvas.camera)
     points = head_fit.landmarks * canvas.scale + np.array(canvas.corner)
     compositor = Compositor(

@@ -2,32 +2,59 @@
 
 import numpy as np
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float, Float32
+from torch import Tensor
 
-from expportrait_cli.artifacts.types import HeadFit
-from expportrait_cli.geometry.rotations import from_turns
-from expportrait_cli.head.model import NECK, HeadModel, coarse, dense, joints, pose
+from expportrait_cli.artifacts.types import Curves, HeadFit
+from expportrait_cli.geometry.rotations import from_turns, logarithm
+from expportrait_cli.head.model import NECK, HeadModel, bones, coarse, dense, joints, pose
+
+
+def pose_of(rows: HeadFit | Curves, torso_translation: Float[np.ndarray, "*B 3"]) -> dict[str, Tensor]:
+    """Arguments of `pose` for a fit or for curves: turns become rotations into the camera."""
+    values = {
+        "jaw": rows.jaw,
+        "gaze": rows.gaze,
+        "rotation": logarithm(from_turns(rows.rotation)),
+        "translation": rows.translation,
+        "torso_rotation": logarithm(from_turns(rows.torso_rotation)),
+        "torso_translation": torso_translation,
+    }
+    return {name: torch.from_numpy(np.asarray(value, np.float32)) for name, value in values.items()}
+
+
+def canonical_mesh(fit: HeadFit, head: HeadModel, rows: HeadFit | Curves) -> Float32[Tensor, "*B V 3"]:
+    """The person's unposed head with the expressions of `rows` and the fitted offsets (Eq. 3)."""
+    psi, jaw, gaze = (torch.from_numpy(v) for v in (rows.expression, rows.jaw, rows.gaze))
+    identity = torch.from_numpy(fit.identity).expand(*psi.shape[:-1], -1)
+    return dense(head, coarse(head, identity, psi, jaw, gaze)) + torch.from_numpy(fit.static_offset + fit.frame_offset)
+
+
+def person_joints(fit: HeadFit, head: HeadModel) -> Float32[Tensor, "6 3"]:
+    """Canonical joints of the person."""
+    return joints(head, torch.from_numpy(fit.identity))
 
 
 def fitted_mesh(fit: HeadFit, head: HeadModel) -> Float32[np.ndarray, "V 3"]:
     """Dense vertices of the photo's own pose and expression, crop camera, m (Eq. 1 to 4)."""
-    tensors = {name: torch.from_numpy(getattr(fit, name)) for name in ("identity", "expression", "jaw", "gaze")}
-    shape = coarse(head, tensors["identity"], tensors["expression"], tensors["jaw"], tensors["gaze"])
-    at = joints(head, tensors["identity"])
-    return pose(
-        head,
-        dense(head, shape) + torch.from_numpy(fit.static_offset + fit.frame_offset),
-        at,
-        jaw=tensors["jaw"],
-        gaze=tensors["gaze"],
-        rotation=torch.from_numpy(fit.rotation),
-        translation=torch.from_numpy(fit.translation),
-        torso_rotation=torch.from_numpy(fit.torso_rotation),
-        torso_translation=torch.from_numpy(neck_in_camera(fit, head)),
-    ).numpy()
+    arguments = pose_of(fit, neck_in_camera(fit, head))
+    return pose(head, canonical_mesh(fit, head, fit), person_joints(fit, head), **arguments).numpy()
+
+
+def posed_meshes(fit: HeadFit, head: HeadModel, curves: Curves) -> Float32[np.ndarray, "T V 3"]:
+    """Dense vertices of the person moved by curves, crop camera, m."""
+    arguments = pose_of(curves, curves.torso_translation)
+    return pose(head, canonical_mesh(fit, head, curves), person_joints(fit, head), **arguments).numpy()
+
+
+def blend_matrices(fit: HeadFit, head: HeadModel) -> Float32[np.ndarray, "V 3 3"]:
+    """What skinning does to a canonical step of each vertex in the photo's pose."""
+    arguments = pose_of(fit, neck_in_camera(fit, head))
+    turns, _ = bones(person_joints(fit, head), **arguments)
+    return torch.einsum("vj,jab->vab", head.skinning, turns).numpy()
 
 
 def neck_in_camera(fit: HeadFit, head: HeadModel) -> Float32[np.ndarray, " 3"]:
     """Neck joint of the head bone, where the photo's torso hangs."""
-    neck = joints(head, torch.from_numpy(fit.identity))[NECK].numpy()
+    neck = person_joints(fit, head)[NECK].numpy()
     return (from_turns(fit.rotation) @ neck + fit.translation).astype(np.float32)

@@ -10,8 +10,8 @@ import cv2
 import numpy as np
 from jaxtyping import Float
 
-from expportrait_cli.geometry.rotations import rodrigues
-from expportrait_cli.head.landmarks import FACE_OVAL, IRIS, LID_PAIRS, LIP_PAIRS, OUTER_EYES, RIGID, LandmarkModel
+from expportrait_cli.head.facemesh import FACE_OVAL, IRIS, LID_PAIRS, LIP_PAIRS, OUTER_EYES, RIGID
+from expportrait_cli.head.landmarks import LandmarkModel
 from expportrait_cli.head.model import EYE_LEFT, EYE_RIGHT, JAW
 
 UNIT_IOD = 0.02
@@ -51,6 +51,20 @@ def cross_matrix(v: Float[np.ndarray, "*B 3"]) -> Float[np.ndarray, "*B 3 3"]:
     return out
 
 
+def rotate(axis_angle_rad: Float[np.ndarray, " 3"]) -> Float[np.ndarray, "3 3"]:
+    """Rotation matrix of one axis-angle; OpenCV's takes 3 microseconds, a batched one 80."""
+    return cv2.Rodrigues(axis_angle_rad)[0]
+
+
+def eye(pitch_yaw: Float[np.ndarray, " 2"]) -> tuple[Float[np.ndarray, "3 3"], list[Float[np.ndarray, "3 3"]]]:
+    """Rotation of an eyeball in the head (`model.eye_rotation`) and its derivatives by pitch and yaw."""
+    pitch, yaw = pitch_yaw
+    yawed, pitched = rotate(np.array([0.0, yaw, 0.0])), rotate(np.array([-pitch, 0.0, 0.0]))
+    by_pitch = yawed @ cross_matrix(np.array([-1.0, 0.0, 0.0])) @ pitched
+    by_yaw = cross_matrix(np.array([0.0, 1.0, 0.0])) @ yawed @ pitched
+    return yawed @ pitched, [by_pitch, by_yaw]
+
+
 def interocular_px(landmarks: Float[np.ndarray, "478 2"]) -> float:
     """Distance of the outer eye corners."""
     return float(np.linalg.norm(landmarks[OUTER_EYES[0]] - landmarks[OUTER_EYES[1]]))
@@ -73,7 +87,7 @@ def initial_state(
         expression=np.zeros(model.expression.shape[2]),
         jaw=np.zeros(3),
         gaze=np.zeros(4),
-        rotation=rodrigues(vector[:, 0]),
+        rotation=rotate(vector[:, 0]),
         translation=shift[:, 0],
     )
 
@@ -101,15 +115,20 @@ class Solver:
         """Landmarks of the neutral head."""
         return self.model.template + self.model.identity @ identity
 
+    def joints(self, identity: Float[np.ndarray, " K"]) -> Float[np.ndarray, "6 3"]:
+        """Canonical joints."""
+        return self.model.joint_template + self.model.joint_basis @ identity
+
     def project(
         self, points: Float[np.ndarray, "478 3"], joints: Float[np.ndarray, "J 3"], state: State
     ) -> tuple[Float[np.ndarray, "478 2"], Float[np.ndarray, "478 2 P"], Float[np.ndarray, "478 3 3"]]:
         """Landmarks in px, their Jacobian by the frame's parameters, and what a canonical step does in the camera."""
         m, e = self.model, self.model.expression.shape[2]
-        lids, by_gaze = m.gaze_lids(state.gaze)
-        canonical = points + m.expression @ state.expression + lids + m.jaw_corrective * state.jaw[0]
-        jaw = rodrigues(state.jaw)
-        eyes = [m.eye_rotation(state.gaze[:2]), m.eye_rotation(state.gaze[2:])]
+        lids, by_gaze = self._lids(state.gaze)
+        corrective = m.jaw_corrective / m.jaw_full_rad
+        canonical = points + m.expression @ state.expression + lids + corrective * state.jaw[0]
+        jaw = rotate(state.jaw)
+        eyes = [eye(state.gaze[:2]), eye(state.gaze[2:])]
         head = canonical.copy()
         blend = np.broadcast_to(np.eye(3), (len(points), 3, 3)).copy()
         moved = {}
@@ -125,7 +144,7 @@ class Solver:
         jac[:, :, :e] = canonical_step @ m.expression
         # The left Jacobian of the exponential is the identity to first order, and a jaw turns by 25 degrees at most.
         jac[:, :, e : e + 3] = m.skinning[:, JAW, None, None] * (state.rotation @ -cross_matrix(moved[JAW]))
-        jac[:, :, e] += np.einsum("lij,lj->li", canonical_step, m.jaw_corrective)
+        jac[:, :, e] += np.einsum("lij,lj->li", canonical_step, corrective)
         jac[:, :, e + 3 : e + 7] = canonical_step @ by_gaze
         for side, joint in enumerate((EYE_LEFT, EYE_RIGHT)):
             for axis in range(2):
@@ -139,6 +158,13 @@ class Solver:
         by_camera[:, 0, 2], by_camera[:, 1, 2] = -self.focal_px * x / z**2, -self.focal_px * y / z**2
         px = camera[:, :2] / z[:, None] * self.focal_px + self.centre_px
         return px, by_camera @ jac, by_camera @ canonical_step
+
+    def _lids(self, gaze: Float[np.ndarray, " 4"]) -> tuple[Float[np.ndarray, "478 3"], Float[np.ndarray, "478 3 4"]]:
+        """Displacement by lids that follow the gaze, and its derivative."""
+        signed = np.stack([gaze, -gaze], -1).ravel()
+        slope = (signed > 0) / self.model.gaze_full_rad
+        by_piece = self.model.gaze * slope
+        return by_piece @ signed, by_piece[..., 0::2] - by_piece[..., 1::2]
 
     def _system(self, points, joints, state, landmarks, previous, temporal, with_identity):
         """Normal equations of one frame: H, g, and with identity the coupling blocks."""
@@ -190,7 +216,7 @@ class Solver:
             expression=np.clip(state.expression + step[:e], 0, EXPRESSION_MAX),
             jaw=jaw,
             gaze=np.clip(state.gaze + step[e + 3 : e + 7], -0.7, 0.7),
-            rotation=rodrigues(step[e + 7 : e + 10]) @ state.rotation,
+            rotation=rotate(step[e + 7 : e + 10]) @ state.rotation,
             translation=state.translation + step[e + 10 : e + 13],
         )
 
@@ -204,7 +230,7 @@ class Solver:
         iterations: int = 5,
     ) -> State:
         """Solve one frame, from the previous one where there is one."""
-        points, joints = self.points(identity), self.model.joints_of(identity)
+        points, joints = self.points(identity), self.joints(identity)
         landmarks = landmarks.astype(np.float64)
         fresh = initial_state(self.model, points, landmarks, focal_px=self.focal_px, centre_px=self.centre_px)
         # The pose starts anew from PnP: it is better than the last frame's after a fast turn.
@@ -228,7 +254,7 @@ class Solver:
             for lm in landmarks.astype(np.float64)
         ]
         for _ in range(iterations):
-            points, joints = self.points(beta), self.model.joints_of(beta)
+            points, joints = self.points(beta), self.joints(beta)
             reduced, right = np.eye(k) * prior, -prior * beta
             systems = []
             for state, lm in zip(states, landmarks.astype(np.float64), strict=True):
@@ -245,7 +271,7 @@ class Solver:
 
     def predict(self, identity: Float[np.ndarray, " K"], state: State) -> Float[np.ndarray, "478 2"]:
         """Landmarks of the fitted head, px."""
-        return self.project(self.points(identity), self.model.joints_of(identity), state)[0]
+        return self.project(self.points(identity), self.joints(identity), state)[0]
 
     def error_iod(
         self, identity: Float[np.ndarray, " K"], state: State, landmarks: Float[np.ndarray, "478 2"]

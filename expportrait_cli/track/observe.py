@@ -11,20 +11,14 @@ from jaxtyping import Float32, Int64, UInt8
 
 from expportrait_cli.artifacts.types import CROP_SIZE
 from expportrait_cli.config import TrackConfig
-from expportrait_cli.detect import (
-    Crop,
-    CutDetector,
-    FaceFinder,
-    FaceMesh,
-    Matte,
-    RegionFlow,
-    Shoulders,
-    check_portrait,
-    choose_face,
-    crop_image,
-    crop_points,
-    steady_crop,
-)
+from expportrait_cli.detect.crop import Crop, crop_image, crop_points, steady_crop
+from expportrait_cli.detect.cuts import CutDetector
+from expportrait_cli.detect.faces import FaceFinder, choose_face
+from expportrait_cli.detect.flow import RegionFlow
+from expportrait_cli.detect.matte import Matte
+from expportrait_cli.detect.mesh import FaceMesh
+from expportrait_cli.detect.portrait import check_portrait
+from expportrait_cli.detect.shoulders import Shoulders
 from expportrait_cli.errors import InputError
 from expportrait_cli.media.image import is_image, read_image
 from expportrait_cli.media.video import frame_count, probe, read_frames
@@ -69,14 +63,14 @@ class _Shot:
         self.crop = steady_crop(landmarks[None], (width, height))
         first = crop_image(image, self.crop, CROP_SIZE)
         points = crop_points(landmarks, self.crop, CROP_SIZE)
-        self.flow = RegionFlow(first, points, matte(first, points))
+        self.flow = RegionFlow(first, points, matte.matte(first))
 
     def measure(self, image) -> tuple[np.ndarray, np.ndarray]:
         """Similarities in source px, and how far they can be trusted."""
-        rows, trust = self.flow(crop_image(image, self.crop, CROP_SIZE))
+        motion = self.flow.step(crop_image(image, self.crop, CROP_SIZE))
         k = self.crop.side / CROP_SIZE
         corner = np.array([self.crop.left, self.crop.top])
-        return np.stack([_rebase(row, k, corner) for row in rows]), trust
+        return np.stack([_rebase(row, k, corner) for row in motion.flow]), motion.confidence
 
 
 def _rebase(row, k, corner):
@@ -96,14 +90,14 @@ def _gather(source, config, frames: Iterator, total, rate, progress) -> Observat
         progress(t, total)
         size = (image.shape[1], image.shape[0])
         if cuts.is_cut(image):
-            mesh.forget()
+            mesh.reset()
             shot, shot_index = None, shot_index + 1
         points = mesh.landmarks(image)
         if points is None:
             faces = finder.find(image)
             count = max(count, len(faces))
             if faces:
-                chosen = choose_face(faces, config.face)
+                chosen = choose_face(faces, config.face, size=size)
                 points = mesh.landmarks(image, chosen)
                 if rate == 0:
                     check_portrait(image, chosen, points)

@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from jaxtyping import Float
 
 from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit, Tracking
 from expportrait_cli.geometry.rotations import from_turns, logarithm, rodrigues, to_turns
-from expportrait_cli.head import HeadModel, joints
+from expportrait_cli.head import HeadModel
+from expportrait_cli.head.fitted import person_joints
 from expportrait_cli.head.model import NECK
 from expportrait_cli.head.solve import interocular_px
 
@@ -91,7 +91,7 @@ def torso_motion(
     motion: Motion, tracking: Tracking, head_fit: HeadFit, head: HeadModel, *, scale: float
 ) -> tuple[Float[np.ndarray, "T 3"], Float[np.ndarray, "T 3"]]:
     """Pose of the torso from the similarity that optical flow measured on the driver's torso."""
-    neck = joints(head, torch.from_numpy(head_fit.identity))[NECK].numpy().astype(np.float64)
+    neck = person_joints(head_fit, head)[NECK].numpy().astype(np.float64)
     start = motion.rotation_ref @ neck + motion.translation_ref
     driver_neck = from_turns(tracking.rotation) @ neck + tracking.translation
     neck_px = driver_neck[:, :2] / driver_neck[:, 2:] * tracking.focal_px + CROP_SIZE / 2

@@ -6,7 +6,7 @@ from jaxtyping import Float
 from expportrait_cli.artifacts.types import CROP_SIZE, Curves, HeadFit, Tracking
 from expportrait_cli.geometry.rotations import from_turns
 from expportrait_cli.head import HeadModel, landmark_model
-from expportrait_cli.head.landmarks import LID_PAIRS
+from expportrait_cli.head.facemesh import LID_PAIRS
 from expportrait_cli.head.solve import Solver, State, interocular_px
 from expportrait_cli.transfer.motion import Motion
 

@@ -1,18 +1,17 @@
 """The driver's performance on the person's head (paper 3.2 without the learned offsets)."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
-import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Float32
 
-from expportrait_cli.artifacts.types import CROP_SIZE, Curves, HeadFit, Tracking
+from expportrait_cli.artifacts.types import Curves, HeadFit, Tracking
 from expportrait_cli.config import TransferConfig
 from expportrait_cli.errors import UsageError
-from expportrait_cli.head import HeadModel, coarse, dense, joints, landmark_model, pose
-from expportrait_cli.head.solve import Solver, State, interocular_px, rodrigues
-from expportrait_cli.head.spread import LandmarkSpread, open_mouth
+from expportrait_cli.head import HeadModel
+from expportrait_cli.head.fitted import posed_meshes
+from expportrait_cli.head.spread import LandmarkSpread
 from expportrait_cli.transfer.controls import expression_mask, moves_jaw, parse_regions, smooth
 from expportrait_cli.transfer.motion import Motion, head_motion, neutral_frame, torso_motion
 from expportrait_cli.transfer.residual import landmark_steps
@@ -49,8 +48,6 @@ def transfer(head_fit: HeadFit, tracking: Tracking, head: HeadModel, config: Tra
     psi, jaw, gaze = (getattr(tracking, name).astype(np.float64) for name in ("expression", "jaw", "gaze"))
     if relative:
         psi, jaw, gaze = psi - psi[neutral], jaw - jaw[neutral], gaze - gaze[neutral]
-    else:
-        psi = psi - mask.clip(0, 1) * head_fit.expression * 0
     keep = 1.0 if relative else 1 - (mask > 0)
     jaw_weight = config.expression_scale * moves_jaw(regions)
     gaze_weight = float("gaze" in regions)
@@ -76,21 +73,13 @@ def posed_frames(
 ) -> Iterator[Float32[np.ndarray, "V 3"]]:
     """Vertices of the person's head in every frame, in the photo's crop camera."""
     curves = performance.curves
-    identity = torch.from_numpy(head_fit.identity)
-    at = joints(head, identity)
-    offset = torch.from_numpy(head_fit.static_offset + head_fit.frame_offset)
-    spread = LandmarkSpread(head, open_mouth(head, head_fit.identity))
+    spread = LandmarkSpread(head, head_fit.identity)
     for begin in range(0, len(curves.jaw), BATCH):
         rows = slice(begin, begin + BATCH)
-        part = {k: torch.from_numpy(getattr(curves, k)[rows]) for k in ("expression", *POSE)}
-        shape = coarse(head, identity, part["expression"], part["jaw"], part["gaze"])
-        verts = pose(head, dense(head, shape) + offset, at, **{k: part[k] for k in POSE}).numpy()
-        for frame, steps in zip(verts, performance.steps[rows], strict=True):
-            frame[spread.vertices, :2] += spread(steps) * frame[spread.vertices, 2:] / head_fit.focal_px
-            yield frame
-
-
-POSE = ("jaw", "gaze", "rotation", "translation", "torso_rotation", "torso_translation")
+        part = Curves(*(getattr(curves, field.name)[rows] for field in fields(Curves)))
+        for verts, steps in zip(posed_meshes(head_fit, head, part), performance.steps[rows], strict=True):
+            verts[spread.vertices, :2] += spread(steps) * verts[spread.vertices, 2:] / head_fit.focal_px
+            yield verts
 
 
 def _neutral(head_fit: HeadFit, tracking: Tracking, config: TransferConfig, same: bool) -> int:
