@@ -37,7 +37,7 @@ def batch(
     from expportrait_cli.pipeline.job import check
     from expportrait_cli.pipeline.joblist import read_jobs
 
-    work = read_jobs(jobs, out or Path())
+    work = read_jobs(jobs, out or Path(), shared=jobs.with_name(f"{jobs.stem}.work"))
     rows = []
     for number, job in enumerate(work, 1):
         log.info("%d of %d: %s", number, len(work), job.out)

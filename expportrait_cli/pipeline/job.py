@@ -33,6 +33,8 @@ class Job:
     """Curves to use when the file exists, else where they are written."""
     grid: bool = False
     keep_work: bool = True
+    shared: Path | None = None
+    """Folder of trackings that several films share; each film's own work folder without it."""
 
     @property
     def work(self) -> Path:

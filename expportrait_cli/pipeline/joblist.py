@@ -3,7 +3,7 @@
 import csv
 import json
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -20,15 +20,17 @@ REFUSED = ("several",)
 """Settings that a list cannot change: in a batch, several faces without a choice are always an error."""
 
 
-def read_jobs(path: Path, folder: Path) -> list[Job]:
+def read_jobs(path: Path, folder: Path, *, shared: Path | None = None) -> list[Job]:
     """Read the list; films whose row names no output go to `folder` as REF--DRIVING.mp4.
+
+    `shared` is the jobs' folder of trackings, so that a clip that drives many photos is tracked once.
 
     Raises:
         InputError: with the line, when a row cannot be understood, or when two rows would write one film.
     """
     jobs: list[Job] = []
     for number, row in _rows(path):
-        job = _job(row, path.parent, folder, f"{path}, line {number}")
+        job = replace(_job(row, path.parent, folder, f"{path}, line {number}"), shared=shared)
         if any(job.out.absolute() == other.out.absolute() for other in jobs):
             raise InputError(f"{path}, line {number}: an earlier line writes {job.out} too. Name another output.")
         jobs.append(job)

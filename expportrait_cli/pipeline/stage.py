@@ -30,6 +30,8 @@ from expportrait_cli.track import track
 
 log = logging.getLogger(__name__)
 
+WORDS = {"reference": "photo", "driving": "driver"}
+
 Progress = Callable[[int, int | None], None]
 Stage = Callable[[str], Progress]
 """Announces a stage by its name, and returns what its progress is told to."""
@@ -74,9 +76,10 @@ class _Run:
     def film(self, kinds: tuple[str, str], key: str, *, painted: str | None) -> Film:
         """Run the stages in order; `painted` is the key of the frames and the sound that the film already has."""
         job, started = self.job, perf_counter()
-        given = self._given_head() if kinds[0] == "head" else None
+        # The photo first: it shows in a second what would be found out after minutes of the driver.
+        own = self._given_head() if kinds[0] == "head" else self._tracked("reference", job.reference, job.track.face)
         tracking, driver_key = self._driver(kinds[1])
-        head_fit, head_key = given or self._head_fit(tracking, driver_key)
+        head_fit, head_key = self._head_fit(*own, tracking, driver_key)
         meshes, meshes_key = self._meshes(head_fit, tracking, {"head": head_key, "driver": driver_key})
         driver = Driver.of(tracking) if tracking is not None else Driver.behind(job.driving)
         inputs = {"head": head_key, "meshes": meshes_key}
@@ -135,9 +138,13 @@ class _Run:
         header = cache.made_by("track", asdict(config), {"source": self.hashes[role]})
         tracking = cache.cached(
             Tracking,
-            self.job.work / f"{role}.track.npz",
+            self.job.work / f"{role}.track.npz"
+            if self.job.shared is None
+            else self.job.shared / f"{header['key'][:16]}.track.npz",
             header,
-            lambda: self._timed(f"track the {role}", lambda progress: track(source, self.head, config, progress)),
+            lambda: self._timed(
+                f"track the {WORDS[role]}", lambda progress: track(source, self.head, config, progress)
+            ),
         )
         # The same content may lie elsewhere than when it was tracked.
         return replace(tracking, source=str(source.resolve())), header["key"]
@@ -157,15 +164,19 @@ class _Run:
         check_source(path, head_fit)
         return head_fit, self.hashes["reference"]
 
-    def _head_fit(self, driver: Tracking | None, driver_key: str) -> tuple[HeadFit, str]:
-        tracking, key = self._tracked("reference", self.job.reference, self.job.track.face)
+    def _head_fit(
+        self, own: HeadFit | Tracking, key: str, driver: Tracking | None, driver_key: str
+    ) -> tuple[HeadFit, str]:
+        """The person's head: as given, or fitted to the photo's tracking."""
+        if isinstance(own, HeadFit):
+            return own, key
         header = cache.made_by("fit", asdict(self.job.fit), {"track": key, "driver": driver_key})
         head_fit = cache.cached(
             HeadFit,
             self.job.work / "reference.head.npz",
             header,
             lambda: self._timed(
-                "fit the head", lambda progress: fit(tracking, self.head, self.job.fit, progress, driver=driver)
+                "fit the head", lambda progress: fit(own, self.head, self.job.fit, progress, driver=driver)
             ),
         )
         return replace(head_fit, source=str(self.job.reference.resolve())), header["key"]
