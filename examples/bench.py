@@ -19,7 +19,7 @@ DRIVING = Path(__file__).with_name("driving.mp4")
 
 def floor_s(clip: Path, folder: Path) -> tuple[float, int]:
     """Seconds and frames of the least that any such tool does."""
-    from expportrait_cli.detect import FaceMesh
+    from expportrait_cli.detect.mesh import FaceMesh
     from expportrait_cli.media.video import VideoWriter, probe, read_frames
 
     mesh, count, since = FaceMesh(video=True), 0, perf_counter()

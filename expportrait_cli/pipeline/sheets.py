@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from expportrait_cli.artifacts.meshes import Meshes
 from expportrait_cli.artifacts.types import HeadFit
 from expportrait_cli.config import RenderConfig
-from expportrait_cli.detect import Crop, crop_image
+from expportrait_cli.detect.crop import Crop, crop_image
 from expportrait_cli.media.image import is_image, read_image
 from expportrait_cli.media.source import read_frame
 from expportrait_cli.media.video import VideoWriter, read_frames
