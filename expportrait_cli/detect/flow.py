@@ -13,6 +13,8 @@ from jaxtyping import Bool, Float32, Float64, Int64, UInt8
 SIZE = 256
 MIN_PIXELS = 250
 """Smallest region that is measured, px of the small image."""
+MAX_PIXELS = 2000
+"""About as many pixels of a region are fitted: more only cost time."""
 ROUNDS = 6
 CAUCHY_PX = 1.0
 """Residual at which a pixel counts half, px of the small image."""
@@ -156,6 +158,8 @@ def _region(mask: Bool[np.ndarray, "H W"], texture: Float32[np.ndarray, "S S"]) 
     rows, columns = np.nonzero(share > 0.99)
     if not len(rows):
         return Region(rows, columns, np.zeros(0), (slice(0, 0), slice(0, 0)), IDENTITY)
+    every = 1 + len(rows) // MAX_PIXELS
+    rows, columns = rows[::every], columns[::every]
     strength = texture[rows, columns].astype(np.float64)
     weights = strength / (strength + np.median(strength) + 1e-12)
     return Region(rows, columns, weights, (_span(rows), _span(columns)), IDENTITY)
