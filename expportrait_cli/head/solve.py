@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float
 
+from expportrait_cli.artifacts.types import Tracking
 from expportrait_cli.head.facemesh import FACE_OVAL, IRIS, LID_PAIRS, LIP_PAIRS, OUTER_EYES, RIGID
 from expportrait_cli.head.landmarks import LandmarkModel
 from expportrait_cli.head.model import EYE_LEFT, EYE_RIGHT, JAW
@@ -90,6 +91,18 @@ def initial_state(
         rotation=rotate(vector[:, 0]),
         translation=shift[:, 0],
     )
+
+
+def normalised(landmarks: Float[np.ndarray, "T 478 2"]) -> Float[np.ndarray, "T 478 2"]:
+    """Landmarks without position and size, in inter-ocular distances."""
+    size = np.array([interocular_px(frame) for frame in landmarks])
+    return (landmarks - landmarks.mean(1, keepdims=True)) / size[:, None, None]
+
+
+def nearest_frame(landmarks: Float[np.ndarray, "478 2"], tracking: Tracking) -> tuple[int, float]:
+    """Frame of a clip whose landmarks are most like these, and their mean distance in inter-ocular distances."""
+    distance = np.linalg.norm(normalised(tracking.landmarks) - normalised(landmarks[None]), axis=-1).mean(-1)
+    return int(distance.argmin()), float(distance.min())
 
 
 def focal_for(model: LandmarkModel, landmarks: Float[np.ndarray, "478 2"], *, crop_size: int) -> float:

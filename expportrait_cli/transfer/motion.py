@@ -10,7 +10,7 @@ from expportrait_cli.geometry.rotations import from_turns, logarithm, rodrigues,
 from expportrait_cli.head import HeadModel
 from expportrait_cli.head.fitted import person_joints
 from expportrait_cli.head.model import NECK
-from expportrait_cli.head.solve import interocular_px
+from expportrait_cli.head.solve import nearest_frame
 
 SOFT_DEG = 15.0
 """Width over which a turn runs into its limit."""
@@ -44,19 +44,12 @@ def neutral_frame(head_fit: HeadFit, tracking: Tracking, *, same: bool) -> int:
     """Driver frame to count from: the most neutral one in a pose like the photo's; the most similar one if it is
     the same person."""
     if same:
-        own = _normalised(head_fit.landmarks[None])
-        return int(np.linalg.norm(_normalised(tracking.landmarks) - own, axis=-1).mean(-1).argmin())
+        return nearest_frame(head_fit.landmarks, tracking)[0]
     turn = from_turns(tracking.rotation) @ from_turns(head_fit.rotation).T
     angle = np.linalg.norm(logarithm(turn), axis=-1)
     effort = np.abs(tracking.expression).sum(-1) + 6 * np.abs(tracking.jaw).sum(-1) + np.abs(tracking.gaze).sum(-1)
     unsure = 100.0 * (tracking.state > 0)
     return int((effort + 4 * angle + unsure).argmin())
-
-
-def _normalised(landmarks: Float[np.ndarray, "T 478 2"]) -> Float[np.ndarray, "T 478 2"]:
-    """Landmarks without position and size, in inter-ocular distances."""
-    size = np.array([interocular_px(frame) for frame in landmarks])
-    return (landmarks - landmarks.mean(1, keepdims=True)) / size[:, None, None]
 
 
 def limit_turn(axis_angle: Float[np.ndarray, "T 3"], limit_deg: float | None) -> Float[np.ndarray, "T 3"]:
