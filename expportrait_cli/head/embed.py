@@ -17,6 +17,7 @@ from torch import Tensor
 from expportrait_cli.geometry import rotations
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.head import model
+from expportrait_cli.head.facemesh import LIP_PAIRS
 from expportrait_cli.head.model import HeadModel
 
 Rasterize = Callable[[Tensor, Tensor, tuple[int, int]], Tensor]
@@ -32,6 +33,7 @@ IDENTITIES = 6
 OPENINGS = (0.0, 0.6)
 """Shares of the full jaw opening."""
 IRIS_M, PUPIL_M = 0.0059, 0.0022
+LIP_REACH_M = 0.005
 NEAR_PX = 6.0
 """A point that misses the allowed surface is moved to its nearest pixel if that is this close."""
 
@@ -77,12 +79,43 @@ def embed(head: HeadModel, colours: Float[Tensor, "V 3"], *, rasterize: Rasteriz
         weight, distance = _closest(point, surface[faces[near]])
         triangles.append(faces[near[distance.argmin()]])
         barycentrics.append(weight[distance.argmin()])
-    return replace(
-        head,
-        landmark_triangles=torch.from_numpy(np.stack(triangles)),
-        landmark_barycentrics=torch.from_numpy(np.float32(barycentrics)),
-        landmark_spread=torch.from_numpy(np.float32(spread)),
+    return close_lips(
+        replace(
+            head,
+            landmark_triangles=torch.from_numpy(np.stack(triangles)),
+            landmark_barycentrics=torch.from_numpy(np.float32(barycentrics)),
+            landmark_spread=torch.from_numpy(np.float32(spread)),
+        )
     )
+
+
+def close_lips(head: HeadModel) -> HeadModel:
+    """Put the points of the inner lips where the lips of the neutral head touch.
+
+    The detector sees them about 1.5 mm out on an unpainted lip. A closed mouth would then read as open, and a fit would
+    push the lips through each other to shut it.
+    """
+    verts = model.dense(head, head.template).numpy().astype(float)
+    faces = head.dense_faces.numpy()
+    weight = head.skinning[:, model.JAW].numpy()
+    skin = head.part("skin").numpy()
+    upper, lower = np.flatnonzero(skin & (weight < 0.5)), np.flatnonzero(skin & (weight > 0.5))
+    points = model.landmarks(head, torch.from_numpy(np.float32(verts))).numpy()
+    triangles, barycentrics = head.landmark_triangles.clone(), head.landmark_barycentrics.clone()
+    for above, below in (*LIP_PAIRS, (191, 95), (415, 324)):
+        middle = (points[above] + points[below]) / 2
+        near = [rows[np.linalg.norm(verts[rows] - middle, axis=1) < LIP_REACH_M] for rows in (upper, lower)]
+        apart = np.linalg.norm(verts[near[0]][:, None] - verts[near[1]][None], axis=-1)
+        first, second = np.unravel_index(apart.argmin(), apart.shape)
+        seam = (verts[near[0][first]] + verts[near[1][second]]) / 2
+        seam[0] = middle[0]
+        for landmark, side in ((above, weight < 0.5), (below, weight > 0.5)):
+            allowed = np.flatnonzero((side & skin)[faces].all(1))
+            closest = allowed[np.argsort(((verts[faces[allowed]].mean(1) - seam) ** 2).sum(-1))[:64]]
+            shares, distance = _closest(seam, verts[faces[closest]])
+            triangles[landmark] = torch.from_numpy(faces[closest[distance.argmin()]])
+            barycentrics[landmark] = torch.from_numpy(np.float32(shares[distance.argmin()]))
+    return replace(head, landmark_triangles=triangles, landmark_barycentrics=barycentrics)
 
 
 def _jaw(head: HeadModel, share: float) -> Tensor:

@@ -18,9 +18,11 @@ from expportrait_cli.head.model import EYE_LEFT, EYE_RIGHT, JAW
 UNIT_IOD = 0.02
 DISTANCE_M = 1.1
 """Assumed distance of the head from the camera: one photo does not tell, and a portrait is taken from about there."""
-PAIR_WEIGHT = 4.0
+LID_WEIGHT, LIP_WEIGHT = 14.0, 4.0
+"""Of the pairs across an opening: whether it is shut is worth more than where it is."""
 IRIS_WEIGHT = 1.0
-EXPRESSION_PRIOR = 1.5
+EXPRESSION_PRIOR = 70.0
+"""Strong for a sum over 442 landmarks, whose errors go together: weaker ones fit worse, with all units at work."""
 JAW_PRIOR = np.array([1.0, 40.0, 40.0])
 GAZE_PRIOR = 0.05
 EXPRESSION_MAX = 1.2
@@ -122,6 +124,7 @@ class Solver:
         weights[IRIS] = 0.0
         self.weights = weights
         self.pairs = np.array(LID_PAIRS + LIP_PAIRS)
+        self.pair_weights = np.sqrt([LID_WEIGHT] * len(LID_PAIRS) + [LIP_WEIGHT] * len(LIP_PAIRS))
         self.size = model.expression.shape[2] + 13
 
     def points(self, identity: Float[np.ndarray, " K"]) -> Float[np.ndarray, "478 3"]:
@@ -197,8 +200,8 @@ class Solver:
         rows = [
             (full / unit * np.sqrt(robust)[:, None, None], residual * np.sqrt(robust)[:, None]),
             (
-                (full[a] - full[b]) / unit * np.sqrt(PAIR_WEIGHT),
-                (residual[a] - residual[b]) * np.sqrt(PAIR_WEIGHT),
+                (full[a] - full[b]) / unit * self.pair_weights[:, None, None],
+                (residual[a] - residual[b]) * self.pair_weights[:, None],
             ),
             (iris / unit * np.sqrt(IRIS_WEIGHT), residual[IRIS] * np.sqrt(IRIS_WEIGHT)),
         ]

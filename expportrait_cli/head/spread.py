@@ -38,7 +38,7 @@ class LandmarkSpread:
         centres = centres[used]
         distance = np.linalg.norm(shape[:, None] - centres[None], axis=-1)
         nearest = distance.min(1)
-        self.vertices = np.flatnonzero((nearest < REACH_M) & head.part("skin").numpy())
+        self.vertices = np.flatnonzero((nearest < REACH_M) & head.part("skin", "mouth_cavity").numpy())
         gram = self._kernel(np.linalg.norm(centres[:, None] - centres[None], axis=-1))
         field = np.linalg.solve(gram + RIDGE * np.eye(len(used)), self._kernel(distance[self.vertices]).T).T
         feather = np.clip((REACH_M - nearest[self.vertices]) / FEATHER_M, 0, 1)

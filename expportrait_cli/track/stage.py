@@ -18,7 +18,7 @@ from expportrait_cli.track.steady import steady
 log = logging.getLogger(__name__)
 
 KEY_FRAMES = 12
-IDENTITY_PRIOR_PHOTO, IDENTITY_PRIOR_CLIP = 80.0, 80.0
+IDENTITY_PRIOR = 10.0
 TEMPORAL = 2.0
 ITERATIONS_FIRST, ITERATIONS = 10, 4
 
@@ -32,8 +32,7 @@ def track(source: Path, head: HeadModel, config: TrackConfig, progress: Progress
     keys = key_frames(seen)
     focal_px = float(np.median([focal_for(model, seen.landmarks[k], crop_size=CROP_SIZE) for k in keys]))
     solver = Solver(model, focal_px=focal_px, centre_px=CROP_SIZE / 2)
-    prior = IDENTITY_PRIOR_PHOTO if len(keys) == 1 else IDENTITY_PRIOR_CLIP
-    identity, _ = solver.identity(seen.landmarks[keys], prior=prior)
+    identity, _ = solver.identity(seen.landmarks[keys], prior=IDENTITY_PRIOR)
     states = solve_frames(solver, identity, seen)
     states = steady(states, seen, solver, head)
     errors = [solver.error_iod(identity, s, lm) for s, lm in zip(states, seen.landmarks, strict=True)]
