@@ -43,6 +43,8 @@ JOINT_CUBES = ("joint-neck", "joint-neck", "joint-head", "joint-mouth", "joint-l
 """The torso pivots about the neck joint."""
 ARMS = (("arm.L", "joint-l-shoulder", -1), ("arm.R", "joint-r-shoulder", 1))
 
+TEETH_SHIFT_M = {"teeth_upper": (0, -0.0028, 0.0012), "teeth_lower": (0, 0.0008, 0.0012)}
+"""MakeHuman's upper teeth end 3 mm above the lip, where speech and smiles would not show them."""
 IDENTITY_DIMENSIONS = 80
 PHENOTYPES = 400
 CUT_M = 0.30
@@ -229,6 +231,8 @@ def bake(source: Source) -> dict[str, np.ndarray]:
     template[clamped, 1] = floor
     basis_kept = basis[:, mesh.kept] * np.where(clamped[:, None], [1, 0, 1], 1)
     template = template + eye_inflation(template, mesh, joints, division)
+    for part, shift_m in TEETH_SHIFT_M.items():
+        template[mesh.parts == PARTS.index(part)] += np.array(shift_m) / METRES
 
     units = sorted(path.stem for path in (makehuman.DATA / "faceunits01/targets/faceunits").glob("*.target"))
     units = [unit for unit in units if unit not in DROPPED_UNITS and unit not in GAZE_UNITS]

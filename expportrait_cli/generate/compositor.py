@@ -14,7 +14,7 @@ from jaxtyping import Float, Float32, UInt8
 
 from expportrait_cli.generate.diffuse import diffuse
 from expportrait_cli.generate.inner import InnerLayers
-from expportrait_cli.generate.layers import DEPTH_SLACK_M, NONE, Layers, draw, parts_drawn, triangle_parts
+from expportrait_cli.generate.layers import DEPTH_SLACK_M, NONE, STILL_PX, Layers, draw, parts_drawn, triangle_parts
 from expportrait_cli.geometry.rotations import from_turns
 from expportrait_cli.head import HeadModel
 from expportrait_cli.render.rasterizer import interpolate
@@ -82,6 +82,7 @@ class Compositor:
         person = cv2.remap(self.layers.foreground, x, y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
         weight = alpha[..., None]
         frame = person * weight + self.layers.plate * (1 - weight)
+        frame = self._settle(frame, field)
         frame = self.inner.paint(frame, verts_cam, rast, part, source)
         return np.clip(frame + 0.5, 0, 255).astype(np.uint8)
 
@@ -106,6 +107,14 @@ class Compositor:
         field = far + spread * fade[..., None]
         known = weight[..., None]
         return np.where(known > 0, source[..., :2] * known + field * (1 - known), field).astype(np.float32)
+
+    def _settle(self, frame, field):
+        """Where nothing moves by a pixel the photo itself is the best picture."""
+        moved = np.linalg.norm(field - self.grid, axis=-1)
+        low, high = STILL_PX
+        moved = np.clip((moved - low) / (high - low), 0, 1).astype(np.float32)
+        weight = cv2.blur(moved, (5, 5))[..., None]
+        return self.layers.photo * (1 - weight) + frame * weight
 
     def _far(self, bones):
         """Motion beyond the mesh: the hair's above, the torso's below."""

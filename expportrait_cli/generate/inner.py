@@ -5,7 +5,7 @@ import numpy as np
 import torch
 from jaxtyping import Float32
 
-from expportrait_cli.generate.layers import DEPTH_SLACK_M, Layers
+from expportrait_cli.generate.layers import DEPTH_SLACK_M, STILL_PX, Layers
 from expportrait_cli.head import HeadModel
 from expportrait_cli.head.model import EYE_LEFT, EYE_RIGHT, dense
 from expportrait_cli.render.rasterizer import interpolate
@@ -76,9 +76,21 @@ class InnerLayers:
             if not len(rows):
                 continue
             box = np.s_[max(rows[0] - 2, 0) : rows[-1] + 3, max(cols[0] - 2, 0) : cols[-1] + 3]
-            soft = cv2.GaussianBlur(mask[box].astype(np.float32), (0, 0), 0.7)[..., None]
+            soft = cv2.GaussianBlur(mask[box].astype(np.float32), (0, 0), 0.7)
+            soft = (soft * self._changed(box, part, source))[..., None]
             frame[box] = frame[box] * (1 - soft) + colour(box, verts_cam, rast, part, source) * soft
         return frame
+
+    def _changed(self, box, part, source):
+        """0 where the photo shows the same spot of the same part in the same place, 1 where it does not."""
+        rows, cols = np.mgrid[box] + 0.5
+        moved = np.hypot(source[box][..., 0] - cols, source[box][..., 1] - rows)
+        low, high = STILL_PX
+        moved = np.clip((moved - low) / (high - low), 0, 1)
+        inner = np.isin(part[box], (*self.eyes, *self.mouth))
+        same = np.isin(self.layers.part[box], (*self.eyes, *self.mouth))
+        changed = np.where(inner, np.where(same, moved, 1.0), 0.0).astype(np.float32)
+        return cv2.blur(cv2.dilate(changed, np.ones((3, 3), np.uint8)), (3, 3))
 
     def _from_photo(self, box, source, parts):
         """The photo under the box's pixels, and how far it shows the same surface there (0..1)."""

@@ -13,9 +13,11 @@ from expportrait_cli.geometry.mesh import vertex_normals
 from expportrait_cli.head import HeadModel
 from expportrait_cli.render.rasterizer import rasterize
 
-PLATE_MARGIN = 0.03
-"""Matte above which a pixel may hold some of the person, so that it never shows in the background plate."""
+SOLID = 0.35
+"""Matte above which the plate is filled in; below it the background is what the person's share leaves of the photo."""
 DEPTH_SLACK_M = 0.006
+STILL_PX = (0.3, 1.2)
+"""Displacements below the first show the photo, above the second the moved layers."""
 NONE = 255
 """Part of a pixel that shows no mesh."""
 
@@ -64,25 +66,45 @@ def parts_drawn(rast: torch.Tensor, triangle_part: UInt8[np.ndarray, " F"]) -> U
     return np.where(ids >= 0, triangle_part[np.maximum(ids, 0)], NONE).astype(np.uint8)
 
 
-def unmix(
-    photo: Float32[np.ndarray, "H W 3"], alpha: Float32[np.ndarray, "H W"], plate: Float32[np.ndarray, "H W 3"]
-) -> Float32[np.ndarray, "H W 3"]:
-    """Colour of the person alone: the background's share is taken out of soft pixels, thin ones are extended."""
-    solid = np.clip((alpha - 0.5) / 0.4, 0, 1)
-    clean = (photo - (1 - alpha[..., None]) * plate) / np.maximum(alpha[..., None], 0.5)
-    extended = diffuse(photo, (alpha > 0.95).astype(np.float32))
-    return np.clip(solid[..., None] * clean + (1 - solid[..., None]) * extended, 0, 255)
-
-
-def background_plate(
+def separate(
     photo: Float32[np.ndarray, "H W 3"], alpha: Float32[np.ndarray, "H W"]
+) -> tuple[Float32[np.ndarray, "H W 3"], Float32[np.ndarray, "H W 3"]]:
+    """Foreground and background whose mixture by `alpha` is the photo.
+
+    Each is known where the other has little share, is filled in from around where it has none, and takes up between
+    what the other leaves.
+    """
+    person = cv2.dilate((alpha > SOLID).astype(np.uint8), np.ones((3, 3), np.uint8)).astype(np.float32)
+    plate = membrane(photo, 1 - person)
+    extended = diffuse(photo, (alpha > 0.95).astype(np.float32))
+    mostly = np.clip((alpha - SOLID) / 0.3, 0, 1)[..., None]
+    soft = alpha[..., None]
+    foreground = (photo - (1 - soft) * plate) / np.maximum(soft, SOLID)
+    foreground = np.clip(mostly * foreground + (1 - mostly) * extended, 0, 255)
+    left = (photo - soft * foreground) / np.maximum(1 - soft, 0.4)
+    plate = np.where(person[..., None] > 0, plate, np.clip(left, 0, 255))
+    return foreground, plate
+
+
+def membrane(
+    photo: Float32[np.ndarray, "H W 3"], known: Float32[np.ndarray, "H W"], *, sweeps: int = 60
 ) -> Float32[np.ndarray, "H W 3"]:
-    """The photo with the person filled from around them; nothing of the person may seed the fill."""
-    person = cv2.dilate((alpha > PLATE_MARGIN).astype(np.uint8), np.ones((7, 7), np.uint8))
-    filled = diffuse(photo, 1.0 - person.astype(np.float32))
-    smooth = cv2.GaussianBlur(filled, (0, 0), 4.0)
-    blend = cv2.GaussianBlur(person.astype(np.float32), (0, 0), 1.5)[..., None] * person[..., None]
-    return photo * (1 - blend) + smooth * blend
+    """Fill the unknown by a soap film spanned between what is known: unlike `diffuse` it meets the border without a
+    step. Coarse to fine, relaxed at every scale."""
+    height, width = known.shape
+    if min(height, width) <= 16:
+        return diffuse(photo, known)
+    half = ((width + 1) // 2, (height + 1) // 2)
+    weight = cv2.resize(known, half, interpolation=cv2.INTER_AREA)
+    small = cv2.resize(photo * known[..., None], half, interpolation=cv2.INTER_AREA)
+    small = small / np.maximum(weight, 1e-4)[..., None]
+    filled = membrane(small, (weight > 0.25).astype(np.float32), sweeps=sweeps)
+    filled = cv2.resize(filled, (width, height), interpolation=cv2.INTER_LINEAR)
+    fixed = known[..., None] > 0
+    filled = np.where(fixed, photo, filled)
+    for _ in range(sweeps if max(height, width) <= 300 else sweeps // 4):
+        filled = np.where(fixed, photo, cv2.blur(filled, (3, 3), borderType=cv2.BORDER_REPLICATE))
+    return filled
 
 
 def prepare(
@@ -94,8 +116,7 @@ def prepare(
 ) -> Layers:
     """Take the photo on its canvas apart along its matte and the fitted head."""
     image = photo.astype(np.float32)
-    plate = background_plate(image, alpha)
-    foreground = unmix(image, alpha, plate)
+    foreground, plate = separate(image, alpha)
     verts = torch.from_numpy(verts_cam)
     faces = head.dense_faces.int()
     rast = draw(verts_cam, faces, camera)
