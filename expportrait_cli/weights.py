@@ -1,6 +1,5 @@
 """The catalogue of weights: where each file lies, what it must hash to, and what its licence allows."""
 
-import hashlib
 import importlib.util
 import os
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
+from expportrait_cli.artifacts.digest import sha256
 from expportrait_cli.errors import WeightsError
 
 PACKAGED = Path(__file__).parent / "_weights"
@@ -73,15 +73,6 @@ def locate(weight: Weight) -> Path | None:
     else:
         roots = list(folders())
     return next((root / weight.file for root in roots if (root / weight.file).is_file()), None)
-
-
-def sha256(path: Path) -> str:
-    """Hash of a file's content, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while piece := stream.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def state(weight: Weight) -> State:

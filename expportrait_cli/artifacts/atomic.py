@@ -42,6 +42,4 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def _refusal(path: str | os.PathLike[str], error: OSError) -> OutputError:
-    return OutputError(
-        f"{path} could not be written: {error.strerror or error}. Free space or choose another folder."
-    )
+    return OutputError(f"{path} could not be written: {error.strerror or error}. Free space or choose another folder.")

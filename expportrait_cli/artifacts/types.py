@@ -46,7 +46,7 @@ class Tracking:
     jaw: Float32[np.ndarray, "T 3"]
     """Jaw rotation omega, axis-angle in the head frame, rad."""
     gaze: Float32[np.ndarray, "T 4"]
-    """Pitch and yaw of the left eye, then of the right (the person's own), rad; up and to the person's left positive."""
+    """Pitch and yaw of the left eye, then of the right (the person's own), rad; positive is up, and to their left."""
     rotation: Float32[np.ndarray, "T 3"]
     """Turn of the head, axis-angle in camera axes, rad."""
     translation: Float32[np.ndarray, "T 3"]

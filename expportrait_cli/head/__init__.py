@@ -4,7 +4,6 @@ from typing import Literal
 
 import torch
 
-from expportrait_cli.head.assets import weights_file as weights_file
 from expportrait_cli.head.landmarks import LandmarkModel as LandmarkModel
 from expportrait_cli.head.landmarks import landmark_model as landmark_model
 from expportrait_cli.head.model import BONES as BONES

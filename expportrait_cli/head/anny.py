@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from expportrait_cli.head.assets import weights_file
 from expportrait_cli.head.model import HeadModel
+from expportrait_cli.weights import weights_file
 
 FILE = "head_anny.npz"
 
@@ -16,10 +16,11 @@ def load(device: torch.device | str = "cpu", *, file: Path | None = None) -> Hea
     """Read the baked file, or another one of its kind.
 
     Keys of the file, metres and radians in the head frame: `template` [N,3], `identity_basis` [N,3,K],
-    `expression_basis` [N,3,E], `expression_names` [E], `gaze_basis` [N,3,8], `gaze_full_rad` [8], `jaw_corrective` [N,3],
-    `jaw_full_rad`, `joints` [6,3], `joint_basis` [6,3,K], `joint_names` [6], `skinning` [V,6], `quads` [Q,4] (coarse),
-    `dense_faces` [F,3], `operator_data`, `operator_indices`, `operator_indptr` (CSR [V,N]), `parts` [V], `part_names`,
-    `facial_mask` [V], `landmark_triangles` [478,3], `landmark_barycentrics` [478,3], `landmark_spread` [478].
+    `expression_basis` [N,3,E], `expression_names` [E], `gaze_basis` [N,3,8], `gaze_full_rad` [8],
+    `jaw_corrective` [N,3], `jaw_full_rad`, `joints` [6,3], `joint_basis` [6,3,K], `joint_names` [6],
+    `skinning` [V,6], `quads` [Q,4] (coarse), `dense_faces` [F,3], `operator_data`, `operator_indices`,
+    `operator_indptr` (CSR [V,N]), `parts` [V], `part_names`, `facial_mask` [V], `landmark_triangles` [478,3],
+    `landmark_barycentrics` [478,3], `landmark_spread` [478].
 
     Raises:
         WeightsError: the file is not there.

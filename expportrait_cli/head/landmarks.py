@@ -17,9 +17,9 @@ class LandmarkModel:
 
     A canonical landmark is template + identity·β + expression·ψ + gaze·(gaze_pieces(gaze) / gaze_full_rad)
     + jaw_corrective·(jaw[0] / jaw_full_rad); `skinning` then blends the bones of `model.bones` at the joints
-    joint_template + joint_basis·β. `gaze_pieces` are the positive parts of (left pitch, -left pitch, left yaw, -left yaw,
-    and the same four of the right eye). A landmark in a triangle whose corners follow the bones differently is off by the
-    product of those differences; `landmarks(pose(...))` is the exact chain.
+    joint_template + joint_basis·β. `gaze_pieces` are the positive parts of (left pitch, -left pitch, left yaw,
+    -left yaw, and the same four of the right eye). A landmark in a triangle whose corners follow the bones differently
+    is off by the product of those differences; `landmarks(pose(...))` is the exact chain.
     """
 
     template: Float64[np.ndarray, "L 3"]

@@ -1,7 +1,7 @@
 """The head: canonical shape, subdivision and pose, the same for every head model.
 
-Canonical points are in the head frame of `geometry.camera`, metres. Letters: `N` coarse and `V` dense vertices, `F` dense
-triangles, `K` identity and `E` expression dimensions, `L` landmarks (478), `J` bones (6, in the order of `BONES`).
+Canonical points are in the head frame of `geometry.camera`, metres. Letters: `N` coarse and `V` dense vertices, `F`
+dense triangles, `K` identity and `E` expression dimensions, `L` landmarks (478), `J` bones (6, in order of `BONES`).
 Left is the person's own.
 """
 
@@ -74,8 +74,9 @@ class HeadModel:
 def gaze_pieces(gaze: Float[Tensor, "*B 4"]) -> Float[Tensor, "*B 8"]:
     """Split gaze into what the lids follow: up, down, to the person's left, to the right; left eye first. Radians."""
     left_pitch, left_yaw, right_pitch, right_yaw = gaze.unbind(-1)
-    signed = torch.stack([left_pitch, -left_pitch, left_yaw, -left_yaw, right_pitch, -right_pitch, right_yaw, -right_yaw], -1)
-    return signed.clamp(min=0)
+    left = (left_pitch, -left_pitch, left_yaw, -left_yaw)
+    right = (right_pitch, -right_pitch, right_yaw, -right_yaw)
+    return torch.stack([*left, *right], -1).clamp(min=0)
 
 
 def coarse(
@@ -112,7 +113,8 @@ def eye_rotation(pitch_yaw: Float[Tensor, "*B 2"]) -> Float[Tensor, "*B 3 3"]:
     """Rotation of an eyeball in the head: pitch, then yaw about the head's own vertical."""
     pitch, yaw = pitch_yaw.unbind(-1)
     zero = torch.zeros_like(pitch)
-    return rotations.matrix(torch.stack([zero, yaw, zero], -1)) @ rotations.matrix(torch.stack([-pitch, zero, zero], -1))
+    turn, nod = torch.stack([zero, yaw, zero], -1), torch.stack([-pitch, zero, zero], -1)
+    return rotations.matrix(turn) @ rotations.matrix(nod)
 
 
 def bones(
@@ -141,8 +143,8 @@ def bones(
     t_neck = middle_cam - _turn(R_neck, middle)
 
     Rs, ts = [R_torso, R_neck, R_head], [t_torso, t_neck, translation]
-    inner = ((JAW, rotations.matrix(jaw)), (EYE_LEFT, eye_rotation(gaze[..., :2])), (EYE_RIGHT, eye_rotation(gaze[..., 2:])))
-    for bone, R_inner in inner:
+    eyes = (EYE_LEFT, eye_rotation(gaze[..., :2])), (EYE_RIGHT, eye_rotation(gaze[..., 2:]))
+    for bone, R_inner in ((JAW, rotations.matrix(jaw)), *eyes):
         pivot = joints[..., bone, :]
         Rs.append(R_head @ R_inner)
         ts.append(_turn(R_head, pivot - _turn(R_inner, pivot)) + translation)

@@ -33,7 +33,8 @@ def subdivide(quads: Int64[np.ndarray, "Q 4"], vertices: int) -> Subdivision:
     faces_of_edge = _average(edge_of_corner.ravel(), np.arange(faces).repeat(4), (len(edges), faces))
     border = np.bincount(edge_of_corner.ravel(), minlength=len(edges)) == 1
     inner = sparse.diags((~border).astype(float))
-    edge_points = inner @ (mid_points + faces_of_edge @ face_points) / 2 + sparse.diags(border.astype(float)) @ mid_points
+    outer = sparse.diags(border.astype(float))
+    edge_points = inner @ (mid_points + faces_of_edge @ face_points) / 2 + outer @ mid_points
 
     smooth = sparse.vstack([_vertex_points(quads, edges, border, face_points, mid_points), face_points, edge_points])
     linear = sparse.vstack([sparse.identity(vertices), face_points, mid_points])
@@ -42,7 +43,7 @@ def subdivide(quads: Int64[np.ndarray, "Q 4"], vertices: int) -> Subdivision:
     centre = np.broadcast_to(first_face + np.arange(faces)[:, None], (faces, 4))
     small_quads = np.stack([ring[..., 0], ring[..., 1], centre, ring[..., 2]], -1).reshape(-1, 4)
     triangles = np.concatenate([small_quads[:, [0, 1, 2]], small_quads[:, [0, 2, 3]]], 1).reshape(-1, 3)
-    smooth, linear = smooth.tocsr(), linear.tocsr()
+    smooth, linear = sparse.csr_matrix(smooth), sparse.csr_matrix(linear)
     smooth.sort_indices()
     return Subdivision(smooth, linear, triangles)
 
@@ -54,7 +55,7 @@ def _vertex_points(
     face_points: sparse.csr_matrix,
     mid_points: sparse.csr_matrix,
 ) -> sparse.csr_matrix:
-    vertices = face_points.shape[1]
+    vertices = face_points.get_shape()[1]
     valence = np.bincount(edges.ravel(), minlength=vertices)
     mean_face = _average(quads.ravel(), np.arange(len(quads)).repeat(4), (vertices, len(quads))) @ face_points
     mean_mid = _average(edges.ravel(), np.arange(len(edges)).repeat(2), (vertices, len(edges))) @ mid_points

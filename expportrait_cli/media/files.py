@@ -1,10 +1,10 @@
 """Files as such: what they hold, and how they are replaced."""
 
-import hashlib
 import os
 from pathlib import Path
 
 from expportrait_cli.artifacts.atomic import atomic_path as atomic_path
+from expportrait_cli.artifacts.digest import sha256
 from expportrait_cli.errors import InputError
 
 
@@ -12,11 +12,7 @@ def content_hash(path: str | os.PathLike[str]) -> str:
     """Hash the content with sha256, in hexadecimal."""
     check_file(path)
     try:
-        with Path(path).open("rb") as file:
-            digest = hashlib.sha256()
-            while block := file.read(1 << 20):
-                digest.update(block)
-            return digest.hexdigest()
+        return sha256(Path(path))
     except OSError as error:
         raise InputError(f"{path} could not be read: {error.strerror}.") from error
 

@@ -15,9 +15,9 @@ from jaxtyping import UInt8, UInt16
 from expportrait_cli.artifacts.atomic import atomic_path
 from expportrait_cli.errors import OutputError
 from expportrait_cli.media import ffmpeg
+from expportrait_cli.media.sound import sound
 
 FORMATS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
-COPIED_AUDIO = ("aac", "mp3", "ac3", "eac3")
 CRF = "17"
 
 
@@ -181,19 +181,10 @@ class VideoWriter:
         """Join film and sound in a second file: the film's length is known only now."""
         assert self._audio is not None
         length_s = float(self.frame_count / self._rate)
-        source = ffmpeg.input_file(self._audio)
-        _, _, report = ffmpeg.run(*source)
-        codec = report.partition(": Audio: ")[2].split(" ", 1)[0].strip(",")
-        # Packets are some 20 ms long: sound that starts inside one must be cut as samples.
-        # Matroska cannot say which samples of the first AAC packet to skip: copied sound would come 20 ms late.
-        is_copied = codec in COPIED_AUDIO and self._audio_start_s < 1e-3 and self._format != "matroska"
-        encoder = ["-c:a", "flac"] if self._format == "matroska" else ["-c:a", "aac", "-b:a", "192k"]
-        how = ["-c:a", "copy"] if is_copied else [*encoder, "-af", "aresample=async=1:first_pts=0"]
+        track = sound(self._audio, start_s=self._audio_start_s, length_s=length_s, container=self._format)
         status, _, errors = ffmpeg.run(
-            *["-loglevel", "error", *ffmpeg.input_file(self._film)],
-            *([] if is_copied else ["-ss", f"{self._audio_start_s:.6f}"]),
-            *["-t", f"{length_s:.6f}", *source],
-            *["-map", "0:v:0", "-map", "1:a:0?", "-map_metadata", "0", "-map_chapters", "-1", "-c:v", "copy", *how],
+            *["-loglevel", "error", *ffmpeg.input_file(self._film), *track.opening, "-map", "0:v:0", *track.taking],
+            *["-map_metadata", "0", "-map_chapters", "-1", "-c:v", "copy"],
             *[*self._container(), "-f", self._format, "-y", f"file:{self._final}"],
         )
         if status != 0:
