@@ -45,6 +45,8 @@ ARMS = (("arm.L", "joint-l-shoulder", -1), ("arm.R", "joint-r-shoulder", 1))
 
 TEETH_SHIFT_M = {"teeth_upper": (0, -0.0028, 0.0012), "teeth_lower": (0, 0.0008, 0.0012)}
 """MakeHuman's upper teeth end 3 mm above the lip, where speech and smiles would not show them."""
+COLLAR_M = (-0.155, -0.105)
+"""Heights between which the neck takes over from the torso."""
 IDENTITY_DIMENSIONS = 80
 PHENOTYPES = 400
 CUT_M = 0.30
@@ -188,7 +190,9 @@ def gaze_angle(source: Source, unit: str) -> float:
     return float(np.arccos(before @ after / np.linalg.norm(before) / np.linalg.norm(after)))
 
 
-def skinning(source: Source, mesh: Mesh, bones: dict[str, np.ndarray], jaw: np.ndarray) -> np.ndarray:
+def skinning(
+    source: Source, mesh: Mesh, bones: dict[str, np.ndarray], jaw: np.ndarray, template_m: np.ndarray
+) -> np.ndarray:
     """Weights of the six bones. MakeHuman's neck is smoothed: here one bone does the work of three."""
     arms = bones["arm.L"] + bones["arm.R"]
     trunk = np.stack([bones["torso"] + arms, bones["neck"], bones["head"]], -1)[mesh.kept]
@@ -198,6 +202,11 @@ def skinning(source: Source, mesh: Mesh, bones: dict[str, np.ndarray], jaw: np.n
     jaw = jaw[mesh.kept]
     weights = np.concatenate([trunk, jaw[:, None], np.zeros((len(jaw), 2))], -1)
     weights[:, 2] = np.maximum(weights[:, 2] - jaw, 0)
+    # What lies on the collar bones moves with the shoulders: clothes begin there.
+    rise = np.clip((template_m[:, 1] - COLLAR_M[0]) / (COLLAR_M[1] - COLLAR_M[0]), 0, 1)
+    keep = (rise * rise * (3 - 2 * rise))[:, None]
+    weights[:, :1] += ((1 - keep) * weights[:, 1:3]).sum(1, keepdims=True)
+    weights[:, 1:3] *= keep
     weights[mesh.parts == PARTS.index("eye_left")] = np.eye(6)[4]
     weights[mesh.parts == PARTS.index("eye_right")] = np.eye(6)[5]
     return weights / weights.sum(1, keepdims=True)
@@ -239,7 +248,7 @@ def bake(source: Source) -> dict[str, np.ndarray]:
     shapes = {unit: read_unit(unit, len(mean))[mesh.kept] for unit in (*units, *GAZE_UNITS)}
     eyeballs = np.isin(mesh.parts, [PARTS.index("eye_left"), PARTS.index("eye_right")])
     lids = np.stack([shapes[unit] * ~eyeballs[:, None] for unit in GAZE_UNITS], -1)
-    weights = skinning(source, mesh, bones, hinge.weights)
+    weights = skinning(source, mesh, bones, hinge.weights, template * METRES)
     small = division.smooth
     return {
         "template": np.float32(template * METRES),

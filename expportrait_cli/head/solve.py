@@ -32,6 +32,17 @@ ACTIVE = 1e9
 
 
 @dataclass(frozen=True)
+class Anchors:
+    """Points of the head that were seen to move: they speak on the pose alone."""
+
+    points: Float[np.ndarray, "P 3"]
+    """In the head frame, m."""
+    targets_px: Float[np.ndarray, "P 2"]
+    weight: float
+    """Of all of them together, in landmarks."""
+
+
+@dataclass(frozen=True)
 class State:
     """What moves in one frame."""
 
@@ -182,7 +193,22 @@ class Solver:
         by_piece = self.model.gaze * slope
         return by_piece @ signed, by_piece[..., 0::2] - by_piece[..., 1::2]
 
-    def _system(self, points, joints, state, landmarks, previous, temporal, with_identity):
+    def _anchor_rows(self, anchors: Anchors, state: State, unit: float, columns: int):
+        """Jacobian and residual of anchors, in the units of the landmarks."""
+        turned = anchors.points @ state.rotation.T
+        x, y, z = (turned + state.translation).T
+        by_camera = np.zeros((len(x), 2, 3))
+        by_camera[:, 0, 0] = by_camera[:, 1, 1] = self.focal_px / z
+        by_camera[:, 0, 2], by_camera[:, 1, 2] = -self.focal_px * x / z**2, -self.focal_px * y / z**2
+        jac = np.zeros((len(x), 2, columns))
+        start = self.size - 6
+        jac[:, :, start : start + 3] = by_camera @ -cross_matrix(turned)
+        jac[:, :, start + 3 : start + 6] = by_camera
+        px = np.stack([x, y], -1) / z[:, None] * self.focal_px + self.centre_px
+        scale = np.sqrt(anchors.weight / len(x)) / unit
+        return jac * scale, (px - anchors.targets_px) * scale
+
+    def _system(self, points, joints, state, landmarks, previous, temporal, with_identity, anchors=None):
         """Normal equations of one frame: H, g, and with identity the coupling blocks."""
         e = self.model.expression.shape[2]
         unit = UNIT_IOD * interocular_px(landmarks)
@@ -205,6 +231,8 @@ class Solver:
             ),
             (iris / unit * np.sqrt(IRIS_WEIGHT), residual[IRIS] * np.sqrt(IRIS_WEIGHT)),
         ]
+        if anchors is not None:
+            rows.append(self._anchor_rows(anchors, state, unit, full.shape[2]))
         jacobian = np.concatenate([r[0].reshape(-1, full.shape[2]) for r in rows])
         error = np.concatenate([r[1].ravel() for r in rows])
         hessian, gradient = jacobian.T @ jacobian, jacobian.T @ error
@@ -244,6 +272,7 @@ class Solver:
         start: State | None = None,
         temporal: float = 0.0,
         iterations: int = 5,
+        anchors: Anchors | None = None,
     ) -> State:
         """Solve one frame, from the previous one where there is one."""
         points, joints = self.points(identity), self.joints(identity)
@@ -253,7 +282,7 @@ class Solver:
         state = fresh if start is None else replace(start, rotation=fresh.rotation, translation=fresh.translation)
         weight = temporal if start is not None else 0.0
         for _ in range(iterations):
-            hessian, gradient = self._system(points, joints, state, landmarks, start, weight, False)
+            hessian, gradient = self._system(points, joints, state, landmarks, start, weight, False, anchors)
             self._bounded(state, hessian, gradient)
             state = self._step(state, -np.linalg.solve(hessian, gradient))
         return state

@@ -13,7 +13,7 @@ from expportrait_cli.head import HeadModel, landmark_model
 from expportrait_cli.head.solve import Solver, State, focal_for
 from expportrait_cli.media.files import content_hash
 from expportrait_cli.track.observe import Observations, observe
-from expportrait_cli.track.steady import steady
+from expportrait_cli.track.steady import anchors, hair_points
 
 log = logging.getLogger(__name__)
 
@@ -27,14 +27,17 @@ Progress = Callable[[int, int | None], None]
 
 def track(source: Path, head: HeadModel, config: TrackConfig, progress: Progress) -> Tracking:
     """Track the chosen face. Every frame of the source gets a row; missing faces are filled as `on_missing` says."""
-    seen = observe(source, config, progress)
+    return solve(source, observe(source, config, progress), head)
+
+
+def solve(source: Path, seen: Observations, head: HeadModel) -> Tracking:
+    """Identity from key frames, then expression and pose of every frame."""
     model = landmark_model(head)
     keys = key_frames(seen)
     focal_px = float(np.median([focal_for(model, seen.landmarks[k], crop_size=CROP_SIZE) for k in keys]))
     solver = Solver(model, focal_px=focal_px, centre_px=CROP_SIZE / 2)
     identity, _ = solver.identity(seen.landmarks[keys], prior=IDENTITY_PRIOR)
-    states = solve_frames(solver, identity, seen)
-    states = steady(states, seen, solver, head)
+    states = solve_frames(solver, identity, seen, head)
     errors = [solver.error_iod(identity, s, lm) for s, lm in zip(states, seen.landmarks, strict=True)]
     return Tracking(
         source=str(source.resolve()),
@@ -59,14 +62,22 @@ def track(source: Path, head: HeadModel, config: TrackConfig, progress: Progress
     )
 
 
-def solve_frames(solver: Solver, identity: np.ndarray, seen: Observations) -> list[State]:
+def solve_frames(solver: Solver, identity: np.ndarray, seen: Observations, head: HeadModel) -> list[State]:
     """Solve frame by frame; a cut starts afresh."""
+    points = hair_points(head)
     states: list[State] = []
+    first = 0
     for t, landmarks in enumerate(seen.landmarks):
-        fresh = t == 0 or seen.shot[t] != seen.shot[t - 1]
-        start = None if fresh else states[-1]
-        iterations = ITERATIONS_FIRST if fresh else ITERATIONS
-        states.append(solver.frame(identity, landmarks, start=start, temporal=TEMPORAL, iterations=iterations))
+        if t == 0 or seen.shot[t] != seen.shot[t - 1]:
+            first = t
+            states.append(solver.frame(identity, landmarks, iterations=ITERATIONS_FIRST))
+            continue
+        still = anchors(points, t, first, states[first], states[-1], seen, solver)
+        states.append(
+            solver.frame(
+                identity, landmarks, start=states[-1], temporal=TEMPORAL, iterations=ITERATIONS, anchors=still
+            )
+        )
     return states
 
 
