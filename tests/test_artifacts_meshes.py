@@ -66,7 +66,10 @@ def test_leaving_without_the_curves_leaves_nothing(tmp_path):
         writer.write(verts_cam[0], curves.rotation[0], curves.translation[0])
     with pytest.raises(KeyboardInterrupt), MeshesWriter(tmp_path / "a.npz", faces=FACES, **options):
         raise KeyboardInterrupt
-    with pytest.raises(ValueError, match="0 frames"), MeshesWriter(tmp_path / "a.npz", faces=FACES, **options) as writer:
+    with (
+        pytest.raises(ValueError, match="0 frames"),
+        MeshesWriter(tmp_path / "a.npz", faces=FACES, **options) as writer,
+    ):
         writer.finish(curves)
     assert not list(tmp_path.iterdir())
 

@@ -16,6 +16,7 @@ import torch
 from makehuman import Source, read_unit
 from scipy import sparse
 
+from expportrait_cli.artifacts.digest import sha256
 from expportrait_cli.detect.mediapipe_adapter import LandmarkNet
 from expportrait_cli.head import anny
 from expportrait_cli.head.embed import embed
@@ -111,8 +112,9 @@ def cut(source: Source, mean: np.ndarray) -> Mesh:
         faces = source.faces[group]
         quads.append(faces[(mean[faces, 1] > plane).any(1)])
         parts[faces] = PARTS.index(part)
-    for label, part in (("mouth_cavity", "mouth_cavity"), ("eye_cavity.L", "eye_socket"), ("eye_cavity.R", "eye_socket")):
-        parts[labels[label]] = PARTS.index(part)
+    parts[labels["mouth_cavity"]] = PARTS.index("mouth_cavity")
+    for label in ("eye_cavity.L", "eye_cavity.R"):
+        parts[labels[label]] = PARTS.index("eye_socket")
     kept, index = np.unique(np.concatenate(quads), return_inverse=True)
     return Mesh(kept, index.reshape(-1, 4), parts[kept])
 
@@ -140,7 +142,8 @@ def principal(directions: np.ndarray, importance: np.ndarray) -> tuple[np.ndarra
     weighted = (directions * np.sqrt(importance)[:, None]).reshape(len(directions), -1)
     left, values, _ = np.linalg.svd(weighted, full_matrices=False)
     basis = np.einsum("dk,dvc->kvc", left[:, :IDENTITY_DIMENSIONS], directions)
-    signs = np.sign(np.take_along_axis(basis.reshape(len(basis), -1), np.abs(basis.reshape(len(basis), -1)).argmax(1)[:, None], 1))
+    flat = basis.reshape(len(basis), -1)
+    signs = np.sign(np.take_along_axis(flat, np.abs(flat).argmax(1)[:, None], 1))
     explained = (values[:IDENTITY_DIMENSIONS] ** 2).sum() / (values**2).sum()
     return basis * signs[:, :, None], float(explained)
 
@@ -316,12 +319,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "head.npz"
         np.savez(file, **arrays)
-        head = embed(anny.load(file=file), colours(source, arrays), rasterize=rasterize, detect=LandmarkNet(video=False))
+        bare, detect = anny.load(file=file), LandmarkNet(video=False)
+        head = embed(bare, colours(source, arrays), rasterize=rasterize, detect=detect)
     arrays["landmark_triangles"] = np.uint16(head.landmark_triangles.numpy())
     arrays["landmark_barycentrics"] = head.landmark_barycentrics.numpy()
     arrays["landmark_spread"] = head.landmark_spread.numpy()
     np.savez_compressed(out, **arrays)
-    print(f"{out}: {out.stat().st_size / 1e6:.2f} MB")
+    print(f"{out}: {out.stat().st_size / 1e6:.2f} MB, sha256 for the catalogue {sha256(out)}")
 
 
 if __name__ == "__main__":

@@ -72,7 +72,10 @@ def hat(value: float, anchors: dict[str, float]) -> dict[str, float]:
 
 
 def phenotype(source: Source, generator: np.random.Generator) -> np.ndarray:
-    """Displacement of a random teenager or adult: products of MakeHuman's macro targets, as its own sliders blend them."""
+    """Displacement of a random teenager or adult.
+
+    Products of MakeHuman's macro targets, as its own sliders blend them.
+    """
     gender = hat(generator.beta(0.6, 0.6), {"female": 0, "male": 1})
     age = hat(generator.uniform(0.5, 1.0), {"child": 1 / 3, "young": 2 / 3, "old": 1})
     muscle = hat(generator.beta(2, 2), {"minmuscle": 0, "averagemuscle": 0.5, "maxmuscle": 1})
@@ -111,10 +114,11 @@ def local_directions(source: Source) -> list[np.ndarray]:
             names, sides = category["opposites"], []
             for side in ("left", "right", "unsided"):
                 if names[f"positive-{side}"]:
-                    ends = [
-                        read_target(DATA / f"mpfb2/targets/{folder}/{names[f'{sign}-{side}']}.target.gz", len(source.verts))
+                    paths = [
+                        DATA / f"mpfb2/targets/{folder}/{names[f'{sign}-{side}']}.target.gz"
                         for sign in ("positive", "negative")
                     ]
+                    ends = [read_target(path, len(source.verts)) for path in paths]
                     sides.append((ends[0] - ends[1]) / 2.0)
             if len(sides) == 2:
                 directions += [0.25 * (sides[0] + sides[1]), 0.07 * (sides[0] - sides[1])]
