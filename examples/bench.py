@@ -5,6 +5,7 @@ python examples/bench.py [PHOTO CLIP]
 
 import sys
 import tempfile
+from contextlib import redirect_stdout
 from pathlib import Path
 from time import perf_counter
 
@@ -40,7 +41,8 @@ def main() -> int:
         Image.fromarray(skimage.data.astronaut()).save(photo)
         photo, clip = (Path(word) for word in sys.argv[1:3]) if len(sys.argv) == 3 else (photo, DRIVING)
         floor, count = floor_s(clip, folder)
-        code = run(["generate", str(photo), str(clip), "-o", str(folder / "film.mp4"), "--quiet"])
+        with redirect_stdout(sys.stderr):
+            code = run(["generate", str(photo), str(clip), "-o", str(folder / "film.mp4"), "--quiet"])
         if code:
             return code
         seconds = read_record(folder / "film.json")["seconds"]
