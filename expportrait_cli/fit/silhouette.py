@@ -10,13 +10,14 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 import scipy.sparse as sp
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from scipy.sparse.linalg import splu
 from scipy.spatial import cKDTree
 
 SMOOTH_FIRST, SMOOTH_LAST = 1.0, 0.05
 PIN = 30.0
 REACH_PX = 110.0
+HAIR_LIMIT_M = 0.04
 FACING = 0.5
 """Least cosine between the normals of an outline point and its match: a cheek must not be pulled to the other side."""
 
@@ -74,7 +75,6 @@ def fit_silhouette(
     if len(target) < 20:
         return offset
     target_tree = cKDTree(target)
-    centre = np.array([matte.shape[1], matte.shape[0]]) / 2
     for round_index in range(rounds):
         progress(round_index, rounds)
         verts = pose(offset)
@@ -85,13 +85,11 @@ def fit_silhouette(
         vertex = _vertex_near(drawn, points)
         points, normals, vertex = points[vertex >= 0], normals[vertex >= 0], vertex[vertex >= 0]
         rows, shift = _matches(points, normals, target, target_normals, target_tree)
-        rows, vertex = rows, vertex[rows]
+        vertex = vertex[rows]
         # The match is only trusted across the outline: along it, points slide.
         across = normals[rows] * (shift * normals[rows]).sum(1, keepdims=True)
         depth = verts[vertex, 2]
         step_cam = np.c_[across * (depth / focal_px)[:, None], np.zeros(len(across))]
-        # Keep the drawn pixel's vertex under its own pixel: the outline's point is the constraint, not the vertex.
-        _ = centre
         step = np.einsum("pij,pj->pi", to_canonical[vertex], step_cam)
         selected = operator[vertex]
         wanted = selected @ offset + step
@@ -101,6 +99,25 @@ def fit_silhouette(
         offset = splu(matrix).solve(weight * (selected.T @ wanted))
     progress(rounds, rounds)
     return offset
+
+
+def hair_volume(
+    offset: Float[np.ndarray, "V 3"],
+    verts: Float[np.ndarray, "V 3"],
+    normals: Float[np.ndarray, "V 3"],
+    scalp: Bool[np.ndarray, " V"],
+) -> Float[np.ndarray, "V 3"]:
+    """Give the back of the head the thickness of hair that the outline shows on top and at the sides.
+
+    An outline seen from the front says nothing of what lies behind it; without this a turned head would be shaven.
+    """
+    height = np.einsum("vj,vj->v", offset, normals)
+    seen = scalp & (np.abs(normals[:, 2]) < 0.35) & (verts[:, 1] > 0.04)
+    if seen.sum() < 10:
+        return offset
+    thickness = float(np.clip(np.percentile(height[seen], 40), 0, HAIR_LIMIT_M))
+    behind = np.clip((0.03 - verts[:, 2]) / 0.07, 0, 1) * np.clip((verts[:, 1] + 0.05) / 0.05, 0, 1) * scalp
+    return offset + (behind * np.maximum(thickness - height, 0))[:, None] * normals
 
 
 def _vertex_near(drawn: Int[np.ndarray, "H W"], points: Float[np.ndarray, "P 2"]) -> Int[np.ndarray, " P"]:

@@ -13,11 +13,13 @@ from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit, Tracking
 from expportrait_cli.config import FitConfig
 from expportrait_cli.detect.crop import Crop, crop_image
 from expportrait_cli.detect.matte import Matte
-from expportrait_cli.fit.silhouette import fit_silhouette
+from expportrait_cli.fit.silhouette import fit_silhouette, hair_volume
 from expportrait_cli.geometry.camera import Camera
+from expportrait_cli.geometry.mesh import vertex_normals
 from expportrait_cli.geometry.rotations import from_turns, to_turns
 from expportrait_cli.head import HeadModel, dense, landmark_model, landmarks
-from expportrait_cli.head.fitted import blend_matrices, fitted_mesh
+from expportrait_cli.head.fitted import blend_matrices, canonical_mesh, fitted_mesh
+from expportrait_cli.head.model import HEAD
 from expportrait_cli.head.solve import Solver, State, nearest_frame
 from expportrait_cli.head.spread import LandmarkSpread
 from expportrait_cli.media.source import read_frame
@@ -154,8 +156,11 @@ def _static_offset(fit: HeadFit, head: HeadModel, matte, config: FitConfig, prog
         progress=progress,
     )
     lifted = dense(head, torch.from_numpy(offset.astype(np.float32))).numpy()
+    shape = canonical_mesh(fit, head, fit)
+    scalp = (head.skinning[:, HEAD] > 0.9) & (head.facial_mask < 0.1) & head.part("skin")
+    lifted = hair_volume(lifted, shape.numpy(), vertex_normals(shape, head.dense_faces).numpy(), scalp.numpy())
     # A hard multiplication, not a penalty: the static field of one photo is exactly zero on the face.
-    return lifted * (1 - head.facial_mask.numpy())[:, None]
+    return lifted.astype(np.float32) * (1 - head.facial_mask.numpy())[:, None].astype(np.float32)
 
 
 def _coarse_mask(mask: Float32[np.ndarray, " V"], operator: sp.csr_matrix) -> Float[np.ndarray, " N"]:

@@ -64,7 +64,7 @@ class Compositor:
         height, width = layers.alpha.shape
         self.grid = np.stack(np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5), -1).astype(np.float32)
         self.triangle_part = triangle_parts(head)
-        self.attributes = torch.from_numpy(np.c_[layers.xy, layers.depth, layers.cosine].astype(np.float32))[None]
+        self.attributes = torch.from_numpy(np.c_[layers.xy, layers.depth, layers.cosine, layers.colour].astype(np.float32))[None]
         ring = np.linspace(0, 2 * np.pi, 8, endpoint=False)
         self.head_ring = np.c_[0.09 * np.cos(ring), 0.11 * np.sin(ring) + 0.02, np.full(8, HAIR_DEPTH_M)]
         self.torso_ring = np.c_[0.17 * np.cos(ring), 0.08 * np.sin(ring) - 0.12, np.full(8, -0.02)]
@@ -74,27 +74,34 @@ class Compositor:
         rast = draw(verts_cam, self.faces, self.layers.camera)
         part = parts_drawn(rast, self.triangle_part)
         source = interpolate(self.attributes, rast, self.faces)[0].numpy()
-        field = self._field(part, source, bones)
+        seen = self._seen(part, source)
+        field = self._field(part, source, seen, bones)
         x, y = field[..., 0] - 0.5, field[..., 1] - 0.5
         # Remap samples at integer centres: half a pixel off would soften and shift the whole film.
         alpha = cv2.remap(self.layers.alpha, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-        alpha = self._rim(alpha, part, bones)
+        turned = self._turned(bones)
+        alpha = self._rim(alpha, part, turned)
         person = cv2.remap(self.layers.foreground, x, y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+        hidden = (1 - cv2.blur(seen, (5, 5))) * turned * (part == SKIN)
+        person = person + hidden[..., None] * (source[..., 4:] - person)
         weight = alpha[..., None]
         frame = person * weight + self.layers.plate * (1 - weight)
         frame = self._settle(frame, field)
         frame = self.inner.paint(frame, verts_cam, rast, part, source)
         return np.clip(frame + 0.5, 0, 255).astype(np.uint8)
 
-    def _field(self, part, source, bones):
-        """Where in the photo each pixel comes from, px."""
+    def _seen(self, part, source):
+        """How well the photo shows the skin that each pixel shows: 0 hidden or grazing, 1 facing the camera."""
         x, y = source[..., 0] - 0.5, source[..., 1] - 0.5
         nearest = cv2.remap(self.layers.zbuffer, x, y, cv2.INTER_NEAREST, borderMode=cv2.BORDER_REPLICATE)
         seen = np.clip((source[..., 3] - 0.08) / 0.2, 0, 1) * (source[..., 2] < nearest + DEPTH_SLACK_M)
-        skin = (part == SKIN).astype(np.float32)
-        weight = np.ascontiguousarray(seen * skin, np.float32)
+        return (seen * (part == SKIN)).astype(np.float32)
+
+    def _field(self, part, source, weight, bones):
+        """Where in the photo each pixel comes from, px."""
+        skin = part == SKIN
         far = self._far(bones)
-        residual = np.where(skin[..., None] > 0, source[..., :2] - far, 0).astype(np.float32)
+        residual = np.where(skin[..., None], source[..., :2] - far, 0).astype(np.float32)
         # Half the resolution is enough for what is smooth by construction.
         height, width = weight.shape
         half = ((width + 1) // 2, (height + 1) // 2)
@@ -135,13 +142,19 @@ class Compositor:
         cam = points @ bone[:, :3].T + bone[:, 3]
         return cam[:, :2] / cam[:, 2:] * camera.focal_px + [camera.cx, camera.cy]
 
-    def _rim(self, alpha, part, bones):
-        """Cut away what sticks out of a turned head."""
+    def _turned(self, bones):
+        """0 for a head that faces as in the photo, 1 for one that shows what the photo does not."""
         turn = bones.head[:, :3] @ self.reference.head[:, :3].T
         angle = np.degrees(np.arccos(np.clip(turn[2, 2], -1, 1)))
-        least, added, width = RIM
-        limit = self.face_height_px * (least + added * np.exp(-((angle / width) ** 2)))
+        return 1 - float(np.exp(-((angle / RIM[2]) ** 2)))
+
+    def _rim(self, alpha, part, turned):
+        """Let the posed mesh, not the photo's matte, say where a turned head ends."""
+        least, added, _ = RIM
+        limit = self.face_height_px * (least + added * (1 - turned))
         away = cv2.distanceTransform((part == NONE).astype(np.uint8), cv2.DIST_L2, 3)
         below = np.clip((self.grid[..., 1] - self.chin_y_px) / (0.3 * self.face_height_px), 0, 1)
         cut = np.clip((limit - away) / (0.02 * self.face_height_px) + 1, 0, 1)
-        return alpha * np.maximum(cut, below)
+        alpha = alpha * np.maximum(cut, below)
+        covered = cv2.GaussianBlur(cv2.erode((part != NONE).astype(np.float32), np.ones((3, 3))), (0, 0), 1.0)
+        return np.maximum(alpha, covered * turned * (1 - below)).astype(np.float32)

@@ -4,8 +4,10 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+import scipy.sparse as sp
 import torch
-from jaxtyping import Float32, UInt8
+from jaxtyping import Bool, Float32, Int64, UInt8
+from scipy.sparse.linalg import splu
 
 from expportrait_cli.generate.diffuse import diffuse
 from expportrait_cli.geometry.camera import Camera
@@ -13,8 +15,12 @@ from expportrait_cli.geometry.mesh import vertex_normals
 from expportrait_cli.head import HeadModel
 from expportrait_cli.render.rasterizer import rasterize
 
+TRACE = 0.03
+"""Matte above which a pixel may hold some of the person, so that it never shows in the background plate."""
+MARGIN = 0.012
+"""Width around such pixels that the plate fills too, in picture sides: mattes end before the last hair does."""
 SOLID = 0.35
-"""Matte above which the plate is filled in; below it the background is what the person's share leaves of the photo."""
+"""Matte above which the foreground is read from the photo."""
 DEPTH_SLACK_M = 0.006
 STILL_PX = (0.3, 1.2)
 """Displacements below the first show the photo, above the second the moved layers."""
@@ -38,6 +44,8 @@ class Layers:
     depth: Float32[np.ndarray, " V"]
     cosine: Float32[np.ndarray, " V"]
     """Of the angle between each vertex normal and the view."""
+    colour: Float32[np.ndarray, "V 3"]
+    """Of each vertex: the photo's where it shows it, else what flows there over the surface."""
     zbuffer: Float32[np.ndarray, "H W"]
     """Depth of the fitted head, far where there is none; dilated by one pixel."""
     part: UInt8[np.ndarray, "H W"]
@@ -69,21 +77,20 @@ def parts_drawn(rast: torch.Tensor, triangle_part: UInt8[np.ndarray, " F"]) -> U
 def separate(
     photo: Float32[np.ndarray, "H W 3"], alpha: Float32[np.ndarray, "H W"]
 ) -> tuple[Float32[np.ndarray, "H W 3"], Float32[np.ndarray, "H W 3"]]:
-    """Foreground and background whose mixture by `alpha` is the photo.
+    """Foreground and background: the person without the background's share, the background without the person.
 
-    Each is known where the other has little share, is filled in from around where it has none, and takes up between
-    what the other leaves.
+    Each is filled in from around where the photo does not show it. What they lose at soft edges does not matter while
+    nothing moves: then the photo itself is shown.
     """
-    person = cv2.dilate((alpha > SOLID).astype(np.uint8), np.ones((3, 3), np.uint8)).astype(np.float32)
+    reach = 2 * max(round(MARGIN * max(alpha.shape)), 2) + 1
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (reach, reach))
+    person = cv2.dilate((alpha > TRACE).astype(np.uint8), kernel).astype(np.float32)
     plate = membrane(photo, 1 - person)
     extended = diffuse(photo, (alpha > 0.95).astype(np.float32))
     mostly = np.clip((alpha - SOLID) / 0.3, 0, 1)[..., None]
     soft = alpha[..., None]
     foreground = (photo - (1 - soft) * plate) / np.maximum(soft, SOLID)
-    foreground = np.clip(mostly * foreground + (1 - mostly) * extended, 0, 255)
-    left = (photo - soft * foreground) / np.maximum(1 - soft, 0.4)
-    plate = np.where(person[..., None] > 0, plate, np.clip(left, 0, 255))
-    return foreground, plate
+    return np.clip(mostly * foreground + (1 - mostly) * extended, 0, 255), plate
 
 
 def membrane(
@@ -107,6 +114,38 @@ def membrane(
     return filled
 
 
+def surface_colours(
+    foreground: Float32[np.ndarray, "H W 3"],
+    solid: Bool[np.ndarray, "H W"],
+    xy: Float32[np.ndarray, "V 2"],
+    shown: Bool[np.ndarray, " V"],
+    faces: Int64[np.ndarray, "F 3"],
+) -> Float32[np.ndarray, "V 3"]:
+    """Colour of every vertex: read where the photo shows it, harmonic over the mesh elsewhere.
+
+    So the back of a head takes the colour of the hair around it, and a hidden cheek that of the cheek.
+    """
+    height, width = solid.shape
+    pixel = np.floor(xy).astype(int)
+    inside = (pixel >= 0).all(1) & (pixel < [width, height]).all(1)
+    column, row = np.clip(pixel, 0, [width - 1, height - 1]).T
+    known = shown & inside & solid[row, column]
+    smooth = cv2.GaussianBlur(foreground, (0, 0), 2.0)
+    colour = smooth[row, column]
+    edges = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
+    edges = np.concatenate([edges, edges[:, ::-1]])
+    count = len(xy)
+    adjacency = sp.coo_matrix((np.ones(len(edges)), edges.T), (count, count)).tocsr()
+    # The small diagonal lets pieces that nothing is known of (a hidden eyeball) take the mean.
+    free = np.flatnonzero(~known)
+    laplacian = sp.diags(np.asarray(adjacency.sum(1))[:, 0] + 1e-4) - adjacency
+    mean = colour[known].mean(0) if known.any() else np.full(3, 128.0)
+    right = adjacency[free][:, known] @ colour[known] + 1e-4 * mean
+    colour = colour.astype(np.float32)
+    colour[free] = splu(laplacian[free][:, free].tocsc()).solve(right)
+    return colour
+
+
 def prepare(
     photo: UInt8[np.ndarray, "H W 3"],
     alpha: Float32[np.ndarray, "H W"],
@@ -125,16 +164,22 @@ def prepare(
     depth = np.where(ids >= 0, verts_cam[first, 2], 1e3).astype(np.float32)
     part = parts_drawn(rast, triangle_parts(head))
     view = torch.nn.functional.normalize(verts, dim=-1)
-    cosine = -(vertex_normals(verts, faces) * view).sum(-1)
+    cosine = -(vertex_normals(verts, faces) * view).sum(-1).numpy()
+    xy = camera.project(verts).numpy()
+    zbuffer = cv2.dilate(depth, np.ones((3, 3), np.uint8))
+    height, width = depth.shape
+    column, row = np.clip(np.floor(xy).astype(int), 0, [width - 1, height - 1]).T
+    shown = (cosine > 0.3) & (verts_cam[:, 2] < zbuffer[row, column] + DEPTH_SLACK_M)
     return Layers(
         camera=camera,
         photo=photo,
         foreground=np.rint(foreground).astype(np.uint8),
         alpha=alpha,
         plate=np.rint(plate).clip(0, 255).astype(np.uint8),
-        xy=camera.project(verts).numpy(),
+        xy=xy,
         depth=verts_cam[:, 2].copy(),
-        cosine=cosine.numpy(),
-        zbuffer=cv2.dilate(depth, np.ones((3, 3), np.uint8)),
+        cosine=cosine,
+        colour=surface_colours(foreground, alpha > 0.95, xy, shown, head.dense_faces.numpy()),
+        zbuffer=zbuffer,
         part=part,
     )

@@ -55,7 +55,7 @@ def neutral_frame(head_fit: HeadFit, tracking: Tracking, *, same: bool) -> int:
 def limit_turn(axis_angle: Float[np.ndarray, "T 3"], limit_deg: float | None) -> Float[np.ndarray, "T 3"]:
     """Let turns out of the image plane run softly into a limit; roll is free."""
     if limit_deg is None:
-        return axis_angle
+        return axis_angle.copy()
     angle = np.linalg.norm(axis_angle[:, :2], axis=1)
     start, soft = np.radians(limit_deg - SOFT_DEG / 2), np.radians(SOFT_DEG)
     limited = np.where(angle > start, start + soft * np.tanh((angle - start) / soft), angle)
@@ -66,18 +66,20 @@ def limit_turn(axis_angle: Float[np.ndarray, "T 3"], limit_deg: float | None) ->
 
 def head_motion(
     motion: Motion, tracking: Tracking, *, scale: float, absolute: bool, limit_deg: float | None
-) -> tuple[Float[np.ndarray, "T 3"], Float[np.ndarray, "T 3"]]:
-    """Rotation and translation of the person's head; position always counts from the photo's."""
+) -> tuple[Float[np.ndarray, "T 3"], Float[np.ndarray, "T 3"], Float[np.ndarray, " T"]]:
+    """Turn and translation of the person's head, and the degrees that the limit took; position counts from the photo's."""
     driver = from_turns(tracking.rotation)
     start = motion.rotation_ref if absolute else driver[motion.neutral]
-    turn = limit_turn(logarithm(driver @ start.T) * scale, limit_deg)
+    wanted = logarithm(driver @ start.T) * scale
+    turn = limit_turn(wanted, limit_deg)
     rotation = to_turns(rodrigues(turn) @ motion.rotation_ref)
     position = tracking.translation.astype(np.float64)
     px = position[:, :2] / position[:, 2:] * tracking.focal_px
     shift = (px - px[motion.neutral]) * motion.scale * scale
     depth = motion.translation_ref[2] * (position[:, 2] / position[motion.neutral, 2]) ** scale
     px_ref = motion.translation_ref[:2] / motion.translation_ref[2] * motion.focal_ref_px
-    return rotation, np.c_[(px_ref + shift) / motion.focal_ref_px * depth[:, None], depth]
+    taken_deg = np.degrees(np.linalg.norm(wanted - turn, axis=1))
+    return rotation, np.c_[(px_ref + shift) / motion.focal_ref_px * depth[:, None], depth], taken_deg
 
 
 def torso_motion(

@@ -29,13 +29,13 @@ def landmark_steps(
     curves: Curves,
     motion: Motion,
     *,
-    direct: bool,
+    direct: Float[np.ndarray, " T"],
     strength: float,
 ) -> Float[np.ndarray, "T 478 2"]:
     """Steps of the person's landmarks, px of the photo's crop, zero in the neutral frame.
 
-    `direct`: driver and photo show the same person, so the landmarks themselves are the target. Otherwise the change
-    of the driver's fit residual is, and the lids close by the same share of their opening.
+    `direct` is how far (0..1) the driver's landmarks themselves are the target, as they are for the same person.
+    Otherwise the change of the driver's fit residual is, and the lids close by the same share of their opening.
     """
     model = landmark_model(head)
     solver = Solver(model, focal_px=head_fit.focal_px, centre_px=CROP_SIZE / 2)
@@ -49,16 +49,17 @@ def landmark_steps(
     own = solver.predict(identity, photo)
     measured = tracking.landmarks.astype(np.float64)
     n = motion.neutral
-    if direct:
-        steps = motion.scale * (measured - measured[n]) - (posed - own)
-    else:
+    steps = motion.scale * (measured - measured[n]) - (posed - own)
+    if direct.min() < 1:
         driver = Solver(model, focal_px=tracking.focal_px, centre_px=CROP_SIZE / 2)
         shape = tracking.identity.astype(np.float64)
         fitted = np.stack([driver.predict(shape, state) for state in _states(tracking)])
         residual = measured - fitted
-        steps = motion.scale * strength * (residual - residual[n])
+        beyond = motion.scale * strength * (residual - residual[n])
         if strength > 0:
-            steps += _lid_steps(head_fit, measured, posed + (head_fit.landmarks - own) + steps, n)
+            beyond += _lid_steps(head_fit, measured, posed + (head_fit.landmarks - own) + beyond, n)
+        weight = direct[:, None, None]
+        steps = weight * steps + (1 - weight) * beyond
     limit = LIMIT_IOD * interocular_px(head_fit.landmarks)
     length = np.linalg.norm(steps, axis=-1, keepdims=True)
     return steps * np.minimum(1.0, limit / np.maximum(length, 1e-9))

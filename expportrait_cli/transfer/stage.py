@@ -17,6 +17,8 @@ from expportrait_cli.transfer.motion import Motion, head_motion, neutral_frame, 
 from expportrait_cli.transfer.residual import landmark_steps
 
 BATCH = 16
+LIMITED_DEG = 2.0
+"""Degrees taken from a turn at which the driver's own landmarks have lost 63 % of their say."""
 
 
 @dataclass(frozen=True)
@@ -56,15 +58,16 @@ def transfer(head_fit: HeadFit, tracking: Tracking, head: HeadModel, config: Tra
     gaze = head_fit.gaze * (1.0 if relative or not gaze_weight else 0.0) + gaze_weight * gaze
     motion = Motion.between(head_fit, tracking, neutral)
     scale = config.pose_scale * ("pose" in regions)
-    rotation, translation = head_motion(
+    rotation, translation, taken_deg = head_motion(
         motion, tracking, scale=scale, absolute=not relative, limit_deg=config.turn_limit_deg
     )
     torso_rotation, torso_translation = torso_motion(motion, tracking, head_fit, head, scale=scale)
     columns = (expression, jaw, gaze, rotation, translation, torso_rotation, torso_translation)
     curves = Curves(*(smooth(np.asarray(c), config.smooth).astype(np.float32) for c in columns))
-    plain = same and regions >= {"pose", "expression", "gaze"} and config.pose_scale == config.expression_scale == 1
-    plain = plain and config.turn_limit_deg is None
-    steps = landmark_steps(head_fit, tracking, head, curves, motion, direct=plain, strength=mask.max())
+    whole = same and regions >= {"pose", "expression", "gaze"} and config.pose_scale == config.expression_scale == 1
+    # Where the turn was limited the driver's landmarks lie on another side of the face.
+    direct = np.exp(-((taken_deg / LIMITED_DEG) ** 2)) * whole
+    steps = landmark_steps(head_fit, tracking, head, curves, motion, direct=direct, strength=mask.max())
     return Performance(curves, smooth(steps, config.smooth).astype(np.float32), neutral)
 
 
