@@ -118,14 +118,14 @@ def eye_rotation(pitch_yaw: Float[Tensor, "*B 2"]) -> Float[Tensor, "*B 3 3"]:
 
 
 def bones(
-    joints: Float[Tensor, "*B 6 3"],
+    joints: Float[Tensor, "*#B 6 3"],
     *,
-    jaw: Float[Tensor, "*B 3"],
-    gaze: Float[Tensor, "*B 4"],
-    rotation: Float[Tensor, "*B 3"],
-    translation: Float[Tensor, "*B 3"],
-    torso_rotation: Float[Tensor, "*B 3"],
-    torso_translation: Float[Tensor, "*B 3"],
+    jaw: Float[Tensor, "*#B 3"],
+    gaze: Float[Tensor, "*#B 4"],
+    rotation: Float[Tensor, "*#B 3"],
+    translation: Float[Tensor, "*#B 3"],
+    torso_rotation: Float[Tensor, "*#B 3"],
+    torso_translation: Float[Tensor, "*#B 3"],
 ) -> tuple[Float[Tensor, "*B 6 3 3"], Float[Tensor, "*B 6 3"]]:
     """Rotation and translation that each bone applies to canonical points, to camera.
 
@@ -154,16 +154,19 @@ def bones(
 def pose(
     head: HeadModel,
     canonical: Float[Tensor, "*B V 3"],
-    joints: Float[Tensor, "*B 6 3"],
+    joints: Float[Tensor, "*#B 6 3"],
     *,
-    jaw: Float[Tensor, "*B 3"],
-    gaze: Float[Tensor, "*B 4"],
-    rotation: Float[Tensor, "*B 3"],
-    translation: Float[Tensor, "*B 3"],
-    torso_rotation: Float[Tensor, "*B 3"],
-    torso_translation: Float[Tensor, "*B 3"],
+    jaw: Float[Tensor, "*#B 3"],
+    gaze: Float[Tensor, "*#B 4"],
+    rotation: Float[Tensor, "*#B 3"],
+    translation: Float[Tensor, "*#B 3"],
+    torso_rotation: Float[Tensor, "*#B 3"],
+    torso_translation: Float[Tensor, "*#B 3"],
 ) -> Float[Tensor, "*B V 3"]:
-    """Move canonical dense vertices to the camera by linear blend skinning of the six bones (see `bones`)."""
+    """Move canonical dense vertices to the camera by linear blend skinning of the six bones (see `bones`).
+
+    The other inputs may lack the leading axes, when all frames share them.
+    """
     Rs, ts = bones(
         joints,
         jaw=jaw,
@@ -213,5 +216,5 @@ def landmarks(head: HeadModel, posed: Float[Tensor, "*B V 3"]) -> Float[Tensor, 
     return (corners * head.landmark_barycentrics[:, :, None]).sum(-2)
 
 
-def _turn(R: Float[Tensor, "*B 3 3"], point: Float[Tensor, "*B 3"]) -> Float[Tensor, "*B 3"]:
+def _turn(R: Float[Tensor, "*#B 3 3"], point: Float[Tensor, "*#B 3"]) -> Float[Tensor, "*B 3"]:
     return (R @ point[..., None])[..., 0]
