@@ -25,13 +25,15 @@ def write(folder, paint=paint, rate=Fraction(30000, 1001)):
 @pytest.mark.parametrize("rate", [Fraction(30000, 1001), Fraction(25), Fraction(24000, 1001), Fraction(60)])
 def test_the_joined_film_has_every_frame_at_its_time(rate, tmp_path):
     out = tmp_path / "film.mp4"
-    join(write(tmp_path / "it's segments", rate=rate), out, rate=rate, frame_count=COUNT)
+    segments = write(tmp_path / "it's segments", rate=rate)
+    join(segments, out, rate=rate, frame_count=COUNT)
     info = probe(out)
     assert info.rate == rate and not info.variable_rate and info.start_s == 0
     shades = [int(frame[32, 32, 0]) for frame in read_frames(out)]
     assert len(shades) == COUNT
     assert max(abs(shade - index % 200) for index, shade in enumerate(shades)) <= 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["film.mp4", "it's segments"]
+    assert sorted(segments[0].parent.iterdir()) == segments
 
 
 def test_sound_and_tags_go_with_it(tmp_path):
@@ -46,6 +48,16 @@ def test_sound_and_tags_go_with_it(tmp_path):
     assert "AI-generated: a test" in report
     # Cut to the film, which is 8.6 s long: within one packet of sound.
     assert "Duration: 00:00:08.5" in report or "Duration: 00:00:08.6" in report
+
+
+@pytest.mark.parametrize(("start_s", "is_copied"), [(0.0, True), (1.234, False)])
+def test_sound_is_copied_unless_it_starts_inside_a_packet(start_s, is_copied, tmp_path):
+    sound = tmp_path / "sound.mp3"
+    ffmpeg.run("-f", "lavfi", "-i", "sine=duration=20", "-y", str(sound))
+    out = tmp_path / "film.mp4"
+    rate = Fraction(25)
+    join(write(tmp_path / "parts", rate=rate), out, rate=rate, frame_count=COUNT, audio=sound, audio_start_s=start_s)
+    assert ("Audio: mp3" in ffmpeg.run(*ffmpeg.input_file(out))[2]) == is_copied
 
 
 def test_a_killed_run_goes_on_with_the_segment_that_it_was_in(tmp_path):
