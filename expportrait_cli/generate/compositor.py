@@ -5,17 +5,15 @@ shoulders along, so that the outline of the photo lands on the outline of the po
 eyeballs are layers of their own.
 """
 
-from dataclasses import dataclass
-
 import cv2
 import numpy as np
 import torch
 from jaxtyping import Float, Float32, UInt8
 
+from expportrait_cli.generate.bones import Bones
 from expportrait_cli.generate.diffuse import diffuse
 from expportrait_cli.generate.inner import InnerLayers
 from expportrait_cli.generate.layers import DEPTH_SLACK_M, NONE, STILL_PX, Layers, draw, parts_drawn, triangle_parts
-from expportrait_cli.geometry.rotations import from_turns
 from expportrait_cli.head import HeadModel
 from expportrait_cli.render.rasterizer import interpolate
 
@@ -27,20 +25,6 @@ FADE_FACES = 0.35
 RIM = (0.03, 0.3, 7.0)
 """Least and added width of what may lie outside the mesh, in face heights, and the turn (deg) that takes the added
 part away: when the head turns, hair that was beside it goes behind it."""
-
-
-@dataclass(frozen=True)
-class Bones:
-    """Head and torso in the camera: [3, 4] each."""
-
-    head: Float[np.ndarray, "3 4"]
-    torso: Float[np.ndarray, "3 4"]
-
-    @classmethod
-    def of(cls, turn, shift, torso_turn, torso_shift, neck) -> "Bones":
-        """From the turns and positions of a curve's frame; the torso hangs at the neck joint."""
-        rotation, torso = from_turns(turn), from_turns(torso_turn)
-        return cls(np.c_[rotation, shift], np.c_[torso, torso_shift - torso @ neck])
 
 
 def similarity(source: Float[np.ndarray, "P 2"], target: Float[np.ndarray, "P 2"]) -> Float[np.ndarray, "2 3"]:
@@ -56,9 +40,19 @@ def similarity(source: Float[np.ndarray, "P 2"], target: Float[np.ndarray, "P 2"
 class Compositor:
     """Paint frames from a prepared photo: one call a frame, the same input always the same frame."""
 
-    def __init__(self, layers: Layers, head: HeadModel, reference: Bones, *, face_height_px: float, chin_y_px: float):
+    def __init__(
+        self,
+        layers: Layers,
+        head: HeadModel,
+        reference: Bones,
+        seam: Float[np.ndarray, " 3"],
+        *,
+        face_height_px: float,
+        chin_y_px: float,
+    ):
+        """`seam` is where the person's closed lips meet, in the head frame."""
         self.layers, self.head, self.reference = layers, head, reference
-        self.inner = InnerLayers(layers, head)
+        self.inner = InnerLayers(layers, head, reference, seam)
         self.faces = head.dense_faces.int()
         self.face_height_px, self.chin_y_px = face_height_px, chin_y_px
         height, width = layers.alpha.shape
@@ -87,7 +81,7 @@ class Compositor:
         weight = alpha[..., None]
         frame = person * weight + self.layers.plate * (1 - weight)
         frame = self._settle(frame, field)
-        frame = self.inner.paint(frame, verts_cam, rast, part, source)
+        frame = self.inner.paint(frame, bones, rast, part, source)
         return np.clip(frame + 0.5, 0, 255).astype(np.uint8)
 
     def _seen(self, part, source):

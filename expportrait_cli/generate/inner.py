@@ -3,9 +3,11 @@
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float, Float32
 
+from expportrait_cli.generate.bones import Bones
 from expportrait_cli.generate.layers import DEPTH_SLACK_M, STILL_PX, Layers
+from expportrait_cli.generate.mouth import Mouth
 from expportrait_cli.head import HeadModel
 from expportrait_cli.head.model import EYE_LEFT, EYE_RIGHT, dense
 from expportrait_cli.render.rasterizer import interpolate
@@ -13,14 +15,14 @@ from expportrait_cli.render.rasterizer import interpolate
 BINS = 24
 BIN_DEG = 2.5
 IRIS_DEG, PUPIL_DEG = 29.0, 12.0
-TEETH_GREY = np.array([205.0, 200.0, 190.0], np.float32)
-CAVITY = np.array([38.0, 16.0, 16.0], np.float32)
+SCLERA = np.array([205.0, 200.0, 190.0], np.float32)
 
 
 class InnerLayers:
     """Colours of eyes and mouth measured on the photo, with defaults where it does not show them."""
 
-    def __init__(self, layers: Layers, head: HeadModel):
+    def __init__(self, layers: Layers, head: HeadModel, reference: Bones, seam: Float[np.ndarray, " 3"]):
+        """`reference` are the bones in the photo's pose, `seam` is where the closed lips meet, in the head frame."""
         self.layers, self.head = layers, head
         self.parts = head.parts.numpy()
         index = {name: head.part_names.index(name) for name in head.part_names}
@@ -42,8 +44,10 @@ class InnerLayers:
         xy = np.rint(layers.xy[inside] - 0.5).astype(int)
         height, width = layers.alpha.shape
         xy = xy[(xy >= 0).all(1) & (xy < [width, height]).all(1)]
-        self.skin = np.median(layers.photo[xy[:, 1], xy[:, 0]].astype(np.float32), axis=0) if len(xy) else TEETH_GREY
+        self.skin = np.median(layers.photo[xy[:, 1], xy[:, 0]].astype(np.float32), axis=0) if len(xy) else SCLERA
         self.light = float(np.clip(self.skin.mean() / 150.0, 0.25, 1.15))
+        shown = np.isin(layers.part, self.mouth)
+        self.inside = Mouth(layers, seam, shown, self.skin, skull=reference.head, jaw=reference.jaw)
 
     def _profile(self, part):
         """Colour of the eyeball by the angle from its axis: what the photo shows of it, extended outwards."""
@@ -68,22 +72,26 @@ class InnerLayers:
         at = np.arange(BINS)
         return np.stack([np.interp(at, known, profile[known, c]) for c in range(3)], -1).astype(np.float32)
 
-    def paint(self, frame, verts_cam, rast, part, source):
+    def paint(self, frame, bones: Bones, rast, part, source):
         """Paint eyes and mouth over a frame (float32) where their triangles are seen."""
-        mouth = np.isin(part, self.mouth)
-        for mask, colour in ((mouth, self._mouth), (np.isin(part, self.eyes), self._eyes)):
+        for parts in (self.mouth, self.eyes):
+            mask = np.isin(part, parts)
             rows, cols = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
             if not len(rows):
                 continue
             box = np.s_[max(rows[0] - 2, 0) : rows[-1] + 3, max(cols[0] - 2, 0) : cols[-1] + 3]
+            if parts is self.mouth:
+                colour = self.inside.colour(_exact(box, mask.shape), mask[box], bones.head, bones.jaw)
+            else:
+                colour = self._eyes(box, rast, part, source)
             soft = cv2.GaussianBlur(mask[box].astype(np.float32), (0, 0), 0.7)
             soft = (soft * self._changed(box, part, source))[..., None]
-            frame[box] = frame[box] * (1 - soft) + colour(box, verts_cam, rast, part, source) * soft
+            frame[box] = frame[box] * (1 - soft) + colour * soft
         return frame
 
     def _changed(self, box, part, source):
         """0 where the photo shows the same spot of the same part in the same place, 1 where it does not."""
-        rows, cols = np.mgrid[box] + 0.5
+        rows, cols = np.mgrid[_exact(box, part.shape)] + 0.5
         moved = np.hypot(source[box][..., 0] - cols, source[box][..., 1] - rows)
         low, high = STILL_PX
         moved = np.clip((moved - low) / (high - low), 0, 1)
@@ -102,7 +110,7 @@ class InnerLayers:
         shown = shown * (source[box][..., 2] < depth + DEPTH_SLACK_M)
         return photo.astype(np.float32), np.clip(shown, 0, 1).astype(np.float32)[..., None]
 
-    def _eyes(self, box, verts_cam, rast, part, source):
+    def _eyes(self, box, rast, part, source):
         """Eyeballs turn with the gaze: the photo's own pixels, and its radial profile where lids hid them."""
         angle = interpolate(self.angle, rast[:, box[0], box[1]].contiguous(), self.faces)[0, ..., 0].numpy()
         colour = np.zeros((*angle.shape, 3), np.float32)
@@ -118,24 +126,14 @@ class InnerLayers:
         if profile is not None:
             at = np.arange(BINS) * BIN_DEG + BIN_DEG / 2
             return np.stack([np.interp(angle, at, profile[:, c]) for c in range(3)], -1).astype(np.float32)
-        sclera = 0.3 * self.skin + 0.7 * TEETH_GREY * self.light
+        sclera = 0.3 * self.skin + 0.7 * SCLERA * self.light
         iris, pupil = np.array([70.0, 48.0, 36.0]) * self.light, np.array([16.0, 12.0, 12.0])
         outer = 1 / (1 + np.exp(-(angle - IRIS_DEG) / 1.2))[..., None]
         inner = 1 / (1 + np.exp(-(angle - PUPIL_DEG) / 1.0))[..., None]
         return (sclera * outer + (1 - outer) * (iris * inner + pupil * (1 - inner))).astype(np.float32)
 
-    def _mouth(self, box, verts_cam, rast, part, source):
-        """Teeth and cavity: the photo's own where it shows them, else teeth that suit its light, darker inwards."""
-        teeth = np.isin(part[box], self.teeth).astype(np.float32)
-        opening = np.isin(part[box], self.mouth).astype(np.uint8)
-        inward = cv2.distanceTransform(cv2.copyMakeBorder(opening, 1, 1, 1, 1, cv2.BORDER_CONSTANT), cv2.DIST_L2, 3)
-        shade = 0.55 + 0.45 * np.clip(inward[1:-1, 1:-1] / (0.035 * self._face_px()), 0, 1)
-        enamel = (0.35 * self.skin + 0.65 * TEETH_GREY * self.light) * 1.05
-        soft = cv2.GaussianBlur(teeth, (0, 0), 0.8)[..., None]
-        colour = soft * enamel * shade[..., None] + (1 - soft) * CAVITY * self.light
-        photo, shown = self._from_photo(box, source, self.mouth)
-        return photo * shown + colour * (1 - shown)
 
-    def _face_px(self):
-        eyes = [self.layers.xy[self.parts == part].mean(0) for part in self.eyes]
-        return float(np.linalg.norm(eyes[0] - eyes[1]))
+def _exact(box, shape):
+    """A box without ends beyond the picture."""
+    rows, cols = box
+    return np.s_[rows.start : min(rows.stop, shape[0]), cols.start : min(cols.stop, shape[1])]
