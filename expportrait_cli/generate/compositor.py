@@ -22,6 +22,8 @@ HAIR_DEPTH_M = -0.08
 """Depth in the head frame at which hair beyond the mesh is taken to lie: behind the ears."""
 FADE_FACES = 0.35
 """Distance from the mesh, in face heights, over which its motion fades into the far field's."""
+SITS_FACES = (0.9, 2.2)
+"""Face heights below the chin over which motion ends: what shoulders do says little of arms and lap."""
 RIM = (0.03, 0.3, 7.0)
 """Least and added width of what may lie outside the mesh, in face heights, and the turn (deg) that takes the added
 part away: when the head turns, hair that was beside it goes behind it."""
@@ -57,6 +59,9 @@ class Compositor:
         self.face_height_px, self.chin_y_px = face_height_px, chin_y_px
         height, width = layers.alpha.shape
         self.grid = np.stack(np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5), -1).astype(np.float32)
+        start, end = (chin_y_px + f * face_height_px for f in SITS_FACES)
+        sits = np.clip((self.grid[..., 1:] - start) / (end - start), 0, 1)
+        self.moves = 1 - sits * sits * (3 - 2 * sits)
         self.triangle_part = triangle_parts(head)
         self.attributes = torch.from_numpy(np.c_[layers.xy, layers.depth, layers.cosine, layers.colour].astype(np.float32))[None]
         ring = np.linspace(0, 2 * np.pi, 8, endpoint=False)
@@ -107,7 +112,8 @@ class Compositor:
         fade = np.exp(-((away / (FADE_FACES * self.face_height_px)) ** 2))
         field = far + spread * fade[..., None]
         known = weight[..., None]
-        return np.where(known > 0, source[..., :2] * known + field * (1 - known), field).astype(np.float32)
+        field = np.where(known > 0, source[..., :2] * known + field * (1 - known), field)
+        return (self.grid + self.moves * (field - self.grid)).astype(np.float32)
 
     def _settle(self, frame, field):
         """Where nothing moves by a pixel the photo itself is the best picture."""
