@@ -42,7 +42,7 @@ class TransferConfig:
     """Comma-separated list of pose, expression, lips, eyes, gaze; or all."""
     smooth: float = 0.0
     """Standard deviation of the temporal smoothing, frames."""
-    turn_limit_deg: float | None = None
+    turn_limit_deg: float | None = 45.0
     """Turn of the head, away from the photo's, beyond which it is damped; None leaves every turn as it is."""
 
 
