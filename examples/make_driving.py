@@ -35,7 +35,7 @@ PIVOT = np.array([0.0, -0.07, -0.02])
 BROWS = [[70, 63, 105, 66, 107, 55, 65, 52, 53, 46], [300, 293, 334, 296, 336, 285, 295, 282, 283, 276]]
 TEXELS_PER_M, TEXELS = 5000, 1200
 SKIN, LIP, BROW = np.array([0.80, 0.58, 0.47]), np.array([0.66, 0.30, 0.29]), np.array([0.20, 0.12, 0.08])
-HAIR, SHIRT = np.array([0.17, 0.105, 0.07]), np.array([0.16, 0.30, 0.36])
+HAIR, SHIRT = np.array([0.30, 0.19, 0.12]), np.array([0.16, 0.30, 0.36])
 BALL, TOOTH, CAVITY = np.array([0.90, 0.88, 0.86]), np.array([0.86, 0.83, 0.76]), np.array([0.22, 0.05, 0.05])
 IRIS, IRIS_M, PUPIL_M = np.array([0.28, 0.19, 0.11]), 0.0058, 0.0022
 KEY, FILL = np.array([-0.45, 0.55, 0.75]), np.array([0.8, 0.1, 0.6])
@@ -82,7 +82,7 @@ class Performer:
     texture: np.ndarray
     """Lips, brows and lid lines (BGR order of channels: lip, brow, lid), seen from the front."""
     grain: np.ndarray
-    """Unevenness of the skin, and strands of hair, around the head."""
+    """Unevenness of the skin, and locks of hair, around the head: what optical flow can hold on to."""
 
 
 def performer() -> Performer:
@@ -148,7 +148,9 @@ def grain_texture() -> np.ndarray:
     random = np.random.default_rng(2).standard_normal((3, 1024, 2048)).astype(np.float32)
     layers = [
         sum(cv2.GaussianBlur(random[0], (0, 0), s) * s for s in (3, 9, 25)),
-        cv2.GaussianBlur(random[1], (0, 0), 2, sigmaY=40) * 9,
+        sum(
+            cv2.GaussianBlur(random[1], (0, 0), w, sigmaY=h) * 2 * np.sqrt(np.pi * w * h) for w, h in ((3, 20), (14, 9))
+        ),
         cv2.GaussianBlur(random[2], (0, 0), 2.5) * 5,
     ]
     return np.stack(layers, -1)
@@ -260,7 +262,7 @@ def painted(person: Performer, point: np.ndarray, hair: np.ndarray, parts: np.nd
     skin = skin * (1 - flush * [0.0, 0.10, 0.10])
     for mask, tone in ((marks[..., :1], LIP), (0.85 * marks[..., 1:2], BROW), (0.8 * marks[..., 2:], BROW)):
         skin = skin * (1 - mask) + tone * mask
-    skin = skin * (1 - hair[..., None]) + HAIR * (1 + 0.35 * grain[..., 1:2]) * hair[..., None]
+    skin = skin * (1 - hair[..., None]) + HAIR * np.clip(1 + 0.28 * grain[..., 1:2], 0.2, 2) * hair[..., None]
     collar = -0.152 - 0.03 * np.clip(z / 0.06, -0.4, 1) * np.exp(-((x / 0.06) ** 2))
     cloth = np.clip((collar - y) / 0.003, 0, 1)[..., None]
     hem = np.exp(-(((collar - y - 0.006) / 0.005) ** 2))[..., None]
