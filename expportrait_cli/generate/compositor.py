@@ -8,12 +8,12 @@ eyeballs are layers of their own.
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Float, Float32, Int64, UInt8
 
 from expportrait_cli.generate.bones import Bones
 from expportrait_cli.generate.diffuse import diffuse
 from expportrait_cli.generate.inner import InnerLayers
-from expportrait_cli.generate.layers import DEPTH_SLACK_M, NONE, STILL_PX, Layers, draw, parts_drawn, triangle_parts
+from expportrait_cli.generate.layers import DEPTH_SLACK_M, NONE, STILL_PX, Layers, draw, lids, parts_drawn, triangle_ids, triangle_parts
 from expportrait_cli.head import HeadModel
 from expportrait_cli.render.rasterizer import interpolate
 
@@ -22,9 +22,11 @@ HAIR_DEPTH_M = -0.08
 """Depth in the head frame at which hair beyond the mesh is taken to lie: behind the ears."""
 FADE_FACES = 0.35
 """Distance from the mesh, in face heights, over which its motion fades into the far field's."""
+UNFOLDED = (1.3, 2.2)
+"""Growth of a lid's triangles from which, and up to which, skin takes the place of the lashes and shadow on them."""
 SITS_FACES = (0.9, 2.2)
 """Face heights below the chin over which motion ends: what shoulders do says little of arms and lap."""
-RIM = (0.03, 0.3, 7.0)
+RIM = (0.03, 0.12, 7.0)
 """Least and added width of what may lie outside the mesh, in face heights, and the turn (deg) that takes the added
 part away: when the head turns, hair that was beside it goes behind it."""
 
@@ -37,6 +39,14 @@ def similarity(source: Float[np.ndarray, "P 2"], target: Float[np.ndarray, "P 2"
     b = (s[:, 0] * t[:, 1] - s[:, 1] * t[:, 0]).sum() / norm
     turn = np.array([[a, -b], [b, a]])
     return np.c_[turn, target.mean(0) - turn @ source.mean(0)]
+
+
+def shown_areas(verts_cam: Float32[np.ndarray, "V 3"], triangles: Int64[np.ndarray, "F 3"]) -> Float[np.ndarray, " F"]:
+    """Areas at which triangles are seen, in focal lengths squared; 0 for those that turn away."""
+    a, b, c = (verts_cam[triangles][..., :2] / verts_cam[triangles][..., 2:]).transpose(1, 0, 2)
+    # Outward is counter-clockwise for y up; the camera's y is down.
+    cross = (b - a)[:, 0] * (c - a)[:, 1] - (b - a)[:, 1] * (c - a)[:, 0]
+    return np.maximum(-cross / 2, 0.0)
 
 
 class Compositor:
@@ -63,6 +73,10 @@ class Compositor:
         sits = np.clip((self.grid[..., 1:] - start) / (end - start), 0, 1)
         self.moves = 1 - sits * sits * (3 - 2 * sits)
         self.triangle_part = triangle_parts(head)
+        faces = head.dense_faces.numpy()
+        self.lid_index = np.flatnonzero(lids(head)[faces].any(1))
+        self.lid_triangles = faces[self.lid_index]
+        self.lid_areas = shown_areas(layers.verts, self.lid_triangles) + 1e-8
         self.attributes = torch.from_numpy(np.c_[layers.xy, layers.depth, layers.cosine, layers.colour].astype(np.float32))[None]
         ring = np.linspace(0, 2 * np.pi, 8, endpoint=False)
         self.head_ring = np.c_[0.09 * np.cos(ring), 0.11 * np.sin(ring) + 0.02, np.full(8, HAIR_DEPTH_M)]
@@ -81,7 +95,7 @@ class Compositor:
         turned = self._turned(bones)
         alpha = self._rim(alpha, part, turned)
         person = cv2.remap(self.layers.foreground, x, y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
-        hidden = (1 - cv2.blur(seen, (5, 5))) * turned * (part == SKIN)
+        hidden = np.maximum((1 - cv2.blur(seen, (5, 5))) * turned, self._unfolded(verts_cam, rast)) * (part == SKIN)
         person = person + hidden[..., None] * (source[..., 4:] - person)
         weight = alpha[..., None]
         frame = person * weight + self.layers.plate * (1 - weight)
@@ -122,6 +136,17 @@ class Compositor:
         moved = np.clip((moved - low) / (high - low), 0, 1).astype(np.float32)
         weight = cv2.blur(moved, (5, 5))[..., None]
         return self.layers.photo * (1 - weight) + frame * weight
+
+    def _unfolded(self, verts_cam, rast):
+        """How far each pixel shows skin of a lid that the photo has folded away."""
+        area = shown_areas(verts_cam, self.lid_triangles) / self.lid_areas
+        low, high = UNFOLDED
+        share = np.zeros(len(self.triangle_part), np.float32)
+        share[self.lid_index] = np.clip((area - low) / (high - low), 0, 1)
+        if not share.any():
+            return np.float32(0)
+        ids = triangle_ids(rast)
+        return cv2.blur(np.where(ids >= 0, share[np.maximum(ids, 0)], 0).astype(np.float32), (3, 3))
 
     def _far(self, bones):
         """Motion beyond the mesh: the hair's above, the torso's below."""

@@ -12,7 +12,7 @@ from scipy.sparse.linalg import splu
 from expportrait_cli.generate.diffuse import diffuse
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.geometry.mesh import vertex_normals
-from expportrait_cli.head import HeadModel
+from expportrait_cli.head import HeadModel, dense
 from expportrait_cli.render.rasterizer import rasterize
 
 TRACE = 0.03
@@ -24,6 +24,7 @@ SOLID = 0.35
 DEPTH_SLACK_M = 0.006
 STILL_PX = (0.3, 1.2)
 """Displacements below the first show the photo, above the second the moved layers."""
+LID_TRAVEL_M = 0.0025
 NONE = 255
 """Part of a pixel that shows no mesh."""
 
@@ -39,6 +40,8 @@ class Layers:
     alpha: Float32[np.ndarray, "H W"]
     plate: UInt8[np.ndarray, "H W 3"]
     """The background where nobody stands, filled in."""
+    verts: Float32[np.ndarray, "V 3"]
+    """The fitted head, camera, m."""
     xy: Float32[np.ndarray, "V 2"]
     """Where each vertex of the fitted head lies in the photo, canvas px."""
     depth: Float32[np.ndarray, " V"]
@@ -114,6 +117,13 @@ def membrane(
     return filled
 
 
+def lids(head: HeadModel) -> Bool[np.ndarray, " V"]:
+    """Upper lids: folded away in an open eye, where the photo shows lashes and shadow instead of them."""
+    blinks = [i for i, name in enumerate(head.expression_names) if name.startswith("eyeBlink")]
+    moved = sum(dense(head, head.expression_basis[..., i]).norm(dim=-1) for i in blinks)
+    return ((moved > LID_TRAVEL_M) & head.part("skin")).numpy()
+
+
 def surface_colours(
     foreground: Float32[np.ndarray, "H W 3"],
     solid: Bool[np.ndarray, "H W"],
@@ -169,13 +179,14 @@ def prepare(
     zbuffer = cv2.dilate(depth, np.ones((3, 3), np.uint8))
     height, width = depth.shape
     column, row = np.clip(np.floor(xy).astype(int), 0, [width - 1, height - 1]).T
-    shown = (cosine > 0.3) & (verts_cam[:, 2] < zbuffer[row, column] + DEPTH_SLACK_M)
+    shown = (cosine > 0.3) & (verts_cam[:, 2] < zbuffer[row, column] + DEPTH_SLACK_M) & ~lids(head)
     return Layers(
         camera=camera,
         photo=photo,
         foreground=np.rint(foreground).astype(np.uint8),
         alpha=alpha,
         plate=np.rint(plate).clip(0, 255).astype(np.uint8),
+        verts=verts_cam,
         xy=xy,
         depth=verts_cam[:, 2].copy(),
         cosine=cosine,

@@ -25,6 +25,7 @@ class LandmarkModel:
     template: Float64[np.ndarray, "L 3"]
     identity: Float64[np.ndarray, "L 3 K"]
     expression: Float64[np.ndarray, "L 3 E"]
+    expression_names: tuple[str, ...]
     gaze: Float64[np.ndarray, "L 3 8"]
     gaze_full_rad: Float64[np.ndarray, " 8"]
     jaw_corrective: Float64[np.ndarray, "L 3"]
@@ -52,6 +53,7 @@ def landmark_model(head: HeadModel) -> LandmarkModel:
         template=at_landmarks(subdivide(double, double.template)),
         identity=shape(double.identity_basis),
         expression=shape(double.expression_basis),
+        expression_names=double.expression_names,
         gaze=shape(double.gaze_basis),
         gaze_full_rad=double.gaze_full_rad.numpy(),
         jaw_corrective=at_landmarks(subdivide(double, double.jaw_corrective)),
