@@ -24,8 +24,10 @@ def track(
     """Follow one face: landmarks, expression, jaw, gaze, head pose and camera of every frame."""
     options.existing(source)
     path = options.result(out, f"{source.stem}.track.npz", inputs=(source,))
+    from expportrait_cli.detect.faces import check_choice
     from expportrait_cli.pipeline.job import kind_of
 
+    check_choice("--face", face)
     if kind_of(source) not in ("photo", "clip"):
         raise InputError(f"{source} is an artifact, expected a photo or a clip.")
     from expportrait_cli.pipeline import single

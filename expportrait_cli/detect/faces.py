@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from expportrait_cli.detect.mediapipe_adapter import FaceDetector
-from expportrait_cli.errors import InputError
+from expportrait_cli.errors import InputError, UsageError
 
 MIN_SCORE = 0.7
 """Real faces reach 0.85 with one of the two models, also in profile; cats and the backs of heads stay below 0.1 and an
@@ -22,6 +22,7 @@ LONGEST = 960
 """Longer images are shrunk first; the nets see 128 and 192 pixels."""
 TILED_FROM = 720
 """Images with a longer side are searched in tiles too, for faces below a twentieth of it."""
+WORDS = ("largest", "left", "right", "center", "centre")
 SAME = 0.35
 """Boxes of this overlap (intersection over union) are one face."""
 
@@ -132,6 +133,12 @@ def distinct(boxes: list[FaceBox]) -> list[FaceBox]:
         if all(overlap(box, other) < SAME for other in kept):
             kept.append(box)
     return kept
+
+
+def check_choice(option: str, choice: str) -> None:
+    """Raise UsageError unless `choice` is a word or number that `choose_face` knows."""
+    if choice not in WORDS and not choice.isdecimal():
+        raise UsageError(f"{option} {choice}: expected largest, left, right, center or a number from 0.")
 
 
 def choose_face(faces: list[FaceBox], choice: str, *, size: tuple[int, int]) -> FaceBox:

@@ -151,10 +151,14 @@ class PoseNet:
         self._graph = start(
             lambda: module.Pose(static_image_mode=not video, model_complexity=1, smooth_landmarks=False)
         )
+        self._spoke = False
 
     def __call__(self, image: Image) -> Float32[np.ndarray, "33 3"] | None:
         """Body points: x, y in pixels and visibility 0..1."""
-        body = self._graph.process(np.ascontiguousarray(image)).pose_landmarks
+        # The same warning comes with the first body.
+        with nullcontext() if self._spoke else silenced():
+            body = self._graph.process(np.ascontiguousarray(image)).pose_landmarks
+        self._spoke = self._spoke or body is not None
         if body is None:
             return None
         height, width = image.shape[:2]

@@ -6,6 +6,7 @@ from typing import Any
 
 from expportrait_cli.artifacts import npz
 from expportrait_cli.config import FitConfig, GenerateConfig, RenderConfig, TrackConfig, TransferConfig
+from expportrait_cli.detect.faces import check_choice
 from expportrait_cli.errors import InputError, UsageError
 from expportrait_cli.media.files import check_file
 from expportrait_cli.media.image import is_image
@@ -97,6 +98,8 @@ def check(job: Job) -> tuple[str, str]:
         raise InputError(f"{job.driving} was made for one head: give its .head.npz instead of {job.reference}.")
     if driving == "meshes" and job.curves is not None:
         raise UsageError(f"--curves cannot change {job.driving}: its meshes are made. Give the .track.npz instead.")
+    check_choice("--face", job.track.face)
+    check_choice("--driving-face", job.driving_face)
     parse_regions(job.transfer.region)
     neutral = job.transfer.neutral_frame
     if neutral != "auto" and not neutral.isdigit():

@@ -19,7 +19,7 @@ from expportrait_cli.head import load_head
 from expportrait_cli.media.files import content_hash
 from expportrait_cli.pipeline.cache import made_by
 from expportrait_cli.pipeline.performance import Driver, edited_curves, write_meshes
-from expportrait_cli.pipeline.quality import check_source, fit_quality, tracking_quality
+from expportrait_cli.pipeline.quality import check_source, fit_quality, tracking_quality, warn_of_misfit
 from expportrait_cli.track import track as run_track
 
 A = TypeVar("A")
@@ -31,6 +31,7 @@ def track(source: Path, path: Path, config: TrackConfig, stage: Stage) -> dict[s
     """Track a photo or clip."""
     header = made_by("track", asdict(config), {"source": content_hash(source)})
     tracking = run_track(source, load_head(), config, stage("track"))
+    warn_of_misfit(source, tracking)
     npz.save(tracking, path, header)
     return tracking_quality(tracking)
 

@@ -23,7 +23,7 @@ from expportrait_cli.media.video import probe
 from expportrait_cli.pipeline import cache, film
 from expportrait_cli.pipeline.job import Job
 from expportrait_cli.pipeline.performance import Driver, edited_curves, write_meshes
-from expportrait_cli.pipeline.quality import check_source, fit_quality, tracking_quality
+from expportrait_cli.pipeline.quality import check_source, fit_quality, tracking_quality, warn_of_misfit
 from expportrait_cli.pipeline.record import Clock, licences, read_record, synthetic_tags, versions, write_record
 from expportrait_cli.pipeline.sheets import write_grid
 from expportrait_cli.track import track
@@ -146,6 +146,7 @@ class _Run:
                 f"track the {WORDS[role]}", lambda progress: track(source, self.head, config, progress)
             ),
         )
+        warn_of_misfit(source, tracking)
         # The same content may lie elsewhere than when it was tracked.
         return replace(tracking, source=str(source.resolve())), header["key"]
 

@@ -13,10 +13,10 @@ from expportrait_cli.artifacts.types import CROP_SIZE
 from expportrait_cli.config import TrackConfig
 from expportrait_cli.detect.crop import Crop, crop_image, crop_points, steady_crop
 from expportrait_cli.detect.cuts import CutDetector
-from expportrait_cli.detect.faces import FaceFinder, choose_face
+from expportrait_cli.detect.faces import FaceBox, FaceFinder, choose_face
 from expportrait_cli.detect.flow import RegionFlow
 from expportrait_cli.detect.matte import Matte
-from expportrait_cli.detect.mesh import FaceMesh
+from expportrait_cli.detect.mesh import FaceMesh, extent
 from expportrait_cli.detect.portrait import check_portrait
 from expportrait_cli.detect.shoulders import Shoulders
 from expportrait_cli.errors import InputError
@@ -27,6 +27,10 @@ log = logging.getLogger(__name__)
 
 SHOULDERS_EVERY = 5
 INTERPOLATE_S = 0.5
+RIVAL = 0.5
+"""Faces less than this share of the largest one's size are no rivals of it: people in the background, a poster."""
+BOX_TO_MESH = 1.25
+"""Size of a face's landmarks over the side of its box."""
 TRACKED, INTERPOLATED, HELD = 0, 1, 2
 STILL = np.array([1.0, 0.0, 0.0, 0.0])
 
@@ -81,26 +85,65 @@ def _rebase(row, k, corner):
     return np.array([a, b, *shift])
 
 
+class _Choice:
+    """Which of the faces in a picture is followed: chosen once, and found again after each cut."""
+
+    def __init__(self, choice: str) -> None:
+        self._choice = choice
+        self._last: tuple[np.ndarray, float] | None = None
+        self.rivals = 0
+        """Most faces of similar size that there were to choose from."""
+        self.refusal: InputError | None = None
+        """Why none of the faces was taken."""
+
+    def face(self, faces: list[FaceBox], size: tuple[int, int]) -> FaceBox | None:
+        """The face to follow; None as long as the chosen one is not there."""
+        if not faces:
+            return None
+        largest = max(face.side for face in faces)
+        self.rivals = max(self.rivals, sum(face.side > RIVAL * largest for face in faces))
+        if self._last is not None:
+            return min(faces, key=self._change)
+        try:
+            return choose_face(faces, self._choice, size=size)
+        except InputError as error:
+            # The second person of a clip may come later than the first.
+            self.refusal = error
+            return None
+
+    def keep(self, points: Float32[np.ndarray, "478 2"]) -> None:
+        """Remember where the face was last seen."""
+        self._last = extent(points)
+
+    def _change(self, face: FaceBox) -> float:
+        """How far a face is from where the followed one was before the cut, in place and size."""
+        assert self._last is not None
+        centre, size = self._last
+        away = float(np.hypot(*(np.array(face.centre) - centre))) / max(BOX_TO_MESH * face.side, size)
+        return away + abs(float(np.log(BOX_TO_MESH * face.side / size)))
+
+
 def _gather(source, config, frames: Iterator, total, rate, progress) -> Observations:
     finder, mesh, matte, cuts = FaceFinder(), FaceMesh(video=rate > 0), Matte(), CutDetector()
-    pose = Shoulders()
+    pose, choice = Shoulders(), _Choice(config.face)
     landmarks, shoulders, flow, trust, shots = [], [], [], [], []
-    shot, size, shot_index, count = None, (0, 0), 0, 0
+    shot, size, shot_index, following = None, (0, 0), 0, False
     for t, image in enumerate(frames):
         progress(t, total)
         size = (image.shape[1], image.shape[0])
         if cuts.is_cut(image):
             mesh.reset()
-            shot, shot_index = None, shot_index + 1
-        points = mesh.landmarks(image)
-        if points is None:
-            faces = finder.find(image)
-            count = max(count, len(faces))
-            if faces:
-                chosen = choose_face(faces, config.face, size=size)
-                points = mesh.landmarks(image, chosen)
-                if rate == 0:
-                    check_portrait(image, chosen, points)
+            shot, shot_index, following = None, shot_index + 1, False
+        if following:
+            points = mesh.landmarks(image)
+        else:
+            box = choice.face(finder.find(image), size)
+            points = mesh.landmarks(image, box) if box is not None else None
+            following = points is not None
+            if rate == 0 and choice.refusal is None:
+                _check_photo(source, image, box, points)
+        if points is not None:
+            choice.keep(points)
         landmarks.append(np.full((478, 2), np.nan, np.float32) if points is None else points)
         if points is not None and shot is None and rate > 0:
             shot = _Shot(image, points, matte)
@@ -113,12 +156,14 @@ def _gather(source, config, frames: Iterator, total, rate, progress) -> Observat
     progress(len(landmarks), total)
     points = np.stack(landmarks)
     if np.isnan(points).all():
+        if choice.refusal is not None:
+            raise InputError(f"{source}: {choice.refusal}")
         raise InputError(
             f"{source}: no face in any of {len(points)} frames; expected one person, face to the camera. "
             "Choose another file."
         )
-    if count > 1 and config.face == "largest":
-        _several(source, config, count)
+    if choice.rivals > 1 and config.face == "largest":
+        _several(source, config, choice.rivals)
     filled, state = fill_missing(points, np.array(shots), config, rate, source)
     crop = steady_crop(points[state == TRACKED], size)
     k = CROP_SIZE / crop.side
@@ -137,6 +182,13 @@ def _gather(source, config, frames: Iterator, total, rate, progress) -> Observat
     )
 
 
+def _check_photo(source, image, box, points):
+    try:
+        check_portrait(image, box, points)
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from error
+
+
 def _several(source, config, count):
     line = f"{source}: {count} faces found; --face left, right or a number chooses one."
     if config.several == "fail":
@@ -145,7 +197,10 @@ def _several(source, config, count):
 
 
 def fill_missing(landmarks, shots, config: TrackConfig, rate: Fraction, source: Path):
-    """Fill frames without a face: short gaps inside a shot are interpolated, the others hold the nearest frame."""
+    """Fill frames without a face: short gaps inside a shot are interpolated, the others hold.
+
+    Held is the last frame with a face, or the next where there is none before, of the same shot if it has one.
+    """
     missing = np.isnan(landmarks).any((1, 2))
     state = np.zeros(len(landmarks), np.uint8)
     if not missing.any():
@@ -166,6 +221,9 @@ def fill_missing(landmarks, shots, config: TrackConfig, rate: Fraction, source: 
             filled[t] = (1 - w) * landmarks[a] + w * landmarks[b]
             state[t] = INTERPOLATED
         else:
+            # A face from another shot would be in another place.
+            own = known[shots[known] == shots[t]]
+            before, after = (own[own < t], own[own > t]) if len(own) else (before, after)
             filled[t] = landmarks[before[-1] if len(before) else after[0]]
             state[t] = HELD
     log.warning(
