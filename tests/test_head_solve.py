@@ -158,7 +158,8 @@ def test_lids_and_lips_open_as_far_as_seen(solver, head, face):
         assert np.abs(gaps_iod(found, pairs) - gaps_iod(seen, pairs)).max() < 0.6
 
 
-def test_an_identity_is_recovered_from_several_frames(solver, model, head):
+def test_an_identity_is_recovered_from_several_frames(solver, head):
+    pairs = []
     for seed in SEEDS:
         identity, _ = random_face(head, seed)
         states = [random_face(head, 100 * seed + k)[1] for k in range(8)]
@@ -166,11 +167,13 @@ def test_an_identity_is_recovered_from_several_frames(solver, model, head):
         found, solved = solver.identity(frames, prior=10.0)
         error = (solver.points(found) - solver.points(identity))[np.setdiff1d(np.arange(468), FACE_OVAL)]
         assert np.linalg.norm(error - error.mean(0), axis=1).mean() < 0.0012
-        psi = np.array([[a.expression, b.expression] for a, b in zip(solved, states, strict=True)])
-        assert np.corrcoef(psi[:, 0].ravel(), psi[:, 1].ravel())[0, 1] > 0.8
+        psi = [np.stack([state.expression for state in side]).ravel() for side in (solved, states)]
+        assert np.corrcoef(*psi)[0, 1] > 0.75
+        pairs.append(psi)
         # A shared identity may lean by a constant turn; the frames must lean alike, but for what expressions take.
         lean = np.stack([logarithm(a.rotation.T @ b.rotation) for a, b in zip(solved, states, strict=True)])
         assert np.degrees(np.linalg.norm(lean - lean.mean(0), axis=1)).max() < 2.5
+    assert np.corrcoef(*np.concatenate(pairs, 1))[0, 1] > 0.8
 
 
 def test_a_stronger_prior_gives_a_smaller_identity(solver, head):
