@@ -152,8 +152,8 @@ class Solver:
 
     def project(
         self, points: Float[np.ndarray, "478 3"], joints: Float[np.ndarray, "J 3"], state: State
-    ) -> tuple[Float[np.ndarray, "478 2"], Float[np.ndarray, "478 2 P"], Float[np.ndarray, "478 3 3"]]:
-        """Landmarks in px, their Jacobian by the frame's parameters, and what a canonical step does in the camera."""
+    ) -> tuple[Float[np.ndarray, "478 2"], Float[np.ndarray, "478 2 P"], Float[np.ndarray, "478 2 3"]]:
+        """Landmarks in px, their Jacobian by the frame's parameters, and by a canonical step."""
         m, e = self.model, self.model.expression.shape[2]
         lids, by_gaze = self._lids(state.gaze)
         corrective = m.jaw_corrective / m.jaw_full_rad
@@ -265,6 +265,12 @@ class Solver:
             gaze=np.clip(state.gaze + step[e + 3 : e + 7], -0.7, 0.7),
             rotation=rotate(step[e + 7 : e + 10]) @ state.rotation,
             translation=state.translation + step[e + 10 : e + 13],
+        )
+
+    def rigid(self, identity: Float[np.ndarray, " K"], landmarks: Float[np.ndarray, "478 2"]) -> State:
+        """Pose of the neutral head by PnP alone."""
+        return initial_state(
+            self.model, self.points(identity), landmarks, focal_px=self.focal_px, centre_px=self.centre_px
         )
 
     def frame(

@@ -13,7 +13,7 @@ from expportrait_cli.head import HeadModel, landmark_model
 from expportrait_cli.head.solve import Solver, State, focal_for
 from expportrait_cli.media.files import content_hash
 from expportrait_cli.track.observe import Observations, observe
-from expportrait_cli.track.steady import anchors, hair_points
+from expportrait_cli.track.steady import Start, anchors, hair_points
 
 log = logging.getLogger(__name__)
 
@@ -66,13 +66,14 @@ def solve_frames(solver: Solver, identity: np.ndarray, seen: Observations, head:
     """Solve frame by frame; a cut starts afresh."""
     points = hair_points(head)
     states: list[State] = []
-    first = 0
+    start = None
     for t, landmarks in enumerate(seen.landmarks):
-        if t == 0 or seen.shot[t] != seen.shot[t - 1]:
-            first = t
+        rigid = solver.rigid(identity, landmarks)
+        if start is None or seen.shot[t] != seen.shot[t - 1]:
             states.append(solver.frame(identity, landmarks, iterations=ITERATIONS_FIRST))
+            start = Start(states[-1], rigid)
             continue
-        still = anchors(points, t, first, states[first], states[-1], seen, solver)
+        still = anchors(points, t, start, rigid, seen, solver)
         states.append(
             solver.frame(
                 identity, landmarks, start=states[-1], temporal=TEMPORAL, iterations=ITERATIONS, anchors=still
