@@ -22,6 +22,8 @@ HAIR_DEPTH_M = -0.08
 """Depth in the head frame at which hair beyond the mesh is taken to lie: behind the ears."""
 FADE_FACES = 0.35
 """Distance from the mesh, in face heights, over which its motion fades into the far field's."""
+BARE_FACES = (0.03, 0.08)
+"""Motions, in face heights, between which the safe plate takes over from the close one."""
 UNFOLDED = (1.3, 2.2)
 """Growth of a lid's triangles from which, and up to which, skin takes the place of the lashes and shadow on them."""
 SITS_FACES = (0.9, 2.2)
@@ -98,8 +100,9 @@ class Compositor:
         hidden = np.maximum((1 - cv2.blur(seen, (5, 5))) * turned, self._unfolded(verts_cam, rast)) * (part == SKIN)
         person = person + hidden[..., None] * (source[..., 4:] - person)
         weight = alpha[..., None]
-        frame = person * weight + self.layers.plate * (1 - weight)
-        frame = self._settle(frame, field)
+        moved = np.linalg.norm(field - self.grid, axis=-1)
+        frame = person * weight + self._behind(moved) * (1 - weight)
+        frame = self._settle(frame, moved)
         frame = self.inner.paint(frame, bones, rast, part, source)
         return np.clip(frame + 0.5, 0, 255).astype(np.uint8)
 
@@ -129,9 +132,14 @@ class Compositor:
         field = np.where(known > 0, source[..., :2] * known + field * (1 - known), field)
         return (self.grid + self.moves * (field - self.grid)).astype(np.float32)
 
-    def _settle(self, frame, field):
+    def _behind(self, moved):
+        """The background: the photo's own as far as the motion is too small to bare what mattes miss."""
+        low, high = (f * self.face_height_px for f in BARE_FACES)
+        safe = cv2.blur(np.clip((moved - low) / (high - low), 0, 1).astype(np.float32), (9, 9))[..., None]
+        return self.layers.close_plate + safe * (self.layers.plate.astype(np.float32) - self.layers.close_plate)
+
+    def _settle(self, frame, moved):
         """Where nothing moves by a pixel the photo itself is the best picture."""
-        moved = np.linalg.norm(field - self.grid, axis=-1)
         low, high = STILL_PX
         moved = np.clip((moved - low) / (high - low), 0, 1).astype(np.float32)
         weight = cv2.blur(moved, (5, 5))[..., None]

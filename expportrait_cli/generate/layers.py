@@ -15,10 +15,10 @@ from expportrait_cli.geometry.mesh import vertex_normals
 from expportrait_cli.head import HeadModel, dense
 from expportrait_cli.render.rasterizer import rasterize
 
-TRACE = 0.03
-"""Matte above which a pixel may hold some of the person, so that it never shows in the background plate."""
-MARGIN = 0.012
-"""Width around such pixels that the plate fills too, in picture sides: mattes end before the last hair does."""
+TRACES = (0.12, 0.03)
+"""Matte above which a pixel may hold some of the person, for the close and the safe plate."""
+MARGINS = (0.005, 0.014)
+"""Width around such pixels that the plates fill too, in picture sides: mattes end before the last hair does."""
 SOLID = 0.35
 """Matte above which the foreground is read from the photo."""
 DEPTH_SLACK_M = 0.006
@@ -39,7 +39,9 @@ class Layers:
     """The person without the background's share at soft edges, extended beyond the outline."""
     alpha: Float32[np.ndarray, "H W"]
     plate: UInt8[np.ndarray, "H W 3"]
-    """The background where nobody stands, filled in."""
+    """The background where nobody stands, filled in safely: no hair of the person is left in it."""
+    close_plate: UInt8[np.ndarray, "H W 3"]
+    """The same with as much of the photo's own background as the matte allows, for motions too small to bare a trace."""
     verts: Float32[np.ndarray, "V 3"]
     """The fitted head, camera, m."""
     xy: Float32[np.ndarray, "V 2"]
@@ -77,23 +79,24 @@ def parts_drawn(rast: torch.Tensor, triangle_part: UInt8[np.ndarray, " F"]) -> U
     return np.where(ids >= 0, triangle_part[np.maximum(ids, 0)], NONE).astype(np.uint8)
 
 
-def separate(
-    photo: Float32[np.ndarray, "H W 3"], alpha: Float32[np.ndarray, "H W"]
-) -> tuple[Float32[np.ndarray, "H W 3"], Float32[np.ndarray, "H W 3"]]:
-    """Foreground and background: the person without the background's share, the background without the person.
-
-    Each is filled in from around where the photo does not show it. What they lose at soft edges does not matter while
-    nothing moves: then the photo itself is shown.
-    """
-    reach = 2 * max(round(MARGIN * max(alpha.shape)), 2) + 1
+def background(
+    photo: Float32[np.ndarray, "H W 3"], alpha: Float32[np.ndarray, "H W"], *, trace: float, margin: float
+) -> Float32[np.ndarray, "H W 3"]:
+    """The photo with the person, and a margin around them, filled in from what lies around."""
+    reach = 2 * max(round(margin * max(alpha.shape)), 1) + 1
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (reach, reach))
-    person = cv2.dilate((alpha > TRACE).astype(np.uint8), kernel).astype(np.float32)
-    plate = membrane(photo, 1 - person)
+    return membrane(photo, 1 - cv2.dilate((alpha > trace).astype(np.uint8), kernel).astype(np.float32))
+
+
+def unmix(
+    photo: Float32[np.ndarray, "H W 3"], alpha: Float32[np.ndarray, "H W"], plate: Float32[np.ndarray, "H W 3"]
+) -> Float32[np.ndarray, "H W 3"]:
+    """The person without the background's share at soft edges, extended beyond them."""
     extended = diffuse(photo, (alpha > 0.95).astype(np.float32))
     mostly = np.clip((alpha - SOLID) / 0.3, 0, 1)[..., None]
     soft = alpha[..., None]
     foreground = (photo - (1 - soft) * plate) / np.maximum(soft, SOLID)
-    return np.clip(mostly * foreground + (1 - mostly) * extended, 0, 255), plate
+    return np.clip(mostly * foreground + (1 - mostly) * extended, 0, 255)
 
 
 def membrane(
@@ -165,7 +168,8 @@ def prepare(
 ) -> Layers:
     """Take the photo on its canvas apart along its matte and the fitted head."""
     image = photo.astype(np.float32)
-    foreground, plate = separate(image, alpha)
+    close, plate = (background(image, alpha, trace=t, margin=m) for t, m in zip(TRACES, MARGINS, strict=True))
+    foreground = unmix(image, alpha, plate)
     verts = torch.from_numpy(verts_cam)
     faces = head.dense_faces.int()
     rast = draw(verts_cam, faces, camera)
@@ -186,6 +190,7 @@ def prepare(
         foreground=np.rint(foreground).astype(np.uint8),
         alpha=alpha,
         plate=np.rint(plate).clip(0, 255).astype(np.uint8),
+        close_plate=np.rint(close).clip(0, 255).astype(np.uint8),
         verts=verts_cam,
         xy=xy,
         depth=verts_cam[:, 2].copy(),
