@@ -43,6 +43,13 @@ def similarity(source: Float[np.ndarray, "P 2"], target: Float[np.ndarray, "P 2"
     return np.c_[turn, target.mean(0) - turn @ source.mean(0)]
 
 
+def mix(
+    first: UInt8[np.ndarray, "H W 3"], second: UInt8[np.ndarray, "H W 3"], share: Float32[np.ndarray, "H W"]
+) -> UInt8[np.ndarray, "H W 3"]:
+    """Mix two pictures; `share` is the second's."""
+    return cv2.blendLinear(first, second, 1 - share, share)
+
+
 def shown_areas(verts_cam: Float32[np.ndarray, "V 3"], triangles: Int64[np.ndarray, "F 3"]) -> Float[np.ndarray, " F"]:
     """Areas at which triangles are seen, in focal lengths squared; 0 for those that turn away."""
     a, b, c = (verts_cam[triangles][..., :2] / verts_cam[triangles][..., 2:]).transpose(1, 0, 2)
@@ -71,9 +78,15 @@ class Compositor:
         self.face_height_px, self.chin_y_px = face_height_px, chin_y_px
         height, width = layers.alpha.shape
         self.grid = np.stack(np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5), -1).astype(np.float32)
+        half_y, half_x = (height + 1) // 2, (width + 1) // 2
+        half = np.stack(np.meshgrid(np.arange(half_x) * 2 + 1.0, np.arange(half_y) * 2 + 1.0), -1)
+        self.half_grid = half.astype(np.float32)
+        down = np.clip((self.half_grid[..., 1:] - chin_y_px) / (0.5 * face_height_px), 0, 1)
+        self.half_down = (down * down * (3 - 2 * down)).astype(np.float32)
+        self.below = np.clip((self.grid[..., 1] - chin_y_px) / np.float32(0.3 * face_height_px), 0, 1)
         start, end = (chin_y_px + f * face_height_px for f in SITS_FACES)
         sits = np.clip((self.grid[..., 1:] - start) / (end - start), 0, 1)
-        self.moves = 1 - sits * sits * (3 - 2 * sits)
+        self.moves = (1 - sits * sits * (3 - 2 * sits)).astype(np.float32)
         self.triangle_part = triangle_parts(head)
         faces = head.dense_faces.numpy()
         self.lid_index = np.flatnonzero(lids(head)[faces].any(1))
@@ -86,64 +99,60 @@ class Compositor:
 
     def frame(self, verts_cam: Float32[np.ndarray, "V 3"], bones: Bones) -> UInt8[np.ndarray, "H W 3"]:
         """Paint one frame from the posed vertices."""
-        rast = draw(verts_cam, self.faces, self.layers.camera)
+        layers = self.layers
+        rast = draw(verts_cam, self.faces, layers.camera)
         part = parts_drawn(rast, self.triangle_part)
+        skin, bare = part == SKIN, (part == NONE).astype(np.uint8)
         source = interpolate(self.attributes, rast, self.faces)[0].numpy()
-        seen = self._seen(part, source)
-        field = self._field(part, source, seen, bones)
-        x, y = field[..., 0] - 0.5, field[..., 1] - 0.5
+        seen = self._seen(skin, source)
+        away = cv2.distanceTransform(bare, cv2.DIST_L2, 3)
+        step = self._step(skin, source, seen, away, bones)
+        field = self.grid + step
         # Remap samples at integer centres: half a pixel off would soften and shift the whole film.
-        alpha = cv2.remap(self.layers.alpha, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        field -= 0.5
+        alpha = cv2.remap(layers.alpha, field, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         turned = self._turned(bones)
-        alpha = self._rim(alpha, part, turned)
-        person = cv2.remap(self.layers.foreground, x, y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
-        hidden = np.maximum((1 - cv2.blur(seen, (5, 5))) * turned, self._unfolded(verts_cam, rast)) * (part == SKIN)
-        person = person + hidden[..., None] * (source[..., 4:] - person)
-        weight = alpha[..., None]
-        moved = np.linalg.norm(field - self.grid, axis=-1)
-        frame = person * weight + self._behind(moved) * (1 - weight)
-        frame = self._settle(frame, moved)
-        frame = self.inner.paint(frame, bones, rast, part, source)
-        return np.clip(frame + 0.5, 0, 255).astype(np.uint8)
+        alpha = self._rim(alpha, bare, away, turned)
+        person = cv2.remap(layers.foreground, field, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+        hidden = np.maximum((1 - cv2.blur(seen, (5, 5))) * turned, self._unfolded(verts_cam, rast)) * skin
+        if hidden.any():
+            person = mix(person, np.clip(source[..., 4:] + 0.5, 0, 255).astype(np.uint8), hidden)
+        moved = cv2.magnitude(step[..., 0], step[..., 1])
+        frame = mix(self._behind(moved), person, alpha)
+        low, high = STILL_PX
+        # Where nothing moves by a pixel the photo itself is the best picture.
+        frame = mix(layers.photo, frame, cv2.blur(np.clip((moved - low) / (high - low), 0, 1), (5, 5)))
+        return self.inner.paint(frame, bones, rast, part, source)
 
-    def _seen(self, part, source):
+    def _seen(self, skin, source):
         """How well the photo shows the skin that each pixel shows: 0 hidden or grazing, 1 facing the camera."""
-        x, y = source[..., 0] - 0.5, source[..., 1] - 0.5
-        nearest = cv2.remap(self.layers.zbuffer, x, y, cv2.INTER_NEAREST, borderMode=cv2.BORDER_REPLICATE)
-        seen = np.clip((source[..., 3] - 0.08) / 0.2, 0, 1) * (source[..., 2] < nearest + DEPTH_SLACK_M)
-        return (seen * (part == SKIN)).astype(np.float32)
+        at = source[..., :2] - 0.5
+        nearest = cv2.remap(self.layers.zbuffer, at, None, cv2.INTER_NEAREST, borderMode=cv2.BORDER_REPLICATE)
+        facing = np.clip((source[..., 3] - 0.08) / 0.2, 0, 1)
+        return facing * (source[..., 2] < nearest + DEPTH_SLACK_M) * skin
 
-    def _field(self, part, source, weight, bones):
-        """Where in the photo each pixel comes from, px."""
-        skin = part == SKIN
-        far = self._far(bones)
-        residual = np.where(skin[..., None], source[..., :2] - far, 0).astype(np.float32)
+    def _step(self, skin, source, seen, away, bones):
+        """From each pixel to where in the photo it comes from, px."""
+        own = source[..., :2] - self.grid
         # Half the resolution is enough for what is smooth by construction.
-        height, width = weight.shape
-        half = ((width + 1) // 2, (height + 1) // 2)
-        small_weight = cv2.resize(weight, half, interpolation=cv2.INTER_AREA)
-        small = cv2.resize(residual * weight[..., None], half, interpolation=cv2.INTER_AREA)
-        spread = diffuse(small / np.maximum(small_weight, 1e-3)[..., None], small_weight)
-        spread = cv2.resize(spread, (width, height), interpolation=cv2.INTER_LINEAR)
-        away = cv2.distanceTransform((part == NONE).astype(np.uint8), cv2.DIST_L2, 3)
-        fade = np.exp(-((away / (FADE_FACES * self.face_height_px)) ** 2))
-        field = far + spread * fade[..., None]
-        known = weight[..., None]
-        field = np.where(known > 0, source[..., :2] * known + field * (1 - known), field)
-        return (self.grid + self.moves * (field - self.grid)).astype(np.float32)
+        height, width = seen.shape
+        half = (self.half_grid.shape[1], self.half_grid.shape[0])
+        weight = cv2.resize(seen, half, interpolation=cv2.INTER_AREA)
+        carried = cv2.resize(cv2.merge([own[..., 0] * seen, own[..., 1] * seen]), half, interpolation=cv2.INTER_AREA)
+        far = self._far(bones)
+        beyond = diffuse(carried / np.maximum(weight, 1e-3)[..., None] - far, weight)
+        reach = cv2.resize(away, half, interpolation=cv2.INTER_AREA) / (FADE_FACES * self.face_height_px)
+        beyond = far + beyond * np.exp(-(reach**2))[..., None]
+        step = cv2.resize(beyond, (width, height), interpolation=cv2.INTER_LINEAR)
+        step += (seen * skin)[..., None] * (own - step)
+        step *= self.moves
+        return step
 
     def _behind(self, moved):
         """The background: the photo's own as far as the motion is too small to bare what mattes miss."""
         low, high = (f * self.face_height_px for f in BARE_FACES)
-        safe = cv2.blur(np.clip((moved - low) / (high - low), 0, 1).astype(np.float32), (9, 9))[..., None]
-        return self.layers.close_plate + safe * (self.layers.plate.astype(np.float32) - self.layers.close_plate)
-
-    def _settle(self, frame, moved):
-        """Where nothing moves by a pixel the photo itself is the best picture."""
-        low, high = STILL_PX
-        moved = np.clip((moved - low) / (high - low), 0, 1).astype(np.float32)
-        weight = cv2.blur(moved, (5, 5))[..., None]
-        return self.layers.photo * (1 - weight) + frame * weight
+        safe = cv2.blur(np.clip((moved - low) / (high - low), 0, 1), (9, 9))
+        return mix(self.layers.close_plate, self.layers.plate, safe)
 
     def _unfolded(self, verts_cam, rast):
         """How far each pixel shows skin of a lid that the photo has folded away."""
@@ -157,18 +166,15 @@ class Compositor:
         return cv2.blur(np.where(ids >= 0, share[np.maximum(ids, 0)], 0).astype(np.float32), (3, 3))
 
     def _far(self, bones):
-        """Motion beyond the mesh: the hair's above, the torso's below."""
+        """Steps beyond the mesh at half the resolution: the hair's above, the torso's below."""
         maps = []
         for ring, now, then in (
             (self.head_ring, bones.head, self.reference.head),
             (self.torso_ring, bones.torso, self.reference.torso),
         ):
             maps.append(similarity(self._project(ring, now), self._project(ring, then)))
-        start = self.chin_y_px
-        down = np.clip((self.grid[..., 1] - start) / (0.5 * self.face_height_px), 0, 1)
-        down = (down * down * (3 - 2 * down))[..., None].astype(np.float32)
-        above, below = (cv2.transform(self.grid, m.astype(np.float32)) for m in maps)
-        return above * (1 - down) + below * down
+        above, below = (cv2.transform(self.half_grid, m.astype(np.float32)) for m in maps)
+        return above + self.half_down * (below - above) - self.half_grid
 
     def _project(self, points, bone):
         camera = self.layers.camera
@@ -181,13 +187,13 @@ class Compositor:
         angle = np.degrees(np.arccos(np.clip(turn[2, 2], -1, 1)))
         return 1 - float(np.exp(-((angle / RIM[2]) ** 2)))
 
-    def _rim(self, alpha, part, turned):
+    def _rim(self, alpha, bare, away, turned):
         """Let the posed mesh, not the photo's matte, say where a turned head ends."""
         least, added, _ = RIM
         limit = self.face_height_px * (least + added * (1 - turned))
-        away = cv2.distanceTransform((part == NONE).astype(np.uint8), cv2.DIST_L2, 3)
-        below = np.clip((self.grid[..., 1] - self.chin_y_px) / (0.3 * self.face_height_px), 0, 1)
         cut = np.clip((limit - away) / (0.02 * self.face_height_px) + 1, 0, 1)
-        alpha = alpha * np.maximum(cut, below)
-        covered = cv2.GaussianBlur(cv2.erode((part != NONE).astype(np.float32), np.ones((3, 3))), (0, 0), 1.0)
-        return np.maximum(alpha, covered * turned * (1 - below)).astype(np.float32)
+        alpha = alpha * np.maximum(cut, self.below)
+        if turned < 0.02:
+            return alpha
+        covered = cv2.GaussianBlur(1 - cv2.dilate(bare, np.ones((3, 3), np.uint8)).astype(np.float32), (0, 0), 1.0)
+        return np.maximum(alpha, covered * turned * (1 - self.below))

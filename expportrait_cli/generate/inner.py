@@ -73,7 +73,7 @@ class InnerLayers:
         return np.stack([np.interp(at, known, profile[known, c]) for c in range(3)], -1).astype(np.float32)
 
     def paint(self, frame, bones: Bones, rast, part, source):
-        """Paint eyes and mouth over a frame (float32) where their triangles are seen."""
+        """Paint eyes and mouth over a frame where their triangles are seen."""
         for parts in (self.mouth, self.eyes):
             mask = np.isin(part, parts)
             rows, cols = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
@@ -86,7 +86,7 @@ class InnerLayers:
                 colour = self._eyes(box, rast, part, source)
             soft = cv2.GaussianBlur(mask[box].astype(np.float32), (0, 0), 0.7)
             soft = (soft * self._changed(box, part, source))[..., None]
-            frame[box] = frame[box] * (1 - soft) + colour * soft
+            frame[box] = np.clip(frame[box] * (1 - soft) + colour * soft + 0.5, 0, 255).astype(np.uint8)
         return frame
 
     def _changed(self, box, part, source):
