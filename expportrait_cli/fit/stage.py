@@ -118,7 +118,7 @@ def _frame_offset(fit: HeadFit, head: HeadModel) -> Float32[np.ndarray, "V 3"]:
     seen = points[:, :2] / points[:, 2:] * fit.focal_px + CROP_SIZE / 2
     steps = np.zeros_like(verts)
     depth = verts[spread.vertices, 2:]
-    steps[spread.vertices, :2] = spread(fit.landmarks - seen) * depth / fit.focal_px
+    steps[spread.vertices, :2] = spread((fit.landmarks - seen)[None])[0] * depth / fit.focal_px
     return _canonical(fit, head, steps)
 
 

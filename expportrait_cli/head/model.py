@@ -185,9 +185,9 @@ def skin(
     Rs: Float[Tensor, "*B 6 3 3"],
     ts: Float[Tensor, "*B 6 3"],
 ) -> Float[Tensor, "*B P 3"]:
-    """Blend the bones' transforms at each point and apply them."""
-    blended = torch.einsum("pj,...jab->...pab", weights, Rs)
-    return (blended @ points[..., None])[..., 0] + torch.einsum("pj,...ja->...pa", weights, ts)
+    """Move each point by every bone and blend what comes of it: six large products, not one small one a point."""
+    moved = points[..., None, :, :] @ Rs.mT + ts[..., None, :]
+    return (moved * weights.T[..., None]).sum(-3)
 
 
 def default_torso(

@@ -59,6 +59,7 @@ class LandmarkSpread:
     def _kernel(distance):
         return np.exp(-0.5 * (distance / SIGMA_M) ** 2)
 
-    def __call__(self, steps: Float32[np.ndarray, "478 2"]) -> Float32[np.ndarray, "P 2"]:
-        """Steps of `self.vertices`, in the unit of the landmarks' steps."""
-        return self.matrix @ steps.astype(np.float32)
+    def __call__(self, steps: Float32[np.ndarray, "T 478 2"]) -> Float32[np.ndarray, "T P 2"]:
+        """Steps of `self.vertices`, in the unit of the landmarks' steps. Many frames at once cost hardly more than one."""
+        columns = steps.transpose(1, 0, 2).reshape(steps.shape[1], -1)
+        return (self.matrix @ columns).reshape(len(self.vertices), -1, 2).transpose(1, 0, 2)

@@ -85,8 +85,9 @@ def posed_frames(
     for begin in range(0, len(curves.jaw), BATCH):
         rows = slice(begin, begin + BATCH)
         part = Curves(*(getattr(curves, field.name)[rows] for field in fields(Curves)))
-        for verts, steps in zip(posed_meshes(head_fit, head, part), performance.steps[rows], strict=True):
-            verts[spread.vertices, :2] += spread(steps) * verts[spread.vertices, 2:] / head_fit.focal_px
+        moved = spread(performance.steps[rows]) / head_fit.focal_px
+        for verts, steps in zip(posed_meshes(head_fit, head, part), moved, strict=True):
+            verts[spread.vertices, :2] += steps * verts[spread.vertices, 2:]
             yield verts
 
 
