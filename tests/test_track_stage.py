@@ -108,6 +108,7 @@ def test_the_same_clip_gives_the_same_bits(sliding, head):
         ), field.name
 
 
+@pytest.mark.slow
 def test_zoom_is_depth_and_roll_is_roll(tmp_path, head):
     zooms, rolls = np.linspace(1.0, 1.25, 8), np.linspace(0, 15, 8)
     path = film(tmp_path / "a.mkv", [moved(zoom=z, roll_deg=-r) for z, r in zip(zooms, rolls, strict=True)])
@@ -118,6 +119,7 @@ def test_zoom_is_depth_and_roll_is_roll(tmp_path, head):
     assert np.degrees(np.abs(turn[:, :2])).max() < 3
 
 
+@pytest.mark.slow
 def test_a_still_clip_stays_still(tmp_path, head):
     generator = np.random.default_rng(0)
     image = moved().astype(float)
@@ -149,6 +151,7 @@ def test_a_clip_without_a_face_is_refused(tmp_path, head):
         track(path, head, TrackConfig(), quiet)
 
 
+@pytest.mark.slow
 def test_a_clip_of_one_frame(tmp_path, head):
     tracking = track(film(tmp_path / "a.mkv", [moved()]), head, TrackConfig(), quiet)
     assert len(tracking.landmarks) == 1 and tracking.rate.tolist() == [25, 1]

@@ -170,6 +170,7 @@ def test_a_region_moves_alone(fitted, stranger, head, region):
         assert same == (field.name not in MOVED[region] or (region, field.name) == ("eyes", "expression")), field.name
 
 
+@pytest.mark.slow
 def test_lips_leave_lids_brows_and_pose(fitted, stranger, head):
     verts = meshes(fitted, stranger, head, region="lips")
     rest = fitted_mesh(fitted, head)
@@ -347,6 +348,7 @@ def test_the_torso_follows_its_flow(fitted, stranger, head):
     assert np.abs(px[1:5] - px[0]).max() < 0.05
 
 
+@pytest.mark.slow
 def test_curves_through_a_table_lead_to_the_same_meshes(fitted, stranger, head, tmp_path):
     performance = transfer(fitted, stranger, head, TransferConfig())
     path = curves_csv.write_csv(performance.curves, head.expression_names, tmp_path / "c.csv")
@@ -355,6 +357,7 @@ def test_curves_through_a_table_lead_to_the_same_meshes(fitted, stranger, head, 
     assert max(np.abs(a - b).max() for a, b in pairs) < 2e-6
 
 
+@pytest.mark.slow
 def test_frames_do_not_depend_on_how_they_are_batched(fitted, stranger, head):
     performance = transfer(fitted, stranger, head, TransferConfig())
     order = np.resize(np.arange(6), 20)
