@@ -12,7 +12,7 @@ import numpy as np
 import scipy.sparse as sp
 from jaxtyping import Bool, Float, Int
 from scipy.sparse.linalg import splu
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 
 SMOOTH_FIRST, SMOOTH_LAST = 1.0, 0.05
 PIN = 30.0
@@ -29,7 +29,8 @@ def outline(mask: Float[np.ndarray, "H W"], *, step: int) -> tuple[Float[np.ndar
     contours, _ = cv2.findContours((smooth > 0.5).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     if not contours:
         return np.zeros((0, 2)), np.zeros((0, 2))
-    points = np.concatenate([c[::step, 0] for c in contours if len(c) > 40] or [np.zeros((0, 2), int)])
+    long = [np.asarray(c)[::step, 0].astype(np.int64) for c in contours if len(c) > 40]
+    points = np.concatenate([np.zeros((0, 2), np.int64), *long])
     inside = (points > 3).all(1) & (points < np.array([width, height]) - 4).all(1)
     points = points[inside]
     gx, gy = cv2.Sobel(smooth, cv2.CV_32F, 1, 0), cv2.Sobel(smooth, cv2.CV_32F, 0, 1)
@@ -67,14 +68,14 @@ def fit_silhouette(
     `pose` poses an offset head (crop camera), `draw` gives each pixel its dense vertex or -1, `to_canonical` turns a
     camera step of a dense vertex into the canonical frame.
     """
-    count = operator.shape[1]
+    count = coarse_faces.max() + 1
     smooth_matrix = bending(coarse_faces, count)
     base = sp.diags(PIN * pinned + 1e-4)
     offset = np.zeros((count, 3))
     target, target_normals = outline(matte, step=2)
     if len(target) < 20:
         return offset
-    target_tree = cKDTree(target)
+    target_tree = KDTree(target)
     for round_index in range(rounds):
         progress(round_index, rounds)
         verts = pose(offset)
@@ -124,7 +125,9 @@ def _vertex_near(drawn: Int[np.ndarray, "H W"], points: Float[np.ndarray, "P 2"]
     """Vertex drawn at each outline point, or at a neighbour of it; -1 where none is."""
     height, width = drawn.shape
     found = np.full(len(points), -1)
-    for dy, dx in sorted(((y, x) for y in (-2, -1, 0, 1, 2) for x in (-2, -1, 0, 1, 2)), key=lambda s: s[0] ** 2 + s[1] ** 2):
+    for dy, dx in sorted(
+        ((y, x) for y in (-2, -1, 0, 1, 2) for x in (-2, -1, 0, 1, 2)), key=lambda s: s[0] ** 2 + s[1] ** 2
+    ):
         x = np.clip(points[:, 0].astype(int) + dx, 0, width - 1)
         y = np.clip(points[:, 1].astype(int) + dy, 0, height - 1)
         found = np.where(found < 0, drawn[y, x], found)
@@ -144,7 +147,7 @@ def _matches(points, normals, target, target_normals, target_tree):
         rows.append(np.flatnonzero(ok))
         steps.append(target[index[ok]] - points[ok])
     # From the matte's side too, so that a lock of hair that nothing is nearest to still pulls.
-    tree = cKDTree(points)
+    tree = KDTree(points)
     distance, nearest = tree.query(target, distance_upper_bound=REACH_PX)
     ok = np.isfinite(distance)
     index = np.where(ok, nearest, 0)

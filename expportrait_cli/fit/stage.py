@@ -122,9 +122,7 @@ def _frame_offset(fit: HeadFit, head: HeadModel) -> Float32[np.ndarray, "V 3"]:
     return _canonical(fit, head, steps)
 
 
-def draw_vertices(
-    verts: Float32[np.ndarray, "V 3"], head: HeadModel, focal_px: float, *, size: int
-) -> np.ndarray:
+def draw_vertices(verts: Float32[np.ndarray, "V 3"], head: HeadModel, focal_px: float, *, size: int) -> np.ndarray:
     """Vertex that each pixel shows (the first of its triangle), -1 for background."""
     camera = Camera.of_crop(focal_px, CROP_SIZE, size)
     rast = rasterize(camera.clip(torch.from_numpy(verts))[None], head.dense_faces, (size, size))

@@ -47,9 +47,7 @@ def photo_canvas(image: UInt8[np.ndarray, "H W 3"], fit: HeadFit, size: int) -> 
     whole = _square_matte(photo)
     inner = Matte().matte(crop_image(image, crop, CROP_SIZE))
     alpha = _merge(whole, inner, scale, corner)
-    camera = Camera(
-        fit.focal_px * scale, corner[0] + CROP_SIZE / 2 * scale, corner[1] + CROP_SIZE / 2 * scale, *shape
-    )
+    camera = Camera(fit.focal_px * scale, corner[0] + CROP_SIZE / 2 * scale, corner[1] + CROP_SIZE / 2 * scale, *shape)
     return Canvas(photo, alpha, camera, scale, corner)
 
 

@@ -13,11 +13,23 @@ from jaxtyping import Float, Float32, Int64, UInt8
 from expportrait_cli.generate.bones import Bones
 from expportrait_cli.generate.diffuse import diffuse
 from expportrait_cli.generate.inner import InnerLayers
-from expportrait_cli.generate.layers import DEPTH_SLACK_M, NONE, STILL_PX, Layers, draw, lids, parts_drawn, triangle_ids, triangle_parts
+from expportrait_cli.generate.layers import (
+    DEPTH_SLACK_M,
+    NONE,
+    STILL_PX,
+    Layers,
+    draw,
+    lids,
+    parts_drawn,
+    triangle_ids,
+    triangle_parts,
+)
 from expportrait_cli.head import HeadModel
 from expportrait_cli.render.rasterizer import interpolate
 
 SKIN = 0
+NO_MAP = np.empty(0)
+"""The second map that `remap` does not need when the first has two channels."""
 HAIR_DEPTH_M = -0.08
 """Depth in the head frame at which hair beyond the mesh is taken to lie: behind the ears."""
 FADE_FACES = 0.35
@@ -92,7 +104,9 @@ class Compositor:
         self.lid_index = np.flatnonzero(lids(head)[faces].any(1))
         self.lid_triangles = faces[self.lid_index]
         self.lid_areas = shown_areas(layers.verts, self.lid_triangles) + 1e-8
-        self.attributes = torch.from_numpy(np.c_[layers.xy, layers.depth, layers.cosine, layers.colour].astype(np.float32))[None]
+        self.attributes = torch.from_numpy(
+            np.c_[layers.xy, layers.depth, layers.cosine, layers.colour].astype(np.float32)
+        )[None]
         ring = np.linspace(0, 2 * np.pi, 8, endpoint=False)
         self.head_ring = np.c_[0.09 * np.cos(ring), 0.11 * np.sin(ring) + 0.02, np.full(8, HAIR_DEPTH_M)]
         self.torso_ring = np.c_[0.17 * np.cos(ring), 0.08 * np.sin(ring) - 0.12, np.full(8, -0.02)]
@@ -110,10 +124,10 @@ class Compositor:
         field = self.grid + step
         # Remap samples at integer centres: half a pixel off would soften and shift the whole film.
         field -= 0.5
-        alpha = cv2.remap(layers.alpha, field, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        alpha = cv2.remap(layers.alpha, field, NO_MAP, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         turned = self._turned(bones)
         alpha = self._rim(alpha, bare, away, turned)
-        person = cv2.remap(layers.foreground, field, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+        person = cv2.remap(layers.foreground, field, NO_MAP, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
         hidden = np.maximum((1 - cv2.blur(seen, (5, 5))) * turned, self._unfolded(verts_cam, rast)) * skin
         if hidden.any():
             person = mix(person, np.clip(source[..., 4:] + 0.5, 0, 255).astype(np.uint8), hidden)
@@ -127,7 +141,7 @@ class Compositor:
     def _seen(self, skin, source):
         """How well the photo shows the skin that each pixel shows: 0 hidden or grazing, 1 facing the camera."""
         at = source[..., :2] - 0.5
-        nearest = cv2.remap(self.layers.zbuffer, at, None, cv2.INTER_NEAREST, borderMode=cv2.BORDER_REPLICATE)
+        nearest = cv2.remap(self.layers.zbuffer, at, NO_MAP, cv2.INTER_NEAREST, borderMode=cv2.BORDER_REPLICATE)
         facing = np.clip((source[..., 3] - 0.08) / 0.2, 0, 1)
         return facing * (source[..., 2] < nearest + DEPTH_SLACK_M) * skin
 

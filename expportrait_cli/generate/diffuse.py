@@ -12,8 +12,8 @@ def diffuse(
 
     The weights are carried through the pyramid: without them the unknown's zeros bleed in.
     """
-    level = np.dstack([values * weight[..., None], weight]).astype(np.float32)
-    stack = [level]
+    level: np.ndarray = np.dstack([values * weight[..., None], weight]).astype(np.float32)
+    stack: list[np.ndarray] = [level]
     while len(stack) < levels and min(level.shape[:2]) > 2:
         height, width = level.shape[:2]
         level = cv2.resize(level, ((width + 1) // 2, (height + 1) // 2), interpolation=cv2.INTER_AREA)

@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Float
 
 from expportrait_cli.generate.bones import Bones
 from expportrait_cli.generate.layers import DEPTH_SLACK_M, STILL_PX, Layers

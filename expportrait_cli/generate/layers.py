@@ -41,7 +41,7 @@ class Layers:
     plate: UInt8[np.ndarray, "H W 3"]
     """The background where nobody stands, filled in safely: no hair of the person is left in it."""
     close_plate: UInt8[np.ndarray, "H W 3"]
-    """The same with as much of the photo's own background as the matte allows, for motions too small to bare a trace."""
+    """The same with as much of the photo's own background as the matte allows, for motions that bare no trace."""
     verts: Float32[np.ndarray, "V 3"]
     """The fitted head, camera, m."""
     xy: Float32[np.ndarray, "V 2"]
@@ -102,8 +102,10 @@ def unmix(
 def membrane(
     photo: Float32[np.ndarray, "H W 3"], known: Float32[np.ndarray, "H W"], *, sweeps: int = 60
 ) -> Float32[np.ndarray, "H W 3"]:
-    """Fill the unknown by a soap film spanned between what is known: unlike `diffuse` it meets the border without a
-    step. Coarse to fine, relaxed at every scale."""
+    """Fill the unknown by a soap film spanned between what is known.
+
+    Unlike `diffuse` it meets the border without a step. Coarse to fine, relaxed at every scale.
+    """
     height, width = known.shape
     if min(height, width) <= 16:
         return diffuse(photo, known)

@@ -54,8 +54,11 @@ class Mouth:
         skull: Float[np.ndarray, "3 4"],
         jaw: Float[np.ndarray, "3 4"],
     ):
-        """`seam` is where the closed lips meet (head frame), `shown` the opening in the photo, `skull` and `jaw` the
-        bones in the photo's pose."""
+        """Read the photo's mouth.
+
+        `seam` is where the closed lips meet (head frame), `shown` the opening in the photo, `skull` and `jaw` the bones
+        in the photo's pose.
+        """
         self.layers, self.seam = layers, seam
         self.skull, self.jaw = skull, jaw
         kernel = np.ones((3, 3), np.uint8)
@@ -89,11 +92,13 @@ class Mouth:
         """Meet the sheet of a bone with the rays of a box of pixels."""
         camera = self.layers.camera
         rows, cols = np.mgrid[box] + 0.5
-        ray = np.stack([(cols - camera.cx) / camera.focal_px, (rows - camera.cy) / camera.focal_px, np.ones_like(cols)], -1)
+        ray = np.stack(
+            [(cols - camera.cx) / camera.focal_px, (rows - camera.cy) / camera.focal_px, np.ones_like(cols)], -1
+        )
         turn, shift = bone[:, :3], bone[:, 3]
         ray, origin = ray @ turn, -shift @ turn
         front = self.seam[2] - BEHIND_LIPS_M
-        depth = np.full(rows.shape, front)
+        depth, point = np.full(rows.shape, front), ray
         for _ in range(3):
             point = origin + ray * ((depth - origin[2]) / ray[..., 2])[..., None]
             across = np.clip(point[..., 0] - self.seam[0], -0.03, 0.03)
@@ -120,7 +125,9 @@ class Mouth:
         colour = (CAVITY * (1 - 0.8 * tongue) + 0.8 * TONGUE * tongue) * self.light
         own, there = self._photo(lower)
         colour = colour + there * (own - colour)
-        below = _edge(LOWER_EDGE_M - lower.up) * _edge(lower.up - LOWER_EDGE_M + 0.009) * _edge(0.021 - abs(lower.across))
+        below = (
+            _edge(LOWER_EDGE_M - lower.up) * _edge(lower.up - LOWER_EDGE_M + 0.009) * _edge(0.021 - abs(lower.across))
+        )
         teeth = self._teeth(lower, shade * 0.8)
         colour = colour + (below * (1 - there[..., 0]))[..., None] * (teeth - colour)
         own, there = self._photo(upper)

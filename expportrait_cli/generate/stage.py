@@ -17,12 +17,19 @@ from expportrait_cli.head import HeadModel, landmark_model
 from expportrait_cli.head.facemesh import CHIN, FOREHEAD, LIP_PAIRS
 from expportrait_cli.head.fitted import fitted_mesh, neck_in_camera, person_joints
 from expportrait_cli.media.source import read_frame
+
 UPPER_LIP, LOWER_LIP = LIP_PAIRS[0]
 RIGID = ("rotation", "translation", "jaw", "torso_rotation", "torso_translation")
 
 
 def generate(
-    head_fit: HeadFit, meshes: Meshes, head: HeadModel, config: GenerateConfig, *, start: int = 0, end: int | None = None
+    head_fit: HeadFit,
+    meshes: Meshes,
+    head: HeadModel,
+    config: GenerateConfig,
+    *,
+    start: int = 0,
+    end: int | None = None,
 ) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
     """Paint frames `start` to `end`: the crop at `config.size`, or with paste-back the whole photo at its own size."""
     photo = read_frame(head_fit.source, head_fit.frame)
@@ -64,8 +71,8 @@ def paste(
     height, width = photo.shape[:2]
     changed = cv2.absdiff(frame, canvas.photo).max(2) > 2
     changed = cv2.dilate(changed.astype(np.uint8), np.ones((9, 9), np.uint8)).astype(np.float32)
-    weight = cv2.GaussianBlur(cv2.resize(changed, (width, height), interpolation=cv2.INTER_LINEAR), (0, 0), 2)[..., None]
+    weight = cv2.GaussianBlur(cv2.resize(changed, (width, height), interpolation=cv2.INTER_LINEAR), (0, 0), 2)[
+        ..., None
+    ]
     large = cv2.resize(frame, (width, height), interpolation=cv2.INTER_CUBIC)
     return np.rint(photo * (1 - weight) + large * weight).astype(np.uint8)
-
-

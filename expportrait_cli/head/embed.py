@@ -83,7 +83,7 @@ def embed(head: HeadModel, colours: Float[Tensor, "V 3"], *, rasterize: Rasteriz
         replace(
             head,
             landmark_triangles=torch.from_numpy(np.stack(triangles)),
-            landmark_barycentrics=torch.from_numpy(np.float32(barycentrics)),
+            landmark_barycentrics=torch.from_numpy(np.array(barycentrics, np.float32)),
             landmark_spread=torch.from_numpy(np.float32(spread)),
         )
     )
@@ -143,7 +143,9 @@ def _views(head: HeadModel, colours: Tensor, rasterize: Rasterize) -> Iterator[V
             painted = _Painted(points, colours, _irises(head, points, eyes))
             for yaw in YAWS_RAD:
                 for pitch in PITCHES_RAD if abs(yaw) < 0.5 else (0.0,):
-                    turn = rotations.matrix(torch.tensor([0.0, yaw, 0.0])) @ rotations.matrix(torch.tensor([pitch, 0.0, 0.0]))
+                    turn = rotations.matrix(torch.tensor([0.0, yaw, 0.0])) @ rotations.matrix(
+                        torch.tensor([pitch, 0.0, 0.0])
+                    )
                     yield _render(head, painted, turn, camera, rasterize)
 
 
@@ -195,7 +197,8 @@ def _render(head: HeadModel, painted: _Painted, turn: Tensor, camera: Camera, ra
 def _unproject(view: View, found: np.ndarray, allowed: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Triangle, barycentrics and weight of each point; weight 0 where it misses or the surface turns away."""
     usable = (view.triangle >= 0) & allowed[view.triangle]
-    distance, (rows, columns) = ndimage.distance_transform_edt(~usable, return_indices=True)
+    found_nearest: tuple = ndimage.distance_transform_edt(~usable, return_indices=True)  # pyright: ignore
+    distance, (rows, columns) = found_nearest
     column, row = np.clip(found.astype(int), 0, SIZE - 1).T
     missed = distance[row, column]
     row, column = rows[row, column], columns[row, column]
@@ -230,7 +233,9 @@ def _closest(point: np.ndarray, triangles: np.ndarray) -> tuple[np.ndarray, np.n
     best, shortest = np.zeros((len(triangles), 3)), np.full(len(triangles), np.inf)
     a, b, c = triangles.transpose(1, 0, 2)
     edges = np.stack([b - a, c - a], -1)
-    inner = np.linalg.solve(edges.transpose(0, 2, 1) @ edges, (edges.transpose(0, 2, 1) @ (point - a)[..., None]))[..., 0]
+    inner = np.linalg.solve(edges.transpose(0, 2, 1) @ edges, (edges.transpose(0, 2, 1) @ (point - a)[..., None]))[
+        ..., 0
+    ]
     candidates = [np.stack([1 - inner.sum(-1), inner[:, 0], inner[:, 1]], -1)]
     for first, second in ((0, 1), (1, 2), (2, 0)):
         along = triangles[:, second] - triangles[:, first]

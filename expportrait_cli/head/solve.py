@@ -29,6 +29,7 @@ JAW_PRIOR = np.array([1.0, 40.0, 40.0])
 GAZE_PRIOR = 0.05
 EXPRESSION_MAX = 1.2
 JAW_RANGE_RAD = (-0.03, 0.6)
+UNDISTORTED = np.zeros(4)
 ACTIVE = 1e9
 """Stiffness that holds a coefficient at its bound."""
 
@@ -97,8 +98,8 @@ def initial_state(
     """Pose of a neutral head by PnP on the landmarks that expressions move least."""
     camera = np.array([[focal_px, 0, centre_px], [0, focal_px, centre_px], [0, 0, 1]])
     obj, img = points[RIGID].copy(), landmarks[RIGID].astype(np.float64)
-    _, vector, shift = cv2.solvePnP(obj, img, camera, None, flags=cv2.SOLVEPNP_SQPNP)
-    vector, shift = cv2.solvePnPRefineLM(obj, img, camera, None, vector, shift)
+    _, vector, shift = cv2.solvePnP(obj, img, camera, UNDISTORTED, flags=cv2.SOLVEPNP_SQPNP)
+    vector, shift = cv2.solvePnPRefineLM(obj, img, camera, UNDISTORTED, vector, shift)
     return State(
         expression=np.zeros(model.expression.shape[2]),
         jaw=np.zeros(3),
@@ -309,18 +310,19 @@ class Solver:
         ]
         for _ in range(iterations):
             points, joints = self.points(beta), self.joints(beta)
-            reduced, right = np.eye(k) * prior, -prior * beta
+            reduced: np.ndarray = np.eye(k) * prior
+            right: np.ndarray = -prior * beta
             systems = []
             for state, lm in zip(states, landmarks.astype(np.float64), strict=True):
                 hessian, gradient = self._system(points, joints, state, lm, None, 0.0, True)
                 self._bounded(state, hessian, gradient)
                 solved = np.linalg.solve(hessian[:n, :n], np.c_[hessian[:n, n:], gradient[:n]])
-                reduced += hessian[n:, n:] - hessian[n:, :n] @ solved[:, :-1]
+                reduced += hessian[n:, n:] + hessian[n:, :n] @ -solved[:, :-1]
                 right += -gradient[n:] + hessian[n:, :n] @ solved[:, -1]
                 systems.append(solved)
             step = np.linalg.solve(reduced, right)
             beta = beta + step
-            states = [self._step(s, -(x[:, -1] + x[:, :-1] @ step)) for s, x in zip(states, systems, strict=True)]
+            states = [self._step(s, -1.0 * (x[:, -1] + x[:, :-1] @ step)) for s, x in zip(states, systems, strict=True)]
         return beta, states
 
     def predict(self, identity: Float[np.ndarray, " K"], state: State) -> Float[np.ndarray, "478 2"]:

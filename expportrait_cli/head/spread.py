@@ -51,7 +51,7 @@ class LandmarkSpread:
             ("teeth_upper", NOSE_BASE),
             ("teeth_lower", JAW_FRONT),
         ):
-            rows[np.ix_(np.flatnonzero(head.part(part).numpy()), around)] = 1 / len(around)
+            rows[np.ix_(np.flatnonzero(head.part(part).numpy()), np.array(around))] = 1 / len(around)
         self.vertices = np.flatnonzero(np.abs(rows).sum(1) > 0)
         self.matrix = rows[self.vertices]
 
@@ -60,6 +60,6 @@ class LandmarkSpread:
         return np.exp(-0.5 * (distance / SIGMA_M) ** 2)
 
     def __call__(self, steps: Float32[np.ndarray, "T 478 2"]) -> Float32[np.ndarray, "T P 2"]:
-        """Steps of `self.vertices`, in the unit of the landmarks' steps. Many frames at once cost hardly more than one."""
+        """Steps of `self.vertices`, in the unit of the landmarks' steps. Many frames cost hardly more than one."""
         columns = steps.transpose(1, 0, 2).reshape(steps.shape[1], -1)
         return (self.matrix @ columns).reshape(len(self.vertices), -1, 2).transpose(1, 0, 2)

@@ -123,7 +123,7 @@ class _Choice:
         return away + abs(float(np.log(BOX_TO_MESH * face.side / size)))
 
 
-def _gather(source, config, frames: Iterator, total, rate, progress) -> Observations:
+def _gather(source, config, frames: Iterator, total, rate: Fraction, progress) -> Observations:
     finder, mesh, matte, cuts = FaceFinder(), FaceMesh(video=rate > 0), Matte(), CutDetector()
     pose, choice = Shoulders(), _Choice(config.face)
     landmarks, shoulders, flow, trust, shots = [], [], [], [], []

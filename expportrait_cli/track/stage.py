@@ -75,9 +75,7 @@ def solve_frames(solver: Solver, identity: np.ndarray, seen: Observations, head:
             continue
         still = anchors(points, t, start, rigid, seen, solver)
         states.append(
-            solver.frame(
-                identity, landmarks, start=states[-1], temporal=TEMPORAL, iterations=ITERATIONS, anchors=still
-            )
+            solver.frame(identity, landmarks, start=states[-1], temporal=TEMPORAL, iterations=ITERATIONS, anchors=still)
         )
     return states
 

@@ -29,6 +29,7 @@ class Motion:
 
     @classmethod
     def between(cls, head_fit: HeadFit, tracking: Tracking, neutral: int) -> "Motion":
+        """Measure both heads where they start."""
         size_ref = head_fit.focal_px / head_fit.translation[2]
         size_driver = tracking.focal_px / tracking.translation[neutral, 2]
         return cls(
@@ -41,8 +42,10 @@ class Motion:
 
 
 def neutral_frame(head_fit: HeadFit, tracking: Tracking, *, same: bool) -> int:
-    """Driver frame to count from: the most neutral one in a pose like the photo's; the most similar one if it is
-    the same person."""
+    """Driver frame to count from: the most neutral one in a pose like the photo's.
+
+    For the same person it is the one most like the photo.
+    """
     if same:
         return nearest_frame(head_fit.landmarks, tracking)[0]
     turn = from_turns(tracking.rotation) @ from_turns(head_fit.rotation).T
@@ -67,7 +70,7 @@ def limit_turn(axis_angle: Float[np.ndarray, "T 3"], limit_deg: float | None) ->
 def head_motion(
     motion: Motion, tracking: Tracking, *, scale: float, absolute: bool, limit_deg: float | None
 ) -> tuple[Float[np.ndarray, "T 3"], Float[np.ndarray, "T 3"], Float[np.ndarray, " T"]]:
-    """Turn and translation of the person's head, and the degrees that the limit took; position counts from the photo's."""
+    """Turn and translation of the person's head, from the photo's, and the degrees that the limit took."""
     driver = from_turns(tracking.rotation)
     start = motion.rotation_ref if absolute else driver[motion.neutral]
     wanted = logarithm(driver @ start.T) * scale

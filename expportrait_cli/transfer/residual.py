@@ -18,8 +18,9 @@ UPPER_SHARE = 0.9
 
 def _states(rows: Tracking | Curves) -> list[State]:
     columns = [c.astype(np.float64) for c in (rows.expression, rows.jaw, rows.gaze, rows.translation)]
-    frames = zip(*columns, from_turns(rows.rotation), strict=True)
-    return [State(psi, jaw, gaze, rotation, shift) for psi, jaw, gaze, shift, rotation in frames]
+    rotations = from_turns(rows.rotation)
+    psi, jaw, gaze, shift = columns
+    return [State(psi[t], jaw[t], gaze[t], rotations[t], shift[t]) for t in range(len(rotations))]
 
 
 def landmark_steps(
@@ -42,7 +43,9 @@ def landmark_steps(
     identity = head_fit.identity.astype(np.float64)
     posed = np.stack([solver.predict(identity, state) for state in _states(curves)])
     photo = State(
-        *(v.astype(np.float64) for v in (head_fit.expression, head_fit.jaw, head_fit.gaze)),
+        head_fit.expression.astype(np.float64),
+        head_fit.jaw.astype(np.float64),
+        head_fit.gaze.astype(np.float64),
         from_turns(head_fit.rotation),
         head_fit.translation.astype(np.float64),
     )

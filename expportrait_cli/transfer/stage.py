@@ -76,9 +76,7 @@ def transfer(head_fit: HeadFit, tracking: Tracking, head: HeadModel, config: Tra
     return Performance(curves, smooth(steps, config.smooth).astype(np.float32), neutral)
 
 
-def posed_frames(
-    head_fit: HeadFit, head: HeadModel, performance: Performance
-) -> Iterator[Float32[np.ndarray, "V 3"]]:
+def posed_frames(head_fit: HeadFit, head: HeadModel, performance: Performance) -> Iterator[Float32[np.ndarray, "V 3"]]:
     """Vertices of the person's head in every frame, in the photo's crop camera."""
     curves = performance.curves
     spread = LandmarkSpread(head, head_fit.identity)
