@@ -90,7 +90,7 @@ def known(error: BaseException) -> UserError | None:
             return error
         case MemoryError():
             return OutOfMemoryError("This machine's memory is full. Close other programs, or choose a smaller --size.")
-        case OSError(errno=errno.ENOSPC | errno.EDQUOT):
+        case OSError(errno=errno.ENOSPC | errno.EDQUOT | errno.EFBIG):
             return OutputError(
                 f"{error.filename or 'The disk'}: no space left. Free some and run the same command again."
             )

@@ -78,7 +78,9 @@ Out = Annotated[
         "--out", "-o", metavar="PATH", help="A file, or a folder for one with the usual name.", show_default=False
     ),
 ]
-Face = Annotated[str, typer.Option(help="Which face: largest, left, right, or its number counted from the left.")]
+Face = Annotated[
+    str, typer.Option(help="Which face: largest, left, right, center, or its number from the left, from 0.")
+]
 OnMissing = Annotated[
     Literal["hold", "interpolate", "fail"],
     typer.Option(help="Frames without a face: hold the last, interpolate gaps up to 0.5 s (then hold), or fail."),

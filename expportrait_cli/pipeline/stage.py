@@ -223,10 +223,12 @@ class _Run:
         if source.suffix == ".npz" or not source.is_file():
             log.warning("The clip behind %s is gone: the film has no sound.", source)
             return None, 0.0
-        if is_image(source):
-            return None, 0.0
-        info = probe(source)
-        return (source, info.start_s) if info.has_audio else (None, 0.0)
+        info = None if is_image(source) else probe(source)
+        if info is not None and info.has_audio:
+            return source, info.start_s
+        if self.job.generate.audio == "reference":
+            log.warning("%s has no sound to take: the film is silent. Leave out --audio reference.", source)
+        return None, 0.0
 
     def _record(
         self, key: str, painted: str, meshes: Meshes, seconds: float, quality: dict[str, Any]
