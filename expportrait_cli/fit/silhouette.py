@@ -68,7 +68,7 @@ def fit_silhouette(
     `pose` poses an offset head (crop camera), `draw` gives each pixel its dense vertex or -1, `to_canonical` turns a
     camera step of a dense vertex into the canonical frame.
     """
-    count = coarse_faces.max() + 1
+    count = int(coarse_faces.max()) + 1
     smooth_matrix = bending(coarse_faces, count)
     base = sp.diags(PIN * pinned + 1e-4)
     offset = np.zeros((count, 3))

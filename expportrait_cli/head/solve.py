@@ -317,12 +317,12 @@ class Solver:
                 hessian, gradient = self._system(points, joints, state, lm, None, 0.0, True)
                 self._bounded(state, hessian, gradient)
                 solved = np.linalg.solve(hessian[:n, :n], np.c_[hessian[:n, n:], gradient[:n]])
-                reduced += hessian[n:, n:] + hessian[n:, :n] @ -solved[:, :-1]
-                right += -gradient[n:] + hessian[n:, :n] @ solved[:, -1]
+                reduced += hessian[n:, n:] - hessian[n:, :n] @ solved[:, :-1]
+                right += np.negative(gradient[n:]) + hessian[n:, :n] @ solved[:, -1]
                 systems.append(solved)
             step = np.linalg.solve(reduced, right)
             beta = beta + step
-            states = [self._step(s, -1.0 * (x[:, -1] + x[:, :-1] @ step)) for s, x in zip(states, systems, strict=True)]
+            states = [self._step(s, -(x[:, -1] + x[:, :-1] @ step)) for s, x in zip(states, systems, strict=True)]
         return beta, states
 
     def predict(self, identity: Float[np.ndarray, " K"], state: State) -> Float[np.ndarray, "478 2"]:
