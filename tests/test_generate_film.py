@@ -263,6 +263,16 @@ def test_an_opening_mouth_leaves_the_upper_face(fitted, head, paint):
     assert changed.any() and not changed[: eyes + 5].any()
 
 
+@pytest.mark.slow
+@pytest.mark.xfail(strict=True, reason="a far corner of the diffused field takes on half a pixel of the jaw's motion")
+def test_an_opening_mouth_leaves_the_shoulders(fitted, head, paint):
+    curves = still(fitted, head)
+    opened = replace(curves, jaw=curves.jaw + np.float32([[0.1, 0.0, 0.0]]))
+    rest, moved = (paint(fitted, rows, GenerateConfig(size=512))[0].astype(int) for rows in (curves, opened))
+    below = int(fitted.landmarks[CHIN, 1] + 0.5 * np.ptp(fitted.landmarks[:, 1]))
+    assert np.abs(rest - moved)[below:].max() <= 6
+
+
 def iris_px(fitted, frame, corners) -> np.ndarray:
     """Centroid of what is dark between the lids."""
     size = frame.shape[0]
@@ -280,6 +290,7 @@ LEFT_EYE = [263, 249, 390, 373, 374, 380, 381, 382, 362, 398, 384, 385, 386, 387
 RIGHT_EYE = [33, 7, 163, 144, 145, 153, 154, 155, 133, 173, 157, 158, 159, 160, 161, 246]
 
 
+@pytest.mark.slow
 def test_looking_left_takes_the_irises_to_the_images_right(fitted, head, paint):
     frames = []
     for yaw in (-0.35, 0.35):

@@ -130,6 +130,7 @@ def test_a_still_clip_stays_still(tmp_path, head):
     assert np.ptp(place_px(tracking), axis=0).max() < 0.5
 
 
+@pytest.mark.slow
 def test_frames_without_a_face_keep_their_place(tmp_path, head, caplog):
     blank = np.full((300, 320, 3), 90, np.uint8)
     frames = [moved(shift=(2.0 * k, 0)) for k in range(9)]

@@ -84,6 +84,7 @@ def test_neutral_frames_are_chosen_by_who_performs(fitted, own, stranger, head):
     assert transfer(fitted, stranger, head, TransferConfig(neutral_frame="4")).neutral == 4
 
 
+@pytest.mark.slow
 def test_a_driver_alike_to_the_last_bit_drives_landmarks_to_its_own(fitted, own, head):
     verts = meshes(fitted, own, head, turn_limit_deg=None)
     points = landmarks(head, torch.from_numpy(verts)).numpy()
