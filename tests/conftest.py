@@ -1,3 +1,4 @@
+import logging
 import os
 import subprocess
 from collections.abc import Callable
@@ -8,6 +9,15 @@ import numpy as np
 import pytest
 
 MakeClip = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True)
+def _open_log():
+    """Let `caplog` hear the package in every test: a command line that was run in one keeps the log to itself."""
+    yield
+    log = logging.getLogger("expportrait_cli")
+    log.propagate, log.handlers = True, []
+    log.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")
