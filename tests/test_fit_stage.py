@@ -184,6 +184,7 @@ def test_a_flat_square_grows_into_its_matte():
         operator=sp.identity(len(verts), format="csr"),
         coarse_faces=faces,
         pinned=np.zeros(len(verts)),
+        ears=np.zeros(len(verts), bool),
         focal_px=focal,
         rounds=4,
         progress=quiet,

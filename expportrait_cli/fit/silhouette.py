@@ -59,6 +59,7 @@ def fit_silhouette(
     operator: sp.csr_matrix,
     coarse_faces: Int[np.ndarray, "F 3"],
     pinned: Float[np.ndarray, " N"],
+    ears: Bool[np.ndarray, " V"],
     focal_px: float,
     rounds: int,
     progress: Callable[[int, int | None], None],
@@ -87,6 +88,9 @@ def fit_silhouette(
         points, normals, vertex = points[vertex >= 0], normals[vertex >= 0], vertex[vertex >= 0]
         rows, shift = _matches(points, normals, target, target_normals, target_tree)
         vertex = vertex[rows]
+        # An ear pulled by its rim would fold: it follows the skin around it.
+        free = ~ears[vertex]
+        rows, shift, vertex = rows[free], shift[free], vertex[free]
         # The match is only trusted across the outline: along it, points slide.
         across = normals[rows] * (shift * normals[rows]).sum(1, keepdims=True)
         depth = verts[vertex, 2]

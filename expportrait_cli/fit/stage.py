@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import scipy.sparse as sp
 import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Bool, Float, Float32
 
 from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit, Tracking
 from expportrait_cli.config import FitConfig
@@ -32,6 +32,7 @@ percent of the inter-ocular distance,"""
 SAME_FRAME_IOD = 0.02
 """or when a frame of the driver has the photo's landmarks up to this."""
 SHOULDER_LIMIT_DEG = 35.0
+EAR_M = 0.066
 
 Progress = Callable[[int, int | None], None]
 
@@ -149,6 +150,7 @@ def _static_offset(fit: HeadFit, head: HeadModel, matte, config: FitConfig, prog
         operator=operator,
         coarse_faces=head.faces.numpy(),
         pinned=_coarse_mask(head.facial_mask.numpy(), operator),
+        ears=ear_vertices(head),
         focal_px=fit.focal_px * scale,
         rounds=config.rounds,
         progress=progress,
@@ -159,6 +161,12 @@ def _static_offset(fit: HeadFit, head: HeadModel, matte, config: FitConfig, prog
     lifted = hair_volume(lifted, shape.numpy(), vertex_normals(shape, head.dense_faces).numpy(), scalp.numpy())
     # A hard multiplication, not a penalty: the static field of one photo is exactly zero on the face.
     return lifted.astype(np.float32) * (1 - head.facial_mask.numpy())[:, None].astype(np.float32)
+
+
+def ear_vertices(head: HeadModel) -> Bool[np.ndarray, " V"]:
+    """What stands out beside the head at the height of its origin, which lies between the ears."""
+    x, y, z = dense(head, head.template).numpy().T
+    return (np.abs(x) > EAR_M) & (np.abs(y) < 0.045) & (z > -0.045) & (z < 0.03)
 
 
 def _coarse_mask(mask: Float32[np.ndarray, " V"], operator: sp.csr_matrix) -> Float[np.ndarray, " N"]:

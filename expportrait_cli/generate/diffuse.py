@@ -5,16 +5,14 @@ import numpy as np
 from jaxtyping import Float32
 
 
-def diffuse(
-    values: Float32[np.ndarray, "H W C"], weight: Float32[np.ndarray, "H W"], *, levels: int = 9
-) -> Float32[np.ndarray, "H W C"]:
+def diffuse(values: Float32[np.ndarray, "H W C"], weight: Float32[np.ndarray, "H W"]) -> Float32[np.ndarray, "H W C"]:
     """Extend `values` smoothly to where `weight` is 0; where it is 1 they are kept.
 
     The weights are carried through the pyramid: without them the unknown's zeros bleed in.
     """
     level: np.ndarray = np.dstack([values * weight[..., None], weight]).astype(np.float32)
     stack: list[np.ndarray] = [level]
-    while len(stack) < levels and min(level.shape[:2]) > 2:
+    while max(level.shape[:2]) > 1:
         height, width = level.shape[:2]
         level = cv2.resize(level, ((width + 1) // 2, (height + 1) // 2), interpolation=cv2.INTER_AREA)
         stack.append(level)

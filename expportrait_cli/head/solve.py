@@ -23,7 +23,7 @@ LID_WEIGHT, LIP_WEIGHT = 14.0, 4.0
 IRIS_WEIGHT = 1.0
 EXPRESSION_PRIOR = 70.0
 """Strong for a sum over 442 landmarks, whose errors go together: weaker ones fit worse, with all units at work."""
-BLINK_PRIOR = 6.0
+LID_PRIOR = 6.0
 """A lid has landmarks of its own, and nothing else shuts an eye."""
 JAW_PRIOR = np.array([1.0, 40.0, 40.0])
 GAZE_PRIOR = 0.05
@@ -140,7 +140,10 @@ class Solver:
         self.pairs = np.array(LID_PAIRS + LIP_PAIRS)
         self.pair_weights = np.sqrt([LID_WEIGHT] * len(LID_PAIRS) + [LIP_WEIGHT] * len(LIP_PAIRS))
         self.size = model.expression.shape[2] + 13
-        units = [BLINK_PRIOR if name.startswith("eyeBlink") else EXPRESSION_PRIOR for name in model.expression_names]
+        units = [
+            LID_PRIOR if name.startswith(("eyeBlink", "eyeWide")) else EXPRESSION_PRIOR
+            for name in model.expression_names
+        ]
         self.prior = np.concatenate([units, JAW_PRIOR, np.full(4, GAZE_PRIOR)])
 
     def points(self, identity: Float[np.ndarray, " K"]) -> Float[np.ndarray, "478 3"]:

@@ -11,7 +11,7 @@ from expportrait_cli.config import TransferConfig
 from expportrait_cli.errors import UsageError
 from expportrait_cli.head import HeadModel
 from expportrait_cli.head.fitted import posed_meshes
-from expportrait_cli.head.solve import EXPRESSION_MAX
+from expportrait_cli.head.solve import EXPRESSION_MAX, JAW_RANGE_RAD
 from expportrait_cli.head.spread import LandmarkSpread
 from expportrait_cli.transfer.controls import expression_mask, moves_jaw, parse_regions, smooth
 from expportrait_cli.transfer.motion import Motion, head_motion, neutral_frame, torso_motion
@@ -60,6 +60,7 @@ def transfer(head_fit: HeadFit, tracking: Tracking, head: HeadModel, config: Tra
         step = np.where(step > 0, step * (1 - head_fit.expression).clip(0, 1), step)
     expression = np.clip(keep * head_fit.expression + step, 0, EXPRESSION_MAX)
     jaw = head_fit.jaw * (1.0 if relative or not jaw_weight else 0.0) + jaw_weight * jaw
+    jaw[:, 0] = np.clip(jaw[:, 0], *JAW_RANGE_RAD)
     gaze = head_fit.gaze * (1.0 if relative or not gaze_weight else 0.0) + gaze_weight * gaze
     motion = Motion.between(head_fit, tracking, neutral)
     scale = config.pose_scale * ("pose" in regions)
@@ -93,7 +94,7 @@ def _neutral(head_fit: HeadFit, tracking: Tracking, config: TransferConfig, same
     frames = len(tracking.error)
     if config.neutral_frame == "auto":
         return neutral_frame(head_fit, tracking, same=same)
-    if not config.neutral_frame.isdigit() or int(config.neutral_frame) >= frames:
+    if not config.neutral_frame.isdecimal() or int(config.neutral_frame) >= frames:
         raise UsageError(
             f"--neutral-frame {config.neutral_frame!r}: expected auto or a frame from 0 to {frames - 1} of the driver."
         )
