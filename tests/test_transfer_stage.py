@@ -378,3 +378,13 @@ def test_another_identity_is_another_driver(fitted, own, stranger, head):
     curves = curves_of(fitted, own, head, turn_limit_deg=None)
     assert np.abs(curves.jaw - own.jaw).max() < 1e-6
     assert np.abs(curves.expression - own.expression).max() < 1e-6
+
+
+def test_a_cut_moves_the_camera_and_not_the_person(fitted, stranger, head):
+    shot = (np.arange(len(stranger.error)) >= len(stranger.error) // 2).astype(np.int64)
+    elsewhere = stranger.translation + np.outer(shot, [0.2, 0.1, 0.3]).astype(np.float32)
+    here, there = (
+        curves_of(fitted, replace(stranger, shot=shot, translation=position), head).translation
+        for position in (stranger.translation, elsewhere)
+    )
+    assert np.abs(there - here).max() < 0.03

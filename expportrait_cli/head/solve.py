@@ -115,9 +115,14 @@ def normalised(landmarks: Float[np.ndarray, "T 478 2"]) -> Float[np.ndarray, "T 
     return (landmarks - landmarks.mean(1, keepdims=True)) / size[:, None, None]
 
 
+def photo_distance(landmarks: Float[np.ndarray, "478 2"], tracking: Tracking) -> Float[np.ndarray, " T"]:
+    """Mean distance of a clip's landmarks from these, frame by frame, in inter-ocular distances."""
+    return np.linalg.norm(normalised(tracking.landmarks) - normalised(landmarks[None]), axis=-1).mean(-1)
+
+
 def nearest_frame(landmarks: Float[np.ndarray, "478 2"], tracking: Tracking) -> tuple[int, float]:
-    """Frame of a clip whose landmarks are most like these, and their mean distance in inter-ocular distances."""
-    distance = np.linalg.norm(normalised(tracking.landmarks) - normalised(landmarks[None]), axis=-1).mean(-1)
+    """Frame of a clip whose landmarks are most like these, and their distance."""
+    distance = photo_distance(landmarks, tracking)
     return int(distance.argmin()), float(distance.min())
 
 

@@ -52,13 +52,14 @@ def landmark_steps(
     own = solver.predict(identity, photo)
     measured = tracking.landmarks.astype(np.float64)
     n = motion.neutral
-    steps = motion.scale * (measured - measured[n]) - (posed - own)
+    scale = motion.scale[:, None, None]
+    steps = scale * (measured - measured[motion.starts]) - (posed - own)
     if direct.min() < 1:
         driver = Solver(model, focal_px=tracking.focal_px, centre_px=CROP_SIZE / 2)
         shape = tracking.identity.astype(np.float64)
         fitted = np.stack([driver.predict(shape, state) for state in _states(tracking)])
         residual = measured - fitted
-        beyond = motion.scale * strength * (residual - residual[n])
+        beyond = scale * strength * (residual - residual[n])
         if strength > 0:
             beyond += _lid_steps(head_fit, measured, posed + (head_fit.landmarks - own) + beyond, n)
         weight = direct[:, None, None]

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float, Float32
 
 from expportrait_cli.artifacts.types import Curves, HeadFit, Tracking
 from expportrait_cli.config import TransferConfig
@@ -14,7 +14,7 @@ from expportrait_cli.head.fitted import posed_meshes
 from expportrait_cli.head.solve import EXPRESSION_MAX, JAW_RANGE_RAD
 from expportrait_cli.head.spread import LandmarkSpread
 from expportrait_cli.transfer.controls import expression_mask, moves_jaw, parse_regions, smooth
-from expportrait_cli.transfer.motion import Motion, head_motion, neutral_frame, torso_motion
+from expportrait_cli.transfer.motion import Motion, head_motion, neutral_cost, torso_motion
 from expportrait_cli.transfer.residual import landmark_steps
 
 BATCH = 16
@@ -45,7 +45,8 @@ def transfer(head_fit: HeadFit, tracking: Tracking, head: HeadModel, config: Tra
     """
     regions = parse_regions(config.region)
     same = same_person(head_fit, tracking)
-    neutral = _neutral(head_fit, tracking, config, same)
+    cost = neutral_cost(head_fit, tracking, same=same)
+    neutral = _neutral(config, cost)
     mask = expression_mask(head.expression_names, regions) * config.expression_scale
     relative = same or not config.absolute
     psi, jaw, gaze = (getattr(tracking, name).astype(np.float64) for name in ("expression", "jaw", "gaze"))
@@ -62,7 +63,7 @@ def transfer(head_fit: HeadFit, tracking: Tracking, head: HeadModel, config: Tra
     jaw = head_fit.jaw * (1.0 if relative or not jaw_weight else 0.0) + jaw_weight * jaw
     jaw[:, 0] = np.clip(jaw[:, 0], *JAW_RANGE_RAD)
     gaze = head_fit.gaze * (1.0 if relative or not gaze_weight else 0.0) + gaze_weight * gaze
-    motion = Motion.between(head_fit, tracking, neutral)
+    motion = Motion.between(head_fit, tracking, neutral, cost)
     scale = config.pose_scale * ("pose" in regions)
     rotation, translation, taken_deg = head_motion(
         motion, tracking, scale=scale, absolute=not relative, limit_deg=config.turn_limit_deg
@@ -90,12 +91,11 @@ def posed_frames(head_fit: HeadFit, head: HeadModel, performance: Performance) -
             yield verts
 
 
-def _neutral(head_fit: HeadFit, tracking: Tracking, config: TransferConfig, same: bool) -> int:
-    frames = len(tracking.error)
+def _neutral(config: TransferConfig, cost: Float[np.ndarray, " T"]) -> int:
     if config.neutral_frame == "auto":
-        return neutral_frame(head_fit, tracking, same=same)
-    if not config.neutral_frame.isdecimal() or int(config.neutral_frame) >= frames:
+        return int(cost.argmin())
+    if not config.neutral_frame.isdecimal() or int(config.neutral_frame) >= len(cost):
         raise UsageError(
-            f"--neutral-frame {config.neutral_frame!r}: expected auto or a frame from 0 to {frames - 1} of the driver."
+            f"--neutral-frame {config.neutral_frame!r}: expected auto or one of the frames 0 to {len(cost) - 1}."
         )
     return int(config.neutral_frame)
