@@ -118,9 +118,6 @@ def test_frames_are_recovered_from_exact_landmarks(solver, head):
     assert np.corrcoef(*np.array(psi).swapaxes(0, 1).reshape(2, -1))[0, 1] > 0.8
 
 
-@pytest.mark.xfail(
-    strict=True, reason="bounds are let go and held again in turn, so that the steps end in a cycle of two"
-)
 def test_more_steps_end_at_the_same_place(solver, head):
     identity, state = random_face(head, 0)
     seen = solver.predict(identity, state)

@@ -18,7 +18,7 @@ from expportrait_cli.head.model import EYE_LEFT, EYE_RIGHT, JAW
 UNIT_IOD = 0.02
 DISTANCE_M = 1.1
 """Assumed distance of the head from the camera: one photo does not tell, and a portrait is taken from about there."""
-LID_WEIGHT, LIP_WEIGHT = 14.0, 4.0
+LID_WEIGHT, LIP_WEIGHT = 14.0, 10.0
 """Of the pairs across an opening: whether it is shut is worth more than where it is."""
 IRIS_WEIGHT = 1.0
 EXPRESSION_PRIOR = 70.0
@@ -29,6 +29,7 @@ JAW_PRIOR = np.array([1.0, 40.0, 40.0])
 GAZE_PRIOR = 0.05
 EXPRESSION_MAX = 1.2
 JAW_RANGE_RAD = (-0.03, 0.6)
+BOUND_PASSES = 4
 UNDISTORTED = np.zeros(4)
 ACTIVE = 1e9
 """Stiffness that holds a coefficient at its bound."""
@@ -264,6 +265,24 @@ class Solver:
         index = np.flatnonzero(held)
         hessian[index, index] += ACTIVE
 
+    def _bounded_step(self, state: State, hessian, gradient) -> Float[np.ndarray, " P"]:
+        """Newton step with expression inside its bounds: what would leave them is put on them, the rest solved anew."""
+        e = self.model.expression.shape[2]
+        low, high = -state.expression, EXPRESSION_MAX - state.expression
+        fixed = np.zeros(e, bool)
+        step = -np.linalg.solve(hessian, gradient)
+        for _ in range(BOUND_PASSES):
+            outside = (step[:e] < low - 1e-9) | (step[:e] > high + 1e-9)
+            if not outside.any():
+                break
+            fixed |= outside
+            at = np.flatnonzero(fixed)
+            free = np.setdiff1d(np.arange(len(step)), at)
+            step[at] = np.clip(step[at], low[at], high[at])
+            right = -gradient[free] - hessian[np.ix_(free, at)] @ step[at]
+            step[free] = np.linalg.solve(hessian[np.ix_(free, free)], right)
+        return step
+
     def _step(self, state: State, step: Float[np.ndarray, " P"]) -> State:
         e = self.model.expression.shape[2]
         jaw = state.jaw + step[e : e + 3]
@@ -301,8 +320,7 @@ class Solver:
         weight = temporal if start is not None else 0.0
         for _ in range(iterations):
             hessian, gradient = self._system(points, joints, state, landmarks, start, weight, False, anchors)
-            self._bounded(state, hessian, gradient)
-            state = self._step(state, -np.linalg.solve(hessian, gradient))
+            state = self._step(state, self._bounded_step(state, hessian, gradient))
         return state
 
     def identity(
