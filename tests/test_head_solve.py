@@ -9,7 +9,6 @@ from performers import make_state, performed, state_of, units
 from expportrait_cli.geometry.rotations import logarithm
 from expportrait_cli.head.facemesh import FACE_OVAL, LID_PAIRS, LIP_PAIRS
 from expportrait_cli.head.solve import (
-    EXPRESSION_MAX,
     JAW_RANGE_RAD,
     Anchors,
     Solver,
@@ -183,12 +182,25 @@ def test_bounds_hold(solver, head):
         identity, replace(state, expression=1.5 * (state.expression > 0), jaw=np.array([0.9, 0, 0]))
     )
     found = solver.frame(identity, points, iterations=15)
-    assert found.expression.min() >= 0 and found.expression.max() <= EXPRESSION_MAX
+    assert (found.expression >= solver.model.expression_low).all()
+    assert (found.expression <= solver.model.expression_high).all()
     assert found.expression.max() > 0.5
     assert found.jaw[0] == JAW_RANGE_RAD[1]
     # What pulls the lips through each other does not turn the jaw the other way.
     shut = solver.predict(identity, make_state(head, jaw=(-0.2, 0, 0)))
     assert solver.frame(identity, shut, iterations=10).jaw[0] >= JAW_RANGE_RAD[0]
+
+
+def test_bounds_and_priors_are_the_head_models_own(model, solver, head):
+    column = head.expression_names.index("browInnerUp")
+    seen = solver.predict(np.zeros(80), make_state(head, browInnerUp=-0.8))
+    assert solver.frame(np.zeros(80), seen, iterations=10).expression[column] == 0
+    signed = replace(model, expression_low=np.full(EXPRESSIONS, -0.1))
+    found = Solver(signed, focal_px=solver.focal_px, centre_px=solver.centre_px).frame(np.zeros(80), seen)
+    assert found.expression[column] == pytest.approx(-0.1)
+    stiff = replace(signed, expression_prior=np.full(EXPRESSIONS, 1e9))
+    held = Solver(stiff, focal_px=solver.focal_px, centre_px=solver.centre_px).frame(np.zeros(80), seen)
+    assert np.abs(held.expression).max() < 1e-4
 
 
 def test_one_wrong_landmark_does_not_move_the_others(solver, head):

@@ -10,6 +10,12 @@ from expportrait_cli.head.model import HeadModel
 from expportrait_cli.weights import weights_file
 
 FILE = "head_anny.npz"
+EXPRESSION_MAX = 1.2
+"""Faces go somewhat beyond what the units were modelled after."""
+EXPRESSION_PRIOR = 70.0
+"""Strong for a sum over 442 landmarks, whose errors go together: weaker ones fit worse, with all units at work."""
+LID_PRIOR = 6.0
+"""A lid has landmarks of its own, and nothing else shuts an eye."""
 
 
 def load(device: torch.device | str = "cpu", *, file: Path | None = None) -> HeadModel:
@@ -35,6 +41,10 @@ def load(device: torch.device | str = "cpu", *, file: Path | None = None) -> Hea
         return torch.from_numpy(arrays[key].astype(np.int64)).to(device)
 
     quads, skinning = index("quads"), real("skinning")
+    names = tuple(str(name) for name in arrays["expression_names"])
+    priors = [LID_PRIOR if name.startswith(("eyeBlink", "eyeWide")) else EXPRESSION_PRIOR for name in names]
+    # The solver works in double precision, and 1.2 is no single one.
+    low = torch.zeros(len(names), dtype=torch.float64, device=device)
     with warnings.catch_warnings():
         # torch calls its CSR tensors beta on every first use; products with a dense matrix are all that is used here.
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support")
@@ -50,7 +60,10 @@ def load(device: torch.device | str = "cpu", *, file: Path | None = None) -> Hea
         template=real("template"),
         identity_basis=real("identity_basis"),
         expression_basis=real("expression_basis"),
-        expression_names=tuple(str(name) for name in arrays["expression_names"]),
+        expression_names=names,
+        expression_low=low,
+        expression_high=torch.full_like(low, EXPRESSION_MAX),
+        expression_prior=low.new_tensor(priors),
         gaze_basis=real("gaze_basis"),
         gaze_full_rad=real("gaze_full_rad"),
         jaw_corrective=real("jaw_corrective"),

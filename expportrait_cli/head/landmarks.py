@@ -25,7 +25,10 @@ class LandmarkModel:
     template: Float64[np.ndarray, "L 3"]
     identity: Float64[np.ndarray, "L 3 K"]
     expression: Float64[np.ndarray, "L 3 E"]
-    expression_names: tuple[str, ...]
+    expression_low: Float64[np.ndarray, " E"]
+    expression_high: Float64[np.ndarray, " E"]
+    expression_prior: Float64[np.ndarray, " E"]
+    """Stiffness towards 0, in units of the solver."""
     gaze: Float64[np.ndarray, "L 3 8"]
     gaze_full_rad: Float64[np.ndarray, " 8"]
     jaw_corrective: Float64[np.ndarray, "L 3"]
@@ -53,7 +56,9 @@ def landmark_model(head: HeadModel) -> LandmarkModel:
         template=at_landmarks(subdivide(double, double.template)),
         identity=shape(double.identity_basis),
         expression=shape(double.expression_basis),
-        expression_names=double.expression_names,
+        expression_low=double.expression_low.numpy(),
+        expression_high=double.expression_high.numpy(),
+        expression_prior=double.expression_prior.numpy(),
         gaze=shape(double.gaze_basis),
         gaze_full_rad=double.gaze_full_rad.numpy(),
         jaw_corrective=at_landmarks(subdivide(double, double.jaw_corrective)),

@@ -29,6 +29,13 @@ class HeadModel:
     expression_basis: Float[Tensor, "N 3 E"]
     """Displacement by a unit at full weight."""
     expression_names: tuple[str, ...]
+    expression_low: Float[Tensor, " E"]
+    """Least weight of each expression: 0 for a unit that only switches on, below 0 for a component with a sign."""
+    expression_high: Float[Tensor, " E"]
+    """Largest weight of each expression."""
+    expression_prior: Float[Tensor, " E"]
+    """Stiffness towards 0 in the landmark solver: a weight of 1 costs as much as one landmark that is off by the square
+    root of this, in units of 2 % of the inter-ocular distance (`head.solve`)."""
     gaze_basis: Float[Tensor, "N 3 8"]
     """Displacement of the lids by the pieces of `gaze_pieces`, at `gaze_full_rad`."""
     gaze_full_rad: Float[Tensor, " 8"]

@@ -21,13 +21,8 @@ DISTANCE_M = 1.1
 LID_WEIGHT, LIP_WEIGHT = 14.0, 10.0
 """Of the pairs across an opening: whether it is shut is worth more than where it is."""
 IRIS_WEIGHT = 1.0
-EXPRESSION_PRIOR = 70.0
-"""Strong for a sum over 442 landmarks, whose errors go together: weaker ones fit worse, with all units at work."""
-LID_PRIOR = 6.0
-"""A lid has landmarks of its own, and nothing else shuts an eye."""
 JAW_PRIOR = np.array([1.0, 40.0, 40.0])
 GAZE_PRIOR = 0.05
-EXPRESSION_MAX = 1.2
 JAW_RANGE_RAD = (-0.03, 0.6)
 BOUND_PASSES = 4
 UNDISTORTED = np.zeros(4)
@@ -146,11 +141,7 @@ class Solver:
         self.pairs = np.array(LID_PAIRS + LIP_PAIRS)
         self.pair_weights = np.sqrt([LID_WEIGHT] * len(LID_PAIRS) + [LIP_WEIGHT] * len(LIP_PAIRS))
         self.size = model.expression.shape[2] + 13
-        units = [
-            LID_PRIOR if name.startswith(("eyeBlink", "eyeWide")) else EXPRESSION_PRIOR
-            for name in model.expression_names
-        ]
-        self.prior = np.concatenate([units, JAW_PRIOR, np.full(4, GAZE_PRIOR)])
+        self.prior = np.concatenate([model.expression_prior, JAW_PRIOR, np.full(4, GAZE_PRIOR)])
 
     def points(self, identity: Float[np.ndarray, " K"]) -> Float[np.ndarray, "478 3"]:
         """Landmarks of the neutral head."""
@@ -261,14 +252,15 @@ class Solver:
     def _bounded(self, state, hessian, gradient):
         """Hold coefficients that sit at a bound and are pushed against it."""
         e = self.model.expression.shape[2]
-        held = (state.expression <= 0) & (gradient[:e] > 0) | (state.expression >= EXPRESSION_MAX) & (gradient[:e] < 0)
+        low, high = self.model.expression_low, self.model.expression_high
+        held = (state.expression <= low) & (gradient[:e] > 0) | (state.expression >= high) & (gradient[:e] < 0)
         index = np.flatnonzero(held)
         hessian[index, index] += ACTIVE
 
     def _bounded_step(self, state: State, hessian, gradient) -> Float[np.ndarray, " P"]:
         """Newton step with expression inside its bounds: what would leave them is put on them, the rest solved anew."""
         e = self.model.expression.shape[2]
-        low, high = -state.expression, EXPRESSION_MAX - state.expression
+        low, high = self.model.expression_low - state.expression, self.model.expression_high - state.expression
         fixed = np.zeros(e, bool)
         step = -np.linalg.solve(hessian, gradient)
         for _ in range(BOUND_PASSES):
@@ -288,7 +280,7 @@ class Solver:
         jaw = state.jaw + step[e : e + 3]
         jaw[0] = np.clip(jaw[0], *JAW_RANGE_RAD)
         return State(
-            expression=np.clip(state.expression + step[:e], 0, EXPRESSION_MAX),
+            expression=np.clip(state.expression + step[:e], self.model.expression_low, self.model.expression_high),
             jaw=jaw,
             gaze=np.clip(state.gaze + step[e + 3 : e + 7], -0.7, 0.7),
             rotation=rotate(step[e + 7 : e + 10]) @ state.rotation,

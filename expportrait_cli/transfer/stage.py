@@ -11,7 +11,7 @@ from expportrait_cli.config import TransferConfig
 from expportrait_cli.errors import UsageError
 from expportrait_cli.head import HeadModel
 from expportrait_cli.head.fitted import posed_meshes
-from expportrait_cli.head.solve import EXPRESSION_MAX, JAW_RANGE_RAD
+from expportrait_cli.head.solve import JAW_RANGE_RAD
 from expportrait_cli.head.spread import LandmarkSpread
 from expportrait_cli.transfer.controls import expression_mask, moves_jaw, parse_regions, smooth
 from expportrait_cli.transfer.motion import Motion, head_motion, neutral_cost, torso_motion
@@ -59,7 +59,8 @@ def transfer(head_fit: HeadFit, tracking: Tracking, head: HeadModel, config: Tra
     if relative and not same:
         # A smile on a smile is not twice a smile: the more a unit is at work, the less there is to add.
         step = np.where(step > 0, step * (1 - head_fit.expression).clip(0, 1), step)
-    expression = np.clip(keep * head_fit.expression + step, 0, EXPRESSION_MAX)
+    low, high = (bound.cpu().numpy() for bound in (head.expression_low, head.expression_high))
+    expression = np.clip(keep * head_fit.expression + step, low, high)
     jaw = head_fit.jaw * (1.0 if relative or not jaw_weight else 0.0) + jaw_weight * jaw
     jaw[:, 0] = np.clip(jaw[:, 0], *JAW_RANGE_RAD)
     gaze = head_fit.gaze * (1.0 if relative or not gaze_weight else 0.0) + gaze_weight * gaze
