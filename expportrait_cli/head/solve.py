@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from expportrait_cli.artifacts.types import Tracking
+from expportrait_cli.head.bounded import Quadratic, least
 from expportrait_cli.head.facemesh import FACE_OVAL, IRIS, LID_PAIRS, LIP_PAIRS, OUTER_EYES, RIGID
 from expportrait_cli.head.landmarks import LandmarkModel
 from expportrait_cli.head.model import EYE_LEFT, EYE_RIGHT, JAW
@@ -24,10 +25,7 @@ IRIS_WEIGHT = 1.0
 JAW_PRIOR = np.array([1.0, 40.0, 40.0])
 GAZE_PRIOR = 0.05
 JAW_RANGE_RAD = (-0.03, 0.6)
-BOUND_PASSES = 4
 UNDISTORTED = np.zeros(4)
-ACTIVE = 1e9
-"""Stiffness that holds a coefficient at its bound."""
 
 
 @dataclass(frozen=True)
@@ -214,7 +212,7 @@ class Solver:
         return jac * scale, (px - anchors.targets_px) * scale
 
     def _system(self, points, joints, state, landmarks, previous, temporal, with_identity, anchors=None):
-        """Normal equations of one frame: H, g, and with identity the coupling blocks."""
+        """Normal equations of one frame, with identity behind its own parameters, and how far expressions may go."""
         e = self.model.expression.shape[2]
         unit = UNIT_IOD * interocular_px(landmarks)
         px, jac, by_canonical = self.project(points, joints, state)
@@ -247,33 +245,9 @@ class Solver:
         gradient[:n] += self.prior * vector
         if previous is not None:
             gradient[:n] += temporal * (vector - previous.vector())
-        return hessian, gradient
-
-    def _bounded(self, state, hessian, gradient):
-        """Hold coefficients that sit at a bound and are pushed against it."""
-        e = self.model.expression.shape[2]
-        low, high = self.model.expression_low, self.model.expression_high
-        held = (state.expression <= low) & (gradient[:e] > 0) | (state.expression >= high) & (gradient[:e] < 0)
-        index = np.flatnonzero(held)
-        hessian[index, index] += ACTIVE
-
-    def _bounded_step(self, state: State, hessian, gradient) -> Float[np.ndarray, " P"]:
-        """Newton step with expression inside its bounds: what would leave them is put on them, the rest solved anew."""
-        e = self.model.expression.shape[2]
-        low, high = self.model.expression_low - state.expression, self.model.expression_high - state.expression
-        fixed = np.zeros(e, bool)
-        step = -np.linalg.solve(hessian, gradient)
-        for _ in range(BOUND_PASSES):
-            outside = (step[:e] < low - 1e-9) | (step[:e] > high + 1e-9)
-            if not outside.any():
-                break
-            fixed |= outside
-            at = np.flatnonzero(fixed)
-            free = np.setdiff1d(np.arange(len(step)), at)
-            step[at] = np.clip(step[at], low[at], high[at])
-            right = -gradient[free] - hessian[np.ix_(free, at)] @ step[at]
-            step[free] = np.linalg.solve(hessian[np.ix_(free, free)], right)
-        return step
+        low, high = np.full(self.size, -np.inf), np.full(self.size, np.inf)
+        low[:e], high[:e] = self.model.expression_low - state.expression, self.model.expression_high - state.expression
+        return Quadratic(hessian, gradient, low, high)
 
     def _step(self, state: State, step: Float[np.ndarray, " P"]) -> State:
         e = self.model.expression.shape[2]
@@ -311,15 +285,15 @@ class Solver:
         state = fresh if start is None else replace(start, rotation=fresh.rotation, translation=fresh.translation)
         weight = temporal if start is not None else 0.0
         for _ in range(iterations):
-            hessian, gradient = self._system(points, joints, state, landmarks, start, weight, False, anchors)
-            state = self._step(state, self._bounded_step(state, hessian, gradient))
+            system = self._system(points, joints, state, landmarks, start, weight, False, anchors)
+            state = self._step(state, least([system], np.zeros((0, 0)), np.zeros(0))[1][0])
         return state
 
     def identity(
         self, landmarks: Float[np.ndarray, "T 478 2"], *, prior: float, iterations: int = 8
     ) -> tuple[Float[np.ndarray, " K"], list[State]]:
-        """Identity shared by key frames, each with its own state; the frames are eliminated (Schur complement)."""
-        k, n = self.model.identity.shape[2], self.size
+        """Identity shared by key frames, each with its own state."""
+        k = self.model.identity.shape[2]
         beta = np.zeros(k)
         points = self.points(beta)
         states = [
@@ -328,19 +302,13 @@ class Solver:
         ]
         for _ in range(iterations):
             points, joints = self.points(beta), self.joints(beta)
-            reduced: np.ndarray = np.eye(k) * prior
-            right: np.ndarray = -prior * beta
-            systems = []
-            for state, lm in zip(states, landmarks.astype(np.float64), strict=True):
-                hessian, gradient = self._system(points, joints, state, lm, None, 0.0, True)
-                self._bounded(state, hessian, gradient)
-                solved = np.linalg.solve(hessian[:n, :n], np.c_[hessian[:n, n:], gradient[:n]])
-                reduced += hessian[n:, n:] - hessian[n:, :n] @ solved[:, :-1]
-                right += np.negative(gradient[n:]) + hessian[n:, :n] @ solved[:, -1]
-                systems.append(solved)
-            step = np.linalg.solve(reduced, right)
+            systems = [
+                self._system(points, joints, state, lm, None, 0.0, True)
+                for state, lm in zip(states, landmarks.astype(np.float64), strict=True)
+            ]
+            step, own = least(systems, np.eye(k) * prior, prior * beta)
             beta = beta + step
-            states = [self._step(s, -(x[:, -1] + x[:, :-1] @ step)) for s, x in zip(states, systems, strict=True)]
+            states = [self._step(*pair) for pair in zip(states, own, strict=True)]
         return beta, states
 
     def predict(self, identity: Float[np.ndarray, " K"], state: State) -> Float[np.ndarray, "478 2"]:
