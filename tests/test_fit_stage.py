@@ -20,7 +20,7 @@ from expportrait_cli.fit.silhouette import bending, fit_silhouette, hair_volume,
 from expportrait_cli.geometry.rotations import from_turns
 from expportrait_cli.head import dense, landmarks
 from expportrait_cli.head.fitted import blend_matrices, canonical_mesh, fitted_mesh
-from expportrait_cli.head.solve import interocular_px
+from expportrait_cli.head.state import interocular_px
 from expportrait_cli.media.video import VideoWriter
 from expportrait_cli.track import track
 

@@ -20,8 +20,9 @@ from expportrait_cli.geometry.rotations import from_turns, to_turns
 from expportrait_cli.head import HeadModel, dense, landmark_model, landmarks
 from expportrait_cli.head.fitted import blend_matrices, canonical_mesh, fitted_mesh
 from expportrait_cli.head.model import HEAD
-from expportrait_cli.head.solve import Solver, State, nearest_frame
+from expportrait_cli.head.solve import Solver
 from expportrait_cli.head.spread import LandmarkSpread
+from expportrait_cli.head.state import State, nearest_frame
 from expportrait_cli.media.source import read_frame
 from expportrait_cli.render.rasterizer import rasterize
 

@@ -10,7 +10,8 @@ from expportrait_cli.artifacts.types import CROP_SIZE, Tracking
 from expportrait_cli.config import TrackConfig
 from expportrait_cli.geometry.rotations import to_turns
 from expportrait_cli.head import HeadModel, landmark_model
-from expportrait_cli.head.solve import Solver, State, focal_for
+from expportrait_cli.head.solve import Solver
+from expportrait_cli.head.state import State, focal_for
 from expportrait_cli.media.files import content_hash
 from expportrait_cli.track.observe import Observations, observe
 from expportrait_cli.track.steady import Start, anchors, hair_points

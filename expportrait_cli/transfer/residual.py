@@ -7,7 +7,8 @@ from expportrait_cli.artifacts.types import CROP_SIZE, Curves, HeadFit, Tracking
 from expportrait_cli.geometry.rotations import from_turns
 from expportrait_cli.head import HeadModel, landmark_model
 from expportrait_cli.head.facemesh import LID_PAIRS
-from expportrait_cli.head.solve import Solver, State, interocular_px
+from expportrait_cli.head.projection import Projection
+from expportrait_cli.head.state import State, interocular_px
 from expportrait_cli.transfer.motion import Motion
 
 LIMIT_IOD = 0.12
@@ -39,9 +40,9 @@ def landmark_steps(
     Otherwise the change of the driver's fit residual is, and the lids close by the same share of their opening.
     """
     model = landmark_model(head)
-    solver = Solver(model, focal_px=head_fit.focal_px, centre_px=CROP_SIZE / 2)
+    view = Projection(model, focal_px=head_fit.focal_px, centre_px=CROP_SIZE / 2)
     identity = head_fit.identity.astype(np.float64)
-    posed = np.stack([solver.predict(identity, state) for state in _states(curves)])
+    posed = np.stack([view.predict(identity, state) for state in _states(curves)])
     photo = State(
         head_fit.expression.astype(np.float64),
         head_fit.jaw.astype(np.float64),
@@ -49,13 +50,13 @@ def landmark_steps(
         from_turns(head_fit.rotation),
         head_fit.translation.astype(np.float64),
     )
-    own = solver.predict(identity, photo)
+    own = view.predict(identity, photo)
     measured = tracking.landmarks.astype(np.float64)
     n = motion.neutral
     scale = motion.scale[:, None, None]
     steps = scale * (measured - measured[motion.starts]) - (posed - own)
     if direct.min() < 1:
-        driver = Solver(model, focal_px=tracking.focal_px, centre_px=CROP_SIZE / 2)
+        driver = Projection(model, focal_px=tracking.focal_px, centre_px=CROP_SIZE / 2)
         shape = tracking.identity.astype(np.float64)
         fitted = np.stack([driver.predict(shape, state) for state in _states(tracking)])
         residual = measured - fitted
