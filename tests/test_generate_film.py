@@ -300,3 +300,25 @@ def test_looking_left_takes_the_irises_to_the_images_right(fitted, head, paint):
         step = iris_px(fitted, frames[1], corners) - iris_px(fitted, frames[0], corners)
         assert step[0] > 3
         assert abs(step[1]) < 3
+
+
+def test_a_shut_eye_shows_skin_over_lashes(fitted, head, paint):
+    """No eyeball, a dark line where the lids meet, and skin, not the photo's lashes and shadow, above it."""
+    curves = still(fitted, head)
+    shut = curves.expression.copy()
+    shut[:, [head.expression_names.index(name) for name in ("eyeBlinkLeft", "eyeBlinkRight")]] = 1.0
+    shut = replace(curves, expression=shut)
+    scale = 512 / CROP_SIZE
+    frame = cv2.cvtColor(paint(fitted, shut, GenerateConfig(size=512))[0], cv2.COLOR_RGB2GRAY).astype(float)
+    points = landmarks_px(fitted, head, shut) * scale
+    for middle, corners, brow in ((386, (362, 263), 282), (159, (33, 133), 52)):
+        width = np.linalg.norm(np.subtract(*points[list(corners)]))
+        at = points[middle]
+        rows = np.arange(int(at[1] - 0.3 * width), int(at[1] + 0.3 * width))
+        column = frame[rows, int(at[0]) - 2 : int(at[0]) + 3].mean(1)
+        darkest = rows[column.argmin()]
+        assert abs(darkest - at[1]) < 0.12 * width
+        skin = frame[int(0.5 * (at[1] + points[brow, 1])), int(at[0])]
+        assert column.min() < 0.75 * skin
+        # Sclera is brighter than skin: between the lashes and the cheek none is left.
+        assert column[: int(0.45 * width)].max() <= column[int(0.5 * width) :].max()

@@ -8,7 +8,7 @@ eyeballs are layers of their own.
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int64, UInt8
+from jaxtyping import Float, Float32, UInt8
 
 from expportrait_cli.generate.bones import Bones
 from expportrait_cli.generate.diffuse import diffuse
@@ -19,11 +19,12 @@ from expportrait_cli.generate.layers import (
     STILL_PX,
     Layers,
     draw,
-    lids,
+    lid_travel,
     parts_drawn,
     triangle_ids,
     triangle_parts,
 )
+from expportrait_cli.generate.lids import Lid
 from expportrait_cli.head import HeadModel
 from expportrait_cli.render.rasterizer import interpolate
 
@@ -36,8 +37,6 @@ FADE_FACES = 0.35
 """Distance from the mesh, in face heights, over which its motion fades into the far field's."""
 BARE_FACES = (0.03, 0.08)
 """Motions, in face heights, between which the safe plate takes over from the close one."""
-UNFOLDED = (1.3, 2.2)
-"""Growth of a lid's triangles from which, and up to which, skin takes the place of the lashes and shadow on them."""
 SITS_FACES = (0.9, 2.2)
 """Face heights below the chin over which motion ends: what shoulders do says little of arms and lap."""
 RIM = (0.03, 0.12, 7.0)
@@ -60,14 +59,6 @@ def mix(
 ) -> UInt8[np.ndarray, "H W 3"]:
     """Mix two pictures; `share` is the second's."""
     return cv2.blendLinear(first, second, 1 - share, share)
-
-
-def shown_areas(verts_cam: Float32[np.ndarray, "V 3"], triangles: Int64[np.ndarray, "F 3"]) -> Float[np.ndarray, " F"]:
-    """Areas at which triangles are seen, in focal lengths squared; 0 for those that turn away."""
-    a, b, c = (verts_cam[triangles][..., :2] / verts_cam[triangles][..., 2:]).transpose(1, 0, 2)
-    # Outward is counter-clockwise for y up; the camera's y is down.
-    cross = (b - a)[:, 0] * (c - a)[:, 1] - (b - a)[:, 1] * (c - a)[:, 0]
-    return np.maximum(-cross / 2, 0.0)
 
 
 class Compositor:
@@ -100,10 +91,7 @@ class Compositor:
         sits = np.clip((self.grid[..., 1:] - start) / (end - start), 0, 1)
         self.moves = (1 - sits * sits * (3 - 2 * sits)).astype(np.float32)
         self.triangle_part = triangle_parts(head)
-        faces = head.dense_faces.numpy()
-        self.lid_index = np.flatnonzero(lids(head)[faces].any(1))
-        self.lid_triangles = faces[self.lid_index]
-        self.lid_areas = shown_areas(layers.verts, self.lid_triangles) + 1e-8
+        self.lids = [Lid(layers, head, travel, side) for side, travel in enumerate(lid_travel(head))]
         self.attributes = torch.from_numpy(
             np.c_[layers.xy, layers.depth, layers.cosine, layers.colour].astype(np.float32)
         )[None]
@@ -128,7 +116,8 @@ class Compositor:
         turned = self._turned(bones)
         alpha = self._rim(alpha, bare, away, turned)
         person = cv2.remap(layers.foreground, field, NO_MAP, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
-        hidden = np.maximum((1 - cv2.blur(seen, (5, 5))) * turned, self._unfolded(verts_cam, rast)) * skin
+        unfolded = [lid.unfolded(verts_cam) for lid in self.lids]
+        hidden = np.maximum((1 - cv2.blur(seen, (5, 5))) * turned, self._lid_skin(unfolded, rast)) * skin
         if hidden.any():
             person = mix(person, np.clip(source[..., 4:] + 0.5, 0, 255).astype(np.uint8), hidden)
         moved = cv2.magnitude(step[..., 0], step[..., 1])
@@ -136,7 +125,10 @@ class Compositor:
         low, high = STILL_PX
         # Where nothing moves by a pixel the photo itself is the best picture.
         frame = mix(layers.photo, frame, cv2.blur(np.clip((moved - low) / (high - low), 0, 1), (5, 5)))
-        return self.inner.paint(frame, bones, rast, part, source)
+        frame = self.inner.paint(frame, bones, rast, part, source)
+        for lid, share in zip(self.lids, unfolded, strict=True):
+            lid.paint_lashes(frame, verts_cam, share)
+        return frame
 
     def _seen(self, skin, source):
         """How well the photo shows the skin that each pixel shows: 0 hidden or grazing, 1 facing the camera."""
@@ -168,12 +160,11 @@ class Compositor:
         safe = cv2.blur(np.clip((moved - low) / (high - low), 0, 1), (9, 9))
         return mix(self.layers.close_plate, self.layers.plate, safe)
 
-    def _unfolded(self, verts_cam, rast):
+    def _lid_skin(self, unfolded, rast):
         """How far each pixel shows skin of a lid that the photo has folded away."""
-        area = shown_areas(verts_cam, self.lid_triangles) / self.lid_areas
-        low, high = UNFOLDED
         share = np.zeros(len(self.triangle_part), np.float32)
-        share[self.lid_index] = np.clip((area - low) / (high - low), 0, 1)
+        for lid, own in zip(self.lids, unfolded, strict=True):
+            share[lid.triangles] = own
         if not share.any():
             return np.float32(0)
         ids = triangle_ids(rast)

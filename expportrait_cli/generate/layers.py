@@ -24,7 +24,8 @@ SOLID = 0.35
 DEPTH_SLACK_M = 0.006
 STILL_PX = (0.3, 1.2)
 """Displacements below the first show the photo, above the second the moved layers."""
-LID_TRAVEL_M = 0.0025
+LID_TRAVEL_M = 0.0008
+"""How far a blink moves what counts as upper lid: from the crease downwards."""
 NONE = 255
 """Part of a pixel that shows no mesh."""
 
@@ -122,11 +123,16 @@ def membrane(
     return filled
 
 
+def lid_travel(head: HeadModel) -> Float32[np.ndarray, "2 V"]:
+    """How far a blink moves the skin of the left and of the right eye, m."""
+    blinks = [head.expression_names.index(name) for name in ("eyeBlinkLeft", "eyeBlinkRight")]
+    moved = [dense(head, head.expression_basis[..., i]).norm(dim=-1) * head.part("skin") for i in blinks]
+    return torch.stack(moved).numpy()
+
+
 def lids(head: HeadModel) -> Bool[np.ndarray, " V"]:
     """Upper lids: folded away in an open eye, where the photo shows lashes and shadow instead of them."""
-    blinks = [i for i, name in enumerate(head.expression_names) if name.startswith("eyeBlink")]
-    moved = sum(dense(head, head.expression_basis[..., i]).norm(dim=-1) for i in blinks)
-    return ((moved > LID_TRAVEL_M) & head.part("skin")).numpy()
+    return lid_travel(head).max(0) > LID_TRAVEL_M
 
 
 def surface_colours(
