@@ -10,6 +10,8 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64, UInt8
 
+from expportrait_cli.geometry.similarity import similarity
+
 SIZE = 256
 MIN_PIXELS = 250
 """Smallest region that is measured, px of the small image."""
@@ -105,16 +107,16 @@ class RegionFlow:
     def _measure(self, small: UInt8[np.ndarray, "S S"], region: Region) -> tuple[Float64[np.ndarray, " 4"], float]:
         if len(region.rows) < MIN_PIXELS:
             return IDENTITY, 0.0
-        similarity, residual, share = self._from(region.flow, small, region)
-        if np.abs(similarity - region.flow)[2:].max() > FAR_PX and share > 0:
-            again = self._from(similarity, small, region)
+        flow, residual, share = self._from(region.flow, small, region)
+        if np.abs(flow - region.flow)[2:].max() > FAR_PX and share > 0:
+            again = self._from(flow, small, region)
             if again[1] < residual:
-                similarity, residual, share = again
+                flow, residual, share = again
         confidence = share / (1 + (residual / TRUSTED_PX) ** 2)
         if confidence < MIN_CONFIDENCE:
             return region.flow, 0.0
-        region.flow = similarity
-        return similarity, confidence
+        region.flow = flow
+        return flow, confidence
 
     def _from(
         self, guess: Float64[np.ndarray, " 4"], small: UInt8[np.ndarray, "S S"], region: Region
@@ -140,8 +142,8 @@ class RegionFlow:
         inside = ((moved > 1) & (moved < SIZE - 1)).all(axis=1)
         if inside.sum() < MIN_PIXELS:
             return guess, np.inf, 0.0
-        similarity, residual = robust_similarity(points[inside], moved[inside], region.weights[inside])
-        return similarity, residual, float(inside.mean())
+        flow, residual = robust_similarity(points[inside], moved[inside], region.weights[inside])
+        return flow, residual, float(inside.mean())
 
     def _follow(self, head: Float64[np.ndarray, " 4"]) -> Float64[np.ndarray, " 4"]:
         """A share of the head's shift, taken at the middle of its region."""
@@ -181,22 +183,15 @@ def robust_similarity(
     a, b, c, d = 1.0, 0.0, float(shift[0]), float(shift[1])
     for _ in range(ROUNDS):
         residual = _residual(points, moved, (a, b, c, d))
-        w = weights / (1 + (residual / CAUCHY_PX) ** 2)
-        w = w / max(w.sum(), 1e-12)
-        centre, centre_moved = w @ points, w @ moved
-        p, q = points - centre, moved - centre_moved
-        spread = max(float(w @ (p**2).sum(1)), 1e-12)
-        a = float(w @ (p * q).sum(1)) / spread
-        b = float(w @ (p[:, 0] * q[:, 1] - p[:, 1] * q[:, 0])) / spread
-        c, d = (centre_moved - np.array([[a, -b], [b, a]]) @ centre).tolist()
+        (a, _, c), (b, _, d) = similarity(points, moved, weights / (1 + (residual / CAUCHY_PX) ** 2)).tolist()
     residual = _residual(points, moved, (a, b, c, d))
     return np.array([a, b, c, d]), float(np.median(residual))
 
 
 def _residual(
-    points: Float64[np.ndarray, "N 2"], moved: Float64[np.ndarray, "N 2"], similarity: tuple[float, float, float, float]
+    points: Float64[np.ndarray, "N 2"], moved: Float64[np.ndarray, "N 2"], flow: tuple[float, float, float, float]
 ) -> Float64[np.ndarray, " N"]:
-    a, b, c, d = similarity
+    a, b, c, d = flow
     x, y = points[:, 0], points[:, 1]
     return np.hypot(a * x - b * y + c - moved[:, 0], b * x + a * y + d - moved[:, 1])
 

@@ -25,6 +25,7 @@ from expportrait_cli.generate.layers import (
     triangle_parts,
 )
 from expportrait_cli.generate.lids import Lid
+from expportrait_cli.geometry.similarity import similarity
 from expportrait_cli.head import HeadModel
 from expportrait_cli.render.rasterizer import interpolate
 
@@ -42,16 +43,6 @@ SITS_FACES = (0.9, 2.2)
 RIM = (0.03, 0.12, 7.0)
 """Least and added width of what may lie outside the mesh, in face heights, and the turn (deg) that takes the added
 part away: when the head turns, hair that was beside it goes behind it."""
-
-
-def similarity(source: Float[np.ndarray, "P 2"], target: Float[np.ndarray, "P 2"]) -> Float[np.ndarray, "2 3"]:
-    """Least-squares similarity that takes `source` to `target`."""
-    s, t = source - source.mean(0), target - target.mean(0)
-    norm = (s**2).sum()
-    a = (s * t).sum() / norm
-    b = (s[:, 0] * t[:, 1] - s[:, 1] * t[:, 0]).sum() / norm
-    turn = np.array([[a, -b], [b, a]])
-    return np.c_[turn, target.mean(0) - turn @ source.mean(0)]
 
 
 def mix(
