@@ -17,10 +17,10 @@ from expportrait_cli.detect.crop import Crop, crop_image
 from expportrait_cli.detect.matte import Matte
 from expportrait_cli.generate import generate
 from expportrait_cli.generate.canvas import Canvas
-from expportrait_cli.generate.compositor import similarity
 from expportrait_cli.generate.stage import paste
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.geometry.rotations import from_turns, rodrigues, to_turns
+from expportrait_cli.geometry.similarity import similarity
 from expportrait_cli.head import landmarks
 from expportrait_cli.head.facemesh import CHIN, FACE_OVAL, LIP_PAIRS
 from expportrait_cli.head.fitted import neck_in_camera, posed_meshes

@@ -9,7 +9,6 @@ from expportrait_cli.artifacts.types import CROP_SIZE
 from expportrait_cli.detect.crop import Crop, crop_points, uncrop_points
 from expportrait_cli.generate.bones import Bones
 from expportrait_cli.generate.canvas import crop_canvas, photo_canvas
-from expportrait_cli.generate.compositor import similarity
 from expportrait_cli.generate.diffuse import diffuse
 from expportrait_cli.generate.layers import background, membrane, unmix
 from expportrait_cli.geometry.rotations import from_turns, logarithm
@@ -94,17 +93,6 @@ def test_a_person_leaves_no_colour_in_the_plate():
     assert np.abs(foreground - red)[alpha > 0.05].max() < 6
     again = alpha[..., None] * foreground + (1 - alpha[..., None]) * plate
     assert np.abs(again - photo).max() < 4
-
-
-def test_a_similarity_is_recovered():
-    generator = np.random.default_rng(0)
-    source = generator.normal(size=(8, 2)) * 50 + 200
-    truth = np.array([[1.2 * np.cos(0.3), -1.2 * np.sin(0.3), 7.0], [1.2 * np.sin(0.3), 1.2 * np.cos(0.3), -4.0]])
-    target = source @ truth[:, :2].T + truth[:, 2]
-    assert np.abs(similarity(source, target) - truth).max() < 1e-9
-    noisy = similarity(source, target + generator.normal(size=(8, 2)))
-    assert np.linalg.det(noisy[:, :2]) == pytest.approx(1.44, rel=0.1)
-    assert noisy[0, 0] == noisy[1, 1] and noisy[0, 1] == -noisy[1, 0]
 
 
 def test_bones_are_those_of_the_head_model(head):
