@@ -16,6 +16,7 @@ from expportrait_cli.cli import (
     batch,
     doctor,
     evaluate,
+    export,
     fit,
     generate,
     options,
@@ -77,6 +78,7 @@ app.command("track")(track.track)
 app.command("fit")(fit.fit)
 app.command("transfer")(transfer.transfer)
 app.command("render-normals")(render_normals.render_normals)
+app.command("export")(export.export)
 app.command("eval")(evaluate.evaluate)
 app.command("batch")(batch.batch)
 app.command("doctor")(doctor.doctor)

@@ -1,0 +1,168 @@
+"""Binary glTF 2.0 through pygltflib: a mesh with morph targets, its animation, and the crop's camera.
+
+Sections of the specification (Khronos, glTF 2.0.1) that it follows: 3.7.2.2 morph targets, 3.10 cameras, 3.11
+animations, 3.9.2 vertex colours.
+"""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pygltflib as gltf
+import torch
+from jaxtyping import Float, Float32, Int64, UInt8
+
+from expportrait_cli import __version__
+from expportrait_cli.artifacts.types import CROP_SIZE
+from expportrait_cli.export.shape import Morphs, Motion, Shape
+from expportrait_cli.geometry.mesh import vertex_normals
+from expportrait_cli.geometry.rotations import logarithm
+
+NEAR_M, FAR_M = 0.05, 10.0
+
+
+@dataclass
+class _Store:
+    """The buffer, and the accessors into it."""
+
+    blocks: list[bytes] = field(default_factory=list)
+    views: list[gltf.BufferView] = field(default_factory=list)
+    accessors: list[gltf.Accessor] = field(default_factory=list)
+    size: int = 0
+
+    def add(self, array: np.ndarray, *, target: int | None = None, bounds: bool = False) -> int:
+        """Append float32 or uint32 rows and return their accessor; both keep the alignment of four bytes."""
+        data = np.ascontiguousarray(array).tobytes()
+        self.views.append(gltf.BufferView(buffer=0, byteOffset=self.size, byteLength=len(data), target=target))
+        self.accessors.append(
+            gltf.Accessor(
+                bufferView=len(self.views) - 1,
+                componentType={"f": gltf.FLOAT, "u": gltf.UNSIGNED_INT}[array.dtype.kind],
+                count=len(array),
+                type={1: "SCALAR", 3: "VEC3", 4: "VEC4"}[array[0].size],
+                min=np.atleast_1d(array.min(0)).tolist() if bounds else None,
+                max=np.atleast_1d(array.max(0)).tolist() if bounds else None,
+            )
+        )
+        self.blocks.append(data)
+        self.size += len(data)
+        return len(self.accessors) - 1
+
+
+def write_glb(path: Path, shape: Shape, morphs: Morphs, motion: Motion, *, focal_px: float | None, name: str) -> None:
+    """Write a scene of a node "head" with the mesh, and a node "camera" if `focal_px` (of the crop) is given.
+
+    The head's motion is the node's, so that normals turn with it; what else moves is morph targets with normals of
+    their own, exact at weight 1. Two or more frames make one animation, interpolated linearly; the first is shown
+    where none plays.
+    """
+    store = _Store()
+    model = gltf.GLTF2(
+        asset=gltf.Asset(version="2.0", generator=f"expportrait {__version__}"),
+        scene=0,
+        scenes=[gltf.Scene(nodes=[0] if focal_px is None else [0, 1])],
+        nodes=[
+            gltf.Node(
+                name="head",
+                mesh=0,
+                rotation=quaternions(motion.rotations)[0].tolist(),
+                translation=motion.translations[0].tolist(),
+            )
+        ],
+        meshes=[_mesh(store, shape, morphs)],
+        materials=[
+            gltf.Material(
+                name="skin",
+                pbrMetallicRoughness=gltf.PbrMetallicRoughness(metallicFactor=0.0, roughnessFactor=0.8),
+                # The bust is open below, and so is the mouth.
+                doubleSided=True,
+                alphaCutoff=None,
+            )
+        ],
+    )
+    if len(motion.times_s) > 1:
+        model.animations = [_animation(store, morphs, motion, name)]
+    if focal_px is not None:
+        model.cameras = [_camera(focal_px)]
+        model.nodes.append(gltf.Node(name="camera", camera=0))
+    model.buffers = [gltf.Buffer(byteLength=store.size)]
+    model.bufferViews, model.accessors = store.views, store.accessors
+    model.set_binary_blob(b"".join(store.blocks))
+    with path.open("wb") as file:
+        file.writelines(model.save_to_bytes())
+
+
+def quaternions(rotations: Float[np.ndarray, "T 3 3"]) -> Float32[np.ndarray, "T 4"]:
+    """Unit quaternions (x, y, z, w), each on the side of the one before.
+
+    Players that blend them component by component else take the long way round.
+    """
+    turns = logarithm(rotations)
+    angle = np.linalg.norm(turns, axis=-1, keepdims=True)
+    q = np.concatenate([turns / 2 * np.sinc(angle / (2 * np.pi)), np.cos(angle / 2)], -1)
+    flips = np.where((q[1:] * q[:-1]).sum(-1) < 0, -1.0, 1.0)
+    q[1:] *= np.cumprod(flips)[:, None]
+    return q.astype(np.float32)
+
+
+def linear_colours(srgb: UInt8[np.ndarray, "V 3"]) -> Float32[np.ndarray, "V 3"]:
+    """Colours as glTF wants them at vertices: linear light, 0..1 (IEC 61966-2-1)."""
+    x = srgb / 255.0
+    return np.where(x <= 0.04045, x / 12.92, ((x + 0.055) / 1.055) ** 2.4).astype(np.float32)
+
+
+def _normals(verts: Float32[np.ndarray, "V 3"], faces: Int64[np.ndarray, "F 3"]) -> Float32[np.ndarray, "V 3"]:
+    normals = vertex_normals(torch.from_numpy(verts), torch.from_numpy(faces)).numpy()
+    # A vertex without an area has no normal, but the format demands one of unit length.
+    return np.where((normals == 0).all(-1, keepdims=True), np.array([0, 0, 1], np.float32), normals)
+
+
+def _mesh(store: _Store, shape: Shape, morphs: Morphs) -> gltf.Mesh:
+    def vertices(array: np.ndarray, *, bounds: bool = False) -> int:
+        return store.add(array, target=gltf.ARRAY_BUFFER, bounds=bounds)
+
+    normals = _normals(shape.verts, shape.faces)
+    attributes = gltf.Attributes(POSITION=vertices(shape.verts, bounds=True), NORMAL=vertices(normals))
+    if shape.colours is not None:
+        attributes.COLOR_0 = vertices(linear_colours(shape.colours))
+    targets: list[Any] = [
+        {
+            "POSITION": vertices(offset, bounds=True),
+            "NORMAL": vertices(_normals(shape.verts + offset, shape.faces) - normals),
+        }
+        for offset in morphs.offsets
+    ]
+    primitive = gltf.Primitive(
+        attributes=attributes,
+        indices=store.add(shape.faces.astype(np.uint32).reshape(-1), target=gltf.ELEMENT_ARRAY_BUFFER),
+        material=0,
+        targets=targets,
+    )
+    return gltf.Mesh(
+        name="head",
+        primitives=[primitive],
+        weights=morphs.weights[0].tolist(),
+        extras={"targetNames": list(morphs.names)} if targets else {},
+    )
+
+
+def _animation(store: _Store, morphs: Morphs, motion: Motion, name: str) -> gltf.Animation:
+    tracks = {"rotation": quaternions(motion.rotations), "translation": motion.translations.astype(np.float32)}
+    if morphs.names:
+        tracks["weights"] = morphs.weights.reshape(-1)
+    times = store.add(motion.times_s, bounds=True)
+    samplers, channels = [], []
+    for index, (track, values) in enumerate(tracks.items()):
+        samplers.append(gltf.AnimationSampler(input=times, output=store.add(values), interpolation="LINEAR"))
+        target = gltf.AnimationChannelTarget(node=0, path=track)
+        channels.append(gltf.AnimationChannel(sampler=index, target=target))
+    return gltf.Animation(name=name, samplers=samplers, channels=channels)
+
+
+def _camera(focal_px: float) -> gltf.Camera:
+    perspective = gltf.Perspective(
+        aspectRatio=1.0, yfov=2 * math.atan(CROP_SIZE / 2 / focal_px), znear=NEAR_M, zfar=FAR_M
+    )
+    return gltf.Camera(name="camera", type="perspective", perspective=perspective)

@@ -1,0 +1,65 @@
+"""What a file for other programs shows.
+
+Their axes are glTF's: x right, y up, z to the viewer, metres. The crop's camera is at the origin and looks along -z.
+Letters: `T` frames, `V` vertices, `F` triangles, `M` morph targets.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Float32, Int64, UInt8
+
+from expportrait_cli.geometry.rotations import from_turns
+
+FLIP = np.array([1.0, -1.0, -1.0])
+"""From the axes of OpenCV's camera to those of glTF, and back."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A mesh at rest."""
+
+    verts: Float32[np.ndarray, "V 3"]
+    faces: Int64[np.ndarray, "F 3"]
+    """Outward side counter-clockwise."""
+    colours: UInt8[np.ndarray, "V 3"] | None = None
+    """sRGB; None where no photo is known."""
+
+
+@dataclass(frozen=True)
+class Morphs:
+    """Displacements that are added to a mesh by their weights."""
+
+    names: tuple[str, ...]
+    offsets: Float32[np.ndarray, "M V 3"]
+    """Displacement at weight 1, m."""
+    weights: Float32[np.ndarray, "T M"]
+    """One row a frame; a single row is how the mesh rests."""
+
+
+@dataclass(frozen=True)
+class Motion:
+    """Where the mesh stands, frame by frame; a single frame stands still."""
+
+    times_s: Float32[np.ndarray, " T"]
+    rotations: Float[np.ndarray, "T 3 3"]
+    """From the mesh's own axes to those of the camera, both glTF's."""
+    translations: Float[np.ndarray, "T 3"]
+    """Origin of the mesh in the camera, m."""
+
+    @classmethod
+    def of_turns(
+        cls,
+        times_s: Float32[np.ndarray, " T"],
+        rotation: Float[np.ndarray, "T 3"],
+        translation: Float[np.ndarray, "T 3"],
+    ) -> "Motion":
+        """Motion of the head frame, whose axes are already glTF's, from poses as `Curves` holds them."""
+        return cls(times_s, FLIP[:, None] * from_turns(rotation), translation * FLIP)
+
+
+def in_head(
+    verts_cam: Float[np.ndarray, "*B V 3"], rotation: Float[np.ndarray, " 3"], translation: Float[np.ndarray, " 3"]
+) -> Float32[np.ndarray, "*B V 3"]:
+    """Express vertices of the crop camera in the head frame."""
+    return ((verts_cam - translation.astype(np.float64)) @ from_turns(rotation)).astype(np.float32)

@@ -1,0 +1,159 @@
+"""Heads and animations for other programs: read an artifact, shape it, write it."""
+
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from expportrait_cli.artifacts import npz
+from expportrait_cli.artifacts.atomic import atomic_path
+from expportrait_cli.artifacts.meshes import Meshes
+from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit
+from expportrait_cli.errors import InputError, UsageError
+from expportrait_cli.export import compress, poses, write_glb, write_surface
+from expportrait_cli.export.folder import atomic_folder, frame_name
+from expportrait_cli.export.poses import canonical
+from expportrait_cli.export.shape import FLIP, Motion, Shape, in_head
+from expportrait_cli.generate.canvas import crop_canvas
+from expportrait_cli.generate.layers import prepare
+from expportrait_cli.head import HeadModel, load_head
+from expportrait_cli.head.fitted import fitted_mesh
+from expportrait_cli.media.source import read_frame
+from expportrait_cli.pipeline.names import stem
+from expportrait_cli.pipeline.quality import check_source
+
+log = logging.getLogger(__name__)
+
+Stage = Callable[[str], Callable[[int, int | None], None]]
+
+
+def kind_of(path: Path) -> str:
+    """Tell a head from an animation by the file's content.
+
+    Raises:
+        InputError: it is neither.
+    """
+    kind = npz.read_header(path)["kind"]
+    if kind not in ("head", "meshes"):
+        raise InputError(
+            f"{path} is a '{kind}' artifact, expected 'head' or 'meshes'. Give a .head.npz or .meshes.npz."
+        )
+    return kind
+
+
+def export_head(source: Path, path: Path, form: str, stage: Stage, *, neutral: bool) -> dict[str, Any]:
+    """Write the person's head as in the photo, or the canonical one, with the photo's colours if it is still there."""
+    fit, head = npz.load(HeadFit, source), load_head()
+    progress = stage("export the head")
+    colours, faces = _colours(source, fit, head), head.dense_faces.numpy()
+    if form == "glb":
+        made = poses(fit, head, neutral=neutral)
+        focal_px = None if neutral else fit.focal_px
+        with atomic_path(path) as partial:
+            shape = Shape(made.base, faces, colours)
+            write_glb(partial, shape, made.morphs, made.motion, focal_px=focal_px, name=stem(source))
+        targets = len(made.morphs.names)
+    else:
+        verts_cam = fitted_mesh(canonical(fit) if neutral else fit, head)
+        with atomic_path(path) as partial:
+            write_surface(Shape((verts_cam * FLIP).astype(np.float32), faces, colours), partial, form)
+        targets = 0
+    progress(1, 1)
+    counts = {"vertices": len(head.parts), "faces": len(faces), "targets": targets}
+    return {"kind": "head", "format": form, **counts, "coloured": colours is not None}
+
+
+def export_meshes(source: Path, path: Path, form: str, stage: Stage, *, frames: str) -> dict[str, Any]:
+    """Write an animation: one .glb, one mesh of a single frame, or a folder of them."""
+    meshes = Meshes.open(source)
+    chosen = chosen_frames(frames, meshes.frame_count)
+    progress = stage("export the animation")
+    if form == "glb":
+        summary = _animation(meshes, chosen, path, progress)
+    else:
+        is_single = bool(frames) and ":" not in frames
+        (_single if is_single else _folder)(meshes, chosen, path, form, progress)
+        summary = {}
+    return {"kind": "meshes", "format": form, "frames": len(chosen), "faces": len(meshes.faces), **summary}
+
+
+def chosen_frames(text: str, count: int) -> range:
+    """Read `--frames`: one number, or START:END:STEP of which any may be left out; END is not included.
+
+    Raises:
+        UsageError: not of that form, or it chooses no frame.
+    """
+    words = text.split(":") if text else ["", ""]
+    if len(words) > 3 or not all(word.strip().isdecimal() or (not word.strip() and len(words) > 1) for word in words):
+        raise UsageError(f"--frames {text}: write one frame as 40, or several as START:END:STEP, such as 0:100:5.")
+    numbers = [int(word) if word.strip() else None for word in words]
+    if numbers[2:] == [0]:
+        raise UsageError(f"--frames {text}: the step must be 1 or more.")
+    chosen = range(count)[slice(*numbers)] if len(words) > 1 else range(count)[numbers[0] : (numbers[0] or 0) + 1]
+    if not chosen:
+        raise UsageError(f"--frames {text} chooses no frame: there are {count}, from 0 to {count - 1}.")
+    return chosen
+
+
+def _frames(meshes: Meshes, chosen: range) -> Iterator[tuple[int, Float32[np.ndarray, "V 3"]]]:
+    """Chosen frames with their numbers, in constant memory."""
+    for index, verts_cam in enumerate(meshes.frames(chosen[0], chosen[-1] + 1), chosen[0]):
+        if index in chosen:
+            yield index, verts_cam
+
+
+def _animation(
+    meshes: Meshes, chosen: range, path: Path, progress: Callable[[int, int | None], None]
+) -> dict[str, Any]:
+    done = 0
+
+    def in_head_frame() -> Iterator[Float32[np.ndarray, "V 3"]]:
+        nonlocal done
+        for index, verts_cam in _frames(meshes, chosen):
+            yield in_head(verts_cam, *meshes.poses[index])
+            done += 1
+            progress(min(done, 2 * len(chosen)), 2 * len(chosen))
+
+    with atomic_path(path) as partial:
+        made = compress(in_head_frame)
+        indices = np.array(chosen)
+        motion = Motion.of_turns(
+            ((indices - indices[0]) / float(meshes.rate)).astype(np.float32),
+            meshes.poses[indices, 0],
+            meshes.poses[indices, 1],
+        )
+        shape = Shape(made.base, meshes.faces)
+        write_glb(partial, shape, made.morphs, motion, focal_px=meshes.focal_px, name=stem(Path(meshes.path)))
+    count, error_mm = len(made.morphs.names), made.max_error_m * 1000
+    log.info("%d frames as %d morph targets: no vertex is off by more than %.3f mm.", len(chosen), count, error_mm)
+    return {"vertices": len(made.base), "targets": count, "max_error_mm": round(error_mm, 4), "rate": str(meshes.rate)}
+
+
+def _single(meshes: Meshes, chosen: range, path: Path, form: str, progress: Callable[[int, int | None], None]) -> None:
+    _, verts_cam = next(_frames(meshes, chosen))
+    with atomic_path(path) as partial:
+        write_surface(Shape((verts_cam * FLIP).astype(np.float32), meshes.faces), partial, form)
+    progress(1, 1)
+
+
+def _folder(meshes: Meshes, chosen: range, path: Path, form: str, progress: Callable[[int, int | None], None]) -> None:
+    with atomic_folder(path) as partial:
+        for done, (index, verts_cam) in enumerate(_frames(meshes, chosen), 1):
+            shape = Shape((verts_cam * FLIP).astype(np.float32), meshes.faces)
+            write_surface(shape, partial / frame_name(index, form), form)
+            progress(done, len(chosen))
+
+
+def _colours(path: Path, fit: HeadFit, head: HeadModel) -> UInt8[np.ndarray, "V 3"] | None:
+    """Colours that the photo gives the head, continued smoothly where it shows none."""
+    try:
+        check_source(path, fit)
+    except InputError as error:
+        log.warning("%s The head is exported without colours.", error)
+        return None
+    canvas = crop_canvas(read_frame(fit.source, fit.frame), fit, CROP_SIZE)
+    layers = prepare(canvas.photo, canvas.alpha, fitted_mesh(fit, head), head, canvas.camera)
+    return np.rint(layers.colour).clip(0, 255).astype(np.uint8)
