@@ -321,4 +321,4 @@ def test_a_shut_eye_shows_skin_over_lashes(fitted, head, paint):
         skin = frame[int(0.5 * (at[1] + points[brow, 1])), int(at[0])]
         assert column.min() < 0.75 * skin
         # Sclera is brighter than skin: between the lashes and the cheek none is left.
-        assert column[: int(0.45 * width)].max() <= column[int(0.5 * width) :].max()
+        assert column[: int(0.45 * width)].max() <= 1.1 * column[int(0.5 * width) :].max()

@@ -26,6 +26,8 @@ STILL_PX = (0.3, 1.2)
 """Displacements below the first show the photo, above the second the moved layers."""
 LID_TRAVEL_M = 0.0008
 """How far a blink moves what counts as upper lid: from the crease downwards."""
+LID_RIM = 3
+"""Rings of triangles around it, 2 mm wide each, whose shadow is not skin's colour either."""
 NONE = 255
 """Part of a pixel that shows no mesh."""
 
@@ -131,8 +133,12 @@ def lid_travel(head: HeadModel) -> Float32[np.ndarray, "2 V"]:
 
 
 def lids(head: HeadModel) -> Bool[np.ndarray, " V"]:
-    """Upper lids: folded away in an open eye, where the photo shows lashes and shadow instead of them."""
-    return lid_travel(head).max(0) > LID_TRAVEL_M
+    """Upper lids and a rim around them: an open eye folds them away, and a photo shows lashes and shadow instead."""
+    near = lid_travel(head).max(0) > LID_TRAVEL_M
+    faces = head.dense_faces.numpy()
+    for _ in range(LID_RIM):
+        near[faces[near[faces].any(1)]] = True
+    return near
 
 
 def surface_colours(

@@ -13,6 +13,8 @@ GROWTH = (1.3, 2.2)
 """Growth of a lid's triangles from which, and up to which, skin takes the place of what the photo shows on them."""
 STRETCHES = (0.2, 0.9)
 """Shares of the widest travel between which a lid is the fold that a blink stretches."""
+FADES = (0.06, 0.35)
+"""Shares of the widest travel over which its own skin fades in below the brow."""
 CLOSED_PERCENTILE = 80
 """Of the growth in the fold, for the whole lid: its plate does not grow, and yet it shows other skin."""
 LASHES_M = 0.0024
@@ -40,6 +42,8 @@ class Lid:
         self.areas = shown_areas(layers.verts, self.corners) + 1e-8
         travel = travel_m[self.corners].max(1) / travel_m.max()
         self.stretches = (travel > STRETCHES[0]) & (travel < STRETCHES[1])
+        low, high = FADES
+        self.inner = np.clip((travel - low) / (high - low), 0, 1)
         self.head, self.camera, self.rim = head, layers.camera, list(UPPER_LIDS[side])
         near = self._stroke(layers.verts, layers.photo.shape[:2], thicker=2.0) > 0.5
         pixels = layers.photo[near].astype(np.float32)
@@ -51,7 +55,7 @@ class Lid:
         growth = shown_areas(verts_cam, self.corners) / self.areas
         low, high = GROWTH
         share = np.clip((growth - low) / (high - low), 0, 1)
-        return np.maximum(share, self._closed(share)).astype(np.float32)
+        return (np.maximum(share, self._closed(share)) * self.inner).astype(np.float32)
 
     def _closed(self, share):
         return float(np.percentile(share[self.stretches], CLOSED_PERCENTILE))
