@@ -82,7 +82,7 @@ class Compositor:
         sits = np.clip((self.grid[..., 1:] - start) / (end - start), 0, 1)
         self.moves = (1 - sits * sits * (3 - 2 * sits)).astype(np.float32)
         self.triangle_part = triangle_parts(head)
-        self.lids = [Lid(layers, head, travel, side) for side, travel in enumerate(lid_travel(head))]
+        self.lids = [Lid(layers, head, travel, side) for side, travel in enumerate(lid_travel(head)) if travel.any()]
         self.attributes = torch.from_numpy(
             np.c_[layers.xy, layers.depth, layers.cosine, layers.colour].astype(np.float32)
         )[None]

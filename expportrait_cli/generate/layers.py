@@ -126,10 +126,13 @@ def membrane(
 
 
 def lid_travel(head: HeadModel) -> Float32[np.ndarray, "2 V"]:
-    """How far a blink moves the skin of the left and of the right eye, m."""
-    blinks = [head.expression_names.index(name) for name in ("eyeBlinkLeft", "eyeBlinkRight")]
-    moved = [dense(head, head.expression_basis[..., i]).norm(dim=-1) * head.part("skin") for i in blinks]
-    return torch.stack(moved).numpy()
+    """How far a blink moves the skin of the left and of the right eye, m; zero for a head without that expression."""
+    travel = torch.zeros(2, len(head.parts))
+    for side, name in enumerate(("eyeBlinkLeft", "eyeBlinkRight")):
+        if name in head.expression_names:
+            moved = dense(head, head.expression_basis[..., head.expression_names.index(name)])
+            travel[side] = moved.norm(dim=-1) * head.part("skin")
+    return travel.numpy()
 
 
 def lids(head: HeadModel) -> Bool[np.ndarray, " V"]:
