@@ -1,6 +1,7 @@
 """The catalogue of weights: where each file lies, what it must hash to, and what its licence allows."""
 
 import importlib.util
+import logging
 import os
 from dataclasses import dataclass
 from functools import cache
@@ -14,6 +15,9 @@ PACKAGED = Path(__file__).parent / "_weights"
 CHECKOUT = Path(__file__).parents[1] / "weights"
 
 State = Literal["ok", "missing", "wrong"]
+Interface = Literal["legacy", "tasks"]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,8 @@ class Weight:
     """Import name of the package whose wheel holds the file; empty for a file of the weights folder."""
     optional: bool = False
     """Missing is fine: the part that needs it is an extra."""
+    interface: str = ""
+    """Only used where mediapipe is spoken to through this interface; empty for what every machine uses."""
 
 
 def folders() -> tuple[Path, ...]:
@@ -54,15 +60,32 @@ def weights_file(name: str) -> Path:
     )
 
 
+def mediapipe_interface() -> Interface:
+    """How the installed mediapipe is spoken to: its own solutions, with models inside, or Tasks, which reads files.
+
+    Looks without importing it. Without any mediapipe it is the solutions, which then say what to install.
+    """
+    spec = importlib.util.find_spec("mediapipe")
+    roots = [Path(root) for root in (spec.submodule_search_locations or ())] if spec else []
+    return "tasks" if roots and not any((root / "python" / "solutions").is_dir() for root in roots) else "legacy"
+
+
 @cache
-def catalogue() -> tuple[Weight, ...]:
+def entries() -> tuple[Weight, ...]:
     """Every entry of weights/catalogue.toml."""
     try:
         import tomllib
     except ModuleNotFoundError:  # Python 3.10
         import tomli as tomllib
-    entries = tomllib.loads(weights_file("catalogue.toml").read_text("utf-8"))["weight"]
-    return tuple(Weight(**{**entry, "needed_by": tuple(entry["needed_by"])}) for entry in entries)
+    rows = tomllib.loads(weights_file("catalogue.toml").read_text("utf-8"))["weight"]
+    return tuple(Weight(**{**row, "needed_by": tuple(row["needed_by"])}) for row in rows)
+
+
+@cache
+def catalogue() -> tuple[Weight, ...]:
+    """The entries that this machine uses: one of the two sets of mediapipe's models, and all others."""
+    used = ("", mediapipe_interface())
+    return tuple(entry for entry in entries() if entry.interface in used)
 
 
 def locate(weight: Weight) -> Path | None:
@@ -83,11 +106,19 @@ def state(weight: Weight) -> State:
     return "ok" if sha256(path) == weight.sha256 else "wrong"
 
 
-def packaged_file(name: str) -> Path:
-    """Path of the entry `name`, wherever it is shipped."""
-    weight = next(entry for entry in catalogue() if entry.name == name)
+def downloaded_file(name: str) -> Path:
+    """Path of the entry `name`, a file that the user has to download. Warns when it is not the published one.
+
+    Raises:
+        WeightsError: it is in none of the folders.
+    """
+    weight = next(entry for entry in entries() if entry.name == name)
     path = locate(weight)
     if path is None:
-        holder = f"the Python package {weight.package}" if weight.package else "the weights folder"
-        raise WeightsError(f"{weight.name}: {weight.file} is missing from {holder} ({weight.source}). Install it.")
+        raise WeightsError(
+            f"{weight.file} is missing: this mediapipe ships no models. Download {weight.source} to {folders()[-1]}, "
+            "or to the folder that EXPPORTRAIT_WEIGHTS names."
+        )
+    if sha256(path) != weight.sha256:
+        log.warning("%s is not the published %s: the figures of this tool may not hold.", path, weight.file)
     return path
