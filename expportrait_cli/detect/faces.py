@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from expportrait_cli.detect.mediapipe_adapter import FaceDetector
+from expportrait_cli.detect.nets import FaceDetector
 from expportrait_cli.errors import InputError, UsageError
 
 MIN_SCORE = 0.7

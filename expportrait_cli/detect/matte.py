@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from expportrait_cli.detect.mediapipe_adapter import SelfieNet
+from expportrait_cli.detect.nets import SelfieNet
 
 LOW, HIGH = 0.15, 0.85
 """The net's answer is stretched between these."""

@@ -1,7 +1,7 @@
-"""The only door to mediapipe: its bundled models as plain functions of numpy images.
+"""The nets inside the wheel of mediapipe, as plain functions of numpy images.
 
-Needs the legacy solutions of mediapipe 0.10 (their models lie inside the wheel). Coordinates are pixels
-of the image that was passed in, pixel centres at +0.5.
+Needs the legacy solutions of mediapipe 0.10; `tasks_adapter` has the same nets for later versions, and `nets` chooses.
+Coordinates are pixels of the image that was passed in, pixel centres at +0.5.
 """
 
 import os
@@ -22,8 +22,8 @@ SolutionName = Literal["face_detection", "face_mesh", "selfie_segmentation", "po
 GREY = np.full((64, 64, 3), 128, np.uint8)
 RANGES = {"short": 0, "full": 1}
 NEEDED = (
-    "Install mediapipe 0.10.21 on Python 3.10 to 3.12 (`pip install mediapipe==0.10.21`): later ones ship no models. "
-    "Their face_landmarker.task and pose_landmarker.task cannot be read yet."
+    "On Python 3.10 to 3.12 run `pip install mediapipe==0.10.21`, which has the models inside; from 3.13 on "
+    "`pip install 'mediapipe>=1.0'`, and download the files that `expportrait weights list` names."
 )
 
 
@@ -132,11 +132,11 @@ class LandmarkNet:
 
 
 class SelfieNet:
-    """Person segmentation, general (square) or landscape model."""
+    """Person segmentation, general (square) model."""
 
-    def __init__(self, *, landscape: bool = False) -> None:
+    def __init__(self) -> None:
         module = solution("selfie_segmentation")
-        self._graph = start(lambda: module.SelfieSegmentation(int(landscape)))
+        self._graph = start(lambda: module.SelfieSegmentation(0))
 
     def __call__(self, image: Image) -> Float32[np.ndarray, "H W"]:
         """How much of each pixel is a person, 0..1."""

@@ -5,7 +5,7 @@ from jaxtyping import Float32, UInt8
 
 from expportrait_cli.detect.crop import Crop, crop_image, uncrop_points
 from expportrait_cli.detect.faces import FaceBox, FaceFinder
-from expportrait_cli.detect.mediapipe_adapter import LandmarkNet
+from expportrait_cli.detect.nets import LandmarkNet
 from expportrait_cli.head.facemesh import LOWER_LIDS, OUTER_EYES, UPPER_LIDS
 
 Image = UInt8[np.ndarray, "H W 3"]

@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from expportrait_cli.detect.mediapipe_adapter import PoseNet
+from expportrait_cli.detect.nets import PoseNet
 
 LEFT, RIGHT = 11, 12
 MIN_VISIBILITY = 0.5
