@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from expportrait_cli.pipeline.record import versions
-from expportrait_cli.weights import catalogue, folders, locate, state
+from expportrait_cli.weights import catalogue, folders, locate, mediapipe_interface, state
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,8 @@ def _devices() -> list[Check]:
 
 
 def _weights() -> list[Check]:
-    checks = []
+    models = {"legacy": "solutions: models in its wheel", "tasks": "Tasks: models in files that you download"}
+    checks = [Check("mediapipe through", models[mediapipe_interface()])]
     for weight in catalogue():
         found = state(weight)
         note = "not installed; needed by eval only" if weight.optional and found == "missing" else found
