@@ -11,13 +11,11 @@ from typing import Any
 
 import numpy as np
 import pygltflib as gltf
-import torch
-from jaxtyping import Float, Float32, Int64, UInt8
+from jaxtyping import Float, Float32, UInt8
 
 from expportrait_cli import __version__
 from expportrait_cli.artifacts.types import CROP_SIZE
-from expportrait_cli.export.shape import Morphs, Motion, Shape
-from expportrait_cli.geometry.mesh import vertex_normals
+from expportrait_cli.export.shape import Morphs, Motion, Shape, normals_of
 from expportrait_cli.geometry.rotations import logarithm
 
 NEAR_M, FAR_M = 0.05, 10.0
@@ -54,9 +52,8 @@ class _Store:
 def write_glb(path: Path, shape: Shape, morphs: Morphs, motion: Motion, *, focal_px: float | None, name: str) -> None:
     """Write a scene of a node "head" with the mesh, and a node "camera" if `focal_px` (of the crop) is given.
 
-    The head's motion is the node's, so that normals turn with it; what else moves is morph targets with normals of
-    their own, exact at weight 1. Two or more frames make one animation, interpolated linearly; the first is shown
-    where none plays.
+    The head's motion is the node's, so that normals turn with it; what else moves is morph targets. Two or more
+    frames make one animation, interpolated linearly; the first is shown where none plays.
     """
     store = _Store()
     model = gltf.GLTF2(
@@ -75,7 +72,12 @@ def write_glb(path: Path, shape: Shape, morphs: Morphs, motion: Motion, *, focal
         materials=[
             gltf.Material(
                 name="skin",
-                pbrMetallicRoughness=gltf.PbrMetallicRoughness(metallicFactor=0.0, roughnessFactor=0.8),
+                pbrMetallicRoughness=gltf.PbrMetallicRoughness(
+                    # Vertex colours multiply it; without any, white would glare.
+                    baseColorFactor=[0.6, 0.6, 0.6, 1.0] if shape.colours is None else [1.0] * 4,
+                    metallicFactor=0.0,
+                    roughnessFactor=0.8,
+                ),
                 # The bust is open below, and so is the mouth.
                 doubleSided=True,
                 alphaCutoff=None,
@@ -83,7 +85,7 @@ def write_glb(path: Path, shape: Shape, morphs: Morphs, motion: Motion, *, focal
         ],
     )
     if len(motion.times_s) > 1:
-        model.animations = [_animation(store, morphs, motion, name)]
+        model.animations = [_animation(store, motion, name)]
     if focal_px is not None:
         model.cameras = [_camera(focal_px)]
         model.nodes.append(gltf.Node(name="camera", camera=0))
@@ -113,26 +115,20 @@ def linear_colours(srgb: UInt8[np.ndarray, "V 3"]) -> Float32[np.ndarray, "V 3"]
     return np.where(x <= 0.04045, x / 12.92, ((x + 0.055) / 1.055) ** 2.4).astype(np.float32)
 
 
-def _normals(verts: Float32[np.ndarray, "V 3"], faces: Int64[np.ndarray, "F 3"]) -> Float32[np.ndarray, "V 3"]:
-    normals = vertex_normals(torch.from_numpy(verts), torch.from_numpy(faces)).numpy()
-    # A vertex without an area has no normal, but the format demands one of unit length.
-    return np.where((normals == 0).all(-1, keepdims=True), np.array([0, 0, 1], np.float32), normals)
-
-
 def _mesh(store: _Store, shape: Shape, morphs: Morphs) -> gltf.Mesh:
     def vertices(array: np.ndarray, *, bounds: bool = False) -> int:
         return store.add(array, target=gltf.ARRAY_BUFFER, bounds=bounds)
 
-    normals = _normals(shape.verts, shape.faces)
+    normals = normals_of(shape.verts, shape.faces)
     attributes = gltf.Attributes(POSITION=vertices(shape.verts, bounds=True), NORMAL=vertices(normals))
     if shape.colours is not None:
         attributes.COLOR_0 = vertices(linear_colours(shape.colours))
     targets: list[Any] = [
         {
             "POSITION": vertices(offset, bounds=True),
-            "NORMAL": vertices(_normals(shape.verts + offset, shape.faces) - normals),
+            "NORMAL": vertices(normals),
         }
-        for offset in morphs.offsets
+        for offset, normals in zip(morphs.offsets, morphs.normals, strict=True)
     ]
     primitive = gltf.Primitive(
         attributes=attributes,
@@ -143,15 +139,15 @@ def _mesh(store: _Store, shape: Shape, morphs: Morphs) -> gltf.Mesh:
     return gltf.Mesh(
         name="head",
         primitives=[primitive],
-        weights=morphs.weights[0].tolist(),
+        weights=morphs.rest.tolist(),
         extras={"targetNames": list(morphs.names)} if targets else {},
     )
 
 
-def _animation(store: _Store, morphs: Morphs, motion: Motion, name: str) -> gltf.Animation:
+def _animation(store: _Store, motion: Motion, name: str) -> gltf.Animation:
     tracks = {"rotation": quaternions(motion.rotations), "translation": motion.translations.astype(np.float32)}
-    if morphs.names:
-        tracks["weights"] = morphs.weights.reshape(-1)
+    if motion.weights.size:
+        tracks["weights"] = motion.weights.reshape(-1)
     times = store.add(motion.times_s, bounds=True)
     samplers, channels = [], []
     for index, (track, values) in enumerate(tracks.items()):

@@ -5,15 +5,17 @@ from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, Int64
 
-from expportrait_cli.export.shape import Morphs
+from expportrait_cli.export.shape import Morphs, normals_of
 
 TOLERANCE_M = 1e-4
-LIMIT = 64
-"""Most targets. A film whose head and torso turn far from each other may need them all and still be off by 1 mm."""
+LIMIT = 63
+"""Most components: 64 targets with the origin. A film whose head and torso turn far from each other may need them all
+and still be off by 1 mm."""
 COUNTS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 40, 48, 56, LIMIT)
-"""Numbers of targets that are tried."""
+"""Numbers of components that are tried."""
+ORIGIN = "origin"
 SPARE = 32
 """Components kept beyond the limit while frames still come, because what is dropped early may matter later."""
 CHUNK = 16
@@ -28,48 +30,75 @@ class Compressed:
     base: Float32[np.ndarray, "V 3"]
     """First frame."""
     morphs: Morphs
+    weights: Float32[np.ndarray, "T M"]
     max_error_m: float
     """Largest distance of any vertex in any frame from where it should be."""
 
 
-def compress(frames: Frames) -> Compressed:
-    """Find the fewest targets (of `COUNTS`) that keep every vertex within `TOLERANCE_M`, else take `LIMIT`.
+def compress(frames: Frames, faces: Int64[np.ndarray, "F 3"]) -> Compressed:
+    """Find the fewest components (of `COUNTS`) that keep every vertex within `TOLERANCE_M`, else take `LIMIT`.
 
-    Weights are scaled to reach -1 or 1 at their peak, because editors bound them. `frames` is called twice, and must
-    give the same frames again: memory does not grow with the length of the film.
+    All weights are within 0 and 1, because Blender cuts off what is not: components start from their least weight,
+    and one more target, `ORIGIN`, leads from the first frame to where all of them do. `frames` is called three times
+    and must give the same frames again: memory does not grow with the length of the film.
     """
-    base = next(iter(frames())).astype(np.float64).ravel()
-    rows = np.zeros((0, len(base)))
-    for block in _displacements(frames(), base):
-        rows = _principal(np.concatenate([rows, block]))
+    base = next(iter(frames())).astype(np.float32)
+    start = base.ravel().astype(np.float64)
+    rows = np.zeros((0, len(start)))
+    for block in _blocks(frames()):
+        rows = _principal(np.concatenate([rows, block - start]))
     # Rows of nearly no length are no longer orthogonal; QR makes them so without a division.
     basis = np.linalg.qr(rows[:LIMIT].T)[0].T
-    counts = [count for count in COUNTS if count < len(basis)] + [len(basis)]
-    blocks, errors_m = [], np.zeros(len(counts))
-    for block in _displacements(frames(), base):
-        weights = block @ basis.T
-        blocks.append(weights)
-        errors_m = np.maximum(errors_m, _errors(block, weights, basis, counts))
-    good = np.flatnonzero(errors_m < TOLERANCE_M)
-    chosen = good[0] if len(good) else len(counts) - 1
-    count = counts[chosen]
-    weights = np.concatenate(blocks)[:, :count]
-    peaks = np.abs(weights).max(0)
+    scores, count, max_error_m = _fewest(frames(), start, basis)
+    if count == 0:
+        empty = np.zeros((0, *base.shape), np.float32)
+        return Compressed(base, Morphs((), empty, empty, scores[0, :0]), scores[:, :0], max_error_m)
+    low, high = scores.min(0), scores.max(0)
+    offsets = np.concatenate([low[None] @ basis[:count], basis[:count] * (high - low)[:, None]])
+    weights = np.concatenate([np.ones((len(scores), 1)), (scores - low) / (high - low)], 1)
     morphs = Morphs(
-        tuple(f"component{index:02d}" for index in range(count)),
-        (basis[:count] * peaks[:, None]).reshape(count, -1, 3).astype(np.float32),
-        (weights / peaks).astype(np.float32),
+        (ORIGIN, *(f"component{index:02d}" for index in range(1, count + 1))),
+        offsets.reshape(count + 1, -1, 3).astype(np.float32),
+        _normals(frames(), faces, weights, normals_of(base, faces)),
+        np.zeros(count + 1, np.float32),
     )
-    return Compressed(base.reshape(-1, 3).astype(np.float32), morphs, float(errors_m[chosen]))
+    return Compressed(base, morphs, weights.astype(np.float32), max_error_m)
 
 
-def _displacements(
-    frames: Iterable[Float32[np.ndarray, "V 3"]], base: Float[np.ndarray, " N"]
-) -> Iterator[Float[np.ndarray, "n N"]]:
-    """Steps away from the base, a few frames at a time."""
+def _blocks(frames: Iterable[Float32[np.ndarray, "V 3"]]) -> Iterator[Float[np.ndarray, "n N"]]:
+    """A few frames at a time, each in one row."""
     rest = iter(frames)
     while block := list(islice(rest, CHUNK)):
-        yield np.stack(block).reshape(len(block), -1).astype(np.float64) - base
+        yield np.stack(block).reshape(len(block), -1).astype(np.float64)
+
+
+def _fewest(
+    frames: Iterable[Float32[np.ndarray, "V 3"]], start: Float[np.ndarray, " N"], basis: Float[np.ndarray, "m N"]
+) -> tuple[Float[np.ndarray, "T k"], int, float]:
+    """Weights of the components that are needed, their number, and the largest error that they leave, m."""
+    counts = [count for count in COUNTS if count < len(basis)] + [len(basis)]
+    scores, errors_m = [], np.zeros(len(counts))
+    for block in _blocks(frames):
+        scores.append((block - start) @ basis.T)
+        errors_m = np.maximum(errors_m, _errors(block - start, scores[-1], basis, counts))
+    good = np.flatnonzero(errors_m < TOLERANCE_M)
+    chosen = good[0] if len(good) else len(counts) - 1
+    return np.concatenate(scores)[:, : counts[chosen]], counts[chosen], float(errors_m[chosen])
+
+
+def _normals(
+    frames: Iterable[Float32[np.ndarray, "V 3"]],
+    faces: Int64[np.ndarray, "F 3"],
+    weights: Float[np.ndarray, "T M"],
+    base: Float32[np.ndarray, "V 3"],
+) -> Float32[np.ndarray, "M V 3"]:
+    """Changes of the normals that come closest to the true ones over the film, by least squares."""
+    products = np.zeros((weights.shape[1], base.size))
+    for index, block in enumerate(_blocks(normals_of(verts, faces) - base for verts in frames)):
+        products += weights[index * CHUNK :][: len(block)].T @ block
+    # A pseudoinverse, because components may go hand in hand over a short film.
+    solved = np.linalg.pinv(weights.T @ weights, hermitian=True) @ products
+    return solved.reshape(-1, *base.shape).astype(np.float32)
 
 
 def _principal(rows: Float[np.ndarray, "n N"]) -> Float[np.ndarray, "m N"]:

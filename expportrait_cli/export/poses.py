@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from expportrait_cli.artifacts.types import Curves, HeadFit
-from expportrait_cli.export.shape import Morphs, Motion, in_head
+from expportrait_cli.export.shape import Morphs, Motion, in_head, normals_of
 from expportrait_cli.head import HeadModel
 from expportrait_cli.head.fitted import fitted_mesh, neck_in_camera, posed_meshes
 
@@ -40,7 +40,7 @@ def poses(fit: HeadFit, head: HeadModel, *, neutral: bool) -> Poses:
     """Make the morph targets; at rest the mesh is as in the photo, or with `neutral` the canonical head.
 
     Expressions are linear, so their targets are exact. Jaw and eyes turn about joints, and their targets are chords of
-    these turns, exact at the weights 0 and 1 alone: halfway of the jaw's 24 degrees, the chin is 2 mm off its arc.
+    these turns, exact at the weights 0 and 1 alone: a half-open jaw is up to 2 mm off its arc.
     """
     count, pieces = len(head.expression_names), len(GAZE)
     unit = np.eye(1 + count + 1 + pieces, dtype=np.float32)[:, 1:]
@@ -66,6 +66,9 @@ def poses(fit: HeadFit, head: HeadModel, *, neutral: bool) -> Poses:
     if not neutral:
         shown = in_head(fitted_mesh(fit, head), fit.rotation, fit.translation)
         offsets, names = np.concatenate([offsets, (shown - base)[None]]), (*names, PHOTO)
-    weights = np.array([[float(name == PHOTO) for name in names]], np.float32)
-    motion = Motion.of_turns(np.zeros(1, np.float32), still.rotation[None], still.translation[None])
-    return Poses(base, Morphs(names, offsets, weights), motion)
+    faces = head.dense_faces.numpy()
+    normals = np.stack([normals_of(base + offset, faces) for offset in offsets]) - normals_of(base, faces)
+    rest = np.array([float(name == PHOTO) for name in names], np.float32)
+    pose = still.rotation[None], still.translation[None]
+    motion = Motion.of_turns(np.zeros(1, np.float32), *pose, rest[None])
+    return Poses(base, Morphs(names, offsets, normals, rest), motion)

@@ -7,8 +7,10 @@ Letters: `T` frames, `V` vertices, `F` triangles, `M` morph targets.
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from jaxtyping import Float, Float32, Int64, UInt8
 
+from expportrait_cli.geometry.mesh import vertex_normals
 from expportrait_cli.geometry.rotations import from_turns
 
 FLIP = np.array([1.0, -1.0, -1.0])
@@ -33,19 +35,22 @@ class Morphs:
     names: tuple[str, ...]
     offsets: Float32[np.ndarray, "M V 3"]
     """Displacement at weight 1, m."""
-    weights: Float32[np.ndarray, "T M"]
-    """One row a frame; a single row is how the mesh rests."""
+    normals: Float32[np.ndarray, "M V 3"]
+    """Change of the vertex normals at weight 1."""
+    rest: Float32[np.ndarray, " M"]
+    """Weights where no animation plays."""
 
 
 @dataclass(frozen=True)
 class Motion:
-    """Where the mesh stands, frame by frame; a single frame stands still."""
+    """Where the mesh stands and how it is deformed, frame by frame; a single frame stands still."""
 
     times_s: Float32[np.ndarray, " T"]
     rotations: Float[np.ndarray, "T 3 3"]
     """From the mesh's own axes to those of the camera, both glTF's."""
     translations: Float[np.ndarray, "T 3"]
     """Origin of the mesh in the camera, m."""
+    weights: Float32[np.ndarray, "T M"]
 
     @classmethod
     def of_turns(
@@ -53,9 +58,10 @@ class Motion:
         times_s: Float32[np.ndarray, " T"],
         rotation: Float[np.ndarray, "T 3"],
         translation: Float[np.ndarray, "T 3"],
+        weights: Float32[np.ndarray, "T M"],
     ) -> "Motion":
         """Motion of the head frame, whose axes are already glTF's, from poses as `Curves` holds them."""
-        return cls(times_s, FLIP[:, None] * from_turns(rotation), translation * FLIP)
+        return cls(times_s, FLIP[:, None] * from_turns(rotation), translation * FLIP, weights)
 
 
 def in_head(
@@ -63,3 +69,9 @@ def in_head(
 ) -> Float32[np.ndarray, "*B V 3"]:
     """Express vertices of the crop camera in the head frame."""
     return ((verts_cam - translation.astype(np.float64)) @ from_turns(rotation)).astype(np.float32)
+
+
+def normals_of(verts: Float32[np.ndarray, "V 3"], faces: Int64[np.ndarray, "F 3"]) -> Float32[np.ndarray, "V 3"]:
+    """Smooth normals of unit length; a vertex without an area, which has none, gets the z axis."""
+    normals = vertex_normals(torch.from_numpy(verts), torch.from_numpy(faces)).numpy()
+    return np.where((normals == 0).all(-1, keepdims=True), np.array([0, 0, 1], np.float32), normals)

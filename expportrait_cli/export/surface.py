@@ -2,13 +2,11 @@
 
 from pathlib import Path
 
-import torch
 from trimesh import Trimesh
 from trimesh.exchange.obj import export_obj
 from trimesh.exchange.ply import export_ply
 
-from expportrait_cli.export.shape import Shape
-from expportrait_cli.geometry.mesh import vertex_normals
+from expportrait_cli.export.shape import Shape, normals_of
 
 
 def write_surface(shape: Shape, path: Path, form: str) -> None:
@@ -17,7 +15,7 @@ def write_surface(shape: Shape, path: Path, form: str) -> None:
     Vertices keep their order and number. Colours in an .obj follow the coordinates of each vertex, which MeshLab,
     Blender and others read.
     """
-    normals = vertex_normals(torch.from_numpy(shape.verts), torch.from_numpy(shape.faces)).numpy()
+    normals = normals_of(shape.verts, shape.faces)
     mesh = Trimesh(
         shape.verts, shape.faces, vertex_normals=normals, vertex_colors=shape.colours, process=False, validate=False
     )

@@ -18,7 +18,8 @@ from expportrait_cli.export.folder import atomic_folder, frame_name
 from expportrait_cli.export.poses import canonical
 from expportrait_cli.export.shape import FLIP, Motion, Shape, in_head
 from expportrait_cli.generate.canvas import crop_canvas
-from expportrait_cli.generate.layers import prepare
+from expportrait_cli.generate.layers import DEPTH_SLACK_M, prepare
+from expportrait_cli.generate.mouth import CAVITY, ENAMEL
 from expportrait_cli.head import HeadModel, load_head
 from expportrait_cli.head.fitted import fitted_mesh
 from expportrait_cli.media.source import read_frame
@@ -115,15 +116,16 @@ def _animation(
         for index, verts_cam in _frames(meshes, chosen):
             yield in_head(verts_cam, *meshes.poses[index])
             done += 1
-            progress(min(done, 2 * len(chosen)), 2 * len(chosen))
+            progress(min(done, 3 * len(chosen)), 3 * len(chosen))
 
     with atomic_path(path) as partial:
-        made = compress(in_head_frame)
+        made = compress(in_head_frame, meshes.faces)
         indices = np.array(chosen)
         motion = Motion.of_turns(
             ((indices - indices[0]) / float(meshes.rate)).astype(np.float32),
             meshes.poses[indices, 0],
             meshes.poses[indices, 1],
+            made.weights,
         )
         shape = Shape(made.base, meshes.faces)
         write_glb(partial, shape, made.morphs, motion, focal_px=meshes.focal_px, name=stem(Path(meshes.path)))
@@ -156,4 +158,10 @@ def _colours(path: Path, fit: HeadFit, head: HeadModel) -> UInt8[np.ndarray, "V 
         return None
     canvas = crop_canvas(read_frame(fit.source, fit.frame), fit, CROP_SIZE)
     layers = prepare(canvas.photo, canvas.alpha, fitted_mesh(fit, head), head, canvas.camera)
-    return np.rint(layers.colour).clip(0, 255).astype(np.uint8)
+    colours = np.rint(layers.colour).clip(0, 255).astype(np.uint8)
+    column, row = np.clip(np.floor(layers.xy).astype(int), 0, CROP_SIZE - 1).T
+    is_hidden = (layers.depth > layers.zbuffer[row, column] + DEPTH_SLACK_M) | (layers.cosine <= 0)
+    # Continued smoothly, what the photo does not show behind the lips would be as bright as they are.
+    for name, colour in (("mouth_cavity", CAVITY), ("teeth_upper", ENAMEL), ("teeth_lower", ENAMEL)):
+        colours[is_hidden & head.part(name).numpy()] = colour
+    return colours
