@@ -1,0 +1,137 @@
+"""Regions of an SMPL-X head, found from its geometry: the published masks have licences of their own."""
+
+from itertools import pairwise, product
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float32, Int64, UInt8
+from torch import Tensor
+
+from expportrait_cli.geometry.mesh import vertex_normals
+from expportrait_cli.head import model
+from expportrait_cli.head.facemesh import FACE_OVAL
+from expportrait_cli.head.model import HeadModel
+from expportrait_cli.head.subdivision import Subdivision
+
+PARTS = ("skin", "eye_left", "eye_right", "teeth_upper", "teeth_lower", "mouth_cavity", "eye_socket")
+"""SMPL-X has no teeth: those parts are there, and empty, so that every head has the same ones."""
+SKIN, CAVITY, SOCKET = 0, 5, 6
+CELL_M, HIDDEN_M = 0.004, 0.006
+"""Size of a cell, and how far behind the foremost vertex of its cell one is hidden: slopes of 60 degrees are not."""
+MOUTH_REACH_M, MOUTH_BELOW_EYES_M = 0.055, 0.02
+"""The inside of a mouth reaches no farther from the middle of the lips, and no closer to the height of the eyes."""
+NOSE_BASE, NOSTRILS_M = 16, 0.018
+LIPS_M = 0.005
+SOCKET_REACH = 1.9
+"""Of the eyeball's radius, around its joint."""
+MASK_SOFT_M = 0.012
+BROWS, OUTER_LIPS, INNER_LIPS = (range(0, 5), range(5, 10)), range(31, 43), range(43, 51)
+"""Of the file's own 51 landmarks."""
+BROW_M, LIP_BORDER_M = 0.0035, 0.0015
+SKIN_COLOUR, LIP_COLOUR, BROW_COLOUR = np.array([[0.82, 0.62, 0.52], [0.62, 0.22, 0.24], [0.33, 0.22, 0.17]])
+PART_COLOURS = np.array([SKIN_COLOUR, *[[0.95] * 3] * 2, *[[0.9, 0.9, 0.85]] * 2, [0.25, 0.05, 0.05], [0.5, 0.3, 0.3]])
+
+
+def coarse_parts(
+    points: Float[np.ndarray, "N 3"],
+    division: Subdivision,
+    eyes: Bool[np.ndarray, "2 N"],
+    eye_joints: Float[np.ndarray, "2 3"],
+    marks: Float[np.ndarray, "51 3"],
+) -> UInt8[np.ndarray, " N"]:
+    """Part of every coarse vertex, head frame; `eyes` are the eyeballs, left first, `marks` the file's landmarks.
+
+    Skin that cannot be seen from anywhere is inside the mouth, or behind an eyeball, by the place where it is.
+    """
+    hidden = _unseen(division.smooth @ points, division.triangles)[: len(points)]
+    mouth = marks[OUTER_LIPS].mean(0)
+    low, high = mouth - MOUTH_REACH_M, [mouth[0] + MOUTH_REACH_M, eye_joints[:, 1].min() - MOUTH_BELOW_EYES_M, np.inf]
+    low[2] = 0
+    inner = [*INNER_LIPS, INNER_LIPS[0]]
+    # Lips that touch hide each other, and are skin all the same.
+    lips = np.min([_to_segment(points, marks[a], marks[b]) for a, b in pairwise(inner)], 0) < LIPS_M
+    nostrils = np.linalg.norm(points - marks[NOSE_BASE], axis=1) < NOSTRILS_M
+    parts = np.zeros(len(points), np.uint8)
+    parts[hidden & ((points > low) & (points < high)).all(1) & ~nostrils & ~lips] = CAVITY
+    for part, (ball, joint) in enumerate(zip(eyes, eye_joints, strict=True), 1):
+        distance = np.linalg.norm(points - joint, axis=1)
+        parts[hidden & (distance < SOCKET_REACH * distance[ball].mean())] = SOCKET
+        parts[ball] = part
+    return parts
+
+
+def _unseen(verts: Float[np.ndarray, "V 3"], triangles: Int64[np.ndarray, "F 3"]) -> Bool[np.ndarray, " V"]:
+    """Vertices that turn away from, or lie behind others in, each of 26 directions around.
+
+    What hides them are points on the surface, sorted into cells: dense enough around mouth and eyes.
+    """
+    points = np.concatenate([verts, verts[triangles].mean(1)])
+    normals = vertex_normals(torch.from_numpy(verts), torch.from_numpy(triangles)).numpy()
+    unseen = np.ones(len(verts), bool)
+    for direction in (np.array(d) / np.linalg.norm(d) for d in product((-1, 0, 1), repeat=3) if any(d)):
+        across = np.linalg.svd(direction[None])[2][1:]
+        place = np.floor(points @ across.T / CELL_M).astype(int)
+        place -= place.min(0)
+        cell = place[:, 0] * (place[:, 1].max() + 1) + place[:, 1]
+        depth = points @ direction
+        nearest = np.full(cell.max() + 1, -np.inf)
+        np.maximum.at(nearest, cell, depth)
+        is_behind = (depth < nearest[cell] - HIDDEN_M)[: len(verts)]
+        unseen &= (normals @ direction <= 0) | is_behind
+    return unseen
+
+
+def dense_parts(parts: UInt8[np.ndarray, " N"], division: Subdivision) -> UInt8[np.ndarray, " V"]:
+    """Part of a dense vertex: skin as soon as it touches skin, so that borders of cavities stay visible."""
+    shares = np.stack([division.linear @ (parts == part).astype(float) for part in range(len(PARTS))], -1)
+    return np.where(shares[:, SKIN] > 0, SKIN, shares.argmax(1)).astype(np.uint8)
+
+
+def colours(head: HeadModel, marks: Float[np.ndarray, "51 3"]) -> Float32[Tensor, "V 3"]:
+    """Paint of the dense vertices, 0..1, for the eye of the landmark detector: SMPL-X has no texture.
+
+    Lips fill the outline that the file's landmarks 31 to 42 draw, softly; brows are strokes along 0 to 9; eyeballs are
+    white, cavities dark.
+    """
+    verts = model.dense(head, head.template).numpy().astype(np.float64)
+    lips = _inside(verts[:, :2], marks[OUTER_LIPS][:, :2])
+    lips = np.clip(0.5 + lips / LIP_BORDER_M, 0, 1) * (verts[:, 2] > 0)
+    brows = np.zeros(len(verts))
+    for brow in BROWS:
+        distance = np.min([_to_segment(verts, a, b) for a, b in pairwise(marks[brow])], 0)
+        brows = np.maximum(brows, np.clip(1.5 - distance / BROW_M, 0, 1))
+    paint = SKIN_COLOUR + lips[:, None] * (LIP_COLOUR - SKIN_COLOUR)
+    paint = paint + brows[:, None] * (BROW_COLOUR - paint)
+    parts = head.parts.numpy()
+    return torch.from_numpy(np.float32(np.where(parts[:, None] == SKIN, paint, PART_COLOURS[parts])))
+
+
+def facial_mask(head: HeadModel) -> Float32[Tensor, " V"]:
+    """1 inside FaceMesh's outline of the face as embedded, 0 outside, soft over 12 mm across it; 0 off the skin.
+
+    The outline is drawn on a cylinder around the head's vertical, so that the cheeks are not foreshortened.
+    """
+    verts = model.dense(head, head.template)
+    outline = model.landmarks(head, verts)[FACE_OVAL].numpy().astype(np.float64)
+    radius = float(np.median(np.hypot(outline[:, 0], outline[:, 2])))
+    depth = _inside(_unrolled(verts.numpy(), radius), _unrolled(outline, radius))
+    share = np.clip(0.5 + depth / MASK_SOFT_M, 0, 1)
+    soft = torch.from_numpy(np.float32(share * share * (3 - 2 * share)))
+    return soft * head.part("skin")
+
+
+def _unrolled(points: np.ndarray, radius: float) -> np.ndarray:
+    return np.stack([np.arctan2(points[:, 0], points[:, 2]) * radius, points[:, 1]], -1)
+
+
+def _inside(points: Float[np.ndarray, "P 2"], outline: Float[np.ndarray, "Q 2"]) -> Float[np.ndarray, " P"]:
+    """Distance of points from a closed outline, positive inside it."""
+    # OpenCV works in single precision, which is enough for metres that fit on a head.
+    contour = outline.astype(np.float32)[:, None]
+    return np.array([cv2.pointPolygonTest(contour, point, True) for point in points.astype(float).tolist()])
+
+
+def _to_segment(points: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    share = np.clip((points - a) @ (b - a) / ((b - a) @ (b - a)), 0, 1)
+    return np.linalg.norm(points - a - share[:, None] * (b - a), axis=1)
