@@ -52,7 +52,8 @@ def compress(frames: Frames, faces: Int64[np.ndarray, "F 3"]) -> Compressed:
     scores, count, max_error_m = _fewest(frames(), start, basis)
     if count == 0:
         empty = np.zeros((0, *base.shape), np.float32)
-        return Compressed(base, Morphs((), empty, empty, scores[0, :0]), scores[:, :0], max_error_m)
+        weights = np.zeros((len(scores), 0), np.float32)
+        return Compressed(base, Morphs((), empty, empty, weights[0]), weights, max_error_m)
     low, high = scores.min(0), scores.max(0)
     offsets = np.concatenate([low[None] @ basis[:count], basis[:count] * (high - low)[:, None]])
     weights = np.concatenate([np.ones((len(scores), 1)), (scores - low) / (high - low)], 1)
