@@ -1,7 +1,7 @@
 """`expportrait track`: a photo or a clip to `.track.npz`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -10,6 +10,11 @@ from expportrait_cli.cli.display import Display
 from expportrait_cli.config import TrackConfig
 from expportrait_cli.errors import InputError
 
+HeadModelOption = Annotated[
+    Literal["anny", "smplx"],
+    typer.Option(help="3D head: the built-in one, or SMPL-X from your own licensed file (EXPPORTRAIT_SMPLX)."),
+]
+
 
 def track(
     source: Annotated[Path, typer.Argument(metavar="INPUT", help="Photo or clip.", show_default=False)],
@@ -17,6 +22,7 @@ def track(
     out: options.Out = None,
     face: options.Face = TrackConfig.face,
     on_missing: options.OnMissing = TrackConfig.on_missing,
+    head_model: HeadModelOption = "anny",
     as_json: options.Json = False,
     quiet: options.Quiet = False,
     log_level: options.LogLevel = None,
@@ -33,5 +39,6 @@ def track(
     from expportrait_cli.pipeline import single
 
     with Display() as display:
-        summary = single.track(source, path, TrackConfig(face=face, on_missing=on_missing), display.stage)
+        config = TrackConfig(face=face, on_missing=on_missing)
+        summary = single.track(source, path, config, display.stage, head_model=head_model)
     options.echo(path, summary, as_json=as_json)

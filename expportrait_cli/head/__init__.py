@@ -15,16 +15,27 @@ from expportrait_cli.head.model import gaze_pieces as gaze_pieces
 from expportrait_cli.head.model import joints as joints
 from expportrait_cli.head.model import landmarks as landmarks
 from expportrait_cli.head.model import pose as pose
+from expportrait_cli.head.smplx import FindLandmarks as FindLandmarks
+
+HeadName = Literal["anny", "smplx"]
 
 
-def load_head(name: Literal["anny"] = "anny", device: torch.device | str = "cpu") -> HeadModel:
+def load_head(
+    name: HeadName = "anny", device: torch.device | str = "cpu", *, find_landmarks: FindLandmarks | None = None
+) -> HeadModel:
     """Load a head model by its name.
 
+    `find_landmarks` serves a file of the user's own that is seen for the first time (`smplx.load`).
+
     Raises:
-        WeightsError: its file is missing.
+        WeightsError: its file is missing, or cannot be used.
     """
     match name:
         case "anny":
             from expportrait_cli.head import anny
 
             return anny.load(device)
+        case "smplx":
+            from expportrait_cli.head import smplx
+
+            return smplx.load(device, find_landmarks=find_landmarks)

@@ -82,6 +82,8 @@ def _with_landmarks(
         npz.save(found, kept, {"tool": f"expportrait {__version__}"})
     head = replace(
         head,
+        # The files of the sexes, and of the years, are as many models: their parameters do not mix.
+        name=f"{head.name}-{digest[:8]}",
         landmark_triangles=torch.from_numpy(found.triangles),
         landmark_barycentrics=torch.from_numpy(found.barycentrics),
         landmark_spread=torch.from_numpy(found.spread),

@@ -15,9 +15,10 @@ from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit, Tracking
 from expportrait_cli.config import FitConfig, RenderConfig, TrackConfig, TransferConfig
 from expportrait_cli.fit import fit as run_fit
 from expportrait_cli.geometry.camera import Camera
-from expportrait_cli.head import load_head
+from expportrait_cli.head import HeadName
 from expportrait_cli.media.files import content_hash
 from expportrait_cli.pipeline.cache import made_by
+from expportrait_cli.pipeline.heads import check_same, head_behind, head_by_name, track_header
 from expportrait_cli.pipeline.performance import Driver, edited_curves, write_meshes
 from expportrait_cli.pipeline.quality import check_source, fit_quality, tracking_quality, warn_of_misfit
 from expportrait_cli.track import track as run_track
@@ -27,10 +28,13 @@ A = TypeVar("A")
 Stage = Callable[[str], Callable[[int, int | None], None]]
 
 
-def track(source: Path, path: Path, config: TrackConfig, stage: Stage) -> dict[str, Any]:
+def track(
+    source: Path, path: Path, config: TrackConfig, stage: Stage, *, head_model: HeadName = "anny"
+) -> dict[str, Any]:
     """Track a photo or clip."""
-    header = made_by("track", asdict(config), {"source": content_hash(source)})
-    tracking = run_track(source, load_head(), config, stage("track"))
+    head = head_by_name(head_model)
+    header = track_header(config, head.name, content_hash(source))
+    tracking = run_track(source, head, config, stage("track"))
     warn_of_misfit(source, tracking)
     npz.save(tracking, path, header)
     return tracking_quality(tracking)
@@ -41,8 +45,10 @@ def fit(tracking: Path, driver: Path | None, path: Path, config: FitConfig, stag
     own = npz.load(Tracking, tracking)
     check_source(tracking, own)
     other = npz.load(Tracking, driver) if driver is not None else None
+    if driver is not None and other is not None:
+        check_same(tracking, own, driver, other)
     inputs = {"track": content_hash(tracking), "driver": content_hash(driver) if driver is not None else ""}
-    head_fit = run_fit(own, load_head(), config, stage("fit the head"), driver=other)
+    head_fit = run_fit(own, head_behind(tracking, own), config, stage("fit the head"), driver=other)
     npz.save(head_fit, path, made_by("fit", asdict(config), inputs))
     return fit_quality(head_fit)
 
@@ -52,6 +58,7 @@ def transfer(
 ) -> dict[str, Any]:
     """Put a performance onto a head."""
     head_fit, tracking = npz.load(HeadFit, head_path), npz.load(Tracking, driving)
+    check_same(head_path, head_fit, driving, tracking)
     inputs = {"head": content_hash(head_path), "driver": content_hash(driving)}
     if edited := edited_curves(curves, path):
         inputs["curves"] = edited
@@ -60,7 +67,7 @@ def transfer(
         made_by("transfer", asdict(config), inputs),
         head_fit,
         tracking,
-        head=load_head(),
+        head=head_behind(head_path, head_fit),
         head_hash=inputs["head"],
         config=config,
         curves=curves,

@@ -15,12 +15,13 @@ from expportrait_cli.artifacts.types import HeadFit, Tracking
 from expportrait_cli.errors import InputError
 from expportrait_cli.fit import fit
 from expportrait_cli.generate import generate as paint
-from expportrait_cli.head import load_head
+from expportrait_cli.head import HeadModel
 from expportrait_cli.media.files import content_hash
 from expportrait_cli.media.image import is_image
 from expportrait_cli.media.join import join
 from expportrait_cli.media.video import probe
 from expportrait_cli.pipeline import cache, film
+from expportrait_cli.pipeline.heads import check_same, head_behind, head_by_name, kind_of_head, track_header
 from expportrait_cli.pipeline.job import Job
 from expportrait_cli.pipeline.performance import Driver, edited_curves, write_meshes
 from expportrait_cli.pipeline.quality import check_source, fit_quality, tracking_quality, warn_of_misfit
@@ -61,17 +62,27 @@ def generate(job: Job, kinds: tuple[str, str], stage: Stage) -> Film:
     if is_whole and is_written and known.get("key") == whole["key"]:
         log.info("%s is up to date: same inputs, same settings.", job.out)
         return Film(job.out, job.record, known)
-    run = _Run(job, stage, hashes)
+    run = _Run(job, stage, hashes, _head_model(job, kinds))
     return run.film(kinds, whole["key"], painted=known.get("painted") if is_whole else None)
+
+
+def _head_model(job: Job, kinds: tuple[str, str]) -> HeadModel:
+    """The head model of the artifacts that were given, and the default one for photos and clips."""
+    own = npz.load(HeadFit, job.reference) if kinds[0] == "head" else None
+    tracking = npz.load(Tracking, job.driving) if kinds[1] == "track" else None
+    if own is not None and tracking is not None:
+        check_same(job.reference, own, job.driving, tracking)
+    if own is not None:
+        return head_behind(job.reference, own)
+    return head_behind(job.driving, tracking) if tracking is not None else head_by_name("anny")
 
 
 class _Run:
     """One run: the head model, the clock, and the artifacts in the work folder."""
 
-    def __init__(self, job: Job, stage: Stage, hashes: dict[str, str]) -> None:
-        self.job, self.stage, self.hashes = job, stage, hashes
+    def __init__(self, job: Job, stage: Stage, hashes: dict[str, str], head: HeadModel) -> None:
+        self.job, self.stage, self.hashes, self.head = job, stage, hashes, head
         self.clock = Clock()
-        self.head = load_head()
 
     def film(self, kinds: tuple[str, str], key: str, *, painted: str | None) -> Film:
         """Run the stages in order; `painted` is the key of the frames and the sound that the film already has."""
@@ -135,7 +146,7 @@ class _Run:
     def _tracked(self, role: str, source: Path, face: str) -> tuple[Tracking, str]:
         """Tracking of a photo or clip, from the work folder if it is current."""
         config = replace(self.job.track, face=face)
-        header = cache.made_by("track", asdict(config), {"source": self.hashes[role]})
+        header = track_header(config, self.head.name, self.hashes[role])
         tracking = cache.cached(
             Tracking,
             self.job.work / f"{role}.track.npz"
@@ -249,7 +260,7 @@ class _Run:
             "quality": quality,
             "seconds": {**self.clock.seconds, "whole run": round(seconds, 3)},
             "versions": versions(),
-            "weights": licences(("track", "fit", "transfer", "render", "generate")),
+            "weights": licences(("track", "fit", "transfer", "render", "generate", kind_of_head(self.head.name))),
         }
         write_record(self.job.record, content)
         return content

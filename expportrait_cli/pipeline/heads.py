@@ -1,0 +1,75 @@
+"""Which head model a run works with: the one that its artifacts were made with."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, get_args
+
+from jaxtyping import Float32
+from torch import Tensor
+
+from expportrait_cli.artifacts.meshes import Meshes
+from expportrait_cli.artifacts.types import HeadFit, Tracking
+from expportrait_cli.config import TrackConfig
+from expportrait_cli.detect.nets import LandmarkNet
+from expportrait_cli.errors import InputError
+from expportrait_cli.head import HeadModel, HeadName, load_head
+from expportrait_cli.head.embed import embed
+from expportrait_cli.pipeline.cache import made_by
+from expportrait_cli.render.rasterizer import rasterize
+
+
+def head_by_name(name: HeadName) -> HeadModel:
+    """Load a head model. On an SMPL-X file that it meets for the first time it looks for FaceMesh's landmarks.
+
+    Raises:
+        WeightsError: the model's file is missing, or cannot be used.
+    """
+    return load_head(name, find_landmarks=_find_landmarks)
+
+
+def head_behind(path: Path, artifact: Tracking | HeadFit) -> HeadModel:
+    """Load the head model that an artifact was made with; `path` is the artifact's file.
+
+    Raises:
+        InputError: this tool has no such model, or the artifact was made with another file of it.
+        WeightsError: as `head_by_name`.
+    """
+    known = [name for name in get_args(HeadName) if name == kind_of_head(artifact.head_model)]
+    if not known:
+        raise InputError(
+            f"{path} was made with the head model '{artifact.head_model}', this tool has "
+            f"{' and '.join(get_args(HeadName))}. Track the photo or clip again."
+        )
+    head = head_by_name(known[0])
+    counts = (artifact.identity.shape[-1], artifact.expression.shape[-1])
+    expected = (head.identity_basis.shape[-1], head.expression_basis.shape[-1])
+    if artifact.head_model != head.name or counts != expected:
+        raise InputError(
+            f"{path} was made with the head model '{artifact.head_model}' of {counts[0]} + {counts[1]} parameters, "
+            f"here it is '{head.name}' of {expected[0]} + {expected[1]}. Use the same file, or track the photo or clip "
+            "again."
+        )
+    return head
+
+
+def kind_of_head(name: str) -> str:
+    """`anny` or `smplx` of a head model's name, which may go on with what tells its file from others."""
+    return name.partition("-")[0]
+
+
+def track_header(config: TrackConfig, head_model: str, source_hash: str) -> dict[str, Any]:
+    """Header of a tracking: it depends on the head model as on every other setting."""
+    return made_by("track", {**asdict(config), "head_model": head_model}, {"source": source_hash})
+
+
+def check_same(first: Path, own: Tracking | HeadFit, second: Path, other: Tracking | Meshes) -> None:
+    """Raise InputError unless two artifacts were made with the same head model."""
+    if own.head_model != other.head_model:
+        raise InputError(
+            f"{first} was made with the head model '{own.head_model}', {second} with '{other.head_model}': they do not "
+            "fit together. Track both with the same --head-model."
+        )
+
+
+def _find_landmarks(head: HeadModel, colours: Float32[Tensor, "V 3"]) -> HeadModel:
+    return embed(head, colours, rasterize=rasterize, detect=LandmarkNet(video=False))
