@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Literal
 
 from expportrait_cli.artifacts.digest import sha256
-from expportrait_cli.errors import WeightsError
+from expportrait_cli.errors import UsageError, WeightsError
 
 PACKAGED = Path(__file__).parent / "_weights"
 CHECKOUT = Path(__file__).parents[1] / "weights"
 
-State = Literal["ok", "missing", "wrong"]
+State = Literal["ok", "missing", "wrong", "unknown"]
 Interface = Literal["legacy", "tasks"]
 
 log = logging.getLogger(__name__)
@@ -29,6 +29,7 @@ class Weight:
     """Path in the weights folder, or in the package that ships it."""
     source: str
     sha256: str
+    """Empty where nobody published it: then any file of that name is taken."""
     licence: str
     needed_by: tuple[str, ...]
     """Parts that cannot work without it."""
@@ -38,6 +39,13 @@ class Weight:
     """Missing is fine: the part that needs it is an extra."""
     interface: str = ""
     """Only used where mediapipe is spoken to through this interface; empty for what every machine uses."""
+    form: str = ""
+    """Page where the user has to accept a licence to get the file; empty where none stands before it."""
+
+    @property
+    def downloads(self) -> bool:
+        """Whether `expportrait weights fetch` can get it."""
+        return self.source.startswith(("https://", "http://")) and not self.form
 
 
 def folders() -> tuple[Path, ...]:
@@ -103,7 +111,34 @@ def state(weight: Weight) -> State:
     path = locate(weight)
     if path is None:
         return "missing"
+    if not weight.sha256:
+        return "unknown"
     return "ok" if sha256(path) == weight.sha256 else "wrong"
+
+
+def entry(name: str) -> Weight:
+    """Entry of that name, whether or not this machine uses it.
+
+    Raises:
+        UsageError: there is none.
+    """
+    found = next((weight for weight in entries() if weight.name == name), None)
+    if found is None:
+        known = ", ".join(weight.name for weight in entries() if weight.downloads)
+        raise UsageError(f"{name!r} is not in the catalogue of weights. These can be downloaded: {known}.")
+    return found
+
+
+def how_to_get(weight: Weight) -> str:
+    """What the user has to do for a file that is missing, in a sentence."""
+    if weight.downloads:
+        return (
+            f"Run `expportrait weights fetch {weight.name}`, or put {weight.source} into {folders()[-1]} or into the "
+            "folder that EXPPORTRAIT_WEIGHTS names."
+        )
+    if weight.form:
+        return f"Accept its licence on {weight.form}, and put {weight.file} into {folders()[-1]}."
+    return f"Install {weight.source}." if weight.package else "Install the tool again."
 
 
 def downloaded_file(name: str) -> Path:
@@ -112,13 +147,10 @@ def downloaded_file(name: str) -> Path:
     Raises:
         WeightsError: it is in none of the folders.
     """
-    weight = next(entry for entry in entries() if entry.name == name)
+    weight = entry(name)
     path = locate(weight)
     if path is None:
-        raise WeightsError(
-            f"{weight.file} is missing: this mediapipe ships no models. Download {weight.source} to {folders()[-1]}, "
-            "or to the folder that EXPPORTRAIT_WEIGHTS names."
-        )
-    if sha256(path) != weight.sha256:
+        raise WeightsError(f"{weight.file} is missing. {how_to_get(weight)}")
+    if weight.sha256 and sha256(path) != weight.sha256:
         log.warning("%s is not the published %s: the figures of this tool may not hold.", path, weight.file)
     return path

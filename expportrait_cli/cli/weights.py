@@ -1,7 +1,9 @@
-"""`expportrait weights`: what the tool needs, where it came from, whether it is there and whole."""
+"""`expportrait weights`: what the tool needs, where it came from, whether it is there and whole, and getting it."""
 
 import json
+import logging
 from dataclasses import asdict
+from typing import Annotated
 
 import typer
 
@@ -9,7 +11,9 @@ from expportrait_cli import weights as store
 from expportrait_cli.cli import options
 from expportrait_cli.errors import WeightsError
 
-app = typer.Typer(help="List the weights with their licences, or verify their hashes.", rich_markup_mode=None)
+log = logging.getLogger(__name__)
+
+app = typer.Typer(help="List the weights with their licences, verify their hashes, or download.", rich_markup_mode=None)
 
 
 @app.command("list")
@@ -35,6 +39,32 @@ def verify(*, quiet: options.Quiet = False, log_level: options.LogLevel = None) 
     bad = [f"{weight.name} is {state}" for weight, state in states if is_bad(weight, state)]
     if bad:
         raise WeightsError(f"{'; '.join(bad)}. Reinstall the package that it came from: `expportrait weights list`.")
+
+
+@app.command("fetch")
+def fetch(
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Names that `weights list` prints.")],
+    *,
+    quiet: options.Quiet = False,
+    log_level: options.LogLevel = None,
+) -> None:
+    """Download files into the cache folder, and check their hashes; a download that was cut short goes on."""
+    from expportrait_cli.artifacts.digest import sha256
+    from expportrait_cli.cli.display import Display
+    from expportrait_cli.fetch import fetch as download
+
+    with Display() as display:
+        for weight in [store.entry(name) for name in names]:
+            progress = display.stage(f"{weight.name}, MB")
+            path = download(
+                weight,
+                store.folders()[-1],
+                lambda done, total, show=progress: show(done >> 20, total >> 20 if total else None),
+            )
+            log.info("%s: %s", weight.name, weight.licence)
+            if not weight.sha256:
+                log.info("%s: nobody published its sha256; this one has %s", weight.name, sha256(path))
+            typer.echo(str(path))
 
 
 def is_bad(weight: store.Weight, state: store.State) -> bool:

@@ -76,13 +76,14 @@ def _weights() -> list[Check]:
     checks = [Check("mediapipe through", models[mediapipe_interface()])]
     for weight in catalogue():
         found = state(weight)
-        note = "not installed; needed by eval only" if weight.optional and found == "missing" else found
+        absent = weight.optional and found == "missing"
+        note = f"not installed; needed by {', '.join(weight.needed_by)} only" if absent else found
         where = locate(weight)
         checks.append(
             Check(
                 weight.name,
                 f"{note}, {weight.licence}{f', {where}' if where else ''}",
-                found == "ok" or (weight.optional and found == "missing"),
+                absent or found in ("ok", "unknown"),
             )
         )
     return checks

@@ -1,0 +1,238 @@
+"""Downloads from a server on this machine that breaks off, changes its mind and refuses, as real ones do."""
+
+import hashlib
+import socket
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from expportrait_cli import fetch as fetching
+from expportrait_cli import weights
+from expportrait_cli.cli import app
+from expportrait_cli.errors import OutputError, UsageError, WeightsError
+from expportrait_cli.fetch import PIECE, fetch
+from expportrait_cli.weights import Weight
+
+CONTENT = np.random.default_rng(0).bytes(5 * PIECE + 123)
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+class Publisher(ThreadingHTTPServer):
+    """Serves CONTENT at every path but /missing."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Answer)
+        self.content, self.tag = CONTENT, '"first"'
+        self.cut_after: int | None = None
+        """Bytes after which the connection breaks."""
+        self.knows_ranges = True
+        self.asked: list[str] = []
+        """Range of each request."""
+        self.sent = 0
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class Answer(BaseHTTPRequestHandler):
+    server: Publisher
+
+    def do_GET(self) -> None:
+        publisher = self.server
+        wanted = self.headers.get("Range", "")
+        publisher.asked.append(wanted)
+        if self.path == "/missing":
+            self.send_error(404)
+            return
+        start, content = 0, publisher.content
+        if wanted and publisher.knows_ranges and self.headers.get("If-Range") == publisher.tag:
+            start = int(wanted.removeprefix("bytes=").removesuffix("-"))
+            if start >= len(content):
+                self.send_response(416)
+                self.send_header("Content-Range", f"bytes */{len(content)}")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        else:
+            self.send_response(200)
+        self.send_header("Content-Length", str(len(content) - start))
+        self.send_header("ETag", publisher.tag)
+        self.end_headers()
+        body = content[start:][: publisher.cut_after]
+        publisher.sent += len(body)
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def publisher() -> Iterator[Publisher]:
+    server = Publisher()
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def entry(publisher: Publisher, *, path: str = "/net.onnx", sha256: str = SHA256, form: str = "") -> Weight:
+    return Weight("net", "net.onnx", publisher.address + path, sha256, "MIT", ("fit",), optional=True, form=form)
+
+
+def silent(done: int, total: int | None) -> None:
+    pass
+
+
+def left(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_arrives_whole_and_is_not_fetched_twice(publisher, tmp_path):
+    seen = []
+    path = fetch(entry(publisher), tmp_path / "new", lambda *step: seen.append(step))
+    assert path.read_bytes() == CONTENT and left(path.parent) == ["net.onnx"]
+    assert seen[-1] == (len(CONTENT), len(CONTENT)) and len(seen) >= 6
+    assert fetch(entry(publisher), tmp_path / "new", silent) == path and len(publisher.asked) == 1
+
+
+def test_a_broken_download_goes_on_where_it_stopped(publisher, tmp_path):
+    publisher.cut_after = 2 * PIECE + 7
+    with pytest.raises(WeightsError, match=f"broke off after {2 * PIECE + 7} of {len(CONTENT)} bytes"):
+        fetch(entry(publisher), tmp_path, silent)
+    assert not (tmp_path / "net.onnx").exists() and (tmp_path / ".net.onnx.partial").stat().st_size == 2 * PIECE + 7
+    publisher.cut_after = None
+    seen = []
+    path = fetch(entry(publisher), tmp_path, lambda *step: seen.append(step))
+    assert path.read_bytes() == CONTENT and left(tmp_path) == ["net.onnx"]
+    assert publisher.asked == ["", f"bytes={2 * PIECE + 7}-"] and publisher.sent == len(CONTENT)
+    assert seen[0][0] > 2 * PIECE + 7 and seen[-1] == (len(CONTENT), len(CONTENT))
+
+
+def test_an_interrupt_keeps_what_has_arrived(publisher, tmp_path):
+    def interrupt(done: int, total: int | None) -> None:
+        if done >= 3 * PIECE:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fetch(entry(publisher), tmp_path, interrupt)
+    assert (tmp_path / ".net.onnx.partial").stat().st_size == 3 * PIECE
+    assert fetch(entry(publisher), tmp_path, silent).read_bytes() == CONTENT
+    assert publisher.asked[1] == f"bytes={3 * PIECE}-"
+
+
+def test_all_there_but_not_yet_named(publisher, tmp_path):
+    (tmp_path / ".net.onnx.partial").write_bytes(CONTENT)
+    (tmp_path / ".net.onnx.partial.version").write_text(publisher.tag)
+    assert fetch(entry(publisher), tmp_path, silent).read_bytes() == CONTENT
+    assert publisher.sent == 0
+
+
+@pytest.mark.parametrize("why", ["another version", "no ranges", "no mark", "too long"])
+def test_what_cannot_be_gone_on_with_starts_anew(publisher, tmp_path, why):
+    (tmp_path / ".net.onnx.partial").write_bytes(b"old" * (len(CONTENT) if why == "too long" else 1))
+    if why != "no mark":
+        (tmp_path / ".net.onnx.partial.version").write_text('"first"')
+    publisher.tag = '"second"' if why == "another version" else '"first"'
+    publisher.knows_ranges = why != "no ranges"
+    # Without a hash in the catalogue nothing else would notice a file that is half old and half new.
+    assert fetch(entry(publisher, sha256=""), tmp_path, silent).read_bytes() == CONTENT
+    assert left(tmp_path) == ["net.onnx"]
+
+
+def test_a_wrong_hash_leaves_nothing(publisher, tmp_path):
+    with pytest.raises(WeightsError, match=f"has the sha256 {SHA256}, expected {'0' * 64}: thrown away") as caught:
+        fetch(entry(publisher, sha256="0" * 64), tmp_path, silent)
+    assert "\n" not in str(caught.value) and left(tmp_path) == []
+
+
+def test_a_wrong_file_is_replaced(publisher, tmp_path):
+    (tmp_path / "net.onnx").write_bytes(b"<html>sign in</html>")
+    assert fetch(entry(publisher), tmp_path, silent).read_bytes() == CONTENT
+
+
+def test_one_download_of_a_file_at_a_time(publisher, tmp_path):
+    def second(done: int, total: int | None) -> None:
+        with pytest.raises(WeightsError, match="in the hands of another download"):
+            fetch(entry(publisher), tmp_path, silent)
+
+    assert fetch(entry(publisher), tmp_path, second).read_bytes() == CONTENT
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(publisher, tmp_path):
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(OutputError, match=r"cache cannot be written to: .*exists"):
+        fetch(entry(publisher), tmp_path / "cache", silent)
+    assert publisher.asked == []
+
+
+def test_a_silent_server_is_not_waited_for(monkeypatch, tmp_path):
+    monkeypatch.setattr(fetching, "TIMEOUT_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silence:
+        url = f"http://127.0.0.1:{silence.getsockname()[1]}/net.onnx"
+        with pytest.raises(WeightsError, match="cannot be reached: timed out"):
+            fetch(Weight("net", "net.onnx", url, SHA256, "MIT", ("fit",)), tmp_path, silent)
+
+
+def run(monkeypatch: pytest.MonkeyPatch, folder: Path, weight: Weight) -> int:
+    monkeypatch.setattr(weights, "entries", lambda: (weight,))
+    monkeypatch.setattr(weights, "folders", lambda: (folder,))
+    return app.run(["weights", "fetch", "net"])
+
+
+def test_the_command_prints_the_path(publisher, monkeypatch, tmp_path, capsys):
+    assert run(monkeypatch, tmp_path, entry(publisher)) == 0
+    out, err = capsys.readouterr()
+    assert out == f"{tmp_path / 'net.onnx'}\n"
+    assert "net: MIT\n" in err and "net, MB: 1 of 1" in err and "sha256" not in err
+
+
+def test_an_unknown_hash_is_told(publisher, monkeypatch, tmp_path, capsys):
+    assert run(monkeypatch, tmp_path, entry(publisher, sha256="")) == 0
+    assert f"net: nobody published its sha256; this one has {SHA256}\n" in capsys.readouterr().err
+
+
+def offline() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        return f"http://127.0.0.1:{closed.getsockname()[1]}/net.onnx"
+
+
+@pytest.mark.parametrize(
+    ("why", "says"),
+    [
+        ("missing", "answered 404 Not Found"),
+        ("offline", "cannot be reached: Connection refused."),
+        ("form", "Accept its licence on https://example.org/licence, and put net.onnx into"),
+        ("wheel", "cannot be downloaded by this command. Install PyPI net 1.0."),
+    ],
+)
+def test_what_cannot_be_fetched_is_one_line(publisher, monkeypatch, tmp_path, capsys, why, says):
+    match why:
+        case "missing":
+            weight = entry(publisher, path="/missing")
+        case "offline":
+            weight = Weight("net", "net.onnx", offline(), SHA256, "MIT", ("fit",))
+        case "form":
+            weight = entry(publisher, form="https://example.org/licence")
+        case _:
+            weight = Weight("net", "net.onnx", "PyPI net 1.0", SHA256, "MIT", ("fit",), package="net")
+    assert run(monkeypatch, tmp_path, weight) == 4
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and says in err
+    assert not (tmp_path / "net.onnx").exists()
+
+
+def test_an_unknown_name_is_a_usage_error(monkeypatch, capsys):
+    assert app.run(["weights", "fetch", "nothing"]) == 2
+    message = capsys.readouterr().err
+    assert "'nothing' is not in the catalogue" in message and "david" in message
+    with pytest.raises(UsageError):
+        weights.entry("nothing")
