@@ -163,5 +163,7 @@ def _colours(path: Path, fit: HeadFit, head: HeadModel) -> UInt8[np.ndarray, "V 
     is_hidden = (layers.depth > layers.zbuffer[row, column] + DEPTH_SLACK_M) | (layers.cosine <= 0)
     # Continued smoothly, what the photo does not show behind the lips would be as bright as they are.
     for name, colour in (("mouth_cavity", CAVITY), ("teeth_upper", ENAMEL), ("teeth_lower", ENAMEL)):
-        colours[is_hidden & head.part(name).numpy()] = colour
+        # Other head models have other parts.
+        if name in head.part_names:
+            colours[is_hidden & head.part(name).numpy()] = colour
     return colours
