@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from expportrait_cli.pipeline.record import versions
-from expportrait_cli.weights import catalogue, folders, locate, mediapipe_interface, state
+from expportrait_cli.weights import catalogue, entry, folders, locate, mediapipe_interface, state
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Check:
 
 def examine() -> list[Check]:
     """Everything that a result on this machine depends on."""
-    return [*_system(), *_packages(), _ffmpeg(), *_devices(), *_weights(), *_folders()]
+    return [*_system(), *_packages(), _ffmpeg(), *_devices(), _estimator(), *_weights(), *_folders()]
 
 
 def _system() -> list[Check]:
@@ -63,12 +63,24 @@ def _devices() -> list[Check]:
         torch.cuda.get_device_name() if device.type == "cuda" else "none that torch can use: everything runs on the CPU"
     )
     backend, reason = choose(device)
-    licence = {"warp": "Apache-2.0", "nvdiffrast": "research use only"}.get(backend, "Apache-2.0")
+    licence = "NVIDIA's source code licence, non-commercial" if backend == "nvdiffrast" else "Apache-2.0"
     return [
         Check("gpu", gpu),
         Check("torch threads", str(torch.get_num_threads())),
         Check("rasteriser", f"{backend} ({licence}): {reason}"),
     ]
+
+
+def _estimator() -> Check:
+    from expportrait_cli.detect.estimate import available
+
+    match available():
+        case "david", reason:
+            return Check("estimator", f"david ({entry('david').licence}): {reason}")
+        case "sapiens", reason:
+            return Check("estimator", f"sapiens ({entry('sapiens-normal').licence}): {reason}")
+        case _, reason:
+            return Check("estimator", f"none: {reason}")
 
 
 def _weights() -> list[Check]:

@@ -1,0 +1,167 @@
+"""Normals and depth of a crop, from networks that the user may add: one small interface, an adapter for each network.
+
+Normals have the axes of normal maps (`render.encode`): camera space, x right, y up, z to the viewer.
+"""
+
+import logging
+from dataclasses import dataclass
+from importlib.util import find_spec
+from itertools import permutations, product
+from typing import Literal, Protocol, runtime_checkable
+
+import cv2
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from expportrait_cli.errors import InputError
+from expportrait_cli.weights import Weight, downloaded_file, entry, locate
+
+EstimatorName = Literal["auto", "david", "sapiens", "none"]
+
+DOUBTFUL = 0.8
+"""Confidence below which a normal should not be fitted to."""
+KNOWN = 0.1
+"""Confidence below which nothing at all is known."""
+MARGIN = 0.1
+"""Mean cosine by which the right axes have to win. A frontal head separates the next best by 0.4."""
+SAPIENS_NORMALS = ("sapiens-normal", "sapiens-normal-small")
+"""Entries of the catalogue, the better first."""
+INSTALL = "pip install 'expportrait-cli[normals]'"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a network says about a square crop."""
+
+    normals: Float32[np.ndarray, "S S 3"]
+    """x right, y up, z to the viewer; unit length, zero where nothing is known."""
+    depth: Float32[np.ndarray, "S S"]
+    """Grows with the distance, up to scale and shift; NaN where nothing is known, or where the network has none."""
+    confidence: Float32[np.ndarray, "S S"]
+    """0..1: how long the network's vector was before it was made a unit, times how much of the pixel is the person."""
+
+
+@runtime_checkable
+class Estimator(Protocol):
+    """A network behind its adapter."""
+
+    name: str
+    licence: str
+
+    def __call__(self, crop: UInt8[np.ndarray, "S S 3"]) -> Estimate:
+        """Estimate an RGB crop."""
+        ...
+
+
+@dataclass(frozen=True)
+class Axes:
+    """How a network's vectors turn into normals."""
+
+    matrix: Float32[np.ndarray, "3 3"]
+    """A signed permutation: normal = matrix @ vector."""
+    cosine: float
+    """Mean cosine to the expected normals."""
+    margin: float
+    """How much worse the next best does."""
+
+
+def available() -> tuple[Literal["david", "sapiens", "none"], str]:
+    """Name the estimator that `auto` takes on this machine, and say why, in words for the user. Loads none."""
+    found = locate(entry("david")) is not None
+    runtime = find_spec("onnxruntime") is not None
+    if found and runtime:
+        return "david", "its file and onnxruntime are there"
+    if sapiens_file() is not None:
+        return "sapiens", "its file is there; DAViD's or onnxruntime is not"
+    steps = [*([] if runtime else [INSTALL]), *([] if found else ["expportrait weights fetch david"])]
+    missing = "`, then `".join(steps)
+    return "none", f"no network for normals and depth; DAViD (MIT) would do: `{missing}`"
+
+
+def sapiens_file() -> Weight | None:
+    """Entry of the best file of Sapiens' normals that is there."""
+    return next((weight for weight in map(entry, SAPIENS_NORMALS) if locate(weight) is not None), None)
+
+
+def estimator(name: EstimatorName) -> Estimator | None:
+    """Load an estimator. `auto` takes what is there, and says in one line how to get one where nothing is.
+
+    Raises:
+        WeightsError: it was asked for by name, and its file or the package that runs it is missing or unusable.
+    """
+    match name:
+        case "none":
+            return None
+        case "auto":
+            found, reason = available()
+            log.info("normals and depth: %s", reason if found == "none" else f"{found}, {reason}")
+            return estimator(found)
+        case "david":
+            from expportrait_cli.detect.david import David
+
+            return David(downloaded_file("david"))
+        case "sapiens":
+            from expportrait_cli.detect.sapiens import Sapiens
+
+            weight = sapiens_file()
+            return Sapiens(downloaded_file(weight.name if weight else SAPIENS_NORMALS[0]))
+
+
+def assemble(
+    vectors: Float32[np.ndarray, "S S 3"],
+    axes: Float32[np.ndarray, "3 3"],
+    *,
+    depth: Float32[np.ndarray, "S S"] | None = None,
+    matte: Float32[np.ndarray, "S S"] | None = None,
+) -> Estimate:
+    """Turn a network's own vectors, depth (growing with the distance) and matte into an estimate.
+
+    A vector or depth that is not finite counts as unknown.
+    """
+    finite = np.isfinite(vectors).all(-1)
+    vectors = np.where(finite[..., None], vectors, np.float32(0))
+    length = np.linalg.norm(vectors, axis=-1)
+    confidence = np.minimum(length, 1) * (1 if matte is None else np.clip(matte, 0, 1))
+    known = confidence >= KNOWN
+    normals = np.where(known[..., None], vectors @ axes.T / np.maximum(length, 1e-6)[..., None], 0)
+    far = np.full(length.shape, np.nan) if depth is None else np.where(known & np.isfinite(depth), depth, np.nan)
+    return Estimate(normals.astype(np.float32), far.astype(np.float32), confidence.astype(np.float32))
+
+
+def establish_axes(vectors: Float32[np.ndarray, "S S 3"], expected: Float32[np.ndarray, "S S 3"]) -> Axes:
+    """Find which of the 48 signed permutations of its axes brings a network's vectors onto normals that are known.
+
+    Compares where both are there. The axes of networks are rarely written down, and wrong ones ruin a fit silently:
+    a frontal face, rendered or fitted, tells them apart.
+
+    Raises:
+        InputError: too little to compare, or no set of axes fits clearly better than all others.
+    """
+    used = (expected != 0).any(-1) & (vectors != 0).any(-1) & np.isfinite(vectors).all(-1)
+    if used.sum() < 100:
+        raise InputError(f"Only {used.sum()} pixels have normals to compare. Use a picture that a frontal face fills.")
+    units = [values[used] / np.linalg.norm(values[used], axis=-1, keepdims=True) for values in (vectors, expected)]
+    # The mean cosine is linear in the axes: sum(matrix * correlation).
+    correlation = units[1].T @ units[0] / used.sum()
+    candidates = [
+        np.diag(signs).astype(np.float32) @ np.eye(3, dtype=np.float32)[list(order)]
+        for order in permutations(range(3))
+        for signs in product((1, -1), repeat=3)
+    ]
+    scores = np.array([(matrix * correlation).sum() for matrix in candidates])
+    second, first = np.argsort(scores)[-2:]
+    margin = float(scores[first] - scores[second])
+    if margin < MARGIN:
+        raise InputError(
+            f"The normals do not tell their axes: the best fit has a mean cosine of {scores[first]:.2f}, the next has "
+            f"{scores[second]:.2f}. Use a frontal face that fills the picture."
+        )
+    return Axes(candidates[first], float(scores[first]), margin)
+
+
+def resized(values: Float32[np.ndarray, "h w *C"], side: int) -> Float32[np.ndarray, "S S *C"]:
+    """Bring a map to `side` x `side`; averages when it shrinks."""
+    shrinks = side < values.shape[0]
+    return cv2.resize(values, (side, side), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)

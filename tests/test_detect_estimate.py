@@ -1,0 +1,377 @@
+"""Estimators of normals, on networks made here that say something known about the picture that they are shown.
+
+A test picture is the normal map of a rendered head, in its colours: a network that takes colours for vectors is right.
+"""
+
+import os
+import subprocess
+import sys
+from itertools import permutations, product
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper
+from PIL import Image
+
+from expportrait_cli import weights
+from expportrait_cli.artifacts.types import CROP_SIZE
+from expportrait_cli.detect import estimate
+from expportrait_cli.detect.crop import Crop, crop_image
+from expportrait_cli.detect.david import AXES, David
+from expportrait_cli.detect.estimate import KNOWN, assemble, establish_axes, estimator
+from expportrait_cli.detect.sapiens import AXES as SAPIENS_AXES
+from expportrait_cli.detect.sapiens import MEAN, STD, Sapiens, SapiensKeypoints, peaks
+from expportrait_cli.errors import InputError, WeightsError
+from expportrait_cli.geometry.camera import Camera
+from expportrait_cli.head import coarse, default_torso, dense, joints, pose
+from expportrait_cli.head.fitted import fitted_mesh
+from expportrait_cli.render.buffers import Buffers, render_buffers
+from expportrait_cli.render.encode import encode
+
+pytest_plugins = ("astronaut",)
+
+SIGNED = [np.diag(s) @ np.eye(3)[list(p)] for p in permutations(range(3)) for s in product((1.0, -1.0), repeat=3)]
+LEFT_HANDED_DOWN = np.array([[0, 1, 0], [-1, 0, 0], [0, 0, -1]], np.float32)
+"""Axes that no network has, so that nothing is right by chance: a test's own."""
+
+
+@pytest.fixture(scope="module")
+def frontal(head) -> Buffers:
+    """The mean head, looking straight into the camera."""
+    still = {"jaw": torch.zeros(3), "gaze": torch.zeros(4)}
+    identity, rotation = torch.zeros(head.identity_basis.shape[2]), torch.tensor([torch.pi, 0.0, 0.0])
+    translation = torch.tensor([0.0, -0.02, 1.1])
+    canonical = dense(head, coarse(head, identity, torch.zeros(len(head.expression_names)), **still))
+    torso_rotation, torso_translation = default_torso(head, identity, rotation, translation)
+    verts_cam = pose(
+        head,
+        canonical,
+        joints(head, identity),
+        rotation=rotation,
+        translation=translation,
+        torso_rotation=torso_rotation,
+        torso_translation=torso_translation,
+        **still,
+    )
+    camera = Camera.of_crop(1300.0, CROP_SIZE, CROP_SIZE)
+    return render_buffers(verts_cam[None], head.dense_faces, camera, antialias=False)
+
+
+@pytest.fixture(scope="module")
+def normals(frontal) -> np.ndarray:
+    return frontal.normals[0].numpy()
+
+
+@pytest.fixture(scope="module")
+def crop(normals) -> np.ndarray:
+    return encode(normals)
+
+
+def angle_deg(one: np.ndarray, other: np.ndarray, where: np.ndarray) -> np.ndarray:
+    cosine = (one[where] * other[where]).sum(-1) / np.linalg.norm(other[where], axis=-1)
+    return np.degrees(np.arccos(np.clip(cosine, -1, 1)))
+
+
+def david_file(
+    path: Path, *, axes: np.ndarray = AXES, order: tuple[str, ...] = ("depth", "normals", "matte"), side: int = 512
+) -> Path:
+    """A network in DAViD's shape: vectors = axes^T @ (2 rgb - 1), matte = their length, depth = 3 - their own z."""
+
+    def constant(name: str, values: np.ndarray) -> onnx.TensorProto:
+        return onnx.numpy_helper.from_array(values, name)
+
+    kernel = np.linalg.inv(axes).astype(np.float32)[:, :, None, None]
+    nodes = [
+        # Blue comes first: only a picture in that order gives the right vectors.
+        helper.make_node("Gather", ["input", "rgb_order"], ["rgb"], axis=1),
+        helper.make_node("Mul", ["rgb", "two"], ["doubled"]),
+        helper.make_node("Sub", ["doubled", "one"], ["own"]),
+        helper.make_node("Conv", ["own", "kernel"], ["normals"]),
+        helper.make_node("ReduceL2", ["own", "channel"], ["matte"], keepdims=1),
+        helper.make_node("Gather", ["own", "z"], ["height"], axis=1),
+        helper.make_node("Sub", ["three", "height"], ["depth"]),
+    ]
+    shapes = {"depth": [1, side, side], "normals": [1, 3, side, side], "matte": [1, 1, side, side]}
+    graph = helper.make_graph(
+        nodes,
+        "david",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", 3, side, side])],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shapes[name]) for name in order],
+        [
+            constant("rgb_order", np.array([2, 1, 0])),
+            constant("two", np.float32(2)),
+            constant("one", np.float32(1)),
+            constant("three", np.float32(3)),
+            constant("channel", np.array([1])),
+            constant("z", np.array(2)),
+            constant("kernel", kernel),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+    return path
+
+
+class Colours(torch.nn.Module):
+    """Takes the colours of a picture that was made ready for Sapiens for vectors."""
+
+    def __init__(self, axes: np.ndarray = SAPIENS_AXES) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(MEAN)[:, None, None])
+        self.register_buffer("std", torch.tensor(STD)[:, None, None])
+        self.register_buffer("own", torch.from_numpy(np.linalg.inv(axes).astype(np.float32)))
+
+    def forward(self, picture: torch.Tensor) -> torch.Tensor:
+        rgb = picture * self.std + self.mean
+        # Half the size, as a net may answer.
+        vectors = torch.einsum("ij,njhw->nihw", self.own, rgb / 127.5 - 1)
+        return torch.nn.functional.avg_pool2d(vectors, 2)
+
+
+class Spot(Colours):
+    """Heatmaps of how red the picture is, all 308 alike, a quarter of its size."""
+
+    def forward(self, picture: torch.Tensor) -> torch.Tensor:
+        red = (picture * self.std + self.mean)[:, :1]
+        size = [256, 192]
+        heat = torch.nn.functional.interpolate(red / 255, size, mode="bilinear", align_corners=True)
+        return heat.expand(1, 308, 256, 192)
+
+
+class Thief(torch.nn.Module):
+    def forward(self, picture: torch.Tensor) -> torch.Tensor:
+        torch.save(picture, "/tmp/stolen")
+        return picture
+
+
+def script(module: torch.nn.Module, path: Path) -> Path:
+    with pytest.warns(DeprecationWarning):
+        torch.jit.script(module).save(str(path))
+    return path
+
+
+@pytest.mark.parametrize("side", [512, 256, 700])
+def test_david_reads_a_rendered_head(side, crop, normals, tmp_path):
+    david = David(david_file(tmp_path / "david.onnx"))
+    found = david(cv2.resize(crop, (side, side), interpolation=cv2.INTER_LINEAR))
+    expected = cv2.resize(normals, (side, side), interpolation=cv2.INTER_LINEAR)
+    inside = np.linalg.norm(expected, axis=-1) > 0.999
+    assert inside.mean() > 0.2
+    assert np.percentile(angle_deg(found.normals, expected, inside), 99) < 1.5
+    lengths = np.linalg.norm(found.normals, axis=-1)
+    assert np.abs(lengths[found.confidence >= KNOWN] - 1).max() < 1e-5
+    background = cv2.erode((expected == 0).all(-1).astype(np.uint8), np.ones((5, 5))) > 0
+    assert background.mean() > 0.2
+    assert not lengths[background].any() and np.isnan(found.depth[background]).all()
+    assert found.confidence[background].max() < KNOWN
+    # Resized twice, vectors shorten at creases and at the outline.
+    assert np.percentile(found.confidence[inside], 2) > 0.9
+    assert np.percentile(np.abs(found.depth[inside] - (3 - expected[inside][:, 2])), 99) < 0.02
+
+
+@pytest.mark.parametrize("order", list(permutations(("depth", "normals", "matte"))))
+def test_the_order_of_davids_outputs_does_not_matter(order, crop, tmp_path):
+    found = David(david_file(tmp_path / "david.onnx", order=order)).raw(crop)
+    assert found["normals"].shape == (*crop.shape[:2], 3) and found["depth"].min() > 1.9 and found["matte"].min() >= 0
+
+
+def test_axes_are_established_on_a_head(crop, normals, tmp_path):
+    david = David(david_file(tmp_path / "david.onnx", axes=LEFT_HANDED_DOWN))
+    axes = establish_axes(david.raw(crop)["normals"], normals)
+    assert (axes.matrix == LEFT_HANDED_DOWN).all()
+    assert axes.cosine > 0.999 and axes.margin > 0.25
+    # The adapter's own constant is wrong for this network, and shows it.
+    assert establish_axes(david(crop).normals, normals).matrix.tolist() == LEFT_HANDED_DOWN.tolist()
+
+
+def test_all_axes_are_told_apart_in_spite_of_errors(normals):
+    generator = np.random.default_rng(0)
+    # 17 degrees of error, and a head whose relief is twice as strong as the expected one's.
+    noisy = normals * [2, 2, 1] + generator.normal(0, 0.2, normals.shape) * (normals != 0).any(-1, keepdims=True)
+    margins = []
+    for matrix in SIGNED:
+        found = establish_axes((noisy @ matrix).astype(np.float32), normals)
+        assert found.matrix.tolist() == matrix.tolist()
+        margins.append(found.margin)
+    assert len(SIGNED) == 48 and min(margins) > 0.25
+
+
+def test_a_picture_that_tells_no_axes_is_refused(normals):
+    flat = np.zeros_like(normals)
+    flat[..., 2] = 1
+    with pytest.raises(InputError, match="do not tell their axes"):
+        establish_axes(flat, flat)
+    with pytest.raises(InputError, match="Only 0 pixels"):
+        establish_axes(normals, np.zeros_like(normals))
+
+
+def test_what_is_not_finite_is_unknown():
+    vectors = np.tile(np.float32([0, 0, 1]), (2, 2, 1))
+    vectors[0, 0, 1], vectors[0, 1], vectors[1, 0] = np.nan, 0, [0, 0.6, 0]
+    depth = np.float32([[1, 2], [3, np.inf]])
+    found = assemble(vectors, AXES, depth=depth, matte=np.float32([[1, 1], [1, 1.2]]))
+    assert found.normals.tolist() == [[[0, 0, 0], [0, 0, 0]], [[0, 1, 0], [0, 0, 1]]]
+    assert np.isnan(found.depth).tolist() == [[True, True], [False, True]]
+    assert found.confidence == pytest.approx(np.float32([[0, 0], [0.6, 1]]))
+    assert np.isnan(assemble(vectors, AXES).depth).all()
+
+
+@pytest.mark.parametrize("side", [512, 900])
+def test_sapiens_reads_a_rendered_head(side, crop, normals, tmp_path):
+    sapiens = Sapiens(script(Colours(), tmp_path / "sapiens.pt2"))
+    found = sapiens(cv2.resize(crop, (side, side), interpolation=cv2.INTER_LINEAR))
+    expected = cv2.resize(normals, (side, side), interpolation=cv2.INTER_LINEAR)
+    inside = np.linalg.norm(expected, axis=-1) > 0.9995
+    assert np.median(angle_deg(found.normals, expected, inside)) < 0.6
+    assert np.percentile(angle_deg(found.normals, expected, inside), 95) < 3
+    assert np.isnan(found.depth).all() and found.confidence.max() == 1
+
+
+def test_sapiens_axes_can_be_established_too(crop, normals, tmp_path):
+    sapiens = Sapiens(script(Colours(LEFT_HANDED_DOWN), tmp_path / "sapiens.pt2"))
+    assert (establish_axes(sapiens.raw(crop), normals).matrix == LEFT_HANDED_DOWN).all()
+
+
+@pytest.mark.parametrize("side", [512, 768, 1200])
+@pytest.mark.parametrize("place", [(0.5, 0.5), (0.2, 0.7), (0.9, 0.15)])
+def test_keypoints_are_where_they_are_in_the_crop(side, place, tmp_path):
+    spot_px = side * np.array(place) + 0.3
+    y, x = np.mgrid[:side, :side] + 0.5
+    heat = np.exp(-((x - spot_px[0]) ** 2 + (y - spot_px[1]) ** 2) / (2 * (side / 60) ** 2))
+    picture = np.zeros((side, side, 3), np.uint8)
+    picture[..., 0] = np.rint(255 * heat)
+    points = SapiensKeypoints(script(Spot(), tmp_path / "pose.pt2"))(picture)
+    assert points.shape == (308, 3)
+    # A heatmap has one pixel for four of the net's 768.
+    assert np.abs(points[:, :2] - spot_px).max() < 0.1 * 4 * side / 768
+    assert points[:, 2] == pytest.approx(heat.max(), abs=0.05)
+
+
+def test_peaks_are_found_to_a_tenth_of_a_pixel_and_stay_inside():
+    y, x = np.mgrid[:64, :48].astype(float)
+    true = np.array([[20.3, 31.8], [0.0, 0.0], [46.7, 62.6], [24.5, 10.5]])
+    maps = np.stack([0.8 * np.exp(-((x - a) ** 2 + (y - b) ** 2) / 8) for a, b in true])
+    found = peaks(np.concatenate([maps, np.zeros((1, 64, 48))]).astype(np.float32))
+    assert np.abs(found[[0, 3], :2] - true[[0, 3]]).max() < 0.02
+    assert np.abs(found[[1, 2], :2] - true[[1, 2]]).max() < 1.1
+    assert found[4].tolist() == [0, 0, 0]
+
+
+@pytest.fixture
+def folder(monkeypatch, tmp_path) -> Path:
+    """The only folder in which weights are looked for, apart from the catalogue's."""
+    monkeypatch.setattr(weights, "folders", lambda: (weights.CHECKOUT, tmp_path))
+    return tmp_path
+
+
+def test_without_any_file_auto_is_one_note(folder, caplog):
+    caplog.set_level("INFO", "expportrait_cli")
+    assert estimator("auto") is None and estimator("none") is None
+    assert [record.levelname for record in caplog.records] == ["INFO"]
+    assert "`expportrait weights fetch david`" in caplog.text and "MIT" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["david", "sapiens"])
+def test_a_missing_file_that_was_asked_for_is_an_error(name, folder):
+    with pytest.raises(WeightsError, match=f"is missing. Run `expportrait weights fetch {name}") as caught:
+        estimator(name)
+    assert caught.value.exit_code == 4 and "\n" not in str(caught.value)
+
+
+def test_auto_takes_what_is_there(folder, caplog):
+    caplog.set_level("INFO", "expportrait_cli")
+    script(Colours(), folder / weights.entry("sapiens-normal-small").file)
+    assert isinstance(estimator("auto"), Sapiens)
+    script(Colours(), folder / weights.entry("sapiens-normal").file)
+    assert estimate.sapiens_file() == weights.entry("sapiens-normal")
+    david_file(folder / weights.entry("david").file)
+    chosen = estimator("auto")
+    assert isinstance(chosen, David) and (chosen.name, chosen.licence) == ("david", "MIT")
+    assert "is not the published multi-task-model-vitl16_384.onnx" in caplog.text
+
+
+def test_without_onnxruntime(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.setattr(estimate, "find_spec", lambda name: None)
+    david_file(folder / weights.entry("david").file)
+    found, reason = estimate.available()
+    assert found == "none" and "pip install 'expportrait-cli[normals]'" in reason and "fetch" not in reason
+    with pytest.raises(WeightsError, match="needs the Python package onnxruntime"):
+        estimator("david")
+
+
+def test_a_foreign_onnx_is_refused_in_one_line(tmp_path):
+    def says(path: Path, pattern: str) -> None:
+        with pytest.raises(WeightsError, match=pattern) as caught:
+            David(path)
+        assert "\n" not in str(caught.value) and "weights fetch david" in str(caught.value)
+
+    says(david_file(tmp_path / "small.onnx", side=384), r"takes tensor\(float\) \['batch', 3, 384, 384\]")
+    says(david_file(tmp_path / "one.onnx", order=("normals",)), r"it gives \[\[1, 3, 512, 512\]\], expected depth")
+    (tmp_path / "page.onnx").write_text("<html>not found</html>")
+    says(tmp_path / "page.onnx", "cannot be read: .*Protobuf parsing failed")
+    (tmp_path / "cut.onnx").write_bytes((tmp_path / "one.onnx").read_bytes()[:200])
+    says(tmp_path / "cut.onnx", "cannot be read")
+
+
+def test_what_is_no_torchscript_is_refused_in_one_line(tmp_path):
+    def says(path: Path, pattern: str) -> None:
+        with pytest.raises(WeightsError, match=pattern) as caught:
+            Sapiens(path)
+        assert "\n" not in str(caught.value)
+
+    (tmp_path / "page.pt2").write_text("<html>not found</html>")
+    says(tmp_path / "page.pt2", "damaged or no TorchScript archive")
+    exported = torch.export.export(torch.nn.Linear(2, 2), (torch.zeros(1, 2),))
+    torch.export.save(exported, tmp_path / "exported.pt2")
+    says(tmp_path / "exported.pt2", "holds no TorchScript")
+    torch.save({"weight": torch.zeros(2)}, tmp_path / "pickle.pt2")
+    says(tmp_path / "pickle.pt2", "holds no TorchScript")
+    says(script(Thief(), tmp_path / "thief.pt2"), "program that reads or writes files, and is not loaded")
+
+
+def test_a_net_with_another_answer_is_refused(crop, tmp_path):
+    path = script(Colours(), tmp_path / "normals.pt2")
+    with pytest.raises(WeightsError, match=r"gives \[1, 3, 512, 384\], expected heatmaps \[1, 308, H, W\]"):
+        SapiensKeypoints(path)(crop)
+
+
+def test_choosing_loads_no_network():
+    code = "import sys; from expportrait_cli.detect import estimate; estimate.available(); print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"torch", "onnxruntime", "mediapipe"} & set(loaded)
+
+
+def test_doctor_names_the_estimator_and_its_licence(folder):
+    from expportrait_cli.pipeline import health
+
+    found = {check.name: check for check in health.examine()}
+    assert found["estimator"].found.startswith("none: no network") and found["estimator"].ok
+    assert found["david"].found == "not installed; needed by supervision only, MIT" and found["david"].ok
+    david_file(folder / weights.entry("david").file)
+    found = {check.name: check.found for check in health.examine()}
+    assert found["estimator"] == "david (MIT): its file and onnxruntime are there"
+    assert found["david"].startswith("wrong, MIT, ")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    "EXPPORTRAIT_DAVID" not in os.environ,
+    reason="needs DAViD's multi-task model: `expportrait weights fetch david`, and EXPPORTRAIT_DAVID set to its path",
+)
+def test_the_real_david_has_these_axes(photo, photo_tracking, fitted, head):
+    verts_cam = torch.from_numpy(fitted_mesh(fitted, head))
+    camera = Camera.of_crop(photo_tracking.focal_px, CROP_SIZE, CROP_SIZE)
+    buffers = render_buffers(verts_cam[None], head.dense_faces, camera)
+    crop = crop_image(np.asarray(Image.open(photo).convert("RGB")), Crop(*photo_tracking.crop), CROP_SIZE)
+    found = David(Path(os.environ["EXPPORTRAIT_DAVID"])).raw(crop)
+    expected = buffers.normals[0].numpy() * (buffers.mask[0] == 1).numpy()[..., None]
+    axes = establish_axes(found["normals"], expected)
+    assert (axes.matrix == AXES).all() and axes.cosine > 0.8
+    covered = (buffers.mask[0] == 1).numpy() & (found["matte"] > 0.9)
+    assert np.corrcoef(found["depth"][covered], buffers.depth[0].numpy()[covered])[0, 1] > 0.5
