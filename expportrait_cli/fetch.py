@@ -79,7 +79,11 @@ def _alone(partial: Path) -> Iterator[IO[bytes]]:
         # Opened just before another process finished and renamed it: what is open is then the finished file.
         if busy:
             raise WeightsError(f"{partial} is in the hands of another download. Wait until that has ended.")
-        yield stream
+        try:
+            yield stream
+        finally:
+            if os.fstat(stream.fileno()).st_size == 0:
+                partial.unlink(missing_ok=True)
 
 
 def _download(url: str, stream: IO[bytes], version: Path, progress: Progress) -> None:

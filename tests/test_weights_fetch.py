@@ -30,6 +30,8 @@ class Publisher(ThreadingHTTPServer):
         self.cut_after: int | None = None
         """Bytes after which the connection breaks."""
         self.knows_ranges = True
+        self.goes_on_by = 0
+        """Bytes that it leaves out when it goes on."""
         self.asked: list[str] = []
         """Range of each request."""
         self.sent = 0
@@ -51,7 +53,7 @@ class Answer(BaseHTTPRequestHandler):
             return
         start, content = 0, publisher.content
         if wanted and publisher.knows_ranges and self.headers.get("If-Range") == publisher.tag:
-            start = int(wanted.removeprefix("bytes=").removesuffix("-"))
+            start = int(wanted.removeprefix("bytes=").removesuffix("-")) + publisher.goes_on_by
             if start >= len(content):
                 self.send_response(416)
                 self.send_header("Content-Range", f"bytes */{len(content)}")
@@ -148,6 +150,15 @@ def test_what_cannot_be_gone_on_with_starts_anew(publisher, tmp_path, why):
     assert left(tmp_path) == ["net.onnx"]
 
 
+def test_a_server_that_goes_on_elsewhere_is_not_believed(publisher, tmp_path):
+    (tmp_path / ".net.onnx.partial").write_bytes(CONTENT[:PIECE])
+    (tmp_path / ".net.onnx.partial.version").write_text(publisher.tag)
+    publisher.goes_on_by = 1
+    with pytest.raises(WeightsError, match="went on at another place than asked"):
+        fetch(entry(publisher, sha256=""), tmp_path, silent)
+    assert (tmp_path / ".net.onnx.partial").read_bytes() == CONTENT[:PIECE]
+
+
 def test_a_wrong_hash_leaves_nothing(publisher, tmp_path):
     with pytest.raises(WeightsError, match=f"has the sha256 {SHA256}, expected {'0' * 64}: thrown away") as caught:
         fetch(entry(publisher, sha256="0" * 64), tmp_path, silent)
@@ -227,7 +238,7 @@ def test_what_cannot_be_fetched_is_one_line(publisher, monkeypatch, tmp_path, ca
     assert run(monkeypatch, tmp_path, weight) == 4
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and says in err
-    assert not (tmp_path / "net.onnx").exists()
+    assert left(tmp_path) == []
 
 
 def test_an_unknown_name_is_a_usage_error(monkeypatch, capsys):

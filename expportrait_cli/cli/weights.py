@@ -36,9 +36,10 @@ def verify(*, quiet: options.Quiet = False, log_level: options.LogLevel = None) 
     for weight, state in states:
         note = " (optional)" if weight.optional and state == "missing" else ""
         typer.echo(f"{state:<8} {weight.name}{note}")
-    bad = [f"{weight.name} is {state}" for weight, state in states if is_bad(weight, state)]
+    bad = [(weight, state) for weight, state in states if is_bad(weight, state)]
     if bad:
-        raise WeightsError(f"{'; '.join(bad)}. Reinstall the package that it came from: `expportrait weights list`.")
+        found = "; ".join(f"{weight.name} is {state}" for weight, state in bad)
+        raise WeightsError(f"{found}. {' '.join(dict.fromkeys(store.how_to_get(weight) for weight, _ in bad))}")
 
 
 @app.command("fetch")

@@ -43,6 +43,7 @@ class Estimate:
     """0..1: how long the network's vector was before it was made a unit, times how much of the pixel is the person."""
 
 
+# The tests check annotations as they run.
 @runtime_checkable
 class Estimator(Protocol):
     """A network behind its adapter."""

@@ -28,7 +28,8 @@ axes, with a mean cosine of 0.8 to a fitted body and 0.06 ahead of the next best
 KEYPOINTS = 308
 BLUR = 11
 """Window of the blur before a heatmap's peak is refined, px; lite/demo/pose_utils.py."""
-TOUCHES_FILES = re.compile(rb"\b(save|from_file)\b")
+REFUSED = re.compile(rb"\b(save|from_file)\b|\bops\b(?!\.prim\b)")
+"""Operators of PyTorch that touch files, and all of other libraries: torchvision's, for example, write pictures."""
 
 
 class Sapiens:
@@ -100,11 +101,11 @@ def _load(path: Path, device: torch.device) -> torch.jit.ScriptModule:
     """Load a TorchScript archive.
 
     It is a program, and no other form of these weights comes with its network. TorchScript's own interpreter runs it:
-    nothing of Python is unpickled or imported, and the program can only call operators on tensors. The two of them
-    that touch files are looked for first, because loading already runs a part of it.
+    nothing of Python is unpickled or imported, and the program can only call operators on tensors. Those that reach
+    further are looked for first, because loading may already run a part of it.
 
     Raises:
-        WeightsError: not such an archive, a damaged one, or one that names those operators.
+        WeightsError: not such an archive, a damaged one, or one that names operators of `REFUSED`.
     """
     how = "Take the file that ends in _torchscript.pt2: `expportrait weights list`."
     try:
@@ -114,8 +115,8 @@ def _load(path: Path, device: torch.device) -> torch.jit.ScriptModule:
         raise WeightsError(f"{path} is damaged or no TorchScript archive. {how}") from error
     if not programs:
         raise WeightsError(f"{path} holds no TorchScript, but another form of the weights. {how}")
-    if any(TOUCHES_FILES.search(program) for program in programs):
-        raise WeightsError(f"{path} holds a program that reads or writes files, and is not loaded. {how}")
+    if any(REFUSED.search(program) for program in programs):
+        raise WeightsError(f"{path} holds a program that calls more than a network needs, and is not loaded. {how}")
     with warnings.catch_warnings():
         # PyTorch wants torch.export instead, whose files these networks are not published as for every machine.
         warnings.simplefilter("ignore", DeprecationWarning)
