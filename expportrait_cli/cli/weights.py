@@ -44,7 +44,7 @@ def verify(*, quiet: options.Quiet = False, log_level: options.LogLevel = None) 
 
 @app.command("fetch")
 def fetch(
-    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Names that `weights list` prints.")],
+    names: Annotated[list[str], typer.Argument(metavar="NAME", help="Names that `weights list` prints.")],
     *,
     quiet: options.Quiet = False,
     log_level: options.LogLevel = None,
