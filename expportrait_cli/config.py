@@ -5,6 +5,9 @@ from typing import Literal
 
 SIZES = (256, 512, 768)
 OnMissing = Literal["hold", "interpolate", "fail"]
+Supervision = Literal["auto", "none", "shading", "david", "sapiens"]
+Recenter = Literal["neutral", "mean"]
+Quality = Literal["draft", "standard", "high"]
 Audio = Literal["driving", "reference", "none"]
 
 
@@ -24,8 +27,17 @@ class TrackConfig:
 class FitConfig:
     """How the static head is fitted."""
 
+    quality: Quality = "standard"
+    """draft: landmarks and outline alone; standard: folds by shading, or by a network that is installed; high: more
+    steps for them."""
+    supervision: Supervision = "auto"
+    """What folds are read from: auto is the best network installed, otherwise shading for clips."""
+    recenter: Recenter = "neutral"
+    """Which mean over a clip's frames counts as the person's own shape: of its neutral frames, or of all."""
     rounds: int = 8
     """Rounds of the silhouette fit."""
+    iterations: int = 20
+    """Steps of the folds' descent a window of frames; twice as many at high quality."""
 
 
 @dataclass(frozen=True)

@@ -47,4 +47,4 @@ def photo_tracking(photo, head) -> Tracking:
 
 @pytest.fixture(scope="session")
 def fitted(photo_tracking, head) -> HeadFit:
-    return fit(photo_tracking, head, FitConfig(), quiet)
+    return fit([photo_tracking], head, FitConfig(), quiet)

@@ -10,7 +10,7 @@ from expportrait_cli.artifacts import npz
 from expportrait_cli.artifacts.types import HeadFit, Tracking
 from expportrait_cli.errors import InputError, OutputError
 
-SIZES = {"T": 3, "K": 5, "E": 4, "V": 7}
+SIZES = {"T": 3, "K": 5, "E": 4, "V": 7, "P": 6, "M": 17}
 
 
 def make(cls):

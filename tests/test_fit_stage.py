@@ -14,7 +14,7 @@ from performers import quiet
 from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit
 from expportrait_cli.config import FitConfig, TrackConfig
 from expportrait_cli.detect.matte import Matte
-from expportrait_cli.fit import fit
+from expportrait_cli.fit import fit, static
 from expportrait_cli.fit import stage as fit_stage
 from expportrait_cli.fit.silhouette import bending, fit_silhouette, hair_volume, outline
 from expportrait_cli.geometry.rotations import from_turns
@@ -30,7 +30,7 @@ RIGID_PARTS = ("eye_left", "eye_right", "teeth_upper", "teeth_lower")
 
 
 def silhouette(fitted: HeadFit, head, size: int = CROP_SIZE) -> np.ndarray:
-    drawn = fit_stage.draw_vertices(fitted_mesh(fitted, head), head, fitted.focal_px, size=size)
+    drawn = static.draw_vertices(fitted_mesh(fitted, head), head, fitted.focal_px, size=size)
     return (drawn >= 0).astype(np.float32)
 
 
@@ -78,7 +78,7 @@ def test_the_fit_keeps_the_trackings_pose(fitted, photo_tracking):
 def test_a_canonical_step_undoes_the_skinning(fitted, head):
     matrices = blend_matrices(fitted, head)
     step = np.tile(np.float32([0.001, 0.0, 0.0]), (len(matrices), 1))
-    lifted = replace(fitted, static_offset=fitted.static_offset + fit_stage._canonical(fitted, head, step))
+    lifted = replace(fitted, static_offset=fitted.static_offset + fit_stage.canonical_steps(fitted, head, step))
     error = fitted_mesh(lifted, head) - fitted_mesh(fitted, head) - step
     rigid = (head.skinning.max(1).values > 0.999).numpy()
     assert np.abs(error[rigid]).max() < 1e-6
@@ -99,11 +99,11 @@ def test_a_known_bump_is_found_in_its_outline(fitted, head):
     bald = replace(fitted, static_offset=np.zeros_like(fitted.static_offset))
     true = replace(bald, static_offset=bumped(fitted, head).astype(np.float32))
     matte = cv2.GaussianBlur(silhouette(true, head), (0, 0), 1.0)
-    before = fit_stage.silhouette_iou(bald, head, matte)
-    found = fit_stage._static_offset(bald, head, matte, FitConfig(), quiet)
+    before = static.silhouette_iou(bald, head, matte)
+    found = static.outline_offset(bald, head, matte, FitConfig(), quiet)
     after = replace(bald, static_offset=found)
     assert before < 0.97
-    assert fit_stage.silhouette_iou(after, head, matte) >= 0.97
+    assert static.silhouette_iou(after, head, matte) >= 0.97
     assert np.abs(found[(head.facial_mask == 1).numpy()]).max() == 0
     # Where the outline shows the bump it is as high as it was.
     canonical = canonical_mesh(bald, head, bald).numpy()
@@ -114,9 +114,9 @@ def test_a_known_bump_is_found_in_its_outline(fitted, head):
 
 def test_an_outline_that_fits_is_left_alone(fitted, head):
     bald = replace(fitted, static_offset=np.zeros_like(fitted.static_offset))
-    found = fit_stage._static_offset(bald, head, silhouette(bald, head), FitConfig(), quiet)
+    found = static.outline_offset(bald, head, silhouette(bald, head), FitConfig(), quiet)
     done = replace(bald, static_offset=found)
-    assert fit_stage.silhouette_iou(done, head, silhouette(bald, head)) > 0.985
+    assert static.silhouette_iou(done, head, silhouette(bald, head)) > 0.985
     outward = np.abs(found[head.part("skin").numpy()])
     assert np.percentile(outward, 99) < 0.006
 
@@ -124,7 +124,7 @@ def test_an_outline_that_fits_is_left_alone(fitted, head):
 def test_no_outline_no_offset(fitted, head):
     bald = replace(fitted, static_offset=np.zeros_like(fitted.static_offset))
     for empty in (np.zeros((CROP_SIZE, CROP_SIZE), np.float32), np.ones((CROP_SIZE, CROP_SIZE), np.float32)):
-        assert np.isfinite(fit_stage._static_offset(bald, head, empty, FitConfig(), quiet)).all()
+        assert np.isfinite(static.outline_offset(bald, head, empty, FitConfig(), quiet)).all()
 
 
 def test_the_outline_of_a_disc():
@@ -214,7 +214,7 @@ def test_hair_has_the_same_thickness_behind():
 def test_progress_runs_to_its_end(fitted, head):
     seen = []
     bald = replace(fitted, static_offset=np.zeros_like(fitted.static_offset))
-    fit_stage._static_offset(bald, head, silhouette(bald, head), FitConfig(rounds=2), lambda *step: seen.append(step))
+    static.outline_offset(bald, head, silhouette(bald, head), FitConfig(rounds=2), lambda *step: seen.append(step))
     assert seen == [(0, 2), (1, 2), (2, 2)]
 
 
@@ -226,8 +226,8 @@ def test_the_offset_is_what_meets_the_matte(fitted, head):
     )
     matte = Matte().matte(crop)
     bald = replace(fitted, static_offset=np.zeros_like(fitted.static_offset))
-    assert fit_stage.silhouette_iou(fitted, head, matte) == pytest.approx(fitted.silhouette_iou, abs=0.01)
-    assert fit_stage.silhouette_iou(bald, head, matte) < fitted.silhouette_iou - 0.03
+    assert static.silhouette_iou(fitted, head, matte) == pytest.approx(fitted.silhouette_iou, abs=0.01)
+    assert static.silhouette_iou(bald, head, matte) < fitted.silhouette_iou - 0.03
 
 
 @pytest.mark.slow
@@ -241,7 +241,7 @@ def test_a_clip_is_a_reference_too(tmp_path, head):
     psi = tracking.expression.copy()
     psi[1] += 0.3
     psi[[0, 3]] = 0
-    found = fit(replace(tracking, expression=psi), head, FitConfig(rounds=3), quiet)
+    found = fit([replace(tracking, expression=psi)], head, FitConfig(rounds=3), quiet)
     assert found.frame == 2
     assert np.array_equal(found.landmarks, tracking.landmarks[2])
     assert found.silhouette_iou > 0.9
@@ -250,8 +250,10 @@ def test_a_clip_is_a_reference_too(tmp_path, head):
 @pytest.mark.slow
 def test_a_driver_shares_its_identity_with_itself_alone(photo_tracking, head, fitted):
     other = replace(photo_tracking, identity=np.random.default_rng(0).normal(size=80).astype(np.float32))
-    assert np.array_equal(fit(photo_tracking, head, FitConfig(rounds=1), quiet, driver=other).identity, other.identity)
+    assert np.array_equal(
+        fit([photo_tracking], head, FitConfig(rounds=1), quiet, driver=other).identity, other.identity
+    )
     bent = other.landmarks + np.random.default_rng(0).normal(size=(1, 478, 2)).astype(np.float32) * 15
     stranger = replace(other, landmarks=bent)
-    shared = fit(photo_tracking, head, FitConfig(rounds=1), quiet, driver=stranger)
+    shared = fit([photo_tracking], head, FitConfig(rounds=1), quiet, driver=stranger)
     assert np.array_equal(shared.identity, photo_tracking.identity)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-from jaxtyping import Float32, Int64, UInt8
+from jaxtyping import Float16, Float32, Int64, UInt8
 
 CROP_SIZE = 512
 
@@ -69,7 +69,7 @@ class HeadFit:
     """A person's head fitted to a photo: identity, static offset, and the photo's own pose and expression."""
 
     KIND: ClassVar[str] = "head"
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
 
     source: str
     """Absolute path of the photo, or clip, that textures come from."""
@@ -93,11 +93,21 @@ class HeadFit:
     torso_rotation: Float32[np.ndarray, " 3"]
     """Turn of the torso, axis-angle in camera axes, rad; it pivots about the neck joint."""
     static_offset: Float32[np.ndarray, "V 3"]
-    """Delta g of Eq. 3: canonical offset of hair, clothes and shoulders, m; zero on the face."""
+    """Delta g of Eq. 3: canonical offset of hair, clothes and shoulders, m; zero on the face of a single photo, and
+    what all frames of a clip share there."""
     frame_offset: Float32[np.ndarray, "V 3"]
-    """Delta f of the photo: what the landmarks say beyond identity and expression, canonical, m; zero off the face."""
+    """Delta f of the photo: what the landmarks and folds say beyond identity and expression, canonical, m. Eyes and
+    teeth follow it as stiff pieces; else zero off the face."""
     silhouette_iou: float
     """Overlap of the posed head and the matte inside the crop."""
+    dynamic_vertices: Int64[np.ndarray, " P"]
+    """Dense vertices that dynamic offsets move."""
+    dynamic_offset: Float16[np.ndarray, "T P 3"]
+    """Delta f of every frame of the source, canonical, m; no frames unless the source is a clip."""
+    dynamic_curves: Float32[np.ndarray, "T M"]
+    """Expression [E], jaw [3], gaze [4], rotation [3] and translation [3] of every frame that the offsets go with."""
+    dynamic_loss: Float32[np.ndarray, "T 2"]
+    """How far the pictures were from the head without and with folds, a frame; NaN where they were not compared."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""`expportrait fit`: a tracking to `.head.npz`."""
+"""`expportrait fit`: trackings to `.head.npz`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,15 +7,24 @@ import typer
 
 from expportrait_cli.cli import options
 from expportrait_cli.cli.display import Display
-from expportrait_cli.config import FitConfig
+from expportrait_cli.config import FitConfig, Quality, Recenter, Supervision
 from expportrait_cli.pipeline.names import stem
 
 
 def fit(
-    tracking: Annotated[
-        Path, typer.Argument(metavar="TRACK", help="Tracking of the photo, or of a clip.", show_default=False)
+    trackings: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="TRACK...",
+            help="Tracking of a photo or clip; more of the same person help to find the identity.",
+            show_default=False,
+        ),
     ],
     *,
+    head: Annotated[
+        Path | None,
+        typer.Option(metavar="HEAD", help="A fitted head of the same person: keep it, fit the frames alone."),
+    ] = None,
     driver: Annotated[
         Path | None,
         typer.Option(
@@ -23,17 +32,27 @@ def fit(
         ),
     ] = None,
     out: options.Out = None,
+    quality: Annotated[
+        Quality, typer.Option(help="draft: landmarks and outline; standard: folds too; high: more steps.")
+    ] = FitConfig.quality,
+    supervision: Annotated[
+        Supervision, typer.Option(help="What folds are read from; auto: a network if installed, else shading.")
+    ] = FitConfig.supervision,
+    recenter: Annotated[
+        Recenter, typer.Option(help="Mean over a clip that counts as the person's own shape.")
+    ] = FitConfig.recenter,
     rounds: Annotated[int, typer.Option(min=0, help="Rounds of the silhouette fit.")] = FitConfig.rounds,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
     log_level: options.LogLevel = None,
 ) -> None:
-    """Build the person's head: identity, and the offset that hair, clothes and shoulders add."""
-    options.existing(tracking, kind="track")
-    others = () if driver is None else (options.existing(driver, kind="track"),)
-    path = options.result(out, f"{stem(tracking)}.head.npz", inputs=(tracking, *others))
+    """Build the person's head: identity, the offset of hair and clothes, and every frame's folds."""
+    own = tuple(options.existing(path, kind="track") for path in trackings)
+    others = [options.existing(path, kind=kind) for path, kind in ((driver, "track"), (head, "head")) if path]
+    path = options.result(out, f"{stem(own[0])}.head.npz", inputs=(*own, *others))
     from expportrait_cli.pipeline import single
 
+    config = FitConfig(quality=quality, supervision=supervision, recenter=recenter, rounds=rounds)
     with Display() as display:
-        summary = single.fit(tracking, driver, path, FitConfig(rounds=rounds), display.stage)
+        summary = single.fit(own, path, config, display.stage, driver=driver, known=head)
     options.echo(path, summary, as_json=as_json)

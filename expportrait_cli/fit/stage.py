@@ -1,57 +1,81 @@
-"""Fit the static head of one person: identity, the photo's pose, and what the outline adds (paper 3.1)."""
+"""Fit the head of one person: identity, static offset, and the dynamic offset of every frame (paper 3.1)."""
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-import cv2
 import numpy as np
-import scipy.sparse as sp
 import torch
-from jaxtyping import Bool, Float, Float32
+from jaxtyping import Float32
 
 from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit, Tracking
 from expportrait_cli.config import FitConfig
 from expportrait_cli.detect.crop import Crop, crop_image
+from expportrait_cli.detect.estimate import Estimator, estimator
 from expportrait_cli.detect.matte import Matte
-from expportrait_cli.fit.silhouette import fit_silhouette, hair_volume
-from expportrait_cli.geometry.camera import Camera
-from expportrait_cli.geometry.mesh import vertex_normals
-from expportrait_cli.geometry.rotations import from_turns, to_turns
-from expportrait_cli.head import HeadModel, dense, landmark_model, landmarks
-from expportrait_cli.head.fitted import blend_matrices, canonical_mesh, fitted_mesh
-from expportrait_cli.head.model import HEAD
-from expportrait_cli.head.solve import Solver
+from expportrait_cli.fit.clip import Clip, torso_turns
+from expportrait_cli.fit.dynamic import Dynamic, dynamic_offsets
+from expportrait_cli.fit.evidence import Estimates, Evidence, Shading
+from expportrait_cli.fit.identity import is_same_person, neutral_frame, shared_identity, with_identity
+from expportrait_cli.fit.masks import distinct_frames, dynamic_mask, face_share, neutral_weights, plain_skin
+from expportrait_cli.fit.patch import Patch
+from expportrait_cli.fit.static import outline_offset, refined_offset, silhouette_iou, static_patch
+from expportrait_cli.head import HeadModel, landmarks
+from expportrait_cli.head.fitted import blend_matrices, fitted_mesh
 from expportrait_cli.head.spread import LandmarkSpread
-from expportrait_cli.head.state import State, nearest_frame
 from expportrait_cli.media.source import read_frame
-from expportrait_cli.render.rasterizer import rasterize
 
-DRAW_SIZE = 256
-SAME_PERSON = (1.12, 0.1)
-"""The driver's identity is taken for the photo's own when it fits the photo's landmarks within this factor and these
-percent of the inter-ocular distance,"""
-SAME_FRAME_IOD = 0.02
-"""or when a frame of the driver has the photo's landmarks up to this."""
-SHOULDER_LIMIT_DEG = 35.0
-EAR_M = 0.066
+log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int | None], None]
 
 
 def fit(
-    tracking: Tracking, head: HeadModel, config: FitConfig, progress: Progress, *, driver: Tracking | None = None
+    trackings: Sequence[Tracking],
+    head: HeadModel,
+    config: FitConfig,
+    progress: Progress,
+    *,
+    driver: Tracking | None = None,
+    known: HeadFit | None = None,
 ) -> HeadFit:
-    """Fit the static head to one photo, or to the most neutral frame of a clip.
+    """Fit the head to a photo or a clip; further trackings of the same person take part in the identity alone.
 
-    With `driver`, its identity is shared if it explains the photo as well: a clip knows more of a face than a photo.
+    The head's pictures are the first tracking's: a photo, or the most neutral frame of a clip. With `known`, identity
+    and static offset are taken from it and only frames are fitted. With `driver`, its identity is shared if it
+    explains the photo as well: a clip knows more of a face than a photo.
     """
-    frame = 0 if len(tracking.error) == 1 else int((tracking.expression.sum(-1) + 100.0 * tracking.state).argmin())
-    identity, state = _identity(tracking, frame, head, driver)
-    image = crop_image(read_frame(tracking.source, frame), Crop(*tracking.crop), CROP_SIZE)
+    tracking = with_identity(trackings[0], _identity(trackings, head, driver, known), head)
+    start = _blank(tracking, head)
+    # Landmarks first: the outline is compared with a face that lies where it is seen.
+    start = replace(start, frame_offset=_landmark_offset(start, head))
+    image = crop_image(read_frame(tracking.source, start.frame), Crop(*tracking.crop), CROP_SIZE)
     matte = Matte().matte(image)
-    vertices = head.operator.shape[0]
-    zero = np.zeros((vertices, 3), np.float32)
-    start = HeadFit(
+    if known is not None:
+        start = replace(start, static_offset=known.static_offset)
+    else:
+        start = replace(start, static_offset=outline_offset(start, head, matte, config, progress))
+        if config.quality != "draft":
+            start = _refined(start, tracking, head, matte)
+    done = _with_dynamic(start, tracking, head, config, progress, is_static_known=known is not None)
+    return replace(done, silhouette_iou=silhouette_iou(done, head, matte))
+
+
+def _identity(trackings, head, driver: Tracking | None, known: HeadFit | None) -> Float32[np.ndarray, " K"]:
+    if known is not None:
+        return known.identity
+    if len(trackings) > 1:
+        return shared_identity(trackings, head)
+    if driver is not None and is_same_person(trackings[0], driver, head):
+        return driver.identity
+    return trackings[0].identity
+
+
+def _blank(tracking: Tracking, head: HeadModel) -> HeadFit:
+    """The head of a tracking's most neutral frame without offsets."""
+    frame = neutral_frame(tracking)
+    zero = np.zeros((head.operator.shape[0], 3), np.float32)
+    return HeadFit(
         source=tracking.source,
         source_hash=tracking.source_hash,
         frame=frame,
@@ -60,123 +84,101 @@ def fit(
         crop=tracking.crop,
         focal_px=tracking.focal_px,
         landmarks=tracking.landmarks[frame],
-        identity=identity,
-        expression=state.expression.astype(np.float32),
-        jaw=state.jaw.astype(np.float32),
-        gaze=state.gaze.astype(np.float32),
-        rotation=to_turns(state.rotation).astype(np.float32),
-        translation=state.translation.astype(np.float32),
-        torso_rotation=torso_turn(tracking, frame, state),
+        identity=tracking.identity,
+        expression=tracking.expression[frame],
+        jaw=tracking.jaw[frame],
+        gaze=tracking.gaze[frame],
+        rotation=tracking.rotation[frame],
+        translation=tracking.translation[frame],
+        torso_rotation=torso_turns(tracking)[frame],
         static_offset=zero,
         frame_offset=zero,
         silhouette_iou=0.0,
+        dynamic_vertices=np.zeros(0, np.int64),
+        dynamic_offset=np.zeros((0, 0, 3), np.float16),
+        dynamic_curves=np.zeros((0, len(head.expression_names) + 13), np.float32),
+        dynamic_loss=np.zeros((0, 2), np.float32),
     )
-    start = replace(start, frame_offset=_frame_offset(start, head))
-    offset = _static_offset(start, head, matte, config, progress)
-    done = replace(start, static_offset=offset)
-    return replace(done, silhouette_iou=silhouette_iou(done, head, matte))
 
 
-def _identity(tracking: Tracking, frame: int, head: HeadModel, driver: Tracking | None):
-    """The photo's own identity and state, or the driver's when it is the same person."""
-    solver = Solver(landmark_model(head), focal_px=tracking.focal_px, centre_px=CROP_SIZE / 2)
-    columns = (tracking.expression, tracking.jaw, tracking.gaze, tracking.translation)
-    psi, jaw, gaze, shift = (c[frame].astype(np.float64) for c in columns)
-    own = State(psi, jaw, gaze, from_turns(tracking.rotation[frame]), shift)
-    if driver is None or driver.head_model != tracking.head_model:
-        return tracking.identity, own
-    shared = driver.identity.astype(np.float64)
-    points = tracking.landmarks[frame]
-    state = solver.frame(shared, points, iterations=10)
-    factor, slack = SAME_PERSON
-    limit = factor * solver.error_iod(tracking.identity.astype(np.float64), own, points) + slack
-    if solver.error_iod(shared, state, points) <= limit or nearest_frame(points, driver)[1] < SAME_FRAME_IOD:
-        return driver.identity, state
-    return tracking.identity, own
-
-
-def torso_turn(tracking: Tracking, frame: int, state: State) -> Float32[np.ndarray, " 3"]:
-    """Turn of the torso from the shoulders' slope and, where none are seen, a third of the head's yaw."""
-    yaw = float(to_turns(state.rotation)[1]) / 3
-    left, right = tracking.shoulders[frame]
-    roll = 0.0
-    if np.isfinite([left, right]).all():
-        line = left - right
-        roll = float(np.arctan2(line[1], line[0]))
-    limit = np.radians(SHOULDER_LIMIT_DEG)
-    return np.array([0.0, np.clip(yaw, -limit, limit), np.clip(roll, -limit, limit)], np.float32)
-
-
-def _canonical(fit: HeadFit, head: HeadModel, steps_cam: Float[np.ndarray, "V 3"]) -> Float32[np.ndarray, "V 3"]:
-    """Steps in the camera as canonical offsets: the skinning undone."""
-    return np.einsum("vji,vj->vi", blend_matrices(fit, head), steps_cam).astype(np.float32)
-
-
-def _frame_offset(fit: HeadFit, head: HeadModel) -> Float32[np.ndarray, "V 3"]:
-    """What the photo's landmarks say beyond identity and expression, spread over the face."""
-    verts = fitted_mesh(fit, head)
+def _landmark_offset(fit: HeadFit, head: HeadModel) -> Float32[np.ndarray, "V 3"]:
+    """What the photo's landmarks say beyond identity and expression, spread over the face; eyes and teeth follow."""
+    verts = fitted_mesh(replace(fit, frame_offset=np.zeros_like(fit.frame_offset)), head)
     spread = LandmarkSpread(head, fit.identity)
     points = landmarks(head, torch.from_numpy(verts)).numpy()
     seen = points[:, :2] / points[:, 2:] * fit.focal_px + CROP_SIZE / 2
     steps = np.zeros_like(verts)
     depth = verts[spread.vertices, 2:]
     steps[spread.vertices, :2] = spread((fit.landmarks - seen)[None])[0] * depth / fit.focal_px
-    return _canonical(fit, head, steps)
+    return canonical_steps(fit, head, steps)
 
 
-def draw_vertices(verts: Float32[np.ndarray, "V 3"], head: HeadModel, focal_px: float, *, size: int) -> np.ndarray:
-    """Vertex that each pixel shows (the first of its triangle), -1 for background."""
-    camera = Camera.of_crop(focal_px, CROP_SIZE, size)
-    rast = rasterize(camera.clip(torch.from_numpy(verts))[None], head.dense_faces, (size, size))
-    ids = rast[0, ..., 3].numpy().astype(np.int64) - 1
-    return np.where(ids >= 0, head.dense_faces.numpy()[np.maximum(ids, 0), 0], -1)
+def canonical_steps(fit: HeadFit, head: HeadModel, steps_cam: Float32[np.ndarray, "V 3"]) -> Float32[np.ndarray, "V 3"]:
+    """Steps in the camera as canonical offsets: the skinning undone."""
+    return np.einsum("vji,vj->vi", blend_matrices(fit, head), steps_cam).astype(np.float32)
 
 
-def _static_offset(fit: HeadFit, head: HeadModel, matte, config: FitConfig, progress: Progress):
-    matrices = blend_matrices(fit, head)
-    parts = head.operator
-    operator = sp.csr_matrix((parts.values(), parts.col_indices(), parts.crow_indices()), parts.shape)
-    small = cv2.resize(matte, (DRAW_SIZE, DRAW_SIZE), interpolation=cv2.INTER_AREA)
-    scale = DRAW_SIZE / CROP_SIZE
+def _refined(fit: HeadFit, tracking: Tracking, head: HeadModel, matte) -> HeadFit:
+    """Bring the outline onto the matte, if that covers it better."""
+    patch, row = static_patch(head), np.array([fit.frame])
+    offset = fit.frame_offset[None, patch.vertices]
+    _, posed = Clip.of(tracking, fit, head).pose(row, patch, offset)
+    better = replace(fit, static_offset=refined_offset(fit, head, [matte], posed))
+    return max(fit, better, key=lambda each: silhouette_iou(each, head, matte))
 
-    def posed(offset):
-        lifted = dense(head, torch.from_numpy(offset.astype(np.float32))).numpy()
-        return fitted_mesh(replace(fit, static_offset=lifted), head)
 
-    offset = fit_silhouette(
-        small,
-        pose=posed,
-        draw=lambda verts: draw_vertices(verts, head, fit.focal_px, size=DRAW_SIZE),
-        to_canonical=matrices.transpose(0, 2, 1),
-        operator=operator,
-        coarse_faces=head.faces.numpy(),
-        pinned=_coarse_mask(head.facial_mask.numpy(), operator),
-        ears=ear_vertices(head),
-        focal_px=fit.focal_px * scale,
-        rounds=config.rounds,
+def _with_dynamic(
+    fit: HeadFit, tracking: Tracking, head: HeadModel, config: FitConfig, progress: Progress, *, is_static_known: bool
+) -> HeadFit:
+    """Add what moves; in a clip of many distinct frames also what all of them share in the face."""
+    network = estimator(config.supervision if config.supervision != "shading" else "none")
+    is_clip = len(tracking.error) > 1
+    if config.quality == "draft" or (network is None and not is_clip):
+        return fit
+    patch = Patch.of(head.dense_faces.numpy(), dynamic_mask(head))
+    clip = Clip.of(tracking, fit, head)
+    distinct = distinct_frames(tracking.rotation, tracking.expression)
+    share = 0.0 if is_static_known else face_share(distinct)
+    weights = neutral_weights(tracking.expression, tracking.jaw)
+    plain = np.full(len(weights), 1 / len(weights))
+    if config.recenter == "mean":
+        weights = plain
+    moving = dynamic_offsets(
+        clip,
+        patch,
+        weights=weights,
+        share=share,
+        evidence=lambda field: _evidence(clip, patch, field, network, config),
+        config=config,
         progress=progress,
     )
-    lifted = dense(head, torch.from_numpy(offset.astype(np.float32))).numpy()
-    shape = canonical_mesh(fit, head, fit)
-    scalp = (head.skinning[:, HEAD] > 0.9) & (head.facial_mask < 0.1) & head.part("skin")
-    lifted = hair_volume(lifted, shape.numpy(), vertex_normals(shape, head.dense_faces).numpy(), scalp.numpy())
-    # A hard multiplication, not a penalty: the static field of one photo is exactly zero on the face.
-    return lifted.astype(np.float32) * (1 - head.facial_mask.numpy())[:, None].astype(np.float32)
+    static = fit.static_offset.copy()
+    static[patch.vertices] += moving.static
+    return _recorded(replace(fit, static_offset=static), tracking, head, moving, is_clip=is_clip)
 
 
-def ear_vertices(head: HeadModel) -> Bool[np.ndarray, " V"]:
-    """What stands out beside the head at the height of its origin, which lies between the ears."""
-    x, y, z = dense(head, head.template).numpy().T
-    return (np.abs(x) > EAR_M) & (np.abs(y) < 0.045) & (z > -0.045) & (z < 0.03)
+def _evidence(clip: Clip, patch: Patch, field, network: Estimator | None, config: FitConfig) -> Evidence | None:
+    """What folds are read from: a network, or the light on a clip."""
+    plain = plain_skin(clip.head)
+    if network is not None:
+        return Estimates(clip, patch, network, plain)
+    if config.supervision in ("auto", "shading"):
+        return Shading.of(clip, patch, plain, field)
+    return None
 
 
-def _coarse_mask(mask: Float32[np.ndarray, " V"], operator: sp.csr_matrix) -> Float[np.ndarray, " N"]:
-    """A mask of the dense vertices on the coarse ones: 1 where most of what a vertex moves is inside."""
-    return np.asarray((operator.T @ mask) / np.maximum(operator.T @ np.ones_like(mask), 1e-9) > 0.5, float)
-
-
-def silhouette_iou(fit: HeadFit, head: HeadModel, matte: Float32[np.ndarray, "S S"]) -> float:
-    """Overlap of the posed head and the matte."""
-    drawn = draw_vertices(fitted_mesh(fit, head), head, fit.focal_px, size=CROP_SIZE) >= 0
-    person = matte > 0.5
-    return float((drawn & person).sum() / max((drawn | person).sum(), 1))
+def _recorded(fit: HeadFit, tracking: Tracking, head: HeadModel, moving: Dynamic, *, is_clip: bool) -> HeadFit:
+    """The fit with its photo's offset and, of a clip, every frame's."""
+    frame_offset = _landmark_offset(fit, head)
+    frame_offset[moving.vertices] += moving.folds(np.array([fit.frame]))[0]
+    fit = replace(fit, frame_offset=frame_offset)
+    if not is_clip:
+        return fit
+    columns = [getattr(tracking, name) for name in ("expression", "jaw", "gaze", "rotation", "translation")]
+    return replace(
+        fit,
+        dynamic_vertices=moving.vertices,
+        dynamic_offset=moving.offset(),
+        dynamic_curves=np.concatenate(columns, 1),
+        dynamic_loss=moving.loss,
+    )

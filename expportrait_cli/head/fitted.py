@@ -30,6 +30,15 @@ def canonical_mesh(fit: HeadFit, head: HeadModel, rows: HeadFit | Curves) -> Flo
     return dense(head, coarse(head, identity, psi, jaw, gaze)) + torch.from_numpy(fit.static_offset + fit.frame_offset)
 
 
+def neutral_mesh(fit: HeadFit, head: HeadModel) -> Float32[Tensor, "V 3"]:
+    """The person's unposed head at rest: identity and static offset (V_neutral of Eq. 8)."""
+    zero = head.template.new_zeros
+    psi, jaw, gaze = zero(len(head.expression_names)), zero(3), zero(4)
+    return dense(head, coarse(head, torch.from_numpy(fit.identity), psi, jaw, gaze)) + torch.from_numpy(
+        fit.static_offset
+    )
+
+
 def person_joints(fit: HeadFit, head: HeadModel) -> Float32[Tensor, "6 3"]:
     """Canonical joints of the person."""
     return joints(head, torch.from_numpy(fit.identity))

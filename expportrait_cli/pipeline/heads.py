@@ -62,7 +62,7 @@ def track_header(config: TrackConfig, head_model: str, source_hash: str) -> dict
     return made_by("track", {**asdict(config), "head_model": head_model}, {"source": source_hash})
 
 
-def check_same(first: Path, own: Tracking | HeadFit, second: Path, other: Tracking | Meshes) -> None:
+def check_same(first: Path, own: Tracking | HeadFit, second: Path, other: Tracking | HeadFit | Meshes) -> None:
     """Raise InputError unless two artifacts were made with the same head model."""
     if own.head_model != other.head_model:
         raise InputError(

@@ -4,6 +4,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from expportrait_cli.artifacts.types import HeadFit, Tracking
 from expportrait_cli.errors import InputError
 from expportrait_cli.media.files import content_hash
@@ -47,4 +49,11 @@ def tracking_quality(tracking: Tracking) -> dict[str, Any]:
 
 def fit_quality(head_fit: HeadFit) -> dict[str, Any]:
     """How well the head covers the person."""
-    return {"silhouette_iou": round(float(head_fit.silhouette_iou), 4)}
+    quality: dict[str, Any] = {"silhouette_iou": round(float(head_fit.silhouette_iou), 4)}
+    if len(head_fit.dynamic_offset):
+        quality["frames"] = len(head_fit.dynamic_offset)
+    compared = np.isfinite(head_fit.dynamic_loss).all(1)
+    if compared.any():
+        without, with_folds = head_fit.dynamic_loss[compared].mean(0)
+        quality["folds_explain_percent"] = round(float(100 * (1 - with_folds / without)), 1)
+    return quality

@@ -1,7 +1,7 @@
 """The stages one by one: read what a stage needs, run it, save what it made, say how good it is."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
@@ -40,15 +40,30 @@ def track(
     return tracking_quality(tracking)
 
 
-def fit(tracking: Path, driver: Path | None, path: Path, config: FitConfig, stage: Stage) -> dict[str, Any]:
-    """Fit the head to a tracking."""
-    own = npz.load(Tracking, tracking)
-    check_source(tracking, own)
+def fit(
+    trackings: Sequence[Path],
+    path: Path,
+    config: FitConfig,
+    stage: Stage,
+    *,
+    driver: Path | None = None,
+    known: Path | None = None,
+) -> dict[str, Any]:
+    """Fit the head to a tracking, or to several of one person; `known` is a head whose frames alone are fitted."""
+    first, own = trackings[0], [npz.load(Tracking, tracking) for tracking in trackings]
+    for tracking, loaded in zip(trackings, own, strict=True):
+        check_source(tracking, loaded)
+        check_same(first, own[0], tracking, loaded)
     other = npz.load(Tracking, driver) if driver is not None else None
-    if driver is not None and other is not None:
-        check_same(tracking, own, driver, other)
-    inputs = {"track": content_hash(tracking), "driver": content_hash(driver) if driver is not None else ""}
-    head_fit = run_fit(own, head_behind(tracking, own), config, stage("fit the head"), driver=other)
+    given = npz.load(HeadFit, known) if known is not None else None
+    for optional, loaded in ((driver, other), (known, given)):
+        if optional is not None and loaded is not None:
+            check_same(first, own[0], optional, loaded)
+    inputs = {f"track{index or ''}": content_hash(tracking) for index, tracking in enumerate(trackings)}
+    inputs["driver"] = content_hash(driver) if driver is not None else ""
+    inputs["head"] = content_hash(known) if known is not None else ""
+    head = head_behind(first, own[0])
+    head_fit = run_fit(own, head, config, stage("fit the head"), driver=other, known=given)
     npz.save(head_fit, path, made_by("fit", asdict(config), inputs))
     return fit_quality(head_fit)
 

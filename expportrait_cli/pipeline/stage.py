@@ -188,7 +188,7 @@ class _Run:
             self.job.work / "reference.head.npz",
             header,
             lambda: self._timed(
-                "fit the head", lambda progress: fit(own, self.head, self.job.fit, progress, driver=driver)
+                "fit the head", lambda progress: fit([own], self.head, self.job.fit, progress, driver=driver)
             ),
         )
         return replace(head_fit, source=str(self.job.reference.resolve())), header["key"]

@@ -1,0 +1,172 @@
+"""What the pictures of a clip say about its folds: losses for windows of frames, from shading or from a network."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float32, Int64, UInt8
+from torch import Tensor
+
+from expportrait_cli.detect.estimate import Estimator
+from expportrait_cli.fit.clip import Clip
+from expportrait_cli.fit.descent import Term
+from expportrait_cli.fit.losses import MM, DepthLoss, NormalLoss, ShadingLoss, align
+from expportrait_cli.fit.masks import bare_rim
+from expportrait_cli.fit.patch import Patch
+from expportrait_cli.fit.sampling import View, log_intensity, look
+from expportrait_cli.fit.shading import Light, estimate
+from expportrait_cli.fit.surface import read
+
+DEPTH_PER_MM = 0.04
+LIGHT_FRAMES = 48
+"""Frames from which light and albedo are measured."""
+
+OTHER_COLOUR, WANDERS, UNUSUAL = 0.5, 0.12, 0.35
+"""Differences in log intensity: from most skin, of a vertex over time, and of one frame from its vertex."""
+SURROUNDINGS, SURE = 4, 0.8
+"""Steps of smoothing, and the share of the surroundings that has to be plain skin too."""
+
+Picture = UInt8[np.ndarray, "S S 3"]
+
+
+@runtime_checkable
+class Evidence(Protocol):
+    """Losses of some frames, given their pictures and the heads as they stand in them."""
+
+    smoothness: ClassVar[float]
+    """Of the preconditioner,"""
+    rate_m: ClassVar[float]
+    """and the length of its steps: measured on heads with known folds."""
+
+    def terms(self, crops: Sequence[Picture], verts: Float32[Tensor, "T V 3"]) -> list[Term]:
+        """One loss a kind, each with a value a frame; the first is the one that quality is measured by."""
+        ...
+
+
+def views_of(verts: Float32[Tensor, "T V 3"], clip: Clip, vertices: Int64[np.ndarray, " P"]) -> list[View]:
+    """How some vertices of posed heads are seen."""
+    return [look(np.ascontiguousarray(frame), clip.head, vertices, clip.focal_px) for frame in verts.numpy()]
+
+
+@dataclass(frozen=True)
+class Shading:
+    """Folds by the light on them: needs no network, and frames that differ."""
+
+    smoothness: ClassVar[float] = 5.0
+    rate_m: ClassVar[float] = 2e-3
+
+    clip: Clip
+    patch: Patch
+    light: Light
+    log_albedo: Float32[np.ndarray, " P"]
+    plain: Bool[np.ndarray, " P"]
+    """Skin that is read at all."""
+
+    @classmethod
+    def of(cls, clip: Clip, patch: Patch, plain: Bool[np.ndarray, " V"], offsets: Float32[np.ndarray, "T P 3"]):
+        """Measure light and albedo on frames spread over the clip, whose patch is moved by `offsets`."""
+        tracked = clip.tracked()
+        rows = tracked[np.unique(np.linspace(0, len(tracked) - 1, LIGHT_FRAMES).astype(int))]
+        own = plain[patch.vertices]
+        values, normals, seen = [], [], []
+        for row, crop in zip(rows, clip.crops(rows), strict=True):
+            (view,) = views_of(clip.pose(row[None], patch, offsets[row][None])[0], clip, patch.vertices)
+            value = at_vertices([log_intensity(crop)], [view])[0]
+            values.append(np.nan_to_num(value))
+            normals.append(view.normals)
+            seen.append((view.weight > 0.5) & np.isfinite(value) & own)
+        light, albedo = estimate(np.stack(values), np.stack(normals), np.stack(seen))
+        shade = light.log_shade(torch.from_numpy(np.stack(normals))).numpy()
+        skin = like_skin(np.stack(values) - shade, np.stack(seen), albedo)
+        return cls(clip, patch, light, albedo, own & (_eroded(skin[None], patch)[0] > SURE))
+
+    def terms(self, crops: Sequence[Picture], verts: Float32[Tensor, "T V 3"]) -> list[Term]:
+        """The shading loss."""
+        views = views_of(verts, self.clip, self.patch.vertices)
+        values = [log_intensity(crop) for crop in crops]
+        read_here = at_vertices(values, views)
+        shade = self.light.log_shade(torch.from_numpy(np.stack([view.normals for view in views]))).numpy()
+        with np.errstate(invalid="ignore"):
+            usual = np.abs(read_here - shade - self.log_albedo) < UNUSUAL
+        usual |= ~self.plain
+        weight = weights_of(views) * self.plain * (_eroded(usual, self.patch) > SURE) * np.isfinite(read_here)
+        pictures = torch.from_numpy(np.nan_to_num(np.stack(values)))[:, None]
+        albedo = torch.from_numpy(self.log_albedo)
+        return [ShadingLoss(self.patch, self.light, pictures, albedo, torch.from_numpy(weight.astype(np.float32)))]
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """Normals and depth that a network estimates from every picture by itself."""
+
+    smoothness: ClassVar[float] = 20.0
+    rate_m: ClassVar[float] = 4e-3
+
+    clip: Clip
+    patch: Patch
+    estimator: Estimator
+    plain: Bool[np.ndarray, " V"]
+
+    def terms(self, crops: Sequence[Picture], verts: Float32[Tensor, "T V 3"]) -> list[Term]:
+        """The loss on normals, and the one on depth where the estimator gives any."""
+        views = views_of(verts, self.clip, self.patch.vertices)
+        found = [self.estimator(crop) for crop in crops]
+        sure = at_vertices([f.confidence for f in found], views) * self.plain[self.patch.vertices] * weights_of(views)
+        weight = torch.from_numpy(sure.astype(np.float32))
+        normals = torch.from_numpy(np.stack([f.normals for f in found])).permute(0, 3, 1, 2)
+        terms: list[Term] = [NormalLoss(self.patch, normals, weight)]
+        depths = [f.depth for f in found]
+        known = torch.from_numpy(np.isfinite(at_vertices(depths, views)))
+        if bool(known.any()):
+            terms.append(DepthLoss(self._aligned(depths, verts), weight * known, DEPTH_PER_MM))
+        return terms
+
+    def _aligned(self, depths: Sequence[np.ndarray], verts: Tensor) -> Float32[Tensor, "T 1 H W"]:
+        """Depth pictures in mm: scale and shift come from the face, ears, jaw and neck; hair may be anywhere."""
+        views = views_of(verts, self.clip, np.flatnonzero(bare_rim(self.clip.head) | self.plain))
+        values = at_vertices(depths, views)
+        weight = torch.from_numpy((weights_of(views) * np.isfinite(values)).astype(np.float32))
+        target = torch.from_numpy(np.stack([view.depth for view in views]))
+        scale, shift = align(torch.from_numpy(np.nan_to_num(values)), MM * target, weight)
+        pictures = torch.from_numpy(np.nan_to_num(np.stack(depths)))
+        return (scale[..., None] * pictures + shift[..., None])[:, None]
+
+
+def like_skin(
+    log_colour: Float32[np.ndarray, "T P"], seen: Bool[np.ndarray, "T P"], log_albedo: Float32[np.ndarray, " P"]
+) -> Bool[np.ndarray, " P"]:
+    """Vertices that have the colour of most, and keep it: no brows, beards, strands of hair or glasses."""
+    ever = seen.any(0)
+    if not ever.any():
+        return ever
+    typical = np.median(log_albedo[ever])
+    away = np.where(seen, np.abs(log_colour - log_albedo), np.nan)
+    wander = np.full(len(ever), np.inf)
+    wander[ever] = np.nanmedian(away[:, ever], axis=0)
+    return (np.abs(log_albedo - typical) < OTHER_COLOUR) & (wander < WANDERS)
+
+
+def _eroded(mask: Bool[np.ndarray, "T P"], patch: Patch) -> Float32[np.ndarray, "T P"]:
+    """How much of the surroundings a mask covers."""
+    return patch.smooth(torch.from_numpy(mask.astype(np.float32))[..., None], SURROUNDINGS)[..., 0].numpy()
+
+
+def at_vertices(pictures: Sequence[Float32[np.ndarray, "H W"]], views: Sequence[View]) -> Float32[np.ndarray, "T P"]:
+    """Pictures of the crop read where the vertices are seen; NaN spreads to what it touches."""
+    stack = torch.from_numpy(np.stack(pictures))[:, None]
+    return read(stack, torch.from_numpy(np.stack([view.px for view in views])))[..., 0].numpy()
+
+
+def weights_of(views: Sequence[View]) -> Float32[np.ndarray, "T P"]:
+    """How well the vertices are seen."""
+    return np.stack([view.weight for view in views])
+
+
+def windows_of(clip: Clip, rows: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, list[Picture]]]:
+    """Frames and their pictures in windows, read in one pass."""
+    crops = clip.crops(rows)
+    for start in range(0, len(rows), size):
+        part = rows[start : start + size]
+        yield part, [next(crops) for _ in part]
