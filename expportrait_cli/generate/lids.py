@@ -80,5 +80,5 @@ class Lid:
         width = thicker * LASHES_M * self.camera.focal_px / float(rim[:, 2].mean())
         canvas = np.zeros(shape, np.uint8)
         points = np.rint(px * 2**SUBPIXEL_BITS).astype(np.int32)
-        cv2.polylines(canvas, [points], False, 255, max(round(width), 1), cv2.LINE_AA, SUBPIXEL_BITS)
+        cv2.polylines(canvas, [points], False, (255.0,), max(round(width), 1), cv2.LINE_AA, SUBPIXEL_BITS)
         return cv2.GaussianBlur(canvas, (0, 0), max(0.35 * width, 0.6)).astype(np.float32) / 255
