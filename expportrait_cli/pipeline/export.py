@@ -20,9 +20,10 @@ from expportrait_cli.export.shape import FLIP, Motion, Shape, in_head
 from expportrait_cli.generate.canvas import crop_canvas
 from expportrait_cli.generate.layers import DEPTH_SLACK_M, prepare
 from expportrait_cli.generate.mouth import CAVITY, ENAMEL
-from expportrait_cli.head import HeadModel, load_head
+from expportrait_cli.head import HeadModel
 from expportrait_cli.head.fitted import fitted_mesh
 from expportrait_cli.media.source import read_frame
+from expportrait_cli.pipeline.heads import head_behind
 from expportrait_cli.pipeline.names import stem
 from expportrait_cli.pipeline.quality import check_source
 
@@ -47,7 +48,8 @@ def kind_of(path: Path) -> str:
 
 def export_head(source: Path, path: Path, form: str, stage: Stage, *, neutral: bool) -> dict[str, Any]:
     """Write the person's head as in the photo, or the canonical one, with the photo's colours if it is still there."""
-    fit, head = npz.load(HeadFit, source), load_head()
+    fit = npz.load(HeadFit, source)
+    head = head_behind(source, fit)
     progress = stage("export the head")
     colours, faces = _colours(source, fit, head), head.dense_faces.numpy()
     if form == "glb":
