@@ -36,7 +36,7 @@ class FitConfig:
     """Which mean over a clip's frames counts as the person's own shape: of its neutral frames, or of all."""
     rounds: int = 8
     """Rounds of the silhouette fit."""
-    iterations: int = 20
+    iterations: int = 25
     """Steps of the folds' descent a window of frames; twice as many at high quality."""
 
 

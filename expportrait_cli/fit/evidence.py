@@ -54,7 +54,7 @@ def views_of(verts: Float32[Tensor, "T V 3"], clip: Clip, vertices: Int64[np.nda
 class Shading:
     """Folds by the light on them: needs no network, and frames that differ."""
 
-    smoothness: ClassVar[float] = 5.0
+    smoothness: ClassVar[float] = 2.0
     rate_m: ClassVar[float] = 2e-3
 
     clip: Clip

@@ -22,8 +22,8 @@ GATE = 0.33
 ALIGN_POWERS, ALIGN_MM = (1, 1, 1, 1, 2, 2, 2, 2), 1.0
 """First the least absolute error, then what is off is left out: a neck that the chin hides lies all to one side."""
 SHADING_HUBER = 0.02
-SHADING_UNIT = 17.5
-"""What a difference in log intensity counts against the priors: ten times 5 degrees of a normal for 0.05, because
+SHADING_UNIT = 52.5
+"""What a difference in log intensity counts against the priors: thirty times 5 degrees of a normal for 0.05, because
 folds show as a few percent."""
 
 
