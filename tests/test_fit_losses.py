@@ -4,8 +4,7 @@ import math
 
 import pytest
 import torch
-from pixel_patch import FOCAL_PX, PICTURE_SIZE, painted, sheet, surface_of, verts_of
-from render_shapes import sphere
+from pixel_patch import FOCAL_PX, painted, sheet, surface_of, verts_of
 
 from expportrait_cli.fit import losses
 from expportrait_cli.fit.losses import (
@@ -19,11 +18,7 @@ from expportrait_cli.fit.losses import (
 )
 from expportrait_cli.fit.patch import Patch
 from expportrait_cli.fit.shading import Light
-from expportrait_cli.fit.static import OutlineLoss
 from expportrait_cli.fit.surface import Surface
-from expportrait_cli.geometry.camera import Camera
-from expportrait_cli.geometry.mesh import edges
-from expportrait_cli.render.buffers import render_buffers
 
 SIDE, FRAMES, UNSEEN = 20, 4, 2
 """In frame `UNSEEN` nothing is seen; it follows no other."""
@@ -297,51 +292,3 @@ def test_alignment_of_a_frame_of_which_nothing_is_seen_is_finite():
     weight[1] = 0
     assert torch.isfinite(aligned(source, target, weight)).all()
     torch.testing.assert_close(aligned(source, target, weight)[[0, 2]], target[[0, 2]])
-
-
-def outline(size: int = 192):
-    """A flat ball before a camera, and the loss that wants it as large as its picture at full scale."""
-    verts, faces = sphere(40, 60)
-    flat = verts * torch.tensor([0.2, 0.2, 0.02])
-    camera = Camera(size * 2.4, size / 2, size / 2, size, size)
-    joined = edges(faces)
-
-    def shown(scale: torch.Tensor, shift: torch.Tensor) -> Surface:
-        one, zero = torch.ones(()), torch.zeros(())
-        placed = flat * torch.stack([scale, scale, one]) + torch.stack([shift, zero, one * 1.5])
-        return Surface(placed[None] * 0, placed[None], placed[None], placed[None, :, :2])
-
-    matte = render_buffers(shown(torch.ones(()), torch.zeros(())).verts, faces, camera, edges=joined).mask
-    return OutlineLoss(camera, faces, joined, matte), shown
-
-
-def test_a_met_outline_costs_nothing():
-    loss, shown = outline()
-    assert loss(shown(torch.ones(()), torch.zeros(()))).item() == 0
-
-
-@pytest.mark.parametrize(("scale", "shift_m"), [(1.15, 0.0), (0.85, 0.0), (1.0, 0.03)])
-def test_the_outlines_gradient_agrees_with_finite_differences(scale, shift_m):
-    loss, shown = outline()
-    at = [torch.tensor(scale, requires_grad=True), torch.tensor(shift_m, requires_grad=True)]
-    gradient = torch.autograd.grad(loss(shown(*at)).sum(), at)
-    which = 0 if scale != 1.0 else 1
-    step = (0.02, 0.004)[which]
-    high, low = (
-        loss(shown(*[a.detach() + (sign * step if k == which else 0.0) for k, a in enumerate(at)])) for sign in (1, -1)
-    )
-    difference = float(high - low) / (2 * step)
-    assert abs(difference) > 0.5
-    # Only pixels on the edge carry the gradient, each by its own crossing: 2,000 of them, in float32.
-    assert float(gradient[which]) == pytest.approx(difference, rel=0.02)
-
-
-def test_where_an_outline_is_met_its_frame_is_left_alone():
-    loss, shown = outline()
-    both = OutlineLoss(loss.camera, loss.faces, loss.edges, loss.matte.expand(2, PICTURE_SIZE * 3 // 4, -1))
-    scale = torch.tensor([1.0, 1.1], requires_grad=True)
-    verts = torch.cat([shown(s, torch.zeros(())).verts for s in scale])
-    value = both(Surface(verts * 0, verts, verts, verts[..., :2]))
-    assert value[0] == 0 and value[1] > 0.1
-    (gradient,) = torch.autograd.grad(value.sum(), scale)
-    assert abs(gradient[0]) < 1e-3 < gradient[1]
