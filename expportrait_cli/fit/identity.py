@@ -51,14 +51,14 @@ def shared_identity(trackings: Sequence[Tracking], head: HeadModel) -> Float32[n
     first = trackings[0]
     points = []
     for tracking in trackings:
-        keys = _spread(tracking)
+        keys = distinct_rows(tracking)
         centred = (tracking.landmarks[keys] - CROP_SIZE / 2) * (first.focal_px / tracking.focal_px)
         points.append(centred + CROP_SIZE / 2)
     identity, _ = solver_of(first, head).identity(np.concatenate(points).astype(np.float32), prior=PRIOR)
     return identity.astype(np.float32)
 
 
-def _spread(tracking: Tracking) -> Int64[np.ndarray, " R"]:
+def distinct_rows(tracking: Tracking) -> Int64[np.ndarray, " R"]:
     """Seen frames that differ most in pose and expression (farthest points)."""
     rows = np.flatnonzero(tracking.state == 0)
     values = np.c_[2.0 * tracking.rotation, tracking.expression, tracking.jaw][rows]

@@ -18,6 +18,7 @@ from expportrait_cli.fit.dynamic import Dynamic, dynamic_offsets
 from expportrait_cli.fit.evidence import Estimates, Evidence, Shading
 from expportrait_cli.fit.identity import is_same_person, neutral_frame, shared_identity, with_identity
 from expportrait_cli.fit.masks import distinct_frames, dynamic_mask, face_share, neutral_weights, plain_skin
+from expportrait_cli.fit.parametric import refined_identity, whole_patch
 from expportrait_cli.fit.patch import Patch
 from expportrait_cli.fit.static import outline_offset, refined_offset, silhouette_iou, static_patch
 from expportrait_cli.head import HeadModel, landmarks
@@ -45,7 +46,12 @@ def fit(
     and static offset are taken from it and only frames are fitted. With `driver`, its identity is shared if it
     explains the photo as well: a clip knows more of a face than a photo.
     """
+    network = _network(config)
     tracking = with_identity(trackings[0], _identity(trackings, head, driver, known), head)
+    if network is not None and known is None:
+        clip = Clip.of(tracking, _blank(tracking, head), head)
+        seen = Estimates(clip, whole_patch(clip), network, plain_skin(head))
+        tracking = with_identity(tracking, refined_identity(clip, seen), head)
     start = _blank(tracking, head)
     # Landmarks first: the outline is compared with a face that lies where it is seen.
     start = replace(start, frame_offset=_landmark_offset(start, head))
@@ -57,8 +63,15 @@ def fit(
         start = replace(start, static_offset=outline_offset(start, head, matte, config, progress))
         if config.quality != "draft":
             start = _refined(start, tracking, head, matte)
-    done = _with_dynamic(start, tracking, head, config, progress, is_static_known=known is not None)
+    done = _with_dynamic(start, tracking, head, config, progress, network=network, is_static_known=known is not None)
     return replace(done, silhouette_iou=silhouette_iou(done, head, matte))
+
+
+def _network(config: FitConfig) -> Estimator | None:
+    """The network that is asked for, or the best installed."""
+    if config.quality == "draft" or config.supervision == "shading":
+        return None
+    return estimator(config.supervision)
 
 
 def _identity(trackings, head, driver: Tracking | None, known: HeadFit | None) -> Float32[np.ndarray, " K"]:
@@ -128,10 +141,16 @@ def _refined(fit: HeadFit, tracking: Tracking, head: HeadModel, matte) -> HeadFi
 
 
 def _with_dynamic(
-    fit: HeadFit, tracking: Tracking, head: HeadModel, config: FitConfig, progress: Progress, *, is_static_known: bool
+    fit: HeadFit,
+    tracking: Tracking,
+    head: HeadModel,
+    config: FitConfig,
+    progress: Progress,
+    *,
+    network: Estimator | None,
+    is_static_known: bool,
 ) -> HeadFit:
     """Add what moves; in a clip of many distinct frames also what all of them share in the face."""
-    network = estimator(config.supervision if config.supervision != "shading" else "none")
     is_clip = len(tracking.error) > 1
     if config.quality == "draft" or (network is None and not is_clip):
         return fit
@@ -140,9 +159,8 @@ def _with_dynamic(
     distinct = distinct_frames(tracking.rotation, tracking.expression)
     share = 0.0 if is_static_known else face_share(distinct)
     weights = neutral_weights(tracking.expression, tracking.jaw)
-    plain = np.full(len(weights), 1 / len(weights))
     if config.recenter == "mean":
-        weights = plain
+        weights = np.full(len(weights), 1 / len(weights))
     moving = dynamic_offsets(
         clip,
         patch,
