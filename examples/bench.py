@@ -32,8 +32,19 @@ def floor_s(clip: Path, folder: Path) -> tuple[float, int]:
     return perf_counter() - since, count
 
 
+def fits_s(clip: Path, folder: Path) -> dict[str, float]:
+    """Seconds of fitting the driver's own head: by landmarks and outline, and with the folds of every frame."""
+    seconds, track = {}, folder / "clip.track.npz"
+    run(["track", str(clip), "-o", str(track), "--quiet"])
+    for quality in ("draft", "standard"):
+        since = perf_counter()
+        run(["fit", str(track), "--quality", quality, "-o", str(folder / "clip.head.npz"), "--quiet"])
+        seconds[f"fit the clip, {quality}"] = perf_counter() - since
+    return seconds
+
+
 def main() -> int:
-    """Print a table of the stages of one film."""
+    """Print a table of the stages of one film, and of fits to its driver."""
     settle_threads()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -43,12 +54,15 @@ def main() -> int:
         floor, count = floor_s(clip, folder)
         with redirect_stdout(sys.stderr):
             code = run(["generate", str(photo), str(clip), "-o", str(folder / "film.mp4"), "--quiet"])
+            fits = {} if code else fits_s(clip, folder)
         if code:
             return code
         seconds = read_record(folder / "film.json")["seconds"]
     print(f"{'stage':<24} {'s':>8} {'ms/frame':>9} {'x floor':>8}   ({count} frames)")
-    for stage, spent in {"floor": floor, **seconds}.items():
+    for stage, spent in {"floor": floor, **seconds, **fits}.items():
         print(f"{stage:<24} {spent:>8.2f} {1000 * spent / count:>9.1f} {spent / floor:>8.2f}")
+    draft, standard = fits.values()
+    print(f"folds cost {standard / draft:.1f} times the fit by landmarks and outline")
     return 0
 
 

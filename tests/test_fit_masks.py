@@ -64,7 +64,7 @@ def moving(known: KnownHead, patch: Patch, share: float, *, is_seen: bool = True
         weights=np.full(2, 0.5),
         share=share,
         evidence=lambda field: evidence,
-        config=FitConfig(iterations=3),
+        config=FitConfig(iterations=10),
         progress=quiet,
     )
 

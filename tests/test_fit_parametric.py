@@ -16,7 +16,7 @@ from expportrait_cli.head.fitted import neutral_mesh
 
 pytest_plugins = ("astronaut",)
 
-FRAMES = 6
+FRAMES = 4
 BIAS_IOD, JITTER_IOD = 0.012, 0.0022
 
 
@@ -31,7 +31,7 @@ def face_error_mm(head, found: np.ndarray, true: np.ndarray) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("noise_deg", "depth_noise"), [(0.0, 0.0), (6.0, 0.05)])
+@pytest.mark.parametrize(("noise_deg", "depth_noise"), [(6.0, 0.05)])
 def test_normals_and_depth_bring_the_identity_closer(head, monkeypatch, noise_deg, depth_noise):
     known = KnownHead.make(
         head, np.zeros((FRAMES, len(head.parts))), np.zeros((len(head.parts), 3)), seed=0, source=Path()
