@@ -26,15 +26,15 @@ class UniformAdam:
         self._first = torch.zeros_like(variable)
         self._second = torch.zeros_like(variable)
 
-    def step(self, gradient: Float[Tensor, "T P C"]) -> None:
-        """Move the variable, in place."""
+    def step(self, gradient: Float[Tensor, "T P C"], share: float = 1.0) -> None:
+        """Move the variable, in place, by a share of the step length."""
         self._count += 1
         fast, slow = DECAYS
         self._first.mul_(fast).add_(gradient, alpha=1 - fast)
         self._second.mul_(slow).addcmul_(gradient, gradient, value=1 - slow)
         mean = self._first / (1 - fast**self._count)
         largest = (self._second / (1 - slow**self._count)).amax((1, 2), keepdim=True).sqrt()
-        self.variable.data.sub_(self._rate * mean / (largest + 1e-12))
+        self.variable.data.sub_(share * self._rate * mean / (largest + 1e-12))
 
 
 def descend(
@@ -64,5 +64,6 @@ def descend(
         best[better], least[better] = field.detach()[better], loss.detach()[better]
         if iteration < iterations:
             (gradient,) = torch.autograd.grad(loss.sum(), variable)
-            optimiser.step(gradient)
+            # At full length to the end, the last steps swing by more than shallow folds are high.
+            optimiser.step(gradient, min(1.0, 2 * (1 - iteration / iterations)))
     return best, least
