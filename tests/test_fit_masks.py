@@ -45,13 +45,13 @@ FACE_SHARES = (0.0, 0.5, 1.0)
 
 @pytest.fixture(scope="module")
 def known(head, tmp_path_factory) -> KnownHead:
-    """Two frames of folds that grow, with a film that nobody looks at."""
+    """Two frames of other folds, with a film that nobody looks at."""
     verts = dense(head, head.template)
     path = tmp_path_factory.mktemp("known") / "clip.mkv"
     with VideoWriter(path, rate=Fraction(25), lossless=True) as film:
         for _ in range(2):
             film.write(np.zeros((CROP_SIZE, CROP_SIZE, 3), np.uint8))
-    heights = np.stack([wrinkles(head) + t * folds(head, 1, wave_m=0.1, rms_m=0.001) for t in range(2)])
+    heights = np.stack([wrinkles(head) + folds(head, t, wave_m=0.08, rms_m=0.001) for t in range(2)])
     return KnownHead.make(head, heights, vertex_normals(verts, head.dense_faces).numpy(), seed=0, source=path)
 
 
@@ -64,7 +64,7 @@ def moving(known: KnownHead, patch: Patch, share: float, *, is_seen: bool = True
         weights=np.full(2, 0.5),
         share=share,
         evidence=lambda field: evidence,
-        config=FitConfig(iterations=10),
+        config=FitConfig(iterations=8),
         progress=quiet,
     )
 
@@ -91,13 +91,14 @@ def test_a_mask_of_ones_would_be_noticed(known, head):
     assert stray_m(moving(known, ones, 0.5, is_seen=False), head) > 1e-5
 
 
-def test_everything_that_is_fitted_has_moved(found, known):
+def test_everything_that_is_fitted_has_moved_in_every_frame(found, known):
     middle = known.patch.mask.numpy() == 1
     for part in (found.smooth, found.heights[..., None], found.static):
-        assert np.abs(part[..., middle, :]).max() > 1e-4
-    assert len(np.unique(found.heights[:, middle].std(1))) == 2
+        assert (np.abs(part[..., middle, :]).max((-2, -1)) > 1e-4).all()
+    one, other = found.heights[:, middle]
+    assert abs(np.corrcoef(one, other)[0, 1]) < 0.9
     data, after = found.loss.T
-    assert (after <= data).all() and after.sum() < 0.95 * data.sum()
+    assert (after < 0.75 * data).all()
 
 
 def test_nothing_is_shared_without_a_share(known):
