@@ -9,15 +9,19 @@ import torch
 from jaxtyping import Bool, Float32, Int64, UInt8
 from torch import Tensor
 
-from expportrait_cli.detect.estimate import Estimator
+from expportrait_cli.artifacts.types import CROP_SIZE
+from expportrait_cli.detect.estimate import Estimator, establish_axes
+from expportrait_cli.errors import WeightsError
 from expportrait_cli.fit.clip import Clip
 from expportrait_cli.fit.descent import Term
 from expportrait_cli.fit.losses import MM, DepthLoss, NormalLoss, ShadingLoss, align
-from expportrait_cli.fit.masks import bare_rim
+from expportrait_cli.fit.masks import bare_rim, dynamic_mask
 from expportrait_cli.fit.patch import Patch
 from expportrait_cli.fit.sampling import View, log_intensity, look
 from expportrait_cli.fit.shading import Light, estimate
 from expportrait_cli.fit.surface import read
+from expportrait_cli.geometry.camera import Camera
+from expportrait_cli.render.buffers import render_buffers
 
 DEPTH_PER_MM = 0.04
 LIGHT_FRAMES = 48
@@ -162,6 +166,24 @@ def at_vertices(pictures: Sequence[Float32[np.ndarray, "H W"]], views: Sequence[
 def weights_of(views: Sequence[View]) -> Float32[np.ndarray, "T P"]:
     """How well the vertices are seen."""
     return np.stack([view.weight for view in views])
+
+
+def check_axes(network: Estimator, clip: Clip, row: int) -> None:
+    """Compare a network's normals with those of the posed head, once: other axes than ours would ruin a fit silently.
+
+    Raises:
+        WeightsError: they have other axes.
+    """
+    (crop,) = clip.crops(np.array([row]))
+    verts, _ = clip.pose(np.array([row]), Patch.of(clip.head.dense_faces.numpy(), dynamic_mask(clip.head)))
+    camera = Camera.of_crop(clip.focal_px, CROP_SIZE, CROP_SIZE)
+    expected = render_buffers(verts, clip.head.dense_faces, camera, antialias=False).normals[0].numpy()
+    axes = establish_axes(network(crop).normals, expected)
+    if not np.array_equal(axes.matrix, np.eye(3)):
+        raise WeightsError(
+            f"The normals of {network.name} have other axes than expected: x, y, z of the head are its "
+            f"{axes.matrix.astype(int).tolist()}. Its file is of another version; choose another --supervision."
+        )
 
 
 def windows_of(clip: Clip, rows: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, list[Picture]]]:

@@ -15,7 +15,7 @@ from expportrait_cli.detect.estimate import Estimator, estimator
 from expportrait_cli.detect.matte import Matte
 from expportrait_cli.fit.clip import Clip, torso_turns
 from expportrait_cli.fit.dynamic import Dynamic, dynamic_offsets
-from expportrait_cli.fit.evidence import Estimates, Evidence, Shading
+from expportrait_cli.fit.evidence import Estimates, Evidence, Shading, check_axes
 from expportrait_cli.fit.identity import is_same_person, neutral_frame, shared_identity, with_identity
 from expportrait_cli.fit.masks import distinct_frames, dynamic_mask, face_share, neutral_weights, plain_skin
 from expportrait_cli.fit.parametric import refined_identity, whole_patch
@@ -50,6 +50,7 @@ def fit(
     tracking = with_identity(trackings[0], _identity(trackings, head, driver, known), head)
     if network is not None and known is None:
         clip = Clip.of(tracking, _blank(tracking, head), head)
+        check_axes(network, clip, neutral_frame(tracking))
         seen = Estimates(clip, whole_patch(clip), network, plain_skin(head))
         tracking = with_identity(tracking, refined_identity(clip, seen), head)
     start = _blank(tracking, head)
