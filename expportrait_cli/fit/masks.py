@@ -9,6 +9,7 @@ from expportrait_cli.head.facemesh import EYE_RINGS, LIPS
 from expportrait_cli.head.model import HEAD, JAW, NECK
 
 EAR_M = 0.066
+EAR_FADE_STEPS = 8
 EAR_SHARE = 0.3
 """Ears move as stiff pieces: their detail is beyond what an outline or a network knows."""
 FEW, MANY = 4, 16
@@ -28,6 +29,16 @@ def ear_vertices(head: HeadModel) -> Bool[np.ndarray, " V"]:
     return (np.abs(x) > EAR_M) & (np.abs(y) < 0.045) & (z > -0.045) & (z < 0.03)
 
 
+def _ears(head: HeadModel) -> Float[np.ndarray, " V"]:
+    """1 on the ears, falling to 0 over the skin around them: a hard edge would tear."""
+    share, faces = ear_vertices(head).astype(float), head.dense_faces.numpy()
+    count = np.maximum(np.bincount(faces.ravel(), minlength=len(share)), 1)
+    for _ in range(EAR_FADE_STEPS):
+        around = np.repeat(share[faces].mean(1), 3)
+        share = np.bincount(faces.ravel(), around, len(share)) / count
+    return share
+
+
 def dynamic_mask(head: HeadModel) -> Float32[np.ndarray, " V"]:
     """Where Delta f lives: the face, fading out over its border; exactly 0 elsewhere."""
     return head.facial_mask.numpy().astype(np.float32)
@@ -36,7 +47,7 @@ def dynamic_mask(head: HeadModel) -> Float32[np.ndarray, " V"]:
 def static_mask(head: HeadModel, share: float) -> Float32[np.ndarray, " V"]:
     """Where Delta g lives: skin, hair and clothes off the face, and the face itself by `share` (0..1)."""
     mask = 1 - (1 - share) * dynamic_mask(head)
-    mask = np.where(ear_vertices(head), EAR_SHARE * mask, mask)
+    mask = mask * (1 - (1 - EAR_SHARE) * _ears(head))
     return (mask * head.part("skin").numpy()).astype(np.float32)
 
 

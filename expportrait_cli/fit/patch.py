@@ -55,7 +55,7 @@ class Patch:
         return torch.sparse_coo_tensor(index, values, step.shape, check_invariants=False).coalesce()
 
     def smooth(self, values: Float[Tensor, "T P C"], steps: int) -> Float[Tensor, "T P C"]:
-        """Low-pass over the surface: a Gaussian of about edge length x sqrt(steps / 2)."""
+        """Low-pass over the surface: a Gaussian whose sigma is about edge length x sqrt(steps) / 2."""
         frames, points, channels = values.shape
         columns = values.transpose(0, 1).reshape(points, -1)
         for _ in range(steps):
