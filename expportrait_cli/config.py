@@ -41,6 +41,53 @@ class FitConfig:
 
 
 @dataclass(frozen=True)
+class FitWeights:
+    """What each loss of the fit counts (paper 3.1.3); a mean over vertices and frames each, so that sizes cancel."""
+
+    depth_per_mm: float = 0.04
+    """Distance to an aligned depth, against 1 for normals (unit vectors)."""
+    shading: float = 52.5
+    """Difference in log intensity: thirty times what 5 degrees of a normal count for 0.05, because folds show as a few
+    percent."""
+    shading_corner: float = 0.02
+    """Difference in log intensity above which it counts linearly."""
+    dynamic_per_mm2: float = 0.01
+    """Square of Delta f."""
+    temporal_per_mm2: float = 0.02
+    """Square of its change from frame to frame."""
+    static_per_mm2: float = 5e-4
+    """Square of Delta g's change by the outline."""
+    identity: float = 2e-3
+    """Mean square of the identity, in standard deviations."""
+    expression: float = 5e-3
+    """Mean square of the expression coefficients."""
+
+
+@dataclass(frozen=True)
+class FitDescent:
+    """How far and how smoothly the fields of the fit move."""
+
+    shading_smoothness: float = 2.0
+    """lambda of I + lambda L for folds by shading, in edges squared,"""
+    shading_rate_m: float = 2e-3
+    """and the length of a step of the preconditioned variable."""
+    normals_smoothness: float = 20.0
+    """The same for folds by a network's normals."""
+    normals_rate_m: float = 4e-3
+    outline_smoothness: float = 30.0
+    """The same for the outline,"""
+    outline_rate_m: float = 2e-3
+    outline_steps: int = 12
+    """after the Laplacian fit."""
+    high: int = 2
+    """Times as many steps for folds at high quality."""
+    dynamic_limit_m: float = 0.004
+    """Largest Delta f: folds and bulges of skin are smaller."""
+    static_limit_m: float = 0.005
+    """Largest part of Delta g in the face that comes from landmarks."""
+
+
+@dataclass(frozen=True)
 class TransferConfig:
     """How the driver's performance is put onto the person's head."""
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float16, Float32, Int64
 from torch import Tensor
 
-from expportrait_cli.config import FitConfig
+from expportrait_cli.config import FitConfig, FitDescent, FitWeights
 from expportrait_cli.fit.clip import WINDOW, Clip
 from expportrait_cli.fit.descent import descend
 from expportrait_cli.fit.evidence import Evidence, windows_of
@@ -19,12 +19,7 @@ from expportrait_cli.geometry.mesh import vertex_normals
 from expportrait_cli.head.fitted import neutral_mesh
 from expportrait_cli.head.spread import LandmarkSpread
 
-LIMIT_M = 0.004
-"""Largest dynamic offset: folds and bulges of skin are smaller."""
-STATIC_LIMIT_M = 0.005
-DYNAMIC_PER_MM2, TEMPORAL_PER_MM2 = 0.01, 0.02
-HIGH = 2
-"""Times as many steps at high quality."""
+LIMIT_M, STATIC_LIMIT_M = FitDescent.dynamic_limit_m, FitDescent.static_limit_m
 
 Progress = Callable[[int, int | None], None]
 
@@ -105,7 +100,7 @@ def _folds(clip, patch, smooth, directions, folds: Evidence, config: FitConfig, 
     heights = np.zeros((*smooth.shape[:2], 1), np.float32)
     loss = np.full((len(smooth), 2), np.nan, np.float32)
     preconditioner = patch.preconditioner(folds.smoothness)
-    steps = config.iterations * (HIGH if config.quality == "high" else 1)
+    steps = config.iterations * (FitDescent.high if config.quality == "high" else 1)
     rows = clip.tracked()
     follows = follows_on(clip, rows)
     last = torch.zeros(len(patch.vertices), 3)
@@ -113,13 +108,13 @@ def _folds(clip, patch, smooth, directions, folds: Evidence, config: FitConfig, 
         progress(int(window[0]), len(smooth))
         verts, posed = clip.pose(window, patch, smooth[window])
         seen = folds.terms(crops, verts)
-        calm = TemporalLoss(last, torch.from_numpy(follows[window]), TEMPORAL_PER_MM2)
+        calm = TemporalLoss(last, torch.from_numpy(follows[window]), FitWeights.temporal_per_mm2)
         flat = torch.zeros(len(window), len(patch.vertices), 1)
 
         def raised(field, posed=posed):
             return posed.raised(field, directions)
 
-        terms = [*seen, MagnitudeLoss(DYNAMIC_PER_MM2), calm]
+        terms = [*seen, MagnitudeLoss(FitWeights.dynamic_per_mm2), calm]
         field, _ = descend(flat, raised, terms, preconditioner, iterations=steps, rate=folds.rate_m)
         with torch.no_grad():
             loss[window] = np.stack([seen[0](raised(f)).numpy() for f in (flat, field)], -1)

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float32, Int64, UInt8
 from torch import Tensor
 
 from expportrait_cli.artifacts.types import CROP_SIZE
+from expportrait_cli.config import FitDescent, FitWeights
 from expportrait_cli.detect.estimate import Estimator, establish_axes
 from expportrait_cli.errors import WeightsError
 from expportrait_cli.fit.clip import Clip
@@ -23,7 +24,6 @@ from expportrait_cli.fit.surface import read
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.render.buffers import render_buffers
 
-DEPTH_PER_MM = 0.04
 LIGHT_FRAMES = 48
 """Frames from which light and albedo are measured."""
 
@@ -58,8 +58,8 @@ def views_of(verts: Float32[Tensor, "T V 3"], clip: Clip, vertices: Int64[np.nda
 class Shading:
     """Folds by the light on them: needs no network, and frames that differ."""
 
-    smoothness: ClassVar[float] = 2.0
-    rate_m: ClassVar[float] = 2e-3
+    smoothness: ClassVar[float] = FitDescent.shading_smoothness
+    rate_m: ClassVar[float] = FitDescent.shading_rate_m
 
     clip: Clip
     patch: Patch
@@ -105,8 +105,8 @@ class Shading:
 class Estimates:
     """Normals and depth that a network estimates from every picture by itself."""
 
-    smoothness: ClassVar[float] = 20.0
-    rate_m: ClassVar[float] = 4e-3
+    smoothness: ClassVar[float] = FitDescent.normals_smoothness
+    rate_m: ClassVar[float] = FitDescent.normals_rate_m
 
     clip: Clip
     patch: Patch
@@ -124,7 +124,7 @@ class Estimates:
         depths = [f.depth for f in found]
         known = torch.from_numpy(np.isfinite(at_vertices(depths, views)))
         if bool(known.any()):
-            terms.append(DepthLoss(self._aligned(depths, verts), weight * known, DEPTH_PER_MM))
+            terms.append(DepthLoss(self._aligned(depths, verts), weight * known, FitWeights.depth_per_mm))
         return terms
 
     def _aligned(self, depths: Sequence[np.ndarray], verts: Tensor) -> Float32[Tensor, "T 1 H W"]:

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from expportrait_cli.config import FitWeights
 from expportrait_cli.fit.patch import Patch
 from expportrait_cli.fit.shading import Light
 from expportrait_cli.fit.surface import Surface, read, weighted_mean
@@ -21,10 +22,6 @@ GATE = 0.33
 """Mean difference of smoothed normals above which an estimate is not believed (rho of pixel3dmm)."""
 ALIGN_POWERS, ALIGN_MM = (1, 1, 1, 1, 2, 2, 2, 2), 1.0
 """First the least absolute error, then what is off is left out: a neck that the chin hides lies all to one side."""
-SHADING_HUBER = 0.02
-SHADING_UNIT = 52.5
-"""What a difference in log intensity counts against the priors: thirty times 5 degrees of a normal for 0.05, because
-folds show as a few percent."""
 
 
 def length(vectors: Float[Tensor, "*B 3"]) -> Float[Tensor, "*B"]:
@@ -111,7 +108,7 @@ class ShadingLoss:
 
     def __call__(self, surface: Surface) -> Float[Tensor, " T"]:
         """Mean Huber distance, in the unit of normals."""
-        return SHADING_UNIT * weighted_mean(huber(self.residual(surface), SHADING_HUBER), self.weight)
+        return FitWeights.shading * weighted_mean(huber(self.residual(surface), FitWeights.shading_corner), self.weight)
 
     def residual(self, surface: Surface) -> Float[Tensor, "T P"]:
         """High-passed difference in log intensity, 0 where nothing is seen."""

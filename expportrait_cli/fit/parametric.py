@@ -13,6 +13,7 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 
 from expportrait_cli.artifacts.types import CROP_SIZE
+from expportrait_cli.config import FitWeights
 from expportrait_cli.fit.clip import Clip
 from expportrait_cli.fit.evidence import Evidence
 from expportrait_cli.fit.identity import distinct_rows
@@ -29,8 +30,6 @@ from expportrait_cli.head.state import interocular_px
 
 ITERATIONS = 60
 RATES = {"identity": 3e-2, "expression": 1e-2, "jaw": 3e-3, "turn": 1e-3, "translation": 5e-4}
-IDENTITY_PRIOR, EXPRESSION_PRIOR = 2e-3, 5e-3
-"""Of the mean square of both, against losses of about one."""
 
 
 @dataclass(frozen=True)
@@ -93,8 +92,8 @@ def _descend(frames: _Frames, moved: dict[str, Tensor], terms: Sequence) -> Floa
     for iteration in range(ITERATIONS + 1):
         surface = frames.surface(moved)
         loss = torch.stack([term(surface).mean() for term in terms]).sum()
-        loss = loss + IDENTITY_PRIOR * moved["identity"].square().mean()
-        loss = loss + EXPRESSION_PRIOR * moved["expression"].square().mean()
+        loss = loss + FitWeights.identity * moved["identity"].square().mean()
+        loss = loss + FitWeights.expression * moved["expression"].square().mean()
         if loss.item() < least:
             best, least = moved["identity"].detach().clone(), loss.item()
         if iteration < ITERATIONS:

@@ -11,7 +11,7 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 
 from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit
-from expportrait_cli.config import FitConfig
+from expportrait_cli.config import FitConfig, FitDescent, FitWeights
 from expportrait_cli.fit.descent import descend
 from expportrait_cli.fit.losses import MagnitudeLoss
 from expportrait_cli.fit.masks import dynamic_mask, ear_vertices, static_mask
@@ -27,10 +27,6 @@ from expportrait_cli.render.buffers import render_buffers
 from expportrait_cli.render.rasterizer import rasterize
 
 DRAW_SIZE = 256
-SMOOTHNESS, RATE_M = 30.0, 2e-3
-STATIC_PER_MM2 = 5e-4
-OUTLINE_STEPS = 12
-"""Steps that bring the drawn outline onto the matte's after the Laplacian fit."""
 
 Progress = Callable[[int, int | None], None]
 
@@ -111,10 +107,10 @@ def refined_offset(
     field, _ = descend(
         torch.zeros(1, len(patch.vertices), 3),
         posed.moved,
-        [loss, MagnitudeLoss(STATIC_PER_MM2)],
-        patch.preconditioner(SMOOTHNESS),
-        iterations=OUTLINE_STEPS,
-        rate=RATE_M,
+        [loss, MagnitudeLoss(FitWeights.static_per_mm2)],
+        patch.preconditioner(FitDescent.outline_smoothness),
+        iterations=FitDescent.outline_steps,
+        rate=FitDescent.outline_rate_m,
     )
     offset = fit.static_offset.copy()
     offset[patch.vertices] += (field[0] * patch.mask[:, None]).numpy()
