@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# One thread a test process: two that share two cores wait for each other.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto
 STAMP := $(VENV)/.installed
 
 .PHONY: setup demo test check bench clean
@@ -17,14 +19,14 @@ demo: setup
 	$(BIN)/python examples/demo.py out/demo.mp4
 
 test: setup
-	$(BIN)/python -m pytest -q
+	$(PYTEST)
 
 check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -q -m 'not slow and not gpu and not media'
+	$(PYTEST) -m 'not slow and not gpu and not media'
 
 bench: setup
 	$(BIN)/python examples/bench.py
