@@ -28,6 +28,9 @@ from expportrait_cli.media.source import read_frame
 
 log = logging.getLogger(__name__)
 
+STRANGER = 1.3
+"""Growth of the landmark error under a given head from which a clip seems to show someone else."""
+
 Progress = Callable[[int, int | None], None]
 
 
@@ -47,7 +50,17 @@ def fit(
     explains the photo as well: a clip knows more of a face than a photo.
     """
     network = _network(config)
+    if config.supervision == "shading" and len(trackings[0].error) == 1:
+        log.warning("%s is one photo: shading tells nothing there, it needs frames that differ.", trackings[0].source)
     tracking = with_identity(trackings[0], _identity(trackings, head, driver, known), head)
+    if known is not None and tracking.error.mean() > STRANGER * trackings[0].error.mean():
+        log.warning(
+            "%s does not seem to show the person of that head: its landmarks are %.1f %% of the distance between the "
+            "eyes away, %.1f %% with an identity of their own.",
+            trackings[0].source,
+            tracking.error.mean(),
+            trackings[0].error.mean(),
+        )
     if network is not None and known is None:
         clip = Clip.of(tracking, _blank(tracking, head), head)
         check_axes(network, clip, neutral_frame(tracking))
