@@ -383,18 +383,19 @@ def test_ctrl_c_ends_with_130_and_leaves_nothing_half_done(tmp_path):
     face = skimage.data.astronaut()[:300, 74:374]
     Image.fromarray(face).save(photo)
     with VideoWriter(clip, rate=Fraction(25)) as writer:
-        for index in range(40):
-            writer.write(np.roll(face, index // 4, axis=1))
+        # Long enough to be painted for some seconds: on a busy machine a short film is done before it is looked for.
+        for index in range(160):
+            writer.write(np.roll(face, index // 16, axis=1))
     code = "from expportrait_cli.cli.app import main; main()"
     command = [sys.executable, "-c", code, "generate", str(photo), str(clip), "-o", str(path), "--size", "256"]
     # A terminal sends the signal to ffmpeg too.
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
-    for _ in range(1200):
+    for _ in range(6000):
         if list(path.parent.glob("film.work/segments-*/.*.partial")) or process.poll() is not None:
             break
-        time.sleep(0.05)
+        time.sleep(0.02)
     os.killpg(process.pid, signal.SIGINT)
     out, err = process.communicate(timeout=30)
     assert process.returncode == 130, err
