@@ -404,7 +404,7 @@ def test_ctrl_c_ends_with_130_and_leaves_nothing_half_done(tmp_path):
     assert not path.exists() and not list(tmp_path.rglob("*.partial"))
     again = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (again.returncode, again.stdout) == (0, f"{path}\n")
-    assert "track the" not in again.stderr and frame_count(path) == 40
+    assert "track the" not in again.stderr and frame_count(path) == 160
 
 
 # 15. Files written beside the input, which may be a read-only disk; files that run code when they are opened.
