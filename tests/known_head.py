@@ -1,6 +1,8 @@
 """Heads of which everything is known, with the pictures that they would give: what the fit must find again."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +14,18 @@ from expportrait_cli.fit.clip import Clip
 from expportrait_cli.fit.masks import dynamic_mask
 from expportrait_cli.fit.patch import Patch
 from expportrait_cli.geometry.camera import Camera
-from expportrait_cli.head import HeadModel, dense, landmarks
+from expportrait_cli.geometry.rotations import to_turns
+from expportrait_cli.head import HeadModel, dense, landmark_model, landmarks
+from expportrait_cli.head.solve import Solver
+from expportrait_cli.head.state import interocular_px
+from expportrait_cli.media.video import VideoWriter
 from expportrait_cli.render.buffers import Buffers, render_buffers
+from expportrait_cli.track.observe import Crop, Observations
+from expportrait_cli.track.stage import solve_frames
 
 FOCAL_PX = 2200.0
 FACE_DEPTH_M = 0.08
+RATE = Fraction(25)
 GRAIN_PX = 8
 """Size of the blobs of noise."""
 LIGHT = np.array([0.55, 0.3, 0.35, 0.75])
@@ -89,6 +98,61 @@ def tracking_of(head: HeadModel, identity: np.ndarray, frames: int, seed: int, s
     )
 
 
+def lively(head: HeadModel, frames: int, seed: int) -> np.ndarray:
+    """Expressions [T,E] of which eight are at work in a frame, others in the next: half a smile and a frown."""
+    rng = np.random.default_rng(seed)
+    psi = np.zeros((frames, len(head.expression_names)))
+    for row in psi:
+        row[rng.choice(len(row), 8, replace=False)] = rng.uniform(0.3, 1.0, 8)
+    return psi
+
+
+def perturbed(tracking: Tracking, seed: int, *, bias_iod: float = 0.0, jitter_iod: float = 0.0) -> Tracking:
+    """The clip with landmarks off by a random bias of each, the same in all frames, and by jitter; rms lengths."""
+    rng = np.random.default_rng(1000 + seed)
+    size = np.mean([interocular_px(frame) for frame in tracking.landmarks]) / np.sqrt(2)
+    shape = tracking.landmarks.shape
+    error = size * (bias_iod * rng.normal(size=shape[1:]) + jitter_iod * rng.normal(size=shape))
+    return replace(tracking, landmarks=(tracking.landmarks + error).astype(np.float32))
+
+
+def solved(tracking: Tracking, identity: np.ndarray, head: HeadModel, *, flow_trust: float = 0.0) -> Tracking:
+    """The clip tracked anew, frame by frame, from its landmarks and its flow."""
+    seen = Observations(
+        size=(CROP_SIZE, CROP_SIZE),
+        rate=RATE,
+        crop=Crop(*tracking.crop),
+        landmarks=tracking.landmarks,
+        shoulders=tracking.shoulders,
+        flow=tracking.flow,
+        flow_trust=np.full((len(tracking.error), 2), flow_trust, np.float32),
+        shot=tracking.shot,
+        state=tracking.state,
+    )
+    solver = Solver(landmark_model(head), focal_px=tracking.focal_px, centre_px=CROP_SIZE / 2)
+    states = solve_frames(solver, np.asarray(identity, np.float64), seen, head)
+
+    def column(name: str) -> np.ndarray:
+        return np.stack([getattr(state, name) for state in states])
+
+    found = {name: column(name).astype(np.float32) for name in ("expression", "jaw", "gaze", "translation")}
+    turns = to_turns(column("rotation")).astype(np.float32)
+    return replace(tracking, identity=np.asarray(identity, np.float32), rotation=turns, **found)
+
+
+def write_film(path: Path, pictures: Iterable[np.ndarray]) -> Path:
+    """Pictures as a lossless film."""
+    with VideoWriter(path, rate=RATE, lossless=True) as writer:
+        for picture in pictures:
+            writer.write(picture)
+    return path
+
+
+def numbered_film(path: Path, frames: int) -> Path:
+    """Grey pictures, each as bright as its number: a `NumberedOracle` tells by it which frame it is asked for."""
+    return write_film(path, (np.full((64, 64, 3), number, np.uint8) for number in range(frames)))
+
+
 def folds(head: HeadModel, seed: int, *, wave_m: float, rms_m: float) -> np.ndarray:
     """Heights [V] over the neutral mesh with about one wave length."""
     rng = np.random.default_rng(seed)
@@ -127,14 +191,18 @@ class KnownHead:
     """Dynamic offset of every frame, masked, float32 [T,P,3]."""
 
     @classmethod
-    def make(cls, head: HeadModel, heights: np.ndarray, directions: np.ndarray, *, seed: int, source: Path):
-        """`heights` [T,V] over `directions` [V,3], canonical."""
+    def make(
+        cls, head: HeadModel, heights: np.ndarray, directions: np.ndarray, *, seed: int, source: Path, expression=None
+    ):
+        """`heights` [T,V] over `directions` [V,3], canonical; expressions [T,E] other than small smooth ones."""
         rng = np.random.default_rng(seed)
         identity = 0.6 * rng.normal(size=head.identity_basis.shape[-1])
         patch = Patch.of(head.dense_faces.numpy(), dynamic_mask(head))
         field = heights[:, patch.vertices, None] * directions[patch.vertices]
         offset = (field * patch.mask.numpy()[:, None]).astype(np.float32)
         tracking = tracking_of(head, identity, len(heights), seed, source)
+        if expression is not None:
+            tracking = replace(tracking, expression=expression.astype(np.float32))
         clip = Clip.of(tracking, blank_fit(head, identity), head)
         known = cls(head, clip, patch, offset)
         verts = known.posed(np.arange(len(heights)))
@@ -199,3 +267,17 @@ class Oracle:
         grain = self._rng.normal(size=(CROP_SIZE // GRAIN_PX, CROP_SIZE // GRAIN_PX, channels)).astype(np.float32)
         wide = cv2.resize(grain, (CROP_SIZE, CROP_SIZE), interpolation=cv2.INTER_CUBIC).reshape(CROP_SIZE, -1, channels)
         return wide / wide.std()
+
+
+class NumberedOracle(Oracle):
+    """An oracle that knows from a numbered picture which frame it is; its noise depends on the frame alone."""
+
+    def __init__(self, known: KnownHead, *, noise_deg: float = 0.0, depth_noise: float = 0.0, seed: int = 0):
+        super().__init__(known, noise_deg=noise_deg, depth_noise=depth_noise)
+        self._seed = seed
+
+    def __call__(self, crop: np.ndarray) -> Estimate:
+        """Normals and depth of the frame whose number the picture shows."""
+        self._row = int(crop[0, 0, 0])
+        self._rng = np.random.default_rng([self._seed, self._row])
+        return super().__call__(crop)
