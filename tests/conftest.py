@@ -8,6 +8,9 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 
+# Test processes that share cores wait for each other's threads; torch reads this when it is first imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 MakeClip = Callable[..., Path]
 
 
