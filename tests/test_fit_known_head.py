@@ -102,8 +102,8 @@ def test_expressions_are_found_about_their_mean(head):
         both = (tracked_again(known, seed), known.clip.tracking)
         pairs.append([(each.expression - each.expression.mean(0)).ravel() for each in both])
     assert np.corrcoef(*np.concatenate(pairs, 1))[0, 1] >= 0.82
-    # One face alone stays at 0.80, with exact landmarks too: the prior shares out what look-alike units do.
-    assert min(np.corrcoef(*pair)[0, 1] for pair in pairs) >= 0.79
+    # More is not to be had, with exact landmarks neither: the prior shares out what look-alike units do.
+    assert min(np.corrcoef(*pair)[0, 1] for pair in pairs) >= 0.8
 
 
 class Skin:

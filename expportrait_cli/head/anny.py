@@ -12,7 +12,7 @@ from expportrait_cli.weights import weights_file
 FILE = "head_anny.npz"
 EXPRESSION_MAX = 1.2
 """Faces go somewhat beyond what the units were modelled after."""
-EXPRESSION_PRIOR = 70.0
+EXPRESSION_PRIOR = 55.0
 """Strong for a sum over 442 landmarks, whose errors go together: weaker ones fit worse, with all units at work."""
 LID_PRIOR = 6.0
 """A lid has landmarks of its own, and nothing else shuts an eye."""
