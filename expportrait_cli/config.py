@@ -53,7 +53,7 @@ class FitWeights:
     """Difference in log intensity above which it counts linearly."""
     dynamic_per_mm2: float = 0.01
     """Square of Delta f."""
-    temporal_per_mm2: float = 0.02
+    temporal_per_mm2: float = 0.015
     """Square of its change from frame to frame."""
     static_per_mm2: float = 5e-4
     """Square of Delta g's change by the outline."""

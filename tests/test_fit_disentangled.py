@@ -164,7 +164,7 @@ def test_the_order_of_frames_does_not_leak_into_the_static_offset(head, template
     assert longest(MM * straight.static) > 0.5
     change = MM * np.linalg.norm(straight.static - mixed.static, axis=1)
     # Frames are drawn to the one before, which is another one; a handful of vertices on wrinkles feel it most.
-    assert np.percentile(change, 99.9) < 0.05 and change.max() < 0.07
+    assert change.max() < 0.05
 
 
 @pytest.fixture(scope="module")
