@@ -70,10 +70,6 @@ class Clip:
         """Of the clip's crop."""
         return self.tracking.focal_px
 
-    def with_static(self, offset: Float32[np.ndarray, "V 3"]) -> "Clip":
-        """The same clip of a head with another static offset."""
-        return replace(self, fit=replace(self.fit, static_offset=offset))
-
     def tracked(self) -> Rows:
         """Frames whose landmarks were seen, not filled in."""
         return np.flatnonzero(self.tracking.state == 0)

@@ -50,17 +50,8 @@ def fit(
     explains the photo as well: a clip knows more of a face than a photo.
     """
     network = _network(config)
-    if config.supervision == "shading" and len(trackings[0].error) == 1:
-        log.warning("%s is one photo: shading tells nothing there, it needs frames that differ.", trackings[0].source)
     tracking = with_identity(trackings[0], _identity(trackings, head, driver, known), head)
-    if known is not None and tracking.error.mean() > STRANGER * trackings[0].error.mean():
-        log.warning(
-            "%s does not seem to show the person of that head: its landmarks are %.1f %% of the distance between the "
-            "eyes away, %.1f %% with an identity of their own.",
-            trackings[0].source,
-            tracking.error.mean(),
-            trackings[0].error.mean(),
-        )
+    _warn(trackings[0], tracking, config, known)
     if network is not None and known is None:
         clip = Clip.of(tracking, _blank(tracking, head), head)
         check_axes(network, clip, neutral_frame(tracking))
@@ -79,6 +70,20 @@ def fit(
             start = _refined(start, tracking, head, matte)
     done = _with_dynamic(start, tracking, head, config, progress, network=network, is_static_known=known is not None)
     return replace(done, silhouette_iou=silhouette_iou(done, head, matte))
+
+
+def _warn(own: Tracking, tracking: Tracking, config: FitConfig, known: HeadFit | None) -> None:
+    """Say what will disappoint; `tracking` is `own` with the head's identity."""
+    if config.supervision == "shading" and len(own.error) == 1:
+        log.warning("%s is one photo: shading tells nothing there, it needs frames that differ.", own.source)
+    if known is not None and tracking.error.mean() > STRANGER * own.error.mean():
+        log.warning(
+            "%s does not seem to show the person of that head: its landmarks are %.1f %% of the distance between the "
+            "eyes away, %.1f %% with an identity of their own.",
+            own.source,
+            tracking.error.mean(),
+            own.error.mean(),
+        )
 
 
 def _network(config: FitConfig) -> Estimator | None:

@@ -19,7 +19,6 @@ CLOSED_PERCENTILE = 80
 """Of the growth in the fold, for the whole lid: its plate does not grow, and yet it shows other skin."""
 LASHES_M = 0.0024
 """Thickness of the line of lashes on a shut eye."""
-LASHES_OPACITY = 1.0
 SUBPIXEL_BITS = 4
 
 
@@ -70,7 +69,7 @@ class Lid:
         if not len(rows):
             return
         box = np.s_[rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1]
-        share = (LASHES_OPACITY * closed * stroke[box])[..., None]
+        share = (closed * stroke[box])[..., None]
         frame[box] = np.rint(frame[box] * (1 - share) + self.lashes * share).astype(np.uint8)
 
     def _stroke(self, verts_cam, shape, *, thicker: float = 1.0) -> Float32[np.ndarray, "H W"]:
