@@ -49,6 +49,23 @@ def curves_of(tracking: Tracking, neck: Float32[np.ndarray, " 3"]) -> Curves:
     )
 
 
+def landmark_steps(
+    head: HeadModel,
+    verts_cam: Float32[Tensor, "R V 3"],
+    seen_px: Float32[np.ndarray, "R 478 2"],
+    spread: LandmarkSpread,
+    *,
+    focal_px: float,
+) -> Float32[np.ndarray, "R V 3"]:
+    """Steps across the view, m, that bring a head's landmarks to where they are seen; eyes and teeth follow."""
+    points = landmarks(head, verts_cam).numpy()
+    shown = points[..., :2] / points[..., 2:] * focal_px + CROP_SIZE / 2
+    steps = np.zeros(verts_cam.shape, np.float32)
+    depth = verts_cam[:, spread.vertices, 2:].numpy()
+    steps[:, spread.vertices, :2] = spread((seen_px - shown).astype(np.float32)) * depth / focal_px
+    return steps
+
+
 @dataclass(frozen=True)
 class Clip:
     """A person's head in every frame of a clip, or in one photo."""
@@ -101,12 +118,8 @@ class Clip:
     def landmark_offsets(self, rows: Rows, patch: Patch, spread: LandmarkSpread) -> Float32[np.ndarray, "R P 3"]:
         """What each frame's landmarks say beyond identity and expression: smooth, canonical, before the mask, m."""
         verts, posed = self.pose(rows, patch)
-        points = landmarks(self.head, verts).numpy()
-        shown = points[..., :2] / points[..., 2:] * self.focal_px + CROP_SIZE / 2
-        steps = np.zeros(verts.shape, np.float32)
-        depth = verts[:, spread.vertices, 2:].numpy()
-        moved = spread((self.tracking.landmarks[rows] - shown).astype(np.float32))
-        steps[:, spread.vertices, :2] = moved * depth / self.focal_px
+        seen = self.tracking.landmarks[rows]
+        steps = landmark_steps(self.head, verts, seen, spread, focal_px=self.focal_px)
         return np.einsum("tpji,tpj->tpi", posed.blend.numpy(), steps[:, patch.vertices]).astype(np.float32)
 
     def crops(self, rows: Rows) -> Iterator[UInt8[np.ndarray, "S S 3"]]:

@@ -13,7 +13,7 @@ from expportrait_cli.config import FitConfig
 from expportrait_cli.detect.crop import Crop, crop_image
 from expportrait_cli.detect.estimate import Estimator, estimator
 from expportrait_cli.detect.matte import Matte
-from expportrait_cli.fit.clip import Clip, torso_turns
+from expportrait_cli.fit.clip import Clip, landmark_steps, torso_turns
 from expportrait_cli.fit.dynamic import Dynamic, dynamic_offsets
 from expportrait_cli.fit.evidence import Estimates, Evidence, Shading, check_axes
 from expportrait_cli.fit.identity import is_same_person, neutral_frame, shared_identity, with_identity
@@ -21,7 +21,7 @@ from expportrait_cli.fit.masks import distinct_frames, dynamic_mask, face_share,
 from expportrait_cli.fit.parametric import refined_identity, whole_patch
 from expportrait_cli.fit.patch import Patch
 from expportrait_cli.fit.static import outline_offset, refined_offset, silhouette_iou, static_patch
-from expportrait_cli.head import HeadModel, landmarks
+from expportrait_cli.head import HeadModel
 from expportrait_cli.head.fitted import blend_matrices, fitted_mesh
 from expportrait_cli.head.spread import LandmarkSpread
 from expportrait_cli.media.source import read_frame
@@ -134,15 +134,11 @@ def _blank(tracking: Tracking, head: HeadModel) -> HeadFit:
 
 
 def _landmark_offset(fit: HeadFit, head: HeadModel) -> Float32[np.ndarray, "V 3"]:
-    """What the photo's landmarks say beyond identity and expression, spread over the face; eyes and teeth follow."""
+    """What the photo's landmarks say beyond identity and expression, spread over the face."""
     verts = fitted_mesh(replace(fit, frame_offset=np.zeros_like(fit.frame_offset)), head)
     spread = LandmarkSpread(head, fit.identity)
-    points = landmarks(head, torch.from_numpy(verts)).numpy()
-    seen = points[:, :2] / points[:, 2:] * fit.focal_px + CROP_SIZE / 2
-    steps = np.zeros_like(verts)
-    depth = verts[spread.vertices, 2:]
-    steps[spread.vertices, :2] = spread((fit.landmarks - seen)[None])[0] * depth / fit.focal_px
-    return canonical_steps(fit, head, steps)
+    steps = landmark_steps(head, torch.from_numpy(verts[None]), fit.landmarks[None], spread, focal_px=fit.focal_px)
+    return canonical_steps(fit, head, steps[0])
 
 
 def canonical_steps(fit: HeadFit, head: HeadModel, steps_cam: Float32[np.ndarray, "V 3"]) -> Float32[np.ndarray, "V 3"]:
