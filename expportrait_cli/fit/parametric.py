@@ -21,7 +21,6 @@ from expportrait_cli.fit.losses import LandmarkLoss
 from expportrait_cli.fit.patch import Patch
 from expportrait_cli.fit.surface import Surface
 from expportrait_cli.geometry import rotations
-from expportrait_cli.geometry.mesh import vertex_normals
 from expportrait_cli.head import coarse, dense, joints, pose
 from expportrait_cli.head.facemesh import FACE_OVAL, IRIS
 from expportrait_cli.head.fitted import pose_of
@@ -49,10 +48,7 @@ class _Frames:
         turn = rotations.axis_angle(rotations.matrix(moved["turn"]) @ rotations.matrix(still["rotation"]))
         arguments = {**still, "jaw": jaw, "rotation": turn, "translation": moved["translation"]}
         verts = pose(head, canonical, joints(head, identity), **arguments)
-        normals = vertex_normals(verts, head.dense_faces) * verts.new_tensor([1.0, -1.0, -1.0])
-        seen = verts.detach()
-        px = seen[..., :2] / seen[..., 2:] * self.clip.focal_px + CROP_SIZE / 2
-        return Surface(torch.zeros_like(verts), verts, normals, px)
+        return Surface.of(torch.zeros_like(verts), verts, head.dense_faces, focal_px=self.clip.focal_px)
 
 
 def whole_patch(clip: Clip) -> Patch:

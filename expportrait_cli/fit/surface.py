@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
 from expportrait_cli.artifacts.types import CROP_SIZE
@@ -23,6 +23,21 @@ class Surface:
     """Camera in the axes of normal maps: x right, y up, z to the viewer."""
     px: Float[Tensor, "T P 2"]
     """Crop px, pixel centres at +0.5; carries no gradient: pictures are read there."""
+
+    @classmethod
+    def of(
+        cls,
+        offset: Float[Tensor, "T P 3"],
+        verts: Float[Tensor, "T P 3"],
+        faces: Int[Tensor, "F 3"],
+        *,
+        focal_px: float,
+    ) -> "Surface":
+        """Add what follows from the vertices in the camera: normals, and where the crop shows them."""
+        # Both axes that OpenCV points down and away turn round.
+        normals = vertex_normals(verts, faces) * verts.new_tensor([1.0, -1.0, -1.0])
+        seen = verts.detach()
+        return cls(offset, verts, normals, seen[..., :2] / seen[..., 2:] * focal_px + CROP_SIZE / 2)
 
 
 @dataclass(frozen=True)
@@ -51,12 +66,7 @@ class PosedPatch:
     def moved(self, field: Float[Tensor, "#T P 3"]) -> Surface:
         """The surface under canonical offsets: Eq. 3 with the mask multiplied, so that what it forbids stays zero."""
         offset = (self.patch.mask[:, None] * field).expand(len(self.verts), -1, -1)
-        verts = self.shifted(offset).verts
-        # Both axes that OpenCV points down and away turn round.
-        normals = vertex_normals(verts, self.patch.faces) * verts.new_tensor([1.0, -1.0, -1.0])
-        seen = verts.detach()
-        px = seen[..., :2] / seen[..., 2:] * self.focal_px + CROP_SIZE / 2
-        return Surface(offset, verts, normals, px)
+        return Surface.of(offset, self.shifted(offset).verts, self.patch.faces, focal_px=self.focal_px)
 
 
 def read(pictures: Float[Tensor, "T C H W"], px: Float[Tensor, "T P 2"]) -> Float[Tensor, "T P C"]:
