@@ -35,8 +35,7 @@ from expportrait_cli.geometry.mesh import vertex_normals
 from expportrait_cli.geometry.rotations import from_turns, logarithm
 from expportrait_cli.head import dense, landmark_model, landmarks
 from expportrait_cli.head.fitted import canonical_mesh, fitted_mesh, neutral_mesh
-from expportrait_cli.head.solve import Solver
-from expportrait_cli.track.stage import IDENTITY_PRIOR
+from expportrait_cli.head.solve import IDENTITY_PRIOR, Solver
 
 pytest_plugins = ("astronaut",)
 

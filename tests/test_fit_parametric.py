@@ -9,10 +9,11 @@ from known_head import KnownHead, Oracle, blank_fit
 
 from expportrait_cli.fit.clip import Clip
 from expportrait_cli.fit.evidence import Estimates
-from expportrait_cli.fit.identity import PRIOR, solver_of, with_identity
+from expportrait_cli.fit.identity import solver_of, with_identity
 from expportrait_cli.fit.masks import plain_skin
 from expportrait_cli.fit.parametric import refined_identity, whole_patch
 from expportrait_cli.head.fitted import neutral_mesh
+from expportrait_cli.head.solve import IDENTITY_PRIOR
 
 pytest_plugins = ("astronaut",)
 
@@ -44,7 +45,7 @@ def test_normals_and_depth_bring_the_identity_closer(head, monkeypatch, noise_de
     # A detector's points are off by the same step in every frame, and jitter about it.
     off = BIAS_IOD / 1.25 * rng.normal(size=(1, 478, 2)) + JITTER_IOD * rng.normal(size=true.landmarks.shape)
     tracking = replace(true, landmarks=(true.landmarks + iod * off).astype(np.float32))
-    by_landmarks = solver_of(tracking, head).identity(tracking.landmarks, prior=PRIOR)[0].astype(np.float32)
+    by_landmarks = solver_of(tracking, head).identity(tracking.landmarks, prior=IDENTITY_PRIOR)[0].astype(np.float32)
     clip = Clip.of(with_identity(tracking, by_landmarks, head), blank_fit(head, by_landmarks), head)
     oracle = Oracle(known, noise_deg=noise_deg, depth_noise=depth_noise)
     refined = refined_identity(clip, Estimates(clip, whole_patch(clip), oracle, plain_skin(head)))

@@ -7,20 +7,18 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from expportrait_cli.artifacts.types import CROP_SIZE, Tracking
-from expportrait_cli.geometry.rotations import from_turns, to_turns
+from expportrait_cli.geometry.rotations import from_turns
 from expportrait_cli.head import HeadModel, landmark_model
-from expportrait_cli.head.solve import Solver
-from expportrait_cli.head.state import State, nearest_frame
+from expportrait_cli.head.solve import IDENTITY_PRIOR, ITERATIONS, ITERATIONS_FIRST, TEMPORAL, Solver
+from expportrait_cli.head.state import State, columns_of, distinct_rows, nearest_frame
 
 SAME_PERSON = (1.12, 0.1)
 """The driver's identity is taken for the photo's own when it fits the photo's landmarks within this factor and these
 percent of the inter-ocular distance,"""
 SAME_FRAME_IOD = 0.02
 """or when a frame of the driver has the photo's landmarks up to this."""
-PRIOR = 10.0
 KEY_FRAMES = 8
 """Of each clip, for an identity that several share."""
-FIRST, NEXT, TEMPORAL = 10, 4, 2.0
 
 
 def solver_of(tracking: Tracking, head: HeadModel) -> Solver:
@@ -51,23 +49,18 @@ def shared_identity(trackings: Sequence[Tracking], head: HeadModel) -> Float32[n
     first = trackings[0]
     points = []
     for tracking in trackings:
-        keys = distinct_rows(tracking)
+        keys = key_frames(tracking)
         centred = (tracking.landmarks[keys] - CROP_SIZE / 2) * (first.focal_px / tracking.focal_px)
         points.append(centred + CROP_SIZE / 2)
-    identity, _ = solver_of(first, head).identity(np.concatenate(points).astype(np.float32), prior=PRIOR)
+    identity, _ = solver_of(first, head).identity(np.concatenate(points).astype(np.float32), prior=IDENTITY_PRIOR)
     return identity.astype(np.float32)
 
 
-def distinct_rows(tracking: Tracking) -> Int64[np.ndarray, " R"]:
-    """Seen frames that differ most in pose and expression (farthest points)."""
+def key_frames(tracking: Tracking) -> Int64[np.ndarray, " R"]:
+    """Seen frames that differ most in pose and expression."""
     rows = np.flatnonzero(tracking.state == 0)
     values = np.c_[2.0 * tracking.rotation, tracking.expression, tracking.jaw][rows]
-    chosen = [int(np.linalg.norm(values - values.mean(0), axis=1).argmin())]
-    distance = np.full(len(rows), np.inf)
-    while len(chosen) < min(KEY_FRAMES, len(rows)):
-        distance = np.minimum(distance, np.linalg.norm(values - values[chosen[-1]], axis=1))
-        chosen.append(int(distance.argmax()))
-    return rows[np.sort(chosen)]
+    return rows[distinct_rows(values, KEY_FRAMES)]
 
 
 def is_same_person(tracking: Tracking, driver: Tracking, head: HeadModel) -> bool:
@@ -79,7 +72,7 @@ def is_same_person(tracking: Tracking, driver: Tracking, head: HeadModel) -> boo
     shared = driver.identity.astype(np.float64)
     factor, slack = SAME_PERSON
     own = solver.error_iod(tracking.identity.astype(np.float64), state_of(tracking, frame), points)
-    theirs = solver.error_iod(shared, solver.frame(shared, points, iterations=FIRST), points)
+    theirs = solver.error_iod(shared, solver.frame(shared, points, iterations=ITERATIONS_FIRST), points)
     return theirs <= factor * own + slack or nearest_frame(points, driver)[1] < SAME_FRAME_IOD
 
 
@@ -91,21 +84,8 @@ def with_identity(tracking: Tracking, identity: Float32[np.ndarray, " K"], head:
     states: list[State] = []
     for t, points in enumerate(tracking.landmarks):
         if t == 0 or tracking.shot[t] != tracking.shot[t - 1]:
-            states.append(solver.frame(shape, points, iterations=FIRST))
+            states.append(solver.frame(shape, points, iterations=ITERATIONS_FIRST))
         else:
-            states.append(solver.frame(shape, points, start=states[-1], temporal=TEMPORAL, iterations=NEXT))
+            states.append(solver.frame(shape, points, start=states[-1], temporal=TEMPORAL, iterations=ITERATIONS))
     errors = [solver.error_iod(shape, s, points) for s, points in zip(states, tracking.landmarks, strict=True)]
-
-    def column(name: str) -> np.ndarray:
-        return np.stack([getattr(state, name) for state in states]).astype(np.float32)
-
-    return replace(
-        tracking,
-        identity=identity,
-        expression=column("expression"),
-        jaw=column("jaw"),
-        gaze=column("gaze"),
-        rotation=to_turns(np.stack([s.rotation for s in states])).astype(np.float32),
-        translation=column("translation"),
-        error=np.asarray(errors, np.float32),
-    )
+    return replace(tracking, identity=identity, **columns_of(states), error=np.asarray(errors, np.float32))

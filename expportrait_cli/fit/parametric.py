@@ -16,7 +16,7 @@ from expportrait_cli.artifacts.types import CROP_SIZE
 from expportrait_cli.config import FitWeights
 from expportrait_cli.fit.clip import Clip
 from expportrait_cli.fit.evidence import Evidence
-from expportrait_cli.fit.identity import distinct_rows
+from expportrait_cli.fit.identity import key_frames
 from expportrait_cli.fit.losses import LandmarkLoss
 from expportrait_cli.fit.patch import Patch
 from expportrait_cli.fit.surface import Surface
@@ -63,7 +63,7 @@ def refined_identity(clip: Clip, evidence: Evidence) -> Float32[np.ndarray, " K"
     `evidence` speaks of `whole_patch`. The identity of the least loss is kept; the frames are fitted again by whoever
     called, since a new identity moves them all.
     """
-    rows = distinct_rows(clip.tracking)
+    rows = key_frames(clip.tracking)
     curves = clip.rows(rows)
     crops = list(clip.crops(rows))
     verts, _ = clip.pose(rows, whole_patch(clip))

@@ -21,6 +21,12 @@ IRIS_WEIGHT = 1.0
 JAW_PRIOR = np.array([1.0, 40.0, 40.0])
 GAZE_PRIOR = 0.05
 JAW_RANGE_RAD = (-0.03, 0.6)
+IDENTITY_PRIOR = 10.0
+"""Of an identity that key frames share: a coefficient of 1 costs as much as ten landmarks that are off by a unit."""
+TEMPORAL = 2.0
+"""Of the step that expression, jaw and gaze take from the frame before."""
+ITERATIONS_FIRST, ITERATIONS = 10, 4
+"""Of the first frame of a shot, and of those that start from the frame before."""
 
 
 @dataclass(frozen=True)

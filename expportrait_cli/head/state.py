@@ -1,12 +1,14 @@
-"""What moves in one frame, and where to start from: pose by PnP, focal length, the nearest frame of a clip."""
+"""What moves in one frame, and where to start from: pose by PnP, focal length, the frames of a clip that matter."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Float32, Int64
 
 from expportrait_cli.artifacts.types import Tracking
+from expportrait_cli.geometry.rotations import to_turns
 from expportrait_cli.head.facemesh import OUTER_EYES, RIGID
 from expportrait_cli.head.landmarks import LandmarkModel
 
@@ -28,6 +30,14 @@ class State:
     def vector(self) -> Float[np.ndarray, " P"]:
         """Expression, jaw and gaze in one vector."""
         return np.concatenate([self.expression, self.jaw, self.gaze])
+
+
+def columns_of(states: Sequence[State]) -> dict[str, Float32[np.ndarray, "T _"]]:
+    """States of all frames as a tracking keeps them: rotations as turns."""
+    names = ("expression", "jaw", "gaze", "translation")
+    columns = {name: np.stack([getattr(state, name) for state in states]) for name in names}
+    columns["rotation"] = to_turns(np.stack([state.rotation for state in states]))
+    return {name: column.astype(np.float32) for name, column in columns.items()}
 
 
 def rotate(axis_angle_rad: Float[np.ndarray, " 3"]) -> Float[np.ndarray, "3 3"]:
@@ -77,6 +87,21 @@ def nearest_frame(landmarks: Float[np.ndarray, "478 2"], tracking: Tracking) -> 
     """Frame of a clip whose landmarks are most like these, and their distance."""
     distance = photo_distance(landmarks, tracking)
     return int(distance.argmin()), float(distance.min())
+
+
+def distinct_rows(values: Float[np.ndarray, "R D"], count: int, *, least: float = 0.0) -> Int64[np.ndarray, " _"]:
+    """Rows that differ most from each other, in rising order: the most usual one, then the farthest from those chosen.
+
+    There are fewer than `count` when the next one is less than `least` away.
+    """
+    chosen = [int(np.linalg.norm(values - values.mean(0), axis=1).argmin())]
+    distance = np.full(len(values), np.inf)
+    while len(chosen) < min(count, len(values)):
+        distance = np.minimum(distance, np.linalg.norm(values - values[chosen[-1]], axis=1))
+        if distance.max() < least:
+            break
+        chosen.append(int(distance.argmax()))
+    return np.sort(chosen)
 
 
 def focal_for(model: LandmarkModel, landmarks: Float[np.ndarray, "478 2"], *, crop_size: int) -> float:

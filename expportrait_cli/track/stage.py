@@ -8,10 +8,9 @@ import numpy as np
 
 from expportrait_cli.artifacts.types import CROP_SIZE, Tracking
 from expportrait_cli.config import TrackConfig
-from expportrait_cli.geometry.rotations import to_turns
 from expportrait_cli.head import HeadModel, landmark_model
-from expportrait_cli.head.solve import Solver
-from expportrait_cli.head.state import State, focal_for
+from expportrait_cli.head.solve import IDENTITY_PRIOR, ITERATIONS, ITERATIONS_FIRST, TEMPORAL, Solver
+from expportrait_cli.head.state import State, columns_of, distinct_rows, focal_for
 from expportrait_cli.media.files import content_hash
 from expportrait_cli.track.observe import Observations, observe
 from expportrait_cli.track.steady import Start, anchors, hair_points
@@ -19,9 +18,8 @@ from expportrait_cli.track.steady import Start, anchors, hair_points
 log = logging.getLogger(__name__)
 
 KEY_FRAMES = 12
-IDENTITY_PRIOR = 10.0
-TEMPORAL = 2.0
-ITERATIONS_FIRST, ITERATIONS = 10, 4
+DIFFERENT = 1e-3
+"""Distance of normalised landmarks below which one more frame tells the identity nothing."""
 
 Progress = Callable[[int, int | None], None]
 
@@ -50,11 +48,7 @@ def solve(source: Path, seen: Observations, head: HeadModel) -> Tracking:
         focal_px=focal_px,
         landmarks=seen.landmarks,
         identity=identity.astype(np.float32),
-        expression=np.stack([s.expression for s in states]).astype(np.float32),
-        jaw=np.stack([s.jaw for s in states]).astype(np.float32),
-        gaze=np.stack([s.gaze for s in states]).astype(np.float32),
-        rotation=to_turns(np.stack([s.rotation for s in states])).astype(np.float32),
-        translation=np.stack([s.translation for s in states]).astype(np.float32),
+        **columns_of(states),
         shoulders=seen.shoulders,
         flow=seen.flow,
         shot=seen.shot,
@@ -82,17 +76,9 @@ def solve_frames(solver: Solver, identity: np.ndarray, seen: Observations, head:
 
 
 def key_frames(seen: Observations) -> np.ndarray:
-    """Frames that differ most from each other (farthest points), for the identity."""
+    """Frames that differ most from each other in their landmarks, for the identity."""
     tracked = np.flatnonzero(seen.state == 0)
     points = seen.landmarks[tracked].astype(np.float64)
     points = points - points.mean(1, keepdims=True)
     points /= np.linalg.norm(points, axis=(1, 2), keepdims=True)
-    flat = points.reshape(len(points), -1)
-    chosen = [int(np.linalg.norm(flat - flat.mean(0), axis=1).argmin())]
-    distance = np.full(len(flat), np.inf)
-    while len(chosen) < min(KEY_FRAMES, len(flat)):
-        distance = np.minimum(distance, np.linalg.norm(flat - flat[chosen[-1]], axis=1))
-        if distance.max() < 1e-3:
-            break
-        chosen.append(int(distance.argmax()))
-    return tracked[np.sort(chosen)]
+    return tracked[distinct_rows(points.reshape(len(points), -1), KEY_FRAMES, least=DIFFERENT)]
