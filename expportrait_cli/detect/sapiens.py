@@ -1,5 +1,6 @@
 """Sapiens (Khirodkar et al., ECCV 2024): normals and 308 keypoints, from the TorchScript files that Meta publishes.
 
+Normals also from a state dict that the user made into a .safetensors file: everything around the network is the same.
 CC-BY-NC-4.0: not for commercial use.
 """
 
@@ -15,6 +16,7 @@ from jaxtyping import Float, Float32, Float64, UInt8
 from torch import Tensor
 
 from expportrait_cli.detect.estimate import Estimate, assemble, resized
+from expportrait_cli.detect.sapiens_net import load_normals
 from expportrait_cli.errors import WeightsError
 
 HEIGHT, WIDTH = 1024, 768
@@ -72,12 +74,13 @@ class SapiensKeypoints:
 
 
 class _Net:
-    """A TorchScript file, on CUDA where there is one."""
+    """A TorchScript file or a state dict, on CUDA where there is one."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._module = _load(path, self._device)
+        is_state = path.suffix == ".safetensors"
+        self._module = load_normals(path).to(self._device) if is_state else _load(path, self._device)
 
     def __call__(self, crop: UInt8[np.ndarray, "S S 3"], expected: str, channels: int) -> Float32[Tensor, "C H W"]:
         """Run on a crop that is put into the middle of a frame of the shape that the net was trained on."""
@@ -100,9 +103,9 @@ def frame(crop: UInt8[np.ndarray, "S S 3"]) -> Float32[Tensor, "1 3 1024 768"]:
 def _load(path: Path, device: torch.device) -> torch.jit.ScriptModule:
     """Load a TorchScript archive.
 
-    It is a program, and no other form of these weights comes with its network. TorchScript's own interpreter runs it:
-    nothing of Python is unpickled or imported, and the program can only call operators on tensors. Those that reach
-    further are looked for first, because loading may already run a part of it.
+    It is a program, the only published form of these weights that comes with its network. TorchScript's own
+    interpreter runs it: nothing of Python is unpickled or imported, and the program can only call operators on tensors.
+    Those that reach further are looked for first, because loading may already run a part of it.
 
     Raises:
         WeightsError: not such an archive, a damaged one, or one that names operators of `REFUSED`.
