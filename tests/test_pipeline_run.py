@@ -1,19 +1,28 @@
 """From a photo and a clip to a film, through the command line; the person is the astronaut that scikit-image ships."""
 
 import json
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import ClassVar, get_args
 
 import cv2
 import numpy as np
 import pytest
 import skimage.data
 from PIL import Image
+from test_detect_estimate import david_file
 
+from expportrait_cli import weights
+from expportrait_cli.artifacts import npz
 from expportrait_cli.cli import app
+from expportrait_cli.config import FitConfig, Quality, Supervision
+from expportrait_cli.errors import WeightsError
+from expportrait_cli.fit.stage import _network as fit_network
 from expportrait_cli.media import ffmpeg
+from expportrait_cli.media.files import content_hash
 from expportrait_cli.media.video import VideoWriter, frame_count, probe
-from expportrait_cli.pipeline import film
+from expportrait_cli.pipeline import film, record
 
 pytestmark = pytest.mark.slow
 
@@ -151,3 +160,55 @@ def test_a_photo_without_a_face_leaves_no_film(clip, tmp_path, capsys):
     _, err = run(capsys, "generate", blank, clip, "-o", tmp_path / "film.mp4", "--size", 256, code=3)
     assert "blank.png" in err.splitlines()[-1]
     assert not (tmp_path / "film.mp4").exists()
+
+
+@pytest.fixture
+def network(monkeypatch, tmp_path) -> Path:
+    """A file of DAViD, of the shape that its adapter expects, in the only folder of downloads."""
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    monkeypatch.setattr(weights, "folders", lambda: (weights.CHECKOUT, folder))
+    return david_file(folder / weights.entry("david").file)
+
+
+@pytest.mark.parametrize("quality", get_args(Quality))
+@pytest.mark.parametrize("supervision", get_args(Supervision))
+@pytest.mark.parametrize("has_david", [False, True])
+def test_the_network_that_is_recorded_is_the_one_that_a_fit_loads(quality, supervision, has_david, network):
+    if not has_david:
+        network.unlink()
+    config = FitConfig(quality=quality, supervision=supervision)
+    try:
+        loaded = fit_network(config)
+    except WeightsError:
+        assert (supervision, has_david) in {("david", False), ("sapiens", False), ("sapiens", True)}
+        return
+    recorded = record.network_of(config)
+    assert [row["licence"] for row in recorded] == ([loaded.licence] if loaded is not None else [])
+    assert bool(recorded) == (has_david and quality != "draft" and supervision in ("auto", "david"))
+    assert all(row["sha256"] == content_hash(network) for row in recorded)
+
+
+def test_a_head_says_which_networks_it_and_the_head_before_it_were_made_with(photo, network, tmp_path, capsys):
+    tracking, plain, kept, last = (tmp_path / f"{name}.npz" for name in ("a.track", "a.head", "b.head", "c.head"))
+    run(capsys, "track", photo, "-o", tracking)
+    run(capsys, "fit", tracking, "--quality", "draft", "-o", plain)
+    assert record.networks_behind(plain) == []
+    # A known head is not asked whether the network's axes are ours: this one takes colours for normals.
+    run(capsys, "fit", tracking, "--head", plain, "--supervision", "david", "-o", kept)
+    (row,) = record.networks_behind(kept)
+    assert (row["name"], row["licence"], row["sha256"]) == ("david", "MIT", content_hash(network))
+    run(capsys, "fit", tracking, "--head", kept, "--quality", "draft", "-o", last)
+    assert record.networks_behind(last) == [row]
+
+
+@pytest.mark.parametrize("made_by", [{}, {"networks": "david"}, {"networks": [1, {"name": "x"}]}])
+def test_headers_without_networks_name_none(made_by, tmp_path):
+    assert record.networks_behind(npz.save(Empty(np.zeros(1)), tmp_path / "a.head.npz", made_by)) == []
+
+
+@dataclass(frozen=True)
+class Empty:
+    KIND: ClassVar[str] = "head"
+    VERSION: ClassVar[int] = 2
+    values: np.ndarray

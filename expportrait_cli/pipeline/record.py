@@ -10,8 +10,12 @@ from time import perf_counter
 from typing import Any
 
 from expportrait_cli import __version__
+from expportrait_cli.artifacts import npz
 from expportrait_cli.artifacts.atomic import atomic_path
-from expportrait_cli.weights import catalogue
+from expportrait_cli.config import FitConfig
+from expportrait_cli.detect.estimate import available, sapiens_file
+from expportrait_cli.media.files import content_hash
+from expportrait_cli.weights import catalogue, entry, locate
 
 PACKAGES = ("torch", "warp-lang", "mediapipe", "numpy", "opencv-contrib-python", "imageio-ffmpeg", "pillow")
 SYNTHETIC = "AI-generated: synthetic portrait film, made from a photo by"
@@ -40,6 +44,37 @@ def licences(stages: tuple[str, ...]) -> list[dict[str, str]]:
         {"name": weight.name, "licence": weight.licence, "source": weight.source, "sha256": weight.sha256}
         for weight in catalogue()
         if set(weight.needed_by) & set(stages)
+    ]
+
+
+def network_of(config: FitConfig) -> list[dict[str, str]]:
+    """The network that a fit with these settings reads normals from on this machine, as `licences`; often none.
+
+    Its sha256 is the file's own, not the published one, so that it also tells one file from another.
+    """
+    if config.quality == "draft" or config.supervision in ("shading", "none"):
+        return []
+    name = available()[0] if config.supervision == "auto" else config.supervision
+    weight = {"david": entry("david"), "sapiens": sapiens_file()}.get(name)
+    path = locate(weight) if weight is not None else None
+    if weight is None or path is None:
+        return []
+    return [
+        {"name": weight.name, "licence": weight.licence, "source": weight.source, "sha256": content_hash(path)},
+    ]
+
+
+def networks_behind(head: Path) -> list[dict[str, str]]:
+    """Networks that took part in a .head.npz, as its header names them.
+
+    Heads from before headers did that name none, whatever they were made with.
+    """
+    made_by = npz.read_header(head)["made_by"]
+    rows = made_by.get("networks") if isinstance(made_by, dict) else None
+    return [
+        {str(key): str(value) for key, value in row.items()}
+        for row in (rows if isinstance(rows, list) else [])
+        if isinstance(row, dict) and {"name", "licence"} <= row.keys()
     ]
 
 

@@ -21,6 +21,7 @@ from expportrait_cli.pipeline.cache import made_by
 from expportrait_cli.pipeline.heads import check_same, head_behind, head_by_name, track_header
 from expportrait_cli.pipeline.performance import Driver, edited_curves, write_meshes
 from expportrait_cli.pipeline.quality import check_source, fit_quality, tracking_quality, warn_of_misfit
+from expportrait_cli.pipeline.record import network_of, networks_behind
 from expportrait_cli.track import track as run_track
 
 A = TypeVar("A")
@@ -63,8 +64,12 @@ def fit(
     inputs["driver"] = content_hash(driver) if driver is not None else ""
     inputs["head"] = content_hash(known) if known is not None else ""
     head = head_behind(first, own[0])
+    networks = network_of(config)
+    if known is not None:
+        # Its identity and static offset go on in the new head, and so do the conditions of what they were made with.
+        networks += [row for row in networks_behind(known) if row not in networks]
     head_fit = run_fit(own, head, config, stage("fit the head"), driver=other, known=given)
-    npz.save(head_fit, path, made_by("fit", asdict(config), inputs))
+    npz.save(head_fit, path, {**made_by("fit", asdict(config), inputs), "networks": networks})
     return fit_quality(head_fit)
 
 
