@@ -8,7 +8,8 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 
-# Test processes that share cores wait for each other's threads; torch reads this when it is first imported.
+# Test processes that share cores wait for each other's threads, minutes instead of seconds. Torch reads this when it is
+# first imported, which is later; xdist's workers inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 MakeClip = Callable[..., Path]

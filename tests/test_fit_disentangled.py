@@ -45,15 +45,6 @@ PER_FRAME = (
 CHEEK = 50
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Test workers that share two cores wait for each other's threads, minutes instead of seconds."""
-    count = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(count)
-
-
 @pytest.fixture(scope="module")
 def template(head) -> tuple[np.ndarray, np.ndarray]:
     """Vertices and normals of the average head."""

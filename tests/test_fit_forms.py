@@ -6,7 +6,6 @@ import cv2
 import numpy as np
 import pytest
 import skimage.data
-import torch
 from known_head import KnownHead, blank_fit, folds, perturbed, wrinkles, write_film
 from performers import quiet
 from PIL import Image
@@ -29,15 +28,6 @@ MM = 1e3
 FRAMES = 8
 DRAFT = FitConfig(quality="draft", rounds=2)
 SHADING = FitConfig(supervision="shading", rounds=2)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Test workers that share two cores wait for each other's threads, minutes instead of seconds."""
-    count = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(count)
 
 
 @pytest.fixture(scope="module")

@@ -47,15 +47,6 @@ BAND_STEPS = 25
 """Smoothing steps that leave waves longer than about 15 mm."""
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Test workers that share two cores wait for each other's threads, minutes instead of seconds."""
-    count = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(count)
-
-
 def still_face(head, seed: int, **options) -> KnownHead:
     """A head without offsets."""
     nothing = np.zeros((FRAMES, len(head.parts)))
