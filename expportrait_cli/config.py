@@ -122,3 +122,32 @@ class GenerateConfig:
     paste_back: bool = False
     audio: Audio = "driving"
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    """Which stretches of a folder's videos are taken for training."""
+
+    frames: int = 240
+    """Longest clip; a longer shot becomes several of equal length."""
+    min_s: float = 1.5
+    """Shortest clip."""
+    sample_s: float = 0.25
+    """Time between the frames that are looked at."""
+    min_face_px: int = 120
+    """Height of the face in the source, from the hairline to the chin. A clip's own face is about 220 px high."""
+    face_share: float = 0.9
+    """Share of the frames that must show one whole face,"""
+    rival: float = 0.5
+    """and no second one above this share of its size."""
+    min_sharpness: float = 5.0
+    """Variance of the Laplacian in the face, brought to the size that it has in a clip."""
+    darkest: float = 30.0
+    """Mean grey level of the face, 0..255."""
+    brightest: float = 225.0
+    min_contrast: float = 12.0
+    """Standard deviation of the grey levels in the face."""
+    min_motion_percent: float = 0.8
+    """Motion of the landmarks against each other, percent of the distance between the eyes."""
+    max_error_percent: float = 4.0
+    """Mean landmark error of the tracking, percent of the same."""

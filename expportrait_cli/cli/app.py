@@ -14,6 +14,7 @@ import typer
 from expportrait_cli import __version__
 from expportrait_cli.cli import (
     batch,
+    data,
     doctor,
     evaluate,
     export,
@@ -82,6 +83,7 @@ app.command("export")(export.export)
 app.command("eval")(evaluate.evaluate)
 app.command("batch")(batch.batch)
 app.command("doctor")(doctor.doctor)
+app.add_typer(data.app, name="data")
 app.add_typer(weights.app, name="weights")
 
 

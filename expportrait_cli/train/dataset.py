@@ -1,0 +1,147 @@
+"""A prepared set on disk: `dataset.json` beside one folder a clip."""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from expportrait_cli import __version__
+from expportrait_cli.artifacts.atomic import atomic_path
+from expportrait_cli.errors import InputError
+
+log = logging.getLogger(__name__)
+
+KIND, VERSION = "dataset", 1
+FILE, CLIPS = "dataset.json", "clips"
+VIDEO, TRACKING, HEAD = "clip.mp4", "track.npz", "head.npz"
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One clip to train on."""
+
+    name: str
+    person: str
+    """Clips of one person go to one side of every split."""
+    video: Path
+    """Square, `CROP_SIZE` px, without sound."""
+    tracking: Path
+    """`Tracking` of the video. The path inside it is where the set was made: take `video` instead."""
+    head: Path
+    """`HeadFit` with the dynamic offsets of every frame."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What `dataset.json` says of a clip, or of a stretch of video that became none."""
+
+    name: str
+    person: str
+    source: str
+    """Path below the folder of videos."""
+    source_sha256: str
+    first_frame: int
+    frames: int
+    rate: str
+    status: Literal["accepted", "rejected"]
+    reason: str
+    """Of a rejection: what was measured, and the limit."""
+    head_model: str
+    figures: dict[str, Any] = field(default_factory=dict)
+    histograms: dict[str, list[int]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    """Warnings of the stages."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A prepared set, for reading."""
+
+    folder: Path
+    head_model: str
+    clips: tuple[Clip, ...]
+
+    @classmethod
+    def open(cls, folder: Path) -> "Dataset":
+        """Read what was accepted.
+
+        Raises:
+            InputError: no prepared set, damaged, from a newer tool, of several head models, or nothing was accepted.
+        """
+        content = read(folder)
+        rows = [row for row in content["clips"] if row["status"] == "accepted"]
+        if not rows:
+            raise InputError(f"{folder} holds no accepted clip. {folder / 'index.html'} says why; prepare more videos.")
+        models = sorted({row["head_model"] for row in rows})
+        if len(models) > 1:
+            raise InputError(
+                f"{folder} mixes the head models {' and '.join(models)}. Prepare the videos again with one of them."
+            )
+        if not content["complete"]:
+            log.warning("%s is not complete: run `expportrait data prepare` again to go on.", folder)
+        clips = tuple(clip_of(folder, row["name"], row["person"]) for row in rows)
+        for path in (path for clip in clips for path in (clip.video, clip.tracking, clip.head)):
+            if not path.is_file():
+                raise InputError(
+                    f"{path} is missing. Run `expportrait data prepare` again: it makes what is not there."
+                )
+        return cls(folder, models[0], clips)
+
+
+def clip_of(folder: Path, name: str, person: str) -> Clip:
+    """Where the files of a clip lie."""
+    place = folder / CLIPS / name
+    return Clip(name, person, place / VIDEO, place / TRACKING, place / HEAD)
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """Read `dataset.json` and check that it is one."""
+    path = folder / FILE
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(
+            f"{folder} is no prepared set: it has no {FILE}. Make one: `expportrait data prepare FOLDER -o {folder}`."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is damaged. Run `expportrait data prepare` again.") from error
+    if not isinstance(content, dict) or content.get("kind") != KIND:
+        raise InputError(f"{path} is not a set of this tool. Name the folder that `expportrait data prepare` wrote.")
+    found = content.get("version")
+    if found != VERSION:
+        is_newer = isinstance(found, int) and found > VERSION
+        remedy = "Update the tool." if is_newer else "Prepare the videos again."
+        raise InputError(f"{path} is version {found}, this tool reads version {VERSION}. {remedy}")
+    if not (isinstance(content.get("complete"), bool) and all(_is_row(row) for row in content.get("clips", [None]))):
+        raise InputError(f"{path} is damaged. Run `expportrait data prepare` again.")
+    return content
+
+
+def _is_row(row: Any) -> bool:
+    texts = ("name", "person", "status", "head_model")
+    # A name is a folder, never a way out of the set.
+    return (
+        isinstance(row, dict)
+        and all(isinstance(row.get(key), str) for key in texts)
+        and Path(row["name"]).name == row["name"]
+    )
+
+
+def write(
+    folder: Path, rows: Sequence[Row], *, source: Path, head_model: str, settings: Mapping[str, Any], complete: bool
+) -> None:
+    """Write `dataset.json`, in full or not at all."""
+    content = {
+        "kind": KIND,
+        "version": VERSION,
+        "tool": f"expportrait {__version__}",
+        "folder": str(source.resolve()),
+        "head_model": head_model,
+        "settings": dict(settings),
+        "complete": complete,
+        "clips": [asdict(row) for row in rows],
+    }
+    with atomic_path(folder / FILE) as partial:
+        partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8")

@@ -1,0 +1,106 @@
+"""The videos of a folder: files, and folders of numbered pictures."""
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import islice
+from pathlib import Path, PurePath
+
+import numpy as np
+from jaxtyping import UInt8
+
+from expportrait_cli.artifacts.digest import sha256
+from expportrait_cli.errors import InputError
+from expportrait_cli.media.files import content_hash
+from expportrait_cli.media.image import read_image
+from expportrait_cli.media.video import probe, read_frames
+
+VIDEOS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".wmv", ".flv", ".ogv")
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+PICTURE_RATE = Fraction(25)
+"""Frames per second of pictures, which do not know it: sets of them are mostly taken from such videos."""
+FEWEST = 8
+"""Numbered pictures from which a folder of them is a video."""
+NUMBERED = re.compile(r"\D*(\d+)")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One video of the folder."""
+
+    path: Path
+    relative: PurePath
+    """Below the folder."""
+    pictures: tuple[Path, ...] = ()
+    """Its frames in order, when it is a folder of them."""
+
+    def digest(self) -> str:
+        """sha256 of the file, or of the names and contents of the pictures."""
+        if not self.pictures:
+            return content_hash(self.path)
+        lines = [f"{picture.name} {sha256(picture)}" for picture in self.pictures]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+    def rate(self) -> Fraction:
+        """Frames per second."""
+        return PICTURE_RATE if self.pictures else probe(self.path).rate
+
+    def frames(self, *, end: int | None = None) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
+        """Every frame up to `end`, upright, holding one in memory.
+
+        Raises:
+            InputError: no video, damaged, or a picture of another size.
+        """
+        if not self.pictures:
+            yield from read_frames(self.path, end=end)
+            return
+        first = None
+        for path in islice(self.pictures, end):
+            picture = read_image(path)
+            first = picture.shape if first is None else first
+            if picture.shape != first:
+                raise InputError(f"{path} has another size than the pictures before it. Give each video its folder.")
+            yield picture
+
+
+def find_sources(folder: Path, *, skipped: Path) -> list[Source]:
+    """Every video below a folder, sorted by path; nothing hidden, nothing in the folder `skipped`.
+
+    Raises:
+        InputError: there is none, or no such folder.
+    """
+    if not folder.is_dir():
+        found = "is a file" if folder.exists() else "does not exist"
+        raise InputError(f"{folder} {found}, expected a folder of videos.")
+    sources: list[Source] = []
+    for place, folders, names in os.walk(folder):
+        here = Path(place)
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and not _same(here / name, skipped))
+        visible = sorted(name for name in names if not name.startswith("."))
+        files = [here / name for name in visible if name.lower().endswith(VIDEOS)]
+        sources += [Source(path, path.relative_to(folder)) for path in files]
+        pictures = () if files or here == folder else numbered(here / name for name in visible)
+        if pictures:
+            sources.append(Source(here, here.relative_to(folder), pictures))
+    if not sources:
+        raise InputError(
+            f"{folder} holds no videos. Expected files that end in {', '.join(VIDEOS[:5])} and the like, or folders of "
+            "numbered pictures."
+        )
+    return sorted(sources, key=lambda source: str(source.relative))
+
+
+def numbered(paths: Iterator[Path]) -> tuple[Path, ...]:
+    """Pictures whose names are numbers, but for a prefix that all share, in their order; none if there are too few."""
+    found = [(NUMBERED.fullmatch(path.stem), path) for path in paths if path.suffix.lower() in PICTURES]
+    rows = [(path.stem[: match.start(1)], int(match[1]), path) for match, path in found if match is not None]
+    if len(rows) < max(FEWEST, len(found)) or len({prefix for prefix, _, _ in rows}) > 1:
+        return ()
+    return tuple(path for _, _, path in sorted(rows))
+
+
+def _same(a: Path, b: Path) -> bool:
+    return b.exists() and a.samefile(b)
