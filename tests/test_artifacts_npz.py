@@ -1,13 +1,16 @@
 import os
 import pickle
 import zipfile
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 
 from expportrait_cli.artifacts import npz
 from expportrait_cli.artifacts.types import HeadFit, Tracking
+from expportrait_cli.cli import app
 from expportrait_cli.errors import InputError, OutputError
 
 SIZES = {"T": 3, "K": 5, "E": 4, "V": 7, "P": 6, "M": 17}
@@ -89,6 +92,57 @@ def refused(cls, path) -> str:
 
 def test_the_wrong_kind_names_both(saved):
     assert "is a 'track' artifact, expected 'head'" in refused(HeadFit, saved)
+
+
+@dataclass(frozen=True)
+class Posed:
+    """As much of meshes as their header is."""
+
+    KIND: ClassVar[str] = "meshes"
+    VERSION: ClassVar[int] = 1
+    values: np.ndarray
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """The current folder, with an artifact of each kind, named a, and something else."""
+    monkeypatch.chdir(tmp_path)
+    for artifact in (make(Tracking), make(HeadFit), Posed(np.zeros(1))):
+        npz.save(artifact, f"a.{artifact.KIND}.npz", {})
+    Path("a.normals.mkv").write_bytes(b"\x1a\x45\xdf\xa3 and so on")
+    return tmp_path
+
+
+WRONG_KINDS = [
+    ("fit a.meshes.npz", "a.meshes.npz is a 'meshes' artifact, expected 'track'", "give the driver's .track.npz"),
+    ("fit a.normals.mkv", "a.normals.mkv is not a .track.npz file", "expportrait track"),
+    ("transfer a.track.npz a.head.npz", "a.track.npz is a 'track' artifact, expected 'head'", "the head comes first"),
+    ("transfer a.track.npz a.track.npz", "a.track.npz is a 'track' artifact, expected 'head'", "expportrait fit"),
+    ("transfer a.meshes.npz a.track.npz", "a.meshes.npz is a 'meshes' artifact, expected 'head'", ".head.npz that"),
+    ("transfer a.head.npz a.head.npz", "a.head.npz is a 'head' artifact, expected 'track'", "before the .track.npz"),
+    ("transfer a.head.npz a.meshes.npz", "a.meshes.npz is a 'meshes' artifact, expected 'track'", "render-normals"),
+    ("transfer a.head.npz a.normals.mkv", "a.normals.mkv is not a .track.npz file", "expportrait track"),
+    ("render-normals a.head.npz", "a.head.npz is a 'head' artifact, expected 'meshes'", "transfer HEAD TRACK"),
+    ("render-normals a.track.npz", "a.track.npz is a 'track' artifact, expected 'meshes'", "transfer HEAD TRACK"),
+    ("render-normals a.normals.mkv", "a.normals.mkv is not a .meshes.npz file", "transfer HEAD TRACK"),
+    ("export a.track.npz", "a.track.npz is a 'track' artifact, expected 'head' or 'meshes'", "Give a .head.npz"),
+    ("export a.normals.mkv", "a.normals.mkv is not an artifact of this tool", "they end in .npz"),
+    ("track a.head.npz", "a.head.npz is an artifact", "expected a photo or a clip"),
+    ("generate a.track.npz a.track.npz", "a.track.npz is a 'track' artifact", "expected a photo or a .head.npz"),
+    ("generate a.track.npz a.head.npz", "a.track.npz is a 'track' artifact", "expected a photo or a .head.npz"),
+    ("generate a.head.npz a.head.npz", "a.head.npz is a 'head' artifact", "expected a clip, a .track.npz"),
+    ("generate a.meshes.npz a.track.npz", "a.meshes.npz is a 'meshes' artifact", "expected a photo or a .head.npz"),
+]
+
+
+@pytest.mark.parametrize(("command", "found", "remedy"), WRONG_KINDS, ids=[row[0] for row in WRONG_KINDS])
+def test_commands_name_the_kind_that_they_were_given_instead(command, found, remedy, folder, capsys):
+    before = sorted(folder.iterdir())
+    assert app.run(command.split()) == 3
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith(f"error: {found}") and err.count("\n") == 1
+    assert remedy in err
+    assert sorted(folder.iterdir()) == before
 
 
 def test_newer_and_older_versions_say_what_to_do(saved, monkeypatch):

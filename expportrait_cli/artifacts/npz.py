@@ -18,6 +18,15 @@ from expportrait_cli.errors import InputError
 A = TypeVar("A")
 S = TypeVar("S", str, int, float)
 HEADER = "header"
+ADVICE = {
+    ("head", "track"): "A fitted head is given to fit as --head, and to transfer before the .track.npz.",
+    ("meshes", "track"): "Meshes go to render-normals, export and generate; give the driver's .track.npz here.",
+    ("track", "head"): "Make a head of it with `expportrait fit`; in transfer, the head comes first.",
+    ("meshes", "head"): "Give the .head.npz that it was made with.",
+    ("track", "meshes"): "Make meshes with `expportrait transfer HEAD TRACK`.",
+    ("head", "meshes"): "Make meshes with `expportrait transfer HEAD TRACK`.",
+}
+"""What to do with one kind of artifact where another was expected."""
 EPOCH = (1980, 1, 1, 0, 0, 0)
 BROKEN = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, NotImplementedError, RuntimeError, MemoryError)
 
@@ -53,6 +62,11 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
         return header_of(path, archive)
 
 
+def check_kind(path: str | os.PathLike[str], kind: str) -> None:
+    """Raise InputError unless the file's header says that it is of this kind; reads nothing else."""
+    _check_kind(path, read_header(path), kind)
+
+
 def write_header(archive: zipfile.ZipFile, kind: str, version: int, made_by: Mapping[str, Any]) -> None:
     """Put the header in, as JSON in an array of bytes."""
     text = json.dumps({"kind": kind, "version": version, "made_by": made_by}, sort_keys=True, ensure_ascii=False)
@@ -77,7 +91,9 @@ def open_archive(path: str | os.PathLike[str]) -> zipfile.ZipFile:
     except IsADirectoryError:
         raise InputError(f"{path} is a folder, expected an .npz artifact.") from None
     except BROKEN:
-        raise InputError(f"{path} is not an artifact of this tool, or it is cut off. Make it again.") from None
+        is_named = Path(path).suffix == ".npz"
+        remedy = "or it is cut off. Make it again." if is_named else "they end in .npz. Check the name."
+        raise InputError(f"{path} is not an artifact of this tool, {remedy}") from None
 
 
 def header_of(path: str | os.PathLike[str], archive: zipfile.ZipFile) -> dict[str, Any]:
@@ -95,13 +111,19 @@ def header_of(path: str | os.PathLike[str], archive: zipfile.ZipFile) -> dict[st
 
 def check_header(path: str | os.PathLike[str], header: Mapping[str, Any], kind: str, version: int) -> None:
     """Raise InputError unless the file is of the kind and version that the caller reads."""
-    if header["kind"] != kind:
-        raise InputError(f"{path} is a '{header['kind']}' artifact, expected '{kind}'. Give a .{kind}.npz file.")
+    _check_kind(path, header, kind)
     if header["version"] != version:
         found = header["version"]
         is_newer = isinstance(found, int) and found > version
         remedy = "Update the tool." if is_newer else "Make it again."
         raise InputError(f"{path} is version {found} of '{kind}', this tool reads version {version}. {remedy}")
+
+
+def _check_kind(path: str | os.PathLike[str], header: Mapping[str, Any], kind: str) -> None:
+    found = header["kind"]
+    if found != kind:
+        advice = ADVICE.get((str(found), kind), f"Give a .{kind}.npz file.")
+        raise InputError(f"{path} is a '{found}' artifact, expected '{kind}'. {advice}")
 
 
 def read_member(path: str | os.PathLike[str], archive: zipfile.ZipFile, name: str) -> np.ndarray:
