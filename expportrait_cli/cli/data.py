@@ -33,7 +33,7 @@ def prepare(
         int | None, typer.Option(min=1, help="Processes at a time; one for each processor.", show_default=False)
     ] = None,
     frames: Annotated[
-        int, typer.Option(min=48, help="Longest clip; longer shots become several.")
+        int, typer.Option(min=24, help="Longest clip; longer shots become several.")
     ] = PrepareConfig.frames,
     min_face: Annotated[
         int, typer.Option(metavar="PX", min=16, help="Smallest face, from the hairline to the chin.")

@@ -32,11 +32,11 @@ class Axis:
 
 
 AXES = (
-    Axis("yaw", "yaw, degrees", -60, 60),
-    Axis("pitch", "pitch, degrees", -40, 40),
-    Axis("jaw", "jaw opening, degrees", 0, 30),
-    Axis("expression", "mean |ψ|", 0, 0.3),
-    Axis("error", "landmark error, % of the distance between the eyes", 0, 6),
+    Axis("yaw", "yaw, degrees", -60.0, 60.0),
+    Axis("pitch", "pitch, degrees", -40.0, 40.0),
+    Axis("jaw", "jaw opening, degrees", 0.0, 30.0),
+    Axis("expression", "mean |ψ|", 0.0, 0.3),
+    Axis("error", "landmark error, % of the distance between the eyes", 0.0, 6.0),
 )
 
 

@@ -63,7 +63,9 @@ def scanned(source: Source, shop: Workshop) -> Scan:
     path = shop.kept("scans", scan_key(digest, shop.config))
     if content := read_json(path):
         return Scan.from_json(content)
+    notes.take()
     found = scan(source, digest, shop.config)
+    found = replace(found, notes=tuple(notes.take()))
     write_json(path, found.to_json())
     return found
 
@@ -118,6 +120,7 @@ def plan_of(source: Source, found: Scan, index: int, shop: Workshop, *, person: 
         reason=stretch.reason,
         head_model=head,
         figures=dict(stretch.figures),
+        notes=list(found.notes),
     )
     return Plan(row, clip_of(shop.folder, name, person), made_by("clip", settings, inputs)["key"], shop)
 
@@ -155,13 +158,15 @@ def make(plan: Plan) -> Row:
         single.fit([clip.tracking], clip.head, FIT, silent)
     fit = npz.load(HeadFit, clip.head)
     write_sheet(sheet_path(plan), clip.video, tracking, fit, head)
-    row = replace(plan.row, figures={**figures, **fitted_figures(fit)}, histograms=counts(tracking), notes=notes.take())
+    figures |= fitted_figures(fit)
+    row = replace(plan.row, figures=figures, histograms=counts(tracking), notes=[*plan.row.notes, *notes.take()])
     return remembered(plan, row)
 
 
 def refused(plan: Plan, reason: str, figures: Mapping[str, Any]) -> Row:
     """Remember why a clip is not taken after all, and remove it."""
-    row = replace(plan.row, status="rejected", reason=reason, figures=dict(figures), notes=notes.take())
+    said = [*plan.row.notes, *notes.take()]
+    row = replace(plan.row, status="rejected", reason=reason, figures=dict(figures), notes=said)
     shutil.rmtree(plan.clip.video.parent, ignore_errors=True)
     return remembered(plan, row)
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from itertools import pairwise
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -42,16 +43,18 @@ class Scan:
     rate: Fraction
     stretches: tuple[Stretch, ...]
     """In order; together they are the video."""
+    notes: tuple[str, ...] = ()
+    """Warnings of the reader: damage, above all."""
 
     def to_json(self) -> dict[str, Any]:
         """As JSON holds it."""
-        return {"digest": self.digest, "rate": str(self.rate), "stretches": [asdict(row) for row in self.stretches]}
+        return {**asdict(self), "rate": str(self.rate)}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Scan":
         """Undo `to_json`."""
         rows = [Stretch(**{**row, "crop": tuple(row["crop"]) if row["crop"] else None}) for row in values["stretches"]]
-        return cls(values["digest"], Fraction(values["rate"]), tuple(rows))
+        return cls(values["digest"], Fraction(values["rate"]), tuple(rows), tuple(values["notes"]))
 
 
 def scan_key(digest: str, config: PrepareConfig) -> str:
@@ -79,7 +82,9 @@ def scan(source: Source, digest: str, config: PrepareConfig) -> Scan:
     if count == 0:
         raise InputError(f"{source.path} has no frames.")
     shots = zip(starts, [*starts[1:], count], strict=True)
-    ranges = [part for first, end in shots for part in parts(first, end, config.frames)]
+    # Halves of a clip that is a little too long must not be too short.
+    longest = max(config.frames, ceil(2 * config.min_s * rate))
+    ranges = [part for first, end in shots for part in parts(first, end, longest)]
     rows = [judge(first, end, samples, config, rate=rate, size=size) for first, end in ranges]
     return Scan(digest, rate, tuple(rows))
 

@@ -11,6 +11,7 @@ from PIL import Image
 from expportrait_cli.artifacts.atomic import atomic_path
 from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit, Tracking
 from expportrait_cli.detect.crop import Crop, crop_image
+from expportrait_cli.fit.masks import neutral_weights
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.head import HeadModel
 from expportrait_cli.media.source import read_pictures
@@ -27,10 +28,10 @@ FILLED = 1e6
 def telling_frames(tracking: Tracking) -> Int64[np.ndarray, " 4"]:
     """Most neutral frame, widest jaw, largest turn, largest expression; of those whose landmarks were seen."""
     effort = np.abs(tracking.expression).sum(1)
+    rest = neutral_weights(tracking.expression, tracking.jaw)
     jaw, turn = (np.linalg.norm(column, axis=1) for column in (tracking.jaw, tracking.rotation))
     unseen = FILLED * (tracking.state != 0)
-    best = [(effort + jaw + unseen).argmin(), *((column - unseen).argmax() for column in (jaw, turn, effort))]
-    return np.array(best)
+    return np.array([(column - unseen).argmax() for column in (rest, jaw, turn, effort)])
 
 
 def write_sheet(path: Path, video: Path, tracking: Tracking, fit: HeadFit, head: HeadModel) -> None:

@@ -1,6 +1,7 @@
 """`index.html` of a prepared set: what was taken, what was not and why, and how every fitted head lies on its face."""
 
 import html
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ table { border-collapse: collapse; } td, th { text-align: left; padding: 2px 14p
 .sheets img { width: 100%; height: auto; display: block; } .name { overflow-wrap: anywhere; }
 """
 WIDTH, HEIGHT = 230, 90
+NUMBER = re.compile(r"\d[\d.]*")
 COLUMNS = "Columns: most neutral, widest jaw, largest turn, largest expression. Rows: picture, both, normals."
 
 
@@ -72,8 +74,11 @@ def reasons(rows: Sequence[Row]) -> str:
         f"<td>{html.escape(row.reason)}</td></tr>"
         for row in rows
     )
-    files = len(Counter(row.source for row in rows))
-    return f"<p>From {files} videos.</p><table><tr><th>video<th>from frame<th>frames<th>why</tr>{lines}</table>"
+    files = len({row.source for row in rows})
+    kinds = Counter(NUMBER.sub("…", row.reason) for row in rows).most_common()
+    totals = "".join(f"<li>{count} × {html.escape(kind)}</li>" for kind, count in kinds)
+    table = f"<table><tr><th>video<th>from frame<th>frames<th>why</tr>{lines}</table>"
+    return f"<p>From {files} videos.</p><ul>{totals}</ul>{table}"
 
 
 def sheet(row: Row) -> str:
