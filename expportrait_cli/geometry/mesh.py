@@ -74,6 +74,19 @@ def laplacian(faces: Int[Tensor, "F 3"], vertex_count: int) -> Float[Tensor, "V 
     return _assemble(ends, torch.ones(len(ends), device=faces.device), vertex_count)
 
 
+def averaging(faces: Int[Tensor, "F 3"], vertex_count: int) -> Float[Tensor, "V V"]:
+    """One step of smoothing as a sparse matrix: half each vertex, half the mean of its neighbours. Rows sum to one."""
+    matrix = laplacian(faces, vertex_count)
+    (row, column), value = matrix.indices(), matrix.values()
+    degree = torch.zeros(vertex_count, device=faces.device).index_put_((row[row == column],), value[row == column])
+    off = row != column
+    diagonal = torch.arange(vertex_count, device=faces.device)
+    index = torch.cat([matrix.indices()[:, off], torch.stack([diagonal, diagonal])], 1)
+    half = torch.where(degree > 0, 0.5, 1.0)
+    values = torch.cat([-0.5 * value[off] / degree[row[off]], half])
+    return torch.sparse_coo_tensor(index, values, (vertex_count, vertex_count), check_invariants=False).coalesce()
+
+
 def cotangent_laplacian(verts: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"]) -> Float[Tensor, "V V"]:
     """Laplacian whose edge weights are half the sum of the opposite cotangents, as a coalesced sparse matrix.
 

@@ -1,0 +1,54 @@
+"""A training run on disk: all that it needs to go on as if it had never stopped. Safetensors, so that nothing runs."""
+
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from expportrait_cli.artifacts.atomic import atomic_path
+from expportrait_cli.errors import InputError
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def save_state(
+    path: Path, step: int, network: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer, generator
+) -> None:
+    """Write weights, their average, the optimiser's moments and the random numbers' state."""
+    tensors = {f"network.{k}": v for k, v in network.state_dict().items()}
+    tensors |= {f"average.{k}": v for k, v in average.state_dict().items()}
+    for name, parameter in network.named_parameters():
+        for moment in MOMENTS:
+            tensors[f"{moment}.{name}"] = optimizer.state[parameter][moment]
+    tensors["generator"] = generator.get_state()
+    with atomic_path(path) as partial:
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, partial, {"step": str(step)})
+
+
+def load_state(path: Path, network: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer, generator) -> int:
+    """Take up a run where it was left: the steps that it has made, 0 without a file.
+
+    Raises:
+        InputError: the file is that of another network.
+    """
+    if not path.is_file():
+        return 0
+    with safe_open(path, "pt") as file:
+        tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        step = int(file.metadata()["step"])
+    try:
+        network.load_state_dict(_part(tensors, "network."))
+        average.load_state_dict(_part(tensors, "average."))
+        for name, parameter in network.named_parameters():
+            moments = {moment: tensors[f"{moment}.{name}"].clone() for moment in MOMENTS}
+            optimizer.state[parameter] = {"step": torch.tensor(float(step)), **moments}
+        generator.set_state(tensors["generator"])
+    except (KeyError, RuntimeError) as error:
+        raise InputError(f"{path} is the state of another network. Remove it, or train to another file.") from error
+    return step
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

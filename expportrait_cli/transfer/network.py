@@ -1,0 +1,181 @@
+"""The identity-adaptive transfer module: dynamic offsets from a neutral face and an expression (paper 3.2, Eq. 8, 9).
+
+Guaranteed by construction, whatever the weights: exactly zero at the neutral expression, exactly zero where the facial
+mask is, never longer than `LIMIT_M` on a face of the mean size, and the same for a head that is moved or turned.
+"""
+
+import itertools
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from expportrait_cli.geometry.rotations import matrix
+from expportrait_cli.transfer.face import Face, Neutral
+
+LIMIT_M = 0.008
+UNIT_M = 0.001
+"""What an output of 1 means."""
+DEVIATION_M = 0.01
+"""Distance from the mean head that counts as 1 at the input."""
+WIDTH_M = 0.1
+"""Half the box around the mean face, that the lowest frequency of the encoding spans."""
+CURVATURE_LIMIT = 3.0
+
+Kind = Literal["learned", "blind", "concat"]
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Sizes of the module; stored in its weights file."""
+
+    kind: Kind = "learned"
+    """learned: coefficients times a basis that each identity has of its own; blind: the same without any word of the
+    identity; concat: one perceptron of position, shape and expression, as the paper may have meant."""
+    expression: int = 40
+    code: int = 48
+    """Components of the identity code."""
+    hidden: int = 256
+    depth: int = 5
+    rank: int = 64
+    """Fields of the basis."""
+    driving: int = 128
+    frequencies: int = 8
+
+
+def encoded(points: Float[Tensor, "*B 3"], frequencies: int) -> Float[Tensor, "*B C"]:
+    """Coordinates with sines and cosines of their octaves: 3 + 6 x frequencies values."""
+    octaves = torch.pi * 2.0 ** torch.arange(frequencies, dtype=points.dtype, device=points.device)
+    angles = (points[..., None, :] * octaves[:, None]).flatten(-2)
+    return torch.cat([points, angles.sin(), angles.cos()], -1)
+
+
+def perceptron(sizes: list[int]) -> nn.Sequential:
+    """Linear layers with SiLU between them."""
+    layers: list[nn.Module] = []
+    for wide_in, wide_out in itertools.pairwise(sizes):
+        layers += [nn.Linear(wide_in, wide_out), nn.SiLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+class TransferNetwork(nn.Module):
+    """G(V_neutral, E(psi, omega)) of Eq. 8 and 9.
+
+    The vertex network runs once for each identity and gives `rank` fields; a frame is a sum of them. The identity
+    enters as a whitened linear code of the neutral face, which is too smooth to hold a driver's folds, and as the shape
+    around each vertex.
+    """
+
+    psi_scale: Tensor
+    code_mean: Tensor
+    code_basis: Tensor
+    _position: Tensor
+
+    def __init__(self, config: NetworkConfig, face: Face):
+        super().__init__()
+        self.config = config
+        self.face = face
+        points = len(face.code_rows)
+        self.register_buffer("psi_scale", torch.ones(config.expression))
+        self.register_buffer("code_mean", torch.zeros(points, 3))
+        self.register_buffer("code_basis", torch.zeros(config.code, points, 3))
+        self.driver = perceptron([config.expression + 6, config.hidden, config.hidden, config.driving])
+        position = 3 + 6 * config.frequencies
+        match config.kind:
+            case "learned":
+                shape, mixed = 3 + 3 + 3 + 2 + config.code, config.driving + config.code
+            case "blind":
+                shape, mixed = 3, config.driving
+            case "concat":
+                shape, mixed = 3 + 3 + config.driving, 0
+        hidden = [config.hidden] * config.depth
+        outputs = 3 if config.kind == "concat" else 4 * config.rank
+        self.vertex = perceptron([position + shape, *hidden, outputs])
+        if config.kind != "concat":
+            self.mixer = perceptron([mixed, config.hidden, config.hidden, config.rank])
+        self.register_buffer("_position", encoded(face.template / WIDTH_M, config.frequencies), persistent=False)
+
+    def code(self, neutral: Neutral) -> Float[Tensor, " G"]:
+        """Identity code g of a whole face: about normal with variance 1 over the people that it was made from."""
+        return torch.einsum("gpc,pc->g", self.code_basis, neutral.points[self.face.code_rows] - self.code_mean)
+
+    def drive(self, psi: Float[Tensor, "*B E"], jaw: Float[Tensor, "*B 3"]) -> Float[Tensor, "*B D"]:
+        """Expression code q of Eq. 9."""
+        return self.driver(torch.cat([psi / self.psi_scale, _six(jaw)], -1))
+
+    def fields(
+        self, neutral: Neutral, code: Float[Tensor, "*B G"], rows: Int64[Tensor, "*B R"]
+    ) -> Float[Tensor, "*B R K 3"]:
+        """The identity's basis at vertices `rows`, where `neutral` is taken too; steps of `UNIT_M` in its own axes."""
+        raw = self.vertex(self._features(neutral, code, rows)).unflatten(-1, (self.config.rank, 4))
+        along = raw[..., 3:] * self.face.normals[rows][..., None, :]
+        turned = (raw[..., :3] + along) @ neutral.frames.mT
+        return turned * self.face.mask[rows][..., None, None]
+
+    def coefficients(
+        self, code: Float[Tensor, "*B G"], psi: Float[Tensor, "*B T E"], jaw: Float[Tensor, "*B T 3"]
+    ) -> Float[Tensor, "*B T K"]:
+        """How much of each field an expression takes: zero at rest, exactly."""
+        rest = self._mixed(code, torch.zeros_like(psi[..., :1, :]), torch.zeros_like(jaw[..., :1, :]))
+        return self._mixed(code, psi, jaw) - rest
+
+    def offsets(
+        self,
+        neutral: Neutral,
+        code: Float[Tensor, "*B G"],
+        psi: Float[Tensor, "*B T E"],
+        jaw: Float[Tensor, "*B T 3"],
+        *,
+        rows: Int64[Tensor, "*B R"],
+    ) -> Float[Tensor, "*B T R 3"]:
+        """Dynamic offsets at vertices `rows`, where `neutral` is taken too; canonical, m."""
+        if self.config.kind == "concat":
+            rest = self._concatenated(
+                neutral, torch.zeros_like(psi[..., :1, :]), torch.zeros_like(jaw[..., :1, :]), rows
+            )
+            steps = self._concatenated(neutral, psi, jaw, rows) - rest
+        else:
+            steps = torch.einsum(
+                "...rkc,...tk->...trc", self.fields(neutral, code, rows), self.coefficients(code, psi, jaw)
+            )
+        return bounded(steps * UNIT_M)
+
+    def _mixed(self, code: Tensor, psi: Tensor, jaw: Tensor) -> Tensor:
+        q = self.drive(psi, jaw)
+        if self.config.kind == "learned":
+            q = torch.cat([q, code[..., None, :].expand(*q.shape[:-1], -1)], -1)
+        return self.mixer(q)
+
+    def _features(self, neutral: Neutral, code: Tensor, rows: Tensor) -> Float[Tensor, "*B R C"]:
+        position, normals = self._position[rows], self.face.normals[rows]
+        if self.config.kind == "blind":
+            return torch.cat([position, normals], -1)
+        deviation = (neutral.points - self.face.template[rows]) / DEVIATION_M
+        curvature = neutral.curvature.clamp(-CURVATURE_LIMIT, CURVATURE_LIMIT)
+        parts = [position, normals, deviation, neutral.normals - normals, curvature]
+        return torch.cat([*parts, code[..., None, :].expand(*position.shape[:-1], -1)], -1)
+
+    def _concatenated(self, neutral: Neutral, psi: Tensor, jaw: Tensor, rows: Tensor) -> Tensor:
+        deviation = (neutral.points - self.face.template[rows]) / DEVIATION_M
+        position = encoded(neutral.points / WIDTH_M, self.config.frequencies)
+        shape = torch.cat([position, neutral.normals, deviation], -1)
+        q = self.drive(psi, jaw)
+        frames, points = q.shape[-2], shape.shape[-2]
+        both = [shape[..., None, :, :], q[..., :, None, :]]
+        both = [part.expand(*part.shape[:-3], frames, points, part.shape[-1]) for part in both]
+        return self.vertex(torch.cat(both, -1)) * self.face.mask[rows][..., None, :, None]
+
+
+def bounded(offsets: Float[Tensor, "*B 3"]) -> Float[Tensor, "*B 3"]:
+    """Offsets of at most `LIMIT_M`: small ones stay as they are."""
+    size = offsets.norm(dim=-1, keepdim=True) / LIMIT_M
+    # sinc-like: tanh(x)/x is 1 at 0; the clamp keeps its gradient finite there.
+    return offsets * torch.where(size > 1e-3, torch.tanh(size.clamp(min=1e-3)) / size.clamp(min=1e-3), 1 - size**2 / 3)
+
+
+def _six(jaw: Float[Tensor, "*B 3"]) -> Float[Tensor, "*B 6"]:
+    """First two columns of the jaw's rotation without those of no rotation: zero at rest."""
+    turn = matrix(jaw) - torch.eye(3, dtype=jaw.dtype, device=jaw.device)
+    return turn[..., :2].flatten(-2)
