@@ -151,3 +151,33 @@ class PrepareConfig:
     """Motion of the landmarks against each other, percent of the distance between the eyes."""
     max_error_percent: float = 4.0
     """Mean landmark error of the tracking, percent of the same."""
+
+
+@dataclass(frozen=True)
+class TransferTraining:
+    """How the transfer network is trained."""
+
+    steps: int = 8000
+    people: int = 12
+    """In a batch; with so many frames and vertices of each."""
+    frames: int = 4
+    vertices: int = 256
+    rate: float = 2e-3
+    """Of AdamW at the start; it falls to a fiftieth along half a cosine."""
+    decay: float = 1e-4
+    average: float = 0.999
+    """Of the exponential mean over the weights that is kept."""
+    code_noise: float = 0.1
+    """Blur of the identity code, of the expression (in its own deviations), and share of expressions left out."""
+    psi_noise: float = 0.05
+    psi_dropout: float = 0.1
+    filmed: float = 4.0
+    """Times that a filmed person is drawn for one who was made up."""
+    held_out: float = 0.1
+    """Share of the people that the curve is measured on, and that nothing is learned from."""
+    synthetic: int = 240
+    """People of the head model who are made up for the purpose, and frames of each."""
+    synthetic_frames: int = 20
+    report_every: int = 500
+    """Steps between two points of the curve; the run can go on from there."""
+    seed: int = 0
