@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 from jaxtyping import Float32
+from scipy.spatial.distance import cdist
 
 from expportrait_cli.head.facemesh import EYE_CORNERS, FACE_OVAL, IRIS, JAW_FRONT, NOSE_BASE
 from expportrait_cli.head.model import HeadModel, coarse, dense, joints, pose
@@ -36,7 +37,8 @@ class LandmarkSpread:
         centres = np.einsum("lk,lkj->lj", weights, shape[triangles]).astype(np.float64)
         used = np.setdiff1d(np.arange(478), [*FACE_OVAL, *IRIS])
         centres = centres[used]
-        distance = np.linalg.norm(shape[:, None] - centres[None], axis=-1)
+        # Not by broadcasting: the differences of a head with two subdivisions fill a gigabyte.
+        distance = cdist(shape, centres)
         nearest = distance.min(1)
         self.vertices = np.flatnonzero((nearest < REACH_M) & head.part("skin", "mouth_cavity").numpy())
         gram = self._kernel(np.linalg.norm(centres[:, None] - centres[None], axis=-1))
