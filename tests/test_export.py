@@ -161,8 +161,8 @@ def test_a_film_without_order_takes_all_and_its_error_is_as_stated():
 
 def test_a_long_film_is_compressed_as_well_as_if_it_were_in_memory():
     random = np.random.default_rng(0)
-    scales = 0.05 * 0.95 ** np.arange(120)
-    film = random.normal(size=(400, 120)) * scales @ (random.normal(size=(120, 3 * 200)) / 20)
+    scales = 0.05 * 0.97 ** np.arange(240)
+    film = random.normal(size=(400, 240)) * scales @ (random.normal(size=(240, 3 * 200)) / 20)
     film = film.reshape(400, 200, 3).astype(np.float32)
     made = compress(lambda: iter(film), TRIANGLES)
     flat = (film - film[0]).reshape(400, -1).astype(np.float64)
