@@ -14,6 +14,7 @@ from expportrait_cli.detect.nets import LandmarkNet
 from expportrait_cli.errors import InputError
 from expportrait_cli.head import HeadModel, HeadName, load_head
 from expportrait_cli.head.embed import embed
+from expportrait_cli.head.finer import base_name, finer, is_finer
 from expportrait_cli.pipeline.cache import made_by
 from expportrait_cli.render.rasterizer import rasterize
 
@@ -30,6 +31,8 @@ def head_by_name(name: HeadName) -> HeadModel:
 def head_behind(path: Path, artifact: Tracking | HeadFit) -> HeadModel:
     """Load the head model that an artifact was made with; `path` is the artifact's file.
 
+    A fit of high quality has a finer mesh of it (`head.finer`); a tracking has no mesh, and gets the plain model.
+
     Raises:
         InputError: this tool has no such model, or the artifact was made with another file of it.
         WeightsError: as `head_by_name`.
@@ -43,18 +46,27 @@ def head_behind(path: Path, artifact: Tracking | HeadFit) -> HeadModel:
     head = head_by_name(known[0])
     counts = (artifact.identity.shape[-1], artifact.expression.shape[-1])
     expected = (head.identity_basis.shape[-1], head.expression_basis.shape[-1])
-    if artifact.head_model != head.name or counts != expected:
+    if base_name(artifact.head_model) != head.name or counts != expected:
         raise InputError(
             f"{path} was made with the head model '{artifact.head_model}' of {counts[0]} + {counts[1]} parameters, "
             f"here it is '{head.name}' of {expected[0]} + {expected[1]}. Use the same file, or track the photo or clip "
             "again."
         )
-    return head
+    wants_finer = isinstance(artifact, HeadFit) and is_finer(artifact.head_model)
+    return finer(head).head if wants_finer else head
+
+
+def tracking_head(head: HeadModel) -> HeadModel:
+    """The plain model behind a finer one: what a photo or clip is tracked with, so that all trackings are alike."""
+    if not is_finer(head.name):
+        return head
+    (kind,) = (name for name in get_args(HeadName) if name == kind_of_head(head.name))
+    return head_by_name(kind)
 
 
 def kind_of_head(name: str) -> str:
-    """`anny` or `smplx` of a head model's name, which may go on with what tells its file from others."""
-    return name.partition("-")[0]
+    """`anny` or `smplx` of a head model's name, which may go on with what tells its file, and its mesh, from others."""
+    return base_name(name).partition("-")[0]
 
 
 def track_header(config: TrackConfig, head_model: str, source_hash: str) -> dict[str, Any]:
@@ -63,8 +75,11 @@ def track_header(config: TrackConfig, head_model: str, source_hash: str) -> dict
 
 
 def check_same(first: Path, own: Tracking | HeadFit, second: Path, other: Tracking | HeadFit | Meshes) -> None:
-    """Raise InputError unless two artifacts were made with the same head model."""
-    if own.head_model != other.head_model:
+    """Raise InputError unless two artifacts were made with the same head model: with the same parameters.
+
+    Their meshes may differ: what drives a head is its parameters.
+    """
+    if base_name(own.head_model) != base_name(other.head_model):
         raise InputError(
             f"{first} was made with the head model '{own.head_model}', {second} with '{other.head_model}': they do not "
             "fit together. Track both with the same --head-model."

@@ -21,7 +21,14 @@ from expportrait_cli.media.image import is_image
 from expportrait_cli.media.join import join
 from expportrait_cli.media.video import probe
 from expportrait_cli.pipeline import cache, film
-from expportrait_cli.pipeline.heads import check_same, head_behind, head_by_name, kind_of_head, track_header
+from expportrait_cli.pipeline.heads import (
+    check_same,
+    head_behind,
+    head_by_name,
+    kind_of_head,
+    track_header,
+    tracking_head,
+)
 from expportrait_cli.pipeline.job import Job
 from expportrait_cli.pipeline.performance import Driver, edited_curves, write_meshes
 from expportrait_cli.pipeline.quality import check_source, fit_quality, tracking_quality, warn_of_misfit
@@ -145,17 +152,15 @@ class _Run:
 
     def _tracked(self, role: str, source: Path, face: str) -> tuple[Tracking, str]:
         """Tracking of a photo or clip, from the work folder if it is current."""
-        config = replace(self.job.track, face=face)
-        header = track_header(config, self.head.name, self.hashes[role])
+        config, head = replace(self.job.track, face=face), tracking_head(self.head)
+        header = track_header(config, head.name, self.hashes[role])
         tracking = cache.cached(
             Tracking,
             self.job.work / f"{role}.track.npz"
             if self.job.shared is None
             else self.job.shared / f"{header['key'][:16]}.track.npz",
             header,
-            lambda: self._timed(
-                f"track the {WORDS[role]}", lambda progress: track(source, self.head, config, progress)
-            ),
+            lambda: self._timed(f"track the {WORDS[role]}", lambda progress: track(source, head, config, progress)),
         )
         warn_of_misfit(source, tracking)
         # The same content may lie elsewhere than when it was tracked.
