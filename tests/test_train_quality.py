@@ -11,8 +11,9 @@ import skimage.data
 from performers import make_state, performed
 
 from expportrait_cli.config import PrepareConfig
+from expportrait_cli.detect.faces import FaceBox
 from expportrait_cli.train.quality import FACE_VIEW, Sample, blank, figures_of, measure, motion_percent, refusal
-from expportrait_cli.train.scan import Scan, judge, parts, scan_key
+from expportrait_cli.train.scan import Scan, apart, judge, parts, scan_key
 
 pytest_plugins = ("astronaut",)
 
@@ -155,3 +156,13 @@ def test_a_scan_depends_on_what_it_reads_and_not_on_the_limit_of_the_tracking():
     key = scan_key("ab", CONFIG)
     assert scan_key("ab", replace(CONFIG, max_error_percent=1.0)) == key
     assert scan_key("ab", replace(CONFIG, frames=100)) != key and scan_key("cd", CONFIG) != key
+
+
+def test_a_box_around_the_whole_head_is_no_second_face():
+    def box(x, y, side, score):
+        half = side / 2
+        return FaceBox(x - half, y - half, x + half, y + half, score, np.zeros((6, 2), np.float32))
+
+    face, around, beside = box(627, 765, 168, 0.96), box(623, 742, 307, 0.83), box(300, 760, 150, 0.9)
+    assert apart([around, face]) == [face]
+    assert apart([around, beside, face]) == [face, beside]

@@ -8,17 +8,21 @@ from math import ceil
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
 
 from expportrait_cli.artifacts.types import CROP_SIZE
 from expportrait_cli.config import PrepareConfig
 from expportrait_cli.detect.crop import steady_crop
 from expportrait_cli.detect.cuts import CutDetector
-from expportrait_cli.detect.faces import FaceFinder
+from expportrait_cli.detect.faces import FaceBox, FaceFinder
 from expportrait_cli.detect.mesh import FaceMesh
 from expportrait_cli.errors import InputError
 from expportrait_cli.pipeline.cache import made_by
 from expportrait_cli.train.quality import Figures, Sample, blank, figures_of, measure, refusal
 from expportrait_cli.train.sources import Source
+
+REVISION = 1
+"""Raised when the same video and settings give another scan."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ class Scan:
 def scan_key(digest: str, config: PrepareConfig) -> str:
     """What a scan depends on."""
     settings = {name: value for name, value in asdict(config).items() if name != "max_error_percent"}
-    return str(made_by("track", settings, {"source": digest})["key"])
+    return str(made_by("track", {**settings, "revision": REVISION}, {"source": digest})["key"])
 
 
 def scan(source: Source, digest: str, config: PrepareConfig) -> Scan:
@@ -89,13 +93,27 @@ def scan(source: Source, digest: str, config: PrepareConfig) -> Scan:
     return Scan(digest, rate, tuple(rows))
 
 
-def look(index: int, image: np.ndarray, finder: FaceFinder, mesh: FaceMesh) -> Sample:
+def look(index: int, image: UInt8[np.ndarray, "H W 3"], finder: FaceFinder, mesh: FaceMesh) -> Sample:
     """Find and measure the largest face of a frame."""
-    boxes = sorted(finder.find(image), key=lambda box: -box.side)
+    boxes = sorted(apart(finder.find(image)), key=lambda box: -box.side)
     landmarks = mesh.landmarks(image, boxes[0]) if boxes else None
     if landmarks is None:
         return blank(index)
     return measure(index, image, landmarks, rival=boxes[1].side / boxes[0].side if len(boxes) > 1 else 0.0)
+
+
+def apart(boxes: list[FaceBox]) -> list[FaceBox]:
+    """Each face once, by its surest box: in large pictures one around the whole head may come with the face's own."""
+    kept: list[FaceBox] = []
+    for box in sorted(boxes, key=lambda box: -box.score):
+        if not any(_holds(box, other) or _holds(other, box) for other in kept):
+            kept.append(box)
+    return kept
+
+
+def _holds(box: FaceBox, other: FaceBox) -> bool:
+    x, y = other.centre
+    return box.x0 < x < box.x1 and box.y0 < y < box.y1
 
 
 def parts(first: int, end: int, longest: int) -> Iterator[tuple[int, int]]:
