@@ -8,6 +8,7 @@ OnMissing = Literal["hold", "interpolate", "fail"]
 Supervision = Literal["auto", "none", "shading", "david", "sapiens"]
 Recenter = Literal["neutral", "mean"]
 Quality = Literal["draft", "standard", "high"]
+Method = Literal["learned", "direct", "none"]
 Audio = Literal["driving", "reference", "none"]
 
 
@@ -91,6 +92,11 @@ class FitDescent:
 class TransferConfig:
     """How the driver's performance is put onto the person's head."""
 
+    method: Method = "learned"
+    """What moves beyond the head model's expressions: what a network expects of this face; the driver's own offsets,
+    copied; or nothing."""
+    network: str = ""
+    """Weights file of that network; empty for the head model's own."""
     absolute: bool = False
     """Take the driver's own expression and pose instead of the change from the neutral frame."""
     neutral_frame: str = "auto"

@@ -30,6 +30,8 @@ def generate(
     face: options.Face = TrackConfig.face,
     driving_face: Annotated[str, typer.Option(help="Which face of the driver, as with --face.")] = TrackConfig.face,
     on_missing: options.OnMissing = TrackConfig.on_missing,
+    method: options.Method = TransferConfig.method,
+    network: options.Network = TransferConfig.network,
     absolute: options.Absolute = TransferConfig.absolute,
     neutral_frame: options.NeutralFrame = TransferConfig.neutral_frame,
     expression_scale: options.ExpressionScale = TransferConfig.expression_scale,
@@ -78,6 +80,8 @@ def generate(
         track=TrackConfig(face=face, on_missing=on_missing),
         driving_face=driving_face,
         transfer=TransferConfig(
+            method=method,
+            network=network,
             absolute=absolute,
             neutral_frame=neutral_frame,
             expression_scale=expression_scale,

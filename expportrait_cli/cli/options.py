@@ -96,6 +96,13 @@ ExpressionScale = Annotated[float, typer.Option(min=0.0, max=3.0, help="Strength
 PoseScale = Annotated[float, typer.Option(min=0.0, max=3.0, help="Strength of the head's motion.")]
 Region = Annotated[str, typer.Option(help="List of what moves: pose, expression, lips, eyes, gaze; or all.")]
 Smooth = Annotated[float, typer.Option(min=0.0, help="Smoothing over time, standard deviation in frames.")]
+Method = Annotated[
+    Literal["learned", "direct", "none"],
+    typer.Option(help="What moves beyond the expressions: what a network expects of this face, the driver's, nothing."),
+]
+Network = Annotated[
+    str, typer.Option(metavar="FILE", help="Your own transfer network, from `train transfer`.", show_default=False)
+]
 CurvesFile = Annotated[
     Path | None,
     typer.Option(

@@ -16,6 +16,8 @@ def transfer(
     driving: Annotated[Path, typer.Argument(metavar="TRACK", help="The driver's .track.npz.", show_default=False)],
     *,
     out: options.Out = None,
+    method: options.Method = TransferConfig.method,
+    network: options.Network = TransferConfig.network,
     absolute: options.Absolute = TransferConfig.absolute,
     neutral_frame: options.NeutralFrame = TransferConfig.neutral_frame,
     expression_scale: options.ExpressionScale = TransferConfig.expression_scale,
@@ -23,6 +25,14 @@ def transfer(
     region: options.Region = TransferConfig.region,
     smooth: options.Smooth = TransferConfig.smooth,
     curves: options.CurvesFile = None,
+    driver_head: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="HEAD",
+            help="With --method direct: the .head.npz of the driver's clip, whose folds are copied too.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
     log_level: options.LogLevel = None,
@@ -32,9 +42,13 @@ def transfer(
     options.existing(driving, kind="track")
     path = options.result(out, f"{stem(head)}--{stem(driving)}.meshes.npz", inputs=(head, driving))
     options.check_curves(curves)
+    if driver_head is not None:
+        options.existing(driver_head, kind="head")
     from expportrait_cli.pipeline import single
 
     config = TransferConfig(
+        method=method,
+        network=network,
         absolute=absolute,
         neutral_frame=neutral_frame,
         expression_scale=expression_scale,
@@ -43,5 +57,5 @@ def transfer(
         smooth=smooth,
     )
     with Display() as display:
-        summary = single.transfer(head, driving, path, config, display.stage, curves=curves)
+        summary = single.transfer(head, driving, path, config, display.stage, curves=curves, driver_head=driver_head)
     options.echo(path, summary, as_json=as_json)

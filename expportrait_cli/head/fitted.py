@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
 from expportrait_cli.artifacts.types import Curves, HeadFit
@@ -50,10 +50,18 @@ def fitted_mesh(fit: HeadFit, head: HeadModel) -> Float32[np.ndarray, "V 3"]:
     return pose(head, canonical_mesh(fit, head, fit), person_joints(fit, head), **arguments).numpy()
 
 
-def posed_meshes(fit: HeadFit, head: HeadModel, curves: Curves) -> Float32[np.ndarray, "T V 3"]:
-    """Dense vertices of the person moved by curves, crop camera, m."""
+def posed_meshes(
+    fit: HeadFit,
+    head: HeadModel,
+    curves: Curves,
+    beyond: tuple[Int64[np.ndarray, " P"], Float32[np.ndarray, "T P 3"]] | None = None,
+) -> Float32[np.ndarray, "T V 3"]:
+    """Dense vertices of the person moved by curves, crop camera, m; `beyond` are more canonical steps of some."""
     arguments = pose_of(curves, curves.torso_translation)
-    return pose(head, canonical_mesh(fit, head, curves), person_joints(fit, head), **arguments).numpy()
+    canonical = canonical_mesh(fit, head, curves)
+    if beyond is not None:
+        canonical[:, beyond[0]] += torch.from_numpy(beyond[1])
+    return pose(head, canonical, person_joints(fit, head), **arguments).numpy()
 
 
 def blend_matrices(fit: HeadFit, head: HeadModel) -> Float32[np.ndarray, "V 3 3"]:

@@ -11,13 +11,16 @@ from expportrait_cli.artifacts import npz
 from expportrait_cli.artifacts.curves_csv import read_csv, write_csv
 from expportrait_cli.artifacts.meshes import MeshesWriter
 from expportrait_cli.artifacts.types import HeadFit, Tracking
-from expportrait_cli.config import TransferConfig
 from expportrait_cli.errors import InputError
 from expportrait_cli.head import HeadModel
 from expportrait_cli.media.files import content_hash
+from expportrait_cli.pipeline.offsets import OffsetSource
 from expportrait_cli.transfer import posed_frames, transfer
 
 log = logging.getLogger(__name__)
+
+OUTSIDE = 0.05
+"""Share of frames beyond the network's training from which it is worth a word."""
 
 STILL_RATE = Fraction(25)
 """Frame rate of a film that a photo drives: its one frame needs some duration."""
@@ -78,13 +81,21 @@ def write_meshes(
     *,
     head: HeadModel,
     head_hash: str,
-    config: TransferConfig,
+    source: OffsetSource,
     curves: Path | None,
     is_edited: bool,
     progress: Callable[[int, int | None], None],
 ) -> None:
     """Transfer and write the posed head frame by frame. Edited curves replace the driver's; others are written."""
-    performance = transfer(head_fit, tracking, head, config)
+    trained, driver = source.load(head, len(tracking.error))
+    performance = transfer(head_fit, tracking, head, source.config, trained=trained, driver=driver)
+    if performance.outside > OUTSIDE:
+        log.warning(
+            "In %.0f %% of the frames the driver's expression goes beyond what the transfer network was trained on: "
+            "folds there are a guess. --expression-scale below 1 calms it, --method direct copies the driver's.",
+            100 * performance.outside,
+        )
+    header = {**header, "outside_training": round(performance.outside, 3)}
     header = {**header, "driver": Driver.of(tracking).row()}
     if curves is not None and is_edited:
         edited = read_csv(curves, head.expression_names)

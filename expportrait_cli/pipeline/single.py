@@ -19,6 +19,7 @@ from expportrait_cli.head import HeadName
 from expportrait_cli.media.files import content_hash
 from expportrait_cli.pipeline.cache import made_by
 from expportrait_cli.pipeline.heads import check_same, head_behind, head_by_name, track_header
+from expportrait_cli.pipeline.offsets import OffsetSource
 from expportrait_cli.pipeline.performance import Driver, edited_curves, write_meshes
 from expportrait_cli.pipeline.quality import check_source, fit_quality, tracking_quality, warn_of_misfit
 from expportrait_cli.pipeline.record import network_of, networks_behind
@@ -74,22 +75,30 @@ def fit(
 
 
 def transfer(
-    head_path: Path, driving: Path, path: Path, config: TransferConfig, stage: Stage, *, curves: Path | None
+    head_path: Path,
+    driving: Path,
+    path: Path,
+    config: TransferConfig,
+    stage: Stage,
+    *,
+    curves: Path | None,
+    driver_head: Path | None,
 ) -> dict[str, Any]:
-    """Put a performance onto a head."""
+    """Put a performance onto a head; `driver_head` is the driver's own fit, whose offsets are copied."""
     head_fit, tracking = npz.load(HeadFit, head_path), npz.load(Tracking, driving)
     check_same(head_path, head_fit, driving, tracking)
-    inputs = {"head": content_hash(head_path), "driver": content_hash(driving)}
+    source = OffsetSource.of(config, head_fit.head_model, driver_head)
+    inputs = {"head": content_hash(head_path), "driver": content_hash(driving), **source.inputs()}
     if edited := edited_curves(curves, path):
         inputs["curves"] = edited
     write_meshes(
         path,
-        made_by("transfer", asdict(config), inputs),
+        made_by("transfer", asdict(source.config), inputs),
         head_fit,
         tracking,
         head=head_behind(head_path, head_fit),
         head_hash=inputs["head"],
-        config=config,
+        source=source,
         curves=curves,
         is_edited=bool(edited),
         progress=stage("transfer"),

@@ -30,6 +30,7 @@ from expportrait_cli.pipeline.heads import (
     tracking_head,
 )
 from expportrait_cli.pipeline.job import Job
+from expportrait_cli.pipeline.offsets import OffsetSource
 from expportrait_cli.pipeline.performance import Driver, edited_curves, write_meshes
 from expportrait_cli.pipeline.quality import check_source, fit_quality, tracking_quality, warn_of_misfit
 from expportrait_cli.pipeline.record import Clock, licences, read_record, synthetic_tags, versions, write_record
@@ -205,7 +206,9 @@ class _Run:
             if meshes.head_hash != self.hashes["reference"]:
                 raise InputError(f"{job.driving} was made for another head than {job.reference}. Run transfer again.")
             return meshes, self.hashes["driving"]
-        header = cache.made_by("transfer", asdict(job.transfer), {**keys, "curves": self.hashes.get("curves", "")})
+        source = OffsetSource.of(job.transfer, self.head.name)
+        made_from = {**keys, "curves": self.hashes.get("curves", ""), **source.inputs()}
+        header = cache.made_by("transfer", asdict(source.config), made_from)
         path = job.meshes
         is_written = job.curves is None or job.curves.is_file()
         if not is_written or not cache.is_current(path, header):
@@ -219,7 +222,7 @@ class _Run:
                     tracking,
                     head=self.head,
                     head_hash=content_hash(own) if own.is_file() else self.hashes["reference"],
-                    config=job.transfer,
+                    source=source,
                     curves=job.curves,
                     is_edited="curves" in self.hashes,
                     progress=progress,

@@ -75,7 +75,7 @@ class Neutral:
         turn, scale, points = _aligned(verts, face.template)
         normals = vertex_normals(points, face.faces)
         # The turn that leads back from the aligned head, so that steps come out in the axes of `verts`.
-        frames = scale * (turn.T @ _shortest_turn(face.normals, normals))
+        frames = scale * (turn.T @ shortest_turn(face.normals, normals))
         smooth, rest = points, []
         for step in range(max(SMOOTHING)):
             smooth = torch.sparse.mm(face.averaging, smooth)
@@ -105,7 +105,7 @@ def _aligned(points: Float[Tensor, "P 3"], to: Float[Tensor, "P 3"]) -> tuple[Te
     return turn, scale, a @ turn.T / scale + goal
 
 
-def _shortest_turn(start: Float[Tensor, "P 3"], end: Float[Tensor, "P 3"]) -> Float[Tensor, "P 3 3"]:
+def shortest_turn(start: Float[Tensor, "P 3"], end: Float[Tensor, "P 3"]) -> Float[Tensor, "P 3 3"]:
     """Rotation of least angle from one unit vector to another; they must not be opposite."""
     axis = torch.linalg.cross(start, end)
     cosine = (start * end).sum(-1).clamp(min=-0.9)

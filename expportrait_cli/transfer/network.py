@@ -135,12 +135,13 @@ class TransferNetwork(nn.Module):
             rest = self._concatenated(
                 neutral, torch.zeros_like(psi[..., :1, :]), torch.zeros_like(jaw[..., :1, :]), rows
             )
-            steps = self._concatenated(neutral, psi, jaw, rows) - rest
-        else:
-            steps = torch.einsum(
-                "...rkc,...tk->...trc", self.fields(neutral, code, rows), self.coefficients(code, psi, jaw)
-            )
-        return bounded(steps * UNIT_M)
+            return bounded((self._concatenated(neutral, psi, jaw, rows) - rest) * UNIT_M)
+        return self.mixed(self.fields(neutral, code, rows), self.coefficients(code, psi, jaw))
+
+    @staticmethod
+    def mixed(fields: Float[Tensor, "*B R K 3"], coefficients: Float[Tensor, "*B T K"]) -> Float[Tensor, "*B T R 3"]:
+        """Offsets, m: the sum of the basis's fields, bounded."""
+        return bounded(torch.einsum("...rkc,...tk->...trc", fields, coefficients) * UNIT_M)
 
     def _mixed(self, code: Tensor, psi: Tensor, jaw: Tensor) -> Tensor:
         q = self.drive(psi, jaw)

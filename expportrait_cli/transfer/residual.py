@@ -33,16 +33,20 @@ def landmark_steps(
     *,
     direct: Float[np.ndarray, " T"],
     strength: float,
+    copied: bool,
+    own: Float[np.ndarray, "T 478 3"],
 ) -> Float[np.ndarray, "T 478 2"]:
     """Steps of the person's landmarks, px of the photo's crop, zero in the neutral frame.
 
     `direct` is how far (0..1) the driver's landmarks themselves are the target, as they are for the same person.
-    Otherwise the change of the driver's fit residual is, and the lids close by the same share of their opening.
+    Otherwise the lids close by the same share of their opening, and the change of the driver's fit residual is added if
+    it is to be `copied`. `own` is what dynamic offsets move the person's landmarks by (canonical, m), from the photo's.
     """
     model = landmark_model(head)
     view = Projection(model, focal_px=head_fit.focal_px, centre_px=CROP_SIZE / 2)
     identity = head_fit.identity.astype(np.float64)
-    posed = np.stack([view.predict(identity, state) for state in _states(curves)])
+    rest, joints = view.points(identity), view.joints(identity)
+    posed = np.stack([view.project(rest + o, joints, state)[0] for o, state in zip(own, _states(curves), strict=True)])
     photo = State(
         head_fit.expression.astype(np.float64),
         head_fit.jaw.astype(np.float64),
@@ -50,24 +54,31 @@ def landmark_steps(
         from_turns(head_fit.rotation),
         head_fit.translation.astype(np.float64),
     )
-    own = view.predict(identity, photo)
+    shown = view.predict(identity, photo)
     measured = tracking.landmarks.astype(np.float64)
     n = motion.neutral
     scale = motion.scale[:, None, None]
-    steps = scale * (measured - measured[motion.starts]) - (posed - own)
+    steps = scale * (measured - measured[motion.starts]) - (posed - shown)
     if direct.min() < 1:
-        driver = Projection(model, focal_px=tracking.focal_px, centre_px=CROP_SIZE / 2)
-        shape = tracking.identity.astype(np.float64)
-        fitted = np.stack([driver.predict(shape, state) for state in _states(tracking)])
-        residual = measured - fitted
-        beyond = scale * strength * (residual - residual[n])
+        beyond = np.zeros_like(measured)
+        if copied:
+            residual = measured - _fitted(
+                tracking, Projection(model, focal_px=tracking.focal_px, centre_px=CROP_SIZE / 2)
+            )
+            beyond = scale * strength * (residual - residual[n])
         if strength > 0:
-            beyond += _lid_steps(head_fit, measured, posed + (head_fit.landmarks - own) + beyond, n)
+            beyond += _lid_steps(head_fit, measured, posed + (head_fit.landmarks - shown) + beyond, n)
         weight = direct[:, None, None]
         steps = weight * steps + (1 - weight) * beyond
     limit = LIMIT_IOD * interocular_px(head_fit.landmarks)
     length = np.linalg.norm(steps, axis=-1, keepdims=True)
     return steps * np.minimum(1.0, limit / np.maximum(length, 1e-9))
+
+
+def _fitted(tracking: Tracking, view: Projection) -> Float[np.ndarray, "T 478 2"]:
+    """The driver's landmarks as the head model has them, px of their crop."""
+    shape = tracking.identity.astype(np.float64)
+    return np.stack([view.predict(shape, state) for state in _states(tracking)])
 
 
 def _lid_steps(head_fit, measured, predicted, n):

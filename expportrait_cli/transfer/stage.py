@@ -1,4 +1,4 @@
-"""The driver's performance on the person's head (paper 3.2 without the learned offsets)."""
+"""The driver's performance on the person's head (paper 3.2)."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -14,8 +14,10 @@ from expportrait_cli.head.fitted import posed_meshes
 from expportrait_cli.head.solve import JAW_RANGE_RAD
 from expportrait_cli.head.spread import LandmarkSpread
 from expportrait_cli.transfer.controls import expression_mask, moves_jaw, parse_regions, smooth
+from expportrait_cli.transfer.dynamic import Copied, Learned, Offsets
 from expportrait_cli.transfer.motion import Motion, head_motion, neutral_cost, torso_motion
 from expportrait_cli.transfer.residual import landmark_steps
+from expportrait_cli.transfer.trained import Trained
 
 BATCH = 16
 LIMITED_DEG = 2.0
@@ -31,6 +33,10 @@ class Performance:
     """Steps of the landmarks beyond the model, px of the person's crop."""
     neutral: int
     """Driver frame that counts as neutral."""
+    offsets: Offsets | None
+    """Dynamic offsets beyond the photo's own."""
+    outside: float
+    """Share of the frames whose expression lies beyond what the transfer network was trained on."""
 
 
 def same_person(head_fit: HeadFit, tracking: Tracking) -> bool:
@@ -38,10 +44,20 @@ def same_person(head_fit: HeadFit, tracking: Tracking) -> bool:
     return np.array_equal(head_fit.identity, tracking.identity)
 
 
-def transfer(head_fit: HeadFit, tracking: Tracking, head: HeadModel, config: TransferConfig) -> Performance:
+def transfer(
+    head_fit: HeadFit,
+    tracking: Tracking,
+    head: HeadModel,
+    config: TransferConfig,
+    *,
+    trained: Trained | None = None,
+    driver: HeadFit | None = None,
+) -> Performance:
     """Put a performance onto a head, relative to a neutral driver frame or absolute.
 
-    For the same person the two modes are one: the neutral frame is then the one most like the photo.
+    For the same person the two modes are one: the neutral frame is then the one most like the photo. Dynamic offsets
+    come from the network `trained` with the method `learned`, and with `direct` from `driver`, the driver's own fit, or
+    from the driver's landmarks without one.
     """
     regions = parse_regions(config.region)
     same = same_person(head_fit, tracking)
@@ -75,19 +91,61 @@ def transfer(head_fit: HeadFit, tracking: Tracking, head: HeadModel, config: Tra
     whole = same and regions >= {"pose", "expression", "gaze"} and config.pose_scale == config.expression_scale == 1
     # Where the turn was limited the driver's landmarks lie on another side of the face.
     direct = np.exp(-((taken_deg / LIMITED_DEG) ** 2)) * whole
-    steps = landmark_steps(head_fit, tracking, head, curves, motion, direct=direct, strength=mask.max())
-    return Performance(curves, smooth(steps, config.smooth).astype(np.float32), neutral)
+    offsets = _offsets(head_fit, head, config, neutral, trained, driver)
+    steps = landmark_steps(
+        head_fit,
+        tracking,
+        head,
+        curves,
+        motion,
+        direct=direct,
+        strength=mask.max() * (config.method != "none"),
+        copied=config.method == "direct" and driver is None,
+        own=_landmarks_moved(head, offsets, curves),
+    )
+    outside = trained.outside(curves.expression, curves.jaw) if trained is not None else 0.0
+    return Performance(curves, smooth(steps, config.smooth).astype(np.float32), neutral, offsets, outside)
+
+
+def _offsets(head_fit, head, config: TransferConfig, neutral: int, trained, driver) -> Offsets | None:
+    strength = min(config.expression_scale, 1.0)
+    if config.method == "learned" and trained is not None:
+        return Learned(trained, head_fit, head, strength=strength)
+    if config.method == "direct" and driver is not None:
+        return Copied.of(driver, neutral, head_fit, head, strength=strength)
+    return None
+
+
+def _landmarks_moved(head: HeadModel, offsets: Offsets | None, curves: Curves) -> Float32[np.ndarray, "T 478 3"]:
+    """Canonical steps of the landmarks by dynamic offsets, m."""
+    count = len(curves.jaw)
+    moved = np.zeros((count, len(head.landmark_triangles), 3), np.float32)
+    if offsets is None:
+        return moved
+    rows = np.full(len(head.facial_mask), -1)
+    rows[offsets.vertices] = np.arange(len(offsets.vertices))
+    corners, weights = rows[head.landmark_triangles.numpy()], head.landmark_barycentrics.numpy()
+    weights = np.where(corners >= 0, weights, 0.0)
+    for part, own in _batches(curves):
+        step = offsets(part, own)
+        moved[part] = np.einsum("lk,tlkc->tlc", weights, step[:, corners])
+    return moved
+
+
+def _batches(curves: Curves) -> Iterator[tuple[slice, Curves]]:
+    """A few frames of the curves at a time: memory does not grow with the clip."""
+    for begin in range(0, len(curves.jaw), BATCH):
+        rows = slice(begin, begin + BATCH)
+        yield rows, Curves(*(getattr(curves, field.name)[rows] for field in fields(Curves)))
 
 
 def posed_frames(head_fit: HeadFit, head: HeadModel, performance: Performance) -> Iterator[Float32[np.ndarray, "V 3"]]:
     """Vertices of the person's head in every frame, in the photo's crop camera."""
-    curves = performance.curves
-    spread = LandmarkSpread(head, head_fit.identity)
-    for begin in range(0, len(curves.jaw), BATCH):
-        rows = slice(begin, begin + BATCH)
-        part = Curves(*(getattr(curves, field.name)[rows] for field in fields(Curves)))
+    spread, offsets = LandmarkSpread(head, head_fit.identity), performance.offsets
+    for rows, curves in _batches(performance.curves):
+        beyond = None if offsets is None else (offsets.vertices, offsets(rows, curves))
         moved = spread(performance.steps[rows]) / head_fit.focal_px
-        for verts, steps in zip(posed_meshes(head_fit, head, part), moved, strict=True):
+        for verts, steps in zip(posed_meshes(head_fit, head, curves, beyond), moved, strict=True):
             verts[spread.vertices, :2] += steps * verts[spread.vertices, 2:]
             yield verts
 
