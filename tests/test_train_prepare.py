@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
@@ -21,12 +22,16 @@ from conftest import MakeClip
 from expportrait_cli.artifacts import npz
 from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit, Tracking
 from expportrait_cli.cli import app
+from expportrait_cli.config import PrepareConfig
+from expportrait_cli.errors import InputError, OutputError
 from expportrait_cli.head import landmarks, load_head
 from expportrait_cli.media.image import read_image
 from expportrait_cli.media.video import frame_count, probe, read_frames
 from expportrait_cli.media.writer import VideoWriter
-from expportrait_cli.train.dataset import Dataset
+from expportrait_cli.train.dataset import Dataset, Row
+from expportrait_cli.train.make import Workshop
 from expportrait_cli.train.posed import clip_meshes
+from expportrait_cli.train.prepare import Book
 
 DRIVING = Path(__file__).parents[1] / "examples" / "driving.mp4"
 RATE = Fraction(30000, 1001)
@@ -227,6 +232,7 @@ def test_a_set_of_another_folder_is_left_alone(tmp_path, capsys):
     [
         (["data", "prepare", "{}/none", "-o", "{}/set"], 3, "does not exist, expected a folder of videos"),
         (["data", "prepare", "{}", "-o", "{}/set"], 3, "holds no videos"),
+        (["data", "prepare", "{}", "-o", "{}"], 2, "Name another folder for the set"),
         (["data", "prepare", "{}"], 2, "--out"),
         (["data", "prepare", "{}", "-o", "{}/set", "--jobs", "0"], 2, "--jobs"),
     ],
@@ -235,6 +241,21 @@ def test_mistakes_are_one_line(arguments, code, said, tmp_path, capsys):
     _, err = run(capsys, "-q", *(argument.format(tmp_path) for argument in arguments), code=code)
     assert err.count("\n") == 1 and said in err
     assert not (tmp_path / "set").exists()
+
+
+def test_a_fault_in_one_clip_leaves_the_others(tmp_path):
+    row = Row("a", "file-a", "a.mp4", "ab", 0, 48, "25", "rejected", "still", "anny")
+    book = Book(Workshop(tmp_path / "set", PrepareConfig(), "anny"), tmp_path, "anny")
+    book.add(row)
+    book.fail("b-000000", ZeroDivisionError("in one clip"))
+    book.add(replace(row, source="c.mp4"))
+    with pytest.raises(InputError, match=r"1 videos or clips met a fault.*b-000000") as fault:
+        book.close()
+    assert fault.value.exit_code == app.FAULT
+    content = json.loads((tmp_path / "set" / "dataset.json").read_text())
+    assert not content["complete"] and [row["source"] for row in content["clips"]] == ["a.mp4", "c.mp4"]
+    with pytest.raises(OutputError, match="disk full"):
+        book.fail("c", OutputError("disk full"))
 
 
 def test_help_loads_nothing_heavy():

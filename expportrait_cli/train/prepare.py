@@ -9,7 +9,7 @@ from time import monotonic
 from typing import Any
 
 from expportrait_cli.config import PrepareConfig
-from expportrait_cli.errors import InputError, UserError
+from expportrait_cli.errors import InputError, UsageError, UserError
 from expportrait_cli.head import HeadName
 from expportrait_cli.pipeline.heads import head_by_name
 from expportrait_cli.train import dataset
@@ -22,8 +22,8 @@ from expportrait_cli.train.summary import write_summary
 
 log = logging.getLogger(__name__)
 
-UPDATE_S = 10.0
-"""Time between updates of `dataset.json`: with many clips it is large."""
+UPDATE_S, UPDATE_SHARE = 10.0, 0.05
+"""Least time between updates of `dataset.json`, and share of all time that they may take: it may be large."""
 FAULT = 1
 
 Stage = Callable[[str], Callable[[int, int | None], None]]
@@ -125,7 +125,14 @@ def finish(plan: Plan) -> Row:
 
 
 def check_folder(folder: Path, out: Path) -> None:
-    """Raise InputError if the set was made from another folder: its clips would be left out without a word."""
+    """Refuse a set that was made from another folder: its clips would be left out without a word.
+
+    Raises:
+        InputError: it was.
+        UsageError: the set would lie among the videos, and be taken for some.
+    """
+    if folder.exists() and out.exists() and out.samefile(folder):
+        raise UsageError(f"{out} holds the videos. Name another folder for the set with -o.")
     if not (out / dataset.FILE).is_file():
         return
     made_from = Path(dataset.read(out)["folder"])
@@ -140,7 +147,7 @@ class Book:
         self._shop, self._folder, self._head_name = shop, folder, head_name
         self._rows: list[Row] = []
         self._failed: list[str] = []
-        self._written = -UPDATE_S
+        self._next = 0.0
 
     def take(self, found: list[Found]) -> list[Plan]:
         """Enter everything that is settled, and return what is to be made; a copy of a video is left out."""
@@ -167,7 +174,7 @@ class Book:
     def add(self, row: Row) -> None:
         """Enter a clip that was made or refused; the file follows at most every few seconds."""
         self._rows.append(row)
-        if monotonic() - self._written > UPDATE_S:
+        if monotonic() > self._next:
             self._write(complete=False)
 
     def fail(self, name: str, error: Exception) -> None:
@@ -207,6 +214,7 @@ class Book:
         return sorted(self._rows, key=lambda row: (row.source, row.first_frame))
 
     def _write(self, *, complete: bool) -> None:
+        since = monotonic()
         dataset.write(
             self._shop.folder,
             self._sorted(),
@@ -215,4 +223,5 @@ class Book:
             settings=asdict(self._shop.config),
             complete=complete,
         )
-        self._written = monotonic()
+        now = monotonic()
+        self._next = now + max(UPDATE_S, (now - since) / UPDATE_SHARE)
