@@ -1,7 +1,7 @@
 """Dynamic offsets of another person's performance: predicted for this face, or copied as they are (paper 3.2)."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from expportrait_cli.transfer.face import Neutral, shortest_turn
 from expportrait_cli.transfer.trained import Trained
 
 
+@runtime_checkable
 class Offsets(Protocol):
     """What moves beyond the expressions, as change from the photo: nothing where the photo's own expression is."""
 

@@ -95,6 +95,8 @@ class TransferNetwork(nn.Module):
         self.vertex = perceptron([position + shape, *hidden, outputs])
         if config.kind != "concat":
             self.mixer = perceptron([mixed, config.hidden, config.hidden, config.rank])
+            # Most of what an expression does is in proportion to it; the perceptron is for the rest.
+            self.linear = nn.Linear(config.expression + 6, config.rank, bias=False)
         self.register_buffer("_position", encoded(face.template / WIDTH_M, config.frequencies), persistent=False)
 
     def code(self, neutral: Neutral) -> Float[Tensor, " G"]:
@@ -103,7 +105,10 @@ class TransferNetwork(nn.Module):
 
     def drive(self, psi: Float[Tensor, "*B E"], jaw: Float[Tensor, "*B 3"]) -> Float[Tensor, "*B D"]:
         """Expression code q of Eq. 9."""
-        return self.driver(torch.cat([psi / self.psi_scale, _six(jaw)], -1))
+        return self.driver(self._scaled(psi, jaw))
+
+    def _scaled(self, psi: Tensor, jaw: Tensor) -> Float[Tensor, "*B C"]:
+        return torch.cat([psi / self.psi_scale, _six(jaw)], -1)
 
     def fields(
         self, neutral: Neutral, code: Float[Tensor, "*B G"], rows: Int64[Tensor, "*B R"]
@@ -119,7 +124,7 @@ class TransferNetwork(nn.Module):
     ) -> Float[Tensor, "*B T K"]:
         """How much of each field an expression takes: zero at rest, exactly."""
         rest = self._mixed(code, torch.zeros_like(psi[..., :1, :]), torch.zeros_like(jaw[..., :1, :]))
-        return self._mixed(code, psi, jaw) - rest
+        return self._mixed(code, psi, jaw) - rest + self.linear(self._scaled(psi, jaw))
 
     def offsets(
         self,
