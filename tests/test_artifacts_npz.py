@@ -114,6 +114,10 @@ def folder(tmp_path, monkeypatch) -> Path:
 
 
 WRONG_KINDS = [
+    ("fit a.head.npz", "a.head.npz is a 'head' artifact, expected 'track'", "given to fit as --head"),
+    ("fit a.track.npz a.head.npz", "a.head.npz is a 'head' artifact, expected 'track'", "given to fit as --head"),
+    ("fit a.track.npz --head a.track.npz", "a.track.npz is a 'track' artifact, expected 'head'", "expportrait fit"),
+    ("fit a.track.npz --driver a.head.npz", "a.head.npz is a 'head' artifact, expected 'track'", "--head"),
     ("fit a.meshes.npz", "a.meshes.npz is a 'meshes' artifact, expected 'track'", "give the driver's .track.npz"),
     ("fit a.normals.mkv", "a.normals.mkv is not a .track.npz file", "expportrait track"),
     ("transfer a.track.npz a.head.npz", "a.track.npz is a 'track' artifact, expected 'head'", "the head comes first"),
@@ -127,10 +131,13 @@ WRONG_KINDS = [
     ("render-normals a.normals.mkv", "a.normals.mkv is not a .meshes.npz file", "transfer HEAD TRACK"),
     ("export a.track.npz", "a.track.npz is a 'track' artifact, expected 'head' or 'meshes'", "Give a .head.npz"),
     ("export a.normals.mkv", "a.normals.mkv is not an artifact of this tool", "they end in .npz"),
-    ("track a.head.npz", "a.head.npz is an artifact", "expected a photo or a clip"),
-    ("generate a.track.npz a.track.npz", "a.track.npz is a 'track' artifact", "expected a photo or a .head.npz"),
+    ("track a.head.npz", "a.head.npz is a 'head' artifact, expected a photo or a clip", "what it was made from"),
+    ("track a.normals.mkv", "a.normals.mkv is a 'normals' artifact, expected a photo", "what it was made from"),
+    ("generate a.track.npz a.track.npz", "a.track.npz is a 'track' artifact, expected a photo", "expportrait fit"),
     ("generate a.track.npz a.head.npz", "a.track.npz is a 'track' artifact", "expected a photo or a .head.npz"),
     ("generate a.head.npz a.head.npz", "a.head.npz is a 'head' artifact", "expected a clip, a .track.npz"),
+    ("generate a.head.npz a.normals.mkv", "a.normals.mkv is a 'normals' artifact", "it was drawn from"),
+    ("generate a.normals.mkv a.track.npz", "a.normals.mkv is a 'normals' artifact", "expected a photo or"),
     ("generate a.meshes.npz a.track.npz", "a.meshes.npz is a 'meshes' artifact", "expected a photo or a .head.npz"),
 ]
 

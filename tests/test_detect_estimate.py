@@ -303,6 +303,11 @@ def test_a_missing_file_that_was_asked_for_is_an_error(name, folder):
 def test_auto_takes_what_is_there(folder, caplog):
     caplog.set_level("INFO", "expportrait_cli")
     script(Colours(), folder / weights.entry("sapiens-normal-small").file)
+    assert estimate.sapiens_file() == weights.entry("sapiens-normal-small")
+    state = folder / weights.entry("sapiens-normal-state").file
+    state.touch()
+    assert estimate.sapiens_file() == weights.entry("sapiens-normal-state")
+    state.unlink()
     assert isinstance(estimator("auto"), Sapiens)
     script(Colours(), folder / weights.entry("sapiens-normal").file)
     assert estimate.sapiens_file() == weights.entry("sapiens-normal")

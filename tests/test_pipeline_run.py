@@ -15,6 +15,7 @@ from test_detect_estimate import david_file
 
 from expportrait_cli import weights
 from expportrait_cli.artifacts import npz
+from expportrait_cli.artifacts.types import HeadFit
 from expportrait_cli.cli import app
 from expportrait_cli.config import FitConfig, Quality, Supervision
 from expportrait_cli.errors import WeightsError
@@ -200,6 +201,33 @@ def test_a_head_says_which_networks_it_and_the_head_before_it_were_made_with(pho
     assert (row["name"], row["licence"], row["sha256"]) == ("david", "MIT", content_hash(network))
     run(capsys, "fit", tracking, "--head", kept, "--quality", "draft", "-o", last)
     assert record.networks_behind(last) == [row]
+
+
+def test_the_record_names_the_network_of_a_head_that_was_given(photo, clip, network, tmp_path, capsys):
+    tracking, plain, kept = (tmp_path / f"{name}.npz" for name in ("a.track", "a.head", "b.head"))
+    run(capsys, "track", photo, "-o", tracking)
+    run(capsys, "fit", tracking, "--quality", "draft", "-o", plain)
+    run(capsys, "fit", tracking, "--head", plain, "--supervision", "david", "-o", kept)
+    network.unlink()
+    for head, networks in ((plain, []), (kept, ["david"])):
+        run(capsys, "generate", head, clip, "-o", tmp_path / "film.mp4", "--size", 256)
+        rows = json.loads((tmp_path / "film.json").read_text())["weights"]
+        found = [(row["name"], row["licence"]) for row in rows if row["licence"] not in ("Apache-2.0", "CC0-1.0")]
+        assert found == [(name, "MIT") for name in networks]
+
+
+def test_the_record_names_the_network_of_a_head_that_is_read_again(photo, clip, tmp_path, capsys):
+    path = tmp_path / "film.mp4"
+    run(capsys, "generate", photo, clip, "-o", path, "--size", 256)
+    made = tmp_path / "film.work" / "reference.head.npz"
+    header = npz.read_header(made)["made_by"]
+    assert header["networks"] == []
+    # As if a network had been there: the key stays, the head is read again, and the record says so.
+    row = {"name": "david", "licence": "MIT", "source": "here", "sha256": "ab"}
+    npz.save(npz.load(HeadFit, made), made, {**header, "networks": [row]})
+    _, err = run(capsys, "generate", photo, clip, "-o", path, "--size", 256, "--audio", "none")
+    assert "fit the head" not in err
+    assert row in json.loads((tmp_path / "film.json").read_text())["weights"]
 
 
 @pytest.mark.parametrize("made_by", [{}, {"networks": "david"}, {"networks": [1, {"name": "x"}]}])

@@ -115,7 +115,7 @@ Size = Annotated[Literal["256", "512", "768"], typer.Option(help="Side of the sq
 
 
 def existing(path: Path, *, kind: str = "") -> Path:
-    """A file that is there and not empty; `kind` is the artifact that its name must end in, e.g. `track`."""
+    """A file that is there and not empty; `kind` is the artifact that it must be, e.g. `track`."""
     if path.is_dir():
         raise InputError(f"{path} is a folder. Name a file.")
     if not path.exists():
@@ -124,6 +124,10 @@ def existing(path: Path, *, kind: str = "") -> Path:
         raise InputError(f"{path} is empty (0 bytes). Copy or make it again.")
     if kind and path.suffix != ".npz":
         raise InputError(f"{path} is not a .{kind}.npz file. {MAKERS[kind]}")
+    if kind:
+        from expportrait_cli.artifacts import npz
+
+        npz.check_kind(path, kind)
     return path
 
 

@@ -32,9 +32,9 @@ def render_normals(
     log_level: options.LogLevel = None,
 ) -> None:
     """Draw normal maps of a performance, from the photo's viewpoint or another, without painting a film."""
-    options.existing(meshes, kind="meshes")
     if view and orbit:
         raise UsageError("--view and --orbit exclude each other: --orbit yaw=-30..30,pitch=5 does both.")
+    options.existing(meshes, kind="meshes")
     path = options.result(out, f"{stem(meshes)}.normals.mkv", inputs=(meshes,), suffixes=(".normals.mkv",))
     from expportrait_cli.pipeline import single
 

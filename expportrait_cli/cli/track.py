@@ -34,8 +34,9 @@ def track(
     from expportrait_cli.pipeline.job import kind_of
 
     check_choice("--face", face)
-    if kind_of(source) not in ("photo", "clip"):
-        raise InputError(f"{source} is an artifact, expected a photo or a clip.")
+    kind = kind_of(source)
+    if kind not in ("photo", "clip"):
+        raise InputError(f"{source} is a '{kind}' artifact, expected a photo or a clip. Give what it was made from.")
     from expportrait_cli.pipeline import single
 
     with Display() as display:

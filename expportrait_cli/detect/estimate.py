@@ -24,7 +24,7 @@ KNOWN = 0.1
 """Confidence below which nothing at all is known."""
 MARGIN = 0.1
 """Mean cosine by which the right axes have to win. A frontal head separates the next best by 0.4."""
-SAPIENS_NORMALS = ("sapiens-normal", "sapiens-normal-small")
+SAPIENS_NORMALS = ("sapiens-normal", "sapiens-normal-state", "sapiens-normal-small", "sapiens-normal-small-state")
 """Entries of the catalogue, the better first."""
 INSTALL = "pip install 'expportrait-cli[normals]'"
 

@@ -70,12 +70,16 @@ class Job:
 def kind_of(path: Path) -> str:
     """`photo`, `clip`, or the kind of an artifact; opens the file no further than that needs.
 
+    A film of normal maps is known by its name: faces are found in it too.
+
     Raises:
         InputError: missing, empty, a folder, or nothing that the tool reads.
     """
     check_file(path)
     if path.suffix == ".npz":
         return str(npz.read_header(path)["kind"])
+    if path.name.endswith(".normals.mkv"):
+        return "normals"
     if is_image(path):
         return "photo"
     probe(path)
@@ -91,9 +95,16 @@ def check(job: Job) -> tuple[str, str]:
     """
     reference, driving = kind_of(job.reference), kind_of(job.driving)
     if reference not in ("photo", "clip", "head"):
-        raise InputError(f"{job.reference} is a '{reference}' artifact, expected a photo or a .head.npz.")
+        remedy = "Make a head of it with `expportrait fit`." if reference == "track" else "Give the person's."
+        raise InputError(f"{job.reference} is a '{reference}' artifact, expected a photo or a .head.npz. {remedy}")
     if driving not in ("photo", "clip", "track", "meshes"):
-        raise InputError(f"{job.driving} is a '{driving}' artifact, expected a clip, a .track.npz or a .meshes.npz.")
+        remedy = {
+            "head": "A head comes first, as REF.",
+            "normals": "Give the .meshes.npz that it was drawn from.",
+        }.get(driving, "Give the driver's.")
+        raise InputError(
+            f"{job.driving} is a '{driving}' artifact, expected a clip, a .track.npz or a .meshes.npz. {remedy}"
+        )
     if driving == "meshes" and reference != "head":
         raise InputError(f"{job.driving} was made for one head: give its .head.npz instead of {job.reference}.")
     if driving == "meshes" and job.curves is not None:

@@ -33,7 +33,16 @@ from expportrait_cli.pipeline.job import Job
 from expportrait_cli.pipeline.offsets import OffsetSource
 from expportrait_cli.pipeline.performance import Driver, edited_curves, write_meshes
 from expportrait_cli.pipeline.quality import check_source, fit_quality, tracking_quality, warn_of_misfit
-from expportrait_cli.pipeline.record import Clock, licences, read_record, synthetic_tags, versions, write_record
+from expportrait_cli.pipeline.record import (
+    Clock,
+    licences,
+    network_of,
+    networks_behind,
+    read_record,
+    synthetic_tags,
+    versions,
+    write_record,
+)
 from expportrait_cli.pipeline.sheets import write_grid
 from expportrait_cli.track import track
 
@@ -188,7 +197,10 @@ class _Run:
         """The person's head: as given, or fitted to the photo's tracking."""
         if isinstance(own, HeadFit):
             return own, key
-        header = cache.made_by("fit", asdict(self.job.fit), {"track": key, "driver": driver_key})
+        networks = network_of(self.job.fit)
+        # With another network, or one where there was none, the head is another.
+        inputs = {"track": key, "driver": driver_key, **{row["name"]: row["sha256"] for row in networks}}
+        header = {**cache.made_by("fit", asdict(self.job.fit), inputs), "networks": networks}
         head_fit = cache.cached(
             HeadFit,
             self.job.work / "reference.head.npz",
@@ -253,6 +265,9 @@ class _Run:
         self, key: str, painted: str, meshes: Meshes, seconds: float, quality: dict[str, Any]
     ) -> dict[str, Any]:
         inputs = {"reference": self.job.reference, "driving": self.job.driving, "curves": self.job.curves}
+        is_given = self.job.reference.suffix == ".npz"
+        head = self.job.reference if is_given else self.job.work / "reference.head.npz"
+        stages = ("track", "fit", "transfer", "render", "generate", kind_of_head(self.head.name))
         content = {
             "output": str(self.job.out),
             "sha256": content_hash(self.job.out),
@@ -268,7 +283,7 @@ class _Run:
             "quality": quality,
             "seconds": {**self.clock.seconds, "whole run": round(seconds, 3)},
             "versions": versions(),
-            "weights": licences(("track", "fit", "transfer", "render", "generate", kind_of_head(self.head.name))),
+            "weights": [*licences(stages), *networks_behind(head)],
         }
         write_record(self.job.record, content)
         return content
