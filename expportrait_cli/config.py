@@ -58,6 +58,8 @@ class FitWeights:
     """Square of its change from frame to frame."""
     static_per_mm2: float = 5e-4
     """Square of Delta g's change by the outline."""
+    static_estimates: float = 0.3
+    """What normals and depth count for Delta g, against 1 for the outline and for the folds of a face."""
     identity: float = 2e-3
     """Mean square of the identity, in standard deviations."""
     expression: float = 5e-3

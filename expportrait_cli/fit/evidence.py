@@ -1,4 +1,9 @@
-"""What the pictures of a clip say about its folds: losses for windows of frames, from shading or from a network."""
+"""What the pictures of a clip say about its folds: losses for windows of frames, from shading or from a network.
+
+Pictures are read at full size where the vertices are seen, not drawn at 256 and then at 512: a fold is a few pixels
+wide and is not there at 256, and reading at vertices costs the same at any size. Nor does a window start from the one
+before it: every frame starts from its own landmarks, so that a bad frame spoils no other and order does not matter.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +21,7 @@ from expportrait_cli.errors import WeightsError
 from expportrait_cli.fit.clip import Clip
 from expportrait_cli.fit.descent import Term
 from expportrait_cli.fit.losses import MM, DepthLoss, NormalLoss, ShadingLoss, align
-from expportrait_cli.fit.masks import bare_rim, dynamic_mask
+from expportrait_cli.fit.masks import bare_rim, dynamic_mask, plain_skin
 from expportrait_cli.fit.patch import Patch
 from expportrait_cli.fit.sampling import View, log_intensity, look
 from expportrait_cli.fit.shading import Light, estimate
@@ -112,6 +117,9 @@ class Estimates:
     patch: Patch
     estimator: Estimator
     plain: Bool[np.ndarray, " V"]
+    """Where the estimates count."""
+    share: float = 1.0
+    """What they count, against the folds of a face."""
 
     def terms(self, crops: Sequence[Picture], verts: Float32[Tensor, "T V 3"]) -> list[Term]:
         """The loss on normals, and the one on depth where the estimator gives any."""
@@ -120,16 +128,16 @@ class Estimates:
         sure = at_vertices([f.confidence for f in found], views) * self.plain[self.patch.vertices] * weights_of(views)
         weight = torch.from_numpy(sure.astype(np.float32))
         normals = torch.from_numpy(np.stack([f.normals for f in found])).permute(0, 3, 1, 2)
-        terms: list[Term] = [NormalLoss(self.patch, normals, weight)]
+        terms: list[Term] = [NormalLoss(self.patch, normals, weight, self.share)]
         depths = [f.depth for f in found]
         known = torch.from_numpy(np.isfinite(at_vertices(depths, views)))
         if bool(known.any()):
-            terms.append(DepthLoss(self._aligned(depths, verts), weight * known, FitWeights.depth_per_mm))
+            terms.append(DepthLoss(self._aligned(depths, verts), weight * known, self.share * FitWeights.depth_per_mm))
         return terms
 
     def _aligned(self, depths: Sequence[np.ndarray], verts: Tensor) -> Float32[Tensor, "T 1 H W"]:
         """Depth pictures in mm: scale and shift come from the face, ears, jaw and neck; hair may be anywhere."""
-        views = views_of(verts, self.clip, np.flatnonzero(bare_rim(self.clip.head) | self.plain))
+        views = views_of(verts, self.clip, np.flatnonzero(bare_rim(self.clip.head) | plain_skin(self.clip.head)))
         values = at_vertices(depths, views)
         weight = torch.from_numpy((weights_of(views) * np.isfinite(values)).astype(np.float32))
         target = torch.from_numpy(np.stack([view.depth for view in views]))

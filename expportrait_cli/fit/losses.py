@@ -48,6 +48,7 @@ class NormalLoss:
     """Unit normals of the crop."""
     weight: Float[Tensor, "T P"]
     """0 where there is none."""
+    scale: float = 1.0
 
     def __call__(self, surface: Surface) -> Float[Tensor, " T"]:
         """Mean over the patch of both distances."""
@@ -56,7 +57,7 @@ class NormalLoss:
         # Divided by the share that is seen: beside a hole a slow error would look like folds.
         low = self.patch.smooth(difference, SMOOTH_STEPS) / self.patch.smooth(seen, SMOOTH_STEPS).clamp(min=1e-3)
         believed = (length(low.detach()) < GATE).to(low.dtype)
-        return weighted_mean(believed * length(low) + length(difference - low), self.weight)
+        return self.scale * weighted_mean(believed * length(low) + length(difference - low), self.weight)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from expportrait_cli.fit.identity import is_same_person, neutral_frame, shared_i
 from expportrait_cli.fit.masks import distinct_frames, dynamic_mask, face_share, neutral_weights, plain_skin
 from expportrait_cli.fit.parametric import refined_identity, whole_patch
 from expportrait_cli.fit.patch import Patch
-from expportrait_cli.fit.static import outline_offset, refined_offset, silhouette_iou, static_patch
+from expportrait_cli.fit.static import KeyFrames, outline_offset, refined_static, silhouette_iou
 from expportrait_cli.head import HeadModel
 from expportrait_cli.head.fitted import blend_matrices, fitted_mesh
 from expportrait_cli.head.spread import LandmarkSpread
@@ -67,7 +67,7 @@ def fit(
     else:
         start = replace(start, static_offset=outline_offset(start, head, matte, config, progress))
         if config.quality != "draft":
-            start = _refined(start, tracking, head, matte)
+            start = refined_static(start, KeyFrames.of(start, tracking, head, (image, matte)), network)
     done = _with_dynamic(start, tracking, head, config, progress, network=network, is_static_known=known is not None)
     return replace(done, silhouette_iou=silhouette_iou(done, head, matte))
 
@@ -144,15 +144,6 @@ def _landmark_offset(fit: HeadFit, head: HeadModel) -> Float32[np.ndarray, "V 3"
 def canonical_steps(fit: HeadFit, head: HeadModel, steps_cam: Float32[np.ndarray, "V 3"]) -> Float32[np.ndarray, "V 3"]:
     """Steps in the camera as canonical offsets: the skinning undone."""
     return np.einsum("vji,vj->vi", blend_matrices(fit, head), steps_cam).astype(np.float32)
-
-
-def _refined(fit: HeadFit, tracking: Tracking, head: HeadModel, matte) -> HeadFit:
-    """Bring the outline onto the matte, if that covers it better."""
-    patch, row = static_patch(head), np.array([fit.frame])
-    offset = fit.frame_offset[None, patch.vertices]
-    _, posed = Clip.of(tracking, fit, head).pose(row, patch, offset)
-    better = replace(fit, static_offset=refined_offset(fit, head, [matte], posed))
-    return max(fit, better, key=lambda each: silhouette_iou(each, head, matte))
 
 
 def _with_dynamic(
