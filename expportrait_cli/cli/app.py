@@ -23,6 +23,7 @@ from expportrait_cli.cli import (
     options,
     render_normals,
     track,
+    train,
     transfer,
     weights,
 )
@@ -84,6 +85,7 @@ app.command("eval")(evaluate.evaluate)
 app.command("batch")(batch.batch)
 app.command("doctor")(doctor.doctor)
 app.add_typer(data.app, name="data")
+app.add_typer(train.app, name="train")
 app.add_typer(weights.app, name="weights")
 
 

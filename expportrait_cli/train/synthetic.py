@@ -9,14 +9,11 @@ import torch
 from jaxtyping import Float32, Float64
 from torch import Tensor
 
-from expportrait_cli.artifacts.types import CROP_SIZE
-from expportrait_cli.geometry.rotations import FRONTAL, matrix
-from expportrait_cli.head import HeadModel, coarse, dense, joints, landmark_model, landmarks
+from expportrait_cli.geometry.rotations import matrix
+from expportrait_cli.head import HeadModel, coarse, dense, joints, landmarks
 from expportrait_cli.head.facemesh import LID_PAIRS, LIP_PAIRS
 from expportrait_cli.head.model import JAW
-from expportrait_cli.head.solve import ITERATIONS_FIRST, Solver
 from expportrait_cli.head.spread import LandmarkSpread
-from expportrait_cli.head.state import State, rotate
 from expportrait_cli.train import folds
 from expportrait_cli.train.performers import Performer
 from expportrait_cli.train.proportion import Proportion
@@ -24,10 +21,6 @@ from expportrait_cli.transfer.face import Face
 
 SHARE_UPPER = 0.9
 """Part of a lid gap that the upper lid closes."""
-FOCAL_PX, DISTANCE_M = 1400.0, 1.1
-"""Camera that performers are tracked in."""
-TURN_RAD = (0.1, 0.15, 0.05)
-"""Standard deviation of their pitch, yaw and roll."""
 SLACK_NOISE = 0.35
 """Standard deviation of slackness that no shape tells, against 1 for what it tells."""
 ALIKE = 0.8
@@ -52,90 +45,63 @@ class Synthesis:
         self.moved_marks = np.unique(np.array(LID_PAIRS + LIP_PAIRS))
         near = spread.matrix[inside][:, self.moved_marks]
         self.spread_rows = np.where((inside >= 0)[:, None], near, 0.0)
-        self.solver = Solver(landmark_model(head), focal_px=FOCAL_PX, centre_px=CROP_SIZE / 2)
         generator = torch.Generator().manual_seed(0)
         self.rest = torch.zeros(count)
         several = torch.randn(REFERENCE, count, generator=generator)
-        ranks = np.array([folds.slackness(self._marks(self._neutral(beta))) for beta in several])
+        ranks = np.array([folds.slackness(folds.face_marks(head, self.neutral(beta))) for beta in several])
         self.slack_mean, self.slack_std = ranks.mean(), ranks.std()
 
-    def _neutral(self, identity):
+    def neutral(self, identity: Float32[Tensor, " K"]) -> Float32[Tensor, "V 3"]:
+        """A face at rest, dense, m."""
         shape = self.head.template + self.head.identity_basis @ identity
         return dense(self.head, shape)
 
-    def _marks(self, verts) -> Float64[np.ndarray, "478 3"]:
-        return folds.face_marks(self.head, verts)
+    def identity(self, seed: int) -> Float32[Tensor, " K"]:
+        """Whose face it is."""
+        return torch.randn(self.head.identity_basis.shape[-1], generator=torch.Generator().manual_seed(seed))
 
-    def performer(self, seed: int, frames: int) -> Performer:
-        """One person, the same for the same seed; the first frame is at rest."""
-        generator = torch.Generator().manual_seed(seed)
-        identity = torch.randn(self.head.identity_basis.shape[-1], generator=generator)
-        psi, jaw = random_expressions(self.head, frames, generator)
-        turns = torch.randn(frames, 3, generator=generator) * torch.tensor(TURN_RAD)
-        neutral = self._neutral(identity)
-        told = (folds.slackness(self._marks(neutral)) - self.slack_mean) / self.slack_std
+    def performer(self, seed: int, frames: int, *, script: int | None = None) -> Performer:
+        """One person, the same for the same seed; the first frame is at rest.
+
+        People with the same `script` do the same, as far as their faces let them.
+        """
+        identity = self.identity(seed)
+        generator = torch.Generator().manual_seed(seed + 1_000_003)
+        source = generator if script is None else torch.Generator().manual_seed(script)
+        psi, jaw = random_expressions(self.head, frames, source)
+        neutral = self.neutral(identity)
+        told = (folds.slackness(folds.face_marks(self.head, neutral)) - self.slack_mean) / self.slack_std
         untold = SLACK_NOISE * float(torch.randn((), generator=generator))
         slack = float(1 / (1 + np.exp(-1.5 * (told + untold))))
-        faces, rises = self.faces(identity, psi, jaw, slack)
-        states, steps = self.tracked(identity, faces, turns.numpy().astype(np.float64))
-        return Performer(
-            f"synthetic-{seed:05d}",
-            f"synthetic-{seed:05d}",
-            neutral[self.face.vertices].numpy(),
-            np.stack([state.expression for state in states]).astype(np.float32),
-            np.stack([state.jaw for state in states]).astype(np.float32),
-            ((steps + rises) * self.face.mask.numpy()[:, None]).astype(np.float16),
-            np.ones(frames, np.float32),
-        )
+        neutral, offset = neutral[self.face.vertices].numpy(), self.offsets(identity, psi, jaw, slack)
+        name, ones = f"synthetic-{seed:05d}", np.ones(frames, np.float32)
+        return Performer(name, name, neutral, psi.numpy(), jaw.numpy(), offset.astype(np.float16), ones)
 
-    def faces(self, identity, psi, jaw, slack: float) -> tuple[Float32[Tensor, "T V 3"], Float64[np.ndarray, "T P 3"]]:
-        """A person's heads in the head frame without their folds, and how these rise from them (canonical), m."""
+    def offsets(
+        self, identity: Float32[Tensor, " K"], psi: Float32[Tensor, "T E"], jaw: Float32[Tensor, "T 3"], slack: float
+    ) -> Float32[np.ndarray, "T P 3"]:
+        """What a person's face does beyond the model's expressions, canonical, m."""
         head, rows = self.head, self.face.vertices
         beyond = self.proportion.beyond(head.template + head.identity_basis @ identity)
-        correction = torch.einsum("te,enc->tnc", psi, torch.from_numpy(beyond).float())
-        canonical = self._expressed(identity, psi) + dense(head, correction)
-        posed = self._jawed(canonical, joints(head, identity), matrix(jaw))
-        neutral = self._neutral(identity)
-        points = neutral[rows].double().numpy()
-        marks, shares = self._marks(neutral), self._lid_shares(psi)
+        correction = dense(head, torch.einsum("te,enc->tnc", psi, torch.from_numpy(beyond).float()))
+        neutral, turns = self.neutral(identity), matrix(jaw)
+        posed = self.jawed(self.expressed(identity, psi) + correction, joints(head, identity), turns)
+        points, marks = neutral[rows].double().numpy(), folds.face_marks(head, neutral)
         normals = folds.normals_of(self.face, points)
         skin = folds.Skin(self.face, points, folds.expression_lines(points, marks, normals))
-        rises = []
-        for verts, share in zip(posed, shares, strict=True):
-            moved = verts[rows].double().numpy() + self._contact(marks, self._marks(verts), share)
-            rises.append(folds.heights(skin, moved, slack)[:, None] * normals)
-            verts[rows] = torch.from_numpy(moved).float()
-        return posed, np.stack(rises)
-
-    def tracked(self, identity, faces, turns) -> tuple[list[State], Float64[np.ndarray, "T P 3"]]:
-        """What tracking finds in the landmarks of these heads, and the steps across the view that it leaves, m.
-
-        The tracker takes a part of what is beyond the expressions for expression, here as with real people: what the
-        network learns must be what remains. Depth remains unknown to it, as to every fit of landmarks.
-        """
-        head, rows = self.head, self.face.vertices
-        shape = identity.double().numpy()
-        states, steps = [], []
-        for verts, turn in zip(faces, turns, strict=True):
-            R, t = rotate(turn) @ FRONTAL, np.array([0.0, 0.0, DISTANCE_M])
-            marks = self._marks(verts) @ R.T + t
-            seen = marks[:, :2] / marks[:, 2:] * FOCAL_PX + CROP_SIZE / 2
-            states.append(state := self.solver.frame(shape, seen.astype(np.float32), iterations=ITERATIONS_FIRST))
-            psi, jaw = torch.from_numpy(state.expression).float(), torch.from_numpy(state.jaw).float()
-            found = self._jawed(self._expressed(identity, psi[None]), joints(head, identity), matrix(jaw[None]))[
-                0, rows
-            ]
-            true = verts[rows].double().numpy() @ R.T + t
-            found = found.numpy() @ state.rotation.T + state.translation
-            step = np.zeros_like(true)
-            step[:, :2] = (true[:, :2] / true[:, 2:] - found[:, :2] / found[:, 2:]) * found[:, 2:]
-            beyond = step @ state.rotation
+        weight = head.skinning[rows, JAW, None].numpy()
+        result = []
+        for t, share in enumerate(self._lid_shares(psi)):
+            step = self._contact(marks, folds.face_marks(head, posed[t]), share)
+            rise = folds.heights(skin, posed[t, rows].double().numpy() + step, slack)[:, None] * normals
             # The skinning undone: what hangs on the jaw turns back with it.
-            weight = head.skinning[rows, JAW, None].numpy()
-            steps.append((1 - weight) * beyond + weight * (beyond @ matrix(jaw.double()).numpy()))
-        return states, np.stack(steps)
+            step = (1 - weight) * step + weight * (step @ turns[t].double().numpy())
+            result.append(correction[t, rows].numpy() + step + rise)
+        return (np.stack(result) * self.face.mask.numpy()[:, None]).astype(np.float32)
 
-    def _jawed(self, canonical, at, turns) -> Float32[Tensor, "T V 3"]:
+    def jawed(
+        self, canonical: Float32[Tensor, "T V 3"], at: Float32[Tensor, "6 3"], turns: Float32[Tensor, "T 3 3"]
+    ) -> Float32[Tensor, "T V 3"]:
         """Heads with their jaws turned, in the head frame."""
         weight, pivot = self.head.skinning[:, JAW, None], at[JAW]
         return canonical + weight * ((canonical - pivot) @ turns.mT + pivot - canonical)
@@ -155,13 +121,14 @@ class Synthesis:
 
     def _lid_shares(self, psi) -> Float64[np.ndarray, "T 6"]:
         """Opening of the mean head's lids with each expression, against its opening at rest."""
-        marks = landmarks(self.head, self._expressed(torch.zeros_like(self.rest), psi)).numpy()
-        rest = self._marks(self._neutral(self.rest))
+        marks = landmarks(self.head, self.expressed(torch.zeros_like(self.rest), psi)).numpy()
+        rest = folds.face_marks(self.head, self.neutral(self.rest))
         upper, lower = np.array(LID_PAIRS).T
         gaps = (marks[:, upper] - marks[:, lower])[..., 1]
         return np.clip(gaps / (rest[upper] - rest[lower])[:, 1], 0.0, 1.6)
 
-    def _expressed(self, identity, psi):
+    def expressed(self, identity: Float32[Tensor, " K"], psi: Float32[Tensor, "T E"]) -> Float32[Tensor, "T V 3"]:
+        """Heads with the model's own expressions, before the jaw turns."""
         shape = coarse(
             self.head, identity.expand(len(psi), -1), psi, torch.zeros(len(psi), 3), torch.zeros(len(psi), 4)
         )

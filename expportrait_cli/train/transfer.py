@@ -128,6 +128,11 @@ def judged(network: TransferNetwork, exam: Sequence[Pupil]) -> dict[str, float]:
     return {name: float(np.sqrt(error / zero)) for name, (error, zero) in sums.items() if zero > 0}
 
 
+def judged_by(network: TransferNetwork, performers: Sequence[Performer]) -> dict[str, float]:
+    """`judged` on every frame in `JUDGED_FRAMES` of all these people."""
+    return judged(network, [_pupil(network, performer) for performer in performers])
+
+
 def _rate(config: TransferTraining, step: int) -> float:
     """Half a cosine, after a short rise."""
     low = config.rate / 50
@@ -185,8 +190,7 @@ def _gathered(network, rows, generator, config: TransferTraining | None = None) 
     code = torch.stack([p.code for p, _, _ in rows])
     if config is not None:
         code = code + config.code_noise * torch.randn(code.shape, generator=generator)
-        kept = torch.rand(psi.shape, generator=generator) >= config.psi_dropout
-        psi = psi * kept + config.psi_noise * network.psi_scale * torch.randn(psi.shape, generator=generator)
+        psi = psi + config.psi_noise * network.psi_scale * torch.randn(psi.shape, generator=generator)
     wanted = [torch.from_numpy(p.performer.offset[frames][:, points.numpy()]).float() for p, frames, points in rows]
     weight = torch.stack([torch.from_numpy(p.performer.weight[frames]) for p, frames, _ in rows])
     points = torch.stack([points for _, _, points in rows])

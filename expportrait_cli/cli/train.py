@@ -1,0 +1,47 @@
+"""`expportrait train`: networks of your own."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from expportrait_cli.cli import options
+from expportrait_cli.cli.display import Display
+from expportrait_cli.config import TransferTraining
+
+app = typer.Typer(help="Train networks on prepared sets.", rich_markup_mode=None)
+
+
+@app.callback()
+def train() -> None:
+    """Train networks on prepared sets."""
+
+
+@app.command("transfer")
+def transfer(
+    datasets: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="DATASET...", help="Folders made by `data prepare`; none for made-up people alone."),
+    ] = None,
+    *,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="A .safetensors file.", show_default=False)],
+    steps: Annotated[int, typer.Option(min=1, help="Batches.")] = TransferTraining.steps,
+    synthetic: Annotated[
+        int, typer.Option(min=0, help="People of the head model who are made up to learn from, too.")
+    ] = TransferTraining.synthetic,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = TransferTraining.seed,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    log_level: options.LogLevel = None,
+) -> None:
+    """Train the network that says how a face moves beyond the head model's expressions.
+
+    An interrupted run goes on where it stopped when the same command is given. FILE.html shows how it went.
+    """
+    path = options.result(out, "transfer.safetensors", inputs=(), suffixes=(".safetensors",))
+    from expportrait_cli.train.run import train_transfer
+
+    config = TransferTraining(steps=steps, synthetic=synthetic, seed=seed)
+    with Display() as display:
+        summary = train_transfer(datasets or [], path, config, display.stage)
+    options.echo(path, summary, as_json=as_json)

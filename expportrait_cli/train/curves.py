@@ -1,0 +1,150 @@
+"""How a training went: one line a report in a file, TensorBoard, and a page with curves and predictions."""
+
+import html
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+
+from expportrait_cli.artifacts.atomic import atomic_path
+from expportrait_cli.geometry.camera import Camera
+from expportrait_cli.geometry.rotations import FRONTAL
+from expportrait_cli.head import HeadModel, dense
+from expportrait_cli.render.buffers import render_buffers
+from expportrait_cli.render.encode import encode
+from expportrait_cli.train.performers import Performer
+from expportrait_cli.train.transfer import whole_faces
+from expportrait_cli.transfer.network import TransferNetwork
+
+log = logging.getLogger(__name__)
+
+TILE = 200
+SHOWN_PEOPLE, SHOWN_FRAMES = 4, 3
+WIDTH, HEIGHT = 560, 180
+COLOURS = {"loss": "#999999", "filmed": "#b5502f", "synthetic": "#4a6fa5"}
+
+
+@dataclass
+class History:
+    """Figures of every report."""
+
+    path: Path
+    tensorboard: Path | None = None
+    rows: list[dict[str, float]] = field(default_factory=list)
+    _writer: Any = None
+
+    @classmethod
+    def read(cls, path: Path) -> "History":
+        """What a run has reported so far; of a step that was reported twice, the later."""
+        lines = path.read_text("utf-8").splitlines() if path.is_file() else []
+        by_step = {row["step"]: row for row in map(json.loads, lines)}
+        return cls(path, rows=[by_step[step] for step in sorted(by_step)])
+
+    def add(self, step: int, figures: dict[str, float]) -> None:
+        """Append a report."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **{k: round(v, 5) for k, v in figures.items()}}) + "\n")
+        told = ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
+        log.info("step %d: %s", step, told)
+        if self.tensorboard is not None and self._writer is None:
+            self._writer = _summary_writer(self.tensorboard)
+        if self._writer:
+            for name, value in figures.items():
+                self._writer.add_scalar(name, value, step)
+            self._writer.flush()
+
+
+def _summary_writer(folder: Path) -> Any:
+    """TensorBoard's writer, or False without it."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        log.info("tensorboard is not installed (pip install '.[train]'): curves are in the page and the log alone.")
+        return False
+    return SummaryWriter(str(folder))
+
+
+def write_page(
+    path: Path, history: History, network: TransferNetwork, judges: Sequence[Performer], head: HeadModel
+) -> Path:
+    """Write the page, with its pictures in a file beside it."""
+    picture = path.with_suffix(".jpg")
+    sheet = predictions(network, judges, head)
+    if sheet is not None:
+        with atomic_path(picture) as partial:
+            Image.fromarray(sheet).save(partial, format="JPEG", quality=88)
+    last = history.rows[-1] if history.rows else {}
+    figures = "".join(f"<li>{html.escape(name)}: {value:g}</li>" for name, value in last.items())
+    parts = [
+        '<!doctype html><html lang="en"><meta charset="utf-8"><title>Transfer network</title>',
+        "<style>body{font:15px/1.5 system-ui,sans-serif;color:#222;margin:2em auto;max-width:1240px}</style>",
+        f"<h1>Transfer network, step {last.get('step', 0):g}</h1><ul>{figures}</ul>",
+        "<p>Errors are root mean squares on people that nothing was learned from, as a share of what predicting no "
+        "offset gives.</p>",
+        curves(history.rows),
+        "<h2>Held-out people</h2><p>Each row is one person. For each of three expressions: without dynamic offsets, as "
+        "predicted, as it was.</p>",
+        f'<img src="{html.escape(picture.name)}" style="width:100%">' if sheet is not None else "<p>None.</p>",
+        "</html>",
+    ]
+    with atomic_path(path) as partial:
+        partial.write_text("\n".join(parts) + "\n", "utf-8")
+    return path
+
+
+def curves(rows: Sequence[dict[str, float]]) -> str:
+    """Every figure over the steps, as SVG."""
+    if not rows:
+        return ""
+    steps = np.array([row["step"] for row in rows])
+    names = [name for name in COLOURS if name in rows[-1]]
+    top = max(row.get(name, 0.0) for row in rows for name in names)
+    lines, keys = [], []
+    for name in names:
+        values = np.array([row.get(name, np.nan) for row in rows])
+        points = np.c_[steps / steps[-1] * WIDTH, HEIGHT * (1 - values / top)][np.isfinite(values)]
+        text = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+        lines.append(f'<polyline points="{text}" fill="none" stroke="{COLOURS[name]}" stroke-width="2"/>')
+        keys.append(f'<span style="color:{COLOURS[name]}">{name}</span>')
+    return (
+        f'<svg width="{WIDTH}" height="{HEIGHT}" style="border-left:1px solid #999;border-bottom:1px solid #999">'
+        f"{''.join(lines)}</svg><p>{', '.join(keys)}; 0 to {top:.2f}, {steps[-1]:g} steps</p>"
+    )
+
+
+@torch.inference_mode()
+def predictions(
+    network: TransferNetwork, judges: Sequence[Performer], head: HeadModel
+) -> UInt8[np.ndarray, "H W 3"] | None:
+    """Normals of held-out people: without offsets, predicted, true."""
+    rows = []
+    filmed_first = sorted(judges, key=lambda p: p.is_synthetic)[:SHOWN_PEOPLE]
+    for performer, neutral, code in whole_faces(network, filmed_first):
+        energy = (performer.offset.astype(np.float32) ** 2).sum((1, 2))
+        frames = np.argsort(energy)[:: -max(len(energy) // (3 * SHOWN_FRAMES), 1)][:SHOWN_FRAMES]
+        psi, jaw = (torch.from_numpy(column[frames]) for column in (performer.expression, performer.jaw))
+        found = network.offsets(neutral, code, psi, jaw, rows=torch.arange(len(network.face.vertices)))
+        true = torch.from_numpy(performer.offset[frames].astype(np.float32))
+        tiles = []
+        for t, expression in enumerate(psi):
+            base = (
+                torch.from_numpy(performer.neutral)
+                + dense(head, head.expression_basis @ expression)[network.face.vertices]
+            )
+            tiles += [_tile(base + offset, network.face.faces) for offset in (0 * true[t], found[t], true[t])]
+        rows.append(np.concatenate(tiles, 1))
+    return np.concatenate(rows) if rows else None
+
+
+def _tile(points: Float[torch.Tensor, "P 3"], faces: torch.Tensor) -> UInt8[np.ndarray, "S S 3"]:
+    """Normals of a face from the front."""
+    camera = Camera(focal_px=5.0 * TILE, cx=TILE / 2, cy=TILE / 2, width=TILE, height=TILE)
+    turned = (points - points.mean(0)) @ torch.from_numpy(FRONTAL.T).float() + torch.tensor([0.0, 0.0, 1.1])
+    return encode(render_buffers(turned[None], faces.to(torch.int32), camera).normals[0].numpy())
