@@ -29,8 +29,8 @@ class FitConfig:
     """How the static head is fitted."""
 
     quality: Quality = "standard"
-    """draft: landmarks and outline alone; standard: folds by shading, or by a network that is installed; high: more
-    steps for them."""
+    """draft: landmarks and outline alone; standard: folds by shading, or by a network that is installed; high: finer
+    folds on a mesh of half the edges."""
     supervision: Supervision = "auto"
     """What folds are read from: auto is the best network installed, otherwise shading for clips."""
     recenter: Recenter = "neutral"
@@ -38,7 +38,7 @@ class FitConfig:
     rounds: int = 8
     """Rounds of the silhouette fit."""
     iterations: int = 25
-    """Steps of the folds' descent a window of frames; twice as many at high quality."""
+    """Steps of the folds' descent a window of frames."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,8 @@ class FitWeights:
     """Square of Delta f."""
     temporal_per_mm2: float = 0.015
     """Square of its change from frame to frame."""
+    rims: float = 0.1
+    """Distance of the landmarks of lips and lids, at high quality."""
     static_per_mm2: float = 5e-4
     """Square of Delta g's change by the outline."""
     static_estimates: float = 0.3
@@ -82,8 +84,11 @@ class FitDescent:
     outline_rate_m: float = 2e-3
     outline_steps: int = 12
     """after the Laplacian fit."""
-    high: int = 2
-    """Times as many steps for folds at high quality."""
+    fine_smoothness: tuple[float, ...] = (4.0, 1.2, 0.4)
+    """lambda of folds on the mesh of high quality, stage by stage, over that on the plain one: 4 is as smooth, because
+    edges are half as long,"""
+    fine_steps: int = 10
+    """and the steps of each stage."""
     dynamic_limit_m: float = 0.004
     """Largest Delta f: folds and bulges of skin are smaller."""
     static_limit_m: float = 0.005

@@ -100,7 +100,6 @@ def _folds(clip, patch, smooth, directions, folds: Evidence, config: FitConfig, 
     heights = np.zeros((*smooth.shape[:2], 1), np.float32)
     loss = np.full((len(smooth), 2), np.nan, np.float32)
     preconditioner = patch.preconditioner(folds.smoothness)
-    steps = config.iterations * (FitDescent.high if config.quality == "high" else 1)
     rows = clip.tracked()
     follows = follows_on(clip, rows)
     last = torch.zeros(len(patch.vertices), 3)
@@ -115,7 +114,7 @@ def _folds(clip, patch, smooth, directions, folds: Evidence, config: FitConfig, 
             return posed.raised(field, directions)
 
         terms = [*seen, MagnitudeLoss(FitWeights.dynamic_per_mm2), calm]
-        field, _ = descend(flat, raised, terms, preconditioner, iterations=steps, rate=folds.rate_m)
+        field, _ = descend(flat, raised, terms, preconditioner, iterations=config.iterations, rate=folds.rate_m)
         with torch.no_grad():
             loss[window] = np.stack([seen[0](raised(f)).numpy() for f in (flat, field)], -1)
             last = raised(field[-1:], posed.last()).offset[0]

@@ -1,5 +1,6 @@
 """Pictures read at the vertices of a posed head: what the fit compares, once a frame, without pixels afterwards."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import cv2
@@ -8,9 +9,12 @@ import torch
 from jaxtyping import Float32, Int64, UInt8
 
 from expportrait_cli.artifacts.types import CROP_SIZE
+from expportrait_cli.detect.crop import Crop, crop_image
+from expportrait_cli.fit.clip import Clip
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.geometry.mesh import vertex_normals
 from expportrait_cli.head import HeadModel
+from expportrait_cli.media.source import read_pictures
 from expportrait_cli.render.rasterizer import rasterize
 
 DRAW_SIZE = 256
@@ -18,6 +22,8 @@ SLACK_M = 0.004
 FACING = (0.2, 0.5)
 """Cosines between which a vertex begins to be read."""
 BLUR_PX = 1.0
+SHARPEST = 1024
+"""Side of the largest pictures of a crop, px: in a face of half of it a pixel is a third of a millimetre."""
 DARK, BRIGHT = 8, 250
 """Beyond these a camera has clipped the light."""
 GAMMA = 2.2
@@ -35,6 +41,22 @@ class View:
     """In the axes of normal maps."""
     depth: Float32[np.ndarray, " P"]
     """Distance along the optical axis, m."""
+
+
+@dataclass(frozen=True)
+class SharpClip(Clip):
+    """A clip whose pictures are read as fine as the source shows them."""
+
+    @property
+    def picture_size(self) -> int:
+        """Side of the pictures, px."""
+        return int(np.clip(round(float(self.tracking.crop[2])), CROP_SIZE, SHARPEST))
+
+    def crops(self, rows: Int64[np.ndarray, " R"]) -> Iterator[UInt8[np.ndarray, "S S 3"]]:
+        """The pictures of some frames, `picture_size` wide; otherwise as those of a clip."""
+        crop = Crop(*self.tracking.crop)
+        for picture in read_pictures(self.tracking.source, rows):
+            yield crop_image(picture, crop, self.picture_size)
 
 
 def look(

@@ -16,12 +16,14 @@ from expportrait_cli.detect.matte import Matte
 from expportrait_cli.fit.clip import Clip, landmark_steps, torso_turns
 from expportrait_cli.fit.dynamic import Dynamic, dynamic_offsets
 from expportrait_cli.fit.evidence import Estimates, Evidence, Shading, check_axes
+from expportrait_cli.fit.fine import sharpened
 from expportrait_cli.fit.identity import is_same_person, neutral_frame, shared_identity, with_identity
 from expportrait_cli.fit.masks import distinct_frames, dynamic_mask, face_share, neutral_weights, plain_skin
 from expportrait_cli.fit.parametric import refined_identity, whole_patch
 from expportrait_cli.fit.patch import Patch
 from expportrait_cli.fit.static import KeyFrames, outline_offset, refined_static, silhouette_iou
 from expportrait_cli.head import HeadModel
+from expportrait_cli.head.finer import named
 from expportrait_cli.head.fitted import blend_matrices, fitted_mesh
 from expportrait_cli.head.spread import LandmarkSpread
 from expportrait_cli.media.source import read_frame
@@ -63,13 +65,14 @@ def fit(
     image = crop_image(read_frame(tracking.source, start.frame), Crop(*tracking.crop), CROP_SIZE)
     matte = Matte().matte(image)
     if known is not None:
-        start = replace(start, static_offset=known.static_offset)
+        # A finer mesh begins with the vertices of the plain one.
+        start = replace(start, static_offset=known.static_offset[: len(head.parts)])
     else:
         start = replace(start, static_offset=outline_offset(start, head, matte, config, progress))
         if config.quality != "draft":
             start = refined_static(start, KeyFrames.of(start, tracking, head, (image, matte)), network)
-    done = _with_dynamic(start, tracking, head, config, progress, network=network, is_static_known=known is not None)
-    return replace(done, silhouette_iou=silhouette_iou(done, head, matte))
+    done = _with_dynamic(start, tracking, head, config, progress, network=network, known=known)
+    return replace(done, silhouette_iou=silhouette_iou(done, named(head, done.head_model), matte))
 
 
 def _warn(own: Tracking, tracking: Tracking, config: FitConfig, known: HeadFit | None) -> None:
@@ -154,7 +157,7 @@ def _with_dynamic(
     progress: Progress,
     *,
     network: Estimator | None,
-    is_static_known: bool,
+    known: HeadFit | None,
 ) -> HeadFit:
     """Add what moves; in a clip of many distinct frames also what all of them share in the face."""
     is_clip = len(tracking.error) > 1
@@ -163,7 +166,7 @@ def _with_dynamic(
     patch = Patch.of(head.dense_faces.numpy(), dynamic_mask(head))
     clip = Clip.of(tracking, fit, head)
     distinct = distinct_frames(tracking.rotation, tracking.expression)
-    share = 0.0 if is_static_known else face_share(distinct)
+    share = face_share(distinct) if known is None else 0.0
     weights = neutral_weights(tracking.expression, tracking.jaw)
     if config.recenter == "mean":
         weights = np.full(len(weights), 1 / len(weights))
@@ -178,7 +181,21 @@ def _with_dynamic(
     )
     static = fit.static_offset.copy()
     static[patch.vertices] += moving.static
-    return _recorded(replace(fit, static_offset=static), tracking, head, moving, is_clip=is_clip)
+    fit = _recorded(replace(fit, static_offset=static), tracking, head, moving, is_clip=is_clip)
+    if config.quality != "high":
+        return fit
+    return sharpened(
+        fit,
+        tracking,
+        head,
+        patch,
+        moving,
+        weights=weights,
+        share=share,
+        evidence=lambda finer_clip, finer_patch, field: _evidence(finer_clip, finer_patch, field, network, config),
+        progress=progress,
+        known=known,
+    )
 
 
 def _evidence(clip: Clip, patch: Patch, field, network: Estimator | None, config: FitConfig) -> Evidence | None:

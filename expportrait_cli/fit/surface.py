@@ -63,6 +63,10 @@ class PosedPatch:
         """The surface under heights (m) over a canonical surface with these normals: `moved` by one number a vertex."""
         return self.moved(heights * directions)
 
+    def turned(self, field: Float[Tensor, "#T P C"], axes: Float[Tensor, "P C 3"]) -> Surface:
+        """The surface under components (m) along axes of each vertex: `moved` in a frame of its own."""
+        return self.moved((field[..., None] * axes).sum(-2))
+
     def moved(self, field: Float[Tensor, "#T P 3"]) -> Surface:
         """The surface under canonical offsets: Eq. 3 with the mask multiplied, so that what it forbids stays zero."""
         offset = (self.patch.mask[:, None] * field).expand(len(self.verts), -1, -1)

@@ -82,6 +82,17 @@ def finer(head: HeadModel) -> Finer:
     return Finer(made, lift)
 
 
+def named(head: HeadModel, name: str) -> HeadModel:
+    """The head itself or the finer one of it, whichever has that name.
+
+    Raises:
+        ValueError: neither has.
+    """
+    if name not in (head.name, head.name + MARK):
+        raise ValueError(f"{head.name} has no mesh named {name}")
+    return head if name == head.name else finer(head).head
+
+
 @lru_cache(maxsize=2)
 def _division(faces: bytes, vertices: int) -> Subdivision:
     """Split a topology, given as the bytes of its triangles."""
