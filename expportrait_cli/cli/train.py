@@ -17,19 +17,23 @@ def train() -> None:
     """Train networks on prepared sets."""
 
 
+Datasets = Annotated[
+    list[Path] | None,
+    typer.Argument(metavar="DATASET...", help="Folders made by `data prepare`; none for made-up people alone."),
+]
+Steps = Annotated[int, typer.Option(min=1, help="Batches.")]
+Synthetic = Annotated[int, typer.Option(min=0, help="People of the head model who are made up to learn from, too.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
+
+
 @app.command("transfer")
 def transfer(
-    datasets: Annotated[
-        list[Path] | None,
-        typer.Argument(metavar="DATASET...", help="Folders made by `data prepare`; none for made-up people alone."),
-    ] = None,
+    datasets: Datasets = None,
     *,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="A .safetensors file.", show_default=False)],
-    steps: Annotated[int, typer.Option(min=1, help="Batches.")] = TransferTraining.steps,
-    synthetic: Annotated[
-        int, typer.Option(min=0, help="People of the head model who are made up to learn from, too.")
-    ] = TransferTraining.synthetic,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = TransferTraining.seed,
+    steps: Steps = TransferTraining.steps,
+    synthetic: Synthetic = TransferTraining.synthetic,
+    seed: Seed = TransferTraining.seed,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
     log_level: options.LogLevel = None,
@@ -45,3 +49,30 @@ def transfer(
     with Display() as display:
         summary = train_transfer(datasets or [], path, config, display.stage)
     options.echo(path, summary, as_json=as_json)
+
+
+@app.command("ablation")
+def ablation(
+    datasets: Datasets = None,
+    *,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="A .json file.", show_default=False)],
+    steps: Steps = TransferTraining.steps,
+    synthetic: Synthetic = TransferTraining.synthetic,
+    seed: Seed = TransferTraining.seed,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    log_level: options.LogLevel = None,
+) -> None:
+    """Measure what adapting to a face is worth: nothing, copying, and three networks on people none of them has seen.
+
+    Trains the networks that are not in FILE.work yet, each as long as `train transfer` does.
+    """
+    path = options.result(out, "ablation.json", inputs=(), suffixes=(".json",))
+    from expportrait_cli.train.report import ablation as run
+
+    config = TransferTraining(steps=steps, synthetic=synthetic, seed=seed)
+    with Display() as display:
+        figures, table = run(datasets or [], path, config, display.stage)
+    if not as_json:
+        typer.echo(table, err=True)
+    options.echo(path, figures, as_json=as_json)

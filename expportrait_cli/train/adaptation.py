@@ -44,7 +44,7 @@ def wrinkle_energy(
 
 
 @dataclass(frozen=True)
-class Stage:
+class Theatre:
     """Heads of known people under a method."""
 
     synthesis: Synthesis
