@@ -1,11 +1,14 @@
 """The loss on the outline, whose gradient comes through antialiased edges; in float32, as the rasteriser works."""
 
+import numpy as np
 import pytest
 import torch
 from render_shapes import sphere
 
-from expportrait_cli.fit.static import OutlineLoss
-from expportrait_cli.fit.surface import Surface
+from expportrait_cli.artifacts.types import CROP_SIZE
+from expportrait_cli.fit.patch import Patch
+from expportrait_cli.fit.static import OutlineLoss, outline_loss
+from expportrait_cli.fit.surface import PosedPatch, Surface
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.geometry.mesh import edges
 from expportrait_cli.render.buffers import render_buffers
@@ -58,3 +61,46 @@ def test_where_an_outline_is_met_its_frame_is_left_alone():
     torch.testing.assert_close(value[1:], loss(Surface(verts[1:] * 0, verts[1:], verts[1:], verts[1:, :, :2])))
     (gradient,) = torch.autograd.grad(value.sum(), scale)
     assert abs(gradient[0]) < 1e-3 < gradient[1]
+
+
+def three(loss, shown, scales):
+    """The ball in three frames, drawn at these scales before mattes of its right size."""
+    verts = torch.cat([shown(torch.tensor(s), torch.zeros(())).verts for s in scales])
+    many = OutlineLoss(loss.camera, loss.faces, loss.edges, loss.matte.expand(3, -1, -1))
+    return many, Surface(verts * 0, verts, verts, verts[..., :2])
+
+
+def test_a_matte_that_is_far_off_is_not_believed():
+    many, surface = three(*outline(), (1.02, 1.02, 1.2))
+    belief = many.doubting(surface).belief.flatten()
+    assert belief[2] == 0 and belief[1] > 0.7
+    # The head's own frame weighs as all others.
+    assert belief[0] == 1
+
+
+def test_the_heads_own_matte_is_believed_in_any_case():
+    many, surface = three(*outline(), (1.2, 1.02, 1.02))
+    belief = many.doubting(surface).belief.flatten()
+    assert belief[0] == pytest.approx(float(belief[1:].sum())) and belief[1:].min() > 0.7
+
+
+def test_mattes_that_are_all_nearly_right_are_all_believed():
+    many, surface = three(*outline(), (1.0, 1.0, 1.002))
+    assert many.doubting(surface).belief.flatten()[1:].min() > 0.5
+
+
+def test_far_from_an_outline_little_is_believed():
+    matte = np.zeros((CROP_SIZE, CROP_SIZE), np.float32)
+    matte[100:, 150:350] = 1
+    verts = torch.tensor([[[0.0, 0, 1.0], [0.1, 0, 1.0], [0, 0.1, 1.0]]])
+    patch = Patch(np.arange(3), torch.tensor([[0, 1, 2]]), torch.ones(3))
+    posed = PosedPatch(patch, verts, torch.eye(3).expand(1, 3, 3, 3), 1000.0)
+    assert float(outline_loss(posed, [matte], CROP_SIZE).belief) == 1
+    belief = outline_loss(posed, [matte, matte], CROP_SIZE).belief[1]
+    # One px is one mm: at 30 mm a quarter, on either side; the border of the picture is no outline.
+    assert belief[300, 150] > 0.99
+    assert float(belief[300, 180]) == pytest.approx(0.25, abs=0.02)
+    assert float(belief[300, 119]) == pytest.approx(0.25, abs=0.02)
+    assert float(belief[511, 250]) < 0.01
+    half = outline_loss(posed, [matte, matte], CROP_SIZE // 2).belief[1]
+    assert float(half[150, 90]) == pytest.approx(0.25, abs=0.02)

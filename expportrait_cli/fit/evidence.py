@@ -1,8 +1,8 @@
 """What the pictures of a clip say about its folds: losses for windows of frames, from shading or from a network.
 
-Pictures are read at full size where the vertices are seen, not drawn at 256 and then at 512: a fold is a few pixels
-wide and is not there at 256, and reading at vertices costs the same at any size. Nor does a window start from the one
-before it: every frame starts from its own landmarks, so that a bad frame spoils no other and order does not matter.
+Pictures are read at full size where the vertices are seen: that costs the same at any size, so that nothing is gained
+by drawing at 256 before 512. Nor does a window start from the one before it: every frame starts from the field of its
+own landmarks, so that the order of the frames does not matter.
 """
 
 from collections.abc import Iterator, Sequence
