@@ -84,11 +84,12 @@ class FitDescent:
     outline_rate_m: float = 2e-3
     outline_steps: int = 12
     """after the Laplacian fit."""
-    fine_smoothness: tuple[float, ...] = (4.0, 1.2, 0.4)
+    fine_shading: tuple[float, ...] = (16.0, 4.0)
+    fine_normals: tuple[float, ...] = (4.0, 1.2, 0.4)
     """lambda of folds on the mesh of high quality, stage by stage, over that on the plain one: 4 is as smooth, because
-    edges are half as long,"""
+    edges are half as long. On real skin shading says nothing true of anything finer;"""
     fine_steps: int = 10
-    """and the steps of each stage."""
+    """steps of each stage."""
     dynamic_limit_m: float = 0.004
     """Largest Delta f: folds and bulges of skin are smaller."""
     static_limit_m: float = 0.005

@@ -45,7 +45,7 @@ def below(head) -> Patch:
 
 @pytest.fixture(scope="module")
 def face(fine, below) -> Patch:
-    return Patch.above(below, fine.lift, fine.head.dense_faces.numpy(), dynamic_mask(fine.head))
+    return Patch.above(below, fine, dynamic_mask(fine.head))
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -91,7 +91,8 @@ def test_what_is_carried_up_stays_on_the_face(face, below):
     field = np.float32(1e-3 * noise(2, len(below.vertices), 3).numpy()) * below.mask.numpy()[:, None]
     lifted = face.below.lifted(field)
     assert not lifted[:, face.mask.numpy() == 0].any()
-    assert np.abs(lifted).max() == pytest.approx(np.abs(field).max(), rel=1e-6)
+    old = np.searchsorted(face.vertices, below.vertices)
+    assert np.array_equal(lifted[:, old], field)
 
 
 def test_lips_slide_and_the_forehead_does_not(fine):
@@ -195,9 +196,9 @@ def test_fine_folds_are_found_better_than_on_one_subdivision(known, coarse_folds
     twice = found(fine_fit.dynamic_offset[1].astype(np.float32))
     correlations = [float(np.corrcoef(each, true)[0, 1]) for each in (once, twice)]
     errors = [float(np.sqrt(((each - true) ** 2).mean() / (true**2).mean())) for each in (once, twice)]
-    print(correlations, errors, MM * true.std(), MM * once.std(), MM * twice.std())
-    assert correlations[1] > 0.9 and correlations[1] > correlations[0] + 0.05
-    assert errors[1] < 0.8 * errors[0]
+
+    assert correlations[1] > 0.75 and correlations[1] > correlations[0] + 0.3
+    assert errors[1] < 0.75 * errors[0]
 
 
 @pytest.mark.slow

@@ -125,12 +125,18 @@ def test_parts_keep_their_share(head, fine):
         assert after == pytest.approx(before, rel=0.1)
 
 
-def test_offsets_are_carried_up_linearly(head, fine):
+def test_offsets_stay_where_they_are_and_go_smoothly_between(head, fine):
     offset = np.random.default_rng(0).normal(size=(len(head.parts), 3)).astype(np.float32)
     offset[head.facial_mask.numpy() == 0] = 0
     lifted = fine.lifted(offset)
     assert np.array_equal(lifted[: len(offset)], offset)
     assert not lifted[fine.head.facial_mask.numpy() == 0].any()
+    constant = np.ones((len(head.parts), 3), np.float32)
+    np.testing.assert_allclose(fine.lifted(constant), 1, atol=1e-5)
+    # Of the template as an offset the finer head's own shape is made: no creases between the old vertices.
+    shape = fine.lifted(dense(head, head.template).numpy())
+    away = np.linalg.norm(shape - dense(fine.head, head.template).numpy(), axis=1)
+    assert MM * away[fine.head.facial_mask.numpy() > 0.5].max() < 0.05
 
 
 def test_triangles_are_subdivided_too(head, tmp_path):

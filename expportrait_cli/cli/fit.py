@@ -33,7 +33,7 @@ def fit(
     ] = None,
     out: options.Out = None,
     quality: Annotated[
-        Quality, typer.Option(help="draft: landmarks and outline; standard: folds too; high: more steps.")
+        Quality, typer.Option(help="draft: landmarks and outline; standard: folds too; high: finer folds too.")
     ] = FitConfig.quality,
     supervision: Annotated[
         Supervision, typer.Option(help="What folds are read from; auto: a network if installed, else shading.")

@@ -19,19 +19,22 @@ from expportrait_cli.config import FitDescent, FitWeights
 from expportrait_cli.fit.clip import WINDOW, Clip
 from expportrait_cli.fit.descent import Term, descend
 from expportrait_cli.fit.dynamic import LIMIT_M, Dynamic, follows_on, limited, neutral_normals
-from expportrait_cli.fit.evidence import Evidence, windows_of
-from expportrait_cli.fit.losses import LandmarkLoss, MagnitudeLoss, TemporalLoss
+from expportrait_cli.fit.evidence import Evidence, Shading, windows_of
+from expportrait_cli.fit.losses import LandmarkLoss, MagnitudeLoss, ShadingLoss, TemporalLoss
 from expportrait_cli.fit.masks import dynamic_mask
 from expportrait_cli.fit.patch import LocalPreconditioner, Patch
 from expportrait_cli.fit.sampling import SharpClip
 from expportrait_cli.fit.surface import PosedPatch
-from expportrait_cli.geometry.mesh import normalize
+from expportrait_cli.geometry.mesh import edges, normalize
 from expportrait_cli.head import HeadModel, dense, landmarks
 from expportrait_cli.head.facemesh import EYE_RINGS, LIPS
 from expportrait_cli.head.finer import Finer, finer, is_finer
 from expportrait_cli.head.solve import UNIT_IOD
 from expportrait_cli.head.state import interocular_px
 
+TRUST = 0.04
+"""Change of log albedo over two millimetres at which a vertex's shade is believed by half: where paint, freckles or
+shadows end, a tracking that is off by as much looks like a fold."""
 LOOSE_M, TIGHT_M = 0.004, 0.010
 """Distances from the rims of lips and lids up to which a vertex moves freely, and from which along its normal alone."""
 
@@ -53,7 +56,7 @@ class FineClip:
     def of(cls, tracking: Tracking, fit: HeadFit, mesh: Finer, below: Patch, moving: Dynamic) -> "FineClip":
         """`fit` is on the finer mesh already."""
         clip = SharpClip.of(tracking, fit, mesh.head)
-        patch = Patch.above(below, mesh.lift, mesh.head.dense_faces.numpy(), dynamic_mask(mesh.head))
+        patch = Patch.above(below, mesh, dynamic_mask(mesh.head))
         return cls(clip, patch, moving, frames(neutral_normals(clip, patch), looseness(mesh.head)[patch.vertices]))
 
     def smooth(self, rows: Rows) -> Float32[np.ndarray, "R P 3"]:
@@ -75,7 +78,7 @@ class FineClip:
         head, tracking = self.clip.head, self.clip.tracking
         index = np.full(len(head.parts), -1)
         index[self.patch.vertices] = np.arange(len(self.patch.vertices))
-        rims = np.array(LIPS + [each for each in EYE_RINGS])
+        rims = np.array(LIPS + EYE_RINGS)
         triangles = index[head.landmark_triangles.numpy()[rims]]
         inside = (triangles >= 0).all(1)
         points = tracking.landmarks[rows][:, rims[inside]]
@@ -100,6 +103,25 @@ class Weighted:
     def __call__(self, surface) -> Float[Tensor, " T"]:
         """The loss of every frame, weighted."""
         return self.weight * self.term(surface)
+
+
+def believed(term: Term) -> Term:
+    """A loss on shading with less weight where the albedo changes; others as they are."""
+    if not isinstance(term, ShadingLoss):
+        return term
+    change = steepness(term.patch, term.log_albedo)
+    return replace(term, weight=term.weight / (1 + (change / TRUST).square()))
+
+
+def steepness(patch: Patch, values: Float[Tensor, " P"]) -> Float[Tensor, " P"]:
+    """Largest change between a vertex and a neighbour, as if it went on for 2 mm."""
+    ends, own = edges(patch.faces).verts, patch.smooth(values[None, :, None], 1)[0, :, 0]
+    change = (own[ends[:, 0]] - own[ends[:, 1]]).abs()
+    result = torch.zeros_like(values)
+    for side in (0, 1):
+        result = result.scatter_reduce(0, ends[:, side], change, "amax")
+    # Edges are a millimetre long, and trackings are off by two.
+    return 2 * result
 
 
 def looseness(head: HeadModel) -> Float32[np.ndarray, " V"]:
@@ -173,13 +195,14 @@ def _further(
     rows = clip.clip.tracked()
     follows = follows_on(clip.clip, rows)
     part = np.flatnonzero(clip.axes[:, 1].abs().sum(-1).numpy() > 0)
-    stages = [LocalPreconditioner(clip.patch, scale * seen.smoothness, part) for scale in FitDescent.fine_smoothness]
+    scales = FitDescent.fine_shading if isinstance(seen, Shading) else FitDescent.fine_normals
+    stages = [LocalPreconditioner(clip.patch, scale * seen.smoothness, part) for scale in scales]
     last = torch.zeros(points, 3)
     for window, crops in windows_of(clip.clip, rows, WINDOW):
         progress(int(window[0]), count)
         verts, bare = clip.clip.pose(window, clip.patch, clip.smooth(window))
         posed = bare.shifted(torch.from_numpy(clip.folds(window)))
-        terms = seen.terms(crops, verts)
+        terms = [believed(term) for term in seen.terms(crops, verts)]
         calm = TemporalLoss(last, torch.from_numpy(follows[window]), FitWeights.temporal_per_mm2)
         rims = Weighted(clip.landmarks(window), FitWeights.rims)
         field = _descended(

@@ -11,6 +11,7 @@ from scipy.sparse.linalg import splu
 from torch import Tensor
 
 from expportrait_cli.geometry.mesh import laplacian
+from expportrait_cli.head.finer import Finer
 
 
 @dataclass(frozen=True)
@@ -35,16 +36,11 @@ class Patch:
         return cls(vertices, torch.from_numpy(index[faces[touched]]), torch.from_numpy(mask[vertices]))
 
     @classmethod
-    def above(
-        cls,
-        below: "Patch",
-        lift: sp.csr_matrix,
-        faces: Int64[np.ndarray, "F 3"],
-        mask: Float32[np.ndarray, " V"],
-    ) -> "Patch":
-        """The patch of a finer mesh, `lift` [V,V_below] being the weights that carry values up to it."""
-        own = cls.of(faces, mask)
-        return replace(own, below=Below(below, sp.csr_matrix(lift[own.vertices][:, below.vertices])))
+    def above(cls, below: "Patch", mesh: Finer, mask: Float32[np.ndarray, " V"]) -> "Patch":
+        """The patch of a finer mesh above a patch of the plain one."""
+        own = cls.of(mesh.head.dense_faces.numpy(), mask)
+        lift, carry = (sp.csr_matrix(w[own.vertices][:, below.vertices]) for w in (mesh.lift, mesh.carry))
+        return replace(own, below=Below(below, lift, sp.csr_matrix(carry, dtype=np.float32), own.mask.numpy() > 0))
 
     @cached_property
     def laplacian(self) -> sp.csc_matrix:
@@ -89,13 +85,17 @@ class Below:
 
     patch: Patch
     weights: sp.csr_matrix
-    """[P_fine, P]: rows sum to one, less what lies beyond the rim."""
+    """Linear [P_fine, P]: rows sum to one, less what lies beyond the rim."""
+    carry: sp.csr_matrix
+    """Smooth [P_fine, P], see `Finer`."""
+    inside: Bool[np.ndarray, " P_fine"]
+    """Where the finer patch may move."""
 
     def lifted(self, values: Float[np.ndarray, "T P C"]) -> Float32[np.ndarray, "T P_fine C"]:
-        """Masked values on the finer mesh, linear between the vertices: what lies beyond the rim is zero."""
+        """Masked offsets on the finer mesh, smooth between the vertices; exactly zero where it may not move."""
         frames, points, channels = values.shape
-        columns = values.transpose(1, 0, 2).reshape(points, -1).astype(np.float32)
-        return (self.weights.astype(np.float32) @ columns).reshape(-1, frames, channels).transpose(1, 0, 2)
+        columns = self.carry @ values.transpose(1, 0, 2).reshape(points, -1).astype(np.float32)
+        return (columns * self.inside[:, None]).reshape(-1, frames, channels).transpose(1, 0, 2)
 
     def up(self, values: Float[Tensor, "T P C"]) -> Float[Tensor, "T P_fine C"]:
         """Values that go on beyond the rim as they are at it."""

@@ -29,11 +29,15 @@ class Finer:
 
     head: HeadModel
     lift: sparse.csr_matrix
-    """Midpoint weights [V_fine, V]: carries offsets and masks up. Rows sum to one and are not negative."""
+    """Midpoint weights [V_fine, V], for masks. Rows sum to one and are not negative."""
+    carry: sparse.csr_matrix
+    """Weights [V_fine, V] for offsets: the old vertices keep theirs, the new ones lie on a smooth surface between.
+    Linear between them, every edge of the mesh below would show as a crease."""
 
     def lifted(self, values: Float32[np.ndarray, "V *C"]) -> Float32[np.ndarray, "V_fine *C"]:
-        """Values of the dense vertices on the finer mesh, linear between them; zero wherever all around is zero."""
-        return np.asarray(self.lift @ values.astype(np.float64), np.float32)
+        """Offsets of the dense vertices on the finer mesh; exactly zero wherever all around is zero."""
+        moved = self.lift @ (values != 0).astype(np.float64) > 0
+        return np.where(moved, self.carry @ values.astype(np.float64), 0).astype(np.float32)
 
 
 def is_finer(name: str) -> bool:
@@ -61,7 +65,8 @@ def finer(head: HeadModel) -> Finer:
         raise ValueError(f"{head.name} is subdivided twice already")
     division = _division(head.dense_faces.cpu().numpy().tobytes(), len(head.parts))
     device, lift = head.template.device, division.linear
-    operator = sparse.csr_matrix(_kept(division.smooth) @ _csr(head.operator))
+    smooth = sparse.csr_matrix(_kept(division.smooth))
+    operator = sparse.csr_matrix(smooth @ _csr(head.operator))
     operator.data[np.abs(operator.data) < NEGLIGIBLE] = 0
     operator.eliminate_zeros()
     parts = _parts(lift, head)
@@ -79,7 +84,8 @@ def finer(head: HeadModel) -> Finer:
         parts=torch.from_numpy(parts).to(device),
         facial_mask=real((lift @ head.facial_mask.cpu().double().numpy()) * skin),
     )
-    return Finer(made, lift)
+    old = sparse.identity(len(head.parts), format="csr")
+    return Finer(made, lift, sparse.csr_matrix(sparse.vstack([old, smooth[len(head.parts) :]])))
 
 
 def named(head: HeadModel, name: str) -> HeadModel:
