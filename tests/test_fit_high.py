@@ -18,10 +18,12 @@ from expportrait_cli.config import FitConfig
 from expportrait_cli.fit.clip import Clip
 from expportrait_cli.fit.dynamic import LIMIT_M, Dynamic, dynamic_offsets
 from expportrait_cli.fit.evidence import Estimates
-from expportrait_cli.fit.fine import frames, looseness, sharpened
+from expportrait_cli.fit.fine import believed, frames, looseness, sharpened
+from expportrait_cli.fit.losses import MagnitudeLoss, ShadingLoss
 from expportrait_cli.fit.masks import dynamic_mask, plain_skin
 from expportrait_cli.fit.patch import LocalPreconditioner, Patch
 from expportrait_cli.fit.sampling import SharpClip
+from expportrait_cli.fit.shading import Light
 from expportrait_cli.geometry.mesh import vertex_normals
 from expportrait_cli.head import dense, landmarks
 from expportrait_cli.head.facemesh import LIPS
@@ -109,6 +111,20 @@ def test_lips_slide_and_the_forehead_does_not(fine):
         axes[near] @ axes[near].mT, torch.eye(3).expand(int(near.sum()), 3, 3), atol=1e-5, rtol=0
     )
     assert (axes[high, 1:] == 0).all() and (axes[high, 0].norm(dim=-1) - 1).abs().max() < 1e-5
+
+
+def test_shading_is_believed_less_where_the_albedo_changes():
+    """A step of paint across a sheet: half as much weight and less beside it, all of it elsewhere."""
+    patch = sheet(20)
+    column = torch.arange(400) % 20
+    albedo = torch.where(column < 10, 0.0, 0.4)
+    loss = ShadingLoss(patch, Light(torch.eye(9)[0]), torch.zeros(1, 1, 8, 8), albedo, torch.ones(1, 400))
+    doubted = believed(loss)
+    assert isinstance(doubted, ShadingLoss)
+    weight = doubted.weight[0]
+    assert (weight[(column < 7) | (column > 12)] > 0.99).all() and (weight[(column == 9) | (column == 10)] < 0.2).all()
+    other = MagnitudeLoss(1.0)
+    assert believed(other) is other
 
 
 @pytest.mark.parametrize(("side", "size"), [(300, 512), (700, 700), (3000, 1024)])
