@@ -171,7 +171,7 @@ class PrepareConfig:
 class TransferTraining:
     """How the transfer network is trained."""
 
-    steps: int = 8000
+    steps: int = 12000
     people: int = 12
     """In a batch; with so many frames and vertices of each."""
     frames: int = 4
@@ -181,15 +181,14 @@ class TransferTraining:
     decay: float = 1e-4
     average: float = 0.999
     """Of the exponential mean over the weights that is kept."""
-    code_noise: float = 0.1
-    """Blur of the identity code, of the expression (in its own deviations), and share of expressions left out."""
-    psi_noise: float = 0.05
-    psi_dropout: float = 0.1
+    code_noise: float = 0.05
+    """Blur of the identity code, and of the expression, in their own deviations."""
+    psi_noise: float = 0.02
     filmed: float = 4.0
     """Times that a filmed person is drawn for one who was made up."""
     held_out: float = 0.1
     """Share of the people that the curve is measured on, and that nothing is learned from."""
-    synthetic: int = 240
+    synthetic: int = 300
     """People of the head model who are made up for the purpose, and frames of each."""
     synthetic_frames: int = 20
     report_every: int = 500

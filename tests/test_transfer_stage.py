@@ -249,7 +249,9 @@ def test_lids_close_by_the_drivers_share(fitted, winker, head):
 def test_steps_beyond_the_model_are_limited(fitted, stranger, head):
     wild = stranger.landmarks.copy()
     wild[2, [13, 0, 159]] += 500
-    steps = transfer(fitted, replace(stranger, landmarks=wild), head, TransferConfig(neutral_frame="0", method="direct")).steps
+    steps = transfer(
+        fitted, replace(stranger, landmarks=wild), head, TransferConfig(neutral_frame="0", method="direct")
+    ).steps
     limit = LIMIT_IOD * interocular_px(fitted.landmarks)
     assert np.linalg.norm(steps, axis=-1).max() < 1.001 * limit
     assert np.linalg.norm(steps[2, 13]) == pytest.approx(limit, rel=1e-3)

@@ -19,10 +19,10 @@ from expportrait_cli.transfer.network import Kind, NetworkConfig, TransferNetwor
 
 MM = 1000.0
 HUBER_MM = 0.5
-NORMALS, LAPLACIAN, CHANGE, COEFFICIENTS = 0.3, 0.1, 0.1, 1e-3
+NORMALS, LAPLACIAN, CHANGE, COEFFICIENTS = 5.0, 0.1, 0.1, 1e-3
 """Weights of the losses beside that of the offsets (mm): one minus the cosine of normals, what averaging leaves of the
 error, the change from frame to frame, and the square of the coefficients."""
-WHOLE_EVERY = 16
+WHOLE_EVERY = 8
 """Steps between those that see a whole face, for its normals."""
 BY_ENERGY = 0.7
 """Share of the vertices in a batch that are drawn where offsets are large."""
@@ -178,7 +178,9 @@ def _batch(network, pupils: Sequence[Pupil], config: TransferTraining, generator
         if whole:
             points = torch.arange(len(pupil.chance))
         else:
-            points = torch.multinomial(pupil.chance, config.vertices, replacement=True, generator=generator)
+            # One perceptron for all sees each frame's vertices anew: fewer of them for the same work.
+            few = config.frames if network.config.kind == "concat" else 1
+            points = torch.multinomial(pupil.chance, config.vertices // few, replacement=True, generator=generator)
         rows.append((pupil, frames, points))
     return _gathered(network, rows, generator, config)
 
