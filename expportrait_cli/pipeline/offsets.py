@@ -3,15 +3,17 @@
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from expportrait_cli.artifacts import npz
 from expportrait_cli.artifacts.types import HeadFit
 from expportrait_cli.config import TransferConfig
 from expportrait_cli.errors import InputError, UsageError, WeightsError
 from expportrait_cli.head import HeadModel
+from expportrait_cli.head.finer import finer
 from expportrait_cli.media.files import check_file, content_hash
-from expportrait_cli.pipeline.heads import kind_of_head
-from expportrait_cli.transfer.trained import Trained, load_network
+from expportrait_cli.pipeline.heads import kind_of_head, tracking_head
+from expportrait_cli.transfer.trained import load_network
 from expportrait_cli.weights import weights_file
 
 log = logging.getLogger(__name__)
@@ -57,17 +59,25 @@ class OffsetSource:
         files = {"network": self.network, "driver_head": self.driver}
         return {name: content_hash(path) for name, path in files.items() if path is not None}
 
-    def load(self, head: HeadModel, frames: int) -> tuple[Trained | None, HeadFit | None]:
-        """Network and driver's fit, as far as the method takes them; `frames` is the driver's count.
+    def load(self, head: HeadModel, frames: int) -> dict[str, Any]:
+        """Arguments of `transfer`: network, driver's fit and finer mesh, as far as the method and the head take them.
+
+        `frames` is the driver's count.
 
         Raises:
-            InputError: the driver's fit does not go with the driver.
+            InputError: the driver's fit does not go with the driver, or with the head.
             WeightsError: the network does not go with the head.
         """
-        fit = npz.load(HeadFit, self.driver) if self.driver is not None else None
-        if fit is not None and len(fit.dynamic_offset) != frames:
-            raise InputError(
-                f"{self.driver} holds offsets of {len(fit.dynamic_offset)} frames, the driver has {frames}. Fit the "
-                "driver's own tracking: `expportrait fit DRIVER.track.npz`."
-            )
-        return load_network(self.network, head) if self.network is not None else None, fit
+        plain = tracking_head(head)
+        given: dict[str, Any] = {"mesh": finer(plain) if plain is not head else None}
+        if self.network is not None:
+            given["trained"] = load_network(self.network, plain)
+        if self.driver is not None:
+            given["driver"] = fit = npz.load(HeadFit, self.driver)
+            if fit.head_model != head.name or len(fit.dynamic_offset) != frames:
+                raise InputError(
+                    f"{self.driver} holds offsets of {len(fit.dynamic_offset)} frames on the head model "
+                    f"'{fit.head_model}', expected {frames} on '{head.name}'. Fit the driver's own tracking, with the "
+                    "--quality of the person's head."
+                )
+        return given

@@ -87,8 +87,7 @@ def write_meshes(
     progress: Callable[[int, int | None], None],
 ) -> None:
     """Transfer and write the posed head frame by frame. Edited curves replace the driver's; others are written."""
-    trained, driver = source.load(head, len(tracking.error))
-    performance = transfer(head_fit, tracking, head, source.config, trained=trained, driver=driver)
+    performance = transfer(head_fit, tracking, head, source.config, **source.load(head, len(tracking.error)))
     if performance.outside > OUTSIDE:
         log.warning(
             "In %.0f %% of the frames the driver's expression goes beyond what the transfer network was trained on: "

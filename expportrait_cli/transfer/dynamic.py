@@ -11,6 +11,7 @@ from torch import Tensor
 from expportrait_cli.artifacts.types import Curves, HeadFit
 from expportrait_cli.geometry.mesh import vertex_normals
 from expportrait_cli.head import HeadModel
+from expportrait_cli.head.finer import Finer
 from expportrait_cli.head.fitted import neutral_mesh
 from expportrait_cli.transfer.face import Neutral, shortest_turn
 from expportrait_cli.transfer.trained import Trained
@@ -86,3 +87,18 @@ class Copied:
     def __call__(self, rows: slice, curves: Curves) -> Float32[np.ndarray, "T P 3"]:
         """See `Offsets`."""
         return np.einsum("pab,tpb->tpa", self.turns, self.offset[rows])
+
+
+class Lifted:
+    """Offsets on a head of half the edges (`head.finer`)."""
+
+    def __init__(self, offsets: Offsets, mesh: Finer):
+        """Find the finer vertices that lie between those that move."""
+        self._offsets = offsets
+        near = mesh.lift.tocsc()[:, offsets.vertices]
+        self.vertices = np.flatnonzero(np.asarray(near.sum(1))[:, 0] > 0)
+        self._carry = mesh.carry[self.vertices][:, offsets.vertices].astype(np.float32)
+
+    def __call__(self, rows: slice, curves: Curves) -> Float32[np.ndarray, "T P 3"]:
+        """See `Offsets`."""
+        return np.stack([self._carry @ step for step in self._offsets(rows, curves)])

@@ -10,11 +10,12 @@ from expportrait_cli.artifacts.types import Curves, HeadFit, Tracking
 from expportrait_cli.config import TransferConfig
 from expportrait_cli.errors import UsageError
 from expportrait_cli.head import HeadModel
+from expportrait_cli.head.finer import Finer
 from expportrait_cli.head.fitted import posed_meshes
 from expportrait_cli.head.solve import JAW_RANGE_RAD
 from expportrait_cli.head.spread import LandmarkSpread
 from expportrait_cli.transfer.controls import expression_mask, moves_jaw, parse_regions, smooth
-from expportrait_cli.transfer.dynamic import Copied, Learned, Offsets
+from expportrait_cli.transfer.dynamic import Copied, Learned, Lifted, Offsets
 from expportrait_cli.transfer.motion import Motion, head_motion, neutral_cost, torso_motion
 from expportrait_cli.transfer.residual import landmark_steps
 from expportrait_cli.transfer.trained import Trained
@@ -52,12 +53,13 @@ def transfer(
     *,
     trained: Trained | None = None,
     driver: HeadFit | None = None,
+    mesh: Finer | None = None,
 ) -> Performance:
     """Put a performance onto a head, relative to a neutral driver frame or absolute.
 
     For the same person the two modes are one: the neutral frame is then the one most like the photo. Dynamic offsets
     come from the network `trained` with the method `learned`, and with `direct` from `driver`, the driver's own fit, or
-    from the driver's landmarks without one.
+    from the driver's landmarks without one. `mesh` is given where `head` is a finer one than the network's.
     """
     regions = parse_regions(config.region)
     same = same_person(head_fit, tracking)
@@ -91,7 +93,7 @@ def transfer(
     whole = same and regions >= {"pose", "expression", "gaze"} and config.pose_scale == config.expression_scale == 1
     # Where the turn was limited the driver's landmarks lie on another side of the face.
     direct = np.exp(-((taken_deg / LIMITED_DEG) ** 2)) * whole
-    offsets = _offsets(head_fit, head, config, neutral, trained, driver)
+    offsets = _offsets(head_fit, head, config, neutral, trained, driver, mesh)
     steps = landmark_steps(
         head_fit,
         tracking,
@@ -107,10 +109,11 @@ def transfer(
     return Performance(curves, smooth(steps, config.smooth).astype(np.float32), neutral, offsets, outside)
 
 
-def _offsets(head_fit, head, config: TransferConfig, neutral: int, trained, driver) -> Offsets | None:
+def _offsets(head_fit, head, config: TransferConfig, neutral: int, trained, driver, mesh) -> Offsets | None:
     strength = min(config.expression_scale, 1.0)
     if config.method == "learned" and trained is not None:
-        return Learned(trained, head_fit, head, strength=strength)
+        learned = Learned(trained, head_fit, head, strength=strength)
+        return learned if mesh is None else Lifted(learned, mesh)
     if config.method == "direct" and driver is not None:
         return Copied.of(driver, neutral, head_fit, head, strength=strength)
     return None
