@@ -25,9 +25,10 @@ from expportrait_cli.train.ablation import (
 )
 from expportrait_cli.train.adaptation import Theatre, amplitudes, wrinkle_energy
 from expportrait_cli.train.performers import Performer
-from expportrait_cli.train.run import Lesson, Stage, prepare_lesson, train_network
+from expportrait_cli.train.run import Lesson, Stage, prepare_lesson, train_network, trained_of
 from expportrait_cli.train.synthetic import Synthesis
 from expportrait_cli.transfer.network import Kind, TransferNetwork
+from expportrait_cli.transfer.trained import save_network
 
 CAST, FRAMES = 12, 24
 CYCLES = 4
@@ -35,13 +36,19 @@ COLUMNS = ("offset_mm", "of_none", "normal_deg", "of_none_normal", "lips", "brow
 
 
 def ablation(datasets: Sequence[Path], out: Path, config: TransferTraining, stage: Stage) -> tuple[dict[str, Any], str]:
-    """Train what is missing in `OUT.work`, measure all methods, write the figures; also as a table to read."""
+    """Train what is missing in `OUT.work`, measure all methods, write the figures; also as a table to read.
+
+    The networks lie in `OUT.work` as `--network` takes them.
+    """
     work = out.with_name(f"{out.stem}.work")
     work.mkdir(parents=True, exist_ok=True)
     lesson = prepare_lesson(datasets, work, config, stage)
     networks = {
         kind: train_network(lesson, _folder(work, kind, config), config, stage, kind=kind) for kind in get_args(Kind)
     }
+    for kind, network in networks.items():
+        trained = trained_of(network, lesson.learners)
+        save_network(trained, work / f"{kind}.safetensors", lesson.head, {"settings": asdict(config)})
     synthesis = Synthesis(lesson.head, lesson.face)
     cast = _cast(synthesis, work, stage)
     figures: dict[str, Any] = {"made_up": measured(networks, cast, synthesis)}
