@@ -37,10 +37,10 @@ class Learned:
     Frame by frame: neither the order of frames nor how many are asked for at once changes a bit.
     """
 
-    def __init__(self, trained: Trained, head_fit: HeadFit, head: HeadModel, *, strength: float = 1.0):
+    def __init__(self, trained: Trained, head_fit: HeadFit, head: HeadModel):
         """Evaluate the person's basis once."""
         network = trained.network
-        self.vertices, self._network, self._strength = network.face.vertices, network, strength
+        self.vertices, self._network = network.face.vertices, network
         with torch.inference_mode():
             self._neutral = Neutral.of(neutral_mesh(head_fit, head)[self.vertices], network.face)
             self._code = network.code(self._neutral)
@@ -55,7 +55,7 @@ class Learned:
             frames = [
                 self._frame(psi, jaw) - self._photo for psi, jaw in zip(curves.expression, curves.jaw, strict=True)
             ]
-        return self._strength * torch.stack(frames).numpy()
+        return torch.stack(frames).numpy()
 
     def _frame(self, psi: np.ndarray, jaw: np.ndarray) -> Float32[Tensor, "P 3"]:
         given = (torch.from_numpy(psi.astype(np.float32))[None], torch.from_numpy(jaw.astype(np.float32))[None])

@@ -65,11 +65,52 @@ def transfer(
     same = same_person(head_fit, tracking)
     cost = neutral_cost(head_fit, tracking, same=same)
     neutral = _neutral(config, cost)
-    mask = expression_mask(head.expression_names, regions) * config.expression_scale
     relative = same or not config.absolute
+    expression, jaw, gaze = _face_curves(head_fit, tracking, head, config, neutral if relative else None, same=same)
+    motion = Motion.between(head_fit, tracking, neutral, cost)
+    scale = config.pose_scale * ("pose" in regions)
+    rotation, translation, taken_deg = head_motion(
+        motion, tracking, scale=scale, absolute=not relative, limit_deg=config.turn_limit_deg
+    )
+    torso_rotation, torso_translation = torso_motion(motion, tracking, head_fit, head, scale=scale)
+    columns = (expression, jaw, gaze, rotation, translation, torso_rotation, torso_translation)
+    curves = Curves(*(smooth(np.asarray(c), config.smooth).astype(np.float32) for c in columns))
+    whole = same and regions >= {"pose", "expression", "gaze"} and config.pose_scale == config.expression_scale == 1
+    # Where the turn was limited the driver's landmarks lie on another side of the face.
+    direct = np.exp(-((taken_deg / LIMITED_DEG) ** 2)) * whole
+    # Of landmarks and copied offsets; what a network predicts follows the scaled expression by itself.
+    strength = expression_mask(head.expression_names, regions).max() * config.expression_scale
+    offsets: Offsets | None = None
+    if config.method == "learned" and trained is not None:
+        learned = Learned(trained, head_fit, head)
+        offsets = learned if mesh is None else Lifted(learned, mesh)
+    elif config.method == "direct" and driver is not None:
+        offsets = Copied.of(driver, neutral, head_fit, head, strength=strength)
+    steps = landmark_steps(
+        head_fit,
+        tracking,
+        head,
+        curves,
+        motion,
+        direct=direct,
+        strength=strength * (config.method != "none"),
+        copied=config.method == "direct" and driver is None,
+        own=_landmarks_moved(head, offsets, curves),
+    )
+    outside = trained.outside(curves.expression, curves.jaw) if trained is not None else 0.0
+    return Performance(curves, smooth(steps, config.smooth).astype(np.float32), neutral, offsets, outside)
+
+
+def _face_curves(
+    head_fit: HeadFit, tracking: Tracking, head: HeadModel, config: TransferConfig, neutral: int | None, *, same: bool
+) -> tuple[Float[np.ndarray, "T E"], Float[np.ndarray, "T 3"], Float[np.ndarray, "T 4"]]:
+    """Expression, jaw and gaze: the driver's change from a neutral frame, or their own where there is none."""
+    regions = parse_regions(config.region)
+    mask = expression_mask(head.expression_names, regions) * config.expression_scale
     psi, jaw, gaze = (getattr(tracking, name).astype(np.float64) for name in ("expression", "jaw", "gaze"))
-    if relative:
+    if neutral is not None:
         psi, jaw, gaze = psi - psi[neutral], jaw - jaw[neutral], gaze - gaze[neutral]
+    relative = neutral is not None
     keep = 1.0 if relative else 1 - (mask > 0)
     jaw_weight = config.expression_scale * moves_jaw(regions)
     gaze_weight = float("gaze" in regions)
@@ -82,41 +123,7 @@ def transfer(
     jaw = head_fit.jaw * (1.0 if relative or not jaw_weight else 0.0) + jaw_weight * jaw
     jaw[:, 0] = np.clip(jaw[:, 0], *JAW_RANGE_RAD)
     gaze = head_fit.gaze * (1.0 if relative or not gaze_weight else 0.0) + gaze_weight * gaze
-    motion = Motion.between(head_fit, tracking, neutral, cost)
-    scale = config.pose_scale * ("pose" in regions)
-    rotation, translation, taken_deg = head_motion(
-        motion, tracking, scale=scale, absolute=not relative, limit_deg=config.turn_limit_deg
-    )
-    torso_rotation, torso_translation = torso_motion(motion, tracking, head_fit, head, scale=scale)
-    columns = (expression, jaw, gaze, rotation, translation, torso_rotation, torso_translation)
-    curves = Curves(*(smooth(np.asarray(c), config.smooth).astype(np.float32) for c in columns))
-    whole = same and regions >= {"pose", "expression", "gaze"} and config.pose_scale == config.expression_scale == 1
-    # Where the turn was limited the driver's landmarks lie on another side of the face.
-    direct = np.exp(-((taken_deg / LIMITED_DEG) ** 2)) * whole
-    offsets = _offsets(head_fit, head, config, neutral, trained, driver, mesh)
-    steps = landmark_steps(
-        head_fit,
-        tracking,
-        head,
-        curves,
-        motion,
-        direct=direct,
-        strength=mask.max() * (config.method != "none"),
-        copied=config.method == "direct" and driver is None,
-        own=_landmarks_moved(head, offsets, curves),
-    )
-    outside = trained.outside(curves.expression, curves.jaw) if trained is not None else 0.0
-    return Performance(curves, smooth(steps, config.smooth).astype(np.float32), neutral, offsets, outside)
-
-
-def _offsets(head_fit, head, config: TransferConfig, neutral: int, trained, driver, mesh) -> Offsets | None:
-    strength = min(config.expression_scale, 1.0)
-    if config.method == "learned" and trained is not None:
-        learned = Learned(trained, head_fit, head, strength=strength)
-        return learned if mesh is None else Lifted(learned, mesh)
-    if config.method == "direct" and driver is not None:
-        return Copied.of(driver, neutral, head_fit, head, strength=strength)
-    return None
+    return expression, jaw, gaze
 
 
 def _landmarks_moved(head: HeadModel, offsets: Offsets | None, curves: Curves) -> Float32[np.ndarray, "T 478 3"]:
