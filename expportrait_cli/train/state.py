@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from expportrait_cli.artifacts.atomic import atomic_path
@@ -24,7 +24,7 @@ def save_state(
             tensors[f"{moment}.{name}"] = optimizer.state[parameter][moment]
     tensors["generator"] = generator.get_state()
     with atomic_path(path) as partial:
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, partial, {"step": str(step)})
+        partial.write_bytes(save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, {"step": str(step)}))
 
 
 def load_state(path: Path, network: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer, generator) -> int:

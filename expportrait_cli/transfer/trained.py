@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Float32
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from expportrait_cli.artifacts.atomic import atomic_path
 from expportrait_cli.errors import WeightsError
@@ -63,7 +63,7 @@ def save_network(trained: Trained, path: Path, head: HeadModel, made_by: Mapping
     }
     metadata = {"expportrait": json.dumps(header, sort_keys=True)}
     with atomic_path(path) as partial:
-        save_file({name: _halved(value) for name, value in tensors.items()}, partial, metadata)
+        partial.write_bytes(save({name: _halved(value) for name, value in tensors.items()}, metadata))
 
 
 def _halved(value: torch.Tensor) -> torch.Tensor:
