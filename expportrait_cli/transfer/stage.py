@@ -58,7 +58,7 @@ def transfer(
     """Put a performance onto a head, relative to a neutral driver frame or absolute.
 
     For the same person the two modes are one: the neutral frame is then the one most like the photo. Dynamic offsets
-    come from the network `trained` with the method `learned`, and with `direct` from `driver`, the driver's own fit, or
+    come from the network `trained` with the method `learned`, unless the driver is the person, and with `direct` from `driver`, the driver's own fit, or
     from the driver's landmarks without one. `mesh` is given where `head` is a finer one than the network's.
     """
     regions = parse_regions(config.region)
@@ -81,7 +81,8 @@ def transfer(
     # Of landmarks and copied offsets; what a network predicts follows the scaled expression by itself.
     strength = expression_mask(head.expression_names, regions).max() * config.expression_scale
     offsets: Offsets | None = None
-    if config.method == "learned" and trained is not None:
+    # The person's own landmarks know more of their face than a network does.
+    if config.method == "learned" and trained is not None and not same:
         learned = Learned(trained, head_fit, head)
         offsets = learned if mesh is None else Lifted(learned, mesh)
     elif config.method == "direct" and driver is not None:
