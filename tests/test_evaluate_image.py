@@ -1,8 +1,9 @@
 import cv2
 import numpy as np
 import pytest
+import torch
 
-from expportrait_cli.evaluate import image
+from expportrait_cli.evaluate import flip, image
 
 ALL = np.ones((96, 128), bool)
 
@@ -25,6 +26,44 @@ def test_ssim_equals_skimage(pair):
     assert 0.3 < own < 0.95
     # float32 windows: variances are differences of nearly equal numbers.
     assert own == pytest.approx(theirs, abs=1e-5)
+
+
+def test_ms_ssim_equals_pytorch_msssim():
+    library = pytest.importorskip("pytorch_msssim")
+    rng = np.random.default_rng(0)
+    a = cv2.GaussianBlur(rng.integers(0, 256, (240, 192, 3), np.uint8), (0, 0), 3).astype(np.float32) / 255
+    b = np.clip(a + rng.normal(0, 0.05, a.shape), 0, 1).astype(np.float32)
+    own = image.ms_ssim(a, b, image.ssim_factors(a, b))
+    theirs = library.ms_ssim(*(torch.from_numpy(x).permute(2, 0, 1)[None] for x in (a, b)), data_range=1)
+    assert 0.5 < own < 0.98
+    # float32 windows: variances are differences of nearly equal numbers.
+    assert own == pytest.approx(float(theirs), abs=1e-5)
+    assert image.ms_ssim(a, a, image.ssim_factors(a, a)) == pytest.approx(1, abs=1e-6)
+
+
+def test_ms_ssim_needs_room_for_five_scales():
+    small = np.full((160, 400, 3), 0.5, np.float32)
+    assert np.isnan(image.ms_ssim(small, small, image.ssim_factors(small, small)))
+
+
+def test_flip_is_small_for_one_grey_level_and_one_for_black_on_white():
+    if flip.missing_package():
+        pytest.skip("needs flip-evaluator")
+    grey, white = np.full((64, 64, 3), 0.5, np.float32), np.ones((64, 64, 3), np.float32)
+    assert flip.error_map(grey, grey).max() == 0
+    assert 0 < flip.error_map(grey - np.float32(1 / 255), grey).mean() < 0.03
+    assert flip.error_map(np.zeros_like(white), white)[32, 32] > 0.9
+
+
+def test_steady_fading_does_not_flicker():
+    frames = [np.full((8, 8), level, np.float32) for level in (10, 14, 18)]
+    assert image.flicker(frames) == 0
+    assert image.flicker([frames[0], frames[2], frames[0]]) == pytest.approx(16)
+
+
+def test_luma_is_that_of_the_standard():
+    rgb = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255]]], np.uint8)
+    assert image.luma(rgb)[0] == pytest.approx([76.245, 149.685, 29.07], abs=1e-2)
 
 
 def test_psnr_equals_its_definition(pair):

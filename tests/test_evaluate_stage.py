@@ -107,7 +107,9 @@ def test_the_scores_are_plain_json(same):
     document = json.loads(json.dumps(same.to_json(), allow_nan=False))
     assert document["mode"] == "self"
     assert len(document["rows"]) == document["frames"] == FRAMES
-    assert {column["name"] for column in document["columns"]} == set(document["means"])
+    assert document["definitions"].keys() == document["means"].keys() == document["intervals"].keys()
+    assert all(entry["unit"] and entry["source"] for entry in document["definitions"].values())
+    assert document["versions"]["mediapipe"]
     assert document["rows"][0]["jitter_lmk"] is None
     assert all(column.definition and column.estimator and column.unit for column in COLUMNS)
 

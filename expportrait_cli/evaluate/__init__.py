@@ -1,7 +1,7 @@
 """How close a film is to what it should show, and to what drove it."""
 
-from .scores import COLUMNS as COLUMNS
-from .scores import Column as Column
+from .columns import COLUMNS as COLUMNS
+from .columns import Column as Column
 from .scores import Scores as Scores
 from .scores import table as table
 from .stage import evaluate as evaluate

