@@ -22,6 +22,10 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="PATH", help="Where the scores go; a file or a folder.")
     ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(metavar="HTML", help="Also write a page: intervals, curves, worst frames.", show_default=False),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the scores as JSON instead of the path.")] = False,
     quiet: options.Quiet = False,
     log_level: options.LogLevel = None,
@@ -29,10 +33,13 @@ def evaluate(
     """Measure a film: pixels against the target, landmarks against the driver, identity against the photo."""
     inputs = tuple(options.existing(path) for path in (film, target, reference) if path is not None)
     path = options.result(out, f"{film.stem}.scores.json", inputs=inputs, suffixes=(".json",))
+    page = report
+    if report is not None:
+        page = options.result(report, f"{film.stem}.report.html", inputs=(*inputs, path), suffixes=(".html", ".htm"))
     from expportrait_cli.pipeline import single
 
     with Display() as display:
-        scores, table = single.evaluate(film, target, reference, path, display.stage)
+        scores, table = single.evaluate(film, target, reference, path, display.stage, page=page)
     if not as_json:
         typer.echo(table, err=True)
     typer.echo(json.dumps(scores) if as_json else str(path))

@@ -142,15 +142,20 @@ def render_normals(
     return summary
 
 
-def evaluate(film: Path, target: Path, reference: Path | None, path: Path, stage: Stage) -> tuple[dict[str, Any], str]:
-    """Judge a film: the scores, and the same as a table to read."""
+def evaluate(
+    film: Path, target: Path, reference: Path | None, path: Path, stage: Stage, *, page: Path | None = None
+) -> tuple[dict[str, Any], str]:
+    """Judge a film: the scores, and the same as a table to read; and as an HTML page if one is asked for."""
     from expportrait_cli.evaluate import evaluate as run_evaluate
-    from expportrait_cli.evaluate import table
+    from expportrait_cli.evaluate import report, table
 
-    progress = stage("evaluate")
-    scores = run_evaluate(film, target, reference=reference, progress=progress)
+    scores = run_evaluate(film, target, reference=reference, progress=stage("evaluate"))
     with atomic_path(path) as partial:
         partial.write_text(json.dumps(scores.to_json(), indent=2) + "\n", "utf-8")
+    if page is not None:
+        stage("write the report")
+        with atomic_path(page) as partial:
+            partial.write_text(report(scores), "utf-8")
     return scores.means, table(scores)
 
 
