@@ -18,7 +18,6 @@ pytest_plugins = ("astronaut",)
 
 SCALE = 1.2
 PEOPLE = (1, 2, 3)
-INTEGERS = pytest.mark.xfail(strict=True, reason="folds._window is given integers where it is declared to take floats")
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +89,6 @@ def marked(synthesis: Synthesis, identity, psi, jaw=None, *, slack: float = 0.5)
     return [folds.face_marks(head, verts) for verts in (synthesis.neutral(identity)[None], canonical, moved)]
 
 
-@INTEGERS
 def test_lids_close_on_every_face(head, synthesis):
     """Half and whole blinks: the lids' opening comes nearer to the share of it that the mean head keeps."""
     psi = torch.zeros(2, len(head.expression_names))
@@ -108,7 +106,6 @@ def test_lids_close_on_every_face(head, synthesis):
         assert np.abs(found - wanted).mean() < 0.85 * np.abs(plain - wanted).mean()
 
 
-@INTEGERS
 def test_lips_do_not_overlap_more_than_before(head, synthesis):
     psi, _ = random_expressions(head, 10, torch.Generator().manual_seed(3))
     psi[1, head.expression_names.index("mouthClose")] = 1
@@ -124,7 +121,6 @@ def test_lips_do_not_overlap_more_than_before(head, synthesis):
         assert after.max() < 0.7 * before.max()
 
 
-@INTEGERS
 def test_skin_that_keeps_its_lengths_does_not_rise(head, synthesis):
     skin, points, _ = skin_of(head, synthesis, 1)
     for slack in (0.0, 0.5, 1.0):
@@ -140,7 +136,6 @@ def skin_of(head, synthesis: Synthesis, seed: int):
     return folds.Skin(synthesis.face, points, lines), points, lines
 
 
-@INTEGERS
 def test_slack_skin_folds_deeper(head, synthesis):
     """A forehead that is shortened by a tenth bulges on any face, and has lines on a slack one alone."""
     skin, points, lines = skin_of(head, synthesis, 1)
@@ -156,7 +151,6 @@ def test_slack_skin_folds_deeper(head, synthesis):
     assert stretched.max() < 1e-4 and stretched.min() < -2e-4
 
 
-@INTEGERS
 def test_lines_lie_in_the_surface(head, synthesis):
     _, points, lines = skin_of(head, synthesis, 1)
     normals = folds.normals_of(synthesis.face, points)
@@ -169,7 +163,6 @@ def test_lines_lie_in_the_surface(head, synthesis):
         assert np.abs(family.profile).max() < 1.6
 
 
-@INTEGERS
 def test_the_same_seed_is_the_same_person(synthesis, person):
     again, other = synthesis.performer(5, 6), synthesis.performer(6, 6)
     for name in ("neutral", "expression", "jaw", "offset", "weight"):
@@ -178,7 +171,6 @@ def test_the_same_seed_is_the_same_person(synthesis, person):
     assert (person.name, person.is_synthetic) == ("synthetic-00005", True)
 
 
-@INTEGERS
 def test_people_with_one_script_do_the_same(synthesis):
     one, two = (synthesis.performer(seed, 3, script=7) for seed in (8, 9))
     assert np.array_equal(one.expression, two.expression) and np.array_equal(one.jaw, two.jaw)
@@ -186,7 +178,6 @@ def test_people_with_one_script_do_the_same(synthesis):
     assert np.abs(difference).max() > 1e-4
 
 
-@INTEGERS
 def test_offsets_begin_at_rest_and_end_at_the_mask(synthesis, person):
     size = np.linalg.norm(person.offset.astype(float), axis=-1)
     mask = synthesis.face.mask.numpy()
@@ -209,7 +200,6 @@ def test_random_expressions_stay_in_their_range(head):
     assert torch.equal(psi, again)
 
 
-@INTEGERS
 def test_faces_at_rest_are_the_models_own(head, synthesis, person):
     shape = head.template + head.identity_basis @ synthesis.identity(5)
     assert np.allclose(person.neutral, dense(head, shape)[synthesis.face.vertices].numpy(), atol=1e-7)

@@ -78,7 +78,9 @@ def test_no_motion_leaves_the_photo(head, photo, network, seed):
     """A driver who keeps still, the photo's own person or another: bit for bit what no method at all gives."""
     driver = driver_of(head, [make_state(head, **SMILE)] * 3, seed=seed)
     performance = transfer(photo, driver, head, TransferConfig(), trained=network)
-    assert not performance.offsets(slice(0, 3), performance.curves).any()
+    # The person's own landmarks stand in for the network where the person drives.
+    assert (performance.offsets is None) == (seed == 1)
+    assert performance.offsets is None or not performance.offsets(slice(0, 3), performance.curves).any()
     learned = meshes(photo, driver, head, network=network)
     none = meshes(photo, driver, head, method="none")
     assert np.array_equal(learned, none)

@@ -65,7 +65,7 @@ def expression_lines(
         families.append(_crease(points, normals, nose, mouth, sign))
         from_mouth = np.linalg.norm(points - mouth, axis=1)
         outside = sign * (x - mouth[0])
-        corner = _window(from_mouth, 0.006, 0.028, 0.006) * _window(outside, 0.004, 1, 0.004)
+        corner = _window(from_mouth, 0.006, 0.028, 0.006) * _window(outside, 0.004, 1.0, 0.004)
         families.append(
             _waves(normals, (points - mouth) / np.maximum(from_mouth, 1e-6)[:, None], from_mouth / 0.013, corner)
         )
@@ -91,7 +91,7 @@ def _crease(points, normals, nose, mouth, sign) -> Lines:
     distance = (points - start)[:, :2] @ outward / CREASE_M
     profile = distance * np.exp(0.5 - 0.5 * distance**2) - 0.6 * np.exp(-((distance / 0.6) ** 2))
     across = _in_surface(np.broadcast_to([*outward, 0.0], normals.shape), normals)
-    return Lines(across, profile, _window(along, 0.0, length, 0.008) * _window(distance, -3, 3, 0.5))
+    return Lines(across, profile, _window(along, 0.0, length, 0.008) * _window(distance, -3.0, 3.0, 0.5))
 
 
 def _window(value, low: float, high: float, soft: float):
@@ -150,8 +150,8 @@ def slackness(marks: Float64[np.ndarray, "478 3"]) -> float:
     return float(-(lips / mouth) - lids / eyes)
 
 
-def face_marks(head: HeadModel, verts) -> Float64[np.ndarray, "478 3"]:
-    """FaceMesh's landmarks on a dense head, m."""
+def face_marks(head: HeadModel, verts: Float[torch.Tensor, "*B V 3"]) -> Float64[np.ndarray, "*B 478 3"]:
+    """FaceMesh's landmarks on dense heads, m."""
     return landmarks(head, verts).double().numpy()
 
 

@@ -57,9 +57,10 @@ def transfer(
 ) -> Performance:
     """Put a performance onto a head, relative to a neutral driver frame or absolute.
 
-    For the same person the two modes are one: the neutral frame is then the one most like the photo. Dynamic offsets
-    come from the network `trained` with the method `learned`, unless the driver is the person, and with `direct` from `driver`, the driver's own fit, or
-    from the driver's landmarks without one. `mesh` is given where `head` is a finer one than the network's.
+    For the same person the two modes are one: the neutral frame is then the one most like the photo.
+    Dynamic offsets come from the network `trained` with the method `learned`, unless the driver is the person; with
+    `direct` from `driver`, the driver's own fit, or from the driver's landmarks without one. `mesh` is given where
+    `head` is a finer one than the network's.
     """
     regions = parse_regions(config.region)
     same = same_person(head_fit, tracking)
@@ -77,13 +78,14 @@ def transfer(
     curves = Curves(*(smooth(np.asarray(c), config.smooth).astype(np.float32) for c in columns))
     whole = same and regions >= {"pose", "expression", "gaze"} and config.pose_scale == config.expression_scale == 1
     # Where the turn was limited the driver's landmarks lie on another side of the face.
-    direct = np.exp(-((taken_deg / LIMITED_DEG) ** 2)) * whole
+    direct = np.exp(-((taken_deg / LIMITED_DEG) ** 2)) * (whole and config.method != "none")
     # Of landmarks and copied offsets; what a network predicts follows the scaled expression by itself.
     strength = expression_mask(head.expression_names, regions).max() * config.expression_scale
     offsets: Offsets | None = None
+    outside = 0.0
     # The person's own landmarks know more of their face than a network does.
     if config.method == "learned" and trained is not None and not same:
-        learned = Learned(trained, head_fit, head)
+        learned, outside = Learned(trained, head_fit, head), trained.outside(curves.expression, curves.jaw)
         offsets = learned if mesh is None else Lifted(learned, mesh)
     elif config.method == "direct" and driver is not None:
         offsets = Copied.of(driver, neutral, head_fit, head, strength=strength)
@@ -98,7 +100,6 @@ def transfer(
         copied=config.method == "direct" and driver is None,
         own=_landmarks_moved(head, offsets, curves),
     )
-    outside = trained.outside(curves.expression, curves.jaw) if trained is not None else 0.0
     return Performance(curves, smooth(steps, config.smooth).astype(np.float32), neutral, offsets, outside)
 
 

@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from expportrait_cli.artifacts.atomic import atomic_path
 from expportrait_cli.errors import WeightsError
 from expportrait_cli.head import HeadModel
 from expportrait_cli.transfer.face import Face
-from expportrait_cli.transfer.network import NetworkConfig, TransferNetwork
+from expportrait_cli.transfer.network import Kind, NetworkConfig, TransferNetwork
 
 KIND, VERSION = "transfer", 1
 MARGIN = 1.15
@@ -99,15 +99,18 @@ def load_network(path: Path, head: HeadModel) -> Trained:
         WeightsError: it is none, or was trained on another head model or mesh.
     """
     header, face = read_header(path), Face.of(head)
-    if header["topology"] != topology(face):
+    if header.get("topology") != topology(face):
         raise WeightsError(
-            f"{path} was trained on the head model '{header['head_model']}', here it is '{head.name}', or another mesh "
-            "of it. Train one with `expportrait train transfer`, or use --method direct."
+            f"{path} was trained on the head model '{header.get('head_model')}', here it is '{head.name}', or another "
+            "mesh of it. Train one with `expportrait train transfer`, or use --method direct."
         )
     with safe_open(path, "pt") as file:
         tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
     try:
-        network = TransferNetwork(NetworkConfig(**header["network"]), face)
+        config = NetworkConfig(**header["network"])
+        if config.kind not in get_args(Kind):
+            raise KeyError(config.kind)
+        network = TransferNetwork(config, face)
         psi_most, jaw_most = tensors.pop("psi_most").numpy(), tensors.pop("jaw_most").numpy()
         network.load_state_dict(tensors)
     except (KeyError, RuntimeError, TypeError) as error:
