@@ -40,7 +40,7 @@ STAGES = ((DRAW_SIZE, 20, 30.0), (DRAW_SIZE, 20, 10.0), (CROP_SIZE, 3, 10.0))
 KEY_FRAMES, KEY_TURN_DEG = 6, 4.0
 """Frames whose mattes are fitted together, and the least turn between two of them: what does not turn shows nothing
 new."""
-USUAL, DOUBTFUL = 0.005, 3.0
+USUAL, DOUBTFUL = 0.005, 1.8
 """Differences (shares of the person's area) that any matte has, and how many times the median is believed no more."""
 FAR_M = 0.03
 """Distance from a matte's outline at which it is believed by a quarter."""
@@ -85,7 +85,8 @@ class OutlineLoss:
         with torch.no_grad():
             error = self(surface)
         usual = error.median().clamp(min=USUAL)
-        belief = (1 - (error / (DOUBTFUL * usual)).square()).clamp(min=0).square()
+        # Flat up to the usual, so that a matte counts in full or not at all.
+        belief = (1 - (error / (DOUBTFUL * usual)) ** 4).clamp(min=0).square()
         belief[0] = belief[1:].sum().clamp(min=1.0)
         return replace(self, belief=self.belief * belief[:, None, None])
 
