@@ -272,7 +272,6 @@ def write_set(folder: Path, clips: list[Clip]) -> Path:
     return folder
 
 
-@pytest.mark.xfail(strict=True, reason="History is given steps as integers where it is declared to take floats")
 @pytest.mark.slow
 def test_from_a_set_to_a_network(head, face, filmed, tmp_path, capsys):
     """The command, on two filmed people and twelve who were made up: weights, page, picture and history."""

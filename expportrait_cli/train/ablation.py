@@ -139,8 +139,8 @@ def swap_penalty(network: TransferNetwork, people: Sequence[Performer]) -> float
 def leak(network: TransferNetwork, people: Sequence[Performer]) -> tuple[float, float]:
     """How often a linear probe tells from the expression code who performs, and how often chance would.
 
-    All people do the same, so what is left of who they are has leaked through the tracking. Learned on every other
-    frame, judged on those between.
+    All people do the same and were tracked, so what is left of who they are has leaked through the tracking. Learned on
+    every other frame, judged on those between.
     """
     codes = torch.stack([network.drive(torch.from_numpy(p.expression), torch.from_numpy(p.jaw)) for p in people])
     codes = codes - codes.mean(0)
@@ -148,7 +148,7 @@ def leak(network: TransferNetwork, people: Sequence[Performer]) -> tuple[float, 
     count = len(people)
     labels = torch.eye(count).double()
     wanted = labels.repeat_interleave(codes[:, ::2].shape[1], 0) - 1 / count
-    ridge = 1e-2 * (train**2).sum() / train.shape[1] * torch.eye(train.shape[1]).double()
+    ridge = (1e-2 * (train**2).sum() / train.shape[1] + 1e-12) * torch.eye(train.shape[1]).double()
     weights = torch.linalg.solve(train.T @ train + ridge, train.T @ wanted)
     truth = torch.arange(count).repeat_interleave(codes[:, 1::2].shape[1])
     return float(((test @ weights).argmax(1) == truth).double().mean()), 1 / count

@@ -44,7 +44,7 @@ class History:
     def read(cls, path: Path) -> "History":
         """What a run has reported so far; of a step that was reported twice, the later."""
         lines = path.read_text("utf-8").splitlines() if path.is_file() else []
-        by_step = {row["step"]: row for row in map(json.loads, lines)}
+        by_step = {row["step"]: {name: float(value) for name, value in row.items()} for row in map(json.loads, lines)}
         return cls(path, rows=[by_step[step] for step in sorted(by_step)])
 
     def add(self, step: int, figures: dict[str, float]) -> None:

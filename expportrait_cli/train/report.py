@@ -23,7 +23,7 @@ from expportrait_cli.train.ablation import (
     predictors,
     swap_penalty,
 )
-from expportrait_cli.train.adaptation import Theatre, amplitudes, wrinkle_energy
+from expportrait_cli.train.adaptation import Theatre, amplitudes, tracked, wrinkle_energy
 from expportrait_cli.train.performers import Performer
 from expportrait_cli.train.run import Lesson, Stage, prepare_lesson, train_network, trained_of
 from expportrait_cli.train.synthetic import Synthesis
@@ -85,6 +85,11 @@ def measured(
     """Every figure of every method on a cast of made-up people."""
     methods = predictors(networks, cast, synthesis.face)
     found = {name: errors(predict, cast, synthesis.face) for name, predict in methods.items()}
+    truth = Theatre(synthesis, lambda person: torch.from_numpy(person.offset.astype(np.float32)))
+    seen = []
+    for k, person in enumerate(cast):
+        psi, jaw = tracked(synthesis, FIRST_SEED + k, truth.heads(FIRST_SEED + k, person))
+        seen.append(replace(person, expression=psi, jaw=jaw))
     rows: dict[str, Any] = {}
     for name, predict in methods.items():
         offset, normal = found[name].shares(found["none"])
@@ -97,14 +102,16 @@ def measured(
             **dict(zip(("lips", "brows", "lids"), _amplitude_ratios(theatre, cast), strict=True)),
         }
         if name in networks:
-            rows[name] |= _of_network(networks[name], theatre, cast)
+            rows[name] |= _of_network(networks[name], theatre, cast, seen)
     if "learned" in found:
         rows["learned"] |= {f"against_{other}": interval(found["learned"], found[other]) for other in found}
     return json.loads(json.dumps(rows, default=float))
 
 
-def _of_network(network: TransferNetwork, theatre: Theatre, cast: Sequence[Performer]) -> dict[str, float]:
-    probe, chance = leak(network, cast)
+def _of_network(
+    network: TransferNetwork, theatre: Theatre, cast: Sequence[Performer], seen: Sequence[Performer]
+) -> dict[str, float]:
+    probe, chance = leak(network, seen)
     energy = dose(theatre.predict, theatre.synthesis, cast[0])
     pairs = [(k, (k + 1) % len(cast)) for k in range(CYCLES)]
     cycles = [theatre.cycle_deg(FIRST_SEED + a, FIRST_SEED + b, cast[a]) for a, b in pairs]

@@ -85,7 +85,7 @@ def train_transfer(
     work = out.with_name(f"{out.stem}.work")
     work.mkdir(parents=True, exist_ok=True)
     _check_same_run(
-        work / "run.json", {"settings": asdict(config), "kind": kind, "datasets": [str(d) for d in datasets]}
+        work / "run.json", {"settings": asdict(config), "kind": kind, "datasets": [str(d.resolve()) for d in datasets]}
     )
     lesson = prepare_lesson(datasets, work, config, stage)
     network = train_network(lesson, work, config, stage, kind=kind)

@@ -1,7 +1,7 @@
 """The identity-adaptive transfer module: dynamic offsets from a neutral face and an expression (paper 3.2, Eq. 8, 9).
 
 Guaranteed by construction, whatever the weights: exactly zero at the neutral expression, exactly zero where the facial
-mask is, never longer than `LIMIT_M` on a face of the mean size, and the same for a head that is moved or turned.
+mask is, and never longer than `LIMIT_M`. Except for `concat` they turn with a head that is turned.
 """
 
 import itertools

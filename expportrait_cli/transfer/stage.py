@@ -79,7 +79,7 @@ def transfer(
     whole = same and regions >= {"pose", "expression", "gaze"} and config.pose_scale == config.expression_scale == 1
     # Where the turn was limited the driver's landmarks lie on another side of the face.
     direct = np.exp(-((taken_deg / LIMITED_DEG) ** 2)) * (whole and config.method != "none")
-    # Of landmarks and copied offsets; what a network predicts follows the scaled expression by itself.
+    # Of landmarks; what a network predicts follows the scaled expression by itself.
     strength = expression_mask(head.expression_names, regions).max() * config.expression_scale
     offsets: Offsets | None = None
     outside = 0.0
@@ -88,7 +88,9 @@ def transfer(
         learned, outside = Learned(trained, head_fit, head), trained.outside(curves.expression, curves.jaw)
         offsets = learned if mesh is None else Lifted(learned, mesh)
     elif config.method == "direct" and driver is not None:
-        offsets = Copied.of(driver, neutral, head_fit, head, strength=strength)
+        # They belong to no region: the whole face has them, or none.
+        whole_face = min(config.expression_scale, 1.0) * ("expression" in regions)
+        offsets = Copied.of(driver, neutral, head_fit, head, strength=whole_face)
     steps = landmark_steps(
         head_fit,
         tracking,
