@@ -171,6 +171,8 @@ OPTIONS = {
     "--face": ("left", lambda job: job.track.face),
     "--driving-face": ("1", lambda job: job.driving_face),
     "--on-missing": ("fail", lambda job: job.track.on_missing),
+    "--method": ("none", lambda job: job.transfer.method),
+    "--network": ("mine.safetensors", lambda job: job.transfer.network),
     "--absolute": (None, lambda job: job.transfer.absolute),
     "--neutral-frame": ("3", lambda job: job.transfer.neutral_frame),
     "--expression-scale": ("0.5", lambda job: job.transfer.expression_scale),
@@ -223,7 +225,7 @@ def test_every_option_reaches_the_job_and_makes_another_film(option, asked):
 def test_every_option_is_known_here_and_help_tells_the_true_default(capsys, asked):
     assert app.run(["generate", "--help"]) == 0
     text = " ".join(capsys.readouterr().out.split())
-    shown = dict(re.findall(r" (--[a-z-]+)(?= )[^\[]*?\[default: ([^\];]+)", text.partition("Options:")[2]))
+    shown = dict(re.findall(r" (--[a-z-]+)(?= )(?:(?! --)[^\[])*?\[default: ([^\];]+)", text.partition("Options:")[2]))
     named = set(re.findall(r"--[a-z-]+", text.partition("Options:")[2]))
     alternatives = {"--relative", "--no-paste-back", "--no-grid", "--keep-work", "--reference"}
     assert named - alternatives == {*OPTIONS, *NOT_SETTINGS}

@@ -78,7 +78,9 @@ def folder(tmp_path_factory, make_clip: MakeClip) -> Path:
 def interrupted(folder, tmp_path_factory) -> tuple[Path, str, dict[str, int]]:
     """A run that was interrupted when the clip was tracked and not yet fitted: the set, stderr, the files' times."""
     out = tmp_path_factory.mktemp("sets") / "set"
-    command = [sys.executable, "-c", "from expportrait_cli.cli.app import main; main()"]
+    # A job that a script started in the background ignores the signal, and so would what it starts.
+    heeds = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    command = [sys.executable, "-c", f"{heeds}; from expportrait_cli.cli.app import main; main()"]
     process = subprocess.Popen(
         [*command, "data", "prepare", str(folder), "-o", str(out), "--jobs", "2"],
         stderr=subprocess.PIPE,

@@ -26,10 +26,14 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise OutputError(f"{path} is a folder. Name a file to write to.")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial.touch(exist_ok=False)
     except OSError as error:
         raise _refusal(path, error) from error
     try:
+        # Within the outer `try`: Ctrl-C may come as soon as the file is there.
+        try:
+            partial.touch(exist_ok=False)
+        except OSError as error:
+            raise _refusal(path, error) from error
         yield partial
         partial.replace(target)
     except OSError as error:

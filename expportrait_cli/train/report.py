@@ -134,7 +134,11 @@ def dose(predict: Predict, synthesis: Synthesis, frame: Performer) -> np.ndarray
         [[1.0 if name.startswith(("browInnerUp", "browOuterUp", "mouthSmile")) else 0.0 for name in names]]
     )
     script = replace(
-        frame, expression=raised.astype(np.float32), jaw=np.zeros((1, 3), np.float32), offset=frame.offset[:1]
+        frame,
+        expression=raised.astype(np.float32),
+        jaw=np.zeros((1, 3), np.float32),
+        offset=frame.offset[:1],
+        weight=frame.weight[:1],
     )
     return wrinkle_energy(predict, synthesis, faces[int(np.argmin(slack))], faces[int(np.argmax(slack))], script)
 
