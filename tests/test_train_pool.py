@@ -23,7 +23,7 @@ def is_alive(pid: int) -> bool:
         return stat.read().rpartition(")")[2].split()[0] != "Z"
 
 
-def ends(pid: int, within_s: float = 15.0) -> bool:
+def ends(pid: int, within_s: float = 60.0) -> bool:
     until = time.monotonic() + within_s
     while time.monotonic() < until:
         if not is_alive(pid):

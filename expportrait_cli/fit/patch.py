@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Float32, Int64
 from scipy.sparse.linalg import splu
 from torch import Tensor
 
-from expportrait_cli.geometry.mesh import laplacian
+from expportrait_cli.geometry.mesh import averaging, laplacian
 from expportrait_cli.head.finer import Finer
 
 
@@ -56,10 +56,7 @@ class Patch:
     @cached_property
     def averaging(self) -> Float32[Tensor, "P P"]:
         """One step of smoothing: each vertex and the mean of its neighbours, half and half. Sparse; rows sum to one."""
-        adjacency = -self.laplacian.copy()
-        adjacency.setdiag(0)
-        degree = np.maximum(np.asarray(adjacency.sum(1))[:, 0], 1)
-        return _sparse(0.5 * sp.eye(len(self.vertices)) + 0.5 * sp.diags(1 / degree) @ adjacency)
+        return averaging(self.faces, len(self.vertices))
 
     def smooth(self, values: Float[Tensor, "T P C"], steps: int) -> Float[Tensor, "T P C"]:
         """Low-pass over the surface: a Gaussian whose sigma is about edge length x sqrt(steps) / 2.

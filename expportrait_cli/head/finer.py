@@ -3,7 +3,6 @@
 Parameters, coarse vertices and landmarks are those of the model that it is made from; only what is dense differs.
 """
 
-import warnings
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from expportrait_cli.head.model import HeadModel
 from expportrait_cli.head.smplx_mesh import subdivide_triangles
-from expportrait_cli.head.subdivision import Subdivision, subdivide
+from expportrait_cli.head.subdivision import Subdivision, csr_tensor, subdivide
 
 MARK = "@2"
 """Ends the name of a head model with two subdivisions."""
@@ -80,7 +79,7 @@ def finer(head: HeadModel) -> Finer:
         name=head.name + MARK,
         skinning=real(lift @ head.skinning.cpu().double().numpy()),
         dense_faces=torch.from_numpy(division.triangles).to(device),
-        operator=_tensor(operator).to(device),
+        operator=csr_tensor(operator).to(device),
         parts=torch.from_numpy(parts).to(device),
         facial_mask=real((lift @ head.facial_mask.cpu().double().numpy()) * skin),
     )
@@ -136,17 +135,3 @@ def _csr(operator: Tensor) -> sparse.csr_matrix:
     parts = (operator.values(), operator.col_indices(), operator.crow_indices())
     values, columns, rows = (part.cpu().numpy() for part in parts)
     return sparse.csr_matrix((values.astype(np.float64), columns, rows), tuple(operator.shape))
-
-
-def _tensor(matrix: sparse.csr_matrix) -> Tensor:
-    matrix.sort_indices()
-    with warnings.catch_warnings():
-        # torch calls its CSR tensors beta on every first use; products with a dense matrix are all that is used here.
-        warnings.filterwarnings("ignore", message="Sparse CSR tensor support")
-        return torch.sparse_csr_tensor(
-            torch.from_numpy(matrix.indptr.astype(np.int64)),
-            torch.from_numpy(matrix.indices.astype(np.int64)),
-            torch.from_numpy(matrix.data.astype(np.float32)),
-            size=matrix.get_shape(),
-            check_invariants=True,
-        )

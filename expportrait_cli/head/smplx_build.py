@@ -8,20 +8,19 @@ torso at rest and the head turned with it, posed ones are SMPL-X's to rounding, 
   (`jaw_corrective`), and no others.
 """
 
-import warnings
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy import sparse
 from torch import Tensor
 
 from expportrait_cli.head import smplx_regions as regions
 from expportrait_cli.head.model import EYE_LEFT, EYE_RIGHT, HeadModel
 from expportrait_cli.head.smplx_io import JOINTS, SHOULDERS, SmplxBody
 from expportrait_cli.head.smplx_mesh import Cut, cut_above, subdivide_triangles
+from expportrait_cli.head.subdivision import csr_tensor
 
 BONE_JOINTS = (12, 12, 15, 22, 23, 24)
 """SMPL-X's joint of each bone; the torso pivots about the neck."""
@@ -105,7 +104,7 @@ def _head(body: SmplxBody, cut: Cut, linear: _Linear, marks: Float[np.ndarray, "
         skinning=_real(division.linear @ skinning),
         faces=torch.from_numpy(cut.faces),
         dense_faces=torch.from_numpy(division.triangles),
-        operator=_csr(division.smooth),
+        operator=csr_tensor(division.smooth),
         parts=torch.from_numpy(parts),
         part_names=regions.PARTS,
         facial_mask=torch.zeros(len(parts)),
@@ -153,16 +152,3 @@ def _bone_weights(weights: Float[np.ndarray, "N 55"]) -> Float[np.ndarray, "N 6"
 
 def _real(values: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(values, np.float32))
-
-
-def _csr(matrix: sparse.csr_matrix) -> Tensor:
-    with warnings.catch_warnings():
-        # torch calls its CSR tensors beta on every first use; products with a dense matrix are all that is used here.
-        warnings.filterwarnings("ignore", message="Sparse CSR tensor support")
-        return torch.sparse_csr_tensor(
-            torch.from_numpy(matrix.indptr.astype(np.int64)),
-            torch.from_numpy(matrix.indices.astype(np.int64)),
-            torch.from_numpy(matrix.data.astype(np.float32)),
-            size=matrix.get_shape(),
-            check_invariants=True,
-        )

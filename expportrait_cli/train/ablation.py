@@ -103,14 +103,14 @@ def errors(predict: Predict, people: Sequence[Performer], face: Face) -> Errors:
         distance = (found - true).square().sum(-1).mean(-1)
         rest = torch.from_numpy(person.neutral)
         angle = torch.stack(
-            [_angles(rest + a, rest + b, face).square().mean() for a, b in zip(found, true, strict=True)]
+            [angles_deg(rest + a, rest + b, face).square().mean() for a, b in zip(found, true, strict=True)]
         )
         distances.append(1000 * float((weight * distance).sum().sqrt()))
         angles.append(float((weight * angle).sum().sqrt()))
     return Errors(np.array(distances), np.array(angles))
 
 
-def _angles(first: Tensor, second: Tensor, face: Face) -> Float[Tensor, " P"]:
+def angles_deg(first: Float[Tensor, "*B P 3"], second: Float[Tensor, "*B P 3"], face: Face) -> Float[Tensor, "*B P"]:
     """Angles between the normals of two faces, degrees."""
     cosine = (vertex_normals(first, face.faces) * vertex_normals(second, face.faces)).sum(-1)
     return torch.rad2deg(torch.acos(cosine.clamp(-1, 1)))

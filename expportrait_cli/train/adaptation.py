@@ -15,7 +15,7 @@ from expportrait_cli.head.facemesh import LID_PAIRS, LIP_PAIRS, OUTER_EYES
 from expportrait_cli.head.solve import ITERATIONS_FIRST, Solver
 from expportrait_cli.head.state import DISTANCE_M, columns_of
 from expportrait_cli.train import folds
-from expportrait_cli.train.ablation import Predict
+from expportrait_cli.train.ablation import Predict, angles_deg
 from expportrait_cli.train.performers import Performer
 from expportrait_cli.train.synthetic import Synthesis
 
@@ -56,9 +56,7 @@ class Theatre:
         s = self.synthesis
         identity = s.identity(seed)
         rest = s.neutral(identity)[s.face.vertices].numpy()
-        own = Performer(
-            "own", f"synthetic-{seed}", rest, performer.expression, performer.jaw, performer.offset, performer.weight
-        )
+        own = replace(performer, person=f"synthetic-{seed}", neutral=rest)
         canonical = s.expressed(identity, torch.from_numpy(performer.expression))
         canonical[:, s.face.vertices] += self.predict(own)
         return s.jawed(canonical, joints(s.head, identity), matrix(torch.from_numpy(performer.jaw)))
@@ -73,10 +71,8 @@ class Theatre:
         there = self.heads(second, performer)
         psi, jaw = tracked(s, second, there)
         back = replace(performer, expression=psi, jaw=jaw)
-        rows, faces = s.face.vertices, s.face.faces
-        one, two = (vertex_normals(self.heads(first, p)[:, rows], faces) for p in (performer, back))
-        skin = s.face.mask > 0.5
-        return float(torch.rad2deg(torch.acos((one * two).sum(-1).clamp(-1, 1)))[:, skin].square().mean().sqrt())
+        one, two = (self.heads(first, p)[:, s.face.vertices] for p in (performer, back))
+        return float(angles_deg(one, two, s.face)[:, s.face.mask > 0.5].square().mean().sqrt())
 
 
 def tracked(

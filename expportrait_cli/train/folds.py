@@ -7,7 +7,7 @@ import scipy.sparse as sp
 import torch
 from jaxtyping import Float, Float64
 
-from expportrait_cli.geometry.mesh import vertex_normals
+from expportrait_cli.geometry.mesh import edges, vertex_normals
 from expportrait_cli.head import HeadModel, landmarks
 from expportrait_cli.transfer.face import Face
 
@@ -108,15 +108,15 @@ class Skin:
 
     def __init__(self, face: Face, points: Float64[np.ndarray, "P 3"], lines: list[Lines]):
         """`points` are the person's neutral face, m; `lines` where it folds."""
-        self.ends = np.unique(np.sort(_sides(face), axis=1), axis=0)
+        self.ends = edges(face.faces).verts.numpy()
         at, to = self.ends.T
         sides = points[to] - points[at]
         self.lengths = np.linalg.norm(sides, axis=1)
         across = np.stack([family.across for family in lines])
         share = np.einsum("ec,fec->ef", sides, across[:, at]) ** 2 / self.lengths[:, None] ** 2 + 1e-6
-        edges, count = np.arange(len(at)), len(points)
+        rows, count = np.arange(len(at)), len(points)
         # Each vertex takes the strain of its edges, by how far they lie across the lines; then equally, for the area.
-        self.gather = sp.csr_matrix((np.ones(2 * len(at)), (np.r_[at, to], np.r_[edges, edges])), (count, len(at)))
+        self.gather = sp.csr_matrix((np.ones(2 * len(at)), (np.r_[at, to], np.r_[rows, rows])), (count, len(at)))
         self.share = np.concatenate([share, np.ones((len(at), 1))], 1)
         self.total = self.gather @ self.share
         self.smoothing = _matrix(face)
@@ -158,11 +158,6 @@ def face_marks(head: HeadModel, verts: Float[torch.Tensor, "*B V 3"]) -> Float64
 def normals_of(face: Face, points: Float[np.ndarray, "P 3"]) -> Float64[np.ndarray, "P 3"]:
     """Unit normals of a face."""
     return vertex_normals(torch.from_numpy(points), face.faces).numpy().astype(np.float64)
-
-
-def _sides(face: Face) -> np.ndarray:
-    f = face.faces.numpy()
-    return np.concatenate([f[:, [0, 1]], f[:, [1, 2]], f[:, [2, 0]]])
 
 
 def _matrix(face: Face) -> sp.csr_matrix:

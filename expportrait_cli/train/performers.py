@@ -1,7 +1,6 @@
 """What the transfer network learns from: faces at rest and frames of them, of prepared clips and synthetic people."""
 
 import hashlib
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +18,6 @@ from expportrait_cli.head import HeadModel
 from expportrait_cli.head.fitted import neutral_mesh
 from expportrait_cli.train.dataset import Clip
 from expportrait_cli.transfer.face import Face
-
-log = logging.getLogger(__name__)
 
 WORST_IOD = 4.0
 """Landmark error above which a frame teaches nothing, percent of the inter-ocular distance,"""

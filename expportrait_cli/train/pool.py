@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -109,6 +110,9 @@ def _watch_parent() -> None:
     if parent is not None:
         connection.wait([parent.sentinel])
         os.kill(os.getpid(), signal.SIGTERM)
+        # Between two items the pool swallows what `_end` raises, and would wait for a next one for ever.
+        time.sleep(END_S)
+        os._exit(128 + signal.SIGTERM)
 
 
 def _end(number: int, _: FrameType | None) -> None:

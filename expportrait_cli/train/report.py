@@ -16,6 +16,7 @@ from expportrait_cli.train import folds
 from expportrait_cli.train.ablation import (
     FIRST_SEED,
     SCRIPT,
+    Errors,
     Predict,
     errors,
     interval,
@@ -23,7 +24,7 @@ from expportrait_cli.train.ablation import (
     predictors,
     swap_penalty,
 )
-from expportrait_cli.train.adaptation import Theatre, amplitudes, tracked, wrinkle_energy
+from expportrait_cli.train.adaptation import Theatre, tracked, wrinkle_energy
 from expportrait_cli.train.performers import Performer
 from expportrait_cli.train.run import Lesson, Stage, prepare_lesson, train_network, trained_of
 from expportrait_cli.train.synthetic import Synthesis
@@ -92,15 +93,9 @@ def measured(
         seen.append(replace(person, expression=psi, jaw=jaw))
     rows: dict[str, Any] = {}
     for name, predict in methods.items():
-        offset, normal = found[name].shares(found["none"])
         theatre = Theatre(synthesis, predict)
-        rows[name] = {
-            "offset_mm": found[name].offset_mm.mean(),
-            "of_none": offset,
-            "normal_deg": found[name].normal_deg.mean(),
-            "of_none_normal": normal,
-            **dict(zip(("lips", "brows", "lids"), _amplitude_ratios(theatre, cast), strict=True)),
-        }
+        moved = dict(zip(("lips", "brows", "lids"), _amplitude_ratios(theatre, truth, cast), strict=True))
+        rows[name] = {**_basic(found[name], found["none"]), **moved}
         if name in networks:
             rows[name] |= _of_network(networks[name], theatre, cast, seen)
     if "learned" in found:
@@ -143,28 +138,26 @@ def dose(predict: Predict, synthesis: Synthesis, frame: Performer) -> np.ndarray
     return wrinkle_energy(predict, synthesis, faces[int(np.argmin(slack))], faces[int(np.argmax(slack))], script)
 
 
-def _amplitude_ratios(theatre: Theatre, cast: Sequence[Performer]) -> list[float]:
+def _amplitude_ratios(theatre: Theatre, truth: Theatre, cast: Sequence[Performer]) -> list[float]:
     """How far lips, brows and lids move against how far they truly do; the driver's expressions are everybody's."""
-    own, true = [], []
-    for k, person in enumerate(cast[:CYCLES]):
-        own.append(theatre.amplitudes(FIRST_SEED + k, person))
-        truth = Theatre(theatre.synthesis, lambda p: torch.from_numpy(p.offset.astype(np.float32)))
-        true.append(amplitudes(theatre.synthesis, truth.heads(FIRST_SEED + k, person)))
-    return (np.mean(own, 0) / np.mean(true, 0)).tolist()
+    pairs = [[each.amplitudes(FIRST_SEED + k, cast[k]) for each in (theatre, truth)] for k in range(CYCLES)]
+    own, true = np.mean(pairs, 0)
+    return (own / true).tolist()
 
 
 def _shares(methods: Mapping[str, Predict], people: Sequence[Performer], lesson: Lesson) -> dict[str, Any]:
     found = {name: errors(predict, people, lesson.face) for name, predict in methods.items()}
-    rows = {}
-    for name, error in found.items():
-        offset, normal = error.shares(found["none"])
-        rows[name] = {
-            "offset_mm": float(error.offset_mm.mean()),
-            "of_none": offset,
-            "normal_deg": float(error.normal_deg.mean()),
-            "of_none_normal": normal,
-        }
-    return rows
+    return {name: _basic(error, found["none"]) for name, error in found.items()}
+
+
+def _basic(error: Errors, none: Errors) -> dict[str, float]:
+    offset, normal = error.shares(none)
+    return {
+        "offset_mm": float(error.offset_mm.mean()),
+        "of_none": offset,
+        "normal_deg": float(error.normal_deg.mean()),
+        "of_none_normal": normal,
+    }
 
 
 def table(figures: Mapping[str, Any]) -> str:

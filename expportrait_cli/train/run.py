@@ -1,7 +1,6 @@
 """`train transfer` from a prepared set to a file of weights, with what has to be known about it beside it."""
 
 import json
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,8 +22,6 @@ from expportrait_cli.train.transfer import fresh_network, judged_by, train
 from expportrait_cli.transfer.face import Face
 from expportrait_cli.transfer.network import Kind, TransferNetwork
 from expportrait_cli.transfer.trained import Trained, save_network
-
-log = logging.getLogger(__name__)
 
 Stage = Callable[[str], Callable[[int, int | None], None]]
 

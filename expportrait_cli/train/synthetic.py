@@ -18,9 +18,8 @@ from expportrait_cli.train import folds
 from expportrait_cli.train.performers import Performer
 from expportrait_cli.train.proportion import Proportion
 from expportrait_cli.transfer.face import Face
+from expportrait_cli.transfer.residual import UPPER_SHARE
 
-SHARE_UPPER = 0.9
-"""Part of a lid gap that the upper lid closes."""
 SLACK_NOISE = 0.35
 """Standard deviation of slackness that no shape tells, against 1 for what it tells."""
 ALIKE = 0.8
@@ -111,8 +110,8 @@ class Synthesis:
         steps = np.zeros((478, 3))
         for (upper, lower), part in zip(LID_PAIRS, share, strict=True):
             excess = (marks[upper] - marks[lower])[1] - part * (rest[upper] - rest[lower])[1]
-            steps[upper, 1] -= SHARE_UPPER * excess
-            steps[lower, 1] += (1 - SHARE_UPPER) * excess
+            steps[upper, 1] -= UPPER_SHARE * excess
+            steps[lower, 1] += (1 - UPPER_SHARE) * excess
         for upper, lower in LIP_PAIRS:
             overlap = max(marks[lower, 1] - marks[upper, 1], 0.0)
             steps[upper, 1] += overlap / 2
