@@ -6,7 +6,8 @@ Coordinates are pixels of the image that was passed in, pixel centres at +0.5.
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cache
 from types import ModuleType
@@ -65,26 +66,47 @@ def solution(name: SolutionName) -> ModuleType:
             raise WeightsError(f"mediapipe {found} has no model for {name}. {NEEDED}") from error
 
 
-def start(make: Callable[[], Any]) -> Any:
-    """Build a graph and run it once, silently: its interpreters are built, and talk, in threads of their own."""
-    with silenced():
-        graph = make()
-        graph.process(GREY)
-    return graph
+_idle: dict[Any, list[Any]] = {}
+"""Graphs that nobody uses, by what they were made from."""
+
+
+class Graph:
+    """One graph of mediapipe.
+
+    Upstream keeps 10 to 100 MB of a graph that has ended, closed or not; so one that is no longer used serves the
+    next that asks for the same.
+    """
+
+    def __init__(self, name: SolutionName, kind: str, **options: int | float) -> None:
+        """Build the graph `kind` of a solution and run it once, silently: its interpreters talk in their own threads.
+
+        One that was used forgets, with the grey image, what it followed.
+        """
+        make = getattr(solution(name), kind)
+        idle = _idle.setdefault((kind, *options.items()), [])
+        with silenced():
+            self._graph = idle.pop() if idle else make(**options)
+            self.process(GREY)
+        weakref.finalize(self, idle.append, self._graph).atexit = False
+
+    def process(self, image: Image) -> Any:
+        """What the graph finds in the next image."""
+        return self._graph.process(np.ascontiguousarray(image))
 
 
 class FaceDetector:
     """BlazeFace, short range (selfies) or full range (small faces)."""
 
     def __init__(self, reach: Literal["short", "full"], *, min_score: float) -> None:
-        module = solution("face_detection")
-        self._graph = start(lambda: module.FaceDetection(min_score, RANGES[reach]))
+        self._graph = Graph(
+            "face_detection", "FaceDetection", min_detection_confidence=min_score, model_selection=RANGES[reach]
+        )
 
     def __call__(self, image: Image) -> Float32[np.ndarray, "N 17"]:
         """Rows of x0, y0, x1, y1, score and six points: right and left eye, nose, mouth, right and left ear."""
         height, width = image.shape[:2]
         rows = []
-        for detection in self._graph.process(np.ascontiguousarray(image)).detections or ():
+        for detection in self._graph.process(image).detections or ():
             box = detection.location_data.relative_bounding_box
             corners = [box.xmin, box.ymin, box.xmin + box.width, box.ymin + box.height]
             points = [value for p in detection.location_data.relative_keypoints for value in (p.x, p.y)]
@@ -102,15 +124,14 @@ class LandmarkNet:
     """
 
     def __init__(self, *, video: bool, min_score: float = 0.5) -> None:
-        module = solution("face_mesh")
-        self._graph = start(
-            lambda: module.FaceMesh(
-                static_image_mode=not video,
-                max_num_faces=1,
-                refine_landmarks=True,
-                min_detection_confidence=min_score,
-                min_tracking_confidence=min_score,
-            )
+        self._graph = Graph(
+            "face_mesh",
+            "FaceMesh",
+            static_image_mode=not video,
+            max_num_faces=1,
+            refine_landmarks=True,
+            min_detection_confidence=min_score,
+            min_tracking_confidence=min_score,
         )
         self._spoke = False
 
@@ -118,7 +139,7 @@ class LandmarkNet:
         """Landmarks, px; None where no face is seen."""
         # One more warning comes with the first face, not at the start.
         with nullcontext() if self._spoke else silenced():
-            faces = self._graph.process(np.ascontiguousarray(image)).multi_face_landmarks
+            faces = self._graph.process(image).multi_face_landmarks
         self._spoke = self._spoke or bool(faces)
         if not faces:
             return None
@@ -135,29 +156,25 @@ class SelfieNet:
     """Person segmentation, general (square) model."""
 
     def __init__(self) -> None:
-        module = solution("selfie_segmentation")
-        self._graph = start(lambda: module.SelfieSegmentation(0))
+        self._graph = Graph("selfie_segmentation", "SelfieSegmentation", model_selection=0)
 
     def __call__(self, image: Image) -> Float32[np.ndarray, "H W"]:
         """How much of each pixel is a person, 0..1."""
-        return np.array(self._graph.process(np.ascontiguousarray(image)).segmentation_mask, np.float32)
+        return np.array(self._graph.process(image).segmentation_mask, np.float32)
 
 
 class PoseNet:
     """BlazePose, the full model (the lite one is not in the wheel)."""
 
     def __init__(self, *, video: bool) -> None:
-        module = solution("pose")
-        self._graph = start(
-            lambda: module.Pose(static_image_mode=not video, model_complexity=1, smooth_landmarks=False)
-        )
+        self._graph = Graph("pose", "Pose", static_image_mode=not video, model_complexity=1, smooth_landmarks=False)
         self._spoke = False
 
     def __call__(self, image: Image) -> Float32[np.ndarray, "33 3"] | None:
         """Body points: x, y in pixels and visibility 0..1."""
         # The same warning comes with the first body.
         with nullcontext() if self._spoke else silenced():
-            body = self._graph.process(np.ascontiguousarray(image)).pose_landmarks
+            body = self._graph.process(image).pose_landmarks
         self._spoke = self._spoke or body is not None
         if body is None:
             return None

@@ -5,6 +5,7 @@ offsets millimetres, landmarks 2 % of the inter-ocular distance, logarithms of i
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
@@ -52,12 +53,14 @@ class NormalLoss:
 
     def __call__(self, surface: Surface) -> Float[Tensor, " T"]:
         """Mean over the patch of both distances."""
-        seen = (self.weight > 0).to(surface.normals.dtype)[..., None]
-        difference = (surface.normals - read(self.target, surface.px)) * seen
-        # Divided by the share that is seen: beside a hole a slow error would look like folds.
-        low = self.patch.smooth(difference, SMOOTH_STEPS) / self.patch.smooth(seen, SMOOTH_STEPS).clamp(min=1e-3)
+        difference = (surface.normals - read(self.target, surface.px)) * (self.weight > 0)[..., None]
+        low = self.patch.smooth(difference, SMOOTH_STEPS) / self._share
         believed = (length(low.detach()) < GATE).to(low.dtype)
         return self.scale * weighted_mean(believed * length(low) + length(difference - low), self.weight)
+
+    @cached_property
+    def _share(self) -> Float[Tensor, "T P 1"]:
+        return _seen_share(self.patch, self.weight)
 
 
 @dataclass(frozen=True)
@@ -116,8 +119,20 @@ class ShadingLoss:
         seen = self.weight > 0
         target = read(self.log_intensity, surface.px)[..., 0] - self.log_albedo
         difference = torch.where(seen, self.light.log_shade(surface.normals) - target, 0.0)[..., None]
-        share = self.patch.smooth(seen.to(difference.dtype)[..., None], SMOOTH_STEPS).clamp(min=1e-3)
-        return torch.where(seen, (difference - self.patch.smooth(difference, SMOOTH_STEPS) / share)[..., 0], 0.0)
+        low = self.patch.smooth(difference, SMOOTH_STEPS) / self._share
+        return torch.where(seen, (difference - low)[..., 0], 0.0)
+
+    @cached_property
+    def _share(self) -> Float[Tensor, "T P 1"]:
+        return _seen_share(self.patch, self.weight)
+
+
+def _seen_share(patch: Patch, weight: Float[Tensor, "T P"]) -> Float[Tensor, "T P 1"]:
+    """How much of the surroundings is seen, by which smoothed values are divided.
+
+    Beside a hole a slow error would look like folds.
+    """
+    return patch.smooth((weight > 0).to(weight.dtype)[..., None], SMOOTH_STEPS).clamp(min=1e-3)
 
 
 @dataclass(frozen=True)

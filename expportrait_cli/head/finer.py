@@ -12,9 +12,10 @@ from jaxtyping import Float, Float32, Int64
 from scipy import sparse
 from torch import Tensor
 
+from expportrait_cli.geometry.sparse import csr_tensor
 from expportrait_cli.head.model import HeadModel
 from expportrait_cli.head.smplx_mesh import subdivide_triangles
-from expportrait_cli.head.subdivision import Subdivision, csr_tensor, subdivide
+from expportrait_cli.head.subdivision import Subdivision, subdivide
 
 MARK = "@2"
 """Ends the name of a head model with two subdivisions."""

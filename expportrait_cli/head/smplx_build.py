@@ -16,11 +16,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from expportrait_cli.geometry.sparse import csr_tensor
 from expportrait_cli.head import smplx_regions as regions
 from expportrait_cli.head.model import EYE_LEFT, EYE_RIGHT, HeadModel
 from expportrait_cli.head.smplx_io import JOINTS, SHOULDERS, SmplxBody
 from expportrait_cli.head.smplx_mesh import Cut, cut_above, subdivide_triangles
-from expportrait_cli.head.subdivision import csr_tensor
 
 BONE_JOINTS = (12, 12, 15, 22, 23, 24)
 """SMPL-X's joint of each bone; the torso pivots about the neck."""

@@ -1,13 +1,10 @@
 """One 1-to-4 subdivision of a quad mesh as fixed sparse matrices."""
 
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from jaxtyping import Int64
 from scipy import sparse
-from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -75,18 +72,3 @@ def _vertex_points(
 def _average(rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int]) -> sparse.csr_matrix:
     counts = np.bincount(rows, minlength=shape[0])
     return sparse.csr_matrix((1 / counts[rows], (rows, columns)), shape=shape)
-
-
-def csr_tensor(matrix: sparse.csr_matrix) -> Tensor:
-    """A sparse matrix as torch multiplies it, in single precision."""
-    matrix.sort_indices()
-    with warnings.catch_warnings():
-        # torch calls its CSR tensors beta on every first use; products with a dense matrix are all that is used here.
-        warnings.filterwarnings("ignore", message="Sparse CSR tensor support")
-        return torch.sparse_csr_tensor(
-            torch.from_numpy(matrix.indptr.astype(np.int64)),
-            torch.from_numpy(matrix.indices.astype(np.int64)),
-            torch.from_numpy(matrix.data.astype(np.float32)),
-            size=matrix.get_shape(),
-            check_invariants=True,
-        )
