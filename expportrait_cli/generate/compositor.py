@@ -90,8 +90,10 @@ class Compositor:
         self.head_ring = np.c_[0.09 * np.cos(ring), 0.11 * np.sin(ring) + 0.02, np.full(8, HAIR_DEPTH_M)]
         self.torso_ring = np.c_[0.17 * np.cos(ring), 0.08 * np.sin(ring) - 0.12, np.full(8, -0.02)]
 
-    def frame(self, verts_cam: Float32[np.ndarray, "V 3"], bones: Bones) -> UInt8[np.ndarray, "H W 3"]:
-        """Paint one frame from the posed vertices."""
+    def frame(
+        self, verts_cam: Float32[np.ndarray, "V 3"], bones: Bones
+    ) -> tuple[UInt8[np.ndarray, "H W 3"], Float32[np.ndarray, "H W"]]:
+        """Paint one frame from the posed vertices, and say how far each pixel is a guess (`Sketch.guess`)."""
         layers = self.layers
         rast = draw(verts_cam, self.faces, layers.camera)
         part = parts_drawn(rast, self.triangle_part)
@@ -115,11 +117,15 @@ class Compositor:
         frame = mix(self._behind(moved), person, alpha)
         low, high = STILL_PX
         # Where nothing moves by a pixel the photo itself is the best picture.
-        frame = mix(layers.photo, frame, cv2.blur(np.clip((moved - low) / (high - low), 0, 1), (5, 5)))
-        frame = self.inner.paint(frame, bones, rast, part, source)
+        moves = cv2.blur(np.clip((moved - low) / (high - low), 0, 1), (5, 5))
+        frame = mix(layers.photo, frame, moves)
+        # Skin, and background, that the photo hides; and outlines, where the matte is a guess.
+        bared = (1 - alpha) * layers.alpha
+        guess = (moves * np.maximum(np.maximum(hidden, bared), 4 * alpha * (1 - alpha))).astype(np.float32)
+        self.inner.paint(frame, guess, bones, rast, part, source)
         for lid, share in zip(self.lids, unfolded, strict=True):
             lid.paint_lashes(frame, verts_cam, share)
-        return frame
+        return frame, guess
 
     def _seen(self, skin, source):
         """How well the photo shows the skin that each pixel shows: 0 hidden or grazing, 1 facing the camera."""

@@ -72,8 +72,8 @@ class InnerLayers:
         at = np.arange(BINS)
         return np.stack([np.interp(at, known, profile[known, c]) for c in range(3)], -1).astype(np.float32)
 
-    def paint(self, frame, bones: Bones, rast, part, source):
-        """Paint eyes and mouth over a frame where their triangles are seen."""
+    def paint(self, frame, guess, bones: Bones, rast, part, source):
+        """Paint eyes and mouth over a frame where their triangles are seen, and raise `guess` there, both in place."""
         for parts in (self.mouth, self.eyes):
             mask = np.isin(part, parts)
             rows, cols = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
@@ -85,9 +85,10 @@ class InnerLayers:
             else:
                 colour = self._eyes(box, rast, part, source)
             soft = cv2.GaussianBlur(mask[box].astype(np.float32), (0, 0), 0.7)
-            soft = (soft * self._changed(box, part, source))[..., None]
+            soft = soft * self._changed(box, part, source)
+            guess[box] = np.maximum(guess[box], soft)
+            soft = soft[..., None]
             frame[box] = np.clip(frame[box] * (1 - soft) + colour * soft + 0.5, 0, 255).astype(np.uint8)
-        return frame
 
     def _changed(self, box, part, source):
         """0 where the photo shows the same spot of the same part in the same place, 1 where it does not."""
