@@ -1,0 +1,109 @@
+"""Random Wan models of toy size: the classes, layouts and folders of the real ones, in milliseconds."""
+
+import json
+from pathlib import Path
+
+import torch
+from diffusers import (
+    AutoencoderKLWan,
+    FlowMatchEulerDiscreteScheduler,
+    WanTransformer3DModel,
+    WanVACETransformer3DModel,
+)
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+TEXT_DIM, IMAGE_DIM = 32, 20
+TEXT_TOKENS, IMAGE_TOKENS = 512, 257
+"""As the real ones: image tokens are told from text by text being 512 long."""
+SIZES = {
+    "num_attention_heads": 2,
+    "attention_head_dim": 12,
+    "text_dim": TEXT_DIM,
+    "freq_dim": 32,
+    "ffn_dim": 48,
+}
+LATENT_MEAN = [0.1 * k - 0.7 for k in range(16)]
+LATENT_DEVIATION = [0.5 + 0.1 * k for k in range(16)]
+
+
+def tiny_transformer(seed: int = 0, *, in_channels: int = 16, layers: int = 2) -> WanTransformer3DModel:
+    """A text-to-video trunk of 16 channels, as Wan2.1-T2V-1.3B."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return shaken(WanTransformer3DModel(**SIZES, num_layers=layers, in_channels=in_channels, out_channels=16))
+
+
+def tiny_i2v_transformer(seed: int = 0, *, layers: int = 2) -> WanTransformer3DModel:
+    """An image-to-video trunk of 36 channels with image tokens, as Wan2.1-I2V-14B."""
+    width = SIZES["num_attention_heads"] * SIZES["attention_head_dim"]
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = WanTransformer3DModel(
+            **SIZES, num_layers=layers, in_channels=36, out_channels=16, image_dim=IMAGE_DIM, added_kv_proj_dim=width
+        )
+        return shaken(model)
+
+
+def tiny_vace(seed: int = 0) -> WanVACETransformer3DModel:
+    """A trunk of three blocks with two of control, as Wan2.1-VACE-1.3B."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = WanVACETransformer3DModel(
+            **SIZES, num_layers=3, in_channels=16, out_channels=16, vace_layers=[0, 2], vace_in_channels=96
+        )
+        return shaken(model)
+
+
+def tiny_vae(seed: int = 0) -> AutoencoderKLWan:
+    """8x in space, 4x in time, 16 channels that have to be normalised, as Wan2.1."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = AutoencoderKLWan(
+            base_dim=4,
+            z_dim=16,
+            dim_mult=[1, 1, 1, 1],
+            num_res_blocks=1,
+            temperal_downsample=[False, True, True],
+            latents_mean=LATENT_MEAN,
+            latents_std=LATENT_DEVIATION,
+        )
+        return model.eval().requires_grad_(False)
+
+
+def tiny_scheduler() -> FlowMatchEulerDiscreteScheduler:
+    return FlowMatchEulerDiscreteScheduler(shift=3.0)
+
+
+def prompt_embeds(seed: int = 0, tokens: int = 7) -> Tensor:
+    """What a text encoder says of one prompt: [tokens, TEXT_DIM], without padding."""
+    return torch.randn(tokens, TEXT_DIM, generator=torch.Generator().manual_seed(seed))
+
+
+def base_folder(folder: Path, transformer: nn.Module | None = None) -> Path:
+    """Write a pipeline's folder as the real ones are, without a text encoder but with what it said."""
+    model = tiny_transformer() if transformer is None else transformer
+    model.save_pretrained(folder / "transformer")  # pyright: ignore[reportCallIssue]
+    tiny_vae().save_pretrained(folder / "vae")
+    tiny_scheduler().save_pretrained(folder / "scheduler")
+    index = {
+        "_class_name": "WanPipeline",
+        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+        "text_encoder": [None, None],
+        "tokenizer": [None, None],
+        "transformer": ["diffusers", type(model).__name__],
+        "vae": ["diffusers", "AutoencoderKLWan"],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index))
+    (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n# Tiny\n")
+    save_file({"prompt_embeds": prompt_embeds()}, folder / "prompt_embeds.safetensors")
+    return folder
+
+
+def shaken(model: nn.Module) -> nn.Module:
+    """Give every weight that starts at zero, or at one, a random part: else much of the model would be idle."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim <= 1:
+                parameter.add_(0.1 * torch.randn(parameter.shape))
+    return model.eval()
