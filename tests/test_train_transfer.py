@@ -13,6 +13,7 @@ from PIL import Image
 from transfer_faces import driver_of, photo_of, tiny
 
 from expportrait_cli.artifacts import npz
+from expportrait_cli.artifacts.network_file import read_header
 from expportrait_cli.artifacts.types import HeadFit, Tracking
 from expportrait_cli.cli import app
 from expportrait_cli.config import PrepareConfig, TransferTraining
@@ -24,7 +25,7 @@ from expportrait_cli.train.run import prepare_lesson, train_transfer, trained_of
 from expportrait_cli.train.synthetic import random_expressions
 from expportrait_cli.train.transfer import fresh_network, train
 from expportrait_cli.transfer.face import Face, Neutral
-from expportrait_cli.transfer.trained import load_network, read_header, save_network
+from expportrait_cli.transfer.trained import KIND, load_network, save_network
 
 pytest_plugins = ("astronaut",)
 
@@ -280,7 +281,7 @@ def test_from_a_set_to_a_network(head, face, filmed, tmp_path, capsys):
     command = ["train", "transfer", str(folder), "-o", str(out), "--steps", "3", "--synthetic", "12", "--json"]
     assert app.run(command) == 0
     said = json.loads(capsys.readouterr().out)
-    header = read_header(out)
+    header = read_header(out, KIND)
     sources = header["made_by"]["sources"]
     assert sources["filmed"] == {"clips": 2, "people": 2} and sources["synthetic"] == {"people": 12}
     assert sources["held_out"] and said["people"] == 14 - len(sources["held_out"])

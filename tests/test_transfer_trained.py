@@ -11,11 +11,12 @@ from safetensors.torch import load_file, save_file
 from smplx_bodies import body, file_of
 from transfer_faces import KINDS, expressions, face_of, offsets, tiny, trained
 
+from expportrait_cli.artifacts.network_file import read_header
 from expportrait_cli.errors import WeightsError
 from expportrait_cli.head.smplx_build import build
 from expportrait_cli.head.smplx_io import read
 from expportrait_cli.transfer.face import Face
-from expportrait_cli.transfer.trained import load_network, read_header, save_network, topology
+from expportrait_cli.transfer.trained import KIND, load_network, save_network, topology
 
 pytest_plugins = ("astronaut",)
 
@@ -47,7 +48,7 @@ def test_a_file_gives_the_network_back(head, face, tmp_path, kind):
     (psi, jaw), verts = expressions(2), face_of(head, face, 1)
     first, second = (offsets(n, verts, 0.3 * psi, 0.3 * jaw) for n in (network, found.network))
     assert (first - second).norm(dim=-1).max() < 0.01 * first.norm(dim=-1).max()
-    assert read_header(path)["made_by"] == {"steps": 3}
+    assert read_header(path, KIND)["made_by"] == {"steps": 3}
     # What was rounded once stays as it is.
     save_network(found, tmp_path / "third.safetensors", head, {"steps": 3})
     assert path.read_bytes() == (tmp_path / "third.safetensors").read_bytes()
@@ -55,7 +56,7 @@ def test_a_file_gives_the_network_back(head, face, tmp_path, kind):
 
 def rewritten(path, **changed):
     """The file with other entries in its header; those that are None are left out."""
-    header = {**read_header(path), **changed}
+    header = {**read_header(path, KIND), **changed}
     text = json.dumps({key: value for key, value in header.items() if value is not None})
     save_file(load_file(path), path, {"expportrait": text})
 
@@ -124,7 +125,7 @@ def test_an_unknown_kind_of_network_is_damage(written):
 @pytest.mark.parametrize("name", ["psi_most", "linear.weight", "code_mean"])
 def test_a_tensor_that_is_missing_is_damage(written, head, name):
     path, _ = written
-    header = read_header(path)
+    header = read_header(path, KIND)
     tensors = {key: value for key, value in load_file(path).items() if key != name}
     save_file(tensors, path, {"expportrait": json.dumps(header)})
     refused(path, head, "is damaged")

@@ -1,7 +1,6 @@
 """The transfer network as a file: safetensors, with what it was made for and on in its metadata."""
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,16 +9,15 @@ from typing import Any, get_args
 import numpy as np
 import torch
 from jaxtyping import Float32
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 
-from expportrait_cli.artifacts.atomic import atomic_path
+from expportrait_cli.artifacts import network_file
+from expportrait_cli.artifacts.network_file import NetworkKind
 from expportrait_cli.errors import WeightsError
 from expportrait_cli.head import HeadModel
 from expportrait_cli.transfer.face import Face
 from expportrait_cli.transfer.network import Kind, NetworkConfig, TransferNetwork
 
-KIND, VERSION = "transfer", 1
+KIND = NetworkKind("transfer", 1, "transfer network", "Make one with `expportrait train transfer`.")
 MARGIN = 1.15
 """Times the largest expression of the training that still counts as within its range."""
 JAW_MARGIN_RAD = 0.05
@@ -51,45 +49,16 @@ def topology(face: Face) -> str:
 
 def save_network(trained: Trained, path: Path, head: HeadModel, made_by: Mapping[str, Any]) -> None:
     """Write a network; the same network and `made_by` give the same bytes."""
-    tensors = {name: value.detach().cpu().contiguous() for name, value in trained.network.state_dict().items()}
+    tensors = dict(trained.network.state_dict())
     tensors |= {"psi_most": torch.from_numpy(trained.psi_most), "jaw_most": torch.from_numpy(trained.jaw_most)}
     header = {
-        "kind": KIND,
-        "version": VERSION,
         "head_model": head.name,
         "topology": topology(trained.network.face),
         "network": asdict(trained.network.config),
         "made_by": dict(made_by),
     }
-    metadata = {"expportrait": json.dumps(header, sort_keys=True)}
-    with atomic_path(path) as partial:
-        partial.write_bytes(save({name: _halved(value) for name, value in tensors.items()}, metadata))
-
-
-def _halved(value: torch.Tensor) -> torch.Tensor:
-    """Weights in 16 bits: half the size, and 0.002 mm in the offsets."""
-    return value.half() if value.is_floating_point() else value
-
-
-def read_header(path: Path) -> dict[str, Any]:
-    """What a network's file says of itself.
-
-    Raises:
-        WeightsError: it is none.
-    """
-    try:
-        with safe_open(path, "pt") as file:
-            header = json.loads((file.metadata() or {}).get("expportrait", "{}"))
-    except (OSError, SafetensorError, ValueError) as error:
-        raise WeightsError(f"{path} cannot be read as safetensors: {error}. Train or copy it again.") from error
-    if not isinstance(header, dict) or header.get("kind") != KIND:
-        raise WeightsError(f"{path} holds no transfer network. Make one with `expportrait train transfer`.")
-    if header.get("version") != VERSION:
-        raise WeightsError(
-            f"{path} has version {header.get('version')} of the transfer network, this tool reads {VERSION}. "
-            "Train it again, or update the tool."
-        )
-    return header
+    # Half the size, and 0.002 mm in the offsets.
+    network_file.write(path, KIND, tensors, header)
 
 
 def load_network(path: Path, head: HeadModel) -> Trained:
@@ -98,14 +67,13 @@ def load_network(path: Path, head: HeadModel) -> Trained:
     Raises:
         WeightsError: it is none, or was trained on another head model or mesh.
     """
-    header, face = read_header(path), Face.of(head)
+    header, face = network_file.read_header(path, KIND), Face.of(head)
     if header.get("topology") != topology(face):
         raise WeightsError(
             f"{path} was trained on the head model '{header.get('head_model')}', here it is '{head.name}', or another "
             "mesh of it. Train one with `expportrait train transfer`, or use --method direct."
         )
-    with safe_open(path, "pt") as file:
-        tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+    tensors = network_file.read_tensors(path)
     try:
         config = NetworkConfig(**header["network"])
         if config.kind not in get_args(Kind):

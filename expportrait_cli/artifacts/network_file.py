@@ -1,0 +1,66 @@
+"""A trained network as a file: safetensors in 16 bits, with what it is and how it was made in its metadata."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from expportrait_cli.artifacts.atomic import atomic_path
+from expportrait_cli.errors import WeightsError
+
+
+@dataclass(frozen=True)
+class NetworkKind:
+    """One kind of network, as its files name it."""
+
+    name: str
+    version: int
+    title: str
+    """As in "holds no ...": transfer network, ..."""
+    remedy: str
+    """What to do about a file that is none."""
+
+
+def write(path: Path, kind: NetworkKind, tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any]) -> None:
+    """Write a network; the same content gives the same bytes."""
+    text = json.dumps({"kind": kind.name, "version": kind.version, **header}, sort_keys=True)
+    halves = {name: _halved(value.detach().cpu().contiguous()) for name, value in tensors.items()}
+    with atomic_path(path) as partial:
+        partial.write_bytes(save(halves, {"expportrait": text}))
+
+
+def _halved(value: torch.Tensor) -> torch.Tensor:
+    return value.half() if value.is_floating_point() else value
+
+
+def read_header(path: Path, kind: NetworkKind) -> dict[str, Any]:
+    """What a network's file says of itself.
+
+    Raises:
+        WeightsError: it is none of this kind.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            header = json.loads((file.metadata() or {}).get("expportrait", "{}"))
+    except (OSError, SafetensorError, ValueError) as error:
+        raise WeightsError(f"{path} cannot be read as safetensors: {error}. Train or copy it again.") from error
+    if not isinstance(header, dict) or header.get("kind") != kind.name:
+        raise WeightsError(f"{path} holds no {kind.title}. {kind.remedy}")
+    if header.get("version") != kind.version:
+        raise WeightsError(
+            f"{path} has version {header.get('version')} of the {kind.title}, this tool reads {kind.version}. "
+            "Train it again, or update the tool."
+        )
+    return header
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors, in single precision."""
+    with safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    return {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
