@@ -194,3 +194,29 @@ class TransferTraining:
     report_every: int = 500
     """Steps between two points of the curve; the run can go on from there."""
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class MiniTraining:
+    """How the small painter is trained."""
+
+    steps: int = 6000
+    photos: int = 8
+    """Frames of each clip that are taken as the photo,"""
+    lesson_windows: int = 8
+    """and windows of the film that it gives."""
+    windows: int = 2
+    """In a batch,"""
+    side: int = 128
+    """and how much of them, px."""
+    rate: float = 1e-3
+    average: float = 0.998
+    """Of the running average of the weights that is kept in the end."""
+    faults: float = 0.3
+    """Share of the windows whose proxy is spoiled further."""
+    held_out: float = 0.2
+    """Share of the people that judge."""
+    half: bool = True
+    """Multiply in 16 bits."""
+    report_every: int = 250
+    seed: int = 0

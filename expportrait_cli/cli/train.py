@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from expportrait_cli.cli import options
+from expportrait_cli.cli import options, train_mini
 from expportrait_cli.cli.display import Display
 from expportrait_cli.config import TransferTraining
 
@@ -16,6 +16,9 @@ app = typer.Typer(help="Train networks on prepared sets.", rich_markup_mode=None
 def train() -> None:
     """Train networks on prepared sets."""
 
+
+app.command("mini")(train_mini.mini)
+app.command("gate")(train_mini.gate)
 
 Datasets = Annotated[
     list[Path] | None,

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -23,6 +23,19 @@ WORST_IOD = 4.0
 """Landmark error above which a frame teaches nothing, percent of the inter-ocular distance,"""
 GOOD_IOD = 2.0
 """and up to which it counts in full."""
+
+
+@runtime_checkable
+class Person(Protocol):
+    """What belongs to somebody."""
+
+    @property
+    def person(self) -> str:
+        """Who it is."""
+        ...
+
+
+P = TypeVar("P", bound=Person)
 
 
 @dataclass(frozen=True)
@@ -112,7 +125,7 @@ def synthetic_performers(
     return made
 
 
-def held_out(performers: list[Performer], share: float) -> tuple[list[Performer], list[Performer]]:
+def held_out(performers: Sequence[P], share: float) -> tuple[list[P], list[P]]:
     """Split by person: (to train on, to judge by). The same person falls on the same side whoever else is there."""
 
     def is_out(person: str) -> bool:

@@ -81,7 +81,7 @@ def train_transfer(
     """Train, or go on where the last run stopped; write the weights, the curves, and what held-out people get."""
     work = out.with_name(f"{out.stem}.work")
     work.mkdir(parents=True, exist_ok=True)
-    _check_same_run(
+    check_same_run(
         work / "run.json", {"settings": asdict(config), "kind": kind, "datasets": [str(d.resolve()) for d in datasets]}
     )
     lesson = prepare_lesson(datasets, work, config, stage)
@@ -122,7 +122,7 @@ def trained_of(network: TransferNetwork, learners: Sequence[Performer]) -> Train
     return Trained(network, psi.astype(np.float32), jaw.astype(np.float32))
 
 
-def _check_same_run(path: Path, run: dict[str, Any]) -> None:
+def check_same_run(path: Path, run: dict[str, Any]) -> None:
     """A run goes on only with what it began with: other settings would be neither the one nor the other."""
     if path.is_file():
         found = json.loads(path.read_text("utf-8"))
