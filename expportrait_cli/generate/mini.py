@@ -53,7 +53,8 @@ class MiniPainter:
     def _corrected(self, window: list[Sketch], still: Tensor, scale: float) -> list[UInt8[np.ndarray, "H W 3"]]:
         """The last windows may be short: the network takes any length."""
         given = torch.stack([planes(*(_shrunk(each, scale) for each in (s.proxy, s.guess, s.normals))) for s in window])
-        residual = correct(self._network, given[None], still[None])[0]
+        with torch.no_grad():
+            residual = correct(self._network, given[None], still[None])[0]
         frames = []
         for sketch, change in zip(window, residual.permute(0, 2, 3, 1).numpy(), strict=True):
             height, width = sketch.guess.shape
