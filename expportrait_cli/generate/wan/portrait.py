@@ -106,16 +106,21 @@ class WanPortrait(nn.Module):
         reference_normals: Float[Tensor, "B 3 H W"] | Float[Tensor, "B 3 1 H W"],
         hint: Float[Tensor, "B 16 T h w"] | None = None,
         *,
+        lead: int = 0,
         drop_control: Bool[Tensor, " B"] | None = None,
         drop_reference: Bool[Tensor, " B"] | None = None,
         image_embeds: Float[Tensor, "B I E"] | None = None,
     ) -> Float[Tensor, "B 16 T h w"]:
-        """Velocity (noise minus film) of noisy latents: `encode`, then `denoise`."""
+        """Velocity (noise minus film) of noisy latents: `encode`, then `denoise`.
+
+        The normals are those of the latents' frames, or of a longer stretch in which the latents begin at latent frame
+        `lead`: then the pose encoder sees what comes before and after a window, as it does in a film.
+        """
         pose, reference = self.encode(normals, reference_normals)
         return self.denoise(
             latents,
             timestep,
-            pose,
+            pose[:, :, lead : lead + latents.shape[2]],
             reference,
             reference_latents,
             hint,

@@ -1,0 +1,178 @@
+"""`generator.json`: what the folder of a generator holds, how it was trained, and what its normals mean."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from safetensors import SafetensorError, safe_open
+
+from expportrait_cli import __version__
+from expportrait_cli.artifacts.atomic import atomic_path
+from expportrait_cli.artifacts.digest import sha256
+from expportrait_cli.errors import WeightsError
+from expportrait_cli.render.encode import CONVENTION
+
+FILE = "generator.json"
+KIND, SCHEMA, BACKEND = "generator", 1, "wan-portrait"
+TRANSFORMER, ENCODERS, VAE = "transformer", "condition_encoder", "vae"
+PROMPT, LORA = "prompt_embeds.safetensors", "pytorch_lora_weights.safetensors"
+HOW = "Train one with `expportrait train generator`, or copy the folder again."
+
+
+@dataclass(frozen=True)
+class FrameRule:
+    """How many frames the transformer takes at a time."""
+
+    multiple: int = 4
+    offset: int = 1
+    """A window is `multiple` times k plus `offset` frames."""
+    window: int = 81
+    """As long as it was trained with."""
+    overlap: int = 20
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How films are sampled unless the user says otherwise."""
+
+    kind: Literal["euler"] = "euler"
+    steps: int = 20
+    shift: float = 3.0
+    """Of the share of noise s: shift s / (1 + (shift - 1) s), as in training."""
+    guidance: float = 1.0
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a generator's folder says of itself, beside the hashes of its files."""
+
+    base: Literal["t2v", "i2v"]
+    has_hint: bool
+    """Whether it is shown the proxy film beside the normals."""
+    origin: Mapping[str, str]
+    """`repo`, `revision` and `license` of the model that it was trained from."""
+    vae: str = VAE
+    """Folder of the autoencoder: inside this one, or a path of the machine that it was made on."""
+    resolution: int = 512
+    frame_rule: FrameRule = field(default_factory=FrameRule)
+    sampler: Sampler = field(default_factory=Sampler)
+    train: Mapping[str, Any] = field(default_factory=dict)
+    """Settings, steps, data and figures of the training."""
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write `generator.json` for the files that `folder` holds; the last step of writing a generator."""
+    content = {
+        "kind": KIND,
+        "schema": SCHEMA,
+        "tool": f"expportrait {__version__}",
+        "backend": BACKEND,
+        "arch": {"base": manifest.base, "hint": manifest.has_hint},
+        "weights": [_row(path, folder) for path in sorted(folder.rglob("*.safetensors"))],
+        "base": dict(manifest.origin),
+        "vae": manifest.vae,
+        "normals": CONVENTION,
+        "resolution": manifest.resolution,
+        "frame_rule": asdict(manifest.frame_rule),
+        "prediction": "v",
+        "sampler": asdict(manifest.sampler),
+        "prompt_embeds": PROMPT,
+        "train": dict(manifest.train),
+    }
+    with atomic_path(folder / FILE) as partial:
+        partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+
+def _row(path: Path, folder: Path) -> dict[str, Any]:
+    with safe_open(path, "pt") as file:
+        dtypes = sorted({file.get_slice(name).get_dtype() for name in file.keys()})  # noqa: SIM118
+    return {
+        "file": path.relative_to(folder).as_posix(),
+        "sha256": sha256(path),
+        "bytes": path.stat().st_size,
+        "dtype": "+".join(dtypes),
+    }
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read what a folder says of itself, and check that its normals mean what this tool's do.
+
+    Raises:
+        WeightsError: no generator's folder, a damaged one, of another tool, or of other normals.
+    """
+    content = _content(folder)
+    try:
+        return Manifest(
+            base=content["arch"]["base"],
+            has_hint=bool(content["arch"]["hint"]),
+            origin={name: str(value) for name, value in content["base"].items()},
+            vae=str(content["vae"]),
+            resolution=int(content["resolution"]),
+            frame_rule=FrameRule(**content["frame_rule"]),
+            sampler=Sampler(**content["sampler"]),
+            train=content["train"],
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise WeightsError(f"{folder / FILE} is damaged ({error}). {HOW}") from error
+
+
+def _content(folder: Path) -> dict[str, Any]:
+    path = folder / FILE
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise WeightsError(f"{folder} is no generator: it has no {FILE}. {HOW}") from None
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{path} is damaged. {HOW}") from error
+    if not isinstance(content, dict) or (content.get("kind"), content.get("backend")) != (KIND, BACKEND):
+        raise WeightsError(f"{path} is not that of a {BACKEND} generator. {HOW}")
+    if content.get("schema") != SCHEMA:
+        newer = isinstance(content.get("schema"), int) and content["schema"] > SCHEMA
+        remedy = "Update the tool." if newer else HOW
+        raise WeightsError(f"{path} has schema {content.get('schema')}, this tool reads {SCHEMA}. {remedy}")
+    if content.get("normals") != CONVENTION:
+        raise WeightsError(
+            f"{folder} was trained on normals of another convention ({content.get('normals')!r}), this tool makes "
+            f"'{CONVENTION}'. Train it again on normals of this tool."
+        )
+    if content.get("prediction") != "v" or content.get("prompt_embeds") != PROMPT:
+        raise WeightsError(f"{path} is damaged: it predicts {content.get('prediction')!r}, expected 'v'. {HOW}")
+    return content
+
+
+def verify(folder: Path) -> list[Path]:
+    """Check every file of weights against its hash; the files.
+
+    Raises:
+        WeightsError: one is missing, is not the one that was written, or was never listed.
+    """
+    rows = _content(folder).get("weights")
+    try:
+        listed = {str(row["file"]): str(row["sha256"]) for row in rows}  # pyright: ignore[reportOptionalIterable]
+    except (KeyError, TypeError) as error:
+        raise WeightsError(f"{folder / FILE} is damaged: its list of weights. {HOW}") from error
+    there = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*.safetensors")}
+    for name in sorted({*listed, *there}):
+        if name not in there:
+            raise WeightsError(f"{folder / name} is missing. {HOW}")
+        if name not in listed:
+            raise WeightsError(f"{there[name]} is not among the weights that {FILE} lists. Remove it.")
+        if sha256(there[name]) != listed[name]:
+            raise WeightsError(f"{there[name]} is not the file that {FILE} lists: its sha256 differs. {HOW}")
+    return [there[name] for name in sorted(there)]
+
+
+def read_tensors(path: Path) -> dict[str, Any]:
+    """Every tensor of a file.
+
+    Raises:
+        WeightsError: it is missing or damaged.
+    """
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"{path} cannot be read as safetensors: {error}. {HOW}") from error
