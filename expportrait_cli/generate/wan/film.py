@@ -1,0 +1,230 @@
+"""A film from a transformer that sees one window at a time: latents in, frames out, in constant memory."""
+
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from expportrait_cli.generate.painter import Sketch, Sketches
+from expportrait_cli.generate.wan.sampler import Velocity, guided, held, sample
+from expportrait_cli.generate.wan.vae import CHANNELS, Decoding, Vae, pictures
+from expportrait_cli.generate.wan.windows import (
+    STRIDE,
+    Grid,
+    Window,
+    chunks,
+    latent_count,
+    latent_of,
+    noise_of,
+)
+
+log = logging.getLogger(__name__)
+
+Chunks = Iterator[list[Sketch]]
+"""Frames of one latent frame after the other: one, and then four each."""
+Picture = UInt8[np.ndarray, "H W 3"]
+
+
+class Painted(Sketch):
+    """A frame that is painted already, and is given to what follows."""
+
+
+class Model(Protocol):
+    """A transformer that has seen the photo of one film."""
+
+    lead: int
+    """Latent frames that it paints beside the film, in front of it, and that are thrown away."""
+    memory: int
+    """Latent frames that `controls` looks back over."""
+
+    def controls(self, frames: Chunks) -> Iterator[Float[Tensor, "1 C 1 h w"]]:
+        """What the transformer is told of each latent frame."""
+        ...
+
+    def velocity(self, control: Float[Tensor, "1 C T h w"]) -> Velocity:
+        """Velocity of a window that is told that."""
+        ...
+
+    def untold(self, control: Float[Tensor, "1 C T h w"]) -> Velocity:
+        """Velocity of one that is told nothing."""
+        ...
+
+    def start(self, control: Float[Tensor, "1 C T h w"], noise: Float[Tensor, "1 c T h w"], sigma: float) -> Tensor:
+        """State that sampling begins with; `noise` and `control` without the lead."""
+        ...
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How every window is sampled."""
+
+    sigmas: list[float]
+    guidance: float = 1.0
+    seed: int = 0
+    length: int = 21
+    """Latent frames of a window, and of the overlap of two."""
+    overlap: int = 5
+
+
+def paint_windows(
+    model: Model, vae: Vae, sketches: Sketches, sampling: Sampling, *, start: int, count: int
+) -> Iterator[Picture]:
+    """Yield the frames of a film of `count` from `start` on.
+
+    The decoder begins so far ahead of `start` that it has forgotten where when it gets there, and the windows begin at
+    the anchor that has to be known for that.
+    """
+    grid = Grid(latent_count(count), sampling.length, sampling.overlap)
+    first = max(0, latent_of(start) - vae.decoder_memory)
+    anchor = grid.anchor_before(first)
+    begin = max(0, grid[anchor].begin - model.memory)
+    told = _Told(model, sketches(STRIDE * begin), begin, count)
+    decoding = Decoding(vae)
+    for latent, content in _latents(model, told, grid, anchor, sampling):
+        if latent < first:
+            continue
+        frames = pictures(decoding.push(content), told.height, told.width)
+        for index, frame in enumerate(frames, STRIDE * latent - len(frames) + 1):
+            if start <= index < count:
+                yield frame
+
+
+class _Told:
+    """What the transformer is told, latent frame by latent frame, as far as windows still need it."""
+
+    def __init__(self, model: Model, frames: Iterator[Sketch], begin: int, count: int) -> None:
+        self.height = self.width = 0
+        self._controls = enumerate(model.controls(chunks(self._seen(frames), first=begin, count=count)), begin)
+        self._kept: dict[int, Tensor] = {}
+
+    def of(self, window: Window) -> Float[Tensor, "1 C T h w"]:
+        """Of a window; nothing more than a stride before it can be asked for afterwards."""
+        while window.end - 1 not in self._kept:
+            index, control = next(self._controls)
+            self._kept[index] = control
+        return torch.cat([self._kept[index] for index in range(window.begin, window.end)], 2)
+
+    def forget(self, before: int) -> None:
+        """Drop what lies before a latent frame."""
+        self._kept = {index: control for index, control in self._kept.items() if index >= before}
+
+    def _seen(self, frames: Iterator[Sketch]) -> Iterator[Sketch]:
+        for frame in frames:
+            self.height, self.width = frame.proxy.shape[:2]
+            yield frame
+
+
+def _latents(
+    model: Model, told: _Told, grid: Grid, anchor: int, sampling: Sampling
+) -> Iterator[tuple[int, Float[Tensor, "1 C 1 h w"]]]:
+    """Number and content of each latent frame, from the first that belongs to `anchor` on."""
+    earlier: Tensor | None = None
+    for index in range(anchor, len(grid) + 1, 2):
+        later = None
+        if index < len(grid):
+            later = _sampled(model, told.of(grid[index]), grid[index], sampling)
+        if earlier is not None and index - 1 < len(grid):
+            bridge = grid[index - 1]
+            film = _between(earlier, later, bridge, grid)
+            made = _sampled(model, told.of(bridge), bridge, sampling, film=film, hold=grid.hold(bridge))
+            yield from _owned(made, bridge, grid)
+        if later is not None:
+            yield from _owned(later, grid[index], grid)
+            told.forget(grid[index].begin + grid.step)
+        earlier = later
+
+
+def _owned(latents: Tensor, window: Window, grid: Grid) -> Iterable[tuple[int, Tensor]]:
+    begin, end = grid.owned(window)
+    for index in range(begin, end):
+        at = index - window.begin
+        yield index, latents[:, :, at : at + 1]
+
+
+def _between(earlier: Tensor, later: Tensor | None, bridge: Window, grid: Grid) -> Float[Tensor, "1 C T h w"]:
+    """What the anchors beside a bridge show of it; zero where they show nothing."""
+    shape = (*earlier.shape[:2], bridge.end - bridge.begin, *earlier.shape[3:])
+    film = earlier.new_zeros(shape)
+    film[:, :, : grid.overlap] = earlier[:, :, -grid.overlap :]
+    if later is not None:
+        film[:, :, -grid.overlap :] = later[:, :, : grid.overlap]
+    return film
+
+
+def _sampled(
+    model: Model,
+    control: Float[Tensor, "1 C T h w"],
+    window: Window,
+    sampling: Sampling,
+    *,
+    film: Tensor | None = None,
+    hold: Tensor | None = None,
+) -> Float[Tensor, "1 c T h w"]:
+    """Paint one window; where `hold` is above zero it is led to `film`."""
+    log.debug("Painting latent frames %d to %d.", window.begin, window.end - 1)
+    velocity = model.velocity(control)
+    if sampling.guidance != 1:
+        velocity = guided(velocity, model.untold(control), sampling.guidance)
+    shape = (CHANNELS, control.shape[3], control.shape[4])
+    noise = noise_of(sampling.seed, range(window.begin, window.end), shape).to(control.device)
+    state = model.start(control, noise, sampling.sigmas[0])
+    if model.lead:
+        lead = noise_of(sampling.seed, range(-model.lead, 0), shape).to(control.device)
+        state = torch.cat([sampling.sigmas[0] * lead, state], 2)
+    if film is not None and hold is not None:
+        front = film.new_zeros((*film.shape[:2], model.lead, *film.shape[3:]))
+        hold = torch.cat([hold.new_zeros(model.lead), hold])
+        velocity = held(velocity, torch.cat([front, film], 2), hold)
+    return sample(velocity, state, sampling.sigmas)[:, :, model.lead :]
+
+
+def paint_chain(
+    model: Model, vae: Vae, sketches: Sketches, sampling: Sampling, *, given: int, start: int, count: int
+) -> Iterator[Picture]:
+    """Yield the frames from `start` on, painted a segment after the other; each is given the last frames before it.
+
+    The model has to keep frames that nothing of is a guess. Every frame depends on all before it, so that those before
+    `start` are painted too.
+    """
+    if start:
+        log.info("Frames 0 to %d are painted again: with --chain, what follows depends on them.", start - 1)
+    frames, begin, last = sketches(0), 0, []
+    held_back: list[Sketch] = []
+    size = STRIDE * (sampling.length - 1) + 1
+    while begin + len(last) < count:
+        segment = [*held_back, *islice(frames, min(size, count - begin) - len(held_back))]
+        held_back = segment[-given:]
+        painted = _segment(model, vae, _given(segment, last), sampling, begin)
+        for index, frame in enumerate(painted[len(last) :], begin + len(last)):
+            if index >= start:
+                yield frame
+        last = painted[-given:]
+        begin += len(segment) - len(last)
+
+
+def _given(segment: list[Sketch], painted: list[Picture]) -> list[Sketch]:
+    """A segment whose first frames are painted already."""
+    blank = np.zeros(segment[0].guess.shape, np.float32)
+    first = [Painted(frame, blank, sketch.draw) for sketch, frame in zip(segment, painted, strict=False)]
+    return [*first, *segment[len(painted) :]]
+
+
+def _segment(model: Model, vae: Vae, frames: list[Sketch], sampling: Sampling, begin: int) -> list[Picture]:
+    """Paint one segment by itself."""
+    count, (height, width) = len(frames), frames[0].proxy.shape[:2]
+    controls = list(model.controls(chunks(iter(frames), first=0, count=count)))
+    first = latent_of(begin)
+    latents = _sampled(model, torch.cat(controls, 2), Window(0, first, first + len(controls)), sampling)
+    decoding = Decoding(vae)
+    made = [
+        frame
+        for at in range(len(controls))
+        for frame in pictures(decoding.push(latents[:, :, at : at + 1]), height, width)
+    ]
+    return made[:count]

@@ -1,0 +1,102 @@
+"""The paper's generator as the windows of a film use it: its encoders see the film frame by frame."""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32
+from torch import Tensor
+
+from expportrait_cli.generate.painter import Still
+from expportrait_cli.generate.wan.film import Chunks
+from expportrait_cli.generate.wan.portrait import WanPortrait
+from expportrait_cli.generate.wan.sampler import Velocity
+from expportrait_cli.generate.wan.vae import Encoding, Vae, filled, pixels
+
+STEPS = 1000
+"""Timestep of pure noise."""
+POSE_MEMORY = 3
+"""Latent frames after which the pose encoder has forgotten where it began."""
+
+Map = Float32[np.ndarray, "H W 3"]
+
+
+class PortraitModel:
+    """The generator that has seen the photo and its normals."""
+
+    lead = 0
+
+    def __init__(self, model: WanPortrait, vae: Vae, still: Still, *, wake: Callable[[], None] = lambda: None) -> None:
+        """Encode the photo."""
+        self.memory = vae.encoder_memory if model.has_hint else POSE_MEMORY
+        self._model, self._vae, self._wake = model, vae, wake
+        self._photo = vae.encode(pixels([still.photo]))
+        wake()
+        self._still = model.reference(self._maps([still.normals])[:, :, 0])
+
+    def controls(self, frames: Chunks) -> Iterator[Float[Tensor, "1 C 1 h w"]]:
+        """Features of the normals, and behind them the proxy film's latents where the generator takes a hint."""
+        hint = Encoding(self._vae) if self._model.has_hint else None
+        latents: deque[Tensor] = deque()
+
+        def normals() -> Iterator[list[Map]]:
+            for chunk in frames:
+                if hint is not None:
+                    latents.append(hint.push(pixels([sketch.proxy for sketch in chunk])))
+                yield [sketch.normals for sketch in chunk]
+
+        for features in self._features(normals()):
+            yield torch.cat([features, latents.popleft().to(features)], 1) if latents else features
+
+    def velocity(self, control: Float[Tensor, "1 C T h w"]) -> Velocity:
+        """Velocity of a window."""
+        return self._told(control, drop=False)
+
+    def untold(self, control: Float[Tensor, "1 C T h w"]) -> Velocity:
+        """Without the normals, and without the hint; the photo stays."""
+        return self._told(control, drop=True)
+
+    def start(self, control: Tensor, noise: Float[Tensor, "1 c T h w"], sigma: float) -> Tensor:
+        """From noise alone."""
+        return sigma * noise
+
+    def _told(self, control: Tensor, *, drop: bool) -> Velocity:
+        model = self._model
+        pose, hint = control[:, :16], control[:, 16:] if model.has_hint else None
+
+        def velocity(state: Tensor, sigma: float) -> Tensor:
+            self._wake()
+            with model.transformer.cache_context("untold" if drop else "told"):
+                return model.denoise(
+                    state,
+                    torch.full((1,), sigma * STEPS, device=state.device),
+                    pose,
+                    self._still.to(state),
+                    self._photo.to(state),
+                    hint,
+                    drop_control=torch.full((1,), drop, device=state.device),
+                ).float()
+
+        return velocity
+
+    def _features(self, chunks: Iterator[list[Map]]) -> Iterator[Float[Tensor, "1 16 1 h w"]]:
+        """What the pose encoder makes of the whole film, one latent frame at a time.
+
+        A latent frame is read off its own frames, those of the two before and those of the one after.
+        """
+        groups: deque[Tensor] = deque(maxlen=4)
+        for chunk in chunks:
+            # The first latent frame codes one frame, which stands for four, as in the encoder itself.
+            groups.append(self._maps(chunk * (4 // len(chunk))))
+            if len(groups) > 1:
+                yield self._read(list(groups), len(groups) - 2)
+        yield self._read(list(groups)[-3:], -1)
+
+    def _read(self, groups: list[Tensor], index: int) -> Float[Tensor, "1 16 1 h w"]:
+        self._wake()
+        return self._model.pose.layers(torch.cat(groups, 2))[:, :, [index]].float()
+
+    def _maps(self, normals: list[Map]) -> Float[Tensor, "1 3 F h w"]:
+        maps = torch.from_numpy(np.stack([filled(one) for one in normals]))
+        return maps.permute(3, 0, 1, 2)[None].to(self._photo.device, next(self._model.pose.parameters()).dtype)

@@ -1,0 +1,133 @@
+"""Wan's autoencoder, one latent frame at a time: films of any length in constant memory, without a seam anywhere.
+
+The class of diffusers takes a whole film and keeps, inside, what its causal convolutions remember; here that is kept
+outside. Read one chunk after the other, the result is that of the whole film to the last bit.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan, WanCausalConv3d, WanResample
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from expportrait_cli.errors import WeightsError
+
+SPACE = 8
+"""Pixels of the film for one of a latent frame,"""
+CHANNELS = 16
+"""and the numbers that stand for them."""
+
+
+class Vae:
+    """An autoencoder and the scale of its latents."""
+
+    def __init__(self, model: AutoencoderKLWan, wake: Callable[[], None] = lambda: None) -> None:
+        """`wake` is called before the model is: it may have been put aside."""
+        shrinks = model.config["scale_factor_spatial"]
+        if (shrinks, model.config["z_dim"]) != (SPACE, CHANNELS):
+            raise WeightsError(
+                f"The autoencoder shrinks pictures {shrinks} times, expected {SPACE} times: "
+                "take weights that are made from Wan 2.1 or Wan 2.2 A14B, not from Wan 2.2 5B."
+            )
+        self.model, self.wake = model, wake
+        shape = (1, -1, 1, 1, 1)
+        self._mean = torch.tensor(model.config["latents_mean"]).view(shape)
+        self._deviation = torch.tensor(model.config["latents_std"]).view(shape)
+
+    @property
+    def encoder_memory(self) -> int:
+        """Latent frames after which the encoder has forgotten where it began."""
+        return _memory(self.model.encoder, frames_each=4)
+
+    @property
+    def decoder_memory(self) -> int:
+        """Latent frames after which the decoder has forgotten where it began."""
+        return _memory(self.model.decoder, frames_each=1)
+
+    def encode(self, picture: Float[Tensor, "B 3 1 H W"]) -> Float[Tensor, "B C 1 h w"]:
+        """Latents of single pictures, -1..1, on the model's device, with mean 0 and deviation 1 over films."""
+        return Encoding(self).push(picture)
+
+    def normalised(self, latents: Float[Tensor, "B C T h w"]) -> Float[Tensor, "B C T h w"]:
+        """Bring to mean 0 and deviation 1."""
+        return (latents.float() - self._mean.to(latents.device)) / self._deviation.to(latents.device)
+
+    def raw(self, latents: Float[Tensor, "B C T h w"]) -> Float[Tensor, "B C T h w"]:
+        """Take `normalised` back."""
+        return latents.float() * self._deviation.to(latents.device) + self._mean.to(latents.device)
+
+
+class Encoding:
+    """A film on its way through the encoder."""
+
+    def __init__(self, vae: Vae) -> None:
+        self._vae = vae
+        self._remembered: list[Any] = [None] * _convolutions(vae.model.encoder)
+
+    def push(self, frames: Float[Tensor, "B 3 F H W"]) -> Float[Tensor, "B C 1 h w"]:
+        """Latent frame of the next frames, -1..1: one at the beginning, then four a call."""
+        self._vae.wake()
+        model = self._vae.model
+        moments = model.quant_conv(
+            model.encoder(frames.to(model.device, model.dtype), feat_cache=self._remembered, feat_idx=[0])
+        )
+        return self._vae.normalised(moments[:, :CHANNELS])
+
+
+class Decoding:
+    """A film on its way through the decoder."""
+
+    def __init__(self, vae: Vae) -> None:
+        self._vae = vae
+        self._remembered: list[Any] = [None] * _convolutions(vae.model.decoder)
+        self._is_first = True
+
+    def push(self, latent: Float[Tensor, "B C 1 h w"]) -> Float[Tensor, "B 3 F H W"]:
+        """Frames of the next latent frame, -1..1: one at the beginning, then four a call."""
+        self._vae.wake()
+        model = self._vae.model
+        inner = model.post_quant_conv(self._vae.raw(latent.to(model.device)).to(model.dtype))
+        frames = model.decoder(inner, feat_cache=self._remembered, feat_idx=[0], first_chunk=self._is_first)
+        self._is_first = False
+        return frames.float().clamp(-1, 1)
+
+
+def _convolutions(part: nn.Module) -> int:
+    return sum(isinstance(module, WanCausalConv3d) for module in part.modules())
+
+
+def _memory(part: nn.Module, *, frames_each: int) -> int:
+    """Upper bound of what the convolutions of `part` look back over together, in latent frames.
+
+    `frames_each` is how many frames a latent frame has where `part` begins.
+    """
+    total, rate = 0.0, float(frames_each)
+    for module in part.modules():
+        if isinstance(module, WanCausalConv3d):
+            total += (module.kernel_size[0] - 1) / rate
+        elif isinstance(module, WanResample) and module.mode.endswith("3d"):
+            # Its own convolution over time, which comes next, is counted at the new rate: here it is at the old one.
+            total += 2 / rate
+            rate = rate * 2 if module.mode == "upsample3d" else rate / 2
+    return int(total) + 2
+
+
+def pixels(pictures: Sequence[UInt8[np.ndarray, "H W 3"]]) -> Float[Tensor, "1 3 F h w"]:
+    """Pictures as the autoencoder sees them, -1..1; filled up to sides that divide by 16 with their last pixels."""
+    stack = torch.from_numpy(np.stack([filled(picture) for picture in pictures]))
+    return (stack.permute(3, 0, 1, 2).float() / 127.5 - 1)[None]
+
+
+def filled(picture: np.ndarray) -> np.ndarray:
+    """Repeat the last row and column until both sides divide by 16: 8 for the autoencoder, 2 for the transformer."""
+    height, width = picture.shape[:2]
+    return np.pad(picture, ((0, -height % 16), (0, -width % 16), *((0, 0),) * (picture.ndim - 2)), mode="edge")
+
+
+def pictures(frames: Float[Tensor, "1 3 F h w"], height: int, width: int) -> list[UInt8[np.ndarray, "H W 3"]]:
+    """Frames as pictures of their own size."""
+    levels = (frames[0, :, :, :height, :width] + 1) * 127.5
+    return list(levels.round().to(torch.uint8).permute(1, 2, 3, 0).contiguous().cpu().numpy())
