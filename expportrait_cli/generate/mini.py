@@ -24,9 +24,8 @@ SIZE = 256
 TIMES = 4
 """Frames that it corrects together."""
 REACH = 4
-"""Around what the proxy guessed, px of the network's picture: there the correction counts in full."""
-SOFT = 3.0
-"""Elsewhere only what is wider than this (sigma, px) does: the proxy's texture is the photo's own, and sharper."""
+"""Around what the proxy guessed, px of the network's picture, the correction counts; elsewhere the proxy shows the
+photo's own pixels, which are sharper, and of the right colour."""
 
 
 class MiniPainter:
@@ -77,32 +76,20 @@ def planes(
 def correct(
     network: MiniNet, frames: Float[Tensor, "B T 7 H W"], still: Float[Tensor, "B 7 H W"]
 ) -> Float[Tensor, "B T 3 H W"]:
-    """What to add to the proxies (colours in -1..1), gated: fine detail changes only where the proxy guessed."""
+    """What to add to the proxies (colours in -1..1): nothing but where the proxy guessed."""
     height, width = frames.shape[-2:]
     pad = (0, -width % CELL, 0, -height % CELL)
     filled = torch.nn.functional.pad(frames.flatten(0, 1), pad, mode="replicate").unflatten(0, frames.shape[:2])
     residual = network(filled, torch.nn.functional.pad(still, pad, mode="replicate"))
-    return gated(residual[..., :height, :width], frames[:, :, 3:4])
+    return residual[..., :height, :width] * gate(frames[:, :, 3:4])
 
 
-def gated(residual: Float[Tensor, "B T 3 H W"], guess: Float[Tensor, "B T 1 H W"]) -> Float[Tensor, "B T 3 H W"]:
-    """The residual in full around guesses, its low frequencies elsewhere."""
-    flat, unsure = residual.flatten(0, 1), guess.flatten(0, 1)
-    near = torch.nn.functional.max_pool2d(unsure, 2 * REACH + 1, stride=1, padding=REACH)
-    gate = _blurred(near, REACH / 2)
-    return (gate * flat + (1 - gate) * _blurred(flat, SOFT)).unflatten(0, residual.shape[:2])
-
-
-def _blurred(values: Float[Tensor, "N C H W"], sigma: float) -> Float[Tensor, "N C H W"]:
-    radius = round(3 * sigma)
-    kernel = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, device=values.device) / sigma) ** 2)
-    kernel = (kernel / kernel.sum()).to(values.dtype).expand(values.shape[1], 1, -1)
-    for shape, pad in (((1, -1), (radius, radius, 0, 0)), ((-1, 1), (0, 0, radius, radius))):
-        weight = kernel.reshape(values.shape[1], 1, *shape)
-        values = torch.nn.functional.conv2d(
-            torch.nn.functional.pad(values, pad, mode="replicate"), weight, groups=values.shape[1]
-        )
-    return values
+def gate(guess: Float[Tensor, "B T 1 H W"]) -> Float[Tensor, "B T 1 H W"]:
+    """How far a correction counts: fully around guesses, fading out over as much again."""
+    flat = guess.flatten(0, 1)
+    near = torch.nn.functional.max_pool2d(flat, 2 * REACH + 1, stride=1, padding=REACH)
+    soft = torch.nn.functional.avg_pool2d(near, REACH + 1, stride=1, padding=REACH // 2, count_include_pad=False)
+    return soft.unflatten(0, guess.shape[:2])
 
 
 def _shrunk(picture: np.ndarray, scale: float) -> np.ndarray:

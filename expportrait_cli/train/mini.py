@@ -22,6 +22,7 @@ HELD = 24
 """Lessons in memory at a time; one is exchanged every `EXCHANGE` steps."""
 EXCHANGE = 8
 WARM_UP = 100
+GUESS = 0.5
 GUESSED, HEAD = 4.0, 1.0
 """What pixels count more where the proxy guessed, and on the head."""
 EDGES = 1.0
@@ -76,7 +77,7 @@ class Lessons:
     def _one(self, lesson: Lesson, draw: np.random.Generator) -> Batch:
         whole = window(lesson, int(draw.integers(len(lesson.proxy))))
         side = self._config.side
-        top, left = (int(draw.integers(0, SIZE - side + 1)) for _ in range(2))
+        top, left = _corner(whole.frames[0, :, 3], side, draw)
         cut = (..., slice(top, top + side), slice(left, left + side))
         frames, still, truth = (each[cut].clone() for each in (whole.frames, whole.still, whole.truth))
         if draw.random() < 0.5:
@@ -91,14 +92,23 @@ class Lessons:
         return Batch(frames, still, truth)
 
 
+def _corner(guess: Float[Tensor, "T H W"], side: int, draw: np.random.Generator) -> tuple[int, int]:
+    """Top and left of a crop around a pixel that the proxy guessed."""
+    rows, columns = np.nonzero(guess.amax(0).numpy() > GUESS)
+    if not len(rows):
+        return int(draw.integers(0, SIZE - side + 1)), int(draw.integers(0, SIZE - side + 1))
+    at = int(draw.integers(len(rows)))
+    down, right = draw.integers(side // 4, 3 * side // 4, 2)
+    return int(np.clip(rows[at] - down, 0, SIZE - side)), int(np.clip(columns[at] - right, 0, SIZE - side))
+
+
 def _spoil(frames: Float[Tensor, "1 T 7 H W"], draw: np.random.Generator) -> None:
-    """Faults of a fit worse than those at hand: the picture off by a pixel or two, soft, too bright; in place."""
+    """Faults of a fit worse than those at hand: the picture off by a pixel or two, or soft; in place."""
     colour = frames[0, :, :3]
     down, right = (int(n) for n in draw.integers(-2, 3, 2))
     colour.copy_(torch.roll(colour, (down, right), (-2, -1)))
     if draw.random() < 0.5:
         colour.copy_(torch.nn.functional.avg_pool2d(colour, 3, stride=1, padding=1, count_include_pad=False))
-    colour.add_(float(draw.uniform(-0.06, 0.06))).clamp_(-1, 1)
 
 
 def loss_of(network: MiniNet, batch: Batch) -> Float[Tensor, ""]:
