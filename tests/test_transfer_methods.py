@@ -293,3 +293,15 @@ def test_a_head_model_without_a_network_takes_the_drivers_landmarks(caplog):
     (record,) = caplog.records
     assert "smplx-01234567" in record.message and "--method direct" in record.message
     assert OffsetSource.of(TransferConfig(method="none"), "smplx-01234567").config.method == "none"
+
+
+def test_edited_curves_are_judged_by_themselves(head, files, tmp_path, capsys):
+    curves = tmp_path / "curves.csv"
+    command(capsys, files, tmp_path, "--network", "narrow", "--neutral-frame", "0", "--curves", str(curves))
+    names, *rows = [line.split(",") for line in curves.read_text("utf-8").splitlines()]
+    still = [name in head.expression_names or name.startswith("jaw") for name in names]
+    calm = [["0" if is_still else value for is_still, value in zip(still, row, strict=True)] for row in rows]
+    curves.write_text("\n".join(",".join(row) for row in [names, *calm]) + "\n", "utf-8")
+    err = command(capsys, files, tmp_path, "--network", "narrow", "--neutral-frame", "0", "--curves", str(curves))
+    assert "beyond what the transfer network" not in err
+    assert npz.read_header(tmp_path / "out.meshes.npz")["made_by"]["outside_training"] == 0

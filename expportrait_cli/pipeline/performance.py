@@ -88,13 +88,6 @@ def write_meshes(
 ) -> None:
     """Transfer and write the posed head frame by frame. Edited curves replace the driver's; others are written."""
     performance = transfer(head_fit, tracking, head, source.config, **source.load(head, len(tracking.error)))
-    if performance.outside > OUTSIDE:
-        log.warning(
-            "In %.0f %% of the frames the driver's expression goes beyond what the transfer network was trained on: "
-            "folds there are a guess. --expression-scale below 1 calms it, --method direct copies the driver's.",
-            100 * performance.outside,
-        )
-    header = {**header, "outside_training": round(performance.outside, 3)}
     header = {**header, "driver": Driver.of(tracking).row()}
     if curves is not None and is_edited:
         edited = read_csv(curves, head.expression_names)
@@ -106,6 +99,13 @@ def write_meshes(
         write_csv(performance.curves, head.expression_names, curves)
         header["curves_written"] = content_hash(curves)
         log.info("Curves written to %s.", curves)
+    if performance.outside > OUTSIDE:
+        log.warning(
+            "In %.0f %% of the frames the driver's expression goes beyond what the transfer network was trained on: "
+            "folds there are a guess. --expression-scale below 1 calms it, --method direct copies the driver's.",
+            100 * performance.outside,
+        )
+    header = {**header, "outside_training": round(performance.outside, 3)}
     rows = performance.curves
     with MeshesWriter(
         path,

@@ -15,6 +15,7 @@ from expportrait_cli.artifacts.types import HeadFit, Tracking
 from expportrait_cli.errors import InputError
 from expportrait_cli.fit import fit
 from expportrait_cli.generate import generate as paint
+from expportrait_cli.generate.painters import Choice, choose, painter_of
 from expportrait_cli.head import HeadModel
 from expportrait_cli.media.files import content_hash
 from expportrait_cli.media.image import is_image
@@ -72,14 +73,17 @@ def generate(job: Job, kinds: tuple[str, str], stage: Stage) -> Film:
     hashes = {"reference": content_hash(job.reference), "driving": content_hash(job.driving)}
     if edited := edited_curves(job.curves, job.meshes):
         hashes["curves"] = edited
-    whole = cache.made_by("generate", job.settings(), hashes)
+    painter = choose(job.generate)
+    whole = cache.made_by("generate", job.settings(), {**hashes, **painter.identity})
     known = read_record(job.record)
     is_whole = job.out.is_file() and known.get("sha256") == content_hash(job.out)
     is_written = job.curves is None or job.curves.is_file()
     if is_whole and is_written and known.get("key") == whole["key"]:
         log.info("%s is up to date: same inputs, same settings.", job.out)
         return Film(job.out, job.record, known)
-    run = _Run(job, stage, hashes, _head_model(job, kinds))
+    # Made once for what it refuses: better now than after minutes of tracking.
+    painter_of(job.generate)
+    run = _Run(job, stage, hashes, _head_model(job, kinds), painter)
     return run.film(kinds, whole["key"], painted=known.get("painted") if is_whole else None)
 
 
@@ -97,8 +101,8 @@ def _head_model(job: Job, kinds: tuple[str, str]) -> HeadModel:
 class _Run:
     """One run: the head model, the clock, and the artifacts in the work folder."""
 
-    def __init__(self, job: Job, stage: Stage, hashes: dict[str, str], head: HeadModel) -> None:
-        self.job, self.stage, self.hashes, self.head = job, stage, hashes, head
+    def __init__(self, job: Job, stage: Stage, hashes: dict[str, str], head: HeadModel, painter: Choice) -> None:
+        self.job, self.stage, self.hashes, self.head, self.painter = job, stage, hashes, head, painter
         self.clock = Clock()
 
     def film(self, kinds: tuple[str, str], key: str, *, painted: str | None) -> Film:
@@ -110,7 +114,7 @@ class _Run:
         head_fit, head_key = self._head_fit(*own, tracking, driver_key)
         meshes, meshes_key = self._meshes(head_fit, tracking, {"head": head_key, "driver": driver_key})
         driver = Driver.of(tracking) if tracking is not None else Driver.behind(job.driving)
-        inputs = {"head": head_key, "meshes": meshes_key}
+        inputs = {"head": head_key, "meshes": meshes_key, **self.painter.identity}
         film_key = cache.made_by("generate", asdict(job.generate), inputs)["key"]
         if film_key != painted:
             # Sound is added at the end: it makes no frame stale.
@@ -123,7 +127,7 @@ class _Run:
                     job.grid_path, job.out, head_fit, meshes, driver, job.generate.size, progress
                 ),
             )
-        summary = self._record(key, film_key, meshes, perf_counter() - started, _quality(head_fit, tracking))
+        summary = self._record(key, film_key, meshes, perf_counter() - started, _quality(head_fit, tracking, meshes))
         if not job.keep_work:
             shutil.rmtree(job.work)
         return Film(job.out, job.record, summary)
@@ -283,12 +287,16 @@ class _Run:
             "quality": quality,
             "seconds": {**self.clock.seconds, "whole run": round(seconds, 3)},
             "versions": versions(),
-            "weights": [*licences(stages), *networks_behind(head)],
+            "painter": self.painter.identity,
+            "weights": [*licences(stages), *networks_behind(head), *self.painter.licences],
         }
         write_record(self.job.record, content)
         return content
 
 
-def _quality(head_fit: HeadFit, tracking: Tracking | None) -> dict[str, Any]:
+def _quality(head_fit: HeadFit, tracking: Tracking | None, meshes: Meshes) -> dict[str, Any]:
     """What the artifacts themselves say about the result."""
-    return {**fit_quality(head_fit), **(tracking_quality(tracking) if tracking is not None else {})}
+    tracked = tracking_quality(tracking) if tracking is not None else {}
+    # Of frames whose expression the transfer network has not learned.
+    outside = npz.read_header(meshes.path)["made_by"].get("outside_training", 0.0)
+    return {**fit_quality(head_fit), **tracked, "outside_training": outside}

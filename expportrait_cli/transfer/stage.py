@@ -36,8 +36,13 @@ class Performance:
     """Driver frame that counts as neutral."""
     offsets: Offsets | None
     """Dynamic offsets beyond the photo's own."""
-    outside: float
-    """Share of the frames whose expression lies beyond what the transfer network was trained on."""
+    trained: Trained | None
+    """The network that they come from."""
+
+    @property
+    def outside(self) -> float:
+        """Share of the frames whose expression lies beyond what the transfer network was trained on."""
+        return self.trained.outside(self.curves.expression, self.curves.jaw) if self.trained is not None else 0.0
 
 
 def same_person(head_fit: HeadFit, tracking: Tracking) -> bool:
@@ -82,10 +87,10 @@ def transfer(
     # Of landmarks; what a network predicts follows the scaled expression by itself.
     strength = expression_mask(head.expression_names, regions).max() * config.expression_scale
     offsets: Offsets | None = None
-    outside = 0.0
     # The person's own landmarks know more of their face than a network does.
-    if config.method == "learned" and trained is not None and not same:
-        learned, outside = Learned(trained, head_fit, head), trained.outside(curves.expression, curves.jaw)
+    used = trained if config.method == "learned" and not same else None
+    if used is not None:
+        learned = Learned(used, head_fit, head)
         offsets = learned if mesh is None else Lifted(learned, mesh)
     elif config.method == "direct" and driver is not None:
         # They belong to no region: the whole face has them, or none.
@@ -102,7 +107,7 @@ def transfer(
         copied=config.method == "direct" and driver is None,
         own=_landmarks_moved(head, offsets, curves),
     )
-    return Performance(curves, smooth(steps, config.smooth).astype(np.float32), neutral, offsets, outside)
+    return Performance(curves, smooth(steps, config.smooth).astype(np.float32), neutral, offsets, used)
 
 
 def _face_curves(
