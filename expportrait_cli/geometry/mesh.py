@@ -76,8 +76,11 @@ def laplacian(faces: Int[Tensor, "F 3"], vertex_count: int) -> Float[Tensor, "V 
     Rows are not divided by their valence: a row-normalised Laplacian made symmetric by hand diverged as a
     preconditioner.
     """
-    ends = edges(faces).verts
-    return _assemble(ends, torch.ones(len(ends), device=faces.device), vertex_count)
+    a, b = edges(faces).verts.unbind(-1)
+    one = torch.ones(len(a), device=faces.device)
+    places = torch.stack([torch.cat([a, b, a, b]), torch.cat([b, a, a, b])])
+    values = torch.cat([-one, -one, one, one])
+    return torch.sparse_coo_tensor(places, values, (vertex_count, vertex_count), check_invariants=False).coalesce()
 
 
 def averaging(faces: Int[Tensor, "F 3"], vertex_count: int) -> Float[Tensor, "V V"]:
@@ -91,34 +94,3 @@ def averaging(faces: Int[Tensor, "F 3"], vertex_count: int) -> Float[Tensor, "V 
     half = torch.where(degree > 0, 0.5, 1.0)
     values = torch.cat([-0.5 * value[off] / degree[row[off]], half])
     return torch.sparse_coo_tensor(index, values, (vertex_count, vertex_count), check_invariants=False).coalesce()
-
-
-def cotangent_laplacian(verts: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"]) -> Float[Tensor, "V V"]:
-    """Laplacian whose edge weights are half the sum of the opposite cotangents, as a coalesced sparse matrix.
-
-    Does not depend on how evenly the mesh is sampled. Weights are clamped to be non-negative, which keeps it
-    positive semi-definite at obtuse triangles. Carries no gradient.
-    """
-    f = faces.long()
-    points = verts.detach()[f]
-    ends, weights = [], []
-    for corner in range(3):
-        left, right = (corner + 1) % 3, (corner + 2) % 3
-        to_left, to_right = points[:, left] - points[:, corner], points[:, right] - points[:, corner]
-        twice_area = torch.linalg.cross(to_left, to_right).norm(dim=-1)
-        weights.append((to_left * to_right).sum(-1) / (2 * twice_area.clamp(min=1e-12)))
-        ends.append(f[:, [left, right]].sort(-1).values)
-    pairs, index = torch.unique(torch.cat(ends), dim=0, return_inverse=True)
-    summed = verts.new_zeros(len(pairs)).index_add(0, index, torch.cat(weights))
-    return _assemble(pairs, summed.clamp(min=0), len(verts))
-
-
-def _assemble(ends: Int64[Tensor, "E 2"], weights: Float[Tensor, " E"], vertex_count: int) -> Float[Tensor, "V V"]:
-    """D - W of a weighted graph."""
-    a, b = ends.unbind(-1)
-    rows = torch.cat([a, b, a, b])
-    columns = torch.cat([b, a, a, b])
-    values = torch.cat([-weights, -weights, weights, weights])
-    return torch.sparse_coo_tensor(
-        torch.stack([rows, columns]), values, (vertex_count, vertex_count), check_invariants=False
-    ).coalesce()
