@@ -49,7 +49,13 @@ def ssim_map(a: Picture, b: Picture) -> Float32[np.ndarray, "H W"]:
 
     The window reaches over the border in the outer `TAPS // 2` pixels: leave them out of a mean (`whole_windows`).
     """
-    return ssim_factors(a, b)[0].mean(axis=2)
+    return over_channels(ssim_factors(a, b)[0])
+
+
+def over_channels(picture: Picture) -> Float32[np.ndarray, "H W"]:
+    """Mean of the three channels."""
+    # Twenty times as fast as numpy's mean over a short axis.
+    return cv2.transform(picture, np.full((1, 3), 1 / 3, np.float32))
 
 
 def ssim_factors(a: Picture, b: Picture) -> tuple[Picture, Picture]:
@@ -57,13 +63,28 @@ def ssim_factors(a: Picture, b: Picture) -> tuple[Picture, Picture]:
 
     Source: Wang et al., Image Quality Assessment, 2004, Eq. 13; range -1..1.
     """
-    mean_a, mean_b = _blur(a), _blur(b)
-    both, squares = mean_a * mean_b, mean_a * mean_a + mean_b * mean_b
-    variances = _blur(a * a + b * b) - squares
-    covariance = _blur(a * b) - both
+    # In place, because large arrays that come and go cost three times as much as the arithmetic.
+    squares, mean_b = _blur(a), _blur(b)
+    both = squares * mean_b
+    squares *= squares
+    squares += np.square(mean_b, out=mean_b)
+    energy = a * a
+    energy += b * b
+    variances = _blur(energy)
+    variances -= squares
+    contrast = _blur(np.multiply(a, b, out=energy))
+    contrast -= both
     c1, c2 = np.float32(K1**2), np.float32(K2**2)
-    contrast = (2 * covariance + c2) / (variances + c2)
-    return (2 * both + c1) / (squares + c1) * contrast, contrast
+    contrast *= 2
+    contrast += c2
+    variances += c2
+    contrast /= variances
+    both *= 2
+    both += c1
+    squares += c1
+    both /= squares
+    both *= contrast
+    return both, contrast
 
 
 def ms_ssim(a: Picture, b: Picture, factors: tuple[Picture, Picture]) -> float:
@@ -82,7 +103,7 @@ def ms_ssim(a: Picture, b: Picture, factors: tuple[Picture, Picture]) -> float:
             a, b = _half(a), _half(b)
             factors = ssim_factors(a, b)
         factor = factors[0] if scale == len(SCALE_POWERS) - 1 else factors[1]
-        mean = factor[edge:-edge, edge:-edge].mean(axis=(0, 1), dtype=np.float64)
+        mean = np.array(cv2.mean(factor[edge:-edge, edge:-edge])[:3])
         score *= np.maximum(mean, 0) ** power
     return float(score.mean())
 

@@ -209,9 +209,9 @@ def _pixels(own: Image, wanted: Image, first: Image, target: face.Points | None)
     a, b, still = (image.as_float(frame) for frame in (own, wanted, first))
     height, width = wanted.shape[:2]
     squared, squared_still = ((x - b) ** 2 for x in (a, still))
-    squared, squared_still, absolute = (d.mean(axis=2) for d in (squared, squared_still, np.abs(a - b)))
+    squared, squared_still, absolute = map(image.over_channels, (squared, squared_still, np.abs(a - b)))
     factors = image.ssim_factors(a, b)
-    likeness, inside = factors[0].mean(axis=2), image.whole_windows(height, width)
+    likeness, inside = image.over_channels(factors[0]), image.whole_windows(height, width)
     regions = {"frame": np.ones((height, width), bool)}
     if target is not None:
         regions["head"] = image.head_region(target, height, width)
