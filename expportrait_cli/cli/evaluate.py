@@ -1,23 +1,50 @@
-"""`expportrait eval`: how close a film is to what it should show."""
+"""`expportrait eval`: how close a film is to what it should show; or all films of a suite."""
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from expportrait_cli.cli import options
 from expportrait_cli.cli.display import Display
+from expportrait_cli.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from expportrait_cli.pipeline.suite_files import Request
 
 
 def evaluate(
-    film: Annotated[Path, typer.Argument(metavar="OUT", help="The film to judge.", show_default=False)],
+    film: Annotated[Path | None, typer.Argument(metavar="OUT", help="The film to judge.", show_default=False)] = None,
     *,
     target: Annotated[
-        Path, typer.Option(metavar="CLIP", help="What drove it, or what it should look like.", show_default=False)
-    ],
+        Path | None,
+        typer.Option(metavar="CLIP", help="What drove it, or what it should look like.", show_default=False),
+    ] = None,
     reference: Annotated[
         Path | None, typer.Option("--reference", "-s", metavar="PHOTO", help="Photo to compare the identity with.")
+    ] = None,
+    suite: Annotated[
+        Path | None,
+        typer.Option(metavar="TOML|FOLDER", help="Instead of one film: a list of pairs, or a folder of clips."),
+    ] = None,
+    layout: Annotated[
+        Literal["auto", "clips", "ravdess", "nersemble"], typer.Option(help="How the suite's folder is sorted.")
+    ] = "auto",
+    method: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=DIR", help="Also score another program's films, named as the pairs are."),
+    ] = None,
+    ablation: Annotated[
+        bool, typer.Option("--ablation", help="Also make and score films without this and that.")
+    ] = False,
+    own: Annotated[bool, typer.Option("--own/--no-own", help="Make and score films of this tool.")] = True,
+    stride: Annotated[int | None, typer.Option(min=1, help="Use every so many frames.", show_default=False)] = None,
+    frames: Annotated[
+        int | None, typer.Option(min=2, help="At most so many frames a clip.", show_default=False)
+    ] = None,
+    size: Annotated[
+        Literal["256", "512", "768"] | None, typer.Option(help="Side of the suite's crop, px.", show_default=False)
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="PATH", help="Where the scores go; a file or a folder.")
@@ -30,8 +57,37 @@ def evaluate(
     quiet: options.Quiet = False,
     log_level: options.LogLevel = None,
 ) -> None:
-    """Measure a film: pixels against the target, landmarks against the driver, identity against the photo."""
-    inputs = tuple(options.existing(path) for path in (film, target, reference) if path is not None)
+    """Measure a film: pixels against the target, landmarks against the driver, identity against the photo.
+
+    With --suite, make and measure many, and give means over clips. Run it again to make only what is missing.
+    """
+    if suite is not None:
+        if film is not None or target is not None or reference is not None:
+            raise UsageError("--suite names all files itself: leave out OUT, --target and --reference.")
+        from expportrait_cli.pipeline.suite_files import Request
+
+        request = Request(
+            suite,
+            layout,
+            stride=stride,
+            frames=frames,
+            size=int(size) if size else None,
+            methods=tuple(method or ()),
+            ablation=ablation,
+            own=own,
+        )
+        _many(request, out, report, as_json=as_json)
+        return
+    if film is None or target is None:
+        raise UsageError("Expected a film and its --target, or a --suite of pairs.")
+    if method or ablation or not own or stride or frames or size or layout != "auto":
+        raise UsageError("--method, --ablation, --own, --stride, --frames, --size and --layout need a --suite.")
+    _one((film, target, reference), out, report, as_json=as_json)
+
+
+def _one(files: tuple[Path, Path, Path | None], out: Path | None, report: Path | None, *, as_json: bool) -> None:
+    film, target, reference = files
+    inputs = tuple(options.existing(path) for path in files if path is not None)
     path = options.result(out, f"{film.stem}.scores.json", inputs=inputs, suffixes=(".json",))
     page = report
     if report is not None:
@@ -43,3 +99,24 @@ def evaluate(
     if not as_json:
         typer.echo(table, err=True)
     typer.echo(json.dumps(scores) if as_json else str(path))
+
+
+def _many(request: "Request", out: Path | None, report: Path | None, *, as_json: bool) -> None:
+    if not request.source.is_dir():
+        options.existing(request.source)
+    stem = request.source.resolve().name.removesuffix(".toml").removesuffix(".suite")
+    path = options.result(out, f"{stem}.scores.json", inputs=(request.source,), suffixes=(".json",))
+    page = report
+    if report is not None:
+        page = options.result(report, f"{stem}.report.html", inputs=(request.source, path), suffixes=(".html", ".htm"))
+    from expportrait_cli.pipeline import suite_files
+
+    outcome = suite_files.evaluate(request, path, Display, page=page)
+    if not as_json:
+        typer.echo("\n".join([outcome.scores.table(), suite_files.costs(outcome)]), err=True)
+    typer.echo(json.dumps(outcome.scores.to_json()) if as_json else str(path))
+    failed = {pair for pairs in outcome.scores.failed.values() for pair in pairs}
+    if failed:
+        raise InputError(
+            f"{len(failed)} of {len(outcome.scores.pairs)} pairs have no scores of every method; see above."
+        )

@@ -28,6 +28,18 @@ def interval(values: Float64[np.ndarray, " T"]) -> tuple[float, float] | None:
     return float(low), float(high)
 
 
+def over_clips(values: Float64[np.ndarray, " N"]) -> tuple[float, float] | None:
+    """Bounds of the mean over clips, by a bootstrap over whole clips; None of fewer than two.
+
+    They speak of other clips chosen like these. Clips of one person are alike: several of them promise too much.
+    """
+    if len(values) < 2:
+        return None
+    drawn = np.random.default_rng(SEED).integers(0, len(values), (RESAMPLES, len(values)))
+    low, high = np.percentile(values[drawn].mean(1), [50 - LEVEL_PERCENT / 2, 50 + LEVEL_PERCENT / 2])
+    return float(low), float(high)
+
+
 def _block_sums(values: Float64[np.ndarray, " T"], length: int) -> Float64[np.ndarray, " T"]:
     """Sum of the block that starts at each frame."""
     rising = np.concatenate([[0.0], np.cumsum(np.concatenate([values, values[: length - 1]]))])

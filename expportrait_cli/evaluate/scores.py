@@ -104,6 +104,20 @@ class Scores:
         }
 
 
+def scores_from_json(document: dict[str, Any]) -> Scores:
+    """Read back what `Scores.to_json` gave: to six digits, the same scores.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is something else, or of another version.
+    """
+    if (document["kind"], document["version"]) != (Scores.KIND, Scores.VERSION):
+        raise ValueError(f"{document['kind']} of version {document['version']}")
+    rows = [[row[name] for name in NAMES] for row in document["rows"]]
+    values = np.array([[np.nan if value is None else value for value in row] for row in rows], np.float64)
+    output, target, reference = (str(document[key]) for key in ("output", "target", "reference"))
+    return Scores(document["mode"], output, target, reference, values, dict(document["missing"]))
+
+
 def _definition(column: dict[str, str]) -> dict[str, str]:
     return {key: value for key, value in column.items() if key != "name"}
 

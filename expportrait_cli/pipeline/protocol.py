@@ -1,0 +1,204 @@
+"""What a suite compares: pairs of a photo and a clip, and how frames are taken from them."""
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from expportrait_cli.config import SIZES
+from expportrait_cli.errors import InputError, UsageError
+from expportrait_cli.evaluate.scores import Mode
+from expportrait_cli.pipeline.names import film_name
+
+KEYS: dict[Mode, set[str]] = {"self": {"clip", "name"}, "cross": {"reference", "driving", "name"}}
+NUMBER, TEXT = (int, "a whole number"), (str, "a text")
+KINDS = {
+    "name": TEXT,
+    "stride": NUMBER,
+    "frames": NUMBER,
+    "size": NUMBER,
+    "cross_absolute": (bool, "true or false"),
+    "rule": TEXT,
+}
+"""What a list may say of all its pairs."""
+NAME = re.compile(r"[^/\\\0]+")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One film to make and to score; files as the list names them."""
+
+    name: str
+    """Stem of its film."""
+    mode: Mode
+    """self: the clip is the truth, and its first frame the photo. cross: the clip drives another person's photo."""
+    driving: str
+    reference: str = ""
+    """Empty in self mode."""
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Pairs, and one way to take frames for all of them."""
+
+    name: str
+    folder: Path
+    """What the pairs' files are relative to."""
+    pairs: tuple[Pair, ...]
+    stride: int = 1
+    """Every so many frames of a clip are used; the film's rate falls with it, so that time runs as in the clip."""
+    frames: int = 0
+    """At most so many frames of a clip, after the stride; 0 for all."""
+    size: int = 512
+    """Side of the square crop around the face, px."""
+    cross_absolute: bool = False
+    """In cross mode our films take the driver's own pose and expression, not their change from its neutral frame."""
+    rule: str = "as listed"
+    """How the pairs were chosen."""
+
+    def path(self, name: str) -> Path:
+        """Where a pair's file lies."""
+        return self.folder / name
+
+    def settings(self) -> dict[str, Any]:
+        """Everything but where it lies, as JSON holds it."""
+        return {
+            "name": self.name,
+            "rule": self.rule,
+            "stride": self.stride,
+            "frames": self.frames,
+            "size": self.size,
+            "self": "the clip's first frame is the photo, the whole clip the truth",
+            "cross": "the clip drives the photo; there is no truth; our films take the driver's "
+            + ("own pose and expression" if self.cross_absolute else "change from its neutral frame"),
+            "crop": "one square around the face for the whole clip, as `expportrait track` takes it",
+        }
+
+
+def read_suite(path: Path) -> Suite:
+    """Read a list of pairs in TOML: `[[self]]` with clip, `[[cross]]` with reference and driving, all with a name.
+
+    Above them may stand name, stride, frames, size, cross_absolute, rule, and root: the folder that files are relative
+    to, by default the list's own; variables like $HOME in it are filled in.
+
+    Raises:
+        InputError: it is no such list, names a file that is not there, or one film twice.
+    """
+    rows = _parse(path)
+    known = {*KINDS, "root", *KEYS}
+    _refuse(path, "the list", set(rows) - known, known)
+    chosen = {key: rows[key] for key in KINDS if key in rows}
+    for key, value in chosen.items():
+        kind, words = KINDS[key]
+        # A bool is an int, too.
+        if type(value) is not kind:
+            raise InputError(f"{path}: {key} is {value!r}, expected {words}.")
+    folder = _root(path, str(rows.get("root", ".")))
+    chosen.setdefault("name", path.name.removesuffix(".toml").removesuffix(".suite"))
+    return check(Suite(folder=folder, pairs=tuple(_pairs(path, rows)), **chosen), path)
+
+
+def check(suite: Suite, source: Path) -> Suite:
+    """Raise InputError unless every file is there and every name is a name, and given once; `source` is the list's."""
+    if not suite.pairs:
+        raise InputError(f"{source} holds no pairs. Expected [[self]] with a clip, or [[cross]] with two files.")
+    if suite.size not in SIZES:
+        raise InputError(f"{source}: size is {suite.size}, expected one of {', '.join(map(str, SIZES))}.")
+    if suite.stride < 1 or suite.frames < 0 or suite.frames == 1:
+        raise InputError(f"{source}: stride must be at least 1, and frames at least 2, or 0 for all.")
+    seen: set[str] = set()
+    for pair in suite.pairs:
+        if not NAME.fullmatch(pair.name) or pair.name in seen:
+            raise InputError(f"{source}: {pair.name!r} is used twice, or is no file's name. Give each pair its name.")
+        seen.add(pair.name)
+        for name in (pair.driving, pair.reference):
+            if name and not suite.path(name).is_file():
+                raise InputError(f"{source}: {suite.path(name)} does not exist. Correct the list, or its root.")
+    return suite
+
+
+def write_list(suite: Suite, path: Path) -> None:
+    """Write the pairs as a list that `read_suite` reads."""
+    # Texts of JSON are texts of TOML, too.
+    lines = [
+        f"{key} = {json.dumps(value, ensure_ascii=False)}"
+        for key, value in (
+            ("name", suite.name),
+            ("rule", suite.rule),
+            ("root", str(suite.folder.resolve())),
+            ("stride", suite.stride),
+            ("frames", suite.frames),
+            ("size", suite.size),
+            ("cross_absolute", suite.cross_absolute),
+        )
+    ]
+    for pair in suite.pairs:
+        files = (
+            {"clip": pair.driving} if pair.mode == "self" else {"reference": pair.reference, "driving": pair.driving}
+        )
+        rows = {"name": pair.name, **files}
+        lines += ["", f"[[{pair.mode}]]", *(f"{k} = {json.dumps(v, ensure_ascii=False)}" for k, v in rows.items())]
+    path.write_text("\n".join(lines) + "\n", "utf-8")
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    try:
+        import tomllib
+    except ModuleNotFoundError:  # Python 3.10
+        import tomli as tomllib
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InputError(f"{path} could not be read as TOML: {error}.") from error
+
+
+def _root(path: Path, root: str) -> Path:
+    filled = os.path.expandvars(root)
+    if "$" in filled:
+        raise InputError(f"{path}: the root {root} names a variable that is not set. Set it to the clips' folder.")
+    return path.parent / filled
+
+
+def _pairs(path: Path, rows: Mapping[str, Any]) -> list[Pair]:
+    pairs = []
+    for mode, keys in KEYS.items():
+        entries = rows.get(mode, [])
+        if not isinstance(entries, list):
+            raise InputError(f"{path}: write [[{mode}]] with two brackets, once for each pair.")
+        for entry in entries:
+            _refuse(path, f"[[{mode}]]", set(entry) - keys, keys)
+            needed = sorted(keys - {"name"})
+            if any(not isinstance(entry.get(key), str) or not entry[key] for key in needed):
+                raise InputError(f"{path}: a [[{mode}]] without {' and '.join(needed)}.")
+            driving, reference = entry.get("clip") or entry["driving"], entry.get("reference", "")
+            usual = Path(film_name(Path(reference), Path(driving))).stem if reference else Path(driving).stem
+            pairs.append(Pair(str(entry.get("name", usual)), mode, driving, reference))
+    return pairs
+
+
+def _refuse(path: Path, place: str, unknown: set[str], known: set[str]) -> None:
+    if unknown:
+        raise InputError(
+            f"{path}: {place} has {', '.join(sorted(unknown))}, which means nothing here. "
+            f"Known are {', '.join(sorted(known))}."
+        )
+
+
+def given_films(methods: list[str]) -> dict[str, Path]:
+    """Read `NAME=FOLDER` of films that other programs made.
+
+    Raises:
+        UsageError: not of that form, a name twice, or no folder.
+    """
+    given: dict[str, Path] = {}
+    for text in methods:
+        name, _, folder = text.partition("=")
+        if not name or not folder or name in given or not NAME.fullmatch(name):
+            raise UsageError(f"--method {text}: expected NAME=FOLDER, each name once.")
+        if not Path(folder).is_dir():
+            raise UsageError(f"--method {text}: {folder} is no folder. Expected one of films, named as the pairs are.")
+        given[name] = Path(folder)
+    return given
