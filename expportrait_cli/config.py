@@ -1,6 +1,6 @@
 """Every default of every stage, once."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 SIZES = (256, 512, 768)
@@ -10,6 +10,7 @@ Recenter = Literal["neutral", "mean"]
 Quality = Literal["draft", "standard", "high"]
 Method = Literal["learned", "direct", "none"]
 Audio = Literal["driving", "reference", "none"]
+Backend = Literal["auto", "proxy", "wan-vace", "wan-v2v", "wan-portrait"]
 
 
 @dataclass(frozen=True)
@@ -128,14 +129,44 @@ class RenderConfig:
 
 
 @dataclass(frozen=True)
+class WanConfig:
+    """How a Wan transformer paints, and how it is fitted into the machine."""
+
+    weights: str = ""
+    """Folder of the transformer; empty for the one that `weights fetch` made."""
+    steps: int = 0
+    """Of the sampler; 0 for as many as the weights were made for."""
+    guidance: float | None = None
+    """How far it goes beyond where the control leads, 1 is no further and half the work; None as the weights say."""
+    control: Literal["proxy", "depth"] = "proxy"
+    """What wan-vace is shown: the proxy film with holes, or the head's depth."""
+    strength: float = 0.35
+    """Share of noise that wan-v2v puts on the proxy film."""
+    chain: int = 0
+    """Frames that a segment is given from the one before it, instead of windows that overlap; 0 for windows."""
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    offload: Literal["none", "model", "group"] = "none"
+    """What waits in the computer's memory: nothing; the models that do not work just now; all but a few layers."""
+    quantize: Literal["none", "fp8", "int8"] = "none"
+    """How weights are kept between uses."""
+    lora: str = ""
+    """File of a LoRA that is worked into the weights."""
+    cache: float = 0.0
+    """Change of the first block below which a step reuses the others' last result; 0 for never."""
+    attention: str = ""
+    """Name of diffusers' attention; empty for torch's own."""
+
+
+@dataclass(frozen=True)
 class GenerateConfig:
     """How the film is made."""
 
-    backend: Literal["auto", "proxy"] = "auto"
+    backend: Backend = "auto"
     size: int = 512
     paste_back: bool = False
     audio: Audio = "driving"
     seed: int = 0
+    wan: WanConfig = field(default_factory=WanConfig)
 
 
 @dataclass(frozen=True)
@@ -220,3 +251,53 @@ class MiniTraining:
     """Multiply in 16 bits."""
     report_every: int = 250
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class GeneratorTraining:
+    """How the paper's generator is trained; rate, batch, epochs and size are the paper's."""
+
+    epochs: int = 30
+    steps: int = 0
+    """Of the optimiser; 0 for as many as the epochs take."""
+    frames: int = 81
+    """Longest window of a clip."""
+    size: int = 512
+    batch: int = 1
+    """Windows a step, on each device."""
+    rate: float = 1e-4
+    """Of AdamW."""
+    trunk: float = 1.0
+    """Times that, for the weights of the base itself."""
+    decay: float = 0.01
+    warm_up: int = 200
+    """Steps in which the rate rises."""
+    average: float = 0.999
+    """Of the exponential mean over the weights that is kept; 0 keeps the weights themselves."""
+    lora: int = 0
+    """Rank of a LoRA that is trained instead of the base's weights; 0 for none."""
+    held_out: float = 0.05
+    """Share of the people that only judge."""
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class GeneratorTask:
+    """What the generator learns in each step (paper Eq. 10), and how often it tells."""
+
+    loss: Literal["velocity", "epsilon"] = "velocity"
+    """Error of the velocity, or of the noise that follows from it, as Eq. 10 has it: the same times (1 - sigma)^2."""
+    shift: float = 3.0
+    """Of the uniform share of noise, towards more of it."""
+    drop_control: float = 0.1
+    """Share of the lessons without normals,"""
+    drop_reference: float = 0.1
+    """and without the photo."""
+    checkpointing: bool = True
+    """Compute twice instead of remembering."""
+    report_every: int = 500
+    """Steps between two points of the curve; the run can go on from there."""
+    sample_every: int = 2000
+    """Steps between two films."""
+    sample_steps: int = 8
+    """Of denoising such a film."""

@@ -5,9 +5,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from expportrait_cli.cli import options
+from expportrait_cli.cli import options, painting
 from expportrait_cli.cli.display import Display
-from expportrait_cli.config import GenerateConfig, TrackConfig, TransferConfig
+from expportrait_cli.config import GenerateConfig, TrackConfig, TransferConfig, WanConfig
 from expportrait_cli.pipeline.names import film_name
 
 
@@ -46,7 +46,19 @@ def generate(
         bool, typer.Option("--paste-back/--no-paste-back", help="The whole photo instead of the square crop.")
     ] = GenerateConfig.paste_back,
     size: options.Size = "512",
-    backend: Annotated[Literal["auto", "proxy"], typer.Option(help="What paints the film.")] = GenerateConfig.backend,
+    backend: painting.BackendName = GenerateConfig.backend,
+    weights_folder: painting.Weights = None,
+    steps: painting.Steps = WanConfig.steps,
+    guidance: painting.Guidance = WanConfig.guidance,
+    control: painting.Control = WanConfig.control,
+    strength: painting.Strength = WanConfig.strength,
+    chain: painting.Chain = WanConfig.chain,
+    dtype: painting.Precision = WanConfig.dtype,
+    offload: painting.Offload = WanConfig.offload,
+    quantize: painting.Quantize = WanConfig.quantize,
+    lora: painting.Lora = None,
+    cache: painting.Cache = WanConfig.cache,
+    attention: painting.Attention = WanConfig.attention,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = GenerateConfig.seed,
     grid: Annotated[
         bool, typer.Option("--grid/--no-grid", help="Also write a film of photo | driver | normals | result.")
@@ -89,7 +101,27 @@ def generate(
             region=region,
             smooth=smooth,
         ),
-        generate=GenerateConfig(backend=backend, size=int(size), paste_back=paste_back, audio=audio, seed=seed),
+        generate=GenerateConfig(
+            backend=backend,
+            size=int(size),
+            paste_back=paste_back,
+            audio=audio,
+            seed=seed,
+            wan=WanConfig(
+                weights=str(weights_folder or ""),
+                steps=steps,
+                guidance=guidance,
+                control=control,
+                strength=strength,
+                chain=chain,
+                dtype=dtype,
+                offload=offload,
+                quantize=quantize,
+                lora=str(lora or ""),
+                cache=cache,
+                attention=attention,
+            ),
+        ),
         curves=curves,
         grid=grid,
         keep_work=keep_work,

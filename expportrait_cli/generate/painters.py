@@ -1,13 +1,129 @@
-"""The painter that a film is asked for."""
+"""The painter that a film is asked for: which one, where its weights are, and what it is known by."""
 
-from expportrait_cli.config import GenerateConfig
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from expportrait_cli.artifacts.digest import sha256
+from expportrait_cli.config import GenerateConfig, WanConfig
+from expportrait_cli.errors import UsageError, WeightsError
+from expportrait_cli.generate.folders import Folder, FolderName, kind_of, read_folder
 from expportrait_cli.generate.painter import Painter, ProxyPainter
+from expportrait_cli.weights import folders
+
+FOLDERS: dict[FolderName, str] = {
+    "wan-portrait": "wan-portrait",
+    "wan-vace": "wan-vace-1.3b",
+    "wan-v2v": "wan-t2v-1.3b",
+}
+"""Where the weights of each painter lie in the folder of weights, unless the user names another place."""
+HOW: dict[FolderName, str] = {
+    "wan-portrait": "Train one with `expportrait train generator`, and name its folder with --weights-folder.",
+    "wan-vace": "Run `expportrait weights fetch wan-vace-1.3b`, or name its folder with --weights-folder.",
+    "wan-v2v": "Run `expportrait weights fetch wan-t2v-1.3b`, or name its folder with --weights-folder.",
+}
 
 
-def painter_of(config: GenerateConfig) -> Painter:
-    """Load the painter of `config.backend`; `auto` is the best that is there.
+@dataclass(frozen=True)
+class Choice:
+    """A painter and its weights."""
+
+    name: Literal["proxy"] | FolderName
+    folder: Folder | None = None
+    lora: str = ""
+    """Hash of what is worked into them."""
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What the film depends on beside the settings: the painter, and the hashes of its weights."""
+        return {
+            "painter": self.name,
+            "weights": self.folder.sha256 if self.folder is not None else "",
+            "lora": self.lora,
+        }
+
+    @property
+    def licences(self) -> list[dict[str, str]]:
+        """Weights that the tool did not bring along, as the run record lists them."""
+        return [self.folder.row()] if self.folder is not None else []
+
+
+def choose(config: GenerateConfig) -> Choice:
+    """The painter of `config.backend`; `auto` is the best one that is there.
+
+    The large ones are only chosen where they can run: with a GPU, and with weights that are there already.
 
     Raises:
         WeightsError: its weights are missing, or are no weights of it.
+        UsageError: it has no weights to name.
     """
-    return ProxyPainter()
+    named = Path(config.wan.weights) if config.wan.weights else None
+    match config.backend:
+        case "proxy":
+            name = "proxy"
+        case "auto":
+            name = _best(named)
+        case other:
+            name = other
+    if name == "proxy":
+        if config.wan != WanConfig():
+            raise UsageError(
+                "Options of Wan transformers were given, and the proxy paints this film. Name a --backend that is one, "
+                "or leave them out."
+            )
+        return Choice("proxy")
+    return Choice(name, _folder(name, named), _hash_of(config.wan.lora))
+
+
+def painter_of(config: GenerateConfig) -> Painter:
+    """Make the painter of `config.backend`.
+
+    Raises:
+        WeightsError: its weights are missing, or are no weights of it.
+        UsageError: its options do not fit it, the machine, or each other.
+    """
+    choice = choose(config)
+    match choice:
+        case Choice(name="wan-portrait" | "wan-vace" | "wan-v2v", folder=Folder() as folder):
+            from expportrait_cli.generate.wan.painters import WanPainter
+
+            return WanPainter(folder.kind, folder.path, config.wan, config.seed)
+        case _:
+            return ProxyPainter()
+
+
+def _best(named: Path | None) -> Literal["proxy"] | FolderName:
+    if named is not None:
+        return kind_of(named)
+    if torch.cuda.is_available() and find_spec("diffusers") is not None:
+        for name in ("wan-portrait", "wan-vace"):
+            if _fetched(name) is not None:
+                return name
+    return "proxy"
+
+
+def _hash_of(lora: str) -> str:
+    if not lora:
+        return ""
+    if not Path(lora).is_file():
+        raise WeightsError(f"{lora} does not exist. Check --lora.")
+    return sha256(Path(lora))
+
+
+def _folder(name: FolderName, named: Path | None) -> Folder:
+    path = named or _fetched(name)
+    if path is None:
+        raise WeightsError(
+            f"{name} has no weights here: looked for {FOLDERS[name]} in the weights folders. {HOW[name]}"
+        )
+    kind = kind_of(path)
+    if kind != name:
+        raise WeightsError(f"{path} holds weights of {kind}, expected {name}'s. {HOW[name]}")
+    return read_folder(path, kind)
+
+
+def _fetched(name: FolderName) -> Path | None:
+    return next((root / FOLDERS[name] for root in folders() if (root / FOLDERS[name]).is_dir()), None)

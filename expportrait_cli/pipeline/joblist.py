@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from expportrait_cli.config import SIZES, GenerateConfig, TrackConfig, TransferConfig
+from expportrait_cli.config import SIZES, GenerateConfig, TrackConfig, TransferConfig, WanConfig
 from expportrait_cli.errors import InputError
 from expportrait_cli.pipeline.job import Job
 from expportrait_cli.pipeline.names import film_name
@@ -16,8 +16,9 @@ WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0":
 SECTIONS = {"track": TrackConfig, "transfer": TransferConfig, "generate": GenerateConfig}
 CHOICES = {"size": SIZES}
 PATHS = ("reference", "driving", "output", "curves")
-REFUSED = ("several",)
-"""Settings that a list cannot change: in a batch, several faces without a choice are always an error."""
+REFUSED = ("several", "wan")
+"""Settings that a list cannot change: in a batch, several faces without a choice are always an error; and what is no
+setting but a section of them."""
 
 
 def read_jobs(path: Path, folder: Path, *, shared: Path | None = None) -> list[Job]:
@@ -78,18 +79,25 @@ def _job(row: dict[str, Any], base: Path, folder: Path, place: str) -> Job:
         raise InputError(f"{place}: the output's name must end in .mp4, found {out.name}.")
     grid = _value(row.pop("grid", False), False, "grid", place)
     driving_face = str(row.pop("driving_face", TrackConfig.face))
-    sections = {section: _section(section, row, place) for section in SECTIONS}
+    sections = {section: _section(cls, row, place) for section, cls in SECTIONS.items()}
+    sections["generate"] = replace(sections["generate"], wan=_wan(row, base, place))
     if row:
         raise InputError(f"{place}: unknown column {', '.join(sorted(row))}.")
     curves = base / named["curves"] if "curves" in named else None
     return Job(reference, driving, out, driving_face=driving_face, curves=curves, grid=grid, **sections)
 
 
-def _section(section: str, row: dict[str, Any], place: str) -> Any:
+def _wan(row: dict[str, Any], base: Path, place: str) -> WanConfig:
+    """Settings of a Wan transformer; its files are named relative to the list."""
+    config = _section(WanConfig, row, place)
+    files = {name: getattr(config, name) for name in ("weights", "lora")}
+    return replace(config, **{name: str(base / path) for name, path in files.items() if path})
+
+
+def _section(cls: Any, row: dict[str, Any], place: str) -> Any:
     """Take a stage's settings out of a row."""
-    cls = SECTIONS[section]
     hints = get_type_hints(cls)
-    chosen: dict[str, Any] = {"several": "fail"} if section == "track" else {}
+    chosen: dict[str, Any] = {"several": "fail"} if cls is TrackConfig else {}
     for field in fields(cls):
         if field.name not in row or field.name in REFUSED:
             continue

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ class Painted(Sketch):
     """A frame that is painted already, and is given to what follows."""
 
 
+@runtime_checkable
 class Model(Protocol):
     """A transformer that has seen the photo of one film."""
 

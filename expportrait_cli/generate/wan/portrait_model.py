@@ -51,6 +51,8 @@ class PortraitModel:
 
     def velocity(self, control: Float[Tensor, "1 C T h w"]) -> Velocity:
         """Velocity of a window."""
+        # What a cache remembers is of the window before.
+        self._model.transformer._reset_stateful_cache()
         return self._told(control, drop=False)
 
     def untold(self, control: Float[Tensor, "1 C T h w"]) -> Velocity:

@@ -48,6 +48,8 @@ class FinishModel:
     def velocity(self, control: Float[Tensor, "1 C T h w"]) -> Velocity:
         """Velocity of a window; what it shows is all that the transformer is told."""
         transformer = self._transformer
+        # What a cache remembers is of the window before.
+        transformer._reset_stateful_cache()
 
         def velocity(state: Tensor, sigma: float) -> Tensor:
             self._wake()

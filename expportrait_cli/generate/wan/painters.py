@@ -1,0 +1,193 @@
+"""The three painters that are Wan transformers: what each is loaded from, and how it paints a film."""
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from diffusers.models.transformers.transformer_wan_vace import WanVACETransformer3DModel
+from jaxtyping import UInt8
+
+from expportrait_cli.config import WanConfig
+from expportrait_cli.errors import UsageError, WeightsError
+from expportrait_cli.generate.painter import Sketches, Still
+from expportrait_cli.generate.wan import runtime
+from expportrait_cli.generate.wan.budget import Cost, Shape, free_bytes, speed_of
+from expportrait_cli.generate.wan.film import Model, Sampling, paint_chain, paint_windows
+from expportrait_cli.generate.wan.folder import NO_MODEL, load_folder, load_transformer, load_vae
+from expportrait_cli.generate.wan.manifest import TRANSFORMER, VAE, Sampler, read_manifest
+from expportrait_cli.generate.wan.portrait_model import PortraitModel
+from expportrait_cli.generate.wan.prompts import read_prompt
+from expportrait_cli.generate.wan.sampler import sigmas_of
+from expportrait_cli.generate.wan.v2v import FinishModel
+from expportrait_cli.generate.wan.vace import VaceModel
+from expportrait_cli.generate.wan.vae import SPACE, Vae
+from expportrait_cli.generate.wan.windows import Grid, latent_count
+
+log = logging.getLogger(__name__)
+
+WanName = Literal["wan-vace", "wan-v2v", "wan-portrait"]
+VAE_WIDTH = 96
+"""Channels of the first layer of Wan's autoencoder."""
+GROUPS = 3
+"""Blocks that are on the device at a time when they come and go."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A painter's models, where they run."""
+
+    show: Callable[[Still], Model]
+    """Shows the photo to the transformer."""
+    vae: Vae
+
+
+class WanPainter:
+    """Paints with a Wan transformer from a folder; the models are loaded when the first frame is asked for."""
+
+    def __init__(self, name: WanName, folder: Path, config: WanConfig, seed: int) -> None:
+        """Check everything that can be checked without loading.
+
+        Raises:
+            UsageError: options that do not fit the painter, this machine, or each other.
+            WeightsError: the folder is none of this painter.
+        """
+        self._name: WanName = name
+        self._folder, self._config = folder, config
+        self._device = runtime.device_of()
+        self._dtype = runtime.dtype_of(config, self._device)
+        check_options(name, config)
+        runtime.check(config, self._device)
+        self._shape = Shape.of(folder / TRANSFORMER)
+        self._sampling = sampling_of(name, folder, config, seed)
+
+    @property
+    def name(self) -> str:
+        """As in `--backend`."""
+        return self._name
+
+    @torch.inference_mode()
+    def paint(
+        self, still: Still, sketches: Sketches, *, start: int, count: int
+    ) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
+        """Yield the frames from `start` on.
+
+        Raises:
+            OutOfMemoryError: the film does not fit this machine.
+        """
+        height, width = still.photo.shape[:2]
+        self._announce(height, width, count)
+        loaded = _load(self._name, self._folder, self._config, self._device, self._dtype)
+        model, sampling = loaded.show(still), self._sampling
+        if self._config.chain:
+            given = self._config.chain
+            yield from paint_chain(model, loaded.vae, sketches, sampling, given=given, start=start, count=count)
+        else:
+            yield from paint_windows(model, loaded.vae, sketches, sampling, start=start, count=count)
+
+    def _announce(self, height: int, width: int, count: int) -> None:
+        """Say what the film costs, or that it cannot be painted here."""
+        grid = Grid(latent_count(count), self._sampling.length, self._sampling.overlap)
+        slots = min(grid.length, grid.count) + (self._name != "wan-v2v")
+        sides = [-(-side // (2 * SPACE)) for side in (height, width)]
+        config = self._config
+        cost = Cost.of(
+            self._shape,
+            tokens=slots * sides[0] * sides[1],
+            windows=len(grid),
+            calls=(len(self._sampling.sigmas) - 1) * (1 if self._sampling.guidance == 1 else 2),
+            pixels=sides[0] * sides[1] * (2 * SPACE) ** 2,
+            bytes_each=1.0 if config.quantize != "none" else self._dtype.itemsize,
+            vae_width=VAE_WIDTH,
+            resident=min(1.0, GROUPS / self._shape.layers) if config.offload == "group" else 1.0,
+        )
+        where = "the GPU" if self._device.type == "cuda" else "this machine"
+        cost.check(free_bytes(self._device), where)
+        log.info("%s, %s: %s.", self._name, where, cost.line(speed_of(self._device, self._dtype)))
+
+
+def check_options(name: WanName, config: WanConfig) -> None:
+    """Refuse options that mean nothing to a painter.
+
+    Raises:
+        UsageError: there is one.
+    """
+    if config.control != "proxy" and name != "wan-vace":
+        raise UsageError(f"--control {config.control} is wan-vace's, not {name}'s. Leave it out.")
+    if config.strength != WanConfig.strength and name != "wan-v2v":
+        raise UsageError(f"--strength is wan-v2v's, not {name}'s. Leave it out.")
+    if config.chain and name != "wan-vace":
+        raise UsageError(f"--chain needs a painter that can be given frames, wan-vace; not {name}. Leave it out.")
+    if config.chain not in (0, 1, 5):
+        raise UsageError(f"--chain {config.chain}: expected 1 or 5 frames, or 0 for windows.")
+    if config.cache and name == "wan-vace":
+        raise UsageError("--cache would skip the blocks that wan-vace is told by. Leave it out.")
+    if config.guidance not in (None, 1) and name == "wan-v2v":
+        raise UsageError(
+            "--guidance leads away from what is painted without control, and wan-v2v has none. Leave it out."
+        )
+
+
+def sampling_of(name: WanName, folder: Path, config: WanConfig, seed: int) -> Sampling:
+    """How windows are sampled: as the weights were made for, where the user does not say otherwise."""
+    own, length, overlap = Sampler(), Sampling.length, Sampling.overlap
+    if name == "wan-portrait":
+        manifest = read_manifest(folder)
+        own, rule = manifest.sampler, manifest.frame_rule
+        length = (rule.window - rule.offset) // rule.multiple + 1
+        overlap = max(1, min(rule.overlap // rule.multiple, length // 2))
+    strength = config.strength if name == "wan-v2v" else 1.0
+    return Sampling(
+        sigmas_of(config.steps or own.steps, shift=own.shift, strength=strength),
+        guidance=own.guidance if config.guidance is None else config.guidance,
+        seed=seed,
+        length=length,
+        overlap=overlap,
+    )
+
+
+@lru_cache(maxsize=1)
+def _load(name: WanName, folder: Path, config: WanConfig, device: torch.device, dtype: torch.dtype) -> Loaded:
+    """Load a painter's models. The last ones are kept: the next film of a batch is painted with the same."""
+    # Weights made in inference mode could not be changed outside of it.
+    with torch.inference_mode(False):
+        match name:
+            case "wan-portrait":
+                return _portrait(folder, config, device, dtype)
+            case "wan-vace":
+                transformer = _vace_transformer(folder / TRANSFORMER, dtype)
+            case "wan-v2v":
+                transformer = load_transformer(folder / TRANSFORMER, dtype)
+        runtime.settle(transformer, config, device, dtype)
+        vae = load_vae(folder / VAE)
+        wake = runtime.place({"transformer": transformer, "vae": vae}, config, device)
+        own = Vae(vae, wake["vae"])
+        prompt = read_prompt(folder, transformer.config["text_dim"])
+    if isinstance(transformer, WanVACETransformer3DModel):
+        show = partial(VaceModel, transformer, own, prompt, control=config.control, wake=wake["transformer"])
+        return Loaded(show, own)
+    return Loaded(lambda still: FinishModel(transformer, own, prompt, wake=wake["transformer"]), own)
+
+
+def _portrait(folder: Path, config: WanConfig, device: torch.device, dtype: torch.dtype) -> Loaded:
+    loaded = load_folder(folder, dtype=dtype)
+    runtime.settle(loaded.portrait.transformer, config, device, dtype)
+    vae = loaded.vae()
+    wake = runtime.place({"transformer": loaded.portrait, "vae": vae}, config, device)
+    own = Vae(vae, wake["vae"])
+    return Loaded(partial(PortraitModel, loaded.portrait, own, wake=wake["transformer"]), own)
+
+
+def _vace_transformer(folder: Path, dtype: torch.dtype) -> WanVACETransformer3DModel:
+    try:
+        model = WanVACETransformer3DModel.from_pretrained(
+            str(folder), torch_dtype=dtype, use_safetensors=True, local_files_only=True
+        )
+    except NO_MODEL as error:
+        raise WeightsError(f"{folder} holds no VACE transformer of diffusers in safetensors files: {error}") from error
+    assert isinstance(model, WanVACETransformer3DModel)
+    return model
