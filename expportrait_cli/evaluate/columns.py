@@ -14,8 +14,8 @@ REGIONS = {
     "head": "an upright ellipse around the target's landmarks (0.85 x 0.95 of their box as half axes, raised by 0.12)",
     "face": "the convex hull of the target's landmarks inside the face oval",
 }
-FLIP_EVERY = 8
-"""FLIP takes as long as everything else together: 0.1 to 0.4 s a frame."""
+SPARSE_EVERY = 8
+"""Of so many frames FLIP and LPIPS see one: 0.1 to 0.4 s each, with VGG some seconds without a GPU."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,20 @@ COLUMNS: tuple[Column, ...] = (
         "1",
         "lower",
         "flip-evaluator (NVIDIA), LDR, 67 pixels per degree",
-        f"mean of the FLIP error map over the whole frame, 0 equal, 1 worst; every {FLIP_EVERY}th frame from frame 1",
+        f"mean of the FLIP error map over the whole frame, 0 equal, 1 worst; every {SPARSE_EVERY}th frame from frame 1",
         "Andersson et al., FLIP: A Difference Evaluator for Alternating Images, 2020",
+    ),
+    *(
+        Column(
+            f"lpips_{net}",
+            "1",
+            "lower",
+            f"LPIPS 0.1 on {backbone}, from the file of weights under versions",
+            f"sum over five layers of the weighted squared difference of unit features, pictures in -1..1 at full "
+            f"size; every {SPARSE_EVERY}th frame from frame 1",
+            "Zhang et al., The Unreasonable Effectiveness of Deep Features as a Perceptual Metric, 2018",
+        )
+        for net, backbone in (("alex", "AlexNet"), ("vgg", "VGG-16"))
     ),
     Column(
         "lmk_nme",
@@ -148,6 +160,14 @@ COLUMNS: tuple[Column, ...] = (
         "dlib, dlib_face_recognition_resnet_model_v1",
     ),
     Column(
+        "csim_arcface",
+        "1",
+        "higher",
+        "the ArcFace network under versions, five-point alignment from FaceMesh's irises, nose tip and mouth corners",
+        "cosine of the descriptors of output and reference, both aligned by their own landmarks",
+        "Deng et al., ArcFace: Additive Angular Margin Loss for Deep Face Recognition, 2019",
+    ),
+    Column(
         "flicker",
         "levels of 255",
         "near 0",
@@ -175,6 +195,6 @@ COLUMNS: tuple[Column, ...] = (
 )
 NAMES = [column.name for column in COLUMNS]
 TRUTH = [column.name for column in COLUMNS if column.name.startswith(("psnr", "ssim", "l1"))]
-TRUTH += ["ms_ssim", "flip", "lmk_nme"]
+TRUTH += ["ms_ssim", "flip", "lpips_alex", "lpips_vgg", "lmk_nme"]
 """Columns that need a target of the same person in the same place."""
 TRACKED = ["aed_own", "apd_own_deg", "gaze_own_deg"]

@@ -2,13 +2,17 @@
 
 import platform
 from dataclasses import asdict, dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 from jaxtyping import Float64
 
 from expportrait_cli import __version__
+from expportrait_cli.artifacts.digest import sha256
+from expportrait_cli.evaluate import arcface, lpips
 from expportrait_cli.evaluate.columns import COLUMNS, NAMES
 from expportrait_cli.evaluate.intervals import LEVEL_PERCENT, RESAMPLES, interval
 
@@ -23,7 +27,7 @@ class Scores:
     """What a film scored, frame by frame."""
 
     KIND: ClassVar[str] = "scores"
-    VERSION: ClassVar[int] = 2
+    VERSION: ClassVar[int] = 3
 
     mode: Mode
     """self: the target is the truth, pixel by pixel. cross: the target is the driver, another picture."""
@@ -80,7 +84,7 @@ class Scores:
         """Everything, with the definitions, as plain JSON types.
 
         Since version 2 `definitions` stands for the list `columns`, by name; `intervals`, `frames_without_face` and
-        `versions` are new.
+        `versions` are new. Since version 3 there are `lpips_alex`, `lpips_vgg` and `csim_arcface`.
         """
         return {
             "kind": self.KIND,
@@ -123,14 +127,21 @@ def _definition(column: dict[str, str]) -> dict[str, str]:
 
 
 def versions() -> dict[str, str | None]:
-    """Python, this tool and the packages behind the estimators; None for what is not installed."""
+    """Python, this tool, and the packages and weights behind the estimators; None for what is not there."""
     found: dict[str, str | None] = {"python": platform.python_version(), "expportrait": __version__}
     for package in ESTIMATORS:
         try:
             found[package] = version(package)
         except PackageNotFoundError:
             found[package] = None
+    for path, name in ((arcface.find(), arcface.FILE), *((lpips.find(net), file) for net, file in lpips.FILES.items())):
+        found[name] = f"sha256 {_hash(path, path.stat().st_mtime_ns)}" if path is not None else None
     return found
+
+
+@cache
+def _hash(path: Path, changed_ns: int) -> str:
+    return sha256(path)
 
 
 def _number(value: float) -> float | None:

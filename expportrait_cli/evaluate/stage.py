@@ -8,9 +8,9 @@ import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
 from expportrait_cli.errors import InputError
-from expportrait_cli.evaluate import face, flip, image, own
-from expportrait_cli.evaluate.columns import FLIP_EVERY, NAMES, TRACKED, TRUTH
-from expportrait_cli.evaluate.identity import IdentityNet, missing_packages
+from expportrait_cli.evaluate import face, image, own
+from expportrait_cli.evaluate.columns import NAMES, SPARSE_EVERY, TRACKED
+from expportrait_cli.evaluate.estimators import IDENTITIES, Likeness, missing_columns, sparse_metrics
 from expportrait_cli.evaluate.scores import Mode, Scores
 from expportrait_cli.head import landmark_model, load_head
 from expportrait_cli.media.source import read_frame
@@ -33,15 +33,15 @@ def evaluate(
     """
     mode: Mode = "self" if reference is None else "cross"
     total = _check_pair(output, target, mode)
-    missing = _missing(mode, min(image_side(target)))
-    identity = None if "identity_dlib" in missing else _Identity()
-    if reference is not None and identity is not None:
+    missing = missing_columns(has_truth=mode == "self", side=min(image_side(target)))
+    likeness = Likeness(missing)
+    if reference is not None and not likeness.is_empty:
         photo = read_frame(reference, 0)
         points = face.Looker().look(photo)
         if points is None:
             raise InputError(f"{reference} shows no face to compare identity with. Give a portrait of the person.")
-        identity.compare_with(photo, points)
-    pair = _Pair(mode, identity, with_flip="flip" not in missing)
+        likeness.compare_with(photo, points)
+    pair = _Pair(mode, likeness, missing)
     values, landmarks = np.full((total, len(NAMES)), np.nan), np.full((2, total, 478, 2), np.nan, np.float32)
     for t, frames in enumerate(zip(read_frames(output), read_frames(target), strict=True)):
         progress(t, total)
@@ -51,8 +51,8 @@ def evaluate(
             clip[t] = np.nan if points is None else points
     missing |= _fill_tracked(values, landmarks, (output, target), mode)
     progress(total, total)
-    if identity is not None and not identity.is_ready:
-        missing["identity_dlib"] = "the target's first frame shows no face"
+    if likeness.wants_reference:
+        missing = dict.fromkeys(IDENTITIES, "the target's first frame shows no face") | missing
     return Scores(mode, str(output), str(target), str(reference or target), values, missing)
 
 
@@ -103,47 +103,13 @@ def _check_pair(output: Path, target: Path, mode: Mode) -> int:
     return counts[0]
 
 
-def _missing(mode: Mode, side: int) -> dict[str, str]:
-    """Columns that these films cannot have, or this installation; `side` is the shorter one of the target, px."""
-    missing = {}
-    packages = flip.missing_package()
-    if packages is not None:
-        missing["flip"] = packages
-    if side <= image.MS_SSIM_SIDE:
-        missing["ms_ssim"] = f"its coarsest scale needs sides above {image.MS_SSIM_SIDE} px, the film has {side}"
-    if mode == "cross":
-        missing |= dict.fromkeys(TRUTH, "needs a target that shows the same person in the same place")
-    packages = missing_packages()
-    return missing if packages is None else missing | {"identity_dlib": packages}
-
-
-class _Identity:
-    """Distance of faces to one reference face."""
-
-    def __init__(self) -> None:
-        self._net = IdentityNet()
-        self._reference: np.ndarray | None = None
-
-    @property
-    def is_ready(self) -> bool:
-        return self._reference is not None
-
-    def compare_with(self, photo: Image, points: face.Points) -> None:
-        self._reference = self._net.describe(photo, points)
-
-    def distance(self, frame: Image, points: face.Points) -> float:
-        if self._reference is None:
-            return float("nan")
-        return float(np.linalg.norm(self._net.describe(frame, points) - self._reference))
-
-
 class _Pair:
     """Measures of two clips as they run side by side: holds three frames' luma and landmarks of each, and the first."""
 
-    def __init__(self, mode: Mode, identity: _Identity | None, *, with_flip: bool) -> None:
+    def __init__(self, mode: Mode, likeness: Likeness, missing: dict[str, str]) -> None:
         self._mode = mode
-        self._identity = identity
-        self._with_flip = with_flip
+        self._likeness = likeness
+        self._sparse = sparse_metrics(missing) if mode == "self" else {}
         self._lookers = face.Looker(), face.Looker()
         self._landmarks: tuple[deque, deque] = (deque(maxlen=3), deque(maxlen=3))
         self._lumas: tuple[deque, deque] = (deque(maxlen=3), deque(maxlen=3))
@@ -164,14 +130,14 @@ class _Pair:
         row |= self._jitter(points, target) | self._flicker(own, wanted)
         if self._mode == "self":
             row |= _pixels(own, wanted, self._first, target)
-            # Frame 0 is the reference: FLIP begins with the first frame that counts.
-            if self._with_flip and self._frame % FLIP_EVERY == 1:
-                row["flip"] = float(flip.error_map(image.as_float(own), image.as_float(wanted)).mean(dtype=np.float64))
-        if self._identity is not None:
-            if self._frame == 0 and self._mode == "self" and target is not None:
-                self._identity.compare_with(wanted, target)
-            if points is not None:
-                row["identity_dlib"] = self._identity.distance(own, points)
+            # Frame 0 is the reference: they begin with the first frame that counts.
+            if self._frame % SPARSE_EVERY == 1:
+                pair = image.as_float(own), image.as_float(wanted)
+                row |= {name: metric(*pair) for name, metric in self._sparse.items()}
+            if self._frame == 0 and target is not None:
+                self._likeness.compare_with(wanted, target)
+        if points is not None:
+            row |= self._likeness.measure(own, points)
         if points is not None and target is not None:
             row |= _landmarks(points, target)
             if self._mode == "self":

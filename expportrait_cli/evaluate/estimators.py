@@ -1,0 +1,76 @@
+"""What looks at pictures beyond plain arithmetic, as far as this machine has it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, Float64, UInt8
+
+from expportrait_cli.evaluate import arcface, face, flip, image, lpips
+from expportrait_cli.evaluate.columns import TRUTH
+from expportrait_cli.evaluate.identity import IdentityNet, missing_packages
+
+Image = UInt8[np.ndarray, "H W 3"]
+Picture = Float32[np.ndarray, "H W 3"]
+Descriptor = Float64[np.ndarray, " D"]
+IDENTITIES = ("identity_dlib", "csim_arcface")
+NETS: dict[str, lpips.Net] = {"lpips_alex": "alex", "lpips_vgg": "vgg"}
+
+
+def missing_columns(*, has_truth: bool, side: int) -> dict[str, str]:
+    """Columns that these films cannot have, or this machine, and why; `side` is the target's shorter one, px."""
+    missing = {"flip": flip.missing_package(), "identity_dlib": missing_packages()}
+    missing |= {"csim_arcface": arcface.missing_weights()}
+    missing |= {column: lpips.missing_weights(net) for column, net in NETS.items()}
+    if side <= image.MS_SSIM_SIDE:
+        missing["ms_ssim"] = f"its coarsest scale needs sides above {image.MS_SSIM_SIDE} px, the film has {side}"
+    if not has_truth:
+        missing |= dict.fromkeys(TRUTH, "needs a target that shows the same person in the same place")
+    return {column: reason for column, reason in missing.items() if reason is not None}
+
+
+class Likeness:
+    """How alike faces are to one reference face."""
+
+    def __init__(self, missing: dict[str, str]) -> None:
+        """Load the networks of `IDENTITIES` that are not missing."""
+        self._nets: dict[str, Any] = {}
+        if "identity_dlib" not in missing:
+            self._nets["identity_dlib"] = IdentityNet()
+        path = arcface.find()
+        if "csim_arcface" not in missing and path is not None:
+            self._nets["csim_arcface"] = arcface.ArcFace(path)
+        self._reference: dict[str, Descriptor] = {}
+
+    @property
+    def wants_reference(self) -> bool:
+        """Whether there is a network, and no reference yet."""
+        return bool(self._nets) and not self._reference
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no network."""
+        return not self._nets
+
+    def compare_with(self, photo: Image, points: face.Points) -> None:
+        """Make this face the reference."""
+        self._reference = {column: net.describe(photo, points) for column, net in self._nets.items()}
+
+    def measure(self, frame: Image, points: face.Points) -> dict[str, float]:
+        """Each network's column; nothing before there is a reference."""
+        row = {}
+        for column, reference in self._reference.items():
+            own = self._nets[column].describe(frame, points)
+            row[column] = float(np.linalg.norm(own - reference) if column == "identity_dlib" else own @ reference)
+        return row
+
+
+def sparse_metrics(missing: dict[str, str]) -> dict[str, Callable[[Picture, Picture], float]]:
+    """Metrics of a picture in 0..1 and its target that are too slow for every frame."""
+    metrics: dict[str, Callable[[Picture, Picture], float]] = {}
+    if "flip" not in missing:
+        metrics["flip"] = lambda own, wanted: float(flip.error_map(own, wanted).mean(dtype=np.float64))
+    for column, net in NETS.items():
+        if column not in missing:
+            metrics[column] = lpips.load(net).of_frames
+    return metrics
