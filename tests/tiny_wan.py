@@ -27,11 +27,17 @@ LATENT_MEAN = [0.1 * k - 0.7 for k in range(16)]
 LATENT_DEVIATION = [0.5 + 0.1 * k for k in range(16)]
 
 
-def tiny_transformer(seed: int = 0, *, in_channels: int = 16, layers: int = 2) -> WanTransformer3DModel:
-    """A text-to-video trunk of 16 channels, as Wan2.1-T2V-1.3B."""
+def tiny_transformer(
+    seed: int = 0, *, in_channels: int = 16, layers: int = 2, head_dim: int = 12
+) -> WanTransformer3DModel:
+    """A text-to-video trunk of 16 channels, as Wan2.1-T2V-1.3B.
+
+    A token is 64 numbers: one that is to be told from noise needs more channels than two heads of 12 have.
+    """
+    sizes = {**SIZES, "attention_head_dim": head_dim, "ffn_dim": 4 * head_dim}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return shaken(WanTransformer3DModel(**SIZES, num_layers=layers, in_channels=in_channels, out_channels=16))
+        return shaken(WanTransformer3DModel(**sizes, num_layers=layers, in_channels=in_channels, out_channels=16))
 
 
 def tiny_i2v_transformer(seed: int = 0, *, layers: int = 2) -> WanTransformer3DModel:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from expportrait_cli.cli import options, train_mini
+from expportrait_cli.cli import options, train_generator, train_mini
 from expportrait_cli.cli.display import Display
 from expportrait_cli.config import TransferTraining
 
@@ -19,6 +19,7 @@ def train() -> None:
 
 app.command("mini")(train_mini.mini)
 app.command("gate")(train_mini.gate)
+app.command("generator")(train_generator.generator)
 
 Datasets = Annotated[
     list[Path] | None,

@@ -1,5 +1,6 @@
 """A generator as a folder: the transformer as diffusers keeps it, encoders, autoencoder, prompt, and a manifest."""
 
+import json
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.loaders.lora_pipeline import WanLoraLoaderMixin
+from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from peft import get_peft_model_state_dict
@@ -156,15 +157,14 @@ def _plain(transformer: WanTransformer3DModel) -> WanTransformer3DModel:
 
 
 def _save_lora(transformer: WanTransformer3DModel, folder: Path) -> None:
-    """In the form that other tools read."""
+    """In the form that diffusers reads; written here, because its own writer gives other bytes every time."""
     (config,) = transformer.peft_config.values()
-    layers: dict[str, nn.Module | Tensor] = {**get_peft_model_state_dict(transformer)}
-    WanLoraLoaderMixin.save_lora_weights(
-        folder,
-        transformer_lora_layers=layers,
-        transformer_lora_adapter_metadata=config.to_dict(),
-        weight_name=facts.LORA,
-    )
+    settings = {
+        f"transformer.{name}": sorted(value) if isinstance(value, set) else value
+        for name, value in config.to_dict().items()
+    }
+    layers = {f"transformer.{name}": value for name, value in get_peft_model_state_dict(transformer).items()}
+    _save(layers, folder / facts.LORA, {LORA_ADAPTER_METADATA_KEY: json.dumps(settings, sort_keys=True)})
 
 
 def _apply(transformer: WanTransformer3DModel, lora: Path) -> None:
@@ -181,8 +181,8 @@ def _apply(transformer: WanTransformer3DModel, lora: Path) -> None:
     transformer.unload_lora()
 
 
-def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
-    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path)
+def _save(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path, metadata)
 
 
 def _copy(vae: Path, folder: Path) -> None:

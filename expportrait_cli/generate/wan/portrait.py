@@ -30,6 +30,8 @@ from expportrait_cli.generate.wan.widen import widened
 
 Base = Literal["t2v", "i2v"]
 
+TIMESTEPS = 1000
+"""Timestep of pure noise."""
 LATENT, MASK = 16, 4
 """Channels of the Wan 2.1 VAE, and of the mask that says which frames are given."""
 TEXT_TOKENS = 512
@@ -111,7 +113,7 @@ class WanPortrait(nn.Module):
         drop_reference: Bool[Tensor, " B"] | None = None,
         image_embeds: Float[Tensor, "B I E"] | None = None,
     ) -> Float[Tensor, "B 16 T h w"]:
-        """Velocity (noise minus film) of noisy latents: `encode`, then `denoise`.
+        """Velocity (noise minus film) of noisy latents: `encode`, then `denoise`; `timestep` is 1000 sigma.
 
         The normals are those of the latents' frames, or of a longer stretch in which the latents begin at latent frame
         `lead`: then the pose encoder sees what comes before and after a window, as it does in a film.
@@ -165,9 +167,9 @@ class WanPortrait(nn.Module):
     ) -> Float[Tensor, "B 16 T h w"]:
         """Velocity of noisy latents, in their dtype.
 
-        `timestep` is 1000 times the share of noise. Latents are normalised. What is dropped is zero: of the control
-        the features and the hint, of the reference the photo and its mask. `image_embeds` are CLIP's, for an I2V base;
-        without them it sees none.
+        `timestep` is 1000 sigma, sigma the share of noise. Latents are normalised. What is dropped is zero: of the
+        control the features and the hint, of the reference the photo and its mask. `image_embeds` are CLIP's, for an
+        I2V base; without them it sees none.
 
         Raises:
             InputError: a hint for a generator without one, or none for one with it.

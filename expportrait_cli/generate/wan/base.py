@@ -1,0 +1,137 @@
+"""What a generator is trained from: a published Wan on this machine, or an earlier generator."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from expportrait_cli.errors import WeightsError
+from expportrait_cli.generate.wan import manifest as facts
+from expportrait_cli.generate.wan.folder import load_folder, load_transformer
+from expportrait_cli.generate.wan.portrait import TEXT_TOKENS, WanPortrait
+
+PROMPT_TEXT = (
+    "A portrait video of a person who is talking, with natural facial expressions, in front of a still camera."
+)
+"""The one prompt: what the film shows is said by photo and normals."""
+TOKENIZER, TEXT_ENCODER = "tokenizer", "text_encoder"
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A base that was found."""
+
+    folder: Path
+    origin: dict[str, str]
+    """Repository, revision and licence, as far as they are known."""
+
+    @property
+    def vae(self) -> Path:
+        """Folder of its autoencoder."""
+        if self.is_generator:
+            return self.folder / facts.read_manifest(self.folder).vae
+        return self.folder / facts.VAE
+
+    @property
+    def is_generator(self) -> bool:
+        """Whether it was trained by this tool."""
+        return (self.folder / facts.FILE).is_file()
+
+
+def find_base(name: str) -> BaseModel:
+    """Find a folder, or a repository in Hugging Face's cache. Nothing is downloaded.
+
+    Raises:
+        WeightsError: neither is there, or it is no Wan in the form of diffusers.
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        folder = _cached(name)
+        found = BaseModel(folder, {"repo": name, "revision": folder.name, "license": licence(folder)})
+    elif (folder / facts.FILE).is_file():
+        found = BaseModel(folder, dict(facts.read_manifest(folder).origin))
+    else:
+        found = BaseModel(folder, {"repo": folder.resolve().name, "revision": "", "license": licence(folder)})
+    for part in (facts.TRANSFORMER, *(() if found.is_generator else (facts.VAE,))):
+        if not (folder / part / "config.json").is_file():
+            raise WeightsError(
+                f"{folder} has no {part}/config.json: expected a Wan as diffusers keeps it, such as "
+                "Wan-AI/Wan2.1-T2V-1.3B-Diffusers."
+            )
+    return found
+
+
+def _cached(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError):
+        raise WeightsError(
+            f"{name} is no folder, and is not in Hugging Face's cache. Download it with `hf download {name}`, or name "
+            "a folder."
+        ) from None
+
+
+def licence(folder: Path) -> str:
+    """What a repository's page says of its licence."""
+    page = folder / "README.md"
+    text = page.read_text("utf-8", errors="replace") if page.is_file() else ""
+    head = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
+    found = re.search(r"^license:\s*(\S+)", head[1], re.MULTILINE) if head else None
+    return found[1] if found else "unknown"
+
+
+def fresh_portrait(base: BaseModel, *, dtype: torch.dtype = torch.float32) -> WanPortrait:
+    """A generator to train: a widened base, or an earlier generator. New parts are torch's next random numbers.
+
+    Raises:
+        WeightsError: a part of the base is missing or is none.
+    """
+    if base.is_generator:
+        return load_folder(base.folder, dtype=dtype).portrait.requires_grad_(True)
+    transformer = load_transformer(base.folder / facts.TRANSFORMER, dtype)
+    return WanPortrait.from_base(transformer, prompt_embeds(base.folder))
+
+
+def prompt_embeds(folder: Path) -> Float[Tensor, "L D"]:
+    """What the base's text encoder says of the prompt: from a file, or asked of it, which takes its memory once.
+
+    Raises:
+        WeightsError: there is neither.
+    """
+    path = folder / facts.PROMPT
+    if path.is_file():
+        tensors = facts.read_tensors(path)
+        if "prompt_embeds" not in tensors or tensors["prompt_embeds"].ndim != 2:
+            raise WeightsError(f"{path} holds no prompt_embeds of tokens by numbers. Remove or replace it.")
+        return tensors["prompt_embeds"].float()
+    if not all((folder / part).is_dir() for part in (TOKENIZER, TEXT_ENCODER)):
+        raise WeightsError(
+            f"{folder} has neither {facts.PROMPT} nor {TOKENIZER}/ and {TEXT_ENCODER}/, which say what the prompt "
+            "means. Download the whole repository."
+        )
+    return _encoded(folder, PROMPT_TEXT)
+
+
+def _encoded(folder: Path, text: str) -> Float[Tensor, "L D"]:
+    from transformers import AutoTokenizer, UMT5EncoderModel
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder / TOKENIZER), local_files_only=True)
+        encoder = UMT5EncoderModel.from_pretrained(
+            str(folder / TEXT_ENCODER), dtype=torch.bfloat16, use_safetensors=True, local_files_only=True
+        )
+    except (OSError, ValueError) as error:
+        said = " ".join(str(error).split())[:160]
+        raise WeightsError(f"{folder} holds no umT5 text encoder in safetensors files: {said}") from error
+    # As in training and sampling of Wan: padded when it is encoded, and the padding thrown away.
+    tokens = tokenizer(text, padding="max_length", max_length=TEXT_TOKENS, truncation=True, return_tensors="pt")
+    mask = tokens["attention_mask"]
+    with torch.inference_mode():
+        states = encoder(tokens["input_ids"], attention_mask=mask).last_hidden_state[0]
+    return states[: int(mask.sum())].float().clone()

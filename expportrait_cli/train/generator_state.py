@@ -1,0 +1,124 @@
+"""A run of `train generator` on disk, and the running average of its weights.
+
+All of it is gathered from wherever accelerate has put it: one device, copies on several, or pieces of one model.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+
+from expportrait_cli.artifacts.atomic import atomic_path
+from expportrait_cli.errors import InputError
+
+NETWORK, AVERAGE, OPTIMIZER = "network.", "average.", "optimizer."
+WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+
+
+class Average:
+    """Exponential mean over the weights that learn, piece by piece where they lie."""
+
+    def __init__(self, model: nn.Module):
+        """Begin with the weights as they are."""
+        self._weights = [p for p in model.parameters() if p.requires_grad]
+        self._means = [p.detach().clone() for p in self._weights]
+
+    @torch.no_grad()
+    def follow(self, keep: float) -> None:
+        """Move towards the weights; with `keep` 0 be them."""
+        for mean, weight in zip(self._means, self._weights, strict=True):
+            mean.lerp_(weight.detach(), 1 - keep)
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """Have the model use the mean instead of its weights."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for mean, weight in zip(self._means, self._weights, strict=True):
+            kept = weight.detach().clone()
+            weight.copy_(mean)
+            mean.copy_(kept)
+
+
+def save_state(
+    path: Path, step: int, model: nn.Module, average: Average, optimizer: torch.optim.Optimizer, *, is_main: bool
+) -> None:
+    """Write weights, their average and the optimiser's moments; every process calls it, the main one writes."""
+    tensors = {NETWORK + name: value for name, value in _weights(model).items()}
+    with average.shown():
+        tensors |= {AVERAGE + name: value for name, value in _weights(model).items()}
+    for name, moments in _moments(model, optimizer).items():
+        tensors |= {f"{OPTIMIZER}{moment}.{name}": torch.as_tensor(value) for moment, value in moments.items()}
+    if is_main:
+        with atomic_path(path) as partial:
+            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, partial, {"step": str(step)})
+
+
+def load_state(path: Path, model: nn.Module, average: Average, optimizer: torch.optim.Optimizer) -> int:
+    """Take up a run where it was left: the steps that it has made, 0 without a file.
+
+    Raises:
+        InputError: the file is that of another run.
+    """
+    if not path.is_file():
+        return 0
+    with safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        step = int(file.metadata()["step"])
+    names = _weights(model).keys()
+    if {NETWORK + name for name in names} != {name for name in tensors if name.startswith(NETWORK)}:
+        raise InputError(f"{path} is the state of another generator. Remove it, or train to another folder.")
+    _set_weights(model, {name: tensors[AVERAGE + name] for name in names})
+    average.follow(0.0)
+    _set_weights(model, {name: tensors[NETWORK + name] for name in names})
+    state = _optimizer_state(model, optimizer)
+    for name, moments in state["state"].items():
+        for moment in moments:
+            moments[moment] = tensors[f"{OPTIMIZER}{moment}.{name}"]
+    set_optimizer_state_dict(model, optimizer, state, options=WHOLE)
+    return step
+
+
+def averaged_weights(path: Path) -> dict[str, Tensor]:
+    """The average that a state holds."""
+    with safe_open(path, "pt") as file:
+        names = [name for name in file.keys() if name.startswith(AVERAGE)]  # noqa: SIM118
+        return {name.removeprefix(AVERAGE): file.get_tensor(name) for name in names}
+
+
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    """What learns, in memory of its own; buffers are the base's."""
+    learning = {name.replace("module.", "") for name, p in model.named_parameters() if p.requires_grad}
+    found = get_model_state_dict(model, options=WHOLE)
+    return {k: v.detach().cpu().clone() for k, v in found.items() if k in learning and isinstance(v, Tensor)}
+
+
+def _set_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    options = StateDictOptions(full_state_dict=True, strict=False)
+    set_model_state_dict(model, dict(weights), options=options)
+
+
+def _optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    return get_optimizer_state_dict(model, optimizer, options=WHOLE)
+
+
+def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:
+    return _optimizer_state(model, optimizer)["state"]

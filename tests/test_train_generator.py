@@ -1,0 +1,338 @@
+"""Training the paper's generator: it learns, from the normals too; the same every time, interrupted or not."""
+
+import json
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from balls import ball_entry, pupil
+from performers import make_state, quiet
+from PIL import Image
+from safetensors.torch import load_file
+from tiny_wan import base_folder, prompt_embeds, tiny_i2v_transformer, tiny_transformer, tiny_vae
+from transfer_faces import driver_of, photo_of
+
+from expportrait_cli.artifacts import npz
+from expportrait_cli.cli import app
+from expportrait_cli.config import GeneratorTask, GeneratorTraining
+from expportrait_cli.errors import InputError
+from expportrait_cli.generate.wan.folder import load_folder
+from expportrait_cli.generate.wan.portrait import WanPortrait
+from expportrait_cli.generate.wan.vae import Vae
+from expportrait_cli.media.writer import VideoWriter
+from expportrait_cli.render.encode import decode
+from expportrait_cli.train import dataset
+from expportrait_cli.train.dataset import Clip, Row, clip_of
+from expportrait_cli.train.generator import School, examined, optimizer_of, set_free, train, weight_of
+from expportrait_cli.train.generator_cache import build_cache
+from expportrait_cli.train.generator_lessons import Lesson, Lessons
+from expportrait_cli.train.generator_state import averaged_weights
+
+pytest_plugins = ("astronaut",)
+
+CPU = torch.device("cpu")
+FAST = GeneratorTraining(steps=6, frames=5, rate=1e-2, warm_up=4, average=0.9, batch=2)
+TASK = GeneratorTask(report_every=4, sample_every=4, sample_steps=2)
+
+Rows = list[tuple[int, dict[str, float]]]
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory) -> list:
+    folder = tmp_path_factory.mktemp("balls")
+    return [ball_entry(folder, name, seed, 9) for seed, name in enumerate(("one", "two"))]
+
+
+def lesson_run(
+    clips: list,
+    folder: Path,
+    config: GeneratorTraining = FAST,
+    task: GeneratorTask = TASK,
+    *,
+    portrait: WanPortrait | None = None,
+    progress: Callable[[int, int | None], None] = quiet,
+) -> Rows:
+    """One run; what it reported. Its state is in `folder`."""
+    portrait = portrait or pupil(12)
+    set_free(portrait, config, task)
+    lessons = Lessons(clips, task, frames=config.frames, seed=config.seed)
+    rows: Rows = []
+    folder.mkdir(exist_ok=True)
+    school = School(
+        lessons,
+        lessons.exam(2),
+        config.steps,
+        folder / "state.safetensors",
+        progress,
+        lambda step, figures: rows.append((step, figures)),
+        lambda step, model: None,
+    )
+    train(portrait, school, config, task, Accelerator(cpu=True, mixed_precision="no"))
+    return rows
+
+
+@pytest.mark.parametrize("lora", [0, 4])
+def test_the_same_run_gives_the_same_bytes_interrupted_or_not(lora, clips, tmp_path):
+    config = replace(FAST, lora=lora)
+    rows = lesson_run(clips, tmp_path / "a", config)
+    assert [step for step, _ in rows] == [4, 6]
+
+    def interrupt(done: int, total: int | None) -> None:
+        assert total == 6
+        if done == 3:
+            signal.raise_signal(signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        lesson_run(clips, tmp_path / "b", config, progress=interrupt)
+    assert signal.getsignal(signal.SIGINT) is before
+    calls = []
+    later = lesson_run(clips, tmp_path / "b", config, progress=lambda done, total: calls.append(done))
+    assert calls == [4, 5, 6] and [step for step, _ in later] == [4, 6] and later[1] == rows[1]
+    whole, gone_on = ((tmp_path / name / "state.safetensors").read_bytes() for name in "ab")
+    assert whole == gone_on
+    assert lesson_run(clips, tmp_path / "b", config) == []
+    assert (tmp_path / "b" / "state.safetensors").read_bytes() == whole
+
+
+def test_another_seed_is_another_run(clips, tmp_path):
+    for seed in (0, 1):
+        lesson_run(clips, tmp_path / str(seed), replace(FAST, steps=1, seed=seed))
+    one, two = (averaged_weights(tmp_path / str(seed) / "state.safetensors") for seed in (0, 1))
+    assert not torch.equal(one["transformer.proj_out.weight"], two["transformer.proj_out.weight"])
+
+
+def test_the_state_of_another_generator_is_refused(clips, tmp_path):
+    lesson_run(clips, tmp_path, replace(FAST, steps=1))
+    with pytest.raises(InputError, match="is the state of another generator"):
+        lesson_run(clips, tmp_path, replace(FAST, lora=2))
+
+
+@pytest.mark.slow
+def test_it_learns_a_clip_and_what_normals_are_for(clips, tmp_path):
+    """Twice as well as at first; and with the film's own normals better than with them in another order."""
+    config = replace(FAST, steps=140, rate=2e-2, warm_up=10, batch=1)
+    task = replace(TASK, report_every=140, sample_every=140, drop_control=0.0, drop_reference=0.0, checkpointing=False)
+    portrait = pupil(48)
+    exam = Lessons(clips[:1], task, frames=config.frames, seed=0).exam(8)
+    start = examined(portrait, exam, CPU)["held_out"]
+    rows = lesson_run(clips[:1], tmp_path, config, task, portrait=portrait)
+    portrait.load_state_dict(averaged_weights(tmp_path / "state.safetensors"), strict=False)
+    right = examined(portrait, exam, CPU)["held_out"]
+    wrong = examined(portrait, [replace(lesson, normals=lesson.normals.flip(2)) for lesson in exam], CPU)["held_out"]
+    assert right < 0.5 * start, (start, right)
+    assert right < 0.8 * wrong, (right, wrong)
+    assert rows[-1][1]["loss"] < start
+
+
+def test_lessons_follow_from_their_number_alone(clips):
+    task = replace(TASK, drop_control=0.5, drop_reference=0.5)
+    lessons, again = (Lessons(clips, task, frames=5, seed=3) for _ in range(2))
+    assert len(lessons) == 4
+    later = again.lesson(9)
+    shown = [lessons.lesson(number) for number in range(40)]
+    assert torch.equal(later.noise, shown[9].noise) and later.sigma == shown[9].sigma
+    assert not torch.equal(shown[8].noise, shown[9].noise)
+    assert {lesson.drop_control for lesson in shown} == {lesson.drop_reference for lesson in shown} == {True, False}
+    # Each epoch takes every window's clip once.
+    films = [entry.read()[0] for entry in clips]
+
+    def shows(lesson: Lesson) -> int:
+        at = range(films[0].shape[1] - 1)
+        return next(k for k, film in enumerate(films) for t in at if torch.equal(lesson.film[0], film[:, t : t + 2]))
+
+    assert all(sorted(map(shows, shown[k : k + 4])) == [0, 0, 1, 1] for k in range(0, 40, 4))
+
+
+def test_noise_is_shifted_towards_more_of_it(clips):
+    """Median 0.5 becomes 3 / 4."""
+    lessons = Lessons(clips, TASK, frames=5, seed=0)
+    sigmas = np.array([lessons.lesson(number).sigma for number in range(300)])
+    assert np.median(sigmas) == pytest.approx(0.75, abs=0.05) and 0 < sigmas.min() < 0.1 and sigmas.max() < 1
+
+
+def test_a_lesson_shows_the_normals_of_its_frames(clips):
+    """And three latent frames around them, as far as there are any."""
+    entry = clips[0]
+    film, photos, rows = entry.read()
+    normals = torch.from_numpy(decode(entry.read_normals())).permute(3, 0, 1, 2)
+    lessons = Lessons([entry], TASK, frames=5, seed=0)
+    starts = set()
+    for number in range(12):
+        lesson = lessons.lesson(number)
+        begin = next(t for t in range(2) if torch.equal(lesson.film[0], film[:, t : t + 2]))
+        starts.add(begin)
+        assert lesson.lead == begin and torch.equal(lesson.normals[0], normals)
+        photo = next(k for k in range(len(rows)) if torch.equal(lesson.photo[0, :, 0], photos[k]))
+        assert torch.equal(lesson.still[0], normals[:, rows[photo]])
+    assert starts == {0, 1}
+
+
+def test_a_long_clip_is_cut(tmp_path):
+    entry = ball_entry(tmp_path, "long", 3, 53)
+    film = entry.read()[0]
+    normals = torch.from_numpy(decode(entry.read_normals())).permute(3, 0, 1, 2)
+    lessons, leads = Lessons([entry], TASK, frames=9, seed=0), set()
+    assert len(lessons) == round(14 / 3)
+    for number in range(20):
+        lesson = lessons.lesson(number)
+        begin = next(t for t in range(12) if torch.equal(lesson.film[0], film[:, t : t + 3]))
+        leads.add(lesson.lead)
+        assert lesson.lead == min(begin, 3)
+        assert torch.equal(lesson.normals[0, :, 4 * lesson.lead], normals[:, 4 * begin])
+        assert lesson.normals.shape[2] == 4 * (lesson.lead + 2 + min(14 - begin - 3, 3)) + 1
+    assert leads >= {3}
+
+
+@pytest.mark.parametrize("sigma", [0.1, 0.9])
+def test_both_losses_are_one_regression(sigma, clips):
+    """Eq. 10: the noise that follows from a velocity is off by 1 - sigma times what the velocity is off by."""
+    lesson = replace(Lessons(clips, TASK, frames=5, seed=0).lesson(0), sigma=sigma)
+    velocity = torch.randn(lesson.noise.shape, generator=torch.Generator().manual_seed(1))
+    noise = lesson.noisy() + (1 - sigma) * velocity
+    wanted = (noise - lesson.noise).square().mean()
+    error = (velocity - lesson.target()).square().mean()
+    assert weight_of(sigma, replace(TASK, loss="epsilon")) * error == pytest.approx(float(wanted), rel=1e-4)
+    assert weight_of(sigma, TASK) == 1
+
+
+def test_what_learns_and_how_fast():
+    whole = pupil(12)
+    config = replace(FAST, trunk=0.1, lora=0)
+    set_free(whole, config, TASK)
+    new, own = optimizer_of(whole, config).param_groups
+    assert (new["full_rate"], own["full_rate"]) == (1e-2, pytest.approx(1e-3))
+    assert any(p is whole.transformer.patch_embedding.weight for p in new["params"])
+    assert len(new["params"]) + len(own["params"]) == len(list(whole.parameters()))
+    low = pupil(12)
+    set_free(low, replace(config, lora=4), TASK)
+    (only,) = optimizer_of(low, config).param_groups
+    free = {name for name, p in low.named_parameters() if p.requires_grad}
+    assert len(only["params"]) == len(free) and "transformer.patch_embedding.weight" in free
+    assert {name for name in free if name.startswith("transformer.blocks")} == {n for n in free if ".lora_" in n}
+    # 2 blocks of 10 layers with 2 matrices each.
+    assert sum(".lora_" in name for name in free) == 40
+
+
+def test_an_i2v_base_learns_all_but_what_is_for_images(clips, tmp_path):
+    portrait = WanPortrait.from_base(tiny_i2v_transformer(), prompt_embeds())
+    rows = lesson_run(clips, tmp_path, replace(FAST, steps=4), portrait=portrait)
+    assert np.isfinite(rows[-1][1]["held_out"])
+    learned = averaged_weights(tmp_path / "state.safetensors")
+    assert "reference.layers.12.weight" in learned and learned["reference.layers.12.weight"].any()
+    assert not [name for name in learned if "image_embedder" in name or "add_k" in name]
+
+
+def filmed(head, folder: Path, name: str, seed: int, frames: int = 11) -> Clip:
+    """A prepared clip: a head that turns and smiles in front of a picture that moves with it."""
+    turns = np.linspace(-0.2, 0.2, frames)
+    states = [make_state(head, turn=(0, turn, 0), mouthSmileLeft=0.8 * (t % 2)) for t, turn in enumerate(turns)]
+    tracking = driver_of(head, states, seed=seed)
+    vertices = np.flatnonzero(head.facial_mask.numpy() > 0)
+    smile = 1e-3 * np.random.default_rng(seed).normal(size=(len(vertices), 3)) * (np.arange(frames) % 2)[:, None, None]
+    poses = (tracking.expression, tracking.jaw, tracking.gaze, tracking.rotation, tracking.translation)
+    fit = replace(
+        photo_of(head, seed),
+        dynamic_vertices=vertices,
+        dynamic_offset=smile.astype(np.float16),
+        dynamic_curves=np.concatenate(poses, 1).astype(np.float32),
+        dynamic_loss=np.zeros((frames, 2), np.float32),
+    )
+    clip = clip_of(folder, name, f"folder-{name}")
+    with VideoWriter(clip.video, rate=Fraction(25)) as writer:
+        for turn in turns:
+            writer.write(np.tile(np.uint8([200, 120, 60 + 300 * abs(turn)]), (512, 512, 1)))
+    npz.save(tracking, clip.tracking, {})
+    npz.save(fit, clip.head, {})
+    return clip
+
+
+def write_set(folder: Path, clips: list[Clip]) -> Path:
+    row = Row("", "", "a.mp4", "ab" * 32, 0, 11, "25", "accepted", "", "anny")
+    rows = [replace(row, name=clip.name, person=clip.person) for clip in clips]
+    dataset.write(folder, rows, source=folder, head_model="anny", settings={}, complete=True)
+    return folder
+
+
+@pytest.mark.slow
+def test_the_cache_holds_what_the_clip_shows(head, tmp_path):
+    clip = filmed(head, tmp_path / "set", "a", 1)
+    (entry,) = build_cache([clip], head, Vae(tiny_vae()), tmp_path / "cache", size=64, vae_hash="one", progress=quiet)
+    film, photos, rows = entry.read()
+    # 11 frames: 9 of them are whole latent frames.
+    assert film.shape == (16, 3, 8, 8) and photos.shape == (9, 16, 8, 8) and rows == list(range(9))
+    assert entry.latent_count == 3
+    # The first latent frame is that of a single picture.
+    assert torch.allclose(film[:, 0], photos[0], atol=2e-3)
+    normals = entry.read_normals()
+    assert normals.shape == (9, 64, 64, 3) and (normals[:, 0, 0] == 128).all()
+    shown = decode(normals)
+    seen = np.linalg.norm(shown, axis=-1) > 0.5
+    assert 0.1 < seen.mean() < 0.9
+    # The head turns from one side to the other: its normals' mean goes along.
+    across = [float(shown[t, ..., 0][seen[t]].mean()) for t in range(9)]
+    assert abs(across[-1] - across[0]) > 0.05
+    times = [path.stat().st_mtime_ns for path in (entry.latents, entry.normals)]
+    build_cache([clip], head, Vae(tiny_vae()), tmp_path / "cache", size=64, vae_hash="one", progress=quiet)
+    assert times == [path.stat().st_mtime_ns for path in (entry.latents, entry.normals)]
+    build_cache([clip], head, Vae(tiny_vae()), tmp_path / "cache", size=64, vae_hash="two", progress=quiet)
+    assert times[0] != entry.latents.stat().st_mtime_ns
+    npz.save(photo_of(head, 1), clip.head, {})
+    with pytest.raises(InputError, match=r"holds 0 frames of dynamic offsets.*expected 11 on 'anny'. Prepare"):
+        build_cache([clip], head, Vae(tiny_vae()), tmp_path / "cache", size=64, vae_hash="one", progress=quiet)
+
+
+@pytest.mark.slow
+def test_from_a_set_to_a_generator(head, tmp_path, capsys):
+    """The command with 4 steps: folder, films, history; the same bytes when it was interrupted."""
+    folder = write_set(tmp_path / "set", [filmed(head, tmp_path / "set", name, seed) for seed, name in enumerate("ab")])
+    base = base_folder(tmp_path / "base", tiny_transformer())
+    out = tmp_path / "generator"
+    options = ["--base", str(base), "--steps", "4", "--size", "32", "--frames", "9", "--lora", "2"]
+    options += ["--report-every", "2", "--sample-every", "4", "--json"]
+    command = ["train", "generator", str(folder), "-o", str(out), *options]
+    assert app.run(command) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["output"] == str(out) and said["steps"] == 4
+    assert said["clips"] == 1 and said["held_out"] == ["folder-b"]
+    loaded = load_folder(out)
+    assert loaded.manifest.resolution == 32 and loaded.manifest.frame_rule.window == 9
+    assert loaded.manifest.origin["license"] == "apache-2.0"
+    assert loaded.manifest.train["settings"]["lora"] == 2 and loaded.manifest.train["people"] == 1
+    weight = loaded.portrait.transformer.patch_embedding.weight
+    assert weight[:, 16:].any() and (out / "vae" / "config.json").is_file()
+    assert load_file(out / "prompt_embeds.safetensors")["prompt_embeds"].shape == (7, 32)
+    with Image.open(tmp_path / "generator.work" / "films" / "step-0000004.png") as picture:
+        assert picture.size == (6 * 32, 3 * 32) and np.asarray(picture).std() > 10
+    history = [json.loads(line) for line in (tmp_path / "generator.work" / "history.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in history] == [2, 4] and all(
+        np.isfinite([row["loss"], row["held_out"]]).all() for row in history
+    )
+    assert list((tmp_path / "generator.work" / "tensorboard").iterdir())
+    first = {path.relative_to(out): path.read_bytes() for path in out.rglob("*.safetensors")}
+    assert app.run(command) == 0
+    assert {path.relative_to(out): path.read_bytes() for path in out.rglob("*.safetensors")} == first
+    assert app.run([*command, "--seed", "3"]) == 2
+    assert "holds a run with other seed" in capsys.readouterr().err
+
+
+def test_wrong_options_end_in_one_line(tmp_path, capsys):
+    def said(*options: str) -> str:
+        assert app.run(["train", "generator", str(tmp_path), "-o", str(tmp_path / "out"), *options]) in (2, 3, 4)
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert len(lines) == 1
+        return lines[0]
+
+    assert "--frames 80: Wan takes 5, 9, 13" in said("--frames", "80")
+    assert "--size 100: Wan takes multiples of 16" in said("--size", "100")
+    assert "somebody/model is no folder, and is not in Hugging Face's cache" in said("--base", "somebody/model")
+    assert "has no transformer/config.json" in said("--base", str(tmp_path))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("x")
+    assert "exists and is no generator's folder" in said()
