@@ -14,7 +14,7 @@ from expportrait_cli.evaluate.figures import curve, worst_frames
 from expportrait_cli.media.video import VideoWriter
 
 FRAMES = 20
-VOID = {"meta", "img", "circle", "polyline"}
+VOID = {"meta", "img", "circle", "polyline", "br", "rect"}
 
 
 class Page(HTMLParser):

@@ -1,6 +1,7 @@
 """Curves as SVG and frames as data URIs: what a report shows without a file beside it."""
 
 from base64 import b64encode
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -8,10 +9,12 @@ import numpy as np
 from jaxtyping import Float64, Int64, UInt8
 
 from expportrait_cli.evaluate import flip, image
+from expportrait_cli.evaluate.page import colour
 from expportrait_cli.evaluate.scores import Scores
 from expportrait_cli.media.source import read_pictures
 
 WIDTH, HEIGHT, MARGIN = 360, 96, 6
+BINS = 30
 POINTS = 600
 """Longer films are drawn as means of neighbouring frames."""
 WORST = 3
@@ -23,28 +26,67 @@ L1_FULL = 0.25
 
 def curve(values: Float64[np.ndarray, " T"], label: str) -> str:
     """Draw one metric over the frames as an SVG that takes its colours from the page; gaps where it is missing."""
+    return overlay([values], label)
+
+
+def overlay(series: Sequence[Float64[np.ndarray, " T"]], label: str) -> str:
+    """Draw the same metric of several films in one picture, in the page's colours (`page.colour`).
+
+    At least one has a finite value.
+    """
+    means = [_thinned(values) for values in series]
+    finite = np.concatenate([line[np.isfinite(line)] for line in means])
+    low, high = float(finite.min()), float(finite.max())
+    lines = "".join(
+        _line(line, (low, high), colour(index) if len(means) > 1 else "") for index, line in enumerate(means)
+    )
+    return (
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}: {low:.4g} to {high:.4g}">{lines}</svg>'
+        f"<p class=range>{low:.4g} .. {high:.4g}</p>"
+    )
+
+
+def _thinned(values: Float64[np.ndarray, " T"]) -> Float64[np.ndarray, " N"]:
+    """Means of neighbours, at most `POINTS` of them."""
     per_point = -(-len(values) // POINTS)
     padded = np.append(values, np.full(-len(values) % per_point, np.nan)).reshape(-1, per_point)
     finite = np.isfinite(padded)
-    means = np.where(finite, padded, 0).sum(1) / np.where(finite.any(1), finite.sum(1), np.nan)
+    return np.where(finite, padded, 0).sum(1) / np.where(finite.any(1), finite.sum(1), np.nan)
+
+
+def _line(means: Float64[np.ndarray, " N"], bounds: tuple[float, float], kind: str) -> str:
     known = np.flatnonzero(np.isfinite(means))
-    low, high = float(means[known].min()), float(means[known].max())
+    low, high = bounds
     x = MARGIN + (WIDTH - 2 * MARGIN) * known / max(len(means) - 1, 1)
     # A flat line lies in the middle.
     share = (means[known] - low) / (high - low) if high > low else np.full(len(known), 0.5)
     y = HEIGHT - MARGIN - (HEIGHT - 2 * MARGIN) * share
     # Metrics of every nth frame are joined; a hole in one of every frame is left open.
     step = int(np.diff(known).min()) if len(known) > 1 else 1
-    parts = np.split(np.arange(len(known)), np.flatnonzero(np.diff(known) > step) + 1)
-    lines = "".join(
-        f'<polyline points="{" ".join(f"{x[i]:.1f},{y[i]:.1f}" for i in part)}"/>'
+    parts = np.split(np.arange(len(known)), np.flatnonzero(np.diff(known) > step) + 1) if len(known) else []
+    wears = f' class="{kind}"' if kind else ""
+    return "".join(
+        f'<polyline{wears} points="{" ".join(f"{x[i]:.1f},{y[i]:.1f}" for i in part)}"/>'
         if len(part) > 1
-        else f'<circle cx="{x[part[0]]:.1f}" cy="{y[part[0]]:.1f}" r="2"/>'
+        else f'<circle{wears} cx="{x[part[0]]:.1f}" cy="{y[part[0]]:.1f}" r="2"/>'
         for part in parts
     )
+
+
+def histogram(values: Float64[np.ndarray, " N"], label: str) -> str:
+    """Draw how often which value occurs; all are finite, and there is at least one."""
+    counts, edges = np.histogram(values, BINS)
+    wide = (WIDTH - 2 * MARGIN) / BINS
+    bars = "".join(
+        f'<rect x="{MARGIN + wide * index:.1f}" y="{HEIGHT - MARGIN - tall:.1f}" width="{wide - 1:.1f}" '
+        f'height="{tall:.1f}"/>'
+        for index, tall in enumerate((HEIGHT - 2 * MARGIN) * counts / counts.max())
+        if tall
+    )
+    span = f"{edges[0]:.4g} .. {edges[-1]:.4g}"
     return (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}: {low:.4g} to {high:.4g}">{lines}</svg>'
-        f"<p class=range>{low:.4g} .. {high:.4g}</p>"
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}, {span}">{bars}</svg>'
+        f"<p class=range>{span}, {len(values)} frames, highest bar {counts.max()}</p>"
     )
 
 
@@ -84,11 +126,12 @@ def pictures(scores: Scores, frames: Int64[np.ndarray, " R"]) -> dict[int, list[
     for frame, target, output in zip(rising.tolist(), *films, strict=True):
         shown[frame] = [("target", data_uri(target)), ("film", data_uri(output))]
         if scores.mode == "self":
-            shown[frame].append(_error(output, target))
+            shown[frame].append(error_map(output, target))
     return shown
 
 
-def _error(output: UInt8[np.ndarray, "H W 3"], target: UInt8[np.ndarray, "H W 3"]) -> tuple[str, str]:
+def error_map(output: UInt8[np.ndarray, "H W 3"], target: UInt8[np.ndarray, "H W 3"]) -> tuple[str, str]:
+    """Where a picture differs from what it should be: caption, and address of the picture."""
     own, wanted = image.as_float(output), image.as_float(target)
     if flip.missing_package() is None:
         caption, errors = "FLIP, 0 black, 1 bright", flip.error_map(own, wanted)

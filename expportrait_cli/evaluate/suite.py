@@ -1,7 +1,7 @@
 """What several methods scored on the same pairs: means over clips, and how sure they are."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -36,7 +36,7 @@ class SuiteScores:
     """Method, pair."""
     failed: Mapping[str, Mapping[str, str]]
     """Method, pair: why there are no scores."""
-    licences: Sequence[dict[str, Any]] = ()
+    licences: dict[str, Any] = field(default_factory=dict)
     """What the weights behind the films allow."""
 
     def films(self, method: str, mode: Mode) -> dict[str, Scores]:
@@ -91,7 +91,7 @@ class SuiteScores:
             "interval_method": SUITE_METHOD,
             "missing": self.missing,
             "published": published_json(),
-            "licences": list(self.licences),
+            "licences": self.licences,
             "definitions": {
                 column.name: {key: value for key, value in asdict(column).items() if key != "name"}
                 for column in COLUMNS

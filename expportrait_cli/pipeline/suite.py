@@ -16,7 +16,9 @@ from expportrait_cli.evaluate import evaluate
 from expportrait_cli.evaluate.scores import Mode, Scores, scores_from_json, versions
 from expportrait_cli.evaluate.suite import SuiteScores
 from expportrait_cli.media.files import content_hash
+from expportrait_cli.pipeline import licences
 from expportrait_cli.pipeline.ablation import ABLATIONS, OWN, PairFilms, Variant
+from expportrait_cli.pipeline.licences import LicenceMap
 from expportrait_cli.pipeline.protocol import Pair, Suite
 from expportrait_cli.pipeline.protocol_inputs import Inputs, prepare
 from expportrait_cli.pipeline.protocol_sets import ENDINGS
@@ -76,6 +78,8 @@ class Outcome:
     scores: SuiteScores
     seconds: dict[str, dict[str, float]]
     """Method, pair: what our own film took."""
+    licences: LicenceMap | None
+    """Of the weights behind our own films."""
 
 
 def plan(suite: Suite, work: Path, *, ablation: bool, own: bool, given: dict[str, Path]) -> Plan:
@@ -122,7 +126,15 @@ def run(plan: Plan, open_display: OpenDisplay) -> Outcome:
                     failed[method][pair.name] = str(error)
             for method, taken in films.seconds.items():
                 seconds[method][pair.name] = taken
-    return Outcome(SuiteScores(suite.settings(), rows, plan.methods, scores, failed), dict(seconds))
+    found = _licences(plan, scores)
+    terms = found.to_json() if found is not None else {}
+    return Outcome(SuiteScores(suite.settings(), rows, plan.methods, scores, failed, terms), dict(seconds), found)
+
+
+def _licences(plan: Plan, scores: dict[str, dict[str, Scores]]) -> LicenceMap | None:
+    films = [Path(film.output) for variant in plan.variants for film in scores[variant.name].values()]
+    maps = [found for found in map(licences.of_film, films) if found is not None]
+    return licences.together(maps) if maps else None
 
 
 class _Films:

@@ -10,6 +10,7 @@ from expportrait_cli.pipeline import suite as suites
 from expportrait_cli.pipeline.protocol import Suite, given_films, read_suite, write_list
 from expportrait_cli.pipeline.protocol_sets import Layout, suite_of_folder
 from expportrait_cli.pipeline.record import write_record
+from expportrait_cli.pipeline.suite_page import suite_page
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,9 @@ def evaluate(
     with atomic_path(work / "pairs.toml") as partial:
         write_list(suite, partial)
     outcome = suites.run(plan, open_display)
+    if page is not None:
+        with open_display() as display, atomic_path(page) as partial:
+            partial.write_text(suite_page(plan, outcome, outcome.licences, display.stage("write the page")), "utf-8")
     with atomic_path(out) as partial:
         partial.write_text(json.dumps(outcome.scores.to_json(), indent=2, ensure_ascii=False) + "\n", "utf-8")
     write_record(work / "times.json", {"unit": "s", "films": outcome.seconds})
@@ -71,10 +75,10 @@ def evaluate(
 
 
 def costs(outcome: suites.Outcome) -> str:
-    """Seconds a film of each method as text; empty when all films were given."""
+    """Seconds a film of each method, and the licences of our films, as text; empty when all films were given."""
     lines = [
         f"{method:<18} {sum(films.values()) / len(films):8.1f} s a film, tracking and fit included"
         for method, films in outcome.seconds.items()
         if films
     ]
-    return "\n".join(lines)
+    return "\n".join([*lines, *(outcome.licences.lines() if outcome.licences is not None else [])])
