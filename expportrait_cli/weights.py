@@ -1,18 +1,22 @@
 """The catalogue of weights: where each file lies, what it must hash to, and what its licence allows."""
 
 import importlib.util
+import json
 import logging
 import os
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from expportrait_cli.artifacts.digest import sha256
 from expportrait_cli.errors import UsageError, WeightsError
 
 PACKAGED = Path(__file__).parent / "_weights"
 CHECKOUT = Path(__file__).parents[1] / "weights"
+
+FETCHED = "fetched.json"
+"""Note in a folder that was downloaded: from where, which commit, and the hash of each file."""
 
 State = Literal["ok", "missing", "wrong", "unknown"]
 Interface = Literal["legacy", "tasks"]
@@ -41,6 +45,8 @@ class Weight:
     """Only used where mediapipe is spoken to through this interface; empty for what every machine uses."""
     form: str = ""
     """Page where the user has to accept a licence to get the file; empty where none stands before it."""
+    parts: tuple[str, ...] = ()
+    """For a folder instead of a file: what of the repository `source` it is made of."""
 
     @property
     def downloads(self) -> bool:
@@ -86,7 +92,13 @@ def entries() -> tuple[Weight, ...]:
     except ModuleNotFoundError:  # Python 3.10
         import tomli as tomllib
     rows = tomllib.loads(weights_file("catalogue.toml").read_text("utf-8"))["weight"]
-    return tuple(Weight(**{**row, "needed_by": tuple(row["needed_by"])}) for row in rows)
+    return tuple(_weight(row) for row in rows)
+
+
+def _weight(row: dict[str, Any]) -> Weight:
+    """An entry; lists become tuples, which can be hashed."""
+    lists: dict[str, Any] = {name: tuple(value) for name, value in row.items() if isinstance(value, list)}
+    return Weight(**{**row, **lists})
 
 
 @cache
@@ -103,7 +115,9 @@ def locate(weight: Weight) -> Path | None:
         roots = [Path(root) for root in (spec.submodule_search_locations or ())] if spec else []
     else:
         roots = list(folders())
-    return next((root / weight.file for root in roots if (root / weight.file).is_file()), None)
+    # A folder is there when all of it has arrived, which is noted last.
+    sign = f"{weight.file}/{FETCHED}" if weight.parts else weight.file
+    return next((root / weight.file for root in roots if (root / sign).is_file()), None)
 
 
 def state(weight: Weight) -> State:
@@ -111,9 +125,20 @@ def state(weight: Weight) -> State:
     path = locate(weight)
     if path is None:
         return "missing"
+    if weight.parts:
+        return "ok" if _is_as_fetched(path) else "wrong"
     if not weight.sha256:
         return "unknown"
     return "ok" if sha256(path) == weight.sha256 else "wrong"
+
+
+def _is_as_fetched(folder: Path) -> bool:
+    """Whether every file of a folder has the hash that was noted when it arrived."""
+    try:
+        rows = json.loads((folder / FETCHED).read_text("utf-8"))["files"]
+        return all(sha256(folder / row["file"]) == row["sha256"] for row in rows)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def entry(name: str) -> Weight:

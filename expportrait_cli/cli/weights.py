@@ -53,17 +53,19 @@ def fetch(
     from expportrait_cli.artifacts.digest import sha256
     from expportrait_cli.cli.display import Display
     from expportrait_cli.fetch import fetch as download
+    from expportrait_cli.hub import fetch_folder
 
     with Display() as display:
         for weight in [store.entry(name) for name in names]:
             progress = display.stage(f"{weight.name}, MB")
-            path = download(
+            get = fetch_folder if weight.parts else download
+            path = get(
                 weight,
                 store.folders()[-1],
                 lambda done, total, show=progress: show(done >> 20, total >> 20 if total else None),
             )
             log.info("%s: %s", weight.name, weight.licence)
-            if not weight.sha256:
+            if not (weight.sha256 or weight.parts):
                 log.info("%s: nobody published its sha256; this one has %s", weight.name, sha256(path))
             typer.echo(str(path))
 
