@@ -90,7 +90,8 @@ def painter_of(config: GenerateConfig) -> Painter:
         case Choice(name="wan-portrait" | "wan-vace" | "wan-v2v", folder=Folder() as folder):
             from expportrait_cli.generate.wan.painters import WanPainter
 
-            return WanPainter(folder.kind, folder.path, config.wan, config.seed)
+            identity = folder.sha256 + choice.lora
+            return WanPainter(folder.kind, folder.path, config.wan, config.seed, identity=identity)
         case _:
             return ProxyPainter()
 

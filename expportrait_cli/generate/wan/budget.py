@@ -82,7 +82,7 @@ class Cost:
         windows: int,
         calls: int,
         pixels: int,
-        bytes_each: float,
+        bytes_each: int,
         vae_width: int,
         resident: float = 1.0,
     ) -> "Cost":
@@ -98,7 +98,10 @@ class Cost:
         branch = tokens * shape.width * 2 * shape.controls
         autoencoder = VAE_FLOATS * vae_width * pixels * 4
         return cls(
-            round(shape.parameters * bytes_each * resident), max(block + branch, autoencoder), windows, calls * call
+            round(shape.parameters * bytes_each * resident),
+            max(block + branch, autoencoder),
+            windows,
+            float(calls * call),
         )
 
     def line(self, speed: float) -> str:

@@ -49,15 +49,15 @@ class Loaded:
 class WanPainter:
     """Paints with a Wan transformer from a folder; the models are loaded when the first frame is asked for."""
 
-    def __init__(self, name: WanName, folder: Path, config: WanConfig, seed: int) -> None:
-        """Check everything that can be checked without loading.
+    def __init__(self, name: WanName, folder: Path, config: WanConfig, seed: int, *, identity: str = "") -> None:
+        """Check everything that can be checked without loading; `identity` is the hash of the folder.
 
         Raises:
             UsageError: options that do not fit the painter, this machine, or each other.
             WeightsError: the folder is none of this painter.
         """
         self._name: WanName = name
-        self._folder, self._config = folder, config
+        self._folder, self._config, self._identity = folder, config, identity
         self._device = runtime.device_of()
         self._dtype = runtime.dtype_of(config, self._device)
         check_options(name, config)
@@ -81,7 +81,7 @@ class WanPainter:
         """
         height, width = still.photo.shape[:2]
         self._announce(height, width, count)
-        loaded = _load(self._name, self._folder, self._config, self._device, self._dtype)
+        loaded = _load(self._name, self._folder, self._identity, self._config, self._device, self._dtype)
         model, sampling = loaded.show(still), self._sampling
         if self._config.chain:
             given = self._config.chain
@@ -101,7 +101,7 @@ class WanPainter:
             windows=len(grid),
             calls=(len(self._sampling.sigmas) - 1) * (1 if self._sampling.guidance == 1 else 2),
             pixels=sides[0] * sides[1] * (2 * SPACE) ** 2,
-            bytes_each=1.0 if config.quantize != "none" else self._dtype.itemsize,
+            bytes_each=1 if config.quantize != "none" else self._dtype.itemsize,
             vae_width=VAE_WIDTH,
             resident=min(1.0, GROUPS / self._shape.layers) if config.offload == "group" else 1.0,
         )
@@ -151,7 +151,9 @@ def sampling_of(name: WanName, folder: Path, config: WanConfig, seed: int) -> Sa
 
 
 @lru_cache(maxsize=1)
-def _load(name: WanName, folder: Path, config: WanConfig, device: torch.device, dtype: torch.dtype) -> Loaded:
+def _load(
+    name: WanName, folder: Path, identity: str, config: WanConfig, device: torch.device, dtype: torch.dtype
+) -> Loaded:
     """Load a painter's models. The last ones are kept: the next film of a batch is painted with the same."""
     # Weights made in inference mode could not be changed outside of it.
     with torch.inference_mode(False):
