@@ -10,7 +10,7 @@ Recenter = Literal["neutral", "mean"]
 Quality = Literal["draft", "standard", "high"]
 Method = Literal["learned", "direct", "none"]
 Audio = Literal["driving", "reference", "none"]
-Backend = Literal["auto", "proxy", "wan-vace", "wan-v2v", "wan-portrait"]
+Backend = Literal["auto", "mini", "proxy", "wan-vace", "wan-v2v", "wan-portrait"]
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from expportrait_cli.artifacts.network_file import NetworkKind
 from expportrait_cli.errors import WeightsError
 from expportrait_cli.generate.mini_net import CELL, MiniNet, MiniShape
 from expportrait_cli.generate.painter import Sketch, Sketches, Still
+from expportrait_cli.generate.wan.library import require_library
 
 KIND = NetworkKind("mini", 1, "small painter", "Make one with `expportrait train mini`.")
 SIZE = 256
@@ -96,12 +97,22 @@ def save_mini(network: MiniNet, path: Path, made_by: Mapping[str, Any]) -> None:
     network_file.write(path, KIND, network.state_dict(), header)
 
 
+def has_passed(path: Path) -> bool:
+    """Whether these weights were found better than the proxy (`expportrait train gate`).
+
+    Raises:
+        WeightsError: the file is no such network.
+    """
+    return bool(network_file.read_header(path, KIND)["made_by"].get("gate", {}).get("passed"))
+
+
 def load_mini(path: Path) -> MiniNet:
     """Read a network.
 
     Raises:
         WeightsError: the file is no such network, or diffusers is not installed.
     """
+    require_library()
     header = network_file.read_header(path, KIND)
     try:
         sizes = dict(header["network"])

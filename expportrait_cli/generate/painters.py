@@ -12,7 +12,7 @@ from expportrait_cli.config import GenerateConfig, WanConfig
 from expportrait_cli.errors import UsageError, WeightsError
 from expportrait_cli.generate.folders import Folder, FolderName, kind_of, read_folder
 from expportrait_cli.generate.painter import Painter, ProxyPainter
-from expportrait_cli.weights import folders
+from expportrait_cli.weights import folders, weights_file
 
 FOLDERS: dict[FolderName, str] = {
     "wan-portrait": "wan-portrait",
@@ -20,6 +20,7 @@ FOLDERS: dict[FolderName, str] = {
     "wan-v2v": "wan-t2v-1.3b",
 }
 """Where the weights of each painter lie in the folder of weights, unless the user names another place."""
+MINI = "mini.safetensors"
 HOW: dict[FolderName, str] = {
     "wan-portrait": "Train one with `expportrait train generator`, and name its folder with --weights-folder.",
     "wan-vace": "Run `expportrait weights fetch wan-vace-1.3b`, or name its folder with --weights-folder.",
@@ -31,19 +32,18 @@ HOW: dict[FolderName, str] = {
 class Choice:
     """A painter and its weights."""
 
-    name: Literal["proxy"] | FolderName
+    name: Literal["proxy", "mini"] | FolderName
     folder: Folder | None = None
+    file: Path | None = None
+    """Weights of the small painter."""
     lora: str = ""
     """Hash of what is worked into them."""
 
     @property
     def identity(self) -> dict[str, str]:
         """What the film depends on beside the settings: the painter, and the hashes of its weights."""
-        return {
-            "painter": self.name,
-            "weights": self.folder.sha256 if self.folder is not None else "",
-            "lora": self.lora,
-        }
+        weights = self.folder.sha256 if self.folder is not None else sha256(self.file) if self.file is not None else ""
+        return {"painter": self.name, "weights": weights, "lora": self.lora}
 
     @property
     def licences(self) -> list[dict[str, str]]:
@@ -61,21 +61,15 @@ def choose(config: GenerateConfig) -> Choice:
         UsageError: it has no weights to name.
     """
     named = Path(config.wan.weights) if config.wan.weights else None
-    match config.backend:
-        case "proxy":
-            name = "proxy"
-        case "auto":
-            name = _best(named)
-        case other:
-            name = other
-    if name == "proxy":
+    name = _best(named) if config.backend == "auto" else config.backend
+    if name == "proxy" or name == "mini":
         if config.wan != WanConfig():
             raise UsageError(
-                "Options of Wan transformers were given, and the proxy paints this film. Name a --backend that is one, "
+                f"Options of Wan transformers were given, and {name} paints this film. Name a --backend that is one, "
                 "or leave them out."
             )
-        return Choice("proxy")
-    return Choice(name, _folder(name, named), _hash_of(config.wan.lora))
+        return Choice(name, file=weights_file(MINI) if name == "mini" else None)
+    return Choice(name, _folder(name, named), lora=_hash_of(config.wan.lora))
 
 
 def painter_of(config: GenerateConfig) -> Painter:
@@ -92,18 +86,27 @@ def painter_of(config: GenerateConfig) -> Painter:
 
             identity = folder.sha256 + choice.lora
             return WanPainter(folder.kind, folder.path, config.wan, config.seed, identity=identity)
+        case Choice(name="mini", file=Path() as file):
+            from expportrait_cli.generate.mini import MiniPainter, load_mini
+
+            return MiniPainter(load_mini(file), config.size)
         case _:
             return ProxyPainter()
 
 
-def _best(named: Path | None) -> Literal["proxy"] | FolderName:
+def _best(named: Path | None) -> Literal["proxy", "mini"] | FolderName:
     if named is not None:
         return kind_of(named)
-    if torch.cuda.is_available() and find_spec("diffusers") is not None:
+    if find_spec("diffusers") is None:
+        return "proxy"
+    if torch.cuda.is_available():
         for name in ("wan-portrait", "wan-vace"):
             if _fetched(name) is not None:
                 return name
-    return "proxy"
+    from expportrait_cli.generate.mini import has_passed
+
+    mini = next((root / MINI for root in folders() if (root / MINI).is_file()), None)
+    return "mini" if mini is not None and has_passed(mini) else "proxy"
 
 
 def _hash_of(lora: str) -> str:

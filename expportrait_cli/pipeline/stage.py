@@ -271,7 +271,7 @@ class _Run:
         inputs = {"reference": self.job.reference, "driving": self.job.driving, "curves": self.job.curves}
         is_given = self.job.reference.suffix == ".npz"
         head = self.job.reference if is_given else self.job.work / "reference.head.npz"
-        stages = ("track", "fit", "transfer", "render", "generate", kind_of_head(self.head.name))
+        stages = ("track", "fit", "transfer", "render", "generate", self.painter.name, kind_of_head(self.head.name))
         content = {
             "output": str(self.job.out),
             "sha256": content_hash(self.job.out),
