@@ -264,7 +264,9 @@ def test_our_own_films_and_what_they_lose_without_this_and_that(clips, tmp_path,
         patch.setattr(suites, "evaluate", killed)
         _, err = run(capsys, *command, "--ablation", code=130)
     assert "same command again" in err and not (tmp_path / "a.scores.json").exists()
-    _, err = run(capsys, *command, "--ablation")
+    _, err = run(capsys, *command, "--ablation", "--report", tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert all(f'alt="{caption} of frame' in page for caption in ("photo", "truth", "normals", "film"))
     assert "fast.mp4 is up to date" in err and "s a film" in err
     document = json.loads((tmp_path / "a.scores.json").read_text())
     assert list(document["methods"]) == ["expportrait", "direct", "no-dynamic", "base"]
@@ -272,6 +274,7 @@ def test_our_own_films_and_what_they_lose_without_this_and_that(clips, tmp_path,
     assert scores["expportrait"] > 25 and scores["base"] != scores["no-dynamic"]
     times = json.loads((tmp_path / "a.work" / "times.json").read_text())["films"]
     assert all(times[name]["fast"] > 0 for name in document["methods"])
+    assert document["licences"]["commercial_use_of_the_weights"] == "yes" and "licences: all weights" in err
 
     # From nothing, elsewhere: the same film and the same figures.
     run(capsys, *command[:-1], tmp_path / "b.scores.json")

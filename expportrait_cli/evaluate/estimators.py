@@ -52,6 +52,11 @@ class Likeness:
         """Whether there is no network."""
         return not self._nets
 
+    @property
+    def columns(self) -> list[str]:
+        """What `measure` gives once there is a reference."""
+        return list(self._nets)
+
     def compare_with(self, photo: Image, points: face.Points) -> None:
         """Make this face the reference."""
         self._reference = {column: net.describe(photo, points) for column, net in self._nets.items()}

@@ -3,13 +3,14 @@
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from expportrait_cli.artifacts.atomic import atomic_path
 from expportrait_cli.errors import UsageError
 from expportrait_cli.pipeline import suite as suites
 from expportrait_cli.pipeline.protocol import Suite, given_films, read_suite, write_list
 from expportrait_cli.pipeline.protocol_sets import Layout, suite_of_folder
-from expportrait_cli.pipeline.record import write_record
+from expportrait_cli.pipeline.record import read_record, write_record
 from expportrait_cli.pipeline.suite_page import suite_page
 
 
@@ -65,6 +66,7 @@ def evaluate(
     with atomic_path(work / "pairs.toml") as partial:
         write_list(suite, partial)
     outcome = suites.run(plan, open_display)
+    outcome = replace(outcome, seconds=_whole(outcome.seconds, read_record(work / "times.json").get("films")))
     if page is not None:
         with open_display() as display, atomic_path(page) as partial:
             partial.write_text(suite_page(plan, outcome, outcome.licences, display.stage("write the page")), "utf-8")
@@ -72,6 +74,15 @@ def evaluate(
         partial.write_text(json.dumps(outcome.scores.to_json(), indent=2, ensure_ascii=False) + "\n", "utf-8")
     write_record(work / "times.json", {"unit": "s", "films": outcome.seconds})
     return outcome
+
+
+def _whole(seconds: dict[str, dict[str, float]], known: Any) -> dict[str, dict[str, float]]:
+    """Seconds of the films, or what earlier runs noted where that is more: a run that goes on makes a part only."""
+    earlier = known if isinstance(known, dict) else {}
+    return {
+        method: {pair: max(taken, float(earlier.get(method, {}).get(pair, 0.0))) for pair, taken in films.items()}
+        for method, films in seconds.items()
+    }
 
 
 def costs(outcome: suites.Outcome) -> str:
