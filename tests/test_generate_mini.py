@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from expportrait_cli.errors import WeightsError
+from expportrait_cli.artifacts.digest import sha256
+from expportrait_cli.config import GenerateConfig, WanConfig
+from expportrait_cli.errors import UsageError, WeightsError
 from expportrait_cli.generate.mini import MiniPainter, correct, load_mini, planes, save_mini
 from expportrait_cli.generate.mini_net import MiniNet, MiniShape
 from expportrait_cli.generate.painter import Sketch, Still
+from expportrait_cli.generate.painters import choose, painter_of
 from expportrait_cli.render.buffers import Buffers
 
 pytest.importorskip("diffusers")
@@ -101,3 +104,17 @@ def test_files(network, tmp_path):
     save_mini(wider, path, {})
     with pytest.raises(WeightsError, match="damaged"):
         load_mini(path)
+
+
+def test_it_is_taken_unasked_only_once_it_has_passed(network, tmp_path, monkeypatch):
+    monkeypatch.setenv("EXPPORTRAIT_WEIGHTS", str(tmp_path))
+    path = tmp_path / "mini.safetensors"
+    for passed, name in ((False, "proxy"), (True, "mini")):
+        save_mini(network, path, {"gate": {"passed": passed}})
+        assert choose(GenerateConfig()).name == name
+        asked = choose(GenerateConfig(backend="mini"))
+        assert asked.name == "mini" and asked.identity["weights"] == sha256(path)
+        assert isinstance(painter_of(GenerateConfig(backend="mini")), MiniPainter)
+    assert choose(GenerateConfig(backend="proxy")).name == "proxy"
+    with pytest.raises(UsageError, match="mini paints this film"):
+        choose(GenerateConfig(backend="mini", wan=WanConfig(steps=4)))
