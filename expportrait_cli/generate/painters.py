@@ -10,9 +10,10 @@ import torch
 from expportrait_cli.artifacts.digest import sha256
 from expportrait_cli.config import GenerateConfig, WanConfig
 from expportrait_cli.errors import UsageError, WeightsError
-from expportrait_cli.generate.folders import Folder, FolderName, kind_of, read_folder
+from expportrait_cli.generate.folders import MANIFEST, Folder, FolderName, kind_of, read_folder
 from expportrait_cli.generate.painter import Painter, ProxyPainter
-from expportrait_cli.weights import folders, weights_file
+from expportrait_cli.generate.wan.library import require_library
+from expportrait_cli.weights import FETCHED, folders, weights_file
 
 FOLDERS: dict[FolderName, str] = {
     "wan-portrait": "wan-portrait",
@@ -82,6 +83,7 @@ def painter_of(config: GenerateConfig) -> Painter:
     choice = choose(config)
     match choice:
         case Choice(name="wan-portrait" | "wan-vace" | "wan-v2v", folder=Folder() as folder):
+            require_library()
             from expportrait_cli.generate.wan.painters import WanPainter
 
             identity = folder.sha256 + choice.lora
@@ -101,7 +103,9 @@ def _best(named: Path | None) -> Literal["proxy", "mini"] | FolderName:
         return "proxy"
     if torch.cuda.is_available():
         for name in ("wan-portrait", "wan-vace"):
-            if _fetched(name) is not None:
+            path = _fetched(name)
+            # A download that was cut short is no reason to stop.
+            if path is not None and any((path / sign).is_file() for sign in (FETCHED, MANIFEST)):
                 return name
     from expportrait_cli.generate.mini import has_passed
 

@@ -81,10 +81,9 @@ def generate(job: Job, kinds: tuple[str, str], stage: Stage) -> Film:
     if is_whole and is_written and known.get("key") == whole["key"]:
         log.info("%s is up to date: same inputs, same settings.", job.out)
         return Film(job.out, job.record, known)
-    # Made once for what it refuses: better now than after minutes of tracking.
-    painter_of(job.generate)
-    run = _Run(job, stage, hashes, _head_model(job, kinds), painter)
-    return run.film(kinds, whole["key"], painted=known.get("painted") if is_whole else None)
+    painter_of(job.generate)  # For what it refuses: better now than after minutes of tracking.
+    painted = known.get("painted") if is_whole else None
+    return _Run(job, stage, hashes, _head_model(job, kinds), painter).film(kinds, whole["key"], painted=painted)
 
 
 def _head_model(job: Job, kinds: tuple[str, str]) -> HeadModel:
@@ -269,8 +268,7 @@ class _Run:
         self, key: str, painted: str, meshes: Meshes, seconds: float, quality: dict[str, Any]
     ) -> dict[str, Any]:
         inputs = {"reference": self.job.reference, "driving": self.job.driving, "curves": self.job.curves}
-        is_given = self.job.reference.suffix == ".npz"
-        head = self.job.reference if is_given else self.job.work / "reference.head.npz"
+        head = self.job.reference if self.job.reference.suffix == ".npz" else self.job.work / "reference.head.npz"
         stages = ("track", "fit", "transfer", "render", "generate", self.painter.name, kind_of_head(self.head.name))
         content = {
             "output": str(self.job.out),

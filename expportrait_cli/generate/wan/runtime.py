@@ -142,7 +142,7 @@ def _in_groups(part: Any, device: torch.device) -> None:
         offload_device=torch.device("cpu"),
         offload_type="block_level",
         num_blocks_per_group=1,
-        use_stream=True,
+        use_stream=device.type == "cuda",
     )
     if transformer is not part:
         for child in (child for child in part.children() if child is not transformer):
