@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from expportrait_cli.errors import InputError
-from expportrait_cli.pipeline.joblist import read_jobs
+from expportrait_cli.config import GenerateConfig
+from expportrait_cli.errors import InputError, UsageError
+from expportrait_cli.pipeline.joblist import part_of, read_jobs
 
 
 def test_csv_rows_become_jobs(tmp_path):
@@ -46,6 +47,8 @@ def test_jsonl_rows_become_jobs(tmp_path):
         ("reference,driving,output\na.png,b.mp4,x.avi\n", "line 2: the output's name"),
         ("reference,driving\na.png,b.mp4\na.png,b.mp4\n", "line 3: an earlier line"),
         ("reference,driving,several\na.png,b.mp4,note\n", "unknown column several"),
+        ("reference,driving,wan\na.png,b.mp4,x\n", "unknown column wan"),
+        ("reference,driving,dtype\na.png,b.mp4,fp12\n", "line 2: dtype is 'fp12'"),
     ],
 )
 def test_the_line_is_named(text, says, tmp_path):
@@ -54,6 +57,33 @@ def test_the_line_is_named(text, says, tmp_path):
     with pytest.raises(InputError) as caught:
         read_jobs(path, tmp_path)
     assert says in str(caught.value)
+
+
+def test_settings_of_large_painters_are_columns_too(tmp_path):
+    path = tmp_path / "jobs.csv"
+    path.write_text(
+        "reference,driving,backend,weights,steps,guidance,chain,dtype,lora\n"
+        "a.png,b.mp4,wan-vace,models/vace,4,1.5,5,bf16,style.safetensors\n"
+        "a.png,c.mp4,,,,,,,\n"
+    )
+    first, second = read_jobs(path, tmp_path)
+    own = first.generate.wan
+    assert (first.generate.backend, own.steps, own.guidance, own.chain, own.dtype) == ("wan-vace", 4, 1.5, 5, "bf16")
+    # As the photo and the clip, files are named relative to the list.
+    assert (own.weights, own.lora) == (str(tmp_path / "models" / "vace"), str(tmp_path / "style.safetensors"))
+    assert second.generate == GenerateConfig()
+
+
+def test_parts_share_the_work_out(tmp_path):
+    path = tmp_path / "jobs.csv"
+    path.write_text("reference,driving\n" + "".join(f"a.png,{name}.mp4\n" for name in "bcdefgh"))
+    jobs = read_jobs(path, tmp_path)
+    parts = [part_of(jobs, f"{index}/3") for index in (1, 2, 3)]
+    assert [len(part) for part in parts] == [3, 2, 2] and part_of(jobs, "1/1") == jobs
+    assert sorted(str(job.out) for part in parts for job in part) == [str(job.out) for job in jobs]
+    for wrong in ("0/3", "4/3", "1", "1/0", "a/b", "-1/2"):
+        with pytest.raises(UsageError, match="expected I/N"):
+            part_of(jobs, wrong)
 
 
 @pytest.mark.parametrize("line", ["{", "[1]", "3"])

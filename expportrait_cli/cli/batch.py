@@ -22,6 +22,13 @@ def batch(
         Path | None,
         typer.Option("--out", "-o", metavar="FOLDER", help="Folder for films whose row names no output."),
     ] = None,
+    part: Annotated[
+        str,
+        typer.Option(
+            metavar="I/N",
+            help="Only every N-th film, from the I-th on: one call for each GPU, with its CUDA_VISIBLE_DEVICES.",
+        ),
+    ] = "1/1",
     as_json: options.Json = False,
     quiet: options.Quiet = False,
     log_level: options.LogLevel = None,
@@ -35,9 +42,9 @@ def batch(
     from expportrait_cli.cli.app import FAULT, known
     from expportrait_cli.pipeline import stage
     from expportrait_cli.pipeline.job import check
-    from expportrait_cli.pipeline.joblist import read_jobs
+    from expportrait_cli.pipeline.joblist import part_of, read_jobs
 
-    work = read_jobs(jobs, out or Path(), shared=jobs.with_name(f"{jobs.stem}.work"))
+    work = part_of(read_jobs(jobs, out or Path(), shared=jobs.with_name(f"{jobs.stem}.work")), part)
     rows = []
     for number, job in enumerate(work, 1):
         log.info("%d of %d: %s", number, len(work), job.out)

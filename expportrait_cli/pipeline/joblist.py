@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from expportrait_cli.config import SIZES, GenerateConfig, TrackConfig, TransferConfig, WanConfig
-from expportrait_cli.errors import InputError
+from expportrait_cli.errors import InputError, UsageError
 from expportrait_cli.pipeline.job import Job
 from expportrait_cli.pipeline.names import film_name
 
@@ -38,6 +38,18 @@ def read_jobs(path: Path, folder: Path, *, shared: Path | None = None) -> list[J
     if not jobs:
         raise InputError(f"{path} holds no jobs. Expected columns reference, driving and output.")
     return jobs
+
+
+def part_of(jobs: list[Job], part: str) -> list[Job]:
+    """Every N-th job from the I-th on, for `part` I/N: what one of N machines, or of N GPUs, has to do.
+
+    Raises:
+        UsageError: no such part.
+    """
+    index, _, count = part.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
+        raise UsageError(f"--part {part}: expected I/N with I from 1 to N, e.g. 2/4.")
+    return jobs[int(index) - 1 :: int(count)]
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
