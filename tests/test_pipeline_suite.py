@@ -192,6 +192,7 @@ def others(clips, tmp_path_factory) -> dict[str, Path]:
     return films
 
 
+@pytest.mark.slow
 def test_films_of_others_side_by_side(clips, others, tmp_path, capsys, monkeypatch):
     methods = [word for name, folder in others.items() for word in ("--method", f"{name}={folder}")]
     command = ["eval", "--size", 256, "--frames", USED, "--no-own", *methods, "--suite"]

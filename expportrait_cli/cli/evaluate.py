@@ -8,6 +8,7 @@ import typer
 
 from expportrait_cli.cli import options
 from expportrait_cli.cli.display import Display
+from expportrait_cli.cli.painting import BackendName
 from expportrait_cli.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ def evaluate(
         bool, typer.Option("--ablation", help="Also make and score films without this and that.")
     ] = False,
     own: Annotated[bool, typer.Option("--own/--no-own", help="Make and score films of this tool.")] = True,
+    backend: BackendName = "auto",
     stride: Annotated[int | None, typer.Option(min=1, help="Use every so many frames.", show_default=False)] = None,
     frames: Annotated[
         int | None, typer.Option(min=2, help="At most so many frames a clip.", show_default=False)
@@ -75,13 +77,14 @@ def evaluate(
             methods=tuple(method or ()),
             ablation=ablation,
             own=own,
+            backend=backend,
         )
         _many(request, out, report, as_json=as_json)
         return
     if film is None or target is None:
         raise UsageError("Expected a film and its --target, or a --suite of pairs.")
-    if method or ablation or not own or stride or frames or size or layout != "auto":
-        raise UsageError("--method, --ablation, --own, --stride, --frames, --size and --layout need a --suite.")
+    if method or ablation or not own or stride or frames or size or (layout, backend) != ("auto", "auto"):
+        raise UsageError("Only films are judged without --suite: give one, or leave out what serves it alone.")
     _one((film, target, reference), out, report, as_json=as_json)
 
 

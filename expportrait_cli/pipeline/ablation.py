@@ -8,7 +8,8 @@ import numpy as np
 
 from expportrait_cli.artifacts import npz
 from expportrait_cli.artifacts.types import HeadFit
-from expportrait_cli.config import GenerateConfig, Method, RenderConfig, TransferConfig
+from expportrait_cli.config import Backend, GenerateConfig, Method, RenderConfig, TransferConfig
+from expportrait_cli.generate.painters import choose
 from expportrait_cli.media.files import content_hash
 from expportrait_cli.pipeline import cache, stage
 from expportrait_cli.pipeline.job import Job, check
@@ -27,6 +28,8 @@ class Variant:
     method: Method
     has_offsets: bool = True
     """Without them the head is what the head model alone can be."""
+    backend: Backend | None = None
+    """What paints; None for what paints all."""
 
 
 OWN = Variant("expportrait", "as `generate` makes it: the transfer network's offsets", "learned")
@@ -41,6 +44,19 @@ ABLATIONS = (
         has_offsets=False,
     ),
 )
+PROXY = Variant("proxy", "the same head and performance, painted by the proxy alone", "learned", backend="proxy")
+
+
+def variants(*, ablation: bool, backend: Backend) -> tuple[Variant, ...]:
+    """Ways to make a film: one, or all that there is something to compare with.
+
+    Raises:
+        WeightsError: the painter's are missing.
+    """
+    if not ablation:
+        return (OWN,)
+    painter = choose(GenerateConfig(backend=backend)).name
+    return ABLATIONS if painter == "proxy" else (*ABLATIONS, PROXY)
 
 
 @dataclass(frozen=True)
@@ -55,9 +71,11 @@ class Made:
 class PairFilms:
     """Our films of one pair: the first is made as `generate` makes it, the others from its head and tracking."""
 
-    def __init__(self, inputs: Inputs, path_of: Callable[[Variant], Path], *, absolute: bool) -> None:
+    def __init__(self, inputs: Inputs, path_of: Callable[[Variant], Path], *, absolute: bool, backend: Backend) -> None:
         """`absolute` asks for the driver's own pose and expression, not their change from its neutral frame."""
-        self._inputs, self._path_of, self._absolute = inputs, path_of, absolute
+        self._inputs, self._path_of = inputs, path_of
+        self._absolute: bool = absolute
+        self._backend: Backend = backend
         self._first: stage.Film | None = None
 
     def make(self, variant: Variant, announce: stage.Stage) -> Made:
@@ -82,7 +100,7 @@ class PairFilms:
             transfer=TransferConfig(method=variant.method, absolute=self._absolute),
             render=RenderConfig(size=size),
             # Pasted back, so that film and truth are the same square.
-            generate=GenerateConfig(size=size, paste_back=True, audio="none"),
+            generate=GenerateConfig(backend=variant.backend or self._backend, size=size, paste_back=True, audio="none"),
         )
 
     def _head(self, variant: Variant, work: Path) -> Path:

@@ -89,7 +89,7 @@ def write_run_report(
 ) -> Path:
     """Measure the job's film and write the page; `record` is its run record, as `generate` returns it.
 
-    Takes about 40 ms a frame, with identity 100, and reads the film once and a half.
+    Takes 40 ms a frame, and 75 more where identity can be measured.
 
     Raises:
         InputError: what was made on the way is gone.

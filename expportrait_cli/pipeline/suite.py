@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from expportrait_cli import __version__
+from expportrait_cli.config import Backend
 from expportrait_cli.errors import InputError, UserError
 from expportrait_cli.evaluate import evaluate
 from expportrait_cli.evaluate.scores import Mode, Scores, scores_from_json, versions
 from expportrait_cli.evaluate.suite import SuiteScores
 from expportrait_cli.media.files import content_hash
 from expportrait_cli.pipeline import licences
-from expportrait_cli.pipeline.ablation import ABLATIONS, OWN, PairFilms, Variant
+from expportrait_cli.pipeline.ablation import OWN, PairFilms, Variant, variants
 from expportrait_cli.pipeline.licences import LicenceMap
 from expportrait_cli.pipeline.protocol import Pair, Suite
 from expportrait_cli.pipeline.protocol_inputs import Inputs, prepare
@@ -49,6 +50,8 @@ class Plan:
     work: Path
     variants: tuple[Variant, ...] = (OWN,)
     """Ways to make our own films."""
+    backend: Backend = "auto"
+    """What paints our own films."""
     given: dict[str, Path] = field(default_factory=dict)
     """Folders of films that others made, by the name of the method."""
 
@@ -82,19 +85,22 @@ class Outcome:
     """Of the weights behind our own films."""
 
 
-def plan(suite: Suite, work: Path, *, ablation: bool, own: bool, given: dict[str, Path]) -> Plan:
+def plan(
+    suite: Suite, work: Path, *, ablation: bool, own: bool, given: dict[str, Path], backend: Backend = "auto"
+) -> Plan:
     """Choose the methods.
 
     Raises:
         InputError: there are none, or two of one name.
+        WeightsError: as `ablation.variants`.
     """
-    variants = ABLATIONS if ablation else (OWN,) if own else ()
-    twice = {variant.name for variant in variants} & set(given)
+    chosen = variants(ablation=ablation, backend=backend) if own else ()
+    twice = {variant.name for variant in chosen} & set(given)
     if twice:
         raise InputError(f"{', '.join(sorted(twice))} is a method of this tool. Name the other films otherwise.")
-    if not variants and not given:
+    if not chosen and not given:
         raise InputError("Nothing to score: --no-own leaves our films out, and no --method names others.")
-    return Plan(suite, work, variants, given)
+    return Plan(suite, work, chosen, backend, given)
 
 
 def run(plan: Plan, open_display: OpenDisplay) -> Outcome:
@@ -143,7 +149,7 @@ class _Films:
     def __init__(self, plan: Plan, pair: Pair, inputs: Inputs, display: Display) -> None:
         self._plan, self._pair, self._display = plan, pair, display
         absolute = pair.mode == "self" or plan.suite.cross_absolute
-        self._own = PairFilms(inputs, lambda variant: plan.film(variant, pair), absolute=absolute)
+        self._own = PairFilms(inputs, lambda variant: plan.film(variant, pair), absolute=absolute, backend=plan.backend)
         self.seconds: dict[str, float] = {}
 
     def find(self, method: str) -> Path:

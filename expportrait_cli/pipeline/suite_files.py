@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from expportrait_cli.artifacts.atomic import atomic_path
+from expportrait_cli.config import Backend
 from expportrait_cli.errors import UsageError
 from expportrait_cli.pipeline import suite as suites
 from expportrait_cli.pipeline.protocol import Suite, given_films, read_suite, write_list
@@ -28,6 +29,8 @@ class Request:
     """NAME=FOLDER each."""
     ablation: bool = False
     own: bool = True
+    backend: Backend = "auto"
+    """What paints our own films."""
 
 
 def work_folder(out: Path) -> Path:
@@ -61,7 +64,12 @@ def evaluate(
     """
     suite, work = load(request), work_folder(out)
     plan = suites.plan(
-        suite, work, ablation=request.ablation, own=request.own, given=given_films(list(request.methods))
+        suite,
+        work,
+        ablation=request.ablation,
+        own=request.own,
+        given=given_films(list(request.methods)),
+        backend=request.backend,
     )
     with atomic_path(work / "pairs.toml") as partial:
         write_list(suite, partial)
