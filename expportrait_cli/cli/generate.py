@@ -8,6 +8,7 @@ import typer
 from expportrait_cli.cli import options, painting
 from expportrait_cli.cli.display import Display
 from expportrait_cli.config import GenerateConfig, TrackConfig, TransferConfig, WanConfig
+from expportrait_cli.errors import UsageError
 from expportrait_cli.pipeline.names import film_name
 
 
@@ -63,6 +64,9 @@ def generate(
     grid: Annotated[
         bool, typer.Option("--grid/--no-grid", help="Also write a film of photo | driver | normals | result.")
     ] = False,
+    report: Annotated[
+        bool, typer.Option("--report/--no-report", help="Also write a page about the film: OUT.html.")
+    ] = False,
     keep_work: Annotated[
         bool,
         typer.Option(
@@ -83,6 +87,8 @@ def generate(
     options.existing(drive)
     path = options.result(out, film_name(ref, drive), inputs=(ref, drive), suffixes=(".mp4",))
     options.check_curves(curves)
+    if report and not keep_work:
+        raise UsageError("--report reads what --no-keep-work removes. Leave out one of them.")
     from expportrait_cli.pipeline import job as jobs
 
     job = jobs.Job(
@@ -131,4 +137,8 @@ def generate(
 
     with Display() as display:
         film = stage.generate(job, kinds, display.stage)
+        if report:
+            from expportrait_cli.pipeline.report_run import write_run_report
+
+            write_run_report(job, film.summary, path.with_suffix(".html"), display.stage("write the report"))
     options.echo(film.path, film.summary, as_json=as_json)
