@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from balls import ball_entry, pupil
 from performers import make_state, quiet
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file
 from tiny_wan import base_folder, prompt_embeds, tiny_i2v_transformer, tiny_transformer, tiny_vae
 from transfer_faces import driver_of, photo_of
@@ -21,17 +22,19 @@ from transfer_faces import driver_of, photo_of
 from expportrait_cli.artifacts import npz
 from expportrait_cli.cli import app
 from expportrait_cli.config import GeneratorTask, GeneratorTraining
-from expportrait_cli.errors import InputError
+from expportrait_cli.errors import InputError, UsageError
 from expportrait_cli.generate.wan.folder import load_folder
 from expportrait_cli.generate.wan.portrait import WanPortrait
 from expportrait_cli.generate.wan.vae import Vae
 from expportrait_cli.media.writer import VideoWriter
 from expportrait_cli.render.encode import decode
 from expportrait_cli.train import dataset
+from expportrait_cli.train.curves import History
 from expportrait_cli.train.dataset import Clip, Row, clip_of
 from expportrait_cli.train.generator import School, examined, optimizer_of, set_free, train, weight_of
 from expportrait_cli.train.generator_cache import build_cache
 from expportrait_cli.train.generator_lessons import Lesson, Lessons
+from expportrait_cli.train.generator_run import train_generator
 from expportrait_cli.train.generator_state import averaged_weights
 
 pytest_plugins = ("astronaut",)
@@ -89,6 +92,7 @@ def test_the_same_run_gives_the_same_bytes_interrupted_or_not(lora, clips, tmp_p
             signal.raise_signal(signal.SIGINT)
 
     before = signal.getsignal(signal.SIGINT)
+    assert before is signal.default_int_handler
     with pytest.raises(KeyboardInterrupt):
         lesson_run(clips, tmp_path / "b", config, progress=interrupt)
     assert signal.getsignal(signal.SIGINT) is before
@@ -288,10 +292,27 @@ def test_the_cache_holds_what_the_clip_shows(head, tmp_path):
         build_cache([clip], head, Vae(tiny_vae()), tmp_path / "cache", size=64, vae_hash="one", progress=quiet)
 
 
+@pytest.fixture(scope="module")
+def prepared(head, tmp_path_factory) -> Path:
+    """Two people, the second of whom only judges."""
+    folder = tmp_path_factory.mktemp("prepared")
+    return write_set(folder, [filmed(head, folder, name, seed) for seed, name in enumerate("ab")])
+
+
+def interrupt_at_a_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    add = History.add
+
+    def interrupting(self: History, step: int, figures: dict[str, float]) -> None:
+        add(self, step, figures)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(History, "add", interrupting)
+
+
 @pytest.mark.slow
-def test_from_a_set_to_a_generator(head, tmp_path, capsys):
+def test_from_a_set_to_a_generator(prepared, tmp_path, capsys, monkeypatch):
     """The command with 4 steps: folder, films, history; the same bytes when it was interrupted."""
-    folder = write_set(tmp_path / "set", [filmed(head, tmp_path / "set", name, seed) for seed, name in enumerate("ab")])
+    folder = prepared
     base = base_folder(tmp_path / "base", tiny_transformer())
     out = tmp_path / "generator"
     options = ["--base", str(base), "--steps", "4", "--size", "32", "--frames", "9", "--lora", "2"]
@@ -315,11 +336,41 @@ def test_from_a_set_to_a_generator(head, tmp_path, capsys):
         np.isfinite([row["loss"], row["held_out"]]).all() for row in history
     )
     assert list((tmp_path / "generator.work" / "tensorboard").iterdir())
-    first = {path.relative_to(out): path.read_bytes() for path in out.rglob("*.safetensors")}
+    other = tmp_path / "other"
+    command[4] = str(other)
+    with monkeypatch.context() as patch:
+        interrupt_at_a_report(patch)
+        assert app.run(command) == 130
+    assert "interrupted. Run the same command again" in capsys.readouterr().err and not other.exists()
+    with safe_open(tmp_path / "other.work" / "state.safetensors", "pt") as file:
+        assert file.metadata() == {"step": "2"}
     assert app.run(command) == 0
-    assert {path.relative_to(out): path.read_bytes() for path in out.rglob("*.safetensors")} == first
+    assert weights(other) == weights(out)
+    capsys.readouterr()
     assert app.run([*command, "--seed", "3"]) == 2
     assert "holds a run with other seed" in capsys.readouterr().err
+
+
+def weights(folder: Path) -> dict[Path, bytes]:
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.safetensors")}
+
+
+@pytest.mark.slow
+def test_from_an_i2v_base(prepared, tmp_path):
+    """What it is given where nothing is given is the latent of a grey film."""
+    base = base_folder(tmp_path / "base", tiny_i2v_transformer())
+    config = GeneratorTraining(epochs=2, frames=9, size=32, held_out=0.0)
+    summary = train_generator([prepared], tmp_path / "out", str(base), config, TASK, lambda name: quiet)
+    # Two clips of one window each, twice.
+    assert summary["steps"] == 4 and summary["held_out"] == []
+    portrait = load_folder(tmp_path / "out").portrait
+    grey = torch.zeros(1, 3, 17, 64, 64)
+    raw = tiny_vae().encode(grey).latent_dist.mode()
+    wanted = Vae(tiny_vae()).normalised(raw)[0, :, -1].mean((1, 2))
+    assert portrait.base == "i2v" and torch.allclose(portrait.blank, wanted, atol=1e-4)
+    with pytest.raises(UsageError, match="holds a run with other epochs"):
+        config = replace(config, epochs=3)
+        train_generator([prepared], tmp_path / "out", str(base), config, TASK, lambda name: quiet)
 
 
 def test_wrong_options_end_in_one_line(tmp_path, capsys):

@@ -74,4 +74,5 @@ def generator(
     task = GeneratorTask(loss=loss, checkpointing=checkpointing, report_every=report_every, sample_every=sample_every)
     with Display() as display:
         summary = train_generator(datasets, out, base, config, task, display.stage)
-    options.echo(out, summary, as_json=as_json)
+    if summary:
+        options.echo(out, summary, as_json=as_json)

@@ -212,7 +212,9 @@ class Stop:
         return bool(self._number)
 
     def go_on(self) -> None:
-        """Give the signal to whom it was for."""
-        number = self._number
-        self.__exit__()
-        signal.raise_signal(number)
+        """Hand the signal on to whom it was for, who ends the program."""
+        handler = self._before[self._number]
+        if callable(handler):
+            # Not by raising the signal again: what it raises would be lost if it came while Python collects garbage.
+            handler(self._number, None)
+        raise KeyboardInterrupt

@@ -77,7 +77,7 @@ def train_generator(
 ) -> dict[str, Any]:
     """Train, or go on where the last run stopped; write the generator, its curves and films on the way.
 
-    Under `accelerate launch` on several devices every process calls it.
+    Under `accelerate launch` on several devices every process calls it; all but the main one get nothing back.
 
     Raises:
         InputError: no prepared set, sets of several head models, or the state of another run.
@@ -105,7 +105,7 @@ def train_generator(
     if accelerator.is_main_process:
         _export(run, summary)
     accelerator.wait_for_everyone()
-    return summary
+    return summary if accelerator.is_main_process else {}
 
 
 def _precision() -> str | None:

@@ -25,6 +25,7 @@ from expportrait_cli.errors import InputError
 
 NETWORK, AVERAGE, OPTIMIZER = "network.", "average.", "optimizer."
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+READ = StateDictOptions(full_state_dict=True, strict=False)
 
 
 class Average:
@@ -83,17 +84,13 @@ def load_state(path: Path, model: nn.Module, average: Average, optimizer: torch.
     with safe_open(path, "pt") as file:
         tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
         step = int(file.metadata()["step"])
-    names = _weights(model).keys()
+    names = _names(model).values()
     if {NETWORK + name for name in names} != {name for name in tensors if name.startswith(NETWORK)}:
         raise InputError(f"{path} is the state of another generator. Remove it, or train to another folder.")
     _set_weights(model, {name: tensors[AVERAGE + name] for name in names})
     average.follow(0.0)
     _set_weights(model, {name: tensors[NETWORK + name] for name in names})
-    state = _optimizer_state(model, optimizer)
-    for name, moments in state["state"].items():
-        for moment in moments:
-            moments[moment] = tensors[f"{OPTIMIZER}{moment}.{name}"]
-    set_optimizer_state_dict(model, optimizer, state, options=WHOLE)
+    set_optimizer_state_dict(model, optimizer, _optimizer_state(model, optimizer, tensors), options=READ)
     return step
 
 
@@ -104,21 +101,34 @@ def averaged_weights(path: Path) -> dict[str, Tensor]:
         return {name.removeprefix(AVERAGE): file.get_tensor(name) for name in names}
 
 
+def _names(model: nn.Module) -> dict[nn.Parameter, str]:
+    """Names of what learns, as they were before accelerate put the model into another."""
+    return {p: name.removeprefix("module.") for name, p in model.named_parameters() if p.requires_grad}
+
+
 def _weights(model: nn.Module) -> dict[str, Tensor]:
-    """What learns, in memory of its own; buffers are the base's."""
-    learning = {name.replace("module.", "") for name, p in model.named_parameters() if p.requires_grad}
-    found = get_model_state_dict(model, options=WHOLE)
+    """What learns, in memory of its own; buffers are the base's. Empty but in the main process."""
+    learning, found = set(_names(model).values()), get_model_state_dict(model, options=WHOLE)
     return {k: v.detach().cpu().clone() for k, v in found.items() if k in learning and isinstance(v, Tensor)}
 
 
 def _set_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
-    options = StateDictOptions(full_state_dict=True, strict=False)
-    set_model_state_dict(model, dict(weights), options=options)
+    set_model_state_dict(model, dict(weights), options=READ)
 
 
-def _optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    return get_optimizer_state_dict(model, optimizer, options=WHOLE)
+def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Of the main process; the others take part and get nothing."""
+    state: dict[str, Any] = {**get_optimizer_state_dict(model, optimizer, options=WHOLE)}
+    return state.get("state", {})
 
 
-def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:
-    return _optimizer_state(model, optimizer)["state"]
+def _optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """State of an optimiser from a file's tensors, by the names of the weights."""
+    names = _names(model)
+    groups = [{**group, "params": [names[p] for p in group["params"]]} for group in optimizer.param_groups]
+    state: dict[str, dict[str, Tensor]] = {name: {} for group in groups for name in group["params"]}
+    for key, value in tensors.items():
+        if key.startswith(OPTIMIZER):
+            moment, _, name = key.removeprefix(OPTIMIZER).partition(".")
+            state[name][moment] = value
+    return {"state": state, "param_groups": groups}

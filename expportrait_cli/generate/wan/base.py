@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
+from safetensors import SafetensorError
 from torch import Tensor
 
 from expportrait_cli.errors import WeightsError
@@ -126,7 +127,7 @@ def _encoded(folder: Path, text: str) -> Float[Tensor, "L D"]:
         encoder = UMT5EncoderModel.from_pretrained(
             str(folder / TEXT_ENCODER), dtype=torch.bfloat16, use_safetensors=True, local_files_only=True
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         said = " ".join(str(error).split())[:160]
         raise WeightsError(f"{folder} holds no umT5 text encoder in safetensors files: {said}") from error
     # As in training and sampling of Wan: padded when it is encoded, and the padding thrown away.

@@ -14,6 +14,7 @@ from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from peft import get_peft_model_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -25,7 +26,7 @@ from expportrait_cli.generate.wan.portrait import WanPortrait
 ENCODERS_FILE = "model.safetensors"
 SHARD = "5GB"
 """Largest file of a transformer."""
-NO_MODEL = (OSError, ValueError, TypeError, LookupError, RuntimeError)
+NO_MODEL = (OSError, ValueError, TypeError, LookupError, RuntimeError, SafetensorError)
 """What diffusers raises about a folder that holds no model of the class."""
 
 
