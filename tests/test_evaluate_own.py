@@ -60,6 +60,19 @@ def test_an_open_jaw_and_a_look_aside_are_seen_where_they_belong(scored, model):
     assert aside["gaze_own_deg"][1] == 0
 
 
+def test_what_moves_is_compared_whatever_the_pose_at_rest(scored, model):
+    yaws = (0, 4, 8, 3, -4)
+    base = [head(model, (0, yaw, 0)) for yaw in yaws]
+    elsewhere = [head(model, (0, yaw + 9, 0)) for yaw in yaws]
+    found = scored(elsewhere, base)
+    assert found["apd_own_deg"] == pytest.approx(np.full(5, 3), abs=0.4)
+    assert found["apd_motion_own_deg"].max() < 0.3
+    # A film that stands still moves by as much less as its driver moves.
+    frozen = scored([head(model)] * 5, base)
+    assert frozen["apd_motion_own_deg"] == pytest.approx(np.abs(np.array(yaws) - 3) / 3, abs=0.3)
+    assert frozen["aed_motion_own"].max() < 0.02
+
+
 def test_frames_without_a_face_are_left_empty(model):
     seen = film(model, [head(model), head(model, (0, 6, 0)), head(model, (0, 12, 0))])
     lost = seen.copy()
@@ -68,3 +81,6 @@ def test_frames_without_a_face_are_left_empty(model):
     found = own.differences(seen, lost, (person, person))
     assert np.isnan(found["aed_own"]).tolist() == [False, True, False]
     assert found["aed_own"][[0, 2]].tolist() == [0, 0]
+    assert np.isnan(found["aed_motion_own"]).tolist() == [False, True, False]
+    nobody = own.differences(seen, np.full_like(seen, np.nan), (person, person))
+    assert nobody.keys() == found.keys() and all(np.isnan(column).all() for column in nobody.values())

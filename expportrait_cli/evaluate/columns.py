@@ -144,6 +144,24 @@ COLUMNS: tuple[Column, ...] = (
         OWN,
     ),
     Column(
+        "aed_motion_own",
+        "1",
+        "lower",
+        TRACKER,
+        "aed_own of the coefficients less their medians over the film's, and over the target's, own frames: what "
+        "moves, whatever the two faces are like at rest",
+        OWN,
+    ),
+    Column(
+        "apd_motion_own_deg",
+        "degrees",
+        "lower",
+        TRACKER,
+        "apd_own_deg of the angles less their medians over the film's, and over the target's, own frames: a film "
+        "driven by changes of pose keeps the photo's own and has none",
+        OWN,
+    ),
+    Column(
         "gaze_own_deg",
         "degrees",
         "lower",
@@ -197,4 +215,4 @@ NAMES = [column.name for column in COLUMNS]
 TRUTH = [column.name for column in COLUMNS if column.name.startswith(("psnr", "ssim", "l1"))]
 TRUTH += ["ms_ssim", "flip", "lpips_alex", "lpips_vgg", "lmk_nme"]
 """Columns that need a target of the same person in the same place."""
-TRACKED = ["aed_own", "apd_own_deg", "gaze_own_deg"]
+TRACKED = ["aed_own", "apd_own_deg", "aed_motion_own", "apd_motion_own_deg", "gaze_own_deg"]

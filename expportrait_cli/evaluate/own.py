@@ -20,6 +20,13 @@ KEY_FRAMES, DIFFERENT = 12, 1e-3
 """Frames that the identity comes from, and the least difference of their normalised landmarks."""
 ITERATIONS = 6
 """Of a frame that starts from PnP: the next ones change no coefficient by 1e-8."""
+KINDS = {
+    "aed": ("aed_own", "aed_motion_own"),
+    "apd": ("apd_own_deg", "apd_motion_own_deg"),
+    "gaze": ("gaze_own_deg",),
+}
+"""Columns of each kind of measure: the difference, and that of what moves."""
+COLUMNS = [name for names in KINDS.values() for name in names]
 
 
 class Person:
@@ -41,20 +48,12 @@ class Person:
         points = crop_points(landmarks, self._crop, CROP_SIZE)
         return self._solver.frame(self._identity, points, iterations=ITERATIONS)
 
-    def differences(self, own: State, target: State) -> dict[str, float]:
-        """`aed_own`, `apd_own_deg` and `gaze_own_deg` of one frame: mean absolute differences.
-
-        aed_own: of the 40 expression coefficients and of the jaw's opening over its full range; unit 1.
-        apd_own_deg: of pitch, yaw and roll, over three; degrees. gaze_own_deg: of pitch and yaw of both eyes; degrees.
-        Source: the form of AED and APD is that of Deep3DFaceRecon's users (mean L1 of its coefficients and angles),
-        the coefficients are ours.
-        """
-        coefficients, wanted = (np.append(s.expression, s.jaw[0] / self._model.jaw_full_rad) for s in (own, target))
-        turn = pitch_yaw_roll_deg(own.rotation) - pitch_yaw_roll_deg(target.rotation)
+    def measures(self, state: State) -> dict[str, Float64[np.ndarray, " N"]]:
+        """Expression (coefficients, and the jaw's opening over its full range), pose and gaze (degrees) of a frame."""
         return {
-            "aed_own": float(np.abs(coefficients - wanted).mean()),
-            "apd_own_deg": float(np.abs((turn + 180) % 360 - 180).mean()),
-            "gaze_own_deg": float(np.degrees(np.abs(own.gaze - target.gaze)).mean()),
+            "aed": np.append(state.expression, state.jaw[0] / self._model.jaw_full_rad),
+            "apd": pitch_yaw_roll_deg(state.rotation),
+            "gaze": np.degrees(state.gaze),
         }
 
 
@@ -64,13 +63,35 @@ def pitch_yaw_roll_deg(rotation: Float64[np.ndarray, "3 3"]) -> Float64[np.ndarr
 
 
 def differences(own: Clip, target: Clip, persons: tuple[Person, Person]) -> dict[str, Float64[np.ndarray, " T"]]:
-    """`Person.differences` of every frame; NaN where a face is missing."""
-    blank = {"aed_own": np.nan, "apd_own_deg": np.nan, "gaze_own_deg": np.nan}
-    rows = []
-    for points, wanted in zip(own, target, strict=True):
-        if np.isfinite(points).all() and np.isfinite(wanted).all():
-            states = persons[0].solve(points), persons[1].solve(wanted)
-            rows.append(persons[1].differences(*states))
-        else:
-            rows.append(blank)
-    return {name: np.array([row[name] for row in rows]) for name in blank}
+    """Mean absolute differences of every frame; NaN where a face is missing.
+
+    aed_own: of the 40 expression coefficients and of the jaw's opening over its full range; unit 1.
+    apd_own_deg: of pitch, yaw and roll, over three; degrees. gaze_own_deg: of pitch and yaw of both eyes; degrees.
+    aed_motion_own and apd_motion_own_deg: of the same numbers, each less its median over the film's own frames, so that
+    a film that moves as its driver does from another pose or face at rest has none.
+    Source: the form of AED and APD is that of Deep3DFaceRecon's users (mean L1 of its coefficients and angles), the
+    coefficients are ours.
+    """
+    seen = np.isfinite(own).all((1, 2)) & np.isfinite(target).all((1, 2))
+    columns = {name: np.full(len(own), np.nan) for name in COLUMNS}
+    if not seen.any():
+        return columns
+    films = [
+        [person.measures(person.solve(points)) for points in clip[seen]]
+        for person, clip in zip(persons, (own, target), strict=True)
+    ]
+    for kind, names in KINDS.items():
+        mine, wanted = (np.stack([frame[kind] for frame in film]) for film in films)
+        columns[names[0]][seen] = _mean_difference(mine, wanted, kind)
+        if len(names) > 1:
+            mine, wanted = (film - np.median(film, axis=0) for film in (mine, wanted))
+            columns[names[1]][seen] = _mean_difference(mine, wanted, kind)
+    return columns
+
+
+def _mean_difference(
+    own: Float64[np.ndarray, "T N"], wanted: Float64[np.ndarray, "T N"], kind: str
+) -> Float64[np.ndarray, " T"]:
+    gap = own - wanted
+    # An angle past half a turn comes back from the other side.
+    return np.abs((gap + 180) % 360 - 180 if kind == "apd" else gap).mean(1)

@@ -84,7 +84,8 @@ class Scores:
         """Everything, with the definitions, as plain JSON types.
 
         Since version 2 `definitions` stands for the list `columns`, by name; `intervals`, `frames_without_face` and
-        `versions` are new. Since version 3 there are `lpips_alex`, `lpips_vgg` and `csim_arcface`.
+        `versions` are new. Since version 3 there are `lpips_alex`, `lpips_vgg`, `csim_arcface`,
+        `aed_motion_own` and `apd_motion_own_deg`.
         """
         return {
             "kind": self.KIND,

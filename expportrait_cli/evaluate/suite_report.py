@@ -17,7 +17,7 @@ from expportrait_cli.evaluate.suite import SUITE_METHOD, SuiteScores, shown
 
 CURVES = {
     "self": ("psnr_head", "l1_frame", "lmk_nme", "aed_own", "apd_own_deg", "identity_dlib"),
-    "cross": ("lmk_nme_aligned", "lip_gap_error", "aed_own", "apd_own_deg", "gaze_own_deg", "identity_dlib"),
+    "cross": ("lmk_nme_aligned", "lip_gap_error", "aed_own", "aed_motion_own", "apd_motion_own_deg", "identity_dlib"),
 }
 """What is drawn of each pair."""
 
