@@ -10,9 +10,11 @@ import pytest
 
 from expportrait_cli.cli import app
 from expportrait_cli.errors import InputError, UsageError
+from expportrait_cli.evaluate import evaluate
 from expportrait_cli.media.source import read_frame
 from expportrait_cli.media.video import VideoWriter, frame_count, probe, read_frames
 from expportrait_cli.pipeline import suite as suites
+from expportrait_cli.pipeline.ablation import variants
 from expportrait_cli.pipeline.protocol import Pair, Suite, given_films, read_suite, write_list
 from expportrait_cli.pipeline.protocol_inputs import prepare
 from expportrait_cli.pipeline.protocol_sets import suite_of_folder
@@ -214,7 +216,15 @@ def test_films_of_others_side_by_side(clips, others, tmp_path, capsys, monkeypat
     # From nothing, elsewhere, and by the list that was chosen: the same to the byte.
     run(capsys, *command, tmp_path / "a.work" / "pairs.toml", "-o", tmp_path / "b.scores.json", code=3)
     assert (tmp_path / "a.scores.json").read_bytes() == (tmp_path / "b.scores.json").read_bytes()
-    # In its place nothing is measured again.
+    # In its place nothing is measured again but what is damaged.
+    (tmp_path / "a.work" / "scores" / "soft" / "slow.json").write_text('{"key": "another"}')
+    with monkeypatch.context() as patch:
+        measured = []
+        patch.setattr(
+            suites, "evaluate", lambda film, *_, **words: measured.append(film) or evaluate(film, *_, **words)
+        )
+        run(capsys, *command, clips, "-o", tmp_path / "a.scores.json", code=3)
+        assert [film.parent.name for film in measured] == ["soft"]
     monkeypatch.setattr(suites, "evaluate", None)
     run(capsys, *command, clips, "-o", tmp_path / "a.scores.json", code=3)
     assert (tmp_path / "a.scores.json").read_bytes() == (tmp_path / "b.scores.json").read_bytes()
@@ -256,7 +266,7 @@ def test_options_that_do_not_fit_together(words, clips, tmp_path, capsys, monkey
 @pytest.mark.slow
 def test_our_own_films_and_what_they_lose_without_this_and_that(clips, tmp_path, capsys, monkeypatch):
     path = listed(tmp_path, f'size = 256\nframes = {USED}\nroot = "{clips}"\n[[self]]\nclip = "fast.mkv"\n')
-    command = ["eval", "--suite", path, "-o", tmp_path / "a.scores.json"]
+    command = ["eval", "--suite", path, "--backend", "proxy", "-o", tmp_path / "a.scores.json"]
 
     def killed(*_, **__):
         raise KeyboardInterrupt
@@ -292,8 +302,17 @@ def test_a_pair_of_each_kind_of_the_development_suite(media, tmp_path, capsys, m
     assert [pair.mode for pair in whole.pairs] == ["self"] * 8 + ["cross"] * 8
     chosen = tuple(next(pair for pair in whole.pairs if pair.mode == mode) for mode in ("self", "cross"))
     write_list(Suite(**{**vars(whole), "pairs": chosen, "size": 256, "frames": 5, "stride": 4}), tmp_path / "two.toml")
-    out, _ = run(capsys, "eval", "--suite", tmp_path / "two.toml", "-o", tmp_path / "two.scores.json", "--json")
+    command = ["eval", "--suite", tmp_path / "two.toml", "--backend", "proxy", "--json"]
+    out, _ = run(capsys, *command, "-o", tmp_path / "two.scores.json")
     means = json.loads(out)["methods"]["expportrait"]["means"]
     assert means["self"]["psnr_head"]["mean"] > means["self"]["psnr_head_still"]["mean"]
     assert means["self"]["lmk_nme"]["mean"] < 4
     assert means["cross"]["found"]["mean"] == 1 and means["cross"]["psnr_head"] is None
+
+
+def test_a_painter_that_is_not_the_proxy_is_compared_with_it():
+    names = [variant.name for variant in variants(ablation=True, backend="proxy")]
+    assert names == ["expportrait", "direct", "no-dynamic", "base"]
+    found = [(variant.name, variant.backend) for variant in variants(ablation=True, backend="mini")]
+    assert found[-1] == ("proxy", "proxy") and len(found) == 5
+    assert [variant.name for variant in variants(ablation=False, backend="mini")] == ["expportrait"]

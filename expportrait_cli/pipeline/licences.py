@@ -51,6 +51,7 @@ DATA: dict[str, tuple[tuple[str, str], ...]] = {
         ("people of the head model, made up", "CC0-1.0"),
         ("two clips of filmed models, of bytedance/LatentSync", "Apache-2.0"),
     ),
+    "mini": (("two clips of filmed models, of bytedance/LatentSync", "Apache-2.0"),),
     "david": (("rendered people, of Microsoft; not published whole", UNSTATED),),
     "dlib-face-recognition": (("faces of the web, of several research sets", UNSTATED),),
 }

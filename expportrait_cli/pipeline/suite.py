@@ -6,14 +6,14 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from expportrait_cli import __version__
 from expportrait_cli.config import Backend
 from expportrait_cli.errors import InputError, UserError
-from expportrait_cli.evaluate import evaluate
+from expportrait_cli.evaluate import COLUMNS, evaluate
 from expportrait_cli.evaluate.scores import Mode, Scores, scores_from_json, versions
 from expportrait_cli.evaluate.suite import SuiteScores
 from expportrait_cli.media.files import content_hash
@@ -170,20 +170,24 @@ def _scores(path: Path, pair: Pair, film: Path, inputs: Inputs, display: Display
     """Scores of a film, read when they are of this very film against these very inputs."""
     key = _key(pair.mode, film, inputs)
     known = read_record(path)
-    if known.get("key") != key:
-        reference = inputs.reference if pair.mode == "cross" else None
-        progress = display.stage(f"{path.parent.name}: evaluate")
-        found = evaluate(film, inputs.driving, reference=reference, progress=progress)
-        known = {"key": key, "scores": found.to_json()}
-        write_record(path, known)
-    # Also what was just measured is read back: rounded, so that a run that went on ends with the very same figures.
-    return scores_from_json(json.loads(json.dumps(known["scores"])))
+    if known.get("key") == key:
+        try:
+            return scores_from_json(known["scores"])
+        except (KeyError, TypeError, ValueError) as error:
+            log.info("%s is damaged (%r). It is made again.", path, error)
+    reference = inputs.reference if pair.mode == "cross" else None
+    progress = display.stage(f"{path.parent.name}: evaluate")
+    document = evaluate(film, inputs.driving, reference=reference, progress=progress).to_json()
+    write_record(path, {"key": key, "scores": document})
+    # Rounded as if read back, so that a run that went on ends with the very same figures.
+    return scores_from_json(document)
 
 
 def _key(mode: Mode, film: Path, inputs: Inputs) -> str:
     made_from = {
         "tool": __version__,
         "scores": Scores.VERSION,
+        "columns": [asdict(column) for column in COLUMNS],
         "versions": versions(),
         "mode": mode,
         "film": content_hash(film),
