@@ -136,8 +136,8 @@ class WanConfig:
     """Folder of the transformer; empty for the one that `weights fetch` made."""
     steps: int = 0
     """Of the sampler; 0 for as many as the weights were made for."""
-    guidance: float | None = None
-    """How far it goes beyond where the control leads, 1 is no further and half the work; None as the weights say."""
+    guidance: float = 0.0
+    """How far it goes beyond where the control leads, 1 is no further and half the work; 0 for as the weights say."""
     control: Literal["proxy", "depth"] = "proxy"
     """What wan-vace is shown: the proxy film with holes, or the head's depth."""
     strength: float = 0.35

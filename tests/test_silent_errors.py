@@ -183,6 +183,18 @@ OPTIONS = {
     "--paste-back": (None, lambda job: job.generate.paste_back),
     "--size": ("768", lambda job: job.generate.size),
     "--backend": ("proxy", lambda job: job.generate.backend),
+    "--weights-folder": (".", lambda job: job.generate.wan.weights),
+    "--steps": ("4", lambda job: job.generate.wan.steps),
+    "--guidance": ("1.5", lambda job: job.generate.wan.guidance),
+    "--control": ("depth", lambda job: job.generate.wan.control),
+    "--strength": ("0.5", lambda job: job.generate.wan.strength),
+    "--chain": ("5", lambda job: job.generate.wan.chain),
+    "--dtype": ("bf16", lambda job: job.generate.wan.dtype),
+    "--offload": ("group", lambda job: job.generate.wan.offload),
+    "--quantize": ("fp8", lambda job: job.generate.wan.quantize),
+    "--lora": ("mine.safetensors", lambda job: job.generate.wan.lora),
+    "--cache": ("0.05", lambda job: job.generate.wan.cache),
+    "--attention": ("sage", lambda job: job.generate.wan.attention),
     "--seed": ("7", lambda job: job.generate.seed),
     "--grid": (None, lambda job: job.grid),
     "--no-keep-work": (None, lambda job: not job.keep_work),
@@ -259,6 +271,8 @@ def another(settings, name: str):
             return f"{value}2"
         case int():
             return value + 1
+        case config.WanConfig():
+            return replace(value, steps=value.steps + 1)
     return (value or 0.0) + 1.0
 
 

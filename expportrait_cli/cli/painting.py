@@ -24,10 +24,8 @@ Weights = Annotated[
 ]
 Steps = Annotated[int, typer.Option(min=0, max=200, help="Steps of the sampler; 0: as the weights were made for.")]
 Guidance = Annotated[
-    float | None,
-    typer.Option(
-        min=0.0, max=20.0, help="How far to go where the control leads; 1 is half the work.", show_default=False
-    ),
+    float,
+    typer.Option(min=0.0, max=20.0, help="How far to go where the control leads; 1 is half the work; 0: as made for."),
 ]
 Control = Annotated[
     Literal["proxy", "depth"], typer.Option(help="What wan-vace sees: the proxy film with holes, or the head's depth.")

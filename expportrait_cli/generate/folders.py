@@ -66,18 +66,28 @@ def read_folder(path: Path, kind: FolderName) -> Folder:
     if kind == "wan-portrait":
         manifest = path / MANIFEST
         try:
-            origin = json.loads(manifest.read_text("utf-8"))["base"]
-            licence, source = str(origin["license"]), str(origin["repo"])
+            content = json.loads(manifest.read_text("utf-8"))
+            licence, source = str(content["base"]["license"]), str(content["base"]["repo"])
+            vae = Path(content["vae"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise WeightsError(f"{manifest} is damaged. Copy the folder again.") from error
-        return Folder(path, kind, sha256(manifest), licence, f"trained from {source}")
-    files = sorted(
-        file for part in READ for file in (path / part).glob("*") if file.suffix in (".json", ".safetensors")
-    )
+        # An autoencoder that lies elsewhere is in no manifest.
+        files = [manifest, *(_files(vae) if vae.is_absolute() else [])]
+        return Folder(path, kind, _hash_of(files, path), licence, f"trained from {source}")
+    files = [file for part in READ for file in _files(path / part)]
     files += [file for file in (path / "prompt_embeds.safetensors",) if file.is_file()]
-    digests = _remembered(files)
-    text = "".join(f"{file.relative_to(path).as_posix()} {digest}\n" for file, digest in digests.items())
-    return Folder(path, kind, hashlib.sha256(text.encode()).hexdigest(), _licence(path), str(path))
+    return Folder(path, kind, _hash_of(files, path), _licence(path), str(path))
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.glob("*") if file.suffix in (".json", ".safetensors"))
+
+
+def _hash_of(files: list[Path], root: Path) -> str:
+    """One hash for files and their names; the folder that holds them may be moved."""
+    names = {file: file.name if file.parent == root else f"{file.parent.name}/{file.name}" for file in files}
+    rows = [f"{names[file]} {digest}\n" for file, digest in _remembered(files).items()]
+    return hashlib.sha256("".join(rows).encode()).hexdigest()
 
 
 def _licence(path: Path) -> str:

@@ -127,7 +127,7 @@ def check_options(name: WanName, config: WanConfig) -> None:
         raise UsageError(f"--chain {config.chain}: expected 1 or 5 frames, or 0 for windows.")
     if config.cache and name == "wan-vace":
         raise UsageError("--cache would skip the blocks that wan-vace is told by. Leave it out.")
-    if config.guidance not in (None, 1) and name == "wan-v2v":
+    if config.guidance not in (0, 1) and name == "wan-v2v":
         raise UsageError(
             "--guidance leads away from what is painted without control, and wan-v2v has none. Leave it out."
         )
@@ -144,7 +144,7 @@ def sampling_of(name: WanName, folder: Path, config: WanConfig, seed: int) -> Sa
     strength = config.strength if name == "wan-v2v" else 1.0
     return Sampling(
         sigmas_of(config.steps or own.steps, shift=own.shift, strength=strength),
-        guidance=own.guidance if config.guidance is None else config.guidance,
+        guidance=config.guidance or own.guidance,
         seed=seed,
         length=length,
         overlap=overlap,
