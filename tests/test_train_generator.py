@@ -24,6 +24,7 @@ from expportrait_cli.cli import app
 from expportrait_cli.config import GeneratorTask, GeneratorTraining
 from expportrait_cli.errors import InputError, UsageError
 from expportrait_cli.generate.wan.folder import load_folder
+from expportrait_cli.generate.wan.manifest import FrameRule
 from expportrait_cli.generate.wan.portrait import WanPortrait
 from expportrait_cli.generate.wan.vae import Vae
 from expportrait_cli.media.writer import VideoWriter
@@ -323,7 +324,9 @@ def test_from_a_set_to_a_generator(prepared, tmp_path, capsys, monkeypatch):
     assert said["output"] == str(out) and said["steps"] == 4
     assert said["clips"] == 1 and said["held_out"] == ["folder-b"]
     loaded = load_folder(out)
-    assert loaded.manifest.resolution == 32 and loaded.manifest.frame_rule.window == 9
+    assert loaded.manifest.resolution == 32
+    # Of three latent frames they share one.
+    assert loaded.manifest.frame_rule == FrameRule(window=9, overlap=4)
     assert loaded.manifest.origin["license"] == "apache-2.0"
     assert loaded.manifest.train["settings"]["lora"] == 2 and loaded.manifest.train["people"] == 1
     weight = loaded.portrait.transformer.patch_embedding.weight
@@ -360,8 +363,8 @@ def test_from_an_i2v_base(prepared, tmp_path):
     """What it is given where nothing is given is the latent of a grey film."""
     base = base_folder(tmp_path / "base", tiny_i2v_transformer())
     config = GeneratorTraining(epochs=2, frames=9, size=32, held_out=0.0)
-    summary = train_generator([prepared], tmp_path / "out", str(base), config, TASK, lambda name: quiet)
-    # Two clips of one window each, twice.
+    summary = train_generator([prepared, prepared], tmp_path / "out", str(base), config, TASK, lambda name: quiet)
+    # Two clips of one window each, twice; that they are in two sets makes no more of them.
     assert summary["steps"] == 4 and summary["held_out"] == []
     portrait = load_folder(tmp_path / "out").portrait
     grey = torch.zeros(1, 3, 17, 64, 64)
@@ -370,7 +373,7 @@ def test_from_an_i2v_base(prepared, tmp_path):
     assert portrait.base == "i2v" and torch.allclose(portrait.blank, wanted, atol=1e-4)
     with pytest.raises(UsageError, match="holds a run with other epochs"):
         config = replace(config, epochs=3)
-        train_generator([prepared], tmp_path / "out", str(base), config, TASK, lambda name: quiet)
+        train_generator([prepared, prepared], tmp_path / "out", str(base), config, TASK, lambda name: quiet)
 
 
 def test_wrong_options_end_in_one_line(tmp_path, capsys):

@@ -15,7 +15,7 @@ from expportrait_cli.artifacts.digest import sha256
 from expportrait_cli.config import GeneratorTask, GeneratorTraining
 from expportrait_cli.errors import InputError, UsageError
 from expportrait_cli.generate.wan.base import BaseModel, find_base, fresh_portrait
-from expportrait_cli.generate.wan.encoders import latent_frames
+from expportrait_cli.generate.wan.encoders import TEMPORAL, latent_frames
 from expportrait_cli.generate.wan.folder import check_place, load_vae, save_folder
 from expportrait_cli.generate.wan.manifest import FrameRule, Manifest, Sampler
 from expportrait_cli.generate.wan.portrait import WanPortrait
@@ -122,7 +122,8 @@ def _entries(run: Run, accelerator: Accelerator) -> tuple[list[Entry], list[Entr
     if len(models) > 1:
         raise InputError(f"The sets mix the head models {' and '.join(models)}. Prepare them with one of them.")
     head = head_by_name(kind_of_head(models[0]))  # pyright: ignore[reportArgumentType]
-    clips = [clip for dataset in opened for clip in dataset.clips]
+    # A clip's name says what it shows: of one that is in two sets, one will do.
+    clips = list({clip.name: clip for dataset in opened for clip in dataset.clips}.values())
     folder = run.work / "cache"
     build_cache(
         clips[accelerator.process_index :: accelerator.num_processes],
@@ -176,7 +177,7 @@ def _export(run: Run, summary: dict[str, Any]) -> None:
         portrait.has_hint,
         run.base.origin,
         resolution=config.size,
-        frame_rule=FrameRule(window=config.frames, overlap=min(20, (config.frames - 1) // 2)),
+        frame_rule=_frame_rule(config.frames),
         sampler=Sampler(shift=task.shift),
         train={
             "tool": f"expportrait {__version__}",
@@ -187,6 +188,12 @@ def _export(run: Run, summary: dict[str, Any]) -> None:
         },
     )
     save_folder(portrait, run.out, manifest, vae=run.base.vae)
+
+
+def _frame_rule(frames: int) -> FrameRule:
+    """Windows as long as in training, which overlap by five latent frames, or by half of theirs."""
+    overlap = max(1, min(5, latent_frames(frames) // 2))
+    return FrameRule(window=frames, overlap=TEMPORAL * overlap)
 
 
 @torch.inference_mode()
