@@ -36,7 +36,8 @@ def generator(
         GeneratorTask.loss
     ),
     checkpointing: Annotated[
-        bool, typer.Option("--checkpointing/--no-checkpointing", help="Compute twice, for a third of the memory.")
+        bool,
+        typer.Option("--checkpointing/--no-checkpointing", help="Compute twice what would have to be kept in memory."),
     ] = GeneratorTask.checkpointing,
     report_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = GeneratorTask.report_every,
     sample_every: Annotated[int, typer.Option(min=1, help="Steps between films.")] = GeneratorTask.sample_every,
