@@ -48,7 +48,7 @@ def sampling(steps: int = 2, **changes) -> Sampling:
 
 
 def told(model: Model, count: int) -> Tensor:
-    return torch.cat(list(model.controls(chunks(sketches_of(count)(0), first=0, count=count))), 2)
+    return torch.cat(list(model.controls(chunks(sketches_of(count)(0), first=0, count=count), 0)), 2)
 
 
 def test_vace_sees_what_its_pipeline_would_show_it():
@@ -103,12 +103,30 @@ def test_the_generator_paints_as_it_was_trained():
         torch.from_numpy(still().normals).permute(2, 0, 1)[None],
         hint,
     )
-    control = torch.cat(list(shown.controls(chunks(iter(frames), first=0, count=13))), 2)
+    control = torch.cat(list(shown.controls(chunks(iter(frames), first=0, count=13), 0)), 2)
     assert control.shape == (1, 32, 4, 4, 4)
     assert torch.allclose(shown.velocity(control)(noise, 0.6), expected, atol=1e-5)
     dropped = shown.untold(control)(noise, 0.6)
     assert (dropped - expected).abs().max() > 1e-3
     assert torch.equal(dropped, shown.untold(torch.randn_like(control))(noise, 0.6))
+
+
+@pytest.mark.parametrize("count", [1, 2, 13, 16, 17, 18, 37])
+def test_pose_features_in_blocks_are_those_of_the_whole_film(count):
+    model = tiny_portrait(has_hint=False)
+    shown = PortraitModel(model, vae(), still(16, 16))
+    frames = list(sketches_of(count, height=16, width=16)(0))
+    groups = list(chunks(iter(frames), first=0, count=count))
+    filled = [frame.normals for group in groups for frame in group]
+    expected = model.pose(torch.from_numpy(np.stack(filled)).permute(3, 0, 1, 2)[None])
+    found = torch.cat(list(shown.controls(iter(groups), 0)), 2)
+    assert found.shape == expected.shape and torch.allclose(found, expected, atol=1e-6)
+    for first in range(1, len(groups)):
+        # What begins in the middle has the first of its frames only, and is right once it has forgotten that.
+        late = [groups[first][-1:], *groups[first + 1 :]]
+        part = torch.cat(list(shown.controls(iter(late), first)), 2)
+        assert part.shape[2] == len(groups) - first
+        assert torch.equal(part[:, :, shown.memory :], found[:, :, first + shown.memory :])
 
 
 MODELS = {"wan-vace": vace, "wan-v2v": finish, "wan-portrait": portrait}

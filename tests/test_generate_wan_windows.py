@@ -208,7 +208,7 @@ class Still16:
         self.film = torch.randn(1, 16, 1, 4, 4, generator=torch.Generator().manual_seed(0))
         self.asked: list[int] = []
 
-    def controls(self, frames):
+    def controls(self, frames, first):
         for chunk in frames:
             yield torch.full((1, 1, 1, 4, 4), float(len(chunk)))
 

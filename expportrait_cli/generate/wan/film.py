@@ -44,8 +44,8 @@ class Model(Protocol):
     memory: int
     """Latent frames that `controls` looks back over."""
 
-    def controls(self, frames: Chunks) -> Iterator[Float[Tensor, "1 C 1 h w"]]:
-        """What the transformer is told of each latent frame."""
+    def controls(self, frames: Chunks, first: int) -> Iterator[Float[Tensor, "1 C 1 h w"]]:
+        """What the transformer is told of each latent frame from `first` on, where `frames` begins."""
         ...
 
     def velocity(self, control: Float[Tensor, "1 C T h w"]) -> Velocity:
@@ -101,7 +101,8 @@ class _Told:
 
     def __init__(self, model: Model, frames: Iterator[Sketch], begin: int, count: int) -> None:
         self.height = self.width = 0
-        self._controls = enumerate(model.controls(chunks(self._seen(frames), first=begin, count=count)), begin)
+        groups = chunks(self._seen(frames), first=begin, count=count)
+        self._controls = enumerate(model.controls(groups, begin), begin)
         self._kept: dict[int, Tensor] = {}
 
     def of(self, window: Window) -> Float[Tensor, "1 C T h w"]:
@@ -219,7 +220,7 @@ def _given(segment: list[Sketch], painted: list[Picture]) -> list[Sketch]:
 def _segment(model: Model, vae: Vae, frames: list[Sketch], sampling: Sampling, begin: int) -> list[Picture]:
     """Paint one segment by itself."""
     count, (height, width) = len(frames), frames[0].proxy.shape[:2]
-    controls = list(model.controls(chunks(iter(frames), first=0, count=count)))
+    controls = list(model.controls(chunks(iter(frames), first=0, count=count), 0))
     first = latent_of(begin)
     latents = _sampled(model, torch.cat(controls, 2), Window(0, first, first + len(controls)), sampling)
     decoding = Decoding(vae)

@@ -16,8 +16,10 @@ from expportrait_cli.generate.wan.vae import Encoding, Vae, filled, pixels
 
 STEPS = 1000
 """Timestep of pure noise."""
-POSE_MEMORY = 3
-"""Latent frames after which the pose encoder has forgotten where it began."""
+BLOCK = 4
+"""Latent frames whose pose features are read at once."""
+POSE_MEMORY = BLOCK + 2
+"""Latent frames after which nothing of them depends on where they began: a block's, and what it looks back at."""
 
 Map = Float32[np.ndarray, "H W 3"]
 
@@ -35,7 +37,7 @@ class PortraitModel:
         wake()
         self._still = model.reference(self._maps([still.normals])[:, :, 0])
 
-    def controls(self, frames: Chunks) -> Iterator[Float[Tensor, "1 C 1 h w"]]:
+    def controls(self, frames: Chunks, first: int) -> Iterator[Float[Tensor, "1 C 1 h w"]]:
         """Features of the normals, and behind them the proxy film's latents where the generator takes a hint."""
         hint = Encoding(self._vae) if self._model.has_hint else None
         latents: deque[Tensor] = deque()
@@ -46,7 +48,7 @@ class PortraitModel:
                     latents.append(hint.push(pixels([sketch.proxy for sketch in chunk])))
                 yield [sketch.normals for sketch in chunk]
 
-        for features in self._features(normals()):
+        for features in self._features(normals(), first):
             yield torch.cat([features, latents.popleft().to(features)], 1) if latents else features
 
     def velocity(self, control: Float[Tensor, "1 C T h w"]) -> Velocity:
@@ -82,22 +84,28 @@ class PortraitModel:
 
         return velocity
 
-    def _features(self, chunks: Iterator[list[Map]]) -> Iterator[Float[Tensor, "1 16 1 h w"]]:
+    def _features(self, chunks: Iterator[list[Map]], first: int) -> Iterator[Float[Tensor, "1 16 1 h w"]]:
         """What the pose encoder makes of the whole film, one latent frame at a time.
 
-        A latent frame is read off its own frames, those of the two before and those of the one after.
+        A latent frame is read off its own frames, those of the two before and those of the one after. Blocks lie on the
+        film's own grid, so that all of one are read off as many frames wherever painting began.
         """
-        groups: deque[Tensor] = deque(maxlen=4)
-        for chunk in chunks:
+        groups: deque[Tensor] = deque(maxlen=BLOCK + 3)
+        done, last = first, first - 1
+        for last, chunk in enumerate(chunks, first):
             # The first latent frame codes one frame, which stands for four, as in the encoder itself.
             groups.append(self._maps(chunk * (4 // len(chunk))))
-            if len(groups) > 1:
-                yield self._read(list(groups), len(groups) - 2)
-        yield self._read(list(groups)[-3:], -1)
+            if last % BLOCK == 0 and last > first:
+                yield from self._read(list(groups), done - last - 1, -1)
+                done = last
+        around = list(groups)[max(done - last - 3, -len(groups)) :]
+        yield from self._read(around, done - last - 1, None)
 
-    def _read(self, groups: list[Tensor], index: int) -> Float[Tensor, "1 16 1 h w"]:
+    def _read(self, groups: list[Tensor], begin: int, end: int | None) -> Iterator[Float[Tensor, "1 16 1 h w"]]:
+        """Features of some latent frames, counted from the end of `groups`."""
         self._wake()
-        return self._model.pose.layers(torch.cat(groups, 2))[:, :, [index]].float()
+        features = self._model.pose.layers(torch.cat(groups, 2)).float()
+        yield from features[:, :, begin:end].split(1, 2)
 
     def _maps(self, normals: list[Map]) -> Float[Tensor, "1 3 F h w"]:
         maps = torch.from_numpy(np.stack([filled(one) for one in normals]))

@@ -39,7 +39,7 @@ class FinishModel:
         self.memory = vae.encoder_memory
         self._transformer, self._vae, self._prompt, self._wake = transformer, vae, prompt, wake
 
-    def controls(self, frames: Chunks) -> Iterator[Float[Tensor, "1 C 1 h w"]]:
+    def controls(self, frames: Chunks, first: int) -> Iterator[Float[Tensor, "1 C 1 h w"]]:
         """Latents of the proxy film."""
         encoding = Encoding(self._vae)
         for chunk in frames:

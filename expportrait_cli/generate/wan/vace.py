@@ -64,7 +64,7 @@ class VaceModel:
         # It is given whole: nothing of it is masked.
         self._reference = torch.cat([photo, photo.new_zeros(1, needed - CHANNELS, *photo.shape[2:])], 1)
 
-    def controls(self, frames: Chunks) -> Iterator[Float[Tensor, "1 96 1 h w"]]:
+    def controls(self, frames: Chunks, first: int) -> Iterator[Float[Tensor, "1 96 1 h w"]]:
         """What is kept, what guides the rest, and the mask, all on the latent grid."""
         encoding = Encoding(self._vae)
         for chunk in frames:
