@@ -72,6 +72,7 @@ def test_a_film_its_record_and_a_second_run(photo, clip, tmp_path, capsys):
     assert record["settings"]["generate"]["size"] == 256
     header = npz.read_header(tmp_path / "film.work" / "driving.meshes.npz")["made_by"]
     assert record["quality"]["outside_training"] == header["outside_training"]
+    assert "transfer-anny" in json.dumps(record["licences"])
     assert {row["licence"] for row in record["weights"]} <= {"Apache-2.0", "CC0-1.0"}
     assert sorted(place.name for place in tmp_path.iterdir()) == ["film.json", "film.mp4", "film.work"]
 

@@ -31,6 +31,7 @@ from expportrait_cli.pipeline.heads import (
     tracking_head,
 )
 from expportrait_cli.pipeline.job import Job
+from expportrait_cli.pipeline.licences import licence_map
 from expportrait_cli.pipeline.offsets import OffsetSource
 from expportrait_cli.pipeline.performance import Driver, edited_curves, write_meshes
 from expportrait_cli.pipeline.quality import check_source, fit_quality, tracking_quality, warn_of_misfit
@@ -288,6 +289,7 @@ class _Run:
             "painter": self.painter.identity,
             "weights": [*licences(stages), *networks_behind(head), *self.painter.licences],
         }
+        content["licences"] = licence_map(content).to_json()
         write_record(self.job.record, content)
         return content
 
