@@ -158,6 +158,7 @@ def test_the_next_command_is_named(bad, tmp_path, capsys, monkeypatch):
         (["generate", "{bad}/noise.jpg", "{bad}/whole.mp4", "--region", "nose"], 2, "nose"),
         (["generate", "{bad}/noise.jpg", "{bad}/whole.mp4", "--neutral-frame", "first"], 2, "first"),
         (["generate", "{bad}/noise.jpg", "{bad}/whole.mp4", "--size", "500"], 2, "--size"),
+        (["generate", "{bad}/noise.jpg", "{bad}/whole.mp4", "--report", "--no-keep-work"], 2, "Leave out one"),
         (["generate", "{bad}/noise.jpg", "{bad}/whole.mp4", "--curves", "c.txt"], 2, ".csv"),
         (["generate", "{bad}/noise.jpg", "{bad}/kind.npz"], 3, "recipe"),
         (["generate", "{bad}/noise.jpg", "{bad}/whole.mp4", "--sede", "3"], 2, "--sede"),

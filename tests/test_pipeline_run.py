@@ -122,7 +122,8 @@ def test_the_stages_one_by_one_through_their_output(photo, clip, tmp_path, capsy
     normals = run(capsys, "render-normals", meshes, "--preview", "--orbit", "yaw=-10..10", "--size", "256")[0].strip()
     assert frame_count(normals) == COUNT
     assert frame_count("astronaut--sway.preview.mp4") == COUNT
-    path = run(capsys, "generate", head, meshes, "--size", "256", "--grid", "-o", "film.mp4")[0].strip()
+    path = run(capsys, "generate", head, meshes, "--size", "256", "--grid", "--report", "-o", "film.mp4")[0].strip()
+    assert "Where to look" in Path("film.html").read_text("utf-8")
     assert frame_count(path) == COUNT and probe(path).has_audio
     assert (probe("film.grid.mp4").width, frame_count("film.grid.mp4")) == (4 * 256, COUNT)
     run(capsys, "eval", path, "--target", clip, "--reference", photo)

@@ -199,7 +199,7 @@ OPTIONS = {
     "--grid": (None, lambda job: job.grid),
     "--no-keep-work": (None, lambda job: not job.keep_work),
 }
-NOT_SETTINGS = ("--source", "--driving", "--out", "--curves", "--json", "--quiet", "--log-level", "--help")
+NOT_SETTINGS = ("--source", "--driving", "--out", "--curves", "--report", "--json", "--quiet", "--log-level", "--help")
 
 
 @pytest.fixture
@@ -239,7 +239,7 @@ def test_every_option_is_known_here_and_help_tells_the_true_default(capsys, aske
     text = " ".join(capsys.readouterr().out.split())
     shown = dict(re.findall(r" (--[a-z-]+)(?= )(?:(?! --)[^\[])*?\[default: ([^\];]+)", text.partition("Options:")[2]))
     named = set(re.findall(r"--[a-z-]+", text.partition("Options:")[2]))
-    alternatives = {"--relative", "--no-paste-back", "--no-grid", "--keep-work", "--reference"}
+    alternatives = {"--relative", "--no-paste-back", "--no-grid", "--no-report", "--keep-work", "--reference"}
     assert named - alternatives == {*OPTIONS, *NOT_SETTINGS}
     plain = asked()
     for option, (value, setting) in OPTIONS.items():
