@@ -81,6 +81,15 @@ def lesson_run(
     return rows
 
 
+@pytest.fixture
+def heeds_interrupts():
+    """A background job of a shell ignores them, and so would its tests."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeds_interrupts")
 @pytest.mark.parametrize("lora", [0, 4])
 def test_the_same_run_gives_the_same_bytes_interrupted_or_not(lora, clips, tmp_path):
     config = replace(FAST, lora=lora)
@@ -92,11 +101,9 @@ def test_the_same_run_gives_the_same_bytes_interrupted_or_not(lora, clips, tmp_p
         if done == 3:
             signal.raise_signal(signal.SIGINT)
 
-    before = signal.getsignal(signal.SIGINT)
-    assert before is signal.default_int_handler
     with pytest.raises(KeyboardInterrupt):
         lesson_run(clips, tmp_path / "b", config, progress=interrupt)
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     calls = []
     later = lesson_run(clips, tmp_path / "b", config, progress=lambda done, total: calls.append(done))
     assert calls == [4, 5, 6] and [step for step, _ in later] == [4, 6] and later[1] == rows[1]
