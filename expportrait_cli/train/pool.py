@@ -118,6 +118,8 @@ def _watch_parent() -> None:
 def _end(number: int, _: FrameType | None) -> None:
     # As an exception, so that partial files are removed and ffmpeg is stopped on the way out.
     _ending.set()
+    # Native code that it meets on the way up ends the process at once, with a stack of its own on the terminal.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     raise SystemExit(128 + number)
 
 
