@@ -18,6 +18,8 @@ from expportrait_cli.evaluate.arcface import ArcFace, aligned
 from expportrait_cli.evaluate.face import Looker
 from expportrait_cli.evaluate.lpips import Lpips
 
+pytestmark = pytest.mark.slow
+
 LAST = {"alex": (1, 4, 7, 9, 11), "vgg": (3, 8, 15, 22, 29)}
 """Layers of torchvision's `features` that LPIPS looks behind."""
 

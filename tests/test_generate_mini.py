@@ -15,6 +15,8 @@ from expportrait_cli.generate.painter import Sketch, Still
 from expportrait_cli.generate.painters import choose, painter_of
 from expportrait_cli.render.buffers import Buffers
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("diffusers")
 SMALL = MiniShape(channels=(8, 8, 16), heads=2, head_width=12, layers=1)
 

@@ -21,6 +21,8 @@ from expportrait_cli.generate.wan.vace import VaceModel
 from expportrait_cli.generate.wan.vae import pixels
 from expportrait_cli.generate.wan.windows import chunks, noise_of
 
+pytestmark = pytest.mark.slow
+
 PROMPT = prompt_embeds()[None]
 
 
@@ -142,7 +144,6 @@ def test_every_frame_is_painted_once_at_its_own_size(make: Callable[..., Model],
     assert all(frame.std() > 1 for frame in frames)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
 def test_painting_can_begin_anywhere(make: Callable[..., Model]):
     """Far enough on that the decoder, the windows and the encoder all begin in the middle of the film."""

@@ -12,6 +12,8 @@ from expportrait_cli.generate.wan.library import require_library
 from expportrait_cli.generate.wan.portrait import MASK, TEXT_TOKENS, WanPortrait, base_of
 from expportrait_cli.generate.wan.widen import PATCH, from_original, widened
 
+pytestmark = pytest.mark.slow
+
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))

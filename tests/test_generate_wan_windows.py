@@ -16,6 +16,8 @@ from expportrait_cli.generate.wan.sampler import FEW, guided, held, sample, sigm
 from expportrait_cli.generate.wan.vae import Decoding, Encoding, Vae, filled, pictures, pixels
 from expportrait_cli.generate.wan.windows import Grid, chunks, latent_count, latent_of, noise_of
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def _no_gradients():

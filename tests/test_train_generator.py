@@ -38,6 +38,8 @@ from expportrait_cli.train.generator_lessons import Lessons
 from expportrait_cli.train.generator_run import train_generator
 from expportrait_cli.train.generator_state import averaged_weights
 
+pytestmark = pytest.mark.slow
+
 pytest_plugins = ("astronaut",)
 
 CPU = torch.device("cpu")
@@ -126,7 +128,6 @@ def test_the_state_of_another_generator_is_refused(clips, tmp_path):
         lesson_run(clips, tmp_path, replace(FAST, lora=2))
 
 
-@pytest.mark.slow
 def test_it_learns_a_clip_and_what_normals_are_for(clips, tmp_path):
     """Twice as well as at first; and with the film's own normals better than with them in another order."""
     config = replace(FAST, steps=220, rate=1e-2, warm_up=10, average=0.97, batch=1)
@@ -203,7 +204,6 @@ def write_set(folder: Path, clips: list[Clip]) -> Path:
     return folder
 
 
-@pytest.mark.slow
 def test_the_cache_holds_what_the_clip_shows(head, tmp_path):
     clip = filmed(head, tmp_path / "set", "a", 1)
     (entry,) = build_cache([clip], head, Vae(tiny_vae()), tmp_path / "cache", size=64, vae_hash="one", progress=quiet)
@@ -248,7 +248,6 @@ def interrupt_at_a_report(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(History, "add", interrupting)
 
 
-@pytest.mark.slow
 def test_from_a_set_to_a_generator(prepared, tmp_path, capsys, monkeypatch):
     """The command with 4 steps: folder, films, history; the same bytes when it was interrupted."""
     folder = prepared
@@ -296,7 +295,6 @@ def weights(folder: Path) -> dict[Path, bytes]:
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.safetensors")}
 
 
-@pytest.mark.slow
 def test_from_an_i2v_base(prepared, tmp_path):
     """What it is given where nothing is given is the latent of a grey film."""
     base = base_folder(tmp_path / "base", tiny_i2v_transformer())

@@ -12,6 +12,8 @@ from expportrait_cli.render.encode import decode
 from expportrait_cli.train.generator import weight_of
 from expportrait_cli.train.generator_lessons import Lesson, Lessons
 
+pytestmark = pytest.mark.slow
+
 TASK = GeneratorTask()
 
 
