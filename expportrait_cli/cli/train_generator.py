@@ -56,9 +56,9 @@ def generator(
     if size % 16:
         raise UsageError(f"--size {size}: Wan takes multiples of 16.")
     options.writable(out.parent)
-    from expportrait_cli.generate.wan.library import require_library
+    from expportrait_cli.generate.wan.packages import require_packages
 
-    require_library()
+    require_packages()
     from expportrait_cli.train.generator_run import train_generator
 
     config = GeneratorTraining(

@@ -17,7 +17,7 @@ from expportrait_cli.artifacts.network_file import NetworkKind
 from expportrait_cli.errors import WeightsError
 from expportrait_cli.generate.mini_net import CELL, MiniNet, MiniShape
 from expportrait_cli.generate.painter import Sketch, Sketches, Still
-from expportrait_cli.generate.wan.library import require_library
+from expportrait_cli.generate.wan.packages import require_packages
 
 KIND = NetworkKind("mini", 1, "small painter", "Make one with `expportrait train mini`.")
 SIZE = 256
@@ -112,7 +112,7 @@ def load_mini(path: Path) -> MiniNet:
     Raises:
         WeightsError: the file is no such network, or diffusers is not installed.
     """
-    require_library()
+    require_packages()
     header = network_file.read_header(path, KIND)
     try:
         sizes = dict(header["network"])

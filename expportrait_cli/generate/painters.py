@@ -12,7 +12,7 @@ from expportrait_cli.config import GenerateConfig, WanConfig
 from expportrait_cli.errors import UsageError, WeightsError
 from expportrait_cli.generate.folders import MANIFEST, Folder, FolderName, kind_of, read_folder
 from expportrait_cli.generate.painter import Painter, ProxyPainter
-from expportrait_cli.generate.wan.library import require_library
+from expportrait_cli.generate.wan.packages import require_packages
 from expportrait_cli.weights import FETCHED, folders, weights_file
 
 FOLDERS: dict[FolderName, str] = {
@@ -83,7 +83,7 @@ def painter_of(config: GenerateConfig) -> Painter:
     choice = choose(config)
     match choice:
         case Choice(name="wan-portrait" | "wan-vace" | "wan-v2v", folder=Folder() as folder):
-            require_library()
+            require_packages()
             from expportrait_cli.generate.wan.painters import WanPainter
 
             identity = folder.sha256 + choice.lora

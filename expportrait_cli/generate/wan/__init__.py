@@ -1,1 +1,1 @@
-"""Wan video transformers as painters; needs the packages of `pip install 'expportrait-cli[wan]'` (`library`)."""
+"""Wan video transformers as painters; needs the packages of `pip install 'expportrait-cli[wan]'` (`packages`)."""

@@ -8,7 +8,7 @@ PACKAGES = ("accelerate", "diffusers", "peft", "transformers")
 INSTALL = "pip install 'expportrait-cli[wan]'"
 
 
-def require_library() -> None:
+def require_packages() -> None:
     """Look for the packages without importing them, which takes seconds.
 
     Raises:
