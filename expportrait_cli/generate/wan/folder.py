@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
@@ -26,6 +26,7 @@ from expportrait_cli.generate.wan.portrait import WanPortrait
 ENCODERS_FILE = "model.safetensors"
 SHARD = "5GB"
 """Largest file of a transformer."""
+M = TypeVar("M", WanTransformer3DModel, AutoencoderKLWan)
 NO_MODEL = (OSError, ValueError, TypeError, LookupError, RuntimeError, SafetensorError)
 """What diffusers raises about a folder that holds no model of the class."""
 
@@ -101,14 +102,7 @@ def load_transformer(folder: Path, dtype: torch.dtype = torch.float32) -> WanTra
     Raises:
         WeightsError: there is none.
     """
-    try:
-        model = WanTransformer3DModel.from_pretrained(
-            str(folder), torch_dtype=dtype, use_safetensors=True, local_files_only=True
-        )
-    except NO_MODEL as error:
-        raise _no_model(folder, "Wan transformer", error) from error
-    assert isinstance(model, WanTransformer3DModel)
-    return model
+    return _read(WanTransformer3DModel, folder, dtype, "Wan transformer")
 
 
 def load_vae(folder: Path, dtype: torch.dtype = torch.float32) -> AutoencoderKLWan:
@@ -117,14 +111,16 @@ def load_vae(folder: Path, dtype: torch.dtype = torch.float32) -> AutoencoderKLW
     Raises:
         WeightsError: there is none.
     """
+    return _read(AutoencoderKLWan, folder, dtype, "Wan autoencoder").eval().requires_grad_(False)
+
+
+def _read(kind: type[M], folder: Path, dtype: torch.dtype, title: str) -> M:
     try:
-        model = AutoencoderKLWan.from_pretrained(
-            str(folder), torch_dtype=dtype, use_safetensors=True, local_files_only=True
-        )
+        model = kind.from_pretrained(str(folder), torch_dtype=dtype, use_safetensors=True, local_files_only=True)
     except NO_MODEL as error:
-        raise _no_model(folder, "Wan autoencoder", error) from error
-    assert isinstance(model, AutoencoderKLWan)
-    return model.eval().requires_grad_(False)
+        raise _no_model(folder, title, error) from error
+    assert isinstance(model, kind)
+    return model
 
 
 def _no_model(folder: Path, what: str, error: Exception) -> WeightsError:
