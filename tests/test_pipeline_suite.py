@@ -310,9 +310,10 @@ def test_a_pair_of_each_kind_of_the_development_suite(media, tmp_path, capsys, m
     assert means["cross"]["found"]["mean"] == 1 and means["cross"]["psnr_head"] is None
 
 
-def test_a_painter_that_is_not_the_proxy_is_compared_with_it():
+def test_each_embedded_painter_is_compared_with_the_other():
+    pytest.importorskip("diffusers")
     names = [variant.name for variant in variants(ablation=True, backend="proxy")]
-    assert names == ["expportrait", "direct", "no-dynamic", "base"]
+    assert names == ["expportrait", "direct", "no-dynamic", "base", "mini"]
     found = [(variant.name, variant.backend) for variant in variants(ablation=True, backend="mini")]
     assert found[-1] == ("proxy", "proxy") and len(found) == 5
     assert [variant.name for variant in variants(ablation=False, backend="mini")] == ["expportrait"]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +45,10 @@ ABLATIONS = (
         has_offsets=False,
     ),
 )
-PROXY = Variant("proxy", "the same head and performance, painted by the proxy alone", "learned", backend="proxy")
+PAINTED = (
+    Variant("proxy", "the same head and performance, painted by the proxy alone", "learned", backend="proxy"),
+    Variant("mini", "the same head and performance, painted by the small painter", "learned", backend="mini"),
+)
 
 
 def variants(*, ablation: bool, backend: Backend) -> tuple[Variant, ...]:
@@ -56,7 +60,8 @@ def variants(*, ablation: bool, backend: Backend) -> tuple[Variant, ...]:
     if not ablation:
         return (OWN,)
     painter = choose(GenerateConfig(backend=backend)).name
-    return ABLATIONS if painter == "proxy" else (*ABLATIONS, PROXY)
+    has_nets = find_spec("diffusers") is not None
+    return (*ABLATIONS, *(v for v in PAINTED if v.backend != painter and (has_nets or v.backend == "proxy")))
 
 
 @dataclass(frozen=True)
