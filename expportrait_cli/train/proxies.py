@@ -1,34 +1,23 @@
-"""What the small painter learns from: films that the real pipeline makes of prepared clips, whose truth is known.
-
-A frame of a clip is the photo, the clip itself drives it; so every fault of the proxy is one that the tool makes.
-"""
+"""What the small painter learns from: films that the real pipeline makes of prepared clips, whose truth is known."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float32, Int8, UInt8
 
 from expportrait_cli.artifacts import npz
-from expportrait_cli.artifacts.meshes import Meshes
-from expportrait_cli.artifacts.types import HeadFit, Tracking
-from expportrait_cli.config import FitConfig, GenerateConfig, TrackConfig, TransferConfig
+from expportrait_cli.artifacts.types import Tracking
 from expportrait_cli.detect.crop import Crop, crop_image
-from expportrait_cli.fit import fit
 from expportrait_cli.generate.painter import Sketch
 from expportrait_cli.generate.scene import Scene
 from expportrait_cli.head import HeadModel
-from expportrait_cli.head.state import distinct_rows
-from expportrait_cli.media.image import write_png
 from expportrait_cli.media.source import read_pictures
-from expportrait_cli.pipeline.offsets import OffsetSource
-from expportrait_cli.pipeline.performance import write_meshes
-from expportrait_cli.track import track
 from expportrait_cli.train.dataset import Clip
+from expportrait_cli.train.scenes import own_scene, photo_rows
 
 SIZE = 256
 """Of the pictures, px: what the painter works at."""
@@ -77,13 +66,6 @@ def lessons(
     return paths
 
 
-def photo_rows(tracking: Tracking, count: int) -> np.ndarray:
-    """Frames that differ in pose and expression: from a closed mouth to an open one, from side to side."""
-    seen = np.flatnonzero(tracking.state == 0)
-    values = np.concatenate([3 * tracking.rotation, 3 * tracking.jaw, tracking.expression], 1)[seen]
-    return seen[distinct_rows(values, count)]
-
-
 def window_rows(frame_count: int, count: int, seed: int) -> list[np.ndarray]:
     """Windows spread over a film, in rising order, with every stride in turn."""
     draw = np.random.default_rng(seed)
@@ -94,18 +76,11 @@ def window_rows(frame_count: int, count: int, seed: int) -> list[np.ndarray]:
 
 
 def _lesson(clip: Clip, tracking: Tracking, row: int, head: HeadModel, *, windows: int) -> Lesson:
-    with TemporaryDirectory() as name:
-        photo, path = Path(name) / "photo.png", Path(name) / "film.meshes.npz"
-        write_png(photo, next(read_pictures(str(clip.video), np.array([row]))))
-        own = track(photo, head, TrackConfig(), _silent)
-        head_fit = fit([own], head, FitConfig(), _silent, driver=tracking)
-        _pose(path, head_fit, tracking, head)
-        scene = Scene.of(head_fit, Meshes.open(path), head, GenerateConfig(size=SIZE))
+    with own_scene(clip, tracking, row, head, size=SIZE) as scene:
         chosen = window_rows(len(tracking.error), windows, seed=row)
         sketches = [[_at(scene, int(frame)) for frame in rows] for rows in chosen]
-        still = scene.still
+        still, crop = scene.still, Crop(*scene.fit.crop)
     needed = np.unique(np.concatenate(chosen))
-    crop = Crop(*head_fit.crop)
     pictures = read_pictures(str(clip.video), needed)
     seen = dict(zip(needed.tolist(), (crop_image(picture, crop, SIZE) for picture in pictures), strict=True))
     return Lesson(
@@ -119,30 +94,9 @@ def _lesson(clip: Clip, tracking: Tracking, row: int, head: HeadModel, *, window
     )
 
 
-def _pose(path: Path, head_fit: HeadFit, tracking: Tracking, head: HeadModel) -> None:
-    """The person driving their own photo, as `generate --absolute` does it."""
-    source = OffsetSource.of(TransferConfig(absolute=True), head.name)
-    write_meshes(
-        path,
-        {},
-        head_fit,
-        tracking,
-        head=head,
-        head_hash="",
-        source=source,
-        curves=None,
-        is_edited=False,
-        progress=_silent,
-    )
-
-
 def _at(scene: Scene, frame: int) -> Sketch:
     return next(islice(scene.sketches(frame), 1))
 
 
 def _steps(normals: Float32[np.ndarray, "S S 3"]) -> Int8[np.ndarray, "S S 3"]:
     return np.rint(NORMAL * normals).astype(np.int8)
-
-
-def _silent(done: int, total: int | None) -> None:
-    pass

@@ -1,0 +1,90 @@
+"""Scenes of prepared clips: a frame is the photo, and the clip itself drives it, as `generate --absolute` does it.
+
+So every fault of the proxy film that a painter learns from is one that the tool makes.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import cv2
+import numpy as np
+
+from expportrait_cli.artifacts.meshes import Meshes
+from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit, Tracking
+from expportrait_cli.config import FitConfig, GenerateConfig, TrackConfig, TransferConfig
+from expportrait_cli.detect.crop import Crop, crop_image
+from expportrait_cli.detect.matte import Matte
+from expportrait_cli.fit import fit
+from expportrait_cli.generate.canvas import Canvas
+from expportrait_cli.generate.scene import Scene
+from expportrait_cli.geometry.camera import Camera
+from expportrait_cli.head import HeadModel
+from expportrait_cli.head.state import distinct_rows
+from expportrait_cli.media.image import write_png
+from expportrait_cli.media.source import read_pictures
+from expportrait_cli.pipeline.offsets import OffsetSource
+from expportrait_cli.pipeline.performance import write_meshes
+from expportrait_cli.track import track
+from expportrait_cli.train.dataset import Clip
+
+
+def photo_rows(tracking: Tracking, count: int, *, end: int | None = None) -> np.ndarray:
+    """Frames before `end` that differ in pose and expression: from a closed mouth to an open one, from side to side."""
+    seen = np.flatnonzero(tracking.state[:end] == 0)
+    values = np.concatenate([3 * tracking.rotation, 3 * tracking.jaw, tracking.expression], 1)[seen]
+    return seen[distinct_rows(values, count)]
+
+
+@contextmanager
+def own_scene(clip: Clip, tracking: Tracking, row: int, head: HeadModel, *, size: int) -> Iterator[Scene]:
+    """The person of a clip in frame `row` performing the whole clip, in that photo's own crop at `size` px.
+
+    The scene reads its meshes from a folder that is gone afterwards.
+
+    Raises:
+        InputError: no face is found in the frame by itself.
+    """
+    with TemporaryDirectory() as name:
+        photo, path = Path(name) / "photo.png", Path(name) / "film.meshes.npz"
+        write_png(photo, next(read_pictures(str(clip.video), np.array([row]))))
+        own = track(photo, head, TrackConfig(), _silent)
+        head_fit = fit([own], head, FitConfig(), _silent, driver=tracking)
+        _pose(path, head_fit, tracking, head)
+        yield Scene.of(head_fit, Meshes.open(path), head, GenerateConfig(size=size))
+
+
+def in_crop(scene: Scene, crop: Crop, size: int) -> Scene:
+    """The same scene on another crop of the photo, such as that of the clip, at `size` px."""
+    shrink = size / crop.side
+    own = Crop(*scene.fit.crop)
+    scale = own.side / CROP_SIZE * shrink
+    corner = ((own.left - crop.left) * shrink, (own.top - crop.top) * shrink)
+    alpha = Matte().matte(crop_image(scene.whole, crop, CROP_SIZE))
+    if size != CROP_SIZE:
+        alpha = cv2.resize(alpha, (size, size), interpolation=cv2.INTER_LINEAR)
+    centre = [at + CROP_SIZE / 2 * scale for at in corner]
+    camera = Camera(scene.fit.focal_px * scale, centre[0], centre[1], size, size)
+    return replace(scene, canvas=Canvas(crop_image(scene.whole, crop, size), alpha, camera, scale, corner))
+
+
+def _pose(path: Path, head_fit: HeadFit, tracking: Tracking, head: HeadModel) -> None:
+    source = OffsetSource.of(TransferConfig(absolute=True), head.name)
+    write_meshes(
+        path,
+        {},
+        head_fit,
+        tracking,
+        head=head,
+        head_hash="",
+        source=source,
+        curves=None,
+        is_edited=False,
+        progress=_silent,
+    )
+
+
+def _silent(done: int, total: int | None) -> None:
+    pass
