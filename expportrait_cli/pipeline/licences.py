@@ -38,6 +38,7 @@ TERMS = {
     "CC-BY-NC-SA-4.0": Terms("no", "name the authors, the licence and changes; share adaptations alike"),
     "unstated": Terms("unknown", "not stated"),
     "SMPL-X non-commercial": Terms("no", "cite the SMPL-X publication"),
+    "InsightFace non-commercial": Terms("no", "cite InsightFace; for research alone"),
 }
 STRANGE = Terms("unknown", "read the licence")
 UNSTATED = "unstated"
