@@ -17,6 +17,7 @@ from expportrait_cli.evaluate import arcface, lpips
 from expportrait_cli.evaluate.arcface import ArcFace, aligned
 from expportrait_cli.evaluate.face import Looker
 from expportrait_cli.evaluate.lpips import Lpips
+from expportrait_cli.weights import entry
 
 pytestmark = pytest.mark.slow
 
@@ -48,7 +49,7 @@ def weights(net: lpips.Net, folder: Path) -> tuple[Path, nn.Sequential, list[tor
     heads = [torch.rand(1, count, 1, 1) for count in channels]
     tensors = {f"features.{name}": value.contiguous() for name, value in features.state_dict().items()}
     tensors |= {f"lin{level}.model.1.weight": head for level, head in enumerate(heads)}
-    path = folder / lpips.FILES[net]
+    path = folder / entry(lpips.WEIGHTS[net]).file
     save_file({**tensors, "classifier.1.bias": torch.zeros(3)}, path)
     return path, features, heads
 
@@ -127,7 +128,7 @@ def test_a_face_is_aligned_wherever_it_lies():
 
 
 def test_a_network_of_another_form_is_refused(tmp_path):
-    with pytest.raises(WeightsError, match=r"\[3, 128, 128\]"):
+    with pytest.raises(WeightsError, match=r"3, 128, 128\], expected an ArcFace network: .* \[1, 3, 112, 112\]"):
         ArcFace(network(tmp_path / "a.onnx", side=128))
     (tmp_path / "b.onnx").write_bytes(b"no network")
     with pytest.raises(WeightsError, match="no ONNX network"):
@@ -140,24 +141,25 @@ def truth(tmp_path) -> Path:
 
 
 def test_columns_without_weights_say_what_is_missing(truth, tmp_path, monkeypatch):
-    for module in (lpips, arcface):
-        monkeypatch.setattr(module, "folders", lambda: (tmp_path / "none",))
+    monkeypatch.setenv("EXPPORTRAIT_WEIGHTS", str(tmp_path / "none"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     scores = score(truth, truth)
-    for name in ("lpips_alex", "lpips_vgg", "csim_arcface"):
-        assert scores.means[name] is None and "none" in scores.missing[name]
+    for name in ("lpips_alex", "lpips_vgg", "csim_arcface", "aed_deep3d_mean", "apd_smirk_mean_rad"):
+        assert scores.means[name] is None and str(tmp_path / "cache") in scores.missing[name]
+    assert not scores.windows.size
     assert scores.to_json()["versions"]["lpips_vgg.safetensors"] is None
 
 
 def test_columns_with_weights_are_measured(truth, tmp_path, monkeypatch):
     weights("alex", tmp_path)
-    network(tmp_path / arcface.FILE)
-    for module in (lpips, arcface):
-        monkeypatch.setattr(module, "folders", lambda: (tmp_path,))
+    network(tmp_path / "arcface.onnx")
+    monkeypatch.setenv("EXPPORTRAIT_WEIGHTS", str(tmp_path))
     same = score(truth, truth)
     assert same.means["lpips_alex"] == 0 and same.counts["lpips_alex"] == 1
     # The face only moves, and is aligned.
     assert same.rows[0]["csim_arcface"] == pytest.approx(1) and same.means["csim_arcface"] > 0.98
-    assert same.to_json()["versions"]["lpips_alex.safetensors"].startswith("sha256 ")
+    version = same.to_json()["versions"]["lpips_alex.safetensors"]
+    assert version.startswith("sha256 ") and version.endswith("licence BSD-2-Clause")
     soft = clip(tmp_path / "soft.mkv", [cv2.GaussianBlur(moved(portrait(), x, 0), (0, 0), 4) for x in (0, 2, 5)])
     other = score(soft, truth)
     assert other.means["lpips_alex"] > 1e-3 and other.means["lpips_vgg"] is None

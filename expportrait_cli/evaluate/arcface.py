@@ -1,21 +1,16 @@
-"""Descriptors of faces by an ArcFace network that the user brings as ONNX: the CSIM of papers.
+"""Descriptors of faces by an ArcFace network that the user brings as ONNX: the CSIM of papers."""
 
-ONNX holds a graph of known operators and cannot bring code of its own.
-"""
-
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 from jaxtyping import Float64, UInt8
 
-from expportrait_cli.errors import WeightsError
+from expportrait_cli.evaluate.onnx_net import OnnxNet
 from expportrait_cli.geometry.similarity import similarity
-from expportrait_cli.weights import folders
 
-FILE = "arcface.onnx"
+WEIGHTS = "arcface"
+"""Entry of the catalogue."""
 SIDE = 112
 TEMPLATE = np.array(
     [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]
@@ -26,22 +21,8 @@ POINTS = [468, 473, 4, 61, 291]
 """The same points among FaceMesh's landmarks: irises, nose, mouth."""
 
 
-def find() -> Path | None:
-    """The network, in the first of the weights folders that has one."""
-    return next((folder / FILE for folder in folders() if (folder / FILE).is_file()), None)
-
-
-def missing_weights() -> str | None:
-    """Say what the user has to bring before it can be used."""
-    if find() is None:
-        return f"needs an ArcFace network as {FILE} in {folders()[-1]} or in the folder that EXPPORTRAIT_WEIGHTS names"
-    if find_spec("onnxruntime") is None:
-        return "onnxruntime is not installed: pip install 'expportrait-cli[normals]'"
-    return None
-
-
 class ArcFace:
-    """A network that takes [1, 3, 112, 112] and gives one descriptor; needs `missing_weights()` to be None."""
+    """A network that takes [1, 3, 112, 112] and gives one descriptor."""
 
     def __init__(self, path: Path) -> None:
         """Open the network.
@@ -49,27 +30,17 @@ class ArcFace:
         Raises:
             WeightsError: it takes or gives something else.
         """
-        import onnxruntime
-
-        # An extension whose errors have no common class but RuntimeError's, and some not even that.
-        from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, InvalidGraph, InvalidProtobuf
-
-        try:
-            self._session: Any = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-        except (Fail, InvalidArgument, InvalidGraph, InvalidProtobuf) as error:
-            raise WeightsError(f"{path} is no ONNX network that could be read. Download it again.") from error
-        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
-        shape = list(inputs[0].shape[1:])
-        if len(inputs) != 1 or shape != [3, SIDE, SIDE] or len(outputs) != 1:
-            raise WeightsError(f"{path} takes {shape}, expected ArcFace's one picture of [3, {SIDE}, {SIDE}].")
-        self._input = inputs[0].name
+        self._net = OnnxNet(path, "an ArcFace network", SIDE)
+        self._names = list(self._net.outputs)
+        if len(self._names) != 1:
+            raise self._net.refused(f"gives {', '.join(self._names)}", "one descriptor")
 
     def describe(
         self, image: UInt8[np.ndarray, "H W 3"], points: Float64[np.ndarray, "478 2"]
     ) -> Float64[np.ndarray, " D"]:
         """Descriptor, of length 1, of the face with these landmarks. About 100 ms for a ResNet-50."""
-        picture = aligned(image, points).astype(np.float32).transpose(2, 0, 1)[None]
-        found = self._session.run(None, {self._input: (picture - 127.5) / 127.5})[0].ravel().astype(np.float64)
+        picture = aligned(image, points).astype(np.float32).transpose(2, 0, 1)
+        (found,) = self._net.run((picture - 127.5) / 127.5, self._names)
         return found / max(float(np.linalg.norm(found)), 1e-12)
 
 

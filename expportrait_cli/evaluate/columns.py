@@ -17,6 +17,11 @@ REGIONS = {
 SPARSE_EVERY = 8
 """Of so many frames FLIP and LPIPS see one: 0.1 to 0.4 s each, with VGG some seconds without a GPU."""
 
+WINDOW, LEAST_WINDOWS = 16, 16
+"""Frames that FVD's network sees at once, and windows of either side without which there is no FVD."""
+CLASSES = 400
+"""Numbers that it gives for a window."""
+
 
 @dataclass(frozen=True)
 class Column:
@@ -52,6 +57,20 @@ def _pixel_columns(region: str, where: str) -> list[Column]:
             wang,
         ),
         Column(f"l1_{region}", "1", "lower", PIXELS, f"mean absolute difference over {where}"),
+    ]
+
+
+def _coefficient_columns(estimator: str, source: str, numbers: dict[str, str]) -> list[Column]:
+    return [
+        Column(
+            name,
+            "radians" if name.endswith("_rad") else "1",
+            "lower",
+            estimator,
+            f"mean absolute difference of {what}; against a driver it includes how the two faces differ",
+            source,
+        )
+        for name, what in numbers.items()
     ]
 
 
@@ -169,6 +188,19 @@ COLUMNS: tuple[Column, ...] = (
         "mean absolute difference of pitch and yaw of both eyes, relative to the head: four angles",
         OWN,
     ),
+    *_coefficient_columns(
+        "Deep3DFaceRecon from the file of weights under versions, crop of its own by five points from FaceMesh",
+        "Deng et al., Accurate 3D Face Reconstruction with Weakly-Supervised Learning, 2019; AED and APD as GOHA",
+        {"aed_deep3d_mean": "the 64 expression coefficients", "apd_deep3d_mean_rad": "the angles about x, y and z"},
+    ),
+    *_coefficient_columns(
+        "SMIRK's encoders from the file of weights under versions, crop around FaceMesh's landmarks, 1.4 times as wide",
+        "Retsinas et al., 3D Facial Expressions through Analysis-by-Neural-Synthesis, 2024",
+        {
+            "aed_smirk_mean": "the 50 expression coefficients, without jaw and eyelids",
+            "apd_smirk_mean_rad": "the three numbers of the head's turn, an axis times an angle",
+        },
+    ),
     Column(
         "identity_dlib",
         "distance",
@@ -212,6 +244,21 @@ COLUMNS: tuple[Column, ...] = (
     Column("found_target", "share", "higher", FACEMESH, "1 where a face was found in the target, else 0"),
 )
 NAMES = [column.name for column in COLUMNS]
+FVD = Column(
+    "fvd_i3d",
+    "1",
+    "lower",
+    "I3D for Kinetics-400 from the file of weights under versions: 400 numbers before the softmax",
+    f"Frechet distance of Gaussians fitted to all windows of a suite's films and of its targets: {WINDOW} frames one "
+    "after the other, no two windows share one, a clip's rest is left out; the middle square at 224 px, in -1..1. n "
+    "windows give a covariance of rank n - 1 at most, of 400: with fewer than some thousand the figure is too high, so "
+    f"compare it only over the same windows; none below {LEAST_WINDOWS}",
+    "Unterthiner et al., Towards Accurate Generative Models of Video, 2018; weights as StyleGAN-V's",
+)
+"""What only a suite has: a figure of all its films together."""
+SUITE_COLUMNS = (*COLUMNS, FVD)
+WIDTH = max(len(column.name) for column in SUITE_COLUMNS)
+"""Of a column's name in a table of text."""
 TRUTH = [column.name for column in COLUMNS if column.name.startswith(("psnr", "ssim", "l1"))]
 TRUTH += ["ms_ssim", "flip", "lpips_alex", "lpips_vgg", "lmk_nme"]
 """Columns that need a target of the same person in the same place."""

@@ -1,27 +1,33 @@
 """What looks at pictures beyond plain arithmetic, as far as this machine has it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
-from expportrait_cli.evaluate import arcface, face, flip, image, lpips
+from expportrait_cli.evaluate import arcface, deep3d, face, flip, image, lpips, smirk
+from expportrait_cli.evaluate.brought import find, missing_file
 from expportrait_cli.evaluate.columns import TRUTH
 from expportrait_cli.evaluate.identity import IdentityNet, missing_packages
+from expportrait_cli.evaluate.onnx_net import missing_weights
 
 Image = UInt8[np.ndarray, "H W 3"]
 Picture = Float32[np.ndarray, "H W 3"]
 Descriptor = Float64[np.ndarray, " D"]
 IDENTITIES = ("identity_dlib", "csim_arcface")
 NETS: dict[str, lpips.Net] = {"lpips_alex": "alex", "lpips_vgg": "vgg"}
+READERS = {deep3d.WEIGHTS: deep3d.Deep3D, smirk.WEIGHTS: smirk.Smirk}
+"""Networks that read expression and pose from one picture, by the entry of their weights."""
 
 
 def missing_columns(*, has_truth: bool, side: int) -> dict[str, str]:
     """Columns that these films cannot have, or this machine, and why; `side` is the target's shorter one, px."""
     missing = {"flip": flip.missing_package(), "identity_dlib": missing_packages()}
-    missing |= {"csim_arcface": arcface.missing_weights()}
-    missing |= {column: lpips.missing_weights(net) for column, net in NETS.items()}
+    missing |= {"csim_arcface": missing_weights(arcface.WEIGHTS)}
+    missing |= {column: missing_file(lpips.WEIGHTS[net]) for column, net in NETS.items()}
+    for weights, reader in READERS.items():
+        missing |= dict.fromkeys(reader.columns, missing_weights(weights))
     if side <= image.MS_SSIM_SIDE:
         missing["ms_ssim"] = f"its coarsest scale needs sides above {image.MS_SSIM_SIDE} px, the film has {side}"
     if not has_truth:
@@ -37,7 +43,7 @@ class Likeness:
         self._nets: dict[str, Any] = {}
         if "identity_dlib" not in missing:
             self._nets["identity_dlib"] = IdentityNet()
-        path = arcface.find()
+        path = find(arcface.WEIGHTS)
         if "csim_arcface" not in missing and path is not None:
             self._nets["csim_arcface"] = arcface.ArcFace(path)
         self._reference: dict[str, Descriptor] = {}
@@ -68,6 +74,28 @@ class Likeness:
             own = self._nets[column].describe(frame, points)
             row[column] = float(np.linalg.norm(own - reference) if column == "identity_dlib" else own @ reference)
         return row
+
+
+class Readers:
+    """What the networks of `READERS` read in pairs of faces; needs nothing of one frame for the next."""
+
+    def __init__(self, missing: dict[str, str]) -> None:
+        """Load the networks whose columns are not missing."""
+        paths = {weights: find(weights) for weights, reader in READERS.items() if reader.columns[0] not in missing}
+        self._nets = [READERS[weights](path) for weights, path in paths.items() if path is not None]
+
+    def read(self, frame: Image, points: face.Points) -> dict[str, Float64[np.ndarray, " _"]]:
+        """Numbers of one face, by the column that they serve."""
+        return {
+            column: numbers
+            for net in self._nets
+            for column, numbers in zip(net.columns, net.read(frame, points), strict=True)
+        }
+
+    @staticmethod
+    def compare(own: Mapping[str, np.ndarray], wanted: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """Mean absolute differences of what was read in two faces."""
+        return {column: float(np.abs(numbers - wanted[column]).mean()) for column, numbers in own.items()}
 
 
 def sparse_metrics(missing: dict[str, str]) -> dict[str, Callable[[Picture, Picture], float]]:

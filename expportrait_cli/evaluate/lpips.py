@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from expportrait_cli.errors import WeightsError
-from expportrait_cli.weights import folders
+from expportrait_cli.evaluate.brought import find, missing_file
 
 Net = Literal["alex", "vgg"]
-FILES: dict[Net, str] = {"alex": "lpips_alex.safetensors", "vgg": "lpips_vgg.safetensors"}
+WEIGHTS: dict[Net, str] = {"alex": "lpips-alex", "vgg": "lpips-vgg"}
+"""Entries of the catalogue."""
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 """What pictures in -1..1 are standardised by: Zhang et al.'s own constants."""
 LEAST = 1e-10
@@ -32,18 +33,6 @@ VGG = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
 ALEX_FORM = {0: (4, 2), 3: (1, 2)}
 """Stride and padding where they are not 1 and 1."""
 ALEX_POOLS = {3, 6}
-
-
-def find(net: Net) -> Path | None:
-    """The file of weights, in the first of the weights folders that has one."""
-    return next((folder / FILES[net] for folder in folders() if (folder / FILES[net]).is_file()), None)
-
-
-def missing_weights(net: Net) -> str | None:
-    """Say what the user has to bring before LPIPS can be measured."""
-    if find(net) is not None:
-        return None
-    return f"needs {FILES[net]} in {folders()[-1]} or in the folder that EXPPORTRAIT_WEIGHTS names; README.md says how"
 
 
 class Lpips(nn.Module):
@@ -109,10 +98,10 @@ class Lpips(nn.Module):
 
 
 def load(net: Net) -> Lpips:
-    """Load the weights that `find` names, onto a GPU where there is one."""
-    path = find(net)
+    """Load the weights that the user brought, onto a GPU where there is one."""
+    path = find(WEIGHTS[net])
     if path is None:
-        raise WeightsError(f"LPIPS {missing_weights(net)}.")
+        raise WeightsError(f"LPIPS {missing_file(WEIGHTS[net])}.")
     return Lpips(net, path).to("cuda" if torch.cuda.is_available() else "cpu")
 
 

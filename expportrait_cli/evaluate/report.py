@@ -81,11 +81,11 @@ def _curve(scores: Scores, column: Column) -> str:
     return f"<div><h3><code>{column.name}</code> <span class=range>{escape(column.unit)}</span></h3>{svg}</div>"
 
 
-def definitions() -> str:
+def definitions(columns: Sequence[Column] = COLUMNS) -> str:
     """What every metric is."""
     rows = [
         [column.name, escape(column.definition), escape(column.unit), escape(column.estimator), escape(column.source)]
-        for column in COLUMNS
+        for column in columns
     ]
     return table([("name", "metric"), ("", "definition"), ("", "unit"), ("", "estimator"), ("", "source")], rows)
 

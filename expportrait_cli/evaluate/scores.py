@@ -1,7 +1,7 @@
 """What a film scored: every frame, the means, and how sure they are."""
 
 import platform
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,14 +12,23 @@ from jaxtyping import Float64
 
 from expportrait_cli import __version__
 from expportrait_cli.artifacts.digest import sha256
-from expportrait_cli.evaluate import arcface, lpips
-from expportrait_cli.evaluate.columns import COLUMNS, NAMES
+from expportrait_cli.evaluate.brought import find
+from expportrait_cli.evaluate.columns import CLASSES, COLUMNS, NAMES, WIDTH
 from expportrait_cli.evaluate.intervals import LEVEL_PERCENT, RESAMPLES, interval
+from expportrait_cli.weights import entry
 
 Mode = Literal["self", "cross"]
+FILMS = ("output", "target")
 ESTIMATORS = ("mediapipe", "dlib-bin", "face-recognition-models", "flip-evaluator", "opencv-contrib-python", "numpy")
 """Packages whose versions the figures depend on."""
+BROUGHT = ("arcface", "deep3d", "i3d", "lpips-alex", "lpips-vgg", "smirk")
+"""Entries of the catalogue that they depend on, too."""
 METHOD = f"{LEVEL_PERCENT} %, {RESAMPLES} resamples of circular blocks of sqrt(T) frames of this one film"
+
+
+def first_frame(mode: Mode) -> int:
+    """First frame that counts: in self mode frame 0 is the reference itself."""
+    return 1 if mode == "self" else 0
 
 
 @dataclass(frozen=True)
@@ -27,7 +36,7 @@ class Scores:
     """What a film scored, frame by frame."""
 
     KIND: ClassVar[str] = "scores"
-    VERSION: ClassVar[int] = 3
+    VERSION: ClassVar[int] = 4
 
     mode: Mode
     """self: the target is the truth, pixel by pixel. cross: the target is the driver, another picture."""
@@ -39,11 +48,14 @@ class Scores:
     """One row a frame, one column per entry of `COLUMNS`; NaN where it could not be measured."""
     missing: dict[str, str]
     """Columns that no frame could have, and what they would need."""
+    windows: Float64[np.ndarray, "2 N 400"] = field(default_factory=lambda: np.empty((2, 0, CLASSES)))
+    """What FVD's network gave for each window of the film and of its target, from `first_frame` on, for a suite's FVD;
+    N is 0 without its weights."""
 
     @property
     def first_frame(self) -> int:
-        """First frame that the means count: in self mode frame 0 is the reference itself."""
-        return 1 if self.mode == "self" else 0
+        """First frame that the means count."""
+        return first_frame(self.mode)
 
     @property
     def means(self) -> dict[str, float | None]:
@@ -85,7 +97,8 @@ class Scores:
 
         Since version 2 `definitions` stands for the list `columns`, by name; `intervals`, `frames_without_face` and
         `versions` are new. Since version 3 there are `lpips_alex`, `lpips_vgg`, `csim_arcface`,
-        `aed_motion_own` and `apd_motion_own_deg`.
+        `aed_motion_own` and `apd_motion_own_deg`. Since version 4 there are the columns of Deep3DFaceRecon and
+        SMIRK, and `windows`.
         """
         return {
             "kind": self.KIND,
@@ -105,6 +118,7 @@ class Scores:
             "counts": self.counts,
             "missing": self.missing,
             "definitions": {column.name: _definition(asdict(column)) for column in COLUMNS},
+            "windows": dict(zip(FILMS, np.round(self.windows, 6).tolist(), strict=True)),
             "rows": self.rows,
         }
 
@@ -120,7 +134,9 @@ def scores_from_json(document: dict[str, Any]) -> Scores:
     rows = [[row[name] for name in NAMES] for row in document["rows"]]
     values = np.array([[np.nan if value is None else value for value in row] for row in rows], np.float64)
     output, target, reference = (str(document[key]) for key in ("output", "target", "reference"))
-    return Scores(document["mode"], output, target, reference, values, dict(document["missing"]))
+    answers = [document["windows"][film] for film in FILMS]
+    windows = np.array(answers, np.float64).reshape(2, len(answers[0]), CLASSES)
+    return Scores(document["mode"], output, target, reference, values, dict(document["missing"]), windows)
 
 
 def _definition(column: dict[str, str]) -> dict[str, str]:
@@ -128,15 +144,21 @@ def _definition(column: dict[str, str]) -> dict[str, str]:
 
 
 def versions() -> dict[str, str | None]:
-    """Python, this tool, and the packages and weights behind the estimators; None for what is not there."""
+    """Python, this tool, and the packages and weights behind the estimators; None for what is not there.
+
+    Weights that the user brought stand with the licence that the catalogue knows of them.
+    """
     found: dict[str, str | None] = {"python": platform.python_version(), "expportrait": __version__}
     for package in ESTIMATORS:
         try:
             found[package] = version(package)
         except PackageNotFoundError:
             found[package] = None
-    for path, name in ((arcface.find(), arcface.FILE), *((lpips.find(net), file) for net, file in lpips.FILES.items())):
-        found[name] = f"sha256 {_hash(path, path.stat().st_mtime_ns)}" if path is not None else None
+    for name in BROUGHT:
+        path, weight = find(name), entry(name)
+        found[weight.file] = None
+        if path is not None:
+            found[weight.file] = f"sha256 {_hash(path, path.stat().st_mtime_ns)}, licence {weight.licence}"
     return found
 
 
@@ -154,13 +176,13 @@ def table(scores: Scores) -> str:
     """The means as lines of text, and below them what is missing."""
     means, counts, intervals = scores.means, scores.counts, scores.intervals
     total = len(scores.values) - scores.first_frame
-    lines = [f"{'metric':<18} {'mean':>9} {'95 % of this film':>21} {'unit':<13} {'better':<18} frames"]
+    lines = [f"{'metric':<{WIDTH}} {'mean':>9} {'95 % of this film':>21} {'unit':<13} {'better':<18} frames"]
     for column in COLUMNS:
         name, bounds = column.name, intervals[column.name]
         if bounds is None:
             continue
         span = f"{bounds[0]:.4f} .. {bounds[1]:.4f}"
-        shown = f"{name:<18} {means[name]:>9.4f} {span:>21} {column.unit:<13} {column.better:<18}"
+        shown = f"{name:<{WIDTH}} {means[name]:>9.4f} {span:>21} {column.unit:<13} {column.better:<18}"
         lines.append(f"{shown} {counts[name]} of {total}")
     return "\n".join([*lines, *remarks(scores)])
 

@@ -10,8 +10,9 @@ from jaxtyping import Float32, Float64, UInt8
 from expportrait_cli.errors import InputError
 from expportrait_cli.evaluate import face, image, own
 from expportrait_cli.evaluate.columns import NAMES, SPARSE_EVERY, TRACKED
-from expportrait_cli.evaluate.estimators import IDENTITIES, Likeness, missing_columns, sparse_metrics
-from expportrait_cli.evaluate.scores import Mode, Scores
+from expportrait_cli.evaluate.estimators import IDENTITIES, Likeness, Readers, missing_columns, sparse_metrics
+from expportrait_cli.evaluate.i3d import Windows
+from expportrait_cli.evaluate.scores import Mode, Scores, first_frame
 from expportrait_cli.head import landmark_model, load_head
 from expportrait_cli.media.source import read_frame
 from expportrait_cli.media.video import frame_count, probe, read_frames
@@ -41,11 +42,14 @@ def evaluate(
         if points is None:
             raise InputError(f"{reference} shows no face to compare identity with. Give a portrait of the person.")
         likeness.compare_with(photo, points)
+    windows = Windows()
     pair = _Pair(mode, likeness, missing)
     values, landmarks = np.full((total, len(NAMES)), np.nan), np.full((2, total, 478, 2), np.nan, np.float32)
     for t, frames in enumerate(zip(read_frames(output), read_frames(target), strict=True)):
         progress(t, total)
         row = pair.measure(*frames)
+        if t >= first_frame(mode):
+            windows.add(*frames)
         values[t] = [row.get(name, np.nan) for name in NAMES]
         for clip, points in zip(landmarks, pair.last_points, strict=True):
             clip[t] = np.nan if points is None else points
@@ -53,7 +57,7 @@ def evaluate(
     progress(total, total)
     if likeness.wants_reference:
         missing = dict.fromkeys(IDENTITIES, "the target's first frame shows no face") | missing
-    return Scores(mode, str(output), str(target), str(reference or target), values, missing)
+    return Scores(mode, str(output), str(target), str(reference or target), values, missing, windows.answers)
 
 
 def image_side(clip: Path) -> tuple[int, int]:
@@ -110,6 +114,7 @@ class _Pair:
         self._mode = mode
         self._likeness = likeness
         self._sparse = sparse_metrics(missing) if mode == "self" else {}
+        self._readers = Readers(missing)
         self._lookers = face.Looker(), face.Looker()
         self._landmarks: tuple[deque, deque] = (deque(maxlen=3), deque(maxlen=3))
         self._lumas: tuple[deque, deque] = (deque(maxlen=3), deque(maxlen=3))
@@ -140,6 +145,7 @@ class _Pair:
             row |= self._likeness.measure(own, points)
         if points is not None and target is not None:
             row |= _landmarks(points, target)
+            row |= self._readers.compare(self._readers.read(own, points), self._readers.read(wanted, target))
             if self._mode == "self":
                 row["lmk_nme"] = face.nme(points, target)
         return row

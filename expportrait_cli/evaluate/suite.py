@@ -1,6 +1,6 @@
 """What several methods scored on the same pairs: means over clips, and how sure they are."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
@@ -8,7 +8,19 @@ import numpy as np
 from jaxtyping import Float64
 
 from expportrait_cli import __version__
-from expportrait_cli.evaluate.columns import COLUMNS, NAMES, Column
+from expportrait_cli.evaluate.brought import missing_file
+from expportrait_cli.evaluate.columns import (
+    CLASSES,
+    COLUMNS,
+    FVD,
+    LEAST_WINDOWS,
+    NAMES,
+    SUITE_COLUMNS,
+    WIDTH,
+    WINDOW,
+    Column,
+)
+from expportrait_cli.evaluate.frechet import frechet_distance
 from expportrait_cli.evaluate.intervals import LEVEL_PERCENT, RESAMPLES, over_clips
 from expportrait_cli.evaluate.published import published_json, published_text
 from expportrait_cli.evaluate.scores import Mode, Scores, versions
@@ -19,12 +31,16 @@ SUITE_METHOD = (
 )
 
 
+WANTED = [*NAMES, FVD.name]
+
+
 @dataclass(frozen=True)
 class SuiteScores:
     """Scores of every method on every pair that it has a film of."""
 
     KIND: ClassVar[str] = "suite-scores"
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
+    """Since version 2: the columns of `Scores`' version 4, and `fvd_i3d`, whose entries name their `windows`."""
 
     settings: dict[str, Any]
     """How frames were taken, as JSON holds it."""
@@ -49,13 +65,28 @@ class SuiteScores:
         return {pair: mean for pair, mean in means.items() if mean is not None}
 
     def mean(self, method: str, mode: Mode, column: str) -> dict[str, Any] | None:
-        """Mean over clips with its interval and their count; None without any."""
+        """Mean over clips with its interval and their count, FVD of all their windows together; None without any."""
+        if column == FVD.name:
+            return _fvd(list(self.films(method, mode).values()))
         return _summary(np.array(list(self.clip_means(method, mode, column).values())))
 
     def difference(self, method: str, mode: Mode, column: str) -> dict[str, Any] | None:
         """Mean over clips that both have of this method's score minus the first method's, with its interval."""
-        own, first = (self.clip_means(name, mode, column) for name in (method, next(iter(self.methods))))
+        both = (method, next(iter(self.methods)))
+        if column == FVD.name:
+            return _difference(*self._on_common_pairs(both, mode))
+        own, first = (self.clip_means(name, mode, column) for name in both)
         return _summary(np.array([own[pair] - first[pair] for pair in own if pair in first]))
+
+    def _on_common_pairs(self, methods: tuple[str, str], mode: Mode) -> list[dict[str, Any] | None]:
+        """FVD of both on the pairs that both have."""
+        films = [self.films(method, mode) for method in methods]
+        common = [pair for pair in films[0] if pair in films[1]]
+        return [_fvd([own[pair] for pair in common]) for own in films]
+
+    def _most_windows(self, mode: Mode) -> int:
+        """Windows of the method that has most."""
+        return max(_windows(list(self.films(method, mode).values())).shape[1] for method in self.methods)
 
     @property
     def modes(self) -> list[Mode]:
@@ -65,7 +96,8 @@ class SuiteScores:
 
     def columns(self, mode: Mode) -> list[Column]:
         """Columns that any method has a mean of."""
-        return [c for c in COLUMNS if any(self.clip_means(method, mode, c.name) for method in self.methods)]
+        shown = [c for c in COLUMNS if any(self.clip_means(method, mode, c.name) for method in self.methods)]
+        return [*shown, FVD] if self._most_windows(mode) >= LEAST_WINDOWS else shown
 
     @property
     def missing(self) -> dict[Mode, dict[str, str]]:
@@ -75,7 +107,10 @@ class SuiteScores:
             shown = {column.name for column in self.columns(mode)}
             films = [film for method in self.methods for film in self.films(method, mode).values()]
             reasons = {name: why for film in films for name, why in film.missing.items()}
-            found[mode] = {name: reasons.get(name, "no frame could be measured") for name in NAMES if name not in shown}
+            reasons[FVD.name] = _too_few(self._most_windows(mode))
+            found[mode] = {
+                name: reasons.get(name, "no frame could be measured") for name in WANTED if name not in shown
+            }
         return found
 
     def to_json(self) -> dict[str, Any]:
@@ -94,14 +129,14 @@ class SuiteScores:
             "licences": self.licences,
             "definitions": {
                 column.name: {key: value for key, value in asdict(column).items() if key != "name"}
-                for column in COLUMNS
+                for column in SUITE_COLUMNS
             },
         }
 
     def _method(self, method: str, what: str) -> dict[str, Any]:
         is_first = method == next(iter(self.methods))
-        means = {mode: {name: self.mean(method, mode, name) for name in NAMES} for mode in self.modes}
-        differences = {mode: {name: self.difference(method, mode, name) for name in NAMES} for mode in self.modes}
+        means = {mode: {name: self.mean(method, mode, name) for name in WANTED} for mode in self.modes}
+        differences = {mode: {name: self.difference(method, mode, name) for name in WANTED} for mode in self.modes}
         films = {pair: _film(scores) for pair, scores in self.scores[method].items()}
         row = {"what": what, "means": means, "films": films, "failed": dict(self.failed[method])}
         return row if is_first else {**row, "difference_from_first": differences}
@@ -115,10 +150,10 @@ class SuiteScores:
         counts = {method: len(self.films(method, mode)) for method in self.methods}
         heads = [f"{method}, n = {count}" for method, count in counts.items()]
         width = max(26, *(len(head) + 1 for head in heads))
-        lines = [f"{mode:<18} {'better':<18}" + "".join(f"{head:>{width}}" for head in heads)]
+        lines = [f"{mode:<{WIDTH}} {'better':<18}" + "".join(f"{head:>{width}}" for head in heads)]
         for column in self.columns(mode):
             cells = (shown(self.mean(method, mode, column.name)) for method in self.methods)
-            lines.append(f"{column.name:<18} {column.better:<18}" + "".join(f"{cell:>{width}}" for cell in cells))
+            lines.append(f"{column.name:<{WIDTH}} {column.better:<18}" + "".join(f"{cell:>{width}}" for cell in cells))
         return "\n".join(lines)
 
     def _remarks(self) -> list[str]:
@@ -133,11 +168,44 @@ class SuiteScores:
 
 
 def shown(summary: dict[str, Any] | None) -> str:
-    """A mean and its interval as text."""
+    """A mean and its interval as text, or how many windows it is made of."""
     if summary is None:
         return "n/a"
+    if "windows" in summary:
+        return f"{summary['mean']:.4f} of {summary['windows']} windows"
     bounds = summary["interval"]
     return f"{summary['mean']:.4f}" + (f" {bounds[0]:.4f}..{bounds[1]:.4f}" if bounds else "")
+
+
+def _windows(films: Sequence[Scores]) -> Float64[np.ndarray, "2 N 400"]:
+    """What FVD's network gave for all windows of films and of their targets."""
+    return np.concatenate([np.empty((2, 0, CLASSES)), *(film.windows for film in films)], axis=1)
+
+
+def _fvd(films: Sequence[Scores]) -> dict[str, Any] | None:
+    """FVD of films and their targets; None of too few windows."""
+    windows = _windows(films)
+    count = windows.shape[1]
+    if count < LEAST_WINDOWS:
+        return None
+    return {
+        "mean": round(frechet_distance(*windows), 6),
+        "interval": None,
+        "clips": sum(film.windows.shape[1] > 0 for film in films),
+        "windows": count,
+    }
+
+
+def _difference(own: dict[str, Any] | None, first: dict[str, Any] | None) -> dict[str, Any] | None:
+    if own is None or first is None:
+        return None
+    return {**own, "mean": round(own["mean"] - first["mean"], 6)}
+
+
+def _too_few(windows: int) -> str:
+    """Why so many windows give no FVD."""
+    why = missing_file("i3d") if not windows else None
+    return why or f"needs {LEAST_WINDOWS} windows of {WINDOW} frames, there are {windows}"
 
 
 def _film(scores: Scores) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from expportrait_cli.evaluate.columns import COLUMNS
+from expportrait_cli.evaluate.columns import COLUMNS, SUITE_COLUMNS
 from expportrait_cli.evaluate.figures import histogram, overlay
 from expportrait_cli.evaluate.page import facts, figures, key, notes, page, table
 from expportrait_cli.evaluate.published import CROSS_COLUMNS, PUBLISHED, PUBLISHED_NOTE, SELF_COLUMNS
@@ -51,7 +51,7 @@ def suite_report(
         key(list(scores.methods)),
         *(_pair(scores, name, worst.get(name)) for name in scores.pairs),
         "<h2>Definitions</h2>",
-        definitions(),
+        definitions(SUITE_COLUMNS),
         "<h2>Versions</h2>",
         versions_table(),
         *(["<h2>Licences</h2>", notes(licences)] if licences else []),

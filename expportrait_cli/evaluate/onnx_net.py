@@ -1,0 +1,65 @@
+"""The only door to onnxruntime in an evaluation: networks that take one face and give numbers.
+
+ONNX holds a graph of known operators and cannot bring code of its own.
+"""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, Float64
+
+from expportrait_cli.errors import WeightsError
+from expportrait_cli.evaluate.brought import missing_file
+
+
+def missing_weights(name: str) -> str | None:
+    """Say what has to be brought or installed before the network of the catalogue's entry `name` can be used."""
+    found = missing_file(name)
+    if found is None and find_spec("onnxruntime") is None:
+        return "onnxruntime is not installed: pip install 'expportrait-cli[normals]'"
+    return found
+
+
+class OnnxNet:
+    """A network with one input, a picture of [1, 3, side, side]; needs `missing_weights` to be None."""
+
+    def __init__(self, path: Path, what: str, side: int) -> None:
+        """Open it; `what` is what the file should be, in words.
+
+        Raises:
+            WeightsError: it is no network, or takes something else.
+        """
+        import onnxruntime
+
+        # An extension whose errors have no common class but RuntimeError's, and some not even that.
+        import onnxruntime.capi.onnxruntime_pybind11_state as errors
+
+        unreadable = (errors.Fail, errors.InvalidArgument, errors.InvalidGraph, errors.InvalidProtobuf)
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        # Threads that spin while they wait slow down everything else on a busy machine.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            session: Any = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        except (*unreadable, errors.NotImplemented, errors.RuntimeException) as error:
+            raise WeightsError(f"{path} is no ONNX network that could be read. Make or download it again.") from error
+        self._session, self._path, self._what = session, path, what
+        inputs = session.get_inputs()
+        shapes = [list(one.shape) for one in inputs]
+        if len(shapes) != 1 or shapes[0][1:] != [3, side, side] or inputs[0].type != "tensor(float)":
+            taken = "; ".join(f"{one.type} {list(one.shape)}" for one in inputs)
+            raise self.refused(f"takes {taken}", f"one tensor(float) [1, 3, {side}, {side}]")
+        self._input = inputs[0].name
+        self.outputs: dict[str, list[int | str | None]] = {one.name: list(one.shape) for one in session.get_outputs()}
+        """Shapes by name; an open length is a text or None."""
+
+    def refused(self, found: str, expected: str) -> WeightsError:
+        """The error of a file that is another network."""
+        return WeightsError(f"{self._path} {found}, expected {self._what}: {expected}. README.md says how to get it.")
+
+    def run(self, picture: Float32[np.ndarray, "3 S S"], names: list[str]) -> list[Float64[np.ndarray, " _"]]:
+        """Outputs of these names for one picture, flat."""
+        found = self._session.run(names, {self._input: np.ascontiguousarray(picture[None])})
+        return [value.ravel().astype(np.float64) for value in found]
