@@ -9,11 +9,12 @@ from types import FrameType
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from expportrait_cli.config import GeneratorTask, GeneratorTraining
+from expportrait_cli.errors import UsageError
 from expportrait_cli.generate.wan.portrait import WanPortrait
 from expportrait_cli.train.generator_lessons import Lesson, Lessons
 from expportrait_cli.train.generator_state import Average, load_state, save_state
@@ -26,6 +27,8 @@ FOR_IMAGES = ("image_embedder", "add_k_proj", "add_v_proj", "norm_added")
 """and those that see CLIP's tokens, which are not given."""
 CLIP = 1.0
 """Largest norm of the gradient."""
+SPREADS = ("NO", "MULTI_CPU", "MULTI_GPU", "FSDP")
+"""Ways of accelerate to use several devices whose states can be gathered."""
 
 Progress = Callable[[int, int | None], None]
 
@@ -84,8 +87,11 @@ def train(
     """Train, or go on from `school.state`, which holds the result; SIGINT and SIGTERM stop it after a step.
 
     The same lessons, settings and machine give the same weights, interrupted or not.
+
+    Raises:
+        UsageError: accelerate was told to spread the model in a way that this training does not know.
     """
-    model, optimizer = accelerator.prepare(portrait, optimizer_of(portrait, config))
+    model, optimizer = _spread(portrait, config, accelerator)
     average = Average(model)
     begin = load_state(school.state, model, average, optimizer.optimizer)
 
@@ -114,6 +120,25 @@ def train(
             if stop.is_asked(accelerator) and not is_last:
                 save(done)
                 stop.go_on()
+
+
+def _spread(portrait: WanPortrait, config: GeneratorTraining, accelerator: Accelerator) -> tuple[nn.Module, Any]:
+    """Model and optimiser as the launcher wants them: whole on each device, or under FSDP a piece on each."""
+    way = accelerator.distributed_type
+    if way.name not in SPREADS or (way is DistributedType.FSDP and not accelerator.is_fsdp2):
+        found = "FSDP 1" if way is DistributedType.FSDP else way.name
+        raise UsageError(
+            f"accelerate spreads the model by {found}, expected one device, DDP or FSDP 2. Launch with "
+            "`accelerate launch --use_fsdp --fsdp_version 2`, or with --multi_gpu."
+        )
+    if way is DistributedType.FSDP:
+        plugin = accelerator.state.fsdp_plugin
+        assert plugin is not None
+        # Every process has read the weights; accelerate's way of having one read them fails at a model with buffers.
+        plugin.cpu_ram_efficient_loading = False
+    # What accelerate gathers at a time when it is told to go by the transformer's blocks.
+    portrait._no_split_modules = portrait.transformer._no_split_modules  # pyright: ignore[reportArgumentType]
+    return accelerator.prepare(portrait, optimizer_of(portrait, config))
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.fsdp import FSDPModule
 
 from expportrait_cli.artifacts.atomic import atomic_path
 from expportrait_cli.errors import InputError
@@ -33,6 +34,7 @@ class Average:
 
     def __init__(self, model: nn.Module):
         """Begin with the weights as they are."""
+        self._model = model
         self._weights = [p for p in model.parameters() if p.requires_grad]
         self._means = [p.detach().clone() for p in self._weights]
 
@@ -53,6 +55,10 @@ class Average:
 
     @torch.no_grad()
     def _swap(self) -> None:
+        # What FSDP has put together for a forward pass it would use for the next, unless that was a training step.
+        for module in self._model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
         for mean, weight in zip(self._means, self._weights, strict=True):
             kept = weight.detach().clone()
             weight.copy_(mean)
