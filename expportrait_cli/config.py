@@ -289,8 +289,12 @@ class GeneratorTask:
     """Error of the velocity, or of the noise that follows from it, as Eq. 10 has it: the same times (1 - sigma)^2."""
     shift: float = 3.0
     """Of the uniform share of noise, towards more of it."""
+    hint: bool = False
+    """Show the proxy film beside the normals (ours, not the paper's)."""
+    hint_photos: int = 2
+    """Frames of a clip that are taken as the photo that a proxy film is drawn from; without a hint there are 16."""
     drop_control: float = 0.1
-    """Share of the lessons without normals,"""
+    """Share of the lessons without normals, and then without the proxy film, too,"""
     drop_reference: float = 0.1
     """and without the photo."""
     checkpointing: bool = True

@@ -49,6 +49,7 @@ def ball_entry(folder: Path, name: str, seed: int, frames: int, *, side: int = 1
     # The toy autoencoder leaves little of a picture: as large as the latents of a real one.
     film, photos = (standard(torch.cat(latents, 2)[0]) for latents in (film, photos))
     tensors = {"film": film, "photos": photos.transpose(0, 1).contiguous(), "rows": torch.tensor(rows)}
+    tensors |= {"hints": film.new_zeros(0, *film.shape), "tokens": film.new_zeros(0, 0, 0)}
     save_file(tensors, entry.latents, {"key": "made by a test"})
     return entry
 

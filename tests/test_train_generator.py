@@ -16,24 +16,37 @@ from performers import make_state, quiet
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
-from tiny_wan import base_folder, prompt_embeds, tiny_i2v_transformer, tiny_transformer, tiny_vae
+from tiny_wan import (
+    IMAGE_DIM,
+    IMAGE_TOKENS,
+    add_image_encoder,
+    base_folder,
+    prompt_embeds,
+    tiny_i2v_transformer,
+    tiny_transformer,
+    tiny_vae,
+)
 from transfer_faces import driver_of, photo_of
 
 from expportrait_cli.artifacts import npz
+from expportrait_cli.artifacts.types import Tracking
 from expportrait_cli.cli import app
 from expportrait_cli.config import GeneratorTask, GeneratorTraining
+from expportrait_cli.detect.crop import Crop, crop_image
 from expportrait_cli.errors import InputError, UsageError
 from expportrait_cli.generate.wan.folder import load_folder
+from expportrait_cli.generate.wan.image_encoder import ImageEncoder
 from expportrait_cli.generate.wan.manifest import FrameRule
 from expportrait_cli.generate.wan.portrait import WanPortrait
 from expportrait_cli.generate.wan.vae import Vae
+from expportrait_cli.media.video import read_frames
 from expportrait_cli.media.writer import VideoWriter
 from expportrait_cli.render.encode import decode
 from expportrait_cli.train import dataset
 from expportrait_cli.train.curves import History
-from expportrait_cli.train.dataset import Clip, Row, clip_of
-from expportrait_cli.train.generator import School, examined, optimizer_of, set_free, train
-from expportrait_cli.train.generator_cache import build_cache
+from expportrait_cli.train.dataset import Clip, Dataset, Row, clip_of
+from expportrait_cli.train.generator import FOR_IMAGES, School, examined, optimizer_of, set_free, train
+from expportrait_cli.train.generator_cache import Maker, build_cache, entry_of
 from expportrait_cli.train.generator_lessons import Lessons
 from expportrait_cli.train.generator_run import train_generator
 from expportrait_cli.train.generator_state import averaged_weights
@@ -206,8 +219,11 @@ def write_set(folder: Path, clips: list[Clip]) -> Path:
 
 def test_the_cache_holds_what_the_clip_shows(head, tmp_path):
     clip = filmed(head, tmp_path / "set", "a", 1)
-    (entry,) = build_cache([clip], head, Vae(tiny_vae()), tmp_path / "cache", size=64, vae_hash="one", progress=quiet)
-    film, photos, rows = entry.read()
+    one = Maker(head, Vae(tiny_vae()), "one", 64)
+    (entry,) = build_cache([clip], tmp_path / "cache", one, progress=quiet)
+    found = entry.read()
+    film, photos, rows = found.film, found.photos, found.rows
+    assert found.hints.shape == (0, 16, 3, 8, 8) and len(found.tokens) == 0
     # 11 frames: 9 of them are whole latent frames.
     assert film.shape == (16, 3, 8, 8) and photos.shape == (9, 16, 8, 8) and rows == list(range(9))
     assert entry.latent_count == 3
@@ -222,13 +238,13 @@ def test_the_cache_holds_what_the_clip_shows(head, tmp_path):
     across = [float(shown[t, ..., 0][seen[t]].mean()) for t in range(9)]
     assert abs(across[-1] - across[0]) > 0.05
     times = [path.stat().st_mtime_ns for path in (entry.latents, entry.normals)]
-    build_cache([clip], head, Vae(tiny_vae()), tmp_path / "cache", size=64, vae_hash="one", progress=quiet)
+    build_cache([clip], tmp_path / "cache", one, progress=quiet)
     assert times == [path.stat().st_mtime_ns for path in (entry.latents, entry.normals)]
-    build_cache([clip], head, Vae(tiny_vae()), tmp_path / "cache", size=64, vae_hash="two", progress=quiet)
+    build_cache([clip], tmp_path / "cache", replace(one, vae_hash="two"), progress=quiet)
     assert times[0] != entry.latents.stat().st_mtime_ns
     npz.save(photo_of(head, 1), clip.head, {})
     with pytest.raises(InputError, match=r"holds 0 frames of dynamic offsets.*expected 11 on 'anny'. Prepare"):
-        build_cache([clip], head, Vae(tiny_vae()), tmp_path / "cache", size=64, vae_hash="one", progress=quiet)
+        build_cache([clip], tmp_path / "cache", one, progress=quiet)
 
 
 @pytest.fixture(scope="module")
@@ -310,6 +326,25 @@ def test_from_an_i2v_base(prepared, tmp_path):
     with pytest.raises(UsageError, match="holds a run with other epochs"):
         config = replace(config, epochs=3)
         train_generator([prepared, prepared], tmp_path / "out", str(base), config, TASK, lambda name: quiet)
+
+
+def test_an_i2v_base_with_clip(prepared, tmp_path):
+    """Its tokens of every photo are in the cache, and what reads them learns; the generator has the encoder."""
+    base = add_image_encoder(base_folder(tmp_path / "base", tiny_i2v_transformer()))
+    config = GeneratorTraining(steps=2, frames=9, size=32, held_out=0.0)
+    train_generator([prepared], tmp_path / "out", str(base), config, TASK, lambda name: quiet)
+    clip = Dataset.open(prepared).clips[0]
+    tokens = entry_of(clip, tmp_path / "out.work" / "cache").read().tokens
+    assert tokens.shape == (9, IMAGE_TOKENS, IMAGE_DIM)
+    crop = Crop(*npz.load(Tracking, clip.tracking).crop.tolist())
+    last = crop_image(list(read_frames(clip.video))[8], crop, 32)
+    # They are kept in 16 bits.
+    assert torch.allclose(tokens[8], ImageEncoder(base / "image_encoder").tokens(last)[0], atol=5e-3)
+    portrait = load_folder(tmp_path / "out").portrait
+    assert portrait.image_encoder == tmp_path / "out" / "image_encoder"
+    before, after = tiny_i2v_transformer().state_dict(), portrait.transformer.state_dict()
+    reading = [name for name in before if any(part in name for part in FOR_IMAGES)]
+    assert len(reading) > 10 and not [name for name in reading if torch.equal(before[name], after[name])]
 
 
 def test_wrong_options_end_in_one_line(tmp_path, capsys):

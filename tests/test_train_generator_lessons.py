@@ -33,7 +33,7 @@ def test_lessons_follow_from_their_number_alone(clips):
     assert not torch.equal(shown[8].noise, shown[9].noise)
     assert {lesson.drop_control for lesson in shown} == {lesson.drop_reference for lesson in shown} == {True, False}
     # Each epoch takes every window's clip once.
-    films = [entry.read()[0] for entry in clips]
+    films = [entry.read().film for entry in clips]
 
     def shows(lesson: Lesson) -> int:
         at = range(films[0].shape[1] - 1)
@@ -52,7 +52,8 @@ def test_noise_is_shifted_towards_more_of_it(clips):
 def test_a_lesson_shows_the_normals_of_its_frames(clips):
     """And three latent frames around them, as far as there are any."""
     entry = clips[0]
-    film, photos, rows = entry.read()
+    found = entry.read()
+    film, photos, rows = found.film, found.photos, found.rows
     normals = torch.from_numpy(decode(entry.read_normals())).permute(3, 0, 1, 2)
     lessons = Lessons([entry], TASK, frames=5, seed=0)
     starts = set()
@@ -68,7 +69,7 @@ def test_a_lesson_shows_the_normals_of_its_frames(clips):
 
 def test_a_long_clip_is_cut(tmp_path):
     entry = ball_entry(tmp_path, "long", 3, 53)
-    film = entry.read()[0]
+    film = entry.read().film
     normals = torch.from_numpy(decode(entry.read_normals())).permute(3, 0, 1, 2)
     lessons, leads = Lessons([entry], TASK, frames=9, seed=0), set()
     assert len(lessons) == round(14 / 3)

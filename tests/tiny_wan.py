@@ -12,6 +12,7 @@ from diffusers import (
 )
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from transformers import CLIPVisionConfig, CLIPVisionModel
 
 TEXT_DIM, IMAGE_DIM = 32, 20
 TEXT_TOKENS, IMAGE_TOKENS = 512, 257
@@ -113,3 +114,22 @@ def shaken(model: nn.Module) -> nn.Module:
             if parameter.ndim <= 1:
                 parameter.add_(0.1 * torch.randn(parameter.shape))
     return model.eval()
+
+
+def add_image_encoder(folder: Path, *, width: int = IMAGE_DIM) -> Path:
+    """A toy CLIP with 257 tokens into a pipeline's folder, as Wan2.1-I2V-14B has one."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = CLIPVisionConfig(
+            hidden_size=width,
+            intermediate_size=24,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            image_size=32,
+            patch_size=2,
+            # Of the usual size the tokens of any two pictures would be the same.
+            initializer_range=0.3,
+        )
+        model = CLIPVisionModel(config)
+        shaken(model).save_pretrained(folder / "image_encoder")
+    return folder

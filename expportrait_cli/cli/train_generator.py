@@ -35,6 +35,9 @@ def generator(
     loss: Annotated[Literal["velocity", "epsilon"], typer.Option(help="What is compared: epsilon is Eq. 10.")] = (
         GeneratorTask.loss
     ),
+    hint: Annotated[
+        bool, typer.Option("--hint", help="Show it the proxy film, too (not the paper's); draws one for some photos.")
+    ] = GeneratorTask.hint,
     checkpointing: Annotated[
         bool,
         typer.Option("--checkpointing/--no-checkpointing", help="Compute twice what would have to be kept in memory."),
@@ -72,7 +75,9 @@ def generator(
         lora=lora,
         seed=seed,
     )
-    task = GeneratorTask(loss=loss, checkpointing=checkpointing, report_every=report_every, sample_every=sample_every)
+    task = GeneratorTask(
+        loss=loss, hint=hint, checkpointing=checkpointing, report_every=report_every, sample_every=sample_every
+    )
     with Display() as display:
         summary = train_generator(datasets, out, base, config, task, display.stage)
     if summary:

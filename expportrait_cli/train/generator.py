@@ -24,7 +24,7 @@ LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2
 NEW = ("patch_embedding", "lora_")
 """Parts of the transformer that did not come with the base, as far as they matter;"""
 FOR_IMAGES = ("image_embedder", "add_k_proj", "add_v_proj", "norm_added")
-"""and those that see CLIP's tokens, which are not given."""
+"""and those that see CLIP's tokens, which are given where the base has an image encoder."""
 CLIP = 1.0
 """Largest norm of the gradient."""
 SPREADS = ("NO", "MULTI_CPU", "MULTI_GPU", "FSDP")
@@ -54,7 +54,7 @@ def set_free(portrait: WanPortrait, config: GeneratorTraining, task: GeneratorTa
         portrait.transformer.enable_gradient_checkpointing()
     portrait.train()
     for name, parameter in portrait.named_parameters():
-        parameter.requires_grad_(not any(part in name for part in FOR_IMAGES))
+        parameter.requires_grad_(portrait.image_encoder is not None or not any(part in name for part in FOR_IMAGES))
     if not config.lora:
         return
     from peft import LoraConfig

@@ -39,6 +39,10 @@ class Lesson:
     noise: Float[Tensor, "1 16 T h w"]
     sigma: float
     """Share of noise, 0..1."""
+    hint: Float[Tensor, "1 16 T h w"] | None = None
+    """Of the proxy film that is drawn from this photo."""
+    tokens: Float[Tensor, "1 I E"] | None = None
+    """Of the photo, CLIP's."""
     drop_control: bool = False
     drop_reference: bool = False
 
@@ -50,13 +54,15 @@ class Lesson:
         """The velocity that leads there."""
         return self.noise - self.film
 
-    def told(self, device: torch.device) -> dict[str, Tensor | int]:
+    def told(self, device: torch.device) -> dict[str, Tensor | int | None]:
         """What the generator is told, as arguments of `WanPortrait`."""
         return {
             "timestep": torch.full((1,), TIMESTEPS * self.sigma, device=device),
             "normals": self.normals.to(device),
             "reference_latents": self.photo.to(device),
             "reference_normals": self.still.to(device),
+            "hint": None if self.hint is None else self.hint.to(device),
+            "image_embeds": None if self.tokens is None else self.tokens.to(device),
             "lead": self.lead,
             "drop_control": torch.tensor([self.drop_control], device=device),
             "drop_reference": torch.tensor([self.drop_reference], device=device),
@@ -70,7 +76,7 @@ class Lessons:
         """Windows are `frames` long, or as long as the clip."""
         self._entries, self._task, self._seed = list(entries), task, seed
         self._window = latent_frames(frames)
-        self._read = lru_cache(maxsize=HELD)(lambda index: (*entries[index].read(), entries[index].read_normals()))
+        self._read = lru_cache(maxsize=HELD)(lambda index: (entries[index].read(), entries[index].read_normals()))
         counts = [max(1, round(entry.latent_count / self._window)) for entry in entries]
         self._order = np.repeat(np.arange(len(counts)), counts)
 
@@ -107,22 +113,24 @@ class Lessons:
         return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
     def _cut(self, index: int, random: torch.Generator, *, sigma: float, **dropped: bool) -> Lesson:
-        film, photos, rows, normals = self._read(index)
-        count = film.shape[1]
+        clip, normals = self._read(index)
+        count = clip.film.shape[1]
         size = min(self._window, count)
         begin = int(torch.randint(count - size + 1, (1,), generator=random))
-        photo = int(torch.randint(len(rows), (1,), generator=random))
+        photo = int(torch.randint(len(clip.rows), (1,), generator=random))
         first, last = max(begin - AROUND, 0), min(begin + size + AROUND, count)
         # Latent frame k codes the frames up to 4 k.
         shown = normals[TEMPORAL * first : TEMPORAL * (last - 1) + 1]
-        window = film[None, :, begin : begin + size]
+        window = clip.film[None, :, begin : begin + size]
         return Lesson(
             film=window,
             normals=torch.from_numpy(decode(shown)).permute(3, 0, 1, 2)[None],
             lead=begin - first,
-            photo=photos[photo][None, :, None],
-            still=torch.from_numpy(decode(normals[rows[photo]])).permute(2, 0, 1)[None],
+            photo=clip.photos[photo][None, :, None],
+            still=torch.from_numpy(decode(normals[clip.rows[photo]])).permute(2, 0, 1)[None],
             noise=torch.randn(window.shape, generator=random),
             sigma=sigma,
+            hint=clip.hints[photo][None, :, begin : begin + size] if len(clip.hints) else None,
+            tokens=clip.tokens[photo][None] if len(clip.tokens) else None,
             **dropped,
         )

@@ -13,10 +13,11 @@ from torch import nn
 from expportrait_cli import __version__
 from expportrait_cli.artifacts.digest import sha256
 from expportrait_cli.config import GeneratorTask, GeneratorTraining
-from expportrait_cli.errors import InputError, UsageError
-from expportrait_cli.generate.wan.base import BaseModel, find_base, fresh_portrait
+from expportrait_cli.errors import InputError
+from expportrait_cli.generate.wan.base import BaseModel, check_hint, find_base, fresh_portrait
 from expportrait_cli.generate.wan.encoders import TEMPORAL, latent_frames
 from expportrait_cli.generate.wan.folder import check_place, load_vae, save_folder
+from expportrait_cli.generate.wan.image_encoder import ImageEncoder
 from expportrait_cli.generate.wan.manifest import FrameRule, Manifest, Sampler
 from expportrait_cli.generate.wan.portrait import WanPortrait
 from expportrait_cli.generate.wan.vae import Encoding, Vae
@@ -24,7 +25,7 @@ from expportrait_cli.pipeline.heads import head_by_name, kind_of_head
 from expportrait_cli.train.curves import History
 from expportrait_cli.train.dataset import Dataset
 from expportrait_cli.train.generator import School, set_free, train
-from expportrait_cli.train.generator_cache import Entry, build_cache, entry_of
+from expportrait_cli.train.generator_cache import Entry, Maker, build_cache, entry_of
 from expportrait_cli.train.generator_lessons import Lessons
 from expportrait_cli.train.generator_sheet import sampled, write_films
 from expportrait_cli.train.generator_state import averaged_weights
@@ -63,9 +64,8 @@ class Run:
         torch.manual_seed(self.config.seed)
         # What does not learn needs no more than half precision.
         halved = bool(self.config.lora) and torch.cuda.is_available()
-        portrait = fresh_portrait(self.base, dtype=torch.bfloat16 if halved else torch.float32)
-        if portrait.has_hint:
-            raise UsageError(f"{self.base.folder} takes the proxy film as well, which this training does not give.")
+        dtype = torch.bfloat16 if halved else torch.float32
+        portrait = fresh_portrait(self.base, has_hint=self.task.hint, dtype=dtype)
         if portrait.base == "i2v" and not self.base.is_generator:
             portrait.blank.copy_(_blank(Vae(load_vae(self.base.vae))))
         set_free(portrait, self.config, self.task)
@@ -81,12 +81,14 @@ def train_generator(
 
     Raises:
         InputError: no prepared set, sets of several head models, or the state of another run.
-        UsageError: a run with other settings is under way in the same place.
+        UsageError: a run with other settings is under way in the same place; a base that was trained with the proxy
+            film, or without, and now is not.
         WeightsError: the base is missing, or is none.
     """
     latent_frames(config.frames)
     check_place(out)
     run = Run(datasets, out, find_base(base), config, task, stage)
+    check_hint(run.base, task.hint)
     accelerator = Accelerator(mixed_precision=_precision())
     run.work.mkdir(parents=True, exist_ok=True)
     if accelerator.is_main_process:
@@ -125,15 +127,17 @@ def _entries(run: Run, accelerator: Accelerator) -> tuple[list[Entry], list[Entr
     # A clip's name says what it shows: of one that is in two sets, one will do.
     clips = list({clip.name: clip for dataset in opened for clip in dataset.clips}.values())
     folder = run.work / "cache"
-    build_cache(
-        clips[accelerator.process_index :: accelerator.num_processes],
+    encoder = run.base.image_encoder
+    maker = Maker(
         head,
         _vae(run, accelerator),
-        folder,
-        size=run.config.size,
-        vae_hash="".join(sha256(path) for path in sorted(run.base.vae.glob("*.safetensors"))),
-        progress=run.stage("encode the clips"),
+        "".join(sha256(path) for path in sorted(run.base.vae.glob("*.safetensors"))),
+        run.config.size,
+        hints=run.task.hint_photos * run.task.hint,
+        image_encoder=None if encoder is None else ImageEncoder(encoder, accelerator.device),
     )
+    share = clips[accelerator.process_index :: accelerator.num_processes]
+    build_cache(share, folder, maker, progress=run.stage("encode the clips"))
     accelerator.wait_for_everyone()
     learners, judges = held_out([entry_of(clip, folder) for clip in clips], run.config.held_out)
     return (learners, judges) if learners else (judges, [])

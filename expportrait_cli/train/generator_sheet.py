@@ -33,8 +33,8 @@ def sampled(
 
 @torch.inference_mode()
 def write_films(path: Path, lesson: Lesson, made: Float[Tensor, "1 16 T h w"], vae: Vae) -> Path:
-    """Write a PNG of three rows, normals, film and truth, and the photo in front of them."""
-    films = [_decoded(vae, made), _decoded(vae, lesson.film)]
+    """Write a PNG of rows: normals, the proxy film if it was told, film and truth; the photo in front of them."""
+    films = [_decoded(vae, film) for film in (lesson.hint, made, lesson.film) if film is not None]
     shown = lesson.normals[0, :, 4 * lesson.lead :].permute(1, 2, 3, 0).numpy()
     columns = np.unique(np.linspace(0, len(films[0]) - 1, COLUMNS).round().astype(int))
     photo = _decoded(vae, lesson.photo)[0]

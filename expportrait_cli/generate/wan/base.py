@@ -9,9 +9,10 @@ from jaxtyping import Float
 from safetensors import SafetensorError
 from torch import Tensor
 
-from expportrait_cli.errors import WeightsError
+from expportrait_cli.errors import UsageError, WeightsError
 from expportrait_cli.generate.wan import manifest as facts
 from expportrait_cli.generate.wan.folder import load_folder, load_transformer
+from expportrait_cli.generate.wan.image_encoder import find_image_encoder
 from expportrait_cli.generate.wan.portrait import TEXT_TOKENS, WanPortrait
 
 PROMPT_TEXT = (
@@ -35,6 +36,11 @@ class BaseModel:
         if self.is_generator:
             return self.folder / facts.read_manifest(self.folder).vae
         return self.folder / facts.VAE
+
+    @property
+    def image_encoder(self) -> Path | None:
+        """Folder of the CLIP whose tokens its transformer reads, if there is one."""
+        return find_image_encoder(self.folder)
 
     @property
     def is_generator(self) -> bool:
@@ -87,8 +93,17 @@ def licence(folder: Path) -> str:
     return found[1] if found else "unknown"
 
 
-def fresh_portrait(base: BaseModel, *, dtype: torch.dtype = torch.float32) -> WanPortrait:
+def check_hint(base: BaseModel, has_hint: bool) -> None:
+    """Raise UsageError if `base` was trained with the proxy film and is to be trained without, or the reverse."""
+    if base.is_generator and facts.read_manifest(base.folder).has_hint != has_hint:
+        told = "takes no proxy film: leave out" if has_hint else "takes the proxy film as well: add"
+        raise UsageError(f"{base.folder} {told} --hint, or name another base.")
+
+
+def fresh_portrait(base: BaseModel, *, has_hint: bool = False, dtype: torch.dtype = torch.float32) -> WanPortrait:
     """A generator to train: a widened base, or an earlier generator. New parts are torch's next random numbers.
+
+    An earlier generator has a hint if it was trained with one, whatever `has_hint` is: see `check_hint`.
 
     Raises:
         WeightsError: a part of the base is missing or is none.
@@ -96,7 +111,9 @@ def fresh_portrait(base: BaseModel, *, dtype: torch.dtype = torch.float32) -> Wa
     if base.is_generator:
         return load_folder(base.folder, dtype=dtype).portrait.requires_grad_(True)
     transformer = load_transformer(base.folder / facts.TRANSFORMER, dtype)
-    return WanPortrait.from_base(transformer, prompt_embeds(base.folder))
+    portrait = WanPortrait.from_base(transformer, prompt_embeds(base.folder), has_hint=has_hint)
+    portrait.image_encoder = base.image_encoder
+    return portrait
 
 
 def prompt_embeds(folder: Path) -> Float[Tensor, "L D"]:

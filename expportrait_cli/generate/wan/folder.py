@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from expportrait_cli.errors import OutputError, WeightsError
 from expportrait_cli.generate.wan import manifest as facts
+from expportrait_cli.generate.wan.image_encoder import IMAGE_ENCODER, find_image_encoder
 from expportrait_cli.generate.wan.manifest import HOW, Manifest
 from expportrait_cli.generate.wan.portrait import WanPortrait
 
@@ -48,8 +49,8 @@ class Loaded:
 def save_folder(portrait: WanPortrait, folder: Path, manifest: Manifest, *, vae: Path | None = None) -> Path:
     """Write a generator, in full or not at all; takes the place of one that is there.
 
-    `vae` is the folder of the autoencoder, which is copied; without it `manifest.vae` says where it lies. A LoRA goes
-    to a file of its own beside the transformer that it changes.
+    `vae` is the folder of the autoencoder, which is copied, as its image encoder is; without it `manifest.vae` says
+    where it lies. A LoRA goes to a file of its own beside the transformer that it changes.
 
     Raises:
         OutputError: something else is there, or nothing can be written.
@@ -63,7 +64,9 @@ def save_folder(portrait: WanPortrait, folder: Path, manifest: Manifest, *, vae:
         _save(encoder_tensors(portrait), encoders / ENCODERS_FILE)
         _save({"prompt_embeds": portrait.prompt}, partial / facts.PROMPT)
         if vae is not None:
-            _copy(vae, partial / facts.VAE)
+            copy_model(vae, partial / facts.VAE)
+        if portrait.image_encoder is not None:
+            copy_model(portrait.image_encoder, partial / IMAGE_ENCODER)
         facts.write_manifest(partial, manifest)
     return folder
 
@@ -93,6 +96,7 @@ def load_folder(folder: Path, *, dtype: torch.dtype = torch.float32) -> Loaded:
         raise WeightsError(f"{folder / facts.ENCODERS} is damaged: it holds other encoders. {HOW}")
     for part in (portrait.pose, portrait.reference):
         part.to(dtype)
+    portrait.image_encoder = find_image_encoder(folder)
     return Loaded(portrait.eval().requires_grad_(False), manifest, folder)
 
 
@@ -182,9 +186,10 @@ def _save(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | 
     save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path, metadata)
 
 
-def _copy(vae: Path, folder: Path) -> None:
+def copy_model(model: Path, folder: Path) -> None:
+    """Copy a part of a pipeline into a new folder: what describes it, and its weights without code."""
     folder.mkdir()
-    for path in vae.iterdir():
+    for path in model.iterdir():
         if path.suffix in (".json", ".safetensors"):
             shutil.copyfile(path, folder / path.name)
 

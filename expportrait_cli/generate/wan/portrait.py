@@ -13,9 +13,12 @@ comes out:
            16 features                   0                            PoseEncoder(N^D)
            16 hint, if there is one      photo                        proxy film
 
+An I2V base whose folder has CLIP is told by image tokens, too, what the photo shows.
+
 All that the base was not trained with is multiplied by zeros at first: before training the generator is the base.
 """
 
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -89,6 +92,8 @@ class WanPortrait(nn.Module):
         self.register_buffer("blank", torch.zeros(LATENT))
         self.prompt: Tensor
         self.blank: Tensor
+        # Folder of the CLIP whose image tokens it is given. Not one of its parts: it does not learn, and is asked once.
+        self.image_encoder: Path | None = None
 
     @classmethod
     def from_base(
@@ -168,8 +173,8 @@ class WanPortrait(nn.Module):
         """Velocity of noisy latents, in their dtype.
 
         `timestep` is 1000 sigma, sigma the share of noise. Latents are normalised. What is dropped is zero: of the
-        control the features and the hint, of the reference the photo and its mask. `image_embeds` are CLIP's, for an
-        I2V base; without them it sees none.
+        control the features and the hint, of the reference the photo, its mask and the `image_embeds`. These are CLIP's
+        of the photo, for an I2V base; without them it sees none.
 
         Raises:
             InputError: a hint for a generator without one, or none for one with it.
@@ -192,13 +197,10 @@ class WanPortrait(nn.Module):
             slot, film = [*slot, photo * shown], [*film, hint * shown]
         dtype = self.transformer.dtype
         x = torch.cat([torch.cat(slot, 1), torch.cat(film, 1)], 2).to(dtype)
-        velocity = self.transformer(
-            x,
-            timestep,
-            self._text(len(x)).to(dtype),
-            None if image_embeds is None else image_embeds.to(dtype),
-            return_dict=False,
-        )[0]
+        if image_embeds is not None:
+            image_embeds = (image_embeds * _kept(drop_reference, image_embeds).reshape(-1, 1, 1)).to(dtype)
+        text = self._text(len(x)).to(dtype)
+        velocity = self.transformer(x, timestep, text, image_embeds, return_dict=False)[0]
         return velocity[:, :, 1:].to(latents.dtype)
 
     def _text(self, count: int) -> Float[Tensor, "B 512 D"]:

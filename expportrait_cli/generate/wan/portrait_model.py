@@ -10,6 +10,7 @@ from torch import Tensor
 
 from expportrait_cli.generate.painter import Still
 from expportrait_cli.generate.wan.film import Chunks
+from expportrait_cli.generate.wan.image_encoder import ImageEncoder
 from expportrait_cli.generate.wan.portrait import WanPortrait
 from expportrait_cli.generate.wan.sampler import Velocity
 from expportrait_cli.generate.wan.vae import Encoding, Vae, filled, pixels
@@ -34,6 +35,10 @@ class PortraitModel:
         self.memory = vae.encoder_memory if model.has_hint else POSE_MEMORY
         self._model, self._vae, self._wake = model, vae, wake
         self._photo = vae.encode(pixels([still.photo]))
+        self._tokens: Tensor | None = None
+        if model.image_encoder is not None:
+            # In memory for the moment alone: it is as large as a small transformer.
+            self._tokens = ImageEncoder(model.image_encoder, self._photo.device).tokens(still.photo)
         wake()
         self._still = model.reference(self._maps([still.normals])[:, :, 0])
 
@@ -80,6 +85,7 @@ class PortraitModel:
                     self._photo.to(state),
                     hint,
                     drop_control=torch.full((1,), drop, device=state.device),
+                    image_embeds=self._tokens,
                 ).float()
 
         return velocity
