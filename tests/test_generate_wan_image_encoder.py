@@ -71,7 +71,7 @@ def test_who_reads_no_tokens_gets_none(base, tmp_path):
 
 def test_other_encoders_are_refused(tmp_path):
     folder = add_image_encoder(base_folder(tmp_path / "wan", tiny_i2v_transformer()), width=24)
-    with pytest.raises(WeightsError, match=r"gives tokens of 24 numbers, and the transformer beside it reads 20"):
+    with pytest.raises(WeightsError, match=r"gives tokens of 24 numbers, and the transformer reads 20"):
         find_base(str(folder)).image_encoder  # noqa: B018
     (folder / "image_encoder" / "model.safetensors").write_bytes(b"none")
     with pytest.raises(WeightsError, match="holds no CLIP vision model in safetensors files"):

@@ -1,8 +1,9 @@
-"""`expportrait weights`: what the tool needs, where it came from, whether it is there and whole, and getting it."""
+"""`expportrait weights`: what the tool needs, where it came from, whether it is whole; getting it, and converting."""
 
 import json
 import logging
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,7 +14,9 @@ from expportrait_cli.errors import WeightsError
 
 log = logging.getLogger(__name__)
 
-app = typer.Typer(help="List the weights with their licences, verify their hashes, or download.", rich_markup_mode=None)
+app = typer.Typer(
+    help="List weights with their licences, verify their hashes, download, or convert.", rich_markup_mode=None
+)
 
 
 @app.command("list")
@@ -68,6 +71,36 @@ def fetch(
             if not (weight.sha256 or weight.parts):
                 log.info("%s: nobody published its sha256; this one has %s", weight.name, sha256(path))
             typer.echo(str(path))
+
+
+@app.command("convert")
+def convert(
+    original: Annotated[
+        Path, typer.Argument(metavar="ORIGINAL", help="A Wan T2V or I2V in Wan's own names: one .safetensors file.")
+    ],
+    *,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="A new folder.", show_default=False)],
+    parts: Annotated[
+        str,
+        typer.Option(
+            metavar="FOLDER",
+            help="Wan in the form of diffusers, by folder or by name in the cache: what else a base needs is its.",
+        ),
+    ] = "",
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    log_level: options.LogLevel = None,
+) -> None:
+    """Bring a Wan transformer from Wan's own format to the folder that `train generator --base` takes."""
+    options.writable(out.parent)
+    from expportrait_cli.generate.wan.packages import require_packages
+
+    require_packages()
+    from expportrait_cli.generate.wan.base import find_base
+    from expportrait_cli.generate.wan.convert import convert as work
+
+    summary = work(original, out, find_base(parts) if parts else None)
+    options.echo(out, summary, as_json=as_json)
 
 
 def is_bad(weight: store.Weight, state: store.State) -> bool:

@@ -30,17 +30,24 @@ def find_image_encoder(folder: Path) -> Path | None:
     Raises:
         WeightsError: its tokens are not those that the transformer reads.
     """
-    path = folder / IMAGE_ENCODER
-    reads = _config(folder / TRANSFORMER).get("image_dim")
-    if reads is None or not (path / CONFIG).is_file():
+    return encoder_for(_config(folder / TRANSFORMER).get("image_dim"), folder / IMAGE_ENCODER)
+
+
+def encoder_for(reads: Any, folder: Path) -> Path | None:
+    """`folder` if it holds a CLIP for a transformer that `reads` tokens of so many numbers; None if it reads none.
+
+    Raises:
+        WeightsError: as `find_image_encoder`.
+    """
+    if reads is None or not (folder / CONFIG).is_file():
         return None
-    gives = _config(path).get("hidden_size")
+    gives = _config(folder).get("hidden_size")
     if gives != reads:
         raise WeightsError(
-            f"{path} gives tokens of {gives} numbers, and the transformer beside it reads {reads}: it is another "
-            "model's. Download the whole repository."
+            f"{folder} gives tokens of {gives} numbers, and the transformer reads {reads}: it is another model's. "
+            "Download the whole repository."
         )
-    return path
+    return folder
 
 
 def _config(folder: Path) -> dict[str, object]:

@@ -66,8 +66,8 @@ def from_original(path: Path, *, head_dim: int = HEAD_DIM) -> WanTransformer3DMo
             model = WanTransformer3DModel(**config)
         rope = type(model.rope)(head_dim, config["patch_size"], model.config["rope_max_seq_len"])
         model.load_state_dict(convert_wan_transformer_to_diffusers(tensors), assign=True)
-    except (KeyError, IndexError, RuntimeError) as error:
-        said = str(error).splitlines()[0]
+    except (LookupError, RuntimeError, ValueError, TypeError, ZeroDivisionError) as error:
+        said = " ".join(str(error).split())[:160]
         raise WeightsError(f"{path} holds no Wan transformer that this tool knows: {said}") from error
     model.rope = rope
     return model.eval()
