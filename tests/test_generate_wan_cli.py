@@ -1,8 +1,6 @@
 """Films by the Wan painters through the command line, from folders with the layout of the real ones."""
 
 import json
-from dataclasses import fields
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -11,18 +9,14 @@ import torch
 from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import save_file
 from tiny_wan import tiny_transformer, tiny_vace, tiny_vae
-from wan_film import portrait_folder, sketches_of, still, v2v_folder, vace_folder
+from wan_film import portrait_folder, sketches_of, still, swaying, v2v_folder, vace_folder
 
-from expportrait_cli.artifacts import npz
-from expportrait_cli.artifacts.meshes import MeshesWriter
-from expportrait_cli.artifacts.types import Curves
 from expportrait_cli.cli import app
 from expportrait_cli.config import GenerateConfig, WanConfig
 from expportrait_cli.errors import UsageError
 from expportrait_cli.generate import painters
 from expportrait_cli.generate.wan import budget, runtime
 from expportrait_cli.generate.wan.painters import WanPainter
-from expportrait_cli.head.fitted import neck_in_camera, posed_meshes
 from expportrait_cli.media.files import content_hash
 from expportrait_cli.media.video import frame_count, probe
 
@@ -44,29 +38,7 @@ def folders(work) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def inputs(work, fitted, head) -> tuple[Path, Path]:
-    """The astronaut's head, and its meshes swaying a little."""
-    head_path, meshes_path = work / "a.head.npz", work / "a.meshes.npz"
-    npz.save(fitted, head_path, {})
-    values = {field.name: getattr(fitted, field.name, None) for field in fields(Curves)}
-    values["torso_translation"] = neck_in_camera(fitted, head)
-    curves = Curves(**{name: np.repeat(np.float32(value)[None], COUNT, 0) for name, value in values.items()})
-    curves.translation[:, 0] += np.linspace(0, 0.02, COUNT, dtype=np.float32)
-    curves.jaw[:, 0] += np.linspace(0, 0.2, COUNT, dtype=np.float32)
-    with MeshesWriter(
-        meshes_path,
-        faces=head.dense_faces.numpy(),
-        focal_px=fitted.focal_px,
-        rate=Fraction(25),
-        head_model="anny",
-        head_hash=content_hash(head_path),
-        made_by={},
-    ) as writer:
-        for verts, turn, shift in zip(
-            posed_meshes(fitted, head, curves), curves.rotation, curves.translation, strict=True
-        ):
-            writer.write(verts, turn, shift)
-        writer.finish(curves)
-    return head_path, meshes_path
+    return swaying(work, fitted, head, COUNT)
 
 
 @pytest.fixture

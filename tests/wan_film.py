@@ -1,6 +1,8 @@
 """Films without a head model for the tests of painters: noise that says of itself which frame it is."""
 
 from collections.abc import Iterator
+from dataclasses import fields
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +10,17 @@ import numpy as np
 import torch
 from tiny_wan import base_folder, prompt_embeds, tiny_transformer, tiny_vace, tiny_vae
 
+from expportrait_cli.artifacts import npz
+from expportrait_cli.artifacts.meshes import MeshesWriter
+from expportrait_cli.artifacts.types import Curves, HeadFit
 from expportrait_cli.generate.painter import Sketch, Sketches, Still
 from expportrait_cli.generate.wan.folder import save_folder
 from expportrait_cli.generate.wan.manifest import FrameRule, Manifest, Sampler
 from expportrait_cli.generate.wan.portrait import WanPortrait
 from expportrait_cli.generate.wan.vae import Vae
+from expportrait_cli.head import HeadModel
+from expportrait_cli.head.fitted import neck_in_camera, posed_meshes
+from expportrait_cli.media.files import content_hash
 from expportrait_cli.render.buffers import Buffers
 
 
@@ -82,3 +90,29 @@ def v2v_folder(folder: Path) -> Path:
 
 def vae() -> Vae:
     return Vae(tiny_vae())
+
+
+def swaying(folder: Path, fitted: HeadFit, head: HeadModel, count: int) -> tuple[Path, Path]:
+    """The astronaut's head, and its meshes swaying a little."""
+    head_path, meshes_path = folder / "a.head.npz", folder / "a.meshes.npz"
+    npz.save(fitted, head_path, {})
+    values = {field.name: getattr(fitted, field.name, None) for field in fields(Curves)}
+    values["torso_translation"] = neck_in_camera(fitted, head)
+    curves = Curves(**{name: np.repeat(np.float32(value)[None], count, 0) for name, value in values.items()})
+    curves.translation[:, 0] += np.linspace(0, 0.02, count, dtype=np.float32)
+    curves.jaw[:, 0] += np.linspace(0, 0.2, count, dtype=np.float32)
+    with MeshesWriter(
+        meshes_path,
+        faces=head.dense_faces.numpy(),
+        focal_px=fitted.focal_px,
+        rate=Fraction(25),
+        head_model="anny",
+        head_hash=content_hash(head_path),
+        made_by={},
+    ) as writer:
+        for verts, turn, shift in zip(
+            posed_meshes(fitted, head, curves), curves.rotation, curves.translation, strict=True
+        ):
+            writer.write(verts, turn, shift)
+        writer.finish(curves)
+    return head_path, meshes_path

@@ -132,6 +132,8 @@ def generate(
         grid=grid,
         keep_work=keep_work,
     )
+    if painting.only_helps(job.generate):
+        return
     kinds = jobs.check(job)
     from expportrait_cli.pipeline import stage
 

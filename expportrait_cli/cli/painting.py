@@ -1,11 +1,12 @@
 """Options of the large painters: which weights, how they are sampled, and how they are fitted into the machine."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from expportrait_cli.config import Backend
+from expportrait_cli.config import Backend, GenerateConfig
 
 BackendName = Annotated[
     Backend,
@@ -53,3 +54,12 @@ Cache = Annotated[
 Attention = Annotated[
     str, typer.Option(metavar="NAME", help="Attention of diffusers: sage, flash, xformers, ...", show_default=False)
 ]
+
+
+def only_helps(config: GenerateConfig) -> bool:
+    """Whether this process was launched beside others for one film, and has done its part: the first makes the film."""
+    if "RANK" not in os.environ or os.environ.get("WORLD_SIZE", "1") == "1":
+        return False
+    from expportrait_cli.generate.stage import only_helps
+
+    return only_helps(config)

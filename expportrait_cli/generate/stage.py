@@ -1,6 +1,6 @@
 """Make the film: frames painted from the photo and the posed meshes."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 
 import cv2
@@ -11,8 +11,9 @@ from expportrait_cli.artifacts.meshes import Meshes
 from expportrait_cli.artifacts.types import HeadFit
 from expportrait_cli.config import GenerateConfig
 from expportrait_cli.generate.canvas import Canvas
-from expportrait_cli.generate.painters import painter_of
+from expportrait_cli.generate.painters import choose, painter_of
 from expportrait_cli.generate.scene import Scene
+from expportrait_cli.generate.wan.packages import require_packages
 from expportrait_cli.head import HeadModel
 
 
@@ -30,6 +31,32 @@ def generate(
     frames = painter_of(config).paint(scene.still, scene.sketches, start=start, count=meshes.frame_count)
     for frame in islice(frames, None if end is None else end - start):
         yield paste(scene.whole, scene.canvas, frame) if config.paste_back else frame
+
+
+def only_helps(config: GenerateConfig) -> bool:
+    """Meet the processes that were launched for one film; true if this one has helped the first to make it.
+
+    Raises:
+        UsageError: the film is not one that several processes can make.
+        WeightsError: packages are missing.
+    """
+    require_packages()
+    from expportrait_cli.generate.wan import together
+    from expportrait_cli.generate.wan.painters import WanPainter
+    from expportrait_cli.generate.wan.runtime import device_of
+
+    def load() -> tuple[together.Run, Callable[[], None]]:
+        painter = painter_of(config)
+        assert isinstance(painter, WanPainter)
+        return painter.transformer()
+
+    if together.gather_processes():
+        together.help_first(load, device_of())
+        return True
+    together.first()
+    choice = choose(config)
+    together.check(choice.name, choice.folder and choice.folder.path, config.wan)
+    return False
 
 
 def paste(

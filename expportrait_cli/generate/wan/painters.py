@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from diffusers.models.transformers.transformer_wan_vace import WanVACETransformer3DModel
 from jaxtyping import UInt8
+from torch import nn
 
 from expportrait_cli.config import WanConfig
 from expportrait_cli.errors import UsageError, WeightsError
 from expportrait_cli.generate.painter import Sketches, Still
-from expportrait_cli.generate.wan import runtime
+from expportrait_cli.generate.wan import runtime, together
 from expportrait_cli.generate.wan.budget import Cost, Shape, free_bytes, speed_of
 from expportrait_cli.generate.wan.film import Model, Sampling, paint_chain, paint_windows
 from expportrait_cli.generate.wan.folder import NO_MODEL, load_folder, load_transformer, load_vae
@@ -44,6 +45,9 @@ class Loaded:
     show: Callable[[Still], Model]
     """Shows the photo to the transformer."""
     vae: Vae
+    transformer: nn.Module
+    wake: Callable[[], None]
+    """What to call before the transformer is used."""
 
 
 class WanPainter:
@@ -81,13 +85,21 @@ class WanPainter:
         """
         height, width = still.photo.shape[:2]
         self._announce(height, width, count)
-        loaded = _load(self._name, self._folder, self._identity, self._config, self._device, self._dtype)
+        loaded = self._loaded()
         model, sampling = loaded.show(still), self._sampling
         if self._config.chain:
             given = self._config.chain
             yield from paint_chain(model, loaded.vae, sketches, sampling, given=given, start=start, count=count)
         else:
             yield from paint_windows(model, loaded.vae, sketches, sampling, start=start, count=count)
+
+    def transformer(self) -> tuple[together.Run, Callable[[], None]]:
+        """The transformer, and what to call before it is used: for processes that only help the one that paints."""
+        loaded = self._loaded()
+        return loaded.transformer, loaded.wake
+
+    def _loaded(self) -> Loaded:
+        return _load(self._name, self._folder, self._identity, self._config, self._device, self._dtype)
 
     def _announce(self, height: int, width: int, count: int) -> None:
         """Say what the film costs, or that it cannot be painted here."""
@@ -108,7 +120,8 @@ class WanPainter:
         )
         where = "the GPU" if self._device.type == "cuda" else "this machine"
         cost.check(free_bytes(self._device), where)
-        log.info("%s, %s: %s.", self._name, where, cost.line(speed_of(self._device, self._dtype)))
+        speed = together.count() * speed_of(self._device, self._dtype)
+        log.info("%s, %s: %s.", self._name, where, cost.line(speed))
 
 
 def check_options(name: WanName, config: WanConfig) -> None:
@@ -172,8 +185,10 @@ def _load(
         prompt = read_prompt(folder, transformer.config["text_dim"])
     if isinstance(transformer, WanVACETransformer3DModel):
         show = partial(VaceModel, transformer, own, prompt, control=config.control, wake=wake["transformer"])
-        return Loaded(show, own)
-    return Loaded(lambda still: FinishModel(transformer, own, prompt, wake=wake["transformer"]), own)
+        return Loaded(show, own, transformer, wake["transformer"])
+    together.begin(transformer, device)
+    wakened = wake["transformer"]
+    return Loaded(lambda still: FinishModel(transformer, own, prompt, wake=wakened), own, transformer, wakened)
 
 
 def _portrait(folder: Path, config: WanConfig, device: torch.device, dtype: torch.dtype) -> Loaded:
@@ -182,7 +197,10 @@ def _portrait(folder: Path, config: WanConfig, device: torch.device, dtype: torc
     vae = loaded.vae()
     wake = runtime.place({"transformer": loaded.portrait, "vae": vae}, config, device)
     own = Vae(vae, wake["vae"])
-    return Loaded(partial(PortraitModel, loaded.portrait, own, wake=wake["transformer"]), own)
+    transformer = loaded.portrait.transformer
+    together.begin(transformer, device)
+    show = partial(PortraitModel, loaded.portrait, own, wake=wake["transformer"])
+    return Loaded(show, own, transformer, wake["transformer"])
 
 
 def _vace_transformer(folder: Path, dtype: torch.dtype) -> WanVACETransformer3DModel:

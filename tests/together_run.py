@@ -1,0 +1,82 @@
+"""Films of processes that work together: `python -m torch.distributed.run` starts it.
+
+With `films` and a folder behind it, these are films of toy models, each of which the first process paints alone, too;
+with other words it is the command line.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from tiny_wan import prompt_embeds, tiny_transformer, tiny_vae
+from torch import nn
+from wan_film import sketches_of, still, tiny_portrait
+
+from expportrait_cli.cli import app
+from expportrait_cli.config import WanConfig
+from expportrait_cli.generate.wan import runtime, together
+from expportrait_cli.generate.wan.film import Model, Sampling, paint_windows
+from expportrait_cli.generate.wan.portrait import WanPortrait
+from expportrait_cli.generate.wan.portrait_model import PortraitModel
+from expportrait_cli.generate.wan.sampler import sigmas_of
+from expportrait_cli.generate.wan.v2v import FinishModel
+from expportrait_cli.generate.wan.vae import Vae
+
+CPU = torch.device("cpu")
+COUNT, HEIGHT, WIDTH = 33, 44, 76
+"""Several windows; the 15 tokens of a latent frame cannot be halved."""
+FILMS = (("wan-portrait", "none", 2.0), ("wan-v2v", "group", 1.0))
+"""Painter, what waits outside the device, and guidance."""
+
+
+def whole_of(name: str) -> nn.Module:
+    return tiny_transformer() if name == "wan-v2v" else tiny_portrait()
+
+
+def share(name: str, offload: str) -> nn.Module:
+    """Load a model where it is shared out."""
+    with torch.inference_mode(False):
+        whole = whole_of(name)
+        runtime.place({"transformer": whole}, WanConfig(offload=offload), CPU)  # pyright: ignore[reportArgumentType]
+        together.begin(getattr(whole, "transformer", whole), CPU)
+    return whole
+
+
+def film(whole: nn.Module, guidance: float) -> np.ndarray:
+    own = Vae(tiny_vae())
+    if isinstance(whole, WanPortrait):
+        model: Model = PortraitModel(whole, own, still(HEIGHT, WIDTH))
+    else:
+        model = FinishModel(whole, own, prompt_embeds()[None])  # pyright: ignore[reportArgumentType]
+    settings = Sampling(sigmas_of(2, shift=3.0), guidance=guidance, length=5, overlap=2)
+    sketches = sketches_of(COUNT, height=HEIGHT, width=WIDTH)
+    return np.stack(list(paint_windows(model, own, sketches, settings, start=0, count=COUNT)))
+
+
+@torch.inference_mode()
+def main(folder: Path) -> None:
+    if together.gather_processes():
+        names = iter(FILMS)
+
+        def load():
+            name, offload, _ = next(names)
+            whole = share(name, offload)
+            return getattr(whole, "transformer", whole), lambda: None
+
+        together.help_first(load, CPU)
+        return
+    for name, offload, guidance in FILMS:
+        alone, whole = film(whole_of(name), guidance), share(name, offload)
+        tokens: list[int] = []
+        block = getattr(whole, "transformer", whole).blocks[1]
+        block.register_forward_pre_hook(lambda module, given, seen=tokens: seen.append(given[0].shape[1]))
+        np.savez(folder / f"{name}.npz", alone=alone, shared=film(whole, guidance), tokens=tokens)
+    together.first().dismiss()
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "films":
+        main(Path(sys.argv[2]))
+    else:
+        app.main()
