@@ -5,7 +5,9 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from expportrait_cli.evaluate import Scores, evaluate
 from expportrait_cli.media.video import VideoWriter, read_frames
@@ -29,6 +31,9 @@ TOLERANCE = {
     "aed_own": 0.03,
     "apd_own_deg": 0.5,
     "gaze_own_deg": 2.4,
+    # Of networks in form alone, whose numbers are grey levels in 0..1: one level, and crops that jump by a pixel.
+    "aed_deep3d_mean": 0.006,
+    "aed_smirk_mean": 0.006,
     "identity_dlib": 0.05,
     "flicker": 0.05,
     "landmark_jitter": 0.6,
@@ -37,6 +42,7 @@ TOLERANCE = {
 UP, DOWN = 1, -1
 PIXELS = {"psnr_frame": DOWN, "ssim_g11_frame": DOWN, "ms_ssim": DOWN, "l1_frame": UP, "flip": UP}
 FACE = {"lmk_nme": UP, "lmk_nme_aligned": UP, "aed_own": UP, "apd_own_deg": UP, "gaze_own_deg": UP}
+FACE |= {"aed_deep3d_mean": UP, "aed_smirk_mean": UP}
 OPENINGS = {"lip_gap_error": UP, "lid_gap_error": UP}
 MOVES = {
     # Everything at the wrong time, and nothing about the person or how steady the film is.
@@ -51,6 +57,33 @@ MOVES = {
     "darker": {"psnr_frame": DOWN, "l1_frame": UP, "flip": UP},
 }
 """Which metrics a fault moves, and where to; all others stay within their tolerance."""
+
+
+def coefficients(folder: Path) -> None:
+    """Deep3DFaceRecon and SMIRK in form alone: expression is the crop in 8 x 8 grey squares, pose its colour."""
+    nodes = [
+        helper.make_node("ReduceMean", ["x"], ["grey"], axes=[1], keepdims=1),
+        helper.make_node("AveragePool", ["grey"], ["squares"], kernel_shape=[28, 28], strides=[28, 28]),
+        helper.make_node("Flatten", ["squares"], ["expression"]),
+        helper.make_node("ReduceMean", ["x"], ["pose_params"], axes=[2, 3], keepdims=0),
+    ]
+    deep = [helper.make_node("Concat", ["none", "expression", "none", "pose_params", "rest"], ["coefficients"], axis=1)]
+    smirk = [helper.make_node("Slice", ["expression", "from", "to", "axis"], ["expression_params"])]
+    numbers = {"none": np.zeros((1, 80), np.float32), "rest": np.zeros((1, 30), np.float32)}
+    numbers |= {name: np.array([at], np.int64) for name, at in (("from", 7), ("to", 57), ("axis", 1))}
+    for file, last, outputs in (
+        ("deep3d.onnx", deep, {"coefficients": 257}),
+        ("smirk.onnx", smirk, {"expression_params": 50, "pose_params": 3}),
+    ):
+        graph = helper.make_graph(
+            [*nodes, *last],
+            "face",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 224, 224])],
+            [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, count]) for name, count in outputs.items()],
+            [numpy_helper.from_array(value, name) for name, value in numbers.items()],
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+        onnx.save(model, folder / file)
 
 
 def faults(frames: list[np.ndarray]) -> dict[str, list[np.ndarray]]:
@@ -81,9 +114,13 @@ def scored(tmp_path_factory) -> dict[str, Scores]:
 
     truth = film("truth", frames[1:])
     films = {name: film(name, pictures) for name, pictures in faults(frames).items()}
-    return {
-        name: evaluate(path, truth, reference=None, progress=lambda done, total: None) for name, path in films.items()
-    }
+    coefficients(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EXPPORTRAIT_WEIGHTS", str(folder))
+        return {
+            name: evaluate(path, truth, reference=None, progress=lambda done, total: None)
+            for name, path in films.items()
+        }
 
 
 def moves(means: dict[str, float | None], base: dict[str, float | None]) -> dict[str, int]:
@@ -112,6 +149,9 @@ def test_one_grey_level_has_its_exact_size(scored):
     means = scored["darker"].means
     assert means["l1_frame"] == pytest.approx(1 / 255, abs=1e-6)
     assert means["psnr_frame"] == pytest.approx(48.1308, abs=1e-4)
+    for name in ("aed_deep3d_mean", "aed_smirk_mean"):
+        # The crops hold the same pixels, but for what one level does to the landmarks.
+        assert means[name] == pytest.approx(1 / 255, abs=3e-4)
     assert means["flicker"] == pytest.approx(0, abs=1e-4)
 
 
