@@ -208,8 +208,14 @@ def test_an_interrupt_exits_130_and_says_how_to_go_on(monkeypatch, capsys):
 
 
 def test_a_closed_pipe_is_quiet():
-    code = "from expportrait_cli.cli.app import main; import sys; sys.argv = ['expportrait', 'weights', 'list']; main()"
-    line = f'"{sys.executable}" -c "{code}" | true; exit ${{PIPESTATUS[0]}}'
+    line = f'"{sys.executable}" -m expportrait_cli weights list | true; exit ${{PIPESTATUS[0]}}'
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
     assert done.stderr == ""
     assert done.returncode in (0, 141)
+
+
+def test_the_module_is_the_command():
+    command = [sys.executable, "-m", "expportrait_cli", "track", "nowhere.mp4"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 3
+    assert done.stderr.startswith("error: nowhere.mp4")
