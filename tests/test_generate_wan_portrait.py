@@ -124,6 +124,21 @@ def test_every_new_part_learns(base):
     assert not {name for name in silent if "image_embedder" not in name and "added" not in name and "add_" not in name}
 
 
+def test_with_image_tokens_and_a_hint_every_part_learns():
+    given = film()
+    given["image_embeds"] = random(1, IMAGE_TOKENS, IMAGE_DIM, seed=8)
+    given["hint"] = random(*given["latents"].shape, seed=6)
+    portrait = WanPortrait.from_base(tiny_i2v_transformer(), prompt_embeds(), has_hint=True)
+    assert portrait.transformer.config["in_channels"] == 68
+    optimizer = torch.optim.SGD(portrait.parameters(), lr=0.1)
+    for _ in range(2):
+        optimizer.zero_grad()
+        portrait(**given).square().mean().backward()
+        optimizer.step()
+    grads = {name: 0.0 if p.grad is None else float(p.grad.abs().max()) for name, p in portrait.named_parameters()}
+    assert not [name for name, grad in grads.items() if grad == 0]
+
+
 def test_what_is_dropped_has_no_say():
     portrait, given = WanPortrait.from_base(tiny_transformer(), prompt_embeds()), film(batch=2)
     with torch.no_grad():

@@ -10,20 +10,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from balls import ball_entry
 from known_head import blank_fit
 from performers import quiet
 from PIL import Image
-from test_train_generator import interrupt_at_a_report, weights, write_set
-from tiny_wan import base_folder, tiny_transformer, tiny_vae
+from safetensors.torch import load_file, save_file
+from test_train_generator import interrupt_at_a_report, lesson_run, weights, write_set
+from tiny_wan import base_folder, prompt_embeds, tiny_transformer, tiny_vae
 
 from expportrait_cli.artifacts import npz
+from expportrait_cli.artifacts.digest import sha256
 from expportrait_cli.artifacts.types import Tracking
 from expportrait_cli.cli import app
-from expportrait_cli.config import TrackConfig, TransferConfig
+from expportrait_cli.config import GeneratorTask, GeneratorTraining, TrackConfig, TransferConfig
 from expportrait_cli.detect.crop import Crop, crop_image
 from expportrait_cli.errors import InputError
 from expportrait_cli.generate.scene import Scene
 from expportrait_cli.generate.wan.folder import load_folder
+from expportrait_cli.generate.wan.portrait import WanPortrait
 from expportrait_cli.generate.wan.vae import Vae
 from expportrait_cli.head import load_head
 from expportrait_cli.media.files import content_hash
@@ -33,7 +38,10 @@ from expportrait_cli.pipeline.offsets import OffsetSource
 from expportrait_cli.pipeline.performance import write_meshes
 from expportrait_cli.track import track
 from expportrait_cli.train.dataset import Clip, Dataset, clip_of
+from expportrait_cli.train.generator import examined
 from expportrait_cli.train.generator_cache import Maker, build_cache, entry_of
+from expportrait_cli.train.generator_lessons import Lessons
+from expportrait_cli.train.generator_state import averaged_weights
 from expportrait_cli.train.scenes import in_crop, own_scene, photo_rows
 
 pytestmark = pytest.mark.slow
@@ -163,17 +171,25 @@ def test_it_paints_from_the_command_line(trained, scene, clip, tmp_path, capsys)
     assert frame_count(film) == COUNT
 
 
-def test_a_hint_is_another_entry_of_the_cache(clip, tmp_path, monkeypatch):
-    """And a frame in which no face is found is no photo."""
-    maker = Maker(load_head(), Vae(tiny_vae()), "one", 32)
-    (entry,) = build_cache([clip], tmp_path, maker, progress=quiet)
+def test_without_a_hint_the_cache_is_another(trained, clip, tmp_path):
+    out, _ = trained
+    shutil.copytree(out.with_name("out.work") / "cache", tmp_path / "cache")
+    vae_hash = "".join(sha256(path) for path in (out / "vae").glob("*.safetensors"))
+    maker = Maker(load_head(), Vae(tiny_vae()), vae_hash, 32, hints=2)
+    (entry,) = build_cache([clip], tmp_path / "cache", maker, progress=quiet)
+    assert entry.latents.read_bytes() == (out.with_name("out.work") / "cache" / entry.latents.name).read_bytes()
+    build_cache([clip], tmp_path / "cache", replace(maker, hints=0), progress=quiet)
     assert len(entry.read().rows) == COUNT and not len(entry.read().hints)
+
+
+def test_a_clip_without_a_photo_is_refused(clip, tmp_path):
+    maker = Maker(load_head(), Vae(tiny_vae()), "one", 32, hints=1)
     with VideoWriter(tmp_path / "grey.mp4", rate=Fraction(25)) as writer:
         for _ in range(COUNT):
             writer.write(np.full((512, 512, 3), 90, np.uint8))
     empty = replace(clip, video=tmp_path / "grey.mp4")
     with pytest.raises(InputError, match=r"grey\.mp4 shows no face that could be a photo\. Take it out"):
-        build_cache([empty], tmp_path, replace(maker, hints=1), progress=quiet)
+        build_cache([empty], tmp_path, maker, progress=quiet)
 
 
 def test_the_base_says_whether_there_is_a_hint(trained, tmp_path, capsys):
@@ -186,3 +202,25 @@ def test_the_base_says_whether_there_is_a_hint(trained, tmp_path, capsys):
     shutil.copytree(out.with_name("out.work") / "cache", tmp_path / "next.work" / "cache")
     assert app.run([*plain, "--hint"]) == 0
     assert load_folder(tmp_path / "next").manifest.has_hint
+
+
+def test_it_learns_what_the_hint_is_for(tmp_path):
+    """From a proxy film that is the film with some noise: played backwards it is worth less."""
+    entry = ball_entry(tmp_path, "ball", 0, 17)
+    tensors = load_file(entry.latents)
+    film, count = tensors["film"], len(tensors["rows"])
+    noise = torch.randn(count, *film.shape, generator=torch.Generator().manual_seed(0))
+    tensors["hints"] = (film + 0.2 * noise).half()
+    save_file(tensors, entry.latents)
+    config = GeneratorTraining(steps=120, frames=9, rate=1e-2, warm_up=10, average=0.9)
+    task = GeneratorTask(report_every=120, sample_every=120, drop_control=0.0, drop_reference=0.0, checkpointing=False)
+    torch.manual_seed(0)
+    portrait = WanPortrait.from_base(tiny_transformer(head_dim=48), prompt_embeds(), has_hint=True)
+    lesson_run([entry], tmp_path / "run", config, task, portrait=portrait)
+    portrait.load_state_dict(averaged_weights(tmp_path / "run" / "state.safetensors"), strict=False)
+    lessons = Lessons([entry], task, frames=9, seed=0)
+    exam = [lessons.lesson(number) for number in range(1000, 1012)]
+    wrong = [replace(lesson, hint=None if lesson.hint is None else lesson.hint.flip(2)) for lesson in exam]
+    cpu = torch.device("cpu")
+    right, lost = (examined(portrait, each, cpu)["held_out"] for each in (exam, wrong))
+    assert right < 0.8 * lost, (right, lost)
