@@ -13,7 +13,7 @@ from torch import Tensor
 from wan_film import sketch, sketches_of, still, tiny_portrait, vae
 
 from expportrait_cli.errors import WeightsError
-from expportrait_cli.generate.wan.film import Model, Painted, Sampling, paint_chain, paint_windows
+from expportrait_cli.generate.wan.film import Model, Painted, Sampling, paint_windows
 from expportrait_cli.generate.wan.portrait_model import PortraitModel
 from expportrait_cli.generate.wan.sampler import sigmas_of
 from expportrait_cli.generate.wan.v2v import FinishModel
@@ -201,17 +201,6 @@ def test_frames_that_are_given_stay_as_they_are():
     frame = Painted(sketch(3).proxy, np.zeros((32, 32), np.float32), sketch(3).draw)
     for model in (vace(), vace(control="depth")):
         assert np.array_equal(model._film(frame), frame.proxy) and not model._mask(frame).any()
-
-
-@pytest.mark.parametrize("given", [1, 5])
-@pytest.mark.parametrize("count", [3, 21, 22, 50])
-def test_a_chain_has_every_frame_and_can_be_gone_on_with(given, count):
-    def film(start: int) -> list[np.ndarray]:
-        return list(paint_chain(vace(), vae(), sketches_of(count), sampling(1), given=given, start=start, count=count))
-
-    whole = film(0)
-    assert len(whole) == count
-    assert np.array_equal(np.stack(film(count // 2)), np.stack(whole[count // 2 :]))
 
 
 def test_depth_is_white_where_it_is_near_and_everything_is_painted():

@@ -36,7 +36,7 @@ class MiniPainter:
         self._network, self._size = network, size
 
     def paint(
-        self, still: Still, sketches: Sketches, *, start: int, count: int
+        self, still: Still, sketches: Sketches, *, start: int, count: int, keep: Path | None = None
     ) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
         """Yield corrected frames; a window is the most that is held."""
         scale = min(1.0, SIZE / self._size)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -59,11 +60,12 @@ class Painter(Protocol):
         ...
 
     def paint(
-        self, still: Still, sketches: Sketches, *, start: int, count: int
+        self, still: Still, sketches: Sketches, *, start: int, count: int, keep: Path | None = None
     ) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
         """Yield the frames from `start` on of a film of `count`.
 
-        They are the same whatever `start` is: a painter that looks at frames before it asks for them.
+        They are the same whatever `start` is: a painter that looks at frames before it asks for them, or finds in the
+        folder `keep` what it left there when it painted them.
         """
         ...
 
@@ -74,7 +76,7 @@ class ProxyPainter:
     name = "proxy"
 
     def paint(
-        self, still: Still, sketches: Sketches, *, start: int, count: int
+        self, still: Still, sketches: Sketches, *, start: int, count: int, keep: Path | None = None
     ) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
         """Yield the proxy's frames."""
         return (sketch.proxy for sketch in sketches(start))

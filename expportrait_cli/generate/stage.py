@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from itertools import islice
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -25,10 +26,14 @@ def generate(
     *,
     start: int = 0,
     end: int | None = None,
+    keep: Path | None = None,
 ) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
-    """Paint frames `start` to `end`: the crop at `config.size`, or with paste-back the whole photo at its own size."""
+    """Paint frames `start` to `end`: the crop at `config.size`, or with paste-back the whole photo at its own size.
+
+    In the folder `keep` the painter leaves what it needs to go on in the middle of the film.
+    """
     scene = Scene.of(head_fit, meshes, head, config)
-    frames = painter_of(config).paint(scene.still, scene.sketches, start=start, count=meshes.frame_count)
+    frames = painter_of(config).paint(scene.still, scene.sketches, start=start, count=meshes.frame_count, keep=keep)
     for frame in islice(frames, None if end is None else end - start):
         yield paste(scene.whole, scene.canvas, frame) if config.paste_back else frame
 

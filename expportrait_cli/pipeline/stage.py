@@ -139,7 +139,7 @@ class _Run:
         segments = self._timed(
             "paint the film",
             lambda progress: film.write_segments(
-                lambda start: paint(head_fit, meshes, self.head, job.generate, start=start),
+                lambda start: paint(head_fit, meshes, self.head, job.generate, start=start, keep=folder / "kept"),
                 folder,
                 frame_count=meshes.frame_count,
                 rate=meshes.rate,

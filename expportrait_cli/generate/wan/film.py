@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -130,11 +129,11 @@ def _latents(
     for index in range(anchor, len(grid) + 1, 2):
         later = None
         if index < len(grid):
-            later = _sampled(model, told.of(grid[index]), grid[index], sampling)
+            later = paint_window(model, told.of(grid[index]), grid[index], sampling)
         if earlier is not None and index - 1 < len(grid):
             bridge = grid[index - 1]
             film = _between(earlier, later, bridge, grid)
-            made = _sampled(model, told.of(bridge), bridge, sampling, film=film, hold=grid.hold(bridge))
+            made = paint_window(model, told.of(bridge), bridge, sampling, film=film, hold=grid.hold(bridge))
             yield from _owned(made, bridge, grid)
         if later is not None:
             yield from _owned(later, grid[index], grid)
@@ -159,7 +158,7 @@ def _between(earlier: Tensor, later: Tensor | None, bridge: Window, grid: Grid) 
     return film
 
 
-def _sampled(
+def paint_window(
     model: Model,
     control: Float[Tensor, "1 C T h w"],
     window: Window,
@@ -184,49 +183,3 @@ def _sampled(
         hold = torch.cat([hold.new_zeros(model.lead), hold])
         velocity = held(velocity, torch.cat([front, film], 2), hold)
     return sample(velocity, state, sampling.sigmas)[:, :, model.lead :]
-
-
-def paint_chain(
-    model: Model, vae: Vae, sketches: Sketches, sampling: Sampling, *, given: int, start: int, count: int
-) -> Iterator[Picture]:
-    """Yield the frames from `start` on, painted a segment after the other; each is given the last frames before it.
-
-    The model has to keep frames that nothing of is a guess. Every frame depends on all before it, so that those before
-    `start` are painted too.
-    """
-    if start:
-        log.info("Frames 0 to %d are painted again: with --chain, what follows depends on them.", start - 1)
-    frames, begin, last = sketches(0), 0, []
-    held_back: list[Sketch] = []
-    size = STRIDE * (sampling.length - 1) + 1
-    while begin + len(last) < count:
-        segment = [*held_back, *islice(frames, min(size, count - begin) - len(held_back))]
-        held_back = segment[-given:]
-        painted = _segment(model, vae, _given(segment, last), sampling, begin)
-        for index, frame in enumerate(painted[len(last) :], begin + len(last)):
-            if index >= start:
-                yield frame
-        last = painted[-given:]
-        begin += len(segment) - len(last)
-
-
-def _given(segment: list[Sketch], painted: list[Picture]) -> list[Sketch]:
-    """A segment whose first frames are painted already."""
-    blank = np.zeros(segment[0].guess.shape, np.float32)
-    first = [Painted(frame, blank, sketch.draw) for sketch, frame in zip(segment, painted, strict=False)]
-    return [*first, *segment[len(painted) :]]
-
-
-def _segment(model: Model, vae: Vae, frames: list[Sketch], sampling: Sampling, begin: int) -> list[Picture]:
-    """Paint one segment by itself."""
-    count, (height, width) = len(frames), frames[0].proxy.shape[:2]
-    controls = list(model.controls(chunks(iter(frames), first=0, count=count), 0))
-    first = latent_of(begin)
-    latents = _sampled(model, torch.cat(controls, 2), Window(0, first, first + len(controls)), sampling)
-    decoding = Decoding(vae)
-    made = [
-        frame
-        for at in range(len(controls))
-        for frame in pictures(decoding.push(latents[:, :, at : at + 1]), height, width)
-    ]
-    return made[:count]

@@ -18,7 +18,8 @@ from expportrait_cli.errors import UsageError, WeightsError
 from expportrait_cli.generate.painter import Sketches, Still
 from expportrait_cli.generate.wan import runtime, together
 from expportrait_cli.generate.wan.budget import Cost, Shape, free_bytes, speed_of
-from expportrait_cli.generate.wan.film import Model, Sampling, paint_chain, paint_windows
+from expportrait_cli.generate.wan.chain import paint_chain
+from expportrait_cli.generate.wan.film import Model, Sampling, paint_windows
 from expportrait_cli.generate.wan.folder import NO_MODEL, load_folder, load_transformer, load_vae
 from expportrait_cli.generate.wan.manifest import TRANSFORMER, VAE, Sampler, read_manifest
 from expportrait_cli.generate.wan.portrait_model import PortraitModel
@@ -76,7 +77,7 @@ class WanPainter:
 
     @torch.inference_mode()
     def paint(
-        self, still: Still, sketches: Sketches, *, start: int, count: int
+        self, still: Still, sketches: Sketches, *, start: int, count: int, keep: Path | None = None
     ) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
         """Yield the frames from `start` on.
 
@@ -89,7 +90,9 @@ class WanPainter:
         model, sampling = loaded.show(still), self._sampling
         if self._config.chain:
             given = self._config.chain
-            yield from paint_chain(model, loaded.vae, sketches, sampling, given=given, start=start, count=count)
+            yield from paint_chain(
+                model, loaded.vae, sketches, sampling, given=given, start=start, count=count, keep=keep
+            )
         else:
             yield from paint_windows(model, loaded.vae, sketches, sampling, start=start, count=count)
 
