@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
+from test_evaluate_stage import clip, portrait, score
 from test_evaluate_suite import film
 
 from expportrait_cli.errors import WeightsError
@@ -15,6 +16,7 @@ from expportrait_cli.evaluate.i3d import I3d, Windows, prepared
 from expportrait_cli.evaluate.scores import Scores, scores_from_json
 from expportrait_cli.evaluate.suite import SuiteScores
 from expportrait_cli.evaluate.suite_report import suite_report
+from expportrait_cli.media.image import write_png
 
 
 def exactly(mean: np.ndarray, covariance: np.ndarray) -> np.ndarray:
@@ -136,6 +138,23 @@ def test_another_file_is_refused_in_one_line(module, words, tmp_path):
         I3d(path).look(np.zeros((16, 224, 224, 3), np.float32))
     assert "\n" not in str(caught.value) and "Sapiens" not in str(caught.value)
     assert str(caught.value).endswith("Take i3d_torchscript.pt as StyleGAN-V uses it: `expportrait weights list`.")
+
+
+@pytest.mark.slow
+def test_the_reference_frame_is_in_no_window(tmp_path, monkeypatch):
+    monkeypatch.setenv("EXPPORTRAIT_WEIGHTS", str(tmp_path))
+    script(Colours(), tmp_path / "i3d_torchscript.pt")
+    shades = range(60, 60 + 34)
+    frames = [np.full((180, 180, 3), shade, np.uint8) for shade in shades]
+    truth, film = clip(tmp_path / "truth.mkv", frames), clip(tmp_path / "film.mkv", [*frames[:20], *frames[:14]])
+    windows = score(film, truth).windows
+    assert windows.shape == (2, 2, CLASSES)
+    red = np.array(shades) / 127.5 - 1
+    np.testing.assert_allclose(windows[1, :, :16], [red[1:17], red[17:33]], atol=1e-5)
+    np.testing.assert_allclose(windows[0, 1, :16], [*red[17:20], *red[:13]], atol=1e-5)
+    # Without a truth every frame counts.
+    photo = write_png(tmp_path / "photo.png", portrait())
+    np.testing.assert_allclose(score(film, truth, photo).windows[1, 0, :16], red[:16], atol=1e-5)
 
 
 def answered(count: int, shift: float, seed: int) -> Scores:

@@ -3,6 +3,7 @@
 ONNX holds a graph of known operators and cannot bring code of its own.
 """
 
+import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ class OnnxNet:
         unreadable = (errors.Fail, errors.InvalidArgument, errors.InvalidGraph, errors.InvalidProtobuf)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        options.intra_op_num_threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
         # Threads that spin while they wait slow down everything else on a busy machine.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:

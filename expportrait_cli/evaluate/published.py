@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 PUBLISHED_NOTE = (
-    "published, other clips: Table 1 of the ExpPortrait paper, 20 clips of RAVDESS and 80 of NeRSemble at 512 px. Its "
-    "AED, APD and CSIM rest on other estimators than any column here, and its LPIPS on an unnamed network: "
+    "published, other clips: Table 1 of the ExpPortrait paper, 20 clips of RAVDESS and 80 of NeRSemble at 512 px. It "
+    "does not say which estimators its AED and APD rest on, nor which networks its CSIM and LPIPS: "
     "read them beside each other, never subtract them. The cross AED and APD of two of its rows are identical."
 )
 
