@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
 from test_evaluate_stage import clip, moved, portrait, score
 
 from expportrait_cli.errors import WeightsError
@@ -67,6 +68,20 @@ def test_deep3d_s_crop_puts_the_template_where_it_belongs(unit_px, centre):
     for place in 112 + 102 * offsets:
         # Sizes and edges are whole pixels, and the published crop lies half a pixel off: 1 px in all.
         assert np.abs(brightest(crop, place) - place).max() < 1.3
+
+
+@pytest.mark.parametrize(("unit_px", "centre"), [(170.0, (250.0, 200.0)), (21.3, (60.0, 330.0)), (90.0, (15.0, 390.0))])
+def test_deep3d_s_crop_is_cut_from_the_scaled_picture(unit_px, centre):
+    noise = np.random.default_rng(3).integers(0, 256, (400, 500, 3), dtype=np.uint8)
+    points = landmarks(np.array(centre) + unit_px * deep3d.TEMPLATE[:, :2] * [1, -1])
+    scale = 102 / unit_px
+    size = int(500 * scale), int(400 * scale)
+    left = int(size[0] / 2 - 112 + (centre[0] - 0.5 - 250) * scale)
+    top = int(size[1] / 2 - 112 + (200 - (399.5 - centre[1])) * scale)
+    whole = Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC)
+    expected = np.array(whole.crop((left, top, left + 224, top + 224))).astype(int)
+    # PIL's weights are rounded.
+    assert np.abs(deep3d.aligned(noise, points) - expected).max() <= 1
 
 
 def test_the_place_is_that_of_the_camera_that_saw_the_template():

@@ -63,8 +63,8 @@ class Deep3D:
 def aligned(image: UInt8[np.ndarray, "H W 3"], points: Float64[np.ndarray, "478 2"]) -> UInt8[np.ndarray, "224 224 3"]:
     """The face at the template's size and place, not turned, RGB; black beyond the picture.
 
-    Scales the whole picture, with PIL's bicubic filter, and cuts at whole pixels, as published: so the crop moves by
-    jumps of a pixel, which are part of the figures that others have.
+    As if the whole picture were scaled, with PIL's bicubic filter, and cut at whole pixels, as published: the crop moves
+    by jumps of a pixel, which are part of the figures that others have.
     """
     height, width = image.shape[:2]
     # Pixel centres lie at whole numbers there, and y points up.
@@ -75,8 +75,15 @@ def aligned(image: UInt8[np.ndarray, "H W 3"], points: Float64[np.ndarray, "478 
     size = int(width * scale), int(height * scale)
     left = int(size[0] / 2 - SIDE / 2 + (x - width / 2) * scale)
     top = int(size[1] / 2 - SIDE / 2 + (height / 2 - y) * scale)
-    whole = Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)
-    return np.array(whole.crop((left, top, left + SIDE, top + SIDE)))
+    # Only what the filter sees of it is scaled: whole frames with a small face would grow to hundreds of megabytes.
+    margin = int(np.ceil(2 * max(scale, 1))) + 1
+    low = max(left - margin, 0), max(top - margin, 0)
+    high = min(left + SIDE + margin, size[0]), min(top + SIDE + margin, size[1])
+    steps = width / size[0], height / size[1]
+    box = low[0] * steps[0], low[1] * steps[1], min(high[0] * steps[0], width), min(high[1] * steps[1], height)
+    part = Image.fromarray(image).resize((high[0] - low[0], high[1] - low[1]), Image.Resampling.BICUBIC, box=box)
+    corner = left - low[0], top - low[1]
+    return np.array(part.crop((*corner, corner[0] + SIDE, corner[1] + SIDE)))
 
 
 def place(five: Float64[np.ndarray, "5 2"]) -> tuple[Float64[np.ndarray, " 2"], float]:
