@@ -63,8 +63,8 @@ class Deep3D:
 def aligned(image: UInt8[np.ndarray, "H W 3"], points: Float64[np.ndarray, "478 2"]) -> UInt8[np.ndarray, "224 224 3"]:
     """The face at the template's size and place, not turned, RGB; black beyond the picture.
 
-    As if the whole picture were scaled, with PIL's bicubic filter, and cut at whole pixels, as published: the crop moves
-    by jumps of a pixel, which are part of the figures that others have.
+    As if the whole picture were scaled, with PIL's bicubic filter, and cut at whole pixels, as published: the crop
+    moves by jumps of a pixel, which are part of the figures that others have.
     """
     height, width = image.shape[:2]
     # Pixel centres lie at whole numbers there, and y points up.
