@@ -52,10 +52,11 @@ def test_pictures_are_fitted_as_the_library_does(shape):
     assert torch.allclose(fitted(picture(0, *shape), 32), wanted, atol=1e-4)
 
 
-def test_tokens_are_those_of_the_last_layer_but_one(base):
+def test_tokens_are_those_of_the_last_layer_but_one(base, capsys):
     encoder = ImageEncoder(base / "image_encoder")
     one, two = encoder.tokens(picture(1)), encoder.tokens(picture(2))
     assert one.shape == (1, IMAGE_TOKENS, IMAGE_DIM) and (one - two).abs().mean() > 0.1
+    assert not capsys.readouterr().err
     model = CLIPVisionModel.from_pretrained(base / "image_encoder").eval()
     with torch.no_grad():
         layers = model(pixel_values=fitted(picture(1), 32), output_hidden_states=True).hidden_states

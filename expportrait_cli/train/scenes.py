@@ -32,8 +32,13 @@ from expportrait_cli.train.dataset import Clip
 
 
 def photo_rows(tracking: Tracking, count: int, *, end: int | None = None) -> np.ndarray:
-    """Frames before `end` that differ in pose and expression: from a closed mouth to an open one, from side to side."""
+    """Frames before `end` that differ in pose and expression: from a closed mouth to an open one, from side to side.
+
+    None if the face was seen in none.
+    """
     seen = np.flatnonzero(tracking.state[:end] == 0)
+    if not len(seen):
+        return seen
     values = np.concatenate([3 * tracking.rotation, 3 * tracking.jaw, tracking.expression], 1)[seen]
     return seen[distinct_rows(values, count)]
 

@@ -138,7 +138,10 @@ def prompt_embeds(folder: Path) -> Float[Tensor, "L D"]:
 
 def _encoded(folder: Path, text: str) -> Float[Tensor, "L D"]:
     from transformers import AutoTokenizer, UMT5EncoderModel
+    from transformers.utils import logging
 
+    # Its own bars would run through the tool's.
+    logging.disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder / TOKENIZER), local_files_only=True)
         encoder = UMT5EncoderModel.from_pretrained(

@@ -80,7 +80,10 @@ class ImageEncoder:
     @cached_property
     def _model(self) -> Any:
         from transformers import CLIPVisionModel
+        from transformers.utils import logging
 
+        # Its own bars would run through the tool's.
+        logging.disable_progress_bar()
         try:
             model: Any = CLIPVisionModel.from_pretrained(str(self._folder), use_safetensors=True, local_files_only=True)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
