@@ -1,6 +1,8 @@
 """Films by the Wan painters through the command line, from folders with the layout of the real ones."""
 
 import json
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,9 @@ from expportrait_cli.cli import app
 from expportrait_cli.config import GenerateConfig, WanConfig
 from expportrait_cli.errors import UsageError
 from expportrait_cli.generate import painters
+from expportrait_cli.generate.painter import Sketch
 from expportrait_cli.generate.wan import budget, runtime
+from expportrait_cli.generate.wan import painters as wan_painters
 from expportrait_cli.generate.wan.painters import WanPainter
 from expportrait_cli.media.files import content_hash
 from expportrait_cli.media.video import frame_count, probe
@@ -214,6 +218,38 @@ def test_a_reused_step_is_another_result(folders):
         return np.stack(list(painter.paint(still(), sketches_of(5), start=0, count=5)))
 
     assert not np.array_equal(film(1.0), film(0.0)) and np.array_equal(film(1.0), film(1.0))
+
+
+@pytest.mark.parametrize(
+    "name, options", [("wan-portrait", {}), ("wan-vace", {"control": "depth"}), ("wan-vace", {"chain": 5})]
+)
+def test_drawing_ahead_changes_nothing(name, options, folders, monkeypatch):
+    def film() -> np.ndarray:
+        painter = WanPainter(name, folders[name], WanConfig(steps=1, **options), 0)
+        return np.stack(list(painter.paint(still(16, 16), sketches_of(90, height=16, width=16), start=0, count=90)))
+
+    ahead = film()
+    monkeypatch.setattr(wan_painters, "read_ahead", lambda items, depth: iter(items))
+    assert ahead.shape == (90, 16, 16, 3) and np.array_equal(ahead, film())
+
+
+def test_what_is_drawn_ahead_is_one_window_and_its_errors_come_through(folders):
+    drawn = []
+
+    def sketches(start: int) -> Iterator[Sketch]:
+        for index, frame in enumerate(sketches_of(300, height=16, width=16)(start), start):
+            drawn.append(index)
+            if index == 200:
+                raise OSError("the meshes are gone")
+            yield frame
+
+    painter = WanPainter("wan-v2v", folders["wan-v2v"], WanConfig(steps=1, strength=1.0), 0)
+    frames = painter.paint(still(16, 16), sketches, start=0, count=300)
+    assert len(list(islice(frames, 5))) == 5
+    # A window of 21 latent frames, and ahead of it what the next one has more: 16.
+    assert len(drawn) <= 1 + 4 * (20 + 16)
+    with pytest.raises(OSError, match="the meshes are gone"):
+        list(frames)
 
 
 def test_attention_that_is_not_there_is_refused():

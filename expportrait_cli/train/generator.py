@@ -13,12 +13,12 @@ from accelerate import Accelerator, DistributedType
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from expportrait_cli.ahead import ahead
 from expportrait_cli.config import GeneratorTask, GeneratorTraining
 from expportrait_cli.errors import UsageError
 from expportrait_cli.generate.wan.portrait import WanPortrait
 from expportrait_cli.train.generator_lessons import Lesson, Lessons
 from expportrait_cli.train.generator_state import Average, load_state, save_state
-from expportrait_cli.train.prefetch import ahead
 
 LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"]
 NEW = ("patch_embedding", "lora_")

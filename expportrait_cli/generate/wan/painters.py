@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Literal
@@ -13,9 +13,10 @@ from diffusers.models.transformers.transformer_wan_vace import WanVACETransforme
 from jaxtyping import UInt8
 from torch import nn
 
+from expportrait_cli.ahead import read_ahead
 from expportrait_cli.config import WanConfig
 from expportrait_cli.errors import UsageError, WeightsError
-from expportrait_cli.generate.painter import Sketches, Still
+from expportrait_cli.generate.painter import Sketch, Sketches, Still
 from expportrait_cli.generate.wan import runtime, together
 from expportrait_cli.generate.wan.budget import Cost, Shape, free_bytes, speed_of
 from expportrait_cli.generate.wan.chain import paint_chain
@@ -28,7 +29,7 @@ from expportrait_cli.generate.wan.sampler import sigmas_of
 from expportrait_cli.generate.wan.v2v import FinishModel
 from expportrait_cli.generate.wan.vace import VaceModel
 from expportrait_cli.generate.wan.vae import SPACE, Vae
-from expportrait_cli.generate.wan.windows import Grid, latent_count
+from expportrait_cli.generate.wan.windows import STRIDE, Grid, latent_count
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +89,7 @@ class WanPainter:
         self._announce(height, width, count)
         loaded = self._loaded()
         model, sampling = loaded.show(still), self._sampling
+        sketches = self._drawn_ahead(sketches)
         if self._config.chain:
             given = self._config.chain
             yield from paint_chain(
@@ -100,6 +102,18 @@ class WanPainter:
         """The transformer, and what to call before it is used: for processes that only help the one that paints."""
         loaded = self._loaded()
         return loaded.transformer, loaded.wake
+
+    def _drawn_ahead(self, sketches: Sketches) -> Sketches:
+        """Have those of the next window drawn while the transformer works on the present one."""
+        shares = 0 if self._config.chain else self._sampling.overlap
+        asks_for_head = self._name == "wan-portrait" or self._config.control == "depth"
+
+        def drawn(start: int) -> Iterator[Sketch]:
+            for sketch in sketches(start):
+                buffers = sketch.draw() if asks_for_head else None
+                yield sketch if buffers is None else replace(sketch, draw=lambda buffers=buffers: buffers)
+
+        return lambda start: read_ahead(drawn(start), STRIDE * (self._sampling.length - shares))
 
     def _loaded(self) -> Loaded:
         return _load(self._name, self._folder, self._identity, self._config, self._device, self._dtype)
