@@ -46,6 +46,8 @@ RUNS = (
     Run("pieces", is_spread=True),
     Run("pieces-stopped", is_spread=True, stop=2),
     Run("pieces-stopped", is_spread=True),
+    Run("moved", stop=3),
+    Run("moved", is_spread=True),
     Run("lora", lora=4),
     Run("lora-pieces", is_spread=True, lora=4),
     Run("lora-pieces-halved", is_spread=True, lora=4, precision="bf16", is_halved=True),

@@ -41,7 +41,7 @@ def launched(*words: object, processes: int = 2) -> subprocess.Popen[str]:
 
 
 def test_shares_make_the_film_of_the_whole(tmp_path):
-    """Three windows, an odd number of tokens, guidance, and layers that come and go."""
+    """Several windows, an odd number of tokens, guidance, layers that come and go, and image tokens."""
     process = launched("films", tmp_path)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err[-4000:]
@@ -53,6 +53,9 @@ def test_shares_make_the_film_of_the_whole(tmp_path):
             assert away.max() <= 1 and (away > 0).mean() < 1e-3
             # The first has the larger half of a window's 5 latent frames of 15 tokens.
             assert made["tokens"].max() == -(-15 * (5 + lead) // 2)
+    with np.load(tmp_path / "i2v.npz") as made:
+        assert made["tokens"].tolist() == [23] and made["alone"].shape == (1, 16, 3, 6, 10)
+        assert np.allclose(made["alone"], made["shared"], atol=1e-5)
 
 
 @pytest.fixture(scope="module")

@@ -48,17 +48,20 @@ def state(folder: Path) -> dict[str, Tensor]:
     return load_file(folder / "state.safetensors")
 
 
-@pytest.mark.parametrize("whole, pieces", [("whole", "pieces"), ("lora", "lora-pieces")])
-def test_pieces_learn_what_the_whole_learns(whole, pieces, made):
-    """Files of the same tensors, which differ by no more than the order of sums; and the same films on the way."""
-    expected, found = state(made / whole), state(made / pieces)
+def assert_same(expected: dict[str, Tensor], found: dict[str, Tensor]) -> None:
+    """States of the same tensors, which differ by no more than the order of sums."""
     assert expected.keys() == found.keys()
     for name, tensor in expected.items():
         assert found[name].shape == tensor.shape and found[name].dtype == tensor.dtype, name
         # Adam's first steps are as large where the gradient is rounding alone.
         assert torch.allclose(found[name], tensor, atol=2e-3), name
-    away = max(float((found[name] - tensor).abs().mean()) for name, tensor in expected.items())
-    assert away < 1e-4
+    assert max(float((found[name] - tensor).abs().mean()) for name, tensor in expected.items()) < 1e-4
+
+
+@pytest.mark.parametrize("whole, pieces", [("whole", "pieces"), ("lora", "lora-pieces")])
+def test_pieces_learn_what_the_whole_learns(whole, pieces, made):
+    """And make the same films on the way."""
+    assert_same(state(made / whole), state(made / pieces))
     for one, other in zip(rows(made / whole), rows(made / pieces), strict=True):
         # Two blocks and the rest: gathered one at a time.
         assert other.pop("groups", 3) == 3
@@ -71,6 +74,11 @@ def test_pieces_go_on_where_they_were_stopped(made):
     assert whole == gone_on
     (film, exam, *_), (film_too, exam_too, *_) = rows(made / "pieces"), rows(made / "pieces-stopped")
     assert film == film_too and exam["held_out"] == exam_too["held_out"]
+
+
+def test_a_run_moves_from_whole_to_pieces(made):
+    assert rows(made / "moved", 3)[-1] == {"stopped": True}
+    assert_same(state(made / "whole"), state(made / "moved"))
 
 
 def test_what_learns_is_exact_beside_a_base_in_half_precision(made):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tiny_wan import prompt_embeds, tiny_transformer, tiny_vae
+from tiny_wan import IMAGE_DIM, TEXT_DIM, prompt_embeds, tiny_i2v_transformer, tiny_transformer, tiny_vae
 from torch import nn
 from wan_film import sketches_of, still, tiny_portrait
 
@@ -26,12 +26,16 @@ from expportrait_cli.generate.wan.vae import Vae
 CPU = torch.device("cpu")
 COUNT, HEIGHT, WIDTH = 33, 44, 76
 """Several windows; the 15 tokens of a latent frame cannot be halved."""
-FILMS = (("wan-portrait", "none", 2.0), ("wan-v2v", "group", 1.0))
-"""Painter, what waits outside the device, and guidance."""
+FILMS = (("wan-portrait", "none", 2.0), ("wan-v2v", "group", 1.0), ("i2v", "none", 1.0))
+"""Painter, what waits outside the device, and guidance; of a transformer with image tokens, one step."""
+
+
+STEP = ((36, 3, 6, 10), (512, TEXT_DIM), (257, IMAGE_DIM))
+"""Latents, text and picture of that step."""
 
 
 def whole_of(name: str) -> nn.Module:
-    return tiny_transformer() if name == "wan-v2v" else tiny_portrait()
+    return {"wan-v2v": tiny_transformer, "wan-portrait": tiny_portrait, "i2v": tiny_i2v_transformer}[name]()
 
 
 def share(name: str, offload: str) -> nn.Module:
@@ -44,6 +48,9 @@ def share(name: str, offload: str) -> nn.Module:
 
 
 def film(whole: nn.Module, guidance: float) -> np.ndarray:
+    if getattr(whole, "config", {}).get("image_dim"):
+        words = [torch.randn(1, *shape, generator=torch.Generator().manual_seed(1)) for shape in STEP]
+        return whole(words[0], torch.tensor([500.0]), *words[1:], return_dict=False)[0].numpy()
     own = Vae(tiny_vae())
     if isinstance(whole, WanPortrait):
         model: Model = PortraitModel(whole, own, still(HEIGHT, WIDTH))

@@ -2,6 +2,7 @@
 
 import math
 import signal
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,6 +137,8 @@ def _spread(portrait: WanPortrait, config: GeneratorTraining, accelerator: Accel
         assert plugin is not None
         # Every process has read the weights; accelerate's way of having one read them fails at a model with buffers.
         plugin.cpu_ram_efficient_loading = False
+        # It warns of changing what the model gives in place, which nothing here does.
+        warnings.filterwarnings("ignore", "FSDP2-wrapped module")
     # What accelerate gathers at a time when it is told to go by the transformer's blocks.
     portrait._no_split_modules = portrait.transformer._no_split_modules  # pyright: ignore[reportArgumentType]
     return accelerator.prepare(portrait, optimizer_of(portrait, config))
