@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from expportrait_cli.head import dense, landmarks
-from expportrait_cli.head.facemesh import FACE_OVAL, IRIS, LIP_PAIRS, LIPS
+from expportrait_cli.head.facemesh import FACE_OVAL, IRIS, LID_PAIRS, LIP_PAIRS, LIPS, UPPER_LIDS
 from expportrait_cli.head.model import JAW
 from expportrait_cli.head.spread import REACH_M, LandmarkSpread, open_mouth
 
@@ -84,6 +84,15 @@ def test_the_upper_lip_leaves_the_lower_one(spread, head):
     _, moved = field(spread, head, steps)
     above, below = np.array(LIP_PAIRS[:5]).T
     assert -moved[above, 1].mean() > 0.7
+    assert np.abs(moved[below, 1]).max() < 0.15 * -moved[above, 1].mean()
+
+
+def test_the_upper_lid_leaves_the_lower_one(spread, head):
+    steps = np.zeros((478, 2))
+    steps[[lid for rim in UPPER_LIDS for lid in rim[1:-1]]] = [0.0, -1.0]
+    _, moved = field(spread, head, steps)
+    above, below = np.array(LID_PAIRS).T
+    assert -moved[above, 1].mean() > 0.6
     assert np.abs(moved[below, 1]).max() < 0.15 * -moved[above, 1].mean()
 
 

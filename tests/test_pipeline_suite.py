@@ -280,7 +280,7 @@ def test_our_own_films_and_what_they_lose_without_this_and_that(clips, tmp_path,
     assert all(f'alt="{caption} of frame' in page for caption in ("photo", "truth", "normals", "film"))
     assert "fast.mp4 is up to date" in err and "s a film" in err
     document = json.loads((tmp_path / "a.scores.json").read_text())
-    assert list(document["methods"]) == ["expportrait", "direct", "no-dynamic", "base"]
+    assert list(document["methods"]) == [variant.name for variant in variants(ablation=True, backend="proxy")]
     scores = {name: row["means"]["self"]["psnr_frame"]["mean"] for name, row in document["methods"].items()}
     assert scores["expportrait"] > 25 and scores["base"] != scores["no-dynamic"]
     times = json.loads((tmp_path / "a.work" / "times.json").read_text())["films"]

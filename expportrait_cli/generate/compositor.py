@@ -19,7 +19,6 @@ from expportrait_cli.generate.layers import (
     STILL_PX,
     Layers,
     draw,
-    lid_travel,
     parts_drawn,
     triangle_ids,
     triangle_parts,
@@ -27,6 +26,7 @@ from expportrait_cli.generate.layers import (
 from expportrait_cli.generate.lids import Lid
 from expportrait_cli.geometry.similarity import similarity
 from expportrait_cli.head import HeadModel
+from expportrait_cli.head.lids import lid_travel
 from expportrait_cli.render.rasterizer import interpolate
 
 SKIN = 0
@@ -123,8 +123,8 @@ class Compositor:
         bared = (1 - alpha) * layers.alpha
         guess = (moves * np.maximum(np.maximum(hidden, bared), 4 * alpha * (1 - alpha))).astype(np.float32)
         self.inner.paint(frame, guess, bones, rast, part, source)
-        for lid, share in zip(self.lids, unfolded, strict=True):
-            lid.paint_lashes(frame, verts_cam, share)
+        for lid in self.lids:
+            lid.paint_lashes(frame, verts_cam)
         return frame, guess
 
     def _seen(self, skin, source):

@@ -12,7 +12,8 @@ from scipy.sparse.linalg import splu
 from expportrait_cli.generate.diffuse import diffuse
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.geometry.mesh import vertex_normals
-from expportrait_cli.head import HeadModel, dense
+from expportrait_cli.head import HeadModel
+from expportrait_cli.head.lids import lid_travel
 from expportrait_cli.render.rasterizer import rasterize
 
 TRACES = (0.12, 0.03)
@@ -125,16 +126,6 @@ def membrane(
     return filled
 
 
-def lid_travel(head: HeadModel) -> Float32[np.ndarray, "2 V"]:
-    """How far a blink moves the skin of the left and of the right eye, m; zero for a head without that expression."""
-    travel = torch.zeros(2, len(head.parts))
-    for side, name in enumerate(("eyeBlinkLeft", "eyeBlinkRight")):
-        if name in head.expression_names:
-            moved = dense(head, head.expression_basis[..., head.expression_names.index(name)])
-            travel[side] = moved.norm(dim=-1) * head.part("skin")
-    return travel.numpy()
-
-
 def lids(head: HeadModel) -> Bool[np.ndarray, " V"]:
     """Upper lids and a rim around them: an open eye folds them away, and a photo shows lashes and shadow instead."""
     near = lid_travel(head).max(0) > LID_TRAVEL_M
@@ -168,7 +159,7 @@ def surface_colours(
     adjacency = sp.coo_matrix((np.ones(len(edges)), edges.T), (count, count)).tocsr()
     # The small diagonal lets pieces that nothing is known of (a hidden eyeball) take the mean.
     free = np.flatnonzero(~known)
-    laplacian = sp.diags(np.asarray(adjacency.sum(1))[:, 0] + 1e-4) - adjacency
+    laplacian = (sp.diags(np.asarray(adjacency.sum(1))[:, 0] + 1e-4) - adjacency).tocsr()
     mean = colour[known].mean(0) if known.any() else np.full(3, 128.0)
     right = adjacency[free][:, known] @ colour[known] + 1e-4 * mean
     colour = colour.astype(np.float32)

@@ -6,6 +6,7 @@ from jaxtyping import Float32
 from scipy.spatial.distance import cdist
 
 from expportrait_cli.head.facemesh import EYE_CORNERS, FACE_OVAL, IRIS, JAW_FRONT, NOSE_BASE
+from expportrait_cli.head.lids import lid_travel
 from expportrait_cli.head.model import HeadModel, coarse, dense, joints, pose
 
 SIGMA_M = 0.012
@@ -14,7 +15,9 @@ RIDGE = 0.1
 REACH_M = 0.035
 FEATHER_M = 0.012
 OPEN_RAD = 0.3
-"""Jaw angle of the head in which distances are taken."""
+"""Jaw angle of the head in which distances are taken,"""
+APART_M = 0.02
+"""and how far the upper lids stand out of it, so that they and the lower ones do not pull each other."""
 
 
 def open_mouth(head: HeadModel, identity: Float32[np.ndarray, " K"]) -> Float32[np.ndarray, "V 3"]:
@@ -34,6 +37,8 @@ class LandmarkSpread:
         """Distances are the person's own."""
         shape = open_mouth(head, identity)
         triangles, weights = head.landmark_triangles.numpy(), head.landmark_barycentrics.numpy()
+        travel = lid_travel(head).max(0)
+        shape = np.column_stack([shape, APART_M * travel / max(float(travel.max()), 1e-9)])
         centres = np.einsum("lk,lkj->lj", weights, shape[triangles]).astype(np.float64)
         used = np.setdiff1d(np.arange(478), [*FACE_OVAL, *IRIS])
         centres = centres[used]
