@@ -143,25 +143,6 @@ class Spot(Colours):
         return heat.expand(1, 308, 256, 192)
 
 
-class Writes(torch.nn.Module):
-    def forward(self, picture: torch.Tensor) -> torch.Tensor:
-        torch.save(picture, "/tmp/stolen")
-        return picture
-
-
-class Maps(torch.nn.Module):
-    def forward(self, picture: torch.Tensor) -> torch.Tensor:
-        return torch.from_file("/tmp/stolen", True, 8)
-
-
-class Calls(torch.nn.Module):
-    """Calls another library's operator, here a harmless one of PyTorch's own."""
-
-    def forward(self, picture: torch.Tensor) -> torch.Tensor:
-        torch.ops.profiler._record_function_enter("here")
-        return picture
-
-
 def script(module: torch.nn.Module, path: Path) -> Path:
     with pytest.warns(DeprecationWarning):
         torch.jit.script(module).save(str(path))
@@ -339,25 +320,6 @@ def test_a_foreign_onnx_is_refused_in_one_line(tmp_path):
     says(tmp_path / "page.onnx", "cannot be read: .*Protobuf parsing failed")
     (tmp_path / "cut.onnx").write_bytes((tmp_path / "one.onnx").read_bytes()[:200])
     says(tmp_path / "cut.onnx", "cannot be read")
-
-
-def test_what_is_no_torchscript_is_refused_in_one_line(tmp_path):
-    def says(path: Path, pattern: str) -> None:
-        with pytest.raises(WeightsError, match=pattern) as caught:
-            Sapiens(path)
-        assert "\n" not in str(caught.value)
-
-    (tmp_path / "page.pt2").write_text("<html>not found</html>")
-    says(tmp_path / "page.pt2", "damaged or no TorchScript archive")
-    exported = torch.export.export(torch.nn.Linear(2, 2), (torch.zeros(1, 2),))
-    torch.export.save(exported, tmp_path / "exported.pt2")
-    says(tmp_path / "exported.pt2", "holds no TorchScript")
-    torch.save({"weight": torch.zeros(2)}, tmp_path / "pickle.pt2")
-    says(tmp_path / "pickle.pt2", "holds no TorchScript")
-    for module in (Writes(), Maps(), Calls()):
-        says(
-            script(module, tmp_path / "program.pt2"), "program that calls more than a network needs, and is not loaded"
-        )
 
 
 def test_a_net_with_another_answer_is_refused(crop, tmp_path):

@@ -4,9 +4,6 @@ Normals also from a state dict that the user made into a .safetensors file: ever
 CC-BY-NC-4.0: not for commercial use.
 """
 
-import re
-import warnings
-import zipfile
 from pathlib import Path
 
 import cv2
@@ -17,6 +14,7 @@ from torch import Tensor
 
 from expportrait_cli.detect.estimate import Estimate, assemble, resized
 from expportrait_cli.detect.sapiens_net import load_normals
+from expportrait_cli.detect.torchscript import load_program
 from expportrait_cli.errors import WeightsError
 
 HEIGHT, WIDTH = 1024, 768
@@ -30,8 +28,7 @@ axes, with a mean cosine of 0.8 to a fitted body and 0.06 ahead of the next best
 KEYPOINTS = 308
 BLUR = 11
 """Window of the blur before a heatmap's peak is refined, px; lite/demo/pose_utils.py."""
-REFUSED = re.compile(rb"\b(save|from_file)\b|\bops\b(?!\.prim\b)")
-"""Operators of PyTorch that touch files, and all of other libraries: torchvision's, for example, write pictures."""
+HOW = "Take the file that ends in _torchscript.pt2: `expportrait weights list`."
 
 
 class Sapiens:
@@ -80,7 +77,10 @@ class _Net:
         self._path = path
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         is_state = path.suffix == ".safetensors"
-        self._module = load_normals(path).to(self._device) if is_state else _load(path, self._device)
+        if is_state:
+            self._module = load_normals(path).to(self._device)
+        else:
+            self._module = load_program(path, self._device, advice=HOW)
 
     def __call__(self, crop: UInt8[np.ndarray, "S S 3"], expected: str, channels: int) -> Float32[Tensor, "C H W"]:
         """Run on a crop that is put into the middle of a frame of the shape that the net was trained on."""
@@ -98,35 +98,6 @@ def frame(crop: UInt8[np.ndarray, "S S 3"]) -> Float32[Tensor, "1 3 1024 768"]:
     picture = cv2.copyMakeBorder(square, BAND, BAND, 0, 0, cv2.BORDER_REPLICATE)
     normalised = (picture - np.array(MEAN, np.float32)) / np.array(STD, np.float32)
     return torch.from_numpy(np.ascontiguousarray(normalised.transpose(2, 0, 1)[None]))
-
-
-def _load(path: Path, device: torch.device) -> torch.jit.ScriptModule:
-    """Load a TorchScript archive.
-
-    It is a program, the only published form of these weights that comes with its network. TorchScript's own
-    interpreter runs it: nothing of Python is unpickled or imported, and the program can only call operators on tensors.
-    Those that reach further are looked for first, because loading may already run a part of it.
-
-    Raises:
-        WeightsError: not such an archive, a damaged one, or one that names operators of `REFUSED`.
-    """
-    how = "Take the file that ends in _torchscript.pt2: `expportrait weights list`."
-    try:
-        with zipfile.ZipFile(path) as archive:
-            programs = [archive.read(name) for name in archive.namelist() if name.endswith(".py")]
-    except (zipfile.BadZipFile, EOFError) as error:
-        raise WeightsError(f"{path} is damaged or no TorchScript archive. {how}") from error
-    if not programs:
-        raise WeightsError(f"{path} holds no TorchScript, but another form of the weights. {how}")
-    if any(REFUSED.search(program) for program in programs):
-        raise WeightsError(f"{path} holds a program that calls more than a network needs, and is not loaded. {how}")
-    with warnings.catch_warnings():
-        # PyTorch wants torch.export instead, whose files these networks are not published as for every machine.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        try:
-            return torch.jit.load(path, map_location=device).eval()
-        except RuntimeError as error:
-            raise WeightsError(f"{path} is damaged: {str(error).splitlines()[0]} {how}") from error
 
 
 def peaks(heatmaps: Float[np.ndarray, "K H W"]) -> Float64[np.ndarray, "K 3"]:

@@ -12,8 +12,7 @@ import torch
 from jaxtyping import Float32, Float64, UInt8
 from torch import Tensor
 
-# The one loader of programs: it looks for operators that reach further before anything of the file runs.
-from expportrait_cli.detect.sapiens import _load as load_program
+from expportrait_cli.detect.torchscript import load_program
 from expportrait_cli.errors import WeightsError
 from expportrait_cli.evaluate.brought import find
 from expportrait_cli.evaluate.columns import CLASSES, WINDOW
@@ -36,11 +35,7 @@ class I3d:
         """
         self._path = path
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        try:
-            self._program = load_program(path, self._device)
-        except WeightsError as error:
-            # The loader's advice is for Sapiens' files.
-            raise WeightsError(f"{str(error).partition(' Take ')[0]} {HOW}") from error
+        self._program = load_program(path, self._device, advice=HOW)
 
     @torch.inference_mode()
     def look(self, window: Float32[np.ndarray, "T 224 224 3"]) -> Float32[np.ndarray, "400"]:
