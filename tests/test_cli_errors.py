@@ -219,3 +219,11 @@ def test_the_module_is_the_command():
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 3
     assert done.stderr.startswith("error: nowhere.mp4")
+
+
+def test_launched_processes_do_not_all_make_all_films(monkeypatch, tmp_path, capsys):
+    (tmp_path / "jobs.csv").write_text("reference,driving,output\na.png,b.mp4,c.mp4\n")
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert app.run(["batch", str(tmp_path / "jobs.csv")]) == 2
+    assert "--part 2/2" in capsys.readouterr().err

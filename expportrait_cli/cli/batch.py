@@ -10,7 +10,8 @@ import typer
 
 from expportrait_cli.cli import options
 from expportrait_cli.cli.display import Display
-from expportrait_cli.errors import InputError
+from expportrait_cli.cli.painting import launched
+from expportrait_cli.errors import InputError, UsageError
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,11 @@ def batch(
     the same list again to make only what is missing.
     """
     options.existing(jobs)
+    if (count := launched()) > 1:
+        raise UsageError(
+            f"{count} processes were launched, and each would make every film. Start one for each GPU, with its "
+            f"CUDA_VISIBLE_DEVICES and its share of the list: --part 1/{count}, --part 2/{count}, ..."
+        )
     from expportrait_cli.cli.app import FAULT, known
     from expportrait_cli.pipeline import stage
     from expportrait_cli.pipeline.job import check

@@ -56,9 +56,14 @@ Attention = Annotated[
 ]
 
 
+def launched() -> int:
+    """Processes that a launcher (torchrun, accelerate) started with this one."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+
+
 def only_helps(config: GenerateConfig) -> bool:
     """Whether this process was launched beside others for one film, and has done its part: the first makes the film."""
-    if "RANK" not in os.environ or os.environ.get("WORLD_SIZE", "1") == "1":
+    if launched() == 1:
         return False
     from expportrait_cli.generate.stage import only_helps
 

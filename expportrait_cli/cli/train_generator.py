@@ -62,6 +62,8 @@ def generator(
     from expportrait_cli.generate.wan.packages import require_packages
 
     require_packages()
+    import torch
+
     from expportrait_cli.train.generator_run import train_generator
 
     config = GeneratorTraining(
@@ -80,5 +82,7 @@ def generator(
     )
     with Display() as display:
         summary = train_generator(datasets, out, base, config, task, display.stage)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
     if summary:
         options.echo(out, summary, as_json=as_json)
