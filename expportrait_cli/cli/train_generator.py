@@ -82,7 +82,7 @@ def generator(
     )
     with Display() as display:
         summary = train_generator(datasets, out, base, config, task, display.stage)
-    if torch.distributed.is_initialized():
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     if summary:
         options.echo(out, summary, as_json=as_json)
