@@ -16,7 +16,10 @@ from expportrait_cli.config import FitConfig, TrackConfig
 from expportrait_cli.detect.matte import Matte
 from expportrait_cli.fit import fit, static
 from expportrait_cli.fit import stage as fit_stage
-from expportrait_cli.fit.silhouette import bending, fit_silhouette, hair_volume, outline
+from expportrait_cli.fit.ears import carry_ears
+from expportrait_cli.fit.masks import ear_vertices
+from expportrait_cli.fit.silhouette import fit_silhouette, graph_laplacian, hair_volume, outline
+from expportrait_cli.geometry.mesh import vertex_normals
 from expportrait_cli.geometry.rotations import from_turns
 from expportrait_cli.head import dense, landmarks
 from expportrait_cli.head.fitted import blend_matrices, canonical_mesh, fitted_mesh
@@ -147,12 +150,35 @@ def test_an_outline_leaves_out_the_border():
     assert len(outline(np.zeros((50, 50), np.float32), step=1)[0]) == 0
 
 
-def test_bending_is_free_for_shifts(head):
-    matrix = bending(head.faces.numpy(), len(head.template))
+def test_the_laplacian_is_free_for_shifts(head):
+    matrix = graph_laplacian(head.faces.numpy(), len(head.template))
     assert np.abs(matrix @ np.ones(len(head.template))).max() < 1e-9
-    assert abs(matrix - matrix.T).max() < 1e-12
     noise = np.random.default_rng(0).normal(size=len(head.template))
-    assert noise @ (matrix @ noise) > 0
+    assert np.abs(matrix @ noise).max() > 0.1
+
+
+def test_ears_are_carried_and_not_blown_up(head):
+    """3 cm of hair along the normals, which point everywhere on an ear."""
+    verts, faces = dense(head, head.template), head.dense_faces.numpy()
+    push = 0.03 * vertex_normals(verts, head.dense_faces).numpy()
+    carried = carry_ears(push, head)
+    ears = ear_vertices(head)
+    assert (carried != push).any(1)[ears].all()
+    own = ears[faces].all(1)
+
+    def stretch(offset):
+        corners = (verts.numpy() + offset)[faces[own]]
+        before = verts.numpy()[faces[own]]
+        sides, was = (np.linalg.norm(c - np.roll(c, 1, 1), axis=-1) for c in (corners, before))
+        return np.percentile(sides / np.maximum(was, 1e-5), 95)
+
+    assert stretch(push) > 4
+    assert stretch(carried) < 2
+    # What lies around them goes as far as it did, and takes them along.
+    far = np.abs(carried - push).max(1) == 0
+    assert 0.8 < far.mean() < 1
+    left = ears & (verts[:, 0].numpy() > 0)
+    assert carried[left, 0].mean() > 0.01
 
 
 def test_a_flat_square_grows_into_its_matte():

@@ -39,15 +39,14 @@ def outline(mask: Float[np.ndarray, "H W"], *, step: int) -> tuple[Float[np.ndar
     return points + 0.5, normals
 
 
-def bending(faces: Int[np.ndarray, "F 3"], count: int) -> sp.csc_matrix:
-    """Squared graph Laplacian of a mesh, D^-1-normalised rows."""
+def graph_laplacian(faces: Int[np.ndarray, "F 3"], count: int) -> sp.csr_matrix:
+    """What a vertex differs by from the mean of its neighbours."""
     edges = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
     edges = np.concatenate([edges, edges[:, ::-1]])
     adjacency = sp.coo_matrix((np.ones(len(edges)), edges.T), (count, count)).tocsr()
     adjacency.data[:] = 1.0
     degree = np.maximum(np.asarray(adjacency.sum(1))[:, 0], 1.0)
-    laplacian = sp.eye(count) - sp.diags(1 / degree) @ adjacency
-    return (laplacian.T @ laplacian).tocsc()
+    return sp.csr_matrix(sp.eye(count) - sp.diags(1 / degree) @ adjacency)
 
 
 def fit_silhouette(
@@ -70,7 +69,8 @@ def fit_silhouette(
     camera step of a dense vertex into the canonical frame.
     """
     count = int(coarse_faces.max()) + 1
-    smooth_matrix = bending(coarse_faces, count)
+    laplacian = graph_laplacian(coarse_faces, count)
+    smooth_matrix = (laplacian.T @ laplacian).tocsc()
     base = sp.diags(PIN * pinned + 1e-4)
     offset = np.zeros((count, 3))
     target, target_normals = outline(matte, step=2)

@@ -17,6 +17,7 @@ from expportrait_cli.detect.matte import Matte
 from expportrait_cli.fit.clip import Clip, Rows
 from expportrait_cli.fit.descent import Term, descend
 from expportrait_cli.fit.dynamic import limited
+from expportrait_cli.fit.ears import carry_ears
 from expportrait_cli.fit.evidence import Estimates, Picture
 from expportrait_cli.fit.losses import MagnitudeLoss
 from expportrait_cli.fit.masks import dynamic_mask, ear_vertices, static_mask
@@ -128,7 +129,8 @@ def outline_offset(
     lifted = dense(head, torch.from_numpy(offset.astype(np.float32))).numpy()
     shape = canonical_mesh(fit, head, fit)
     scalp = (head.skinning[:, HEAD] > 0.9) & (head.facial_mask < 0.1) & head.part("skin")
-    lifted = hair_volume(lifted, shape.numpy(), vertex_normals(shape, head.dense_faces).numpy(), scalp.numpy())
+    behind = hair_volume(lifted, shape.numpy(), vertex_normals(shape, head.dense_faces).numpy(), scalp.numpy())
+    lifted += carry_ears(behind - lifted, head)
     # A hard multiplication, not a penalty: the static field of one photo is exactly zero on the face.
     return lifted.astype(np.float32) * (1 - dynamic_mask(head))[:, None]
 
