@@ -144,7 +144,14 @@ def test_columns_without_weights_say_what_is_missing(truth, tmp_path, monkeypatc
     monkeypatch.setenv("EXPPORTRAIT_WEIGHTS", str(tmp_path / "none"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     scores = score(truth, truth)
-    for name in ("lpips_alex", "lpips_vgg", "csim_arcface", "aed_deep3d_mean", "apd_smirk_mean_rad"):
+    for name in (
+        "lpips_alex",
+        "lpips_vgg",
+        "csim_arcface",
+        "csim_arcface_target",
+        "aed_deep3d_mean",
+        "apd_smirk_mean_rad",
+    ):
         assert scores.means[name] is None and str(tmp_path / "cache") in scores.missing[name]
     assert not scores.windows.size
     assert scores.to_json()["versions"]["lpips_vgg.safetensors"] is None
@@ -158,6 +165,7 @@ def test_columns_with_weights_are_measured(truth, tmp_path, monkeypatch):
     assert same.means["lpips_alex"] == 0 and same.counts["lpips_alex"] == 1
     # The face only moves, and is aligned.
     assert same.rows[0]["csim_arcface"] == pytest.approx(1) and same.means["csim_arcface"] > 0.98
+    assert same.means["csim_arcface_target"] == same.means["csim_arcface"]
     version = same.to_json()["versions"]["lpips_alex.safetensors"]
     assert version.startswith("sha256 ") and version.endswith("licence BSD-2-Clause")
     soft = clip(tmp_path / "soft.mkv", [cv2.GaussianBlur(moved(portrait(), x, 0), (0, 0), 4) for x in (0, 2, 5)])

@@ -35,6 +35,8 @@ TOLERANCE = {
     "aed_deep3d_mean": 0.006,
     "aed_smirk_mean": 0.006,
     "identity_dlib": 0.05,
+    # Of the truth alone, whatever the film is.
+    "identity_dlib_target": 0,
     "flicker": 0.05,
     "landmark_jitter": 0.6,
 }
@@ -153,6 +155,14 @@ def test_one_grey_level_has_its_exact_size(scored):
         # The crops hold the same pixels, but for what one level does to the landmarks.
         assert means[name] == pytest.approx(1 / 255, abs=3e-4)
     assert means["flicker"] == pytest.approx(0, abs=1e-4)
+
+
+def test_a_film_that_moves_less_is_nearer_to_the_photo_than_the_truth_is(scored):
+    frozen, identical = scored["frozen"].means, scored["identical"].means
+    if identical["identity_dlib_target"] is None:
+        pytest.skip("needs dlib")
+    assert identical["identity_dlib_target"] == identical["identity_dlib"]
+    assert frozen["identity_dlib"] < 0.05 < 0.2 < frozen["identity_dlib_target"]
 
 
 def test_a_frozen_film_flickers_less_by_what_the_target_does(scored):

@@ -76,6 +76,17 @@ def test_a_face_is_at_no_distance_from_itself(same, truth):
     assert same.rows[0]["identity_dlib"] == 0
     # The same face, a few pixels further.
     assert same.means["identity_dlib"] < 0.2
+    # The film is the truth, and reaches what that does.
+    assert same.counts["identity_dlib_target"] == FRAMES - 1
+    assert same.means["identity_dlib_target"] == same.means["identity_dlib"]
+
+
+def test_what_is_better_depends_on_whether_the_target_shows_the_person():
+    columns = {column.name: column for column in COLUMNS}
+    for name, alone in (("identity_dlib", "lower"), ("csim_arcface", "higher")):
+        assert columns[name].better_in("self") == columns[f"{name}_target"].better_in("self") == "like the target's"
+        assert columns[name].better_in("cross") == alone
+    assert columns["psnr_frame"].better_in("self") == columns["psnr_frame"].better_in("cross") == "higher"
 
 
 def test_the_reference_frame_counts_in_no_mean(same):
@@ -125,6 +136,9 @@ def test_a_driver_needs_no_size_and_gives_no_pixel_metrics(frames, truth, tmp_pa
     assert scores.counts["found"] == FRAMES
     text = table(scores)
     assert "lip_gap_error" in text
+    # A driver is another person, and says nothing of what the photo's own could reach.
+    assert scores.means["identity_dlib_target"] is None and "same person" in scores.missing["identity_dlib_target"]
+    assert "like the target's" not in next((x for x in text.splitlines() if x.startswith("identity_dlib ")), "")
     assert any(line.startswith("not measured") and "psnr_frame" in line for line in text.splitlines())
 
 
@@ -133,7 +147,9 @@ def test_without_dlib_the_cell_is_empty_and_says_why(truth, frames, tmp_path, mo
     scores = score(clip(tmp_path / "two.mkv", frames[:2]), clip(tmp_path / "truth.mkv", frames[:2]))
     assert scores.means["identity_dlib"] is None
     assert "pip install" in scores.missing["identity_dlib"]
-    assert "identity_dlib (dlib-bin and face-recognition-models are not installed" in table(scores)
+    assert "identity_dlib, identity_dlib_target (dlib-bin and face-recognition-models are not installed" in table(
+        scores
+    )
 
 
 def test_a_frame_without_a_face_counts_in_the_found_rate_only(frames, tmp_path):

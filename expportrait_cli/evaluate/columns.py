@@ -1,6 +1,6 @@
 """The columns of an evaluation: what each metric is, which estimator it rests on, and where it comes from."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 FACEMESH = "MediaPipe FaceMesh, static mode, on a crop of each frame"
@@ -16,11 +16,18 @@ REGIONS = {
 }
 SPARSE_EVERY = 8
 """Of so many frames FLIP and LPIPS see one: 0.1 to 0.4 s each, with VGG some seconds without a GPU."""
+LOOKS = 32
+"""Frames, evenly spread, that are enough to say how like the reference the target is; each costs 0.1 s. Of films that
+have fewer than twice as many, every frame is looked at."""
 
 WINDOW, LEAST_WINDOWS = 16, 16
 """Frames that FVD's network sees at once, and windows of either side without which there is no FVD."""
 CLASSES = 400
 """Numbers that it gives for a window."""
+
+Mode = Literal["self", "cross"]
+"""self: the target is the truth, pixel by pixel. cross: the target is the driver, another picture."""
+Better = Literal["higher", "lower", "like the target's", "near 0"]
 
 
 @dataclass(frozen=True)
@@ -29,12 +36,18 @@ class Column:
 
     name: str
     unit: str
-    better: Literal["higher", "lower", "like the target's", "near 0"]
+    better: Better
     estimator: str
     """What sees the face, or "none" for plain arithmetic on pixels."""
     definition: str
     source: str = "expportrait"
     """Where the definition comes from."""
+    better_in_self: Better | None = None
+    """What is better in self mode, if that is something else."""
+
+    def better_in(self, mode: Mode) -> Better:
+        """What is better in this mode."""
+        return self.better_in_self or self.better if mode == "self" else self.better
 
 
 def _pixel_columns(region: str, where: str) -> list[Column]:
@@ -58,6 +71,17 @@ def _pixel_columns(region: str, where: str) -> list[Column]:
         ),
         Column(f"l1_{region}", "1", "lower", PIXELS, f"mean absolute difference over {where}"),
     ]
+
+
+def _with_target(column: Column) -> tuple[Column, Column]:
+    """A measure of likeness to the reference, and what the target itself reaches."""
+    reached = (
+        f"{column.name} of the target, which shows the same person: what moving costs the truth itself, so that a film "
+        f"nearer to the reference than this moves less; of every nth frame from frame 1, n = (frames - 1) / {LOOKS} "
+        "rounded down, at least 1"
+    )
+    name, better = f"{column.name}_target", "like the target's"
+    return replace(column, better_in_self=better), replace(column, name=name, better=better, definition=reached)
 
 
 def _coefficient_columns(estimator: str, source: str, numbers: dict[str, str]) -> list[Column]:
@@ -201,21 +225,25 @@ COLUMNS: tuple[Column, ...] = (
             "apd_smirk_mean_rad": "the three numbers of the head's turn, an axis times an angle",
         },
     ),
-    Column(
-        "identity_dlib",
-        "distance",
-        "lower",
-        DLIB,
-        "Euclidean distance of the 128-d descriptors of output and reference; dlib calls below 0.6 the same person",
-        "dlib, dlib_face_recognition_resnet_model_v1",
+    *_with_target(
+        Column(
+            "identity_dlib",
+            "distance",
+            "lower",
+            DLIB,
+            "Euclidean distance of the 128-d descriptors of output and reference; dlib calls below 0.6 the same person",
+            "dlib, dlib_face_recognition_resnet_model_v1",
+        )
     ),
-    Column(
-        "csim_arcface",
-        "1",
-        "higher",
-        "the ArcFace network under versions, five-point alignment from FaceMesh's irises, nose tip and mouth corners",
-        "cosine of the descriptors of output and reference, both aligned by their own landmarks",
-        "Deng et al., ArcFace: Additive Angular Margin Loss for Deep Face Recognition, 2019",
+    *_with_target(
+        Column(
+            "csim_arcface",
+            "1",
+            "higher",
+            "the ArcFace network under versions, five-point alignment from FaceMesh's irises, nose and mouth corners",
+            "cosine of the descriptors of output and reference, both aligned by their own landmarks",
+            "Deng et al., ArcFace: Additive Angular Margin Loss for Deep Face Recognition, 2019",
+        )
     ),
     Column(
         "flicker",
@@ -260,6 +288,8 @@ SUITE_COLUMNS = (*COLUMNS, FVD)
 WIDTH = max(len(column.name) for column in SUITE_COLUMNS)
 """Of a column's name in a table of text."""
 TRUTH = [column.name for column in COLUMNS if column.name.startswith(("psnr", "ssim", "l1"))]
-TRUTH += ["ms_ssim", "flip", "lpips_alex", "lpips_vgg", "lmk_nme"]
+IDENTITIES = {"identity_dlib": "identity_dlib_target", "csim_arcface": "csim_arcface_target"}
+"""How like the reference the output is, and the target."""
+TRUTH += ["ms_ssim", "flip", "lpips_alex", "lpips_vgg", "lmk_nme", *IDENTITIES.values()]
 """Columns that need a target of the same person in the same place."""
 TRACKED = ["aed_own", "apd_own_deg", "aed_motion_own", "apd_motion_own_deg", "gaze_own_deg"]

@@ -8,14 +8,13 @@ from jaxtyping import Float32, Float64, UInt8
 
 from expportrait_cli.evaluate import arcface, deep3d, face, flip, image, lpips, smirk
 from expportrait_cli.evaluate.brought import find, missing_file
-from expportrait_cli.evaluate.columns import TRUTH
+from expportrait_cli.evaluate.columns import IDENTITIES, TRUTH
 from expportrait_cli.evaluate.identity import IdentityNet, missing_packages
 from expportrait_cli.evaluate.onnx_net import missing_weights
 
 Image = UInt8[np.ndarray, "H W 3"]
 Picture = Float32[np.ndarray, "H W 3"]
 Descriptor = Float64[np.ndarray, " D"]
-IDENTITIES = ("identity_dlib", "csim_arcface")
 NETS: dict[str, lpips.Net] = {"lpips_alex": "alex", "lpips_vgg": "vgg"}
 READERS = {deep3d.WEIGHTS: deep3d.Deep3D, smirk.WEIGHTS: smirk.Smirk}
 """Networks that read expression and pose from one picture, by the entry of their weights."""
@@ -23,8 +22,9 @@ READERS = {deep3d.WEIGHTS: deep3d.Deep3D, smirk.WEIGHTS: smirk.Smirk}
 
 def missing_columns(*, has_truth: bool, side: int) -> dict[str, str]:
     """Columns that these films cannot have, or this machine, and why; `side` is the target's shorter one, px."""
-    missing = {"flip": flip.missing_package(), "identity_dlib": missing_packages()}
-    missing |= {"csim_arcface": missing_weights(arcface.WEIGHTS)}
+    missing = {"flip": flip.missing_package()}
+    for column, reason in (("identity_dlib", missing_packages()), ("csim_arcface", missing_weights(arcface.WEIGHTS))):
+        missing |= dict.fromkeys((column, IDENTITIES[column]), reason)
     missing |= {column: missing_file(lpips.WEIGHTS[net]) for column, net in NETS.items()}
     for weights, reader in READERS.items():
         missing |= dict.fromkeys(reader.columns, missing_weights(weights))

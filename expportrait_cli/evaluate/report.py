@@ -52,7 +52,7 @@ def _means(scores: Scores) -> str:
             shown = ["n/a", escape(scores.missing.get(column.name, "no frame could be measured"))]
         else:
             shown = [f"{mean:.4f}", f"{bounds[0]:.4f} .. {bounds[1]:.4f}"]
-        unit, better = escape(column.unit), escape(column.better)
+        unit, better = escape(column.unit), escape(column.better_in(scores.mode))
         rows.append([column.name, *shown, unit, better, f"{counts[column.name]} of {total}"])
     heads = [("name", "metric"), ("n", "mean"), ("", "95 % interval"), ("", "unit"), ("", "better"), ("n", "frames")]
     return table(heads, rows) + f"<p class=note>Interval: {escape(METHOD)}. It says nothing about other films.</p>"

@@ -10,7 +10,8 @@ from jaxtyping import Float32, Float64, UInt8
 from expportrait_cli.artifacts.types import CROP_SIZE, Curves, HeadFit
 from expportrait_cli.detect.crop import Crop, crop_points
 from expportrait_cli.evaluate import image
-from expportrait_cli.evaluate.estimators import IDENTITIES, Likeness, missing_columns
+from expportrait_cli.evaluate.columns import IDENTITIES
+from expportrait_cli.evaluate.estimators import Likeness, missing_columns
 from expportrait_cli.evaluate.face import Looker
 from expportrait_cli.evaluate.own import ITERATIONS, pitch_yaw_roll_deg
 from expportrait_cli.geometry.rotations import from_turns

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float64
@@ -13,11 +13,10 @@ from jaxtyping import Float64
 from expportrait_cli import __version__
 from expportrait_cli.artifacts.digest import sha256
 from expportrait_cli.evaluate.brought import find
-from expportrait_cli.evaluate.columns import CLASSES, COLUMNS, NAMES, WIDTH
+from expportrait_cli.evaluate.columns import CLASSES, COLUMNS, NAMES, WIDTH, Mode
 from expportrait_cli.evaluate.intervals import LEVEL_PERCENT, RESAMPLES, interval
 from expportrait_cli.weights import entry
 
-Mode = Literal["self", "cross"]
 FILMS = ("output", "target")
 ESTIMATORS = ("mediapipe", "dlib-bin", "face-recognition-models", "flip-evaluator", "opencv-contrib-python", "numpy")
 """Packages whose versions the figures depend on."""
@@ -36,10 +35,9 @@ class Scores:
     """What a film scored, frame by frame."""
 
     KIND: ClassVar[str] = "scores"
-    VERSION: ClassVar[int] = 4
+    VERSION: ClassVar[int] = 5
 
     mode: Mode
-    """self: the target is the truth, pixel by pixel. cross: the target is the driver, another picture."""
     output: str
     target: str
     reference: str
@@ -98,7 +96,8 @@ class Scores:
         Since version 2 `definitions` stands for the list `columns`, by name; `intervals`, `frames_without_face` and
         `versions` are new. Since version 3 there are `lpips_alex`, `lpips_vgg`, `csim_arcface`,
         `aed_motion_own` and `apd_motion_own_deg`. Since version 4 there are the columns of Deep3DFaceRecon and
-        SMIRK, and `windows`.
+        SMIRK, and `windows`. Since version 5 there are `identity_dlib_target` and `csim_arcface_target`, and
+        `better_in_self` in the definitions.
         """
         return {
             "kind": self.KIND,
@@ -139,7 +138,7 @@ def scores_from_json(document: dict[str, Any]) -> Scores:
     return Scores(document["mode"], output, target, reference, values, dict(document["missing"]), windows)
 
 
-def _definition(column: dict[str, str]) -> dict[str, str]:
+def _definition(column: dict[str, str | None]) -> dict[str, str | None]:
     return {key: value for key, value in column.items() if key != "name"}
 
 
@@ -182,7 +181,7 @@ def table(scores: Scores) -> str:
         if bounds is None:
             continue
         span = f"{bounds[0]:.4f} .. {bounds[1]:.4f}"
-        shown = f"{name:<{WIDTH}} {means[name]:>9.4f} {span:>21} {column.unit:<13} {column.better:<18}"
+        shown = f"{name:<{WIDTH}} {means[name]:>9.4f} {span:>21} {column.unit:<13} {column.better_in(scores.mode):<18}"
         lines.append(f"{shown} {counts[name]} of {total}")
     return "\n".join([*lines, *remarks(scores)])
 

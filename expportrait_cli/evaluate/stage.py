@@ -9,10 +9,10 @@ from jaxtyping import Float32, Float64, UInt8
 
 from expportrait_cli.errors import InputError
 from expportrait_cli.evaluate import face, image, own
-from expportrait_cli.evaluate.columns import NAMES, SPARSE_EVERY, TRACKED
-from expportrait_cli.evaluate.estimators import IDENTITIES, Likeness, Readers, missing_columns, sparse_metrics
+from expportrait_cli.evaluate.columns import IDENTITIES, LOOKS, NAMES, SPARSE_EVERY, TRACKED, Mode
+from expportrait_cli.evaluate.estimators import Likeness, Readers, missing_columns, sparse_metrics
 from expportrait_cli.evaluate.i3d import Windows
-from expportrait_cli.evaluate.scores import Mode, Scores, first_frame
+from expportrait_cli.evaluate.scores import Scores, first_frame
 from expportrait_cli.head import landmark_model, load_head
 from expportrait_cli.media.source import read_frame
 from expportrait_cli.media.video import frame_count, probe, read_frames
@@ -43,7 +43,8 @@ def evaluate(
             raise InputError(f"{reference} shows no face to compare identity with. Give a portrait of the person.")
         likeness.compare_with(photo, points)
     windows = Windows()
-    pair = _Pair(mode, likeness, missing)
+    pair = _Pair(mode, likeness, missing, total=total)
+    image.reuse_memory()
     values, landmarks = np.full((total, len(NAMES)), np.nan), np.full((2, total, 478, 2), np.nan, np.float32)
     for t, frames in enumerate(zip(read_frames(output), read_frames(target), strict=True)):
         progress(t, total)
@@ -56,7 +57,8 @@ def evaluate(
     missing |= _fill_tracked(values, landmarks, (output, target), mode)
     progress(total, total)
     if likeness.wants_reference:
-        missing = dict.fromkeys(IDENTITIES, "the target's first frame shows no face") | missing
+        names = [*IDENTITIES, *IDENTITIES.values()]
+        missing = dict.fromkeys(names, "the target's first frame shows no face") | missing
     return Scores(mode, str(output), str(target), str(reference or target), values, missing, windows.answers)
 
 
@@ -110,15 +112,16 @@ def _check_pair(output: Path, target: Path, mode: Mode) -> int:
 class _Pair:
     """Measures of two clips as they run side by side: holds three frames' luma and landmarks of each, and the first."""
 
-    def __init__(self, mode: Mode, likeness: Likeness, missing: dict[str, str]) -> None:
+    def __init__(self, mode: Mode, likeness: Likeness, missing: dict[str, str], *, total: int) -> None:
         self._mode = mode
+        self._look_every = max(1, (total - 1) // LOOKS)
         self._likeness = likeness
         self._sparse = sparse_metrics(missing) if mode == "self" else {}
         self._readers = Readers(missing)
         self._lookers = face.Looker(), face.Looker()
         self._landmarks: tuple[deque, deque] = (deque(maxlen=3), deque(maxlen=3))
         self._lumas: tuple[deque, deque] = (deque(maxlen=3), deque(maxlen=3))
-        self._first: Image | None = None
+        self._first: image.Picture | None = None
         self._frame = -1
 
     @property
@@ -130,17 +133,20 @@ class _Pair:
         """Scores of the next frame; what cannot be measured is left out."""
         self._frame += 1
         points, target = (looker.look(frame) for looker, frame in zip(self._lookers, (own, wanted), strict=True))
-        self._first = wanted if self._first is None else self._first
         row = {"found": float(points is not None), "found_target": float(target is not None)}
         row |= self._jitter(points, target) | self._flicker(own, wanted)
         if self._mode == "self":
-            row |= _pixels(own, wanted, self._first, target)
-            # Frame 0 is the reference: they begin with the first frame that counts.
-            if self._frame % SPARSE_EVERY == 1:
-                pair = image.as_float(own), image.as_float(wanted)
-                row |= {name: metric(*pair) for name, metric in self._sparse.items()}
+            pair = image.as_float(own), image.as_float(wanted)
+            self._first = pair[1] if self._first is None else self._first
+            row |= _pixels(*pair, self._first, target)
             if self._frame == 0 and target is not None:
                 self._likeness.compare_with(wanted, target)
+            # Frame 0 is the reference: they begin with the first frame that counts.
+            if self._frame % SPARSE_EVERY == 1:
+                row |= {name: metric(*pair) for name, metric in self._sparse.items()}
+            if target is not None and self._frame and (self._frame - 1) % self._look_every == 0:
+                reached = self._likeness.measure(wanted, target)
+                row |= {IDENTITIES[name]: value for name, value in reached.items()}
         if points is not None:
             row |= self._likeness.measure(own, points)
         if points is not None and target is not None:
@@ -177,18 +183,23 @@ def _landmarks(points: face.Points, target: face.Points) -> dict[str, float]:
     }
 
 
-def _pixels(own: Image, wanted: Image, first: Image, target: face.Points | None) -> dict[str, float]:
-    a, b, still = (image.as_float(frame) for frame in (own, wanted, first))
+def _pixels(
+    own: image.Picture, wanted: image.Picture, first: image.Picture, target: face.Points | None
+) -> dict[str, float]:
     height, width = wanted.shape[:2]
-    squared, squared_still = ((x - b) ** 2 for x in (a, still))
-    squared, squared_still, absolute = map(image.over_channels, (squared, squared_still, np.abs(a - b)))
-    factors = image.ssim_factors(a, b)
+    # In place, as in `image.ssim_factors`.
+    gap = own - wanted
+    absolute = image.over_channels(np.abs(gap, out=gap))
+    squared = image.over_channels(np.square(gap, out=gap))
+    np.subtract(first, wanted, out=gap)
+    squared_still = image.over_channels(np.square(gap, out=gap))
+    factors = image.ssim_factors(own, wanted)
     likeness, inside = image.over_channels(factors[0]), image.whole_windows(height, width)
     regions = {"frame": np.ones((height, width), bool)}
     if target is not None:
         regions["head"] = image.head_region(target, height, width)
         regions["face"] = image.face_region(target, height, width)
-    row = {"ms_ssim": image.ms_ssim(a, b, factors)}
+    row = {"ms_ssim": image.ms_ssim(own, wanted, factors)}
     for name, region in regions.items():
         row[f"psnr_{name}"] = image.psnr(squared, region)
         row[f"ssim_g11_{name}"] = image.mean_over(likeness, region & inside)

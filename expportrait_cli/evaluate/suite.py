@@ -19,11 +19,12 @@ from expportrait_cli.evaluate.columns import (
     WIDTH,
     WINDOW,
     Column,
+    Mode,
 )
 from expportrait_cli.evaluate.frechet import frechet_distance
 from expportrait_cli.evaluate.intervals import LEVEL_PERCENT, RESAMPLES, over_clips
 from expportrait_cli.evaluate.published import published_json, published_text
-from expportrait_cli.evaluate.scores import Mode, Scores, versions
+from expportrait_cli.evaluate.scores import Scores, versions
 
 SUITE_METHOD = (
     f"{LEVEL_PERCENT} %, {RESAMPLES} resamples of whole clips; a clip counts once, by the mean over its frames. "
@@ -39,8 +40,9 @@ class SuiteScores:
     """Scores of every method on every pair that it has a film of."""
 
     KIND: ClassVar[str] = "suite-scores"
-    VERSION: ClassVar[int] = 2
-    """Since version 2: the columns of `Scores`' version 4, and `fvd_i3d`, whose entries name their `windows`."""
+    VERSION: ClassVar[int] = 3
+    """Since version 2: the columns of `Scores`' version 4, and `fvd_i3d`, whose entries name their `windows`. Since
+    version 3: the columns of its version 5."""
 
     settings: dict[str, Any]
     """How frames were taken, as JSON holds it."""
@@ -153,7 +155,8 @@ class SuiteScores:
         lines = [f"{mode:<{WIDTH}} {'better':<18}" + "".join(f"{head:>{width}}" for head in heads)]
         for column in self.columns(mode):
             cells = (shown(self.mean(method, mode, column.name)) for method in self.methods)
-            lines.append(f"{column.name:<{WIDTH}} {column.better:<18}" + "".join(f"{cell:>{width}}" for cell in cells))
+            start = f"{column.name:<{WIDTH}} {column.better_in(mode):<18}"
+            lines.append(start + "".join(f"{cell:>{width}}" for cell in cells))
         return "\n".join(lines)
 
     def _remarks(self) -> list[str]:

@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from expportrait_cli.evaluate.columns import COLUMNS, SUITE_COLUMNS
+from expportrait_cli.evaluate.columns import COLUMNS, SUITE_COLUMNS, Mode
 from expportrait_cli.evaluate.figures import histogram, overlay
 from expportrait_cli.evaluate.page import facts, figures, key, notes, page, table
 from expportrait_cli.evaluate.published import CROSS_COLUMNS, PUBLISHED, PUBLISHED_NOTE, SELF_COLUMNS
 from expportrait_cli.evaluate.report import definitions, versions_table
-from expportrait_cli.evaluate.scores import Mode
 from expportrait_cli.evaluate.suite import SUITE_METHOD, SuiteScores, shown
 
 CURVES = {
@@ -87,7 +86,9 @@ def _means(scores: SuiteScores, mode: Mode) -> str:
     for column in scores.columns(mode):
         cells = [shown(scores.mean(method, mode, column.name)) for method in scores.methods]
         cells += [shown(scores.difference(method, mode, column.name)) for method in others]
-        rows.append([column.name, escape(column.unit), escape(column.better), *(_cell(cell) for cell in cells)])
+        rows.append(
+            [column.name, escape(column.unit), escape(column.better_in(mode)), *(_cell(cell) for cell in cells)]
+        )
     return table(heads, rows)
 
 

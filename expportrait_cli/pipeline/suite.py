@@ -14,7 +14,8 @@ from expportrait_cli import __version__
 from expportrait_cli.config import Backend
 from expportrait_cli.errors import InputError, UserError
 from expportrait_cli.evaluate import COLUMNS, evaluate
-from expportrait_cli.evaluate.scores import Mode, Scores, scores_from_json, versions
+from expportrait_cli.evaluate.columns import Mode
+from expportrait_cli.evaluate.scores import Scores, scores_from_json, versions
 from expportrait_cli.evaluate.suite import SuiteScores
 from expportrait_cli.media.files import content_hash
 from expportrait_cli.pipeline import licences
