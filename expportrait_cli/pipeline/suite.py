@@ -15,7 +15,7 @@ from expportrait_cli.config import Backend
 from expportrait_cli.errors import InputError, UserError
 from expportrait_cli.evaluate import COLUMNS, evaluate
 from expportrait_cli.evaluate.columns import Mode
-from expportrait_cli.evaluate.scores import Scores, scores_from_json, versions
+from expportrait_cli.evaluate.scores import Scores, estimators, scores_from_json, versions
 from expportrait_cli.evaluate.suite import SuiteScores
 from expportrait_cli.media.files import content_hash
 from expportrait_cli.pipeline import licences
@@ -83,7 +83,7 @@ class Outcome:
     seconds: dict[str, dict[str, float]]
     """Method, pair: what our own film took."""
     licences: LicenceMap | None
-    """Of the weights behind our own films."""
+    """Of the weights behind our own films, and of those that the scores rest on; None without scores."""
 
 
 def plan(
@@ -141,7 +141,8 @@ def run(plan: Plan, open_display: OpenDisplay) -> Outcome:
 def _licences(plan: Plan, scores: dict[str, dict[str, Scores]]) -> LicenceMap | None:
     films = [Path(film.output) for variant in plan.variants for film in scores[variant.name].values()]
     maps = [found for found in map(licences.of_film, films) if found is not None]
-    return licences.together(maps) if maps else None
+    behind = estimators(film for films in scores.values() for film in films.values())
+    return licences.with_estimators(licences.together(maps), behind) if behind else None
 
 
 class _Films:
