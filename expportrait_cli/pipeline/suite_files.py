@@ -94,7 +94,7 @@ def _whole(seconds: dict[str, dict[str, float]], known: Any) -> dict[str, dict[s
 
 
 def costs(outcome: suites.Outcome) -> str:
-    """Seconds a film of each method, and the licences of our films, as text; empty when all films were given."""
+    """Seconds a film of each method of ours, and the licences of our films and of what scored them, as text."""
     lines = [
         f"{method:<18} {sum(films.values()) / len(films):8.1f} s a film, tracking and fit included"
         for method, films in outcome.seconds.items()
