@@ -16,7 +16,7 @@ REGIONS = {
 }
 SPARSE_EVERY = 8
 """Of so many frames FLIP and LPIPS see one: 0.1 to 0.4 s each, with VGG some seconds without a GPU."""
-LOOKS = 24
+LOOKS = 16
 """Frames, evenly spread, that are enough to say how like the reference the target is; each costs 0.1 s. Of films that
 have fewer than twice as many, every frame is looked at."""
 
