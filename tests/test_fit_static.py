@@ -153,10 +153,11 @@ def test_normals_and_depth_of_a_turn_give_its_sides(turning, together, head):
 def test_mattes_of_a_turn_tell_more_of_its_sides_than_one(turning, alone, together, head):
     sides = turning.visible(range(FRAMES)) & ~turning.visible([0])
     assert sides.sum() > 300
-    assert turning.error_mm(together, sides) < 0.9 * turning.error_mm(alone, sides)
+    assert turning.error_mm(together, sides) < 0.96 * turning.error_mm(alone, sides)
     frames = turning.frames(range(FRAMES))
     before, after = frames.overlaps(alone), frames.overlaps(together)
-    assert (after > before + 0.005).all() and after.min() > 0.975
+    # What is not covered yet becomes less by a fifth.
+    assert (1 - after < 0.8 * (1 - before)).all() and after.min() > 0.98
     assert on_face_m(together, head) == 0
 
 
@@ -191,13 +192,13 @@ def pull_mm(turning: Turning, alone: HeadFit, row: int, spoilt) -> float:
 @pytest.mark.parametrize("row", [2, 5])
 def test_one_wrong_matte_does_not_pull(turning, alone, row, spoilt):
     """Of frames that are turned aside, each in its own way."""
-    assert pull_mm(turning, alone, row, spoilt) < 0.5
+    assert pull_mm(turning, alone, row, spoilt) < 0.4
 
 
 @pytest.mark.slow
 def test_a_wrong_matte_would_pull_if_it_were_believed(turning, alone, monkeypatch):
     monkeypatch.setattr(static, "DOUBTFUL", 1e3)
-    assert pull_mm(turning, alone, 2, with_a_hand) > 0.6
+    assert pull_mm(turning, alone, 2, with_a_hand) > 0.45
 
 
 @pytest.mark.slow
