@@ -34,6 +34,8 @@ from expportrait_cli.render.encode import encode
 
 pytest_plugins = ("astronaut",)
 
+pytestmark = pytest.mark.slow
+
 SIGNED = [np.diag(s) @ np.eye(3)[list(p)] for p in permutations(range(3)) for s in product((1.0, -1.0), repeat=3)]
 LEFT_HANDED_DOWN = np.array([[0, 1, 0], [-1, 0, 0], [0, 0, -1]], np.float32)
 """Axes that no network has, so that nothing is right by chance: a test's own."""

@@ -9,6 +9,8 @@ from expportrait_cli.detect import mediapipe_adapter
 from expportrait_cli.detect.nets import LandmarkNet, PoseNet
 from expportrait_cli.errors import WeightsError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     ("module", "complaint"),

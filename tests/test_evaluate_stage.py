@@ -12,6 +12,8 @@ from expportrait_cli.evaluate import identity as identity_module
 from expportrait_cli.media.image import write_png
 from expportrait_cli.media.video import VideoWriter
 
+pytestmark = pytest.mark.slow
+
 FRAMES = 6
 
 

@@ -30,6 +30,8 @@ from expportrait_cli.pipeline.export import export_head, export_meshes
 
 pytest_plugins = ("astronaut",)
 
+pytestmark = pytest.mark.slow
+
 COUNT = 18
 RATE = Fraction(30000, 1001)
 FLIP = np.array([1, -1, -1])

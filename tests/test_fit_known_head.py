@@ -39,6 +39,8 @@ from expportrait_cli.head.solve import IDENTITY_PRIOR, Solver
 
 pytest_plugins = ("astronaut",)
 
+pytestmark = pytest.mark.slow
+
 SEEDS = range(5)
 FRAMES = 8
 BIAS_IOD, JITTER_IOD = 0.012, 0.0022

@@ -21,6 +21,8 @@ from expportrait_cli.pipeline.heads import check_same, head_behind, kind_of_head
 
 pytest_plugins = ("astronaut",)
 
+pytestmark = pytest.mark.slow
+
 MM = 1e3
 
 

@@ -29,6 +29,8 @@ from expportrait_cli.head.smplx_io import ENVIRONMENT, read
 from expportrait_cli.head.smplx_mesh import subdivide_triangles
 from expportrait_cli.pipeline.heads import head_by_name
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def anny() -> HeadModel:

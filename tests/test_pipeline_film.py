@@ -10,6 +10,8 @@ from expportrait_cli.media.join import join
 from expportrait_cli.media.video import frame_count, probe, read_frames
 from expportrait_cli.pipeline import film
 
+pytestmark = pytest.mark.slow
+
 COUNT = film.SEGMENT * 2 + 17
 
 

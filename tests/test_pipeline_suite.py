@@ -19,6 +19,8 @@ from expportrait_cli.pipeline.protocol import Pair, Suite, given_films, read_sui
 from expportrait_cli.pipeline.protocol_inputs import prepare
 from expportrait_cli.pipeline.protocol_sets import suite_of_folder
 
+pytestmark = pytest.mark.slow
+
 RATE = Fraction(24)
 FRAMES = 7
 USED = 3

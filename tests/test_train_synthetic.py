@@ -16,6 +16,8 @@ from expportrait_cli.transfer.face import Face
 
 pytest_plugins = ("astronaut",)
 
+pytestmark = pytest.mark.slow
+
 SCALE = 1.2
 PEOPLE = (1, 2, 3)
 

@@ -29,6 +29,8 @@ from expportrait_cli.transfer.trained import KIND, load_network, save_network
 
 pytest_plugins = ("astronaut",)
 
+pytestmark = pytest.mark.slow
+
 TINY = TransferTraining(
     steps=12, report_every=6, people=2, frames=2, vertices=32, synthetic=5, synthetic_frames=4, rate=1e-2
 )

@@ -25,6 +25,8 @@ from expportrait_cli.transfer.trained import load_network, save_network
 
 pytest_plugins = ("astronaut",)
 
+pytestmark = pytest.mark.slow
+
 FRAMES = 4
 SMILE = {"mouthSmileLeft": 0.8, "mouthSmileRight": 0.8, "browInnerUp": 0.6}
 

@@ -30,6 +30,8 @@ from expportrait_cli.transfer.network import LIMIT_M, bounded
 
 pytest_plugins = ("astronaut",)
 
+pytestmark = pytest.mark.slow
+
 TURN, SHIFT = torch.tensor([0.3, -0.7, 0.2]), torch.tensor([0.2, -0.1, 1.0])
 ROUNDING = 2e-3
 """Single precision of points a metre from the origin, in shape features of 0.01 mm."""
