@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -q -n auto
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test check bench clean
+.PHONY: setup demo test check types fast bench clean
 
 setup: $(STAMP)
 
@@ -23,8 +23,13 @@ test: setup
 check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
+	$(MAKE) -j2 types fast
+
+types: setup
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+fast: setup
 	$(PYTEST) -m 'not slow and not gpu and not media'
 
 bench: setup

@@ -13,6 +13,8 @@ from expportrait_cli.detect.sapiens import Sapiens, SapiensKeypoints, frame
 from expportrait_cli.detect.sapiens_net import load_normals
 from expportrait_cli.errors import WeightsError
 
+pytestmark = pytest.mark.slow
+
 WIDTH, HEADS, HIDDEN, DEPTH = 32, 4, 48, 2
 UPS, FLATS = (12, 10, 8), (9, 7, 6)
 

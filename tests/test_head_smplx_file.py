@@ -12,6 +12,8 @@ from expportrait_cli.errors import WeightsError
 from expportrait_cli.head import load_head
 from expportrait_cli.head.smplx_io import ENVIRONMENT, find_file, read
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def arrays() -> dict[str, np.ndarray]:
