@@ -1,11 +1,12 @@
 """Ears are carried by the skin around them: an outline, or hair over them, knows nothing of their folds."""
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from scipy.sparse.linalg import splu
 
 from expportrait_cli.fit.masks import ear_vertices
 from expportrait_cli.fit.silhouette import graph_laplacian
+from expportrait_cli.geometry.mesh import grown
 from expportrait_cli.head import HeadModel
 
 RIM_STEPS = 6
@@ -15,18 +16,9 @@ RIM_STEPS = 6
 def carry_ears(offset: Float[np.ndarray, "V 3"], head: HeadModel) -> Float[np.ndarray, "V 3"]:
     """The static offset with that of the ears spanned between the skin around them, as a soap film is."""
     faces = head.dense_faces.numpy()
-    ears = ear_vertices(head) & head.part("skin").numpy()
-    for _ in range(RIM_STEPS):
-        ears = _grown(ears, faces)
+    ears = grown(ear_vertices(head) & head.part("skin").numpy(), faces, rings=RIM_STEPS)
     free, known = np.flatnonzero(ears), np.flatnonzero(~ears)
     rows = graph_laplacian(faces, len(offset))[free]
     carried = np.array(offset, np.float64)
     carried[free] = splu(rows[:, free].tocsc()).solve(-rows[:, known] @ carried[known])
     return carried
-
-
-def _grown(chosen: Bool[np.ndarray, " V"], faces: np.ndarray) -> Bool[np.ndarray, " V"]:
-    """With the vertices of all triangles that have one of them."""
-    grown = chosen.copy()
-    grown[faces[chosen[faces].any(1)]] = True
-    return grown

@@ -11,7 +11,7 @@ from scipy.sparse.linalg import splu
 
 from expportrait_cli.generate.diffuse import diffuse
 from expportrait_cli.geometry.camera import Camera
-from expportrait_cli.geometry.mesh import vertex_normals
+from expportrait_cli.geometry.mesh import grown, vertex_normals
 from expportrait_cli.head import HeadModel
 from expportrait_cli.head.lids import lid_travel
 from expportrait_cli.render.rasterizer import rasterize
@@ -128,11 +128,7 @@ def membrane(
 
 def lids(head: HeadModel) -> Bool[np.ndarray, " V"]:
     """Upper lids and a rim around them: an open eye folds them away, and a photo shows lashes and shadow instead."""
-    near = lid_travel(head).max(0) > LID_TRAVEL_M
-    faces = head.dense_faces.numpy()
-    for _ in range(LID_RIM):
-        near[faces[near[faces].any(1)]] = True
-    return near
+    return grown(lid_travel(head).max(0) > LID_TRAVEL_M, head.dense_faces.numpy(), rings=LID_RIM)
 
 
 def surface_colours(

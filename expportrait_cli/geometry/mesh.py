@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int, Int64
+from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor
 
 
@@ -94,3 +95,11 @@ def averaging(faces: Int[Tensor, "F 3"], vertex_count: int) -> Float[Tensor, "V 
     half = torch.where(degree > 0, 0.5, 1.0)
     values = torch.cat([-0.5 * value[off] / degree[row[off]], half])
     return torch.sparse_coo_tensor(index, values, (vertex_count, vertex_count), check_invariants=False).coalesce()
+
+
+def grown(chosen: Bool[np.ndarray, " V"], faces: Int[np.ndarray, "F 3"], *, rings: int = 1) -> Bool[np.ndarray, " V"]:
+    """Chosen vertices, and those of so many rings of triangles around them."""
+    more = chosen.copy()
+    for _ in range(rings):
+        more[faces[more[faces].any(1)]] = True
+    return more
