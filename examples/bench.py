@@ -13,7 +13,7 @@ import skimage.data
 from PIL import Image
 
 from expportrait_cli.cli.app import run, settle_threads
-from expportrait_cli.pipeline.record import read_record
+from expportrait_cli.pipeline.provenance import read_record
 
 DRIVING = Path(__file__).with_name("driving.mp4")
 

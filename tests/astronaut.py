@@ -14,7 +14,7 @@ from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit, Tracking
 from expportrait_cli.config import FitConfig, TrackConfig
 from expportrait_cli.fit import fit
 from expportrait_cli.head import HeadModel, LandmarkModel, landmark_model, load_head
-from expportrait_cli.head.solve import Solver
+from expportrait_cli.solve.solver import Solver
 from expportrait_cli.track import track
 
 

@@ -8,12 +8,12 @@ import torch
 from safetensors.torch import save_file
 from tiny_wan import prompt_embeds, tiny_transformer, tiny_vae
 
+from expportrait_cli.dataset.dataset import clip_of
 from expportrait_cli.generate.wan.portrait import WanPortrait
 from expportrait_cli.generate.wan.vae import Encoding, Vae, pixels
 from expportrait_cli.media.writer import VideoWriter
 from expportrait_cli.render.encode import encode
-from expportrait_cli.train.dataset import clip_of
-from expportrait_cli.train.generator_cache import Entry, entry_of
+from expportrait_cli.train.generator.cache import Entry, entry_of
 
 
 def ball(centre: tuple[float, float], colour: tuple[float, float, float], side: int) -> tuple[np.ndarray, np.ndarray]:

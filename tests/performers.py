@@ -7,8 +7,8 @@ import numpy as np
 from expportrait_cli.artifacts.types import CROP_SIZE, Tracking
 from expportrait_cli.geometry.rotations import from_turns, to_turns
 from expportrait_cli.head import HeadModel, landmark_model
-from expportrait_cli.head.solve import Solver
-from expportrait_cli.head.state import State
+from expportrait_cli.solve.solver import Solver
+from expportrait_cli.solve.state import State
 
 
 def quiet(done: int, total: int | None) -> None:

@@ -20,8 +20,8 @@ from torch.distributed.fsdp import FSDPModule
 
 from expportrait_cli.config import GeneratorTask, GeneratorTraining
 from expportrait_cli.errors import UsageError
-from expportrait_cli.train.generator import School, set_free, train
-from expportrait_cli.train.generator_lessons import Lesson, Lessons
+from expportrait_cli.train.generator.lessons import Lesson, Lessons
+from expportrait_cli.train.generator.loop import School, set_free, train
 
 CONFIG = GeneratorTraining(steps=6, frames=5, rate=1e-2, warm_up=4, average=0.9, batch=2)
 # Films are made at other steps than states are written.

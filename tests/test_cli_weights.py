@@ -5,41 +5,43 @@ from pathlib import Path
 
 import pytest
 
-from expportrait_cli import weights
 from expportrait_cli.cli import app
+from expportrait_cli.weights import catalogue
 
 FOLDER = Path(__file__).parents[1] / "weights"
 
 
 def test_every_file_of_weights_is_in_the_catalogue():
-    listed = {weight.file for weight in weights.catalogue() if not (weight.package or weight.downloads or weight.form)}
+    listed = {
+        weight.file for weight in catalogue.catalogue() if not (weight.package or weight.downloads or weight.form)
+    }
     shipped = {path.name for path in FOLDER.iterdir() if path.suffix in (".npz", ".safetensors", ".onnx", ".task")}
     assert shipped == listed
 
 
-@pytest.mark.parametrize("weight", weights.catalogue(), ids=lambda weight: weight.name)
+@pytest.mark.parametrize("weight", catalogue.catalogue(), ids=lambda weight: weight.name)
 def test_the_hash_fits(weight):
-    state = weights.state(weight)
+    state = catalogue.state(weight)
     assert state == "ok" or (state == "missing" and weight.optional)
 
 
 def test_names_are_unique_and_licences_are_named():
-    names = [weight.name for weight in weights.catalogue()]
+    names = [weight.name for weight in catalogue.catalogue()]
     assert len(set(names)) == len(names)
-    assert all(weight.licence and weight.source and weight.needed_by for weight in weights.catalogue())
+    assert all(weight.licence and weight.source and weight.needed_by for weight in catalogue.catalogue())
 
 
 def test_list_is_json_on_request(capsys):
     assert app.run(["weights", "list", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
-    assert {row["name"] for row in rows} == {weight.name for weight in weights.catalogue()}
+    assert {row["name"] for row in rows} == {weight.name for weight in catalogue.catalogue()}
 
 
 def test_verify_ends_with_4_when_a_file_is_wrong(monkeypatch, capsys, tmp_path):
-    own = weights.Weight("mine", "mine.npz", "here", "0" * 64, "CC0-1.0", ("track",))
+    own = catalogue.Weight("mine", "mine.npz", "here", "0" * 64, "CC0-1.0", ("track",))
     (tmp_path / "mine.npz").write_bytes(b"other")
     monkeypatch.setenv("EXPPORTRAIT_WEIGHTS", str(tmp_path))
-    monkeypatch.setattr(weights, "catalogue", lambda: (own,))
+    monkeypatch.setattr(catalogue, "catalogue", lambda: (own,))
     assert app.run(["weights", "verify"]) == 4
     out, err = capsys.readouterr()
     assert out == "wrong    mine\n"
@@ -50,6 +52,6 @@ def test_verify_ends_with_4_when_a_file_is_wrong(monkeypatch, capsys, tmp_path):
 
 
 def test_a_missing_file_is_named(monkeypatch):
-    monkeypatch.setattr(weights, "folders", lambda: ())
-    with pytest.raises(weights.WeightsError, match=r"nothing\.npz"):
-        weights.weights_file("nothing.npz")
+    monkeypatch.setattr(catalogue, "folders", lambda: ())
+    with pytest.raises(catalogue.WeightsError, match=r"nothing\.npz"):
+        catalogue.weights_file("nothing.npz")

@@ -17,7 +17,6 @@ import torch
 from onnx import TensorProto, helper
 from PIL import Image
 
-from expportrait_cli import weights
 from expportrait_cli.artifacts.types import CROP_SIZE
 from expportrait_cli.detect import estimate
 from expportrait_cli.detect.crop import Crop, crop_image
@@ -31,6 +30,7 @@ from expportrait_cli.head import coarse, default_torso, dense, joints, pose
 from expportrait_cli.head.fitted import fitted_mesh
 from expportrait_cli.render.buffers import Buffers, render_buffers
 from expportrait_cli.render.encode import encode
+from expportrait_cli.weights import catalogue
 
 pytest_plugins = ("astronaut",)
 
@@ -265,7 +265,7 @@ def test_peaks_are_found_to_a_tenth_of_a_pixel_and_stay_inside():
 @pytest.fixture
 def folder(monkeypatch, tmp_path) -> Path:
     """The only folder in which weights are looked for, apart from the catalogue's."""
-    monkeypatch.setattr(weights, "folders", lambda: (weights.CHECKOUT, tmp_path))
+    monkeypatch.setattr(catalogue, "folders", lambda: (catalogue.CHECKOUT, tmp_path))
     return tmp_path
 
 
@@ -285,16 +285,16 @@ def test_a_missing_file_that_was_asked_for_is_an_error(name, folder):
 
 def test_auto_takes_what_is_there(folder, caplog):
     caplog.set_level("INFO", "expportrait_cli")
-    script(Colours(), folder / weights.entry("sapiens-normal-small").file)
-    assert estimate.sapiens_file() == weights.entry("sapiens-normal-small")
-    state = folder / weights.entry("sapiens-normal-state").file
+    script(Colours(), folder / catalogue.entry("sapiens-normal-small").file)
+    assert estimate.sapiens_file() == catalogue.entry("sapiens-normal-small")
+    state = folder / catalogue.entry("sapiens-normal-state").file
     state.touch()
-    assert estimate.sapiens_file() == weights.entry("sapiens-normal-state")
+    assert estimate.sapiens_file() == catalogue.entry("sapiens-normal-state")
     state.unlink()
     assert isinstance(estimator("auto"), Sapiens)
-    script(Colours(), folder / weights.entry("sapiens-normal").file)
-    assert estimate.sapiens_file() == weights.entry("sapiens-normal")
-    david_file(folder / weights.entry("david").file)
+    script(Colours(), folder / catalogue.entry("sapiens-normal").file)
+    assert estimate.sapiens_file() == catalogue.entry("sapiens-normal")
+    david_file(folder / catalogue.entry("david").file)
     chosen = estimator("auto")
     assert isinstance(chosen, David) and (chosen.name, chosen.licence) == ("david", "MIT")
     assert "is not the published multi-task-model-vitl16_384.onnx" in caplog.text
@@ -303,7 +303,7 @@ def test_auto_takes_what_is_there(folder, caplog):
 def test_without_onnxruntime(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     monkeypatch.setattr(estimate, "find_spec", lambda name: None)
-    david_file(folder / weights.entry("david").file)
+    david_file(folder / catalogue.entry("david").file)
     found, reason = estimate.available()
     assert found == "none" and "pip install 'expportrait-cli[normals]'" in reason and "fetch" not in reason
     with pytest.raises(WeightsError, match="needs the Python package onnxruntime"):
@@ -337,13 +337,13 @@ def test_choosing_loads_no_network():
 
 
 def test_doctor_names_the_estimator_and_its_licence(folder):
-    from expportrait_cli.pipeline import health
+    from expportrait_cli.pipeline import doctor
 
-    found = {check.name: check for check in health.examine()}
+    found = {check.name: check for check in doctor.examine()}
     assert found["estimator"].found.startswith("none: no network") and found["estimator"].ok
     assert found["david"].found == "not installed; needed by supervision only, MIT" and found["david"].ok
-    david_file(folder / weights.entry("david").file)
-    found = {check.name: check.found for check in health.examine()}
+    david_file(folder / catalogue.entry("david").file)
+    found = {check.name: check.found for check in doctor.examine()}
     assert found["estimator"] == "david (MIT): its file and onnxruntime are there"
     assert found["david"].startswith("wrong, MIT, ")
 

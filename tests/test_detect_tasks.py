@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import skimage.data
 
-from expportrait_cli import weights
 from expportrait_cli.detect import mediapipe_adapter as legacy
 from expportrait_cli.detect import nets
 from expportrait_cli.detect import tasks_adapter as tasks
 from expportrait_cli.detect.mesh import interocular
 from expportrait_cli.errors import WeightsError
+from expportrait_cli.weights import catalogue
 
-if weights.mediapipe_interface() == "tasks":
+if catalogue.mediapipe_interface() == "tasks":
     pytest.skip("the models to compare with lie in the wheel of mediapipe 0.10.21", allow_module_level=True)
 
 from task_bundles import write_all
@@ -138,7 +138,7 @@ def test_a_net_ends_with_its_owner() -> None:
 
 
 def test_a_missing_file_is_named_with_its_source(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(weights, "folders", lambda: (weights.CHECKOUT, tmp_path))
+    monkeypatch.setattr(catalogue, "folders", lambda: (catalogue.CHECKOUT, tmp_path))
     with pytest.raises(WeightsError) as caught:
         tasks.LandmarkNet(video=False)
     message = str(caught.value)
@@ -158,7 +158,7 @@ def test_a_damaged_file_ends_in_one_line(
 
 
 def test_a_file_that_is_not_the_published_one_is_told(caplog: pytest.LogCaptureFixture) -> None:
-    weights.downloaded_file("selfie-segmenter")
+    catalogue.downloaded_file("selfie-segmenter")
     assert "is not the published selfie_segmenter.tflite" in caplog.text
 
 
@@ -170,8 +170,8 @@ def test_the_installed_mediapipe_decides(
     spec = ModuleSpec("mediapipe", None, is_package=True)
     spec.submodule_search_locations = [str(tmp_path)]
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
-    assert weights.mediapipe_interface() == interface
-    used = {entry.name for entry in weights.catalogue.__wrapped__()}
+    assert catalogue.mediapipe_interface() == interface
+    used = {entry.name for entry in catalogue.catalogue.__wrapped__()}
     assert ("face-mesh" in used, "face-landmarker" in used) == (interface == "legacy", interface == "tasks")
     assert "head-anny" in used
     chosen = runpy.run_path(nets.__file__)
@@ -183,4 +183,4 @@ def test_the_installed_mediapipe_decides(
 
 def test_without_mediapipe_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert weights.mediapipe_interface() == "legacy"
+    assert catalogue.mediapipe_interface() == "legacy"

@@ -17,7 +17,7 @@ from expportrait_cli.evaluate import arcface, lpips
 from expportrait_cli.evaluate.arcface import ArcFace, aligned
 from expportrait_cli.evaluate.face import Looker
 from expportrait_cli.evaluate.lpips import Lpips
-from expportrait_cli.weights import entry
+from expportrait_cli.weights.catalogue import entry
 
 pytestmark = pytest.mark.slow
 

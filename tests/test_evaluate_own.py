@@ -4,8 +4,8 @@ import pytest
 from expportrait_cli.evaluate import own
 from expportrait_cli.geometry.rotations import FRONTAL, rodrigues
 from expportrait_cli.head import LandmarkModel, landmark_model, load_head
-from expportrait_cli.head.solve import Solver
-from expportrait_cli.head.state import State
+from expportrait_cli.solve.solver import Solver
+from expportrait_cli.solve.state import State
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 
 from expportrait_cli.evaluate import COLUMNS, Scores, report
 from expportrait_cli.evaluate.columns import NAMES
-from expportrait_cli.evaluate.figures import curve, worst_frames
+from expportrait_cli.evaluate.pictures import curve, worst_frames
 from expportrait_cli.media.video import VideoWriter
 
 FRAMES = 20

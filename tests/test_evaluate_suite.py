@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from test_evaluate_report import Page
 
+from expportrait_cli.benchmark.report import WorstFrame, suite_report
+from expportrait_cli.benchmark.scores import SuiteScores
 from expportrait_cli.evaluate.columns import NAMES
-from expportrait_cli.evaluate.figures import data_uri, histogram, overlay
 from expportrait_cli.evaluate.intervals import over_clips
+from expportrait_cli.evaluate.pictures import data_uri, histogram, overlay
 from expportrait_cli.evaluate.scores import Scores, scores_from_json
-from expportrait_cli.evaluate.suite import SuiteScores
-from expportrait_cli.evaluate.suite_report import WorstFrame, suite_report
 
 FRAMES = 12
 

@@ -13,7 +13,7 @@ from expportrait_cli.fit.identity import solver_of, with_identity
 from expportrait_cli.fit.masks import plain_skin
 from expportrait_cli.fit.parametric import refined_identity, whole_patch
 from expportrait_cli.head.fitted import neutral_mesh
-from expportrait_cli.head.solve import IDENTITY_PRIOR
+from expportrait_cli.solve.solver import IDENTITY_PRIOR
 
 pytest_plugins = ("astronaut",)
 

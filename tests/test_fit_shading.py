@@ -13,7 +13,7 @@ from expportrait_cli.fit.masks import plain_skin
 from expportrait_cli.fit.sampling import log_intensity, look
 from expportrait_cli.fit.shading import Light, estimate, harmonics, log_albedo
 from expportrait_cli.geometry.mesh import normalize, vertex_normals
-from expportrait_cli.head import dense, landmarks
+from expportrait_cli.head import dense, landmark_model
 from expportrait_cli.media.video import VideoWriter
 
 pytest_plugins = ("astronaut",)
@@ -26,7 +26,7 @@ PAINTED = (13, 14, 61, 291, 105, 334)
 def paint(head) -> np.ndarray:
     """Albedo of each vertex: mottled skin, dark lips and brows."""
     verts = dense(head, head.template).numpy()
-    spots = landmarks(head, dense(head, head.template)).numpy()[list(PAINTED)]
+    spots = landmark_model(head, dense(head, head.template)).numpy()[list(PAINTED)]
     away = np.linalg.norm(verts[:, None] - spots[None], axis=-1).min(1)
     skin = 0.55 * np.exp(folds(head, 5, wave_m=0.05, rms_m=0.12))
     return np.where(away < 0.012, 0.45 * skin, skin)

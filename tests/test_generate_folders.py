@@ -11,10 +11,10 @@ from wan_film import portrait_folder, tiny_portrait, v2v_folder, vace_folder
 
 from expportrait_cli.artifacts.digest import sha256
 from expportrait_cli.errors import WeightsError
-from expportrait_cli.generate import folders as module
-from expportrait_cli.generate.folders import kind_of, read_folder
 from expportrait_cli.generate.wan.folder import save_folder
 from expportrait_cli.generate.wan.manifest import read_manifest
+from expportrait_cli.weights import folders as module
+from expportrait_cli.weights.folders import kind_of, read_folder
 
 
 @pytest.fixture

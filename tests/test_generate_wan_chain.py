@@ -16,7 +16,7 @@ from expportrait_cli.generate.wan.chain import REACH, Link, paint_chain
 from expportrait_cli.generate.wan.film import Sampling
 from expportrait_cli.generate.wan.sampler import sigmas_of
 from expportrait_cli.generate.wan.vace import VaceModel
-from expportrait_cli.pipeline import stage
+from expportrait_cli.pipeline import film
 
 pytestmark = pytest.mark.slow
 pytest_plugins = ("astronaut",)
@@ -96,7 +96,7 @@ def test_the_command_keeps_it_beside_the_film(fitted, head, tmp_path, monkeypatc
     words = ["generate", *swaying(tmp_path, fitted, head, 2), "-o", out, "--size", 256, "--audio", "none"]
     words += ["--weights-folder", vace_folder(tmp_path), "--steps", 1, "--chain", 1]
     with monkeypatch.context() as patch:
-        patch.setattr(stage, "join", interrupted)
+        patch.setattr(film, "join", interrupted)
         assert app.run([str(word) for word in words]) == 130
     (kept,) = tmp_path.glob("film.work/*/kept/*.npz")
     assert kept.stem == "00000002" and Link.before(2, kept.parent).painted[0].shape == (256, 256, 3)

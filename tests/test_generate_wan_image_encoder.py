@@ -30,8 +30,8 @@ from expportrait_cli.generate.wan.portrait import WanPortrait
 from expportrait_cli.generate.wan.portrait_model import PortraitModel
 from expportrait_cli.generate.wan.vae import Encoding, pixels
 from expportrait_cli.generate.wan.windows import chunks
-from expportrait_cli.train.generator import set_free
-from expportrait_cli.train.generator_lessons import Lesson, Lessons
+from expportrait_cli.train.generator.lessons import Lesson, Lessons
+from expportrait_cli.train.generator.loop import set_free
 
 pytestmark = pytest.mark.slow
 

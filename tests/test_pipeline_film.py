@@ -8,11 +8,11 @@ import pytest
 from expportrait_cli.media import ffmpeg
 from expportrait_cli.media.join import join
 from expportrait_cli.media.video import frame_count, probe, read_frames
-from expportrait_cli.pipeline import film
+from expportrait_cli.pipeline import segments
 
 pytestmark = pytest.mark.slow
 
-COUNT = film.SEGMENT * 2 + 17
+COUNT = segments.SEGMENT * 2 + 17
 
 
 def paint(first: int):
@@ -21,7 +21,7 @@ def paint(first: int):
 
 
 def write(folder, paint=paint, rate=Fraction(30000, 1001)):
-    return film.write_segments(paint, folder, frame_count=COUNT, rate=rate, progress=lambda done, total: None)
+    return segments.write_segments(paint, folder, frame_count=COUNT, rate=rate, progress=lambda done, total: None)
 
 
 @pytest.mark.parametrize("rate", [Fraction(30000, 1001), Fraction(25), Fraction(24000, 1001), Fraction(60)])
@@ -65,7 +65,7 @@ def test_sound_is_copied_unless_it_starts_inside_a_packet(start_s, is_copied, tm
 def test_a_killed_run_goes_on_with_the_segment_that_it_was_in(tmp_path):
     def killed(first):
         for index, frame in enumerate(paint(first), first):
-            if index == film.SEGMENT + 40:
+            if index == segments.SEGMENT + 40:
                 raise KeyboardInterrupt
             yield frame
 
@@ -74,8 +74,8 @@ def test_a_killed_run_goes_on_with_the_segment_that_it_was_in(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["00000000.mp4"]
     starts = []
     segments = write(tmp_path, lambda first: starts.append(first) or paint(first))
-    assert starts == [film.SEGMENT]
-    assert [frame_count(path) for path in segments] == [film.SEGMENT, film.SEGMENT, 17]
+    assert starts == [segments.SEGMENT]
+    assert [frame_count(path) for path in segments] == [segments.SEGMENT, segments.SEGMENT, 17]
     assert write(tmp_path, lambda first: pytest.fail("painted again")) == segments
 
 
@@ -87,5 +87,5 @@ def test_too_few_frames_are_a_fault(tmp_path):
 def test_segments_of_other_settings_are_removed(tmp_path):
     (tmp_path / "segments-old").mkdir()
     (tmp_path / "segments-new").mkdir()
-    film.forget_others(tmp_path / "segments-new")
+    segments.forget_others(tmp_path / "segments-new")
     assert [path.name for path in tmp_path.iterdir()] == ["segments-new"]

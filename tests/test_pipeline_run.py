@@ -13,7 +13,6 @@ import skimage.data
 from PIL import Image
 from test_detect_estimate import david_file
 
-from expportrait_cli import weights
 from expportrait_cli.artifacts import npz
 from expportrait_cli.artifacts.types import HeadFit
 from expportrait_cli.cli import app
@@ -23,7 +22,8 @@ from expportrait_cli.fit.stage import _network as fit_network
 from expportrait_cli.media import ffmpeg
 from expportrait_cli.media.files import content_hash
 from expportrait_cli.media.video import VideoWriter, frame_count, probe
-from expportrait_cli.pipeline import film, record
+from expportrait_cli.pipeline import provenance, segments
+from expportrait_cli.weights import catalogue
 
 pytestmark = pytest.mark.slow
 
@@ -67,13 +67,13 @@ def test_a_film_its_record_and_a_second_run(photo, clip, tmp_path, capsys):
     assert (info.rate, frame_count(path), info.has_audio) == (RATE, COUNT, True)
     assert (info.width, info.height) == (256, 256)
     assert "AI-generated" in ffmpeg.run(*ffmpeg.input_file(path))[2]
-    record = json.loads((tmp_path / "film.json").read_text())
-    assert record["frames"] == COUNT and record["rate"] == "30000/1001"
-    assert record["settings"]["generate"]["size"] == 256
+    provenance = json.loads((tmp_path / "film.json").read_text())
+    assert provenance["frames"] == COUNT and provenance["rate"] == "30000/1001"
+    assert provenance["settings"]["generate"]["size"] == 256
     header = npz.read_header(tmp_path / "film.work" / "driving.meshes.npz")["made_by"]
-    assert record["quality"]["outside_training"] == header["outside_training"]
-    assert "transfer-anny" in json.dumps(record["licences"])
-    assert {row["licence"] for row in record["weights"]} <= {"Apache-2.0", "CC0-1.0"}
+    assert provenance["quality"]["outside_training"] == header["outside_training"]
+    assert "transfer-anny" in json.dumps(provenance["licences"])
+    assert {row["licence"] for row in provenance["weights"]} <= {"Apache-2.0", "CC0-1.0"}
     assert sorted(place.name for place in tmp_path.iterdir()) == ["film.json", "film.mp4", "film.work"]
 
     before = path.stat().st_mtime_ns
@@ -90,8 +90,8 @@ def test_a_film_its_record_and_a_second_run(photo, clip, tmp_path, capsys):
 
 def test_a_killed_run_goes_on_where_it_stopped(photo, clip, tmp_path, capsys, monkeypatch):
     path = tmp_path / "film.mp4"
-    monkeypatch.setattr(film, "SEGMENT", 5)
-    write = film.VideoWriter.write
+    monkeypatch.setattr(segments, "SEGMENT", 5)
+    write = segments.VideoWriter.write
 
     def killed(self, frame):
         if self.path.name == "00000005.mp4" and self.frame_count == 2:
@@ -99,7 +99,7 @@ def test_a_killed_run_goes_on_where_it_stopped(photo, clip, tmp_path, capsys, mo
         write(self, frame)
 
     with monkeypatch.context() as patch:
-        patch.setattr(film.VideoWriter, "write", killed)
+        patch.setattr(segments.VideoWriter, "write", killed)
         _, err = run(capsys, "generate", photo, clip, "-o", path, "--size", 256, code=130)
     assert "same command again" in err
     assert not path.exists()
@@ -172,8 +172,8 @@ def network(monkeypatch, tmp_path) -> Path:
     """A file of DAViD, of the shape that its adapter expects, in the only folder of downloads."""
     folder = tmp_path / "weights"
     folder.mkdir()
-    monkeypatch.setattr(weights, "folders", lambda: (weights.CHECKOUT, folder))
-    return david_file(folder / weights.entry("david").file)
+    monkeypatch.setattr(catalogue, "folders", lambda: (catalogue.CHECKOUT, folder))
+    return david_file(folder / catalogue.entry("david").file)
 
 
 @pytest.mark.parametrize("quality", get_args(Quality))
@@ -188,7 +188,7 @@ def test_the_network_that_is_recorded_is_the_one_that_a_fit_loads(quality, super
     except WeightsError:
         assert (supervision, has_david) in {("david", False), ("sapiens", False), ("sapiens", True)}
         return
-    recorded = record.network_of(config)
+    recorded = provenance.network_of(config)
     assert [row["licence"] for row in recorded] == ([loaded.licence] if loaded is not None else [])
     assert bool(recorded) == (has_david and quality != "draft" and supervision in ("auto", "david"))
     assert all(row["sha256"] == content_hash(network) for row in recorded)
@@ -198,13 +198,13 @@ def test_a_head_says_which_networks_it_and_the_head_before_it_were_made_with(pho
     tracking, plain, kept, last = (tmp_path / f"{name}.npz" for name in ("a.track", "a.head", "b.head", "c.head"))
     run(capsys, "track", photo, "-o", tracking)
     run(capsys, "fit", tracking, "--quality", "draft", "-o", plain)
-    assert record.networks_behind(plain) == []
+    assert provenance.networks_behind(plain) == []
     # A known head is not asked whether the network's axes are ours: this one takes colours for normals.
     run(capsys, "fit", tracking, "--head", plain, "--supervision", "david", "-o", kept)
-    (row,) = record.networks_behind(kept)
+    (row,) = provenance.networks_behind(kept)
     assert (row["name"], row["licence"], row["sha256"]) == ("david", "MIT", content_hash(network))
     run(capsys, "fit", tracking, "--head", kept, "--quality", "draft", "-o", last)
-    assert record.networks_behind(last) == [row]
+    assert provenance.networks_behind(last) == [row]
 
 
 def test_the_record_names_the_network_of_a_head_that_was_given(photo, clip, network, tmp_path, capsys):
@@ -236,7 +236,7 @@ def test_the_record_names_the_network_of_a_head_that_is_read_again(photo, clip, 
 
 @pytest.mark.parametrize("made_by", [{}, {"networks": "david"}, {"networks": [1, {"name": "x"}]}])
 def test_headers_without_networks_name_none(made_by, tmp_path):
-    assert record.networks_behind(npz.save(Empty(np.zeros(1)), tmp_path / "a.head.npz", made_by)) == []
+    assert provenance.networks_behind(npz.save(Empty(np.zeros(1)), tmp_path / "a.head.npz", made_by)) == []
 
 
 @dataclass(frozen=True)

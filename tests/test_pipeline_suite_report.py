@@ -17,9 +17,9 @@ from expportrait_cli.config import GenerateConfig, TransferConfig
 from expportrait_cli.errors import InputError
 from expportrait_cli.evaluate.run import Asked, Shown
 from expportrait_cli.media.video import VideoWriter
-from expportrait_cli.pipeline import stage
+from expportrait_cli.pipeline import film
 from expportrait_cli.pipeline.job import Job, check
-from expportrait_cli.pipeline.report_run import Run, warnings, write_run_report
+from expportrait_cli.pipeline.report import Run, warnings, write_run_report
 
 FRAMES, ANGLE_DEG = 4, 6.0
 
@@ -46,7 +46,7 @@ def job(tmp_path_factory) -> Job:
         transfer=TransferConfig(absolute=True),
         generate=GenerateConfig(size=256, backend="proxy", paste_back=True, audio="none"),
     )
-    stage.generate(job, check(job), lambda name: quiet)
+    film.generate(job, check(job), lambda name: quiet)
     return job
 
 
@@ -153,6 +153,6 @@ def test_where_no_face_is_nothing_is_found():
 
 
 def test_films_of_others_have_no_normals(tmp_path):
-    from expportrait_cli.pipeline.suite_page import normals_behind
+    from expportrait_cli.benchmark.page import normals_behind
 
     assert normals_behind(Path(tmp_path / "none.mp4"), 0) is None

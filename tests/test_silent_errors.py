@@ -26,7 +26,7 @@ from expportrait_cli.errors import InputError
 from expportrait_cli.media import ffmpeg
 from expportrait_cli.media.join import join
 from expportrait_cli.media.video import VideoWriter, frame_count, probe, read_frames
-from expportrait_cli.pipeline import film, job, stage
+from expportrait_cli.pipeline import film, job, segments
 from expportrait_cli.pipeline.cache import made_by
 from expportrait_cli.pipeline.joblist import read_jobs
 from expportrait_cli.pipeline.names import film_name
@@ -157,14 +157,14 @@ def test_the_crop_goes_where_the_face_is(seen):
 def test_a_long_clip_is_read_and_painted_to_its_end(tmp_path):
     path = grey_clip(tmp_path / "long.mp4", count=1207, rate=Fraction(60))
     assert frame_count(path) == 1207 == sum(1 for _ in read_frames(path))
-    segments = film.write_segments(
+    parts = segments.write_segments(
         lambda start: read_frames(path, start=start),
         tmp_path / "segments",
         frame_count=1207,
         rate=Fraction(60),
         progress=quiet,
     )
-    assert sum(frame_count(segment) for segment in segments) == 1207
+    assert sum(frame_count(part) for part in parts) == 1207
 
 
 OPTIONS = {
@@ -213,9 +213,9 @@ def asked(monkeypatch, tmp_path, capsys):
     def run(*arguments: str) -> job.Job:
         def generate(one, kinds, show):
             found.append(one)
-            return stage.Film(one.out, one.record, {})
+            return film.Film(one.out, one.record, {})
 
-        monkeypatch.setattr(stage, "generate", generate)
+        monkeypatch.setattr(film, "generate", generate)
         assert app.run(["generate", str(photo), str(clip), "-o", str(tmp_path / "film.mp4"), *arguments]) == 0
         capsys.readouterr()
         return found[-1]

@@ -32,6 +32,8 @@ from expportrait_cli.artifacts import npz
 from expportrait_cli.artifacts.types import Tracking
 from expportrait_cli.cli import app
 from expportrait_cli.config import GeneratorTask, GeneratorTraining
+from expportrait_cli.dataset import dataset
+from expportrait_cli.dataset.dataset import Clip, Dataset, Row, clip_of
 from expportrait_cli.detect.crop import Crop, crop_image
 from expportrait_cli.errors import InputError, UsageError
 from expportrait_cli.generate.wan.folder import load_folder
@@ -42,14 +44,12 @@ from expportrait_cli.generate.wan.vae import Vae
 from expportrait_cli.media.video import read_frames
 from expportrait_cli.media.writer import VideoWriter
 from expportrait_cli.render.encode import decode
-from expportrait_cli.train import dataset
 from expportrait_cli.train.curves import History
-from expportrait_cli.train.dataset import Clip, Dataset, Row, clip_of
-from expportrait_cli.train.generator import FOR_IMAGES, School, examined, optimizer_of, set_free, train
-from expportrait_cli.train.generator_cache import Maker, build_cache, entry_of
-from expportrait_cli.train.generator_lessons import Lessons
-from expportrait_cli.train.generator_run import train_generator
-from expportrait_cli.train.generator_state import averaged_weights
+from expportrait_cli.train.generator.cache import Maker, build_cache, entry_of
+from expportrait_cli.train.generator.lessons import Lessons
+from expportrait_cli.train.generator.loop import FOR_IMAGES, School, examined, optimizer_of, set_free, train
+from expportrait_cli.train.generator.run import train_generator
+from expportrait_cli.train.generator.state import averaged_weights
 
 pytestmark = pytest.mark.slow
 

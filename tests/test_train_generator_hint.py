@@ -24,6 +24,7 @@ from expportrait_cli.artifacts.digest import sha256
 from expportrait_cli.artifacts.types import Tracking
 from expportrait_cli.cli import app
 from expportrait_cli.config import GeneratorTask, GeneratorTraining, TrackConfig, TransferConfig
+from expportrait_cli.dataset.dataset import Clip, Dataset, clip_of
 from expportrait_cli.detect.crop import Crop, crop_image
 from expportrait_cli.errors import InputError
 from expportrait_cli.generate.scene import Scene
@@ -37,11 +38,10 @@ from expportrait_cli.media.writer import VideoWriter
 from expportrait_cli.pipeline.offsets import OffsetSource
 from expportrait_cli.pipeline.performance import write_meshes
 from expportrait_cli.track import track
-from expportrait_cli.train.dataset import Clip, Dataset, clip_of
-from expportrait_cli.train.generator import examined
-from expportrait_cli.train.generator_cache import Maker, build_cache, entry_of
-from expportrait_cli.train.generator_lessons import Lessons
-from expportrait_cli.train.generator_state import averaged_weights
+from expportrait_cli.train.generator.cache import Maker, build_cache, entry_of
+from expportrait_cli.train.generator.lessons import Lessons
+from expportrait_cli.train.generator.loop import examined
+from expportrait_cli.train.generator.state import averaged_weights
 from expportrait_cli.train.scenes import in_crop, own_scene, photo_rows
 
 pytestmark = pytest.mark.slow

@@ -9,8 +9,8 @@ from balls import ball_entry
 
 from expportrait_cli.config import GeneratorTask
 from expportrait_cli.render.encode import decode
-from expportrait_cli.train.generator import weight_of
-from expportrait_cli.train.generator_lessons import Lesson, Lessons
+from expportrait_cli.train.generator.lessons import Lesson, Lessons
+from expportrait_cli.train.generator.loop import weight_of
 
 pytestmark = pytest.mark.slow
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from expportrait_cli.dataset.layouts import person_of
+from expportrait_cli.dataset.sources import find_sources
 from expportrait_cli.errors import InputError
-from expportrait_cli.train.layouts import person_of
-from expportrait_cli.train.sources import find_sources
 
 SETS = {
     "vfhq": (

@@ -9,8 +9,8 @@ import time
 
 import pytest
 
+from expportrait_cli.dataset.pool import Workers
 from expportrait_cli.errors import OutOfMemoryError
-from expportrait_cli.train.pool import Workers
 
 
 def is_alive(pid: int) -> bool:

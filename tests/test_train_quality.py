@@ -11,9 +11,9 @@ import skimage.data
 from performers import make_state, performed
 
 from expportrait_cli.config import PrepareConfig
+from expportrait_cli.dataset.quality import FACE_VIEW, Sample, blank, figures_of, measure, motion_percent, refusal
+from expportrait_cli.dataset.scan import Scan, apart, judge, parts, scan_key
 from expportrait_cli.detect.faces import FaceBox
-from expportrait_cli.train.quality import FACE_VIEW, Sample, blank, figures_of, measure, motion_percent, refusal
-from expportrait_cli.train.scan import Scan, apart, judge, parts, scan_key
 
 pytest_plugins = ("astronaut",)
 

@@ -8,10 +8,10 @@ from scipy import sparse
 
 from expportrait_cli.head import dense
 from expportrait_cli.head.facemesh import LID_PAIRS, LIP_PAIRS
-from expportrait_cli.train import folds
-from expportrait_cli.train.performers import Performer
-from expportrait_cli.train.proportion import ANCHOR
-from expportrait_cli.train.synthetic import Synthesis, random_expressions
+from expportrait_cli.train.transfer import folds
+from expportrait_cli.train.transfer.performers import Performer
+from expportrait_cli.train.transfer.proportion import ANCHOR
+from expportrait_cli.train.transfer.synthetic import Synthesis, random_expressions
 from expportrait_cli.transfer.face import Face
 
 pytest_plugins = ("astronaut",)

@@ -15,9 +15,9 @@ from expportrait_cli.geometry.rotations import from_turns, logarithm, rodrigues
 from expportrait_cli.head import dense
 from expportrait_cli.head.facemesh import LID_PAIRS
 from expportrait_cli.head.fitted import fitted_mesh
-from expportrait_cli.head.landmarks import landmark_model
+from expportrait_cli.head.landmark_model import landmark_model
 from expportrait_cli.head.model import landmarks
-from expportrait_cli.head.state import interocular_px
+from expportrait_cli.solve.state import interocular_px
 from expportrait_cli.transfer import posed_frames, transfer
 from expportrait_cli.transfer.controls import expression_mask, parse_regions, smooth
 from expportrait_cli.transfer.motion import SOFT_DEG, limit_turn

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from expportrait_cli import fetch as fetching
-from expportrait_cli import weights
 from expportrait_cli.cli import app
 from expportrait_cli.errors import OutputError, UsageError, WeightsError
-from expportrait_cli.fetch import PIECE, fetch
-from expportrait_cli.weights import Weight
+from expportrait_cli.weights import catalogue
+from expportrait_cli.weights import download as fetching
+from expportrait_cli.weights.catalogue import Weight
+from expportrait_cli.weights.download import PIECE, fetch
 
 CONTENT = np.random.default_rng(0).bytes(5 * PIECE + 123)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -194,8 +194,8 @@ def test_a_silent_server_is_not_waited_for(monkeypatch, tmp_path):
 
 
 def run(monkeypatch: pytest.MonkeyPatch, folder: Path, weight: Weight) -> int:
-    monkeypatch.setattr(weights, "entries", lambda: (weight,))
-    monkeypatch.setattr(weights, "folders", lambda: (folder,))
+    monkeypatch.setattr(catalogue, "entries", lambda: (weight,))
+    monkeypatch.setattr(catalogue, "folders", lambda: (folder,))
     return app.run(["weights", "fetch", "net"])
 
 
@@ -246,4 +246,4 @@ def test_an_unknown_name_is_a_usage_error(monkeypatch, capsys):
     message = capsys.readouterr().err
     assert "'nothing' is not in the catalogue" in message and "david" in message
     with pytest.raises(UsageError):
-        weights.entry("nothing")
+        catalogue.entry("nothing")

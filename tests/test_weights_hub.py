@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from expportrait_cli import hub, weights
 from expportrait_cli.cli import app
 from expportrait_cli.errors import OutputError, WeightsError
-from expportrait_cli.hub import fetch_folder
-from expportrait_cli.weights import Weight
+from expportrait_cli.weights import catalogue, hub
+from expportrait_cli.weights.catalogue import Weight
+from expportrait_cli.weights.hub import fetch_folder
 
 LARGE = np.random.default_rng(0).bytes(700_000)
 FILES = {
@@ -136,9 +136,9 @@ def test_what_is_needed_arrives_and_is_noted(server, tmp_path, monkeypatch):
     fetch_folder(server.weight, tmp_path, silent)
     assert len(server.asked) == before + 2
     monkeypatch.setenv("EXPPORTRAIT_WEIGHTS", str(tmp_path))
-    assert weights.locate(server.weight) == path and weights.state(server.weight) == "ok"
+    assert catalogue.locate(server.weight) == path and catalogue.state(server.weight) == "ok"
     (path / "vae" / "config.json").write_bytes(b"other")
-    assert weights.state(server.weight) == "wrong"
+    assert catalogue.state(server.weight) == "wrong"
 
 
 def test_a_file_that_was_cut_short_goes_on(server, tmp_path, monkeypatch):
@@ -146,7 +146,7 @@ def test_a_file_that_was_cut_short_goes_on(server, tmp_path, monkeypatch):
     server.cut = "transformer/diffusion_pytorch_model.safetensors"
     with pytest.raises(WeightsError, match="broke off after 300000 of 700000 bytes"):
         fetch_folder(server.weight, tmp_path, silent)
-    assert weights.locate(server.weight) is None
+    assert catalogue.locate(server.weight) is None
     server.cut = ""
     assert files_of(fetch_folder(server.weight, tmp_path, silent)) == WANTED
 
@@ -206,8 +206,8 @@ def test_what_a_hub_cannot_give_is_said(change, server, tmp_path, monkeypatch):
 
 
 def test_the_command(server, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(weights, "folders", lambda: (tmp_path,))
-    monkeypatch.setattr(weights, "entries", lambda: (server.weight,))
+    monkeypatch.setattr(catalogue, "folders", lambda: (tmp_path,))
+    monkeypatch.setattr(catalogue, "entries", lambda: (server.weight,))
     assert app.run(["weights", "fetch", "big"]) == 0
     out, err = capsys.readouterr()
     assert out == f"{tmp_path / 'big'}\n" and "Apache-2.0" in err and "nobody published" not in err
@@ -215,5 +215,5 @@ def test_the_command(server, tmp_path, monkeypatch, capsys):
 
 def test_the_catalogue_knows_both_folders():
     for name in ("wan-vace-1.3b", "wan-t2v-1.3b"):
-        weight = weights.entry(name)
+        weight = catalogue.entry(name)
         assert weight.parts == ("transformer", "vae", "README.md") and weight.optional and weight.downloads

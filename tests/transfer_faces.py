@@ -12,8 +12,8 @@ from torch import Tensor
 
 from expportrait_cli.artifacts.types import CROP_SIZE, Curves, HeadFit, Tracking
 from expportrait_cli.head import HeadModel, dense, landmark_model
-from expportrait_cli.head.solve import Solver
-from expportrait_cli.head.state import State
+from expportrait_cli.solve.solver import Solver
+from expportrait_cli.solve.state import State
 from expportrait_cli.transfer.face import Face, Neutral
 from expportrait_cli.transfer.network import Kind, NetworkConfig, TransferNetwork
 from expportrait_cli.transfer.trained import Trained

@@ -46,7 +46,7 @@ def batch(
             f"CUDA_VISIBLE_DEVICES and its share of the list: --part 1/{count}, --part 2/{count}, ..."
         )
     from expportrait_cli.cli.app import FAULT, known
-    from expportrait_cli.pipeline import stage
+    from expportrait_cli.pipeline import film
     from expportrait_cli.pipeline.job import check
     from expportrait_cli.pipeline.joblist import part_of, read_jobs
 
@@ -57,7 +57,7 @@ def batch(
         try:
             options.writable(job.out.parent)
             with Display() as display:
-                stage.generate(job, check(job), display.stage)
+                film.generate(job, check(job), display.stage)
         except Exception as error:
             # Whatever one job dies of, the next may be fine: this is the loop that the promise is about.
             mendable = known(error)

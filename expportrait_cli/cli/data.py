@@ -48,7 +48,7 @@ def prepare(
     Run the same command again to go on where it stopped, or to add videos that came to the folder.
     """
     options.writable(out)
-    from expportrait_cli.train.prepare import prepare as run
+    from expportrait_cli.dataset.prepare import prepare as run
 
     count = jobs or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     config = PrepareConfig(frames=frames, min_face_px=min_face)

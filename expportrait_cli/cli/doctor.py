@@ -10,9 +10,9 @@ def doctor(*, as_json: options.Json = False, quiet: options.Quiet = False, log_l
     """Say what is installed, which parts were chosen and why; exit code 4 when something needed is missing."""
     import json
 
-    from expportrait_cli.pipeline import health
+    from expportrait_cli.pipeline import doctor
 
-    checks = health.examine()
+    checks = doctor.examine()
     if as_json:
         typer.echo(json.dumps([check.row() for check in checks], indent=2))
     else:

@@ -12,7 +12,7 @@ from expportrait_cli.cli.painting import BackendName
 from expportrait_cli.errors import InputError, UsageError
 
 if TYPE_CHECKING:
-    from expportrait_cli.pipeline.suite_files import Request
+    from expportrait_cli.benchmark.files import Request
 
 
 def evaluate(
@@ -66,7 +66,7 @@ def evaluate(
     if suite is not None:
         if film is not None or target is not None or reference is not None:
             raise UsageError("--suite names all files itself: leave out OUT, --target and --reference.")
-        from expportrait_cli.pipeline.suite_files import Request
+        from expportrait_cli.benchmark.files import Request
 
         request = Request(
             suite,
@@ -95,10 +95,10 @@ def _one(files: tuple[Path, Path, Path | None], out: Path | None, report: Path |
     page = report
     if report is not None:
         page = options.result(report, f"{film.stem}.report.html", inputs=(*inputs, path), suffixes=(".html", ".htm"))
-    from expportrait_cli.pipeline import single
+    from expportrait_cli.pipeline import steps
 
     with Display() as display:
-        scores, table = single.evaluate(film, target, reference, path, display.stage, page=page)
+        scores, table = steps.evaluate(film, target, reference, path, display.stage, page=page)
     if not as_json:
         typer.echo(table, err=True)
     typer.echo(json.dumps(scores) if as_json else str(path))
@@ -112,11 +112,11 @@ def _many(request: "Request", out: Path | None, report: Path | None, *, as_json:
     page = report
     if report is not None:
         page = options.result(report, f"{stem}.report.html", inputs=(request.source, path), suffixes=(".html", ".htm"))
-    from expportrait_cli.pipeline import suite_files
+    from expportrait_cli.benchmark import files
 
-    outcome = suite_files.evaluate(request, path, Display, page=page)
+    outcome = files.evaluate(request, path, Display, page=page)
     if not as_json:
-        typer.echo("\n".join([outcome.scores.table(), suite_files.costs(outcome)]), err=True)
+        typer.echo("\n".join([outcome.scores.table(), files.costs(outcome)]), err=True)
     typer.echo(json.dumps(outcome.scores.to_json()) if as_json else str(path))
     failed = {pair for pairs in outcome.scores.failed.values() for pair in pairs}
     if failed:

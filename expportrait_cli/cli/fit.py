@@ -50,9 +50,9 @@ def fit(
     own = tuple(options.existing(path, kind="track") for path in trackings)
     others = [options.existing(path, kind=kind) for path, kind in ((driver, "track"), (head, "head")) if path]
     path = options.result(out, f"{stem(own[0])}.head.npz", inputs=(*own, *others))
-    from expportrait_cli.pipeline import single
+    from expportrait_cli.pipeline import steps
 
     config = FitConfig(quality=quality, supervision=supervision, recenter=recenter, rounds=rounds)
     with Display() as display:
-        summary = single.fit(own, path, config, display.stage, driver=driver, known=head)
+        summary = steps.fit(own, path, config, display.stage, driver=driver, known=head)
     options.echo(path, summary, as_json=as_json)

@@ -135,12 +135,12 @@ def generate(
     if painting.only_helps(job.generate):
         return
     kinds = jobs.check(job)
-    from expportrait_cli.pipeline import stage
+    from expportrait_cli.pipeline import film
 
     with Display() as display:
-        film = stage.generate(job, kinds, display.stage)
+        film = film.generate(job, kinds, display.stage)
         if report:
-            from expportrait_cli.pipeline.report_run import write_run_report
+            from expportrait_cli.pipeline.report import write_run_report
 
             write_run_report(job, film.summary, path.with_suffix(".html"), display.stage("write the report"))
     options.echo(film.path, film.summary, as_json=as_json)

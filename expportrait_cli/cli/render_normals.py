@@ -36,11 +36,11 @@ def render_normals(
         raise UsageError("--view and --orbit exclude each other: --orbit yaw=-30..30,pitch=5 does both.")
     options.existing(meshes, kind="meshes")
     path = options.result(out, f"{stem(meshes)}.normals.mkv", inputs=(meshes,), suffixes=(".normals.mkv",))
-    from expportrait_cli.pipeline import single
+    from expportrait_cli.pipeline import steps
 
     config = RenderConfig(size=int(size), antialias=antialias)
     with Display() as display:
-        summary = single.render_normals(
+        summary = steps.render_normals(
             meshes, path, config, display.stage, view=view, orbit=orbit, depth=depth, mask=mask, preview=preview
         )
     options.echo(path, summary, as_json=as_json)

@@ -37,9 +37,9 @@ def track(
     kind = kind_of(source)
     if kind not in ("photo", "clip"):
         raise InputError(f"{source} is a '{kind}' artifact, expected a photo or a clip. Give what it was made from.")
-    from expportrait_cli.pipeline import single
+    from expportrait_cli.pipeline import steps
 
     with Display() as display:
         config = TrackConfig(face=face, on_missing=on_missing)
-        summary = single.track(source, path, config, display.stage, head_model=head_model)
+        summary = steps.track(source, path, config, display.stage, head_model=head_model)
     options.echo(path, summary, as_json=as_json)

@@ -47,7 +47,7 @@ def transfer(
     An interrupted run goes on where it stopped when the same command is given. FILE.html shows how it went.
     """
     path = options.result(out, "transfer.safetensors", inputs=(), suffixes=(".safetensors",))
-    from expportrait_cli.train.run import train_transfer
+    from expportrait_cli.train.transfer.run import train_transfer
 
     config = TransferTraining(steps=steps, synthetic=synthetic, seed=seed)
     with Display() as display:
@@ -72,7 +72,7 @@ def ablation(
     Trains the networks that are not in FILE.work yet, each as long as `train transfer` does.
     """
     path = options.result(out, "ablation.json", inputs=(), suffixes=(".json",))
-    from expportrait_cli.train.report import ablation as run
+    from expportrait_cli.train.transfer.ablation import ablation as run
 
     config = TransferTraining(steps=steps, synthetic=synthetic, seed=seed)
     with Display() as display:

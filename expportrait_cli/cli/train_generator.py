@@ -64,7 +64,7 @@ def generator(
     require_packages()
     import torch
 
-    from expportrait_cli.train.generator_run import train_generator
+    from expportrait_cli.train.generator.run import train_generator
 
     config = GeneratorTraining(
         epochs=epochs,

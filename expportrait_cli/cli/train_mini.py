@@ -30,7 +30,7 @@ def mini(
     An interrupted run goes on where it stopped when the same command is given. A fifth of the people only judge.
     """
     path = options.result(out, "mini.safetensors", inputs=(), suffixes=(".safetensors",))
-    from expportrait_cli.train.mini_run import train_mini
+    from expportrait_cli.train.mini.run import train_mini
 
     config = MiniTraining(steps=steps, photos=photos, seed=seed)
     with Display() as display:
@@ -52,8 +52,8 @@ def gate(
     proxy guessed, 0.9 of the truth's edges left, no more flicker.
     """
     options.existing(weights)
-    from expportrait_cli.train import mini_run
+    from expportrait_cli.train.mini import run
 
     with Display() as display:
-        verdict = mini_run.gate(weights, datasets, display.stage)
+        verdict = run.gate(weights, datasets, display.stage)
     options.echo(weights, verdict, as_json=as_json)

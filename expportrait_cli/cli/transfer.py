@@ -44,7 +44,7 @@ def transfer(
     options.check_curves(curves)
     if driver_head is not None:
         options.existing(driver_head, kind="head")
-    from expportrait_cli.pipeline import single
+    from expportrait_cli.pipeline import steps
 
     config = TransferConfig(
         method=method,
@@ -57,5 +57,5 @@ def transfer(
         smooth=smooth,
     )
     with Display() as display:
-        summary = single.transfer(head, driving, path, config, display.stage, curves=curves, driver_head=driver_head)
+        summary = steps.transfer(head, driving, path, config, display.stage, curves=curves, driver_head=driver_head)
     options.echo(path, summary, as_json=as_json)

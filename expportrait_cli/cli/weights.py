@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from expportrait_cli import weights as store
 from expportrait_cli.cli import options
 from expportrait_cli.errors import WeightsError
+from expportrait_cli.weights import catalogue as store
 
 log = logging.getLogger(__name__)
 
@@ -55,8 +55,8 @@ def fetch(
     """Download files into the cache folder, and check their hashes; a download that was cut short goes on."""
     from expportrait_cli.artifacts.digest import sha256
     from expportrait_cli.cli.display import Display
-    from expportrait_cli.fetch import fetch as download
-    from expportrait_cli.hub import fetch_folder
+    from expportrait_cli.weights.download import fetch as download
+    from expportrait_cli.weights.hub import fetch_folder
 
     with Display() as display:
         for weight in [store.entry(name) for name in names]:

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from expportrait_cli.errors import InputError
-from expportrait_cli.weights import Weight, downloaded_file, entry, locate
+from expportrait_cli.weights.catalogue import Weight, downloaded_file, entry, locate
 
 EstimatorName = Literal["auto", "david", "sapiens", "none"]
 

@@ -1,6 +1,6 @@
 """The nets that this machine can run: from the wheel of mediapipe, or from files through MediaPipe Tasks."""
 
-from expportrait_cli.weights import mediapipe_interface
+from expportrait_cli.weights.catalogue import mediapipe_interface
 
 match mediapipe_interface():
     case "legacy":

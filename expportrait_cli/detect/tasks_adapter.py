@@ -20,7 +20,7 @@ from jaxtyping import Float32
 
 from expportrait_cli.detect.mediapipe_adapter import GREY, NEEDED, Image, silenced
 from expportrait_cli.errors import WeightsError
-from expportrait_cli.weights import downloaded_file
+from expportrait_cli.weights.catalogue import downloaded_file
 
 STEP_MS = 3_600_000
 """Between two frames. Tasks smooths landmarks along a clip, as the legacy graph does not, and cannot be told to stop.

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from expportrait_cli.weights import entry, folders, locate
+from expportrait_cli.weights.catalogue import entry, folders, locate
 
 
 def find(name: str) -> Path | None:

@@ -12,8 +12,8 @@ from expportrait_cli.artifacts.types import CROP_SIZE
 from expportrait_cli.detect.crop import crop_points, steady_crop
 from expportrait_cli.geometry.rotations import FRONTAL
 from expportrait_cli.head import LandmarkModel
-from expportrait_cli.head.solve import IDENTITY_PRIOR, Solver
-from expportrait_cli.head.state import State, distinct_rows, focal_for, normalised
+from expportrait_cli.solve.solver import IDENTITY_PRIOR, Solver
+from expportrait_cli.solve.state import State, distinct_rows, focal_for, normalised
 
 Clip = Float32[np.ndarray, "T 478 2"]
 KEY_FRAMES, DIFFERENT = 12, 1e-3

@@ -6,9 +6,9 @@ from html import escape
 import numpy as np
 
 from expportrait_cli.evaluate.columns import COLUMNS, Column
-from expportrait_cli.evaluate.figures import curve, pictures, ranking, worst_frames
-from expportrait_cli.evaluate.page import facts, figures, notes, page, table
+from expportrait_cli.evaluate.pictures import curve, pictures, ranking, worst_frames
 from expportrait_cli.evaluate.scores import METHOD, Scores, remarks, versions
+from expportrait_cli.pages.page import facts, figures, notes, page, table
 
 
 def report(scores: Scores, *, licences: Sequence[str] = ()) -> str:

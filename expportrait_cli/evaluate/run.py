@@ -16,7 +16,7 @@ from expportrait_cli.evaluate.face import Looker
 from expportrait_cli.evaluate.own import ITERATIONS, pitch_yaw_roll_deg
 from expportrait_cli.geometry.rotations import from_turns
 from expportrait_cli.head import LandmarkModel
-from expportrait_cli.head.solve import Solver
+from expportrait_cli.solve.solver import Solver
 
 ANGLES = ("pitch", "yaw", "roll")
 SERIES = Float64[np.ndarray, " T"]

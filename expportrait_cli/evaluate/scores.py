@@ -16,7 +16,7 @@ from expportrait_cli.artifacts.digest import sha256
 from expportrait_cli.evaluate.brought import find
 from expportrait_cli.evaluate.columns import CLASSES, COLUMNS, FVD, NAMES, WIDTH, Mode
 from expportrait_cli.evaluate.intervals import LEVEL_PERCENT, RESAMPLES, interval
-from expportrait_cli.weights import Weight, catalogue, entry
+from expportrait_cli.weights.catalogue import Weight, catalogue, entry
 
 FILMS = ("output", "target")
 ESTIMATORS = ("mediapipe", "dlib-bin", "face-recognition-models", "flip-evaluator", "opencv-contrib-python", "numpy")

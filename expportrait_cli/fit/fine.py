@@ -26,11 +26,11 @@ from expportrait_cli.fit.patch import LocalPreconditioner, Patch
 from expportrait_cli.fit.sampling import SharpClip
 from expportrait_cli.fit.surface import PosedPatch
 from expportrait_cli.geometry.mesh import edges, normalize
-from expportrait_cli.head import HeadModel, dense, landmarks
+from expportrait_cli.head import HeadModel, dense, landmark_model
 from expportrait_cli.head.facemesh import EYE_RINGS, LIPS
 from expportrait_cli.head.finer import Finer, finer, is_finer
-from expportrait_cli.head.solve import UNIT_IOD
-from expportrait_cli.head.state import interocular_px
+from expportrait_cli.solve.solver import UNIT_IOD
+from expportrait_cli.solve.state import interocular_px
 
 TRUST = 0.04
 """Change of log albedo over two millimetres at which a vertex's shade is believed by half: where paint, freckles or
@@ -127,7 +127,7 @@ def steepness(patch: Patch, values: Float[Tensor, " P"]) -> Float[Tensor, " P"]:
 def looseness(head: HeadModel) -> Float32[np.ndarray, " V"]:
     """1 on lips and lids, 0 a centimetre away, soft between."""
     verts = dense(head, head.template)
-    rims = landmarks(head, verts)[LIPS + EYE_RINGS]
+    rims = landmark_model(head, verts)[LIPS + EYE_RINGS]
     share = np.clip((TIGHT_M - KDTree(rims.numpy()).query(verts.numpy())[0]) / (TIGHT_M - LOOSE_M), 0, 1)
     return (share * share * (3 - 2 * share)).astype(np.float32)
 

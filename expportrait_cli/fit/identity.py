@@ -9,8 +9,8 @@ from jaxtyping import Float32, Int64
 from expportrait_cli.artifacts.types import CROP_SIZE, Tracking
 from expportrait_cli.geometry.rotations import from_turns
 from expportrait_cli.head import HeadModel, landmark_model
-from expportrait_cli.head.solve import IDENTITY_PRIOR, ITERATIONS, ITERATIONS_FIRST, TEMPORAL, Solver
-from expportrait_cli.head.state import State, columns_of, distinct_rows, nearest_frame
+from expportrait_cli.solve.solver import IDENTITY_PRIOR, ITERATIONS, ITERATIONS_FIRST, TEMPORAL, Solver
+from expportrait_cli.solve.state import State, columns_of, distinct_rows, nearest_frame
 
 SAME_PERSON = (1.12, 0.1)
 """The driver's identity is taken for the photo's own when it fits the photo's landmarks within this factor and these

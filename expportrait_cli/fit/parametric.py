@@ -24,8 +24,8 @@ from expportrait_cli.geometry import rotations
 from expportrait_cli.head import coarse, dense, joints, pose
 from expportrait_cli.head.facemesh import FACE_OVAL, IRIS
 from expportrait_cli.head.fitted import pose_of
-from expportrait_cli.head.solve import UNIT_IOD
-from expportrait_cli.head.state import interocular_px
+from expportrait_cli.solve.solver import UNIT_IOD
+from expportrait_cli.solve.state import interocular_px
 
 ITERATIONS = 60
 RATES = {"identity": 3e-2, "expression": 1e-2, "jaw": 3e-3, "turn": 1e-3, "translation": 5e-4}

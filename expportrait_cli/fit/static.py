@@ -30,9 +30,9 @@ from expportrait_cli.head import HeadModel, dense
 from expportrait_cli.head.fitted import blend_matrices, canonical_mesh, fitted_mesh
 from expportrait_cli.head.model import HEAD
 from expportrait_cli.head.spread import LandmarkSpread
-from expportrait_cli.head.state import distinct_rows
 from expportrait_cli.render.antialias import antialias
 from expportrait_cli.render.rasterizer import rasterize
+from expportrait_cli.solve.state import distinct_rows
 
 DRAW_SIZE = 256
 PHOTO_STAGE = (DRAW_SIZE, FitDescent.outline_steps, FitDescent.outline_smoothness)

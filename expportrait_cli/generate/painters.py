@@ -10,10 +10,10 @@ import torch
 from expportrait_cli.artifacts.digest import sha256
 from expportrait_cli.config import GenerateConfig, WanConfig
 from expportrait_cli.errors import UsageError, WeightsError
-from expportrait_cli.generate.folders import MANIFEST, Folder, FolderName, kind_of, read_folder
 from expportrait_cli.generate.painter import Painter, ProxyPainter
 from expportrait_cli.generate.wan.packages import require_packages
-from expportrait_cli.weights import FETCHED, folders, weights_file
+from expportrait_cli.weights.catalogue import FETCHED, folders, weights_file
+from expportrait_cli.weights.folders import MANIFEST, Folder, FolderName, kind_of, read_folder
 
 FOLDERS: dict[FolderName, str] = {
     "wan-portrait": "wan-portrait",

@@ -12,10 +12,10 @@ from expportrait_cli.artifacts.meshes import Meshes
 from expportrait_cli.artifacts.types import HeadFit
 from expportrait_cli.config import GenerateConfig
 from expportrait_cli.generate.bones import Bones
-from expportrait_cli.generate.canvas import Canvas, crop_canvas, photo_canvas
-from expportrait_cli.generate.compositor import Compositor
-from expportrait_cli.generate.layers import prepare
 from expportrait_cli.generate.painter import Sketch, Still
+from expportrait_cli.generate.proxy.canvas import Canvas, crop_canvas, photo_canvas
+from expportrait_cli.generate.proxy.compositor import Compositor
+from expportrait_cli.generate.proxy.layers import prepare
 from expportrait_cli.geometry.mesh import Edges, edges
 from expportrait_cli.head import HeadModel, landmark_model
 from expportrait_cli.head.facemesh import CHIN, FOREHEAD, LIP_PAIRS

@@ -11,8 +11,8 @@ from jaxtyping import UInt8
 from expportrait_cli.artifacts.meshes import Meshes
 from expportrait_cli.artifacts.types import HeadFit
 from expportrait_cli.config import GenerateConfig
-from expportrait_cli.generate.canvas import Canvas
 from expportrait_cli.generate.painters import choose, painter_of
+from expportrait_cli.generate.proxy.canvas import Canvas
 from expportrait_cli.generate.scene import Scene
 from expportrait_cli.generate.wan.packages import require_packages
 from expportrait_cli.head import HeadModel

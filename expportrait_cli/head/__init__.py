@@ -4,8 +4,8 @@ from typing import Literal
 
 import torch
 
-from expportrait_cli.head.landmarks import LandmarkModel as LandmarkModel
-from expportrait_cli.head.landmarks import landmark_model as landmark_model
+from expportrait_cli.head.landmark_model import LandmarkModel as LandmarkModel
+from expportrait_cli.head.landmark_model import landmark_model as landmark_model
 from expportrait_cli.head.model import BONES as BONES
 from expportrait_cli.head.model import HeadModel as HeadModel
 from expportrait_cli.head.model import coarse as coarse
@@ -15,7 +15,7 @@ from expportrait_cli.head.model import gaze_pieces as gaze_pieces
 from expportrait_cli.head.model import joints as joints
 from expportrait_cli.head.model import landmarks as landmarks
 from expportrait_cli.head.model import pose as pose
-from expportrait_cli.head.smplx import FindLandmarks as FindLandmarks
+from expportrait_cli.head.smplx.load import FindLandmarks as FindLandmarks
 
 HeadName = Literal["anny", "smplx"]
 
@@ -36,6 +36,6 @@ def load_head(
 
             return anny.load(device)
         case "smplx":
-            from expportrait_cli.head import smplx
+            from expportrait_cli.head.smplx import load
 
-            return smplx.load(device, find_landmarks=find_landmarks)
+            return load.load(device, find_landmarks=find_landmarks)

@@ -8,7 +8,7 @@ from scipy import sparse
 
 from expportrait_cli.geometry.sparse import csr_tensor
 from expportrait_cli.head.model import HeadModel
-from expportrait_cli.weights import weights_file
+from expportrait_cli.weights.catalogue import weights_file
 
 FILE = "head_anny.npz"
 EXPRESSION_MAX = 1.2

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from expportrait_cli.geometry.sparse import csr_tensor
 from expportrait_cli.head.model import HeadModel
-from expportrait_cli.head.smplx_mesh import subdivide_triangles
+from expportrait_cli.head.smplx.mesh import subdivide_triangles
 from expportrait_cli.head.subdivision import Subdivision, subdivide
 
 MARK = "@2"

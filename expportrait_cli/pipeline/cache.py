@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from expportrait_cli import __version__
 from expportrait_cli.artifacts import npz
 from expportrait_cli.errors import InputError
-from expportrait_cli.weights import catalogue
+from expportrait_cli.weights.catalogue import catalogue
 
 log = logging.getLogger(__name__)
 

@@ -17,9 +17,9 @@ from expportrait_cli.export import compress, poses, write_glb, write_surface
 from expportrait_cli.export.folder import atomic_folder, frame_name
 from expportrait_cli.export.poses import canonical
 from expportrait_cli.export.shape import FLIP, Motion, Shape, in_head
-from expportrait_cli.generate.canvas import crop_canvas
-from expportrait_cli.generate.layers import DEPTH_SLACK_M, prepare
-from expportrait_cli.generate.mouth import CAVITY, ENAMEL
+from expportrait_cli.generate.proxy.canvas import crop_canvas
+from expportrait_cli.generate.proxy.layers import DEPTH_SLACK_M, prepare
+from expportrait_cli.generate.proxy.mouth import CAVITY, ENAMEL
 from expportrait_cli.head import HeadModel
 from expportrait_cli.head.fitted import fitted_mesh
 from expportrait_cli.media.source import read_frame

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from expportrait_cli.media.files import content_hash
-from expportrait_cli.pipeline.record import read_record
-from expportrait_cli.weights import Weight, entries
+from expportrait_cli.pipeline.provenance import read_record
+from expportrait_cli.weights.catalogue import Weight, entries
 
 Use = Literal["yes", "no", "unknown"]
 INPUTS = "the rights in it, and the consent of the person it shows, are yours to clear"

@@ -14,7 +14,7 @@ from expportrait_cli.head.finer import finer
 from expportrait_cli.media.files import check_file, content_hash
 from expportrait_cli.pipeline.heads import kind_of_head, tracking_head
 from expportrait_cli.transfer.trained import load_network
-from expportrait_cli.weights import weights_file
+from expportrait_cli.weights.catalogue import weights_file
 
 log = logging.getLogger(__name__)
 

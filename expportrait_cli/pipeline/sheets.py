@@ -16,7 +16,7 @@ from expportrait_cli.media.image import is_image, read_image
 from expportrait_cli.media.source import read_frame
 from expportrait_cli.media.video import VideoWriter, read_frames
 from expportrait_cli.pipeline.performance import Driver
-from expportrait_cli.pipeline.record import synthetic_tags
+from expportrait_cli.pipeline.provenance import synthetic_tags
 from expportrait_cli.render import render_normals
 from expportrait_cli.render.stage import preview
 

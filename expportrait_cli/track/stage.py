@@ -9,9 +9,9 @@ import numpy as np
 from expportrait_cli.artifacts.types import CROP_SIZE, Tracking
 from expportrait_cli.config import TrackConfig
 from expportrait_cli.head import HeadModel, landmark_model
-from expportrait_cli.head.solve import IDENTITY_PRIOR, ITERATIONS, ITERATIONS_FIRST, TEMPORAL, Solver
-from expportrait_cli.head.state import State, columns_of, distinct_rows, focal_for
 from expportrait_cli.media.files import content_hash
+from expportrait_cli.solve.solver import IDENTITY_PRIOR, ITERATIONS, ITERATIONS_FIRST, TEMPORAL, Solver
+from expportrait_cli.solve.state import State, columns_of, distinct_rows, focal_for
 from expportrait_cli.track.observe import Observations, observe
 from expportrait_cli.track.steady import Start, anchors, hair_points
 

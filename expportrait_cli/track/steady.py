@@ -12,8 +12,8 @@ import numpy as np
 from expportrait_cli.geometry.mesh import vertex_normals
 from expportrait_cli.head import HeadModel, dense
 from expportrait_cli.head.model import HEAD
-from expportrait_cli.head.solve import Anchors, Solver
-from expportrait_cli.head.state import State, interocular_px
+from expportrait_cli.solve.solver import Anchors, Solver
+from expportrait_cli.solve.state import State, interocular_px
 from expportrait_cli.track.observe import Observations
 
 TURN_DEG = 20.0

@@ -19,8 +19,8 @@ from expportrait_cli.geometry.rotations import FRONTAL
 from expportrait_cli.head import HeadModel, dense
 from expportrait_cli.render.buffers import render_buffers
 from expportrait_cli.render.encode import encode
-from expportrait_cli.train.performers import Performer
-from expportrait_cli.train.transfer import whole_faces
+from expportrait_cli.train.transfer.loop import whole_faces
+from expportrait_cli.train.transfer.performers import Performer
 from expportrait_cli.transfer.network import TransferNetwork
 
 log = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from expportrait_cli.geometry.rotations import from_turns, logarithm, rodrigues,
 from expportrait_cli.head import HeadModel
 from expportrait_cli.head.fitted import person_joints
 from expportrait_cli.head.model import NECK
-from expportrait_cli.head.state import photo_distance
+from expportrait_cli.solve.state import photo_distance
 
 SOFT_DEG = 15.0
 """Width over which a turn runs into its limit."""

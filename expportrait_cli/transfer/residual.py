@@ -7,8 +7,8 @@ from expportrait_cli.artifacts.types import CROP_SIZE, Curves, HeadFit, Tracking
 from expportrait_cli.geometry.rotations import from_turns
 from expportrait_cli.head import HeadModel, landmark_model
 from expportrait_cli.head.facemesh import LID_PAIRS
-from expportrait_cli.head.projection import Projection
-from expportrait_cli.head.state import State, interocular_px
+from expportrait_cli.solve.projection import Projection
+from expportrait_cli.solve.state import State, interocular_px
 from expportrait_cli.transfer.motion import Motion
 
 LIMIT_IOD = 0.12

@@ -12,8 +12,8 @@ from expportrait_cli.errors import UsageError
 from expportrait_cli.head import HeadModel
 from expportrait_cli.head.finer import Finer
 from expportrait_cli.head.fitted import posed_meshes
-from expportrait_cli.head.solve import JAW_RANGE_RAD
 from expportrait_cli.head.spread import LandmarkSpread
+from expportrait_cli.solve.solver import JAW_RANGE_RAD
 from expportrait_cli.transfer.controls import expression_mask, moves_jaw, parse_regions, smooth
 from expportrait_cli.transfer.dynamic import Copied, Learned, Lifted, Offsets
 from expportrait_cli.transfer.motion import Motion, head_motion, neutral_cost, torso_motion

@@ -1,0 +1,199 @@
+"""A whole suite: inputs, films and scores of every pair, each kept, so that a second run only does what is missing."""
+
+import hashlib
+import json
+import logging
+from collections import defaultdict
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from expportrait_cli import __version__
+from expportrait_cli.benchmark.inputs import Inputs, prepare
+from expportrait_cli.benchmark.scores import SuiteScores
+from expportrait_cli.benchmark.sets import ENDINGS
+from expportrait_cli.benchmark.suite import Pair, Suite
+from expportrait_cli.benchmark.variants import OWN, PairFilms, Variant, variants
+from expportrait_cli.config import Backend
+from expportrait_cli.errors import InputError, UserError
+from expportrait_cli.evaluate import COLUMNS, evaluate
+from expportrait_cli.evaluate.columns import Mode
+from expportrait_cli.evaluate.scores import Scores, estimators, scores_from_json, versions
+from expportrait_cli.media.files import content_hash
+from expportrait_cli.pipeline import licences
+from expportrait_cli.pipeline.licences import LicenceMap
+from expportrait_cli.pipeline.provenance import read_record, write_record
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[int, int | None], None]
+
+
+@runtime_checkable
+class Display(Protocol):
+    """What shows a stage's progress."""
+
+    def stage(self, name: str) -> Progress:
+        """Begin a stage."""
+        ...
+
+
+OpenDisplay = Callable[[], AbstractContextManager[Display]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is scored, and where everything is kept."""
+
+    suite: Suite
+    work: Path
+    variants: tuple[Variant, ...] = (OWN,)
+    """Ways to make our own films."""
+    backend: Backend = "auto"
+    """What paints our own films."""
+    given: dict[str, Path] = field(default_factory=dict)
+    """Folders of films that others made, by the name of the method."""
+
+    @property
+    def methods(self) -> dict[str, str]:
+        """Every method and what it is; our own come first."""
+        own = {variant.name: variant.what for variant in self.variants}
+        return own | dict.fromkeys(self.given, "films that another program made")
+
+    def inputs(self, pair: Pair) -> Path:
+        """Folder of the pair's photo and clip."""
+        return self.work / "inputs" / pair.name
+
+    def film(self, variant: Variant, pair: Pair) -> Path:
+        """Where our own film goes."""
+        return self.work / "films" / variant.name / f"{pair.name}.mp4"
+
+    def scores(self, method: str, pair: Pair) -> Path:
+        """Where the scores of a film go."""
+        return self.work / "scores" / method / f"{pair.name}.json"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run found."""
+
+    scores: SuiteScores
+    seconds: dict[str, dict[str, float]]
+    """Method, pair: what our own film took."""
+    licences: LicenceMap | None
+    """Of the weights behind our own films, and of those that the scores rest on; None without scores."""
+
+
+def plan(
+    suite: Suite, work: Path, *, ablation: bool, own: bool, given: dict[str, Path], backend: Backend = "auto"
+) -> Plan:
+    """Choose the methods.
+
+    Raises:
+        InputError: there are none, or two of one name.
+        WeightsError: as `ablation.variants`.
+    """
+    chosen = variants(ablation=ablation, backend=backend) if own else ()
+    twice = {variant.name for variant in chosen} & set(given)
+    if twice:
+        raise InputError(f"{', '.join(sorted(twice))} is a method of this tool. Name the other films otherwise.")
+    if not chosen and not given:
+        raise InputError("Nothing to score: --no-own leaves our films out, and no --method names others.")
+    return Plan(suite, work, chosen, backend, given)
+
+
+def run(plan: Plan, open_display: OpenDisplay) -> Outcome:
+    """Make and score what is missing. A pair that cannot be done is noted, and the others go on."""
+    suite, total = plan.suite, len(plan.suite.pairs)
+    rows: dict[str, dict[str, Any]] = {}
+    scores: dict[str, dict[str, Scores]] = {method: {} for method in plan.methods}
+    failed: dict[str, dict[str, str]] = {method: {} for method in plan.methods}
+    seconds: dict[str, dict[str, float]] = defaultdict(dict)
+    for number, pair in enumerate(suite.pairs, 1):
+        log.info("%d of %d: %s", number, total, pair.name)
+        rows[pair.name] = {"mode": pair.mode, "driving": pair.driving, "reference": pair.reference}
+        with open_display() as display:
+            try:
+                inputs = prepare(suite, pair, plan.inputs(pair), display.stage("crop the pair"))
+            except UserError as error:
+                log.warning("%s is left out: %s", pair.name, error)
+                for method in plan.methods:
+                    failed[method][pair.name] = str(error)
+                continue
+            rows[pair.name] |= {"frames": inputs.frames, "photo": inputs.reference_hash, "clip": inputs.driving_hash}
+            films = _Films(plan, pair, inputs, display)
+            for method in plan.methods:
+                try:
+                    film = films.find(method)
+                    scores[method][pair.name] = _scores(plan.scores(method, pair), pair, film, inputs, display)
+                except UserError as error:
+                    log.warning("%s has no scores of %s: %s", method, pair.name, error)
+                    failed[method][pair.name] = str(error)
+            for method, taken in films.seconds.items():
+                seconds[method][pair.name] = taken
+    found = _licences(plan, scores)
+    terms = found.to_json() if found is not None else {}
+    return Outcome(SuiteScores(suite.settings(), rows, plan.methods, scores, failed, terms), dict(seconds), found)
+
+
+def _licences(plan: Plan, scores: dict[str, dict[str, Scores]]) -> LicenceMap | None:
+    films = [Path(film.output) for variant in plan.variants for film in scores[variant.name].values()]
+    maps = [found for found in map(licences.of_film, films) if found is not None]
+    behind = estimators(film for films in scores.values() for film in films.values())
+    return licences.with_estimators(licences.together(maps), behind) if behind else None
+
+
+class _Films:
+    """The films of one pair, by method."""
+
+    def __init__(self, plan: Plan, pair: Pair, inputs: Inputs, display: Display) -> None:
+        self._plan, self._pair, self._display = plan, pair, display
+        absolute = pair.mode == "self" or plan.suite.cross_absolute
+        self._own = PairFilms(inputs, lambda variant: plan.film(variant, pair), absolute=absolute, backend=plan.backend)
+        self.seconds: dict[str, float] = {}
+
+    def find(self, method: str) -> Path:
+        """Film that was given; or ours, made when it is missing."""
+        folder, name = self._plan.given.get(method), self._pair.name
+        if folder is not None:
+            found = sorted(path for path in folder.iterdir() if path.stem == name and path.suffix.lower() in ENDINGS)
+            if len(found) == 1:
+                return found[0]
+            raise InputError(f"{folder} has {len(found)} films named {name}, expected one, e.g. {name}.mp4.")
+        variant = next(variant for variant in self._plan.variants if variant.name == method)
+        made = self._own.make(variant, lambda name: self._display.stage(f"{method}: {name}"))
+        self.seconds[method] = round(made.seconds, 3)
+        return made.path
+
+
+def _scores(path: Path, pair: Pair, film: Path, inputs: Inputs, display: Display) -> Scores:
+    """Scores of a film, read when they are of this very film against these very inputs."""
+    key = _key(pair.mode, film, inputs)
+    known = read_record(path)
+    if known.get("key") == key:
+        try:
+            return scores_from_json(known["scores"])
+        except (KeyError, TypeError, ValueError) as error:
+            log.info("%s is damaged (%r). It is made again.", path, error)
+    reference = inputs.reference if pair.mode == "cross" else None
+    progress = display.stage(f"{path.parent.name}: evaluate")
+    document = evaluate(film, inputs.driving, reference=reference, progress=progress).to_json()
+    write_record(path, {"key": key, "scores": document})
+    # Rounded as if read back, so that a run that went on ends with the very same figures.
+    return scores_from_json(document)
+
+
+def _key(mode: Mode, film: Path, inputs: Inputs) -> str:
+    made_from = {
+        "tool": __version__,
+        "scores": Scores.VERSION,
+        "columns": [asdict(column) for column in COLUMNS],
+        "versions": versions(),
+        "mode": mode,
+        "film": content_hash(film),
+        "driving": inputs.driving_hash,
+        "reference": inputs.reference_hash,
+    }
+    return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()

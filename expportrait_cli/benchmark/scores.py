@@ -1,0 +1,231 @@
+"""What several methods scored on the same pairs: means over clips, and how sure they are."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+from jaxtyping import Float64
+
+from expportrait_cli import __version__
+from expportrait_cli.benchmark.published import published_json, published_text
+from expportrait_cli.evaluate.brought import missing_file
+from expportrait_cli.evaluate.columns import (
+    CLASSES,
+    COLUMNS,
+    FVD,
+    LEAST_WINDOWS,
+    NAMES,
+    SUITE_COLUMNS,
+    WIDTH,
+    WINDOW,
+    Column,
+    Mode,
+)
+from expportrait_cli.evaluate.frechet import frechet_distance
+from expportrait_cli.evaluate.intervals import LEVEL_PERCENT, RESAMPLES, over_clips
+from expportrait_cli.evaluate.scores import Scores, versions
+
+SUITE_METHOD = (
+    f"{LEVEL_PERCENT} %, {RESAMPLES} resamples of whole clips; a clip counts once, by the mean over its frames. "
+    "Several clips of one person are not independent"
+)
+
+
+WANTED = [*NAMES, FVD.name]
+
+
+@dataclass(frozen=True)
+class SuiteScores:
+    """Scores of every method on every pair that it has a film of."""
+
+    KIND: ClassVar[str] = "suite-scores"
+    VERSION: ClassVar[int] = 3
+    """Since version 2: the columns of `Scores`' version 4, and `fvd_i3d`, whose entries name their `windows`. Since
+    version 3: the columns of its version 5."""
+
+    settings: dict[str, Any]
+    """How frames were taken, as JSON holds it."""
+    pairs: Mapping[str, dict[str, Any]]
+    """By name: mode, files and their hashes."""
+    methods: Mapping[str, str]
+    """By name: what it is. The first is what the others are compared with."""
+    scores: Mapping[str, Mapping[str, Scores]]
+    """Method, pair."""
+    failed: Mapping[str, Mapping[str, str]]
+    """Method, pair: why there are no scores."""
+    licences: dict[str, Any] = field(default_factory=dict)
+    """What the weights behind the films, and behind these figures, allow."""
+
+    def films(self, method: str, mode: Mode) -> dict[str, Scores]:
+        """Scores of one method in one mode, by pair."""
+        return {pair: scores for pair, scores in self.scores[method].items() if scores.mode == mode}
+
+    def clip_means(self, method: str, mode: Mode, column: str) -> dict[str, float]:
+        """Mean over the frames of each pair's film, where there is one."""
+        means = {pair: scores.means[column] for pair, scores in self.films(method, mode).items()}
+        return {pair: mean for pair, mean in means.items() if mean is not None}
+
+    def mean(self, method: str, mode: Mode, column: str) -> dict[str, Any] | None:
+        """Mean over clips with its interval and their count, FVD of all their windows together; None without any."""
+        if column == FVD.name:
+            return _fvd(list(self.films(method, mode).values()))
+        return _summary(np.array(list(self.clip_means(method, mode, column).values())))
+
+    def difference(self, method: str, mode: Mode, column: str) -> dict[str, Any] | None:
+        """Mean over clips that both have of this method's score minus the first method's, with its interval."""
+        both = (method, next(iter(self.methods)))
+        if column == FVD.name:
+            return _difference(*self._on_common_pairs(both, mode))
+        own, first = (self.clip_means(name, mode, column) for name in both)
+        return _summary(np.array([own[pair] - first[pair] for pair in own if pair in first]))
+
+    def _on_common_pairs(self, methods: tuple[str, str], mode: Mode) -> list[dict[str, Any] | None]:
+        """FVD of both on the pairs that both have."""
+        films = [self.films(method, mode) for method in methods]
+        common = [pair for pair in films[0] if pair in films[1]]
+        return [_fvd([own[pair] for pair in common]) for own in films]
+
+    def _most_windows(self, mode: Mode) -> int:
+        """Windows of the method that has most."""
+        return max(_windows(list(self.films(method, mode).values())).shape[1] for method in self.methods)
+
+    @property
+    def modes(self) -> list[Mode]:
+        """Modes that occur."""
+        wanted: list[Mode] = ["self", "cross"]
+        return [mode for mode in wanted if any(pair["mode"] == mode for pair in self.pairs.values())]
+
+    def columns(self, mode: Mode) -> list[Column]:
+        """Columns that any method has a mean of."""
+        shown = [c for c in COLUMNS if any(self.clip_means(method, mode, c.name) for method in self.methods)]
+        return [*shown, FVD] if self._most_windows(mode) >= LEAST_WINDOWS else shown
+
+    @property
+    def missing(self) -> dict[Mode, dict[str, str]]:
+        """Columns that no film of a mode has, and why."""
+        found: dict[Mode, dict[str, str]] = {}
+        for mode in self.modes:
+            shown = {column.name for column in self.columns(mode)}
+            films = [film for method in self.methods for film in self.films(method, mode).values()]
+            reasons = {name: why for film in films for name, why in film.missing.items()}
+            reasons[FVD.name] = _too_few(self._most_windows(mode))
+            found[mode] = {
+                name: reasons.get(name, "no frame could be measured") for name in WANTED if name not in shown
+            }
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but single frames, as plain JSON types; the same for the same films, wherever they lie."""
+        return {
+            "kind": self.KIND,
+            "version": self.VERSION,
+            "made_by": f"expportrait {__version__}",
+            "versions": versions(),
+            "suite": self.settings,
+            "pairs": dict(self.pairs),
+            "methods": {method: self._method(method, what) for method, what in self.methods.items()},
+            "interval_method": SUITE_METHOD,
+            "missing": self.missing,
+            "published": published_json(),
+            "licences": self.licences,
+            "definitions": {
+                column.name: {key: value for key, value in asdict(column).items() if key != "name"}
+                for column in SUITE_COLUMNS
+            },
+        }
+
+    def _method(self, method: str, what: str) -> dict[str, Any]:
+        is_first = method == next(iter(self.methods))
+        means = {mode: {name: self.mean(method, mode, name) for name in WANTED} for mode in self.modes}
+        differences = {mode: {name: self.difference(method, mode, name) for name in WANTED} for mode in self.modes}
+        films = {pair: _film(scores) for pair, scores in self.scores[method].items()}
+        row = {"what": what, "means": means, "films": films, "failed": dict(self.failed[method])}
+        return row if is_first else {**row, "difference_from_first": differences}
+
+    def table(self) -> str:
+        """The means as lines of text, the paper's below them, and what is missing."""
+        blocks = [self._mode_table(mode) for mode in self.modes]
+        return "\n\n".join([*blocks, published_text(), *self._remarks()])
+
+    def _mode_table(self, mode: Mode) -> str:
+        counts = {method: len(self.films(method, mode)) for method in self.methods}
+        heads = [f"{method}, n = {count}" for method, count in counts.items()]
+        width = max(26, *(len(head) + 1 for head in heads))
+        lines = [f"{mode:<{WIDTH}} {'better':<18}" + "".join(f"{head:>{width}}" for head in heads)]
+        for column in self.columns(mode):
+            cells = (shown(self.mean(method, mode, column.name)) for method in self.methods)
+            start = f"{column.name:<{WIDTH}} {column.better_in(mode):<18}"
+            lines.append(start + "".join(f"{cell:>{width}}" for cell in cells))
+        return "\n".join(lines)
+
+    def _remarks(self) -> list[str]:
+        lines = [f"interval: {SUITE_METHOD}"]
+        for mode, columns in self.missing.items():
+            for reason in dict.fromkeys(columns.values()):
+                names = ", ".join(name for name, why in columns.items() if why == reason)
+                lines.append(f"{mode}, not measured: {names} ({reason})")
+        for method, pairs in self.failed.items():
+            lines += [f"{method} has no scores of {pair}: {reason}" for pair, reason in pairs.items()]
+        return ["\n".join(lines)]
+
+
+def shown(summary: dict[str, Any] | None) -> str:
+    """A mean and its interval as text, or how many windows it is made of."""
+    if summary is None:
+        return "n/a"
+    if "windows" in summary:
+        return f"{summary['mean']:.4f} of {summary['windows']} windows"
+    bounds = summary["interval"]
+    return f"{summary['mean']:.4f}" + (f" {bounds[0]:.4f}..{bounds[1]:.4f}" if bounds else "")
+
+
+def _windows(films: Sequence[Scores]) -> Float64[np.ndarray, "2 N 400"]:
+    """What FVD's network gave for all windows of films and of their targets."""
+    return np.concatenate([np.empty((2, 0, CLASSES)), *(film.windows for film in films)], axis=1)
+
+
+def _fvd(films: Sequence[Scores]) -> dict[str, Any] | None:
+    """FVD of films and their targets; None of too few windows."""
+    windows = _windows(films)
+    count = windows.shape[1]
+    if count < LEAST_WINDOWS:
+        return None
+    return {
+        "mean": round(frechet_distance(*windows), 6),
+        "interval": None,
+        "clips": sum(film.windows.shape[1] > 0 for film in films),
+        "windows": count,
+    }
+
+
+def _difference(own: dict[str, Any] | None, first: dict[str, Any] | None) -> dict[str, Any] | None:
+    if own is None or first is None:
+        return None
+    return {**own, "mean": round(own["mean"] - first["mean"], 6)}
+
+
+def _too_few(windows: int) -> str:
+    """Why so many windows give no FVD."""
+    why = missing_file("i3d") if not windows else None
+    return why or f"needs {LEAST_WINDOWS} windows of {WINDOW} frames, there are {windows}"
+
+
+def _film(scores: Scores) -> dict[str, Any]:
+    return {
+        "frames": len(scores.values),
+        "means": scores.means,
+        "counts": scores.counts,
+        "frames_without_face": scores.frames_without_face,
+    }
+
+
+def _summary(values: Float64[np.ndarray, " N"]) -> dict[str, Any] | None:
+    if not len(values):
+        return None
+    bounds = over_clips(values)
+    return {
+        "mean": round(float(values.mean()), 6),
+        "interval": [round(bound, 6) for bound in bounds] if bounds else None,
+        "clips": len(values),
+    }

@@ -1,0 +1,1 @@
+"""A folder of videos made into a set for training."""

@@ -1,0 +1,67 @@
+"""The contact sheet of a clip: telling frames, the fitted head's normals, and one laid over the other."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import Int64, UInt8
+from PIL import Image
+
+from expportrait_cli.artifacts.atomic import atomic_path
+from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit, Tracking
+from expportrait_cli.dataset.posed import clip_meshes
+from expportrait_cli.detect.crop import Crop, crop_image
+from expportrait_cli.fit.masks import neutral_weights
+from expportrait_cli.geometry.camera import Camera
+from expportrait_cli.head import HeadModel
+from expportrait_cli.media.source import read_pictures
+from expportrait_cli.render.buffers import render_buffers
+from expportrait_cli.render.encode import BACKGROUND, encode
+
+TILE = 192
+QUALITY = 85
+FILLED = 1e6
+"""Handicap of a frame whose landmarks were not seen."""
+
+
+def telling_frames(tracking: Tracking) -> Int64[np.ndarray, " 4"]:
+    """Most neutral frame, widest jaw, largest turn, largest expression; of those whose landmarks were seen."""
+    effort = np.abs(tracking.expression).sum(1)
+    rest = neutral_weights(tracking.expression, tracking.jaw)
+    jaw, turn = (np.linalg.norm(column, axis=1) for column in (tracking.jaw, tracking.rotation))
+    unseen = FILLED * (tracking.state != 0)
+    return np.array([(column - unseen).argmax() for column in (rest, jaw, turn, effort)])
+
+
+def write_sheet(path: Path, video: Path, tracking: Tracking, fit: HeadFit, head: HeadModel) -> None:
+    """Write a JPEG of four columns: picture, both in one, normals."""
+    rows = telling_frames(tracking)
+    order, inverse = np.unique(rows, return_inverse=True)
+    crop = Crop(*tracking.crop.tolist())
+    pictures = [crop_image(picture, crop, TILE) for picture in read_pictures(video, order)]
+    normals = normal_maps(fit, tracking, head, order)
+    columns = [column(picture, normal) for picture, normal in zip(pictures, normals, strict=True)]
+    sheet = np.concatenate([columns[index] for index in inverse], axis=1)
+    with atomic_path(path) as partial:
+        Image.fromarray(sheet).save(partial, format="JPEG", quality=QUALITY)
+
+
+def normal_maps(
+    fit: HeadFit, tracking: Tracking, head: HeadModel, rows: Int64[np.ndarray, " R"]
+) -> UInt8[np.ndarray, "R S S 3"]:
+    """Normal maps of some frames, at the size of a tile."""
+    camera = Camera.of_crop(tracking.focal_px, CROP_SIZE, TILE)
+    faces = head.dense_faces.to(torch.int32)
+    maps = []
+    for mesh in clip_meshes(fit, tracking, head, rows):
+        with torch.inference_mode():
+            maps.append(encode(render_buffers(torch.from_numpy(mesh)[None], faces, camera).normals[0].numpy()))
+    return np.stack(maps)
+
+
+def column(picture: UInt8[np.ndarray, "S S 3"], normal: UInt8[np.ndarray, "S S 3"]) -> UInt8[np.ndarray, "H S 3"]:
+    """Picture, picture with the normals laid over it, normals."""
+    shown = (normal != np.array(BACKGROUND, np.uint8)).any(-1, keepdims=True)
+    both = np.where(shown, cv2.addWeighted(picture, 0.5, normal, 0.5, 0), picture)
+    return np.concatenate([picture, both, normal], axis=0)

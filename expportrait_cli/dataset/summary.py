@@ -1,0 +1,102 @@
+"""`index.html` of a prepared set: what was taken, what was not and why, and how every fitted head lies on its face."""
+
+import html
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from expportrait_cli.artifacts.atomic import atomic_path
+from expportrait_cli.dataset.dataset import Row
+from expportrait_cli.dataset.figures import AXES, Axis
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fafaf8; margin: 2em auto; max-width: 1240px; }
+h1, h2 { font-weight: 600; } h2 { margin-top: 2em; }
+table { border-collapse: collapse; } td, th { text-align: left; padding: 2px 14px 2px 0; vertical-align: top; }
+.bars { display: flex; flex-wrap: wrap; gap: 18px; } figure { margin: 0; } figcaption { font-size: 13px; color: #555; }
+.sheets { display: grid; grid-template-columns: repeat(auto-fill, minmax(400px, 1fr)); gap: 18px; }
+.sheets img { width: 100%; height: auto; display: block; } .name { overflow-wrap: anywhere; }
+"""
+WIDTH, HEIGHT = 230, 90
+NUMBER = re.compile(r"\d[\d.]*")
+COLUMNS = "Columns: most neutral, widest jaw, largest turn, largest expression. Rows: picture, both, normals."
+
+
+def write_summary(folder: Path, rows: Sequence[Row]) -> None:
+    """Write the page; pictures lie beside it in `sheets/`, and nothing comes from the net."""
+    accepted = [row for row in rows if row.status == "accepted"]
+    rejected = [row for row in rows if row.status == "rejected"]
+    parts = [
+        '<!doctype html><html lang="en"><meta charset="utf-8"><title>Prepared set</title>',
+        f"<style>{STYLE}</style>",
+        f"<h1>{len(accepted)} clips of {len({row.person for row in accepted})} persons</h1>",
+        f"<p>{sum(row.frames for row in accepted)} frames taken; {len(rejected)} stretches of video not.</p>",
+        "<h2>What the frames show</h2>",
+        f'<div class="bars">{"".join(histogram(axis, accepted) for axis in AXES)}</div>',
+        "<h2>What was not taken</h2>",
+        reasons(rejected),
+        "<h2>Taken</h2>",
+        f"<p>{COLUMNS}</p>",
+        f'<div class="sheets">{"".join(sheet(row) for row in accepted)}</div></html>',
+    ]
+    with atomic_path(folder / "index.html") as partial:
+        partial.write_text("\n".join(parts) + "\n", "utf-8")
+
+
+def histogram(axis: Axis, rows: Sequence[Row]) -> str:
+    """Bars of how many frames fall into each bin, as SVG."""
+    total = np.sum([row.histograms[axis.name] for row in rows if row.histograms], axis=0, initial=0)
+    counts = np.broadcast_to(total, axis.bins)
+    step, top = WIDTH / axis.bins, max(1, int(counts.max()))
+    bars = "".join(
+        f'<rect x="{index * step:.1f}" y="{HEIGHT * (1 - count / top):.1f}" width="{step - 1:.1f}" '
+        f'height="{HEIGHT * count / top:.1f}" fill="#4a6fa5"><title>{low:g} to {high:g}: {count} frames</title></rect>'
+        for index, (count, low, high) in enumerate(
+            zip(counts.tolist(), axis.edges.round(3).tolist(), axis.edges[1:].round(3).tolist(), strict=False)
+        )
+    )
+    return (
+        f'<figure><svg width="{WIDTH}" height="{HEIGHT}" style="border-bottom:1px solid #999">{bars}</svg>'
+        f"<figcaption>{html.escape(axis.label)}: {axis.low:g} to {axis.high:g}, ends include what lies beyond"
+        "</figcaption></figure>"
+    )
+
+
+def reasons(rows: Sequence[Row]) -> str:
+    """A table of everything that was left out."""
+    if not rows:
+        return "<p>Nothing.</p>"
+    lines = "".join(
+        f'<tr><td class="name">{html.escape(row.source)}</td><td>{row.first_frame}</td><td>{row.frames}</td>'
+        f"<td>{html.escape(row.reason)}</td></tr>"
+        for row in rows
+    )
+    files = len({row.source for row in rows})
+    kinds = Counter(NUMBER.sub("…", row.reason) for row in rows).most_common()
+    totals = "".join(f"<li>{count} × {html.escape(kind)}</li>" for kind, count in kinds)
+    table = f"<table><tr><th>video<th>from frame<th>frames<th>why</tr>{lines}</table>"
+    return f"<p>From {files} videos.</p><ul>{totals}</ul>{table}"
+
+
+def sheet(row: Row) -> str:
+    """One clip: its contact sheet and its figures."""
+    figures = row.figures
+    said = (
+        f"{row.frames} frames; face {figures['face_px']:.0f} px, sharpness {figures['sharpness']:.0f}, motion "
+        f"{figures['motion_percent']:.1f} %; yaw {_range(figures['yaw_deg'])}, pitch {_range(figures['pitch_deg'])}; "
+        f"jaw up to {figures['jaw_deg'][-1]:.0f}°; mean |ψ| {figures['mean_abs_psi']:.3f}; landmark error "
+        f"{figures['landmark_error_percent']:.2f} %; outline {figures['silhouette_iou']:.3f}"
+    )
+    warned = "".join(f"<br>⚠ {html.escape(note)}" for note in row.notes)
+    return (
+        f'<figure><img loading="lazy" src="sheets/{html.escape(row.name)}.jpg" alt="">'
+        f'<figcaption><b class="name">{html.escape(row.name)}</b>, {html.escape(row.person)}<br>{said}{warned}'
+        "</figcaption></figure>"
+    )
+
+
+def _range(percentiles: Sequence[float]) -> str:
+    return f"{percentiles[0]:.0f} to {percentiles[-1]:.0f}°"

@@ -1,0 +1,1 @@
+"""The textured proxy: the photo carried by the mesh, layer by layer."""

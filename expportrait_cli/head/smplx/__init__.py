@@ -1,0 +1,1 @@
+"""SMPL-X as a head model."""

@@ -1,0 +1,104 @@
+"""The run record beside a film: everything that a second run, or a lawyer, would want to know."""
+
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from expportrait_cli import __version__
+from expportrait_cli.artifacts import npz
+from expportrait_cli.artifacts.atomic import atomic_path
+from expportrait_cli.config import FitConfig
+from expportrait_cli.detect.estimate import available, sapiens_file
+from expportrait_cli.media.files import content_hash
+from expportrait_cli.weights.catalogue import catalogue, entry, locate
+
+PACKAGES = ("torch", "warp-lang", "mediapipe", "numpy", "opencv-contrib-python", "imageio-ffmpeg", "pillow")
+SYNTHETIC = "AI-generated: synthetic portrait film, made from a photo by"
+
+
+def synthetic_tags() -> dict[str, str]:
+    """Metadata of every film that the tool writes."""
+    maker = f"expportrait {__version__}"
+    return {"comment": f"{SYNTHETIC} {maker}", "description": f"{SYNTHETIC} {maker}", "artist": maker}
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    found = {"python": platform.python_version(), "expportrait-cli": __version__}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "missing"
+    return found
+
+
+def licences(stages: tuple[str, ...]) -> list[dict[str, str]]:
+    """Weights that the stages used, each with what it allows."""
+    return [
+        {"name": weight.name, "licence": weight.licence, "source": weight.source, "sha256": weight.sha256}
+        for weight in catalogue()
+        if set(weight.needed_by) & set(stages)
+    ]
+
+
+def network_of(config: FitConfig) -> list[dict[str, str]]:
+    """The network that a fit with these settings reads normals from on this machine, as `licences`; often none.
+
+    Its sha256 is the file's own, not the published one, so that it also tells one file from another.
+    """
+    if config.quality == "draft" or config.supervision in ("shading", "none"):
+        return []
+    name = available()[0] if config.supervision == "auto" else config.supervision
+    weight = {"david": entry("david"), "sapiens": sapiens_file()}.get(name)
+    path = locate(weight) if weight is not None else None
+    if weight is None or path is None:
+        return []
+    return [
+        {"name": weight.name, "licence": weight.licence, "source": weight.source, "sha256": content_hash(path)},
+    ]
+
+
+def networks_behind(head: Path) -> list[dict[str, str]]:
+    """Networks that took part in a .head.npz, as its header names them.
+
+    Heads from before headers did that name none, whatever they were made with.
+    """
+    made_by = npz.read_header(head)["made_by"]
+    rows = made_by.get("networks") if isinstance(made_by, dict) else None
+    return [
+        {str(key): str(value) for key, value in row.items()}
+        for row in (rows if isinstance(rows, list) else [])
+        if isinstance(row, dict) and {"name", "licence"} <= row.keys()
+    ]
+
+
+@dataclass
+class Clock:
+    """Seconds of each stage, in the order that they ran; a stage that was read from the cache is absent."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def note(self, stage: str, since: float) -> None:
+        """Add the time since `since` (`perf_counter`) to a stage."""
+        self.seconds[stage] = round(self.seconds.get(stage, 0.0) + perf_counter() - since, 3)
+
+
+def write_record(path: Path, content: Mapping[str, Any]) -> None:
+    """Write the record as JSON, in full or not at all."""
+    with atomic_path(path) as partial:
+        partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Read a record; one that is absent or damaged is empty."""
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

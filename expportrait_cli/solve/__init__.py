@@ -1,0 +1,1 @@
+"""Landmarks to the parameters of a head model."""

@@ -1,0 +1,174 @@
+"""Head parameters from landmarks: Gauss-Newton with analytic Jacobians, one small dense system a frame.
+
+Residuals are in units of 2 % of the inter-ocular distance, so that one set of weights serves every image size.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Float
+
+from expportrait_cli.head.facemesh import FACE_OVAL, IRIS, LID_PAIRS, LIP_PAIRS
+from expportrait_cli.head.landmark_model import LandmarkModel
+from expportrait_cli.solve.bounded import Quadratic, least
+from expportrait_cli.solve.projection import Projection, cross_matrix
+from expportrait_cli.solve.state import State, initial_state, interocular_px, rotate
+
+UNIT_IOD = 0.02
+LID_WEIGHT, LIP_WEIGHT = 14.0, 10.0
+"""Of the pairs across an opening: whether it is shut is worth more than where it is."""
+IRIS_WEIGHT = 1.0
+JAW_PRIOR = np.array([1.0, 40.0, 40.0])
+GAZE_PRIOR = 0.05
+JAW_RANGE_RAD = (-0.03, 0.6)
+IDENTITY_PRIOR = 10.0
+"""Of an identity that key frames share: a coefficient of 1 costs as much as ten landmarks that are off by a unit."""
+TEMPORAL = 2.0
+"""Of the step that expression, jaw and gaze take from the frame before."""
+ITERATIONS_FIRST, ITERATIONS = 10, 4
+"""Of the first frame of a shot, and of those that start from the frame before."""
+
+
+@dataclass(frozen=True)
+class Anchors:
+    """Points of the head that were seen to move: they speak on the pose alone."""
+
+    points: Float[np.ndarray, "P 3"]
+    """In the head frame, m."""
+    targets_px: Float[np.ndarray, "P 2"]
+    weight: float
+    """Of all of them together, in landmarks."""
+
+
+class Solver(Projection):
+    """Landmark fit of one camera: `frame` moves one frame, `identity` shares a shape between key frames."""
+
+    def __init__(self, model: LandmarkModel, *, focal_px: float, centre_px: float):
+        super().__init__(model, focal_px=focal_px, centre_px=centre_px)
+        weights = np.ones(len(model.template))
+        weights[FACE_OVAL] = 0.0
+        weights[IRIS] = 0.0
+        self.weights = weights
+        self.pairs = np.array(LID_PAIRS + LIP_PAIRS)
+        self.pair_weights = np.sqrt([LID_WEIGHT] * len(LID_PAIRS) + [LIP_WEIGHT] * len(LIP_PAIRS))
+        self.prior = np.concatenate([model.expression_prior, JAW_PRIOR, np.full(4, GAZE_PRIOR)])
+
+    def _anchor_rows(self, anchors: Anchors, state: State, unit: float, columns: int):
+        """Jacobian and residual of anchors, in the units of the landmarks."""
+        turned = anchors.points @ state.rotation.T
+        px, by_camera = self.pinhole(turned + state.translation)
+        jac = np.zeros((len(px), 2, columns))
+        start = self.size - 6
+        jac[:, :, start : start + 3] = by_camera @ -cross_matrix(turned)
+        jac[:, :, start + 3 : start + 6] = by_camera
+        scale = np.sqrt(anchors.weight / len(px)) / unit
+        return jac * scale, (px - anchors.targets_px) * scale
+
+    def _system(
+        self, points, joints, state, landmarks, *, previous=None, temporal=0.0, with_identity=False, anchors=None
+    ) -> Quadratic:
+        """Normal equations of one frame, with identity behind its own parameters, and how far expressions may go."""
+        e = self.model.expression.shape[2]
+        unit = UNIT_IOD * interocular_px(landmarks)
+        px, jac, by_canonical = self.project(points, joints, state)
+        by_identity = by_canonical @ self.model.identity if with_identity else np.zeros((len(px), 2, 0))
+        full = np.concatenate([jac, by_identity], -1)
+        residual = (px - landmarks) / unit
+        # Huber: a landmark that a hand or a strand of hair has pulled away must not drag the face along.
+        length = np.linalg.norm(residual, axis=1)
+        robust = self.weights / np.maximum(1.0, length / 3.0)
+        iris = full[IRIS].copy()
+        iris[:, :, :e] = iris[:, :, e : e + 3] = 0
+        iris[:, :, e + 7 :] = 0
+        a, b = self.pairs.T
+        rows = [
+            (full / unit * np.sqrt(robust)[:, None, None], residual * np.sqrt(robust)[:, None]),
+            (
+                (full[a] - full[b]) / unit * self.pair_weights[:, None, None],
+                (residual[a] - residual[b]) * self.pair_weights[:, None],
+            ),
+            (iris / unit * np.sqrt(IRIS_WEIGHT), residual[IRIS] * np.sqrt(IRIS_WEIGHT)),
+        ]
+        if anchors is not None:
+            rows.append(self._anchor_rows(anchors, state, unit, full.shape[2]))
+        jacobian = np.concatenate([r[0].reshape(-1, full.shape[2]) for r in rows])
+        error = np.concatenate([r[1].ravel() for r in rows])
+        hessian, gradient = jacobian.T @ jacobian, jacobian.T @ error
+        vector = state.vector()
+        n = len(vector)
+        hessian[np.arange(n), np.arange(n)] += self.prior + temporal
+        gradient[:n] += self.prior * vector
+        if previous is not None:
+            gradient[:n] += temporal * (vector - previous.vector())
+        low, high = np.full(self.size, -np.inf), np.full(self.size, np.inf)
+        low[:e], high[:e] = self.model.expression_low - state.expression, self.model.expression_high - state.expression
+        return Quadratic(hessian, gradient, low, high)
+
+    def _step(self, state: State, step: Float[np.ndarray, " P"]) -> State:
+        e = self.model.expression.shape[2]
+        jaw = state.jaw + step[e : e + 3]
+        jaw[0] = np.clip(jaw[0], *JAW_RANGE_RAD)
+        return State(
+            expression=np.clip(state.expression + step[:e], self.model.expression_low, self.model.expression_high),
+            jaw=jaw,
+            gaze=np.clip(state.gaze + step[e + 3 : e + 7], -0.7, 0.7),
+            rotation=rotate(step[e + 7 : e + 10]) @ state.rotation,
+            translation=state.translation + step[e + 10 : e + 13],
+        )
+
+    def rigid(self, identity: Float[np.ndarray, " K"], landmarks: Float[np.ndarray, "478 2"]) -> State:
+        """Pose of the neutral head by PnP alone."""
+        return initial_state(
+            self.model, self.points(identity), landmarks, focal_px=self.focal_px, centre_px=self.centre_px
+        )
+
+    def frame(
+        self,
+        identity: Float[np.ndarray, " K"],
+        landmarks: Float[np.ndarray, "478 2"],
+        *,
+        start: State | None = None,
+        temporal: float = 0.0,
+        iterations: int = 5,
+        anchors: Anchors | None = None,
+    ) -> State:
+        """Solve one frame, from the previous one where there is one."""
+        points, joints = self.points(identity), self.joints(identity)
+        landmarks = landmarks.astype(np.float64)
+        fresh = initial_state(self.model, points, landmarks, focal_px=self.focal_px, centre_px=self.centre_px)
+        # The pose starts anew from PnP: it is better than the last frame's after a fast turn.
+        state = fresh if start is None else replace(start, rotation=fresh.rotation, translation=fresh.translation)
+        weight = temporal if start is not None else 0.0
+        for _ in range(iterations):
+            system = self._system(points, joints, state, landmarks, previous=start, temporal=weight, anchors=anchors)
+            state = self._step(state, least([system], np.zeros((0, 0)), np.zeros(0))[1][0])
+        return state
+
+    def identity(
+        self, landmarks: Float[np.ndarray, "T 478 2"], *, prior: float, iterations: int = 8
+    ) -> tuple[Float[np.ndarray, " K"], list[State]]:
+        """Identity shared by key frames, each with its own state."""
+        k = self.model.identity.shape[2]
+        beta = np.zeros(k)
+        points = self.points(beta)
+        states = [
+            initial_state(self.model, points, lm, focal_px=self.focal_px, centre_px=self.centre_px)
+            for lm in landmarks.astype(np.float64)
+        ]
+        for _ in range(iterations):
+            points, joints = self.points(beta), self.joints(beta)
+            systems = [
+                self._system(points, joints, state, lm, with_identity=True)
+                for state, lm in zip(states, landmarks.astype(np.float64), strict=True)
+            ]
+            step, own = least(systems, np.eye(k) * prior, prior * beta)
+            beta = beta + step
+            states = [self._step(*pair) for pair in zip(states, own, strict=True)]
+        return beta, states
+
+    def error_iod(
+        self, identity: Float[np.ndarray, " K"], state: State, landmarks: Float[np.ndarray, "478 2"]
+    ) -> float:
+        """Mean distance over the inner face (no oval, no irises), percent of the inter-ocular distance."""
+        distance = np.linalg.norm(self.predict(identity, state) - landmarks, axis=1)
+        return float(distance[self.weights > 0].mean() / interocular_px(landmarks) * 100)

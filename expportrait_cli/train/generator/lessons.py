@@ -1,0 +1,136 @@
+"""What the generator is shown in each step: all of it follows from the seed and the number of the lesson.
+
+So a run needs no memory of random numbers to go on, and processes agree without talking to each other.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from expportrait_cli.config import GeneratorTask
+from expportrait_cli.generate.wan.encoders import TEMPORAL, latent_frames
+from expportrait_cli.generate.wan.portrait import TIMESTEPS
+from expportrait_cli.render.encode import decode
+from expportrait_cli.train.generator.cache import Entry
+
+AROUND = 3
+"""Latent frames before and after a window whose normals the pose encoder sees, too."""
+HELD = 4
+"""Clips that are kept in memory."""
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A window of a clip, noise, and how much of it; on the CPU."""
+
+    film: Float[Tensor, "1 16 T h w"]
+    normals: Float[Tensor, "1 3 F H W"]
+    """Of the window, and of some frames around it."""
+    lead: int
+    """Latent frames of normals before the window."""
+    photo: Float[Tensor, "1 16 1 h w"]
+    still: Float[Tensor, "1 3 H W"]
+    noise: Float[Tensor, "1 16 T h w"]
+    sigma: float
+    """Share of noise, 0..1."""
+    hint: Float[Tensor, "1 16 T h w"] | None = None
+    """Of the proxy film that is drawn from this photo."""
+    tokens: Float[Tensor, "1 I E"] | None = None
+    """Of the photo, CLIP's."""
+    drop_control: bool = False
+    drop_reference: bool = False
+
+    def noisy(self) -> Float[Tensor, "1 16 T h w"]:
+        """The state at sigma."""
+        return torch.lerp(self.film, self.noise, self.sigma)
+
+    def target(self) -> Float[Tensor, "1 16 T h w"]:
+        """The velocity that leads there."""
+        return self.noise - self.film
+
+    def told(self, device: torch.device) -> dict[str, Tensor | int | None]:
+        """What the generator is told, as arguments of `WanPortrait`."""
+        return {
+            "timestep": torch.full((1,), TIMESTEPS * self.sigma, device=device),
+            "normals": self.normals.to(device),
+            "reference_latents": self.photo.to(device),
+            "reference_normals": self.still.to(device),
+            "hint": None if self.hint is None else self.hint.to(device),
+            "image_embeds": None if self.tokens is None else self.tokens.to(device),
+            "lead": self.lead,
+            "drop_control": torch.tensor([self.drop_control], device=device),
+            "drop_reference": torch.tensor([self.drop_reference], device=device),
+        }
+
+
+class Lessons:
+    """Lessons on some clips, without end."""
+
+    def __init__(self, entries: Sequence[Entry], task: GeneratorTask, *, frames: int, seed: int):
+        """Windows are `frames` long, or as long as the clip."""
+        self._entries, self._task, self._seed = list(entries), task, seed
+        self._window = latent_frames(frames)
+        self._read = lru_cache(maxsize=HELD)(lambda index: (entries[index].read(), entries[index].read_normals()))
+        counts = [max(1, round(entry.latent_count / self._window)) for entry in entries]
+        self._order = np.repeat(np.arange(len(counts)), counts)
+
+    def __len__(self) -> int:
+        """Lessons of an epoch: about as many windows as the clips have."""
+        return len(self._order)
+
+    def lesson(self, number: int) -> Lesson:
+        """Lesson `number`, counted from 0 over all epochs, of which each is in an order of its own."""
+        epoch, place = divmod(number, len(self))
+        order = torch.randperm(len(self), generator=self._generator("epoch", epoch))
+        random = self._generator("lesson", number)
+        task, uniform = self._task, torch.rand(3, generator=random, dtype=torch.float64).tolist()
+        sigma = task.shift * uniform[0] / (1 + (task.shift - 1) * uniform[0])
+        return self._cut(
+            int(self._order[int(order[place])]),
+            random,
+            sigma=sigma,
+            drop_control=uniform[1] < task.drop_control,
+            drop_reference=uniform[2] < task.drop_reference,
+        )
+
+    def exam(self, count: int) -> list[Lesson]:
+        """Lessons that are always the same, from little noise to much, in which nothing is dropped."""
+        shares = [(k + 0.5) / count for k in range(count)]
+        places = [self._order[k % len(self)] for k in range(count)]
+        return [
+            self._cut(int(place), self._generator("exam", k), sigma=share)
+            for k, (place, share) in enumerate(zip(places, shares, strict=True))
+        ]
+
+    def _generator(self, name: str, number: int) -> torch.Generator:
+        digest = hashlib.sha256(f"{self._seed} {name} {number}".encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+    def _cut(self, index: int, random: torch.Generator, *, sigma: float, **dropped: bool) -> Lesson:
+        clip, normals = self._read(index)
+        count = clip.film.shape[1]
+        size = min(self._window, count)
+        begin = int(torch.randint(count - size + 1, (1,), generator=random))
+        photo = int(torch.randint(len(clip.rows), (1,), generator=random))
+        first, last = max(begin - AROUND, 0), min(begin + size + AROUND, count)
+        # Latent frame k codes the frames up to 4 k.
+        shown = normals[TEMPORAL * first : TEMPORAL * (last - 1) + 1]
+        window = clip.film[None, :, begin : begin + size]
+        return Lesson(
+            film=window,
+            normals=torch.from_numpy(decode(shown)).permute(3, 0, 1, 2)[None],
+            lead=begin - first,
+            photo=clip.photos[photo][None, :, None],
+            still=torch.from_numpy(decode(normals[clip.rows[photo]])).permute(2, 0, 1)[None],
+            noise=torch.randn(window.shape, generator=random),
+            sigma=sigma,
+            hint=clip.hints[photo][None, :, begin : begin + size] if len(clip.hints) else None,
+            tokens=clip.tokens[photo][None] if len(clip.tokens) else None,
+            **dropped,
+        )

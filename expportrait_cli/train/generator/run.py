@@ -1,0 +1,210 @@
+"""`train generator` from a prepared set to a generator's folder."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from expportrait_cli import __version__
+from expportrait_cli.artifacts.digest import sha256
+from expportrait_cli.config import GeneratorTask, GeneratorTraining
+from expportrait_cli.dataset.dataset import Dataset
+from expportrait_cli.errors import InputError
+from expportrait_cli.generate.wan.base import BaseModel, check_hint, find_base, fresh_portrait
+from expportrait_cli.generate.wan.encoders import TEMPORAL, latent_frames
+from expportrait_cli.generate.wan.folder import check_place, load_vae, save_folder
+from expportrait_cli.generate.wan.image_encoder import ImageEncoder
+from expportrait_cli.generate.wan.manifest import FrameRule, Manifest, Sampler
+from expportrait_cli.generate.wan.portrait import WanPortrait
+from expportrait_cli.generate.wan.vae import Encoding, Vae
+from expportrait_cli.pipeline.heads import head_by_name, kind_of_head
+from expportrait_cli.train.curves import History
+from expportrait_cli.train.generator.cache import Entry, Maker, build_cache, entry_of
+from expportrait_cli.train.generator.lessons import Lessons
+from expportrait_cli.train.generator.loop import School, set_free, train
+from expportrait_cli.train.generator.sheet import sampled, write_films
+from expportrait_cli.train.generator.state import averaged_weights
+from expportrait_cli.train.transfer.performers import held_out
+from expportrait_cli.train.transfer.run import check_same_run
+
+EXAM = 8
+"""Lessons that the held-out curve is the mean of."""
+
+Stage = Callable[[str], Callable[[int, int | None], None]]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: what it was asked for, and where it keeps what it needs to go on."""
+
+    datasets: Sequence[Path]
+    out: Path
+    base: BaseModel
+    config: GeneratorTraining
+    task: GeneratorTask
+    stage: Stage
+
+    @property
+    def work(self) -> Path:
+        """Folder of the cache, the state and the curves."""
+        return self.out.with_name(f"{self.out.name}.work")
+
+    @property
+    def state(self) -> Path:
+        """File of the state."""
+        return self.work / "state.safetensors"
+
+    def portrait(self) -> WanPortrait:
+        """The generator before the first step, the same every time."""
+        torch.manual_seed(self.config.seed)
+        # What does not learn needs no more than half precision.
+        halved = bool(self.config.lora) and torch.cuda.is_available()
+        dtype = torch.bfloat16 if halved else torch.float32
+        portrait = fresh_portrait(self.base, has_hint=self.task.hint, dtype=dtype)
+        if portrait.base == "i2v" and not self.base.is_generator:
+            portrait.blank.copy_(_blank(Vae(load_vae(self.base.vae))))
+        set_free(portrait, self.config, self.task)
+        return portrait
+
+
+def train_generator(
+    datasets: Sequence[Path], out: Path, base: str, config: GeneratorTraining, task: GeneratorTask, stage: Stage
+) -> dict[str, Any]:
+    """Train, or go on where the last run stopped; write the generator, its curves and films on the way.
+
+    Under `accelerate launch` on several devices every process calls it; all but the main one get nothing back.
+
+    Raises:
+        InputError: no prepared set, sets of several head models, or the state of another run.
+        UsageError: a run with other settings is under way in the same place; a base that was trained with the proxy
+            film, or without, and now is not.
+        WeightsError: the base is missing, or is none.
+    """
+    latent_frames(config.frames)
+    check_place(out)
+    run = Run(datasets, out, find_base(base), config, task, stage)
+    check_hint(run.base, task.hint)
+    accelerator = Accelerator(mixed_precision=_precision())
+    run.work.mkdir(parents=True, exist_ok=True)
+    if accelerator.is_main_process:
+        settings = {**asdict(config), **asdict(task), "base": str(run.base.folder.resolve())}
+        check_same_run(run.work / "run.json", {"settings": settings, "datasets": [str(d.resolve()) for d in datasets]})
+    learners, judges = _entries(run, accelerator)
+    portrait = run.portrait()
+    school = _school(run, learners, judges, accelerator)
+    train(portrait, school, config, task, accelerator)
+    summary = {
+        "steps": school.steps,
+        "clips": len(learners),
+        "people": len({entry.person for entry in learners}),
+        "held_out": sorted({entry.person for entry in judges}),
+    }
+    if accelerator.is_main_process:
+        _export(run, summary)
+    accelerator.wait_for_everyone()
+    return summary if accelerator.is_main_process else {}
+
+
+def _precision() -> str | None:
+    """What the launcher says, or bfloat16 where the GPU has it."""
+    if "ACCELERATE_MIXED_PRECISION" in os.environ:
+        return None
+    return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
+
+
+def _entries(run: Run, accelerator: Accelerator) -> tuple[list[Entry], list[Entry]]:
+    """Clips to learn from and to judge by; each process makes its share of the cache."""
+    opened = [Dataset.open(folder) for folder in run.datasets]
+    models = sorted({dataset.head_model for dataset in opened})
+    if len(models) > 1:
+        raise InputError(f"The sets mix the head models {' and '.join(models)}. Prepare them with one of them.")
+    head = head_by_name(kind_of_head(models[0]))  # pyright: ignore[reportArgumentType]
+    # A clip's name says what it shows: of one that is in two sets, one will do.
+    clips = list({clip.name: clip for dataset in opened for clip in dataset.clips}.values())
+    folder = run.work / "cache"
+    encoder = run.base.image_encoder
+    maker = Maker(
+        head,
+        _vae(run, accelerator),
+        "".join(sha256(path) for path in sorted(run.base.vae.glob("*.safetensors"))),
+        run.config.size,
+        hints=run.task.hint_photos * run.task.hint,
+        image_encoder=None if encoder is None else ImageEncoder(encoder, accelerator.device),
+    )
+    share = clips[accelerator.process_index :: accelerator.num_processes]
+    build_cache(share, folder, maker, progress=run.stage("encode the clips"))
+    accelerator.wait_for_everyone()
+    learners, judges = held_out([entry_of(clip, folder) for clip in clips], run.config.held_out)
+    return (learners, judges) if learners else (judges, [])
+
+
+def _vae(run: Run, accelerator: Accelerator) -> Vae:
+    return Vae(load_vae(run.base.vae).to(accelerator.device))  # pyright: ignore[reportArgumentType]
+
+
+def _school(run: Run, learners: list[Entry], judges: list[Entry], accelerator: Accelerator) -> School:
+    config, task = run.config, run.task
+    lessons = Lessons(learners, task, frames=config.frames, seed=config.seed)
+    exam = Lessons(judges, task, frames=config.frames, seed=config.seed).exam(EXAM) if judges else []
+    told = replace((exam or lessons.exam(1))[0], sigma=1.0)
+    together = config.batch * accelerator.num_processes
+    steps = config.steps or max(1, config.epochs * len(lessons) // together)
+    history = History(run.work / "history.jsonl", tensorboard=run.work / "tensorboard")
+
+    def show(step: int, model: nn.Module) -> None:
+        made = sampled(model, told, accelerator.device, steps=task.sample_steps, shift=task.shift)
+        if accelerator.is_main_process:
+            # Loaded when it is needed: most of the time the memory is the generator's.
+            write_films(run.work / "films" / f"step-{step:07d}.png", told, made, _vae(run, accelerator))
+
+    def log(step: int, figures: dict[str, float]) -> None:
+        if accelerator.is_main_process:
+            history.add(step, figures)
+
+    return School(lessons, exam, steps, run.state, run.stage("train"), log, show)
+
+
+def _export(run: Run, summary: dict[str, Any]) -> None:
+    """Write the averaged weights as a generator."""
+    portrait = run.portrait()
+    weights = averaged_weights(run.state)
+    missing, unknown = portrait.load_state_dict(weights, strict=False)
+    assert not unknown and not set(missing) & weights.keys()
+    config, task = run.config, run.task
+    manifest = Manifest(
+        portrait.base,
+        portrait.has_hint,
+        run.base.origin,
+        resolution=config.size,
+        frame_rule=_frame_rule(config.frames),
+        sampler=Sampler(shift=task.shift),
+        train={
+            "tool": f"expportrait {__version__}",
+            "settings": {**asdict(config), **asdict(task)},
+            "datasets": [sha256(folder / "dataset.json") for folder in run.datasets],
+            **summary,
+            "figures": History.read(run.work / "history.jsonl").rows[-1:],
+        },
+    )
+    save_folder(portrait, run.out, manifest, vae=run.base.vae)
+
+
+def _frame_rule(frames: int) -> FrameRule:
+    """Windows as long as in training, which overlap by five latent frames, or by half of theirs."""
+    overlap = max(1, min(5, latent_frames(frames) // 2))
+    return FrameRule(window=frames, overlap=TEMPORAL * overlap)
+
+
+@torch.inference_mode()
+def _blank(vae: Vae) -> torch.Tensor:
+    """Latent of a grey film once its beginning is forgotten."""
+    encoding, grey = Encoding(vae), torch.zeros(1, 3, 1, 64, 64)
+    latent = encoding.push(grey)
+    for _ in range(4):
+        latent = encoding.push(grey.expand(-1, -1, 4, -1, -1))
+    return latent.mean((0, 2, 3, 4))

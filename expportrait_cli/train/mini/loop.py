@@ -1,0 +1,162 @@
+"""Train the small painter: one step from the proxy to the picture, through its gate."""
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from expportrait_cli.artifacts import npz
+from expportrait_cli.config import MiniTraining
+from expportrait_cli.generate.mini import correct
+from expportrait_cli.generate.mini_net import MiniNet, MiniShape
+from expportrait_cli.train.mini.proxies import NORMAL, SIZE, Lesson
+from expportrait_cli.train.state import load_state, save_state
+
+HELD = 24
+"""Lessons in memory at a time; one is exchanged every `EXCHANGE` steps."""
+EXCHANGE = 8
+WARM_UP = 100
+GUESS = 0.5
+GUESSED, HEAD = 4.0, 1.0
+"""What pixels count more where the proxy guessed, and on the head."""
+EDGES = 1.0
+"""Weight of the difference between neighbours, beside that of the pixels."""
+
+Log = Callable[[int, dict[str, float]], None]
+Progress = Callable[[int, int | None], None]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Windows as the network takes them, and the truth; colours in -1..1."""
+
+    frames: Float[Tensor, "B T 7 H W"]
+    still: Float[Tensor, "B 7 H W"]
+    truth: Float[Tensor, "B T 3 H W"]
+
+
+def window(lesson: Lesson, index: int) -> Batch:
+    """One window of a lesson, whole."""
+    colours = [torch.from_numpy(each.astype(np.float32) / 127.5 - 1) for each in (lesson.proxy[index], lesson.photo)]
+    guess = torch.from_numpy(lesson.guess[index].astype(np.float32) / 255)[..., None]
+    normals = [torch.from_numpy(each.astype(np.float32) / NORMAL) for each in (lesson.normals[index], lesson.still)]
+    frames = torch.cat([colours[0], guess, normals[0]], -1).permute(0, 3, 1, 2)[None]
+    still = torch.cat([colours[1], torch.zeros_like(guess[0]), normals[1]], -1).permute(2, 0, 1)[None]
+    truth = torch.from_numpy(lesson.truth[index].astype(np.float32) / 127.5 - 1).permute(0, 3, 1, 2)[None]
+    return Batch(frames, still, truth)
+
+
+class Lessons:
+    """Batches of random windows; which ones depends on the step alone, so that a run can go on anywhere."""
+
+    def __init__(self, paths: Sequence[Path], config: MiniTraining) -> None:
+        self._paths, self._config = list(paths), config
+        self._held: dict[int, Lesson] = {}
+
+    def batch(self, step: int) -> Batch:
+        """The batch of a step: crops, mirrored and coloured at random, with faults added to some proxies."""
+        draw = np.random.default_rng((self._config.seed, step))
+        first = step // EXCHANGE
+        here = [self._in_order(first + k) for k in range(min(HELD, len(self._paths)))]
+        self._held = {k: self._held.get(k) or npz.load(Lesson, self._paths[k]) for k in dict.fromkeys(here)}
+        parts = [self._one(self._held[int(draw.choice(here))], draw) for _ in range(self._config.windows)]
+        return Batch(*(torch.cat([getattr(part, name) for part in parts]) for name in ("frames", "still", "truth")))
+
+    def _in_order(self, position: int) -> int:
+        """Lesson at a place of an endless row in which each round has another order."""
+        count = len(self._paths)
+        order = np.random.default_rng((self._config.seed, 1 << 20, position // count)).permutation(count)
+        return int(order[position % count])
+
+    def _one(self, lesson: Lesson, draw: np.random.Generator) -> Batch:
+        whole = window(lesson, int(draw.integers(len(lesson.proxy))))
+        side = self._config.side
+        top, left = _corner(whole.frames[0, :, 3], side, draw)
+        cut = (..., slice(top, top + side), slice(left, left + side))
+        frames, still, truth = (each[cut].clone() for each in (whole.frames, whole.still, whole.truth))
+        if draw.random() < 0.5:
+            frames, still, truth = (each.flip(-1) for each in (frames, still, truth))
+            frames[..., 4, :, :] *= -1
+            still[..., 4, :, :] *= -1
+        gain = torch.from_numpy(draw.uniform(0.85, 1.15, (3, 1, 1)).astype(np.float32))
+        for each in (frames[:, :, :3], still[:, :3], truth):
+            each.add_(1).mul_(gain).sub_(1).clamp_(-1, 1)
+        if draw.random() < self._config.faults:
+            _spoil(frames, draw)
+        return Batch(frames, still, truth)
+
+
+def _corner(guess: Float[Tensor, "T H W"], side: int, draw: np.random.Generator) -> tuple[int, int]:
+    """Top and left of a crop around a pixel that the proxy guessed."""
+    rows, columns = np.nonzero(guess.amax(0).numpy() > GUESS)
+    if not len(rows):
+        return int(draw.integers(0, SIZE - side + 1)), int(draw.integers(0, SIZE - side + 1))
+    at = int(draw.integers(len(rows)))
+    down, right = draw.integers(side // 4, 3 * side // 4, 2)
+    return int(np.clip(rows[at] - down, 0, SIZE - side)), int(np.clip(columns[at] - right, 0, SIZE - side))
+
+
+def _spoil(frames: Float[Tensor, "1 T 7 H W"], draw: np.random.Generator) -> None:
+    """Faults of a fit worse than those at hand: the picture off by a pixel or two, or soft; in place."""
+    colour = frames[0, :, :3]
+    down, right = (int(n) for n in draw.integers(-2, 3, 2))
+    colour.copy_(torch.roll(colour, (down, right), (-2, -1)))
+    if draw.random() < 0.5:
+        colour.copy_(torch.nn.functional.avg_pool2d(colour, 3, stride=1, padding=1, count_include_pad=False))
+
+
+def loss_of(network: MiniNet, batch: Batch) -> Float[Tensor, ""]:
+    """Mean absolute error of pixels and of edges, more where the proxy guessed and on the head."""
+    error = batch.frames[:, :, :3] + correct(network, batch.frames, batch.still) - batch.truth
+    unsure = torch.nn.functional.max_pool2d(batch.frames[:, :, 3:4].flatten(0, 1), 5, stride=1, padding=2)
+    on_head = (batch.frames[:, :, 4:].square().sum(2, keepdim=True) > 0.25).float()
+    weight = 1 + GUESSED * unsure.unflatten(0, error.shape[:2]) + HEAD * on_head
+    edges = error.diff(dim=-1)[..., :-1, :].abs() + error.diff(dim=-2)[..., :-1].abs()
+    return (weight * error.abs()).mean() + EDGES * (weight[..., :-1, :-1] * edges).mean()
+
+
+def train(
+    paths: Sequence[Path], config: MiniTraining, *, state: Path, progress: Progress, log: Log, judge: Callable
+) -> MiniNet:
+    """Train on lessons, or go on from `state`; returns the running average of the weights.
+
+    `judge` measures a network on people that it does not learn from; `log` is told every `report_every` steps.
+    """
+    torch.manual_seed(config.seed)
+    network = MiniNet(MiniShape())
+    average = copy.deepcopy(network)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=config.rate, weight_decay=1e-4)
+    generator = torch.Generator().manual_seed(config.seed)
+    first = load_state(state, network, average, optimizer, generator)
+    source, running = Lessons(paths, config), 0.0
+    for step in range(first, config.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = config.rate * _share(step, config.steps)
+        with torch.autocast("cpu", torch.bfloat16, enabled=config.half):
+            loss = loss_of(network, source.batch(step))
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        share = min(config.average, (1 + step) / (10 + step))
+        with torch.no_grad():
+            for mean, now in zip(average.parameters(), network.parameters(), strict=True):
+                mean.lerp_(now, 1 - share)
+        running = loss.item() if step == first else 0.98 * running + 0.02 * loss.item()
+        if (step + 1) % config.report_every == 0 or step + 1 == config.steps:
+            save_state(state, step + 1, network, average, optimizer, generator)
+            log(step + 1, {"loss": running, **judge(average)})
+        progress(step + 1, config.steps)
+    return average.eval()
+
+
+def _share(step: int, steps: int) -> float:
+    """Of the full rate: a warm-up, then a cosine down to a twentieth."""
+    warm = min(1.0, (step + 1) / WARM_UP)
+    return warm * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / steps)))

@@ -1,0 +1,191 @@
+"""`train ablation`: every method on people whom no network has seen, as a table."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import torch
+
+from expportrait_cli.artifacts import npz
+from expportrait_cli.artifacts.atomic import atomic_path
+from expportrait_cli.config import TransferTraining
+from expportrait_cli.train.transfer import folds
+from expportrait_cli.train.transfer.adaptation import Theatre, tracked, wrinkle_energy
+from expportrait_cli.train.transfer.methods import (
+    FIRST_SEED,
+    SCRIPT,
+    Errors,
+    Predict,
+    errors,
+    interval,
+    leak,
+    predictors,
+    swap_penalty,
+)
+from expportrait_cli.train.transfer.performers import Performer
+from expportrait_cli.train.transfer.run import Lesson, Stage, prepare_lesson, train_network, trained_of
+from expportrait_cli.train.transfer.synthetic import Synthesis
+from expportrait_cli.transfer.network import Kind, TransferNetwork
+from expportrait_cli.transfer.trained import save_network
+
+CAST, FRAMES = 12, 24
+CYCLES = 4
+COLUMNS = ("offset_mm", "of_none", "normal_deg", "of_none_normal", "lips", "brows", "lids", "cycle_deg")
+
+
+def ablation(datasets: Sequence[Path], out: Path, config: TransferTraining, stage: Stage) -> tuple[dict[str, Any], str]:
+    """Train what is missing in `OUT.work`, measure all methods, write the figures; also as a table to read.
+
+    The networks lie in `OUT.work` as `--network` takes them.
+    """
+    work = out.with_name(f"{out.stem}.work")
+    work.mkdir(parents=True, exist_ok=True)
+    lesson = prepare_lesson(datasets, work, config, stage)
+    networks = {
+        kind: train_network(lesson, _folder(work, kind, config), config, stage, kind=kind) for kind in get_args(Kind)
+    }
+    for kind, network in networks.items():
+        trained = trained_of(network, lesson.learners)
+        save_network(trained, work / f"{kind}.safetensors", lesson.head, {"settings": asdict(config)})
+    synthesis = Synthesis(lesson.head, lesson.face)
+    cast = _cast(synthesis, work, stage)
+    figures: dict[str, Any] = {"made_up": measured(networks, cast, synthesis)}
+    filmed = [judge for judge in lesson.judges if not judge.is_synthetic]
+    if filmed:
+        figures["filmed"] = _shares(predictors(networks, filmed, lesson.face), filmed, lesson)
+    figures |= {"settings": asdict(config), "sources": lesson.sources}
+    with atomic_path(out) as partial:
+        partial.write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
+    return figures, table(figures)
+
+
+def _folder(work: Path, kind: str, config: TransferTraining) -> Path:
+    folder = work / f"{kind}-{config.steps}-{config.seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _cast(synthesis: Synthesis, work: Path, stage: Stage) -> list[Performer]:
+    """People to judge by, all of the same script; kept in `work`."""
+    progress, cast = stage("make up a cast"), []
+    for k in range(CAST):
+        path = work / f"cast-{k:02d}.npz"
+        if not path.is_file():
+            npz.save(synthesis.performer(FIRST_SEED + k, FRAMES, script=SCRIPT), path, made_by={})
+        cast.append(npz.load(Performer, path))
+        progress(k + 1, CAST)
+    return cast
+
+
+def measured(
+    networks: Mapping[str, TransferNetwork], cast: Sequence[Performer], synthesis: Synthesis
+) -> dict[str, Any]:
+    """Every figure of every method on a cast of made-up people."""
+    methods = predictors(networks, cast, synthesis.face)
+    found = {name: errors(predict, cast, synthesis.face) for name, predict in methods.items()}
+    truth = Theatre(synthesis, lambda person: torch.from_numpy(person.offset.astype(np.float32)))
+    seen = []
+    for k, person in enumerate(cast):
+        psi, jaw = tracked(synthesis, FIRST_SEED + k, truth.heads(FIRST_SEED + k, person))
+        seen.append(replace(person, expression=psi, jaw=jaw))
+    rows: dict[str, Any] = {}
+    for name, predict in methods.items():
+        theatre = Theatre(synthesis, predict)
+        moved = dict(zip(("lips", "brows", "lids"), _amplitude_ratios(theatre, truth, cast), strict=True))
+        rows[name] = {**_basic(found[name], found["none"]), **moved}
+        if name in networks:
+            rows[name] |= _of_network(networks[name], theatre, cast, seen)
+    if "learned" in found:
+        rows["learned"] |= {f"against_{other}": interval(found["learned"], found[other]) for other in found}
+    return json.loads(json.dumps(rows, default=float))
+
+
+def _of_network(
+    network: TransferNetwork, theatre: Theatre, cast: Sequence[Performer], seen: Sequence[Performer]
+) -> dict[str, float]:
+    probe, chance = leak(network, seen)
+    energy = dose(theatre.predict, theatre.synthesis, cast[0])
+    pairs = [(k, (k + 1) % len(cast)) for k in range(CYCLES)]
+    cycles = [theatre.cycle_deg(FIRST_SEED + a, FIRST_SEED + b, cast[a]) for a, b in pairs]
+    return {
+        "swap_penalty": swap_penalty(network, cast),
+        "leak": probe,
+        "chance": chance,
+        "dose_growth": float(energy[-1] / energy[0]),
+        "dose_largest_step": float(np.abs(np.diff(energy)).max() / max(np.ptp(energy), 1e-9)),
+        "cycle_deg": float(np.mean(cycles)),
+    }
+
+
+def dose(predict: Predict, synthesis: Synthesis, frame: Performer) -> np.ndarray:
+    """Energy of the folds of raised brows on the way from the least to the most slack of many faces."""
+    faces = [synthesis.identity(FIRST_SEED + k) for k in range(60)]
+    slack = [folds.slackness(folds.face_marks(synthesis.head, synthesis.neutral(face))) for face in faces]
+    names = synthesis.head.expression_names
+    raised = np.array(
+        [[1.0 if name.startswith(("browInnerUp", "browOuterUp", "mouthSmile")) else 0.0 for name in names]]
+    )
+    script = replace(
+        frame,
+        expression=raised.astype(np.float32),
+        jaw=np.zeros((1, 3), np.float32),
+        offset=frame.offset[:1],
+        weight=frame.weight[:1],
+    )
+    return wrinkle_energy(predict, synthesis, faces[int(np.argmin(slack))], faces[int(np.argmax(slack))], script)
+
+
+def _amplitude_ratios(theatre: Theatre, truth: Theatre, cast: Sequence[Performer]) -> list[float]:
+    """How far lips, brows and lids move against how far they truly do; the driver's expressions are everybody's."""
+    pairs = [[each.amplitudes(FIRST_SEED + k, cast[k]) for each in (theatre, truth)] for k in range(CYCLES)]
+    own, true = np.mean(pairs, 0)
+    return (own / true).tolist()
+
+
+def _shares(methods: Mapping[str, Predict], people: Sequence[Performer], lesson: Lesson) -> dict[str, Any]:
+    found = {name: errors(predict, people, lesson.face) for name, predict in methods.items()}
+    return {name: _basic(error, found["none"]) for name, error in found.items()}
+
+
+def _basic(error: Errors, none: Errors) -> dict[str, float]:
+    offset, normal = error.shares(none)
+    return {
+        "offset_mm": float(error.offset_mm.mean()),
+        "of_none": offset,
+        "normal_deg": float(error.normal_deg.mean()),
+        "of_none_normal": normal,
+    }
+
+
+def table(figures: Mapping[str, Any]) -> str:
+    """The figures to read."""
+    lines = []
+    for title in ("made_up", "filmed"):
+        rows = figures.get(title)
+        if rows is None:
+            continue
+        columns = [name for name in COLUMNS if any(name in row for row in rows.values())]
+        lines.append(f"{title:<10}" + "".join(f"{name:>16}" for name in columns))
+        for name, row in rows.items():
+            cells = (f"{row[column]:>16.3f}" if column in row else f"{'':>16}" for column in columns)
+            lines.append(f"{name:<10}" + "".join(cells))
+        if (learned := rows.get("learned", {})).get("swap_penalty") is not None:
+            told = (
+                "swap_penalty",
+                "leak",
+                "chance",
+                "dose_growth",
+                "dose_largest_step",
+                "against_direct",
+                "against_blind",
+            )
+            lines.append("learned: " + ", ".join(f"{name} {_text(learned[name])}" for name in told if name in learned))
+        lines.append("")
+    return "\n".join(lines).rstrip()
+
+
+def _text(value: Any) -> str:
+    return "–".join(f"{v:.2f}" for v in value) if isinstance(value, list) else f"{value:.3f}"

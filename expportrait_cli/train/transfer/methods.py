@@ -1,0 +1,154 @@
+"""Does the transfer adapt to the face? Five ways to move it, measured on people whom none of them has seen.
+
+The paper compares with copying alone (3.2, Fig. 8). A network that is blind to the face beats copying too, so that it
+has to be among them.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from expportrait_cli.geometry.mesh import vertex_normals
+from expportrait_cli.train.transfer.performers import Performer
+from expportrait_cli.transfer.face import Face, Neutral, shortest_turn
+from expportrait_cli.transfer.network import TransferNetwork
+
+FIRST_SEED = 1_000_000
+"""Seeds of the people who are made up to judge by: far from those to learn from."""
+SCRIPT = 7
+RESAMPLES = 2000
+
+Predict = Callable[[Performer], Float[Tensor, "T P 3"]]
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Of one method, a person each."""
+
+    offset_mm: Float64[np.ndarray, " N"]
+    """Root mean square distance of the vertices."""
+    normal_deg: Float64[np.ndarray, " N"]
+    """Root mean square angle of the normals."""
+
+    def shares(self, none: "Errors") -> tuple[float, float]:
+        """Mean of both, as shares of what predicting nothing leaves."""
+        pairs = ((self.offset_mm, none.offset_mm), (self.normal_deg, none.normal_deg))
+        return tuple(float(own.mean() / other.mean()) for own, other in pairs)  # pyright: ignore[reportReturnType]
+
+
+def predictors(networks: Mapping[str, TransferNetwork], cast: Sequence[Performer], face: Face) -> dict[str, Predict]:
+    """The methods by name: nothing, copying, and each network."""
+    methods: dict[str, Predict] = {"none": _nothing, "direct": Direct(cast, face)}
+    return methods | {kind: Predicted(network) for kind, network in networks.items()}
+
+
+def _nothing(person: Performer) -> Float[Tensor, "T P 3"]:
+    return torch.zeros(*person.offset.shape)
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """A network; with `shape` it is told of another face than the one that it has to move."""
+
+    network: TransferNetwork
+    shape: Performer | None = None
+
+    @torch.inference_mode()
+    def __call__(self, person: Performer) -> Float[Tensor, "T P 3"]:
+        """Offsets of all frames."""
+        face = self.network.face
+        told = Neutral.of(torch.from_numpy((self.shape or person).neutral), face)
+        code, psi, jaw = self.network.code(told), torch.from_numpy(person.expression), torch.from_numpy(person.jaw)
+        rows = torch.arange(len(face.vertices))
+        found = self.network.offsets(told, code, psi, jaw, rows=rows)
+        if self.shape is None:
+            return found
+        # The steps are given in the other face's surface, and taken in this one's.
+        own = Neutral.of(torch.from_numpy(person.neutral), face)
+        return torch.einsum("pab,pcb,tpc->tpa", own.frames, torch.linalg.inv(told.frames).mT, found)
+
+
+@dataclass(frozen=True)
+class Direct:
+    """Offsets of the next of the cast, in the frame whose expression is nearest, turned into the person's surface."""
+
+    cast: Sequence[Performer]
+    face: Face
+
+    def __call__(self, person: Performer) -> Float[Tensor, "T P 3"]:
+        """Offsets of all frames."""
+        names = [other.person for other in self.cast]
+        start = names.index(person.person) if person.person in names else 0
+        order = [self.cast[(start + k) % len(self.cast)] for k in range(1, len(self.cast) + 1)]
+        giver = next(other for other in order if other.person != person.person)
+        own, theirs = (np.c_[p.expression, 2 * p.jaw] for p in (person, giver))
+        nearest = np.square(own[:, None] - theirs[None]).sum(-1).argmin(1)
+        from_normals, to_normals = (
+            vertex_normals(torch.from_numpy(p.neutral), self.face.faces) for p in (giver, person)
+        )
+        copied = torch.from_numpy(giver.offset[nearest].astype(np.float32))
+        return torch.einsum("pab,tpb->tpa", shortest_turn(from_normals, to_normals), copied)
+
+
+def errors(predict: Predict, people: Sequence[Performer], face: Face) -> Errors:
+    """How far a method is from what these people's faces did."""
+    distances, angles = [], []
+    for person in people:
+        true, found = torch.from_numpy(person.offset.astype(np.float32)), predict(person)
+        weight = torch.from_numpy(person.weight / max(person.weight.sum(), 1e-9))
+        distance = (found - true).square().sum(-1).mean(-1)
+        rest = torch.from_numpy(person.neutral)
+        angle = torch.stack(
+            [angles_deg(rest + a, rest + b, face).square().mean() for a, b in zip(found, true, strict=True)]
+        )
+        distances.append(1000 * float((weight * distance).sum().sqrt()))
+        angles.append(float((weight * angle).sum().sqrt()))
+    return Errors(np.array(distances), np.array(angles))
+
+
+def angles_deg(first: Float[Tensor, "*B P 3"], second: Float[Tensor, "*B P 3"], face: Face) -> Float[Tensor, "*B P"]:
+    """Angles between the normals of two faces, degrees."""
+    cosine = (vertex_normals(first, face.faces) * vertex_normals(second, face.faces)).sum(-1)
+    return torch.rad2deg(torch.acos(cosine.clamp(-1, 1)))
+
+
+def interval(better: Errors, worse: Errors) -> tuple[float, float]:
+    """Ratio of two methods' mean errors on the same people: 95 % of a bootstrap over people."""
+    generator = np.random.default_rng(0)
+    rows = generator.integers(len(better.offset_mm), size=(RESAMPLES, len(better.offset_mm)))
+    ratio = better.offset_mm[rows].mean(1) / worse.offset_mm[rows].mean(1)
+    low, high = np.percentile(ratio, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def swap_penalty(network: TransferNetwork, people: Sequence[Performer]) -> float:
+    """Growth of the error when the network is told of the next person's face (FIT: at least 0.3)."""
+    own = errors(Predicted(network), people, network.face).offset_mm.mean()
+    swapped = [
+        errors(Predicted(network, people[(k + 1) % len(people)]), [person], network.face).offset_mm[0]
+        for k, person in enumerate(people)
+    ]
+    return float(np.mean(swapped) / own - 1)
+
+
+@torch.inference_mode()
+def leak(network: TransferNetwork, people: Sequence[Performer]) -> tuple[float, float]:
+    """How often a linear probe tells from the expression code who performs, and how often chance would.
+
+    All people do the same and were tracked, so what is left of who they are has leaked through the tracking. Learned on
+    every other frame, judged on those between.
+    """
+    codes = torch.stack([network.drive(torch.from_numpy(p.expression), torch.from_numpy(p.jaw)) for p in people])
+    codes = codes - codes.mean(0)
+    train, test = codes[:, ::2].flatten(0, 1).double(), codes[:, 1::2].flatten(0, 1).double()
+    count = len(people)
+    labels = torch.eye(count).double()
+    wanted = labels.repeat_interleave(codes[:, ::2].shape[1], 0) - 1 / count
+    ridge = (1e-2 * (train**2).sum() / train.shape[1] + 1e-12) * torch.eye(train.shape[1]).double()
+    weights = torch.linalg.solve(train.T @ train + ridge, train.T @ wanted)
+    truth = torch.arange(count).repeat_interleave(codes[:, 1::2].shape[1])
+    return float(((test @ weights).argmax(1) == truth).double().mean()), 1 / count

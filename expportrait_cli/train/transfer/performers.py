@@ -1,0 +1,140 @@
+"""What the transfer network learns from: faces at rest and frames of them, of prepared clips and synthetic people."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Protocol, TypeVar, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float16, Float32
+
+from expportrait_cli.artifacts import npz
+from expportrait_cli.artifacts.types import HeadFit, Tracking
+from expportrait_cli.dataset.dataset import Clip
+from expportrait_cli.errors import InputError
+from expportrait_cli.fit.masks import neutral_weights
+from expportrait_cli.head import HeadModel
+from expportrait_cli.head.fitted import neutral_mesh
+from expportrait_cli.transfer.face import Face
+
+WORST_IOD = 4.0
+"""Landmark error above which a frame teaches nothing, percent of the inter-ocular distance,"""
+GOOD_IOD = 2.0
+"""and up to which it counts in full."""
+
+
+@runtime_checkable
+class Person(Protocol):
+    """What belongs to somebody."""
+
+    @property
+    def person(self) -> str:
+        """Who it is."""
+        ...
+
+
+P = TypeVar("P", bound=Person)
+
+
+@dataclass(frozen=True)
+class Performer:
+    """A face at rest, and frames of it."""
+
+    KIND: ClassVar[str] = "performer"
+    VERSION: ClassVar[int] = 1
+
+    name: str
+    person: str
+    """Performers of one person stay on one side of a split."""
+    neutral: Float32[np.ndarray, "P 3"]
+    """Head frame, m."""
+    expression: Float32[np.ndarray, "T E"]
+    jaw: Float32[np.ndarray, "T 3"]
+    offset: Float16[np.ndarray, "T P 3"]
+    """Dynamic offsets, canonical, m; what is common to the neutral frames is not among them."""
+    weight: Float32[np.ndarray, " T"]
+    """How far each frame is to be believed, 0..1."""
+
+    @property
+    def is_synthetic(self) -> bool:
+        """Whether nobody was filmed."""
+        return self.person.startswith("synthetic")
+
+
+def performer(clip: Clip, head: HeadModel, face: Face) -> Performer:
+    """A prepared clip.
+
+    Raises:
+        InputError: it was fitted without dynamic offsets, or with another head model.
+    """
+    fit, tracking = npz.load(HeadFit, clip.head), npz.load(Tracking, clip.tracking)
+    if fit.head_model != head.name or not len(fit.dynamic_offset):
+        raise InputError(
+            f"{clip.head} holds {len(fit.dynamic_offset)} frames of dynamic offsets on the head model "
+            f"'{fit.head_model}', expected those of a clip on '{head.name}'. Prepare the dataset again."
+        )
+    count = len(head.expression_names)
+    psi, jaw = fit.dynamic_curves[:, :count], fit.dynamic_curves[:, count : count + 3]
+    offset = centred(_on_face(fit, face), neutral_weights(psi, jaw))
+    weight = np.clip((WORST_IOD - tracking.error) / (WORST_IOD - GOOD_IOD), 0, 1) * (tracking.state == 0)
+    return Performer(
+        clip.name,
+        clip.person,
+        neutral_mesh(fit, head)[face.vertices].numpy(),
+        psi.astype(np.float32),
+        jaw.astype(np.float32),
+        offset,
+        weight.astype(np.float32),
+    )
+
+
+def _on_face(fit: HeadFit, face: Face) -> Float16[np.ndarray, "T P 3"]:
+    """Dynamic offsets at the vertices of the face."""
+    rows = np.full(len(fit.static_offset), -1)
+    rows[fit.dynamic_vertices] = np.arange(len(fit.dynamic_vertices))
+    found = rows[face.vertices]
+    return np.where((found >= 0)[:, None], fit.dynamic_offset[:, found], np.float16(0))
+
+
+def centred(offset: Float[np.ndarray, "T P 3"], weights: Float[np.ndarray, " T"]) -> Float16[np.ndarray, "T P 3"]:
+    """Offsets without their mean over neutral frames: a clip's static remainder would teach who, not what."""
+    mean = np.einsum("t,tpc->pc", weights.astype(np.float32), offset.astype(np.float32))
+    return (offset - mean).astype(np.float16)
+
+
+def synthetic_performers(
+    head: HeadModel, face: Face, count: int, frames: int, *, folder: Path, progress: Callable[[int, int | None], None]
+) -> list[Performer]:
+    """People of the head model, the first `count` seeds. Kept in `folder`, which has to be of this head model."""
+    from expportrait_cli.train.transfer.synthetic import Synthesis
+
+    folder.mkdir(parents=True, exist_ok=True)
+    synthesis, made = None, []
+    for seed in range(count):
+        progress(seed, count)
+        path = folder / f"{seed:05d}-{frames}.npz"
+        if path.is_file():
+            made.append(npz.load(Performer, path))
+            continue
+        synthesis = synthesis or Synthesis(head, face)
+        made.append(synthesis.performer(seed, frames))
+        npz.save(made[-1], path, made_by={})
+    progress(count, count)
+    return made
+
+
+def held_out(performers: Sequence[P], share: float) -> tuple[list[P], list[P]]:
+    """Split by person: (to train on, to judge by). The same person falls on the same side whoever else is there."""
+
+    def is_out(person: str) -> bool:
+        return int(hashlib.sha256(person.encode()).hexdigest()[:8], 16) < share * 2**32
+
+    return [p for p in performers if not is_out(p.person)], [p for p in performers if is_out(p.person)]
+
+
+def expression_scale(performers: Sequence[Performer]) -> Float32[torch.Tensor, " E"]:
+    """Root mean square of each expression over all frames, at least 0.05."""
+    rows = np.concatenate([p.expression for p in performers])
+    return torch.from_numpy(np.sqrt((rows**2).mean(0)).clip(0.05).astype(np.float32))

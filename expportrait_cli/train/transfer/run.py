@@ -1,0 +1,137 @@
+"""`train transfer` from a prepared set to a file of weights, with what has to be known about it beside it."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from expportrait_cli import __version__
+from expportrait_cli.artifacts.atomic import atomic_path
+from expportrait_cli.artifacts.digest import sha256
+from expportrait_cli.config import TransferTraining
+from expportrait_cli.dataset.dataset import Dataset
+from expportrait_cli.errors import InputError, UsageError
+from expportrait_cli.head import HeadModel
+from expportrait_cli.pipeline.heads import head_by_name, kind_of_head
+from expportrait_cli.train.curves import History, write_page
+from expportrait_cli.train.transfer.loop import fresh_network, judged_by, train
+from expportrait_cli.train.transfer.performers import Performer, held_out, performer, synthetic_performers
+from expportrait_cli.transfer.face import Face
+from expportrait_cli.transfer.network import Kind, TransferNetwork
+from expportrait_cli.transfer.trained import Trained, save_network
+
+Stage = Callable[[str], Callable[[int, int | None], None]]
+
+FEWEST = 3
+"""People without whom nothing can be learned about people."""
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a network is trained on and judged by."""
+
+    head: HeadModel
+    face: Face
+    learners: list[Performer]
+    judges: list[Performer]
+    sources: dict[str, Any]
+    """What of it came from where, for the weights' header."""
+
+
+def prepare_lesson(datasets: Sequence[Path], work: Path, config: TransferTraining, stage: Stage) -> Lesson:
+    """Read prepared sets, and make up people beside them.
+
+    Raises:
+        InputError: no prepared set; sets of different head models; too few people.
+    """
+    opened = [Dataset.open(folder) for folder in datasets]
+    models = sorted({dataset.head_model for dataset in opened}) or ["anny"]
+    if len(models) > 1:
+        raise InputError(f"The sets mix the head models {' and '.join(models)}. Prepare them with one of them.")
+    head = head_by_name(kind_of_head(models[0]))  # pyright: ignore[reportArgumentType]
+    face = Face.of(head)
+    filmed = [performer(clip, head, face) for dataset in opened for clip in dataset.clips]
+    made_up = []
+    if config.synthetic:
+        folder = work / f"synthetic-{head.name}"
+        made_up = synthetic_performers(
+            head, face, config.synthetic, config.synthetic_frames, folder=folder, progress=stage("make up people")
+        )
+    learners, judges = held_out([*filmed, *made_up], config.held_out)
+    if len({p.person for p in learners}) < FEWEST:
+        raise InputError(
+            f"There are {len({p.person for p in learners})} people to learn from, expected {FEWEST} or more. Prepare "
+            "more videos, or let some be made up: --synthetic 240."
+        )
+    sources = {
+        "filmed": {"clips": len(filmed), "people": len({p.person for p in filmed})},
+        "synthetic": {"people": len(made_up)},
+        "held_out": sorted({p.person for p in judges}),
+        "datasets": [sha256(folder / "dataset.json") for folder in datasets],
+    }
+    return Lesson(head, face, learners, judges, sources)
+
+
+def train_transfer(
+    datasets: Sequence[Path], out: Path, config: TransferTraining, stage: Stage, *, kind: Kind = "learned"
+) -> dict[str, Any]:
+    """Train, or go on where the last run stopped; write the weights, the curves, and what held-out people get."""
+    work = out.with_name(f"{out.stem}.work")
+    work.mkdir(parents=True, exist_ok=True)
+    check_same_run(
+        work / "run.json", {"settings": asdict(config), "kind": kind, "datasets": [str(d.resolve()) for d in datasets]}
+    )
+    lesson = prepare_lesson(datasets, work, config, stage)
+    network = train_network(lesson, work, config, stage, kind=kind)
+    figures = judged_by(network, lesson.judges)
+    made_by = {
+        "tool": f"expportrait {__version__}",
+        "settings": asdict(config),
+        "sources": lesson.sources,
+        "figures": {name: round(value, 4) for name, value in figures.items()},
+    }
+    save_network(trained_of(network, lesson.learners), out, lesson.head, made_by)
+    page = write_page(
+        out.with_suffix(".html"), History.read(work / "history.jsonl"), network, lesson.judges, lesson.head
+    )
+    return {"figures": made_by["figures"], "people": len({p.person for p in lesson.learners}), "page": str(page)}
+
+
+def train_network(lesson: Lesson, work: Path, config: TransferTraining, stage: Stage, *, kind: Kind) -> TransferNetwork:
+    """One network; its state is kept in `work`."""
+    history = History(work / "history.jsonl", tensorboard=work / "tensorboard")
+    network = fresh_network(kind, lesson.face, lesson.learners, seed=config.seed)
+    return train(
+        network,
+        lesson.learners,
+        lesson.judges,
+        config,
+        state=work / f"{kind}.safetensors",
+        progress=stage("train"),
+        log=history.add,
+    )
+
+
+def trained_of(network: TransferNetwork, learners: Sequence[Performer]) -> Trained:
+    """The network with the range of what it was trained on."""
+    psi = np.max([np.abs(p.expression).max(0) for p in learners], 0)
+    jaw = np.max([np.abs(p.jaw).max(0) for p in learners], 0)
+    return Trained(network, psi.astype(np.float32), jaw.astype(np.float32))
+
+
+def check_same_run(path: Path, run: dict[str, Any]) -> None:
+    """A run goes on only with what it began with: other settings would be neither the one nor the other."""
+    if path.is_file():
+        found = json.loads(path.read_text("utf-8"))
+        if found != run:
+            changed = sorted(k for k in run["settings"] if found["settings"].get(k) != run["settings"][k])
+            raise UsageError(
+                f"{path.parent} holds a run with other {', '.join(changed) or 'sets'}. Give the same command again, "
+                "write to another file, or remove the folder."
+            )
+        return
+    with atomic_path(path) as partial:
+        partial.write_text(json.dumps(run, indent=2, sort_keys=True) + "\n", "utf-8")

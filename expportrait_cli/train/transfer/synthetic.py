@@ -1,0 +1,159 @@
+"""People of the head model who never were, with the dynamic offsets that a face of their shape would have.
+
+Three things that the model's expressions, the same steps for everybody, leave out, and that follow from the shape:
+expressions in proportion (`proportion`), lids and lips that meet whatever their size, and folds (`folds`).
+"""
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Float64
+from torch import Tensor
+
+from expportrait_cli.geometry.rotations import matrix
+from expportrait_cli.head import HeadModel, coarse, dense, joints, landmark_model
+from expportrait_cli.head.facemesh import LID_PAIRS, LIP_PAIRS
+from expportrait_cli.head.model import JAW
+from expportrait_cli.head.spread import LandmarkSpread
+from expportrait_cli.train.transfer import folds
+from expportrait_cli.train.transfer.performers import Performer
+from expportrait_cli.train.transfer.proportion import Proportion
+from expportrait_cli.transfer.face import Face
+from expportrait_cli.transfer.residual import UPPER_SHARE
+
+SLACK_NOISE = 0.35
+"""Standard deviation of slackness that no shape tells, against 1 for what it tells."""
+ALIKE = 0.8
+"""Share of frames in which both sides of the face do the same."""
+OPEN_RAD = 0.4
+REFERENCE = 200
+"""Faces that slackness is ranked among."""
+
+
+class Synthesis:
+    """Makes performers of one head model."""
+
+    def __init__(self, head: HeadModel, face: Face):
+        """Measure the mean head, and how slack faces of the model are."""
+        self.head, self.face = head, face
+        self.proportion = Proportion(head)
+        count = head.identity_basis.shape[-1]
+        spread = LandmarkSpread(head, np.zeros(count, np.float32))
+        rows = np.full(len(head.facial_mask), -1)
+        rows[spread.vertices] = np.arange(len(spread.vertices))
+        inside = rows[face.vertices]
+        self.moved_marks = np.unique(np.array(LID_PAIRS + LIP_PAIRS))
+        near = spread.matrix[inside][:, self.moved_marks]
+        self.spread_rows = np.where((inside >= 0)[:, None], near, 0.0)
+        generator = torch.Generator().manual_seed(0)
+        self.rest = torch.zeros(count)
+        several = torch.randn(REFERENCE, count, generator=generator)
+        ranks = np.array([folds.slackness(folds.face_marks(head, self.neutral(beta))) for beta in several])
+        self.slack_mean, self.slack_std = ranks.mean(), ranks.std()
+
+    def neutral(self, identity: Float32[Tensor, " K"]) -> Float32[Tensor, "V 3"]:
+        """A face at rest, dense, m."""
+        shape = self.head.template + self.head.identity_basis @ identity
+        return dense(self.head, shape)
+
+    def identity(self, seed: int) -> Float32[Tensor, " K"]:
+        """Whose face it is."""
+        return torch.randn(self.head.identity_basis.shape[-1], generator=torch.Generator().manual_seed(seed))
+
+    def performer(self, seed: int, frames: int, *, script: int | None = None) -> Performer:
+        """One person, the same for the same seed; the first frame is at rest.
+
+        People with the same `script` do the same, as far as their faces let them.
+        """
+        identity = self.identity(seed)
+        generator = torch.Generator().manual_seed(seed + 1_000_003)
+        source = generator if script is None else torch.Generator().manual_seed(script)
+        psi, jaw = random_expressions(self.head, frames, source)
+        neutral = self.neutral(identity)
+        told = (folds.slackness(folds.face_marks(self.head, neutral)) - self.slack_mean) / self.slack_std
+        untold = SLACK_NOISE * float(torch.randn((), generator=generator))
+        slack = float(1 / (1 + np.exp(-1.5 * (told + untold))))
+        neutral, offset = neutral[self.face.vertices].numpy(), self.offsets(identity, psi, jaw, slack)
+        name, ones = f"synthetic-{seed:05d}", np.ones(frames, np.float32)
+        return Performer(name, name, neutral, psi.numpy(), jaw.numpy(), offset.astype(np.float16), ones)
+
+    def offsets(
+        self, identity: Float32[Tensor, " K"], psi: Float32[Tensor, "T E"], jaw: Float32[Tensor, "T 3"], slack: float
+    ) -> Float32[np.ndarray, "T P 3"]:
+        """What a person's face does beyond the model's expressions, canonical, m."""
+        head, rows = self.head, self.face.vertices
+        beyond = self.proportion.beyond(head.template + head.identity_basis @ identity)
+        correction = dense(head, torch.einsum("te,enc->tnc", psi, torch.from_numpy(beyond).float()))
+        neutral, turns = self.neutral(identity), matrix(jaw)
+        posed = self.jawed(self.expressed(identity, psi) + correction, joints(head, identity), turns)
+        points, marks = neutral[rows].double().numpy(), folds.face_marks(head, neutral)
+        normals = folds.normals_of(self.face, points)
+        skin = folds.Skin(self.face, points, folds.expression_lines(points, marks, normals))
+        weight = head.skinning[rows, JAW, None].numpy()
+        result = []
+        for t, share in enumerate(self._lid_shares(psi)):
+            step = self._contact(marks, folds.face_marks(head, posed[t]), share)
+            rise = folds.heights(skin, posed[t, rows].double().numpy() + step, slack)[:, None] * normals
+            # The skinning undone: what hangs on the jaw turns back with it.
+            step = (1 - weight) * step + weight * (step @ turns[t].double().numpy())
+            result.append(correction[t, rows].numpy() + step + rise)
+        return (np.stack(result) * self.face.mask.numpy()[:, None]).astype(np.float32)
+
+    def jawed(
+        self, canonical: Float32[Tensor, "T V 3"], at: Float32[Tensor, "6 3"], turns: Float32[Tensor, "T 3 3"]
+    ) -> Float32[Tensor, "T V 3"]:
+        """Heads with their jaws turned, in the head frame."""
+        weight, pivot = self.head.skinning[:, JAW, None], at[JAW]
+        return canonical + weight * ((canonical - pivot) @ turns.mT + pivot - canonical)
+
+    def _contact(self, rest: np.ndarray, marks: np.ndarray, share: np.ndarray) -> Float64[np.ndarray, "P 3"]:
+        """Lids close by the share that the mean head's do, and lips do not pass through each other."""
+        steps = np.zeros((478, 3))
+        for (upper, lower), part in zip(LID_PAIRS, share, strict=True):
+            excess = (marks[upper] - marks[lower])[1] - part * (rest[upper] - rest[lower])[1]
+            steps[upper, 1] -= UPPER_SHARE * excess
+            steps[lower, 1] += (1 - UPPER_SHARE) * excess
+        for upper, lower in LIP_PAIRS:
+            overlap = max(marks[lower, 1] - marks[upper, 1], 0.0)
+            steps[upper, 1] += overlap / 2
+            steps[lower, 1] -= overlap / 2
+        return self.spread_rows @ steps[self.moved_marks]
+
+    def _lid_shares(self, psi) -> Float64[np.ndarray, "T 6"]:
+        """Opening of the mean head's lids with each expression, against its opening at rest."""
+        marks = landmark_model(self.head, self.expressed(torch.zeros_like(self.rest), psi)).numpy()
+        rest = folds.face_marks(self.head, self.neutral(self.rest))
+        upper, lower = np.array(LID_PAIRS).T
+        gaps = (marks[:, upper] - marks[:, lower])[..., 1]
+        return np.clip(gaps / (rest[upper] - rest[lower])[:, 1], 0.0, 1.6)
+
+    def expressed(self, identity: Float32[Tensor, " K"], psi: Float32[Tensor, "T E"]) -> Float32[Tensor, "T V 3"]:
+        """Heads with the model's own expressions, before the jaw turns."""
+        shape = coarse(
+            self.head, identity.expand(len(psi), -1), psi, torch.zeros(len(psi), 3), torch.zeros(len(psi), 4)
+        )
+        return dense(self.head, shape)
+
+
+def random_expressions(head: HeadModel, frames: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Expressions of which few units are at work, both sides mostly alike, with a jaw that opens now and then."""
+    names = head.expression_names
+    low, high = head.expression_low.float().cpu(), head.expression_high.float().cpu()
+
+    def draw(*size: int) -> Tensor:
+        return torch.rand(*size, generator=generator)
+
+    twins = torch.tensor([names.index(_twin(name)) if _twin(name) in names else i for i, name in enumerate(names)])
+    busy = (draw(frames, 1) * 0.3).clamp(min=0.05)
+    at_work = (draw(frames, len(names)) < busy).float()
+    psi = at_work * draw(frames, len(names)) ** 0.7
+    alike = draw(frames, 1) < ALIKE
+    psi = torch.where(alike, torch.maximum(psi, psi[:, twins]), psi)
+    psi = low + (high - low) * psi if bool((low < 0).any()) else psi * high
+    opening = (draw(frames) < 0.5) * draw(frames) ** 1.5 * OPEN_RAD
+    sideways = 0.04 * torch.randn(frames, 2, generator=generator) * (opening > 0)[:, None]
+    psi[0], opening[0], sideways[0] = 0, 0, 0
+    return psi, torch.cat([opening[:, None], sideways], 1)
+
+
+def _twin(name: str) -> str:
+    return name.replace("Left", "Right") if "Left" in name else name.replace("Right", "Left")

@@ -1,0 +1,1 @@
+"""Weight files: the catalogue, where they lie, how they are fetched."""
