@@ -1,5 +1,8 @@
 """What a user can mend, and the exit code that each kind ends with."""
 
+FAULT, USAGE, INTERRUPTED = 1, 2, 130
+"""Exit codes of what is no `UserError`: a fault of the tool, wrong usage, Ctrl-C."""
+
 
 class UserError(Exception):
     """Say in one line what was found, what was expected and what to do next."""

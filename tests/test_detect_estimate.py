@@ -21,7 +21,8 @@ from expportrait_cli.artifacts.types import CROP_SIZE
 from expportrait_cli.detect import estimate
 from expportrait_cli.detect.crop import Crop, crop_image
 from expportrait_cli.detect.david import AXES, David
-from expportrait_cli.detect.estimate import KNOWN, assemble, establish_axes, estimator
+from expportrait_cli.detect.estimate import KNOWN, assemble, establish_axes
+from expportrait_cli.detect.estimator import estimator
 from expportrait_cli.detect.sapiens import AXES as SAPIENS_AXES
 from expportrait_cli.detect.sapiens import MEAN, STD, Sapiens, SapiensKeypoints, peaks
 from expportrait_cli.errors import InputError, WeightsError

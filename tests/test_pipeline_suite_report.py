@@ -153,6 +153,6 @@ def test_where_no_face_is_nothing_is_found():
 
 
 def test_films_of_others_have_no_normals(tmp_path):
-    from expportrait_cli.benchmark.page import normals_behind
+    from expportrait_cli.pipeline.sheets import normals_behind
 
     assert normals_behind(Path(tmp_path / "none.mp4"), 0) is None

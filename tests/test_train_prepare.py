@@ -27,7 +27,7 @@ from expportrait_cli.dataset.dataset import Dataset, Row
 from expportrait_cli.dataset.make import Workshop
 from expportrait_cli.dataset.posed import clip_meshes
 from expportrait_cli.dataset.prepare import Book
-from expportrait_cli.errors import InputError, OutputError
+from expportrait_cli.errors import FAULT, InputError, OutputError
 from expportrait_cli.head import landmark_model, load_head
 from expportrait_cli.media.image import read_image
 from expportrait_cli.media.video import frame_count, probe, read_frames
@@ -253,7 +253,7 @@ def test_a_fault_in_one_clip_leaves_the_others(tmp_path):
     book.add(replace(row, source="c.mp4"))
     with pytest.raises(InputError, match=r"1 videos or clips met a fault.*b-000000") as fault:
         book.close()
-    assert fault.value.exit_code == app.FAULT
+    assert fault.value.exit_code == FAULT
     content = json.loads((tmp_path / "set" / "dataset.json").read_text())
     assert not content["complete"] and [row["source"] for row in content["clips"]] == ["a.mp4", "c.mp4"]
     with pytest.raises(OutputError, match="disk full"):

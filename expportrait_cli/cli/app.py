@@ -1,11 +1,8 @@
 """The `expportrait` command: its subcommands, and the one place where errors become exit codes."""
 
-import errno
-import logging
 import os
 import signal
 import sys
-import traceback
 from types import FrameType
 from typing import Annotated
 
@@ -27,11 +24,9 @@ from expportrait_cli.cli import (
     transfer,
     weights,
 )
-from expportrait_cli.errors import OutOfMemoryError, OutputError, UserError
+from expportrait_cli.cli.boundary import report, say_error
+from expportrait_cli.errors import INTERRUPTED
 
-FAULT, USAGE, INTERRUPTED = 1, 2, 130
-USAGE_ERROR = typer.BadParameter.__mro__[1]
-"""Class of all usage errors, which typer does not export."""
 BROKEN_PIPE = 128 + signal.SIGPIPE
 TERMINATED = 128 + signal.SIGTERM
 
@@ -89,27 +84,6 @@ app.add_typer(train.app, name="train")
 app.add_typer(weights.app, name="weights")
 
 
-def known(error: BaseException) -> UserError | None:
-    """What a user can mend about an error, or None for a fault of the tool."""
-    match error:
-        case UserError():
-            return error
-        case MemoryError():
-            return OutOfMemoryError("This machine's memory is full. Close other programs, or choose a smaller --size.")
-        case OSError(errno=errno.ENOSPC | errno.EDQUOT | errno.EFBIG):
-            return OutputError(
-                f"{error.filename or 'The disk'}: no space left. Free some and run the same command again."
-            )
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(error, torch.OutOfMemoryError):
-        return OutOfMemoryError(
-            "The GPU's memory is full. Choose a smaller --size, or hide it: CUDA_VISIBLE_DEVICES= ."
-        )
-    if isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error):
-        return OutOfMemoryError("This machine's memory is full. Close other programs, or choose a smaller --size.")
-    return None
-
-
 def _terminate(number: int, _: FrameType | None) -> None:
     # As an exception, so that partial files are removed and ffmpeg is stopped on the way out.
     raise SystemExit(128 + number)
@@ -150,27 +124,6 @@ def _closed_pipe() -> int:
     # Nobody reads any more; without this, Python complains once more when it closes stdout.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return BROKEN_PIPE
-
-
-def report(error: Exception) -> int:
-    """Print an error on stderr and return its exit code."""
-    if isinstance(error, USAGE_ERROR):
-        message = error.format_message()  # pyright: ignore[reportAttributeAccessIssue]
-        say_error(f"{message} Try `--help`.")
-        return USAGE
-    mendable = known(error)
-    if mendable is None:
-        traceback.print_exception(error)
-        return FAULT
-    logging.getLogger(__name__).debug("where it came from", exc_info=error)
-    say_error(str(mendable))
-    return mendable.exit_code
-
-
-def say_error(message: str) -> None:
-    """Print one red line on stderr."""
-    line = " ".join(message.split())
-    typer.secho(f"error: {line}", err=True, fg=typer.colors.RED)
 
 
 def _interrupted() -> int:

@@ -45,7 +45,8 @@ def batch(
             f"{count} processes were launched, and each would make every film. Start one for each GPU, with its "
             f"CUDA_VISIBLE_DEVICES and its share of the list: --part 1/{count}, --part 2/{count}, ..."
         )
-    from expportrait_cli.cli.app import FAULT, known
+    from expportrait_cli.cli.boundary import known
+    from expportrait_cli.errors import FAULT
     from expportrait_cli.pipeline import film
     from expportrait_cli.pipeline.job import check
     from expportrait_cli.pipeline.joblist import part_of, read_jobs

@@ -16,7 +16,7 @@ from expportrait_cli.dataset.make import Plan, Workshop, cut_out, finished, make
 from expportrait_cli.dataset.pool import Workers
 from expportrait_cli.dataset.sources import Source, find_sources
 from expportrait_cli.dataset.summary import write_summary
-from expportrait_cli.errors import InputError, UsageError, UserError
+from expportrait_cli.errors import FAULT, InputError, UsageError, UserError
 from expportrait_cli.head import HeadName
 from expportrait_cli.pipeline.heads import head_by_name
 
@@ -24,7 +24,6 @@ log = logging.getLogger(__name__)
 
 UPDATE_S, UPDATE_SHARE = 10.0, 0.05
 """Least time between updates of `dataset.json`, and share of all time that they may take: it may be large."""
-FAULT = 1
 
 Stage = Callable[[str], Callable[[int, int | None], None]]
 

@@ -13,7 +13,7 @@ from expportrait_cli import __version__
 from expportrait_cli.artifacts import npz
 from expportrait_cli.artifacts.atomic import atomic_path
 from expportrait_cli.config import FitConfig
-from expportrait_cli.detect.estimate import available, sapiens_file
+from expportrait_cli.detect.estimator import available, sapiens_file
 from expportrait_cli.media.files import content_hash
 from expportrait_cli.weights.catalogue import catalogue, entry, locate
 

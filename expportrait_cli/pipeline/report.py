@@ -14,7 +14,6 @@ from expportrait_cli.artifacts import npz
 from expportrait_cli.artifacts.atomic import atomic_path
 from expportrait_cli.artifacts.meshes import Meshes
 from expportrait_cli.artifacts.types import HeadFit, Tracking
-from expportrait_cli.benchmark.page import normals_of
 from expportrait_cli.detect.crop import Crop, crop_image
 from expportrait_cli.errors import InputError
 from expportrait_cli.evaluate.pictures import PICTURE_PX, data_uri, overlay, worst_frames
@@ -28,6 +27,7 @@ from expportrait_cli.pipeline.job import Job
 from expportrait_cli.pipeline.licences import licence_map
 from expportrait_cli.pipeline.performance import OUTSIDE, Driver
 from expportrait_cli.pipeline.quality import DOUBTFUL
+from expportrait_cli.pipeline.sheets import normals_of
 
 FAR_DEG = 40.0
 """Turn away from the photo beyond which a painter has to make up what it never saw."""

@@ -6,18 +6,24 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
 from jaxtyping import UInt8
 
 from expportrait_cli.artifacts.meshes import Meshes
-from expportrait_cli.artifacts.types import HeadFit
+from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit
 from expportrait_cli.config import RenderConfig
 from expportrait_cli.detect.crop import Crop, crop_image
+from expportrait_cli.errors import InputError
+from expportrait_cli.geometry.camera import Camera
+from expportrait_cli.geometry.mesh import edges
 from expportrait_cli.media.image import is_image, read_image
 from expportrait_cli.media.source import read_frame
 from expportrait_cli.media.video import VideoWriter, read_frames
 from expportrait_cli.pipeline.performance import Driver
 from expportrait_cli.pipeline.provenance import synthetic_tags
 from expportrait_cli.render import render_normals
+from expportrait_cli.render.buffers import render_buffers
+from expportrait_cli.render.encode import encode
 from expportrait_cli.render.stage import preview
 
 Progress = Callable[[int, int | None], None]
@@ -66,3 +72,29 @@ def _fit_height(image: Image, height: int) -> Image:
         return image
     width = max(2, round(image.shape[1] * height / image.shape[0] / 2) * 2)
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA).astype(np.uint8)
+
+
+SIDE = 360
+"""Of the normals, px."""
+
+
+def normals_behind(film: Path, frame: int) -> UInt8[np.ndarray, "S S 3"] | None:
+    """Normal map of one frame of a film that the tool made, if its meshes are still there."""
+    path = film.with_name(f"{film.stem}.work") / "driving.meshes.npz"
+    if not path.is_file():
+        return None
+    try:
+        meshes = Meshes.open(path)
+    except InputError:
+        # A page without that picture is better than none.
+        return None
+    return normals_of(meshes, frame)
+
+
+def normals_of(meshes: Meshes, frame: int) -> UInt8[np.ndarray, "S S 3"]:
+    """Normal map of one frame, as `render-normals` draws it."""
+    camera, faces = Camera.of_crop(meshes.focal_px, CROP_SIZE, SIDE), torch.from_numpy(meshes.faces).to(torch.int32)
+    with torch.inference_mode():
+        verts_cam = torch.from_numpy(next(meshes.frames(frame, frame + 1)))
+        buffers = render_buffers(verts_cam[None], faces, camera, antialias=True, edges=edges(faces))
+    return encode(buffers.normals[0].numpy())

@@ -1,9 +1,8 @@
 """What the transfer network learns from: faces at rest and frames of them, of prepared clips and synthetic people."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
@@ -102,27 +101,6 @@ def centred(offset: Float[np.ndarray, "T P 3"], weights: Float[np.ndarray, " T"]
     """Offsets without their mean over neutral frames: a clip's static remainder would teach who, not what."""
     mean = np.einsum("t,tpc->pc", weights.astype(np.float32), offset.astype(np.float32))
     return (offset - mean).astype(np.float16)
-
-
-def synthetic_performers(
-    head: HeadModel, face: Face, count: int, frames: int, *, folder: Path, progress: Callable[[int, int | None], None]
-) -> list[Performer]:
-    """People of the head model, the first `count` seeds. Kept in `folder`, which has to be of this head model."""
-    from expportrait_cli.train.transfer.synthetic import Synthesis
-
-    folder.mkdir(parents=True, exist_ok=True)
-    synthesis, made = None, []
-    for seed in range(count):
-        progress(seed, count)
-        path = folder / f"{seed:05d}-{frames}.npz"
-        if path.is_file():
-            made.append(npz.load(Performer, path))
-            continue
-        synthesis = synthesis or Synthesis(head, face)
-        made.append(synthesis.performer(seed, frames))
-        npz.save(made[-1], path, made_by={})
-    progress(count, count)
-    return made
 
 
 def held_out(performers: Sequence[P], share: float) -> tuple[list[P], list[P]]:

@@ -18,7 +18,8 @@ from expportrait_cli.head import HeadModel
 from expportrait_cli.pipeline.heads import head_by_name, kind_of_head
 from expportrait_cli.train.curves import History, write_page
 from expportrait_cli.train.transfer.loop import fresh_network, judged_by, train
-from expportrait_cli.train.transfer.performers import Performer, held_out, performer, synthetic_performers
+from expportrait_cli.train.transfer.performers import Performer, held_out, performer
+from expportrait_cli.train.transfer.synthetic import synthetic_performers
 from expportrait_cli.transfer.face import Face
 from expportrait_cli.transfer.network import Kind, TransferNetwork
 from expportrait_cli.transfer.trained import Trained, save_network

@@ -4,11 +4,15 @@ Three things that the model's expressions, the same steps for everybody, leave o
 expressions in proportion (`proportion`), lids and lips that meet whatever their size, and folds (`folds`).
 """
 
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import torch
 from jaxtyping import Float32, Float64
 from torch import Tensor
 
+from expportrait_cli.artifacts import npz
 from expportrait_cli.geometry.rotations import matrix
 from expportrait_cli.head import HeadModel, coarse, dense, joints, landmark_model
 from expportrait_cli.head.facemesh import LID_PAIRS, LIP_PAIRS
@@ -157,3 +161,24 @@ def random_expressions(head: HeadModel, frames: int, generator: torch.Generator)
 
 def _twin(name: str) -> str:
     return name.replace("Left", "Right") if "Left" in name else name.replace("Right", "Left")
+
+
+def synthetic_performers(
+    head: HeadModel, face: Face, count: int, frames: int, *, folder: Path, progress: Callable[[int, int | None], None]
+) -> list[Performer]:
+    """People of the head model, the first `count` seeds. Kept in `folder`, which has to be of this head model."""
+    from expportrait_cli.train.transfer.synthetic import Synthesis
+
+    folder.mkdir(parents=True, exist_ok=True)
+    synthesis, made = None, []
+    for seed in range(count):
+        progress(seed, count)
+        path = folder / f"{seed:05d}-{frames}.npz"
+        if path.is_file():
+            made.append(npz.load(Performer, path))
+            continue
+        synthesis = synthesis or Synthesis(head, face)
+        made.append(synthesis.performer(seed, frames))
+        npz.save(made[-1], path, made_by={})
+    progress(count, count)
+    return made
