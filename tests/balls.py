@@ -12,7 +12,7 @@ from expportrait_cli.dataset.dataset import clip_of
 from expportrait_cli.generate.wan.portrait import WanPortrait
 from expportrait_cli.generate.wan.vae import Encoding, Vae, pixels
 from expportrait_cli.media.writer import VideoWriter
-from expportrait_cli.render.encode import encode
+from expportrait_cli.render.buffers import encode
 from expportrait_cli.train.generator.cache import Entry, entry_of
 
 

@@ -15,7 +15,7 @@ from expportrait_cli.fit.masks import dynamic_mask
 from expportrait_cli.fit.patch import Patch
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.geometry.rotations import to_turns
-from expportrait_cli.head import HeadModel, dense, landmark_model
+from expportrait_cli.head import HeadModel, dense, landmark_model, landmarks
 from expportrait_cli.media.video import VideoWriter
 from expportrait_cli.render.buffers import Buffers, render_buffers
 from expportrait_cli.solve.solver import Solver
@@ -169,7 +169,7 @@ def folds(head: HeadModel, seed: int, *, wave_m: float, rms_m: float) -> np.ndar
 def wrinkles(head: HeadModel, *, wave_m: float = 0.009, height_m: float = 0.0005) -> np.ndarray:
     """Heights [V] of level folds on the forehead and upright ones between the brows and beside the mouth."""
     x, y, z = dense(head, head.template).numpy().T
-    brow = landmark_model(head, dense(head, head.template)).numpy()
+    brow = landmarks(head, dense(head, head.template)).numpy()
 
     def window(centre: np.ndarray, width: float, height: float) -> np.ndarray:
         away = ((x - centre[0]) / width) ** 2 + ((y - centre[1]) / height) ** 2
@@ -206,7 +206,7 @@ class KnownHead:
         clip = Clip.of(tracking, blank_fit(head, identity), head)
         known = cls(head, clip, patch, offset)
         verts = known.posed(np.arange(len(heights)))
-        points = landmark_model(head, verts).numpy()
+        points = landmarks(head, verts).numpy()
         seen = points[..., :2] / points[..., 2:] * FOCAL_PX + CROP_SIZE / 2
         tracking = replace(tracking, landmarks=seen.astype(np.float32))
         return replace(known, clip=Clip.of(tracking, clip.fit, head))

@@ -4,8 +4,7 @@ import numpy as np
 import torch
 
 from expportrait_cli.artifacts.types import CROP_SIZE
-from expportrait_cli.fit.patch import Patch
-from expportrait_cli.fit.surface import PosedPatch, Surface
+from expportrait_cli.fit.patch import Patch, PosedPatch, Surface
 from expportrait_cli.geometry.mesh import vertex_normals
 
 PICTURE_SIZE = 256

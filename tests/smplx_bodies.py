@@ -10,7 +10,7 @@ import torch
 from scipy.spatial import KDTree
 
 from expportrait_cli.geometry import rotations
-from expportrait_cli.head import HeadModel, coarse, dense, joints, landmark_model, pose
+from expportrait_cli.head import HeadModel, coarse, dense, joints, landmarks, pose
 from expportrait_cli.head.model import NECK, eye_rotation
 from expportrait_cli.head.smplx.build import ARM_LOWERING_RAD, EYES_M, build
 from expportrait_cli.head.smplx.io import SmplxBody, read
@@ -77,7 +77,7 @@ def regressor(points: np.ndarray, place: np.ndarray) -> np.ndarray:
 
 
 def landmarks_of(anny: HeadModel, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    points = landmark_model(anny, dense(anny, anny.template)).numpy()[IBUG]
+    points = landmarks(anny, dense(anny, anny.template)).numpy()[IBUG]
     nearest = KDTree(anny.template.numpy()[faces].mean(1)).query(points)[1]
     return nearest, np.full((51, 3), 1 / 3)
 

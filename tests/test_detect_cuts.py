@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from expportrait_cli.detect.cuts import CutDetector
+from expportrait_cli.detect.flow import CutDetector
 from expportrait_cli.media.video import read_frames
 
 

@@ -29,8 +29,7 @@ from expportrait_cli.errors import InputError, WeightsError
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.head import coarse, default_torso, dense, joints, pose
 from expportrait_cli.head.fitted import fitted_mesh
-from expportrait_cli.render.buffers import Buffers, render_buffers
-from expportrait_cli.render.encode import encode
+from expportrait_cli.render.buffers import Buffers, encode, render_buffers
 from expportrait_cli.weights import catalogue
 
 pytest_plugins = ("astronaut",)

@@ -6,11 +6,9 @@ import pytest
 from PIL import Image, ImageOps
 
 from expportrait_cli.detect.crop import crop_image, steady_crop
-from expportrait_cli.detect.faces import FaceBox, FaceFinder, choose_face, distinct
-from expportrait_cli.detect.matte import Matte
+from expportrait_cli.detect.faces import FaceBox, FaceFinder, check_portrait, choose_face, distinct
+from expportrait_cli.detect.matte import Matte, Shoulders
 from expportrait_cli.detect.mesh import FaceMesh, interocular
-from expportrait_cli.detect.portrait import check_portrait
-from expportrait_cli.detect.shoulders import Shoulders
 from expportrait_cli.errors import InputError
 
 SIZE = (600, 400)

@@ -8,9 +8,8 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from expportrait_cli.detect import sapiens_net
-from expportrait_cli.detect.sapiens import Sapiens, SapiensKeypoints, frame
-from expportrait_cli.detect.sapiens_net import load_normals
+from expportrait_cli.detect import sapiens
+from expportrait_cli.detect.sapiens import Sapiens, SapiensKeypoints, frame, load_normals
 from expportrait_cli.errors import WeightsError
 
 pytestmark = pytest.mark.slow
@@ -87,7 +86,7 @@ def layer_by_layer(state: State, picture: torch.Tensor) -> torch.Tensor:
 def _narrow():
     """Widths that were published would take minutes; how many heads another one has cannot be told from a file."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sapiens_net.HEADS, WIDTH, HEADS)
+        patch.setitem(sapiens.HEADS, WIDTH, HEADS)
         yield
 
 

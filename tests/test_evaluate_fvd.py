@@ -13,8 +13,7 @@ from expportrait_cli.benchmark.report import suite_report
 from expportrait_cli.benchmark.scores import SuiteScores
 from expportrait_cli.errors import WeightsError
 from expportrait_cli.evaluate.columns import CLASSES, LEAST_WINDOWS
-from expportrait_cli.evaluate.frechet import frechet_distance
-from expportrait_cli.evaluate.i3d import I3d, Windows, prepared
+from expportrait_cli.evaluate.fvd import I3d, Windows, frechet_distance, prepared
 from expportrait_cli.evaluate.scores import Scores, scores_from_json
 from expportrait_cli.media.image import write_png
 

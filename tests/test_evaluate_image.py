@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import torch
 
-from expportrait_cli.evaluate import flip, image
+from expportrait_cli.evaluate import image
 
 ALL = np.ones((96, 128), bool)
 
@@ -47,12 +47,12 @@ def test_ms_ssim_needs_room_for_five_scales():
 
 
 def test_flip_is_small_for_one_grey_level_and_one_for_black_on_white():
-    if flip.missing_package():
+    if image.missing_package():
         pytest.skip("needs flip-evaluator")
     grey, white = np.full((64, 64, 3), 0.5, np.float32), np.ones((64, 64, 3), np.float32)
-    assert flip.error_map(grey, grey).max() == 0
-    assert 0 < flip.error_map(grey - np.float32(1 / 255), grey).mean() < 0.03
-    assert flip.error_map(np.zeros_like(white), white)[32, 32] > 0.9
+    assert image.error_map(grey, grey).max() == 0
+    assert 0 < image.error_map(grey - np.float32(1 / 255), grey).mean() < 0.03
+    assert image.error_map(np.zeros_like(white), white)[32, 32] > 0.9
 
 
 def test_steady_fading_does_not_flicker():

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from expportrait_cli.evaluate.intervals import interval
+from expportrait_cli.evaluate.scores import interval
 
 
 def test_equal_frames_leave_no_doubt():

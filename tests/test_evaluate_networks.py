@@ -13,9 +13,9 @@ from test_evaluate_stage import clip, moved, portrait, score
 from torch import nn
 
 from expportrait_cli.errors import WeightsError
-from expportrait_cli.evaluate import arcface, lpips
-from expportrait_cli.evaluate.arcface import ArcFace, aligned
+from expportrait_cli.evaluate import identity, lpips
 from expportrait_cli.evaluate.face import Looker
+from expportrait_cli.evaluate.identity import ArcFace, aligned
 from expportrait_cli.evaluate.lpips import Lpips
 from expportrait_cli.weights.catalogue import entry
 
@@ -123,7 +123,7 @@ def test_a_face_is_aligned_wherever_it_lies():
     assert np.abs(one.astype(float) - two).mean() < 4
     # The eyes lie where the network was trained to have them: a dark spot, in a brighter face.
     grey = cv2.GaussianBlur(cv2.cvtColor(one, cv2.COLOR_RGB2GRAY), (0, 0), 1.5)
-    for x, y in arcface.TEMPLATE[:2].round().astype(int):
+    for x, y in identity.TEMPLATE[:2].round().astype(int):
         assert grey[y - 2 : y + 3, x - 2 : x + 3].min() < np.median(grey) - 40
 
 

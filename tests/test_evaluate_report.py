@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from expportrait_cli.evaluate import COLUMNS, Scores, report
+from expportrait_cli.evaluate import COLUMNS, Scores, report_page
 from expportrait_cli.evaluate.columns import NAMES
 from expportrait_cli.evaluate.pictures import curve, worst_frames
 from expportrait_cli.media.video import VideoWriter
@@ -59,7 +59,7 @@ def scores(tmp_path) -> Scores:
 
 
 def parsed(scores: Scores) -> tuple[Page, str]:
-    text = report(scores)
+    text = report_page(scores)
     page = Page()
     page.feed(text)
     page.close()

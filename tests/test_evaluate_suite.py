@@ -10,9 +10,8 @@ from test_evaluate_report import Page
 from expportrait_cli.benchmark.report import WorstFrame, suite_report
 from expportrait_cli.benchmark.scores import SuiteScores
 from expportrait_cli.evaluate.columns import NAMES
-from expportrait_cli.evaluate.intervals import over_clips
 from expportrait_cli.evaluate.pictures import data_uri, histogram, overlay
-from expportrait_cli.evaluate.scores import Scores, scores_from_json
+from expportrait_cli.evaluate.scores import Scores, over_clips, scores_from_json
 
 FRAMES = 12
 

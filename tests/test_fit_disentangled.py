@@ -25,12 +25,12 @@ from expportrait_cli.config import FitConfig
 from expportrait_cli.fit.clip import Clip
 from expportrait_cli.fit.dynamic import Dynamic, dynamic_offsets, landmark_field
 from expportrait_cli.fit.evidence import Estimates
-from expportrait_cli.fit.identity import solver_of
 from expportrait_cli.fit.masks import dynamic_mask, face_share, plain_skin
+from expportrait_cli.fit.parametric import solver_of
 from expportrait_cli.fit.patch import Patch
 from expportrait_cli.geometry.mesh import vertex_normals
 from expportrait_cli.geometry.rotations import from_turns, logarithm
-from expportrait_cli.head import dense, landmark_model
+from expportrait_cli.head import dense, landmarks
 from expportrait_cli.head.fitted import neutral_mesh
 from expportrait_cli.solve.state import interocular_px
 
@@ -119,7 +119,7 @@ def test_one_frame_has_nothing_static(head, tmp_path):
 @pytest.mark.parametrize("is_seen", [False, True], ids=["landmarks", "normals"])
 def test_a_lasting_bump_is_in_no_frame(head, template, tmp_path, is_seen):
     verts, _ = template
-    at = landmark_model(head, torch.from_numpy(verts)).numpy()[CHEEK]
+    at = landmarks(head, torch.from_numpy(verts)).numpy()[CHEEK]
     bump = 0.001 * np.exp(-((verts - at) ** 2).sum(1) / (2 * 0.02**2))
     wave = np.sin(np.arange(6.0))
     acting = (wave - wave.mean())[:, None] * wrinkles(head, wave_m=0.014)
@@ -144,7 +144,7 @@ class Shuffled(NumberedOracle):
 def test_the_order_of_frames_does_not_leak_into_the_static_offset(head, template, tmp_path):
     verts, _ = template
     frames, rng = 20, np.random.default_rng(0)
-    at = landmark_model(head, torch.from_numpy(verts)).numpy()[CHEEK]
+    at = landmarks(head, torch.from_numpy(verts)).numpy()[CHEEK]
     bump = 0.001 * np.exp(-((verts - at) ** 2).sum(1) / (2 * 0.02**2))
     acting = (1 + np.sin(np.linspace(0, 2 * np.pi, frames))) / 2
     known = known_clip(head, acting[:, None] * wrinkles(head, wave_m=0.014) + bump, 3, tmp_path / "a.mkv")

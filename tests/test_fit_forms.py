@@ -15,7 +15,7 @@ from expportrait_cli.artifacts.types import HeadFit, Tracking
 from expportrait_cli.cli import app
 from expportrait_cli.config import FitConfig, TrackConfig
 from expportrait_cli.fit import fit
-from expportrait_cli.fit.identity import neutral_frame, shared_identity, with_identity
+from expportrait_cli.fit.parametric import neutral_frame, shared_identity, with_identity
 from expportrait_cli.geometry.mesh import vertex_normals
 from expportrait_cli.head import dense
 from expportrait_cli.head.fitted import neutral_mesh

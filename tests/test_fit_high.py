@@ -17,15 +17,13 @@ from expportrait_cli.cli import app
 from expportrait_cli.config import FitConfig
 from expportrait_cli.fit.clip import Clip
 from expportrait_cli.fit.dynamic import LIMIT_M, Dynamic, dynamic_offsets
-from expportrait_cli.fit.evidence import Estimates
+from expportrait_cli.fit.evidence import Estimates, SharpClip
 from expportrait_cli.fit.fine import believed, frames, looseness, sharpened
-from expportrait_cli.fit.losses import MagnitudeLoss, ShadingLoss
+from expportrait_cli.fit.losses import Light, MagnitudeLoss, ShadingLoss
 from expportrait_cli.fit.masks import dynamic_mask, plain_skin
 from expportrait_cli.fit.patch import LocalPreconditioner, Patch
-from expportrait_cli.fit.sampling import SharpClip
-from expportrait_cli.fit.shading import Light
 from expportrait_cli.geometry.mesh import vertex_normals
-from expportrait_cli.head import dense, landmark_model
+from expportrait_cli.head import dense, landmarks
 from expportrait_cli.head.facemesh import LIPS
 from expportrait_cli.head.finer import Finer, finer
 
@@ -102,7 +100,7 @@ def test_lips_slide_and_the_forehead_does_not(fine):
     verts = dense(head, head.template)
     loose = looseness(head)
     assert loose.min() == 0 and loose.max() == 1
-    rim, forehead = landmark_model(head, verts)[LIPS], landmark_model(head, verts)[151]
+    rim, forehead = landmarks(head, verts)[LIPS], landmarks(head, verts)[151]
     near = torch.cdist(verts, rim).min(1).values < 0.002
     high = (verts - forehead).norm(dim=-1) < 0.02
     assert (loose[near] == 1).all() and (loose[high] == 0).all()
@@ -201,7 +199,7 @@ def test_fine_folds_are_found_better_than_on_one_subdivision(known, coarse_folds
     verts = dense(fine.head, fine.head.template)
     normals = vertex_normals(verts, fine.head.dense_faces)[face.vertices].numpy()
     places = verts[face.vertices].numpy()
-    centre = landmark_model(fine.head, verts)[151].numpy()
+    centre = landmarks(fine.head, verts)[151].numpy()
     forehead = (np.abs(places - centre) < [0.035, 0.014, 0.03]).all(1)
 
     def found(offset: np.ndarray) -> np.ndarray:

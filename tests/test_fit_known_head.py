@@ -33,7 +33,7 @@ from expportrait_cli.fit.masks import plain_skin
 from expportrait_cli.fit.patch import Patch
 from expportrait_cli.geometry.mesh import vertex_normals
 from expportrait_cli.geometry.rotations import from_turns, logarithm
-from expportrait_cli.head import dense, landmark_model
+from expportrait_cli.head import dense, landmark_model, landmarks
 from expportrait_cli.head.fitted import canonical_mesh, fitted_mesh, neutral_mesh
 from expportrait_cli.solve.solver import IDENTITY_PRIOR, Solver
 
@@ -144,7 +144,7 @@ def without_landmarks(known: KnownHead) -> Clip:
     """The clip with the landmarks of the head without offsets, which thus say nothing of them."""
     tracking = known.clip.tracking
     verts, _ = known.clip.pose(np.arange(len(tracking.error)), known.patch)
-    points = landmark_model(known.head, verts).numpy()
+    points = landmarks(known.head, verts).numpy()
     shown = points[..., :2] / points[..., 2:] * FOCAL_PX + CROP_SIZE / 2
     return Clip.of(replace(tracking, landmarks=shown.astype(np.float32)), known.clip.fit, known.head)
 

@@ -10,15 +10,14 @@ from expportrait_cli.fit import losses
 from expportrait_cli.fit.losses import (
     DepthLoss,
     LandmarkLoss,
+    Light,
     MagnitudeLoss,
     NormalLoss,
     ShadingLoss,
     TemporalLoss,
     align,
 )
-from expportrait_cli.fit.patch import Patch
-from expportrait_cli.fit.shading import Light
-from expportrait_cli.fit.surface import Surface
+from expportrait_cli.fit.patch import Patch, Surface
 
 SIDE, FRAMES, UNSEEN = 20, 4, 2
 """In frame `UNSEEN` nothing is seen; it follows no other."""

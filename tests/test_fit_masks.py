@@ -29,7 +29,7 @@ from expportrait_cli.fit.masks import (
 )
 from expportrait_cli.fit.patch import Patch
 from expportrait_cli.geometry.mesh import edges, vertex_normals
-from expportrait_cli.head import dense, landmark_model
+from expportrait_cli.head import dense, landmarks
 from expportrait_cli.head.facemesh import EYE_RINGS, LIPS
 from expportrait_cli.head.fitted import fitted_mesh
 from expportrait_cli.media.video import VideoWriter
@@ -162,7 +162,7 @@ def test_ears_are_two_equal_pieces(head):
 
 def test_plain_skin_keeps_away_from_eyes_and_lips(head):
     verts = dense(head, head.template)
-    points = landmark_model(head, verts).numpy()
+    points = landmarks(head, verts).numpy()
     plain = plain_skin(head)
     assert 3000 < plain.sum() < (dynamic_mask(head) > 0.5).sum()
     for rim, reach in ((EYE_RINGS, 0.006), (LIPS, 0.004)):

@@ -6,9 +6,8 @@ import torch
 from render_shapes import sphere
 
 from expportrait_cli.artifacts.types import CROP_SIZE
-from expportrait_cli.fit.patch import Patch
+from expportrait_cli.fit.patch import Patch, PosedPatch, Surface
 from expportrait_cli.fit.static import OutlineLoss, outline_loss
-from expportrait_cli.fit.surface import PosedPatch, Surface
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.geometry.mesh import edges
 from expportrait_cli.render.buffers import render_buffers

@@ -9,9 +9,8 @@ from known_head import KnownHead, Oracle, blank_fit
 
 from expportrait_cli.fit.clip import Clip
 from expportrait_cli.fit.evidence import Estimates
-from expportrait_cli.fit.identity import solver_of, with_identity
 from expportrait_cli.fit.masks import plain_skin
-from expportrait_cli.fit.parametric import refined_identity, whole_patch
+from expportrait_cli.fit.parametric import refined_identity, solver_of, whole_patch, with_identity
 from expportrait_cli.head.fitted import neutral_mesh
 from expportrait_cli.solve.solver import IDENTITY_PRIOR
 

@@ -11,8 +11,7 @@ from pixel_patch import posed, sheet
 
 from expportrait_cli.fit import patch as patches
 from expportrait_cli.fit.masks import dynamic_mask
-from expportrait_cli.fit.patch import Patch
-from expportrait_cli.fit.surface import read, weighted_mean
+from expportrait_cli.fit.patch import Patch, read, weighted_mean
 from expportrait_cli.geometry.mesh import vertex_normals
 from expportrait_cli.head import dense
 from expportrait_cli.head.fitted import canonical_mesh, person_joints, pose_of

@@ -7,13 +7,12 @@ import pytest
 import torch
 from known_head import LIGHT, KnownHead, folds, wrinkles
 
-from expportrait_cli.fit import shading
-from expportrait_cli.fit.evidence import Shading, like_skin, views_of, weights_of
+from expportrait_cli.fit import losses
+from expportrait_cli.fit.evidence import Shading, like_skin, log_intensity, look, views_of, weights_of
+from expportrait_cli.fit.losses import Light, estimate, harmonics, log_albedo
 from expportrait_cli.fit.masks import plain_skin
-from expportrait_cli.fit.sampling import log_intensity, look
-from expportrait_cli.fit.shading import Light, estimate, harmonics, log_albedo
 from expportrait_cli.geometry.mesh import normalize, vertex_normals
-from expportrait_cli.head import dense, landmark_model
+from expportrait_cli.head import dense, landmarks
 from expportrait_cli.media.video import VideoWriter
 
 pytest_plugins = ("astronaut",)
@@ -26,7 +25,7 @@ PAINTED = (13, 14, 61, 291, 105, 334)
 def paint(head) -> np.ndarray:
     """Albedo of each vertex: mottled skin, dark lips and brows."""
     verts = dense(head, head.template).numpy()
-    spots = landmark_model(head, dense(head, head.template)).numpy()[list(PAINTED)]
+    spots = landmarks(head, dense(head, head.template)).numpy()[list(PAINTED)]
     away = np.linalg.norm(verts[:, None] - spots[None], axis=-1).min(1)
     skin = 0.55 * np.exp(folds(head, 5, wave_m=0.05, rms_m=0.12))
     return np.where(away < 0.012, 0.45 * skin, skin)
@@ -78,7 +77,7 @@ def test_the_light_of_a_film_predicts_its_shades(read_light, seen):
 
 
 def test_light_that_ignores_the_normals_would_be_noticed(known, seen, monkeypatch):
-    monkeypatch.setattr(shading, "_light", lambda basis, shade, seen, before: before)
+    monkeypatch.setattr(losses, "_light", lambda basis, shade, seen, before: before)
     flat = Shading.of(known.clip, known.patch, plain_skin(known.head), np.zeros_like(known.offset))
     error = np.abs(shade_error(flat.light, seen))
     assert np.median(error) > 0.04

@@ -16,12 +16,11 @@ from expportrait_cli.config import FitConfig, TrackConfig
 from expportrait_cli.detect.matte import Matte
 from expportrait_cli.fit import fit, static
 from expportrait_cli.fit import stage as fit_stage
-from expportrait_cli.fit.ears import carry_ears
 from expportrait_cli.fit.masks import ear_vertices
-from expportrait_cli.fit.silhouette import fit_silhouette, graph_laplacian, hair_volume, outline
+from expportrait_cli.fit.silhouette import carry_ears, fit_silhouette, graph_laplacian, hair_volume, outline
 from expportrait_cli.geometry.mesh import vertex_normals
 from expportrait_cli.geometry.rotations import from_turns
-from expportrait_cli.head import dense, landmark_model
+from expportrait_cli.head import dense, landmarks
 from expportrait_cli.head.fitted import blend_matrices, canonical_mesh, fitted_mesh
 from expportrait_cli.media.video import VideoWriter
 from expportrait_cli.solve.state import interocular_px
@@ -64,7 +63,7 @@ def test_eyeballs_and_teeth_keep_their_shape(fitted, head, part):
 
 
 def test_the_fitted_mesh_shows_the_photos_landmarks(fitted, head):
-    points = landmark_model(head, torch.from_numpy(fitted_mesh(fitted, head))).numpy()
+    points = landmarks(head, torch.from_numpy(fitted_mesh(fitted, head))).numpy()
     px = points[:, :2] / points[:, 2:] * fitted.focal_px + CROP_SIZE / 2
     inner = np.r_[1:7, 13, 14, 33, 133, 159, 145, 263, 362, 61, 291, 105, 334]
     error = np.linalg.norm(px - fitted.landmarks, axis=1)[inner] / interocular_px(fitted.landmarks)

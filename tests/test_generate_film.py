@@ -16,12 +16,11 @@ from expportrait_cli.config import GenerateConfig
 from expportrait_cli.detect.crop import Crop, crop_image
 from expportrait_cli.detect.matte import Matte
 from expportrait_cli.generate import generate
-from expportrait_cli.generate.proxy.canvas import Canvas
+from expportrait_cli.generate.scene import Canvas
 from expportrait_cli.generate.stage import paste
 from expportrait_cli.geometry.camera import Camera
-from expportrait_cli.geometry.rotations import from_turns, rodrigues, to_turns
-from expportrait_cli.geometry.similarity import similarity
-from expportrait_cli.head import landmark_model
+from expportrait_cli.geometry.rotations import from_turns, rodrigues, similarity, to_turns
+from expportrait_cli.head import landmarks
 from expportrait_cli.head.facemesh import CHIN, FACE_OVAL, LIP_PAIRS
 from expportrait_cli.head.fitted import neck_in_camera, posed_meshes
 from expportrait_cli.media.image import read_image
@@ -107,7 +106,7 @@ def shift_between(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def landmarks_px(fitted: HeadFit, head, curves: Curves) -> np.ndarray:
-    points = landmark_model(head, torch.from_numpy(posed_meshes(fitted, head, curves)[0])).numpy()
+    points = landmarks(head, torch.from_numpy(posed_meshes(fitted, head, curves)[0])).numpy()
     return points[:, :2] / points[:, 2:] * fitted.focal_px + CROP_SIZE / 2
 
 

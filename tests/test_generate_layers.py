@@ -7,12 +7,10 @@ import torch
 
 from expportrait_cli.artifacts.types import CROP_SIZE
 from expportrait_cli.detect.crop import Crop, crop_points, uncrop_points
-from expportrait_cli.generate.bones import Bones
-from expportrait_cli.generate.diffuse import diffuse
-from expportrait_cli.generate.proxy.canvas import crop_canvas, photo_canvas
-from expportrait_cli.generate.proxy.layers import background, membrane, unmix
+from expportrait_cli.generate.proxy.layers import background, diffuse, membrane, unmix
+from expportrait_cli.generate.scene import crop_canvas, photo_canvas
 from expportrait_cli.geometry.rotations import from_turns, logarithm
-from expportrait_cli.head.fitted import fitted_mesh
+from expportrait_cli.head.fitted import Bones, fitted_mesh
 from expportrait_cli.head.model import HEAD, JAW, TORSO, bones
 from expportrait_cli.media.image import read_image
 

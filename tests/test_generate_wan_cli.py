@@ -16,7 +16,7 @@ from wan_film import portrait_folder, sketches_of, still, swaying, v2v_folder, v
 from expportrait_cli.cli import app
 from expportrait_cli.config import GenerateConfig, WanConfig
 from expportrait_cli.errors import UsageError
-from expportrait_cli.generate import painters
+from expportrait_cli.generate import stage
 from expportrait_cli.generate.painter import Sketch
 from expportrait_cli.generate.wan import budget, runtime
 from expportrait_cli.generate.wan import painters as wan_painters
@@ -269,20 +269,20 @@ def test_layers_that_come_and_go_paint_the_same():
 
 def test_the_best_painter_that_is_there_is_chosen(folders, work, tmp_path, monkeypatch):
     """Only where there is a GPU, and only among downloads that are complete."""
-    monkeypatch.setattr(painters, "folders", lambda: (tmp_path,))
+    monkeypatch.setattr(stage, "folders", lambda: (tmp_path,))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for name in ("wan-vace", "wan-portrait"):
-        (tmp_path / painters.FOLDERS[name]).symlink_to(folders[name])
-    assert painters.choose(GenerateConfig()).name == "wan-portrait"
+        (tmp_path / stage.FOLDERS[name]).symlink_to(folders[name])
+    assert stage.choose(GenerateConfig()).name == "wan-portrait"
     (tmp_path / "wan-portrait").unlink()
-    assert painters.choose(GenerateConfig()).name == "proxy"
+    assert stage.choose(GenerateConfig()).name == "proxy"
     note = folders["wan-vace"] / "fetched.json"
     note.write_text("{}")
     try:
-        choice = painters.choose(GenerateConfig())
+        choice = stage.choose(GenerateConfig())
         assert choice.name == "wan-vace" and choice.identity["weights"] and choice.licences
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-        assert painters.choose(GenerateConfig()).name == "proxy"
+        assert stage.choose(GenerateConfig()).name == "proxy"
     finally:
         note.unlink()
 

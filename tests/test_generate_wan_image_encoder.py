@@ -23,8 +23,8 @@ from wan_film import sketches_of, still, vae, woken
 from expportrait_cli.config import GeneratorTask, GeneratorTraining
 from expportrait_cli.errors import WeightsError
 from expportrait_cli.generate.wan.base import find_base, fresh_portrait
+from expportrait_cli.generate.wan.encoders import ImageEncoder, find_image_encoder, fitted
 from expportrait_cli.generate.wan.folder import load_folder, save_folder
-from expportrait_cli.generate.wan.image_encoder import ImageEncoder, find_image_encoder, fitted
 from expportrait_cli.generate.wan.manifest import Manifest
 from expportrait_cli.generate.wan.portrait import WanPortrait
 from expportrait_cli.generate.wan.portrait_model import PortraitModel

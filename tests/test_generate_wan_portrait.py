@@ -9,8 +9,7 @@ from expportrait_cli.errors import InputError, WeightsError
 from expportrait_cli.generate.wan import packages
 from expportrait_cli.generate.wan.encoders import PoseEncoder, ReferenceEncoder, latent_frames
 from expportrait_cli.generate.wan.packages import require_packages
-from expportrait_cli.generate.wan.portrait import MASK, TEXT_TOKENS, WanPortrait, base_of
-from expportrait_cli.generate.wan.widen import PATCH, from_original, widened
+from expportrait_cli.generate.wan.portrait import MASK, PATCH, TEXT_TOKENS, WanPortrait, base_of, from_original, widened
 
 pytestmark = pytest.mark.slow
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from expportrait_cli.geometry.similarity import similarity
+from expportrait_cli.geometry.rotations import similarity
 
 TRUTH = np.array([[1.2 * np.cos(0.3), -1.2 * np.sin(0.3), 7.0], [1.2 * np.sin(0.3), 1.2 * np.cos(0.3), -4.0]])
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.optimize import lsq_linear
 
-from expportrait_cli.solve.bounded import Quadratic, least
+from expportrait_cli.solve.solver import Quadratic, least
 
 OWN, SHARED = 12, 5
 

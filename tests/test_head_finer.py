@@ -12,7 +12,7 @@ from expportrait_cli.artifacts.types import HeadFit, Tracking
 from expportrait_cli.config import TrackConfig
 from expportrait_cli.errors import InputError
 from expportrait_cli.geometry import mesh
-from expportrait_cli.head import HeadModel, coarse, dense, joints, landmark_model, pose
+from expportrait_cli.head import HeadModel, coarse, dense, joints, landmarks, pose
 from expportrait_cli.head.finer import Finer, base_name, finer, is_finer
 from expportrait_cli.head.model import NECK
 from expportrait_cli.head.smplx.build import build
@@ -98,7 +98,7 @@ def test_landmarks_stay(double):
     head, own = double
     worst = 0.0
     for seed in range(8):
-        points = [landmark_model(each, dense(each, shape(each, seed))) for each in (head, own)]
+        points = [landmarks(each, dense(each, shape(each, seed))) for each in (head, own)]
         worst = max(worst, MM * float((points[0] - points[1]).norm(dim=-1).max()))
     assert worst < 0.1
 

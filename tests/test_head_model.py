@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from expportrait_cli.geometry import rotations
-from expportrait_cli.head import HeadModel, coarse, dense, joints, landmark_model, load_head, pose
+from expportrait_cli.head import HeadModel, coarse, dense, joints, landmark_model, landmarks, load_head, pose
 from expportrait_cli.head.facemesh import LIP_PAIRS
 from expportrait_cli.head.model import JAW, NECK, bones, gaze_pieces, skin
 
@@ -62,7 +62,7 @@ def posed(
 
 def moved_mm(head: HeadModel, **units: float) -> torch.Tensor:
     """How far each landmark moves."""
-    step = landmark_model(head, posed(head, psi=expression(head, **units))) - landmark_model(head, posed(head))
+    step = landmarks(head, posed(head, psi=expression(head, **units))) - landmarks(head, posed(head))
     return step.norm(dim=-1) * MM
 
 
@@ -107,11 +107,11 @@ def test_lips_are_closed_at_rest_and_open_with_the_jaw(head):
         upper, lower = (list(rows) for rows in zip(*LIP_PAIRS, strict=True))
         return (points[upper] - points[lower]).norm(dim=-1) * MM
 
-    closed_mm = gaps_mm(landmark_model(head, posed(head)))
+    closed_mm = gaps_mm(landmarks(head, posed(head)))
     assert closed_mm[0] < 1.2
     # Towards the corners the seam runs between the triangles.
     assert closed_mm.max() < 2
-    wide = landmark_model(head, posed(head, jaw=(head.jaw_full_rad, 0, 0)))
+    wide = landmarks(head, posed(head, jaw=(head.jaw_full_rad, 0, 0)))
     assert gaps_mm(wide)[0] > 25
     # Down and back, in the head frame.
     assert wide[14, 1] < wide[13, 1]
@@ -143,14 +143,14 @@ def test_left_units_are_on_the_persons_left(head):
 
 @pytest.mark.parametrize(("gaze", "axis"), [((0, 0.3, 0, 0.3), 0), ((0.2, 0, 0.2, 0), 1)])
 def test_gaze_turns_the_irises_to_the_persons_left_and_up(head, gaze, axis):
-    step = landmark_model(head, posed(head, gaze=gaze)) - landmark_model(head, posed(head))
+    step = landmarks(head, posed(head, gaze=gaze)) - landmarks(head, posed(head))
     for iris in (LEFT_IRIS, RIGHT_IRIS):
         assert step[iris, axis] * MM > 1.5
         assert step[iris].abs().argmax() == axis
 
 
 def test_one_eye_can_turn_alone(head):
-    step = landmark_model(head, posed(head, gaze=(0, 0.3, 0, 0))) - landmark_model(head, posed(head))
+    step = landmarks(head, posed(head, gaze=(0, 0.3, 0, 0))) - landmarks(head, posed(head))
     assert step[LEFT_IRIS, 0] * MM > 1.5
     assert step[RIGHT_IRIS].norm() < 1e-6
 
@@ -167,7 +167,7 @@ def test_the_landmark_model_follows_the_exact_chain(head):
         jaw, gaze = (0.25, 0.03, -0.02), (0.1, -0.2, -0.05, 0.15)
         turn, shift = torch.tensor([0.3, -0.5, 0.1]).double(), torch.tensor([0.05, 0.0, 1.2]).double()
         options = {"identity": identity, "psi": psi, "jaw": jaw, "gaze": gaze}
-        exact = landmark_model(double, posed(double, **options, rotation=turn, translation=shift))
+        exact = landmarks(double, posed(double, **options, rotation=turn, translation=shift))
 
         pieces = gaze_pieces(torch.tensor(gaze).double()).numpy() / small.gaze_full_rad
         canonical = small.template + small.identity @ identity.numpy() + small.expression @ psi.numpy()
@@ -199,7 +199,7 @@ def test_gradients_reach_every_parameter(head):
         places = joints(double, full_identity)
         still = {"torso_rotation": torch.zeros(3).double(), "torso_translation": places[NECK]}
         verts = pose(double, shape, places, jaw=jaw, gaze=gaze, rotation=rotation, translation=translation, **still)
-        return landmark_model(double, verts)[few]
+        return landmarks(double, verts)[few]
 
     start = ([0.5, -0.3], [0.2, 0.1], [0.2, 0.02, -0.03], [0.1, 0.2, -0.1, 0.15], [0.2, -0.3, 0.1], [0.0, 0.1, 1.0])
     inputs = [torch.tensor(values, dtype=torch.float64, requires_grad=True) for values in start]
@@ -212,6 +212,6 @@ def test_gradients_reach_every_parameter(head):
 def test_sizes_are_a_persons(head):
     left, right = (joints(head, torch.zeros(head.identity_basis.shape[-1]))[bone] for bone in (4, 5))
     assert 0.055 < (left - right).norm() < 0.07
-    points = landmark_model(head, posed(head)).numpy()
+    points = landmarks(head, posed(head)).numpy()
     assert 0.10 < np.linalg.norm(points[10] - points[152]) < 0.20
     assert 15 < math.degrees(head.jaw_full_rad) < 30

@@ -22,11 +22,11 @@ from smplx_bodies import (
 
 from expportrait_cli.errors import WeightsError
 from expportrait_cli.geometry import rotations
-from expportrait_cli.head import HeadModel, coarse, dense, joints, landmark_model, load_head
+from expportrait_cli.head import HeadModel, coarse, dense, joints, landmarks, load_head
 from expportrait_cli.head.model import EYE_LEFT, EYE_RIGHT
 from expportrait_cli.head.smplx.build import JAW_FULL_RAD, build
 from expportrait_cli.head.smplx.io import ENVIRONMENT, read
-from expportrait_cli.head.smplx.mesh import subdivide_triangles
+from expportrait_cli.head.subdivision import subdivide_triangles
 from expportrait_cli.pipeline.heads import head_by_name
 
 pytestmark = pytest.mark.slow
@@ -158,7 +158,7 @@ def test_facemesh_is_found_on_it_once(anny, file):
     with pytest.raises(WeightsError, match="track --head-model smplx"):
         load_head("smplx")
     head = head_by_name("smplx")
-    own, expected = (landmark_model(model, dense(model, model.template)) for model in (head, anny))
+    own, expected = (landmarks(model, dense(model, model.template)) for model in (head, anny))
     away_m = (own - expected).norm(dim=-1)
     assert away_m.median() < 0.003
     assert away_m.quantile(0.9) < 0.008

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from expportrait_cli.head import dense, landmark_model
+from expportrait_cli.head import dense, landmarks
 from expportrait_cli.head.facemesh import FACE_OVAL, IRIS, LID_PAIRS, LIP_PAIRS, LIPS, UPPER_LIDS
 from expportrait_cli.head.model import JAW
 from expportrait_cli.head.spread import REACH_M, LandmarkSpread, open_mouth
@@ -27,12 +27,12 @@ def field(spread, head, steps):
     verts = np.zeros((len(head.parts), 2), np.float32)
     verts[spread.vertices] = spread(np.float32(steps)[None])[0]
     three = torch.from_numpy(np.c_[verts, np.zeros(len(verts), np.float32)])
-    return verts, landmark_model(head, three).numpy()[:, :2]
+    return verts, landmarks(head, three).numpy()[:, :2]
 
 
 def smooth_steps(head):
     """A squint to one side: 1 at the landmarks of the left half, 0 on the right, soft between."""
-    points = landmark_model(head, dense(head, head.template)).numpy()
+    points = landmarks(head, dense(head, head.template)).numpy()
     lean = 0.5 + 0.5 * np.tanh(points[:, 0] / 0.03)
     return np.stack([lean, 0.3 - lean], -1)
 
@@ -57,7 +57,7 @@ def test_one_landmark_alone_is_trusted_in_part(spread, head):
 def test_nothing_moves_far_off(spread, head, nobody):
     verts, _ = field(spread, head, smooth_steps(head))
     shape = open_mouth(head, nobody)
-    points = landmark_model(head, torch.from_numpy(shape)).numpy()[USED]
+    points = landmarks(head, torch.from_numpy(shape)).numpy()[USED]
     distance = np.linalg.norm(shape[:, None] - points[None], axis=-1).min(1)
     skin = head.part("skin").numpy()
     assert np.abs(verts[skin & (distance > REACH_M)]).max() == 0

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from expportrait_cli.media import ffmpeg
-from expportrait_cli.media.join import join
 from expportrait_cli.media.video import frame_count, probe, read_frames
+from expportrait_cli.media.writer import join
 from expportrait_cli.pipeline import segments
 
 pytestmark = pytest.mark.slow

@@ -15,7 +15,7 @@ from expportrait_cli.artifacts import npz
 from expportrait_cli.artifacts.types import Tracking
 from expportrait_cli.config import GenerateConfig, TransferConfig
 from expportrait_cli.errors import InputError
-from expportrait_cli.evaluate.run import Asked, Shown
+from expportrait_cli.evaluate.own import Asked, Shown
 from expportrait_cli.media.video import VideoWriter
 from expportrait_cli.pipeline import film
 from expportrait_cli.pipeline.job import Job, check

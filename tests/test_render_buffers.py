@@ -5,8 +5,7 @@ from render_shapes import sphere
 
 from expportrait_cli.geometry import mesh
 from expportrait_cli.geometry.camera import Camera
-from expportrait_cli.render.buffers import render_buffers
-from expportrait_cli.render.encode import BACKGROUND, decode, encode
+from expportrait_cli.render.buffers import BACKGROUND, decode, encode, render_buffers
 
 CENTRE_CAM = torch.tensor([0.02, -0.01, 0.75])
 RADIUS_M = 0.11

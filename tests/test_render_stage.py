@@ -15,8 +15,7 @@ from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.media.video import read_frames, read_gray16
 from expportrait_cli.render import render_normals
 from expportrait_cli.render.files import DEPTH_STEP_M, NormalsInfo, load_info, save_normals
-from expportrait_cli.render.stage import preview
-from expportrait_cli.render.viewpoint import Viewpoint, parse_orbit, parse_view, turn
+from expportrait_cli.render.stage import Viewpoint, parse_orbit, parse_view, preview, turn
 
 FOCAL_PX = 1200.0
 RATE = Fraction(30000, 1001)

@@ -17,19 +17,18 @@ import skimage.data
 from PIL import Image
 
 from expportrait_cli import config
-from expportrait_cli.artifacts import npz
+from expportrait_cli.artifacts import film_name, npz
 from expportrait_cli.artifacts.types import Tracking
 from expportrait_cli.cli import app
 from expportrait_cli.config import TrackConfig
 from expportrait_cli.detect.crop import crop_image, steady_crop
 from expportrait_cli.errors import InputError
 from expportrait_cli.media import ffmpeg
-from expportrait_cli.media.join import join
 from expportrait_cli.media.video import VideoWriter, frame_count, probe, read_frames
+from expportrait_cli.media.writer import join
 from expportrait_cli.pipeline import film, job, segments
 from expportrait_cli.pipeline.cache import made_by
 from expportrait_cli.pipeline.joblist import read_jobs
-from expportrait_cli.pipeline.names import film_name
 from expportrait_cli.track.observe import HELD, INTERPOLATED, TRACKED, Observations, observe
 
 NTSC = Fraction(30000, 1001)

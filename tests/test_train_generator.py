@@ -36,14 +36,14 @@ from expportrait_cli.dataset import dataset
 from expportrait_cli.dataset.dataset import Clip, Dataset, Row, clip_of
 from expportrait_cli.detect.crop import Crop, crop_image
 from expportrait_cli.errors import InputError, UsageError
+from expportrait_cli.generate.wan.encoders import ImageEncoder
 from expportrait_cli.generate.wan.folder import load_folder
-from expportrait_cli.generate.wan.image_encoder import ImageEncoder
 from expportrait_cli.generate.wan.manifest import FrameRule
 from expportrait_cli.generate.wan.portrait import WanPortrait
 from expportrait_cli.generate.wan.vae import Vae
 from expportrait_cli.media.video import read_frames
 from expportrait_cli.media.writer import VideoWriter
-from expportrait_cli.render.encode import decode
+from expportrait_cli.render.buffers import decode
 from expportrait_cli.train.curves import History
 from expportrait_cli.train.generator.cache import Maker, build_cache, entry_of
 from expportrait_cli.train.generator.lessons import Lessons

@@ -20,7 +20,7 @@ from test_train_generator import interrupt_at_a_report, lesson_run, weights, wri
 from tiny_wan import base_folder, prompt_embeds, tiny_transformer, tiny_vae
 
 from expportrait_cli.artifacts import npz
-from expportrait_cli.artifacts.digest import sha256
+from expportrait_cli.artifacts.atomic import sha256
 from expportrait_cli.artifacts.types import Tracking
 from expportrait_cli.cli import app
 from expportrait_cli.config import GeneratorTask, GeneratorTraining, TrackConfig, TransferConfig
@@ -35,8 +35,7 @@ from expportrait_cli.head import load_head
 from expportrait_cli.media.files import content_hash
 from expportrait_cli.media.video import frame_count, read_frames
 from expportrait_cli.media.writer import VideoWriter
-from expportrait_cli.pipeline.offsets import OffsetSource
-from expportrait_cli.pipeline.performance import write_meshes
+from expportrait_cli.pipeline.performance import OffsetSource, write_meshes
 from expportrait_cli.track import track
 from expportrait_cli.train.generator.cache import Maker, build_cache, entry_of
 from expportrait_cli.train.generator.lessons import Lessons

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from expportrait_cli.dataset.layouts import person_of
-from expportrait_cli.dataset.sources import find_sources
+from expportrait_cli.dataset.sources import find_sources, person_of
 from expportrait_cli.errors import InputError
 
 SETS = {

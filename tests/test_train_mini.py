@@ -15,14 +15,14 @@ from expportrait_cli.cli import app
 from expportrait_cli.config import MiniTraining, TrackConfig
 from expportrait_cli.dataset import dataset
 from expportrait_cli.dataset.dataset import Clip
-from expportrait_cli.generate.mini_net import MiniNet, MiniShape
+from expportrait_cli.generate.mini import MiniNet, MiniShape
 from expportrait_cli.head import HeadModel, load_head
 from expportrait_cli.media.video import read_frames
 from expportrait_cli.media.writer import VideoWriter
 from expportrait_cli.track import track
-from expportrait_cli.train.mini.gate import judge, passes
 from expportrait_cli.train.mini.loop import Lessons, train
 from expportrait_cli.train.mini.proxies import SIZE, TIMES, Lesson, lessons
+from expportrait_cli.train.mini.run import judge, passes
 
 pytest.importorskip("diffusers")
 DRIVING = Path(__file__).parents[1] / "examples" / "driving.mp4"

@@ -63,7 +63,7 @@ def test_an_interrupt_does_not_wait_for_the_work():
 def test_processes_end_when_the_parent_is_killed():
     code = (
         "import os, time\n"
-        "from expportrait_cli.train.pool import Workers\n"
+        "from expportrait_cli.dataset.pool import Workers\n"
         "if __name__ == '__main__':\n"
         "    with Workers(1) as workers:\n"
         "        print([pid for _, pid in workers.run(os.getsid, [0])][0], flush=True)\n"

@@ -25,10 +25,10 @@ from expportrait_cli.cli import app
 from expportrait_cli.config import PrepareConfig
 from expportrait_cli.dataset.dataset import Dataset, Row
 from expportrait_cli.dataset.make import Workshop
-from expportrait_cli.dataset.posed import clip_meshes
 from expportrait_cli.dataset.prepare import Book
+from expportrait_cli.dataset.sheet import clip_meshes
 from expportrait_cli.errors import FAULT, InputError, OutputError
-from expportrait_cli.head import landmark_model, load_head
+from expportrait_cli.head import landmarks, load_head
 from expportrait_cli.media.image import read_image
 from expportrait_cli.media.video import frame_count, probe, read_frames
 from expportrait_cli.media.writer import VideoWriter
@@ -166,7 +166,7 @@ def test_the_set_is_read_back_whole(prepared):
     # The head stands where the landmarks are: its own, of a frame in the middle.
     head = load_head()
     frame = np.array([TALKING // 2])
-    points = landmark_model(head, torch.from_numpy(clip_meshes(fit, tracking, head, frame))).numpy()[0]
+    points = landmarks(head, torch.from_numpy(clip_meshes(fit, tracking, head, frame))).numpy()[0]
     shown = points[:, :2] / points[:, 2:] * tracking.focal_px + CROP_SIZE / 2
     away = np.linalg.norm(shown - tracking.landmarks[frame[0]], axis=1)
     eyes = np.linalg.norm(tracking.landmarks[frame[0], 33] - tracking.landmarks[frame[0], 263])

@@ -11,8 +11,20 @@ import skimage.data
 from performers import make_state, performed
 
 from expportrait_cli.config import PrepareConfig
-from expportrait_cli.dataset.quality import FACE_VIEW, Sample, blank, figures_of, measure, motion_percent, refusal
-from expportrait_cli.dataset.scan import Scan, apart, judge, parts, scan_key
+from expportrait_cli.dataset.scan import (
+    FACE_VIEW,
+    Sample,
+    Scan,
+    apart,
+    blank,
+    figures_of,
+    judge,
+    measure,
+    motion_percent,
+    parts,
+    refusal,
+    scan_key,
+)
 from expportrait_cli.detect.faces import FaceBox
 
 pytest_plugins = ("astronaut",)

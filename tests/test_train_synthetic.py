@@ -10,8 +10,7 @@ from expportrait_cli.head import dense
 from expportrait_cli.head.facemesh import LID_PAIRS, LIP_PAIRS
 from expportrait_cli.train.transfer import folds
 from expportrait_cli.train.transfer.performers import Performer
-from expportrait_cli.train.transfer.proportion import ANCHOR
-from expportrait_cli.train.transfer.synthetic import Synthesis, random_expressions
+from expportrait_cli.train.transfer.synthetic import ANCHOR, Synthesis, random_expressions
 from expportrait_cli.transfer.face import Face
 
 pytest_plugins = ("astronaut",)

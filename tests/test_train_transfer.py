@@ -25,7 +25,7 @@ from expportrait_cli.train.transfer.performers import Performer, centred, expres
 from expportrait_cli.train.transfer.run import prepare_lesson, train_transfer, trained_of
 from expportrait_cli.train.transfer.synthetic import random_expressions
 from expportrait_cli.transfer.face import Face, Neutral
-from expportrait_cli.transfer.trained import KIND, load_network, save_network
+from expportrait_cli.transfer.network import KIND, load_network, save_network
 
 pytest_plugins = ("astronaut",)
 

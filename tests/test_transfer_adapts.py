@@ -8,13 +8,20 @@ import torch
 
 from expportrait_cli.errors import WeightsError
 from expportrait_cli.train.transfer.ablation import dose
-from expportrait_cli.train.transfer.adaptation import Theatre
-from expportrait_cli.train.transfer.methods import FIRST_SEED, SCRIPT, Errors, Predict, errors, predictors, swap_penalty
+from expportrait_cli.train.transfer.methods import (
+    FIRST_SEED,
+    SCRIPT,
+    Errors,
+    Predict,
+    Theatre,
+    errors,
+    predictors,
+    swap_penalty,
+)
 from expportrait_cli.train.transfer.performers import Performer
 from expportrait_cli.train.transfer.synthetic import Synthesis
 from expportrait_cli.transfer.face import Face
-from expportrait_cli.transfer.network import TransferNetwork
-from expportrait_cli.transfer.trained import load_network
+from expportrait_cli.transfer.network import TransferNetwork, load_network
 from expportrait_cli.weights.catalogue import weights_file
 
 pytest_plugins = ("astronaut",)

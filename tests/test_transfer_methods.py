@@ -18,10 +18,10 @@ from expportrait_cli.config import TransferConfig
 from expportrait_cli.geometry.mesh import vertex_normals
 from expportrait_cli.head.finer import finer
 from expportrait_cli.head.fitted import fitted_mesh, neutral_mesh, posed_meshes
-from expportrait_cli.pipeline.offsets import OffsetSource
+from expportrait_cli.pipeline.performance import OffsetSource
 from expportrait_cli.transfer import posed_frames, transfer
 from expportrait_cli.transfer.face import Face
-from expportrait_cli.transfer.trained import load_network, save_network
+from expportrait_cli.transfer.network import load_network, save_network
 
 pytest_plugins = ("astronaut",)
 

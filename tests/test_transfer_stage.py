@@ -13,15 +13,13 @@ from expportrait_cli.config import TransferConfig
 from expportrait_cli.errors import UsageError
 from expportrait_cli.geometry.rotations import from_turns, logarithm, rodrigues
 from expportrait_cli.head import dense
-from expportrait_cli.head.facemesh import LID_PAIRS
+from expportrait_cli.head.facemesh import LID_PAIRS, landmark_model
 from expportrait_cli.head.fitted import fitted_mesh
-from expportrait_cli.head.landmark_model import landmark_model
 from expportrait_cli.head.model import landmarks
 from expportrait_cli.solve.state import interocular_px
 from expportrait_cli.transfer import posed_frames, transfer
 from expportrait_cli.transfer.controls import expression_mask, parse_regions, smooth
-from expportrait_cli.transfer.motion import SOFT_DEG, limit_turn
-from expportrait_cli.transfer.residual import LIMIT_IOD
+from expportrait_cli.transfer.motion import LIMIT_IOD, SOFT_DEG, limit_turn
 
 pytest_plugins = ("astronaut",)
 

@@ -16,7 +16,7 @@ from expportrait_cli.errors import WeightsError
 from expportrait_cli.head.smplx.build import build
 from expportrait_cli.head.smplx.io import read
 from expportrait_cli.transfer.face import Face
-from expportrait_cli.transfer.trained import KIND, load_network, save_network, topology
+from expportrait_cli.transfer.network import KIND, load_network, save_network, topology
 
 pytest_plugins = ("astronaut",)
 
@@ -114,7 +114,7 @@ def test_an_unknown_kind_of_network_is_damage(written):
     rewritten(path, network={"kind": "other"})
     code = (
         "import pathlib, sys; from expportrait_cli.head import load_head\n"
-        "from expportrait_cli.errors import WeightsError; from expportrait_cli.transfer.trained import load_network\n"
+        "from expportrait_cli.errors import WeightsError; from expportrait_cli.transfer.network import load_network\n"
         "try: load_network(pathlib.Path(sys.argv[1]), load_head())\n"
         "except WeightsError as error: print(error)"
     )

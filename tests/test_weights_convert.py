@@ -12,8 +12,7 @@ from torch import nn
 
 from expportrait_cli.cli import app
 from expportrait_cli.errors import OutputError, WeightsError
-from expportrait_cli.generate.wan.base import find_base, fresh_portrait
-from expportrait_cli.generate.wan.convert import convert
+from expportrait_cli.generate.wan.base import convert, find_base, fresh_portrait
 from expportrait_cli.generate.wan.folder import load_transformer, load_vae
 
 pytestmark = pytest.mark.slow

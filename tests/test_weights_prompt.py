@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from expportrait_cli.errors import WeightsError
-from expportrait_cli.generate.wan.prompts import read_prompt
+from expportrait_cli.generate.wan.painters import read_prompt
 
 SCRIPT = Path(__file__).parents[1] / "weights" / "make_prompt_embeds.py"
 WORDS = ["<pad>", "</s>", "<unk>", "a", "person", "is", "talking"]

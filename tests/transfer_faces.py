@@ -15,8 +15,7 @@ from expportrait_cli.head import HeadModel, dense, landmark_model
 from expportrait_cli.solve.solver import Solver
 from expportrait_cli.solve.state import State
 from expportrait_cli.transfer.face import Face, Neutral
-from expportrait_cli.transfer.network import Kind, NetworkConfig, TransferNetwork
-from expportrait_cli.transfer.trained import Trained
+from expportrait_cli.transfer.network import Kind, NetworkConfig, Trained, TransferNetwork
 
 KINDS: tuple[Kind, ...] = ("learned", "blind", "concat")
 

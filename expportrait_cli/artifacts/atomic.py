@@ -1,6 +1,7 @@
-"""Writing a file so that it is there in full or not at all."""
+"""Files written whole or not at all, and their hashes."""
 
 import errno
+import hashlib
 import os
 import secrets
 from collections.abc import Iterator
@@ -8,6 +9,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from expportrait_cli.errors import OutputError
+
+
+def sha256(path: Path) -> str:
+    """Hash of a file's content in hexadecimal, read in pieces."""
+    digest = hashlib.sha256()
+    # `hashlib.file_digest` does this, from Python 3.11 on.
+    with path.open("rb") as stream:
+        while piece := stream.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import Any
 
 from expportrait_cli.artifacts.atomic import atomic_path
 from expportrait_cli.benchmark import run as suites
-from expportrait_cli.benchmark.page import suite_page
+from expportrait_cli.benchmark.report import suite_page
 from expportrait_cli.benchmark.sets import Layout, suite_of_folder
 from expportrait_cli.benchmark.suite import Suite, given_films, read_suite, write_list
 from expportrait_cli.config import Backend

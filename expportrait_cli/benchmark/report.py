@@ -1,18 +1,31 @@
-"""One page that shows what a suite scored."""
+"""The HTML page of a benchmark: tables, intervals, the worst frame of each film."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from expportrait_cli.benchmark.published import CROSS_COLUMNS, PUBLISHED, PUBLISHED_NOTE, SELF_COLUMNS
-from expportrait_cli.benchmark.scores import SUITE_METHOD, SuiteScores, shown
+from expportrait_cli.benchmark.run import Outcome, Plan
+from expportrait_cli.benchmark.scores import (
+    CROSS_COLUMNS,
+    PUBLISHED,
+    PUBLISHED_NOTE,
+    SELF_COLUMNS,
+    SUITE_METHOD,
+    SuiteScores,
+    shown,
+)
 from expportrait_cli.evaluate.columns import COLUMNS, SUITE_COLUMNS, Mode
-from expportrait_cli.evaluate.pictures import histogram, overlay
+from expportrait_cli.evaluate.pictures import data_uri, histogram, overlay, pictures, ranking, worst_frames
 from expportrait_cli.evaluate.report import definitions, versions_table
+from expportrait_cli.evaluate.scores import Scores
+from expportrait_cli.media.source import read_frame
 from expportrait_cli.pages.page import facts, figures, key, notes, page, table
+from expportrait_cli.pipeline.licences import LicenceMap
+from expportrait_cli.pipeline.sheets import normals_behind
 
 CURVES = {
     "self": ("psnr_head", "l1_frame", "lmk_nme", "aed_own", "apd_own_deg", "identity_dlib"),
@@ -151,3 +164,35 @@ def _pair(scores: SuiteScores, name: str, worst: WorstFrame | None) -> str:
         f"<details open><summary>{escape(name)}</summary><p class=note>{escape(files)}, {len(first.values)} frames</p>"
         f"{found}<div class=grid>{''.join(drawn)}</div></details>"
     )
+
+
+def suite_page(
+    plan: Plan, outcome: Outcome, licences: LicenceMap | None, progress: Callable[[int, int | None], None]
+) -> str:
+    """Build the page. Reads each pair's films once more, for the frame that the first method shows worst."""
+    first = next(iter(plan.methods))
+    worst: dict[str, WorstFrame] = {}
+    films = outcome.scores.scores[first]
+    for done, pair in enumerate(plan.suite.pairs, 1):
+        if pair.name in films:
+            found = _worst(films[pair.name], plan.inputs(pair) / "reference.png")
+            if found is not None:
+                worst[pair.name] = found
+        progress(done, len(plan.suite.pairs))
+    costs = {method: sum(taken.values()) / len(taken) for method, taken in outcome.seconds.items() if taken}
+    return suite_report(outcome.scores, worst, costs, licences.lines() if licences is not None else [])
+
+
+def _worst(scores: Scores, photo: Path) -> WorstFrame | None:
+    name, badness = ranking(scores)
+    frames = worst_frames(badness)[:1]
+    if not len(frames):
+        return None
+    frame = int(frames[0])
+    why = f"{name} {badness[frame]:.4g}" if np.isfinite(badness[frame]) else "no face found in the film"
+    target, film, *error = pictures(scores, frames)[frame]
+    shown = [("photo", data_uri(read_frame(photo, 0))), ("driver" if scores.mode == "cross" else "truth", target[1])]
+    normals = normals_behind(Path(scores.output), frame)
+    if normals is not None:
+        shown.append(("normals", data_uri(normals)))
+    return WorstFrame(frame, why, [*shown, ("film", film[1]), *error])

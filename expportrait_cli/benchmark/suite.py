@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from expportrait_cli.artifacts import film_name
 from expportrait_cli.config import SIZES
 from expportrait_cli.errors import InputError, UsageError
 from expportrait_cli.evaluate.scores import Mode
-from expportrait_cli.pipeline.names import film_name
 
 KEYS: dict[Mode, set[str]] = {"self": {"clip", "name"}, "cross": {"reference", "driving", "name"}}
 NUMBER, TEXT = (int, "a whole number"), (str, "a text")

@@ -5,10 +5,10 @@ from typing import Annotated, Literal
 
 import typer
 
+from expportrait_cli.artifacts import stem
 from expportrait_cli.cli import options
 from expportrait_cli.cli.display import Display
 from expportrait_cli.errors import UsageError
-from expportrait_cli.pipeline.names import stem
 
 Format = Literal["obj", "ply", "glb"]
 FORMATS: tuple[Format, ...] = ("obj", "ply", "glb")

@@ -5,10 +5,10 @@ from typing import Annotated
 
 import typer
 
+from expportrait_cli.artifacts import stem
 from expportrait_cli.cli import options
 from expportrait_cli.cli.display import Display
 from expportrait_cli.config import FitConfig, Quality, Recenter, Supervision
-from expportrait_cli.pipeline.names import stem
 
 
 def fit(

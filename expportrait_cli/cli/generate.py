@@ -5,11 +5,11 @@ from typing import Annotated, Literal
 
 import typer
 
+from expportrait_cli.artifacts import film_name
 from expportrait_cli.cli import options, painting
 from expportrait_cli.cli.display import Display
 from expportrait_cli.config import GenerateConfig, TrackConfig, TransferConfig, WanConfig
 from expportrait_cli.errors import UsageError
-from expportrait_cli.pipeline.names import film_name
 
 
 def generate(

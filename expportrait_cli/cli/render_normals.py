@@ -5,11 +5,11 @@ from typing import Annotated
 
 import typer
 
+from expportrait_cli.artifacts import stem
 from expportrait_cli.cli import options
 from expportrait_cli.cli.display import Display
 from expportrait_cli.config import RenderConfig
 from expportrait_cli.errors import UsageError
-from expportrait_cli.pipeline.names import stem
 
 
 def render_normals(

@@ -53,7 +53,7 @@ def fetch(
     log_level: options.LogLevel = None,
 ) -> None:
     """Download files into the cache folder, and check their hashes; a download that was cut short goes on."""
-    from expportrait_cli.artifacts.digest import sha256
+    from expportrait_cli.artifacts.atomic import sha256
     from expportrait_cli.cli.display import Display
     from expportrait_cli.weights.download import fetch as download
     from expportrait_cli.weights.hub import fetch_folder
@@ -96,8 +96,8 @@ def convert(
     from expportrait_cli.generate.wan.packages import require_packages
 
     require_packages()
+    from expportrait_cli.generate.wan.base import convert as work
     from expportrait_cli.generate.wan.base import find_base
-    from expportrait_cli.generate.wan.convert import convert as work
 
     summary = work(original, out, find_base(parts) if parts else None)
     options.echo(out, summary, as_json=as_json)

@@ -1,4 +1,4 @@
-"""The videos of a folder: files, and folders of numbered pictures."""
+"""The videos of a folder, and who each shows by its place in the layout of a known data set."""
 
 import hashlib
 import os
@@ -12,11 +12,51 @@ from pathlib import Path, PurePath
 import numpy as np
 from jaxtyping import UInt8
 
-from expportrait_cli.artifacts.digest import sha256
+from expportrait_cli.artifacts.atomic import sha256
 from expportrait_cli.errors import InputError
 from expportrait_cli.media.files import content_hash
 from expportrait_cli.media.image import read_image
 from expportrait_cli.media.video import probe, read_frames
+
+VFHQ = re.compile(r"Clip\+(?P<video>[\w-]{11})\+P(?P<person>\d+)\+C\d+\+F\d+-\d+(?:_.*)?")
+"""`Clip+<YouTube id>+P<person>+C<clip>+F<first>-<last>`: a file, or a folder of frames."""
+HDTF = re.compile(r"(?P<group>RD|WDA|WRA)_(?P<name>.+?)_\d{3}(?:_.*)?")
+"""`RD_Radio1_000`, `WDA_CarolynMaloney1_000`: source, name, number of the cut."""
+RAVDESS = re.compile(r"\d\d(?:-\d\d){5}-(?P<actor>\d\d)")
+"""Modality, channel, emotion, intensity, statement, repetition, actor."""
+CELEBV_HQ = re.compile(r"(?P<video>[\w-]{11})_\d+(?:_\d+)*")
+"""`<YouTube id>_<number>`."""
+
+
+def person_of(relative: PurePath) -> str:
+    """Person that a video shows, by its path below the folder of videos; a folder of frames counts as a file.
+
+    The names of VFHQ, HDTF, RAVDESS and CelebV-HQ are known wherever they lie. Else the first folder is the person, and
+    a file outside of any is a person of its own.
+    """
+    name = relative.name
+    for ending in (".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v"):
+        name = name.removesuffix(ending)
+    if found := VFHQ.fullmatch(name):
+        return f"vfhq-{found['video']}-P{found['person']}"
+    if found := HDTF.fullmatch(name):
+        # `ChrisMurphy0` and `ChrisMurphy1` are two addresses of one senator; `Radio1` and `Radio2` two strangers.
+        is_stranger = found["group"] == "RD"
+        return f"hdtf-{found['name'] if is_stranger else found['name'].rstrip('0123456789')}"
+    if found := RAVDESS.fullmatch(name):
+        return f"ravdess-{found['actor']}"
+    if (found := CELEBV_HQ.fullmatch(name)) and is_random(found["video"]):
+        return f"celebvhq-{found['video']}"
+    if len(relative.parts) > 1:
+        return f"folder-{relative.parts[0]}"
+    return f"file-{name}"
+
+
+def is_random(word: str) -> bool:
+    """Whether a word looks drawn from letters of both cases, digits and dashes, and is not `interview_1`."""
+    kinds = (any(c.islower() for c in word), any(c.isupper() for c in word), any(c.isdigit() for c in word))
+    return sum(kinds) >= 2 and not re.fullmatch(r"[A-Z]?[a-z]+[_-]?\d*", word)
+
 
 VIDEOS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".wmv", ".flv", ".ogv")
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")

@@ -1,6 +1,6 @@
 """Normals and depth of a crop, from networks that the user may add: one small interface, an adapter for each network.
 
-Normals have the axes of normal maps (`render.encode`): camera space, x right, y up, z to the viewer.
+Normals have the axes of normal maps (`render.buffers.encode`): camera space, x right, y up, z to the viewer.
 """
 
 from dataclasses import dataclass

@@ -1,10 +1,10 @@
-"""How much of each pixel is the person."""
+"""Mattes of the person, and the shoulders."""
 
 import cv2
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from expportrait_cli.detect.nets import SelfieNet
+from expportrait_cli.detect.nets import PoseNet, SelfieNet
 
 LOW, HIGH = 0.15, 0.85
 """The net's answer is stretched between these."""
@@ -81,3 +81,23 @@ def _bars(image: Image) -> list[tuple[slice, slice]]:
         for bar in (slice(0, first), slice(len(plain) - last, len(plain))):
             regions.append((bar, slice(None)) if axis == 0 else (slice(None), bar))
     return regions
+
+
+LEFT, RIGHT = 11, 12
+MIN_VISIBILITY = 0.5
+
+
+class Shoulders:
+    """BlazePose on a portrait crop. 15 to 20 ms."""
+
+    def __init__(self, *, video: bool = False) -> None:
+        self._net = PoseNet(video=video)
+
+    def shoulders(self, image: UInt8[np.ndarray, "H W 3"]) -> Float32[np.ndarray, "2 2"] | None:
+        """The person's left and right shoulder, px, also a little outside the image; None unless both are seen."""
+        body = self._net(image)
+        if body is None or body[[LEFT, RIGHT], 2].min() < MIN_VISIBILITY:
+            return None
+        left, right = body[[LEFT, RIGHT], :2]
+        # Seen from the front the person's left is on the right; a swap is a false find.
+        return np.stack([left, right]) if left[0] > right[0] else None

@@ -6,11 +6,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
-from expportrait_cli.evaluate import arcface, deep3d, face, flip, image, lpips, smirk
-from expportrait_cli.evaluate.brought import find, missing_file
+from expportrait_cli.evaluate import deep3d, face, identity, image, lpips, smirk
 from expportrait_cli.evaluate.columns import IDENTITIES, TRUTH
 from expportrait_cli.evaluate.identity import IdentityNet, missing_packages
-from expportrait_cli.evaluate.onnx_net import missing_weights
+from expportrait_cli.evaluate.onnx_net import find, missing_file, missing_weights
 
 Image = UInt8[np.ndarray, "H W 3"]
 Picture = Float32[np.ndarray, "H W 3"]
@@ -22,8 +21,8 @@ READERS = {deep3d.WEIGHTS: deep3d.Deep3D, smirk.WEIGHTS: smirk.Smirk}
 
 def missing_columns(*, has_truth: bool, side: int) -> dict[str, str]:
     """Columns that these films cannot have, or this machine, and why; `side` is the target's shorter one, px."""
-    missing = {"flip": flip.missing_package()}
-    for column, reason in (("identity_dlib", missing_packages()), ("csim_arcface", missing_weights(arcface.WEIGHTS))):
+    missing = {"flip": image.missing_package()}
+    for column, reason in (("identity_dlib", missing_packages()), ("csim_arcface", missing_weights(identity.ARCFACE))):
         missing |= dict.fromkeys((column, IDENTITIES[column]), reason)
     missing |= {column: missing_file(lpips.WEIGHTS[net]) for column, net in NETS.items()}
     for weights, reader in READERS.items():
@@ -43,9 +42,9 @@ class Likeness:
         self._nets: dict[str, Any] = {}
         if "identity_dlib" not in missing:
             self._nets["identity_dlib"] = IdentityNet()
-        path = find(arcface.WEIGHTS)
+        path = find(identity.ARCFACE)
         if "csim_arcface" not in missing and path is not None:
-            self._nets["csim_arcface"] = arcface.ArcFace(path)
+            self._nets["csim_arcface"] = identity.ArcFace(path)
         self._reference: dict[str, Descriptor] = {}
 
     @property
@@ -102,7 +101,7 @@ def sparse_metrics(missing: dict[str, str]) -> dict[str, Callable[[Picture, Pict
     """Metrics of a picture in 0..1 and its target that are too slow for every frame."""
     metrics: dict[str, Callable[[Picture, Picture], float]] = {}
     if "flip" not in missing:
-        metrics["flip"] = lambda own, wanted: float(flip.error_map(own, wanted).mean(dtype=np.float64))
+        metrics["flip"] = lambda own, wanted: float(image.error_map(own, wanted).mean(dtype=np.float64))
     for column, net in NETS.items():
         if column not in missing:
             metrics[column] = lpips.load(net).of_frames

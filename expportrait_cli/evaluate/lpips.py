@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from expportrait_cli.errors import WeightsError
-from expportrait_cli.evaluate.brought import find, missing_file
+from expportrait_cli.evaluate.onnx_net import find, missing_file
 
 Net = Literal["alex", "vgg"]
 WEIGHTS: dict[Net, str] = {"alex": "lpips-alex", "vgg": "lpips-vgg"}

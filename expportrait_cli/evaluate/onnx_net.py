@@ -1,4 +1,4 @@
-"""The only door to onnxruntime in an evaluation: networks that take one face and give numbers.
+"""Networks that the user brings: where their files lie, and the only door to onnxruntime in an evaluation.
 
 ONNX holds a graph of known operators and cannot bring code of its own.
 """
@@ -12,7 +12,22 @@ import numpy as np
 from jaxtyping import Float32, Float64
 
 from expportrait_cli.errors import WeightsError
-from expportrait_cli.evaluate.brought import missing_file
+from expportrait_cli.weights.catalogue import entry, folders, locate
+
+
+def find(name: str) -> Path | None:
+    """The file of the catalogue's entry `name`, in the first of the weights folders that has one."""
+    return locate(entry(name))
+
+
+def missing_file(name: str) -> str | None:
+    """Say what the user has to bring for the catalogue's entry `name`."""
+    if find(name) is not None:
+        return None
+    return (
+        f"needs {entry(name).file} in {folders()[-1]} or in the folder that EXPPORTRAIT_WEIGHTS names; "
+        "`expportrait weights list` says where it comes from, README.md how to make it"
+    )
 
 
 def missing_weights(name: str) -> str | None:

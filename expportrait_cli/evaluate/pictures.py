@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float64, Int64, UInt8
 
-from expportrait_cli.evaluate import flip, image
+from expportrait_cli.evaluate import image
 from expportrait_cli.evaluate.scores import Scores
 from expportrait_cli.media.source import read_pictures
 from expportrait_cli.pages.page import colour
@@ -133,8 +133,8 @@ def pictures(scores: Scores, frames: Int64[np.ndarray, " R"]) -> dict[int, list[
 def error_map(output: UInt8[np.ndarray, "H W 3"], target: UInt8[np.ndarray, "H W 3"]) -> tuple[str, str]:
     """Where a picture differs from what it should be: caption, and address of the picture."""
     own, wanted = image.as_float(output), image.as_float(target)
-    if flip.missing_package() is None:
-        caption, errors = "FLIP, 0 black, 1 bright", flip.error_map(own, wanted)
+    if image.missing_package() is None:
+        caption, errors = "FLIP, 0 black, 1 bright", image.error_map(own, wanted)
     else:
         caption, errors = f"absolute difference, {L1_FULL} brightest", np.abs(own - wanted).mean(axis=2) / L1_FULL
     levels = np.rint(255 * np.clip(errors, 0, 1)).astype(np.uint8)

@@ -11,7 +11,7 @@ from expportrait_cli.evaluate.scores import METHOD, Scores, remarks, versions
 from expportrait_cli.pages.page import facts, figures, notes, page, table
 
 
-def report(scores: Scores, *, licences: Sequence[str] = ()) -> str:
+def report_page(scores: Scores, *, licences: Sequence[str] = ()) -> str:
     """Build the page: means and their intervals, curves, the worst frames, estimators and versions.
 
     Reads the films again for the worst frames. `licences` are lines about what the film may be used for.

@@ -1,4 +1,4 @@
-"""What a film scored: every frame, the means, and how sure they are."""
+"""Scores of one film: columns of every frame, their means and intervals."""
 
 import platform
 from collections.abc import Iterable
@@ -12,11 +12,53 @@ import numpy as np
 from jaxtyping import Float64
 
 from expportrait_cli import __version__
-from expportrait_cli.artifacts.digest import sha256
-from expportrait_cli.evaluate.brought import find
+from expportrait_cli.artifacts.atomic import sha256
 from expportrait_cli.evaluate.columns import CLASSES, COLUMNS, FVD, NAMES, WIDTH, Mode
-from expportrait_cli.evaluate.intervals import LEVEL_PERCENT, RESAMPLES, interval
+from expportrait_cli.evaluate.onnx_net import find
 from expportrait_cli.weights.catalogue import Weight, catalogue, entry
+
+RESAMPLES, SEED = 2000, 0
+LEVEL_PERCENT = 95
+
+
+def interval(values: Float64[np.ndarray, " T"]) -> tuple[float, float] | None:
+    """Bounds of the mean of the finite values, by a bootstrap over blocks of neighbouring frames; None of nothing.
+
+    Neighbouring frames are alike, so that single frames drawn at random would promise too much. Blocks are sqrt(T)
+    frames long and wrap around; the bounds are percentiles of the resampled means. They speak of more frames of such a
+    film, and not of other films or people. Source: Politis and Romano, A Circular Block-Resampling Procedure for
+    Stationary Data, 1992.
+    """
+    finite = np.isfinite(values)
+    if not finite.any():
+        return None
+    count = len(values)
+    length = int(np.ceil(np.sqrt(count)))
+    starts = np.random.default_rng(SEED).integers(0, count, (RESAMPLES, -(-count // length)))
+    sums = [_block_sums(x, length)[starts].sum(1) for x in (np.where(finite, values, 0.0), finite.astype(np.float64))]
+    # A resample may consist of frames without a value alone.
+    drawn = sums[1] > 0.5
+    low, high = np.percentile(sums[0][drawn] / sums[1][drawn], [50 - LEVEL_PERCENT / 2, 50 + LEVEL_PERCENT / 2])
+    return float(low), float(high)
+
+
+def over_clips(values: Float64[np.ndarray, " N"]) -> tuple[float, float] | None:
+    """Bounds of the mean over clips, by a bootstrap over whole clips; None of fewer than two.
+
+    They speak of other clips chosen like these. Clips of one person are alike: several of them promise too much.
+    """
+    if len(values) < 2:
+        return None
+    drawn = np.random.default_rng(SEED).integers(0, len(values), (RESAMPLES, len(values)))
+    low, high = np.percentile(values[drawn].mean(1), [50 - LEVEL_PERCENT / 2, 50 + LEVEL_PERCENT / 2])
+    return float(low), float(high)
+
+
+def _block_sums(values: Float64[np.ndarray, " T"], length: int) -> Float64[np.ndarray, " T"]:
+    """Sum of the block that starts at each frame."""
+    rising = np.concatenate([[0.0], np.cumsum(np.concatenate([values, values[: length - 1]]))])
+    return rising[length:] - rising[:-length]
+
 
 FILMS = ("output", "target")
 ESTIMATORS = ("mediapipe", "dlib-bin", "face-recognition-models", "flip-evaluator", "opencv-contrib-python", "numpy")
@@ -74,7 +116,7 @@ class Scores:
 
     @property
     def intervals(self) -> dict[str, list[float | None] | None]:
-        """Bootstrap bounds of each mean (`intervals.interval`); None without one."""
+        """Bootstrap bounds of each mean (`interval`); None without one."""
         bounds = {name: interval(column) for name, column, _ in self._scored()}
         return {name: [_number(value) for value in pair] if pair else None for name, pair in bounds.items()}
 

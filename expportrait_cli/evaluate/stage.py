@@ -11,7 +11,7 @@ from expportrait_cli.errors import InputError
 from expportrait_cli.evaluate import face, image, own
 from expportrait_cli.evaluate.columns import IDENTITIES, LOOKS, NAMES, SPARSE_EVERY, TRACKED, Mode
 from expportrait_cli.evaluate.estimators import Likeness, Readers, missing_columns, sparse_metrics
-from expportrait_cli.evaluate.i3d import Windows
+from expportrait_cli.evaluate.fvd import Windows
 from expportrait_cli.evaluate.scores import Scores, first_frame
 from expportrait_cli.head import landmark_model, load_head
 from expportrait_cli.media.source import read_frame

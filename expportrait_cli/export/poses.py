@@ -36,7 +36,7 @@ def canonical(fit: HeadFit) -> HeadFit:
     return replace(fit, **{name: np.zeros_like(getattr(fit, name)) for name in fields})
 
 
-def poses(fit: HeadFit, head: HeadModel, *, neutral: bool) -> Poses:
+def exported_poses(fit: HeadFit, head: HeadModel, *, neutral: bool) -> Poses:
     """Make the morph targets; at rest the mesh is as in the photo, or with `neutral` the canonical head.
 
     Expressions are linear, so their targets are exact. Jaw and eyes turn about joints, and their targets are chords of

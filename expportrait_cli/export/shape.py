@@ -1,14 +1,14 @@
-"""What a file for other programs shows.
-
-Their axes are glTF's: x right, y up, z to the viewer, metres. The crop's camera is at the origin and looks along -z.
-Letters: `T` frames, `V` vertices, `F` triangles, `M` morph targets.
-"""
+"""The mesh that is exported: neutral or posed, with its surface's texture."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float32, Int64, UInt8
+from trimesh import Trimesh
+from trimesh.exchange.obj import export_obj
+from trimesh.exchange.ply import export_ply
 
 from expportrait_cli.geometry.mesh import vertex_normals
 from expportrait_cli.geometry.rotations import from_turns
@@ -75,3 +75,19 @@ def normals_of(verts: Float32[np.ndarray, "V 3"], faces: Int64[np.ndarray, "F 3"
     """Smooth normals of unit length; a vertex without an area, which has none, gets the z axis."""
     normals = vertex_normals(torch.from_numpy(verts), torch.from_numpy(faces)).numpy()
     return np.where((normals == 0).all(-1, keepdims=True), np.array([0, 0, 1], np.float32), normals)
+
+
+def write_surface(shape: Shape, path: Path, form: str) -> None:
+    """Write the mesh with smooth normals, and with its colours if it has any; `form` is obj or ply.
+
+    Vertices keep their order and number. Colours in an .obj follow the coordinates of each vertex, which MeshLab,
+    Blender and others read.
+    """
+    normals = normals_of(shape.verts, shape.faces)
+    mesh = Trimesh(
+        shape.verts, shape.faces, vertex_normals=normals, vertex_colors=shape.colours, process=False, validate=False
+    )
+    if form == "obj":
+        path.write_text(export_obj(mesh, include_normals=True))
+    else:
+        path.write_bytes(export_ply(mesh, vertex_normal=True))

@@ -10,10 +10,9 @@ from torch import Tensor
 
 from expportrait_cli.artifacts.types import CROP_SIZE, Curves, HeadFit, Tracking
 from expportrait_cli.detect.crop import Crop, crop_image
-from expportrait_cli.fit.patch import Patch
-from expportrait_cli.fit.surface import PosedPatch
+from expportrait_cli.fit.patch import Patch, PosedPatch
 from expportrait_cli.geometry.rotations import from_turns
-from expportrait_cli.head import HeadModel, landmark_model
+from expportrait_cli.head import HeadModel, landmarks
 from expportrait_cli.head.fitted import canonical_mesh, person_joints, pose_of
 from expportrait_cli.head.model import NECK, bones, skin
 from expportrait_cli.head.spread import LandmarkSpread
@@ -58,7 +57,7 @@ def landmark_steps(
     focal_px: float,
 ) -> Float32[np.ndarray, "R V 3"]:
     """Steps across the view, m, that bring a head's landmarks to where they are seen; eyes and teeth follow."""
-    points = landmark_model(head, verts_cam).numpy()
+    points = landmarks(head, verts_cam).numpy()
     shown = points[..., :2] / points[..., 2:] * focal_px + CROP_SIZE / 2
     steps = np.zeros(verts_cam.shape, np.float32)
     depth = verts_cam[:, spread.vertices, 2:].numpy()

@@ -6,8 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from expportrait_cli.fit.patch import Preconditioner
-from expportrait_cli.fit.surface import Surface
+from expportrait_cli.fit.patch import Preconditioner, Surface
 
 Term = Callable[[Surface], Float[Tensor, " T"]]
 """A loss of every frame by itself."""

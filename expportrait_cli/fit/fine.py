@@ -19,14 +19,12 @@ from expportrait_cli.config import FitDescent, FitWeights
 from expportrait_cli.fit.clip import WINDOW, Clip
 from expportrait_cli.fit.descent import Term, descend
 from expportrait_cli.fit.dynamic import LIMIT_M, Dynamic, follows_on, limited, neutral_normals
-from expportrait_cli.fit.evidence import Evidence, Shading, windows_of
+from expportrait_cli.fit.evidence import Evidence, Shading, SharpClip, windows_of
 from expportrait_cli.fit.losses import LandmarkLoss, MagnitudeLoss, ShadingLoss, TemporalLoss
 from expportrait_cli.fit.masks import dynamic_mask
-from expportrait_cli.fit.patch import LocalPreconditioner, Patch
-from expportrait_cli.fit.sampling import SharpClip
-from expportrait_cli.fit.surface import PosedPatch
+from expportrait_cli.fit.patch import LocalPreconditioner, Patch, PosedPatch
 from expportrait_cli.geometry.mesh import edges, normalize
-from expportrait_cli.head import HeadModel, dense, landmark_model
+from expportrait_cli.head import HeadModel, dense, landmarks
 from expportrait_cli.head.facemesh import EYE_RINGS, LIPS
 from expportrait_cli.head.finer import Finer, finer, is_finer
 from expportrait_cli.solve.solver import UNIT_IOD
@@ -127,7 +125,7 @@ def steepness(patch: Patch, values: Float[Tensor, " P"]) -> Float[Tensor, " P"]:
 def looseness(head: HeadModel) -> Float32[np.ndarray, " V"]:
     """1 on lips and lids, 0 a centimetre away, soft between."""
     verts = dense(head, head.template)
-    rims = landmark_model(head, verts)[LIPS + EYE_RINGS]
+    rims = landmarks(head, verts)[LIPS + EYE_RINGS]
     share = np.clip((TIGHT_M - KDTree(rims.numpy()).query(verts.numpy())[0]) / (TIGHT_M - LOOSE_M), 0, 1)
     return (share * share * (3 - 2 * share)).astype(np.float32)
 

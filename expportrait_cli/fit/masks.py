@@ -4,7 +4,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32
 from scipy.spatial import KDTree
 
-from expportrait_cli.head import HeadModel, dense, landmark_model
+from expportrait_cli.head import HeadModel, dense, landmarks
 from expportrait_cli.head.facemesh import EYE_RINGS, LIPS
 from expportrait_cli.head.model import HEAD, JAW, NECK
 
@@ -54,7 +54,7 @@ def static_mask(head: HeadModel, share: float) -> Float32[np.ndarray, " V"]:
 def plain_skin(head: HeadModel) -> Bool[np.ndarray, " V"]:
     """Facial skin that a picture shows plainly: without the rims of eyes and mouth."""
     verts = dense(head, head.template)
-    points = landmark_model(head, verts).numpy()
+    points = landmarks(head, verts).numpy()
     skin = dynamic_mask(head) > 0.5
     for rim, reach in ((EYE_RINGS, EYES_M), (LIPS, MOUTH_M)):
         skin &= KDTree(points[rim]).query(verts.numpy())[0] > reach

@@ -1,33 +1,107 @@
-"""Identity from what networks see, not from landmarks alone: joint descent on the model's parameters (paper 3.1.2).
-
-Landmarks say where the features of a face are; how far a nose stands out they hardly say. Normals, smoothed and gated,
-and aligned depth of several frames do (Eq. 5 to 7).
-"""
+"""The first phase of a fit: identity, expression, pose and camera of the head model."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
-from expportrait_cli.artifacts.types import CROP_SIZE
+from expportrait_cli.artifacts.types import CROP_SIZE, Tracking
 from expportrait_cli.config import FitWeights
 from expportrait_cli.fit.clip import Clip
 from expportrait_cli.fit.evidence import Evidence
-from expportrait_cli.fit.identity import key_frames
 from expportrait_cli.fit.losses import LandmarkLoss
-from expportrait_cli.fit.patch import Patch
-from expportrait_cli.fit.surface import Surface
+from expportrait_cli.fit.patch import Patch, Surface
 from expportrait_cli.geometry import rotations
-from expportrait_cli.head import coarse, dense, joints, pose
+from expportrait_cli.geometry.rotations import from_turns
+from expportrait_cli.head import HeadModel, coarse, dense, joints, landmark_model, pose
 from expportrait_cli.head.facemesh import FACE_OVAL, IRIS
 from expportrait_cli.head.fitted import pose_of
-from expportrait_cli.solve.solver import UNIT_IOD
-from expportrait_cli.solve.state import interocular_px
+from expportrait_cli.solve.solver import IDENTITY_PRIOR, ITERATIONS, ITERATIONS_FIRST, TEMPORAL, UNIT_IOD, Solver
+from expportrait_cli.solve.state import State, columns_of, distinct_rows, interocular_px, nearest_frame
 
-ITERATIONS = 60
+SAME_PERSON = (1.12, 0.1)
+"""The driver's identity is taken for the photo's own when it fits the photo's landmarks within this factor and these
+percent of the inter-ocular distance,"""
+SAME_FRAME_IOD = 0.02
+"""or when a frame of the driver has the photo's landmarks up to this."""
+KEY_FRAMES = 8
+"""Of each clip, for an identity that several share."""
+
+
+def solver_of(tracking: Tracking, head: HeadModel) -> Solver:
+    """Solver in the camera of a tracking."""
+    return Solver(landmark_model(head), focal_px=tracking.focal_px, centre_px=CROP_SIZE / 2)
+
+
+def state_of(tracking: Tracking, frame: int) -> State:
+    """Parameters of one frame."""
+    columns = (tracking.expression, tracking.jaw, tracking.gaze, tracking.translation)
+    psi, jaw, gaze, shift = (c[frame].astype(np.float64) for c in columns)
+    return State(psi, jaw, gaze, from_turns(tracking.rotation[frame]), shift)
+
+
+def neutral_frame(tracking: Tracking) -> int:
+    """Seen frame of least expression: the one whose pictures a head is made from."""
+    if len(tracking.error) == 1:
+        return 0
+    effort = np.abs(tracking.expression).sum(-1) + np.abs(tracking.jaw).sum(-1)
+    return int((effort + 100.0 * tracking.state).argmin())
+
+
+def shared_identity(trackings: Sequence[Tracking], head: HeadModel) -> Float32[np.ndarray, " K"]:
+    """Identity that several trackings of one person agree on, each by its key frames.
+
+    Their cameras differ: landmarks are scaled about the principal point to one focal length, which a pinhole allows.
+    """
+    first = trackings[0]
+    points = []
+    for tracking in trackings:
+        keys = key_frames(tracking)
+        centred = (tracking.landmarks[keys] - CROP_SIZE / 2) * (first.focal_px / tracking.focal_px)
+        points.append(centred + CROP_SIZE / 2)
+    identity, _ = solver_of(first, head).identity(np.concatenate(points).astype(np.float32), prior=IDENTITY_PRIOR)
+    return identity.astype(np.float32)
+
+
+def key_frames(tracking: Tracking) -> Int64[np.ndarray, " R"]:
+    """Seen frames that differ most in pose and expression."""
+    rows = np.flatnonzero(tracking.state == 0)
+    values = np.c_[2.0 * tracking.rotation, tracking.expression, tracking.jaw][rows]
+    return rows[distinct_rows(values, KEY_FRAMES)]
+
+
+def is_same_person(tracking: Tracking, driver: Tracking, head: HeadModel) -> bool:
+    """Whether the driver's identity explains a photo as well as the photo's own does."""
+    if driver.head_model != tracking.head_model:
+        return False
+    frame = neutral_frame(tracking)
+    solver, points = solver_of(tracking, head), tracking.landmarks[frame]
+    shared = driver.identity.astype(np.float64)
+    factor, slack = SAME_PERSON
+    own = solver.error_iod(tracking.identity.astype(np.float64), state_of(tracking, frame), points)
+    theirs = solver.error_iod(shared, solver.frame(shared, points, iterations=ITERATIONS_FIRST), points)
+    return theirs <= factor * own + slack or nearest_frame(points, driver)[1] < SAME_FRAME_IOD
+
+
+def with_identity(tracking: Tracking, identity: Float32[np.ndarray, " K"], head: HeadModel) -> Tracking:
+    """The same tracking of a head whose identity is given: expression and pose of every frame anew."""
+    if np.array_equal(identity, tracking.identity):
+        return tracking
+    solver, shape = solver_of(tracking, head), identity.astype(np.float64)
+    states: list[State] = []
+    for t, points in enumerate(tracking.landmarks):
+        if t == 0 or tracking.shot[t] != tracking.shot[t - 1]:
+            states.append(solver.frame(shape, points, iterations=ITERATIONS_FIRST))
+        else:
+            states.append(solver.frame(shape, points, start=states[-1], temporal=TEMPORAL, iterations=ITERATIONS))
+    errors = [solver.error_iod(shape, s, points) for s, points in zip(states, tracking.landmarks, strict=True)]
+    return replace(tracking, identity=identity, **columns_of(states), error=np.asarray(errors, np.float32))
+
+
+DESCENT_STEPS = 60
 RATES = {"identity": 3e-2, "expression": 1e-2, "jaw": 3e-3, "turn": 1e-3, "translation": 5e-4}
 
 
@@ -85,14 +159,14 @@ def _descend(frames: _Frames, moved: dict[str, Tensor], terms: Sequence) -> Floa
     low, high = head.expression_low.float(), head.expression_high.float()
     optimiser = torch.optim.Adam([{"params": [moved[name].requires_grad_()], "lr": RATES[name]} for name in RATES])
     best, least = moved["identity"].detach().clone(), torch.inf
-    for iteration in range(ITERATIONS + 1):
+    for iteration in range(DESCENT_STEPS + 1):
         surface = frames.surface(moved)
         loss = torch.stack([term(surface).mean() for term in terms]).sum()
         loss = loss + FitWeights.identity * moved["identity"].square().mean()
         loss = loss + FitWeights.expression * moved["expression"].square().mean()
         if loss.item() < least:
             best, least = moved["identity"].detach().clone(), loss.item()
-        if iteration < ITERATIONS:
+        if iteration < DESCENT_STEPS:
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()

@@ -1,9 +1,4 @@
-"""Static offset from the silhouette: the head grows into the person's hair, veil and shoulders.
-
-A matte says nothing about the inside of the outline, so the outline's vertices are pulled to it and the rest
-follows a bending-free (Laplacian) interpolation, with the face held where its landmarks put it (3.1.1: the static
-field "mainly" deforms non-facial regions).
-"""
+"""Hair, ears and clothes from the outline of mattes: the smooth offset that brings the silhouette onto it."""
 
 from collections.abc import Callable
 
@@ -13,6 +8,25 @@ import scipy.sparse as sp
 from jaxtyping import Bool, Float, Int
 from scipy.sparse.linalg import splu
 from scipy.spatial import KDTree
+
+from expportrait_cli.fit.masks import ear_vertices
+from expportrait_cli.geometry.mesh import grown
+from expportrait_cli.head import HeadModel
+
+RIM_STEPS = 6
+"""Rings of triangles around an ear that are carried with it."""
+
+
+def carry_ears(offset: Float[np.ndarray, "V 3"], head: HeadModel) -> Float[np.ndarray, "V 3"]:
+    """The static offset with that of the ears spanned between the skin around them, as a soap film is."""
+    faces = head.dense_faces.numpy()
+    ears = grown(ear_vertices(head) & head.part("skin").numpy(), faces, rings=RIM_STEPS)
+    free, known = np.flatnonzero(ears), np.flatnonzero(~ears)
+    rows = graph_laplacian(faces, len(offset))[free]
+    carried = np.array(offset, np.float64)
+    carried[free] = splu(rows[:, free].tocsc()).solve(-rows[:, known] @ carried[known])
+    return carried
+
 
 SMOOTH_FIRST, SMOOTH_LAST = 1.0, 0.05
 PIN = 30.0

@@ -18,9 +18,15 @@ from expportrait_cli.fit.clip import Clip, landmark_steps, torso_turns
 from expportrait_cli.fit.dynamic import Dynamic, dynamic_offsets
 from expportrait_cli.fit.evidence import Estimates, Evidence, Shading, check_axes
 from expportrait_cli.fit.fine import sharpened
-from expportrait_cli.fit.identity import is_same_person, neutral_frame, shared_identity, with_identity
 from expportrait_cli.fit.masks import distinct_frames, dynamic_mask, face_share, neutral_weights, plain_skin
-from expportrait_cli.fit.parametric import refined_identity, whole_patch
+from expportrait_cli.fit.parametric import (
+    is_same_person,
+    neutral_frame,
+    refined_identity,
+    shared_identity,
+    whole_patch,
+    with_identity,
+)
 from expportrait_cli.fit.patch import Patch
 from expportrait_cli.fit.static import KeyFrames, outline_offset, refined_static, silhouette_iou
 from expportrait_cli.head import HeadModel

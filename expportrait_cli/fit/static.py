@@ -17,13 +17,11 @@ from expportrait_cli.detect.matte import Matte
 from expportrait_cli.fit.clip import Clip, Rows
 from expportrait_cli.fit.descent import Term, descend
 from expportrait_cli.fit.dynamic import limited
-from expportrait_cli.fit.ears import carry_ears
 from expportrait_cli.fit.evidence import Estimates, Picture
 from expportrait_cli.fit.losses import MagnitudeLoss
 from expportrait_cli.fit.masks import dynamic_mask, ear_vertices, static_mask
-from expportrait_cli.fit.patch import Patch
-from expportrait_cli.fit.silhouette import fit_silhouette, hair_volume
-from expportrait_cli.fit.surface import PosedPatch, Surface
+from expportrait_cli.fit.patch import Patch, PosedPatch, Surface
+from expportrait_cli.fit.silhouette import carry_ears, fit_silhouette, hair_volume
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.geometry.mesh import Edges, edges, vertex_normals
 from expportrait_cli.head import HeadModel, dense

@@ -1,21 +1,149 @@
-"""Make the film: frames painted from the photo and the posed meshes."""
+"""The painter that was asked for, or the best that is installed, and the film that it paints."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import numpy as np
+import torch
 from jaxtyping import UInt8
 
+from expportrait_cli.artifacts.atomic import sha256
 from expportrait_cli.artifacts.meshes import Meshes
 from expportrait_cli.artifacts.types import HeadFit
-from expportrait_cli.config import GenerateConfig
-from expportrait_cli.generate.painters import choose, painter_of
-from expportrait_cli.generate.proxy.canvas import Canvas
-from expportrait_cli.generate.scene import Scene
+from expportrait_cli.config import GenerateConfig, WanConfig
+from expportrait_cli.errors import UsageError, WeightsError
+from expportrait_cli.generate.painter import Painter, ProxyPainter
+from expportrait_cli.generate.scene import Canvas, Scene
 from expportrait_cli.generate.wan.packages import require_packages
 from expportrait_cli.head import HeadModel
+from expportrait_cli.weights.catalogue import FETCHED, folders, weights_file
+from expportrait_cli.weights.folders import MANIFEST, Folder, FolderName, kind_of, read_folder
+
+FOLDERS: dict[FolderName, str] = {
+    "wan-portrait": "wan-portrait",
+    "wan-vace": "wan-vace-1.3b",
+    "wan-v2v": "wan-t2v-1.3b",
+}
+"""Where the weights of each painter lie in the folder of weights, unless the user names another place."""
+MINI = "mini.safetensors"
+HOW: dict[FolderName, str] = {
+    "wan-portrait": "Train one with `expportrait train generator`, and name its folder with --weights-folder.",
+    "wan-vace": "Run `expportrait weights fetch wan-vace-1.3b`, or name its folder with --weights-folder.",
+    "wan-v2v": "Run `expportrait weights fetch wan-t2v-1.3b`, or name its folder with --weights-folder.",
+}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A painter and its weights."""
+
+    name: Literal["proxy", "mini"] | FolderName
+    folder: Folder | None = None
+    file: Path | None = None
+    """Weights of the small painter."""
+    lora: str = ""
+    """Hash of what is worked into them."""
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What the film depends on beside the settings: the painter, and the hashes of its weights."""
+        weights = self.folder.sha256 if self.folder is not None else sha256(self.file) if self.file is not None else ""
+        return {"painter": self.name, "weights": weights, "lora": self.lora}
+
+    @property
+    def licences(self) -> list[dict[str, str]]:
+        """Weights that the tool did not bring along, as the run record lists them."""
+        return [self.folder.row()] if self.folder is not None else []
+
+
+def choose(config: GenerateConfig) -> Choice:
+    """The painter of `config.backend`; `auto` is the best one that is there.
+
+    The large ones are only chosen where they can run: with a GPU, and with weights that are there already.
+
+    Raises:
+        WeightsError: its weights are missing, or are no weights of it.
+        UsageError: it has no weights to name.
+    """
+    named = Path(config.wan.weights) if config.wan.weights else None
+    name = _best(named) if config.backend == "auto" else config.backend
+    if name == "proxy" or name == "mini":
+        if config.wan != WanConfig():
+            raise UsageError(
+                f"Options of Wan transformers were given, and {name} paints this film. Name a --backend that is one, "
+                "or leave them out."
+            )
+        return Choice(name, file=weights_file(MINI) if name == "mini" else None)
+    return Choice(name, _folder(name, named), lora=_hash_of(config.wan.lora))
+
+
+def painter_of(config: GenerateConfig) -> Painter:
+    """Make the painter of `config.backend`.
+
+    Raises:
+        WeightsError: its weights are missing, or are no weights of it.
+        UsageError: its options do not fit it, the machine, or each other.
+    """
+    choice = choose(config)
+    match choice:
+        case Choice(name="wan-portrait" | "wan-vace" | "wan-v2v", folder=Folder() as folder):
+            require_packages()
+            from expportrait_cli.generate.wan.painters import WanPainter
+
+            identity = folder.sha256 + choice.lora
+            return WanPainter(folder.kind, folder.path, config.wan, config.seed, identity=identity)
+        case Choice(name="mini", file=Path() as file):
+            from expportrait_cli.generate.mini import MiniPainter, load_mini
+
+            return MiniPainter(load_mini(file), config.size)
+        case _:
+            return ProxyPainter()
+
+
+def _best(named: Path | None) -> Literal["proxy", "mini"] | FolderName:
+    if named is not None:
+        return kind_of(named)
+    if find_spec("diffusers") is None:
+        return "proxy"
+    if torch.cuda.is_available():
+        for name in ("wan-portrait", "wan-vace"):
+            path = _fetched(name)
+            # A download that was cut short is no reason to stop.
+            if path is not None and any((path / sign).is_file() for sign in (FETCHED, MANIFEST)):
+                return name
+    from expportrait_cli.generate.mini import has_passed
+
+    mini = next((root / MINI for root in folders() if (root / MINI).is_file()), None)
+    return "mini" if mini is not None and has_passed(mini) else "proxy"
+
+
+def _hash_of(lora: str) -> str:
+    if not lora:
+        return ""
+    if not Path(lora).is_file():
+        raise WeightsError(f"{lora} does not exist. Check --lora.")
+    return sha256(Path(lora))
+
+
+def _folder(name: FolderName, named: Path | None) -> Folder:
+    path = named or _fetched(name)
+    if path is None:
+        raise WeightsError(
+            f"{name} has no weights here: looked for {FOLDERS[name]} in the weights folders. {HOW[name]}"
+        )
+    kind = kind_of(path)
+    if kind != name:
+        raise WeightsError(f"{path} holds weights of {kind}, expected {name}'s. {HOW[name]}")
+    return read_folder(path, kind)
+
+
+def _fetched(name: FolderName) -> Path | None:
+    return next((root / FOLDERS[name] for root in folders() if (root / FOLDERS[name]).is_dir()), None)
 
 
 def generate(

@@ -4,8 +4,8 @@ from typing import Literal
 
 import torch
 
-from expportrait_cli.head.landmark_model import LandmarkModel as LandmarkModel
-from expportrait_cli.head.landmark_model import landmark_model as landmark_model
+from expportrait_cli.head.facemesh import LandmarkModel as LandmarkModel
+from expportrait_cli.head.facemesh import landmark_model as landmark_model
 from expportrait_cli.head.model import BONES as BONES
 from expportrait_cli.head.model import HeadModel as HeadModel
 from expportrait_cli.head.model import coarse as coarse

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from expportrait_cli.geometry.sparse import csr_tensor
 from expportrait_cli.head.model import HeadModel
-from expportrait_cli.head.smplx.mesh import subdivide_triangles
-from expportrait_cli.head.subdivision import Subdivision, subdivide
+from expportrait_cli.head.subdivision import Subdivision, subdivide, subdivide_triangles
 
 MARK = "@2"
 """Ends the name of a head model with two subdivisions."""

@@ -35,7 +35,7 @@ class HeadModel:
     """Largest weight of each expression."""
     expression_prior: Float[Tensor, " E"]
     """Stiffness towards 0 in the landmark solver: a weight of 1 costs as much as one landmark that is off by the square
-    root of this, in units of 2 % of the inter-ocular distance (`head.solve`)."""
+    root of this, in units of 2 % of the inter-ocular distance (`solve.solver`)."""
     gaze_basis: Float[Tensor, "N 3 8"]
     """Displacement of the lids by the pieces of `gaze_pieces`, at `gaze_full_rad`."""
     gaze_full_rad: Float[Tensor, " 8"]

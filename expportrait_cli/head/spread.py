@@ -1,4 +1,4 @@
-"""Spread what landmarks say beyond the model over the face around them (a smooth field through scattered points)."""
+"""Landmark steps spread over the mesh, apart on the two lids of an eye and the two lips."""
 
 import numpy as np
 import torch
@@ -6,8 +6,18 @@ from jaxtyping import Float32
 from scipy.spatial.distance import cdist
 
 from expportrait_cli.head.facemesh import EYE_CORNERS, FACE_OVAL, IRIS, JAW_FRONT, NOSE_BASE
-from expportrait_cli.head.lids import lid_travel
 from expportrait_cli.head.model import HeadModel, coarse, dense, joints, pose
+
+
+def lid_travel(head: HeadModel) -> Float32[np.ndarray, "2 V"]:
+    """How far a blink moves the skin of the left and of the right eye, m; zero for a head without that expression."""
+    travel = torch.zeros(2, len(head.parts))
+    for side, name in enumerate(("eyeBlinkLeft", "eyeBlinkRight")):
+        if name in head.expression_names:
+            moved = dense(head, head.expression_basis[..., head.expression_names.index(name)])
+            travel[side] = moved.norm(dim=-1) * head.part("skin")
+    return travel.numpy()
+
 
 SIGMA_M = 0.012
 RIDGE = 0.1

@@ -1,9 +1,9 @@
-"""One 1-to-4 subdivision of a quad mesh as fixed sparse matrices."""
+"""Subdivision of a head model's mesh, 1 to 4, as fixed sparse matrices."""
 
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Float, Int64
 from scipy import sparse
 
 
@@ -72,3 +72,89 @@ def _vertex_points(
 def _average(rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int]) -> sparse.csr_matrix:
     counts = np.bincount(rows, minlength=shape[0])
     return sparse.csr_matrix((1 / counts[rows], (rows, columns)), shape=shape)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The part of a mesh that stays."""
+
+    kept: Int64[np.ndarray, " N"]
+    """Its vertices in the whole mesh."""
+    faces: Int64[np.ndarray, "F_coarse 3"]
+
+
+def cut_above(points: Float[np.ndarray, "S 3"], faces: Int64[np.ndarray, "F_all 3"], floor_m: float) -> Cut:
+    """Keep the triangles that reach above a height."""
+    above = faces[(points[faces, 1] > floor_m).any(1)]
+    kept, index = np.unique(above, return_inverse=True)
+    return Cut(kept, index.reshape(-1, 3))
+
+
+def subdivide_triangles(faces: Int64[np.ndarray, "F_coarse 3"], vertices: int) -> Subdivision:
+    """Split every triangle in four. Dense vertices are the coarse ones, unmoved, then one an edge.
+
+    `smooth` has the modified butterfly weights (Zorin, Schröder and Sweldens, "Interpolating Subdivision for Meshes
+    with Arbitrary Topology", SIGGRAPH 1996): the surface is smooth and still goes through the vertices of the model.
+    Edges that touch a border are halved plainly.
+    """
+    apex = {}
+    for i, j, k in faces.tolist():
+        apex[i, j], apex[j, k], apex[k, i] = k, i, j
+    corners = np.stack([faces, np.roll(faces, -1, 1)], -1).reshape(-1, 2)
+    edges, edge_of_corner = np.unique(np.sort(corners, 1), axis=0, return_inverse=True)
+    middle = vertices + edge_of_corner.reshape(-1, 3)
+
+    count = len(edges)
+    linear = sparse.csr_matrix(
+        (np.full(2 * count, 0.5), (np.arange(count).repeat(2), edges.ravel())), (count, vertices)
+    )
+    rows, columns, weights = [], [], []
+    for row, (first, second) in enumerate(edges.tolist()):
+        stencil = _stencil(_ring(apex, first, second), _ring(apex, second, first), first, second)
+        rows += [row] * len(stencil)
+        columns += [vertex for vertex, _ in stencil]
+        weights += [weight for _, weight in stencil]
+    smooth = sparse.csr_matrix((weights, (rows, columns)), (count, vertices))
+
+    i, j, k = faces.T
+    a, b, c = middle.T
+    triangles = np.stack([[i, a, c], [a, j, b], [c, b, k], [a, b, c]]).transpose(2, 0, 1).reshape(-1, 3)
+    own = sparse.identity(vertices)
+    smooth, linear = (sparse.csr_matrix(sparse.vstack([own, part])) for part in (smooth, linear))
+    smooth.sort_indices()
+    return Subdivision(smooth, linear, triangles)
+
+
+def _ring(apex: dict[tuple[int, int], int], centre: int, start: int) -> list[int]:
+    """Neighbours of a vertex in their order around it, from `start`; empty on a border."""
+    ring, at = [], start
+    while at is not None and (at != start or not ring):
+        ring.append(at)
+        at = apex.get((centre, at))
+    return ring if at == start else []
+
+
+def _stencil(ring: list[int], other: list[int], first: int, second: int) -> list[tuple[int, float]]:
+    """Weights of the vertices around an edge for the point on it; the rings start with the edge's other end."""
+    if len(ring) < 3 or len(other) < 3:
+        return [(first, 0.5), (second, 0.5)]
+    ends = [(first, ring), (second, other)]
+    # Where the mesh is irregular at one end, that end alone decides.
+    irregular = [end for end in ends if len(end[1]) != 6]
+    chosen = irregular or ends
+    return [(v, w / len(chosen)) for end in chosen for v, w in _one_sided(*end)]
+
+
+def _one_sided(centre: int, ring: list[int]) -> list[tuple[int, float]]:
+    """Weights that one end of an edge gives, summing to one."""
+    valence = len(ring)
+    if valence == 6:
+        return [(centre, 1.0), *zip((ring[1], ring[5], ring[2], ring[4]), (1 / 8, 1 / 8, -1 / 8, -1 / 8), strict=True)]
+    if valence == 3:
+        around = [5 / 12, -1 / 12, -1 / 12]
+    elif valence == 4:
+        around = [3 / 8, 0.0, -1 / 8, 0.0]
+    else:
+        turn = 2 * np.pi * np.arange(valence) / valence
+        around = ((0.25 + np.cos(turn) + np.cos(2 * turn) / 2) / valence).tolist()
+    return [(centre, 0.75), *zip(ring, around, strict=True)]

@@ -1,7 +1,8 @@
-"""The one place that starts ffmpeg: the binary that the imageio-ffmpeg wheel ships."""
+"""The ffmpeg that is used, and sound."""
 
 import os
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -40,3 +41,34 @@ def complaint(stderr: str) -> str:
     """Pick the first line of ffmpeg's log that says what went wrong, without its `[demuxer @ 0x..]` prefix."""
     lines = [line.split("] ", 1)[-1].strip() for line in stderr.splitlines() if line.strip()]
     return lines[0] if lines else "no reason given"
+
+
+COPIED = ("aac", "mp3", "ac3", "eac3")
+
+
+@dataclass(frozen=True)
+class Sound:
+    """Options for ffmpeg, whose first input is the film."""
+
+    opening: list[str]
+    """Open the file as the next input."""
+    taking: list[str]
+    """Take its first audio track along, if it has one."""
+
+
+def sound(audio: str | os.PathLike[str], *, start_s: float, length_s: float, container: str) -> Sound:
+    """Sound from `start_s` on, cut to the film's length: copied where the container takes it unchanged.
+
+    Else it becomes AAC, FLAC in Matroska.
+    """
+    source = input_file(audio)
+    _, _, report = run(*source)
+    codec = report.partition(": Audio: ")[2].split(" ", 1)[0].strip(",")
+    length = ["-t", f"{length_s:.6f}"]
+    # Packets are some 20 ms long: sound that starts inside one must be cut as samples.
+    # Matroska cannot say which samples of the first AAC packet to skip: copied sound would come 20 ms late.
+    if codec in COPIED and start_s < 1e-3 and container != "matroska":
+        return Sound([*length, *source], ["-map", "1:a:0?", "-c:a", "copy"])
+    encoder = ["-c:a", "flac"] if container == "matroska" else ["-c:a", "aac", "-b:a", "192k"]
+    how = [*encoder, "-af", "aresample=async=1:first_pts=0"]
+    return Sound(["-ss", f"{start_s:.6f}", *length, *source], ["-map", "1:a:0?", *how])

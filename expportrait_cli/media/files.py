@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from expportrait_cli.artifacts.atomic import atomic_path as atomic_path
-from expportrait_cli.artifacts.digest import sha256
+from expportrait_cli.artifacts.atomic import sha256
 from expportrait_cli.errors import InputError
 
 

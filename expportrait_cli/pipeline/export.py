@@ -8,23 +8,22 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from expportrait_cli.artifacts import npz
+from expportrait_cli.artifacts import npz, stem
 from expportrait_cli.artifacts.atomic import atomic_path
 from expportrait_cli.artifacts.meshes import Meshes
 from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit
 from expportrait_cli.errors import InputError, UsageError
-from expportrait_cli.export import compress, poses, write_glb, write_surface
+from expportrait_cli.export import compress, exported_poses, write_glb, write_surface
 from expportrait_cli.export.folder import atomic_folder, frame_name
 from expportrait_cli.export.poses import canonical
 from expportrait_cli.export.shape import FLIP, Motion, Shape, in_head
-from expportrait_cli.generate.proxy.canvas import crop_canvas
 from expportrait_cli.generate.proxy.layers import DEPTH_SLACK_M, prepare
 from expportrait_cli.generate.proxy.mouth import CAVITY, ENAMEL
+from expportrait_cli.generate.scene import crop_canvas
 from expportrait_cli.head import HeadModel
 from expportrait_cli.head.fitted import fitted_mesh
 from expportrait_cli.media.source import read_frame
 from expportrait_cli.pipeline.heads import head_behind
-from expportrait_cli.pipeline.names import stem
 from expportrait_cli.pipeline.quality import check_source
 
 log = logging.getLogger(__name__)
@@ -53,7 +52,7 @@ def export_head(source: Path, path: Path, form: str, stage: Stage, *, neutral: b
     progress = stage("export the head")
     colours, faces = _colours(source, fit, head), head.dense_faces.numpy()
     if form == "glb":
-        made = poses(fit, head, neutral=neutral)
+        made = exported_poses(fit, head, neutral=neutral)
         focal_px = None if neutral else fit.focal_px
         with atomic_path(path) as partial:
             shape = Shape(made.base, faces, colours)

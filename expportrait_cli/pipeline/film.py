@@ -15,12 +15,12 @@ from expportrait_cli.artifacts.types import HeadFit, Tracking
 from expportrait_cli.errors import InputError
 from expportrait_cli.fit import fit
 from expportrait_cli.generate import generate as paint
-from expportrait_cli.generate.painters import Choice, choose, painter_of
+from expportrait_cli.generate.stage import Choice, choose, painter_of
 from expportrait_cli.head import HeadModel
 from expportrait_cli.media.files import content_hash
 from expportrait_cli.media.image import is_image
-from expportrait_cli.media.join import join
 from expportrait_cli.media.video import probe
+from expportrait_cli.media.writer import join
 from expportrait_cli.pipeline import cache, segments
 from expportrait_cli.pipeline.heads import (
     check_same,
@@ -32,8 +32,7 @@ from expportrait_cli.pipeline.heads import (
 )
 from expportrait_cli.pipeline.job import Job
 from expportrait_cli.pipeline.licences import licence_map
-from expportrait_cli.pipeline.offsets import OffsetSource
-from expportrait_cli.pipeline.performance import Driver, edited_curves, write_meshes
+from expportrait_cli.pipeline.performance import Driver, OffsetSource, edited_curves, write_meshes
 from expportrait_cli.pipeline.provenance import (
     Clock,
     licences,

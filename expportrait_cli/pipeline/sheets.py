@@ -22,8 +22,7 @@ from expportrait_cli.media.video import VideoWriter, read_frames
 from expportrait_cli.pipeline.performance import Driver
 from expportrait_cli.pipeline.provenance import synthetic_tags
 from expportrait_cli.render import render_normals
-from expportrait_cli.render.buffers import render_buffers
-from expportrait_cli.render.encode import encode
+from expportrait_cli.render.buffers import encode, render_buffers
 from expportrait_cli.render.stage import preview
 
 Progress = Callable[[int, int | None], None]

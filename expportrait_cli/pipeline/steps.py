@@ -20,8 +20,7 @@ from expportrait_cli.media.files import content_hash
 from expportrait_cli.pipeline.cache import made_by
 from expportrait_cli.pipeline.heads import check_same, head_behind, head_by_name, track_header
 from expportrait_cli.pipeline.licences import of_film, with_estimators
-from expportrait_cli.pipeline.offsets import OffsetSource
-from expportrait_cli.pipeline.performance import Driver, edited_curves, write_meshes
+from expportrait_cli.pipeline.performance import Driver, OffsetSource, edited_curves, write_meshes
 from expportrait_cli.pipeline.provenance import network_of, networks_behind
 from expportrait_cli.pipeline.quality import check_source, fit_quality, tracking_quality, warn_of_misfit
 from expportrait_cli.track import track as run_track
@@ -123,7 +122,7 @@ def render_normals(
     from expportrait_cli.pipeline.sheets import write_preview
     from expportrait_cli.render import files, rasterizer
     from expportrait_cli.render import render_normals as run_render
-    from expportrait_cli.render.viewpoint import parse_orbit, parse_view
+    from expportrait_cli.render.stage import parse_orbit, parse_view
 
     viewpoint = parse_view(view) if view else parse_orbit(orbit) if orbit else None
     meshes = Meshes.open(meshes_path)
@@ -151,7 +150,7 @@ def evaluate(
     With the licences of what the scores rest on and, of a film with its run record beside it, of what made it.
     """
     from expportrait_cli.evaluate import evaluate as run_evaluate
-    from expportrait_cli.evaluate import report, table
+    from expportrait_cli.evaluate import report_page, table
     from expportrait_cli.evaluate.scores import estimators
 
     scores = run_evaluate(film, target, reference=reference, progress=stage("evaluate"))
@@ -162,7 +161,7 @@ def evaluate(
     if page is not None:
         stage("write the report")
         with atomic_path(page) as partial:
-            partial.write_text(report(scores, licences=terms.lines()), "utf-8")
+            partial.write_text(report_page(scores, licences=terms.lines()), "utf-8")
     return scores.means, "\n".join([table(scores), *terms.lines()])
 
 

@@ -1,15 +1,34 @@
-"""From vertices in the camera to normals, depth and mask: what the fit compares and the stage writes."""
+"""From vertices in the camera to normals, depth and mask, and normals as 8-bit RGB.
+
+The one place that knows the convention of normal maps. Every generator's manifest names it, because a model that was
+trained with another one fails without a word.
+"""
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-from jaxtyping import Float32, Int
+from jaxtyping import Float, Float32, Int, UInt8
 from torch import Tensor
 
 from expportrait_cli.geometry import mesh
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.render.antialias import antialias as blend_silhouettes
 from expportrait_cli.render.rasterizer import Backend, interpolate, rasterize
+
+CONVENTION = "camera space; x right, y up, z to the viewer; rgb = round(127.5 n + 127.5); background 128,128,128"
+BACKGROUND = (128, 128, 128)
+
+
+def encode(normals: Float[np.ndarray, "*B H W 3"]) -> UInt8[np.ndarray, "*B H W 3"]:
+    """Turn unit normals, and zero for background, into RGB. A normal to the viewer is (128, 128, 255)."""
+    return np.clip(np.rint(normals * 127.5 + 127.5), 0, 255).astype(np.uint8)
+
+
+def decode(rgb: UInt8[np.ndarray, "*B H W 3"]) -> Float[np.ndarray, "*B H W 3"]:
+    """Turn RGB back into normals, each component to 1/127. Background is exactly zero; nothing is normalised."""
+    normals = (rgb.astype(np.float32) - 127.5) / 127.5
+    return np.where((rgb == 128).all(-1, keepdims=True), np.float32(0), normals)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from expportrait_cli.artifacts.atomic import atomic_path
 from expportrait_cli.errors import InputError, UsageError
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.media.writer import VideoWriter
-from expportrait_cli.render.encode import CONVENTION
+from expportrait_cli.render.buffers import CONVENTION
 from expportrait_cli.render.stage import NormalFrame
 
 SUFFIX = ".normals.mkv"

@@ -6,7 +6,7 @@ Columns of every Jacobian: expression [E], jaw [3], gaze [4], rotation [3], tran
 import numpy as np
 from jaxtyping import Float
 
-from expportrait_cli.head.landmark_model import LandmarkModel
+from expportrait_cli.head.facemesh import LandmarkModel
 from expportrait_cli.head.model import EYE_LEFT, EYE_RIGHT, JAW
 from expportrait_cli.solve.state import State, rotate
 

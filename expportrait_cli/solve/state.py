@@ -9,8 +9,7 @@ from jaxtyping import Float, Float32, Int64
 
 from expportrait_cli.artifacts.types import Tracking
 from expportrait_cli.geometry.rotations import to_turns
-from expportrait_cli.head.facemesh import OUTER_EYES, RIGID
-from expportrait_cli.head.landmark_model import LandmarkModel
+from expportrait_cli.head.facemesh import OUTER_EYES, RIGID, LandmarkModel
 
 DISTANCE_M = 1.1
 """Assumed distance of the head from the camera: one photo does not tell, and a portrait is taken from about there."""

@@ -12,13 +12,10 @@ from jaxtyping import Float32, Int64, UInt8
 from expportrait_cli.artifacts.types import CROP_SIZE
 from expportrait_cli.config import TrackConfig
 from expportrait_cli.detect.crop import Crop, crop_image, crop_points, steady_crop
-from expportrait_cli.detect.cuts import CutDetector
-from expportrait_cli.detect.faces import FaceBox, FaceFinder, choose_face
-from expportrait_cli.detect.flow import RegionFlow
-from expportrait_cli.detect.matte import Matte
+from expportrait_cli.detect.faces import FaceBox, FaceFinder, check_portrait, choose_face
+from expportrait_cli.detect.flow import CutDetector, RegionFlow
+from expportrait_cli.detect.matte import Matte, Shoulders
 from expportrait_cli.detect.mesh import FaceMesh, extent
-from expportrait_cli.detect.portrait import check_portrait
-from expportrait_cli.detect.shoulders import Shoulders
 from expportrait_cli.errors import InputError
 from expportrait_cli.media.image import is_image, read_image
 from expportrait_cli.media.video import frame_count, probe, read_frames

@@ -17,8 +17,7 @@ from expportrait_cli.artifacts.atomic import atomic_path
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.geometry.rotations import FRONTAL
 from expportrait_cli.head import HeadModel, dense
-from expportrait_cli.render.buffers import render_buffers
-from expportrait_cli.render.encode import encode
+from expportrait_cli.render.buffers import encode, render_buffers
 from expportrait_cli.train.transfer.loop import whole_faces
 from expportrait_cli.train.transfer.performers import Performer
 from expportrait_cli.transfer.network import TransferNetwork

@@ -19,14 +19,12 @@ from expportrait_cli.dataset.dataset import Clip
 from expportrait_cli.detect.crop import Crop, crop_image
 from expportrait_cli.detect.matte import Matte
 from expportrait_cli.fit import fit
-from expportrait_cli.generate.proxy.canvas import Canvas
-from expportrait_cli.generate.scene import Scene
+from expportrait_cli.generate.scene import Canvas, Scene
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.head import HeadModel
 from expportrait_cli.media.image import write_png
 from expportrait_cli.media.source import read_pictures
-from expportrait_cli.pipeline.offsets import OffsetSource
-from expportrait_cli.pipeline.performance import write_meshes
+from expportrait_cli.pipeline.performance import OffsetSource, write_meshes
 from expportrait_cli.solve.state import distinct_rows
 from expportrait_cli.track import track
 

@@ -14,7 +14,7 @@ from expportrait_cli.head import HeadModel
 from expportrait_cli.head.finer import Finer
 from expportrait_cli.head.fitted import neutral_mesh
 from expportrait_cli.transfer.face import Neutral, shortest_turn
-from expportrait_cli.transfer.trained import Trained
+from expportrait_cli.transfer.network import Trained
 
 
 @runtime_checkable

@@ -16,9 +16,8 @@ from expportrait_cli.head.spread import LandmarkSpread
 from expportrait_cli.solve.solver import JAW_RANGE_RAD
 from expportrait_cli.transfer.controls import expression_mask, moves_jaw, parse_regions, smooth
 from expportrait_cli.transfer.dynamic import Copied, Learned, Lifted, Offsets
-from expportrait_cli.transfer.motion import Motion, head_motion, neutral_cost, torso_motion
-from expportrait_cli.transfer.residual import landmark_steps
-from expportrait_cli.transfer.trained import Trained
+from expportrait_cli.transfer.motion import Motion, head_motion, landmark_steps, neutral_cost, torso_motion
+from expportrait_cli.transfer.network import Trained
 
 BATCH = 16
 LIMITED_DEG = 2.0

@@ -10,23 +10,23 @@ import numpy as np
 import torch
 from jaxtyping import Float, Float32, UInt8
 
-from expportrait_cli.generate.bones import Bones
-from expportrait_cli.generate.diffuse import diffuse
-from expportrait_cli.generate.proxy.inner import InnerLayers
 from expportrait_cli.generate.proxy.layers import (
     DEPTH_SLACK_M,
     NONE,
     STILL_PX,
     Layers,
+    diffuse,
     draw,
     parts_drawn,
     triangle_ids,
     triangle_parts,
 )
 from expportrait_cli.generate.proxy.lids import Lid
-from expportrait_cli.geometry.similarity import similarity
+from expportrait_cli.generate.proxy.mouth import InnerLayers
+from expportrait_cli.geometry.rotations import similarity
 from expportrait_cli.head import HeadModel
-from expportrait_cli.head.lids import lid_travel
+from expportrait_cli.head.fitted import Bones
+from expportrait_cli.head.spread import lid_travel
 from expportrait_cli.render.rasterizer import interpolate
 
 SKIN = 0

@@ -1,4 +1,4 @@
-"""The photo taken apart: foreground without background, background without foreground, and the mesh that carries it."""
+"""Layers of the photo, and smooth colours for what it does not show."""
 
 from dataclasses import dataclass
 
@@ -9,12 +9,33 @@ import torch
 from jaxtyping import Bool, Float32, Int64, UInt8
 from scipy.sparse.linalg import splu
 
-from expportrait_cli.generate.diffuse import diffuse
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.geometry.mesh import grown, vertex_normals
 from expportrait_cli.head import HeadModel
-from expportrait_cli.head.lids import lid_travel
+from expportrait_cli.head.spread import lid_travel
 from expportrait_cli.render.rasterizer import rasterize
+
+
+def diffuse(values: Float32[np.ndarray, "H W C"], weight: Float32[np.ndarray, "H W"]) -> Float32[np.ndarray, "H W C"]:
+    """Extend `values` smoothly to where `weight` is 0; where it is 1 they are kept.
+
+    The weights are carried through the pyramid: without them the unknown's zeros bleed in.
+    """
+    level: np.ndarray = np.dstack([values * weight[..., None], weight]).astype(np.float32)
+    stack: list[np.ndarray] = [level]
+    while max(level.shape[:2]) > 1:
+        height, width = level.shape[:2]
+        level = cv2.resize(level, ((width + 1) // 2, (height + 1) // 2), interpolation=cv2.INTER_AREA)
+        stack.append(level)
+    filled = stack[-1][..., :-1] / np.maximum(stack[-1][..., -1:], 1e-6)
+    for level in reversed(stack[:-1]):
+        height, width = level.shape[:2]
+        coarse = cv2.resize(filled, (width, height), interpolation=cv2.INTER_LINEAR)
+        coarse = coarse.reshape(height, width, -1)
+        known = np.minimum(level[..., -1:], 1.0)
+        filled = level[..., :-1] + coarse * (1 - known)
+    return filled
+
 
 TRACES = (0.12, 0.03)
 """Matte above which a pixel may hold some of the person, for the close and the safe plate."""

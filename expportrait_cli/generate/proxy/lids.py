@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Float32, Int64, UInt8
 
 from expportrait_cli.generate.proxy.layers import LID_TRAVEL_M, Layers
-from expportrait_cli.head import HeadModel, landmark_model
+from expportrait_cli.head import HeadModel, landmarks
 from expportrait_cli.head.facemesh import LOWER_LIDS, UPPER_LIDS
 
 GROWTH = (1.3, 2.2)
@@ -63,7 +63,7 @@ class Lid:
         return 1 - self._gap_m(verts_cam) / max(self.open_m, 1e-6)
 
     def _gap_m(self, verts_cam: Float32[np.ndarray, "V 3"]) -> float:
-        upper, lower = landmark_model(self.head, torch.from_numpy(verts_cam)).numpy()[self.rims]
+        upper, lower = landmarks(self.head, torch.from_numpy(verts_cam)).numpy()[self.rims]
         # As the camera sees it: what landmarks move has the depth that it had.
         return float(np.linalg.norm((upper - lower)[:, :2], axis=-1).mean())
 
@@ -83,7 +83,7 @@ class Lid:
 
     def _stroke(self, verts_cam, shape, *, thicker: float = 1.0, slit: float = 0.0) -> Float32[np.ndarray, "H W"]:
         """Coverage of the line along the lid's rim, and of what it leaves open."""
-        rims = landmark_model(self.head, torch.from_numpy(verts_cam)).numpy()[self.rims]
+        rims = landmarks(self.head, torch.from_numpy(verts_cam)).numpy()[self.rims]
         upper, lower = (self.camera.project(torch.from_numpy(rim)).numpy() - 0.5 for rim in rims)
         width = thicker * LASHES_M * self.camera.focal_px / float(rims[0, :, 2].mean())
         canvas = np.zeros(shape, np.uint8)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from expportrait_cli.errors import OutputError, WeightsError
 from expportrait_cli.generate.wan import manifest as facts
-from expportrait_cli.generate.wan.image_encoder import IMAGE_ENCODER, find_image_encoder
+from expportrait_cli.generate.wan.encoders import IMAGE_ENCODER, find_image_encoder
 from expportrait_cli.generate.wan.manifest import HOW, Manifest
 from expportrait_cli.generate.wan.portrait import WanPortrait
 

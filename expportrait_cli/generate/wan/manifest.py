@@ -9,10 +9,9 @@ from typing import Any, Literal
 from safetensors import SafetensorError, safe_open
 
 from expportrait_cli import __version__
-from expportrait_cli.artifacts.atomic import atomic_path
-from expportrait_cli.artifacts.digest import sha256
+from expportrait_cli.artifacts.atomic import atomic_path, sha256
 from expportrait_cli.errors import WeightsError
-from expportrait_cli.render.encode import CONVENTION
+from expportrait_cli.render.buffers import CONVENTION
 
 FILE = "generator.json"
 KIND, SCHEMA, BACKEND = "generator", 1, "wan-portrait"

@@ -1,4 +1,4 @@
-"""The three painters that are Wan transformers: what each is loaded from, and how it paints a film."""
+"""Wan painters as the command line asks for them."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -10,8 +10,8 @@ from typing import Literal
 import numpy as np
 import torch
 from diffusers.models.transformers.transformer_wan_vace import WanVACETransformer3DModel
-from jaxtyping import UInt8
-from torch import nn
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
 
 from expportrait_cli.ahead import read_ahead
 from expportrait_cli.config import WanConfig
@@ -22,9 +22,8 @@ from expportrait_cli.generate.wan.budget import Cost, Shape, free_bytes, speed_o
 from expportrait_cli.generate.wan.chain import paint_chain
 from expportrait_cli.generate.wan.film import Model, Sampling, paint_windows
 from expportrait_cli.generate.wan.folder import NO_MODEL, load_folder, load_transformer, load_vae
-from expportrait_cli.generate.wan.manifest import TRANSFORMER, VAE, Sampler, read_manifest
+from expportrait_cli.generate.wan.manifest import PROMPT, TRANSFORMER, VAE, Sampler, read_manifest, read_tensors
 from expportrait_cli.generate.wan.portrait_model import PortraitModel
-from expportrait_cli.generate.wan.prompts import read_prompt
 from expportrait_cli.generate.wan.sampler import sigmas_of
 from expportrait_cli.generate.wan.v2v import FinishModel
 from expportrait_cli.generate.wan.vace import VaceModel
@@ -32,6 +31,34 @@ from expportrait_cli.generate.wan.vae import SPACE, Vae
 from expportrait_cli.generate.wan.windows import STRIDE, Grid, latent_count
 
 log = logging.getLogger(__name__)
+
+TOKENS = 512
+"""Wan pads with zeros to that length."""
+
+
+def read_prompt(folder: Path, width: int) -> Float[Tensor, "1 512 D"]:
+    """Prompt of a folder, for a transformer that reads `width` numbers a token.
+
+    Without the file it is padding alone, which is most of any prompt that Wan was trained with; with a warning.
+
+    Raises:
+        WeightsError: it is another text encoder's.
+    """
+    path = folder / PROMPT
+    if not path.is_file():
+        log.warning(
+            "%s is missing: Wan paints without a prompt. weights/make_prompt_embeds.py makes the file once.", path
+        )
+        return torch.zeros(1, TOKENS, width)
+    embeds = read_tensors(path).get("prompt_embeds")
+    if embeds is None or embeds.ndim != 2 or embeds.shape[1] != width or len(embeds) > TOKENS:
+        found = "none" if embeds is None else "x".join(map(str, embeds.shape))
+        raise WeightsError(
+            f"{path} has prompt_embeds of {found}, expected at most {TOKENS}x{width}: it is another text encoder's. "
+            "Make it again with weights/make_prompt_embeds.py."
+        )
+    return torch.nn.functional.pad(embeds.float(), (0, 0, 0, TOKENS - len(embeds)))[None]
+
 
 WanName = Literal["wan-vace", "wan-v2v", "wan-portrait"]
 VAE_WIDTH = 96

@@ -9,8 +9,8 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 
 from expportrait_cli.generate.painter import Still
+from expportrait_cli.generate.wan.encoders import ImageEncoder
 from expportrait_cli.generate.wan.film import Chunks
-from expportrait_cli.generate.wan.image_encoder import ImageEncoder
 from expportrait_cli.generate.wan.portrait import WanPortrait
 from expportrait_cli.generate.wan.sampler import Velocity
 from expportrait_cli.generate.wan.vae import Encoding, Vae, filled, pixels

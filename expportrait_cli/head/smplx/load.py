@@ -14,7 +14,7 @@ from torch import Tensor
 
 from expportrait_cli import __version__
 from expportrait_cli.artifacts import npz
-from expportrait_cli.artifacts.digest import sha256
+from expportrait_cli.artifacts.atomic import sha256
 from expportrait_cli.errors import InputError, WeightsError
 from expportrait_cli.head.model import HeadModel
 from expportrait_cli.head.smplx import regions as regions

@@ -21,11 +21,10 @@ from expportrait_cli.artifacts import npz
 from expportrait_cli.artifacts.atomic import atomic_path
 from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit, Tracking
 from expportrait_cli.dataset.dataset import Clip
-from expportrait_cli.dataset.posed import clip_meshes
+from expportrait_cli.dataset.sheet import clip_meshes
 from expportrait_cli.detect.crop import Crop, crop_image
 from expportrait_cli.errors import InputError
-from expportrait_cli.generate.wan.encoders import TEMPORAL
-from expportrait_cli.generate.wan.image_encoder import ImageEncoder
+from expportrait_cli.generate.wan.encoders import TEMPORAL, ImageEncoder
 from expportrait_cli.generate.wan.vae import Encoding, Vae, pixels
 from expportrait_cli.geometry import mesh
 from expportrait_cli.geometry.camera import Camera
@@ -34,8 +33,7 @@ from expportrait_cli.media.files import content_hash
 from expportrait_cli.media.video import read_frames
 from expportrait_cli.media.writer import VideoWriter
 from expportrait_cli.pipeline.cache import made_by
-from expportrait_cli.render.buffers import render_buffers
-from expportrait_cli.render.encode import CONVENTION, encode
+from expportrait_cli.render.buffers import CONVENTION, encode, render_buffers
 from expportrait_cli.train.scenes import in_crop, own_scene, photo_rows
 
 log = logging.getLogger(__name__)

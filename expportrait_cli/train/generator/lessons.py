@@ -16,7 +16,7 @@ from torch import Tensor
 from expportrait_cli.config import GeneratorTask
 from expportrait_cli.generate.wan.encoders import TEMPORAL, latent_frames
 from expportrait_cli.generate.wan.portrait import TIMESTEPS
-from expportrait_cli.render.encode import decode
+from expportrait_cli.render.buffers import decode
 from expportrait_cli.train.generator.cache import Entry
 
 AROUND = 3

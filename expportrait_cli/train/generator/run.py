@@ -1,4 +1,4 @@
-"""`train generator` from a prepared set to a generator's folder."""
+"""`train generator`: from a prepared set to a folder of weights, with sheets of films on the way."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -6,31 +6,71 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import nn
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
 
 from expportrait_cli import __version__
-from expportrait_cli.artifacts.digest import sha256
+from expportrait_cli.artifacts.atomic import sha256
 from expportrait_cli.config import GeneratorTask, GeneratorTraining
 from expportrait_cli.dataset.dataset import Dataset
 from expportrait_cli.errors import InputError
 from expportrait_cli.generate.wan.base import BaseModel, check_hint, find_base, fresh_portrait
-from expportrait_cli.generate.wan.encoders import TEMPORAL, latent_frames
+from expportrait_cli.generate.wan.encoders import TEMPORAL, ImageEncoder, latent_frames
 from expportrait_cli.generate.wan.folder import check_place, load_vae, save_folder
-from expportrait_cli.generate.wan.image_encoder import ImageEncoder
 from expportrait_cli.generate.wan.manifest import FrameRule, Manifest, Sampler
-from expportrait_cli.generate.wan.portrait import WanPortrait
-from expportrait_cli.generate.wan.vae import Encoding, Vae
+from expportrait_cli.generate.wan.portrait import TIMESTEPS, WanPortrait
+from expportrait_cli.generate.wan.sampler import sample, sigmas_of
+from expportrait_cli.generate.wan.vae import Decoding, Encoding, Vae, pictures
+from expportrait_cli.media.image import write_png
 from expportrait_cli.pipeline.heads import head_by_name, kind_of_head
+from expportrait_cli.render.buffers import encode
 from expportrait_cli.train.curves import History
 from expportrait_cli.train.generator.cache import Entry, Maker, build_cache, entry_of
-from expportrait_cli.train.generator.lessons import Lessons
+from expportrait_cli.train.generator.lessons import Lesson, Lessons
 from expportrait_cli.train.generator.loop import School, set_free, train
-from expportrait_cli.train.generator.sheet import sampled, write_films
 from expportrait_cli.train.generator.state import averaged_weights
 from expportrait_cli.train.transfer.performers import held_out
 from expportrait_cli.train.transfer.run import check_same_run
+
+COLUMNS = 5
+
+
+@torch.no_grad()
+def sampled(
+    model: nn.Module, lesson: Lesson, device: torch.device, *, steps: int, shift: float
+) -> Float[Tensor, "1 16 T h w"]:
+    """Latents that the model makes from the lesson's noise, normals and photo."""
+    told = lesson.told(device)
+
+    def velocity(state: Tensor, sigma: float) -> Tensor:
+        at = torch.full_like(told["timestep"], TIMESTEPS * sigma)  # pyright: ignore[reportArgumentType]
+        return model(state, **{**told, "timestep": at})
+
+    return sample(velocity, lesson.noise.to(device), sigmas_of(steps, shift=shift))
+
+
+@torch.inference_mode()
+def write_films(path: Path, lesson: Lesson, made: Float[Tensor, "1 16 T h w"], vae: Vae) -> Path:
+    """Write a PNG of rows: normals, the proxy film if it was told, film and truth; the photo in front of them."""
+    films = [_decoded(vae, film) for film in (lesson.hint, made, lesson.film) if film is not None]
+    shown = lesson.normals[0, :, 4 * lesson.lead :].permute(1, 2, 3, 0).numpy()
+    columns = np.unique(np.linspace(0, len(films[0]) - 1, COLUMNS).round().astype(int))
+    photo = _decoded(vae, lesson.photo)[0]
+    still = encode(lesson.still[0].permute(1, 2, 0).numpy())
+    rows = [[still, *(encode(shown[k]) for k in columns)]]
+    rows += [[photo, *(film[k] for k in columns)] for film in films]
+    return write_png(path, np.concatenate([np.concatenate(row, 1) for row in rows]))
+
+
+def _decoded(vae: Vae, latents: Float[Tensor, "1 16 T h w"]) -> list[UInt8[np.ndarray, "H W 3"]]:
+    decoding = Decoding(vae)
+    frames = [decoding.push(latent) for latent in latents.split(1, 2)]
+    height, width = (8 * side for side in latents.shape[3:])
+    return [picture for chunk in frames for picture in pictures(chunk, height, width)]
+
 
 EXAM = 8
 """Lessons that the held-out curve is the mean of."""

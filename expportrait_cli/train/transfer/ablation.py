@@ -13,23 +13,24 @@ from expportrait_cli.artifacts import npz
 from expportrait_cli.artifacts.atomic import atomic_path
 from expportrait_cli.config import TransferTraining
 from expportrait_cli.train.transfer import folds
-from expportrait_cli.train.transfer.adaptation import Theatre, tracked, wrinkle_energy
 from expportrait_cli.train.transfer.methods import (
     FIRST_SEED,
     SCRIPT,
     Errors,
     Predict,
+    Theatre,
     errors,
     interval,
     leak,
     predictors,
     swap_penalty,
+    tracked,
+    wrinkle_energy,
 )
 from expportrait_cli.train.transfer.performers import Performer
 from expportrait_cli.train.transfer.run import Lesson, Stage, prepare_lesson, train_network, trained_of
 from expportrait_cli.train.transfer.synthetic import Synthesis
-from expportrait_cli.transfer.network import Kind, TransferNetwork
-from expportrait_cli.transfer.trained import save_network
+from expportrait_cli.transfer.network import Kind, TransferNetwork, save_network
 
 CAST, FRAMES = 12, 24
 CYCLES = 4

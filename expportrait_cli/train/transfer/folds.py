@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Float64
 
 from expportrait_cli.geometry.mesh import edges, vertex_normals
-from expportrait_cli.head import HeadModel, landmark_model
+from expportrait_cli.head import HeadModel, landmarks
 from expportrait_cli.transfer.face import Face
 
 FOREHEAD, GLABELLA, NASION = 151, 9, 168
@@ -152,7 +152,7 @@ def slackness(marks: Float64[np.ndarray, "478 3"]) -> float:
 
 def face_marks(head: HeadModel, verts: Float[torch.Tensor, "*B V 3"]) -> Float64[np.ndarray, "*B 478 3"]:
     """FaceMesh's landmarks on dense heads, m."""
-    return landmark_model(head, verts).double().numpy()
+    return landmarks(head, verts).double().numpy()
 
 
 def normals_of(face: Face, points: Float[np.ndarray, "P 3"]) -> Float64[np.ndarray, "P 3"]:

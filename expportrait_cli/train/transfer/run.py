@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from expportrait_cli import __version__
-from expportrait_cli.artifacts.atomic import atomic_path
-from expportrait_cli.artifacts.digest import sha256
+from expportrait_cli.artifacts.atomic import atomic_path, sha256
 from expportrait_cli.config import TransferTraining
 from expportrait_cli.dataset.dataset import Dataset
 from expportrait_cli.errors import InputError, UsageError
@@ -21,8 +20,7 @@ from expportrait_cli.train.transfer.loop import fresh_network, judged_by, train
 from expportrait_cli.train.transfer.performers import Performer, held_out, performer
 from expportrait_cli.train.transfer.synthetic import synthetic_performers
 from expportrait_cli.transfer.face import Face
-from expportrait_cli.transfer.network import Kind, TransferNetwork
-from expportrait_cli.transfer.trained import Trained, save_network
+from expportrait_cli.transfer.network import Kind, Trained, TransferNetwork, save_network
 
 Stage = Callable[[str], Callable[[int, int | None], None]]
 
