@@ -40,7 +40,7 @@ def film(frames: int, side: int) -> np.ndarray:
 
 def sigmas() -> list[float]:
     """Of both, so that both do the same work."""
-    from expportrait_cli.generate.wan.sampler import sigmas_of
+    from expportrait_cli.generate.wan.film import sigmas_of
 
     return sigmas_of(STEPS, shift=3.0, strength=STRENGTH)
 
@@ -74,7 +74,7 @@ def ours(frames: int, side: int) -> np.ndarray:
     """The same by the painter."""
     import torch
 
-    from expportrait_cli.generate.painter import Sketch
+    from expportrait_cli.generate.scene import Sketch
     from expportrait_cli.generate.wan.film import Sampling, paint_windows
     from expportrait_cli.generate.wan.v2v import FinishModel
     from expportrait_cli.generate.wan.vae import Vae

@@ -13,7 +13,7 @@ from expportrait_cli.geometry import rotations
 from expportrait_cli.head import HeadModel, coarse, dense, joints, landmarks, pose
 from expportrait_cli.head.model import NECK, eye_rotation
 from expportrait_cli.head.smplx.build import ARM_LOWERING_RAD, EYES_M, build
-from expportrait_cli.head.smplx.io import SmplxBody, read
+from expportrait_cli.head.smplx.load import SmplxBody, read
 
 VERTICES = 10475
 """The package looks for its vertices by number, so that a smaller body is filled up with ones that no triangle uses."""

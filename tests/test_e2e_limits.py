@@ -19,7 +19,7 @@ from expportrait_cli.config import TrackConfig
 from expportrait_cli.detect.faces import FaceBox
 from expportrait_cli.errors import InputError
 from expportrait_cli.media.video import VideoWriter, frame_count
-from expportrait_cli.pipeline.quality import DOUBTFUL, warn_of_misfit
+from expportrait_cli.pipeline.provenance import DOUBTFUL, warn_of_misfit
 from expportrait_cli.track import observe
 
 COMMAND = [sys.executable, "-c", "from expportrait_cli.cli.app import main; main()"]

@@ -5,8 +5,15 @@ import pytest
 import torch
 from pixel_patch import painted, pixels, posed, sheet
 
-from expportrait_cli.fit.descent import UniformAdam, descend
-from expportrait_cli.fit.losses import DepthLoss, LandmarkLoss, MagnitudeLoss, NormalLoss, TemporalLoss
+from expportrait_cli.fit.losses import (
+    DepthLoss,
+    LandmarkLoss,
+    MagnitudeLoss,
+    NormalLoss,
+    TemporalLoss,
+    UniformAdam,
+    descend,
+)
 from expportrait_cli.fit.patch import Surface
 
 SIDE, FRAMES = 24, 3

@@ -11,6 +11,7 @@ from performers import quiet
 from PIL import Image
 
 from expportrait_cli.artifacts import npz
+from expportrait_cli.artifacts.files import content_hash
 from expportrait_cli.artifacts.types import HeadFit, Tracking
 from expportrait_cli.cli import app
 from expportrait_cli.config import FitConfig, TrackConfig
@@ -19,7 +20,6 @@ from expportrait_cli.fit.parametric import neutral_frame, shared_identity, with_
 from expportrait_cli.geometry.mesh import vertex_normals
 from expportrait_cli.head import dense
 from expportrait_cli.head.fitted import neutral_mesh
-from expportrait_cli.media.files import content_hash
 from expportrait_cli.track import track
 
 pytest_plugins = ("astronaut",)

@@ -9,7 +9,7 @@ import pytest
 from tiny_wan import tiny_vae
 from wan_film import portrait_folder, tiny_portrait, v2v_folder, vace_folder
 
-from expportrait_cli.artifacts.atomic import sha256
+from expportrait_cli.artifacts.files import sha256
 from expportrait_cli.errors import WeightsError
 from expportrait_cli.generate.wan.folder import save_folder
 from expportrait_cli.generate.wan.manifest import read_manifest

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from expportrait_cli.artifacts.atomic import sha256
+from expportrait_cli.artifacts.files import sha256
 from expportrait_cli.config import GenerateConfig, WanConfig
 from expportrait_cli.errors import UsageError, WeightsError
 from expportrait_cli.generate.mini import MiniNet, MiniPainter, MiniShape, correct, load_mini, planes, save_mini
-from expportrait_cli.generate.painter import Sketch, Still
+from expportrait_cli.generate.scene import Sketch, Still
 from expportrait_cli.generate.stage import choose, painter_of
 from expportrait_cli.render.buffers import Buffers
 

@@ -11,10 +11,9 @@ from tiny_wan import prompt_embeds, tiny_vace
 from wan_film import sketches_of, still, swaying, vace_folder, vae
 
 from expportrait_cli.cli import app
-from expportrait_cli.generate.painter import Sketch
+from expportrait_cli.generate.scene import Sketch
 from expportrait_cli.generate.wan.chain import REACH, Link, paint_chain
-from expportrait_cli.generate.wan.film import Sampling
-from expportrait_cli.generate.wan.sampler import sigmas_of
+from expportrait_cli.generate.wan.film import Sampling, sigmas_of
 from expportrait_cli.generate.wan.vace import VaceModel
 from expportrait_cli.pipeline import film
 

@@ -13,15 +13,15 @@ from safetensors.torch import save_file
 from tiny_wan import tiny_transformer, tiny_vace, tiny_vae
 from wan_film import portrait_folder, sketches_of, still, swaying, v2v_folder, vace_folder
 
+from expportrait_cli.artifacts.files import content_hash
 from expportrait_cli.cli import app
 from expportrait_cli.config import GenerateConfig, WanConfig
 from expportrait_cli.errors import UsageError
 from expportrait_cli.generate import stage
-from expportrait_cli.generate.painter import Sketch
+from expportrait_cli.generate.scene import Sketch
 from expportrait_cli.generate.wan import budget, runtime
 from expportrait_cli.generate.wan import painters as wan_painters
 from expportrait_cli.generate.wan.painters import WanPainter
-from expportrait_cli.media.files import content_hash
 from expportrait_cli.media.video import frame_count, probe
 
 pytestmark = pytest.mark.slow

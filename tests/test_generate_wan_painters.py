@@ -13,9 +13,8 @@ from torch import Tensor
 from wan_film import sketch, sketches_of, still, tiny_portrait, vae
 
 from expportrait_cli.errors import WeightsError
-from expportrait_cli.generate.wan.film import Model, Painted, Sampling, paint_windows
+from expportrait_cli.generate.wan.film import Model, Painted, Sampling, paint_windows, sigmas_of
 from expportrait_cli.generate.wan.portrait_model import PortraitModel
-from expportrait_cli.generate.wan.sampler import sigmas_of
 from expportrait_cli.generate.wan.v2v import FinishModel
 from expportrait_cli.generate.wan.vace import VaceModel
 from expportrait_cli.generate.wan.vae import pixels

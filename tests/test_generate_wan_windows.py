@@ -11,8 +11,7 @@ from tiny_wan import tiny_vae
 from torch import Tensor
 from wan_film import sketches_of, vae
 
-from expportrait_cli.generate.wan.film import Sampling, paint_windows
-from expportrait_cli.generate.wan.sampler import FEW, guided, held, sample, sigmas_of
+from expportrait_cli.generate.wan.film import FEW, Sampling, guided, held, paint_windows, sample, sigmas_of
 from expportrait_cli.generate.wan.vae import Decoding, Encoding, Vae, filled, pictures, pixels
 from expportrait_cli.generate.wan.windows import Grid, chunks, latent_count, latent_of, noise_of
 

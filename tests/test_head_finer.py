@@ -13,10 +13,10 @@ from expportrait_cli.config import TrackConfig
 from expportrait_cli.errors import InputError
 from expportrait_cli.geometry import mesh
 from expportrait_cli.head import HeadModel, coarse, dense, joints, landmarks, pose
-from expportrait_cli.head.finer import Finer, base_name, finer, is_finer
-from expportrait_cli.head.model import NECK
+from expportrait_cli.head.finer import Finer, finer
+from expportrait_cli.head.model import NECK, base_name, is_finer
 from expportrait_cli.head.smplx.build import build
-from expportrait_cli.head.smplx.io import read
+from expportrait_cli.head.smplx.load import read
 from expportrait_cli.pipeline.heads import check_same, head_behind, kind_of_head, track_header, tracking_head
 
 pytest_plugins = ("astronaut",)

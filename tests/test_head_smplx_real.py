@@ -12,7 +12,7 @@ from expportrait_cli.head import HeadModel, coarse, dense, joints, landmarks, po
 from expportrait_cli.head.facemesh import LIP_PAIRS
 from expportrait_cli.head.model import EYE_LEFT, EYE_RIGHT, HEAD, JAW, NECK
 from expportrait_cli.head.smplx.build import JAW_FULL_RAD
-from expportrait_cli.head.smplx.io import ENVIRONMENT
+from expportrait_cli.head.smplx.load import ENVIRONMENT
 from expportrait_cli.pipeline.heads import head_by_name
 
 FILE = os.environ.get(ENVIRONMENT)

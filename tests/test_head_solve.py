@@ -8,9 +8,8 @@ from performers import make_state, performed, state_of, units
 
 from expportrait_cli.geometry.rotations import logarithm
 from expportrait_cli.head.facemesh import FACE_OVAL, LID_PAIRS, LIP_PAIRS
-from expportrait_cli.solve.projection import eye
 from expportrait_cli.solve.solver import JAW_RANGE_RAD, Anchors, Solver
-from expportrait_cli.solve.state import State, focal_for, interocular_px, nearest_frame, rotate
+from expportrait_cli.solve.state import State, eye, focal_for, interocular_px, nearest_frame, rotate
 
 pytest_plugins = ("astronaut",)
 

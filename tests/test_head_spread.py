@@ -3,9 +3,18 @@ import pytest
 import torch
 
 from expportrait_cli.head import dense, landmarks
-from expportrait_cli.head.facemesh import FACE_OVAL, IRIS, LID_PAIRS, LIP_PAIRS, LIPS, UPPER_LIDS
+from expportrait_cli.head.facemesh import (
+    FACE_OVAL,
+    IRIS,
+    LID_PAIRS,
+    LIP_PAIRS,
+    LIPS,
+    REACH_M,
+    UPPER_LIDS,
+    LandmarkSpread,
+    open_mouth,
+)
 from expportrait_cli.head.model import JAW
-from expportrait_cli.head.spread import REACH_M, LandmarkSpread, open_mouth
 
 pytest_plugins = ("astronaut",)
 

@@ -14,13 +14,13 @@ from PIL import Image
 from test_detect_estimate import david_file
 
 from expportrait_cli.artifacts import npz
+from expportrait_cli.artifacts.files import content_hash
 from expportrait_cli.artifacts.types import HeadFit
 from expportrait_cli.cli import app
 from expportrait_cli.config import FitConfig, Quality, Supervision
 from expportrait_cli.errors import WeightsError
 from expportrait_cli.fit.stage import _network as fit_network
 from expportrait_cli.media import ffmpeg
-from expportrait_cli.media.files import content_hash
 from expportrait_cli.media.video import VideoWriter, frame_count, probe
 from expportrait_cli.pipeline import provenance, segments
 from expportrait_cli.weights import catalogue

@@ -9,15 +9,13 @@ import numpy as np
 import pytest
 
 from expportrait_cli.benchmark import run as suites
-from expportrait_cli.benchmark.inputs import prepare
-from expportrait_cli.benchmark.sets import suite_of_folder
+from expportrait_cli.benchmark.inputs import prepare, suite_of_folder
 from expportrait_cli.benchmark.suite import Pair, Suite, given_films, read_suite, write_list
 from expportrait_cli.benchmark.variants import variants
 from expportrait_cli.cli import app
 from expportrait_cli.errors import InputError, UsageError
 from expportrait_cli.evaluate import evaluate
-from expportrait_cli.media.source import read_frame
-from expportrait_cli.media.video import VideoWriter, frame_count, probe, read_frames
+from expportrait_cli.media.video import VideoWriter, frame_count, probe, read_frame, read_frames
 
 pytestmark = pytest.mark.slow
 

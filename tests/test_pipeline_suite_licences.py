@@ -3,9 +3,9 @@ import json
 import numpy as np
 import pytest
 
+from expportrait_cli.artifacts.files import content_hash
 from expportrait_cli.evaluate.columns import CLASSES, NAMES
 from expportrait_cli.evaluate.scores import SERVES, Scores, estimators
-from expportrait_cli.media.files import content_hash
 from expportrait_cli.pipeline.licences import (
     TERMS,
     LicenceMap,

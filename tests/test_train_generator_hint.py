@@ -20,7 +20,7 @@ from test_train_generator import interrupt_at_a_report, lesson_run, weights, wri
 from tiny_wan import base_folder, prompt_embeds, tiny_transformer, tiny_vae
 
 from expportrait_cli.artifacts import npz
-from expportrait_cli.artifacts.atomic import sha256
+from expportrait_cli.artifacts.files import content_hash, sha256
 from expportrait_cli.artifacts.types import Tracking
 from expportrait_cli.cli import app
 from expportrait_cli.config import GeneratorTask, GeneratorTraining, TrackConfig, TransferConfig
@@ -32,7 +32,6 @@ from expportrait_cli.generate.wan.folder import load_folder
 from expportrait_cli.generate.wan.portrait import WanPortrait
 from expportrait_cli.generate.wan.vae import Vae
 from expportrait_cli.head import load_head
-from expportrait_cli.media.files import content_hash
 from expportrait_cli.media.video import frame_count, read_frames
 from expportrait_cli.media.writer import VideoWriter
 from expportrait_cli.pipeline.performance import OffsetSource, write_meshes

@@ -24,9 +24,9 @@ from expportrait_cli.config import TransferConfig
 from expportrait_cli.geometry.mesh import vertex_normals
 from expportrait_cli.geometry.rotations import matrix
 from expportrait_cli.transfer import transfer
-from expportrait_cli.transfer.dynamic import Learned
 from expportrait_cli.transfer.face import Face, Neutral, shortest_turn, stacked
 from expportrait_cli.transfer.network import LIMIT_M, bounded
+from expportrait_cli.transfer.stage import Learned
 
 pytest_plugins = ("astronaut",)
 

@@ -18,8 +18,8 @@ from expportrait_cli.head.fitted import fitted_mesh
 from expportrait_cli.head.model import landmarks
 from expportrait_cli.solve.state import interocular_px
 from expportrait_cli.transfer import posed_frames, transfer
-from expportrait_cli.transfer.controls import expression_mask, parse_regions, smooth
 from expportrait_cli.transfer.motion import LIMIT_IOD, SOFT_DEG, limit_turn
+from expportrait_cli.transfer.stage import expression_mask, parse_regions, smooth
 
 pytest_plugins = ("astronaut",)
 

@@ -16,10 +16,9 @@ from wan_film import sketches_of, still, tiny_portrait
 from expportrait_cli.cli import app
 from expportrait_cli.config import WanConfig
 from expportrait_cli.generate.wan import runtime, together
-from expportrait_cli.generate.wan.film import Model, Sampling, paint_windows
+from expportrait_cli.generate.wan.film import Model, Sampling, paint_windows, sigmas_of
 from expportrait_cli.generate.wan.portrait import WanPortrait
 from expportrait_cli.generate.wan.portrait_model import PortraitModel
-from expportrait_cli.generate.wan.sampler import sigmas_of
 from expportrait_cli.generate.wan.v2v import FinishModel
 from expportrait_cli.generate.wan.vae import Vae
 

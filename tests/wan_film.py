@@ -11,16 +11,16 @@ import torch
 from tiny_wan import base_folder, prompt_embeds, tiny_transformer, tiny_vace, tiny_vae
 
 from expportrait_cli.artifacts import npz
+from expportrait_cli.artifacts.files import content_hash
 from expportrait_cli.artifacts.meshes import MeshesWriter
 from expportrait_cli.artifacts.types import Curves, HeadFit
-from expportrait_cli.generate.painter import Sketch, Sketches, Still
+from expportrait_cli.generate.scene import Sketch, Sketches, Still
 from expportrait_cli.generate.wan.folder import save_folder
 from expportrait_cli.generate.wan.manifest import FrameRule, Manifest, Sampler
 from expportrait_cli.generate.wan.portrait import WanPortrait
 from expportrait_cli.generate.wan.vae import Vae
 from expportrait_cli.head import HeadModel
 from expportrait_cli.head.fitted import neck_in_camera, posed_meshes
-from expportrait_cli.media.files import content_hash
 from expportrait_cli.render.buffers import Buffers
 
 

@@ -16,7 +16,7 @@ import torch
 from makehuman import Source, read_unit
 from scipy import sparse
 
-from expportrait_cli.artifacts.atomic import sha256
+from expportrait_cli.artifacts.files import sha256
 from expportrait_cli.detect.mediapipe_adapter import LandmarkNet
 from expportrait_cli.head import anny
 from expportrait_cli.head.embed import embed

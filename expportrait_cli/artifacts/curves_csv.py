@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from expportrait_cli.artifacts.atomic import atomic_path
+from expportrait_cli.artifacts.files import atomic_path
 from expportrait_cli.artifacts.types import Curves
 from expportrait_cli.errors import InputError
 

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Int, Int64, UInt16
 
 from expportrait_cli.artifacts import npz
-from expportrait_cli.artifacts.atomic import atomic_path
+from expportrait_cli.artifacts.files import atomic_path
 from expportrait_cli.artifacts.types import Curves
 from expportrait_cli.errors import InputError
 from expportrait_cli.geometry.rotations import from_turns

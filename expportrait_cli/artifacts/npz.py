@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, TypeVar, cast, get_type_hints
 import numpy as np
 from jaxtyping import jaxtyped
 
-from expportrait_cli.artifacts.atomic import atomic_path
+from expportrait_cli.artifacts.files import atomic_path
 from expportrait_cli.errors import InputError
 
 A = TypeVar("A")

@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from expportrait_cli.artifacts.atomic import atomic_path
+from expportrait_cli.artifacts.files import atomic_path
 from expportrait_cli.benchmark import run as suites
+from expportrait_cli.benchmark.inputs import Layout, suite_of_folder
 from expportrait_cli.benchmark.report import suite_page
-from expportrait_cli.benchmark.sets import Layout, suite_of_folder
 from expportrait_cli.benchmark.suite import Suite, given_films, read_suite, write_list
 from expportrait_cli.config import Backend
 from expportrait_cli.errors import UsageError

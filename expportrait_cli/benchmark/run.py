@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from expportrait_cli import __version__
-from expportrait_cli.benchmark.inputs import Inputs, prepare
+from expportrait_cli.artifacts.files import content_hash
+from expportrait_cli.benchmark.inputs import ENDINGS, Inputs, prepare
 from expportrait_cli.benchmark.scores import SuiteScores
-from expportrait_cli.benchmark.sets import ENDINGS
 from expportrait_cli.benchmark.suite import Pair, Suite
 from expportrait_cli.benchmark.variants import OWN, PairFilms, Variant, variants
 from expportrait_cli.config import Backend
@@ -21,7 +21,6 @@ from expportrait_cli.errors import InputError, UserError
 from expportrait_cli.evaluate import COLUMNS, evaluate
 from expportrait_cli.evaluate.columns import Mode
 from expportrait_cli.evaluate.scores import Scores, estimators, scores_from_json, versions
-from expportrait_cli.media.files import content_hash
 from expportrait_cli.pipeline import licences
 from expportrait_cli.pipeline.licences import LicenceMap
 from expportrait_cli.pipeline.provenance import read_record, write_record

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from expportrait_cli.artifacts import npz
+from expportrait_cli.artifacts.files import content_hash
 from expportrait_cli.artifacts.types import HeadFit
 from expportrait_cli.benchmark.inputs import Inputs
 from expportrait_cli.config import Backend, GenerateConfig, Method, RenderConfig, TransferConfig
 from expportrait_cli.generate.stage import choose
-from expportrait_cli.media.files import content_hash
 from expportrait_cli.pipeline import cache, film
 from expportrait_cli.pipeline.job import Job, check
 

@@ -10,7 +10,7 @@ import typer
 
 from expportrait_cli.cli import options
 from expportrait_cli.cli.display import Display
-from expportrait_cli.cli.painting import launched
+from expportrait_cli.cli.options import launched
 from expportrait_cli.errors import InputError, UsageError
 
 log = logging.getLogger(__name__)

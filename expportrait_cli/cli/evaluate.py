@@ -8,7 +8,7 @@ import typer
 
 from expportrait_cli.cli import options
 from expportrait_cli.cli.display import Display
-from expportrait_cli.cli.painting import BackendName
+from expportrait_cli.cli.options import BackendName
 from expportrait_cli.errors import InputError, UsageError
 
 if TYPE_CHECKING:

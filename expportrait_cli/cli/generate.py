@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from expportrait_cli.artifacts import film_name
-from expportrait_cli.cli import options, painting
+from expportrait_cli.cli import options
 from expportrait_cli.cli.display import Display
 from expportrait_cli.config import GenerateConfig, TrackConfig, TransferConfig, WanConfig
 from expportrait_cli.errors import UsageError
@@ -47,19 +47,19 @@ def generate(
         bool, typer.Option("--paste-back/--no-paste-back", help="The whole photo instead of the square crop.")
     ] = GenerateConfig.paste_back,
     size: options.Size = "512",
-    backend: painting.BackendName = GenerateConfig.backend,
-    weights_folder: painting.Weights = None,
-    steps: painting.Steps = WanConfig.steps,
-    guidance: painting.Guidance = WanConfig.guidance,
-    control: painting.Control = WanConfig.control,
-    strength: painting.Strength = WanConfig.strength,
-    chain: painting.Chain = WanConfig.chain,
-    dtype: painting.Precision = WanConfig.dtype,
-    offload: painting.Offload = WanConfig.offload,
-    quantize: painting.Quantize = WanConfig.quantize,
-    lora: painting.Lora = None,
-    cache: painting.Cache = WanConfig.cache,
-    attention: painting.Attention = WanConfig.attention,
+    backend: options.BackendName = GenerateConfig.backend,
+    weights_folder: options.Weights = None,
+    steps: options.Steps = WanConfig.steps,
+    guidance: options.Guidance = WanConfig.guidance,
+    control: options.Control = WanConfig.control,
+    strength: options.Strength = WanConfig.strength,
+    chain: options.Chain = WanConfig.chain,
+    dtype: options.Precision = WanConfig.dtype,
+    offload: options.Offload = WanConfig.offload,
+    quantize: options.Quantize = WanConfig.quantize,
+    lora: options.Lora = None,
+    cache: options.Cache = WanConfig.cache,
+    attention: options.Attention = WanConfig.attention,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = GenerateConfig.seed,
     grid: Annotated[
         bool, typer.Option("--grid/--no-grid", help="Also write a film of photo | driver | normals | result.")
@@ -132,7 +132,7 @@ def generate(
         grid=grid,
         keep_work=keep_work,
     )
-    if painting.only_helps(job.generate):
+    if options.only_helps(job.generate):
         return
     kinds = jobs.check(job)
     from expportrait_cli.pipeline import film

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from expportrait_cli import __version__
-from expportrait_cli.artifacts.atomic import atomic_path
+from expportrait_cli.artifacts.files import atomic_path
 from expportrait_cli.errors import InputError
 
 log = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from expportrait_cli.artifacts import npz
-from expportrait_cli.artifacts.atomic import atomic_path
+from expportrait_cli.artifacts.files import atomic_path, content_hash
 from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit, Tracking
 from expportrait_cli.config import FitConfig, PrepareConfig, TrackConfig
 from expportrait_cli.dataset.dataset import Clip, Row, clip_of
@@ -22,7 +22,6 @@ from expportrait_cli.dataset.summary import counts, fitted_figures, tracked_figu
 from expportrait_cli.detect.crop import Crop, crop_image
 from expportrait_cli.errors import InputError
 from expportrait_cli.head import HeadModel, HeadName
-from expportrait_cli.media.files import content_hash
 from expportrait_cli.media.writer import VideoWriter
 from expportrait_cli.pipeline import steps
 from expportrait_cli.pipeline.cache import is_current, made_by

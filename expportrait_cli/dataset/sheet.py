@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float32, Int64, UInt8
 from PIL import Image
 
-from expportrait_cli.artifacts.atomic import atomic_path
+from expportrait_cli.artifacts.files import atomic_path
 from expportrait_cli.artifacts.types import CROP_SIZE, Curves, HeadFit, Tracking
 from expportrait_cli.detect.crop import Crop, crop_image
 from expportrait_cli.fit.clip import torso_turns
@@ -19,7 +19,7 @@ from expportrait_cli.geometry.rotations import from_turns
 from expportrait_cli.head import HeadModel
 from expportrait_cli.head.fitted import person_joints, posed_meshes
 from expportrait_cli.head.model import NECK
-from expportrait_cli.media.source import read_pictures
+from expportrait_cli.media.video import read_pictures
 from expportrait_cli.render.buffers import BACKGROUND, encode, render_buffers
 
 

@@ -12,9 +12,8 @@ from pathlib import Path, PurePath
 import numpy as np
 from jaxtyping import UInt8
 
-from expportrait_cli.artifacts.atomic import sha256
+from expportrait_cli.artifacts.files import content_hash, sha256
 from expportrait_cli.errors import InputError
-from expportrait_cli.media.files import content_hash
 from expportrait_cli.media.image import read_image
 from expportrait_cli.media.video import probe, read_frames
 

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from expportrait_cli.artifacts.atomic import atomic_path
+from expportrait_cli.artifacts.files import atomic_path
 from expportrait_cli.artifacts.types import HeadFit, Tracking
 from expportrait_cli.config import PrepareConfig
 from expportrait_cli.dataset.dataset import Row
-from expportrait_cli.pipeline.quality import fit_quality
+from expportrait_cli.pipeline.provenance import fit_quality
 
 TURNS = ("pitch", "yaw", "roll")
 """Components of a turn away from the camera: about x (right), y (down), z (ahead)."""

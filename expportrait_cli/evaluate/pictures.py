@@ -10,7 +10,7 @@ from jaxtyping import Float64, Int64, UInt8
 
 from expportrait_cli.evaluate import image
 from expportrait_cli.evaluate.scores import Scores
-from expportrait_cli.media.source import read_pictures
+from expportrait_cli.media.video import read_pictures
 from expportrait_cli.pages.page import colour
 
 WIDTH, HEIGHT, MARGIN = 360, 96, 6

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from expportrait_cli import __version__
-from expportrait_cli.artifacts.atomic import sha256
+from expportrait_cli.artifacts.files import sha256
 from expportrait_cli.evaluate.columns import CLASSES, COLUMNS, FVD, NAMES, WIDTH, Mode
 from expportrait_cli.evaluate.onnx_net import find
 from expportrait_cli.weights.catalogue import Weight, catalogue, entry

@@ -14,8 +14,7 @@ from expportrait_cli.evaluate.estimators import Likeness, Readers, missing_colum
 from expportrait_cli.evaluate.fvd import Windows
 from expportrait_cli.evaluate.scores import Scores, first_frame
 from expportrait_cli.head import landmark_model, load_head
-from expportrait_cli.media.source import read_frame
-from expportrait_cli.media.video import frame_count, probe, read_frames
+from expportrait_cli.media.video import frame_count, probe, read_frame, read_frames
 
 Image = UInt8[np.ndarray, "H W 3"]
 

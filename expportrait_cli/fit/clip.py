@@ -13,10 +13,10 @@ from expportrait_cli.detect.crop import Crop, crop_image
 from expportrait_cli.fit.patch import Patch, PosedPatch
 from expportrait_cli.geometry.rotations import from_turns
 from expportrait_cli.head import HeadModel, landmarks
+from expportrait_cli.head.facemesh import LandmarkSpread
 from expportrait_cli.head.fitted import canonical_mesh, person_joints, pose_of
 from expportrait_cli.head.model import NECK, bones, skin
-from expportrait_cli.head.spread import LandmarkSpread
-from expportrait_cli.media.source import read_pictures
+from expportrait_cli.media.video import read_pictures
 
 WINDOW = 16
 """Frames that are posed and optimised together."""

@@ -10,14 +10,13 @@ from torch import Tensor
 
 from expportrait_cli.config import FitConfig, FitDescent, FitWeights
 from expportrait_cli.fit.clip import WINDOW, Clip
-from expportrait_cli.fit.descent import descend
 from expportrait_cli.fit.evidence import Evidence, windows_of
-from expportrait_cli.fit.losses import MagnitudeLoss, TemporalLoss
+from expportrait_cli.fit.losses import MagnitudeLoss, TemporalLoss, descend
 from expportrait_cli.fit.masks import recentred
-from expportrait_cli.fit.patch import Patch
+from expportrait_cli.fit.patch import Patch, limited
 from expportrait_cli.geometry.mesh import vertex_normals
+from expportrait_cli.head.facemesh import LandmarkSpread
 from expportrait_cli.head.fitted import neutral_mesh
-from expportrait_cli.head.spread import LandmarkSpread
 
 LIMIT_M, STATIC_LIMIT_M = FitDescent.dynamic_limit_m, FitDescent.static_limit_m
 
@@ -50,12 +49,6 @@ class Dynamic:
         for t in range(len(result)):
             result[t] = limited(self.smooth[t] + self.folds(np.array([t]))[0], LIMIT_M)
         return result
-
-
-def limited(offset: Float32[np.ndarray, "*B 3"], limit: float) -> Float32[np.ndarray, "*B 3"]:
-    """Offsets of at most a limit's length, smoothly."""
-    size = np.linalg.norm(offset, axis=-1, keepdims=True)
-    return (offset * np.tanh(size / limit) * limit / np.maximum(size, 1e-9)).astype(np.float32)
 
 
 def landmark_field(clip: Clip, patch: Patch) -> Float32[np.ndarray, "T P 3"]:

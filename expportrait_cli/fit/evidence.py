@@ -16,14 +16,13 @@ from expportrait_cli.detect.crop import Crop, crop_image
 from expportrait_cli.detect.estimate import Estimator, establish_axes
 from expportrait_cli.errors import WeightsError
 from expportrait_cli.fit.clip import Clip
-from expportrait_cli.fit.descent import Term
-from expportrait_cli.fit.losses import MM, DepthLoss, Light, NormalLoss, ShadingLoss, align, estimate
+from expportrait_cli.fit.losses import MM, DepthLoss, Light, NormalLoss, ShadingLoss, Term, align, estimate
 from expportrait_cli.fit.masks import bare_rim, dynamic_mask, plain_skin
 from expportrait_cli.fit.patch import Patch, read
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.geometry.mesh import vertex_normals
 from expportrait_cli.head import HeadModel
-from expportrait_cli.media.source import read_pictures
+from expportrait_cli.media.video import read_pictures
 from expportrait_cli.render.buffers import render_buffers
 from expportrait_cli.render.rasterizer import rasterize
 

@@ -17,16 +17,16 @@ from torch import Tensor
 from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit, Tracking
 from expportrait_cli.config import FitDescent, FitWeights
 from expportrait_cli.fit.clip import WINDOW, Clip
-from expportrait_cli.fit.descent import Term, descend
-from expportrait_cli.fit.dynamic import LIMIT_M, Dynamic, follows_on, limited, neutral_normals
+from expportrait_cli.fit.dynamic import LIMIT_M, Dynamic, follows_on, neutral_normals
 from expportrait_cli.fit.evidence import Evidence, Shading, SharpClip, windows_of
-from expportrait_cli.fit.losses import LandmarkLoss, MagnitudeLoss, ShadingLoss, TemporalLoss
+from expportrait_cli.fit.losses import LandmarkLoss, MagnitudeLoss, ShadingLoss, TemporalLoss, Term, descend
 from expportrait_cli.fit.masks import dynamic_mask
-from expportrait_cli.fit.patch import LocalPreconditioner, Patch, PosedPatch
+from expportrait_cli.fit.patch import LocalPreconditioner, Patch, PosedPatch, limited
 from expportrait_cli.geometry.mesh import edges, normalize
 from expportrait_cli.head import HeadModel, dense, landmarks
 from expportrait_cli.head.facemesh import EYE_RINGS, LIPS
-from expportrait_cli.head.finer import Finer, finer, is_finer
+from expportrait_cli.head.finer import Finer, finer
+from expportrait_cli.head.model import is_finer
 from expportrait_cli.solve.solver import UNIT_IOD
 from expportrait_cli.solve.state import interocular_px
 

@@ -11,8 +11,7 @@ from scipy.sparse.linalg import splu
 from torch import Tensor
 
 from expportrait_cli.artifacts.types import CROP_SIZE
-from expportrait_cli.geometry.mesh import averaging, laplacian, vertex_normals
-from expportrait_cli.geometry.sparse import FieldMap
+from expportrait_cli.geometry.mesh import FieldMap, averaging, laplacian, vertex_normals
 from expportrait_cli.head.finer import Finer
 
 
@@ -251,3 +250,9 @@ def weighted_mean(values: Float[Tensor, "T P"], weights: Float[Tensor, "T P"]) -
     total = weights.sum(1)
     # The double `where` keeps the backward pass finite in a frame of which nothing is seen.
     return torch.where(total > 0, (values * weights).sum(1) / torch.where(total > 0, total, 1.0), 0.0)
+
+
+def limited(offset: Float32[np.ndarray, "*B 3"], limit: float) -> Float32[np.ndarray, "*B 3"]:
+    """Offsets of at most a limit's length, smoothly."""
+    size = np.linalg.norm(offset, axis=-1, keepdims=True)
+    return (offset * np.tanh(size / limit) * limit / np.maximum(size, 1e-9)).astype(np.float32)

@@ -30,10 +30,10 @@ from expportrait_cli.fit.parametric import (
 from expportrait_cli.fit.patch import Patch
 from expportrait_cli.fit.static import KeyFrames, outline_offset, refined_static, silhouette_iou
 from expportrait_cli.head import HeadModel
+from expportrait_cli.head.facemesh import LandmarkSpread
 from expportrait_cli.head.finer import named
 from expportrait_cli.head.fitted import blend_matrices, fitted_mesh
-from expportrait_cli.head.spread import LandmarkSpread
-from expportrait_cli.media.source import read_frame
+from expportrait_cli.media.video import read_frame
 
 log = logging.getLogger(__name__)
 

@@ -15,20 +15,18 @@ from expportrait_cli.config import FitConfig, FitDescent, FitWeights
 from expportrait_cli.detect.estimate import Estimator
 from expportrait_cli.detect.matte import Matte
 from expportrait_cli.fit.clip import Clip, Rows
-from expportrait_cli.fit.descent import Term, descend
-from expportrait_cli.fit.dynamic import limited
 from expportrait_cli.fit.evidence import Estimates, Picture
-from expportrait_cli.fit.losses import MagnitudeLoss
+from expportrait_cli.fit.losses import MagnitudeLoss, Term, descend
 from expportrait_cli.fit.masks import dynamic_mask, ear_vertices, static_mask
-from expportrait_cli.fit.patch import Patch, PosedPatch, Surface
+from expportrait_cli.fit.patch import Patch, PosedPatch, Surface, limited
 from expportrait_cli.fit.silhouette import carry_ears, fit_silhouette, hair_volume
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.geometry.mesh import Edges, edges, vertex_normals
 from expportrait_cli.head import HeadModel, dense
+from expportrait_cli.head.facemesh import LandmarkSpread
 from expportrait_cli.head.fitted import blend_matrices, canonical_mesh, fitted_mesh
 from expportrait_cli.head.model import HEAD
-from expportrait_cli.head.spread import LandmarkSpread
-from expportrait_cli.render.antialias import antialias
+from expportrait_cli.render.buffers import blend_silhouettes
 from expportrait_cli.render.rasterizer import rasterize
 from expportrait_cli.solve.state import distinct_rows
 
@@ -74,7 +72,7 @@ class OutlineLoss:
         """Covered share of each pixel: `render_buffers` without the normals, which cost as much again."""
         pos = self.camera.clip(verts)
         rast = rasterize(pos, self.faces, (self.camera.height, self.camera.width))
-        return antialias((rast[..., 3:] > 0).to(verts.dtype), rast, pos, self.edges)[..., 0]
+        return blend_silhouettes((rast[..., 3:] > 0).to(verts.dtype), rast, pos, self.edges)[..., 0]
 
     def doubting(self, surface: Surface) -> "OutlineLoss":
         """The same, with less belief in mattes that are off by more than most; the first weighs as all others.

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from expportrait_cli.artifacts import network_file
 from expportrait_cli.artifacts.network_file import NetworkKind
 from expportrait_cli.errors import WeightsError
-from expportrait_cli.generate.painter import Sketch, Sketches, Still
+from expportrait_cli.generate.scene import Sketch, Sketches, Still
 from expportrait_cli.generate.wan.packages import require_packages
 
 PLANES = 7

@@ -12,13 +12,12 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
-from expportrait_cli.artifacts.atomic import sha256
+from expportrait_cli.artifacts.files import sha256
 from expportrait_cli.artifacts.meshes import Meshes
 from expportrait_cli.artifacts.types import HeadFit
 from expportrait_cli.config import GenerateConfig, WanConfig
 from expportrait_cli.errors import UsageError, WeightsError
-from expportrait_cli.generate.painter import Painter, ProxyPainter
-from expportrait_cli.generate.scene import Canvas, Scene
+from expportrait_cli.generate.scene import Canvas, Painter, ProxyPainter, Scene
 from expportrait_cli.generate.wan.packages import require_packages
 from expportrait_cli.head import HeadModel
 from expportrait_cli.weights.catalogue import FETCHED, folders, weights_file

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from scipy import sparse
 
-from expportrait_cli.geometry.sparse import csr_tensor
+from expportrait_cli.geometry.mesh import csr_tensor
 from expportrait_cli.head.model import HeadModel
 from expportrait_cli.weights.catalogue import weights_file
 

@@ -12,12 +12,10 @@ from jaxtyping import Float, Float32, Int64
 from scipy import sparse
 from torch import Tensor
 
-from expportrait_cli.geometry.sparse import csr_tensor
-from expportrait_cli.head.model import HeadModel
+from expportrait_cli.geometry.mesh import csr_tensor
+from expportrait_cli.head.model import MARK, HeadModel, is_finer
 from expportrait_cli.head.subdivision import Subdivision, subdivide, subdivide_triangles
 
-MARK = "@2"
-"""Ends the name of a head model with two subdivisions."""
 NEGLIGIBLE = 1e-6
 """Weights below this are left out: less than a micrometre of a metre."""
 
@@ -37,16 +35,6 @@ class Finer:
         """Offsets of the dense vertices on the finer mesh; exactly zero wherever all around is zero."""
         moved = self.lift @ (values != 0).astype(np.float64) > 0
         return np.where(moved, self.carry @ values.astype(np.float64), 0).astype(np.float32)
-
-
-def is_finer(name: str) -> bool:
-    """Whether a head model's name is that of a finer one."""
-    return name.endswith(MARK)
-
-
-def base_name(name: str) -> str:
-    """Name of the model whose parameters a head of this name has: `anny` of `anny@2`."""
-    return name.removesuffix(MARK)
 
 
 def finer(head: HeadModel) -> Finer:

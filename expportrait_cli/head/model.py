@@ -225,3 +225,17 @@ def landmarks(head: HeadModel, posed: Float[Tensor, "*B V 3"]) -> Float[Tensor, 
 
 def _turn(R: Float[Tensor, "*#B 3 3"], point: Float[Tensor, "*#B 3"]) -> Float[Tensor, "*B 3"]:
     return (R @ point[..., None])[..., 0]
+
+
+MARK = "@2"
+"""Ends the name of a head model with two subdivisions."""
+
+
+def is_finer(name: str) -> bool:
+    """Whether a head model's name is that of a finer one."""
+    return name.endswith(MARK)
+
+
+def base_name(name: str) -> str:
+    """Name of the model whose parameters a head of this name has: `anny` of `anny@2`."""
+    return name.removesuffix(MARK)

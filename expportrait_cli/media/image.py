@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageCms, UnidentifiedImageError
 
+from expportrait_cli.artifacts.files import atomic_path, check_file
 from expportrait_cli.errors import InputError
-from expportrait_cli.media.files import atomic_path, check_file
 
 MAX_PIXELS = 8192 * 8192
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")

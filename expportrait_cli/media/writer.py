@@ -12,7 +12,7 @@ from types import TracebackType
 import numpy as np
 from jaxtyping import UInt8, UInt16
 
-from expportrait_cli.artifacts.atomic import atomic_path
+from expportrait_cli.artifacts.files import atomic_path
 from expportrait_cli.errors import OutputError
 from expportrait_cli.media import ffmpeg
 from expportrait_cli.media.ffmpeg import Sound, sound

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from expportrait_cli.artifacts import npz, stem
-from expportrait_cli.artifacts.atomic import atomic_path
+from expportrait_cli.artifacts.files import atomic_path
 from expportrait_cli.artifacts.meshes import Meshes
 from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit
 from expportrait_cli.errors import InputError, UsageError
@@ -22,9 +22,9 @@ from expportrait_cli.generate.proxy.mouth import CAVITY, ENAMEL
 from expportrait_cli.generate.scene import crop_canvas
 from expportrait_cli.head import HeadModel
 from expportrait_cli.head.fitted import fitted_mesh
-from expportrait_cli.media.source import read_frame
+from expportrait_cli.media.video import read_frame
 from expportrait_cli.pipeline.heads import head_behind
-from expportrait_cli.pipeline.quality import check_source
+from expportrait_cli.pipeline.provenance import check_source
 
 log = logging.getLogger(__name__)
 

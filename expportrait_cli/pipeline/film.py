@@ -10,6 +10,7 @@ from time import perf_counter
 from typing import Any
 
 from expportrait_cli.artifacts import npz
+from expportrait_cli.artifacts.files import content_hash
 from expportrait_cli.artifacts.meshes import Meshes
 from expportrait_cli.artifacts.types import HeadFit, Tracking
 from expportrait_cli.errors import InputError
@@ -17,7 +18,6 @@ from expportrait_cli.fit import fit
 from expportrait_cli.generate import generate as paint
 from expportrait_cli.generate.stage import Choice, choose, painter_of
 from expportrait_cli.head import HeadModel
-from expportrait_cli.media.files import content_hash
 from expportrait_cli.media.image import is_image
 from expportrait_cli.media.video import probe
 from expportrait_cli.media.writer import join
@@ -35,15 +35,18 @@ from expportrait_cli.pipeline.licences import licence_map
 from expportrait_cli.pipeline.performance import Driver, OffsetSource, edited_curves, write_meshes
 from expportrait_cli.pipeline.provenance import (
     Clock,
+    check_source,
+    fit_quality,
     licences,
     network_of,
     networks_behind,
     read_record,
     synthetic_tags,
+    tracking_quality,
     versions,
+    warn_of_misfit,
     write_record,
 )
-from expportrait_cli.pipeline.quality import check_source, fit_quality, tracking_quality, warn_of_misfit
 from expportrait_cli.pipeline.sheets import write_grid
 from expportrait_cli.track import track
 

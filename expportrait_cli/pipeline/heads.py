@@ -14,7 +14,8 @@ from expportrait_cli.detect.nets import LandmarkNet
 from expportrait_cli.errors import InputError
 from expportrait_cli.head import HeadModel, HeadName, load_head
 from expportrait_cli.head.embed import embed
-from expportrait_cli.head.finer import base_name, finer, is_finer
+from expportrait_cli.head.finer import finer
+from expportrait_cli.head.model import base_name, is_finer
 from expportrait_cli.pipeline.cache import made_by
 from expportrait_cli.render.rasterizer import rasterize
 

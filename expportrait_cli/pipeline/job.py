@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from expportrait_cli.artifacts import npz
+from expportrait_cli.artifacts.files import check_file
 from expportrait_cli.config import FitConfig, GenerateConfig, RenderConfig, TrackConfig, TransferConfig
 from expportrait_cli.detect.faces import check_choice
 from expportrait_cli.errors import InputError, UsageError
-from expportrait_cli.media.files import check_file
 from expportrait_cli.media.image import is_image
 from expportrait_cli.media.video import probe
-from expportrait_cli.transfer.controls import parse_regions
+from expportrait_cli.transfer.stage import parse_regions
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from expportrait_cli.media.files import content_hash
+from expportrait_cli.artifacts.files import content_hash
 from expportrait_cli.pipeline.provenance import read_record
 from expportrait_cli.weights.catalogue import Weight, entries
 

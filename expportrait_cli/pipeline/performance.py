@@ -9,13 +9,13 @@ from typing import Any
 
 from expportrait_cli.artifacts import npz
 from expportrait_cli.artifacts.curves_csv import read_csv, write_csv
+from expportrait_cli.artifacts.files import check_file, content_hash
 from expportrait_cli.artifacts.meshes import MeshesWriter
 from expportrait_cli.artifacts.types import HeadFit, Tracking
 from expportrait_cli.config import TransferConfig
 from expportrait_cli.errors import InputError, UsageError, WeightsError
 from expportrait_cli.head import HeadModel
 from expportrait_cli.head.finer import finer
-from expportrait_cli.media.files import check_file, content_hash
 from expportrait_cli.pipeline.heads import kind_of_head, tracking_head
 from expportrait_cli.transfer import posed_frames, transfer
 from expportrait_cli.transfer.network import load_network

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float64
 
 from expportrait_cli.artifacts import npz
-from expportrait_cli.artifacts.atomic import atomic_path
+from expportrait_cli.artifacts.files import atomic_path
 from expportrait_cli.artifacts.meshes import Meshes
 from expportrait_cli.artifacts.types import HeadFit, Tracking
 from expportrait_cli.detect.crop import Crop, crop_image
@@ -19,14 +19,13 @@ from expportrait_cli.errors import InputError
 from expportrait_cli.evaluate.own import ANGLES, Asked, Shown, angles_of, measure_run
 from expportrait_cli.evaluate.pictures import PICTURE_PX, data_uri, overlay, worst_frames
 from expportrait_cli.head import landmark_model
-from expportrait_cli.media.source import read_frame
-from expportrait_cli.media.video import read_frames
+from expportrait_cli.media.video import read_frame, read_frames
 from expportrait_cli.pages.page import facts, figures, key, notes, page
 from expportrait_cli.pipeline.heads import head_behind, tracking_head
 from expportrait_cli.pipeline.job import Job
 from expportrait_cli.pipeline.licences import licence_map
 from expportrait_cli.pipeline.performance import OUTSIDE, Driver
-from expportrait_cli.pipeline.quality import DOUBTFUL
+from expportrait_cli.pipeline.provenance import DOUBTFUL
 from expportrait_cli.pipeline.sheets import normals_of
 
 FAR_DEG = 40.0

@@ -9,20 +9,25 @@ from typing import Any, TypeVar
 import torch
 
 from expportrait_cli.artifacts import npz
-from expportrait_cli.artifacts.atomic import atomic_path
+from expportrait_cli.artifacts.files import atomic_path, content_hash
 from expportrait_cli.artifacts.meshes import Meshes
 from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit, Tracking
 from expportrait_cli.config import FitConfig, RenderConfig, TrackConfig, TransferConfig
 from expportrait_cli.fit import fit as run_fit
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.head import HeadName
-from expportrait_cli.media.files import content_hash
 from expportrait_cli.pipeline.cache import made_by
 from expportrait_cli.pipeline.heads import check_same, head_behind, head_by_name, track_header
 from expportrait_cli.pipeline.licences import of_film, with_estimators
 from expportrait_cli.pipeline.performance import Driver, OffsetSource, edited_curves, write_meshes
-from expportrait_cli.pipeline.provenance import network_of, networks_behind
-from expportrait_cli.pipeline.quality import check_source, fit_quality, tracking_quality, warn_of_misfit
+from expportrait_cli.pipeline.provenance import (
+    check_source,
+    fit_quality,
+    network_of,
+    networks_behind,
+    tracking_quality,
+    warn_of_misfit,
+)
 from expportrait_cli.track import track as run_track
 
 A = TypeVar("A")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt16
 
-from expportrait_cli.artifacts.atomic import atomic_path
+from expportrait_cli.artifacts.files import atomic_path
 from expportrait_cli.errors import InputError, UsageError
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.media.writer import VideoWriter

@@ -6,7 +6,7 @@ vertex. The nearest triangle wins, ties go to the lowest id, nothing is culled b
 vertex at w <= 0 and fragments outside -1 <= z/w <= 1 are dropped.
 
 Gradients pass through u and v only: z/w and the id are constants, depth is an interpolated attribute, and
-what happens at silhouettes is the business of `antialias`.
+what happens at silhouettes is the business of `buffers.blend_silhouettes`.
 """
 
 from importlib.util import find_spec

@@ -6,8 +6,7 @@ import numpy as np
 from jaxtyping import Float
 
 from expportrait_cli.head.facemesh import FACE_OVAL, IRIS, LID_PAIRS, LIP_PAIRS, LandmarkModel
-from expportrait_cli.solve.projection import Projection, cross_matrix
-from expportrait_cli.solve.state import State, initial_state, interocular_px, rotate
+from expportrait_cli.solve.state import Projection, State, cross_matrix, initial_state, interocular_px, rotate
 
 PASSES = 10
 """Two or three are the rule; where the sets went round in circles the last step would be as good as any."""

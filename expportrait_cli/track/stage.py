@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
+from expportrait_cli.artifacts.files import content_hash
 from expportrait_cli.artifacts.types import CROP_SIZE, Tracking
 from expportrait_cli.config import TrackConfig
 from expportrait_cli.geometry.mesh import vertex_normals
 from expportrait_cli.head import HeadModel, dense, landmark_model
 from expportrait_cli.head.model import HEAD
-from expportrait_cli.media.files import content_hash
 from expportrait_cli.solve.solver import IDENTITY_PRIOR, ITERATIONS, ITERATIONS_FIRST, TEMPORAL, Anchors, Solver
 from expportrait_cli.solve.state import State, columns_of, distinct_rows, focal_for, interocular_px
 from expportrait_cli.track.observe import Observations, observe

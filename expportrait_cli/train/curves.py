@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from expportrait_cli.artifacts.atomic import atomic_path
+from expportrait_cli.artifacts.files import atomic_path
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.geometry.rotations import FRONTAL
 from expportrait_cli.head import HeadModel, dense

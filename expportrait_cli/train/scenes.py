@@ -23,7 +23,7 @@ from expportrait_cli.generate.scene import Canvas, Scene
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.head import HeadModel
 from expportrait_cli.media.image import write_png
-from expportrait_cli.media.source import read_pictures
+from expportrait_cli.media.video import read_pictures
 from expportrait_cli.pipeline.performance import OffsetSource, write_meshes
 from expportrait_cli.solve.state import distinct_rows
 from expportrait_cli.track import track

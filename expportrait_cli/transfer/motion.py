@@ -11,8 +11,7 @@ from expportrait_cli.head import HeadModel, landmark_model
 from expportrait_cli.head.facemesh import LID_PAIRS
 from expportrait_cli.head.fitted import person_joints
 from expportrait_cli.head.model import NECK
-from expportrait_cli.solve.projection import Projection
-from expportrait_cli.solve.state import State, interocular_px, photo_distance
+from expportrait_cli.solve.state import Projection, State, interocular_px, photo_distance
 
 SOFT_DEG = 15.0
 """Width over which a turn runs into its limit."""

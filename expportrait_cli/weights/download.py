@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from expportrait_cli import __version__
-from expportrait_cli.artifacts.atomic import sha256
+from expportrait_cli.artifacts.files import sha256
 from expportrait_cli.errors import OutputError, WeightsError
 from expportrait_cli.weights.catalogue import Weight, how_to_get
 

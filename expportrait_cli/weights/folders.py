@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from expportrait_cli.artifacts.atomic import atomic_path, sha256
+from expportrait_cli.artifacts.files import atomic_path, sha256
 from expportrait_cli.errors import OutputError, WeightsError
 from expportrait_cli.weights.catalogue import folders
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from expportrait_cli import __version__
-from expportrait_cli.artifacts.atomic import atomic_path, sha256
+from expportrait_cli.artifacts.files import atomic_path, sha256
 from expportrait_cli.errors import OutputError, WeightsError
 from expportrait_cli.weights.catalogue import FETCHED, Weight
 from expportrait_cli.weights.download import TIMEOUT_S, fetch

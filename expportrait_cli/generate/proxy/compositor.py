@@ -25,8 +25,8 @@ from expportrait_cli.generate.proxy.lids import Lid
 from expportrait_cli.generate.proxy.mouth import InnerLayers
 from expportrait_cli.geometry.rotations import similarity
 from expportrait_cli.head import HeadModel
+from expportrait_cli.head.facemesh import lid_travel
 from expportrait_cli.head.fitted import Bones
-from expportrait_cli.head.spread import lid_travel
 from expportrait_cli.render.rasterizer import interpolate
 
 SKIN = 0

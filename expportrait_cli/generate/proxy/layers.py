@@ -12,7 +12,7 @@ from scipy.sparse.linalg import splu
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.geometry.mesh import grown, vertex_normals
 from expportrait_cli.head import HeadModel
-from expportrait_cli.head.spread import lid_travel
+from expportrait_cli.head.facemesh import lid_travel
 from expportrait_cli.render.rasterizer import rasterize
 
 

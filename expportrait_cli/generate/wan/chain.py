@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from expportrait_cli.artifacts.atomic import atomic_path
-from expportrait_cli.generate.painter import Sketch, Sketches
+from expportrait_cli.artifacts.files import atomic_path
+from expportrait_cli.generate.scene import Sketch, Sketches
 from expportrait_cli.generate.wan.film import Model, Painted, Picture, Sampling, paint_window
 from expportrait_cli.generate.wan.vae import Decoding, Vae, pictures
 from expportrait_cli.generate.wan.windows import STRIDE, Window, chunks, latent_of

@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from expportrait_cli.artifacts.atomic import sha256
+from expportrait_cli.artifacts.files import sha256
 from expportrait_cli.errors import InputError, WeightsError
 from expportrait_cli.generate.wan.manifest import TRANSFORMER
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from safetensors import SafetensorError, safe_open
 
 from expportrait_cli import __version__
-from expportrait_cli.artifacts.atomic import atomic_path, sha256
+from expportrait_cli.artifacts.files import atomic_path, sha256
 from expportrait_cli.errors import WeightsError
 from expportrait_cli.render.buffers import CONVENTION
 

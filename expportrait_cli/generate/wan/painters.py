@@ -16,15 +16,14 @@ from torch import Tensor, nn
 from expportrait_cli.ahead import read_ahead
 from expportrait_cli.config import WanConfig
 from expportrait_cli.errors import UsageError, WeightsError
-from expportrait_cli.generate.painter import Sketch, Sketches, Still
+from expportrait_cli.generate.scene import Sketch, Sketches, Still
 from expportrait_cli.generate.wan import runtime, together
 from expportrait_cli.generate.wan.budget import Cost, Shape, free_bytes, speed_of
 from expportrait_cli.generate.wan.chain import paint_chain
-from expportrait_cli.generate.wan.film import Model, Sampling, paint_windows
+from expportrait_cli.generate.wan.film import Model, Sampling, paint_windows, sigmas_of
 from expportrait_cli.generate.wan.folder import NO_MODEL, load_folder, load_transformer, load_vae
 from expportrait_cli.generate.wan.manifest import PROMPT, TRANSFORMER, VAE, Sampler, read_manifest, read_tensors
 from expportrait_cli.generate.wan.portrait_model import PortraitModel
-from expportrait_cli.generate.wan.sampler import sigmas_of
 from expportrait_cli.generate.wan.v2v import FinishModel
 from expportrait_cli.generate.wan.vace import VaceModel
 from expportrait_cli.generate.wan.vae import SPACE, Vae

@@ -8,11 +8,10 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from expportrait_cli.generate.painter import Still
+from expportrait_cli.generate.scene import Still
 from expportrait_cli.generate.wan.encoders import ImageEncoder
-from expportrait_cli.generate.wan.film import Chunks
+from expportrait_cli.generate.wan.film import Chunks, Velocity
 from expportrait_cli.generate.wan.portrait import WanPortrait
-from expportrait_cli.generate.wan.sampler import Velocity
 from expportrait_cli.generate.wan.vae import Encoding, Vae, filled, pixels
 
 STEPS = 1000

@@ -8,8 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from expportrait_cli.errors import WeightsError
-from expportrait_cli.generate.wan.film import Chunks
-from expportrait_cli.generate.wan.sampler import Velocity
+from expportrait_cli.generate.wan.film import Chunks, Velocity
 from expportrait_cli.generate.wan.vae import CHANNELS, Encoding, Vae, pixels
 
 STEPS = 1000

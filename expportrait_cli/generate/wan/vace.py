@@ -16,9 +16,8 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from expportrait_cli.errors import WeightsError
-from expportrait_cli.generate.painter import Sketch, Still
-from expportrait_cli.generate.wan.film import Chunks, Painted
-from expportrait_cli.generate.wan.sampler import Velocity
+from expportrait_cli.generate.scene import Sketch, Still
+from expportrait_cli.generate.wan.film import Chunks, Painted, Velocity
 from expportrait_cli.generate.wan.vae import CHANNELS, SPACE, Encoding, Vae, filled, pixels
 
 GUESSED = 0.5

@@ -16,10 +16,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from expportrait_cli.geometry.sparse import csr_tensor
+from expportrait_cli.geometry.mesh import csr_tensor
 from expportrait_cli.head.model import EYE_LEFT, EYE_RIGHT, HeadModel
 from expportrait_cli.head.smplx import regions as regions
-from expportrait_cli.head.smplx.io import JOINTS, SHOULDERS, SmplxBody
+from expportrait_cli.head.smplx.load import JOINTS, SHOULDERS, SmplxBody
 from expportrait_cli.head.subdivision import Cut, cut_above, subdivide_triangles
 
 BONE_JOINTS = (12, 12, 15, 22, 23, 24)

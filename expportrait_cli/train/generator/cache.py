@@ -18,7 +18,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from expportrait_cli.artifacts import npz
-from expportrait_cli.artifacts.atomic import atomic_path
+from expportrait_cli.artifacts.files import atomic_path, content_hash
 from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit, Tracking
 from expportrait_cli.dataset.dataset import Clip
 from expportrait_cli.dataset.sheet import clip_meshes
@@ -29,7 +29,6 @@ from expportrait_cli.generate.wan.vae import Encoding, Vae, pixels
 from expportrait_cli.geometry import mesh
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.head import HeadModel
-from expportrait_cli.media.files import content_hash
 from expportrait_cli.media.video import read_frames
 from expportrait_cli.media.writer import VideoWriter
 from expportrait_cli.pipeline.cache import made_by

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from expportrait_cli import __version__
 from expportrait_cli.artifacts import network_file, npz
-from expportrait_cli.artifacts.atomic import sha256
+from expportrait_cli.artifacts.files import sha256
 from expportrait_cli.config import MiniTraining
 from expportrait_cli.dataset.dataset import Clip, Dataset
 from expportrait_cli.errors import InputError

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from expportrait_cli.artifacts import npz
-from expportrait_cli.artifacts.atomic import atomic_path
+from expportrait_cli.artifacts.files import atomic_path
 from expportrait_cli.config import TransferTraining
 from expportrait_cli.train.transfer import folds
 from expportrait_cli.train.transfer.methods import (

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from expportrait_cli import __version__
-from expportrait_cli.artifacts.atomic import atomic_path, sha256
+from expportrait_cli.artifacts.files import atomic_path, sha256
 from expportrait_cli.config import TransferTraining
 from expportrait_cli.dataset.dataset import Dataset
 from expportrait_cli.errors import InputError, UsageError

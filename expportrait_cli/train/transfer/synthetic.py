@@ -14,9 +14,8 @@ from expportrait_cli.artifacts import npz
 from expportrait_cli.geometry.mesh import face_normals, normalize
 from expportrait_cli.geometry.rotations import matrix
 from expportrait_cli.head import HeadModel, coarse, dense, joints, landmarks
-from expportrait_cli.head.facemesh import LID_PAIRS, LIP_PAIRS
+from expportrait_cli.head.facemesh import LID_PAIRS, LIP_PAIRS, LandmarkSpread
 from expportrait_cli.head.model import JAW
-from expportrait_cli.head.spread import LandmarkSpread
 from expportrait_cli.train.transfer import folds
 from expportrait_cli.train.transfer.performers import Performer
 from expportrait_cli.transfer.face import Face

@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and their hashes."""
+"""Files: their names, their hashes, and how they are written: whole or not at all."""
 
 import errno
 import hashlib
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from expportrait_cli.errors import OutputError
+from expportrait_cli.errors import InputError, OutputError
 
 
 def sha256(path: Path) -> str:
@@ -58,3 +58,26 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 def _refusal(path: str | os.PathLike[str], error: OSError) -> OutputError:
     return OutputError(f"{path} could not be written: {error.strerror or error}. Free space or choose another folder.")
+
+
+def content_hash(path: str | os.PathLike[str]) -> str:
+    """Hash the content with sha256, in hexadecimal."""
+    check_file(path)
+    try:
+        return sha256(Path(path))
+    except OSError as error:
+        raise InputError(f"{path} could not be read: {error.strerror}.") from error
+
+
+def check_file(path: str | os.PathLike[str]) -> None:
+    """Raise InputError unless `path` is a file with something in it."""
+    file = Path(path)
+    try:
+        if file.is_dir():
+            raise InputError(f"{path} is a folder. Name a photo or a clip.")
+        if not file.exists():
+            raise InputError(f"{path} does not exist. Check the name and the folder.")
+        if file.is_file() and file.stat().st_size == 0:
+            raise InputError(f"{path} is empty (0 bytes). Copy or download it again.")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} could not be read: {error}.") from error
