@@ -12,8 +12,9 @@ from time import perf_counter
 import skimage.data
 from PIL import Image
 
-from expportrait_cli.cli.app import run, settle_threads
+from expportrait_cli.cli.app import run
 from expportrait_cli.pipeline.provenance import read_record
+from expportrait_cli.runtime import settle_threads
 
 DRIVING = Path(__file__).with_name("driving.mp4")
 

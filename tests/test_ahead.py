@@ -6,7 +6,7 @@ from itertools import islice
 
 import pytest
 
-from expportrait_cli.ahead import ahead, read_ahead
+from expportrait_cli.runtime import ahead, read_ahead
 
 
 def counted(made: list[int], end: int = 1000) -> Iterator[int]:

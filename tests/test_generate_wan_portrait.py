@@ -6,9 +6,8 @@ from safetensors.torch import load_file, save_file
 from tiny_wan import IMAGE_DIM, IMAGE_TOKENS, prompt_embeds, tiny_i2v_transformer, tiny_transformer
 
 from expportrait_cli.errors import InputError, WeightsError
-from expportrait_cli.generate.wan import packages
+from expportrait_cli.generate.wan import packages, require_packages
 from expportrait_cli.generate.wan.encoders import PoseEncoder, ReferenceEncoder, latent_frames
-from expportrait_cli.generate.wan.packages import require_packages
 from expportrait_cli.generate.wan.portrait import MASK, PATCH, TEXT_TOKENS, WanPortrait, base_of, from_original, widened
 
 pytestmark = pytest.mark.slow

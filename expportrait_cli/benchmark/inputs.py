@@ -3,7 +3,7 @@
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import islice
@@ -22,6 +22,7 @@ from expportrait_cli.evaluate.face import Looker
 from expportrait_cli.media.image import write_png
 from expportrait_cli.media.video import VideoWriter, frame_count, probe, read_frame, read_frames, read_pictures
 from expportrait_cli.pipeline.provenance import read_record, write_record
+from expportrait_cli.progress import Progress
 
 log = logging.getLogger(__name__)
 
@@ -129,7 +130,6 @@ def _is_hidden(path: Path, folder: Path) -> bool:
 LOOKS = 24
 """Frames, evenly spaced, that the crop is laid around."""
 
-Progress = Callable[[int, int | None], None]
 Image = UInt8[np.ndarray, "H W 3"]
 
 

@@ -1,6 +1,6 @@
 """The HTML page of a benchmark: tables, intervals, the worst frame of each film."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -26,6 +26,7 @@ from expportrait_cli.media.video import read_frame
 from expportrait_cli.pages.page import facts, figures, key, notes, page, table
 from expportrait_cli.pipeline.licences import LicenceMap
 from expportrait_cli.pipeline.sheets import normals_behind
+from expportrait_cli.progress import Progress
 
 CURVES = {
     "self": ("psnr_head", "l1_frame", "lmk_nme", "aed_own", "apd_own_deg", "identity_dlib"),
@@ -166,9 +167,7 @@ def _pair(scores: SuiteScores, name: str, worst: WorstFrame | None) -> str:
     )
 
 
-def suite_page(
-    plan: Plan, outcome: Outcome, licences: LicenceMap | None, progress: Callable[[int, int | None], None]
-) -> str:
+def suite_page(plan: Plan, outcome: Outcome, licences: LicenceMap | None, progress: Progress) -> str:
     """Build the page. Reads each pair's films once more, for the frame that the first method shows worst."""
     first = next(iter(plan.methods))
     worst: dict[str, WorstFrame] = {}

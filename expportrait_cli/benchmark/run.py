@@ -24,10 +24,9 @@ from expportrait_cli.evaluate.scores import Scores, estimators, scores_from_json
 from expportrait_cli.pipeline import licences
 from expportrait_cli.pipeline.licences import LicenceMap
 from expportrait_cli.pipeline.provenance import read_record, write_record
+from expportrait_cli.progress import Progress
 
 log = logging.getLogger(__name__)
-
-Progress = Callable[[int, int | None], None]
 
 
 @runtime_checkable

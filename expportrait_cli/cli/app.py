@@ -15,17 +15,15 @@ from expportrait_cli.cli import (
     doctor,
     evaluate,
     export,
-    fit,
     generate,
     options,
-    render_normals,
-    track,
+    stages,
     train,
-    transfer,
     weights,
 )
 from expportrait_cli.cli.boundary import report, say_error
 from expportrait_cli.errors import INTERRUPTED
+from expportrait_cli.runtime import settle_threads
 
 BROKEN_PIPE = 128 + signal.SIGPIPE
 TERMINATED = 128 + signal.SIGTERM
@@ -60,21 +58,11 @@ def start(
     settle_threads()
 
 
-def settle_threads() -> None:
-    """Give torch the processors that this process may really use; call it before torch is imported.
-
-    Threads that spin while they wait slow torch tenfold beside a busy neighbour, hence the passive wait.
-    """
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    os.environ.setdefault("OMP_NUM_THREADS", str(count))
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-
 app.command("generate")(generate.generate)
-app.command("track")(track.track)
-app.command("fit")(fit.fit)
-app.command("transfer")(transfer.transfer)
-app.command("render-normals")(render_normals.render_normals)
+app.command("track")(stages.track)
+app.command("fit")(stages.fit)
+app.command("transfer")(stages.transfer)
+app.command("render-normals")(stages.render_normals)
 app.command("export")(export.export)
 app.command("eval")(evaluate.evaluate)
 app.command("batch")(batch.batch)

@@ -1,6 +1,5 @@
 """`expportrait data`: sets to train on."""
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -8,8 +7,9 @@ import typer
 
 from expportrait_cli.cli import options
 from expportrait_cli.cli.display import Display
-from expportrait_cli.cli.track import HeadModelOption
+from expportrait_cli.cli.options import HeadModelOption
 from expportrait_cli.config import PrepareConfig
+from expportrait_cli.runtime import cpu_count
 
 app = typer.Typer(help="Make sets to train on.", rich_markup_mode=None)
 
@@ -50,7 +50,7 @@ def prepare(
     options.writable(out)
     from expportrait_cli.dataset.prepare import prepare as run
 
-    count = jobs or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    count = jobs or cpu_count()
     config = PrepareConfig(frames=frames, min_face_px=min_face)
     with Display() as display:
         summary = run(folder, out, config, display.stage, head_model=head_model, jobs=count)

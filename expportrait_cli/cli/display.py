@@ -1,12 +1,12 @@
 """Progress on stderr: one line a stage, with the time that it still needs."""
 
 import sys
-from collections.abc import Callable
 from time import perf_counter
 from types import TracebackType
 from typing import Any
 
 from expportrait_cli.cli.options import output
+from expportrait_cli.progress import Progress
 
 
 class Display:
@@ -45,7 +45,7 @@ class Display:
         if self._bars is not None:
             self._bars.stop()
 
-    def stage(self, name: str) -> Callable[[int, int | None], None]:
+    def stage(self, name: str) -> Progress:
         """Begin a stage; what it returns is told how many of how many steps are done."""
         self._finish()
         self._name, self._since, self._done, self._total = name, perf_counter(), 0, None

@@ -261,3 +261,9 @@ def only_helps(config: GenerateConfig) -> bool:
     from expportrait_cli.generate.stage import only_helps
 
     return only_helps(config)
+
+
+HeadModelOption = Annotated[
+    Literal["anny", "smplx"],
+    typer.Option(help="3D head: the built-in one, or SMPL-X from your own licensed file (EXPPORTRAIT_SMPLX)."),
+]

@@ -1,13 +1,14 @@
-"""`expportrait train`: networks of your own."""
+"""`expportrait train`: the transfer network and its ablation, the generator, the small painter and its gate."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from expportrait_cli.cli import options, train_generator, train_mini
+from expportrait_cli.cli import options
 from expportrait_cli.cli.display import Display
-from expportrait_cli.config import TransferTraining
+from expportrait_cli.config import GeneratorTask, GeneratorTraining, MiniTraining, TransferTraining
+from expportrait_cli.errors import UsageError
 
 app = typer.Typer(help="Train networks on prepared sets.", rich_markup_mode=None)
 
@@ -16,10 +17,6 @@ app = typer.Typer(help="Train networks on prepared sets.", rich_markup_mode=None
 def train() -> None:
     """Train networks on prepared sets."""
 
-
-app.command("mini")(train_mini.mini)
-app.command("gate")(train_mini.gate)
-app.command("generator")(train_generator.generator)
 
 Datasets = Annotated[
     list[Path] | None,
@@ -80,3 +77,134 @@ def ablation(
     if not as_json:
         typer.echo(table, err=True)
     options.echo(path, figures, as_json=as_json)
+
+
+BASE = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
+
+
+@app.command("generator")
+def generator(
+    datasets: Annotated[list[Path], typer.Argument(metavar="DATASET...", help="Folders made by `data prepare`.")],
+    *,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="A new folder.", show_default=False)],
+    base: Annotated[
+        str, typer.Option(metavar="FOLDER", help="Wan in the form of diffusers, by folder or by name in the cache.")
+    ] = BASE,
+    epochs: Annotated[int, typer.Option(min=1, help="Times through the clips.")] = GeneratorTraining.epochs,
+    steps: Annotated[int, typer.Option(min=0, help="Steps instead of epochs.")] = GeneratorTraining.steps,
+    size: Annotated[int, typer.Option(min=32, help="Side of the pictures, px; a multiple of 16.")] = (
+        GeneratorTraining.size
+    ),
+    frames: Annotated[int, typer.Option(min=5, help="Frames of a window: 5, 9, ... 81.")] = GeneratorTraining.frames,
+    batch: Annotated[int, typer.Option(min=1, help="Windows a step, on each device.")] = GeneratorTraining.batch,
+    rate: Annotated[float, typer.Option(min=0.0, help="Learning rate.")] = GeneratorTraining.rate,
+    trunk: Annotated[float, typer.Option(min=0.0, help="Times that, for the base's own weights.")] = (
+        GeneratorTraining.trunk
+    ),
+    lora: Annotated[int, typer.Option(min=0, help="Train a LoRA of this rank; 0 trains all.")] = GeneratorTraining.lora,
+    loss: Annotated[Literal["velocity", "epsilon"], typer.Option(help="What is compared: epsilon is Eq. 10.")] = (
+        GeneratorTask.loss
+    ),
+    hint: Annotated[
+        bool, typer.Option("--hint", help="Show it the proxy film, too (not the paper's); draws one for some photos.")
+    ] = GeneratorTask.hint,
+    checkpointing: Annotated[
+        bool,
+        typer.Option("--checkpointing/--no-checkpointing", help="Compute twice what would have to be kept in memory."),
+    ] = GeneratorTask.checkpointing,
+    report_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = GeneratorTask.report_every,
+    sample_every: Annotated[int, typer.Option(min=1, help="Steps between films.")] = GeneratorTask.sample_every,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = GeneratorTraining.seed,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    log_level: options.LogLevel = None,
+) -> None:
+    """Train the generator that paints a film from the photo and normal maps, on top of a public Wan.
+
+    On several GPUs: `accelerate launch --no-python expportrait train generator ...`. An interrupted run goes on where
+    it stopped when the same command is given; FOLDER.work has its state, curves and films.
+    """
+    if frames % 4 != 1:
+        raise UsageError(f"--frames {frames}: Wan takes 5, 9, 13, ..., 81.")
+    if size % 16:
+        raise UsageError(f"--size {size}: Wan takes multiples of 16.")
+    options.writable(out.parent)
+    from expportrait_cli.generate.wan import require_packages
+
+    require_packages()
+    import torch
+
+    from expportrait_cli.train.generator.run import train_generator
+
+    config = GeneratorTraining(
+        epochs=epochs,
+        steps=steps,
+        frames=frames,
+        size=size,
+        batch=batch,
+        rate=rate,
+        trunk=trunk,
+        lora=lora,
+        seed=seed,
+    )
+    task = GeneratorTask(
+        loss=loss, hint=hint, checkpointing=checkpointing, report_every=report_every, sample_every=sample_every
+    )
+    with Display() as display:
+        summary = train_generator(datasets, out, base, config, task, display.stage)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    if summary:
+        options.echo(out, summary, as_json=as_json)
+
+
+Sets = Annotated[list[Path], typer.Argument(metavar="DATASET...", help="Folders made by `data prepare`.")]
+
+
+@app.command("mini")
+def mini(
+    datasets: Sets,
+    *,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="A .safetensors file.", show_default=False)],
+    steps: Annotated[int, typer.Option(min=1, help="Batches.")] = MiniTraining.steps,
+    photos: Annotated[int, typer.Option(min=1, help="Frames of each clip that serve as the photo.")] = (
+        MiniTraining.photos
+    ),
+    seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = MiniTraining.seed,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    log_level: options.LogLevel = None,
+) -> None:
+    """Train the small painter, which corrects what the proxy film had to guess.
+
+    An interrupted run goes on where it stopped when the same command is given. A fifth of the people only judge.
+    """
+    path = options.result(out, "mini.safetensors", inputs=(), suffixes=(".safetensors",))
+    from expportrait_cli.train.mini.run import train_mini
+
+    config = MiniTraining(steps=steps, photos=photos, seed=seed)
+    with Display() as display:
+        summary = train_mini(datasets, path, config, display.stage)
+    options.echo(path, summary, as_json=as_json)
+
+
+@app.command("gate")
+def gate(
+    weights: Annotated[Path, typer.Argument(metavar="FILE", help="Weights of the small painter.")],
+    datasets: Sets,
+    *,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    log_level: options.LogLevel = None,
+) -> None:
+    """Judge the small painter by people that it never saw, and write the verdict into FILE.
+
+    `generate --backend auto` takes it in place of the proxy only if it passed: +0.3 dB on the head, +3 dB where the
+    proxy guessed, 0.9 of the truth's edges left, no more flicker.
+    """
+    options.existing(weights)
+    from expportrait_cli.train.mini import run
+
+    with Display() as display:
+        verdict = run.gate(weights, datasets, display.stage)
+    options.echo(weights, verdict, as_json=as_json)

@@ -93,7 +93,7 @@ def convert(
 ) -> None:
     """Bring a Wan transformer from Wan's own format to the folder that `train generator --base` takes."""
     options.writable(out.parent)
-    from expportrait_cli.generate.wan.packages import require_packages
+    from expportrait_cli.generate.wan import require_packages
 
     require_packages()
     from expportrait_cli.generate.wan.base import convert as work

@@ -26,6 +26,7 @@ from expportrait_cli.media.writer import VideoWriter
 from expportrait_cli.pipeline import steps
 from expportrait_cli.pipeline.cache import is_current, made_by
 from expportrait_cli.pipeline.heads import head_by_name, track_header
+from expportrait_cli.progress import silent
 
 SHEETS = "sheets"
 TRACK, FIT = TrackConfig(), FitConfig()
@@ -189,11 +190,6 @@ def sheet_path(plan: Plan) -> Path:
 def worker_head(name: HeadName) -> HeadModel:
     """The head model, once a process."""
     return head_by_name(name)
-
-
-def silent(_: str) -> Any:
-    """Show no progress of the stages inside a clip."""
-    return lambda done, total: None
 
 
 def safe(name: str) -> str:

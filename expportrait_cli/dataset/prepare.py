@@ -2,7 +2,6 @@
 
 import logging
 import traceback
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import monotonic
@@ -18,13 +17,12 @@ from expportrait_cli.dataset.summary import write_summary
 from expportrait_cli.errors import FAULT, InputError, UsageError, UserError
 from expportrait_cli.head import HeadName
 from expportrait_cli.pipeline.heads import head_by_name
+from expportrait_cli.progress import Stage
 
 log = logging.getLogger(__name__)
 
 UPDATE_S, UPDATE_SHARE = 10.0, 0.05
 """Least time between updates of `dataset.json`, and share of all time that they may take: it may be large."""
-
-Stage = Callable[[str], Callable[[int, int | None], None]]
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ The published multi-task model; MIT, also its code. Trained on rendered people o
 """
 
 import logging
-import os
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,6 +13,7 @@ from jaxtyping import Float32, UInt8
 
 from expportrait_cli.detect.estimate import INSTALL, Estimate, assemble, resized
 from expportrait_cli.errors import WeightsError
+from expportrait_cli.runtime import cpu_count
 
 SIDE = 512
 AXES = np.eye(3, dtype=np.float32)
@@ -91,7 +91,7 @@ def _session(runtime: ModuleType, path: Path) -> Any:
 
     options = runtime.SessionOptions()
     options.log_severity_level = 3
-    options.intra_op_num_threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
+    options.intra_op_num_threads = cpu_count()
     # Threads that spin while they wait slow down everything else on a busy machine.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     wanted = [one for one in ("CUDAExecutionProvider",) if one in runtime.get_available_providers()]

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from expportrait_cli.detect.estimate import Estimate, assemble, resized
 from expportrait_cli.detect.torchscript import load_program
 from expportrait_cli.errors import WeightsError
+from expportrait_cli.runtime import best_device
 
 HEADS = {1024: 16, 1280: 16, 1536: 24, 1920: 32}
 """Heads of the attention, which no shape tells, by width: 0.3B, 0.6B, 1B and 2B."""
@@ -213,7 +214,7 @@ class _Net:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = best_device()
         is_state = path.suffix == ".safetensors"
         if is_state:
             self._module = load_normals(path).to(self._device)

@@ -12,6 +12,7 @@ from expportrait_cli.detect.torchscript import load_program
 from expportrait_cli.errors import WeightsError
 from expportrait_cli.evaluate.columns import CLASSES, WINDOW
 from expportrait_cli.evaluate.onnx_net import find
+from expportrait_cli.runtime import best_device
 
 
 def frechet_distance(a: Float64[np.ndarray, "N D"], b: Float64[np.ndarray, "M D"]) -> float:
@@ -53,7 +54,7 @@ class I3d:
             WeightsError: it is no TorchScript, or one that calls more than a network needs.
         """
         self._path = path
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = best_device()
         self._program = load_program(path, self._device, advice=HOW)
 
     @torch.inference_mode()

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from expportrait_cli.errors import WeightsError
 from expportrait_cli.evaluate.onnx_net import find, missing_file
+from expportrait_cli.runtime import best_device
 
 Net = Literal["alex", "vgg"]
 WEIGHTS: dict[Net, str] = {"alex": "lpips-alex", "vgg": "lpips-vgg"}
@@ -102,7 +103,7 @@ def load(net: Net) -> Lpips:
     path = find(WEIGHTS[net])
     if path is None:
         raise WeightsError(f"LPIPS {missing_file(WEIGHTS[net])}.")
-    return Lpips(net, path).to("cuda" if torch.cuda.is_available() else "cpu")
+    return Lpips(net, path).to(best_device())
 
 
 def _shapes(net: Net) -> dict[int, tuple[int, int, int]]:

@@ -3,7 +3,6 @@
 ONNX holds a graph of known operators and cannot bring code of its own.
 """
 
-import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 from jaxtyping import Float32, Float64
 
 from expportrait_cli.errors import WeightsError
+from expportrait_cli.runtime import cpu_count
 from expportrait_cli.weights.catalogue import entry, folders, locate
 
 
@@ -55,7 +55,7 @@ class OnnxNet:
         unreadable = (errors.Fail, errors.InvalidArgument, errors.InvalidGraph, errors.InvalidProtobuf)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        options.intra_op_num_threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
+        options.intra_op_num_threads = cpu_count()
         # Threads that spin while they wait slow down everything else on a busy machine.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:

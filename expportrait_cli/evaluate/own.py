@@ -5,7 +5,7 @@ the motion of the hair, so that what shakes in a film shakes in its scores.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,7 @@ from expportrait_cli.evaluate.estimators import Likeness, missing_columns
 from expportrait_cli.evaluate.face import Looker
 from expportrait_cli.geometry.rotations import FRONTAL, from_turns
 from expportrait_cli.head import LandmarkModel
+from expportrait_cli.progress import Progress
 from expportrait_cli.solve.solver import IDENTITY_PRIOR, Solver
 from expportrait_cli.solve.state import State, distinct_rows, focal_for, normalised
 
@@ -172,7 +173,7 @@ def measure_run(
     model: LandmarkModel,
     *,
     pasted: bool,
-    progress: Callable[[int, int | None], None],
+    progress: Progress,
 ) -> Shown:
     """Solve each frame of a film with the very head and camera that it was made from.
 

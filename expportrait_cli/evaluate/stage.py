@@ -1,7 +1,6 @@
 """Score a film against its truth, or against its driver and a photo, one pair of frames at a time."""
 
 from collections import deque
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +14,12 @@ from expportrait_cli.evaluate.fvd import Windows
 from expportrait_cli.evaluate.scores import Scores, first_frame
 from expportrait_cli.head import landmark_model, load_head
 from expportrait_cli.media.video import frame_count, probe, read_frame, read_frames
+from expportrait_cli.progress import Progress
 
 Image = UInt8[np.ndarray, "H W 3"]
 
 
-def evaluate(
-    output: Path, target: Path, *, reference: Path | None, progress: Callable[[int, int | None], None]
-) -> Scores:
+def evaluate(output: Path, target: Path, *, reference: Path | None, progress: Progress) -> Scores:
     """Measure every frame of `output` against the same frame of `target`.
 
     Without a reference the target is the truth (self): same size, same frames, and its first frame is the reference.

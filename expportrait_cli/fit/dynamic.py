@@ -17,10 +17,9 @@ from expportrait_cli.fit.patch import Patch, limited
 from expportrait_cli.geometry.mesh import vertex_normals
 from expportrait_cli.head.facemesh import LandmarkSpread
 from expportrait_cli.head.fitted import neutral_mesh
+from expportrait_cli.progress import Progress
 
 LIMIT_M, STATIC_LIMIT_M = FitDescent.dynamic_limit_m, FitDescent.static_limit_m
-
-Progress = Callable[[int, int | None], None]
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from expportrait_cli.head import HeadModel, dense, landmarks
 from expportrait_cli.head.facemesh import EYE_RINGS, LIPS
 from expportrait_cli.head.finer import Finer, finer
 from expportrait_cli.head.model import is_finer
+from expportrait_cli.progress import Progress
 from expportrait_cli.solve.solver import UNIT_IOD
 from expportrait_cli.solve.state import interocular_px
 
@@ -36,7 +37,6 @@ shadows end, a tracking that is off by as much looks like a fold."""
 LOOSE_M, TIGHT_M = 0.004, 0.010
 """Distances from the rims of lips and lids up to which a vertex moves freely, and from which along its normal alone."""
 
-Progress = Callable[[int, int | None], None]
 Rows = Int64[np.ndarray, " R"]
 
 

@@ -12,6 +12,7 @@ from scipy.spatial import KDTree
 from expportrait_cli.fit.masks import ear_vertices
 from expportrait_cli.geometry.mesh import grown
 from expportrait_cli.head import HeadModel
+from expportrait_cli.progress import Progress
 
 RIM_STEPS = 6
 """Rings of triangles around an ear that are carried with it."""
@@ -75,7 +76,7 @@ def fit_silhouette(
     ears: Bool[np.ndarray, " V"],
     focal_px: float,
     rounds: int,
-    progress: Callable[[int, int | None], None],
+    progress: Progress,
 ) -> Float[np.ndarray, "N 3"]:
     """Offset of the coarse canonical vertices, m, that carries the drawn outline onto the matte's.
 

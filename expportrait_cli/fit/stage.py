@@ -1,7 +1,7 @@
 """Fit the head of one person: identity, static offset, and the dynamic offset of every frame (paper 3.1)."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -34,13 +34,12 @@ from expportrait_cli.head.facemesh import LandmarkSpread
 from expportrait_cli.head.finer import named
 from expportrait_cli.head.fitted import blend_matrices, fitted_mesh
 from expportrait_cli.media.video import read_frame
+from expportrait_cli.progress import Progress
 
 log = logging.getLogger(__name__)
 
 STRANGER = 1.3
 """Growth of the landmark error under a given head from which a clip seems to show someone else."""
-
-Progress = Callable[[int, int | None], None]
 
 
 def fit(

@@ -1,6 +1,6 @@
 """Static offset off the face: hair, clothes and shoulders, from the outline and what networks see (paper 3.1.2)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import cv2
@@ -26,6 +26,7 @@ from expportrait_cli.head import HeadModel, dense
 from expportrait_cli.head.facemesh import LandmarkSpread
 from expportrait_cli.head.fitted import blend_matrices, canonical_mesh, fitted_mesh
 from expportrait_cli.head.model import HEAD
+from expportrait_cli.progress import Progress
 from expportrait_cli.render.buffers import blend_silhouettes
 from expportrait_cli.render.rasterizer import rasterize
 from expportrait_cli.solve.state import distinct_rows
@@ -47,8 +48,6 @@ PARTS = (1.0, 0.5, 0.25)
 """Parts of a step that are tried until the outline is covered."""
 NETWORK_SLACK = 0.005
 """Overlap with the matte that a surface within the outline is worth."""
-
-Progress = Callable[[int, int | None], None]
 
 
 @dataclass(frozen=True)

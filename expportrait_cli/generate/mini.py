@@ -16,7 +16,7 @@ from expportrait_cli.artifacts import network_file
 from expportrait_cli.artifacts.network_file import NetworkKind
 from expportrait_cli.errors import WeightsError
 from expportrait_cli.generate.scene import Sketch, Sketches, Still
-from expportrait_cli.generate.wan.packages import require_packages
+from expportrait_cli.generate.wan import require_packages
 
 PLANES = 7
 """Colour (3), guess (1), normals (3)."""

@@ -18,7 +18,7 @@ from expportrait_cli.artifacts.types import HeadFit
 from expportrait_cli.config import GenerateConfig, WanConfig
 from expportrait_cli.errors import UsageError, WeightsError
 from expportrait_cli.generate.scene import Canvas, Painter, ProxyPainter, Scene
-from expportrait_cli.generate.wan.packages import require_packages
+from expportrait_cli.generate.wan import require_packages
 from expportrait_cli.head import HeadModel
 from expportrait_cli.weights.catalogue import FETCHED, folders, weights_file
 from expportrait_cli.weights.folders import MANIFEST, Folder, FolderName, kind_of, read_folder
@@ -175,7 +175,7 @@ def only_helps(config: GenerateConfig) -> bool:
     require_packages()
     from expportrait_cli.generate.wan import together
     from expportrait_cli.generate.wan.painters import WanPainter
-    from expportrait_cli.generate.wan.runtime import device_of
+    from expportrait_cli.runtime import best_device
 
     def load() -> tuple[together.Run, Callable[[], None]]:
         painter = painter_of(config)
@@ -183,7 +183,7 @@ def only_helps(config: GenerateConfig) -> bool:
         return painter.transformer()
 
     if together.gather_processes():
-        together.help_first(load, device_of())
+        together.help_first(load, best_device())
         return True
     together.first()
     choice = choose(config)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from expportrait_cli.pipeline.provenance import versions
+from expportrait_cli.runtime import best_device, cpu_count
 from expportrait_cli.weights.catalogue import catalogue, entry, folders, locate, mediapipe_interface, state
 
 
@@ -29,7 +30,7 @@ def examine() -> list[Check]:
 
 
 def _system() -> list[Check]:
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    allowed = cpu_count()
     threads = (
         f"{os.environ.get('OMP_NUM_THREADS', 'unset')} threads, waiting {os.environ.get('OMP_WAIT_POLICY', 'unset')}"
     )
@@ -58,7 +59,7 @@ def _devices() -> list[Check]:
 
     from expportrait_cli.render.rasterizer import choose
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     gpu = (
         torch.cuda.get_device_name() if device.type == "cuda" else "none that torch can use: everything runs on the CPU"
     )

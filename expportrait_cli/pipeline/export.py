@@ -1,7 +1,7 @@
 """Heads and animations for other programs: read an artifact, shape it, write it."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,9 @@ from expportrait_cli.head.fitted import fitted_mesh
 from expportrait_cli.media.video import read_frame
 from expportrait_cli.pipeline.heads import head_behind
 from expportrait_cli.pipeline.provenance import check_source
+from expportrait_cli.progress import Progress, Stage
 
 log = logging.getLogger(__name__)
-
-Stage = Callable[[str], Callable[[int, int | None], None]]
 
 
 def kind_of(path: Path) -> str:
@@ -107,9 +106,7 @@ def _frames(meshes: Meshes, chosen: range) -> Iterator[tuple[int, Float32[np.nda
             yield index, verts_cam
 
 
-def _animation(
-    meshes: Meshes, chosen: range, path: Path, progress: Callable[[int, int | None], None]
-) -> dict[str, Any]:
+def _animation(meshes: Meshes, chosen: range, path: Path, progress: Progress) -> dict[str, Any]:
     done = 0
 
     def in_head_frame() -> Iterator[Float32[np.ndarray, "V 3"]]:
@@ -135,14 +132,14 @@ def _animation(
     return {"vertices": len(made.base), "targets": count, "max_error_mm": round(error_mm, 4), "rate": str(meshes.rate)}
 
 
-def _single(meshes: Meshes, chosen: range, path: Path, form: str, progress: Callable[[int, int | None], None]) -> None:
+def _single(meshes: Meshes, chosen: range, path: Path, form: str, progress: Progress) -> None:
     _, verts_cam = next(_frames(meshes, chosen))
     with atomic_path(path) as partial:
         write_surface(Shape((verts_cam * FLIP).astype(np.float32), meshes.faces), partial, form)
     progress(1, 1)
 
 
-def _folder(meshes: Meshes, chosen: range, path: Path, form: str, progress: Callable[[int, int | None], None]) -> None:
+def _folder(meshes: Meshes, chosen: range, path: Path, form: str, progress: Progress) -> None:
     with atomic_folder(path) as partial:
         for done, (index, verts_cam) in enumerate(_frames(meshes, chosen), 1):
             shape = Shape((verts_cam * FLIP).astype(np.float32), meshes.faces)

@@ -48,15 +48,12 @@ from expportrait_cli.pipeline.provenance import (
     write_record,
 )
 from expportrait_cli.pipeline.sheets import write_grid
+from expportrait_cli.progress import Progress, Stage
 from expportrait_cli.track import track
 
 log = logging.getLogger(__name__)
 
 WORDS = {"reference": "photo", "driving": "driver"}
-
-Progress = Callable[[int, int | None], None]
-Stage = Callable[[str], Progress]
-"""Announces a stage by its name, and returns what its progress is told to."""
 
 
 @dataclass(frozen=True)

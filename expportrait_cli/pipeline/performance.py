@@ -1,7 +1,7 @@
 """A driver's performance on a head, from tracking to meshes, with the curves in between open to editing."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -17,6 +17,7 @@ from expportrait_cli.errors import InputError, UsageError, WeightsError
 from expportrait_cli.head import HeadModel
 from expportrait_cli.head.finer import finer
 from expportrait_cli.pipeline.heads import kind_of_head, tracking_head
+from expportrait_cli.progress import Progress
 from expportrait_cli.transfer import posed_frames, transfer
 from expportrait_cli.transfer.network import load_network
 from expportrait_cli.weights.catalogue import weights_file
@@ -153,7 +154,7 @@ def write_meshes(
     source: OffsetSource,
     curves: Path | None,
     is_edited: bool,
-    progress: Callable[[int, int | None], None],
+    progress: Progress,
 ) -> None:
     """Transfer and write the posed head frame by frame. Edited curves replace the driver's; others are written."""
     performance = transfer(head_fit, tracking, head, source.config, **source.load(head, len(tracking.error)))

@@ -1,6 +1,6 @@
 """The page of one run: what was tracked, what was asked for, what the film shows, and where to look."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import groupby
@@ -27,6 +27,7 @@ from expportrait_cli.pipeline.licences import licence_map
 from expportrait_cli.pipeline.performance import OUTSIDE, Driver
 from expportrait_cli.pipeline.provenance import DOUBTFUL
 from expportrait_cli.pipeline.sheets import normals_of
+from expportrait_cli.progress import Progress
 
 FAR_DEG = 40.0
 """Turn away from the photo beyond which a painter has to make up what it never saw."""
@@ -83,9 +84,7 @@ class _Found:
         return np.abs(self.asked.angles_deg - angles_of(self.fit.rotation[None])).max(1)
 
 
-def write_run_report(
-    job: Job, record: Mapping[str, Any], path: Path, progress: Callable[[int, int | None], None]
-) -> Path:
+def write_run_report(job: Job, record: Mapping[str, Any], path: Path, progress: Progress) -> Path:
     """Measure the job's film and write the page; `record` is its run record, as `generate` returns it.
 
     Takes 40 ms a frame, and 75 more where identity can be measured.

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from expportrait_cli.media.video import VideoWriter
+from expportrait_cli.progress import Progress
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ def write_segments(
     *,
     frame_count: int,
     rate: Fraction,
-    progress: Callable[[int, int | None], None],
+    progress: Progress,
 ) -> list[Path]:
     """Write the segments that `folder` lacks; `paint` yields the frames from a given one on.
 

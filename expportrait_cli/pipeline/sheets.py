@@ -1,6 +1,6 @@
 """Films that show several pictures side by side: the preview, and the grid."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import repeat
 from pathlib import Path
 
@@ -20,11 +20,11 @@ from expportrait_cli.media.image import is_image, read_image
 from expportrait_cli.media.video import VideoWriter, read_frame, read_frames
 from expportrait_cli.pipeline.performance import Driver
 from expportrait_cli.pipeline.provenance import synthetic_tags
+from expportrait_cli.progress import Progress
 from expportrait_cli.render import render_normals
 from expportrait_cli.render.buffers import encode, render_buffers
 from expportrait_cli.render.stage import preview
 
-Progress = Callable[[int, int | None], None]
 Image = UInt8[np.ndarray, "H W 3"]
 
 

@@ -1,12 +1,10 @@
 """The stages one by one: read what a stage needs, run it, save what it made, say how good it is."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
-
-import torch
 
 from expportrait_cli.artifacts import npz
 from expportrait_cli.artifacts.files import atomic_path, content_hash
@@ -28,11 +26,11 @@ from expportrait_cli.pipeline.provenance import (
     tracking_quality,
     warn_of_misfit,
 )
+from expportrait_cli.progress import Stage, counted
+from expportrait_cli.runtime import best_device
 from expportrait_cli.track import track as run_track
 
 A = TypeVar("A")
-
-Stage = Callable[[str], Callable[[int, int | None], None]]
 
 
 def track(
@@ -131,7 +129,7 @@ def render_normals(
 
     viewpoint = parse_view(view) if view else parse_orbit(orbit) if orbit else None
     meshes = Meshes.open(meshes_path)
-    device = _device()
+    device = best_device()
     info = files.NormalsInfo(
         camera=Camera.of_crop(meshes.focal_px, CROP_SIZE, config.size),
         rate=meshes.rate,
@@ -139,7 +137,7 @@ def render_normals(
         rasterizer=rasterizer.choose(device)[0],
     )
     progress = stage("render normals")
-    frames = _counted(run_render(meshes, config, viewpoint=viewpoint, device=device), meshes.frame_count, progress)
+    frames = counted(run_render(meshes, config, viewpoint=viewpoint, device=device), meshes.frame_count, progress)
     files.save_normals(frames, path, info, with_depth=depth, with_mask=mask)
     summary: dict[str, Any] = {"frames": meshes.frame_count, "sidecar": str(files.sidecar_path(path))}
     if preview:
@@ -168,13 +166,3 @@ def evaluate(
         with atomic_path(page) as partial:
             partial.write_text(report_page(scores, licences=terms.lines()), "utf-8")
     return scores.means, "\n".join([table(scores), *terms.lines()])
-
-
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _counted(frames: Iterator[A], total: int, progress: Callable[[int, int | None], None]) -> Iterator[A]:
-    for index, frame in enumerate(frames, 1):
-        yield frame
-        progress(index, total)

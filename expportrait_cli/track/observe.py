@@ -1,7 +1,7 @@
 """One pass over a source: the chosen face's landmarks, shoulders and image motion, frame by frame, nothing dropped."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -19,6 +19,7 @@ from expportrait_cli.detect.mesh import FaceMesh, extent
 from expportrait_cli.errors import InputError
 from expportrait_cli.media.image import is_image, read_image
 from expportrait_cli.media.video import frame_count, probe, read_frames
+from expportrait_cli.progress import Progress
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ class Observations:
     state: UInt8[np.ndarray, " T"]
 
 
-def observe(source: Path, config: TrackConfig, progress: Callable[[int, int | None], None]) -> Observations:
+def observe(source: Path, config: TrackConfig, progress: Progress) -> Observations:
     """Look at every frame once, holding one frame in memory."""
     if is_image(source):
         image = read_image(source)

@@ -1,7 +1,6 @@
 """Photo or clip to tracking: observe, solve, steady."""
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from expportrait_cli.config import TrackConfig
 from expportrait_cli.geometry.mesh import vertex_normals
 from expportrait_cli.head import HeadModel, dense, landmark_model
 from expportrait_cli.head.model import HEAD
+from expportrait_cli.progress import Progress
 from expportrait_cli.solve.solver import IDENTITY_PRIOR, ITERATIONS, ITERATIONS_FIRST, TEMPORAL, Anchors, Solver
 from expportrait_cli.solve.state import State, columns_of, distinct_rows, focal_for, interocular_px
 from expportrait_cli.track.observe import Observations, observe
@@ -75,8 +75,6 @@ log = logging.getLogger(__name__)
 KEY_FRAMES = 12
 DIFFERENT = 1e-3
 """Distance of normalised landmarks below which one more frame tells the identity nothing."""
-
-Progress = Callable[[int, int | None], None]
 
 
 def track(source: Path, head: HeadModel, config: TrackConfig, progress: Progress) -> Tracking:

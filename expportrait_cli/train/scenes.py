@@ -25,6 +25,7 @@ from expportrait_cli.head import HeadModel
 from expportrait_cli.media.image import write_png
 from expportrait_cli.media.video import read_pictures
 from expportrait_cli.pipeline.performance import OffsetSource, write_meshes
+from expportrait_cli.progress import silent
 from expportrait_cli.solve.state import distinct_rows
 from expportrait_cli.track import track
 
@@ -53,8 +54,8 @@ def own_scene(clip: Clip, tracking: Tracking, row: int, head: HeadModel, *, size
     with TemporaryDirectory() as name:
         photo, path = Path(name) / "photo.png", Path(name) / "film.meshes.npz"
         write_png(photo, next(read_pictures(str(clip.video), np.array([row]))))
-        own = track(photo, head, TrackConfig(), _silent)
-        head_fit = fit([own], head, FitConfig(), _silent, driver=tracking)
+        own = track(photo, head, TrackConfig(), silent(""))
+        head_fit = fit([own], head, FitConfig(), silent(""), driver=tracking)
         _pose(path, head_fit, tracking, head)
         yield Scene.of(head_fit, Meshes.open(path), head, GenerateConfig(size=size))
 
@@ -85,9 +86,5 @@ def _pose(path: Path, head_fit: HeadFit, tracking: Tracking, head: HeadModel) ->
         source=source,
         curves=None,
         is_edited=False,
-        progress=_silent,
+        progress=silent(""),
     )
-
-
-def _silent(done: int, total: int | None) -> None:
-    pass

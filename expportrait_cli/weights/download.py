@@ -5,7 +5,7 @@ import http.client
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -13,15 +13,13 @@ from typing import IO
 from expportrait_cli import __version__
 from expportrait_cli.artifacts.files import sha256
 from expportrait_cli.errors import OutputError, WeightsError
+from expportrait_cli.progress import Progress
 from expportrait_cli.weights.catalogue import Weight, how_to_get
 
 PIECE = 1 << 18
 TIMEOUT_S = 30.0
 """Longest silence of the other side."""
 RANGE_NOT_SATISFIABLE = 416
-
-Progress = Callable[[int, int | None], None]
-"""Told how many bytes of how many are there; the total may be unknown."""
 
 
 def fetch(weight: Weight, folder: Path, progress: Progress) -> Path:

@@ -7,7 +7,6 @@ import shutil
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,14 +14,13 @@ from typing import Any
 from expportrait_cli import __version__
 from expportrait_cli.artifacts.files import atomic_path, sha256
 from expportrait_cli.errors import OutputError, WeightsError
+from expportrait_cli.progress import Progress
 from expportrait_cli.weights.catalogue import FETCHED, Weight
 from expportrait_cli.weights.download import TIMEOUT_S, fetch
 
 REVISION = "main"
 SUFFIXES = (".json", ".safetensors", ".md", ".txt")
 """Files that may be taken: nothing that could be executed."""
-
-Progress = Callable[[int, int | None], None]
 
 
 @dataclass(frozen=True)

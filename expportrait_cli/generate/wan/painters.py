@@ -13,7 +13,6 @@ from diffusers.models.transformers.transformer_wan_vace import WanVACETransforme
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from expportrait_cli.ahead import read_ahead
 from expportrait_cli.config import WanConfig
 from expportrait_cli.errors import UsageError, WeightsError
 from expportrait_cli.generate.scene import Sketch, Sketches, Still
@@ -28,6 +27,7 @@ from expportrait_cli.generate.wan.v2v import FinishModel
 from expportrait_cli.generate.wan.vace import VaceModel
 from expportrait_cli.generate.wan.vae import SPACE, Vae
 from expportrait_cli.generate.wan.windows import STRIDE, Grid, latent_count
+from expportrait_cli.runtime import best_device, read_ahead
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ class WanPainter:
         """
         self._name: WanName = name
         self._folder, self._config, self._identity = folder, config, identity
-        self._device = runtime.device_of()
+        self._device = best_device()
         self._dtype = runtime.dtype_of(config, self._device)
         check_options(name, config)
         runtime.check(config, self._device)

@@ -16,11 +16,6 @@ from expportrait_cli.generate.wan.folder import NO_MODEL, is_lora
 from expportrait_cli.generate.wan.manifest import read_tensors
 
 
-def device_of() -> torch.device:
-    """The GPU if there is one that torch can use."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def dtype_of(config: WanConfig, device: torch.device) -> torch.dtype:
     """Precision of the transformer: bfloat16 on GPUs that have it, else float16, and float32 on the CPU."""
     match config.dtype:

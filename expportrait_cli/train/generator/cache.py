@@ -4,7 +4,7 @@ On request also the latents of proxy films that the tool draws of the clip (a hi
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import islice
@@ -32,6 +32,7 @@ from expportrait_cli.head import HeadModel
 from expportrait_cli.media.video import read_frames
 from expportrait_cli.media.writer import VideoWriter
 from expportrait_cli.pipeline.cache import made_by
+from expportrait_cli.progress import Progress
 from expportrait_cli.render.buffers import CONVENTION, encode, render_buffers
 from expportrait_cli.train.scenes import in_crop, own_scene, photo_rows
 
@@ -41,8 +42,6 @@ PHOTOS = 16
 """Frames of a clip that may serve as the photo, evenly spread, unless proxy films are drawn from some."""
 POSED = 16
 """Frames that are posed together."""
-
-Progress = Callable[[int, int | None], None]
 
 
 @dataclass(frozen=True)

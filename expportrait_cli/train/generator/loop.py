@@ -14,10 +14,11 @@ from accelerate import Accelerator, DistributedType
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from expportrait_cli.ahead import ahead
 from expportrait_cli.config import GeneratorTask, GeneratorTraining
 from expportrait_cli.errors import UsageError
 from expportrait_cli.generate.wan.portrait import WanPortrait
+from expportrait_cli.progress import Progress
+from expportrait_cli.runtime import ahead
 from expportrait_cli.train.generator.lessons import Lesson, Lessons
 from expportrait_cli.train.generator.state import Average, load_state, save_state
 
@@ -30,8 +31,6 @@ CLIP = 1.0
 """Largest norm of the gradient."""
 SPREADS = ("NO", "MULTI_CPU", "MULTI_GPU", "FSDP")
 """Ways of accelerate to use several devices whose states can be gathered."""
-
-Progress = Callable[[int, int | None], None]
 
 
 @dataclass(frozen=True)

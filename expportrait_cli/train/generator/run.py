@@ -1,7 +1,7 @@
 """`train generator`: from a prepared set to a folder of weights, with sheets of films on the way."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from expportrait_cli.generate.wan.portrait import TIMESTEPS, WanPortrait
 from expportrait_cli.generate.wan.vae import Decoding, Encoding, Vae, pictures
 from expportrait_cli.media.image import write_png
 from expportrait_cli.pipeline.heads import head_by_name, kind_of_head
+from expportrait_cli.progress import Stage
 from expportrait_cli.render.buffers import encode
 from expportrait_cli.train.curves import History
 from expportrait_cli.train.generator.cache import Entry, Maker, build_cache, entry_of
@@ -74,8 +75,6 @@ def _decoded(vae: Vae, latents: Float[Tensor, "1 16 T h w"]) -> list[UInt8[np.nd
 
 EXAM = 8
 """Lessons that the held-out curve is the mean of."""
-
-Stage = Callable[[str], Callable[[int, int | None], None]]
 
 
 @dataclass(frozen=True)

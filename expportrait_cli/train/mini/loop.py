@@ -14,6 +14,7 @@ from torch import Tensor
 from expportrait_cli.artifacts import npz
 from expportrait_cli.config import MiniTraining
 from expportrait_cli.generate.mini import MiniNet, MiniShape, correct
+from expportrait_cli.progress import Progress
 from expportrait_cli.train.mini.proxies import NORMAL, SIZE, Lesson
 from expportrait_cli.train.state import load_state, save_state
 
@@ -28,7 +29,6 @@ EDGES = 1.0
 """Weight of the difference between neighbours, beside that of the pixels."""
 
 Log = Callable[[int, dict[str, float]], None]
-Progress = Callable[[int, int | None], None]
 
 
 @dataclass(frozen=True)

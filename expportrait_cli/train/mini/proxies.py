@@ -1,6 +1,6 @@
 """What the small painter learns from: films that the real pipeline makes of prepared clips, whose truth is known."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -16,6 +16,7 @@ from expportrait_cli.detect.crop import Crop, crop_image
 from expportrait_cli.generate.scene import Scene, Sketch
 from expportrait_cli.head import HeadModel
 from expportrait_cli.media.video import read_pictures
+from expportrait_cli.progress import Progress
 from expportrait_cli.train.scenes import own_scene, photo_rows
 
 SIZE = 256
@@ -25,8 +26,6 @@ TIMES = 4
 STRIDES = (1, 2, 3)
 NORMAL = 127.0
 """A unit normal as 8 bits hold it."""
-
-Progress = Callable[[int, int | None], None]
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """`train mini` and `train gate`: the training of the small painter, and whether it passed."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from expportrait_cli.dataset.dataset import Clip, Dataset
 from expportrait_cli.errors import InputError
 from expportrait_cli.generate.mini import KIND, MiniNet, correct, load_mini, save_mini
 from expportrait_cli.pipeline.heads import head_by_name
+from expportrait_cli.progress import Stage
 from expportrait_cli.train.curves import History
 from expportrait_cli.train.mini.loop import train, window
 from expportrait_cli.train.mini.proxies import Lesson, lessons
@@ -86,8 +87,6 @@ def _edges(film: Float[Tensor, "1 T 3 H W"], head: Tensor) -> float:
     across, down = film.diff(dim=-1)[..., :-1, :], film.diff(dim=-2)[..., :-1]
     return float(((across.square() + down.square()).sqrt() * head[..., :-1, :-1]).sum())
 
-
-Stage = Callable[[str], Callable[[int, int | None], None]]
 
 GATE_PHOTOS, GATE_WINDOWS = 1, 6
 

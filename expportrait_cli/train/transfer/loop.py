@@ -12,6 +12,7 @@ from torch import Tensor
 
 from expportrait_cli.config import TransferTraining
 from expportrait_cli.geometry.mesh import vertex_normals
+from expportrait_cli.progress import Progress
 from expportrait_cli.train.state import load_state, save_state
 from expportrait_cli.train.transfer.performers import Performer, expression_scale
 from expportrait_cli.transfer.face import Face, Neutral, stacked
@@ -30,8 +31,6 @@ STEEP = 4.0
 """Largest weight of a vertex."""
 JUDGED, JUDGED_FRAMES = 24, 8
 """Held-out performers, and frames of each, that the curve is measured on."""
-
-Progress = Callable[[int, int | None], None]
 
 
 @dataclass(frozen=True)

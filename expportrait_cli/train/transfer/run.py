@@ -1,7 +1,7 @@
 """`train transfer` from a prepared set to a file of weights, with what has to be known about it beside it."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,13 @@ from expportrait_cli.dataset.dataset import Dataset
 from expportrait_cli.errors import InputError, UsageError
 from expportrait_cli.head import HeadModel
 from expportrait_cli.pipeline.heads import head_by_name, kind_of_head
+from expportrait_cli.progress import Stage
 from expportrait_cli.train.curves import History, write_page
 from expportrait_cli.train.transfer.loop import fresh_network, judged_by, train
 from expportrait_cli.train.transfer.performers import Performer, held_out, performer
 from expportrait_cli.train.transfer.synthetic import synthetic_performers
 from expportrait_cli.transfer.face import Face
 from expportrait_cli.transfer.network import Kind, Trained, TransferNetwork, save_network
-
-Stage = Callable[[str], Callable[[int, int | None], None]]
 
 FEWEST = 3
 """People without whom nothing can be learned about people."""

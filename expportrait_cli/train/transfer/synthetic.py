@@ -1,6 +1,5 @@
 """People of the head model who are made up for training: expressions, folds and proportions."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from expportrait_cli.geometry.rotations import matrix
 from expportrait_cli.head import HeadModel, coarse, dense, joints, landmarks
 from expportrait_cli.head.facemesh import LID_PAIRS, LIP_PAIRS, LandmarkSpread
 from expportrait_cli.head.model import JAW
+from expportrait_cli.progress import Progress
 from expportrait_cli.train.transfer import folds
 from expportrait_cli.train.transfer.performers import Performer
 from expportrait_cli.transfer.face import Face
@@ -215,7 +215,7 @@ def _twin(name: str) -> str:
 
 
 def synthetic_performers(
-    head: HeadModel, face: Face, count: int, frames: int, *, folder: Path, progress: Callable[[int, int | None], None]
+    head: HeadModel, face: Face, count: int, frames: int, *, folder: Path, progress: Progress
 ) -> list[Performer]:
     """People of the head model, the first `count` seeds. Kept in `folder`, which has to be of this head model."""
     pass

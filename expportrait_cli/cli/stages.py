@@ -1,0 +1,173 @@
+"""The commands of the single stages: `track`, `fit`, `transfer` and `render-normals`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from expportrait_cli.artifacts import stem
+from expportrait_cli.cli import options
+from expportrait_cli.cli.display import Display
+from expportrait_cli.cli.options import HeadModelOption
+from expportrait_cli.config import FitConfig, Quality, Recenter, RenderConfig, Supervision, TrackConfig, TransferConfig
+from expportrait_cli.errors import InputError, UsageError
+
+
+def track(
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="Photo or clip.", show_default=False)],
+    *,
+    out: options.Out = None,
+    face: options.Face = TrackConfig.face,
+    on_missing: options.OnMissing = TrackConfig.on_missing,
+    head_model: HeadModelOption = "anny",
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    log_level: options.LogLevel = None,
+) -> None:
+    """Follow one face: landmarks, expression, jaw, gaze, head pose and camera of every frame."""
+    options.existing(source)
+    path = options.result(out, f"{source.stem}.track.npz", inputs=(source,))
+    from expportrait_cli.detect.faces import check_choice
+    from expportrait_cli.pipeline.job import kind_of
+
+    check_choice("--face", face)
+    kind = kind_of(source)
+    if kind not in ("photo", "clip"):
+        raise InputError(f"{source} is a '{kind}' artifact, expected a photo or a clip. Give what it was made from.")
+    from expportrait_cli.pipeline import steps
+
+    with Display() as display:
+        config = TrackConfig(face=face, on_missing=on_missing)
+        summary = steps.track(source, path, config, display.stage, head_model=head_model)
+    options.echo(path, summary, as_json=as_json)
+
+
+def fit(
+    trackings: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="TRACK...",
+            help="Tracking of a photo or clip; more of the same person help to find the identity.",
+            show_default=False,
+        ),
+    ],
+    *,
+    head: Annotated[
+        Path | None,
+        typer.Option(metavar="HEAD", help="A fitted head of the same person: keep it, fit the frames alone."),
+    ] = None,
+    driver: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="TRACK", help="The driver's tracking: if it shows the same person, they share an identity."
+        ),
+    ] = None,
+    out: options.Out = None,
+    quality: Annotated[
+        Quality, typer.Option(help="draft: landmarks and outline; standard: folds too; high: finer folds too.")
+    ] = FitConfig.quality,
+    supervision: Annotated[
+        Supervision, typer.Option(help="What folds are read from; auto: a network if installed, else shading.")
+    ] = FitConfig.supervision,
+    recenter: Annotated[
+        Recenter, typer.Option(help="Mean over a clip that counts as the person's own shape.")
+    ] = FitConfig.recenter,
+    rounds: Annotated[int, typer.Option(min=0, help="Rounds of the silhouette fit.")] = FitConfig.rounds,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    log_level: options.LogLevel = None,
+) -> None:
+    """Build the person's head: identity, the offset of hair and clothes, and every frame's folds."""
+    own = tuple(options.existing(path, kind="track") for path in trackings)
+    others = [options.existing(path, kind=kind) for path, kind in ((driver, "track"), (head, "head")) if path]
+    path = options.result(out, f"{stem(own[0])}.head.npz", inputs=(*own, *others))
+    from expportrait_cli.pipeline import steps
+
+    config = FitConfig(quality=quality, supervision=supervision, recenter=recenter, rounds=rounds)
+    with Display() as display:
+        summary = steps.fit(own, path, config, display.stage, driver=driver, known=head)
+    options.echo(path, summary, as_json=as_json)
+
+
+def transfer(
+    head: Annotated[Path, typer.Argument(metavar="HEAD", help="The person's .head.npz.", show_default=False)],
+    driving: Annotated[Path, typer.Argument(metavar="TRACK", help="The driver's .track.npz.", show_default=False)],
+    *,
+    out: options.Out = None,
+    method: options.Method = TransferConfig.method,
+    network: options.Network = TransferConfig.network,
+    absolute: options.Absolute = TransferConfig.absolute,
+    neutral_frame: options.NeutralFrame = TransferConfig.neutral_frame,
+    expression_scale: options.ExpressionScale = TransferConfig.expression_scale,
+    pose_scale: options.PoseScale = TransferConfig.pose_scale,
+    region: options.Region = TransferConfig.region,
+    smooth: options.Smooth = TransferConfig.smooth,
+    curves: options.CurvesFile = None,
+    driver_head: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="HEAD",
+            help="With --method direct: the .head.npz of the driver's clip, whose folds are copied too.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    log_level: options.LogLevel = None,
+) -> None:
+    """Put the driver's performance onto the person's head."""
+    options.existing(head, kind="head")
+    options.existing(driving, kind="track")
+    path = options.result(out, f"{stem(head)}--{stem(driving)}.meshes.npz", inputs=(head, driving))
+    options.check_curves(curves)
+    if driver_head is not None:
+        options.existing(driver_head, kind="head")
+    from expportrait_cli.pipeline import steps
+
+    config = TransferConfig(
+        method=method,
+        network=network,
+        absolute=absolute,
+        neutral_frame=neutral_frame,
+        expression_scale=expression_scale,
+        pose_scale=pose_scale,
+        region=region,
+        smooth=smooth,
+    )
+    with Display() as display:
+        summary = steps.transfer(head, driving, path, config, display.stage, curves=curves, driver_head=driver_head)
+    options.echo(path, summary, as_json=as_json)
+
+
+def render_normals(
+    meshes: Annotated[Path, typer.Argument(metavar="MESHES", help="A .meshes.npz.", show_default=False)],
+    *,
+    out: options.Out = None,
+    size: options.Size = "512",
+    antialias: Annotated[
+        bool, typer.Option("--antialias/--no-antialias", help="Smooth the silhouette's edge.")
+    ] = RenderConfig.antialias,
+    view: Annotated[str, typer.Option(metavar="ANGLES", help="A fixed viewpoint, degrees: yaw=20,pitch=5.")] = "",
+    orbit: Annotated[str, typer.Option(metavar="ANGLES", help="A camera path, degrees: yaw=-30..30.")] = "",
+    depth: Annotated[bool, typer.Option("--depth/--no-depth", help="Also write depth, 16-bit.")] = False,
+    mask: Annotated[bool, typer.Option("--mask/--no-mask", help="Also write the mask.")] = False,
+    preview: Annotated[
+        bool, typer.Option("--preview/--no-preview", help="Also write an .mp4 of driver | normals.")
+    ] = False,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    log_level: options.LogLevel = None,
+) -> None:
+    """Draw normal maps of a performance, from the photo's viewpoint or another, without painting a film."""
+    if view and orbit:
+        raise UsageError("--view and --orbit exclude each other: --orbit yaw=-30..30,pitch=5 does both.")
+    options.existing(meshes, kind="meshes")
+    path = options.result(out, f"{stem(meshes)}.normals.mkv", inputs=(meshes,), suffixes=(".normals.mkv",))
+    from expportrait_cli.pipeline import steps
+
+    config = RenderConfig(size=int(size), antialias=antialias)
+    with Display() as display:
+        summary = steps.render_normals(
+            meshes, path, config, display.stage, view=view, orbit=orbit, depth=depth, mask=mask, preview=preview
+        )
+    options.echo(path, summary, as_json=as_json)
