@@ -201,12 +201,14 @@ def performance(person: Performer) -> torch.Tensor:
         person.head,
         chain.dense(person.head, shapes) + person.hair_offset,
         person.joints.expand(FRAMES, 6, 3),
-        jaw=jaw_t,
-        gaze=gaze_t,
-        rotation=rotation,
-        translation=translation,
-        torso_rotation=torso_rotation,
-        torso_translation=torso_translation,
+        chain.HeadPose(
+            jaw=jaw_t,
+            gaze=gaze_t,
+            rotation=rotation,
+            translation=translation,
+            torso_rotation=torso_rotation,
+            torso_translation=torso_translation,
+        ),
     )
 
 

@@ -32,6 +32,12 @@ LIGHT = np.array([0.55, 0.3, 0.35, 0.75])
 """Constant and the three first harmonics of the light."""
 
 
+def dynamic_poses(tracking: Tracking) -> dict[str, np.ndarray]:
+    """Poses that the dynamic offsets of a clip's own fit go with."""
+    names = ("expression", "jaw", "gaze", "rotation", "translation")
+    return {f"dynamic_{name}": getattr(tracking, name) for name in names}
+
+
 def blank_fit(head: HeadModel, identity: np.ndarray) -> HeadFit:
     """A head without offsets, a good metre in front of the camera."""
     vertices = head.operator.shape[0]
@@ -45,6 +51,7 @@ def blank_fit(head: HeadModel, identity: np.ndarray) -> HeadFit:
         focal_px=FOCAL_PX,
         landmarks=np.zeros((478, 2), np.float32),
         identity=identity.astype(np.float32),
+        identity_from="",
         expression=np.zeros(len(head.expression_names), np.float32),
         jaw=np.zeros(3, np.float32),
         gaze=np.zeros(4, np.float32),
@@ -56,7 +63,11 @@ def blank_fit(head: HeadModel, identity: np.ndarray) -> HeadFit:
         silhouette_iou=1.0,
         dynamic_vertices=np.zeros(0, np.int64),
         dynamic_offset=np.zeros((0, 0, 3), np.float16),
-        dynamic_curves=np.zeros((0, len(head.expression_names) + 13), np.float32),
+        dynamic_expression=np.zeros((0, len(head.expression_names)), np.float32),
+        dynamic_jaw=np.zeros((0, 3), np.float32),
+        dynamic_gaze=np.zeros((0, 4), np.float32),
+        dynamic_rotation=np.zeros((0, 3), np.float32),
+        dynamic_translation=np.zeros((0, 3), np.float32),
         dynamic_loss=np.zeros((0, 2), np.float32),
     )
 

@@ -11,9 +11,8 @@ from scipy.spatial import KDTree
 
 from expportrait_cli.geometry import rotations
 from expportrait_cli.head import HeadModel, coarse, dense, joints, landmarks, pose
-from expportrait_cli.head.model import NECK, eye_rotation
-from expportrait_cli.head.smplx.build import ARM_LOWERING_RAD, EYES_M, build
-from expportrait_cli.head.smplx.load import SmplxBody, read
+from expportrait_cli.head.model import NECK, HeadPose, eye_rotation
+from expportrait_cli.head.smplx.build import ARM_LOWERING_RAD, EYES_M, SmplxBody, build, read
 
 VERTICES = 10475
 """The package looks for its vertices by number, so that a smaller body is filled up with ones that no triangle uses."""
@@ -134,7 +133,9 @@ class Twin:
         real = partial(torch.tensor, dtype=torch.float32)
         bones = {name: real(value) for name, value in bones.items()}
         shape = dense(self.head, coarse(self.head, real(betas), real(psi), real(jaw), real(gaze)))
-        verts = pose(self.head, shape, joints(self.head, real(betas)), jaw=real(jaw), gaze=real(gaze), **bones)
+        verts = pose(
+            self.head, shape, joints(self.head, real(betas)), HeadPose(jaw=real(jaw), gaze=real(gaze), **bones)
+        )
         return verts[: len(self.vertex)].numpy()
 
 

@@ -29,6 +29,7 @@ from expportrait_cli.errors import InputError, WeightsError
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.head import coarse, default_torso, dense, joints, pose
 from expportrait_cli.head.fitted import fitted_mesh
+from expportrait_cli.head.model import HeadPose
 from expportrait_cli.render.buffers import Buffers, encode, render_buffers
 from expportrait_cli.weights import catalogue
 
@@ -53,11 +54,13 @@ def frontal(head) -> Buffers:
         head,
         canonical,
         joints(head, identity),
-        rotation=rotation,
-        translation=translation,
-        torso_rotation=torso_rotation,
-        torso_translation=torso_translation,
-        **still,
+        HeadPose(
+            rotation=rotation,
+            translation=translation,
+            torso_rotation=torso_rotation,
+            torso_translation=torso_translation,
+            **still,
+        ),
     )
     camera = Camera.of_crop(1300.0, CROP_SIZE, CROP_SIZE)
     return render_buffers(verts_cam[None], head.dense_faces, camera, antialias=False)

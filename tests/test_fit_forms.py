@@ -103,7 +103,7 @@ def test_two_photos_of_the_astronaut_share_an_identity(photo_tracking, head, fit
 def test_a_clip_gives_the_offsets_of_all_its_frames(clip, clip_head, head):
     points = len(clip_head.dynamic_vertices)
     assert points > 5000 and clip_head.dynamic_offset.shape == (FRAMES, points, 3)
-    assert clip_head.dynamic_curves.shape == (FRAMES, len(head.expression_names) + 13)
+    assert clip_head.dynamic_expression.shape == (FRAMES, len(head.expression_names))
     assert clip_head.frame == neutral_frame(clip)
     assert np.array_equal(clip_head.identity, clip.identity)
     outside = np.setdiff1d(np.arange(len(head.parts)), clip_head.dynamic_vertices)

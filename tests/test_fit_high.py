@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from known_head import KnownHead, NumberedOracle, blank_fit, numbered_film, wrinkles, write_film
+from known_head import KnownHead, NumberedOracle, blank_fit, dynamic_poses, numbered_film, wrinkles, write_film
 from performers import quiet
 from pixel_patch import sheet
 
@@ -169,7 +169,7 @@ def fine_fit(known, coarse_folds, head, below) -> HeadFit:
         bare,
         dynamic_vertices=below.vertices,
         dynamic_offset=coarse_folds.offset(),
-        dynamic_curves=np.zeros((2, bare.dynamic_curves.shape[1]), np.float32),
+        **dynamic_poses(known.clip.tracking),
         dynamic_loss=coarse_folds.loss,
     )
     return sharpened(

@@ -152,7 +152,7 @@ def test_a_patch_poses_like_the_whole_head(known):
     clip, patch = known.clip, known.patch
     canonical = canonical_mesh(clip.fit, known.head, clip.curves)
     canonical[:, patch.vertices] += torch.from_numpy(known.offset)
-    turns, shifts = bones(person_joints(clip.fit, known.head), **pose_of(clip.curves, clip.curves.torso_translation))
+    turns, shifts = bones(person_joints(clip.fit, known.head), pose_of(clip.curves, clip.curves.torso_translation))
     expected = skin(known.head.skinning, canonical, turns, shifts)
     assert (known.posed(rows) - expected).abs().max() < 1e-6
     _, bare = clip.pose(rows, patch)

@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 import torch
 
-from expportrait_cli.artifacts.types import CROP_SIZE
+from expportrait_cli.artifacts.types import CROP_SIZE, Curves
 from expportrait_cli.detect.crop import Crop, crop_points, uncrop_points
 from expportrait_cli.generate.proxy.layers import background, diffuse, membrane, unmix
 from expportrait_cli.generate.scene import crop_canvas, photo_canvas
 from expportrait_cli.geometry.rotations import from_turns, logarithm
 from expportrait_cli.head.fitted import Bones, fitted_mesh
-from expportrait_cli.head.model import HEAD, JAW, TORSO, bones
+from expportrait_cli.head.model import HEAD, JAW, TORSO, HeadPose, bones
 from expportrait_cli.media.image import read_image
 
 pytest_plugins = ("astronaut",)
@@ -98,7 +98,9 @@ def test_bones_are_those_of_the_head_model(head):
     places = head.joint_template.numpy().astype(np.float64)
     turn, torso, jaw = generator.normal(size=(3, 3)) * [[0.4], [0.2], [0.1]]
     shift, neck = np.array([0.1, 0.0, 1.1]), np.array([0.1, 0.15, 1.15])
-    found = Bones.of(places, rotation=turn, translation=shift, jaw=jaw, torso_rotation=torso, torso_translation=neck)
+    rows = (np.zeros(1), jaw, np.zeros(4), turn, shift, torso, neck)
+    curves = Curves(*(np.float32(row)[None] for row in rows))
+    found = Bones.of(places, curves, 0)
     values = {
         "jaw": jaw,
         "gaze": np.zeros(4),
@@ -107,7 +109,9 @@ def test_bones_are_those_of_the_head_model(head):
         "torso_rotation": logarithm(from_turns(torso)),
         "torso_translation": neck,
     }
-    Rs, ts = bones(torch.from_numpy(places), **{name: torch.from_numpy(value) for name, value in values.items()})
+    Rs, ts = bones(
+        torch.from_numpy(places), HeadPose(**{name: torch.from_numpy(value) for name, value in values.items()})
+    )
     for index, bone in ((HEAD, found.head), (JAW, found.jaw), (TORSO, found.torso)):
         assert np.abs(bone - np.c_[Rs[index].numpy(), ts[index].numpy()]).max() < 1e-6
 

@@ -6,7 +6,8 @@ from safetensors.torch import load_file, save_file
 from tiny_wan import IMAGE_DIM, IMAGE_TOKENS, prompt_embeds, tiny_i2v_transformer, tiny_transformer
 
 from expportrait_cli.errors import InputError, WeightsError
-from expportrait_cli.generate.wan import packages, require_packages
+from expportrait_cli.generate import wan
+from expportrait_cli.generate.wan import require_packages
 from expportrait_cli.generate.wan.encoders import PoseEncoder, ReferenceEncoder, latent_frames
 from expportrait_cli.generate.wan.portrait import MASK, PATCH, TEXT_TOKENS, WanPortrait, base_of, from_original, widened
 
@@ -193,7 +194,7 @@ def test_other_bases_are_refused():
 
 def test_missing_packages_are_named(monkeypatch):
     require_packages()
-    monkeypatch.setattr(packages, "find_spec", lambda name: None if name in ("peft", "diffusers") else object())
+    monkeypatch.setattr(wan, "find_spec", lambda name: None if name in ("peft", "diffusers") else object())
     with pytest.raises(WeightsError, match=r"needs diffusers, peft.*pip install 'expportrait-cli\[wan\]'"):
         require_packages()
 

@@ -14,9 +14,8 @@ from expportrait_cli.errors import InputError
 from expportrait_cli.geometry import mesh
 from expportrait_cli.head import HeadModel, coarse, dense, joints, landmarks, pose
 from expportrait_cli.head.finer import Finer, finer
-from expportrait_cli.head.model import NECK, base_name, is_finer
-from expportrait_cli.head.smplx.build import build
-from expportrait_cli.head.smplx.load import read
+from expportrait_cli.head.model import NECK, HeadPose, base_name, is_finer
+from expportrait_cli.head.smplx.build import build, read
 from expportrait_cli.pipeline.heads import check_same, head_behind, kind_of_head, track_header, tracking_head
 
 pytest_plugins = ("astronaut",)
@@ -108,7 +107,7 @@ def test_a_head_at_rest_stays_where_it_is(double):
     canonical, zero = dense(own, own.template), torch.zeros(3, dtype=torch.float64)
     at = joints(own, torch.zeros(own.identity_basis.shape[-1], dtype=torch.float64))
     still = {"rotation": zero, "translation": zero, "torso_rotation": zero, "torso_translation": at[NECK]}
-    posed = pose(own, canonical, at, jaw=zero, gaze=torch.zeros(4, dtype=torch.float64), **still)
+    posed = pose(own, canonical, at, HeadPose(jaw=zero, gaze=torch.zeros(4, dtype=torch.float64), **still))
     # Skinning weights are single precision.
     assert (posed - canonical).abs().max() < 1e-7
 

@@ -9,7 +9,7 @@ import torch
 from expportrait_cli.geometry import rotations
 from expportrait_cli.head import HeadModel, coarse, dense, joints, landmark_model, landmarks, load_head, pose
 from expportrait_cli.head.facemesh import LIP_PAIRS
-from expportrait_cli.head.model import JAW, NECK, bones, gaze_pieces, skin
+from expportrait_cli.head.model import JAW, NECK, HeadPose, bones, gaze_pieces, skin
 
 LEFT_LIDS, RIGHT_LIDS = (386, 374), (159, 145)
 LEFT_IRIS, RIGHT_IRIS = 473, 468
@@ -51,12 +51,14 @@ def posed(
         head,
         shape,
         places,
-        jaw=jaw_rad,
-        gaze=gaze_rad,
-        rotation=rotation,
-        translation=translation,
-        torso_rotation=rotation,
-        torso_translation=rotations.matrix(rotation) @ places[NECK] + translation,
+        HeadPose(
+            jaw=jaw_rad,
+            gaze=gaze_rad,
+            rotation=rotation,
+            translation=translation,
+            torso_rotation=rotation,
+            torso_translation=rotations.matrix(rotation) @ places[NECK] + translation,
+        ),
     )
 
 
@@ -175,12 +177,14 @@ def test_the_landmark_model_follows_the_exact_chain(head):
         places = torch.from_numpy(small.joint_template + small.joint_basis @ identity.numpy())
         Rs, ts = bones(
             places,
-            jaw=torch.tensor(jaw).double(),
-            gaze=torch.tensor(gaze).double(),
-            rotation=turn,
-            translation=shift,
-            torso_rotation=turn,
-            torso_translation=rotations.matrix(turn) @ places[NECK] + shift,
+            HeadPose(
+                jaw=torch.tensor(jaw).double(),
+                gaze=torch.tensor(gaze).double(),
+                rotation=turn,
+                translation=shift,
+                torso_rotation=turn,
+                torso_translation=rotations.matrix(turn) @ places[NECK] + shift,
+            ),
         )
         quick = skin(torch.from_numpy(small.skinning), torch.from_numpy(canonical), Rs, ts)
         worst_m = max(worst_m, float((quick - exact).norm(dim=-1).max()))
@@ -198,7 +202,9 @@ def test_gradients_reach_every_parameter(head):
         shape = dense(double, coarse(double, full_identity, full_psi, jaw, gaze))
         places = joints(double, full_identity)
         still = {"torso_rotation": torch.zeros(3).double(), "torso_translation": places[NECK]}
-        verts = pose(double, shape, places, jaw=jaw, gaze=gaze, rotation=rotation, translation=translation, **still)
+        verts = pose(
+            double, shape, places, HeadPose(jaw=jaw, gaze=gaze, rotation=rotation, translation=translation, **still)
+        )
         return landmarks(double, verts)[few]
 
     start = ([0.5, -0.3], [0.2, 0.1], [0.2, 0.02, -0.03], [0.1, 0.2, -0.1, 0.15], [0.2, -0.3, 0.1], [0.0, 0.1, 1.0])

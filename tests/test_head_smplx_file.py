@@ -10,7 +10,7 @@ from smplx_bodies import VERTICES, body, file_of
 
 from expportrait_cli.errors import WeightsError
 from expportrait_cli.head import load_head
-from expportrait_cli.head.smplx.load import ENVIRONMENT, find_file, read
+from expportrait_cli.head.smplx.build import ENVIRONMENT, find_file, read
 
 pytestmark = pytest.mark.slow
 

@@ -10,9 +10,8 @@ from smplx_bodies import TOLERANCE_M, Twin, difference_m, in_place, turned, twin
 
 from expportrait_cli.head import HeadModel, coarse, dense, joints, landmarks, pose
 from expportrait_cli.head.facemesh import LIP_PAIRS
-from expportrait_cli.head.model import EYE_LEFT, EYE_RIGHT, HEAD, JAW, NECK
-from expportrait_cli.head.smplx.build import JAW_FULL_RAD
-from expportrait_cli.head.smplx.load import ENVIRONMENT
+from expportrait_cli.head.model import EYE_LEFT, EYE_RIGHT, HEAD, JAW, NECK, HeadPose
+from expportrait_cli.head.smplx.build import ENVIRONMENT, JAW_FULL_RAD
 from expportrait_cli.pipeline.heads import head_by_name
 
 FILE = os.environ.get(ENVIRONMENT)
@@ -57,7 +56,7 @@ def test_it_is_a_head(head):
         jaw, still, places = torch.tensor([jaw_rad, 0, 0]), torch.zeros(3), joints(head, torch.zeros(300))
         shape = dense(head, coarse(head, torch.zeros(300), torch.zeros(100), jaw, torch.zeros(4)))
         bones = {"rotation": still, "translation": still, "torso_rotation": still, "torso_translation": places[NECK]}
-        points = landmarks(head, pose(head, shape, places, jaw=jaw, gaze=torch.zeros(4), **bones))
+        points = landmarks(head, pose(head, shape, places, HeadPose(jaw=jaw, gaze=torch.zeros(4), **bones)))
         return (points[upper] - points[lower]).norm(dim=-1)
 
     assert gaps_m(0.0).max() < 0.005

@@ -12,6 +12,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from balls import ball_entry, pupil
+from known_head import dynamic_poses
 from performers import make_state, quiet
 from PIL import Image
 from safetensors import safe_open
@@ -193,12 +194,11 @@ def filmed(head, folder: Path, name: str, seed: int, frames: int = 11) -> Clip:
     tracking = driver_of(head, states, seed=seed)
     vertices = np.flatnonzero(head.facial_mask.numpy() > 0)
     smile = 1e-3 * np.random.default_rng(seed).normal(size=(len(vertices), 3)) * (np.arange(frames) % 2)[:, None, None]
-    poses = (tracking.expression, tracking.jaw, tracking.gaze, tracking.rotation, tracking.translation)
     fit = replace(
         photo_of(head, seed),
         dynamic_vertices=vertices,
         dynamic_offset=smile.astype(np.float16),
-        dynamic_curves=np.concatenate(poses, 1).astype(np.float32),
+        **dynamic_poses(tracking),
         dynamic_loss=np.zeros((frames, 2), np.float32),
     )
     clip = clip_of(folder, name, f"folder-{name}")

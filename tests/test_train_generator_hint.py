@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from balls import ball_entry
-from known_head import blank_fit
+from known_head import blank_fit, dynamic_poses
 from performers import quiet
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -57,12 +57,11 @@ def prepared(tmp_path_factory) -> Path:
         for frame in islice(read_frames(DRIVING), 40, 40 + 2 * COUNT, 2):
             writer.write(frame)
     tracking = track(clip.video, head, TrackConfig(), quiet)
-    poses = (tracking.expression, tracking.jaw, tracking.gaze, tracking.rotation, tracking.translation)
     fit = replace(
         blank_fit(head, tracking.identity),
         dynamic_vertices=np.arange(2),
         dynamic_offset=np.zeros((COUNT, 2, 3), np.float16),
-        dynamic_curves=np.concatenate(poses, 1).astype(np.float32),
+        **dynamic_poses(tracking),
         dynamic_loss=np.zeros((COUNT, 2), np.float32),
     )
     npz.save(tracking, clip.tracking, {})

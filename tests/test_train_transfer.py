@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from known_head import dynamic_poses
 from performers import make_state, quiet
 from PIL import Image
 from transfer_faces import driver_of, photo_of, tiny
@@ -183,12 +184,11 @@ def filmed(head, tmp_path):
         vertices = np.flatnonzero(head.facial_mask.numpy() > 0)[5:]
         generator = np.random.default_rng(seed)
         smile = 1e-3 * generator.normal(size=(len(vertices), 3)) * (np.arange(frames) % 2)[:, None, None] + 1e-3
-        curves = np.c_[tracking.expression, tracking.jaw, np.zeros((frames, 10))]
         fit = replace(
             photo_of(head, seed),
             dynamic_vertices=vertices,
             dynamic_offset=smile.astype(np.float16),
-            dynamic_curves=curves.astype(np.float32),
+            **dynamic_poses(tracking),
             dynamic_loss=np.zeros((frames, 2), np.float32),
         )
         clip = clip_of(tmp_path / "set", name, f"folder-{name}")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from known_head import dynamic_poses
 from performers import make_state
 from transfer_faces import driver_of, photo_of, rows_of, tiny, trained
 
@@ -65,7 +66,7 @@ def driver_fit(head, stranger) -> HeadFit:
         photo_of(head, 2),
         dynamic_vertices=vertices,
         dynamic_offset=generator.normal(0, 1e-3, (FRAMES, len(vertices), 3)).astype(np.float16),
-        dynamic_curves=np.zeros((FRAMES, len(head.expression_names) + 13), np.float32),
+        **dynamic_poses(stranger),
         dynamic_loss=np.zeros((FRAMES, 2), np.float32),
     )
 
@@ -178,7 +179,7 @@ def files(head, photo, stranger, driver_fit, network, tmp_path_factory) -> dict[
     npz.save(photo, paths["own.head"], {})
     npz.save(stranger, paths["own.track"], {})
     npz.save(driver_fit, paths["driver.head"], {})
-    names = ("dynamic_offset", "dynamic_curves", "dynamic_loss")
+    names = ("dynamic_offset", "dynamic_loss", *dynamic_poses(stranger))
     npz.save(replace(driver_fit, **{n: getattr(driver_fit, n)[:3] for n in names}), paths["short.head"], {})
     paths["net"] = folder / "net.safetensors"
     save_network(network, paths["net"], head, {})

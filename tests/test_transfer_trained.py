@@ -13,8 +13,7 @@ from transfer_faces import KINDS, expressions, face_of, offsets, tiny, trained
 
 from expportrait_cli.artifacts.network_file import read_header
 from expportrait_cli.errors import WeightsError
-from expportrait_cli.head.smplx.build import build
-from expportrait_cli.head.smplx.load import read
+from expportrait_cli.head.smplx.build import build, read
 from expportrait_cli.transfer.face import Face
 from expportrait_cli.transfer.network import KIND, load_network, save_network, topology
 

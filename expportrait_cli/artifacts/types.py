@@ -7,6 +7,7 @@ A `rotation` is the axis-angle of the turn away from looking straight into the c
 (geometry/rotations.py), so that it is small where faces are, and can be smoothed and edited.
 """
 
+import hashlib
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -63,13 +64,19 @@ class Tracking:
     error: Float32[np.ndarray, " T"]
     """Mean inner-face landmark error of the fit, percent of the inter-ocular distance."""
 
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of the source and of what was tracked in it: two faces of one clip differ."""
+        content = self.source_hash.encode() + self.identity.tobytes() + self.landmarks.tobytes()
+        return hashlib.sha256(content).hexdigest()
+
 
 @dataclass(frozen=True)
 class HeadFit:
     """A person's head fitted to a photo: identity, static offset, and the photo's own pose and expression."""
 
     KIND: ClassVar[str] = "head"
-    VERSION: ClassVar[int] = 2
+    VERSION: ClassVar[int] = 3
 
     source: str
     """Absolute path of the photo, or clip, that textures come from."""
@@ -85,6 +92,9 @@ class HeadFit:
     landmarks: Float32[np.ndarray, "478 2"]
     """FaceMesh landmarks of the photo, crop px."""
     identity: Float32[np.ndarray, " K"]
+    identity_from: str
+    """`Tracking.fingerprint` of the photo or clip whose identity this is; empty where it is of several, or refined.
+    A driver with this fingerprint shows the person of the head."""
     expression: Float32[np.ndarray, " E"]
     jaw: Float32[np.ndarray, " 3"]
     gaze: Float32[np.ndarray, " 4"]
@@ -104,8 +114,12 @@ class HeadFit:
     """Dense vertices that dynamic offsets move."""
     dynamic_offset: Float16[np.ndarray, "T P 3"]
     """Delta f of every frame of the source, canonical, m; no frames unless the source is a clip."""
-    dynamic_curves: Float32[np.ndarray, "T M"]
-    """Expression [E], jaw [3], gaze [4], rotation [3] and translation [3] of every frame that the offsets go with."""
+    dynamic_expression: Float32[np.ndarray, "T E"]
+    """Expression of every frame that the offsets go with; so are the next four, as in `Tracking`."""
+    dynamic_jaw: Float32[np.ndarray, "T 3"]
+    dynamic_gaze: Float32[np.ndarray, "T 4"]
+    dynamic_rotation: Float32[np.ndarray, "T 3"]
+    dynamic_translation: Float32[np.ndarray, "T 3"]
     dynamic_loss: Float32[np.ndarray, "T 2"]
     """How far the pictures were from the head without and with folds, a frame; NaN where they were not compared."""
 

@@ -25,14 +25,12 @@ from expportrait_cli.render.buffers import BACKGROUND, encode, render_buffers
 
 def clip_curves(fit: HeadFit, tracking: Tracking, head: HeadModel, rows: Int64[np.ndarray, " R"]) -> Curves:
     """What moves the head in some frames of its own clip; the torso hangs at the head's neck joint."""
-    widths = (tracking.expression.shape[1], 3, 4, 3, 3)
-    columns = np.split(fit.dynamic_curves[rows], np.cumsum(widths)[:-1], axis=1)
-    expression, jaw, gaze, rotation, translation = columns
+    rotation, translation = fit.dynamic_rotation[rows], fit.dynamic_translation[rows]
     neck = person_joints(fit, head)[NECK].numpy()
     return Curves(
-        expression=expression,
-        jaw=jaw,
-        gaze=gaze,
+        expression=fit.dynamic_expression[rows],
+        jaw=fit.dynamic_jaw[rows],
+        gaze=fit.dynamic_gaze[rows],
         rotation=rotation,
         translation=translation,
         torso_rotation=torso_turns(tracking)[rows],

@@ -105,7 +105,7 @@ class Clip:
         """Whole heads in the camera, and the patch of them; both with dynamic offsets (masked already) if given."""
         curves = self.rows(rows)
         canonical = canonical_mesh(self.fit, self.head, curves)
-        turns, shifts = bones(person_joints(self.fit, self.head), **pose_of(curves, curves.torso_translation))
+        turns, shifts = bones(person_joints(self.fit, self.head), pose_of(curves, curves.torso_translation))
         verts = skin(self.head.skinning, canonical, turns, shifts)
         blend = torch.einsum("pj,tjab->tpab", self.head.skinning[patch.vertices], turns)
         posed = PosedPatch(patch, verts[:, patch.vertices], blend, self.focal_px)

@@ -19,6 +19,7 @@ from expportrait_cli.geometry.rotations import from_turns
 from expportrait_cli.head import HeadModel, coarse, dense, joints, landmark_model, pose
 from expportrait_cli.head.facemesh import FACE_OVAL, IRIS
 from expportrait_cli.head.fitted import pose_of
+from expportrait_cli.head.model import HeadPose
 from expportrait_cli.solve.solver import IDENTITY_PRIOR, ITERATIONS, ITERATIONS_FIRST, TEMPORAL, UNIT_IOD, Solver
 from expportrait_cli.solve.state import State, columns_of, distinct_rows, interocular_px, nearest_frame
 
@@ -110,18 +111,17 @@ class _Frames:
     """What stays as it is."""
 
     clip: Clip
-    curves: dict[str, Tensor]
-    gaze: Float32[Tensor, "R 4"]
+    tracked: HeadPose
 
     def surface(self, moved: dict[str, Tensor]) -> Surface:
         """The whole head in every frame, with parameters moved from where the tracking put them."""
-        head, still = self.clip.head, self.curves
+        head, tracked = self.clip.head, self.tracked
         identity, jaw = moved["identity"], moved["jaw"]
-        shape = coarse(head, identity.expand(len(jaw), -1), moved["expression"], jaw, self.gaze)
+        shape = coarse(head, identity.expand(len(jaw), -1), moved["expression"], jaw, tracked.gaze)
         canonical = dense(head, shape) + torch.from_numpy(self.clip.fit.static_offset)
-        turn = rotations.axis_angle(rotations.matrix(moved["turn"]) @ rotations.matrix(still["rotation"]))
-        arguments = {**still, "jaw": jaw, "rotation": turn, "translation": moved["translation"]}
-        verts = pose(head, canonical, joints(head, identity), **arguments)
+        turn = rotations.axis_angle(rotations.matrix(moved["turn"]) @ rotations.matrix(tracked.rotation))
+        at = replace(tracked, jaw=jaw, rotation=turn, translation=moved["translation"])
+        verts = pose(head, canonical, joints(head, identity), at)
         return Surface.of(torch.zeros_like(verts), verts, head.dense_faces, focal_px=self.clip.focal_px)
 
 
@@ -142,14 +142,14 @@ def refined_identity(clip: Clip, evidence: Evidence) -> Float32[np.ndarray, " K"
     crops = list(clip.crops(rows))
     verts, _ = clip.pose(rows, whole_patch(clip))
     terms = [*evidence.terms(crops, verts), _landmarks(clip, rows)]
-    arguments = pose_of(curves, curves.torso_translation)
-    frames = _Frames(clip, arguments, arguments["gaze"])
+    tracked = pose_of(curves, curves.torso_translation)
+    frames = _Frames(clip, tracked)
     moved = {
         "identity": torch.from_numpy(clip.fit.identity.copy()),
         "expression": torch.from_numpy(curves.expression.copy()),
-        "jaw": arguments["jaw"].clone(),
+        "jaw": tracked.jaw.clone(),
         "turn": torch.zeros(len(rows), 3),
-        "translation": arguments["translation"].clone(),
+        "translation": tracked.translation.clone(),
     }
     return _descend(frames, moved, terms).numpy()
 

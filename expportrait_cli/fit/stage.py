@@ -58,14 +58,15 @@ def fit(
     explains the photo as well: a clip knows more of a face than a photo.
     """
     network = _network(config)
-    tracking = with_identity(trackings[0], _identity(trackings, head, driver, known), head)
+    identity, identity_from = _identity(trackings, head, driver, known)
+    tracking = with_identity(trackings[0], identity, head)
     _warn(trackings[0], tracking, config, known)
     if network is not None and known is None:
         clip = Clip.of(tracking, _blank(tracking, head), head)
         check_axes(network, clip, neutral_frame(tracking))
         seen = Estimates(clip, whole_patch(clip), network, plain_skin(head))
-        tracking = with_identity(tracking, refined_identity(clip, seen), head)
-    start = _blank(tracking, head)
+        tracking, identity_from = with_identity(tracking, refined_identity(clip, seen), head), ""
+    start = replace(_blank(tracking, head), identity_from=identity_from)
     # Landmarks first: the outline is compared with a face that lies where it is seen.
     start = replace(start, frame_offset=_landmark_offset(start, head))
     image = crop_image(read_frame(tracking.source, start.frame), Crop(*tracking.crop), CROP_SIZE)
@@ -102,14 +103,18 @@ def _network(config: FitConfig) -> Estimator | None:
     return estimator(config.supervision)
 
 
-def _identity(trackings, head, driver: Tracking | None, known: HeadFit | None) -> Float32[np.ndarray, " K"]:
+def _identity(
+    trackings: Sequence[Tracking], head: HeadModel, driver: Tracking | None, known: HeadFit | None
+) -> tuple[Float32[np.ndarray, " K"], str]:
+    """Identity of the head, and the fingerprint of the one tracking that has it."""
     if known is not None:
-        return known.identity
+        return known.identity, known.identity_from
     if len(trackings) > 1:
-        return shared_identity(trackings, head)
-    if driver is not None and is_same_person(trackings[0], driver, head):
-        return driver.identity
-    return trackings[0].identity
+        return shared_identity(trackings, head), ""
+    own = trackings[0]
+    if driver is not None and is_same_person(own, driver, head):
+        own = driver
+    return own.identity, own.fingerprint
 
 
 def _blank(tracking: Tracking, head: HeadModel) -> HeadFit:
@@ -126,6 +131,7 @@ def _blank(tracking: Tracking, head: HeadModel) -> HeadFit:
         focal_px=tracking.focal_px,
         landmarks=tracking.landmarks[frame],
         identity=tracking.identity,
+        identity_from="",
         expression=tracking.expression[frame],
         jaw=tracking.jaw[frame],
         gaze=tracking.gaze[frame],
@@ -137,7 +143,11 @@ def _blank(tracking: Tracking, head: HeadModel) -> HeadFit:
         silhouette_iou=0.0,
         dynamic_vertices=np.zeros(0, np.int64),
         dynamic_offset=np.zeros((0, 0, 3), np.float16),
-        dynamic_curves=np.zeros((0, len(head.expression_names) + 13), np.float32),
+        dynamic_expression=np.zeros((0, len(head.expression_names)), np.float32),
+        dynamic_jaw=np.zeros((0, 3), np.float32),
+        dynamic_gaze=np.zeros((0, 4), np.float32),
+        dynamic_rotation=np.zeros((0, 3), np.float32),
+        dynamic_translation=np.zeros((0, 3), np.float32),
         dynamic_loss=np.zeros((0, 2), np.float32),
     )
 
@@ -221,11 +231,14 @@ def _recorded(fit: HeadFit, tracking: Tracking, head: HeadModel, moving: Dynamic
     fit = replace(fit, frame_offset=frame_offset)
     if not is_clip:
         return fit
-    columns = [getattr(tracking, name) for name in ("expression", "jaw", "gaze", "rotation", "translation")]
     return replace(
         fit,
         dynamic_vertices=moving.vertices,
         dynamic_offset=moving.offset(),
-        dynamic_curves=np.concatenate(columns, 1),
+        dynamic_expression=tracking.expression,
+        dynamic_jaw=tracking.jaw,
+        dynamic_gaze=tracking.gaze,
+        dynamic_rotation=tracking.rotation,
+        dynamic_translation=tracking.translation,
         dynamic_loss=moving.loss,
     )

@@ -22,7 +22,7 @@ from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.geometry.mesh import Edges, edges
 from expportrait_cli.head import HeadModel, landmark_model
 from expportrait_cli.head.facemesh import CHIN, FOREHEAD, LIP_PAIRS
-from expportrait_cli.head.fitted import Bones, fitted_mesh, neck_in_camera, person_joints
+from expportrait_cli.head.fitted import Bones, fitted_mesh, person_joints, photo_curves
 from expportrait_cli.media.video import read_frame
 from expportrait_cli.render.buffers import Buffers, render_buffers
 
@@ -159,7 +159,6 @@ def _merge(whole, inner, scale, corner):
 
 
 UPPER_LIP, LOWER_LIP = LIP_PAIRS[0]
-RIGID = ("rotation", "translation", "jaw", "torso_rotation", "torso_translation")
 
 
 @dataclass(frozen=True)
@@ -193,7 +192,7 @@ class Scene:
             yield Sketch(proxy, guess, partial(self._buffers, verts))
 
     def _bones(self, index: int) -> Bones:
-        return Bones.of(self._joints, **{name: getattr(self.meshes.curves, name)[index] for name in RIGID})
+        return Bones.of(self._joints, self.meshes.curves, index)
 
     def _buffers(self, verts: Float32[np.ndarray, "V 3"]) -> Buffers:
         return render_buffers(
@@ -218,14 +217,7 @@ class Scene:
         points = fit.landmarks * canvas.scale + np.array(canvas.corner)
         model = landmark_model(head)
         lips = (model.template + model.identity @ fit.identity)[[UPPER_LIP, LOWER_LIP]]
-        reference = Bones.of(
-            self._joints,
-            rotation=fit.rotation,
-            translation=fit.translation,
-            jaw=fit.jaw,
-            torso_rotation=fit.torso_rotation,
-            torso_translation=neck_in_camera(fit, head),
-        )
+        reference = Bones.of(self._joints, photo_curves(fit, head), 0)
         return Compositor(
             layers,
             head,

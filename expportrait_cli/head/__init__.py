@@ -8,6 +8,7 @@ from expportrait_cli.head.facemesh import LandmarkModel as LandmarkModel
 from expportrait_cli.head.facemesh import landmark_model as landmark_model
 from expportrait_cli.head.model import BONES as BONES
 from expportrait_cli.head.model import HeadModel as HeadModel
+from expportrait_cli.head.model import HeadPose as HeadPose
 from expportrait_cli.head.model import coarse as coarse
 from expportrait_cli.head.model import default_torso as default_torso
 from expportrait_cli.head.model import dense as dense

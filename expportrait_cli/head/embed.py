@@ -128,7 +128,7 @@ def _canonical(head: HeadModel, identity: Tensor, jaw: Tensor) -> Tensor:
     shape = model.dense(head, model.coarse(head, identity, torch.zeros(head.expression_basis.shape[-1]), jaw, rest))
     joints = model.joints(head, identity)
     pose = {"rotation": still, "translation": still, "torso_rotation": still, "torso_translation": joints[model.NECK]}
-    return model.pose(head, shape, joints, jaw=jaw, gaze=rest, **pose)
+    return model.pose(head, shape, joints, model.HeadPose(jaw=jaw, gaze=rest, **pose))
 
 
 def _views(head: HeadModel, colours: Tensor, rasterize: Rasterize) -> Iterator[View]:

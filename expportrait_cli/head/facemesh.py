@@ -8,7 +8,7 @@ from jaxtyping import Float32, Float64
 from scipy.spatial.distance import cdist
 from torch import Tensor
 
-from expportrait_cli.head.model import HeadModel, coarse, dense, joints, pose
+from expportrait_cli.head.model import HeadModel, HeadPose, coarse, dense, joints, pose
 from expportrait_cli.head.model import dense as subdivide
 
 FACE_OVAL = [
@@ -138,7 +138,7 @@ def open_mouth(head: HeadModel, identity: Float32[np.ndarray, " K"]) -> Float32[
     at = joints(head, beta)
     shape = coarse(head, beta, torch.zeros(len(head.expression_names)), jaw, gaze)
     still = {"rotation": zero, "translation": zero, "torso_rotation": zero, "torso_translation": at[1]}
-    return pose(head, dense(head, shape), at, jaw=jaw, gaze=gaze, **still).numpy()
+    return pose(head, dense(head, shape), at, HeadPose(jaw=jaw, gaze=gaze, **still)).numpy()
 
 
 class LandmarkSpread:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from expportrait_cli.artifacts.types import Curves, HeadFit
 from expportrait_cli.geometry.rotations import from_turns, logarithm, rodrigues
-from expportrait_cli.head.model import JAW, NECK, HeadModel, bones, coarse, dense, joints, pose
+from expportrait_cli.head.model import JAW, NECK, HeadModel, HeadPose, bones, coarse, dense, joints, pose
 
 
 @dataclass(frozen=True)
@@ -21,37 +21,32 @@ class Bones:
     torso: Float[np.ndarray, "3 4"]
 
     @classmethod
-    def of(
-        cls,
-        joints: Float[np.ndarray, "6 3"],
-        *,
-        rotation: Float[np.ndarray, " 3"],
-        translation: Float[np.ndarray, " 3"],
-        jaw: Float[np.ndarray, " 3"],
-        torso_rotation: Float[np.ndarray, " 3"],
-        torso_translation: Float[np.ndarray, " 3"],
-    ) -> "Bones":
-        """From one frame of curves; the torso hangs at the neck joint."""
-        turn, torso, hinge = from_turns(rotation), from_turns(torso_rotation), rodrigues(jaw)
+    def of(cls, joints: Float[np.ndarray, "6 3"], curves: Curves, frame: int) -> "Bones":
+        """Bones of one frame of curves; the torso hangs at the neck joint."""
+        turn, torso = from_turns(curves.rotation[frame]), from_turns(curves.torso_rotation[frame])
+        hinge, translation = rodrigues(curves.jaw[frame]), curves.translation[frame]
         pivot = joints[JAW]
         return cls(
             head=np.c_[turn, translation],
             jaw=np.c_[turn @ hinge, turn @ (pivot - hinge @ pivot) + translation],
-            torso=np.c_[torso, torso_translation - torso @ joints[NECK]],
+            torso=np.c_[torso, curves.torso_translation[frame] - torso @ joints[NECK]],
         )
 
 
-def pose_of(rows: HeadFit | Curves, torso_translation: Float[np.ndarray, "*B 3"]) -> dict[str, Tensor]:
-    """Arguments of `pose` for a fit or for curves: turns become rotations into the camera."""
-    values = {
-        "jaw": rows.jaw,
-        "gaze": rows.gaze,
-        "rotation": logarithm(from_turns(rows.rotation)),
-        "translation": rows.translation,
-        "torso_rotation": logarithm(from_turns(rows.torso_rotation)),
-        "torso_translation": torso_translation,
-    }
-    return {name: torch.from_numpy(np.asarray(value, np.float32)) for name, value in values.items()}
+def pose_of(rows: HeadFit | Curves, torso_translation: Float[np.ndarray, "*B 3"]) -> HeadPose:
+    """Pose of a fit or of curves: turns away from the frontal pose become rotations into the camera."""
+    return HeadPose(
+        jaw=_single(rows.jaw),
+        gaze=_single(rows.gaze),
+        rotation=_single(logarithm(from_turns(rows.rotation))),
+        translation=_single(rows.translation),
+        torso_rotation=_single(logarithm(from_turns(rows.torso_rotation))),
+        torso_translation=_single(torso_translation),
+    )
+
+
+def _single(values: Float[np.ndarray, "*B C"]) -> Float32[Tensor, "*B C"]:
+    return torch.from_numpy(np.asarray(values, np.float32))
 
 
 def canonical_mesh(fit: HeadFit, head: HeadModel, rows: HeadFit | Curves) -> Float32[Tensor, "*B V 3"]:
@@ -59,6 +54,13 @@ def canonical_mesh(fit: HeadFit, head: HeadModel, rows: HeadFit | Curves) -> Flo
     psi, jaw, gaze = (torch.from_numpy(v) for v in (rows.expression, rows.jaw, rows.gaze))
     identity = torch.from_numpy(fit.identity).expand(*psi.shape[:-1], -1)
     return dense(head, coarse(head, identity, psi, jaw, gaze)) + torch.from_numpy(fit.static_offset + fit.frame_offset)
+
+
+def photo_curves(fit: HeadFit, head: HeadModel) -> Curves:
+    """Pose and expression of the photo as curves of one frame."""
+    torso_translation = neck_in_camera(fit, head)
+    rows = (fit.expression, fit.jaw, fit.gaze, fit.rotation, fit.translation, fit.torso_rotation, torso_translation)
+    return Curves(*(row[None] for row in rows))
 
 
 def neutral_mesh(fit: HeadFit, head: HeadModel) -> Float32[Tensor, "V 3"]:
@@ -77,8 +79,8 @@ def person_joints(fit: HeadFit, head: HeadModel) -> Float32[Tensor, "6 3"]:
 
 def fitted_mesh(fit: HeadFit, head: HeadModel) -> Float32[np.ndarray, "V 3"]:
     """Dense vertices of the photo's own pose and expression, crop camera, m (Eq. 1 to 4)."""
-    arguments = pose_of(fit, neck_in_camera(fit, head))
-    return pose(head, canonical_mesh(fit, head, fit), person_joints(fit, head), **arguments).numpy()
+    placed = pose_of(fit, neck_in_camera(fit, head))
+    return pose(head, canonical_mesh(fit, head, fit), person_joints(fit, head), placed).numpy()
 
 
 def posed_meshes(
@@ -88,17 +90,17 @@ def posed_meshes(
     beyond: tuple[Int64[np.ndarray, " P"], Float32[np.ndarray, "T P 3"]] | None = None,
 ) -> Float32[np.ndarray, "T V 3"]:
     """Dense vertices of the person moved by curves, crop camera, m; `beyond` are more canonical steps of some."""
-    arguments = pose_of(curves, curves.torso_translation)
+    placed = pose_of(curves, curves.torso_translation)
     canonical = canonical_mesh(fit, head, curves)
     if beyond is not None:
         canonical[:, beyond[0]] += torch.from_numpy(beyond[1])
-    return pose(head, canonical, person_joints(fit, head), **arguments).numpy()
+    return pose(head, canonical, person_joints(fit, head), placed).numpy()
 
 
 def blend_matrices(fit: HeadFit, head: HeadModel) -> Float32[np.ndarray, "V 3 3"]:
     """What skinning does to a canonical step of each vertex in the photo's pose."""
-    arguments = pose_of(fit, neck_in_camera(fit, head))
-    turns, _ = bones(person_joints(fit, head), **arguments)
+    placed = pose_of(fit, neck_in_camera(fit, head))
+    turns, _ = bones(person_joints(fit, head), placed)
     return torch.einsum("vj,jab->vab", head.skinning, turns).numpy()
 
 

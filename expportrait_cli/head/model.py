@@ -124,25 +124,34 @@ def eye_rotation(pitch_yaw: Float[Tensor, "*B 2"]) -> Float[Tensor, "*B 3 3"]:
     return rotations.matrix(turn) @ rotations.matrix(nod)
 
 
-def bones(
-    joints: Float[Tensor, "*#B 6 3"],
-    *,
-    jaw: Float[Tensor, "*#B 3"],
-    gaze: Float[Tensor, "*#B 4"],
-    rotation: Float[Tensor, "*#B 3"],
-    translation: Float[Tensor, "*#B 3"],
-    torso_rotation: Float[Tensor, "*#B 3"],
-    torso_translation: Float[Tensor, "*#B 3"],
-) -> tuple[Float[Tensor, "*B 6 3 3"], Float[Tensor, "*B 6 3"]]:
+@dataclass(frozen=True)
+class HeadPose:
+    """Pose of a head's six bones; leading axes broadcast, so that what all frames share may lack them."""
+
+    jaw: Float[Tensor, "*#B 3"]
+    """Rotation of the jaw in the head frame, axis-angle, rad."""
+    gaze: Float[Tensor, "*#B 4"]
+    """Pitch and yaw of the left eye, then of the right, rad."""
+    rotation: Float[Tensor, "*#B 3"]
+    """R_cam_head as axis-angle, rad. Artifacts keep the turn away from the frontal pose instead (`fitted.pose_of`)."""
+    translation: Float[Tensor, "*#B 3"]
+    """Origin of the head frame in the camera, m."""
+    torso_rotation: Float[Tensor, "*#B 3"]
+    """R_cam_torso as axis-angle, rad."""
+    torso_translation: Float[Tensor, "*#B 3"]
+    """Neck joint of the torso in the camera, m."""
+
+
+def bones(joints: Float[Tensor, "*#B 6 3"], at: HeadPose) -> tuple[Float[Tensor, "*B 6 3 3"], Float[Tensor, "*B 6 3"]]:
     """Rotation and translation that each bone applies to canonical points, to camera.
 
     The head bone is R_cam_head with the head's origin at `translation`. The torso bone is R_cam_torso about the neck
     joint, which lies at `torso_translation`. The neck bone turns half-way between them, and the middle of neck and head
     joint goes to the mean of where those two bones put it. Jaw and eyes turn about their joints in the head.
     """
-    R_head, R_torso = rotations.matrix(rotation), rotations.matrix(torso_rotation)
-    neck = joints[..., NECK, :]
-    t_torso = torso_translation - _turn(R_torso, neck)
+    R_head, R_torso = rotations.matrix(at.rotation), rotations.matrix(at.torso_rotation)
+    neck, translation = joints[..., NECK, :], at.translation
+    t_torso = at.torso_translation - _turn(R_torso, neck)
 
     R_neck = rotations.matrix(rotations.axis_angle(R_head @ R_torso.mT) / 2) @ R_torso
     middle = (neck + joints[..., HEAD, :]) / 2
@@ -150,8 +159,8 @@ def bones(
     t_neck = middle_cam - _turn(R_neck, middle)
 
     Rs, ts = [R_torso, R_neck, R_head], [t_torso, t_neck, translation]
-    eyes = (EYE_LEFT, eye_rotation(gaze[..., :2])), (EYE_RIGHT, eye_rotation(gaze[..., 2:]))
-    for bone, R_inner in ((JAW, rotations.matrix(jaw)), *eyes):
+    eyes = (EYE_LEFT, eye_rotation(at.gaze[..., :2])), (EYE_RIGHT, eye_rotation(at.gaze[..., 2:]))
+    for bone, R_inner in ((JAW, rotations.matrix(at.jaw)), *eyes):
         pivot = joints[..., bone, :]
         Rs.append(R_head @ R_inner)
         ts.append(_turn(R_head, pivot - _turn(R_inner, pivot)) + translation)
@@ -162,27 +171,13 @@ def pose(
     head: HeadModel,
     canonical: Float[Tensor, "*B V 3"],
     joints: Float[Tensor, "*#B 6 3"],
-    *,
-    jaw: Float[Tensor, "*#B 3"],
-    gaze: Float[Tensor, "*#B 4"],
-    rotation: Float[Tensor, "*#B 3"],
-    translation: Float[Tensor, "*#B 3"],
-    torso_rotation: Float[Tensor, "*#B 3"],
-    torso_translation: Float[Tensor, "*#B 3"],
+    at: HeadPose,
 ) -> Float[Tensor, "*B V 3"]:
     """Move canonical dense vertices to the camera by linear blend skinning of the six bones (see `bones`).
 
     The other inputs may lack the leading axes, when all frames share them.
     """
-    Rs, ts = bones(
-        joints,
-        jaw=jaw,
-        gaze=gaze,
-        rotation=rotation,
-        translation=translation,
-        torso_rotation=torso_rotation,
-        torso_translation=torso_translation,
-    )
+    Rs, ts = bones(joints, at)
     return skin(head.skinning, canonical, Rs, ts)
 
 

@@ -170,8 +170,8 @@ class Performance:
 
 
 def same_person(head_fit: HeadFit, tracking: Tracking) -> bool:
-    """Whether photo and driver share an identity: then the driver's landmarks are the person's own."""
-    return np.array_equal(head_fit.identity, tracking.identity)
+    """Whether the driver is known to show the person of the head: then its landmarks are the person's own."""
+    return head_fit.identity_from == tracking.fingerprint
 
 
 def transfer(

@@ -74,8 +74,7 @@ def performer(clip: Clip, head: HeadModel, face: Face) -> Performer:
             f"{clip.head} holds {len(fit.dynamic_offset)} frames of dynamic offsets on the head model "
             f"'{fit.head_model}', expected those of a clip on '{head.name}'. Prepare the dataset again."
         )
-    count = len(head.expression_names)
-    psi, jaw = fit.dynamic_curves[:, :count], fit.dynamic_curves[:, count : count + 3]
+    psi, jaw = fit.dynamic_expression, fit.dynamic_jaw
     offset = centred(_on_face(fit, face), neutral_weights(psi, jaw))
     weight = np.clip((WORST_IOD - tracking.error) / (WORST_IOD - GOOD_IOD), 0, 1) * (tracking.state == 0)
     return Performer(
