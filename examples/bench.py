@@ -22,7 +22,8 @@ DRIVING = Path(__file__).with_name("driving.mp4")
 def floor_s(clip: Path, folder: Path) -> tuple[float, int]:
     """Seconds and frames of the least that any such tool does."""
     from expportrait_cli.detect.mesh import FaceMesh
-    from expportrait_cli.media.video import VideoWriter, probe, read_frames
+    from expportrait_cli.media.video import probe, read_frames
+    from expportrait_cli.media.writer import VideoWriter
 
     mesh, count, since = FaceMesh(video=True), 0, perf_counter()
     with VideoWriter(folder / "floor.mp4", rate=probe(clip).rate) as writer:

@@ -16,7 +16,7 @@ from expportrait_cli.fit.patch import Patch
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.geometry.rotations import to_turns
 from expportrait_cli.head import HeadModel, dense, landmark_model, landmarks
-from expportrait_cli.media.video import VideoWriter
+from expportrait_cli.media.writer import VideoWriter
 from expportrait_cli.render.buffers import Buffers, render_buffers
 from expportrait_cli.solve.solver import Solver
 from expportrait_cli.solve.state import interocular_px

@@ -17,7 +17,7 @@ from expportrait_cli.artifacts import npz
 from expportrait_cli.cli import app
 from expportrait_cli.errors import InputError
 from expportrait_cli.media import ffmpeg
-from expportrait_cli.media.video import VideoWriter
+from expportrait_cli.media.writer import VideoWriter
 
 
 @dataclass(frozen=True)

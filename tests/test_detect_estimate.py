@@ -18,13 +18,13 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 from expportrait_cli.artifacts.types import CROP_SIZE
-from expportrait_cli.detect import estimate
+from expportrait_cli.detect import estimator as estimator_module
 from expportrait_cli.detect.crop import Crop, crop_image
 from expportrait_cli.detect.david import AXES, David
 from expportrait_cli.detect.estimate import KNOWN, assemble, establish_axes
 from expportrait_cli.detect.estimator import estimator
 from expportrait_cli.detect.sapiens import AXES as SAPIENS_AXES
-from expportrait_cli.detect.sapiens import MEAN, STD, Sapiens, SapiensKeypoints, peaks
+from expportrait_cli.detect.sapiens import MEAN, STD, Sapiens
 from expportrait_cli.errors import InputError, WeightsError
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.head import coarse, default_torso, dense, joints, pose
@@ -240,31 +240,6 @@ def test_sapiens_axes_can_be_established_too(crop, normals, tmp_path):
     assert (establish_axes(sapiens.raw(crop), normals).matrix == LEFT_HANDED_DOWN).all()
 
 
-@pytest.mark.parametrize("side", [512, 768, 1200])
-@pytest.mark.parametrize("place", [(0.5, 0.5), (0.2, 0.7), (0.9, 0.15)])
-def test_keypoints_are_where_they_are_in_the_crop(side, place, tmp_path):
-    spot_px = side * np.array(place) + 0.3
-    y, x = np.mgrid[:side, :side] + 0.5
-    heat = np.exp(-((x - spot_px[0]) ** 2 + (y - spot_px[1]) ** 2) / (2 * (side / 60) ** 2))
-    picture = np.zeros((side, side, 3), np.uint8)
-    picture[..., 0] = np.rint(255 * heat)
-    points = SapiensKeypoints(script(Spot(), tmp_path / "pose.pt2"))(picture)
-    assert points.shape == (308, 3)
-    # A heatmap has one pixel for four of the net's 768.
-    assert np.abs(points[:, :2] - spot_px).max() < 0.1 * 4 * side / 768
-    assert points[:, 2] == pytest.approx(heat.max(), abs=0.05)
-
-
-def test_peaks_are_found_to_a_tenth_of_a_pixel_and_stay_inside():
-    y, x = np.mgrid[:64, :48].astype(float)
-    true = np.array([[20.3, 31.8], [0.0, 0.0], [46.7, 62.6], [24.5, 10.5]])
-    maps = np.stack([0.8 * np.exp(-((x - a) ** 2 + (y - b) ** 2) / 8) for a, b in true])
-    found = peaks(np.concatenate([maps, np.zeros((1, 64, 48))]).astype(np.float32))
-    assert np.abs(found[[0, 3], :2] - true[[0, 3]]).max() < 0.02
-    assert np.abs(found[[1, 2], :2] - true[[1, 2]]).max() < 1.1
-    assert found[4].tolist() == [0, 0, 0]
-
-
 @pytest.fixture
 def folder(monkeypatch, tmp_path) -> Path:
     """The only folder in which weights are looked for, apart from the catalogue's."""
@@ -289,14 +264,14 @@ def test_a_missing_file_that_was_asked_for_is_an_error(name, folder):
 def test_auto_takes_what_is_there(folder, caplog):
     caplog.set_level("INFO", "expportrait_cli")
     script(Colours(), folder / catalogue.entry("sapiens-normal-small").file)
-    assert estimate.sapiens_file() == catalogue.entry("sapiens-normal-small")
+    assert estimator_module.sapiens_file() == catalogue.entry("sapiens-normal-small")
     state = folder / catalogue.entry("sapiens-normal-state").file
     state.touch()
-    assert estimate.sapiens_file() == catalogue.entry("sapiens-normal-state")
+    assert estimator_module.sapiens_file() == catalogue.entry("sapiens-normal-state")
     state.unlink()
     assert isinstance(estimator("auto"), Sapiens)
     script(Colours(), folder / catalogue.entry("sapiens-normal").file)
-    assert estimate.sapiens_file() == catalogue.entry("sapiens-normal")
+    assert estimator_module.sapiens_file() == catalogue.entry("sapiens-normal")
     david_file(folder / catalogue.entry("david").file)
     chosen = estimator("auto")
     assert isinstance(chosen, David) and (chosen.name, chosen.licence) == ("david", "MIT")
@@ -305,9 +280,9 @@ def test_auto_takes_what_is_there(folder, caplog):
 
 def test_without_onnxruntime(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    monkeypatch.setattr(estimate, "find_spec", lambda name: None)
+    monkeypatch.setattr(estimator_module, "find_spec", lambda name: None)
     david_file(folder / catalogue.entry("david").file)
-    found, reason = estimate.available()
+    found, reason = estimator_module.available()
     assert found == "none" and "pip install 'expportrait-cli[normals]'" in reason and "fetch" not in reason
     with pytest.raises(WeightsError, match="needs the Python package onnxruntime"):
         estimator("david")
@@ -328,13 +303,13 @@ def test_a_foreign_onnx_is_refused_in_one_line(tmp_path):
 
 
 def test_a_net_with_another_answer_is_refused(crop, tmp_path):
-    path = script(Colours(), tmp_path / "normals.pt2")
-    with pytest.raises(WeightsError, match=r"gives \[1, 3, 512, 384\], expected heatmaps \[1, 308, H, W\]"):
-        SapiensKeypoints(path)(crop)
+    path = script(Spot(), tmp_path / "pose.pt2")
+    with pytest.raises(WeightsError, match=r"gives \[1, 308, \d+, \d+\], expected normals"):
+        Sapiens(path)(crop)
 
 
 def test_choosing_loads_no_network():
-    code = "import sys; from expportrait_cli.detect import estimate; estimate.available(); print(*sys.modules)"
+    code = "import sys; from expportrait_cli.detect.estimator import available; available(); print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"torch", "onnxruntime", "mediapipe"} & set(loaded)
 

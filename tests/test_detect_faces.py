@@ -3,12 +3,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from media_files import eye_distance_px
 from PIL import Image, ImageOps
 
 from expportrait_cli.detect.crop import crop_image, steady_crop
 from expportrait_cli.detect.faces import FaceBox, FaceFinder, check_portrait, choose_face, distinct
 from expportrait_cli.detect.matte import Matte, Shoulders
-from expportrait_cli.detect.mesh import FaceMesh, interocular
+from expportrait_cli.detect.mesh import FaceMesh
 from expportrait_cli.errors import InputError
 
 SIZE = (600, 400)
@@ -84,7 +85,7 @@ def test_landmarks_do_not_depend_on_the_size_of_the_picture(
     large = cv2.resize(astronaut, None, fx=2.5, fy=2.5, interpolation=cv2.INTER_CUBIC)
     again = mesh.landmarks(large, finder.find(large)[0])
     assert points is not None and again is not None
-    assert np.linalg.norm(again / 2.5 - points, axis=1).mean() < 0.025 * interocular(points)
+    assert np.linalg.norm(again / 2.5 - points, axis=1).mean() < 0.025 * eye_distance_px(points)
 
 
 def test_a_clip_keeps_to_the_chosen_face(finder: FaceFinder, astronaut: np.ndarray) -> None:

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from expportrait_cli.detect import sapiens
-from expportrait_cli.detect.sapiens import Sapiens, SapiensKeypoints, frame, load_normals
+from expportrait_cli.detect.sapiens import Sapiens, frame, load_normals
 from expportrait_cli.errors import WeightsError
 
 pytestmark = pytest.mark.slow
@@ -196,8 +196,3 @@ def test_damaged_files_are_refused_in_one_line(file, tmp_path):
         with pytest.raises(WeightsError, match="is damaged") as caught:
             Sapiens(path)
         assert "\n" not in str(caught.value)
-
-
-def test_keypoints_have_no_such_file(file, crop):
-    with pytest.raises(WeightsError, match=r"gives \[1, 3, 512, 384\], expected heatmaps"):
-        SapiensKeypoints(file)(crop)

@@ -11,11 +11,11 @@ import cv2
 import numpy as np
 import pytest
 import skimage.data
+from media_files import eye_distance_px
 
 from expportrait_cli.detect import mediapipe_adapter as legacy
 from expportrait_cli.detect import nets
 from expportrait_cli.detect import tasks_adapter as tasks
-from expportrait_cli.detect.mesh import interocular
 from expportrait_cli.errors import WeightsError
 from expportrait_cli.weights import catalogue
 
@@ -58,7 +58,7 @@ def test_landmarks_are_the_same(face: np.ndarray) -> None:
     expected, found = legacy.LandmarkNet(video=False)(face), net(face)
     assert expected is not None and found is not None
     # 0.05 % of the inter-ocular distance: the two graphs round the turn of the face otherwise.
-    assert np.linalg.norm(found - expected, axis=1).max() < 0.002 * interocular(expected)
+    assert np.linalg.norm(found - expected, axis=1).max() < 0.002 * eye_distance_px(expected)
     assert net(PLAIN) is None
 
 
@@ -68,13 +68,13 @@ def test_landmarks_that_follow_are_not_smoothed(face: np.ndarray) -> None:
         expected, found = (net(frame) for net in both)
         assert expected is not None and found is not None
         # 0.15 % measured. With frames 40 ms apart the filter of Tasks lags by more than 2 %.
-        assert np.linalg.norm(found - expected, axis=1).max() < 0.005 * interocular(expected)
+        assert np.linalg.norm(found - expected, axis=1).max() < 0.005 * eye_distance_px(expected)
     for net in both:
         net.forget()
     mirrored = np.ascontiguousarray(face[:, ::-1])
     expected, found = (net(mirrored) for net in both)
     assert expected is not None and found is not None
-    assert np.linalg.norm(found - expected, axis=1).max() < 0.002 * interocular(expected)
+    assert np.linalg.norm(found - expected, axis=1).max() < 0.002 * eye_distance_px(expected)
 
 
 def test_faces_are_the_same(photo: np.ndarray) -> None:

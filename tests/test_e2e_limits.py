@@ -18,7 +18,8 @@ from expportrait_cli.cli import app
 from expportrait_cli.config import TrackConfig
 from expportrait_cli.detect.faces import FaceBox
 from expportrait_cli.errors import InputError
-from expportrait_cli.media.video import VideoWriter, frame_count
+from expportrait_cli.media.video import frame_count
+from expportrait_cli.media.writer import VideoWriter
 from expportrait_cli.pipeline.provenance import DOUBTFUL, warn_of_misfit
 from expportrait_cli.track import observe
 

@@ -11,7 +11,7 @@ import pytest
 from expportrait_cli.evaluate import COLUMNS, Scores, report_page
 from expportrait_cli.evaluate.columns import NAMES
 from expportrait_cli.evaluate.pictures import curve, worst_frames
-from expportrait_cli.media.video import VideoWriter
+from expportrait_cli.media.writer import VideoWriter
 
 FRAMES = 20
 VOID = {"meta", "img", "circle", "polyline", "br", "rect"}

@@ -10,7 +10,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from expportrait_cli.evaluate import Scores, evaluate
-from expportrait_cli.media.video import VideoWriter, read_frames
+from expportrait_cli.media.video import read_frames
+from expportrait_cli.media.writer import VideoWriter
 
 pytestmark = pytest.mark.slow
 

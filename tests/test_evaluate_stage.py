@@ -10,7 +10,7 @@ from expportrait_cli.errors import InputError
 from expportrait_cli.evaluate import COLUMNS, Scores, evaluate, table
 from expportrait_cli.evaluate import identity as identity_module
 from expportrait_cli.media.image import write_png
-from expportrait_cli.media.video import VideoWriter
+from expportrait_cli.media.writer import VideoWriter
 
 pytestmark = pytest.mark.slow
 

@@ -32,7 +32,7 @@ from expportrait_cli.geometry.mesh import edges, vertex_normals
 from expportrait_cli.head import dense, landmarks
 from expportrait_cli.head.facemesh import EYE_RINGS, LIPS
 from expportrait_cli.head.fitted import fitted_mesh
-from expportrait_cli.media.video import VideoWriter
+from expportrait_cli.media.writer import VideoWriter
 
 pytest_plugins = ("astronaut",)
 

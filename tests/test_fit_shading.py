@@ -13,7 +13,7 @@ from expportrait_cli.fit.losses import Light, estimate, harmonics, log_albedo
 from expportrait_cli.fit.masks import plain_skin
 from expportrait_cli.geometry.mesh import normalize, vertex_normals
 from expportrait_cli.head import dense, landmarks
-from expportrait_cli.media.video import VideoWriter
+from expportrait_cli.media.writer import VideoWriter
 
 pytest_plugins = ("astronaut",)
 

@@ -22,7 +22,7 @@ from expportrait_cli.geometry.mesh import vertex_normals
 from expportrait_cli.geometry.rotations import from_turns
 from expportrait_cli.head import dense, landmarks
 from expportrait_cli.head.fitted import blend_matrices, canonical_mesh, fitted_mesh
-from expportrait_cli.media.video import VideoWriter
+from expportrait_cli.media.writer import VideoWriter
 from expportrait_cli.solve.state import interocular_px
 from expportrait_cli.track import track
 

@@ -16,7 +16,8 @@ from expportrait_cli.head import HeadModel, coarse, dense, joints, landmarks, po
 from expportrait_cli.head.finer import Finer, finer
 from expportrait_cli.head.model import NECK, HeadPose, base_name, is_finer
 from expportrait_cli.head.smplx.build import build, read
-from expportrait_cli.pipeline.heads import check_same, head_behind, kind_of_head, track_header, tracking_head
+from expportrait_cli.pipeline.heads import check_same, head_behind, kind_of_head, tracking_head
+from expportrait_cli.pipeline.steps import track_header
 
 pytest_plugins = ("astronaut",)
 

@@ -10,7 +10,8 @@ import pytest
 
 from expportrait_cli.errors import InputError
 from expportrait_cli.media.image import is_image, read_image
-from expportrait_cli.media.video import VideoWriter, frame_count, probe, read_frames
+from expportrait_cli.media.video import frame_count, probe, read_frames
+from expportrait_cli.media.writer import VideoWriter
 
 pytestmark = pytest.mark.media
 

@@ -5,10 +5,12 @@ from fractions import Fraction
 import imageio_ffmpeg
 import numpy as np
 import pytest
+from media_files import read_gray16
 
 from expportrait_cli.errors import OutputError
 from expportrait_cli.media import ffmpeg
-from expportrait_cli.media.video import VideoWriter, frame_count, probe, read_frames, read_gray16
+from expportrait_cli.media.video import frame_count, probe, read_frames
+from expportrait_cli.media.writer import VideoWriter
 
 X264 = ("-c:v", "libx264", "-preset", "veryfast", "-pix_fmt", "yuv420p")
 NTSC = Fraction(30000, 1001)
@@ -195,7 +197,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, count):
     # Files of this process and of its children may not pass 20 kB.
     script = (
         "import resource, sys, numpy as np; from fractions import Fraction\n"
-        "from expportrait_cli.media.video import VideoWriter\n"
+        "from expportrait_cli.media.writer import VideoWriter\n"
         "from expportrait_cli.errors import OutputError\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
         "noise = np.random.default_rng(0)\n"

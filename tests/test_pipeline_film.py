@@ -5,14 +5,13 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from expportrait_cli.media import ffmpeg
+from expportrait_cli.media import ffmpeg, writer
 from expportrait_cli.media.video import frame_count, probe, read_frames
 from expportrait_cli.media.writer import join
-from expportrait_cli.pipeline import segments
 
 pytestmark = pytest.mark.slow
 
-COUNT = segments.SEGMENT * 2 + 17
+COUNT = writer.SEGMENT * 2 + 17
 
 
 def paint(first: int):
@@ -21,21 +20,21 @@ def paint(first: int):
 
 
 def write(folder, paint=paint, rate=Fraction(30000, 1001)):
-    return segments.write_segments(paint, folder, frame_count=COUNT, rate=rate, progress=lambda done, total: None)
+    return writer.write_segments(paint, folder, frame_count=COUNT, rate=rate, progress=lambda done, total: None)
 
 
 @pytest.mark.parametrize("rate", [Fraction(30000, 1001), Fraction(25), Fraction(24000, 1001), Fraction(60)])
 def test_the_joined_film_has_every_frame_at_its_time(rate, tmp_path):
     out = tmp_path / "film.mp4"
-    segments = write(tmp_path / "it's segments", rate=rate)
-    join(segments, out, rate=rate, frame_count=COUNT)
+    writer = write(tmp_path / "it's segments", rate=rate)
+    join(writer, out, rate=rate, frame_count=COUNT)
     info = probe(out)
     assert info.rate == rate and not info.variable_rate and info.start_s == 0
     shades = [int(frame[32, 32, 0]) for frame in read_frames(out)]
     assert len(shades) == COUNT
     assert max(abs(shade - index % 200) for index, shade in enumerate(shades)) <= 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["film.mp4", "it's segments"]
-    assert sorted(segments[0].parent.iterdir()) == segments
+    assert sorted(writer[0].parent.iterdir()) == writer
 
 
 def test_sound_and_tags_go_with_it(tmp_path):
@@ -65,7 +64,7 @@ def test_sound_is_copied_unless_it_starts_inside_a_packet(start_s, is_copied, tm
 def test_a_killed_run_goes_on_with_the_segment_that_it_was_in(tmp_path):
     def killed(first):
         for index, frame in enumerate(paint(first), first):
-            if index == segments.SEGMENT + 40:
+            if index == writer.SEGMENT + 40:
                 raise KeyboardInterrupt
             yield frame
 
@@ -73,10 +72,10 @@ def test_a_killed_run_goes_on_with_the_segment_that_it_was_in(tmp_path):
         write(tmp_path, killed)
     assert [path.name for path in tmp_path.iterdir()] == ["00000000.mp4"]
     starts = []
-    segments = write(tmp_path, lambda first: starts.append(first) or paint(first))
-    assert starts == [segments.SEGMENT]
-    assert [frame_count(path) for path in segments] == [segments.SEGMENT, segments.SEGMENT, 17]
-    assert write(tmp_path, lambda first: pytest.fail("painted again")) == segments
+    writer = write(tmp_path, lambda first: starts.append(first) or paint(first))
+    assert starts == [writer.SEGMENT]
+    assert [frame_count(path) for path in writer] == [writer.SEGMENT, writer.SEGMENT, 17]
+    assert write(tmp_path, lambda first: pytest.fail("painted again")) == writer
 
 
 def test_too_few_frames_are_a_fault(tmp_path):
@@ -87,5 +86,5 @@ def test_too_few_frames_are_a_fault(tmp_path):
 def test_segments_of_other_settings_are_removed(tmp_path):
     (tmp_path / "segments-old").mkdir()
     (tmp_path / "segments-new").mkdir()
-    segments.forget_others(tmp_path / "segments-new")
+    writer.forget_others(tmp_path / "segments-new")
     assert [path.name for path in tmp_path.iterdir()] == ["segments-new"]

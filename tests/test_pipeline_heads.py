@@ -11,7 +11,8 @@ from expportrait_cli.artifacts.types import HeadFit, Tracking
 from expportrait_cli.cli import app
 from expportrait_cli.config import TrackConfig
 from expportrait_cli.errors import InputError
-from expportrait_cli.pipeline.heads import head_behind, track_header
+from expportrait_cli.pipeline.heads import head_behind
+from expportrait_cli.pipeline.steps import track_header
 
 pytest_plugins = ("astronaut",)
 

@@ -20,9 +20,10 @@ from expportrait_cli.cli import app
 from expportrait_cli.config import FitConfig, Quality, Supervision
 from expportrait_cli.errors import WeightsError
 from expportrait_cli.fit.stage import _network as fit_network
-from expportrait_cli.media import ffmpeg
-from expportrait_cli.media.video import VideoWriter, frame_count, probe
-from expportrait_cli.pipeline import provenance, segments
+from expportrait_cli.media import ffmpeg, writer
+from expportrait_cli.media.video import frame_count, probe
+from expportrait_cli.media.writer import VideoWriter
+from expportrait_cli.pipeline import provenance
 from expportrait_cli.weights import catalogue
 
 pytestmark = pytest.mark.slow
@@ -90,8 +91,8 @@ def test_a_film_its_record_and_a_second_run(photo, clip, tmp_path, capsys):
 
 def test_a_killed_run_goes_on_where_it_stopped(photo, clip, tmp_path, capsys, monkeypatch):
     path = tmp_path / "film.mp4"
-    monkeypatch.setattr(segments, "SEGMENT", 5)
-    write = segments.VideoWriter.write
+    monkeypatch.setattr(writer, "SEGMENT", 5)
+    write = writer.VideoWriter.write
 
     def killed(self, frame):
         if self.path.name == "00000005.mp4" and self.frame_count == 2:
@@ -99,7 +100,7 @@ def test_a_killed_run_goes_on_where_it_stopped(photo, clip, tmp_path, capsys, mo
         write(self, frame)
 
     with monkeypatch.context() as patch:
-        patch.setattr(segments.VideoWriter, "write", killed)
+        patch.setattr(writer.VideoWriter, "write", killed)
         _, err = run(capsys, "generate", photo, clip, "-o", path, "--size", 256, code=130)
     assert "same command again" in err
     assert not path.exists()

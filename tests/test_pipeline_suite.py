@@ -15,7 +15,8 @@ from expportrait_cli.benchmark.variants import variants
 from expportrait_cli.cli import app
 from expportrait_cli.errors import InputError, UsageError
 from expportrait_cli.evaluate import evaluate
-from expportrait_cli.media.video import VideoWriter, frame_count, probe, read_frame, read_frames
+from expportrait_cli.media.video import frame_count, probe, read_frame, read_frames
+from expportrait_cli.media.writer import VideoWriter
 
 pytestmark = pytest.mark.slow
 

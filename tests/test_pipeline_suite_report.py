@@ -16,7 +16,7 @@ from expportrait_cli.artifacts.types import Tracking
 from expportrait_cli.config import GenerateConfig, TransferConfig
 from expportrait_cli.errors import InputError
 from expportrait_cli.evaluate.own import Asked, Shown
-from expportrait_cli.media.video import VideoWriter
+from expportrait_cli.media.writer import VideoWriter
 from expportrait_cli.pipeline import film
 from expportrait_cli.pipeline.job import Job, check
 from expportrait_cli.pipeline.report import Run, warnings, write_run_report

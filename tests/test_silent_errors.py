@@ -23,10 +23,10 @@ from expportrait_cli.cli import app
 from expportrait_cli.config import TrackConfig
 from expportrait_cli.detect.crop import crop_image, steady_crop
 from expportrait_cli.errors import InputError
-from expportrait_cli.media import ffmpeg
-from expportrait_cli.media.video import VideoWriter, frame_count, probe, read_frames
-from expportrait_cli.media.writer import join
-from expportrait_cli.pipeline import film, job, segments
+from expportrait_cli.media import ffmpeg, writer
+from expportrait_cli.media.video import frame_count, probe, read_frames
+from expportrait_cli.media.writer import VideoWriter, join
+from expportrait_cli.pipeline import film, job
 from expportrait_cli.pipeline.cache import made_by
 from expportrait_cli.pipeline.joblist import read_jobs
 from expportrait_cli.track.observe import HELD, INTERPOLATED, TRACKED, Observations, observe
@@ -90,8 +90,8 @@ def source_px(observations: Observations) -> np.ndarray:
 # 1. The rate cut to a whole number: 29.97 played at 29, the sound 2 s short in a minute.
 def test_a_broken_rate_stays_exact_and_sound_as_long_as_the_film(tmp_path):
     ffmpeg.run("-f", "lavfi", "-i", "sine=duration=30", "-y", str(tmp_path / "sound.m4a"))
-    segments = [grey_clip(tmp_path / f"{n}.mp4", count=299, rate=NTSC) for n in range(2)]
-    join(segments, tmp_path / "film.mp4", rate=NTSC, frame_count=598, audio=tmp_path / "sound.m4a")
+    writer = [grey_clip(tmp_path / f"{n}.mp4", count=299, rate=NTSC) for n in range(2)]
+    join(writer, tmp_path / "film.mp4", rate=NTSC, frame_count=598, audio=tmp_path / "sound.m4a")
     info = probe(tmp_path / "film.mp4")
     assert (info.rate, frame_count(tmp_path / "film.mp4")) == (NTSC, 598)
     assert info.duration_s == pytest.approx(598 * 1001 / 30000, abs=0.01)
@@ -156,7 +156,7 @@ def test_the_crop_goes_where_the_face_is(seen):
 def test_a_long_clip_is_read_and_painted_to_its_end(tmp_path):
     path = grey_clip(tmp_path / "long.mp4", count=1207, rate=Fraction(60))
     assert frame_count(path) == 1207 == sum(1 for _ in read_frames(path))
-    parts = segments.write_segments(
+    parts = writer.write_segments(
         lambda start: read_frames(path, start=start),
         tmp_path / "segments",
         frame_count=1207,
@@ -210,7 +210,7 @@ def asked(monkeypatch, tmp_path, capsys):
     found: list[job.Job] = []
 
     def run(*arguments: str) -> job.Job:
-        def generate(one, kinds, show):
+        def generate(one, show):
             found.append(one)
             return film.Film(one.out, one.record, {})
 
@@ -283,7 +283,6 @@ def another(settings, name: str):
             ("track", config.TrackConfig),
             ("fit", config.FitConfig),
             ("transfer", config.TransferConfig),
-            ("render", config.RenderConfig),
             ("generate", config.GenerateConfig),
         )
         for field in fields(cls)

@@ -15,7 +15,7 @@ from expportrait_cli.artifacts.types import CROP_SIZE, Tracking
 from expportrait_cli.config import TrackConfig
 from expportrait_cli.errors import InputError
 from expportrait_cli.geometry.rotations import from_turns, logarithm
-from expportrait_cli.media.video import VideoWriter
+from expportrait_cli.media.writer import VideoWriter
 from expportrait_cli.solve.state import interocular_px
 from expportrait_cli.track import track
 

@@ -20,7 +20,7 @@ from expportrait_cli.geometry.mesh import vertex_normals
 from expportrait_cli.head.finer import finer
 from expportrait_cli.head.fitted import fitted_mesh, neutral_mesh, posed_meshes
 from expportrait_cli.pipeline.performance import OffsetSource
-from expportrait_cli.transfer import posed_frames, transfer
+from expportrait_cli.transfer import Beyond, posed_frames, transfer
 from expportrait_cli.transfer.face import Face
 from expportrait_cli.transfer.network import load_network, save_network
 
@@ -72,7 +72,7 @@ def driver_fit(head, stranger) -> HeadFit:
 
 
 def meshes(fit, tracking, head, *, network=None, driver=None, **options) -> np.ndarray:
-    performance = transfer(fit, tracking, head, TransferConfig(**options), trained=network, driver=driver)
+    performance = transfer(fit, tracking, head, TransferConfig(**options), Beyond(trained=network, driver=driver))
     return np.stack([*posed_frames(fit, head, performance)])
 
 
@@ -80,7 +80,7 @@ def meshes(fit, tracking, head, *, network=None, driver=None, **options) -> np.n
 def test_no_motion_leaves_the_photo(head, photo, network, seed):
     """A driver who keeps still, the photo's own person or another: bit for bit what no method at all gives."""
     driver = driver_of(head, [make_state(head, **SMILE)] * 3, seed=seed)
-    performance = transfer(photo, driver, head, TransferConfig(), trained=network)
+    performance = transfer(photo, driver, head, TransferConfig(), Beyond(trained=network))
     # The person's own landmarks stand in for the network where the person drives.
     assert (performance.offsets is None) == (seed == 1)
     assert performance.offsets is None or not performance.offsets(slice(0, 3), performance.curves).any()
@@ -93,7 +93,7 @@ def test_no_motion_leaves_the_photo(head, photo, network, seed):
 def test_offsets_count_from_the_photo(head, photo, network):
     """The photo's own expression, which is none of rest, moves nothing; rest does."""
     driver = driver_of(head, [make_state(head), make_state(head, mouthSmileLeft=0.5)], seed=2)
-    performance = transfer(photo, driver, head, TransferConfig(neutral_frame="0"), trained=network)
+    performance = transfer(photo, driver, head, TransferConfig(neutral_frame="0"), Beyond(trained=network))
     curves = performance.curves
     here = replace(curves, expression=photo.expression[None].repeat(2, 0), jaw=photo.jaw[None].repeat(2, 0))
     assert not performance.offsets(slice(0, 2), here).any()
@@ -102,7 +102,7 @@ def test_offsets_count_from_the_photo(head, photo, network):
 
 
 def test_learned_offsets_move_the_mesh_and_nothing_off_the_face(head, photo, stranger, network):
-    performance = transfer(photo, stranger, head, TransferConfig(), trained=network)
+    performance = transfer(photo, stranger, head, TransferConfig(), Beyond(trained=network))
     learned, none = (
         np.stack([*posed_frames(photo, head, p)]) for p in (performance, replace(performance, offsets=None))
     )
@@ -116,7 +116,7 @@ def test_offsets_follow_the_strength_of_the_expression(head, photo, stranger, ne
 
     def found(scale: float, method: str) -> np.ndarray:
         config = TransferConfig(expression_scale=scale, method=method, neutral_frame="0")
-        performance = transfer(photo, stranger, head, config, trained=network, driver=driver_fit)
+        performance = transfer(photo, stranger, head, config, Beyond(trained=network, driver=driver_fit))
         return performance.offsets(rows, performance.curves)
 
     for method in ("learned", "direct"):
@@ -136,7 +136,7 @@ def test_none_moves_what_the_model_moves(head, photo, stranger):
 
 def test_copied_offsets_keep_their_place_in_the_surface(head, photo, stranger, driver_fit):
     config = TransferConfig(method="direct", neutral_frame="0")
-    performance = transfer(photo, stranger, head, config, driver=driver_fit)
+    performance = transfer(photo, stranger, head, config, Beyond(driver=driver_fit))
     found = performance.offsets(slice(0, FRAMES), performance.curves)
     given = driver_fit.dynamic_offset.astype(np.float32) - driver_fit.dynamic_offset[0].astype(np.float32)
     assert not found[0].any()
@@ -153,14 +153,16 @@ def test_copied_offsets_keep_their_place_in_the_surface(head, photo, stranger, d
 
 def test_copied_offsets_of_the_same_face_are_the_same(head, stranger, driver_fit):
     own = photo_of(head, 2)
-    performance = transfer(own, stranger, head, TransferConfig(method="direct", neutral_frame="0"), driver=driver_fit)
+    performance = transfer(
+        own, stranger, head, TransferConfig(method="direct", neutral_frame="0"), Beyond(driver=driver_fit)
+    )
     given = driver_fit.dynamic_offset.astype(np.float32) - driver_fit.dynamic_offset[0].astype(np.float32)
     assert np.allclose(performance.offsets(slice(0, FRAMES), performance.curves), given, atol=1e-7)
 
 
 def test_other_curves_have_other_offsets(head, photo, stranger, network):
     """Frames that are edited move by what the network says of the new expression, and only they."""
-    performance = transfer(photo, stranger, head, TransferConfig(neutral_frame="0"), trained=network)
+    performance = transfer(photo, stranger, head, TransferConfig(neutral_frame="0"), Beyond(trained=network))
     psi = performance.curves.expression.copy()
     psi[1] = photo.expression
     edited = replace(performance, curves=replace(performance.curves, expression=psi))
@@ -275,8 +277,8 @@ def test_a_finer_mesh_moves_by_the_same_network(head, photo, stranger, network):
     fine = finer(head)
     lifted = photo_of(fine.head, 1, expression=photo.expression, jaw=photo.jaw)
     config = TransferConfig(neutral_frame="0")
-    plain = transfer(photo, stranger, head, config, trained=network)
-    dense = transfer(lifted, stranger, fine.head, config, trained=network, mesh=fine)
+    plain = transfer(photo, stranger, head, config, Beyond(trained=network))
+    dense = transfer(lifted, stranger, fine.head, config, Beyond(trained=network, mesh=fine))
     rows = slice(0, FRAMES)
     found, expected = (p.offsets(rows, p.curves) for p in (dense, plain))
     assert not found[0].any()

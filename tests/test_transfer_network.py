@@ -23,7 +23,7 @@ from transfer_faces import (
 from expportrait_cli.config import TransferConfig
 from expportrait_cli.geometry.mesh import vertex_normals
 from expportrait_cli.geometry.rotations import matrix
-from expportrait_cli.transfer import transfer
+from expportrait_cli.transfer import Beyond, transfer
 from expportrait_cli.transfer.face import Face, Neutral, shortest_turn, stacked
 from expportrait_cli.transfer.network import LIMIT_M, bounded
 from expportrait_cli.transfer.stage import Learned
@@ -154,7 +154,9 @@ def test_who_drives_is_not_seen(head, face, kind):
     found = []
     for seed, pose in enumerate(poses, 2):
         driver = driver_of(head, [make_state(head, **mood, **pose) for mood in moods], seed=seed)
-        performance = transfer(fit, driver, head, TransferConfig(neutral_frame="0"), trained=trained(tiny(face, kind)))
+        performance = transfer(
+            fit, driver, head, TransferConfig(neutral_frame="0"), Beyond(trained=trained(tiny(face, kind)))
+        )
         found.append((performance.offsets(slice(0, 3), performance.curves), performance.steps, driver))
     assert np.array_equal(found[0][0], found[1][0])
     assert np.abs(found[0][0][1:]).max() > 1e-5

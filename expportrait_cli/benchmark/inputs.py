@@ -20,7 +20,8 @@ from expportrait_cli.detect.crop import Crop, crop_image, steady_crop
 from expportrait_cli.errors import InputError
 from expportrait_cli.evaluate.face import Looker
 from expportrait_cli.media.image import write_png
-from expportrait_cli.media.video import VideoWriter, frame_count, probe, read_frame, read_frames, read_pictures
+from expportrait_cli.media.video import frame_count, probe, read_frame, read_frames, read_pictures
+from expportrait_cli.media.writer import VideoWriter
 from expportrait_cli.pipeline.provenance import read_record, write_record
 from expportrait_cli.progress import Progress
 

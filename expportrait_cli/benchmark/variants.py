@@ -11,10 +11,11 @@ from expportrait_cli.artifacts import npz
 from expportrait_cli.artifacts.files import content_hash
 from expportrait_cli.artifacts.types import HeadFit
 from expportrait_cli.benchmark.inputs import Inputs
-from expportrait_cli.config import Backend, GenerateConfig, Method, RenderConfig, TransferConfig
+from expportrait_cli.config import Backend, GenerateConfig, Method, TransferConfig
 from expportrait_cli.generate.stage import choose
 from expportrait_cli.pipeline import cache, film
-from expportrait_cli.pipeline.job import Job, check
+from expportrait_cli.pipeline.job import Job
+from expportrait_cli.progress import Stage
 
 SHARED = ("track the photo", "track the driver", "fit the head")
 """Stages that every variant needs, and that the first one pays for."""
@@ -83,17 +84,17 @@ class PairFilms:
         self._backend: Backend = backend
         self._first: film.Film | None = None
 
-    def make(self, variant: Variant, announce: film.Stage) -> Made:
+    def make(self, variant: Variant, announce: Stage) -> Made:
         """Make one, or find that it is there."""
         if self._first is None:
             first = self._job(OWN)
-            self._first = film.generate(first, check(first), announce)
+            self._first = film.generate(first, announce)
         seconds = self._first.summary["seconds"]
         if variant == OWN:
             return Made(self._first.path, seconds["whole run"])
         work = self._job(OWN).work
         job = replace(self._job(variant), reference=self._head(variant, work), driving=work / "driving.track.npz")
-        made = film.generate(job, check(job), announce)
+        made = film.generate(job, announce)
         return Made(made.path, made.summary["seconds"]["whole run"] + sum(seconds.get(name, 0.0) for name in SHARED))
 
     def _job(self, variant: Variant) -> Job:
@@ -103,7 +104,6 @@ class PairFilms:
             driving=self._inputs.driving,
             out=self._path_of(variant),
             transfer=TransferConfig(method=variant.method, absolute=self._absolute),
-            render=RenderConfig(size=size),
             # Pasted back, so that film and truth are the same square.
             generate=GenerateConfig(backend=variant.backend or self._backend, size=size, paste_back=True, audio="none"),
         )

@@ -48,7 +48,6 @@ def batch(
     from expportrait_cli.cli.boundary import known
     from expportrait_cli.errors import FAULT
     from expportrait_cli.pipeline import film
-    from expportrait_cli.pipeline.job import check
     from expportrait_cli.pipeline.joblist import part_of, read_jobs
 
     work = part_of(read_jobs(jobs, out or Path(), shared=jobs.with_name(f"{jobs.stem}.work")), part)
@@ -58,7 +57,7 @@ def batch(
         try:
             options.writable(job.out.parent)
             with Display() as display:
-                film.generate(job, check(job), display.stage)
+                film.generate(job, display.stage)
         except Exception as error:
             # Whatever one job dies of, the next may be fine: this is the loop that the promise is about.
             mendable = known(error)

@@ -95,13 +95,14 @@ def _one(files: tuple[Path, Path, Path | None], out: Path | None, report: Path |
     page = report
     if report is not None:
         page = options.result(report, f"{film.stem}.report.html", inputs=(*inputs, path), suffixes=(".html", ".htm"))
-    from expportrait_cli.pipeline import steps
+    from expportrait_cli.evaluate import table
+    from expportrait_cli.pipeline import commands
 
     with Display() as display:
-        scores, table = steps.evaluate(film, target, reference, path, display.stage, page=page)
+        judged = commands.evaluate(film, target, path, reference=reference, page=page, stage=display.stage)
     if not as_json:
-        typer.echo(table, err=True)
-    typer.echo(json.dumps(scores) if as_json else str(path))
+        typer.echo("\n".join([table(judged.scores), *judged.licences.lines()]), err=True)
+    typer.echo(json.dumps(judged.scores.means) if as_json else str(path))
 
 
 def _many(request: "Request", out: Path | None, report: Path | None, *, as_json: bool) -> None:

@@ -134,13 +134,12 @@ def generate(
     )
     if options.only_helps(job.generate):
         return
-    kinds = jobs.check(job)
     from expportrait_cli.pipeline import film
 
     with Display() as display:
-        film = film.generate(job, kinds, display.stage)
+        made = film.generate(job, display.stage)
         if report:
             from expportrait_cli.pipeline.report import write_run_report
 
-            write_run_report(job, film.summary, path.with_suffix(".html"), display.stage("write the report"))
-    options.echo(film.path, film.summary, as_json=as_json)
+            write_run_report(job, made.summary, path.with_suffix(".html"), display.stage("write the report"))
+    options.echo(made.path, made.summary, as_json=as_json)

@@ -1,7 +1,7 @@
 """The commands of the single stages: `track`, `fit`, `transfer` and `render-normals`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -34,12 +34,13 @@ def track(
     kind = kind_of(source)
     if kind not in ("photo", "clip"):
         raise InputError(f"{source} is a '{kind}' artifact, expected a photo or a clip. Give what it was made from.")
-    from expportrait_cli.pipeline import steps
+    from expportrait_cli.pipeline import commands
+    from expportrait_cli.pipeline.provenance import tracking_quality
 
     with Display() as display:
         config = TrackConfig(face=face, on_missing=on_missing)
-        summary = steps.track(source, path, config, display.stage, head_model=head_model)
-    options.echo(path, summary, as_json=as_json)
+        tracking = commands.track(source, path, config, head_model=head_model, stage=display.stage)
+    options.echo(path, tracking_quality(tracking), as_json=as_json)
 
 
 def fit(
@@ -81,12 +82,13 @@ def fit(
     own = tuple(options.existing(path, kind="track") for path in trackings)
     others = [options.existing(path, kind=kind) for path, kind in ((driver, "track"), (head, "head")) if path]
     path = options.result(out, f"{stem(own[0])}.head.npz", inputs=(*own, *others))
-    from expportrait_cli.pipeline import steps
+    from expportrait_cli.pipeline import commands
+    from expportrait_cli.pipeline.provenance import fit_quality
 
     config = FitConfig(quality=quality, supervision=supervision, recenter=recenter, rounds=rounds)
     with Display() as display:
-        summary = steps.fit(own, path, config, display.stage, driver=driver, known=head)
-    options.echo(path, summary, as_json=as_json)
+        head_fit = commands.fit(own, path, config, driver=driver, known=head, stage=display.stage)
+    options.echo(path, fit_quality(head_fit), as_json=as_json)
 
 
 def transfer(
@@ -122,7 +124,7 @@ def transfer(
     options.check_curves(curves)
     if driver_head is not None:
         options.existing(driver_head, kind="head")
-    from expportrait_cli.pipeline import steps
+    from expportrait_cli.pipeline import commands
 
     config = TransferConfig(
         method=method,
@@ -135,7 +137,10 @@ def transfer(
         smooth=smooth,
     )
     with Display() as display:
-        summary = steps.transfer(head, driving, path, config, display.stage, curves=curves, driver_head=driver_head)
+        meshes = commands.transfer(
+            head, driving, path, config, curves=curves, driver_head=driver_head, stage=display.stage
+        )
+    summary = {"frames": meshes.frame_count, "curves": str(curves) if curves is not None else None}
     options.echo(path, summary, as_json=as_json)
 
 
@@ -163,11 +168,14 @@ def render_normals(
         raise UsageError("--view and --orbit exclude each other: --orbit yaw=-30..30,pitch=5 does both.")
     options.existing(meshes, kind="meshes")
     path = options.result(out, f"{stem(meshes)}.normals.mkv", inputs=(meshes,), suffixes=(".normals.mkv",))
-    from expportrait_cli.pipeline import steps
+    from expportrait_cli.pipeline import commands
 
     config = RenderConfig(size=int(size), antialias=antialias)
     with Display() as display:
-        summary = steps.render_normals(
-            meshes, path, config, display.stage, view=view, orbit=orbit, depth=depth, mask=mask, preview=preview
+        film = commands.render_normals(
+            meshes, path, config, view=view, orbit=orbit, depth=depth, mask=mask, preview=preview, stage=display.stage
         )
+    summary: dict[str, Any] = {"frames": film.frames, "sidecar": str(film.sidecar)}
+    if film.preview is not None:
+        summary["preview"] = str(film.preview)
     options.echo(path, summary, as_json=as_json)

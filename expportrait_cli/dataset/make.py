@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from expportrait_cli.artifacts import npz
-from expportrait_cli.artifacts.files import atomic_path, content_hash
-from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit, Tracking
+from expportrait_cli.artifacts.files import atomic_path
+from expportrait_cli.artifacts.types import CROP_SIZE
 from expportrait_cli.config import FitConfig, PrepareConfig, TrackConfig
 from expportrait_cli.dataset.dataset import Clip, Row, clip_of
 from expportrait_cli.dataset.pool import notes
@@ -23,10 +23,10 @@ from expportrait_cli.detect.crop import Crop, crop_image
 from expportrait_cli.errors import InputError
 from expportrait_cli.head import HeadModel, HeadName
 from expportrait_cli.media.writer import VideoWriter
-from expportrait_cli.pipeline import steps
 from expportrait_cli.pipeline.cache import is_current, made_by
-from expportrait_cli.pipeline.heads import head_by_name, track_header
-from expportrait_cli.progress import silent
+from expportrait_cli.pipeline.heads import head_by_name
+from expportrait_cli.pipeline.steps import Steps, fit_header, track_header
+from expportrait_cli.progress import Stages
 
 SHEETS = "sheets"
 TRACK, FIT = TrackConfig(), FitConfig()
@@ -106,7 +106,7 @@ def plan_of(source: Source, found: Scan, index: int, shop: Workshop, *, person: 
     content = made_by("clip", extent, {"source": found.digest})["key"]
     name = f"{safe(source.relative.stem)}-{stretch.first:06d}-{content[:8]}"
     head = worker_head(shop.head_name).name
-    inputs = {"track": track_header(TRACK, head, name)["key"], "fit": made_by("fit", asdict(FIT), {})["key"]}
+    inputs = {"track": track_header(TRACK, head, name)["key"], "fit": fit_header(FIT, {})["key"]}
     settings = {"max_error_percent": shop.config.max_error_percent, "face_share": shop.config.face_share}
     row = Row(
         name=name,
@@ -146,17 +146,14 @@ def make(plan: Plan) -> Row:
     """
     notes.take()
     clip, head = plan.clip, worker_head(plan.shop.head_name)
-    if not is_current(clip.tracking, track_header(TRACK, head.name, content_hash(clip.video))):
-        steps.track(clip.video, clip.tracking, TRACK, silent, head_model=plan.shop.head_name)
-    tracking = npz.load(Tracking, clip.tracking)
+    steps = Steps(head, Stages())
+    tracked = steps.track(clip.video, clip.tracking, TRACK)
+    tracking = tracked.artifact
     figures = {**plan.row.figures, **tracked_figures(tracking)}
     reason = tracked_refusal(figures, plan.shop.config)
     if reason:
         return refused(plan, reason, figures)
-    inputs = {"track": content_hash(clip.tracking), "driver": "", "head": ""}
-    if not is_current(clip.head, made_by("fit", asdict(FIT), inputs)):
-        steps.fit([clip.tracking], clip.head, FIT, silent)
-    fit = npz.load(HeadFit, clip.head)
+    fit = steps.fit([tracked], clip.head, FIT).artifact
     write_sheet(sheet_path(plan), clip.video, tracking, fit, head)
     figures |= fitted_figures(fit)
     row = replace(plan.row, figures=figures, histograms=counts(tracking), notes=[*plan.row.notes, *notes.take()])

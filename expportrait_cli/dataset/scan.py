@@ -142,10 +142,6 @@ def refusal(figures: Figures, config: PrepareConfig) -> str:
     return ""
 
 
-REVISION = 1
-"""Raised when the same video and settings give another scan."""
-
-
 @dataclass(frozen=True)
 class Stretch:
     """Frames of one shot that are to become a clip, or why they are not."""
@@ -185,7 +181,7 @@ class Scan:
 def scan_key(digest: str, config: PrepareConfig) -> str:
     """What a scan depends on."""
     settings = {name: value for name, value in asdict(config).items() if name != "max_error_percent"}
-    return str(made_by("track", {**settings, "revision": REVISION}, {"source": digest})["key"])
+    return str(made_by("scan", settings, {"source": digest})["key"])
 
 
 def scan(source: Source, digest: str, config: PrepareConfig) -> Scan:

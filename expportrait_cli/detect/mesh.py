@@ -22,11 +22,6 @@ LIDS_APART, LIDS_NEAR = 0.025, 0.03
 """In inter-ocular distances: by how much the net shows touching lids too far apart, and the gap at which that ends."""
 
 
-def interocular(landmarks: Landmarks) -> float:
-    """Distance between the eye centres, px."""
-    return float(np.linalg.norm(landmarks[RIGHT_EYE].mean(0) - landmarks[LEFT_EYE].mean(0)))
-
-
 def meet_lids(landmarks: Landmarks) -> Landmarks:
     """Take the gap between lids that the net leaves even where they touch, 1 to 2 % of the inter-ocular distance.
 

@@ -56,14 +56,6 @@ def mean_over(values: Float32[np.ndarray, "H W"], region: Region) -> float:
     return cv2.mean(values, region.view(np.uint8))[0] if region.any() else float("nan")
 
 
-def ssim_map(a: Picture, b: Picture) -> Float32[np.ndarray, "H W"]:
-    """Structural similarity at each pixel, mean over channels, population covariance (`ssim_g11`).
-
-    The window reaches over the border in the outer `TAPS // 2` pixels: leave them out of a mean (`whole_windows`).
-    """
-    return over_channels(ssim_factors(a, b)[0])
-
-
 def over_channels(picture: Picture) -> Float32[np.ndarray, "H W"]:
     """Mean of the three channels."""
     # Twenty times as fast as numpy's mean over a short axis.

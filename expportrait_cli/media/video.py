@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
-from jaxtyping import Int64, UInt8, UInt16
+from jaxtyping import Int64, UInt8
 
 from expportrait_cli.artifacts.files import check_file
 from expportrait_cli.errors import InputError
 from expportrait_cli.media import ffmpeg
 from expportrait_cli.media.image import is_image, read_image
-from expportrait_cli.media.writer import VideoWriter as VideoWriter
 
 
 def read_frame(source: str | Path, index: int) -> UInt8[np.ndarray, "H W 3"]:
@@ -151,16 +150,6 @@ SWSCALE_MATRIX = {
     "bt2020nc": "bt2020",
     "bt2020c": "bt2020",
 }
-
-
-def read_gray16(
-    path: str | os.PathLike[str], *, start: int = 0, end: int | None = None
-) -> Iterator[UInt16[np.ndarray, "H W"]]:
-    """Yield the frames of a lossless 16-bit grey film that `VideoWriter` wrote."""
-    info = probe(path)
-    if info.pix_fmt != "gray16le":
-        raise InputError(f"{path} holds {info.pix_fmt} pictures, expected 16-bit grey.")
-    yield from _decode(info, ["format=gray16le"], np.dtype("<u2"), (info.height, info.width), start, end)
 
 
 def frame_count(path: str | os.PathLike[str]) -> int:

@@ -1,11 +1,14 @@
-"""Write films, in parts that are joined without encoding again."""
+"""Write films, in parts that are joined without encoding again, so that a killed run goes on in the middle."""
 
+import logging
 import os
+import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 
@@ -16,6 +19,7 @@ from expportrait_cli.artifacts.files import atomic_path
 from expportrait_cli.errors import OutputError
 from expportrait_cli.media import ffmpeg
 from expportrait_cli.media.ffmpeg import Sound, sound
+from expportrait_cli.progress import Progress
 
 FORMATS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
 CRF = "17"
@@ -236,3 +240,51 @@ def join(
         )
         if status != 0:
             raise OutputError(f"{path} could not be written: {ffmpeg.complaint(errors)}.")
+
+
+log = logging.getLogger(__name__)
+
+SEGMENT = 120
+"""Frames of a segment: what a kill can cost."""
+
+Frames = Iterator[UInt8[np.ndarray, "H W 3"]]
+
+
+def write_segments(
+    paint: Callable[[int], Frames],
+    folder: Path,
+    *,
+    frame_count: int,
+    rate: Fraction,
+    progress: Progress,
+) -> list[Path]:
+    """Write the segments that `folder` lacks; `paint` yields the frames from a given one on.
+
+    A segment is renamed into place when it is complete, so that each one found was finished.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{start:08d}.mp4" for start in range(0, frame_count, SEGMENT)]
+    done = next((index for index, path in enumerate(paths) if not path.is_file()), len(paths))
+    if done == len(paths):
+        return paths
+    first = done * SEGMENT
+    if done:
+        log.info("Going on at frame %d of %d.", first, frame_count)
+    progress(first, frame_count)
+    frames = paint(first)
+    for start, path in zip(range(first, frame_count, SEGMENT), paths[done:], strict=True):
+        expected = min(SEGMENT, frame_count - start)
+        with VideoWriter(path, rate=rate) as writer:
+            for index, frame in enumerate(islice(frames, expected), start + 1):
+                writer.write(frame)
+                progress(index, frame_count)
+            if writer.frame_count != expected:
+                raise RuntimeError(f"{writer.frame_count} frames were painted from {start} on, expected {expected}")
+    return paths
+
+
+def forget_others(folder: Path) -> None:
+    """Remove the segments of earlier settings: they would only fill the disk."""
+    for other in folder.parent.glob(f"{folder.name.partition('-')[0]}-*"):
+        if other != folder:
+            shutil.rmtree(other)

@@ -4,17 +4,46 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from expportrait_cli import __version__
 from expportrait_cli.artifacts import npz
+from expportrait_cli.artifacts.files import content_hash
 from expportrait_cli.errors import InputError
 from expportrait_cli.weights.catalogue import catalogue
 
 log = logging.getLogger(__name__)
 
 A = TypeVar("A")
+
+REVISIONS = {
+    "scan": 1,
+    "clip": 1,
+    "track": 1,
+    "fit": 1,
+    "transfer": 1,
+    "render": 1,
+    "generate": 1,
+    "generator-cache": 1,
+}
+"""Revision of each stage. Raise one when the same inputs and settings give another result: what earlier versions of the
+tool left is then made again. `tests/pipeline/test_revisions.py` holds results of every stage and tells when it is time.
+"""
+
+
+@dataclass(frozen=True)
+class Keyed(Generic[A]):
+    """An artifact, and what stands for it in the keys of what is made from it."""
+
+    artifact: A
+    key: str
+
+
+def given(cls: type[A], path: Path) -> Keyed[A]:
+    """Read an artifact that the user gave: its content is its key, whatever its header says of how it was made."""
+    return Keyed(npz.load(cls, path), content_hash(path))
 
 
 def made_by(stage: str, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> dict[str, Any]:
@@ -26,6 +55,7 @@ def made_by(stage: str, settings: Mapping[str, Any], inputs: Mapping[str, str]) 
     header = {
         "tool": f"expportrait {__version__}",
         "stage": stage,
+        "revision": REVISIONS[stage],
         "settings": dict(settings),
         "inputs": dict(inputs),
         "weights": weights,
@@ -46,13 +76,13 @@ def is_current(path: Path, header: Mapping[str, Any]) -> bool:
     return isinstance(found, dict) and found.get("key") == header["key"]
 
 
-def cached(cls: type[A], path: Path, header: Mapping[str, Any], make: Callable[[], A]) -> A:
+def cached(cls: type[A], path: Path, header: Mapping[str, Any], make: Callable[[], A]) -> Keyed[A]:
     """Read the artifact when it is current, otherwise make and save it."""
     if is_current(path, header):
         try:
-            return npz.load(cls, path)
+            return Keyed(npz.load(cls, path), header["key"])
         except InputError as error:
             log.info("%s It is made again.", error)
     artifact = make()
     npz.save(artifact, path, header)
-    return artifact
+    return Keyed(artifact, header["key"])

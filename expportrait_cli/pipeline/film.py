@@ -2,7 +2,6 @@
 
 import logging
 import shutil
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -14,42 +13,38 @@ from expportrait_cli.artifacts.files import content_hash
 from expportrait_cli.artifacts.meshes import Meshes
 from expportrait_cli.artifacts.types import HeadFit, Tracking
 from expportrait_cli.errors import InputError
-from expportrait_cli.fit import fit
 from expportrait_cli.generate import generate as paint
 from expportrait_cli.generate.stage import Choice, choose, painter_of
 from expportrait_cli.head import HeadModel
 from expportrait_cli.media.image import is_image
 from expportrait_cli.media.video import probe
-from expportrait_cli.media.writer import join
-from expportrait_cli.pipeline import cache, segments
+from expportrait_cli.media.writer import forget_others, join, write_segments
+from expportrait_cli.pipeline import cache
+from expportrait_cli.pipeline.cache import Keyed
 from expportrait_cli.pipeline.heads import (
     check_same,
     head_behind,
     head_by_name,
     kind_of_head,
-    track_header,
     tracking_head,
 )
-from expportrait_cli.pipeline.job import Job
+from expportrait_cli.pipeline.job import Job, check
 from expportrait_cli.pipeline.licences import licence_map
-from expportrait_cli.pipeline.performance import Driver, OffsetSource, edited_curves, write_meshes
+from expportrait_cli.pipeline.performance import Driver, OffsetSource, edited_curves
 from expportrait_cli.pipeline.provenance import (
-    Clock,
     check_source,
     fit_quality,
     licences,
-    network_of,
     networks_behind,
     read_record,
     synthetic_tags,
     tracking_quality,
     versions,
-    warn_of_misfit,
     write_record,
 )
 from expportrait_cli.pipeline.sheets import write_grid
-from expportrait_cli.progress import Progress, Stage
-from expportrait_cli.track import track
+from expportrait_cli.pipeline.steps import Steps, track_header
+from expportrait_cli.progress import Stage, Stages, silent
 
 log = logging.getLogger(__name__)
 
@@ -65,11 +60,15 @@ class Film:
     summary: dict[str, Any]
 
 
-def generate(job: Job, kinds: tuple[str, str], stage: Stage) -> Film:
-    """Make the film, or find that it is already there: same inputs, same settings, same tool. `kinds` is `check(job)`.
+def generate(job: Job, stage: Stage = silent) -> Film:
+    """Make the film, or find that it is already there: same inputs, same settings, same tool.
 
     What a killed run finished is in `job.work` and is not made again.
+
+    Raises:
+        InputError, UsageError: as `job.check`.
     """
+    kinds = check(job)
     hashes = {"reference": content_hash(job.reference), "driving": content_hash(job.driving)}
     if edited := edited_curves(job.curves, job.meshes):
         hashes["curves"] = edited
@@ -83,7 +82,7 @@ def generate(job: Job, kinds: tuple[str, str], stage: Stage) -> Film:
         return Film(job.out, job.record, known)
     painter_of(job.generate)  # For what it refuses: better now than after minutes of tracking.
     painted = known.get("painted") if is_whole else None
-    return _Run(job, stage, hashes, _head_model(job, kinds), painter).film(kinds, whole["key"], painted=painted)
+    return _Run(job, Stages(stage), hashes, _head_model(job, kinds), painter).film(kinds, whole["key"], painted=painted)
 
 
 def _head_model(job: Job, kinds: tuple[str, str]) -> HeadModel:
@@ -98,46 +97,53 @@ def _head_model(job: Job, kinds: tuple[str, str]) -> HeadModel:
 
 
 class _Run:
-    """One run: the head model, the clock, and the artifacts in the work folder."""
+    """One run: the head model, the stages, and the artifacts in the work folder."""
 
-    def __init__(self, job: Job, stage: Stage, hashes: dict[str, str], head: HeadModel, painter: Choice) -> None:
-        self.job, self.stage, self.hashes, self.head, self.painter = job, stage, hashes, head, painter
-        self.clock = Clock()
+    def __init__(self, job: Job, stages: Stages, hashes: dict[str, str], head: HeadModel, painter: Choice) -> None:
+        self.job, self.stages, self.hashes, self.head, self.painter = job, stages, hashes, head, painter
+        self.steps = Steps(head, stages)
 
     def film(self, kinds: tuple[str, str], key: str, *, painted: str | None) -> Film:
         """Run the stages in order; `painted` is the key of the frames and the sound that the film already has."""
         job, started = self.job, perf_counter()
         # The photo first: it shows in a second what would be found out after minutes of the driver.
-        own = self._given_head() if kinds[0] == "head" else self._tracked("reference", job.reference, job.track.face)
-        tracking, driver_key = self._driver(kinds[1])
-        head_fit, head_key = self._head_fit(*own, tracking, driver_key)
-        meshes, meshes_key = self._meshes(head_fit, tracking, {"head": head_key, "driver": driver_key})
-        driver = Driver.of(tracking) if tracking is not None else Driver.behind(job.driving)
-        inputs = {"head": head_key, "meshes": meshes_key, **self.painter.identity}
+        photo = self._tracked("reference", job.reference, job.track.face) if kinds[0] != "head" else None
+        tracking = self._driver(kinds[1])
+        head_fit, head_path = self._head_fit(photo, tracking)
+        meshes = self._meshes(head_fit, head_path, tracking)
+        driver = Driver.of(tracking.artifact) if tracking is not None else Driver.behind(job.driving)
+        inputs = {"head": head_fit.key, "meshes": meshes.key, **self.painter.identity}
         film_key = cache.made_by("generate", asdict(job.generate), inputs)["key"]
         if film_key != painted:
             # Sound is added at the end: it makes no frame stale.
             frames = cache.made_by("generate", {**asdict(job.generate), "audio": None}, inputs)
-            self._paint(head_fit, meshes, driver, job.work / f"segments-{frames['key'][:16]}")
+            self._paint(head_fit.artifact, meshes.artifact, driver, job.work / f"segments-{frames['key'][:16]}")
         if job.grid:
-            self._timed(
+            self.stages.run(
                 "draw the grid",
                 lambda progress: write_grid(
-                    job.grid_path, job.out, head_fit, meshes, driver, job.generate.size, progress
+                    job.grid_path,
+                    job.out,
+                    head_fit.artifact,
+                    meshes.artifact,
+                    driver,
+                    job.generate.size,
+                    progress,
                 ),
             )
-        summary = self._record(key, film_key, meshes, perf_counter() - started, _quality(head_fit, tracking, meshes))
+        quality = _quality(head_fit.artifact, tracking.artifact if tracking is not None else None, meshes.artifact)
+        record = self._record(key, film_key, meshes.artifact, head_path, perf_counter() - started, quality)
         if not job.keep_work:
             shutil.rmtree(job.work)
-        return Film(job.out, job.record, summary)
+        return Film(job.out, job.record, record)
 
     def _paint(self, head_fit: HeadFit, meshes: Meshes, driver: Driver | None, folder: Path) -> None:
         """Paint what `folder` lacks, join it with the sound, and remove it."""
         job = self.job
-        segments.forget_others(folder)
-        parts = self._timed(
+        forget_others(folder)
+        segments = self.stages.run(
             "paint the film",
-            lambda progress: segments.write_segments(
+            lambda progress: write_segments(
                 lambda start: paint(head_fit, meshes, self.head, job.generate, start=start, keep=folder / "kept"),
                 folder,
                 frame_count=meshes.frame_count,
@@ -147,7 +153,7 @@ class _Run:
         )
         audio, audio_start_s = self._audio(driver)
         join(
-            parts,
+            segments,
             job.out,
             rate=meshes.rate,
             frame_count=meshes.frame_count,
@@ -157,93 +163,40 @@ class _Run:
         )
         shutil.rmtree(folder)
 
-    def _timed(self, name: str, work: Callable[[Progress], Any]) -> Any:
-        progress, since = self.stage(name), perf_counter()
-        done = work(progress)
-        self.clock.note(name, since)
-        return done
+    def _tracked(self, role: str, source: Path, face: str) -> Keyed[Tracking]:
+        """Tracking of a photo or clip, in the work folder or in the one that several films share."""
+        config, path = replace(self.job.track, face=face), self.job.work / f"{role}.track.npz"
+        if self.job.shared is not None:
+            key = track_header(config, tracking_head(self.head).name, self.hashes[role])["key"]
+            path = self.job.shared / f"{key[:16]}.track.npz"
+        return self.steps.track(source, path, config, title=f"track the {WORDS[role]}")
 
-    def _tracked(self, role: str, source: Path, face: str) -> tuple[Tracking, str]:
-        """Tracking of a photo or clip, from the work folder if it is current."""
-        config, head = replace(self.job.track, face=face), tracking_head(self.head)
-        header = track_header(config, head.name, self.hashes[role])
-        tracking = cache.cached(
-            Tracking,
-            self.job.work / f"{role}.track.npz"
-            if self.job.shared is None
-            else self.job.shared / f"{header['key'][:16]}.track.npz",
-            header,
-            lambda: self._timed(f"track the {WORDS[role]}", lambda progress: track(source, head, config, progress)),
-        )
-        warn_of_misfit(source, tracking)
-        # The same content may lie elsewhere than when it was tracked.
-        return replace(tracking, source=str(source.resolve())), header["key"]
-
-    def _driver(self, kind: str) -> tuple[Tracking | None, str]:
-        path = self.job.driving
+    def _driver(self, kind: str) -> Keyed[Tracking] | None:
         match kind:
             case "meshes":
-                return None, ""
+                return None
             case "track":
-                return npz.load(Tracking, path), self.hashes["driving"]
-        return self._tracked("driving", path, self.job.driving_face)
+                return cache.given(Tracking, self.job.driving)
+        return self._tracked("driving", self.job.driving, self.job.driving_face)
 
-    def _given_head(self) -> tuple[HeadFit, str]:
-        path = self.job.reference
-        head_fit = npz.load(HeadFit, path)
-        check_source(path, head_fit)
-        return head_fit, self.hashes["reference"]
+    def _head_fit(self, photo: Keyed[Tracking] | None, driver: Keyed[Tracking] | None) -> tuple[Keyed[HeadFit], Path]:
+        """The person's head and its file: as given, or fitted to the photo's tracking."""
+        if photo is None:
+            head_fit = cache.given(HeadFit, self.job.reference)
+            check_source(self.job.reference, head_fit.artifact)
+            return head_fit, self.job.reference
+        path = self.job.work / "reference.head.npz"
+        return self.steps.fit([photo], path, self.job.fit, driver=driver), path
 
-    def _head_fit(
-        self, own: HeadFit | Tracking, key: str, driver: Tracking | None, driver_key: str
-    ) -> tuple[HeadFit, str]:
-        """The person's head: as given, or fitted to the photo's tracking."""
-        if isinstance(own, HeadFit):
-            return own, key
-        networks = network_of(self.job.fit)
-        # With another network, or one where there was none, the head is another.
-        inputs = {"track": key, "driver": driver_key, **{row["name"]: row["sha256"] for row in networks}}
-        header = {**cache.made_by("fit", asdict(self.job.fit), inputs), "networks": networks}
-        head_fit = cache.cached(
-            HeadFit,
-            self.job.work / "reference.head.npz",
-            header,
-            lambda: self._timed(
-                "fit the head", lambda progress: fit([own], self.head, self.job.fit, progress, driver=driver)
-            ),
-        )
-        return replace(head_fit, source=str(self.job.reference.resolve())), header["key"]
-
-    def _meshes(self, head_fit: HeadFit, tracking: Tracking | None, keys: dict[str, str]) -> tuple[Meshes, str]:
+    def _meshes(self, head_fit: Keyed[HeadFit], head_path: Path, tracking: Keyed[Tracking] | None) -> Keyed[Meshes]:
         job = self.job
         if tracking is None:
             meshes = Meshes.open(job.driving)
             if meshes.head_hash != self.hashes["reference"]:
                 raise InputError(f"{job.driving} was made for another head than {job.reference}. Run transfer again.")
-            return meshes, self.hashes["driving"]
+            return Keyed(meshes, self.hashes["driving"])
         source = OffsetSource.of(job.transfer, self.head.name)
-        made_from = {**keys, "curves": self.hashes.get("curves", ""), **source.inputs()}
-        header = cache.made_by("transfer", asdict(source.config), made_from)
-        path = job.meshes
-        is_written = job.curves is None or job.curves.is_file()
-        if not is_written or not cache.is_current(path, header):
-            own = job.work / "reference.head.npz"
-            self._timed(
-                "transfer",
-                lambda progress: write_meshes(
-                    path,
-                    header,
-                    head_fit,
-                    tracking,
-                    head=self.head,
-                    head_hash=content_hash(own) if own.is_file() else self.hashes["reference"],
-                    source=source,
-                    curves=job.curves,
-                    is_edited="curves" in self.hashes,
-                    progress=progress,
-                ),
-            )
-        return Meshes.open(path), header["key"]
+        return self.steps.transfer(head_fit, tracking, job.meshes, source, head_path=head_path, curves=job.curves)
 
     def _audio(self, driver: Driver | None) -> tuple[Path | None, float]:
         """File that the sound comes from, and the time in it that frame 0 shows."""
@@ -265,10 +218,9 @@ class _Run:
         return None, 0.0
 
     def _record(
-        self, key: str, painted: str, meshes: Meshes, seconds: float, quality: dict[str, Any]
+        self, key: str, painted: str, meshes: Meshes, head_path: Path, seconds: float, quality: dict[str, Any]
     ) -> dict[str, Any]:
         inputs = {"reference": self.job.reference, "driving": self.job.driving, "curves": self.job.curves}
-        head = self.job.reference if self.job.reference.suffix == ".npz" else self.job.work / "reference.head.npz"
         stages = ("track", "fit", "transfer", "render", "generate", self.painter.name, kind_of_head(self.head.name))
         content = {
             "output": str(self.job.out),
@@ -283,10 +235,10 @@ class _Run:
             "seed": self.job.generate.seed,
             "settings": self.job.settings(),
             "quality": quality,
-            "seconds": {**self.clock.seconds, "whole run": round(seconds, 3)},
+            "seconds": {**self.stages.seconds, "whole run": round(seconds, 3)},
             "versions": versions(),
             "painter": self.painter.identity,
-            "weights": [*licences(stages), *networks_behind(head), *self.painter.licences],
+            "weights": [*licences(stages), *networks_behind(head_path), *self.painter.licences],
         }
         content["licences"] = licence_map(content).to_json()
         write_record(self.job.record, content)

@@ -1,22 +1,19 @@
 """Which head model a run works with: the one that its artifacts were made with."""
 
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from jaxtyping import Float32
 from torch import Tensor
 
 from expportrait_cli.artifacts.meshes import Meshes
 from expportrait_cli.artifacts.types import HeadFit, Tracking
-from expportrait_cli.config import TrackConfig
 from expportrait_cli.detect.nets import LandmarkNet
 from expportrait_cli.errors import InputError
 from expportrait_cli.head import HeadModel, HeadName, load_head
 from expportrait_cli.head.embed import embed
 from expportrait_cli.head.finer import finer
 from expportrait_cli.head.model import base_name, is_finer
-from expportrait_cli.pipeline.cache import made_by
 from expportrait_cli.render.rasterizer import rasterize
 
 
@@ -68,11 +65,6 @@ def tracking_head(head: HeadModel) -> HeadModel:
 def kind_of_head(name: str) -> str:
     """`anny` or `smplx` of a head model's name, which may go on with what tells its file, and its mesh, from others."""
     return base_name(name).partition("-")[0]
-
-
-def track_header(config: TrackConfig, head_model: str, source_hash: str) -> dict[str, Any]:
-    """Header of a tracking: it depends on the head model as on every other setting."""
-    return made_by("track", {**asdict(config), "head_model": head_model}, {"source": source_hash})
 
 
 def check_same(first: Path, own: Tracking | HeadFit, second: Path, other: Tracking | HeadFit | Meshes) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from expportrait_cli.artifacts import npz
 from expportrait_cli.artifacts.files import check_file
-from expportrait_cli.config import FitConfig, GenerateConfig, RenderConfig, TrackConfig, TransferConfig
+from expportrait_cli.config import FitConfig, GenerateConfig, TrackConfig, TransferConfig
 from expportrait_cli.detect.faces import check_choice
 from expportrait_cli.errors import InputError, UsageError
 from expportrait_cli.media.image import is_image
@@ -28,7 +28,6 @@ class Job:
     driving_face: str = TrackConfig.face
     fit: FitConfig = field(default_factory=FitConfig)
     transfer: TransferConfig = field(default_factory=TransferConfig)
-    render: RenderConfig = field(default_factory=RenderConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     curves: Path | None = None
     """Curves to use when the file exists, else where they are written."""
@@ -59,7 +58,7 @@ class Job:
 
     def settings(self) -> dict[str, Any]:
         """Settings of every stage, as JSON can hold them."""
-        stages = ("track", "fit", "transfer", "render", "generate")
+        stages = ("track", "fit", "transfer", "generate")
         return {
             **{stage: asdict(getattr(self, stage)) for stage in stages},
             "driving_face": self.driving_face,

@@ -18,7 +18,7 @@ from expportrait_cli.head import HeadModel
 from expportrait_cli.head.finer import finer
 from expportrait_cli.pipeline.heads import kind_of_head, tracking_head
 from expportrait_cli.progress import Progress
-from expportrait_cli.transfer import posed_frames, transfer
+from expportrait_cli.transfer import Beyond, posed_frames, transfer
 from expportrait_cli.transfer.network import load_network
 from expportrait_cli.weights.catalogue import weights_file
 
@@ -65,8 +65,8 @@ class OffsetSource:
         files = {"network": self.network, "driver_head": self.driver}
         return {name: content_hash(path) for name, path in files.items() if path is not None}
 
-    def load(self, head: HeadModel, frames: int) -> dict[str, Any]:
-        """Arguments of `transfer`: network, driver's fit and finer mesh, as far as the method and the head take them.
+    def load(self, head: HeadModel, frames: int) -> Beyond:
+        """Read network, driver's fit and finer mesh, as far as the method and the head take them.
 
         `frames` is the driver's count.
 
@@ -75,18 +75,18 @@ class OffsetSource:
             WeightsError: the network does not go with the head.
         """
         plain = tracking_head(head)
-        given: dict[str, Any] = {"mesh": finer(plain) if plain is not head else None}
-        if self.network is not None:
-            given["trained"] = load_network(self.network, plain)
-        if self.driver is not None:
-            given["driver"] = fit = npz.load(HeadFit, self.driver)
-            if fit.head_model != head.name or len(fit.dynamic_offset) != frames:
-                raise InputError(
-                    f"{self.driver} holds offsets of {len(fit.dynamic_offset)} frames on the head model "
-                    f"'{fit.head_model}', expected {frames} on '{head.name}'. Fit the driver's own tracking, with the "
-                    "--quality of the person's head."
-                )
-        return given
+        driver = npz.load(HeadFit, self.driver) if self.driver is not None else None
+        if driver is not None and (driver.head_model != head.name or len(driver.dynamic_offset) != frames):
+            raise InputError(
+                f"{self.driver} holds offsets of {len(driver.dynamic_offset)} frames on the head model "
+                f"'{driver.head_model}', expected {frames} on '{head.name}'. Fit the driver's own tracking, with the "
+                "--quality of the person's head."
+            )
+        return Beyond(
+            trained=load_network(self.network, plain) if self.network is not None else None,
+            driver=driver,
+            mesh=finer(plain) if plain is not head else None,
+        )
 
 
 OUTSIDE = 0.05
@@ -157,7 +157,7 @@ def write_meshes(
     progress: Progress,
 ) -> None:
     """Transfer and write the posed head frame by frame. Edited curves replace the driver's; others are written."""
-    performance = transfer(head_fit, tracking, head, source.config, **source.load(head, len(tracking.error)))
+    performance = transfer(head_fit, tracking, head, source.config, source.load(head, len(tracking.error)))
     header = {**header, "driver": Driver.of(tracking).row()}
     if curves is not None and is_edited:
         edited = read_csv(curves, head.expression_names)

@@ -4,10 +4,9 @@ import json
 import logging
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -113,8 +112,19 @@ def network_of(config: FitConfig) -> list[dict[str, str]]:
     if weight is None or path is None:
         return []
     return [
-        {"name": weight.name, "licence": weight.licence, "source": weight.source, "sha256": content_hash(path)},
+        {
+            "name": weight.name,
+            "licence": weight.licence,
+            "source": weight.source,
+            "sha256": _digest(path, path.stat().st_size, path.stat().st_mtime_ns),
+        },
     ]
+
+
+@lru_cache(maxsize=8)
+def _digest(path: Path, size: int, changed_ns: int) -> str:
+    """Hash a large file once a process, as long as it stays the same."""
+    return content_hash(path)
 
 
 def networks_behind(head: Path) -> list[dict[str, str]]:
@@ -129,17 +139,6 @@ def networks_behind(head: Path) -> list[dict[str, str]]:
         for row in (rows if isinstance(rows, list) else [])
         if isinstance(row, dict) and {"name", "licence"} <= row.keys()
     ]
-
-
-@dataclass
-class Clock:
-    """Seconds of each stage, in the order that they ran; a stage that was read from the cache is absent."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    def note(self, stage: str, since: float) -> None:
-        """Add the time since `since` (`perf_counter`) to a stage."""
-        self.seconds[stage] = round(self.seconds.get(stage, 0.0) + perf_counter() - since, 3)
 
 
 def write_record(path: Path, content: Mapping[str, Any]) -> None:

@@ -17,7 +17,8 @@ from expportrait_cli.errors import InputError
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.geometry.mesh import edges
 from expportrait_cli.media.image import is_image, read_image
-from expportrait_cli.media.video import VideoWriter, read_frame, read_frames
+from expportrait_cli.media.video import read_frame, read_frames
+from expportrait_cli.media.writer import VideoWriter
 from expportrait_cli.pipeline.performance import Driver
 from expportrait_cli.pipeline.provenance import synthetic_tags
 from expportrait_cli.progress import Progress

@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Iterable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, UInt16
 
 from expportrait_cli.artifacts.files import atomic_path
-from expportrait_cli.errors import InputError, UsageError
+from expportrait_cli.errors import UsageError
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.media.writer import VideoWriter
 from expportrait_cli.render.buffers import CONVENTION
@@ -95,26 +95,6 @@ def save_normals(
     with atomic_path(sidecar_path(target)) as partial:
         partial.write_text(json.dumps(described, indent=1, default=str) + "\n")
     return target
-
-
-def load_info(path: str | os.PathLike[str]) -> NormalsInfo:
-    """Read the sidecar of a film and check that its colours mean what this tool takes them for.
-
-    Raises:
-        InputError: no sidecar, a damaged one, or another convention.
-    """
-    sidecar = sidecar_path(path)
-    try:
-        described = json.loads(sidecar.read_text())
-        values = {field.name: described[field.name] for field in fields(NormalsInfo)}
-        values |= {"camera": Camera(**described["camera"]), "rate": Fraction(described["rate"])}
-    except FileNotFoundError:
-        raise InputError(f"{path} has no {sidecar.name} beside it. Render it again, or copy both files.") from None
-    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError) as error:
-        raise InputError(f"{sidecar} is damaged. Render the normals again.") from error
-    if (described["kind"], described["version"], values["convention"]) != (KIND, VERSION, CONVENTION):
-        raise InputError(f"{sidecar} is not '{KIND}' version {VERSION} with the colours '{CONVENTION}'. Render again.")
-    return NormalsInfo(**values)
 
 
 def depth_to_steps(depth_m: Float[np.ndarray, "H W"]) -> UInt16[np.ndarray, "H W"]:

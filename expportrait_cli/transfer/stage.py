@@ -150,6 +150,18 @@ LIMITED_DEG = 2.0
 
 
 @dataclass(frozen=True)
+class Beyond:
+    """What moves the face beyond the head model's expressions."""
+
+    trained: Trained | None = None
+    """The transfer network."""
+    driver: HeadFit | None = None
+    """The driver's own fit, whose offsets are copied."""
+    mesh: Finer | None = None
+    """Finer mesh of the head, where that is finer than the network's."""
+
+
+@dataclass(frozen=True)
 class Performance:
     """What moves the person's head: the editable curves, and what the driver's landmarks say beyond them."""
 
@@ -179,18 +191,16 @@ def transfer(
     tracking: Tracking,
     head: HeadModel,
     config: TransferConfig,
-    *,
-    trained: Trained | None = None,
-    driver: HeadFit | None = None,
-    mesh: Finer | None = None,
+    beyond: Beyond | None = None,
 ) -> Performance:
     """Put a performance onto a head, relative to a neutral driver frame or absolute.
 
     For the same person the two modes are one: the neutral frame is then the one most like the photo.
-    Dynamic offsets come from the network `trained` with the method `learned`, unless the driver is the person; with
-    `direct` from `driver`, the driver's own fit, or from the driver's landmarks without one. `mesh` is given where
-    `head` is a finer one than the network's.
+    Dynamic offsets come from the network of `beyond` with the method `learned`, unless the driver is the person; with
+    `direct` from the driver's own fit, or from the driver's landmarks without one.
     """
+    beyond = beyond or Beyond()
+    trained, driver, mesh = beyond.trained, beyond.driver, beyond.mesh
     regions = parse_regions(config.region)
     same = same_person(head_fit, tracking)
     cost = neutral_cost(head_fit, tracking, same=same)
