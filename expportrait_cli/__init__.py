@@ -1,3 +1,38 @@
-"""Portrait reenactment through a personalised 3D head (ExpPortrait, CVPR 2026)."""
+"""Make the person in a photo perform a driving clip, through a personalised 3D head.
 
-__version__ = "0.1.0"
+The commands as functions, from paths to a path; each result is read or edited through `load` and `save`:
+
+    from expportrait_cli import fit, generate, track
+    track("photo.png", "photo.track.npz")
+    head = fit(["photo.track.npz"], "photo.head.npz")
+    generate("photo.head.npz", "clip.mp4", "film.mp4")
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from expportrait_cli.pipeline.commands import evaluate as evaluate
+    from expportrait_cli.pipeline.commands import fit as fit
+    from expportrait_cli.pipeline.commands import generate as generate
+    from expportrait_cli.pipeline.commands import load as load
+    from expportrait_cli.pipeline.commands import render_normals as render_normals
+    from expportrait_cli.pipeline.commands import save as save
+    from expportrait_cli.pipeline.commands import track as track
+    from expportrait_cli.pipeline.commands import transfer as transfer
+
+__version__ = "0.2.0"
+
+__all__ = ["evaluate", "fit", "generate", "load", "render_normals", "save", "track", "transfer"]
+
+
+def __getattr__(name: str) -> Any:
+    # Importing the functions loads torch, which the help of the command line must not wait for.
+    if name in __all__:
+        from expportrait_cli.pipeline import commands
+
+        return getattr(commands, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

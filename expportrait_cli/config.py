@@ -18,83 +18,89 @@ class TrackConfig:
     """How a photo or clip is tracked."""
 
     face: str = "largest"
-    """largest, left, right, or the index of the face counted from the left."""
+    """Which face to follow: largest, left, right, center, or its number from the left, from 0."""
     on_missing: OnMissing = "interpolate"
-    """What stands in for a frame without a face: a short gap is interpolated, a long one held; or fail."""
+    """Frames without a face: hold the last pose, interpolate gaps of up to 0.5 s (longer ones are held), or fail."""
     several: Literal["note", "fail"] = "note"
     """Several faces without a choice: take the largest with a note, or refuse."""
 
 
 @dataclass(frozen=True)
-class FitConfig:
-    """How the static head is fitted."""
-
-    quality: Quality = "standard"
-    """draft: landmarks and outline alone; standard: folds by shading, or by a network that is installed; high: finer
-    folds on a mesh of half the edges."""
-    supervision: Supervision = "auto"
-    """What folds are read from: auto is the best network installed, otherwise shading for clips."""
-    recenter: Recenter = "neutral"
-    """Which mean over a clip's frames counts as the person's own shape: of its neutral frames, or of all."""
-    rounds: int = 8
-    """Rounds of the silhouette fit."""
-    iterations: int = 25
-    """Steps of the folds' descent a window of frames."""
-
-
-@dataclass(frozen=True)
 class FitWeights:
-    """What each loss of the fit counts (paper 3.1.3); a mean over vertices and frames each, so that sizes cancel."""
+    """Weights of the losses of a fit (paper 3.1.3). Each loss is a mean over vertices and frames: sizes cancel."""
 
     depth_per_mm: float = 0.04
-    """Distance to an aligned depth, against 1 for normals (unit vectors)."""
+    """Weight of the distance to an aligned depth, per mm; normals (unit vectors) have 1."""
     shading: float = 52.5
-    """Difference in log intensity: thirty times what 5 degrees of a normal count for 0.05, because folds show as a few
-    percent."""
+    """Weight of differences in log intensity: thirty times what 5 degrees of a normal count for 0.05, because folds
+    show as a few percent."""
     shading_corner: float = 0.02
-    """Difference in log intensity above which it counts linearly."""
+    """Corner of the Huber loss on shading, in log intensity."""
     dynamic_per_mm2: float = 0.01
-    """Square of Delta f."""
+    """Weight of the squared dynamic offset Delta f, per mm^2."""
     temporal_per_mm2: float = 0.015
-    """Square of its change from frame to frame."""
+    """Weight of the squared change of Delta f from frame to frame, per mm^2."""
     rims: float = 0.1
-    """Distance of the landmarks of lips and lids, at high quality."""
+    """Weight of the landmarks of lips and lids, at high quality."""
     static_per_mm2: float = 5e-4
-    """Square of Delta g's change by the outline."""
+    """Weight of the squared change of the static offset Delta g by the outline, per mm^2."""
     static_estimates: float = 0.3
-    """What normals and depth count for Delta g, against 1 for the outline and for the folds of a face."""
+    """Weight of a network's normals and depth for Delta g; the outline, and the folds of a face, have 1."""
     identity: float = 2e-3
-    """Mean square of the identity, in standard deviations."""
+    """Weight of the mean squared identity coefficient, in standard deviations."""
     expression: float = 5e-3
-    """Mean square of the expression coefficients."""
+    """Weight of the mean squared expression coefficient."""
 
 
 @dataclass(frozen=True)
 class FitDescent:
-    """How far and how smoothly the fields of the fit move."""
+    """Smoothness, steps and limits of the fields of a fit."""
 
     shading_smoothness: float = 2.0
-    """lambda of I + lambda L for folds by shading, in edges squared,"""
+    """Lambda of the preconditioner I + lambda L for folds by shading, in edges squared."""
     shading_rate_m: float = 2e-3
-    """and the length of a step of the preconditioned variable."""
+    """Length of a step of the preconditioned variable for folds by shading, m."""
     normals_smoothness: float = 20.0
-    """The same for folds by a network's normals."""
+    """Lambda of the preconditioner for folds by a network's normals, in edges squared."""
     normals_rate_m: float = 4e-3
+    """Length of a step for folds by a network's normals, m."""
     outline_smoothness: float = 30.0
-    """The same for the outline,"""
+    """Lambda of the preconditioner for the outline, in edges squared."""
     outline_rate_m: float = 2e-3
+    """Length of a step for the outline, m."""
     outline_steps: int = 12
-    """after the Laplacian fit."""
+    """Steps on the outline of a single photo, after the Laplacian fit."""
     fine_shading: tuple[float, ...] = (16.0, 4.0)
+    """Stages of lambda on the mesh of high quality, as multiples of `shading_smoothness`. 4 is as smooth as 1 on the
+    plain mesh, whose edges are twice as long. On real skin shading says nothing true of anything finer."""
     fine_normals: tuple[float, ...] = (4.0, 1.2, 0.4)
-    """lambda of folds on the mesh of high quality, stage by stage, over that on the plain one: 4 is as smooth, because
-    edges are half as long. On real skin shading says nothing true of anything finer;"""
+    """Stages of lambda on the mesh of high quality, as multiples of `normals_smoothness`."""
     fine_steps: int = 10
-    """steps of each stage."""
+    """Steps of each stage on the mesh of high quality."""
     dynamic_limit_m: float = 0.004
-    """Largest Delta f: folds and bulges of skin are smaller."""
+    """Largest Delta f, m: folds and bulges of skin are smaller."""
     static_limit_m: float = 0.005
-    """Largest part of Delta g in the face that comes from landmarks."""
+    """Largest part of Delta g in the face that comes from landmarks, m."""
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """How the head is fitted."""
+
+    quality: Quality = "standard"
+    """draft: landmarks and outline alone; standard: folds too; high: finer folds on a mesh of half the edge length."""
+    supervision: Supervision = "auto"
+    """What folds are read from: auto is the best network that is installed, otherwise shading for clips."""
+    recenter: Recenter = "neutral"
+    """Mean over a clip's frames that counts as the person's own shape: of its neutral frames, or of all."""
+    rounds: int = 8
+    """Rounds of the silhouette fit."""
+    iterations: int = 25
+    """Steps of the folds' descent in a window of frames."""
+    weights: FitWeights = field(default_factory=FitWeights)
+    """Weights of the losses."""
+    descent: FitDescent = field(default_factory=FitDescent)
+    """Smoothness, steps and limits of the fields."""
 
 
 @dataclass(frozen=True)
@@ -102,22 +108,24 @@ class TransferConfig:
     """How the driver's performance is put onto the person's head."""
 
     method: Method = "learned"
-    """What moves beyond the head model's expressions: what a network expects of this face; the driver's own offsets,
-    copied; or nothing."""
+    """What moves beyond the head model's expressions: what a network expects of this face (learned), the driver's own
+    offsets (direct), or nothing (none)."""
     network: str = ""
-    """Weights file of that network; empty for the head model's own."""
+    """Weights of a transfer network of your own, from `train transfer`; empty for the head model's."""
     absolute: bool = False
-    """Take the driver's own expression and pose instead of the change from the neutral frame."""
+    """Take the driver's own pose and expression, instead of its change from the neutral frame."""
     neutral_frame: str = "auto"
-    """Driver frame that counts as neutral: auto or its index."""
+    """Driver frame that counts as neutral: auto or its number from 0."""
     expression_scale: float = 1.0
+    """Strength of the expression; 1 is as the driver shows it."""
     pose_scale: float = 1.0
+    """Strength of the head's motion; 1 is as the driver shows it."""
     region: str = "all"
-    """Comma-separated list of pose, expression, lips, eyes, gaze; or all."""
+    """Comma-separated list of what moves: pose, expression, lips, eyes, gaze; or all."""
     smooth: float = 0.0
-    """Standard deviation of the temporal smoothing, frames."""
+    """Standard deviation of the smoothing over time, frames; 0 for none."""
     turn_limit_deg: float | None = 45.0
-    """Turn of the head, away from the photo's, beyond which it is damped; None leaves every turn as it is."""
+    """Turn of the head away from the photo's, degrees, beyond which it is damped; None leaves every turn as it is."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +133,9 @@ class RenderConfig:
     """How meshes become normal maps."""
 
     size: int = 512
+    """Side of the square crop, px: 256, 512 or 768."""
     antialias: bool = True
+    """Smooth the silhouette's edge."""
 
 
 @dataclass(frozen=True)
@@ -135,38 +145,47 @@ class WanConfig:
     weights: str = ""
     """Folder of the transformer; empty for the one that `weights fetch` made."""
     steps: int = 0
-    """Of the sampler; 0 for as many as the weights were made for."""
+    """Steps of the sampler; 0 for as many as the weights were made for."""
     guidance: float = 0.0
-    """How far it goes beyond where the control leads, 1 is no further and half the work; 0 for as the weights say."""
+    """Classifier-free guidance: how far to go where the control leads. 1 is none, at half the cost; 0 is what the
+    weights were made for."""
     control: Literal["proxy", "depth"] = "proxy"
     """What wan-vace is shown: the proxy film with holes, or the head's depth."""
     strength: float = 0.35
-    """Share of noise that wan-v2v puts on the proxy film."""
+    """Share of noise, 0..1, that wan-v2v puts on the proxy film."""
     chain: int = 0
-    """Frames that a segment is given from the one before it, instead of windows that overlap; 0 for windows."""
+    """Frames of the segment before (1 or 5) that each segment is given, instead of windows that overlap; 0 for windows.
+    """
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Precision of the transformer; auto is bf16 on GPUs that have it, otherwise fp16, and fp32 on a CPU."""
     offload: Literal["none", "model", "group"] = "none"
-    """What waits in the computer's memory: nothing; the models that do not work just now; all but a few layers."""
+    """What waits in main memory: nothing (none), idle models (model), or all but a few layers (group)."""
     quantize: Literal["none", "fp8", "int8"] = "none"
-    """How weights are kept between uses."""
+    """Precision in which weights are kept between uses: as they are (none), fp8 or int8."""
     lora: str = ""
-    """File of a LoRA that is worked into the weights."""
+    """A .safetensors file of a LoRA to add to the weights."""
     cache: float = 0.0
-    """Change of the first block below which a step reuses the others' last result; 0 for never."""
+    """Skip a step's blocks when the first block's output changes less than this share; 0.05 is careful, 0 is never."""
     attention: str = ""
-    """Name of diffusers' attention; empty for torch's own."""
+    """Name of diffusers' attention backend: sage, flash, xformers, ...; empty for torch's own."""
 
 
 @dataclass(frozen=True)
 class GenerateConfig:
-    """How the film is made."""
+    """How the film is painted."""
 
     backend: Backend = "auto"
+    """What paints the film; auto is the best that is installed and can run here."""
     size: int = 512
+    """Side of the square crop, px: 256, 512 or 768."""
     paste_back: bool = False
+    """Show the whole photo instead of the square crop."""
     audio: Audio = "driving"
+    """Whose sound goes with the film."""
     seed: int = 0
+    """Seed of everything random."""
     wan: WanConfig = field(default_factory=WanConfig)
+    """How a Wan transformer paints."""
 
 
 @dataclass(frozen=True)
@@ -174,28 +193,29 @@ class PrepareConfig:
     """Which stretches of a folder's videos are taken for training."""
 
     frames: int = 240
-    """Longest clip; a longer shot becomes several of equal length."""
+    """Longest clip, frames; a longer shot becomes several clips of equal length."""
     min_s: float = 1.5
-    """Shortest clip."""
+    """Shortest clip, s."""
     sample_s: float = 0.25
-    """Time between the frames that are looked at."""
+    """Time between the frames that are looked at, s."""
     min_face_px: int = 120
-    """Height of the face in the source, from the hairline to the chin. A clip's own face is about 220 px high."""
+    """Smallest face, from the hairline to the chin, px of the source. A clip's own face is about 220 px high."""
     face_share: float = 0.9
-    """Share of the frames that must show one whole face,"""
+    """Share of the frames that must show one whole face."""
     rival: float = 0.5
-    """and no second one above this share of its size."""
+    """Size of a second face, as a share of the first, above which a frame does not count as showing one face."""
     min_sharpness: float = 5.0
-    """Variance of the Laplacian in the face, brought to the size that it has in a clip."""
+    """Least variance of the Laplacian in the face, at the size that it has in a clip."""
     darkest: float = 30.0
-    """Mean grey level of the face, 0..255."""
+    """Least mean grey level of the face, 0..255."""
     brightest: float = 225.0
+    """Greatest mean grey level of the face, 0..255."""
     min_contrast: float = 12.0
-    """Standard deviation of the grey levels in the face."""
+    """Least standard deviation of the grey levels in the face."""
     min_motion_percent: float = 0.8
-    """Motion of the landmarks against each other, percent of the distance between the eyes."""
+    """Least motion of the landmarks against each other, percent of the inter-ocular distance."""
     max_error_percent: float = 4.0
-    """Mean landmark error of the tracking, percent of the same."""
+    """Greatest mean landmark error of the tracking, percent of the inter-ocular distance."""
 
 
 @dataclass(frozen=True)
@@ -203,28 +223,35 @@ class TransferTraining:
     """How the transfer network is trained."""
 
     steps: int = 12000
+    """Batches to train on."""
     people: int = 12
-    """In a batch; with so many frames and vertices of each."""
+    """People in a batch."""
     frames: int = 4
+    """Frames of each person in a batch."""
     vertices: int = 256
+    """Vertices of each frame in a batch."""
     rate: float = 2e-3
-    """Of AdamW at the start; it falls to a fiftieth along half a cosine."""
+    """Initial learning rate of AdamW; it falls to a fiftieth along half a cosine."""
     decay: float = 1e-4
+    """Weight decay of AdamW."""
     average: float = 0.999
-    """Of the exponential mean over the weights that is kept."""
+    """Decay of the exponential moving average of the weights, which is what is kept."""
     code_noise: float = 0.05
-    """Blur of the identity code, and of the expression, in their own deviations."""
+    """Noise added to the identity code, in its standard deviations."""
     psi_noise: float = 0.02
+    """Noise added to the expression coefficients, in their standard deviations."""
     filmed: float = 4.0
-    """Times that a filmed person is drawn for one who was made up."""
+    """Sampling weight of filmed people; synthetic people have 1."""
     held_out: float = 0.1
-    """Share of the people that the curve is measured on, and that nothing is learned from."""
+    """Share of the people that are used for validation alone."""
     synthetic: int = 300
-    """People of the head model who are made up for the purpose, and frames of each."""
+    """Number of people of the head model who are made up to learn from, too."""
     synthetic_frames: int = 20
+    """Frames of each synthetic person."""
     report_every: int = 500
-    """Steps between two points of the curve; the run can go on from there."""
+    """Steps between two points of the curve; an interrupted run goes on from there."""
     seed: int = 0
+    """Seed of everything random."""
 
 
 @dataclass(frozen=True)
@@ -232,25 +259,29 @@ class MiniTraining:
     """How the small painter is trained."""
 
     steps: int = 6000
+    """Batches to train on."""
     photos: int = 8
-    """Frames of each clip that are taken as the photo,"""
+    """Frames of each clip that serve as the photo."""
     lesson_windows: int = 8
-    """and windows of the film that it gives."""
+    """Windows of the film that each photo gives."""
     windows: int = 2
-    """In a batch,"""
+    """Windows per batch."""
     side: int = 128
-    """and how much of them, px."""
+    """Side of the random crop, px."""
     rate: float = 1e-3
+    """Learning rate."""
     average: float = 0.998
-    """Of the running average of the weights that is kept in the end."""
+    """Decay of the exponential moving average of the weights, which is what is kept."""
     faults: float = 0.3
-    """Share of the windows whose proxy is spoiled further."""
+    """Share of the windows whose proxy is degraded further."""
     held_out: float = 0.2
-    """Share of the people that judge."""
+    """Share of the people that are used for validation alone."""
     half: bool = True
     """Multiply in 16 bits."""
     report_every: int = 250
+    """Steps between two points of the curve; an interrupted run goes on from there."""
     seed: int = 0
+    """Seed of everything random."""
 
 
 @dataclass(frozen=True)
@@ -258,50 +289,55 @@ class GeneratorTraining:
     """How the paper's generator is trained; rate, batch, epochs and size are the paper's."""
 
     epochs: int = 30
+    """Passes through the clips."""
     steps: int = 0
-    """Of the optimiser; 0 for as many as the epochs take."""
+    """Optimiser steps, instead of epochs; 0 for as many as the epochs take."""
     frames: int = 81
-    """Longest window of a clip."""
+    """Longest window of a clip, frames: 5, 9, 13, ..., 81."""
     size: int = 512
+    """Side of the pictures, px; a multiple of 16."""
     batch: int = 1
-    """Windows a step, on each device."""
+    """Windows per step, on each device."""
     rate: float = 1e-4
-    """Of AdamW."""
+    """Learning rate of AdamW."""
     trunk: float = 1.0
-    """Times that, for the weights of the base itself."""
+    """Multiplier on `rate` for the pretrained base weights."""
     decay: float = 0.01
+    """Weight decay of AdamW."""
     warm_up: int = 200
-    """Steps in which the rate rises."""
+    """Steps in which the learning rate rises from 0."""
     average: float = 0.999
-    """Of the exponential mean over the weights that is kept; 0 keeps the weights themselves."""
+    """Decay of the exponential moving average of the weights, which is what is kept; 0 keeps the weights themselves."""
     lora: int = 0
-    """Rank of a LoRA that is trained instead of the base's weights; 0 for none."""
+    """Rank of a LoRA that is trained instead of the base's weights; 0 trains them all."""
     held_out: float = 0.05
-    """Share of the people that only judge."""
+    """Share of the people that are used for validation alone."""
     seed: int = 0
+    """Seed of everything random."""
 
 
 @dataclass(frozen=True)
 class GeneratorTask:
-    """What the generator learns in each step (paper Eq. 10), and how often it tells."""
+    """What the generator learns in each step (paper Eq. 10), and how often it reports."""
 
     loss: Literal["velocity", "epsilon"] = "velocity"
-    """Error of the velocity, or of the noise that follows from it, as Eq. 10 has it: the same times (1 - sigma)^2."""
+    """Error that is minimised: of the velocity, or of the noise (epsilon) that follows from it, as in Eq. 10: the same
+    times (1 - sigma)^2."""
     shift: float = 3.0
-    """Of the uniform share of noise, towards more of it."""
+    """Shift of the uniform distribution of sigma towards more noise."""
     hint: bool = False
-    """Show the proxy film beside the normals (ours, not the paper's)."""
+    """Show the model the proxy film beside the normals (ours, not the paper's)."""
     hint_photos: int = 2
-    """Frames of a clip that are taken as the photo that a proxy film is drawn from; without a hint there are 16."""
+    """Frames of a clip that serve as the photo that a proxy film is drawn from; without a hint there are 16."""
     drop_control: float = 0.1
-    """Share of the lessons without normals, and then without the proxy film, too,"""
+    """Share of the samples without normals; of the rest, the same share is without the proxy film."""
     drop_reference: float = 0.1
-    """and without the photo."""
+    """Share of the samples without the photo."""
     checkpointing: bool = True
-    """Compute twice instead of remembering."""
+    """Gradient checkpointing: recompute activations to save memory."""
     report_every: int = 500
-    """Steps between two points of the curve; the run can go on from there."""
+    """Steps between two points of the curve; an interrupted run goes on from there."""
     sample_every: int = 2000
-    """Steps between two films."""
+    """Steps between two sample films."""
     sample_steps: int = 8
-    """Of denoising such a film."""
+    """Denoising steps of a sample film."""

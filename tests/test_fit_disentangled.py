@@ -21,7 +21,6 @@ from scipy.optimize import linear_sum_assignment
 from scipy.spatial import KDTree
 
 from expportrait_cli.artifacts.types import CROP_SIZE, Tracking
-from expportrait_cli.config import FitConfig
 from expportrait_cli.fit.clip import Clip
 from expportrait_cli.fit.dynamic import Dynamic, dynamic_offsets, landmark_field
 from expportrait_cli.fit.evidence import Estimates
@@ -73,7 +72,6 @@ def offsets(known: KnownHead, share: float, oracle=None, *, clip: Clip | None = 
         weights=np.full(count, 1 / count),
         share=share,
         evidence=lambda field: oracle and Estimates(clip, known.patch, oracle, plain_skin(clip.head)),
-        config=FitConfig(),
         progress=quiet,
     )
 

@@ -14,9 +14,9 @@ from expportrait_cli.artifacts import npz
 from expportrait_cli.artifacts.meshes import Meshes
 from expportrait_cli.artifacts.types import HeadFit
 from expportrait_cli.cli import app
-from expportrait_cli.config import FitConfig
+from expportrait_cli.config import FitConfig, FitDescent
 from expportrait_cli.fit.clip import Clip
-from expportrait_cli.fit.dynamic import LIMIT_M, Dynamic, dynamic_offsets
+from expportrait_cli.fit.dynamic import Dynamic, dynamic_offsets
 from expportrait_cli.fit.evidence import Estimates, SharpClip
 from expportrait_cli.fit.fine import believed, frames, looseness, sharpened
 from expportrait_cli.fit.losses import Light, MagnitudeLoss, ShadingLoss
@@ -156,7 +156,6 @@ def coarse_folds(known, head, below) -> Dynamic:
         weights=EVEN,
         share=0.0,
         evidence=lambda field: Estimates(clip, below, NumberedOracle(known, noise_deg=3.0), plain_skin(head)),
-        config=FitConfig(),
         progress=quiet,
     )
 
@@ -183,6 +182,7 @@ def fine_fit(known, coarse_folds, head, below) -> HeadFit:
         evidence=lambda clip, patch, field: Estimates(
             clip, patch, NumberedOracle(known, noise_deg=3.0), plain_skin(clip.head)
         ),
+        config=FitConfig(),
         progress=quiet,
     )
 
@@ -221,7 +221,9 @@ def test_a_fine_fit_keeps_the_promises_of_the_plain_one(fine_fit, known, face, f
     assert np.array_equal(fine_fit.dynamic_vertices, face.vertices)
     assert fine_fit.dynamic_offset.dtype == np.float16
     assert not fine_fit.dynamic_offset[:, face.mask.numpy() == 0].any()
-    assert np.linalg.norm(fine_fit.dynamic_offset.astype(np.float32), axis=-1).max() <= LIMIT_M * 1.001
+    assert (
+        np.linalg.norm(fine_fit.dynamic_offset.astype(np.float32), axis=-1).max() <= FitDescent.dynamic_limit_m * 1.001
+    )
     assert not fine_fit.static_offset[fine.head.facial_mask.numpy() == 0].any()
     assert (fine_fit.dynamic_loss[:, 1] < fine_fit.dynamic_loss[:, 0]).all()
 

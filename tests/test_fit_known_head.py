@@ -158,7 +158,6 @@ def found_by(oracle: NumberedOracle, clip: Clip, patch: Patch) -> Dynamic:
         weights=np.full(count, 1 / count),
         share=0.0,
         evidence=lambda field: Estimates(clip, patch, oracle, plain_skin(clip.head)),
-        config=FitConfig(),
         progress=quiet,
     )
 
@@ -211,7 +210,6 @@ def test_wrinkles_are_found_in_the_light_on_them(head, skin, tmp_path, seed):
         weights=np.full(len(acting), 1 / len(acting)),
         share=0.0,
         evidence=lambda field: Shading.of(known.clip, known.patch, skin.plain, field),
-        config=FitConfig(),
         progress=quiet,
     )
     assert skin.agreement(known, found, height, acting > 0.3) >= 0.72
@@ -242,7 +240,7 @@ def test_the_outline_of_hair_is_met(head, seed):
     pose = {name: getattr(bald, name)[None] for name in ("expression", "jaw", "gaze", "rotation", "translation")}
     clip = Clip.of(replace(tracking_of(head, bald.identity, 1, seed, Path()), **pose), grown, head)
     _, posed = clip.pose(np.array([0]), static.static_patch(head))
-    fine = replace(grown, static_offset=static.refined_offset(grown, head, [matte], posed))
+    fine = replace(grown, static_offset=static.refined_offset(grown, head, [matte], posed, FitConfig()))
     before, after = (static.silhouette_iou(each, head, matte) for each in (bald, fine))
     assert before < 0.95
     # 0.9 is what photos are held to; a known head in its own camera has no such excuse.

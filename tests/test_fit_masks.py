@@ -57,14 +57,14 @@ def known(head, tmp_path_factory) -> KnownHead:
 
 def moving(known: KnownHead, patch: Patch, share: float, *, is_seen: bool = True) -> Dynamic:
     """A short fit of the known head, with right estimates or by its landmarks alone."""
-    evidence = Estimates(known.clip, patch, Oracle(known), plain_skin(known.head)) if is_seen else None
+    clip = replace(known.clip, config=FitConfig(iterations=8))
+    evidence = Estimates(clip, patch, Oracle(known), plain_skin(known.head)) if is_seen else None
     return dynamic_offsets(
-        known.clip,
+        clip,
         patch,
         weights=np.full(2, 0.5),
         share=share,
         evidence=lambda field: evidence,
-        config=FitConfig(iterations=8),
         progress=quiet,
     )
 
@@ -111,7 +111,7 @@ def grown_in_face_m(known: KnownHead, head) -> tuple[float, float]:
     drawn = static.draw_vertices(fitted_mesh(fit, head), head, fit.focal_px, size=CROP_SIZE) >= 0
     matte = cv2.dilate(drawn.astype(np.float32), np.ones((17, 17)))
     _, posed = known.clip.pose(np.array([0]), static.static_patch(head))
-    offset = np.abs(static.refined_offset(fit, head, [matte], posed)).max(1)
+    offset = np.abs(static.refined_offset(fit, head, [matte], posed, FitConfig())).max(1)
     face = head.facial_mask.numpy() == 1
     return float(offset[face].max()), float(offset[~face].max())
 

@@ -86,7 +86,7 @@ class Turning:
 
     def fit(self, rows, *, network=None, mattes=None) -> HeadFit:
         """The start, refined by some frames."""
-        return static.refined_static(self.start, self.frames(rows, mattes), network)
+        return static.refined_static(self.start, self.frames(rows, mattes), network, FitConfig())
 
     def visible(self, rows) -> np.ndarray:
         """What the static offset may move and any of the frames shows, [V]."""
@@ -180,7 +180,9 @@ def pull_mm(turning: Turning, alone: HeadFit, row: int, spoilt) -> float:
     def descended(rows, mattes) -> HeadFit:
         frames = turning.frames(rows, mattes)
         _, posed = frames.posed(alone)
-        return replace(alone, static_offset=static.refined_offset(alone, frames.head, frames.mattes, posed))
+        return replace(
+            alone, static_offset=static.refined_offset(alone, frames.head, frames.mattes, posed, FitConfig())
+        )
 
     mattes = [spoilt(matte) if other == row else matte for other, matte in enumerate(turning.mattes)]
     right = descended([other for other in range(FRAMES) if other != row], turning.mattes)
@@ -234,7 +236,7 @@ def test_no_offset_is_longer_than_its_limit(turning, head, monkeypatch):
     far = np.zeros_like(turning.bald.static_offset)
     far[static_mask(head, 0.0) > 0.5] = [0, 0, -0.2]
     fit, frames = replace(turning.bald, static_offset=far), turning.frames([0, 1])
-    found = static.refined_offset(fit, head, frames.mattes, frames.posed(fit)[1])
+    found = static.refined_offset(fit, head, frames.mattes, frames.posed(fit)[1], FitConfig())
     length = np.linalg.norm(found, axis=1)
     assert length.max() == pytest.approx(static.LIMIT_M, abs=1e-6)
     assert (found[length > 0.05, 2] < 0).all()
@@ -253,7 +255,7 @@ def filmed(turning, monkeypatch):
     own = np.full((CROP_SIZE, CROP_SIZE, 3), 90, np.uint8), turning.mattes[0]
 
     def of(tracking) -> static.KeyFrames:
-        return static.KeyFrames.of(turning.start, tracking, turning.known.head, own)
+        return static.KeyFrames.of(turning.start, tracking, turning.known.head, own, FitConfig())
 
     return of, read
 

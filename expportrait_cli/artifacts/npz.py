@@ -19,7 +19,7 @@ A = TypeVar("A")
 S = TypeVar("S", str, int, float)
 HEADER = "header"
 ADVICE = {
-    ("head", "track"): "A fitted head is given to fit as --head, and to transfer before the .track.npz.",
+    ("head", "track"): "A fitted head is given to fit as `head`, and to transfer before the .track.npz.",
     ("meshes", "track"): "Meshes go to render-normals, export and generate; give the driver's .track.npz here.",
     ("track", "head"): "Make a head of it with `expportrait fit`; in transfer, the head comes first.",
     ("meshes", "head"): "Give the .head.npz that it was made with.",

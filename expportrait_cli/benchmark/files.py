@@ -48,7 +48,7 @@ def load(request: Request) -> Suite:
     if request.source.is_dir():
         suite = suite_of_folder(request.source, request.layout)
     elif request.layout != "auto":
-        raise UsageError(f"--layout {request.layout} serves folders; {request.source} is a list of pairs.")
+        raise UsageError(f"`layout={request.layout}` serves folders; {request.source} is a list of pairs.")
     else:
         suite = read_suite(request.source)
     given = {"stride": request.stride, "frames": request.frames, "size": request.size}

@@ -70,7 +70,7 @@ def suite_of_folder(folder: Path, layout: Layout) -> Suite:
             chosen = [(_name(path, folder), path) for path in clips if path.parent == folder]
             wanted = 0
     if not chosen:
-        raise InputError(f"{folder} holds no clip of the layout '{found}'. Give another folder, or --layout clips.")
+        raise InputError(f"{folder} holds no clip of the layout '{found}'. Give another folder, or `layout=clips`.")
     if len(chosen) < wanted:
         log.warning("%s has %d of the %d clips that the rule for %s asks for.", folder, len(chosen), wanted, found)
     pairs = tuple(Pair(name, "self", path.relative_to(folder).as_posix()) for name, path in chosen)

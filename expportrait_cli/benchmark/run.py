@@ -98,7 +98,7 @@ def plan(
     if twice:
         raise InputError(f"{', '.join(sorted(twice))} is a method of this tool. Name the other films otherwise.")
     if not chosen and not given:
-        raise InputError("Nothing to score: --no-own leaves our films out, and no --method names others.")
+        raise InputError("Nothing to score: `own=False` leaves our films out, and no `method` names others.")
     return Plan(suite, work, chosen, backend, given)
 
 

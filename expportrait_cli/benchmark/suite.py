@@ -197,8 +197,8 @@ def given_films(methods: list[str]) -> dict[str, Path]:
     for text in methods:
         name, _, folder = text.partition("=")
         if not name or not folder or name in given or not NAME.fullmatch(name):
-            raise UsageError(f"--method {text}: expected NAME=FOLDER, each name once.")
+            raise UsageError(f"`method={text}`: expected NAME=FOLDER, each name once.")
         if not Path(folder).is_dir():
-            raise UsageError(f"--method {text}: {folder} is no folder. Expected one of films, named as the pairs are.")
+            raise UsageError(f"`method={text}`: {folder} is no folder. Expected one of films, named as the pairs are.")
         given[name] = Path(folder)
     return given

@@ -2,12 +2,52 @@
 
 import errno
 import logging
+import re
 import sys
 import traceback
+from functools import lru_cache
 
 import typer
 
 from expportrait_cli.errors import FAULT, USAGE, OutOfMemoryError, OutputError, UserError
+
+PARAMETER = re.compile(r"`([a-z_]+)(?:=([^`]*))?`")
+"""A parameter in a message, with or without its value, as Python knows it: `region=all`."""
+
+
+def as_options(message: str) -> str:
+    """Write the parameters of a message as the command line knows them: `--region all`, `--no-grid`.
+
+    Functions speak of their parameters, since they are called from Python too.
+    """
+    return PARAMETER.sub(_as_option, message)
+
+
+def _as_option(match: re.Match[str]) -> str:
+    name, value = match.groups()
+    names = _options().get(name)
+    if names is None:
+        return match[0]
+    shown, negative = names
+    if value in ("True", "False"):
+        return negative if value == "False" and negative else shown
+    return f"{shown} {value}" if value else shown
+
+
+@lru_cache(maxsize=1)
+def _options() -> dict[str, tuple[str, str]]:
+    """Every option of every command by its parameter: its name, and that of its opposite."""
+    from expportrait_cli.cli.app import app
+
+    found: dict[str, tuple[str, str]] = {}
+    commands = [typer.main.get_command(app)]
+    while commands:
+        command = commands.pop()
+        commands += getattr(command, "commands", {}).values()
+        for parameter in command.params:
+            if parameter.param_type_name == "option" and parameter.name:
+                found[parameter.name] = (parameter.opts[0], next(iter(parameter.secondary_opts), ""))
+    return found
 
 
 def known(error: BaseException) -> UserError | None:
@@ -52,5 +92,5 @@ def report(error: Exception) -> int:
 
 def say_error(message: str) -> None:
     """Print one red line on stderr."""
-    line = " ".join(message.split())
+    line = " ".join(as_options(message).split())
     typer.secho(f"error: {line}", err=True, fg=typer.colors.RED)

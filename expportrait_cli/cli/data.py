@@ -32,11 +32,9 @@ def prepare(
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Processes at a time; one for each processor.", show_default=False)
     ] = None,
-    frames: Annotated[
-        int, typer.Option(min=24, help="Longest clip; longer shots become several.")
-    ] = PrepareConfig.frames,
+    frames: Annotated[int, options.setting(PrepareConfig, "frames", min=24)] = PrepareConfig.frames,
     min_face: Annotated[
-        int, typer.Option(metavar="PX", min=16, help="Smallest face, from the hairline to the chin.")
+        int, options.setting(PrepareConfig, "min_face_px", metavar="PX", min=16)
     ] = PrepareConfig.min_face_px,
     head_model: HeadModelOption = "anny",
     as_json: options.Json = False,

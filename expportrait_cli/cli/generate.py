@@ -41,10 +41,10 @@ def generate(
     smooth: options.Smooth = TransferConfig.smooth,
     curves: options.CurvesFile = None,
     audio: Annotated[
-        Literal["driving", "reference", "none"], typer.Option(help="Whose sound goes with the film.")
+        Literal["driving", "reference", "none"], options.setting(GenerateConfig, "audio")
     ] = GenerateConfig.audio,
     paste_back: Annotated[
-        bool, typer.Option("--paste-back/--no-paste-back", help="The whole photo instead of the square crop.")
+        bool, options.setting(GenerateConfig, "paste_back", "--paste-back/--no-paste-back")
     ] = GenerateConfig.paste_back,
     size: options.Size = "512",
     backend: options.BackendName = GenerateConfig.backend,
@@ -60,7 +60,7 @@ def generate(
     lora: options.Lora = None,
     cache: options.Cache = WanConfig.cache,
     attention: options.Attention = WanConfig.attention,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = GenerateConfig.seed,
+    seed: Annotated[int, options.setting(GenerateConfig, "seed", min=0)] = GenerateConfig.seed,
     grid: Annotated[
         bool, typer.Option("--grid/--no-grid", help="Also write a film of photo | driver | normals | result.")
     ] = False,

@@ -1,16 +1,21 @@
 """Options that several commands share, and how results are named and printed."""
 
+import ast
+import inspect
 import json
 import logging
 import os
 import sys
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from expportrait_cli.config import Backend, GenerateConfig
+from expportrait_cli.cli.boundary import as_options
+from expportrait_cli.config import Backend, GenerateConfig, TrackConfig, TransferConfig, WanConfig
 from expportrait_cli.errors import InputError, OutputError, UsageError
 
 LogLevelName = Literal["debug", "info", "warning", "error"]
@@ -36,7 +41,7 @@ class _Stderr(logging.StreamHandler):
 
 class _Lines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
+        text = as_options(super().format(record))
         return text if record.levelno == logging.INFO else f"{record.levelname.lower()}: {text}"
 
 
@@ -67,6 +72,27 @@ def set_level(level: LogLevelName | None) -> LogLevelName | None:
     return level
 
 
+def setting(config: type, name: str, *declarations: str, **details: Any) -> Any:
+    """An option for the field `name` of a config class, whose docstring is the help: each setting is described once."""
+    return typer.Option(*declarations, help=_documented()[config.__name__][name], **details)
+
+
+@lru_cache(maxsize=1)
+def _documented() -> dict[str, dict[str, str]]:
+    """Docstrings of the fields of every config class; Python itself forgets them."""
+    from expportrait_cli import config
+
+    classes = [node for node in ast.parse(inspect.getsource(config)).body if isinstance(node, ast.ClassDef)]
+    return {
+        node.name: {
+            field.target.id: " ".join(ast.literal_eval(text.value).split())
+            for field, text in pairwise(node.body)
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr)
+        }
+        for node in classes
+    }
+
+
 Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", callback=be_quiet, help="No progress on stderr; warnings and errors remain.")
 ]
@@ -80,31 +106,25 @@ Out = Annotated[
         "--out", "-o", metavar="PATH", help="A file, or a folder for one with the usual name.", show_default=False
     ),
 ]
-Face = Annotated[
-    str, typer.Option(help="Which face: largest, left, right, center, or its number from the left, from 0.")
-]
+Face = Annotated[str, setting(TrackConfig, "face")]
 OnMissing = Annotated[
     Literal["hold", "interpolate", "fail"],
-    typer.Option(help="Frames without a face: hold the last, interpolate gaps up to 0.5 s (then hold), or fail."),
+    setting(TrackConfig, "on_missing"),
 ]
-NeutralFrame = Annotated[str, typer.Option(help="Driver frame that counts as neutral: auto or its number from 0.")]
+NeutralFrame = Annotated[str, setting(TransferConfig, "neutral_frame")]
 Absolute = Annotated[
     bool,
-    typer.Option(
-        "--absolute/--relative", help="The driver's own pose and expression, or its change from the neutral frame."
-    ),
+    setting(TransferConfig, "absolute", "--absolute/--relative"),
 ]
-ExpressionScale = Annotated[float, typer.Option(min=0.0, max=3.0, help="Strength of the expression.")]
-PoseScale = Annotated[float, typer.Option(min=0.0, max=3.0, help="Strength of the head's motion.")]
-Region = Annotated[str, typer.Option(help="List of what moves: pose, expression, lips, eyes, gaze; or all.")]
-Smooth = Annotated[float, typer.Option(min=0.0, help="Smoothing over time, standard deviation in frames.")]
+ExpressionScale = Annotated[float, setting(TransferConfig, "expression_scale", min=0.0, max=3.0)]
+PoseScale = Annotated[float, setting(TransferConfig, "pose_scale", min=0.0, max=3.0)]
+Region = Annotated[str, setting(TransferConfig, "region")]
+Smooth = Annotated[float, setting(TransferConfig, "smooth", min=0.0)]
 Method = Annotated[
     Literal["learned", "direct", "none"],
-    typer.Option(help="What moves beyond the expressions: what a network expects of this face, the driver's, nothing."),
+    setting(TransferConfig, "method"),
 ]
-Network = Annotated[
-    str, typer.Option(metavar="FILE", help="Your own transfer network, from `train transfer`.", show_default=False)
-]
+Network = Annotated[str, setting(TransferConfig, "network", metavar="FILE", show_default=False)]
 CurvesFile = Annotated[
     Path | None,
     typer.Option(
@@ -113,7 +133,7 @@ CurvesFile = Annotated[
         help="Expression, jaw, gaze and pose, one row a frame: a file that exists is used, a new one is written.",
     ),
 ]
-Size = Annotated[Literal["256", "512", "768"], typer.Option(help="Side of the square crop, px.")]
+Size = Annotated[Literal["256", "512", "768"], setting(GenerateConfig, "size")]
 
 
 def existing(path: Path, *, kind: str = "") -> Path:
@@ -203,50 +223,35 @@ def two(first: Path | None, second: Path | None, source: Path | None, driving: P
 
 BackendName = Annotated[
     Backend,
-    typer.Option("--backend", help="What paints the film; auto is the best that is installed and can run here."),
+    setting(GenerateConfig, "backend", "--backend"),
 ]
 Weights = Annotated[
     Path | None,
-    typer.Option(
-        "--weights-folder",
-        metavar="DIR",
-        help="Folder of a Wan transformer; without it the one of `weights fetch`.",
-        show_default=False,
-        file_okay=False,
-        exists=True,
-    ),
+    setting(WanConfig, "weights", "--weights-folder", metavar="DIR", show_default=False, file_okay=False, exists=True),
 ]
-Steps = Annotated[int, typer.Option(min=0, max=200, help="Steps of the sampler; 0: as the weights were made for.")]
+Steps = Annotated[int, setting(WanConfig, "steps", min=0, max=200)]
 Guidance = Annotated[
     float,
-    typer.Option(min=0.0, max=20.0, help="How far to go where the control leads; 1 is half the work; 0: as made for."),
+    setting(WanConfig, "guidance", min=0.0, max=20.0),
 ]
-Control = Annotated[
-    Literal["proxy", "depth"], typer.Option(help="What wan-vace sees: the proxy film with holes, or the head's depth.")
-]
-Strength = Annotated[float, typer.Option(min=0.01, max=1.0, help="Share of noise that wan-v2v puts on the proxy film.")]
+Control = Annotated[Literal["proxy", "depth"], setting(WanConfig, "control")]
+Strength = Annotated[float, setting(WanConfig, "strength", min=0.01, max=1.0)]
 Chain = Annotated[
     int,
-    typer.Option(min=0, max=5, help="Give each segment the last 1 or 5 frames, instead of windows that overlap (0)."),
+    setting(WanConfig, "chain", min=0, max=5),
 ]
-Precision = Annotated[
-    Literal["auto", "fp32", "bf16", "fp16"], typer.Option("--dtype", help="Precision of the transformer.")
-]
+Precision = Annotated[Literal["auto", "fp32", "bf16", "fp16"], setting(WanConfig, "dtype", "--dtype")]
 Offload = Annotated[
     Literal["none", "model", "group"],
-    typer.Option(help="What waits outside the GPU: nothing, the idle model, or all but a few layers."),
+    setting(WanConfig, "offload"),
 ]
-Quantize = Annotated[Literal["none", "fp8", "int8"], typer.Option(help="Keep weights in 8 bits.")]
+Quantize = Annotated[Literal["none", "fp8", "int8"], setting(WanConfig, "quantize")]
 Lora = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="LoRA to work into the weights, .safetensors.", show_default=False),
+    setting(WanConfig, "lora", metavar="FILE", show_default=False),
 ]
-Cache = Annotated[
-    float, typer.Option(min=0.0, max=1.0, help="Skip a step's blocks when the first changes less; 0.05 is careful.")
-]
-Attention = Annotated[
-    str, typer.Option(metavar="NAME", help="Attention of diffusers: sage, flash, xformers, ...", show_default=False)
-]
+Cache = Annotated[float, setting(WanConfig, "cache", min=0.0, max=1.0)]
+Attention = Annotated[str, setting(WanConfig, "attention", metavar="NAME", show_default=False)]
 
 
 def launched() -> int:

@@ -30,7 +30,7 @@ def track(
     from expportrait_cli.detect.faces import check_choice
     from expportrait_cli.pipeline.job import kind_of
 
-    check_choice("--face", face)
+    check_choice("face", face)
     kind = kind_of(source)
     if kind not in ("photo", "clip"):
         raise InputError(f"{source} is a '{kind}' artifact, expected a photo or a clip. Give what it was made from.")
@@ -64,16 +64,10 @@ def fit(
         ),
     ] = None,
     out: options.Out = None,
-    quality: Annotated[
-        Quality, typer.Option(help="draft: landmarks and outline; standard: folds too; high: finer folds too.")
-    ] = FitConfig.quality,
-    supervision: Annotated[
-        Supervision, typer.Option(help="What folds are read from; auto: a network if installed, else shading.")
-    ] = FitConfig.supervision,
-    recenter: Annotated[
-        Recenter, typer.Option(help="Mean over a clip that counts as the person's own shape.")
-    ] = FitConfig.recenter,
-    rounds: Annotated[int, typer.Option(min=0, help="Rounds of the silhouette fit.")] = FitConfig.rounds,
+    quality: Annotated[Quality, options.setting(FitConfig, "quality")] = FitConfig.quality,
+    supervision: Annotated[Supervision, options.setting(FitConfig, "supervision")] = FitConfig.supervision,
+    recenter: Annotated[Recenter, options.setting(FitConfig, "recenter")] = FitConfig.recenter,
+    rounds: Annotated[int, options.setting(FitConfig, "rounds", min=0)] = FitConfig.rounds,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
     log_level: options.LogLevel = None,
@@ -150,7 +144,7 @@ def render_normals(
     out: options.Out = None,
     size: options.Size = "512",
     antialias: Annotated[
-        bool, typer.Option("--antialias/--no-antialias", help="Smooth the silhouette's edge.")
+        bool, options.setting(RenderConfig, "antialias", "--antialias/--no-antialias")
     ] = RenderConfig.antialias,
     view: Annotated[str, typer.Option(metavar="ANGLES", help="A fixed viewpoint, degrees: yaw=20,pitch=5.")] = "",
     orbit: Annotated[str, typer.Option(metavar="ANGLES", help="A camera path, degrees: yaw=-30..30.")] = "",

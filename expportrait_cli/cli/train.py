@@ -22,9 +22,9 @@ Datasets = Annotated[
     list[Path] | None,
     typer.Argument(metavar="DATASET...", help="Folders made by `data prepare`; none for made-up people alone."),
 ]
-Steps = Annotated[int, typer.Option(min=1, help="Batches.")]
-Synthetic = Annotated[int, typer.Option(min=0, help="People of the head model who are made up to learn from, too.")]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
+Steps = Annotated[int, options.setting(TransferTraining, "steps", min=1)]
+Synthetic = Annotated[int, options.setting(TransferTraining, "synthetic", min=0)]
+Seed = Annotated[int, options.setting(TransferTraining, "seed", min=0)]
 
 
 @app.command("transfer")
@@ -90,31 +90,23 @@ def generator(
     base: Annotated[
         str, typer.Option(metavar="FOLDER", help="Wan in the form of diffusers, by folder or by name in the cache.")
     ] = BASE,
-    epochs: Annotated[int, typer.Option(min=1, help="Times through the clips.")] = GeneratorTraining.epochs,
-    steps: Annotated[int, typer.Option(min=0, help="Steps instead of epochs.")] = GeneratorTraining.steps,
-    size: Annotated[int, typer.Option(min=32, help="Side of the pictures, px; a multiple of 16.")] = (
-        GeneratorTraining.size
-    ),
-    frames: Annotated[int, typer.Option(min=5, help="Frames of a window: 5, 9, ... 81.")] = GeneratorTraining.frames,
-    batch: Annotated[int, typer.Option(min=1, help="Windows a step, on each device.")] = GeneratorTraining.batch,
-    rate: Annotated[float, typer.Option(min=0.0, help="Learning rate.")] = GeneratorTraining.rate,
-    trunk: Annotated[float, typer.Option(min=0.0, help="Times that, for the base's own weights.")] = (
-        GeneratorTraining.trunk
-    ),
-    lora: Annotated[int, typer.Option(min=0, help="Train a LoRA of this rank; 0 trains all.")] = GeneratorTraining.lora,
-    loss: Annotated[Literal["velocity", "epsilon"], typer.Option(help="What is compared: epsilon is Eq. 10.")] = (
-        GeneratorTask.loss
-    ),
-    hint: Annotated[
-        bool, typer.Option("--hint", help="Show it the proxy film, too (not the paper's); draws one for some photos.")
-    ] = GeneratorTask.hint,
+    epochs: Annotated[int, options.setting(GeneratorTraining, "epochs", min=1)] = GeneratorTraining.epochs,
+    steps: Annotated[int, options.setting(GeneratorTraining, "steps", min=0)] = GeneratorTraining.steps,
+    size: Annotated[int, options.setting(GeneratorTraining, "size", min=32)] = (GeneratorTraining.size),
+    frames: Annotated[int, options.setting(GeneratorTraining, "frames", min=5)] = GeneratorTraining.frames,
+    batch: Annotated[int, options.setting(GeneratorTraining, "batch", min=1)] = GeneratorTraining.batch,
+    rate: Annotated[float, options.setting(GeneratorTraining, "rate", min=0.0)] = GeneratorTraining.rate,
+    trunk: Annotated[float, options.setting(GeneratorTraining, "trunk", min=0.0)] = (GeneratorTraining.trunk),
+    lora: Annotated[int, options.setting(GeneratorTraining, "lora", min=0)] = GeneratorTraining.lora,
+    loss: Annotated[Literal["velocity", "epsilon"], options.setting(GeneratorTask, "loss")] = (GeneratorTask.loss),
+    hint: Annotated[bool, options.setting(GeneratorTask, "hint", "--hint")] = GeneratorTask.hint,
     checkpointing: Annotated[
         bool,
-        typer.Option("--checkpointing/--no-checkpointing", help="Compute twice what would have to be kept in memory."),
+        options.setting(GeneratorTask, "checkpointing", "--checkpointing/--no-checkpointing"),
     ] = GeneratorTask.checkpointing,
-    report_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = GeneratorTask.report_every,
-    sample_every: Annotated[int, typer.Option(min=1, help="Steps between films.")] = GeneratorTask.sample_every,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = GeneratorTraining.seed,
+    report_every: Annotated[int, options.setting(GeneratorTask, "report_every", min=1)] = GeneratorTask.report_every,
+    sample_every: Annotated[int, options.setting(GeneratorTask, "sample_every", min=1)] = GeneratorTask.sample_every,
+    seed: Seed = GeneratorTraining.seed,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
     log_level: options.LogLevel = None,
@@ -166,11 +158,9 @@ def mini(
     datasets: Sets,
     *,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="A .safetensors file.", show_default=False)],
-    steps: Annotated[int, typer.Option(min=1, help="Batches.")] = MiniTraining.steps,
-    photos: Annotated[int, typer.Option(min=1, help="Frames of each clip that serve as the photo.")] = (
-        MiniTraining.photos
-    ),
-    seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = MiniTraining.seed,
+    steps: Annotated[int, options.setting(MiniTraining, "steps", min=1)] = MiniTraining.steps,
+    photos: Annotated[int, options.setting(MiniTraining, "photos", min=1)] = (MiniTraining.photos),
+    seed: Seed = MiniTraining.seed,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
     log_level: options.LogLevel = None,

@@ -85,7 +85,7 @@ class Workers:
             if isinstance(error, BrokenProcessPool):
                 raise OutOfMemoryError(
                     "A worker process was killed, most likely because memory ran out. Run the same command again with "
-                    "fewer --jobs: it goes on where it stopped."
+                    "fewer `jobs`: it goes on where it stopped."
                 ) from error
             if isinstance(error, BaseException) and not isinstance(error, Exception):
                 raise error

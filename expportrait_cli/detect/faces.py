@@ -136,9 +136,9 @@ def distinct(boxes: list[FaceBox]) -> list[FaceBox]:
 
 
 def check_choice(option: str, choice: str) -> None:
-    """Raise UsageError unless `choice` is a word or number that `choose_face` knows."""
+    """Raise UsageError unless `choice`, the value of the parameter `option`, is one that `choose_face` knows."""
     if choice not in WORDS and not choice.isdecimal():
-        raise UsageError(f"{option} {choice}: expected largest, left, right, center or a number from 0.")
+        raise UsageError(f"`{option}={choice}`: expected largest, left, right, center or a number from 0.")
 
 
 def choose_face(faces: list[FaceBox], choice: str, *, size: tuple[int, int]) -> FaceBox:

@@ -99,7 +99,7 @@ def _check_pair(output: Path, target: Path, mode: Mode) -> int:
     if own != wanted:
         raise InputError(
             f"{output} is {own[0]}x{own[1]}, {target} is {wanted[0]}x{wanted[1]}. A truth has the film's size; "
-            "if it is only the driver, give the person's photo as --reference."
+            "if it is only the driver, give the person's photo as `reference`."
         )
     if counts[0] == 1:
         raise InputError(f"{target} has one frame, the reference itself: nothing is left to score. Give a longer clip.")

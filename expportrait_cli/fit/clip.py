@@ -9,6 +9,7 @@ from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor
 
 from expportrait_cli.artifacts.types import CROP_SIZE, Curves, HeadFit, Tracking
+from expportrait_cli.config import FitConfig
 from expportrait_cli.detect.crop import Crop, crop_image
 from expportrait_cli.fit.patch import Patch, PosedPatch
 from expportrait_cli.geometry.rotations import from_turns
@@ -74,12 +75,15 @@ class Clip:
     """Identity and static offset; its own photo's dynamic offset is left out."""
     head: HeadModel
     curves: Curves
+    config: FitConfig
+    """How it is fitted."""
 
     @classmethod
-    def of(cls, tracking: Tracking, fit: HeadFit, head: HeadModel) -> "Clip":
+    def of(cls, tracking: Tracking, fit: HeadFit, head: HeadModel, config: FitConfig | None = None) -> "Clip":
         """Take the identity from the fit and the motion from the tracking, in the tracking's camera."""
         bare = replace(fit, frame_offset=np.zeros_like(fit.frame_offset))
-        return cls(tracking, bare, head, curves_of(tracking, person_joints(fit, head)[NECK].numpy()))
+        curves = curves_of(tracking, person_joints(fit, head)[NECK].numpy())
+        return cls(tracking, bare, head, curves, config or FitConfig())
 
     @property
     def focal_px(self) -> float:

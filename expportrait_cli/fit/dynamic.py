@@ -8,7 +8,6 @@ import torch
 from jaxtyping import Float16, Float32, Int64
 from torch import Tensor
 
-from expportrait_cli.config import FitConfig, FitDescent, FitWeights
 from expportrait_cli.fit.clip import WINDOW, Clip
 from expportrait_cli.fit.evidence import Evidence, windows_of
 from expportrait_cli.fit.losses import MagnitudeLoss, TemporalLoss, descend
@@ -18,8 +17,6 @@ from expportrait_cli.geometry.mesh import vertex_normals
 from expportrait_cli.head.facemesh import LandmarkSpread
 from expportrait_cli.head.fitted import neutral_mesh
 from expportrait_cli.progress import Progress
-
-LIMIT_M, STATIC_LIMIT_M = FitDescent.dynamic_limit_m, FitDescent.static_limit_m
 
 
 @dataclass(frozen=True)
@@ -35,6 +32,8 @@ class Dynamic:
     """Normals of the neutral head."""
     static: Float32[np.ndarray, "P 3"]
     """Weighted mean of all, as far as it counts as the person's own shape: to be added to Delta g."""
+    limit_m: float
+    """Largest offset of a frame."""
     loss: Float32[np.ndarray, "T 2"]
     """Data loss of each frame without and with heights; NaN where there was nothing to compare with."""
 
@@ -46,7 +45,7 @@ class Dynamic:
         """Delta f of every frame; 16 bits hold 4 mm to 2 micrometres."""
         result = np.empty(self.smooth.shape, np.float16)
         for t in range(len(result)):
-            result[t] = limited(self.smooth[t] + self.folds(np.array([t]))[0], LIMIT_M)
+            result[t] = limited(self.smooth[t] + self.folds(np.array([t]))[0], self.limit_m)
         return result
 
 
@@ -54,7 +53,7 @@ def landmark_field(clip: Clip, patch: Patch) -> Float32[np.ndarray, "T P 3"]:
     """The smooth part of every frame's offset, masked."""
     spread = LandmarkSpread(clip.head, clip.fit.identity)
     field = np.concatenate([clip.landmark_offsets(rows, patch, spread) for rows in clip.windows()])
-    return limited(field, LIMIT_M) * patch.mask.numpy()[:, None]
+    return limited(field, clip.config.descent.dynamic_limit_m) * patch.mask.numpy()[:, None]
 
 
 def dynamic_offsets(
@@ -64,7 +63,6 @@ def dynamic_offsets(
     weights: np.ndarray,
     share: float,
     evidence: Callable[[Float32[np.ndarray, "T P 3"]], Evidence | None],
-    config: FitConfig,
     progress: Progress,
 ) -> Dynamic:
     """Fit every frame; `weights` and `share` say what of the mean is static (see `masks.recentred`).
@@ -74,24 +72,26 @@ def dynamic_offsets(
     smooth = landmark_field(clip, patch)
     static, smooth = recentred(smooth, weights, share)
     # What is beyond the limit is no shape of a face; it stays with the frames.
-    within = limited(static, STATIC_LIMIT_M)
+    within = limited(static, clip.config.descent.static_limit_m)
     smooth += static - within
     directions = neutral_normals(clip, patch)
     heights = np.zeros((*smooth.shape[:2], 1), np.float32)
     loss = np.full((len(smooth), 2), np.nan, np.float32)
     folds = evidence(smooth + within)
     if folds is not None:
-        heights, loss = _folds(clip, patch, smooth + within, directions, folds, config, progress)
+        heights, loss = _folds(clip, patch, smooth + within, directions, folds, progress)
         more, heights = recentred(heights, weights, share)
         within = within + more * directions.numpy()
-    return Dynamic(patch.vertices, smooth, heights[..., 0], directions.numpy(), within, loss)
+    return Dynamic(
+        patch.vertices, smooth, heights[..., 0], directions.numpy(), within, clip.config.descent.dynamic_limit_m, loss
+    )
 
 
-def _folds(clip, patch, smooth, directions, folds: Evidence, config: FitConfig, progress: Progress):
+def _folds(clip, patch, smooth, directions, folds: Evidence, progress: Progress):
     """Heights of every frame over the smooth field, window by window: memory does not grow with the clip."""
     heights = np.zeros((*smooth.shape[:2], 1), np.float32)
     loss = np.full((len(smooth), 2), np.nan, np.float32)
-    preconditioner = patch.preconditioner(folds.smoothness)
+    preconditioner, config = patch.preconditioner(folds.smoothness), clip.config
     rows = clip.tracked()
     follows = follows_on(clip, rows)
     last = torch.zeros(len(patch.vertices), 3)
@@ -99,13 +99,13 @@ def _folds(clip, patch, smooth, directions, folds: Evidence, config: FitConfig, 
         progress(int(window[0]), len(smooth))
         verts, posed = clip.pose(window, patch, smooth[window])
         seen = folds.terms(crops, verts)
-        calm = TemporalLoss(last, torch.from_numpy(follows[window]), FitWeights.temporal_per_mm2)
+        calm = TemporalLoss(last, torch.from_numpy(follows[window]), config.weights.temporal_per_mm2)
         flat = torch.zeros(len(window), len(patch.vertices), 1)
 
         def raised(field, posed=posed):
             return posed.raised(field, directions)
 
-        terms = [*seen, MagnitudeLoss(FitWeights.dynamic_per_mm2), calm]
+        terms = [*seen, MagnitudeLoss(config.weights.dynamic_per_mm2), calm]
         field, _ = descend(flat, raised, terms, preconditioner, iterations=config.iterations, rate=folds.rate_m)
         with torch.no_grad():
             loss[window] = np.stack([seen[0](raised(f)).numpy() for f in (flat, field)], -1)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import cv2
 import numpy as np
@@ -11,7 +11,6 @@ from jaxtyping import Bool, Float32, Int64, UInt8
 from torch import Tensor
 
 from expportrait_cli.artifacts.types import CROP_SIZE
-from expportrait_cli.config import FitDescent, FitWeights
 from expportrait_cli.detect.crop import Crop, crop_image
 from expportrait_cli.detect.estimate import Estimator, establish_axes
 from expportrait_cli.errors import WeightsError
@@ -119,10 +118,15 @@ Picture = UInt8[np.ndarray, "S S 3"]
 class Evidence(Protocol):
     """Losses of some frames, given their pictures and the heads as they stand in them."""
 
-    smoothness: ClassVar[float]
-    """Of the preconditioner,"""
-    rate_m: ClassVar[float]
-    """and the length of its steps: measured on heads with known folds."""
+    @property
+    def smoothness(self) -> float:
+        """Lambda of the preconditioner I + lambda L, in edges squared; measured on heads with known folds."""
+        ...
+
+    @property
+    def rate_m(self) -> float:
+        """Length of a step of the preconditioned variable, m; measured likewise."""
+        ...
 
     def terms(self, crops: Sequence[Picture], verts: Float32[Tensor, "T V 3"]) -> list[Term]:
         """One loss a kind, each with a value a frame; the first is the one that quality is measured by."""
@@ -137,9 +141,6 @@ def views_of(verts: Float32[Tensor, "T V 3"], clip: Clip, vertices: Int64[np.nda
 @dataclass(frozen=True)
 class Shading:
     """Folds by the light on them: needs no network, and frames that differ."""
-
-    smoothness: ClassVar[float] = FitDescent.shading_smoothness
-    rate_m: ClassVar[float] = FitDescent.shading_rate_m
 
     clip: Clip
     patch: Patch
@@ -166,6 +167,16 @@ class Shading:
         skin = like_skin(np.stack(values) - shade, np.stack(seen), albedo)
         return cls(clip, patch, light, albedo, own & (_eroded(skin[None], patch)[0] > SURE))
 
+    @property
+    def smoothness(self) -> float:
+        """Lambda of I + lambda L, in edges squared."""
+        return self.clip.config.descent.shading_smoothness
+
+    @property
+    def rate_m(self) -> float:
+        """Length of a step."""
+        return self.clip.config.descent.shading_rate_m
+
     def terms(self, crops: Sequence[Picture], verts: Float32[Tensor, "T V 3"]) -> list[Term]:
         """The shading loss."""
         views = views_of(verts, self.clip, self.patch.vertices)
@@ -178,15 +189,16 @@ class Shading:
         weight = weights_of(views) * self.plain * (_eroded(usual, self.patch) > SURE) * np.isfinite(read_here)
         pictures = torch.from_numpy(np.nan_to_num(np.stack(values)))[:, None]
         albedo = torch.from_numpy(self.log_albedo)
-        return [ShadingLoss(self.patch, self.light, pictures, albedo, torch.from_numpy(weight.astype(np.float32)))]
+        weights = self.clip.config.weights
+        share = torch.from_numpy(weight.astype(np.float32))
+        return [
+            ShadingLoss(self.patch, self.light, pictures, albedo, share, weights.shading, weights.shading_corner),
+        ]
 
 
 @dataclass(frozen=True)
 class Estimates:
     """Normals and depth that a network estimates from every picture by itself."""
-
-    smoothness: ClassVar[float] = FitDescent.normals_smoothness
-    rate_m: ClassVar[float] = FitDescent.normals_rate_m
 
     clip: Clip
     patch: Patch
@@ -195,6 +207,16 @@ class Estimates:
     """Where the estimates count."""
     share: float = 1.0
     """What they count, against the folds of a face."""
+
+    @property
+    def smoothness(self) -> float:
+        """Lambda of I + lambda L, in edges squared."""
+        return self.clip.config.descent.normals_smoothness
+
+    @property
+    def rate_m(self) -> float:
+        """Length of a step."""
+        return self.clip.config.descent.normals_rate_m
 
     def terms(self, crops: Sequence[Picture], verts: Float32[Tensor, "T V 3"]) -> list[Term]:
         """The loss on normals, and the one on depth where the estimator gives any."""
@@ -207,7 +229,8 @@ class Estimates:
         depths = [f.depth for f in found]
         known = torch.from_numpy(np.isfinite(at_vertices(depths, views)))
         if bool(known.any()):
-            terms.append(DepthLoss(self._aligned(depths, verts), weight * known, self.share * FitWeights.depth_per_mm))
+            per_mm = self.share * self.clip.config.weights.depth_per_mm
+            terms.append(DepthLoss(self._aligned(depths, verts), weight * known, per_mm))
         return terms
 
     def _aligned(self, depths: Sequence[np.ndarray], verts: Tensor) -> Float32[Tensor, "T 1 H W"]:
@@ -265,7 +288,7 @@ def check_axes(network: Estimator, clip: Clip, row: int) -> None:
     if not np.array_equal(axes.matrix, np.eye(3)):
         raise WeightsError(
             f"The normals of {network.name} have other axes than expected: x, y, z of the head are its "
-            f"{axes.matrix.astype(int).tolist()}. Its file is of another version; choose another --supervision."
+            f"{axes.matrix.astype(int).tolist()}. Its file is of another version; choose another `supervision`."
         )
 
 

@@ -15,9 +15,9 @@ from scipy.spatial import KDTree
 from torch import Tensor
 
 from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit, Tracking
-from expportrait_cli.config import FitDescent, FitWeights
+from expportrait_cli.config import FitConfig
 from expportrait_cli.fit.clip import WINDOW, Clip
-from expportrait_cli.fit.dynamic import LIMIT_M, Dynamic, follows_on, neutral_normals
+from expportrait_cli.fit.dynamic import Dynamic, follows_on, neutral_normals
 from expportrait_cli.fit.evidence import Evidence, Shading, SharpClip, windows_of
 from expportrait_cli.fit.losses import LandmarkLoss, MagnitudeLoss, ShadingLoss, TemporalLoss, Term, descend
 from expportrait_cli.fit.masks import dynamic_mask
@@ -51,9 +51,11 @@ class FineClip:
     """Normal and two tangents of each vertex; the tangents fade out away from lips and lids."""
 
     @classmethod
-    def of(cls, tracking: Tracking, fit: HeadFit, mesh: Finer, below: Patch, moving: Dynamic) -> "FineClip":
+    def of(
+        cls, tracking: Tracking, fit: HeadFit, mesh: Finer, below: Patch, moving: Dynamic, config: FitConfig
+    ) -> "FineClip":
         """`fit` is on the finer mesh already."""
-        clip = SharpClip.of(tracking, fit, mesh.head)
+        clip = SharpClip.of(tracking, fit, mesh.head, config)
         patch = Patch.above(below, mesh, dynamic_mask(mesh.head))
         return cls(clip, patch, moving, frames(neutral_normals(clip, patch), looseness(mesh.head)[patch.vertices]))
 
@@ -149,6 +151,7 @@ def sharpened(
     weights: np.ndarray,
     share: float,
     evidence: Callable[[Clip, Patch, Float32[np.ndarray, "T P 3"]], Evidence | None],
+    config: FitConfig,
     progress: Progress,
     known: HeadFit | None = None,
 ) -> HeadFit:
@@ -168,7 +171,7 @@ def sharpened(
         static_offset=static,
         frame_offset=mesh.lifted(fit.frame_offset),
     )
-    clip = FineClip.of(tracking, fine, mesh, below, moving)
+    clip = FineClip.of(tracking, fine, mesh, below, moving, config)
     seen = evidence(clip.clip, clip.patch, clip.smooth(np.arange(len(moving.smooth))))
     if seen is None:
         return fit
@@ -180,7 +183,7 @@ def sharpened(
         return fine
     for window in clip.clip.windows():
         whole = clip.smooth(window) + clip.folds(window) + (further[window] - mean)
-        further[window] = limited(whole, LIMIT_M)
+        further[window] = limited(whole, moving.limit_m)
     return replace(fine, dynamic_vertices=clip.patch.vertices, dynamic_offset=further, dynamic_loss=loss)
 
 
@@ -193,7 +196,8 @@ def _further(
     rows = clip.clip.tracked()
     follows = follows_on(clip.clip, rows)
     part = np.flatnonzero(clip.axes[:, 1].abs().sum(-1).numpy() > 0)
-    scales = FitDescent.fine_shading if isinstance(seen, Shading) else FitDescent.fine_normals
+    weights, descent = clip.clip.config.weights, clip.clip.config.descent
+    scales = descent.fine_shading if isinstance(seen, Shading) else descent.fine_normals
     stages = [LocalPreconditioner(clip.patch, scale * seen.smoothness, part) for scale in scales]
     last = torch.zeros(points, 3)
     for window, crops in windows_of(clip.clip, rows, WINDOW):
@@ -201,11 +205,10 @@ def _further(
         verts, bare = clip.clip.pose(window, clip.patch, clip.smooth(window))
         posed = bare.shifted(torch.from_numpy(clip.folds(window)))
         terms = [believed(term) for term in seen.terms(crops, verts)]
-        calm = TemporalLoss(last, torch.from_numpy(follows[window]), FitWeights.temporal_per_mm2)
-        rims = Weighted(clip.landmarks(window), FitWeights.rims)
-        field = _descended(
-            posed, clip.axes, [*terms, rims, MagnitudeLoss(FitWeights.dynamic_per_mm2), calm], stages, seen.rate_m
-        )
+        calm = TemporalLoss(last, torch.from_numpy(follows[window]), weights.temporal_per_mm2)
+        rims = Weighted(clip.landmarks(window), weights.rims)
+        terms_and_calm = [*terms, rims, MagnitudeLoss(weights.dynamic_per_mm2), calm]
+        field = _descended(posed, clip.axes, terms_and_calm, stages, seen.rate_m, descent.fine_steps)
         with torch.no_grad():
             flat = bare.moved(torch.zeros(len(window), points, 3))
             shown = posed.turned(field, clip.axes)
@@ -217,7 +220,12 @@ def _further(
 
 
 def _descended(
-    posed: PosedPatch, axes: Tensor, terms: Sequence[Term], stages: Sequence[LocalPreconditioner], rate_m: float
+    posed: PosedPatch,
+    axes: Tensor,
+    terms: Sequence[Term],
+    stages: Sequence[LocalPreconditioner],
+    rate_m: float,
+    steps: int,
 ) -> Float32[Tensor, "T P 3"]:
     """The field along `axes` after all stages."""
     field = torch.zeros(len(posed.verts), len(axes), 3)
@@ -227,7 +235,7 @@ def _descended(
             lambda each: posed.turned(each, axes),
             terms,
             preconditioner,
-            iterations=FitDescent.fine_steps,
+            iterations=steps,
             rate=rate_m,
         )
     return field

@@ -173,10 +173,13 @@ class ShadingLoss:
     log_intensity: Float[Tensor, "T 1 H W"]
     log_albedo: Float[Tensor, " P"]
     weight: Float[Tensor, "T P"]
+    scale: float = FitWeights.shading
+    corner: float = FitWeights.shading_corner
+    """Difference in log intensity above which it counts linearly."""
 
     def __call__(self, surface: Surface) -> Float[Tensor, " T"]:
         """Mean Huber distance, in the unit of normals."""
-        return FitWeights.shading * weighted_mean(huber(self.residual(surface), FitWeights.shading_corner), self.weight)
+        return self.scale * weighted_mean(huber(self.residual(surface), self.corner), self.weight)
 
     def residual(self, surface: Surface) -> Float[Tensor, "T P"]:
         """High-passed difference in log intensity, 0 where nothing is seen."""

@@ -9,7 +9,6 @@ from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
 from expportrait_cli.artifacts.types import CROP_SIZE, Tracking
-from expportrait_cli.config import FitWeights
 from expportrait_cli.fit.clip import Clip
 from expportrait_cli.fit.evidence import Evidence
 from expportrait_cli.fit.losses import LandmarkLoss
@@ -162,8 +161,8 @@ def _descend(frames: _Frames, moved: dict[str, Tensor], terms: Sequence) -> Floa
     for iteration in range(DESCENT_STEPS + 1):
         surface = frames.surface(moved)
         loss = torch.stack([term(surface).mean() for term in terms]).sum()
-        loss = loss + FitWeights.identity * moved["identity"].square().mean()
-        loss = loss + FitWeights.expression * moved["expression"].square().mean()
+        loss = loss + frames.clip.config.weights.identity * moved["identity"].square().mean()
+        loss = loss + frames.clip.config.weights.expression * moved["expression"].square().mean()
         if loss.item() < least:
             best, least = moved["identity"].detach().clone(), loss.item()
         if iteration < DESCENT_STEPS:

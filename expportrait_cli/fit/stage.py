@@ -62,7 +62,7 @@ def fit(
     tracking = with_identity(trackings[0], identity, head)
     _warn(trackings[0], tracking, config, known)
     if network is not None and known is None:
-        clip = Clip.of(tracking, _blank(tracking, head), head)
+        clip = Clip.of(tracking, _blank(tracking, head), head, config)
         check_axes(network, clip, neutral_frame(tracking))
         seen = Estimates(clip, whole_patch(clip), network, plain_skin(head))
         tracking, identity_from = with_identity(tracking, refined_identity(clip, seen), head), ""
@@ -77,7 +77,7 @@ def fit(
     else:
         start = replace(start, static_offset=outline_offset(start, head, matte, config, progress))
         if config.quality != "draft":
-            start = refined_static(start, KeyFrames.of(start, tracking, head, (image, matte)), network)
+            start = refined_static(start, KeyFrames.of(start, tracking, head, (image, matte), config), network, config)
     done = _with_dynamic(start, tracking, head, config, progress, network=network, known=known)
     return replace(done, silhouette_iou=silhouette_iou(done, named(head, done.head_model), matte))
 
@@ -180,7 +180,7 @@ def _with_dynamic(
     if config.quality == "draft" or (network is None and not is_clip):
         return fit
     patch = Patch.of(head.dense_faces.numpy(), dynamic_mask(head))
-    clip = Clip.of(tracking, fit, head)
+    clip = Clip.of(tracking, fit, head, config)
     distinct = distinct_frames(tracking.rotation, tracking.expression)
     share = face_share(distinct) if known is None else 0.0
     weights = neutral_weights(tracking.expression, tracking.jaw)
@@ -192,7 +192,6 @@ def _with_dynamic(
         weights=weights,
         share=share,
         evidence=lambda field: _evidence(clip, patch, field, network, config),
-        config=config,
         progress=progress,
     )
     static = fit.static_offset.copy()
@@ -209,6 +208,7 @@ def _with_dynamic(
         weights=weights,
         share=share,
         evidence=lambda finer_clip, finer_patch, field: _evidence(finer_clip, finer_patch, field, network, config),
+        config=config,
         progress=progress,
         known=known,
     )

@@ -11,7 +11,7 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 
 from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit, Tracking
-from expportrait_cli.config import FitConfig, FitDescent, FitWeights
+from expportrait_cli.config import FitConfig
 from expportrait_cli.detect.estimate import Estimator
 from expportrait_cli.detect.matte import Matte
 from expportrait_cli.fit.clip import Clip, Rows
@@ -32,7 +32,6 @@ from expportrait_cli.render.rasterizer import rasterize
 from expportrait_cli.solve.state import distinct_rows
 
 DRAW_SIZE = 256
-PHOTO_STAGE = (DRAW_SIZE, FitDescent.outline_steps, FitDescent.outline_smoothness)
 STAGES = ((DRAW_SIZE, 20, 30.0), (DRAW_SIZE, 20, 10.0), (CROP_SIZE, 3, 10.0))
 """Size of the drawing, steps, and lambda of I + lambda L, from coarse to fine: where there is more than one matte."""
 KEY_FRAMES, KEY_TURN_DEG = 6, 4.0
@@ -135,6 +134,7 @@ def refined_offset(
     head: HeadModel,
     mattes: Sequence[Float32[np.ndarray, "S S"]],
     posed: PosedPatch,
+    config: FitConfig,
     *,
     terms: Sequence[Term] = (),
 ) -> Float32[np.ndarray, "V 3"]:
@@ -146,17 +146,18 @@ def refined_offset(
     patch = posed.patch
     is_photo = len(mattes) == 1 and not terms
     field = torch.zeros(1, len(patch.vertices), 3)
-    for size, steps, smoothness in [PHOTO_STAGE] if is_photo else STAGES:
+    photo = (DRAW_SIZE, config.descent.outline_steps, config.descent.outline_smoothness)
+    for size, steps, smoothness in [photo] if is_photo else STAGES:
         loss = outline_loss(posed, mattes, size)
         if len(mattes) > 1:
             loss = loss.doubting(posed.moved(field))
         field, _ = descend(
             field,
             posed.moved,
-            [loss, MagnitudeLoss(FitWeights.static_per_mm2), *terms],
+            [loss, MagnitudeLoss(config.weights.static_per_mm2), *terms],
             patch.preconditioner(smoothness),
             iterations=steps,
-            rate=FitDescent.outline_rate_m,
+            rate=config.descent.outline_rate_m,
         )
     offset = fit.static_offset.copy()
     offset[patch.vertices] += (field[0] * patch.mask[:, None]).numpy()
@@ -205,7 +206,9 @@ class KeyFrames:
     """What the landmarks of each say beyond identity and expression, on `static_patch`."""
 
     @classmethod
-    def of(cls, fit: HeadFit, tracking: Tracking, head: HeadModel, own: tuple[Picture, np.ndarray]) -> "KeyFrames":
+    def of(
+        cls, fit: HeadFit, tracking: Tracking, head: HeadModel, own: tuple[Picture, np.ndarray], config: FitConfig
+    ) -> "KeyFrames":
         """Choose them by their turns; `own` are picture and matte of the fit's frame.
 
         The face is held, and expressions move little else, so that only turns show more of the outline.
@@ -218,7 +221,7 @@ class KeyFrames:
         pictures = list(clip.crops(others)) if len(others) else []
         rows, patch = np.r_[np.int64(fit.frame), others], static_patch(head)
         offset = limited(
-            clip.landmark_offsets(rows, patch, LandmarkSpread(head, fit.identity)), FitDescent.dynamic_limit_m
+            clip.landmark_offsets(rows, patch, LandmarkSpread(head, fit.identity)), config.descent.dynamic_limit_m
         )
         offset[0] = fit.frame_offset[patch.vertices]
         mattes = [own[1], *map(Matte().matte, pictures)]
@@ -250,24 +253,26 @@ class KeyFrames:
         return fit
 
 
-def refined_static(fit: HeadFit, frames: KeyFrames, network: Estimator | None) -> HeadFit:
+def refined_static(fit: HeadFit, frames: KeyFrames, network: Estimator | None, config: FitConfig) -> HeadFit:
     """Bring the outline onto the fit's own matte, then onto those of key frames, then onto what a network sees.
 
     Each is taken as far as the mattes are covered no worse.
     """
     head, own = frames.head, frames.own()
-    better = replace(fit, static_offset=refined_offset(fit, head, own.mattes, own.posed(fit)[1]))
+    better = replace(fit, static_offset=refined_offset(fit, head, own.mattes, own.posed(fit)[1], config))
     fit = max(fit, better, key=lambda each: silhouette_iou(each, head, own.mattes[0]))
     if len(frames.rows) > 1:
-        shared = replace(fit, static_offset=refined_offset(fit, head, frames.mattes, frames.posed(fit)[1]))
+        shared = replace(fit, static_offset=refined_offset(fit, head, frames.mattes, frames.posed(fit)[1], config))
         # Hair and clothes have moved between the frames: the head's own picture has the last word.
-        fit = frames.towards(fit, refined_offset(shared, head, own.mattes, own.posed(shared)[1]))
+        fit = frames.towards(fit, refined_offset(shared, head, own.mattes, own.posed(shared)[1], config))
     if network is None:
         return fit
     verts, posed = frames.posed(fit)
-    clip, believed = Clip.of(frames.tracking, fit, head), static_mask(head, 0.0) > 0
-    terms = Estimates(clip, posed.patch, network, believed, FitWeights.static_estimates).terms(frames.pictures, verts)
-    return frames.towards(fit, refined_offset(fit, head, frames.mattes, posed, terms=terms), NETWORK_SLACK)
+    clip, believed = Clip.of(frames.tracking, fit, head, config), static_mask(head, 0.0) > 0
+    terms = Estimates(clip, posed.patch, network, believed, config.weights.static_estimates).terms(
+        frames.pictures, verts
+    )
+    return frames.towards(fit, refined_offset(fit, head, frames.mattes, posed, config, terms=terms), NETWORK_SLACK)
 
 
 def _coarse_mask(mask: Float32[np.ndarray, " V"], operator: sp.csr_matrix) -> Float[np.ndarray, " N"]:

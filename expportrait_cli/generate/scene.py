@@ -71,7 +71,7 @@ class Painter(Protocol):
 
     @property
     def name(self) -> str:
-        """As in `--backend`."""
+        """As in `GenerateConfig.backend`."""
         ...
 
     def paint(

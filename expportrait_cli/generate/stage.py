@@ -31,9 +31,9 @@ FOLDERS: dict[FolderName, str] = {
 """Where the weights of each painter lie in the folder of weights, unless the user names another place."""
 MINI = "mini.safetensors"
 HOW: dict[FolderName, str] = {
-    "wan-portrait": "Train one with `expportrait train generator`, and name its folder with --weights-folder.",
-    "wan-vace": "Run `expportrait weights fetch wan-vace-1.3b`, or name its folder with --weights-folder.",
-    "wan-v2v": "Run `expportrait weights fetch wan-t2v-1.3b`, or name its folder with --weights-folder.",
+    "wan-portrait": "Train one with `expportrait train generator`, and name its folder with `weights_folder`.",
+    "wan-vace": "Run `expportrait weights fetch wan-vace-1.3b`, or name its folder with `weights_folder`.",
+    "wan-v2v": "Run `expportrait weights fetch wan-t2v-1.3b`, or name its folder with `weights_folder`.",
 }
 
 
@@ -74,7 +74,7 @@ def choose(config: GenerateConfig) -> Choice:
     if name == "proxy" or name == "mini":
         if config.wan != WanConfig():
             raise UsageError(
-                f"Options of Wan transformers were given, and {name} paints this film. Name a --backend that is one, "
+                f"Options of Wan transformers were given, and {name} paints this film. Name a `backend` that is one, "
                 "or leave them out."
             )
         return Choice(name, file=weights_file(MINI) if name == "mini" else None)
@@ -125,7 +125,7 @@ def _hash_of(lora: str) -> str:
     if not lora:
         return ""
     if not Path(lora).is_file():
-        raise WeightsError(f"{lora} does not exist. Check --lora.")
+        raise WeightsError(f"{lora} does not exist. Check `lora`.")
     return sha256(Path(lora))
 
 

@@ -82,20 +82,20 @@ def export_meshes(source: Path, path: Path, form: str, stage: Stage, *, frames: 
 
 
 def chosen_frames(text: str, count: int) -> range:
-    """Read `--frames`: one number, or START:END:STEP of which any may be left out; END is not included.
+    """Read `frames`: one number, or START:END:STEP of which any may be left out; END is not included.
 
     Raises:
         UsageError: not of that form, or it chooses no frame.
     """
     words = text.split(":") if text else ["", ""]
     if len(words) > 3 or not all(word.strip().isdecimal() or (not word.strip() and len(words) > 1) for word in words):
-        raise UsageError(f"--frames {text}: write one frame as 40, or several as START:END:STEP, such as 0:100:5.")
+        raise UsageError(f"`frames={text}`: write one frame as 40, or several as START:END:STEP, such as 0:100:5.")
     numbers = [int(word) if word.strip() else None for word in words]
     if numbers[2:] == [0]:
-        raise UsageError(f"--frames {text}: the step must be 1 or more.")
+        raise UsageError(f"`frames={text}`: the step must be 1 or more.")
     chosen = range(count)[slice(*numbers)] if len(words) > 1 else range(count)[numbers[0] : (numbers[0] or 0) + 1]
     if not chosen:
-        raise UsageError(f"--frames {text} chooses no frame: there are {count}, from 0 to {count - 1}.")
+        raise UsageError(f"`frames={text}` chooses no frame: there are {count}, from 0 to {count - 1}.")
     return chosen
 
 

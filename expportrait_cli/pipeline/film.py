@@ -214,7 +214,7 @@ class _Run:
         if info is not None and info.has_audio:
             return source, info.start_s
         if self.job.generate.audio == "reference":
-            log.warning("%s has no sound to take: the film is silent. Leave out --audio reference.", source)
+            log.warning("%s has no sound to take: the film is silent. Leave out `audio=reference`.", source)
         return None, 0.0
 
     def _record(

@@ -75,7 +75,7 @@ def check_same(first: Path, own: Tracking | HeadFit, second: Path, other: Tracki
     if base_name(own.head_model) != base_name(other.head_model):
         raise InputError(
             f"{first} was made with the head model '{own.head_model}', {second} with '{other.head_model}': they do not "
-            "fit together. Track both with the same --head-model."
+            "fit together. Track both with the same `head_model`."
         )
 
 

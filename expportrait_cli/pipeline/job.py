@@ -107,11 +107,11 @@ def check(job: Job) -> tuple[str, str]:
     if driving == "meshes" and reference != "head":
         raise InputError(f"{job.driving} was made for one head: give its .head.npz instead of {job.reference}.")
     if driving == "meshes" and job.curves is not None:
-        raise UsageError(f"--curves cannot change {job.driving}: its meshes are made. Give the .track.npz instead.")
-    check_choice("--face", job.track.face)
-    check_choice("--driving-face", job.driving_face)
+        raise UsageError(f"`curves` cannot change {job.driving}: its meshes are made. Give the .track.npz instead.")
+    check_choice("face", job.track.face)
+    check_choice("driving_face", job.driving_face)
     parse_regions(job.transfer.region)
     neutral = job.transfer.neutral_frame
     if neutral != "auto" and not neutral.isdigit():
-        raise UsageError(f"--neutral-frame {neutral}: expected auto or a frame number from 0.")
+        raise UsageError(f"`neutral_frame={neutral}`: expected auto or a frame number from 0.")
     return reference, driving

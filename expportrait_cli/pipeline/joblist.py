@@ -48,7 +48,7 @@ def part_of(jobs: list[Job], part: str) -> list[Job]:
     """
     index, _, count = part.partition("/")
     if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
-        raise UsageError(f"--part {part}: expected I/N with I from 1 to N, e.g. 2/4.")
+        raise UsageError(f"`part={part}`: expected I/N with I from 1 to N, e.g. 2/4.")
     return jobs[int(index) - 1 :: int(count)]
 
 

@@ -42,9 +42,9 @@ class OffsetSource:
             UsageError: a file was named for another method than the chosen one.
         """
         if config.network and config.method != "learned":
-            raise UsageError(f"--network {config.network} serves --method learned, not {config.method}.")
+            raise UsageError(f"`network={config.network}` serves `method=learned`, not {config.method}.")
         if driver is not None and config.method != "direct":
-            raise UsageError(f"--driver-head {driver} serves --method direct, not {config.method}.")
+            raise UsageError(f"`driver_head={driver}` serves `method=direct`, not {config.method}.")
         if config.method != "learned":
             return cls(config, driver=driver)
         if config.network:
@@ -55,7 +55,7 @@ class OffsetSource:
         except WeightsError:
             log.warning(
                 "There is no transfer network for the head model '%s': the driver's own landmarks move the face beyond "
-                "its expressions (--method direct). Train one with `expportrait train transfer`.",
+                "its expressions (`method=direct`). Train one with `expportrait train transfer`.",
                 head_name,
             )
             return cls(replace(config, method="direct"))
@@ -80,7 +80,7 @@ class OffsetSource:
             raise InputError(
                 f"{self.driver} holds offsets of {len(driver.dynamic_offset)} frames on the head model "
                 f"'{driver.head_model}', expected {frames} on '{head.name}'. Fit the driver's own tracking, with the "
-                "--quality of the person's head."
+                "`quality` of the person's head."
             )
         return Beyond(
             trained=load_network(self.network, plain) if self.network is not None else None,
@@ -172,7 +172,7 @@ def write_meshes(
     if performance.outside > OUTSIDE:
         log.warning(
             "In %.0f %% of the frames the driver's expression goes beyond what the transfer network was trained on: "
-            "folds there are a guess. --expression-scale below 1 calms it, --method direct copies the driver's.",
+            "folds there are a guess. `expression_scale` below 1 calms it, `method=direct` copies the driver's.",
             100 * performance.outside,
         )
     header = {**header, "outside_training": round(performance.outside, 3)}

@@ -63,7 +63,7 @@ class Run:
         own = job.driving if job.driving.name.endswith(".track.npz") else job.work / "driving.track.npz"
         for path in (job.out, head, meshes):
             if not path.is_file():
-                raise InputError(f"{path} is gone: a report needs what was made on the way. Run with --keep-work.")
+                raise InputError(f"{path} is gone: a report needs what was made on the way. Run with `keep_work`.")
         return cls(job.out, head, meshes, own if own.is_file() else None, job.generate.paste_back)
 
 

@@ -61,7 +61,7 @@ def parse_orbit(text: str) -> Viewpoint:
     """
     settings = _settings(text)
     if not any(".." in value for value in settings.values()):
-        raise UsageError(f"{text!r} holds no range. Write an orbit as yaw=-30..30, or use --view for a fixed angle.")
+        raise UsageError(f"{text!r} holds no range. Write an orbit as yaw=-30..30, or use `view` for a fixed angle.")
     ranges = {}
     for name, value in settings.items():
         start, _, end = value.partition("..") if ".." in value else (value, "", value)

@@ -188,7 +188,7 @@ def _check_photo(source, image, box, points):
 
 
 def _several(source, config, count):
-    line = f"{source}: {count} faces found; --face left, right or a number chooses one."
+    line = f"{source}: {count} faces found; `face` left, right or a number chooses one."
     if config.several == "fail":
         raise InputError(line)
     log.warning("%s The largest was taken.", line)
@@ -206,7 +206,7 @@ def fill_missing(landmarks, shots, config: TrackConfig, rate: Fraction, source: 
     if config.on_missing == "fail":
         raise InputError(
             f"{source}: no face in frame {int(missing.argmax())} ({int(missing.sum())} of {len(missing)} frames). "
-            "Cut them out, or let --on-missing hold or interpolate fill them."
+            "Cut them out, or let `on_missing` hold or interpolate fill them."
         )
     known = np.flatnonzero(~missing)
     filled = landmarks.copy()

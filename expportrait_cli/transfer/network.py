@@ -245,7 +245,7 @@ def load_network(path: Path, head: HeadModel) -> Trained:
     if header.get("topology") != topology(face):
         raise WeightsError(
             f"{path} was trained on the head model '{header.get('head_model')}', here it is '{head.name}', or another "
-            "mesh of it. Train one with `expportrait train transfer`, or use --method direct."
+            "mesh of it. Train one with `expportrait train transfer`, or use `method=direct`."
         )
     tensors = network_file.read_tensors(path)
     try:

@@ -35,7 +35,7 @@ def parse_regions(text: str) -> frozenset[str]:
     named = {part.strip() for part in text.split(",") if part.strip()}
     unknown = sorted(named - set(REGIONS))
     if unknown or not named:
-        raise UsageError(f"--region {text!r}: expected a list of {', '.join(REGIONS)}, or all.")
+        raise UsageError(f"`region={text!r}`: expected a list of {', '.join(REGIONS)}, or all.")
     return frozenset(named)
 
 
@@ -308,6 +308,6 @@ def _neutral(config: TransferConfig, cost: Float[np.ndarray, " T"]) -> int:
         return int(cost.argmin())
     if not config.neutral_frame.isdecimal() or int(config.neutral_frame) >= len(cost):
         raise UsageError(
-            f"--neutral-frame {config.neutral_frame!r}: expected auto or one of the frames 0 to {len(cost) - 1}."
+            f"`neutral_frame={config.neutral_frame!r}`: expected auto or one of the frames 0 to {len(cost) - 1}."
         )
     return int(config.neutral_frame)

@@ -101,7 +101,7 @@ def check_hint(base: BaseModel, has_hint: bool) -> None:
     """Raise UsageError if `base` was trained with the proxy film and is to be trained without, or the reverse."""
     if base.is_generator and facts.read_manifest(base.folder).has_hint != has_hint:
         told = "takes no proxy film: leave out" if has_hint else "takes the proxy film as well: add"
-        raise UsageError(f"{base.folder} {told} --hint, or name another base.")
+        raise UsageError(f"{base.folder} {told} `hint`, or name another base.")
 
 
 def fresh_portrait(base: BaseModel, *, has_hint: bool = False, dtype: torch.dtype = torch.float32) -> WanPortrait:
@@ -193,7 +193,7 @@ def convert(original: Path, folder: Path, parts: BaseModel | None, *, head_dim: 
     if parts is None:
         log.warning(
             "%s holds the transformer alone. To train or paint with it name a Wan in the form of diffusers, whose "
-            "autoencoder and prompt go along: --parts Wan-AI/Wan2.1-T2V-1.3B-Diffusers.",
+            "autoencoder and prompt go along: `parts` Wan-AI/Wan2.1-T2V-1.3B-Diffusers.",
             folder,
         )
     return {"base": base, "layers": transformer.config["num_layers"], "parts": held}
@@ -204,7 +204,7 @@ def _check_numbers(transformer: WanTransformer3DModel, original: Path) -> None:
     if others:
         raise WeightsError(
             f"{original} holds numbers of {' and '.join(others)}, expected float32, bfloat16 or float16: take the file "
-            "that was not quantised. `--quantize` does that when painting."
+            "that was not quantised. `quantize` does that when painting."
         )
 
 

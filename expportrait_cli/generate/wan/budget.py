@@ -125,8 +125,8 @@ class Cost:
         needed = self.weights + self.work
         if needed > free:
             raise OutOfMemoryError(
-                f"This needs about {needed / GB:.1f} GB on {where}, where {free / GB:.1f} GB are free. Take --offload "
-                "group, --quantize fp8, --dtype bf16 or a smaller --size; or another --backend."
+                f"This needs about {needed / GB:.1f} GB on {where}, where {free / GB:.1f} GB are free. Take `offload` "
+                "group, `quantize=fp8`, `dtype=bf16` or a smaller `size`; or another `backend`."
             )
 
 

@@ -76,7 +76,7 @@ def paint_chain(
     """
     link = Link.before(start, keep)
     if start > link.end:
-        log.info("Frames %d to %d are painted again: with --chain, what follows depends on them.", link.end, start - 1)
+        log.info("Frames %d to %d are painted again: with `chain`, what follows depends on them.", link.end, start - 1)
     frames = sketches(link.begin)
     held_back = list(islice(frames, len(link.painted)))
     size = STRIDE * (sampling.length - 1) + 1

@@ -99,7 +99,7 @@ class WanPainter:
 
     @property
     def name(self) -> str:
-        """As in `--backend`."""
+        """As in `GenerateConfig.backend`."""
         return self._name
 
     @torch.inference_mode()
@@ -174,18 +174,18 @@ def check_options(name: WanName, config: WanConfig) -> None:
         UsageError: there is one.
     """
     if config.control != "proxy" and name != "wan-vace":
-        raise UsageError(f"--control {config.control} is wan-vace's, not {name}'s. Leave it out.")
+        raise UsageError(f"`control={config.control}` is wan-vace's, not {name}'s. Leave it out.")
     if config.strength != WanConfig.strength and name != "wan-v2v":
-        raise UsageError(f"--strength is wan-v2v's, not {name}'s. Leave it out.")
+        raise UsageError(f"`strength` is wan-v2v's, not {name}'s. Leave it out.")
     if config.chain and name != "wan-vace":
-        raise UsageError(f"--chain needs a painter that can be given frames, wan-vace; not {name}. Leave it out.")
+        raise UsageError(f"`chain` needs a painter that can be given frames, wan-vace; not {name}. Leave it out.")
     if config.chain not in (0, 1, 5):
-        raise UsageError(f"--chain {config.chain}: expected 1 or 5 frames, or 0 for windows.")
+        raise UsageError(f"`chain={config.chain}`: expected 1 or 5 frames, or 0 for windows.")
     if config.cache and name == "wan-vace":
-        raise UsageError("--cache would skip the blocks that wan-vace is told by. Leave it out.")
+        raise UsageError("`cache` would skip the blocks that wan-vace is told by. Leave it out.")
     if config.guidance not in (0, 1) and name == "wan-v2v":
         raise UsageError(
-            "--guidance leads away from what is painted without control, and wan-v2v has none. Leave it out."
+            "`guidance` leads away from what is painted without control, and wan-v2v has none. Leave it out."
         )
 
 

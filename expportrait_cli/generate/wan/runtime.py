@@ -37,17 +37,17 @@ def check(config: WanConfig, device: torch.device) -> None:
         UsageError: options that do not fit this machine or each other.
     """
     if config.offload != "none" and device.type == "cpu":
-        raise UsageError(f"--offload {config.offload} empties a GPU, and torch finds none here. Leave it out.")
+        raise UsageError(f"`offload={config.offload}` empties a GPU, and torch finds none here. Leave it out.")
     if config.quantize == "int8" and find_spec("torchao") is None:
-        raise UsageError("--quantize int8 needs torchao, not installed here. Run `pip install torchao`, or take fp8.")
+        raise UsageError("`quantize=int8` needs torchao, not installed here. Run `pip install torchao`, or take fp8.")
     if config.quantize != "none" and config.offload == "group":
-        raise UsageError("--quantize and --offload group both move the weights. Take one of them.")
+        raise UsageError("`quantize` and `offload=group` both move the weights. Take one of them.")
     if config.attention.endswith("_hub"):
         raise UsageError(
-            f"--attention {config.attention} downloads code. Install the package, and name it without _hub."
+            f"`attention={config.attention}` downloads code. Install the package, and name it without _hub."
         )
     if config.lora and not config.lora.endswith(".safetensors"):
-        raise UsageError(f"--lora {config.lora}: expected a .safetensors file; other kinds can hold code.")
+        raise UsageError(f"`lora={config.lora}`: expected a .safetensors file; other kinds can hold code.")
 
 
 def settle(transformer: Any, config: WanConfig, device: torch.device, dtype: torch.dtype) -> None:
@@ -59,7 +59,7 @@ def settle(transformer: Any, config: WanConfig, device: torch.device, dtype: tor
         try:
             transformer.set_attention_backend(config.attention)
         except (ValueError, RuntimeError, ImportError, NotImplementedError) as error:
-            raise UsageError(f"--attention {config.attention} cannot be used: {_line(error)}") from error
+            raise UsageError(f"`attention={config.attention}` cannot be used: {_line(error)}") from error
     match config.quantize:
         case "fp8":
             transformer.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=dtype)
@@ -81,7 +81,7 @@ def add_lora(transformer: Any, path: Path) -> None:
         WeightsError: it is missing, damaged, or another model's.
     """
     if not path.is_file():
-        raise WeightsError(f"{path} does not exist. Check --lora.")
+        raise WeightsError(f"{path} does not exist. Check `lora`.")
     tensors = read_tensors(path)
     try:
         state = WanLoraLoaderMixin.lora_state_dict(tensors)

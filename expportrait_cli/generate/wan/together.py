@@ -58,7 +58,7 @@ def check(name: str, folder: Path | None, config: WanConfig) -> None:
     """
     if name not in CAN or folder is None:
         raise UsageError(
-            f"{count()} processes were launched, and {name} paints with one. Launch one, or take --backend "
+            f"{count()} processes were launched, and {name} paints with one. Launch one, or take `backend` "
             f"{' or '.join(CAN)}."
         )
     heads = json.loads((folder / TRANSFORMER / "config.json").read_text("utf-8"))["num_attention_heads"]
@@ -68,11 +68,11 @@ def check(name: str, folder: Path | None, config: WanConfig) -> None:
             f"{count()} processes cannot share the transformer's {heads} heads evenly. Launch {fitting} of them."
         )
     if config.cache:
-        raise UsageError("--cache lets each process decide on its own what to skip. Leave it out, or launch one.")
+        raise UsageError("`cache` lets each process decide on its own what to skip. Leave it out, or launch one.")
     backends = _AttentionBackendRegistry._supports_context_parallel
     if config.attention and config.attention not in backends:
         raise UsageError(
-            f"--attention {config.attention} cannot be shared by processes; {', '.join(sorted(backends))} can."
+            f"`attention={config.attention}` cannot be shared by processes; {', '.join(sorted(backends))} can."
         )
 
 

@@ -129,7 +129,7 @@ def _spread(portrait: WanPortrait, config: GeneratorTraining, accelerator: Accel
         found = "FSDP 1" if way is DistributedType.FSDP else way.name
         raise UsageError(
             f"accelerate spreads the model by {found}, expected one device, DDP or FSDP 2. Launch with "
-            "`accelerate launch --use_fsdp --fsdp_version 2`, or with --multi_gpu."
+            "`accelerate launch --use_fsdp --fsdp_version 2`, or with `--multi_gpu`."
         )
     if way is DistributedType.FSDP:
         plugin = accelerator.state.fsdp_plugin

@@ -40,7 +40,7 @@ COLUMNS = ("offset_mm", "of_none", "normal_deg", "of_none_normal", "lips", "brow
 def ablation(datasets: Sequence[Path], out: Path, config: TransferTraining, stage: Stage) -> tuple[dict[str, Any], str]:
     """Train what is missing in `OUT.work`, measure all methods, write the figures; also as a table to read.
 
-    The networks lie in `OUT.work` as `--network` takes them.
+    The networks lie in `OUT.work` as `network` takes them.
     """
     work = out.with_name(f"{out.stem}.work")
     work.mkdir(parents=True, exist_ok=True)

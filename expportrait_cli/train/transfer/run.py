@@ -62,7 +62,7 @@ def prepare_lesson(datasets: Sequence[Path], work: Path, config: TransferTrainin
     if len({p.person for p in learners}) < FEWEST:
         raise InputError(
             f"There are {len({p.person for p in learners})} people to learn from, expected {FEWEST} or more. Prepare "
-            "more videos, or let some be made up: --synthetic 240."
+            "more videos, or let some be made up: `synthetic=240`."
         )
     sources = {
         "filmed": {"clips": len(filmed), "people": len({p.person for p in filmed})},
