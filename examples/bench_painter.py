@@ -40,7 +40,7 @@ def film(frames: int, side: int) -> np.ndarray:
 
 def sigmas() -> list[float]:
     """Of both, so that both do the same work."""
-    from expportrait_cli.generate.wan.film import sigmas_of
+    from expportrait_cli.painting.wan.film import sigmas_of
 
     return sigmas_of(STEPS, shift=3.0, strength=STRENGTH)
 
@@ -74,10 +74,10 @@ def ours(frames: int, side: int) -> np.ndarray:
     """The same by the painter."""
     import torch
 
-    from expportrait_cli.generate.scene import Sketch
-    from expportrait_cli.generate.wan.film import Sampling, paint_windows
-    from expportrait_cli.generate.wan.v2v import FinishModel
-    from expportrait_cli.generate.wan.vae import Vae
+    from expportrait_cli.painting.scene import Sketch
+    from expportrait_cli.painting.wan.film import Sampling, paint_windows
+    from expportrait_cli.painting.wan.v2v import FinishModel
+    from expportrait_cli.painting.wan.vae import Vae
 
     trunk, autoencoder = models()
     vae = Vae(autoencoder)
@@ -105,7 +105,7 @@ def run(name: str, frames: int, side: int) -> None:
     """Paint, and print seconds and peak memory."""
     import torch
 
-    import expportrait_cli.generate.wan.film  # noqa: F401 - imported by both, so that only the painting differs
+    import expportrait_cli.painting.wan.film  # noqa: F401 - imported by both, so that only the painting differs
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     since = process_time()

@@ -8,6 +8,7 @@ The commands as functions, from paths to a path; each result is read or edited t
     generate("photo.head.npz", "clip.mp4", "film.mp4")
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -28,9 +29,7 @@ __all__ = ["evaluate", "fit", "generate", "load", "render_normals", "save", "tra
 def __getattr__(name: str) -> Any:
     # Importing the functions loads torch, which the help of the command line must not wait for.
     if name in __all__:
-        from expportrait_cli.pipeline import commands
-
-        return getattr(commands, name)
+        return getattr(import_module("expportrait_cli.pipeline.commands"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-HEAVY = ("torch", "mediapipe", "cv2", "warp", "numpy", "scipy", "rich.progress", "PIL")
+from support.imports import HEAVY
 
 
 def test_importing_the_command_line_loads_nothing_heavy():

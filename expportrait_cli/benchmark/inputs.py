@@ -18,7 +18,7 @@ from expportrait_cli.artifacts.files import content_hash
 from expportrait_cli.benchmark.suite import Pair, Suite, check
 from expportrait_cli.detect.crop import Crop, crop_image, steady_crop
 from expportrait_cli.errors import InputError
-from expportrait_cli.evaluate.face import Looker
+from expportrait_cli.evaluation.face import Looker
 from expportrait_cli.media.image import write_png
 from expportrait_cli.media.video import frame_count, probe, read_frame, read_frames, read_pictures
 from expportrait_cli.media.writer import VideoWriter

@@ -18,10 +18,10 @@ from expportrait_cli.benchmark.scores import (
     SuiteScores,
     shown,
 )
-from expportrait_cli.evaluate.columns import COLUMNS, SUITE_COLUMNS, Mode
-from expportrait_cli.evaluate.pictures import data_uri, histogram, overlay, pictures, ranking, worst_frames
-from expportrait_cli.evaluate.report import definitions, versions_table
-from expportrait_cli.evaluate.scores import Scores
+from expportrait_cli.evaluation.columns import COLUMNS, SUITE_COLUMNS, Mode
+from expportrait_cli.evaluation.pictures import data_uri, histogram, overlay, pictures, ranking, worst_frames
+from expportrait_cli.evaluation.report import definitions, versions_table
+from expportrait_cli.evaluation.scores import Scores
 from expportrait_cli.media.video import read_frame
 from expportrait_cli.pages.page import facts, figures, key, notes, page, table
 from expportrait_cli.pipeline.licences import LicenceMap

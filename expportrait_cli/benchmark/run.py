@@ -18,9 +18,9 @@ from expportrait_cli.benchmark.suite import Pair, Suite
 from expportrait_cli.benchmark.variants import OWN, PairFilms, Variant, variants
 from expportrait_cli.config import Backend
 from expportrait_cli.errors import InputError, UserError
-from expportrait_cli.evaluate import COLUMNS, evaluate
-from expportrait_cli.evaluate.columns import Mode
-from expportrait_cli.evaluate.scores import Scores, estimators, scores_from_json, versions
+from expportrait_cli.evaluation import COLUMNS, evaluate
+from expportrait_cli.evaluation.columns import Mode
+from expportrait_cli.evaluation.scores import Scores, estimators, scores_from_json, versions
 from expportrait_cli.pipeline import licences
 from expportrait_cli.pipeline.licences import LicenceMap
 from expportrait_cli.pipeline.provenance import read_record, write_record

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from expportrait_cli import __version__
-from expportrait_cli.evaluate.columns import (
+from expportrait_cli.evaluation.columns import (
     CLASSES,
     COLUMNS,
     FVD,
@@ -20,9 +20,9 @@ from expportrait_cli.evaluate.columns import (
     Column,
     Mode,
 )
-from expportrait_cli.evaluate.fvd import frechet_distance
-from expportrait_cli.evaluate.onnx_net import missing_file
-from expportrait_cli.evaluate.scores import LEVEL_PERCENT, RESAMPLES, Scores, over_clips, versions
+from expportrait_cli.evaluation.fvd import frechet_distance
+from expportrait_cli.evaluation.onnx_net import missing_file
+from expportrait_cli.evaluation.scores import LEVEL_PERCENT, RESAMPLES, Scores, over_clips, versions
 
 PUBLISHED_NOTE = (
     "published, other clips: Table 1 of the ExpPortrait paper, 20 clips of RAVDESS and 80 of NeRSemble at 512 px. It "

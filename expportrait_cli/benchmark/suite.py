@@ -11,7 +11,7 @@ from typing import Any
 from expportrait_cli.artifacts import film_name
 from expportrait_cli.config import SIZES
 from expportrait_cli.errors import InputError, UsageError
-from expportrait_cli.evaluate.scores import Mode
+from expportrait_cli.evaluation.scores import Mode
 
 KEYS: dict[Mode, set[str]] = {"self": {"clip", "name"}, "cross": {"reference", "driving", "name"}}
 NUMBER, TEXT = (int, "a whole number"), (str, "a text")

@@ -12,7 +12,7 @@ from expportrait_cli.artifacts.files import content_hash
 from expportrait_cli.artifacts.types import HeadFit
 from expportrait_cli.benchmark.inputs import Inputs
 from expportrait_cli.config import Backend, GenerateConfig, Method, TransferConfig
-from expportrait_cli.generate.stage import choose
+from expportrait_cli.painting.stage import choose
 from expportrait_cli.pipeline import cache, film
 from expportrait_cli.pipeline.job import Job
 from expportrait_cli.progress import Stage

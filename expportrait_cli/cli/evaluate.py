@@ -95,7 +95,7 @@ def _one(files: tuple[Path, Path, Path | None], out: Path | None, report: Path |
     page = report
     if report is not None:
         page = options.result(report, f"{film.stem}.report.html", inputs=(*inputs, path), suffixes=(".html", ".htm"))
-    from expportrait_cli.evaluate import table
+    from expportrait_cli.evaluation import table
     from expportrait_cli.pipeline import commands
 
     with Display() as display:

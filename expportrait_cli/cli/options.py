@@ -263,7 +263,7 @@ def only_helps(config: GenerateConfig) -> bool:
     """Whether this process was launched beside others for one film, and has done its part: the first makes the film."""
     if launched() == 1:
         return False
-    from expportrait_cli.generate.stage import only_helps
+    from expportrait_cli.painting.stage import only_helps
 
     return only_helps(config)
 

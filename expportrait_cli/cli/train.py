@@ -121,7 +121,7 @@ def generator(
     if size % 16:
         raise UsageError(f"--size {size}: Wan takes multiples of 16.")
     options.writable(out.parent)
-    from expportrait_cli.generate.wan import require_packages
+    from expportrait_cli.painting.wan import require_packages
 
     require_packages()
     import torch

@@ -93,11 +93,11 @@ def convert(
 ) -> None:
     """Bring a Wan transformer from Wan's own format to the folder that `train generator --base` takes."""
     options.writable(out.parent)
-    from expportrait_cli.generate.wan import require_packages
+    from expportrait_cli.painting.wan import require_packages
 
     require_packages()
-    from expportrait_cli.generate.wan.base import convert as work
-    from expportrait_cli.generate.wan.base import find_base
+    from expportrait_cli.painting.wan.base import convert as work
+    from expportrait_cli.painting.wan.base import find_base
 
     summary = work(original, out, find_base(parts) if parts else None)
     options.echo(out, summary, as_json=as_json)

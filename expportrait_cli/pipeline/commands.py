@@ -17,9 +17,9 @@ from expportrait_cli.artifacts.meshes import Meshes
 from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit, Tracking
 from expportrait_cli.config import FitConfig, GenerateConfig, RenderConfig, TrackConfig, TransferConfig
 from expportrait_cli.errors import InputError
-from expportrait_cli.evaluate import Scores, report_page
-from expportrait_cli.evaluate import evaluate as run_evaluate
-from expportrait_cli.evaluate.scores import estimators
+from expportrait_cli.evaluation import Scores, report_page
+from expportrait_cli.evaluation import evaluate as run_evaluate
+from expportrait_cli.evaluation.scores import estimators
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.head import HeadName
 from expportrait_cli.pipeline import film as films

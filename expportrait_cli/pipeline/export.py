@@ -17,12 +17,12 @@ from expportrait_cli.export import compress, exported_poses, write_glb, write_su
 from expportrait_cli.export.folder import atomic_folder, frame_name
 from expportrait_cli.export.poses import canonical
 from expportrait_cli.export.shape import FLIP, Motion, Shape, in_head
-from expportrait_cli.generate.proxy.layers import DEPTH_SLACK_M, prepare
-from expportrait_cli.generate.proxy.mouth import CAVITY, ENAMEL
-from expportrait_cli.generate.scene import crop_canvas
 from expportrait_cli.head import HeadModel
 from expportrait_cli.head.fitted import fitted_mesh
 from expportrait_cli.media.video import read_frame
+from expportrait_cli.painting.proxy.layers import DEPTH_SLACK_M, prepare
+from expportrait_cli.painting.proxy.mouth import CAVITY, ENAMEL
+from expportrait_cli.painting.scene import crop_canvas
 from expportrait_cli.pipeline.heads import head_behind
 from expportrait_cli.pipeline.provenance import check_source
 from expportrait_cli.progress import Progress, Stage

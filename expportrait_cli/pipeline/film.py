@@ -13,12 +13,12 @@ from expportrait_cli.artifacts.files import content_hash
 from expportrait_cli.artifacts.meshes import Meshes
 from expportrait_cli.artifacts.types import HeadFit, Tracking
 from expportrait_cli.errors import InputError
-from expportrait_cli.generate import generate as paint
-from expportrait_cli.generate.stage import Choice, choose, painter_of
 from expportrait_cli.head import HeadModel
 from expportrait_cli.media.image import is_image
 from expportrait_cli.media.video import probe
 from expportrait_cli.media.writer import forget_others, join, write_segments
+from expportrait_cli.painting import paint
+from expportrait_cli.painting.stage import Choice, choose, painter_of
 from expportrait_cli.pipeline import cache
 from expportrait_cli.pipeline.cache import Keyed
 from expportrait_cli.pipeline.heads import (

@@ -11,7 +11,7 @@ from expportrait_cli.detect.faces import check_choice
 from expportrait_cli.errors import InputError, UsageError
 from expportrait_cli.media.image import is_image
 from expportrait_cli.media.video import probe
-from expportrait_cli.transfer.stage import parse_regions
+from expportrait_cli.retargeting.stage import parse_regions
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,14 @@ from expportrait_cli.artifacts.files import content_hash
 from expportrait_cli.artifacts.meshes import Meshes
 from expportrait_cli.artifacts.types import HeadFit, Tracking
 from expportrait_cli.config import FitConfig, TrackConfig
-from expportrait_cli.fit import fit as run_fit
+from expportrait_cli.fitting import fit as run_fit
 from expportrait_cli.head import HeadModel
 from expportrait_cli.pipeline.cache import Keyed, cached, given, is_current, made_by
 from expportrait_cli.pipeline.heads import tracking_head
 from expportrait_cli.pipeline.performance import OffsetSource, edited_curves, write_meshes
 from expportrait_cli.pipeline.provenance import network_of, networks_behind, warn_of_misfit
 from expportrait_cli.progress import Stages
-from expportrait_cli.track import track as run_track
+from expportrait_cli.tracking import track as run_track
 
 
 def track_header(config: TrackConfig, head_model: str, source_hash: str) -> dict[str, Any]:

@@ -18,9 +18,9 @@ from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.geometry.rotations import FRONTAL
 from expportrait_cli.head import HeadModel, dense
 from expportrait_cli.render.buffers import encode, render_buffers
+from expportrait_cli.retargeting.network import TransferNetwork
 from expportrait_cli.train.transfer.loop import whole_faces
 from expportrait_cli.train.transfer.performers import Performer
-from expportrait_cli.transfer.network import TransferNetwork
 
 log = logging.getLogger(__name__)
 

@@ -18,16 +18,16 @@ from expportrait_cli.config import FitConfig, GenerateConfig, TrackConfig, Trans
 from expportrait_cli.dataset.dataset import Clip
 from expportrait_cli.detect.crop import Crop, crop_image
 from expportrait_cli.detect.matte import Matte
-from expportrait_cli.fit import fit
-from expportrait_cli.generate.scene import Canvas, Scene
+from expportrait_cli.fitting import fit
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.head import HeadModel
 from expportrait_cli.media.image import write_png
 from expportrait_cli.media.video import read_pictures
+from expportrait_cli.painting.scene import Canvas, Scene
 from expportrait_cli.pipeline.performance import OffsetSource, write_meshes
 from expportrait_cli.progress import silent
 from expportrait_cli.solve.state import distinct_rows
-from expportrait_cli.track import track
+from expportrait_cli.tracking import track
 
 
 def photo_rows(tracking: Tracking, count: int, *, end: int | None = None) -> np.ndarray:

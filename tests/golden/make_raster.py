@@ -10,7 +10,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from raster_scene import gradients, scene
+from support.raster_scene import gradients, scene
 
 
 def main() -> None:

@@ -24,13 +24,13 @@ from expportrait_cli.dataset.dataset import Clip
 from expportrait_cli.dataset.sheet import clip_meshes
 from expportrait_cli.detect.crop import Crop, crop_image
 from expportrait_cli.errors import InputError
-from expportrait_cli.generate.wan.encoders import TEMPORAL, ImageEncoder
-from expportrait_cli.generate.wan.vae import Encoding, Vae, pixels
 from expportrait_cli.geometry import mesh
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.head import HeadModel
 from expportrait_cli.media.video import read_frames
 from expportrait_cli.media.writer import VideoWriter
+from expportrait_cli.painting.wan.encoders import TEMPORAL, ImageEncoder
+from expportrait_cli.painting.wan.vae import Encoding, Vae, pixels
 from expportrait_cli.pipeline.cache import made_by
 from expportrait_cli.progress import Progress
 from expportrait_cli.render.buffers import CONVENTION, encode, render_buffers

@@ -14,8 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from expportrait_cli.config import GeneratorTask
-from expportrait_cli.generate.wan.encoders import TEMPORAL, latent_frames
-from expportrait_cli.generate.wan.portrait import TIMESTEPS
+from expportrait_cli.painting.wan.encoders import TEMPORAL, latent_frames
+from expportrait_cli.painting.wan.portrait import TIMESTEPS
 from expportrait_cli.render.buffers import decode
 from expportrait_cli.train.generator.cache import Entry
 

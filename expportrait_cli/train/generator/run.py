@@ -17,14 +17,14 @@ from expportrait_cli.artifacts.files import sha256
 from expportrait_cli.config import GeneratorTask, GeneratorTraining
 from expportrait_cli.dataset.dataset import Dataset
 from expportrait_cli.errors import InputError
-from expportrait_cli.generate.wan.base import BaseModel, check_hint, find_base, fresh_portrait
-from expportrait_cli.generate.wan.encoders import TEMPORAL, ImageEncoder, latent_frames
-from expportrait_cli.generate.wan.film import sample, sigmas_of
-from expportrait_cli.generate.wan.folder import check_place, load_vae, save_folder
-from expportrait_cli.generate.wan.manifest import FrameRule, Manifest, Sampler
-from expportrait_cli.generate.wan.portrait import TIMESTEPS, WanPortrait
-from expportrait_cli.generate.wan.vae import Decoding, Encoding, Vae, pictures
 from expportrait_cli.media.image import write_png
+from expportrait_cli.painting.wan.base import BaseModel, check_hint, find_base, fresh_portrait
+from expportrait_cli.painting.wan.encoders import TEMPORAL, ImageEncoder, latent_frames
+from expportrait_cli.painting.wan.film import sample, sigmas_of
+from expportrait_cli.painting.wan.folder import check_place, load_vae, save_folder
+from expportrait_cli.painting.wan.manifest import FrameRule, Manifest, Sampler
+from expportrait_cli.painting.wan.portrait import TIMESTEPS, WanPortrait
+from expportrait_cli.painting.wan.vae import Decoding, Encoding, Vae, pictures
 from expportrait_cli.pipeline.heads import head_by_name, kind_of_head
 from expportrait_cli.progress import Stage
 from expportrait_cli.render.buffers import encode

@@ -13,9 +13,9 @@ from expportrait_cli.artifacts import npz
 from expportrait_cli.artifacts.types import Tracking
 from expportrait_cli.dataset.dataset import Clip
 from expportrait_cli.detect.crop import Crop, crop_image
-from expportrait_cli.generate.scene import Scene, Sketch
 from expportrait_cli.head import HeadModel
 from expportrait_cli.media.video import read_pictures
+from expportrait_cli.painting.scene import Scene, Sketch
 from expportrait_cli.progress import Progress
 from expportrait_cli.train.scenes import own_scene, photo_rows
 

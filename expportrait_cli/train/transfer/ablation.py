@@ -12,6 +12,7 @@ import torch
 from expportrait_cli.artifacts import npz
 from expportrait_cli.artifacts.files import atomic_path
 from expportrait_cli.config import TransferTraining
+from expportrait_cli.retargeting.network import Kind, TransferNetwork, save_network
 from expportrait_cli.train.transfer import folds
 from expportrait_cli.train.transfer.methods import (
     FIRST_SEED,
@@ -30,7 +31,6 @@ from expportrait_cli.train.transfer.methods import (
 from expportrait_cli.train.transfer.performers import Performer
 from expportrait_cli.train.transfer.run import Lesson, Stage, prepare_lesson, train_network, trained_of
 from expportrait_cli.train.transfer.synthetic import Synthesis
-from expportrait_cli.transfer.network import Kind, TransferNetwork, save_network
 
 CAST, FRAMES = 12, 24
 CYCLES = 4

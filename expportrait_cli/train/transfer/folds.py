@@ -9,7 +9,7 @@ from jaxtyping import Float, Float64
 
 from expportrait_cli.geometry.mesh import edges, vertex_normals
 from expportrait_cli.head import HeadModel, landmarks
-from expportrait_cli.transfer.face import Face
+from expportrait_cli.retargeting.face import Face
 
 FOREHEAD, GLABELLA, NASION = 151, 9, 168
 OUTER_EYES, MOUTH_CORNERS, NOSTRILS = (263, 33), (291, 61), (358, 129)

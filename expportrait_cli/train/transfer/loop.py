@@ -13,10 +13,10 @@ from torch import Tensor
 from expportrait_cli.config import TransferTraining
 from expportrait_cli.geometry.mesh import vertex_normals
 from expportrait_cli.progress import Progress
+from expportrait_cli.retargeting.face import Face, Neutral, stacked
+from expportrait_cli.retargeting.network import Kind, NetworkConfig, TransferNetwork
 from expportrait_cli.train.state import load_state, save_state
 from expportrait_cli.train.transfer.performers import Performer, expression_scale
-from expportrait_cli.transfer.face import Face, Neutral, stacked
-from expportrait_cli.transfer.network import Kind, NetworkConfig, TransferNetwork
 
 MM = 1000.0
 HUBER_MM = 0.5

@@ -13,13 +13,13 @@ from expportrait_cli.geometry.mesh import vertex_normals
 from expportrait_cli.geometry.rotations import FRONTAL, matrix
 from expportrait_cli.head import joints, landmark_model
 from expportrait_cli.head.facemesh import LID_PAIRS, LIP_PAIRS, OUTER_EYES
+from expportrait_cli.retargeting.face import Face, Neutral, shortest_turn
+from expportrait_cli.retargeting.network import TransferNetwork
 from expportrait_cli.solve.solver import ITERATIONS_FIRST, Solver
 from expportrait_cli.solve.state import DISTANCE_M, columns_of
 from expportrait_cli.train.transfer import folds
 from expportrait_cli.train.transfer.performers import Performer
 from expportrait_cli.train.transfer.synthetic import Synthesis
-from expportrait_cli.transfer.face import Face, Neutral, shortest_turn
-from expportrait_cli.transfer.network import TransferNetwork
 
 FIRST_SEED = 1_000_000
 """Seeds of the people who are made up to judge by: far from those to learn from."""

@@ -16,12 +16,12 @@ from expportrait_cli.errors import InputError, UsageError
 from expportrait_cli.head import HeadModel
 from expportrait_cli.pipeline.heads import head_by_name, kind_of_head
 from expportrait_cli.progress import Stage
+from expportrait_cli.retargeting.face import Face
+from expportrait_cli.retargeting.network import Kind, Trained, TransferNetwork, save_network
 from expportrait_cli.train.curves import History, write_page
 from expportrait_cli.train.transfer.loop import fresh_network, judged_by, train
 from expportrait_cli.train.transfer.performers import Performer, held_out, performer
 from expportrait_cli.train.transfer.synthetic import synthetic_performers
-from expportrait_cli.transfer.face import Face
-from expportrait_cli.transfer.network import Kind, Trained, TransferNetwork, save_network
 
 FEWEST = 3
 """People without whom nothing can be learned about people."""

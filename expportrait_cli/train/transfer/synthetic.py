@@ -16,10 +16,10 @@ from expportrait_cli.head import HeadModel, coarse, dense, joints, landmarks
 from expportrait_cli.head.facemesh import LID_PAIRS, LIP_PAIRS, LandmarkSpread
 from expportrait_cli.head.model import JAW
 from expportrait_cli.progress import Progress
+from expportrait_cli.retargeting.face import Face
+from expportrait_cli.retargeting.motion import UPPER_SHARE
 from expportrait_cli.train.transfer import folds
 from expportrait_cli.train.transfer.performers import Performer
-from expportrait_cli.transfer.face import Face
-from expportrait_cli.transfer.motion import UPPER_SHARE
 
 ANCHOR = 1e-3
 """How firmly each vertex stays at the plain step, against the gradients: it fixes what gradients leave open, the place

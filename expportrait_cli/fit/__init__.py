@@ -1,1 +1,0 @@
-from expportrait_cli.fit.stage import fit as fit

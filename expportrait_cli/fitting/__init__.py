@@ -1,0 +1,1 @@
+from expportrait_cli.fitting.stage import fit as fit

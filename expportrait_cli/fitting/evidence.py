@@ -1,0 +1,300 @@
+"""What frames say of the surface: normals, depth and shading, sampled where the mesh lies."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import Bool, Float32, Int64, UInt8
+from torch import Tensor
+
+from expportrait_cli.artifacts.types import CROP_SIZE
+from expportrait_cli.detect.crop import Crop, crop_image
+from expportrait_cli.detect.estimate import Estimator, establish_axes
+from expportrait_cli.errors import WeightsError
+from expportrait_cli.fitting.clip import Clip
+from expportrait_cli.fitting.losses import MM, DepthLoss, Light, NormalLoss, ShadingLoss, Term, align, estimate
+from expportrait_cli.fitting.masks import bare_rim, dynamic_mask, plain_skin
+from expportrait_cli.fitting.patch import Patch, read
+from expportrait_cli.geometry.camera import Camera
+from expportrait_cli.geometry.mesh import vertex_normals
+from expportrait_cli.head import HeadModel
+from expportrait_cli.media.video import read_pictures
+from expportrait_cli.render.buffers import render_buffers
+from expportrait_cli.render.rasterizer import rasterize
+
+DRAW_SIZE = 256
+SLACK_M = 0.004
+FACING = (0.2, 0.5)
+"""Cosines between which a vertex begins to be read."""
+BLUR_PX = 1.0
+SHARPEST = 1024
+"""Side of the largest pictures of a crop, px: in a face of half of it a pixel is a third of a millimetre."""
+DARK, BRIGHT = 8, 250
+"""Beyond these a camera has clipped the light."""
+GAMMA = 2.2
+
+
+@dataclass(frozen=True)
+class View:
+    """Where some vertices lie in one picture, and how well they are seen."""
+
+    px: Float32[np.ndarray, "P 2"]
+    """Crop px, pixel centres at +0.5."""
+    weight: Float32[np.ndarray, " P"]
+    """0 hidden, outside or turned away; 1 facing the camera."""
+    normals: Float32[np.ndarray, "P 3"]
+    """In the axes of normal maps."""
+    depth: Float32[np.ndarray, " P"]
+    """Distance along the optical axis, m."""
+
+
+@dataclass(frozen=True)
+class SharpClip(Clip):
+    """A clip whose pictures are read as fine as the source shows them."""
+
+    @property
+    def picture_size(self) -> int:
+        """Side of the pictures, px."""
+        return int(np.clip(round(float(self.tracking.crop[2])), CROP_SIZE, SHARPEST))
+
+    def crops(self, rows: Int64[np.ndarray, " R"]) -> Iterator[UInt8[np.ndarray, "S S 3"]]:
+        """The pictures of some frames, `picture_size` wide; otherwise as those of a clip."""
+        crop = Crop(*self.tracking.crop)
+        for picture in read_pictures(self.tracking.source, rows):
+            yield crop_image(picture, crop, self.picture_size)
+
+
+def look(
+    verts_cam: Float32[np.ndarray, "V 3"], head: HeadModel, vertices: Int64[np.ndarray, " P"], focal_px: float
+) -> View:
+    """Project a posed head and find which of some vertices are seen."""
+    camera = Camera.of_crop(focal_px, CROP_SIZE, DRAW_SIZE)
+    verts = torch.from_numpy(verts_cam)
+    rast = rasterize(camera.clip(verts)[None], head.dense_faces, (DRAW_SIZE, DRAW_SIZE))
+    ids = rast[0, ..., 3].numpy().astype(np.int64) - 1
+    first = head.dense_faces.numpy()[np.maximum(ids, 0), 0]
+    nearest = np.where(ids >= 0, verts_cam[first, 2], 1e3).astype(np.float32)
+    nearest = cv2.dilate(nearest, np.ones((3, 3), np.uint8))
+    normals = vertex_normals(verts, head.dense_faces)[vertices]
+    points = verts_cam[vertices]
+    sight = points / np.linalg.norm(points, axis=1, keepdims=True)
+    cosine = -(normals.numpy() * sight).sum(1)
+    low, high = FACING
+    px = points[:, :2] / points[:, 2:] * focal_px + CROP_SIZE / 2
+    column, row = np.clip(px * DRAW_SIZE / CROP_SIZE, 0, DRAW_SIZE - 1).astype(int).T
+    seen = (px > 1).all(1) & (px < CROP_SIZE - 1).all(1) & (points[:, 2] < nearest[row, column] + SLACK_M)
+    weight = np.clip((cosine - low) / (high - low), 0, 1) * seen
+    return View(
+        px=px.astype(np.float32),
+        weight=weight.astype(np.float32),
+        normals=(normals.numpy() * np.array([1, -1, -1])).astype(np.float32),
+        depth=points[:, 2].copy(),
+    )
+
+
+def log_intensity(crop: UInt8[np.ndarray, "S S 3"]) -> Float32[np.ndarray, "S S"]:
+    """Logarithm of linear luminance; NaN where the camera has clipped it."""
+    grey = cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY).astype(np.float32)
+    clipped = (grey < DARK) | (grey > BRIGHT)
+    value = cv2.GaussianBlur(grey, (0, 0), BLUR_PX)
+    return np.where(clipped, np.nan, GAMMA * np.log(np.maximum(value, DARK) / 255)).astype(np.float32)
+
+
+LIGHT_FRAMES = 48
+"""Frames from which light and albedo are measured."""
+
+OTHER_COLOUR, WANDERS, UNUSUAL = 0.5, 0.12, 0.35
+"""Differences in log intensity: from most skin, of a vertex over time, and of one frame from its vertex."""
+SURROUNDINGS, SURE = 4, 0.8
+"""Steps of smoothing, and the share of the surroundings that has to be plain skin too."""
+
+Picture = UInt8[np.ndarray, "S S 3"]
+
+
+@runtime_checkable
+class Evidence(Protocol):
+    """Losses of some frames, given their pictures and the heads as they stand in them."""
+
+    @property
+    def smoothness(self) -> float:
+        """Lambda of the preconditioner I + lambda L, in edges squared; measured on heads with known folds."""
+        ...
+
+    @property
+    def rate_m(self) -> float:
+        """Length of a step of the preconditioned variable, m; measured likewise."""
+        ...
+
+    def terms(self, crops: Sequence[Picture], verts: Float32[Tensor, "T V 3"]) -> list[Term]:
+        """One loss a kind, each with a value a frame; the first is the one that quality is measured by."""
+        ...
+
+
+def views_of(verts: Float32[Tensor, "T V 3"], clip: Clip, vertices: Int64[np.ndarray, " P"]) -> list[View]:
+    """How some vertices of posed heads are seen."""
+    return [look(np.ascontiguousarray(frame), clip.head, vertices, clip.focal_px) for frame in verts.numpy()]
+
+
+@dataclass(frozen=True)
+class Shading:
+    """Folds by the light on them: needs no network, and frames that differ."""
+
+    clip: Clip
+    patch: Patch
+    light: Light
+    log_albedo: Float32[np.ndarray, " P"]
+    plain: Bool[np.ndarray, " P"]
+    """Skin that is read at all."""
+
+    @classmethod
+    def of(cls, clip: Clip, patch: Patch, plain: Bool[np.ndarray, " V"], offsets: Float32[np.ndarray, "T P 3"]):
+        """Measure light and albedo on frames spread over the clip, whose patch is moved by `offsets`."""
+        tracked = clip.tracked()
+        rows = tracked[np.unique(np.linspace(0, len(tracked) - 1, LIGHT_FRAMES).astype(int))]
+        own = plain[patch.vertices]
+        values, normals, seen = [], [], []
+        for row, crop in zip(rows, clip.crops(rows), strict=True):
+            (view,) = views_of(clip.pose(row[None], patch, offsets[row][None])[0], clip, patch.vertices)
+            value = at_vertices([log_intensity(crop)], [view])[0]
+            values.append(np.nan_to_num(value))
+            normals.append(view.normals)
+            seen.append((view.weight > 0.5) & np.isfinite(value) & own)
+        light, albedo = estimate(np.stack(values), np.stack(normals), np.stack(seen))
+        shade = light.log_shade(torch.from_numpy(np.stack(normals))).numpy()
+        skin = like_skin(np.stack(values) - shade, np.stack(seen), albedo)
+        return cls(clip, patch, light, albedo, own & (_eroded(skin[None], patch)[0] > SURE))
+
+    @property
+    def smoothness(self) -> float:
+        """Lambda of I + lambda L, in edges squared."""
+        return self.clip.config.descent.shading_smoothness
+
+    @property
+    def rate_m(self) -> float:
+        """Length of a step."""
+        return self.clip.config.descent.shading_rate_m
+
+    def terms(self, crops: Sequence[Picture], verts: Float32[Tensor, "T V 3"]) -> list[Term]:
+        """The shading loss."""
+        views = views_of(verts, self.clip, self.patch.vertices)
+        values = [log_intensity(crop) for crop in crops]
+        read_here = at_vertices(values, views)
+        shade = self.light.log_shade(torch.from_numpy(np.stack([view.normals for view in views]))).numpy()
+        with np.errstate(invalid="ignore"):
+            usual = np.abs(read_here - shade - self.log_albedo) < UNUSUAL
+        usual |= ~self.plain
+        weight = weights_of(views) * self.plain * (_eroded(usual, self.patch) > SURE) * np.isfinite(read_here)
+        pictures = torch.from_numpy(np.nan_to_num(np.stack(values)))[:, None]
+        albedo = torch.from_numpy(self.log_albedo)
+        weights = self.clip.config.weights
+        share = torch.from_numpy(weight.astype(np.float32))
+        return [
+            ShadingLoss(self.patch, self.light, pictures, albedo, share, weights.shading, weights.shading_corner),
+        ]
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """Normals and depth that a network estimates from every picture by itself."""
+
+    clip: Clip
+    patch: Patch
+    estimator: Estimator
+    plain: Bool[np.ndarray, " V"]
+    """Where the estimates count."""
+    share: float = 1.0
+    """What they count, against the folds of a face."""
+
+    @property
+    def smoothness(self) -> float:
+        """Lambda of I + lambda L, in edges squared."""
+        return self.clip.config.descent.normals_smoothness
+
+    @property
+    def rate_m(self) -> float:
+        """Length of a step."""
+        return self.clip.config.descent.normals_rate_m
+
+    def terms(self, crops: Sequence[Picture], verts: Float32[Tensor, "T V 3"]) -> list[Term]:
+        """The loss on normals, and the one on depth where the estimator gives any."""
+        views = views_of(verts, self.clip, self.patch.vertices)
+        found = [self.estimator(crop) for crop in crops]
+        sure = at_vertices([f.confidence for f in found], views) * self.plain[self.patch.vertices] * weights_of(views)
+        weight = torch.from_numpy(sure.astype(np.float32))
+        normals = torch.from_numpy(np.stack([f.normals for f in found])).permute(0, 3, 1, 2)
+        terms: list[Term] = [NormalLoss(self.patch, normals, weight, self.share)]
+        depths = [f.depth for f in found]
+        known = torch.from_numpy(np.isfinite(at_vertices(depths, views)))
+        if bool(known.any()):
+            per_mm = self.share * self.clip.config.weights.depth_per_mm
+            terms.append(DepthLoss(self._aligned(depths, verts), weight * known, per_mm))
+        return terms
+
+    def _aligned(self, depths: Sequence[np.ndarray], verts: Tensor) -> Float32[Tensor, "T 1 H W"]:
+        """Depth pictures in mm: scale and shift come from the face, ears, jaw and neck; hair may be anywhere."""
+        views = views_of(verts, self.clip, np.flatnonzero(bare_rim(self.clip.head) | plain_skin(self.clip.head)))
+        values = at_vertices(depths, views)
+        weight = torch.from_numpy((weights_of(views) * np.isfinite(values)).astype(np.float32))
+        target = torch.from_numpy(np.stack([view.depth for view in views]))
+        scale, shift = align(torch.from_numpy(np.nan_to_num(values)), MM * target, weight)
+        pictures = torch.from_numpy(np.nan_to_num(np.stack(depths)))
+        return (scale[..., None] * pictures + shift[..., None])[:, None]
+
+
+def like_skin(
+    log_colour: Float32[np.ndarray, "T P"], seen: Bool[np.ndarray, "T P"], log_albedo: Float32[np.ndarray, " P"]
+) -> Bool[np.ndarray, " P"]:
+    """Vertices that have the colour of most, and keep it: no brows, beards, strands of hair or glasses."""
+    ever = seen.any(0)
+    if not ever.any():
+        return ever
+    typical = np.median(log_albedo[ever])
+    away = np.where(seen, np.abs(log_colour - log_albedo), np.nan)
+    wander = np.full(len(ever), np.inf)
+    wander[ever] = np.nanmedian(away[:, ever], axis=0)
+    return (np.abs(log_albedo - typical) < OTHER_COLOUR) & (wander < WANDERS)
+
+
+def _eroded(mask: Bool[np.ndarray, "T P"], patch: Patch) -> Float32[np.ndarray, "T P"]:
+    """How much of the surroundings a mask covers."""
+    return patch.smooth(torch.from_numpy(mask.astype(np.float32))[..., None], SURROUNDINGS)[..., 0].numpy()
+
+
+def at_vertices(pictures: Sequence[Float32[np.ndarray, "H W"]], views: Sequence[View]) -> Float32[np.ndarray, "T P"]:
+    """Pictures of the crop read where the vertices are seen; NaN spreads to what it touches."""
+    stack = torch.from_numpy(np.stack(pictures))[:, None]
+    return read(stack, torch.from_numpy(np.stack([view.px for view in views])))[..., 0].numpy()
+
+
+def weights_of(views: Sequence[View]) -> Float32[np.ndarray, "T P"]:
+    """How well the vertices are seen."""
+    return np.stack([view.weight for view in views])
+
+
+def check_axes(network: Estimator, clip: Clip, row: int) -> None:
+    """Compare a network's normals with those of the posed head, once: other axes than ours would ruin a fit silently.
+
+    Raises:
+        WeightsError: they have other axes.
+    """
+    (crop,) = clip.crops(np.array([row]))
+    verts, _ = clip.pose(np.array([row]), Patch.of(clip.head.dense_faces.numpy(), dynamic_mask(clip.head)))
+    camera = Camera.of_crop(clip.focal_px, CROP_SIZE, CROP_SIZE)
+    expected = render_buffers(verts, clip.head.dense_faces, camera, antialias=False).normals[0].numpy()
+    axes = establish_axes(network(crop).normals, expected)
+    if not np.array_equal(axes.matrix, np.eye(3)):
+        raise WeightsError(
+            f"The normals of {network.name} have other axes than expected: x, y, z of the head are its "
+            f"{axes.matrix.astype(int).tolist()}. Its file is of another version; choose another `supervision`."
+        )
+
+
+def windows_of(clip: Clip, rows: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, list[Picture]]]:
+    """Frames and their pictures in windows, read in one pass."""
+    crops = clip.crops(rows)
+    for start in range(0, len(rows), size):
+        part = rows[start : start + size]
+        yield part, [next(crops) for _ in part]

@@ -1,0 +1,241 @@
+"""Folds on a mesh of half the edges: what one subdivision shows is carried up, and followed further there.
+
+Heights along the normals of the neutral head, and on lips and lids, which also slide, all three directions. lambda of
+the preconditioner begins where the one-level mesh had it (four times as much in shorter edges) and falls from stage to
+stage, so that fine folds come last and only as far as pictures ask for them (annealing as in Nicolet et al. 2021).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float16, Float32, Int64
+from scipy.spatial import KDTree
+from torch import Tensor
+
+from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit, Tracking
+from expportrait_cli.config import FitConfig
+from expportrait_cli.fitting.clip import WINDOW, Clip
+from expportrait_cli.fitting.dynamic import Dynamic, follows_on, neutral_normals
+from expportrait_cli.fitting.evidence import Evidence, Shading, SharpClip, windows_of
+from expportrait_cli.fitting.losses import LandmarkLoss, MagnitudeLoss, ShadingLoss, TemporalLoss, Term, descend
+from expportrait_cli.fitting.masks import dynamic_mask
+from expportrait_cli.fitting.patch import LocalPreconditioner, Patch, PosedPatch, limited
+from expportrait_cli.geometry.mesh import edges, normalize
+from expportrait_cli.head import HeadModel, dense, landmarks
+from expportrait_cli.head.facemesh import EYE_RINGS, LIPS
+from expportrait_cli.head.finer import Finer, finer
+from expportrait_cli.head.model import is_finer
+from expportrait_cli.progress import Progress
+from expportrait_cli.solve.solver import UNIT_IOD
+from expportrait_cli.solve.state import interocular_px
+
+TRUST = 0.04
+"""Change of log albedo over two millimetres at which a vertex's shade is believed by half: where paint, freckles or
+shadows end, a tracking that is off by as much looks like a fold."""
+LOOSE_M, TIGHT_M = 0.004, 0.010
+"""Distances from the rims of lips and lids up to which a vertex moves freely, and from which along its normal alone."""
+
+Rows = Int64[np.ndarray, " R"]
+
+
+@dataclass(frozen=True)
+class FineClip:
+    """A clip's head on the finer mesh, and the offsets that come from the mesh below."""
+
+    clip: Clip
+    patch: Patch
+    moving: Dynamic
+    axes: Float32[Tensor, "P 3 3"]
+    """Normal and two tangents of each vertex; the tangents fade out away from lips and lids."""
+
+    @classmethod
+    def of(
+        cls, tracking: Tracking, fit: HeadFit, mesh: Finer, below: Patch, moving: Dynamic, config: FitConfig
+    ) -> "FineClip":
+        """`fit` is on the finer mesh already."""
+        clip = SharpClip.of(tracking, fit, mesh.head, config)
+        patch = Patch.above(below, mesh, dynamic_mask(mesh.head))
+        return cls(clip, patch, moving, frames(neutral_normals(clip, patch), looseness(mesh.head)[patch.vertices]))
+
+    def smooth(self, rows: Rows) -> Float32[np.ndarray, "R P 3"]:
+        """What the landmarks say."""
+        return self.below.lifted(self.moving.smooth[rows])
+
+    def folds(self, rows: Rows) -> Float32[np.ndarray, "R P 3"]:
+        """The folds that one subdivision shows."""
+        return self.below.lifted(self.moving.folds(rows))
+
+    @property
+    def below(self):
+        """The way up."""
+        assert self.patch.below is not None
+        return self.patch.below
+
+    def landmarks(self, rows: Rows) -> LandmarkLoss:
+        """What the landmarks of lips and lids say of them."""
+        head, tracking = self.clip.head, self.clip.tracking
+        index = np.full(len(head.parts), -1)
+        index[self.patch.vertices] = np.arange(len(self.patch.vertices))
+        rims = np.array(LIPS + EYE_RINGS)
+        triangles = index[head.landmark_triangles.numpy()[rims]]
+        inside = (triangles >= 0).all(1)
+        points = tracking.landmarks[rows][:, rims[inside]]
+        unit = np.array([UNIT_IOD * interocular_px(frame) for frame in tracking.landmarks[rows]], np.float32)
+        return LandmarkLoss(
+            triangles=torch.from_numpy(triangles[inside]),
+            barycentrics=head.landmark_barycentrics[torch.from_numpy(rims[inside])],
+            target=torch.from_numpy((points - CROP_SIZE / 2).astype(np.float32)),
+            weight=torch.ones(points.shape[:2]),
+            unit_px=torch.from_numpy(unit),
+            focal_px=self.clip.focal_px,
+        )
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """A loss that counts more or less."""
+
+    term: Term
+    weight: float
+
+    def __call__(self, surface) -> Float[Tensor, " T"]:
+        """The loss of every frame, weighted."""
+        return self.weight * self.term(surface)
+
+
+def believed(term: Term) -> Term:
+    """A loss on shading with less weight where the albedo changes; others as they are."""
+    if not isinstance(term, ShadingLoss):
+        return term
+    change = steepness(term.patch, term.log_albedo)
+    return replace(term, weight=term.weight / (1 + (change / TRUST).square()))
+
+
+def steepness(patch: Patch, values: Float[Tensor, " P"]) -> Float[Tensor, " P"]:
+    """Largest change between a vertex and a neighbour, as if it went on for 2 mm."""
+    ends, own = edges(patch.faces).verts, patch.smooth(values[None, :, None], 1)[0, :, 0]
+    change = (own[ends[:, 0]] - own[ends[:, 1]]).abs()
+    result = torch.zeros_like(values)
+    for side in (0, 1):
+        result = result.scatter_reduce(0, ends[:, side], change, "amax")
+    # Edges are a millimetre long, and trackings are off by two.
+    return 2 * result
+
+
+def looseness(head: HeadModel) -> Float32[np.ndarray, " V"]:
+    """1 on lips and lids, 0 a centimetre away, soft between."""
+    verts = dense(head, head.template)
+    rims = landmarks(head, verts)[LIPS + EYE_RINGS]
+    share = np.clip((TIGHT_M - KDTree(rims.numpy()).query(verts.numpy())[0]) / (TIGHT_M - LOOSE_M), 0, 1)
+    return (share * share * (3 - 2 * share)).astype(np.float32)
+
+
+def frames(normals: Float32[Tensor, "P 3"], loose: Float32[np.ndarray, " P"]) -> Float32[Tensor, "P 3 3"]:
+    """Normal and two tangents of each vertex, the tangents as long as it is loose."""
+    # Any direction that is not the normal's gives tangents; the field does not depend on which.
+    helper = torch.eye(3)[normals.abs().argmin(-1)]
+    first = normalize(torch.linalg.cross(normals, helper))
+    tangents = torch.stack([first, torch.linalg.cross(normals, first)], 1)
+    return torch.cat([normals[:, None], tangents * torch.from_numpy(loose)[:, None, None]], 1)
+
+
+def sharpened(
+    fit: HeadFit,
+    tracking: Tracking,
+    head: HeadModel,
+    below: Patch,
+    moving: Dynamic,
+    *,
+    weights: np.ndarray,
+    share: float,
+    evidence: Callable[[Clip, Patch, Float32[np.ndarray, "T P 3"]], Evidence | None],
+    config: FitConfig,
+    progress: Progress,
+    known: HeadFit | None = None,
+) -> HeadFit:
+    """Take a fit of one subdivision to two, with the folds that only these show.
+
+    `moving`, on the patch `below`, is part of `fit` already. Without evidence the fit stays as it is. Memory beside
+    the offsets themselves (16 bits) is that of one window.
+    """
+    mesh = finer(head)
+    if known is not None and is_finer(known.head_model):
+        static = known.static_offset.copy()
+    else:
+        static = mesh.lifted(fit.static_offset)
+    fine = replace(
+        fit,
+        head_model=mesh.head.name,
+        static_offset=static,
+        frame_offset=mesh.lifted(fit.frame_offset),
+    )
+    clip = FineClip.of(tracking, fine, mesh, below, moving, config)
+    seen = evidence(clip.clip, clip.patch, clip.smooth(np.arange(len(moving.smooth))))
+    if seen is None:
+        return fit
+    further, loss = _further(clip, seen, progress)
+    mean = share * np.tensordot(weights, further, (0, 0)).astype(np.float32)
+    fine.static_offset[clip.patch.vertices] += mean
+    fine.frame_offset[clip.patch.vertices] += further[fit.frame] - mean
+    if not len(fit.dynamic_offset):
+        return fine
+    for window in clip.clip.windows():
+        whole = clip.smooth(window) + clip.folds(window) + (further[window] - mean)
+        further[window] = limited(whole, moving.limit_m)
+    return replace(fine, dynamic_vertices=clip.patch.vertices, dynamic_offset=further, dynamic_loss=loss)
+
+
+def _further(
+    clip: FineClip, seen: Evidence, progress: Progress
+) -> tuple[Float16[np.ndarray, "T P 3"], Float32[np.ndarray, "T 2"]]:
+    """What every frame moves beyond what was carried up, masked; and its loss without any folds and with all."""
+    count, points = len(clip.moving.smooth), len(clip.patch.vertices)
+    offset, loss = np.zeros((count, points, 3), np.float16), np.full((count, 2), np.nan, np.float32)
+    rows = clip.clip.tracked()
+    follows = follows_on(clip.clip, rows)
+    part = np.flatnonzero(clip.axes[:, 1].abs().sum(-1).numpy() > 0)
+    weights, descent = clip.clip.config.weights, clip.clip.config.descent
+    scales = descent.fine_shading if isinstance(seen, Shading) else descent.fine_normals
+    stages = [LocalPreconditioner(clip.patch, scale * seen.smoothness, part) for scale in scales]
+    last = torch.zeros(points, 3)
+    for window, crops in windows_of(clip.clip, rows, WINDOW):
+        progress(int(window[0]), count)
+        verts, bare = clip.clip.pose(window, clip.patch, clip.smooth(window))
+        posed = bare.shifted(torch.from_numpy(clip.folds(window)))
+        terms = [believed(term) for term in seen.terms(crops, verts)]
+        calm = TemporalLoss(last, torch.from_numpy(follows[window]), weights.temporal_per_mm2)
+        rims = Weighted(clip.landmarks(window), weights.rims)
+        terms_and_calm = [*terms, rims, MagnitudeLoss(weights.dynamic_per_mm2), calm]
+        field = _descended(posed, clip.axes, terms_and_calm, stages, seen.rate_m, descent.fine_steps)
+        with torch.no_grad():
+            flat = bare.moved(torch.zeros(len(window), points, 3))
+            shown = posed.turned(field, clip.axes)
+            loss[window] = np.stack([terms[0](each).numpy() for each in (flat, shown)], -1)
+        last = shown.offset[-1]
+        offset[window] = shown.offset.numpy()
+    progress(count, count)
+    return offset, loss
+
+
+def _descended(
+    posed: PosedPatch,
+    axes: Tensor,
+    terms: Sequence[Term],
+    stages: Sequence[LocalPreconditioner],
+    rate_m: float,
+    steps: int,
+) -> Float32[Tensor, "T P 3"]:
+    """The field along `axes` after all stages."""
+    field = torch.zeros(len(posed.verts), len(axes), 3)
+    for preconditioner in stages:
+        field, _ = descend(
+            field,
+            lambda each: posed.turned(each, axes),
+            terms,
+            preconditioner,
+            iterations=steps,
+            rate=rate_m,
+        )
+    return field

@@ -1,0 +1,311 @@
+"""Losses of the fit (paper Eq. 5 to 7), shading in place of normals where there is no network, and their descent."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float32
+from torch import Tensor
+
+from expportrait_cli.config import FitWeights
+from expportrait_cli.fitting.patch import Patch, Preconditioner, Surface, read, weighted_mean
+
+LEAST_SHADE = 0.05
+ROUNDS = 6
+RIDGE = 1e-3
+FAR_OFF = 0.15
+"""Error of a shade from which it counts less: gloss, hair, shadow."""
+BAND_PENALTY = np.array([0.0, 1, 1, 1, 8, 8, 8, 8, 8])
+"""Of the harmonics by order: faces show one side of the sphere, on which the second order is poorly known."""
+
+
+def harmonics(normals: Float[Tensor, "*B 3"]) -> Float[Tensor, "*B 9"]:
+    """Real spherical harmonics up to the second order, without their constants."""
+    x, y, z = normals.unbind(-1)
+    return torch.stack([torch.ones_like(x), x, y, z, x * y, x * z, y * z, x * x - y * y, 3 * z * z - 1], -1)
+
+
+@dataclass(frozen=True)
+class Light:
+    """Shade of a surface by its normal, in the axes of normal maps; 1 on average over the face."""
+
+    weights: Float[Tensor, " 9"]
+
+    def log_shade(self, normals: Float[Tensor, "*B 3"]) -> Float[Tensor, "*B"]:
+        """Logarithm of the shade, floored where the model goes dark."""
+        return (harmonics(normals) @ self.weights.to(normals)).clamp(min=LEAST_SHADE).log()
+
+
+def estimate(
+    log_intensity: Float32[np.ndarray, "T P"], normals: Float32[np.ndarray, "T P 3"], seen: Bool[np.ndarray, "T P"]
+) -> tuple[Light, Float32[np.ndarray, " P"]]:
+    """Light of a clip and log albedo of each vertex, from the smooth mesh.
+
+    Alternates between both; the albedo starts as one skin colour, without which a head that never turns would leave
+    light and albedo undetermined. Robust: a vertex's albedo is a median over time, and what fits badly counts less.
+    """
+    values = np.where(seen, np.exp(log_intensity), 0.0)
+    typical = float(np.median(values[seen])) if seen.any() else 1.0
+    basis = harmonics(torch.from_numpy(normals)).numpy().astype(np.float64)
+    albedo = np.full(normals.shape[1], np.log(max(typical, 1e-3)))
+    light = Light(torch.eye(9)[0])
+    for _ in range(ROUNDS):
+        light = _light(basis, values / np.exp(albedo), seen, light)
+        found = log_albedo(log_intensity, light.log_shade(torch.from_numpy(normals)).numpy(), seen)
+        albedo = np.where(np.isfinite(found), found, albedo)
+    return light, albedo.astype(np.float32)
+
+
+def _light(basis: Float[np.ndarray, "T P 9"], shade: Float[np.ndarray, "T P"], seen, before: Light) -> Light:
+    """Ridge regression of the shade on the harmonics; what the light before explains badly counts less."""
+    error = shade - basis @ before.weights.numpy()
+    trust = (seen / np.maximum(1.0, np.abs(error) / FAR_OFF)).ravel()
+    b, y = basis.reshape(-1, 9), shade.ravel()
+    total = max(trust.sum(), 1)
+    matrix, right = (b * trust[:, None]).T @ b / total, (b * trust[:, None]).T @ y / total
+    weights = np.linalg.solve(matrix + RIDGE * np.diag(BAND_PENALTY) + 1e-9 * np.eye(9), right)
+    return Light(torch.from_numpy(weights.astype(np.float32)))
+
+
+def log_albedo(
+    log_intensity: Float32[np.ndarray, "T P"], log_shade: Float32[np.ndarray, "T P"], seen: Bool[np.ndarray, "T P"]
+) -> Float[np.ndarray, " P"]:
+    """Median over time of what the shade does not explain; NaN for a vertex that was never seen."""
+    rest = np.where(seen, log_intensity - log_shade, np.nan)
+    result = np.full(rest.shape[1], np.nan)
+    ever = seen.any(0)
+    result[ever] = np.nanmedian(rest[:, ever], axis=0)
+    return result
+
+
+MM = 1e3
+SMOOTH_STEPS = 12
+"""Steps of smoothing between what is low and high frequency: a Gaussian of 3.5 mm on the default head."""
+GATE = 0.33
+"""Mean difference of smoothed normals above which an estimate is not believed (rho of pixel3dmm)."""
+ALIGN_POWERS, ALIGN_MM = (1, 1, 1, 1, 2, 2, 2, 2), 1.0
+"""First the least absolute error, then what is off is left out: a neck that the chin hides lies all to one side."""
+
+
+def length(vectors: Float[Tensor, "*B 3"]) -> Float[Tensor, "*B"]:
+    """Length with a finite gradient at zero."""
+    return (vectors.square().sum(-1) + 1e-12).sqrt()
+
+
+def huber(values: Float[Tensor, "*B"], corner: float) -> Float[Tensor, "*B"]:
+    """Absolute value, rounded below `corner`: half of x²/corner there."""
+    size = values.abs()
+    return torch.where(size < corner, 0.5 * size * size / corner, size - 0.5 * corner)
+
+
+@dataclass(frozen=True)
+class NormalLoss:
+    """Distance between shown and estimated normals, low and high frequencies apart.
+
+    Networks are wrong by slow fields of many degrees, larger than what an identity changes; so low frequencies count
+    only where they agree roughly, and high ones, the wrinkles, in full.
+    """
+
+    patch: Patch
+    target: Float[Tensor, "T 3 H W"]
+    """Unit normals of the crop."""
+    weight: Float[Tensor, "T P"]
+    """0 where there is none."""
+    scale: float = 1.0
+
+    def __call__(self, surface: Surface) -> Float[Tensor, " T"]:
+        """Mean over the patch of both distances."""
+        difference = (surface.normals - read(self.target, surface.px)) * (self.weight > 0)[..., None]
+        low = self.patch.smooth(difference, SMOOTH_STEPS) / self._share
+        believed = (length(low.detach()) < GATE).to(low.dtype)
+        return self.scale * weighted_mean(believed * length(low) + length(difference - low), self.weight)
+
+    @cached_property
+    def _share(self) -> Float[Tensor, "T P 1"]:
+        return _seen_share(self.patch, self.weight)
+
+
+@dataclass(frozen=True)
+class DepthLoss:
+    """Distance to a depth that has been aligned with the head (`align`)."""
+
+    target_mm: Float[Tensor, "T 1 H W"]
+    weight: Float[Tensor, "T P"]
+    per_mm: float
+
+    def __call__(self, surface: Surface) -> Float[Tensor, " T"]:
+        """Mean absolute distance."""
+        difference = MM * surface.verts[..., 2] - read(self.target_mm, surface.px)[..., 0]
+        return self.per_mm * weighted_mean(difference.abs(), self.weight)
+
+
+def align(
+    source: Float[Tensor, "T P"], target: Float[Tensor, "T P"], weight: Float[Tensor, "T P"]
+) -> tuple[Float[Tensor, "T 1"], Float[Tensor, "T 1"]]:
+    """Scale and shift that take `source` to `target` robustly, by reweighted least squares.
+
+    Networks give depth up to both, frame by frame; the paper does not say so.
+    """
+    scale, shift = _line(source, target, weight)
+    for power in ALIGN_POWERS:
+        error = (target - scale * source - shift).abs().clamp(min=ALIGN_MM)
+        scale, shift = _line(source, target, weight / error**power)
+    return scale, shift
+
+
+def _line(source: Tensor, target: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Weighted least squares of target = scale x source + shift, a frame."""
+    total = weight.sum(1, keepdim=True).clamp(min=1e-12)
+    x, y = (weight * source).sum(1, keepdim=True) / total, (weight * target).sum(1, keepdim=True) / total
+    spread = (weight * (source - x).square()).sum(1, keepdim=True).clamp(min=1e-12)
+    scale = (weight * (source - x) * (target - y)).sum(1, keepdim=True) / spread
+    return scale, y - scale * x
+
+
+@dataclass(frozen=True)
+class ShadingLoss:
+    """What the light makes of the normals, against the picture: log intensity without albedo, high frequencies only."""
+
+    patch: Patch
+    light: Light
+    log_intensity: Float[Tensor, "T 1 H W"]
+    log_albedo: Float[Tensor, " P"]
+    weight: Float[Tensor, "T P"]
+    scale: float = FitWeights.shading
+    corner: float = FitWeights.shading_corner
+    """Difference in log intensity above which it counts linearly."""
+
+    def __call__(self, surface: Surface) -> Float[Tensor, " T"]:
+        """Mean Huber distance, in the unit of normals."""
+        return self.scale * weighted_mean(huber(self.residual(surface), self.corner), self.weight)
+
+    def residual(self, surface: Surface) -> Float[Tensor, "T P"]:
+        """High-passed difference in log intensity, 0 where nothing is seen."""
+        seen = self.weight > 0
+        target = read(self.log_intensity, surface.px)[..., 0] - self.log_albedo
+        difference = torch.where(seen, self.light.log_shade(surface.normals) - target, 0.0)[..., None]
+        low = self.patch.smooth(difference, SMOOTH_STEPS) / self._share
+        return torch.where(seen, (difference - low)[..., 0], 0.0)
+
+    @cached_property
+    def _share(self) -> Float[Tensor, "T P 1"]:
+        return _seen_share(self.patch, self.weight)
+
+
+def _seen_share(patch: Patch, weight: Float[Tensor, "T P"]) -> Float[Tensor, "T P 1"]:
+    """How much of the surroundings is seen, by which smoothed values are divided.
+
+    Beside a hole a slow error would look like folds.
+    """
+    return patch.smooth((weight > 0).to(weight.dtype)[..., None], SMOOTH_STEPS).clamp(min=1e-3)
+
+
+@dataclass(frozen=True)
+class LandmarkLoss:
+    """Distance of projected vertices' landmarks from where they are seen (Eq. 5)."""
+
+    triangles: torch.Tensor
+    """Patch vertices around each landmark, int [L, 3]."""
+    barycentrics: Float[Tensor, "L 3"]
+    target: Float[Tensor, "T L 2"]
+    """Crop px relative to the principal point."""
+    weight: Float[Tensor, "T L"]
+    unit_px: Float[Tensor, " T"]
+    focal_px: float
+
+    def __call__(self, surface: Surface) -> Float[Tensor, " T"]:
+        """Mean Huber distance in units of 2 % of the inter-ocular distance."""
+        points = (surface.verts[:, self.triangles] * self.barycentrics[..., None]).sum(-2)
+        px = points[..., :2] / points[..., 2:] * self.focal_px
+        distance = length(torch.nn.functional.pad(px - self.target, (0, 1))) / self.unit_px[:, None]
+        return weighted_mean(huber(distance, 1.0), self.weight)
+
+
+@dataclass(frozen=True)
+class MagnitudeLoss:
+    """Square of the offset, so that what nothing asks for stays away (Eq. 7)."""
+
+    per_mm2: float
+
+    def __call__(self, surface: Surface) -> Float[Tensor, " T"]:
+        """Mean over the patch."""
+        return self.per_mm2 * (MM * surface.offset).square().sum(-1).mean(1)
+
+
+@dataclass(frozen=True)
+class TemporalLoss:
+    """Square of the change from frame to frame."""
+
+    before: Float[Tensor, "P 3"]
+    """Offset of the frame before the first, m."""
+    follows: Float[Tensor, " T"]
+    """1 where a frame continues the one before it, 0 after a cut or a gap."""
+    per_mm2: float
+
+    def __call__(self, surface: Surface) -> Float[Tensor, " T"]:
+        """Mean over the patch; each frame is drawn to the one before, which is not drawn back."""
+        earlier = torch.cat([self.before[None], surface.offset[:-1].detach()])
+        change = (MM * (surface.offset - earlier)).square().sum(-1).mean(1)
+        return self.per_mm2 * self.follows * change
+
+
+Term = Callable[[Surface], Float[Tensor, " T"]]
+"""A loss of every frame by itself."""
+DECAYS = (0.9, 0.999)
+
+
+class UniformAdam:
+    """Adam with one step length for a whole field: the largest second moment divides all (Nicolet et al. 2021).
+
+    Divided one by one, the many vertices that hardly matter would move as far as those that do. Frames (the first
+    axis) are apart, so that a frame's result does not depend on its company.
+    """
+
+    def __init__(self, variable: Float[Tensor, "T P C"], rate: float):
+        self.variable, self._rate, self._count = variable, rate, 0
+        self._first = torch.zeros_like(variable)
+        self._second = torch.zeros_like(variable)
+
+    def step(self, gradient: Float[Tensor, "T P C"], share: float = 1.0) -> None:
+        """Move the variable, in place, by a share of the step length."""
+        self._count += 1
+        fast, slow = DECAYS
+        self._first.mul_(fast).add_(gradient, alpha=1 - fast)
+        self._second.mul_(slow).addcmul_(gradient, gradient, value=1 - slow)
+        mean = self._first / (1 - fast**self._count)
+        largest = (self._second / (1 - slow**self._count)).amax((1, 2), keepdim=True).sqrt()
+        self.variable.data.sub_(share * self._rate * mean / (largest + 1e-12))
+
+
+def descend(
+    start: Float[Tensor, "T P C"],
+    surface: Callable[[Float[Tensor, "T P C"]], Surface],
+    terms: Sequence[Term],
+    preconditioner: Preconditioner,
+    *,
+    iterations: int,
+    rate: float,
+) -> tuple[Float[Tensor, "T P C"], Float[Tensor, " T"]]:
+    """Lower the sum of the terms; each frame keeps the field of its least loss, and that loss.
+
+    `surface` poses a field; one field may serve many frames, and is then judged by their mean. The start counts as a
+    candidate, so that the result is never worse than it.
+    """
+    variable = preconditioner.variable(start).requires_grad_()
+    optimiser = UniformAdam(variable, rate)
+    best, least = start.clone(), start.new_full((len(start),), torch.inf)
+    for iteration in range(iterations + 1):
+        field = preconditioner.field(variable)
+        shown = surface(field)
+        loss = torch.stack([term(shown) for term in terms]).sum(0)
+        if len(loss) != len(start):
+            loss = loss.mean(0, keepdim=True)
+        better = loss.detach() < least
+        best[better], least[better] = field.detach()[better], loss.detach()[better]
+        if iteration < iterations:
+            (gradient,) = torch.autograd.grad(loss.sum(), variable)
+            # At full length to the end, the last steps swing by more than shallow folds are high.
+            optimiser.step(gradient, min(1.0, 2 * (1 - iteration / iterations)))
+    return best, least

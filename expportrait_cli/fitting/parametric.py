@@ -1,0 +1,188 @@
+"""The first phase of a fit: identity, expression, pose and camera of the head model."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, Int64
+from torch import Tensor
+
+from expportrait_cli.artifacts.types import CROP_SIZE, Tracking
+from expportrait_cli.fitting.clip import Clip
+from expportrait_cli.fitting.evidence import Evidence
+from expportrait_cli.fitting.losses import LandmarkLoss
+from expportrait_cli.fitting.patch import Patch, Surface
+from expportrait_cli.geometry import rotations
+from expportrait_cli.geometry.rotations import from_turns
+from expportrait_cli.head import HeadModel, coarse, dense, joints, landmark_model, pose
+from expportrait_cli.head.facemesh import FACE_OVAL, IRIS
+from expportrait_cli.head.fitted import pose_of
+from expportrait_cli.head.model import HeadPose
+from expportrait_cli.solve.solver import IDENTITY_PRIOR, ITERATIONS, ITERATIONS_FIRST, TEMPORAL, UNIT_IOD, Solver
+from expportrait_cli.solve.state import State, columns_of, distinct_rows, interocular_px, nearest_frame
+
+SAME_PERSON = (1.12, 0.1)
+"""The driver's identity is taken for the photo's own when it fits the photo's landmarks within this factor and these
+percent of the inter-ocular distance,"""
+SAME_FRAME_IOD = 0.02
+"""or when a frame of the driver has the photo's landmarks up to this."""
+KEY_FRAMES = 8
+"""Of each clip, for an identity that several share."""
+
+
+def solver_of(tracking: Tracking, head: HeadModel) -> Solver:
+    """Solver in the camera of a tracking."""
+    return Solver(landmark_model(head), focal_px=tracking.focal_px, centre_px=CROP_SIZE / 2)
+
+
+def state_of(tracking: Tracking, frame: int) -> State:
+    """Parameters of one frame."""
+    columns = (tracking.expression, tracking.jaw, tracking.gaze, tracking.translation)
+    psi, jaw, gaze, shift = (c[frame].astype(np.float64) for c in columns)
+    return State(psi, jaw, gaze, from_turns(tracking.rotation[frame]), shift)
+
+
+def neutral_frame(tracking: Tracking) -> int:
+    """Seen frame of least expression: the one whose pictures a head is made from."""
+    if len(tracking.error) == 1:
+        return 0
+    effort = np.abs(tracking.expression).sum(-1) + np.abs(tracking.jaw).sum(-1)
+    return int((effort + 100.0 * tracking.state).argmin())
+
+
+def shared_identity(trackings: Sequence[Tracking], head: HeadModel) -> Float32[np.ndarray, " K"]:
+    """Identity that several trackings of one person agree on, each by its key frames.
+
+    Their cameras differ: landmarks are scaled about the principal point to one focal length, which a pinhole allows.
+    """
+    first = trackings[0]
+    points = []
+    for tracking in trackings:
+        keys = key_frames(tracking)
+        centred = (tracking.landmarks[keys] - CROP_SIZE / 2) * (first.focal_px / tracking.focal_px)
+        points.append(centred + CROP_SIZE / 2)
+    identity, _ = solver_of(first, head).identity(np.concatenate(points).astype(np.float32), prior=IDENTITY_PRIOR)
+    return identity.astype(np.float32)
+
+
+def key_frames(tracking: Tracking) -> Int64[np.ndarray, " R"]:
+    """Seen frames that differ most in pose and expression."""
+    rows = np.flatnonzero(tracking.state == 0)
+    values = np.c_[2.0 * tracking.rotation, tracking.expression, tracking.jaw][rows]
+    return rows[distinct_rows(values, KEY_FRAMES)]
+
+
+def is_same_person(tracking: Tracking, driver: Tracking, head: HeadModel) -> bool:
+    """Whether the driver's identity explains a photo as well as the photo's own does."""
+    if driver.head_model != tracking.head_model:
+        return False
+    frame = neutral_frame(tracking)
+    solver, points = solver_of(tracking, head), tracking.landmarks[frame]
+    shared = driver.identity.astype(np.float64)
+    factor, slack = SAME_PERSON
+    own = solver.error_iod(tracking.identity.astype(np.float64), state_of(tracking, frame), points)
+    theirs = solver.error_iod(shared, solver.frame(shared, points, iterations=ITERATIONS_FIRST), points)
+    return theirs <= factor * own + slack or nearest_frame(points, driver)[1] < SAME_FRAME_IOD
+
+
+def with_identity(tracking: Tracking, identity: Float32[np.ndarray, " K"], head: HeadModel) -> Tracking:
+    """The same tracking of a head whose identity is given: expression and pose of every frame anew."""
+    if np.array_equal(identity, tracking.identity):
+        return tracking
+    solver, shape = solver_of(tracking, head), identity.astype(np.float64)
+    states: list[State] = []
+    for t, points in enumerate(tracking.landmarks):
+        if t == 0 or tracking.shot[t] != tracking.shot[t - 1]:
+            states.append(solver.frame(shape, points, iterations=ITERATIONS_FIRST))
+        else:
+            states.append(solver.frame(shape, points, start=states[-1], temporal=TEMPORAL, iterations=ITERATIONS))
+    errors = [solver.error_iod(shape, s, points) for s, points in zip(states, tracking.landmarks, strict=True)]
+    return replace(tracking, identity=identity, **columns_of(states), error=np.asarray(errors, np.float32))
+
+
+DESCENT_STEPS = 60
+RATES = {"identity": 3e-2, "expression": 1e-2, "jaw": 3e-3, "turn": 1e-3, "translation": 5e-4}
+
+
+@dataclass(frozen=True)
+class _Frames:
+    """What stays as it is."""
+
+    clip: Clip
+    tracked: HeadPose
+
+    def surface(self, moved: dict[str, Tensor]) -> Surface:
+        """The whole head in every frame, with parameters moved from where the tracking put them."""
+        head, tracked = self.clip.head, self.tracked
+        identity, jaw = moved["identity"], moved["jaw"]
+        shape = coarse(head, identity.expand(len(jaw), -1), moved["expression"], jaw, tracked.gaze)
+        canonical = dense(head, shape) + torch.from_numpy(self.clip.fit.static_offset)
+        turn = rotations.axis_angle(rotations.matrix(moved["turn"]) @ rotations.matrix(tracked.rotation))
+        at = replace(tracked, jaw=jaw, rotation=turn, translation=moved["translation"])
+        verts = pose(head, canonical, joints(head, identity), at)
+        return Surface.of(torch.zeros_like(verts), verts, head.dense_faces, focal_px=self.clip.focal_px)
+
+
+def whole_patch(clip: Clip) -> Patch:
+    """Every vertex of the head: what the parameters move."""
+    faces = clip.head.dense_faces.numpy()
+    return Patch.of(faces, np.ones(len(clip.head.parts), np.float32))
+
+
+def refined_identity(clip: Clip, evidence: Evidence) -> Float32[np.ndarray, " K"]:
+    """Descend on identity, and on expression and pose of key frames beside it, from where the tracking left them.
+
+    `evidence` speaks of `whole_patch`. The identity of the least loss is kept; the frames are fitted again by whoever
+    called, since a new identity moves them all.
+    """
+    rows = key_frames(clip.tracking)
+    curves = clip.rows(rows)
+    crops = list(clip.crops(rows))
+    verts, _ = clip.pose(rows, whole_patch(clip))
+    terms = [*evidence.terms(crops, verts), _landmarks(clip, rows)]
+    tracked = pose_of(curves, curves.torso_translation)
+    frames = _Frames(clip, tracked)
+    moved = {
+        "identity": torch.from_numpy(clip.fit.identity.copy()),
+        "expression": torch.from_numpy(curves.expression.copy()),
+        "jaw": tracked.jaw.clone(),
+        "turn": torch.zeros(len(rows), 3),
+        "translation": tracked.translation.clone(),
+    }
+    return _descend(frames, moved, terms).numpy()
+
+
+def _descend(frames: _Frames, moved: dict[str, Tensor], terms: Sequence) -> Float[Tensor, " K"]:
+    head = frames.clip.head
+    low, high = head.expression_low.float(), head.expression_high.float()
+    optimiser = torch.optim.Adam([{"params": [moved[name].requires_grad_()], "lr": RATES[name]} for name in RATES])
+    best, least = moved["identity"].detach().clone(), torch.inf
+    for iteration in range(DESCENT_STEPS + 1):
+        surface = frames.surface(moved)
+        loss = torch.stack([term(surface).mean() for term in terms]).sum()
+        loss = loss + frames.clip.config.weights.identity * moved["identity"].square().mean()
+        loss = loss + frames.clip.config.weights.expression * moved["expression"].square().mean()
+        if loss.item() < least:
+            best, least = moved["identity"].detach().clone(), loss.item()
+        if iteration < DESCENT_STEPS:
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            moved["expression"].data.clamp_(low, high)
+    return best
+
+
+def _landmarks(clip: Clip, rows: np.ndarray) -> LandmarkLoss:
+    points = clip.tracking.landmarks[rows]
+    weight = np.ones(points.shape[:2], np.float32)
+    weight[:, FACE_OVAL + IRIS] = 0.0
+    unit = np.array([UNIT_IOD * interocular_px(frame) for frame in points], np.float32)
+    return LandmarkLoss(
+        triangles=clip.head.landmark_triangles,
+        barycentrics=clip.head.landmark_barycentrics,
+        target=torch.from_numpy((points - CROP_SIZE / 2).astype(np.float32)),
+        weight=torch.from_numpy(weight),
+        unit_px=torch.from_numpy(unit),
+        focal_px=clip.focal_px,
+    )

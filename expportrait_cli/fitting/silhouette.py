@@ -1,0 +1,176 @@
+"""Hair, ears and clothes from the outline of mattes: the smooth offset that brings the silhouette onto it."""
+
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+import scipy.sparse as sp
+from jaxtyping import Bool, Float, Int
+from scipy.sparse.linalg import splu
+from scipy.spatial import KDTree
+
+from expportrait_cli.fitting.masks import ear_vertices
+from expportrait_cli.geometry.mesh import grown
+from expportrait_cli.head import HeadModel
+from expportrait_cli.progress import Progress
+
+RIM_STEPS = 6
+"""Rings of triangles around an ear that are carried with it."""
+
+
+def carry_ears(offset: Float[np.ndarray, "V 3"], head: HeadModel) -> Float[np.ndarray, "V 3"]:
+    """The static offset with that of the ears spanned between the skin around them, as a soap film is."""
+    faces = head.dense_faces.numpy()
+    ears = grown(ear_vertices(head) & head.part("skin").numpy(), faces, rings=RIM_STEPS)
+    free, known = np.flatnonzero(ears), np.flatnonzero(~ears)
+    rows = graph_laplacian(faces, len(offset))[free]
+    carried = np.array(offset, np.float64)
+    carried[free] = splu(rows[:, free].tocsc()).solve(-rows[:, known] @ carried[known])
+    return carried
+
+
+SMOOTH_FIRST, SMOOTH_LAST = 1.0, 0.05
+PIN = 30.0
+REACH_PX = 110.0
+HAIR_LIMIT_M = 0.04
+FACING = 0.5
+"""Least cosine between the normals of an outline point and its match: a cheek must not be pulled to the other side."""
+
+
+def outline(mask: Float[np.ndarray, "H W"], *, step: int) -> tuple[Float[np.ndarray, "P 2"], Float[np.ndarray, "P 2"]]:
+    """Points (px, centres at +0.5) and outward normals of a mask's outline, without the image border."""
+    height, width = mask.shape
+    smooth = cv2.GaussianBlur(mask.astype(np.float32), (0, 0), 2.0)
+    contours, _ = cv2.findContours((smooth > 0.5).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    if not contours:
+        return np.zeros((0, 2)), np.zeros((0, 2))
+    long = [np.asarray(c)[::step, 0].astype(np.int64) for c in contours if len(c) > 40]
+    points = np.concatenate([np.zeros((0, 2), np.int64), *long])
+    inside = (points > 3).all(1) & (points < np.array([width, height]) - 4).all(1)
+    points = points[inside]
+    gx, gy = cv2.Sobel(smooth, cv2.CV_32F, 1, 0), cv2.Sobel(smooth, cv2.CV_32F, 0, 1)
+    normals = -np.stack([gx, gy], -1)[points[:, 1], points[:, 0]].astype(np.float64)
+    normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-9)
+    return points + 0.5, normals
+
+
+def graph_laplacian(faces: Int[np.ndarray, "F 3"], count: int) -> sp.csr_matrix:
+    """What a vertex differs by from the mean of its neighbours."""
+    edges = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
+    edges = np.concatenate([edges, edges[:, ::-1]])
+    adjacency = sp.coo_matrix((np.ones(len(edges)), edges.T), (count, count)).tocsr()
+    adjacency.data[:] = 1.0
+    degree = np.maximum(np.asarray(adjacency.sum(1))[:, 0], 1.0)
+    return sp.csr_matrix(sp.eye(count) - sp.diags(1 / degree) @ adjacency)
+
+
+def fit_silhouette(
+    matte: Float[np.ndarray, "H W"],
+    *,
+    pose: Callable[[Float[np.ndarray, "N 3"]], Float[np.ndarray, "V 3"]],
+    draw: Callable[[Float[np.ndarray, "V 3"]], Int[np.ndarray, "H W"]],
+    to_canonical: Float[np.ndarray, "V 3 3"],
+    operator: sp.csr_matrix,
+    coarse_faces: Int[np.ndarray, "F 3"],
+    pinned: Float[np.ndarray, " N"],
+    ears: Bool[np.ndarray, " V"],
+    focal_px: float,
+    rounds: int,
+    progress: Progress,
+) -> Float[np.ndarray, "N 3"]:
+    """Offset of the coarse canonical vertices, m, that carries the drawn outline onto the matte's.
+
+    `pose` poses an offset head (crop camera), `draw` gives each pixel its dense vertex or -1, `to_canonical` turns a
+    camera step of a dense vertex into the canonical frame.
+    """
+    count = int(coarse_faces.max()) + 1
+    laplacian = graph_laplacian(coarse_faces, count)
+    smooth_matrix = (laplacian.T @ laplacian).tocsc()
+    base = sp.diags(PIN * pinned + 1e-4)
+    offset = np.zeros((count, 3))
+    target, target_normals = outline(matte, step=2)
+    if len(target) < 20:
+        return offset
+    target_tree = KDTree(target)
+    for round_index in range(rounds):
+        progress(round_index, rounds)
+        verts = pose(offset)
+        drawn = draw(verts)
+        points, normals = outline((drawn >= 0).astype(np.float32), step=2)
+        if len(points) < 20:
+            break
+        vertex = _vertex_near(drawn, points)
+        points, normals, vertex = points[vertex >= 0], normals[vertex >= 0], vertex[vertex >= 0]
+        rows, shift = _matches(points, normals, target, target_normals, target_tree)
+        vertex = vertex[rows]
+        # An ear pulled by its rim would fold: it follows the skin around it.
+        free = ~ears[vertex]
+        rows, shift, vertex = rows[free], shift[free], vertex[free]
+        # The match is only trusted across the outline: along it, points slide.
+        across = normals[rows] * (shift * normals[rows]).sum(1, keepdims=True)
+        depth = verts[vertex, 2]
+        step_cam = np.c_[across * (depth / focal_px)[:, None], np.zeros(len(across))]
+        step = np.einsum("pij,pj->pi", to_canonical[vertex], step_cam)
+        selected = operator[vertex]
+        wanted = selected @ offset + step
+        smooth = SMOOTH_FIRST * (SMOOTH_LAST / SMOOTH_FIRST) ** (round_index / max(rounds - 1, 1))
+        weight = 1.0 / max(len(rows), 1) * 400
+        matrix = (smooth * smooth_matrix * 20 + base + weight * (selected.T @ selected)).tocsc()
+        offset = splu(matrix).solve(weight * (selected.T @ wanted))
+    progress(rounds, rounds)
+    return offset
+
+
+def hair_volume(
+    offset: Float[np.ndarray, "V 3"],
+    verts: Float[np.ndarray, "V 3"],
+    normals: Float[np.ndarray, "V 3"],
+    scalp: Bool[np.ndarray, " V"],
+) -> Float[np.ndarray, "V 3"]:
+    """Give the back of the head the thickness of hair that the outline shows on top and at the sides.
+
+    An outline seen from the front says nothing of what lies behind it; without this a turned head would be shaven.
+    """
+    height = np.einsum("vj,vj->v", offset, normals)
+    seen = scalp & (np.abs(normals[:, 2]) < 0.35) & (verts[:, 1] > 0.04)
+    if seen.sum() < 10:
+        return offset
+    thickness = float(np.clip(np.percentile(height[seen], 40), 0, HAIR_LIMIT_M))
+    behind = np.clip((0.03 - verts[:, 2]) / 0.07, 0, 1) * np.clip((verts[:, 1] + 0.05) / 0.05, 0, 1) * scalp
+    return offset + (behind * np.maximum(thickness - height, 0))[:, None] * normals
+
+
+def _vertex_near(drawn: Int[np.ndarray, "H W"], points: Float[np.ndarray, "P 2"]) -> Int[np.ndarray, " P"]:
+    """Vertex drawn at each outline point, or at a neighbour of it; -1 where none is."""
+    height, width = drawn.shape
+    found = np.full(len(points), -1)
+    for dy, dx in sorted(
+        ((y, x) for y in (-2, -1, 0, 1, 2) for x in (-2, -1, 0, 1, 2)), key=lambda s: s[0] ** 2 + s[1] ** 2
+    ):
+        x = np.clip(points[:, 0].astype(int) + dx, 0, width - 1)
+        y = np.clip(points[:, 1].astype(int) + dy, 0, height - 1)
+        found = np.where(found < 0, drawn[y, x], found)
+    return found
+
+
+def _matches(points, normals, target, target_normals, target_tree):
+    """Pairs of outline points: indices into `points` and the step to the matte's outline, px, both ways."""
+    distance, nearest = target_tree.query(points, k=12, distance_upper_bound=REACH_PX)
+    rows, steps = [], []
+    for k in range(12):
+        ok = np.isfinite(distance[:, k])
+        index = np.where(ok, nearest[:, k], 0)
+        ok &= (normals * target_normals[index]).sum(1) > FACING
+        taken = np.isin(np.arange(len(points)), np.concatenate(rows)) if rows else np.zeros(len(points), bool)
+        ok &= ~taken
+        rows.append(np.flatnonzero(ok))
+        steps.append(target[index[ok]] - points[ok])
+    # From the matte's side too, so that a lock of hair that nothing is nearest to still pulls.
+    tree = KDTree(points)
+    distance, nearest = tree.query(target, distance_upper_bound=REACH_PX)
+    ok = np.isfinite(distance)
+    index = np.where(ok, nearest, 0)
+    ok &= (normals[index] * target_normals).sum(1) > FACING
+    rows.append(index[ok])
+    steps.append(target[ok] - points[index[ok]])
+    return np.concatenate(rows), np.concatenate(steps)

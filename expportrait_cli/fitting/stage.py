@@ -1,0 +1,244 @@
+"""Fit the head of one person: identity, static offset, and the dynamic offset of every frame (paper 3.1)."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+
+from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit, Tracking
+from expportrait_cli.config import FitConfig
+from expportrait_cli.detect.crop import Crop, crop_image
+from expportrait_cli.detect.estimate import Estimator
+from expportrait_cli.detect.estimator import estimator
+from expportrait_cli.detect.matte import Matte
+from expportrait_cli.fitting.clip import Clip, landmark_steps, torso_turns
+from expportrait_cli.fitting.dynamic import Dynamic, dynamic_offsets
+from expportrait_cli.fitting.evidence import Estimates, Evidence, Shading, check_axes
+from expportrait_cli.fitting.fine import sharpened
+from expportrait_cli.fitting.masks import distinct_frames, dynamic_mask, face_share, neutral_weights, plain_skin
+from expportrait_cli.fitting.parametric import (
+    is_same_person,
+    neutral_frame,
+    refined_identity,
+    shared_identity,
+    whole_patch,
+    with_identity,
+)
+from expportrait_cli.fitting.patch import Patch
+from expportrait_cli.fitting.static import KeyFrames, outline_offset, refined_static, silhouette_iou
+from expportrait_cli.head import HeadModel
+from expportrait_cli.head.facemesh import LandmarkSpread
+from expportrait_cli.head.finer import named
+from expportrait_cli.head.fitted import blend_matrices, fitted_mesh
+from expportrait_cli.media.video import read_frame
+from expportrait_cli.progress import Progress
+
+log = logging.getLogger(__name__)
+
+STRANGER = 1.3
+"""Growth of the landmark error under a given head from which a clip seems to show someone else."""
+
+
+def fit(
+    trackings: Sequence[Tracking],
+    head: HeadModel,
+    config: FitConfig,
+    progress: Progress,
+    *,
+    driver: Tracking | None = None,
+    known: HeadFit | None = None,
+) -> HeadFit:
+    """Fit the head to a photo or a clip; further trackings of the same person take part in the identity alone.
+
+    The head's pictures are the first tracking's: a photo, or the most neutral frame of a clip. With `known`, identity
+    and static offset are taken from it and only frames are fitted. With `driver`, its identity is shared if it
+    explains the photo as well: a clip knows more of a face than a photo.
+    """
+    network = _network(config)
+    identity, identity_from = _identity(trackings, head, driver, known)
+    tracking = with_identity(trackings[0], identity, head)
+    _warn(trackings[0], tracking, config, known)
+    if network is not None and known is None:
+        clip = Clip.of(tracking, _blank(tracking, head), head, config)
+        check_axes(network, clip, neutral_frame(tracking))
+        seen = Estimates(clip, whole_patch(clip), network, plain_skin(head))
+        tracking, identity_from = with_identity(tracking, refined_identity(clip, seen), head), ""
+    start = replace(_blank(tracking, head), identity_from=identity_from)
+    # Landmarks first: the outline is compared with a face that lies where it is seen.
+    start = replace(start, frame_offset=_landmark_offset(start, head))
+    image = crop_image(read_frame(tracking.source, start.frame), Crop(*tracking.crop), CROP_SIZE)
+    matte = Matte().matte(image)
+    if known is not None:
+        # A finer mesh begins with the vertices of the plain one.
+        start = replace(start, static_offset=known.static_offset[: len(head.parts)])
+    else:
+        start = replace(start, static_offset=outline_offset(start, head, matte, config, progress))
+        if config.quality != "draft":
+            start = refined_static(start, KeyFrames.of(start, tracking, head, (image, matte), config), network, config)
+    done = _with_dynamic(start, tracking, head, config, progress, network=network, known=known)
+    return replace(done, silhouette_iou=silhouette_iou(done, named(head, done.head_model), matte))
+
+
+def _warn(own: Tracking, tracking: Tracking, config: FitConfig, known: HeadFit | None) -> None:
+    """Say what will disappoint; `tracking` is `own` with the head's identity."""
+    if config.supervision == "shading" and len(own.error) == 1:
+        log.warning("%s is one photo: shading tells nothing there, it needs frames that differ.", own.source)
+    if known is not None and tracking.error.mean() > STRANGER * own.error.mean():
+        log.warning(
+            "%s does not seem to show the person of that head: its landmarks are %.1f %% of the distance between the "
+            "eyes away, %.1f %% with an identity of their own.",
+            own.source,
+            tracking.error.mean(),
+            own.error.mean(),
+        )
+
+
+def _network(config: FitConfig) -> Estimator | None:
+    """The network that is asked for, or the best installed."""
+    if config.quality == "draft" or config.supervision == "shading":
+        return None
+    return estimator(config.supervision)
+
+
+def _identity(
+    trackings: Sequence[Tracking], head: HeadModel, driver: Tracking | None, known: HeadFit | None
+) -> tuple[Float32[np.ndarray, " K"], str]:
+    """Identity of the head, and the fingerprint of the one tracking that has it."""
+    if known is not None:
+        return known.identity, known.identity_from
+    if len(trackings) > 1:
+        return shared_identity(trackings, head), ""
+    own = trackings[0]
+    if driver is not None and is_same_person(own, driver, head):
+        own = driver
+    return own.identity, own.fingerprint
+
+
+def _blank(tracking: Tracking, head: HeadModel) -> HeadFit:
+    """The head of a tracking's most neutral frame without offsets."""
+    frame = neutral_frame(tracking)
+    zero = np.zeros((head.operator.shape[0], 3), np.float32)
+    return HeadFit(
+        source=tracking.source,
+        source_hash=tracking.source_hash,
+        frame=frame,
+        head_model=head.name,
+        size=tracking.size,
+        crop=tracking.crop,
+        focal_px=tracking.focal_px,
+        landmarks=tracking.landmarks[frame],
+        identity=tracking.identity,
+        identity_from="",
+        expression=tracking.expression[frame],
+        jaw=tracking.jaw[frame],
+        gaze=tracking.gaze[frame],
+        rotation=tracking.rotation[frame],
+        translation=tracking.translation[frame],
+        torso_rotation=torso_turns(tracking)[frame],
+        static_offset=zero,
+        frame_offset=zero,
+        silhouette_iou=0.0,
+        dynamic_vertices=np.zeros(0, np.int64),
+        dynamic_offset=np.zeros((0, 0, 3), np.float16),
+        dynamic_expression=np.zeros((0, len(head.expression_names)), np.float32),
+        dynamic_jaw=np.zeros((0, 3), np.float32),
+        dynamic_gaze=np.zeros((0, 4), np.float32),
+        dynamic_rotation=np.zeros((0, 3), np.float32),
+        dynamic_translation=np.zeros((0, 3), np.float32),
+        dynamic_loss=np.zeros((0, 2), np.float32),
+    )
+
+
+def _landmark_offset(fit: HeadFit, head: HeadModel) -> Float32[np.ndarray, "V 3"]:
+    """What the photo's landmarks say beyond identity and expression, spread over the face."""
+    verts = fitted_mesh(replace(fit, frame_offset=np.zeros_like(fit.frame_offset)), head)
+    spread = LandmarkSpread(head, fit.identity)
+    steps = landmark_steps(head, torch.from_numpy(verts[None]), fit.landmarks[None], spread, focal_px=fit.focal_px)
+    return canonical_steps(fit, head, steps[0])
+
+
+def canonical_steps(fit: HeadFit, head: HeadModel, steps_cam: Float32[np.ndarray, "V 3"]) -> Float32[np.ndarray, "V 3"]:
+    """Steps in the camera as canonical offsets: the skinning undone."""
+    return np.einsum("vji,vj->vi", blend_matrices(fit, head), steps_cam).astype(np.float32)
+
+
+def _with_dynamic(
+    fit: HeadFit,
+    tracking: Tracking,
+    head: HeadModel,
+    config: FitConfig,
+    progress: Progress,
+    *,
+    network: Estimator | None,
+    known: HeadFit | None,
+) -> HeadFit:
+    """Add what moves; in a clip of many distinct frames also what all of them share in the face."""
+    is_clip = len(tracking.error) > 1
+    if config.quality == "draft" or (network is None and not is_clip):
+        return fit
+    patch = Patch.of(head.dense_faces.numpy(), dynamic_mask(head))
+    clip = Clip.of(tracking, fit, head, config)
+    distinct = distinct_frames(tracking.rotation, tracking.expression)
+    share = face_share(distinct) if known is None else 0.0
+    weights = neutral_weights(tracking.expression, tracking.jaw)
+    if config.recenter == "mean":
+        weights = np.full(len(weights), 1 / len(weights))
+    moving = dynamic_offsets(
+        clip,
+        patch,
+        weights=weights,
+        share=share,
+        evidence=lambda field: _evidence(clip, patch, field, network, config),
+        progress=progress,
+    )
+    static = fit.static_offset.copy()
+    static[patch.vertices] += moving.static
+    fit = _recorded(replace(fit, static_offset=static), tracking, head, moving, is_clip=is_clip)
+    if config.quality != "high":
+        return fit
+    return sharpened(
+        fit,
+        tracking,
+        head,
+        patch,
+        moving,
+        weights=weights,
+        share=share,
+        evidence=lambda finer_clip, finer_patch, field: _evidence(finer_clip, finer_patch, field, network, config),
+        config=config,
+        progress=progress,
+        known=known,
+    )
+
+
+def _evidence(clip: Clip, patch: Patch, field, network: Estimator | None, config: FitConfig) -> Evidence | None:
+    """What folds are read from: a network, or the light on a clip."""
+    plain = plain_skin(clip.head)
+    if network is not None:
+        return Estimates(clip, patch, network, plain)
+    if config.supervision in ("auto", "shading"):
+        return Shading.of(clip, patch, plain, field)
+    return None
+
+
+def _recorded(fit: HeadFit, tracking: Tracking, head: HeadModel, moving: Dynamic, *, is_clip: bool) -> HeadFit:
+    """The fit with its photo's offset and, of a clip, every frame's."""
+    frame_offset = _landmark_offset(fit, head)
+    frame_offset[moving.vertices] += moving.folds(np.array([fit.frame]))[0]
+    fit = replace(fit, frame_offset=frame_offset)
+    if not is_clip:
+        return fit
+    return replace(
+        fit,
+        dynamic_vertices=moving.vertices,
+        dynamic_offset=moving.offset(),
+        dynamic_expression=tracking.expression,
+        dynamic_jaw=tracking.jaw,
+        dynamic_gaze=tracking.gaze,
+        dynamic_rotation=tracking.rotation,
+        dynamic_translation=tracking.translation,
+        dynamic_loss=moving.loss,
+    )

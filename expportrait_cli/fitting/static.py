@@ -1,0 +1,293 @@
+"""Static offset off the face: hair, clothes and shoulders, from the outline and what networks see (paper 3.1.2)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import cv2
+import numpy as np
+import scipy.sparse as sp
+import torch
+from jaxtyping import Float, Float32
+from torch import Tensor
+
+from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit, Tracking
+from expportrait_cli.config import FitConfig
+from expportrait_cli.detect.estimate import Estimator
+from expportrait_cli.detect.matte import Matte
+from expportrait_cli.fitting.clip import Clip, Rows
+from expportrait_cli.fitting.evidence import Estimates, Picture
+from expportrait_cli.fitting.losses import MagnitudeLoss, Term, descend
+from expportrait_cli.fitting.masks import dynamic_mask, ear_vertices, static_mask
+from expportrait_cli.fitting.patch import Patch, PosedPatch, Surface, limited
+from expportrait_cli.fitting.silhouette import carry_ears, fit_silhouette, hair_volume
+from expportrait_cli.geometry.camera import Camera
+from expportrait_cli.geometry.mesh import Edges, edges, vertex_normals
+from expportrait_cli.head import HeadModel, dense
+from expportrait_cli.head.facemesh import LandmarkSpread
+from expportrait_cli.head.fitted import blend_matrices, canonical_mesh, fitted_mesh
+from expportrait_cli.head.model import HEAD
+from expportrait_cli.progress import Progress
+from expportrait_cli.render.buffers import blend_silhouettes
+from expportrait_cli.render.rasterizer import rasterize
+from expportrait_cli.solve.state import distinct_rows
+
+DRAW_SIZE = 256
+STAGES = ((DRAW_SIZE, 20, 30.0), (DRAW_SIZE, 20, 10.0), (CROP_SIZE, 3, 10.0))
+"""Size of the drawing, steps, and lambda of I + lambda L, from coarse to fine: where there is more than one matte."""
+KEY_FRAMES, KEY_TURN_DEG = 6, 4.0
+"""Frames whose mattes are fitted together, and the least turn between two of them: what does not turn shows nothing
+new."""
+USUAL, DOUBTFUL = 0.005, 1.8
+"""Differences (shares of the person's area) that any matte has, and how many times the median is believed no more."""
+FAR_M = 0.03
+"""Distance from a matte's outline at which it is believed by a quarter."""
+LIMIT_M = 0.1
+"""Largest Delta g: hair and clothes that stand out further are other things."""
+PARTS = (1.0, 0.5, 0.25)
+"""Parts of a step that are tried until the outline is covered."""
+NETWORK_SLACK = 0.005
+"""Overlap with the matte that a surface within the outline is worth."""
+
+
+@dataclass(frozen=True)
+class OutlineLoss:
+    """Difference between the drawn person and the matte; its gradient is that of the edge-driven antialiasing."""
+
+    camera: Camera
+    faces: Tensor
+    edges: Edges
+    matte: Float[Tensor, "T H W"]
+    belief: Float[Tensor, "#T #H #W"] = field(default_factory=lambda: torch.ones(1, 1, 1))
+    """How far each pixel of each matte is believed, 0..1."""
+
+    def __call__(self, surface: Surface) -> Float[Tensor, " T"]:
+        """Mean absolute difference over the person's area, so that it does not depend on the crop."""
+        drawn = self._drawn(surface.verts)
+        area = self.matte.sum((1, 2)).clamp(min=1.0)
+        return (self.belief * (drawn - self.matte).abs()).sum((1, 2)) / area
+
+    def _drawn(self, verts: Float[Tensor, "T V 3"]) -> Float[Tensor, "T H W"]:
+        """Covered share of each pixel: `render_buffers` without the normals, which cost as much again."""
+        pos = self.camera.clip(verts)
+        rast = rasterize(pos, self.faces, (self.camera.height, self.camera.width))
+        return blend_silhouettes((rast[..., 3:] > 0).to(verts.dtype), rast, pos, self.edges)[..., 0]
+
+    def doubting(self, surface: Surface) -> "OutlineLoss":
+        """The same, with less belief in mattes that are off by more than most; the first weighs as all others.
+
+        Hair and clothes move, hands pass: what one frame says against all others is not the person's shape.
+        """
+        with torch.no_grad():
+            error = self(surface)
+        usual = error.median().clamp(min=USUAL)
+        # Flat up to the usual, so that a matte counts in full or not at all.
+        belief = (1 - (error / (DOUBTFUL * usual)) ** 4).clamp(min=0).square()
+        belief[0] = belief[1:].sum().clamp(min=1.0)
+        return replace(self, belief=self.belief * belief[:, None, None])
+
+
+def draw_vertices(verts: Float32[np.ndarray, "V 3"], head: HeadModel, focal_px: float, *, size: int) -> np.ndarray:
+    """Vertex that each pixel shows (the first of its triangle), -1 for background."""
+    camera = Camera.of_crop(focal_px, CROP_SIZE, size)
+    rast = rasterize(camera.clip(torch.from_numpy(verts))[None], head.dense_faces, (size, size))
+    ids = rast[0, ..., 3].numpy().astype(np.int64) - 1
+    return np.where(ids >= 0, head.dense_faces.numpy()[np.maximum(ids, 0), 0], -1)
+
+
+def outline_offset(
+    fit: HeadFit, head: HeadModel, matte: Float32[np.ndarray, "S S"], config: FitConfig, progress: Progress
+) -> Float32[np.ndarray, "V 3"]:
+    """Grow the head into the matte of its photo; exactly zero on the face."""
+    matrices = blend_matrices(fit, head)
+    parts = head.operator
+    operator = sp.csr_matrix((parts.values(), parts.col_indices(), parts.crow_indices()), parts.shape)
+    small = cv2.resize(matte, (DRAW_SIZE, DRAW_SIZE), interpolation=cv2.INTER_AREA)
+
+    def posed(offset):
+        lifted = dense(head, torch.from_numpy(offset.astype(np.float32))).numpy()
+        return fitted_mesh(replace(fit, static_offset=lifted), head)
+
+    offset = fit_silhouette(
+        small,
+        pose=posed,
+        draw=lambda verts: draw_vertices(verts, head, fit.focal_px, size=DRAW_SIZE),
+        to_canonical=matrices.transpose(0, 2, 1),
+        operator=operator,
+        coarse_faces=head.faces.numpy(),
+        pinned=_coarse_mask(dynamic_mask(head), operator),
+        ears=ear_vertices(head),
+        focal_px=fit.focal_px * DRAW_SIZE / CROP_SIZE,
+        rounds=config.rounds,
+        progress=progress,
+    )
+    lifted = dense(head, torch.from_numpy(offset.astype(np.float32))).numpy()
+    shape = canonical_mesh(fit, head, fit)
+    scalp = (head.skinning[:, HEAD] > 0.9) & (head.facial_mask < 0.1) & head.part("skin")
+    behind = hair_volume(lifted, shape.numpy(), vertex_normals(shape, head.dense_faces).numpy(), scalp.numpy())
+    lifted += carry_ears(behind - lifted, head)
+    # A hard multiplication, not a penalty: the static field of one photo is exactly zero on the face.
+    return lifted.astype(np.float32) * (1 - dynamic_mask(head))[:, None]
+
+
+def refined_offset(
+    fit: HeadFit,
+    head: HeadModel,
+    mattes: Sequence[Float32[np.ndarray, "S S"]],
+    posed: PosedPatch,
+    config: FitConfig,
+    *,
+    terms: Sequence[Term] = (),
+) -> Float32[np.ndarray, "V 3"]:
+    """Descend on the outline itself, seen through antialiased edges, in all given frames at once.
+
+    `posed` is the patch of `static_patch` in these frames with the static offset of `fit` in it; the head's own frame
+    comes first. `terms` are what a network says of them.
+    """
+    patch = posed.patch
+    is_photo = len(mattes) == 1 and not terms
+    field = torch.zeros(1, len(patch.vertices), 3)
+    photo = (DRAW_SIZE, config.descent.outline_steps, config.descent.outline_smoothness)
+    for size, steps, smoothness in [photo] if is_photo else STAGES:
+        loss = outline_loss(posed, mattes, size)
+        if len(mattes) > 1:
+            loss = loss.doubting(posed.moved(field))
+        field, _ = descend(
+            field,
+            posed.moved,
+            [loss, MagnitudeLoss(config.weights.static_per_mm2), *terms],
+            patch.preconditioner(smoothness),
+            iterations=steps,
+            rate=config.descent.outline_rate_m,
+        )
+    offset = fit.static_offset.copy()
+    offset[patch.vertices] += (field[0] * patch.mask[:, None]).numpy()
+    if is_photo:
+        return offset
+    return offset * np.minimum(1, LIMIT_M / np.maximum(np.linalg.norm(offset, axis=1, keepdims=True), LIMIT_M))
+
+
+def outline_loss(posed: PosedPatch, mattes: Sequence[Float32[np.ndarray, "S S"]], size: int) -> OutlineLoss:
+    """The loss on mattes drawn `size` px wide; of several, what lies far from the outline of one is hardly believed."""
+    small = np.stack([cv2.resize(matte, (size, size), interpolation=cv2.INTER_AREA) for matte in mattes])
+    loss = OutlineLoss(
+        Camera.of_crop(posed.focal_px, CROP_SIZE, size),
+        posed.patch.faces,
+        edges(posed.patch.faces),
+        torch.from_numpy(small),
+    )
+    if len(mattes) == 1:
+        return loss
+    away_px = np.stack([_outline_distance(matte) for matte in small]) * CROP_SIZE / size
+    away_m = away_px / posed.focal_px * float(posed.verts[..., 2].mean())
+    return replace(loss, belief=torch.from_numpy((1 / (1 + (away_m / FAR_M) ** 2) ** 2).astype(np.float32)))
+
+
+def _outline_distance(matte: Float32[np.ndarray, "H W"]) -> Float32[np.ndarray, "H W"]:
+    """Distance of each pixel from the outline of the matte, px; the picture's border is none."""
+    inside = (matte > 0.5).astype(np.uint8)
+    return np.maximum(*(cv2.distanceTransform(side, cv2.DIST_L2, 3) for side in (inside, 1 - inside)))
+
+
+def static_patch(head: HeadModel) -> Patch:
+    """Everything that the static offset of one photo may move."""
+    return Patch.of(head.dense_faces.numpy(), static_mask(head, 0.0))
+
+
+@dataclass(frozen=True)
+class KeyFrames:
+    """Frames that the static offset is fitted to together; the head's own comes first."""
+
+    tracking: Tracking
+    head: HeadModel
+    rows: Rows
+    pictures: Sequence[Picture]
+    mattes: Sequence[Float32[np.ndarray, "S S"]]
+    offset: Float32[np.ndarray, "R P 3"]
+    """What the landmarks of each say beyond identity and expression, on `static_patch`."""
+
+    @classmethod
+    def of(
+        cls, fit: HeadFit, tracking: Tracking, head: HeadModel, own: tuple[Picture, np.ndarray], config: FitConfig
+    ) -> "KeyFrames":
+        """Choose them by their turns; `own` are picture and matte of the fit's frame.
+
+        The face is held, and expressions move little else, so that only turns show more of the outline.
+        """
+        clip = Clip.of(tracking, fit, head)
+        seen = clip.tracked()
+        least = np.radians(KEY_TURN_DEG)
+        others = seen[distinct_rows(tracking.rotation[seen], KEY_FRAMES - 1, least=least)]
+        others = others[np.linalg.norm(tracking.rotation[others] - fit.rotation, axis=1) > least]
+        pictures = list(clip.crops(others)) if len(others) else []
+        rows, patch = np.r_[np.int64(fit.frame), others], static_patch(head)
+        offset = limited(
+            clip.landmark_offsets(rows, patch, LandmarkSpread(head, fit.identity)), config.descent.dynamic_limit_m
+        )
+        offset[0] = fit.frame_offset[patch.vertices]
+        mattes = [own[1], *map(Matte().matte, pictures)]
+        return cls(tracking, head, rows, [own[0], *pictures], mattes, offset)
+
+    def own(self) -> "KeyFrames":
+        """The head's own frame alone."""
+        first = {name: getattr(self, name)[:1] for name in ("rows", "pictures", "mattes", "offset")}
+        return replace(self, **first)
+
+    def posed(self, fit: HeadFit) -> tuple[Float32[Tensor, "R V 3"], PosedPatch]:
+        """The head in every frame: all of it, and what the static offset may move."""
+        return Clip.of(self.tracking, fit, self.head).pose(self.rows, static_patch(self.head), self.offset)
+
+    def overlaps(self, fit: HeadFit) -> Float[np.ndarray, " R"]:
+        """Overlap of head and matte in every frame."""
+        verts = self.posed(fit)[0].numpy()
+        return np.array([_iou(*each, self.head, fit.focal_px) for each in zip(verts, self.mattes, strict=True)])
+
+    def towards(self, fit: HeadFit, offset: Float32[np.ndarray, "V 3"], slack: float = 0.0) -> HeadFit:
+        """The fit with as much of a new static offset as covers the mattes: the own one no worse, and their mean."""
+        before = self.overlaps(fit)
+        for part in PARTS:
+            moved = fit.static_offset + np.float32(part) * (offset - fit.static_offset)
+            better = replace(fit, static_offset=moved)
+            after = self.overlaps(better)
+            if after[0] >= before[0] - slack and after.mean() >= before.mean() - slack:
+                return better
+        return fit
+
+
+def refined_static(fit: HeadFit, frames: KeyFrames, network: Estimator | None, config: FitConfig) -> HeadFit:
+    """Bring the outline onto the fit's own matte, then onto those of key frames, then onto what a network sees.
+
+    Each is taken as far as the mattes are covered no worse.
+    """
+    head, own = frames.head, frames.own()
+    better = replace(fit, static_offset=refined_offset(fit, head, own.mattes, own.posed(fit)[1], config))
+    fit = max(fit, better, key=lambda each: silhouette_iou(each, head, own.mattes[0]))
+    if len(frames.rows) > 1:
+        shared = replace(fit, static_offset=refined_offset(fit, head, frames.mattes, frames.posed(fit)[1], config))
+        # Hair and clothes have moved between the frames: the head's own picture has the last word.
+        fit = frames.towards(fit, refined_offset(shared, head, own.mattes, own.posed(shared)[1], config))
+    if network is None:
+        return fit
+    verts, posed = frames.posed(fit)
+    clip, believed = Clip.of(frames.tracking, fit, head, config), static_mask(head, 0.0) > 0
+    terms = Estimates(clip, posed.patch, network, believed, config.weights.static_estimates).terms(
+        frames.pictures, verts
+    )
+    return frames.towards(fit, refined_offset(fit, head, frames.mattes, posed, config, terms=terms), NETWORK_SLACK)
+
+
+def _coarse_mask(mask: Float32[np.ndarray, " V"], operator: sp.csr_matrix) -> Float[np.ndarray, " N"]:
+    """A mask of the dense vertices on the coarse ones: 1 where most of what a vertex moves is inside."""
+    return np.asarray((operator.T @ mask) / np.maximum(operator.T @ np.ones_like(mask), 1e-9) > 0.5, float)
+
+
+def silhouette_iou(fit: HeadFit, head: HeadModel, matte: Float32[np.ndarray, "S S"]) -> float:
+    """Overlap of the posed head and the matte."""
+    return _iou(fitted_mesh(fit, head), matte, head, fit.focal_px)
+
+
+def _iou(
+    verts: Float32[np.ndarray, "V 3"], matte: Float32[np.ndarray, "S S"], head: HeadModel, focal_px: float
+) -> float:
+    drawn = draw_vertices(verts, head, focal_px, size=CROP_SIZE) >= 0
+    person = matte > 0.5
+    return float((drawn & person).sum() / max((drawn | person).sum(), 1))

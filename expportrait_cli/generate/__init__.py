@@ -1,1 +1,0 @@
-from expportrait_cli.generate.stage import generate as generate

@@ -1,0 +1,1 @@
+from expportrait_cli.painting.stage import paint as paint

@@ -1,0 +1,201 @@
+"""The proxy film: the photo's layers, moved by the posed mesh.
+
+Inside the person the mesh says where every pixel of the photo goes; around it a diffused field carries hair and
+shoulders along, so that the outline of the photo lands on the outline of the posed mesh. The mouth's inside and the
+eyeballs are layers of their own.
+"""
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, UInt8
+
+from expportrait_cli.geometry.rotations import similarity
+from expportrait_cli.head import HeadModel
+from expportrait_cli.head.facemesh import lid_travel
+from expportrait_cli.head.fitted import Bones
+from expportrait_cli.painting.proxy.layers import (
+    DEPTH_SLACK_M,
+    NONE,
+    STILL_PX,
+    Layers,
+    diffuse,
+    draw,
+    parts_drawn,
+    triangle_ids,
+    triangle_parts,
+)
+from expportrait_cli.painting.proxy.lids import Lid
+from expportrait_cli.painting.proxy.mouth import InnerLayers
+from expportrait_cli.render.rasterizer import interpolate
+
+SKIN = 0
+NO_MAP = np.empty(0)
+"""The second map that `remap` does not need when the first has two channels."""
+HAIR_DEPTH_M = -0.08
+"""Depth in the head frame at which hair beyond the mesh is taken to lie: behind the ears."""
+FADE_FACES = 0.35
+"""Distance from the mesh, in face heights, over which its motion fades into the far field's."""
+BARE_FACES = (0.03, 0.08)
+"""Motions, in face heights, between which the safe plate takes over from the close one."""
+SITS_FACES = (0.9, 2.2)
+"""Face heights below the chin over which motion ends: what shoulders do says little of arms and lap."""
+RIM = (0.03, 0.12, 7.0)
+"""Least and added width of what may lie outside the mesh, in face heights, and the turn (deg) that takes the added
+part away: when the head turns, hair that was beside it goes behind it."""
+
+
+def mix(
+    first: UInt8[np.ndarray, "H W 3"], second: UInt8[np.ndarray, "H W 3"], share: Float32[np.ndarray, "H W"]
+) -> UInt8[np.ndarray, "H W 3"]:
+    """Mix two pictures; `share` is the second's."""
+    return cv2.blendLinear(first, second, 1 - share, share)
+
+
+class Compositor:
+    """Paint frames from a prepared photo: one call a frame, the same input always the same frame."""
+
+    def __init__(
+        self,
+        layers: Layers,
+        head: HeadModel,
+        reference: Bones,
+        seam: Float[np.ndarray, " 3"],
+        *,
+        face_height_px: float,
+        chin_y_px: float,
+    ):
+        """`seam` is where the person's closed lips meet, in the head frame."""
+        self.layers, self.head, self.reference = layers, head, reference
+        self.inner = InnerLayers(layers, head, reference, seam)
+        self.faces = head.dense_faces.int()
+        self.face_height_px, self.chin_y_px = face_height_px, chin_y_px
+        height, width = layers.alpha.shape
+        self.grid = np.stack(np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5), -1).astype(np.float32)
+        half_y, half_x = (height + 1) // 2, (width + 1) // 2
+        half = np.stack(np.meshgrid(np.arange(half_x) * 2 + 1.0, np.arange(half_y) * 2 + 1.0), -1)
+        self.half_grid = half.astype(np.float32)
+        down = np.clip((self.half_grid[..., 1:] - chin_y_px) / (0.5 * face_height_px), 0, 1)
+        self.half_down = (down * down * (3 - 2 * down)).astype(np.float32)
+        self.below = np.clip((self.grid[..., 1] - chin_y_px) / np.float32(0.3 * face_height_px), 0, 1)
+        start, end = (chin_y_px + f * face_height_px for f in SITS_FACES)
+        sits = np.clip((self.grid[..., 1:] - start) / (end - start), 0, 1)
+        self.moves = (1 - sits * sits * (3 - 2 * sits)).astype(np.float32)
+        self.triangle_part = triangle_parts(head)
+        self.lids = [Lid(layers, head, travel, side) for side, travel in enumerate(lid_travel(head)) if travel.any()]
+        self.attributes = torch.from_numpy(
+            np.c_[layers.xy, layers.depth, layers.cosine, layers.colour].astype(np.float32)
+        )[None]
+        ring = np.linspace(0, 2 * np.pi, 8, endpoint=False)
+        self.head_ring = np.c_[0.09 * np.cos(ring), 0.11 * np.sin(ring) + 0.02, np.full(8, HAIR_DEPTH_M)]
+        self.torso_ring = np.c_[0.17 * np.cos(ring), 0.08 * np.sin(ring) - 0.12, np.full(8, -0.02)]
+
+    def frame(
+        self, verts_cam: Float32[np.ndarray, "V 3"], bones: Bones
+    ) -> tuple[UInt8[np.ndarray, "H W 3"], Float32[np.ndarray, "H W"]]:
+        """Paint one frame from the posed vertices, and say how far each pixel is a guess (`Sketch.guess`)."""
+        layers = self.layers
+        rast = draw(verts_cam, self.faces, layers.camera)
+        part = parts_drawn(rast, self.triangle_part)
+        skin, bare = part == SKIN, (part == NONE).astype(np.uint8)
+        source = interpolate(self.attributes, rast, self.faces)[0].numpy()
+        seen = self._seen(skin, source)
+        away = cv2.distanceTransform(bare, cv2.DIST_L2, 3)
+        step = self._step(skin, source, seen, away, bones)
+        field = self.grid + step
+        # Remap samples at integer centres: half a pixel off would soften and shift the whole film.
+        field -= 0.5
+        alpha = cv2.remap(layers.alpha, field, NO_MAP, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        turned = self._turned(bones)
+        alpha = self._rim(alpha, bare, away, turned)
+        person = cv2.remap(layers.foreground, field, NO_MAP, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+        unfolded = [lid.unfolded(verts_cam) for lid in self.lids]
+        hidden = np.maximum((1 - cv2.blur(seen, (5, 5))) * turned, self._lid_skin(unfolded, rast)) * skin
+        if hidden.any():
+            person = mix(person, np.clip(source[..., 4:] + 0.5, 0, 255).astype(np.uint8), hidden)
+        moved = cv2.magnitude(step[..., 0], step[..., 1])
+        frame = mix(self._behind(moved), person, alpha)
+        low, high = STILL_PX
+        # Where nothing moves by a pixel the photo itself is the best picture.
+        moves = cv2.blur(np.clip((moved - low) / (high - low), 0, 1), (5, 5))
+        frame = mix(layers.photo, frame, moves)
+        # Skin, and background, that the photo hides; and outlines, where the matte is a guess.
+        bared = (1 - alpha) * layers.alpha
+        guess = (moves * np.maximum(np.maximum(hidden, bared), 4 * alpha * (1 - alpha))).astype(np.float32)
+        self.inner.paint(frame, guess, bones, rast, part, source)
+        for lid in self.lids:
+            lid.paint_lashes(frame, verts_cam)
+        return frame, guess
+
+    def _seen(self, skin, source):
+        """How well the photo shows the skin that each pixel shows: 0 hidden or grazing, 1 facing the camera."""
+        at = source[..., :2] - 0.5
+        nearest = cv2.remap(self.layers.zbuffer, at, NO_MAP, cv2.INTER_NEAREST, borderMode=cv2.BORDER_REPLICATE)
+        facing = np.clip((source[..., 3] - 0.08) / 0.2, 0, 1)
+        return facing * (source[..., 2] < nearest + DEPTH_SLACK_M) * skin
+
+    def _step(self, skin, source, seen, away, bones):
+        """From each pixel to where in the photo it comes from, px."""
+        own = source[..., :2] - self.grid
+        # Half the resolution is enough for what is smooth by construction.
+        height, width = seen.shape
+        half = (self.half_grid.shape[1], self.half_grid.shape[0])
+        weight = cv2.resize(seen, half, interpolation=cv2.INTER_AREA)
+        carried = cv2.resize(cv2.merge([own[..., 0] * seen, own[..., 1] * seen]), half, interpolation=cv2.INTER_AREA)
+        far = self._far(bones)
+        beyond = diffuse(carried / np.maximum(weight, 1e-3)[..., None] - far, weight)
+        reach = cv2.resize(away, half, interpolation=cv2.INTER_AREA) / (FADE_FACES * self.face_height_px)
+        beyond = far + beyond * np.exp(-(reach**2))[..., None]
+        step = cv2.resize(beyond, (width, height), interpolation=cv2.INTER_LINEAR)
+        step += (seen * skin)[..., None] * (own - step)
+        step *= self.moves
+        return step
+
+    def _behind(self, moved):
+        """The background: the photo's own as far as the motion is too small to bare what mattes miss."""
+        low, high = (f * self.face_height_px for f in BARE_FACES)
+        safe = cv2.blur(np.clip((moved - low) / (high - low), 0, 1), (9, 9))
+        return mix(self.layers.close_plate, self.layers.plate, safe)
+
+    def _lid_skin(self, unfolded, rast):
+        """How far each pixel shows skin of a lid that the photo has folded away."""
+        share = np.zeros(len(self.triangle_part), np.float32)
+        for lid, own in zip(self.lids, unfolded, strict=True):
+            share[lid.triangles] = own
+        if not share.any():
+            return np.float32(0)
+        ids = triangle_ids(rast)
+        return cv2.blur(np.where(ids >= 0, share[np.maximum(ids, 0)], 0).astype(np.float32), (3, 3))
+
+    def _far(self, bones):
+        """Steps beyond the mesh at half the resolution: the hair's above, the torso's below."""
+        maps = []
+        for ring, now, then in (
+            (self.head_ring, bones.head, self.reference.head),
+            (self.torso_ring, bones.torso, self.reference.torso),
+        ):
+            maps.append(similarity(self._project(ring, now), self._project(ring, then)))
+        above, below = (cv2.transform(self.half_grid, m.astype(np.float32)) for m in maps)
+        return above + self.half_down * (below - above) - self.half_grid
+
+    def _project(self, points, bone):
+        camera = self.layers.camera
+        cam = points @ bone[:, :3].T + bone[:, 3]
+        return cam[:, :2] / cam[:, 2:] * camera.focal_px + [camera.cx, camera.cy]
+
+    def _turned(self, bones):
+        """0 for a head that faces as in the photo, 1 for one that shows what the photo does not."""
+        turn = bones.head[:, :3] @ self.reference.head[:, :3].T
+        angle = np.degrees(np.arccos(np.clip(turn[2, 2], -1, 1)))
+        return 1 - float(np.exp(-((angle / RIM[2]) ** 2)))
+
+    def _rim(self, alpha, bare, away, turned):
+        """Let the posed mesh, not the photo's matte, say where a turned head ends."""
+        least, added, _ = RIM
+        limit = self.face_height_px * (least + added * (1 - turned))
+        cut = np.clip((limit - away) / (0.02 * self.face_height_px) + 1, 0, 1)
+        alpha = alpha * np.maximum(cut, self.below)
+        if turned < 0.02:
+            return alpha
+        covered = cv2.GaussianBlur(1 - cv2.dilate(bare, np.ones((3, 3), np.uint8)).astype(np.float32), (0, 0), 1.0)
+        return np.maximum(alpha, covered * turned * (1 - self.below))

@@ -1,0 +1,228 @@
+"""What a painter sees of a film, and what a painter is."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import Float32, UInt8
+
+from expportrait_cli.artifacts.meshes import Meshes
+from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit
+from expportrait_cli.config import GenerateConfig
+from expportrait_cli.detect.crop import Crop, crop_image
+from expportrait_cli.detect.matte import Matte
+from expportrait_cli.geometry.camera import Camera
+from expportrait_cli.geometry.mesh import Edges, edges
+from expportrait_cli.head import HeadModel, landmark_model
+from expportrait_cli.head.facemesh import CHIN, FOREHEAD, LIP_PAIRS
+from expportrait_cli.head.fitted import Bones, fitted_mesh, person_joints, photo_curves
+from expportrait_cli.media.video import read_frame
+from expportrait_cli.painting.proxy.compositor import Compositor
+from expportrait_cli.painting.proxy.layers import prepare
+from expportrait_cli.render.buffers import Buffers, render_buffers
+
+
+@dataclass(frozen=True)
+class Still:
+    """The photo on the canvas of the film, and the head that was fitted to it."""
+
+    photo: UInt8[np.ndarray, "H W 3"]
+    normals: Float32[np.ndarray, "H W 3"]
+    """N^R: x right, y up, z to the viewer; zero where there is no head."""
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """One frame as the proxy film has it, and the posed head in it."""
+
+    proxy: UInt8[np.ndarray, "H W 3"]
+    guess: Float32[np.ndarray, "H W"]
+    """How far the proxy made a pixel up: 0 where it shows the photo's, 1 where the photo had nothing to show."""
+    draw: Callable[[], Buffers]
+    """Draws the posed head, for those who ask."""
+
+    @property
+    def normals(self) -> Float32[np.ndarray, "H W 3"]:
+        """N^D, as N^R."""
+        return self._buffers.normals[0].numpy()
+
+    @property
+    def depth(self) -> Float32[np.ndarray, "H W"]:
+        """Distance along the optical axis, m; zero where there is no head."""
+        return self._buffers.depth[0].numpy()
+
+    @cached_property
+    def _buffers(self) -> Buffers:
+        return self.draw()
+
+
+Sketches = Callable[[int], Iterator[Sketch]]
+"""The frames from a given one on to the end of the film, made as they are asked for."""
+
+
+@runtime_checkable
+class Painter(Protocol):
+    """Makes frames of one film; memory must not grow with its length."""
+
+    @property
+    def name(self) -> str:
+        """As in `GenerateConfig.backend`."""
+        ...
+
+    def paint(
+        self, still: Still, sketches: Sketches, *, start: int, count: int, keep: Path | None = None
+    ) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
+        """Yield the frames from `start` on of a film of `count`.
+
+        They are the same whatever `start` is: a painter that looks at frames before it asks for them, or finds in the
+        folder `keep` what it left there when it painted them.
+        """
+        ...
+
+
+class ProxyPainter:
+    """The proxy film as it is."""
+
+    name = "proxy"
+
+    def paint(
+        self, still: Still, sketches: Sketches, *, start: int, count: int, keep: Path | None = None
+    ) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
+        """Yield the proxy's frames."""
+        return (sketch.proxy for sketch in sketches(start))
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """Pixels that are painted, and how the photo's crop lies in them."""
+
+    photo: UInt8[np.ndarray, "H W 3"]
+    alpha: Float32[np.ndarray, "H W"]
+    camera: Camera
+    scale: float
+    """Canvas px for one px of the crop."""
+    corner: tuple[float, float]
+    """Crop's corner on the canvas, px."""
+
+
+def crop_canvas(image: UInt8[np.ndarray, "H W 3"], fit: HeadFit, size: int) -> Canvas:
+    """The photo's crop at `size` pixels."""
+    crop = Crop(*fit.crop)
+    alpha = Matte().matte(crop_image(image, crop, CROP_SIZE))
+    if size != CROP_SIZE:
+        alpha = cv2.resize(alpha, (size, size), interpolation=cv2.INTER_LINEAR)
+    camera = Camera.of_crop(fit.focal_px, CROP_SIZE, size)
+    return Canvas(crop_image(image, crop, size), alpha, camera, size / CROP_SIZE, (0.0, 0.0))
+
+
+def photo_canvas(image: UInt8[np.ndarray, "H W 3"], fit: HeadFit, size: int) -> Canvas:
+    """The whole photo, so scaled that the crop has at most `size` pixels; the matte of the crop wins inside it."""
+    height, width = image.shape[:2]
+    crop = Crop(*fit.crop)
+    shrink = min(1.0, size / crop.side)
+    shape = (max(round(width * shrink), 2), max(round(height * shrink), 2))
+    photo = image if shrink == 1.0 else cv2.resize(image, shape, interpolation=cv2.INTER_AREA)
+    scale = shrink * crop.side / CROP_SIZE
+    corner = (crop.left * shrink, crop.top * shrink)
+    whole = _square_matte(photo)
+    inner = Matte().matte(crop_image(image, crop, CROP_SIZE))
+    alpha = _merge(whole, inner, scale, corner)
+    camera = Camera(fit.focal_px * scale, corner[0] + CROP_SIZE / 2 * scale, corner[1] + CROP_SIZE / 2 * scale, *shape)
+    return Canvas(photo, alpha, camera, scale, corner)
+
+
+def _square_matte(photo):
+    """Matte of the whole photo, read through the smallest square around it."""
+    height, width = photo.shape[:2]
+    side = max(height, width)
+    square = Crop(round((width - side) / 2), round((height - side) / 2), side)
+    k = CROP_SIZE / side
+    matte = Matte().matte(crop_image(photo, square, CROP_SIZE))
+    x, y = np.meshgrid(np.arange(width) + 0.5 - square.left, np.arange(height) + 0.5 - square.top)
+    return cv2.remap(matte, (x * k - 0.5).astype(np.float32), (y * k - 0.5).astype(np.float32), cv2.INTER_LINEAR)
+
+
+def _merge(whole, inner, scale, corner):
+    """Put the crop's finer matte over the whole one, with a soft seam at the crop's border."""
+    height, width = whole.shape
+    x, y = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
+    x, y = ((x - corner[0]) / scale).astype(np.float32), ((y - corner[1]) / scale).astype(np.float32)
+    fine = cv2.remap(inner, x - 0.5, y - 0.5, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    edge = np.minimum(np.minimum(x, CROP_SIZE - x), np.minimum(y, CROP_SIZE - y))
+    weight = np.clip(edge / 24, 0, 1)
+    return (fine * weight + whole * (1 - weight)).astype(np.float32)
+
+
+UPPER_LIP, LOWER_LIP = LIP_PAIRS[0]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One person's head, their photo, and the meshes that say how it moves."""
+
+    fit: HeadFit
+    meshes: Meshes
+    head: HeadModel
+    whole: UInt8[np.ndarray, "H W 3"]
+    """The photo as it is,"""
+    canvas: Canvas
+    """and what of it the film shows."""
+
+    @classmethod
+    def of(cls, fit: HeadFit, meshes: Meshes, head: HeadModel, config: GenerateConfig) -> "Scene":
+        """Read the photo."""
+        photo = read_frame(fit.source, fit.frame)
+        make = photo_canvas if config.paste_back else crop_canvas
+        return cls(fit, meshes, head, photo, make(photo, fit, config.size))
+
+    @property
+    def still(self) -> Still:
+        """The photo and its normals."""
+        return Still(self.canvas.photo, self._buffers(fitted_mesh(self.fit, self.head)).normals[0].numpy())
+
+    def sketches(self, start: int) -> Iterator[Sketch]:
+        """Frames from `start` on, painted by the compositor."""
+        for index, verts in enumerate(self.meshes.frames(start), start):
+            proxy, guess = self._compositor.frame(verts, self._bones(index))
+            yield Sketch(proxy, guess, partial(self._buffers, verts))
+
+    def _bones(self, index: int) -> Bones:
+        return Bones.of(self._joints, self.meshes.curves, index)
+
+    def _buffers(self, verts: Float32[np.ndarray, "V 3"]) -> Buffers:
+        return render_buffers(
+            torch.from_numpy(np.ascontiguousarray(verts))[None],
+            self.head.dense_faces,
+            self.canvas.camera,
+            edges=self._edges,
+        )
+
+    @cached_property
+    def _edges(self) -> Edges:
+        return edges(self.head.dense_faces)
+
+    @cached_property
+    def _joints(self):
+        return person_joints(self.fit, self.head).numpy()
+
+    @cached_property
+    def _compositor(self) -> Compositor:
+        fit, head, canvas = self.fit, self.head, self.canvas
+        layers = prepare(canvas.photo, canvas.alpha, fitted_mesh(fit, head), head, canvas.camera)
+        points = fit.landmarks * canvas.scale + np.array(canvas.corner)
+        model = landmark_model(head)
+        lips = (model.template + model.identity @ fit.identity)[[UPPER_LIP, LOWER_LIP]]
+        reference = Bones.of(self._joints, photo_curves(fit, head), 0)
+        return Compositor(
+            layers,
+            head,
+            reference,
+            lips.mean(0),
+            face_height_px=float(np.linalg.norm(points[CHIN] - points[FOREHEAD])),
+            chin_y_px=float(points[CHIN, 1]),
+        )

@@ -1,0 +1,222 @@
+"""A base for the generator: from a folder of diffusers', or from files in Wan's own names."""
+
+import logging
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from expportrait_cli.errors import OutputError, UsageError, WeightsError
+from expportrait_cli.painting.wan import manifest as facts
+from expportrait_cli.painting.wan.encoders import IMAGE_ENCODER, encoder_for, find_image_encoder
+from expportrait_cli.painting.wan.folder import SHARD, atomic_folder, copy_model, load_folder, load_transformer
+from expportrait_cli.painting.wan.portrait import HEAD_DIM, TEXT_TOKENS, WanPortrait, base_of, from_original
+
+PROMPT_TEXT = (
+    "A portrait video of a person who is talking, with natural facial expressions, in front of a still camera."
+)
+"""The one prompt: what the film shows is said by photo and normals."""
+TOKENIZER, TEXT_ENCODER = "tokenizer", "text_encoder"
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A base that was found."""
+
+    folder: Path
+    origin: dict[str, str]
+    """Repository, revision and licence, as far as they are known."""
+
+    @property
+    def vae(self) -> Path:
+        """Folder of its autoencoder."""
+        if self.is_generator:
+            return self.folder / facts.read_manifest(self.folder).vae
+        return self.folder / facts.VAE
+
+    @property
+    def image_encoder(self) -> Path | None:
+        """Folder of the CLIP whose tokens its transformer reads, if there is one."""
+        return find_image_encoder(self.folder)
+
+    @property
+    def is_generator(self) -> bool:
+        """Whether it was trained by this tool."""
+        return (self.folder / facts.FILE).is_file()
+
+
+def find_base(name: str) -> BaseModel:
+    """Find a folder, or a repository in Hugging Face's cache. Nothing is downloaded.
+
+    Raises:
+        WeightsError: neither is there, or it is no Wan in the form of diffusers.
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        folder = _cached(name)
+        found = BaseModel(folder, {"repo": name, "revision": folder.name, "license": licence(folder)})
+    elif (folder / facts.FILE).is_file():
+        found = BaseModel(folder, dict(facts.read_manifest(folder).origin))
+    else:
+        found = BaseModel(folder, {"repo": folder.resolve().name, "revision": "", "license": licence(folder)})
+    for part in (facts.TRANSFORMER, *(() if found.is_generator else (facts.VAE,))):
+        if not (folder / part / "config.json").is_file():
+            raise WeightsError(
+                f"{folder} has no {part}/config.json: expected a Wan as diffusers keeps it, such as "
+                "Wan-AI/Wan2.1-T2V-1.3B-Diffusers."
+            )
+    return found
+
+
+def _cached(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError):
+        raise WeightsError(
+            f"{name} is no folder, and is not in Hugging Face's cache. Download it with `hf download {name}`, or name "
+            "a folder."
+        ) from None
+
+
+def licence(folder: Path) -> str:
+    """What a repository's page says of its licence."""
+    page = folder / "README.md"
+    text = page.read_text("utf-8", errors="replace") if page.is_file() else ""
+    head = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
+    found = re.search(r"^license:\s*(\S+)", head[1], re.MULTILINE) if head else None
+    return found[1] if found else "unknown"
+
+
+def check_hint(base: BaseModel, has_hint: bool) -> None:
+    """Raise UsageError if `base` was trained with the proxy film and is to be trained without, or the reverse."""
+    if base.is_generator and facts.read_manifest(base.folder).has_hint != has_hint:
+        told = "takes no proxy film: leave out" if has_hint else "takes the proxy film as well: add"
+        raise UsageError(f"{base.folder} {told} `hint`, or name another base.")
+
+
+def fresh_portrait(base: BaseModel, *, has_hint: bool = False, dtype: torch.dtype = torch.float32) -> WanPortrait:
+    """A generator to train: a widened base, or an earlier generator. New parts are torch's next random numbers.
+
+    An earlier generator has a hint if it was trained with one, whatever `has_hint` is: see `check_hint`.
+
+    Raises:
+        WeightsError: a part of the base is missing or is none.
+    """
+    if base.is_generator:
+        return load_folder(base.folder, dtype=dtype).portrait.requires_grad_(True)
+    transformer = load_transformer(base.folder / facts.TRANSFORMER, dtype)
+    portrait = WanPortrait.from_base(transformer, prompt_embeds(base.folder), has_hint=has_hint)
+    portrait.image_encoder = base.image_encoder
+    return portrait
+
+
+def prompt_embeds(folder: Path) -> Float[Tensor, "L D"]:
+    """What the base's text encoder says of the prompt: from a file, or asked of it, which takes its memory once.
+
+    Raises:
+        WeightsError: there is neither.
+    """
+    path = folder / facts.PROMPT
+    if path.is_file():
+        tensors = facts.read_tensors(path)
+        if "prompt_embeds" not in tensors or tensors["prompt_embeds"].ndim != 2:
+            raise WeightsError(f"{path} holds no prompt_embeds of tokens by numbers. Remove or replace it.")
+        return tensors["prompt_embeds"].float()
+    if not all((folder / part).is_dir() for part in (TOKENIZER, TEXT_ENCODER)):
+        raise WeightsError(
+            f"{folder} has neither {facts.PROMPT} nor {TOKENIZER}/ and {TEXT_ENCODER}/, which say what the prompt "
+            "means. Download the whole repository."
+        )
+    return _encoded(folder, PROMPT_TEXT)
+
+
+def _encoded(folder: Path, text: str) -> Float[Tensor, "L D"]:
+    from transformers import AutoTokenizer, UMT5EncoderModel
+    from transformers.utils import logging
+
+    # Its own bars would run through the tool's.
+    logging.disable_progress_bar()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder / TOKENIZER), local_files_only=True)
+        encoder = UMT5EncoderModel.from_pretrained(
+            str(folder / TEXT_ENCODER), dtype=torch.bfloat16, use_safetensors=True, local_files_only=True
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        said = " ".join(str(error).split())[:160]
+        raise WeightsError(f"{folder} holds no umT5 text encoder in safetensors files: {said}") from error
+    # As in training and sampling of Wan: padded when it is encoded, and the padding thrown away.
+    tokens = tokenizer(text, padding="max_length", max_length=TEXT_TOKENS, truncation=True, return_tensors="pt")
+    mask = tokens["attention_mask"]
+    with torch.inference_mode():
+        states = encoder(tokens["input_ids"], attention_mask=mask).last_hidden_state[0]
+    return states[: int(mask.sum())].float().clone()
+
+
+log = logging.getLogger(__name__)
+
+WHOLE = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def convert(original: Path, folder: Path, parts: BaseModel | None, *, head_dim: int = HEAD_DIM) -> dict[str, Any]:
+    """Write `folder`, in full or not at all; what it holds.
+
+    Beside the transformer go the autoencoder, the prompt and the image encoder of `parts`, without which no film can
+    be painted or learned from.
+
+    Raises:
+        OutputError: there is something in the folder's place.
+        UsageError: a file of a kind that can hold code.
+        WeightsError: no Wan T2V or I2V that this tool knows, or `parts` of another model.
+    """
+    if original.suffix != ".safetensors":
+        raise UsageError(f"{original} is no .safetensors file, and other kinds can hold code. Download that kind.")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise OutputError(f"{folder} exists and is not empty. Name a new folder with -o.")
+    transformer = from_original(original, head_dim=head_dim)
+    base = base_of(transformer)
+    _check_numbers(transformer, original)
+    with atomic_folder(folder) as partial:
+        transformer.save_pretrained(partial / facts.TRANSFORMER, max_shard_size=SHARD)
+        if parts is not None:
+            _add(parts, transformer, partial)
+        held = sorted(path.stem for path in partial.iterdir())
+    if parts is None:
+        log.warning(
+            "%s holds the transformer alone. To train or paint with it name a Wan in the form of diffusers, whose "
+            "autoencoder and prompt go along: `parts` Wan-AI/Wan2.1-T2V-1.3B-Diffusers.",
+            folder,
+        )
+    return {"base": base, "layers": transformer.config["num_layers"], "parts": held}
+
+
+def _check_numbers(transformer: WanTransformer3DModel, original: Path) -> None:
+    others = sorted({str(p.dtype).removeprefix("torch.") for p in transformer.parameters() if p.dtype not in WHOLE})
+    if others:
+        raise WeightsError(
+            f"{original} holds numbers of {' and '.join(others)}, expected float32, bfloat16 or float16: take the file "
+            "that was not quantised. `quantize` does that when painting."
+        )
+
+
+def _add(parts: BaseModel, transformer: WanTransformer3DModel, folder: Path) -> None:
+    prompt, width = prompt_embeds(parts.folder), transformer.config["text_dim"]
+    if prompt.shape[1] != width:
+        raise WeightsError(
+            f"The prompt of {parts.folder} is {prompt.shape[1]} numbers a token, and the transformer reads {width}. "
+            "Name the parts of the model that the file was made from."
+        )
+    encoder = encoder_for(transformer.config["image_dim"], parts.folder / IMAGE_ENCODER)
+    save_file({"prompt_embeds": prompt}, folder / facts.PROMPT)
+    copy_model(parts.vae, folder / facts.VAE)
+    if encoder is not None:
+        copy_model(encoder, folder / IMAGE_ENCODER)

@@ -1,0 +1,171 @@
+"""Encoders of the conditions: normal maps, and CLIP's image tokens."""
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from expportrait_cli.artifacts.files import sha256
+from expportrait_cli.errors import InputError, WeightsError
+from expportrait_cli.painting.wan.manifest import TRANSFORMER
+
+TEMPORAL, SPATIAL = 4, 8
+"""Pixel frames of a latent frame, and pixels of a latent pixel."""
+MULTIPLE = 16
+"""Sides of a film are multiples of it: two latent pixels are one token."""
+WIDTH, CHANNELS = 16, 16
+
+
+def latent_frames(frames: int) -> int:
+    """Latent frames of a film: the first codes one frame, every other four.
+
+    Raises:
+        InputError: not 1, 5, 9, ... frames.
+    """
+    if frames < 1 or frames % TEMPORAL != 1:
+        raise InputError(f"{frames} frames do not fit Wan, which takes 1, 5, 9, ..., 81. Repeat or leave out some.")
+    return frames // TEMPORAL + 1
+
+
+def check_size(height: int, width: int) -> None:
+    """Raise InputError unless Wan can paint pictures of that size."""
+    if height % MULTIPLE or width % MULTIPLE or not height or not width:
+        raise InputError(f"{width}x{height} px do not fit Wan: both sides must be multiples of {MULTIPLE}.")
+
+
+class PoseEncoder(nn.Module):
+    """N^D of every frame to features that go with the noisy latents."""
+
+    def __init__(self, channels: int = CHANNELS):
+        """Three layers at full size, three that halve it, the last two of them the frames too."""
+        super().__init__()
+        layers: list[nn.Module] = []
+        strides = ((1, 1, 1), (1, 1, 1), (1, 1, 1), (1, 2, 2), (2, 2, 2), (2, 2, 2))
+        for depth, stride in zip((3, *[WIDTH] * 5), strides, strict=True):
+            layers += [nn.Conv3d(depth, WIDTH, 3, stride, padding=1), nn.SiLU()]
+        self.layers = nn.Sequential(*layers, nn.Conv3d(WIDTH, channels, 1))
+
+    def forward(self, normals: Float[Tensor, "B 3 F H W"]) -> Float[Tensor, "B C T h w"]:
+        """Encode maps in -1..1, zero in the background; T = (F - 1) / 4 + 1.
+
+        Raises:
+            InputError: F is not 4k + 1, or a side is no multiple of 16.
+        """
+        latent_frames(normals.shape[2])
+        check_size(*normals.shape[3:])
+        # The first latent frame codes one frame, which stands for four here.
+        first = normals[:, :, :1].expand(-1, -1, TEMPORAL - 1, -1, -1)
+        return self.layers(torch.cat([first, normals], 2))
+
+
+class ReferenceEncoder(nn.Module):
+    """N^R of the photo to features of the reference."""
+
+    def __init__(self, channels: int = CHANNELS):
+        """As the pose encoder, for one picture."""
+        super().__init__()
+        layers: list[nn.Module] = []
+        for depth, stride in zip((3, *[WIDTH] * 5), (1, 1, 1, 2, 2, 2), strict=True):
+            layers += [nn.Conv2d(depth, WIDTH, 3, stride, padding=1), nn.SiLU()]
+        self.layers = nn.Sequential(*layers, nn.Conv2d(WIDTH, channels, 1))
+
+    def forward(self, normals: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
+        """Encode a map in -1..1, zero in the background.
+
+        Raises:
+            InputError: a side is no multiple of 16.
+        """
+        check_size(*normals.shape[2:])
+        return self.layers(normals)
+
+
+IMAGE_ENCODER, CONFIG = "image_encoder", "config.json"
+MEAN, DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+"""Of the colours that every CLIP was trained with (`preprocessor_config.json` of Wan2.1-I2V-14B-480P-Diffusers)."""
+
+
+def find_image_encoder(folder: Path) -> Path | None:
+    """Folder of the CLIP whose tokens a Wan's transformer reads; None if it reads none, or none is there.
+
+    Raises:
+        WeightsError: its tokens are not those that the transformer reads.
+    """
+    return encoder_for(_config(folder / TRANSFORMER).get("image_dim"), folder / IMAGE_ENCODER)
+
+
+def encoder_for(reads: Any, folder: Path) -> Path | None:
+    """`folder` if it holds a CLIP for a transformer that `reads` tokens of so many numbers; None if it reads none.
+
+    Raises:
+        WeightsError: as `find_image_encoder`.
+    """
+    if reads is None or not (folder / CONFIG).is_file():
+        return None
+    gives = _config(folder).get("hidden_size")
+    if gives != reads:
+        raise WeightsError(
+            f"{folder} gives tokens of {gives} numbers, and the transformer reads {reads}: it is another model's. "
+            "Download the whole repository."
+        )
+    return folder
+
+
+def _config(folder: Path) -> dict[str, object]:
+    try:
+        return json.loads((folder / CONFIG).read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{folder / CONFIG} cannot be read: {error}. Download it again.") from error
+
+
+class ImageEncoder:
+    """A CLIP from its folder; it is read when it is first asked."""
+
+    def __init__(self, folder: Path, device: torch.device | None = None) -> None:
+        self._folder, self._device = folder, device or torch.device("cpu")
+
+    def digest(self) -> str:
+        """Hash of its weights."""
+        return "".join(sha256(path) for path in sorted(self._folder.glob("*.safetensors")))
+
+    @torch.inference_mode()
+    def tokens(self, picture: UInt8[np.ndarray, "H W 3"]) -> Float[Tensor, "1 I E"]:
+        """Say what a picture shows: CLIP's last layer but one, as Wan was trained with it.
+
+        Raises:
+            WeightsError: there is no CLIP in the folder.
+        """
+        shown = fitted(picture, self._model.config.image_size).to(self._device)
+        return self._model(pixel_values=shown, output_hidden_states=True).hidden_states[-2]
+
+    @cached_property
+    def _model(self) -> Any:
+        from transformers import CLIPVisionModel
+        from transformers.utils import logging
+
+        # Its own bars would run through the tool's.
+        logging.disable_progress_bar()
+        try:
+            model: Any = CLIPVisionModel.from_pretrained(str(self._folder), use_safetensors=True, local_files_only=True)
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            said = " ".join(str(error).split())[:160]
+            raise WeightsError(f"{self._folder} holds no CLIP vision model in safetensors files: {said}") from error
+        return model.float().eval().requires_grad_(False).to(self._device)
+
+
+def fitted(picture: UInt8[np.ndarray, "H W 3"], size: int) -> Float[Tensor, "1 3 S S"]:
+    """The middle of a picture at `size` px, in CLIP's colours: bicubic to the shorter side, as CLIP was trained."""
+    height, width = picture.shape[:2]
+    scale = size / min(height, width)
+    shape = (max(size, int(width * scale)), max(size, int(height * scale)))
+    small = np.asarray(Image.fromarray(picture).resize(shape, Image.Resampling.BICUBIC))
+    top, left = (shape[1] - size) // 2, (shape[0] - size) // 2
+    levels = small[top : top + size, left : left + size].astype(np.float32) / 255
+    colours = (levels - np.array(MEAN, np.float32)) / np.array(DEVIATION, np.float32)
+    return torch.from_numpy(colours).permute(2, 0, 1)[None]

@@ -1,0 +1,222 @@
+"""A generator as a folder: the transformer as diffusers keeps it, encoders, autoencoder, prompt, and a manifest."""
+
+import json
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
+from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
+from peft import get_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from expportrait_cli.errors import OutputError, WeightsError
+from expportrait_cli.painting.wan import manifest as facts
+from expportrait_cli.painting.wan.encoders import IMAGE_ENCODER, find_image_encoder
+from expportrait_cli.painting.wan.manifest import HOW, Manifest
+from expportrait_cli.painting.wan.portrait import WanPortrait
+
+ENCODERS_FILE = "model.safetensors"
+SHARD = "5GB"
+"""Largest file of a transformer."""
+M = TypeVar("M", WanTransformer3DModel, AutoencoderKLWan)
+NO_MODEL = (OSError, ValueError, TypeError, LookupError, RuntimeError, SafetensorError)
+"""What diffusers raises about a folder that holds no model of the class."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A generator from its folder."""
+
+    portrait: WanPortrait
+    manifest: Manifest
+    folder: Path
+
+    def vae(self, dtype: torch.dtype = torch.float32) -> AutoencoderKLWan:
+        """Load the autoencoder that it was trained with."""
+        # A path of its own machine stays as it is; a plain name is a folder inside.
+        return load_vae(self.folder / self.manifest.vae, dtype)
+
+
+def save_folder(portrait: WanPortrait, folder: Path, manifest: Manifest, *, vae: Path | None = None) -> Path:
+    """Write a generator, in full or not at all; takes the place of one that is there.
+
+    `vae` is the folder of the autoencoder, which is copied, as its image encoder is; without it `manifest.vae` says
+    where it lies. A LoRA goes to a file of its own beside the transformer that it changes.
+
+    Raises:
+        OutputError: something else is there, or nothing can be written.
+    """
+    with atomic_folder(folder) as partial:
+        _plain(portrait.transformer).save_pretrained(partial / facts.TRANSFORMER, max_shard_size=SHARD)
+        if is_lora(portrait.transformer):
+            _save_lora(portrait.transformer, partial)
+        encoders = partial / facts.ENCODERS
+        encoders.mkdir()
+        _save(encoder_tensors(portrait), encoders / ENCODERS_FILE)
+        _save({"prompt_embeds": portrait.prompt}, partial / facts.PROMPT)
+        if vae is not None:
+            copy_model(vae, partial / facts.VAE)
+        if portrait.image_encoder is not None:
+            copy_model(portrait.image_encoder, partial / IMAGE_ENCODER)
+        facts.write_manifest(partial, manifest)
+    return folder
+
+
+def load_folder(folder: Path, *, dtype: torch.dtype = torch.float32) -> Loaded:
+    """Read a generator: every hash is checked, nothing can be executed, a LoRA is worked into the weights.
+
+    The norms and what tells the time of a step stay in float32 whatever `dtype` is. On the CPU, for painting.
+
+    Raises:
+        WeightsError: no generator, a damaged one, or one of another convention of normals.
+    """
+    manifest = facts.read_manifest(folder)
+    facts.verify(folder)
+    transformer = load_transformer(folder / facts.TRANSFORMER, dtype)
+    lora = folder / facts.LORA
+    if lora.is_file():
+        _apply(transformer, lora)
+    prompt = facts.read_tensors(folder / facts.PROMPT)
+    tensors = facts.read_tensors(folder / facts.ENCODERS / ENCODERS_FILE)
+    try:
+        portrait = WanPortrait(transformer, prompt["prompt_embeds"], base=manifest.base, has_hint=manifest.has_hint)
+        missing, unknown = portrait.load_state_dict(tensors, strict=False)
+    except (KeyError, RuntimeError) as error:
+        raise WeightsError(f"{folder} is damaged: its encoders or prompt are another generator's. {HOW}") from error
+    if unknown or any(not name.startswith("transformer.") for name in missing):
+        raise WeightsError(f"{folder / facts.ENCODERS} is damaged: it holds other encoders. {HOW}")
+    for part in (portrait.pose, portrait.reference):
+        part.to(dtype)
+    portrait.image_encoder = find_image_encoder(folder)
+    return Loaded(portrait.eval().requires_grad_(False), manifest, folder)
+
+
+def load_transformer(folder: Path, dtype: torch.dtype = torch.float32) -> WanTransformer3DModel:
+    """Read a transformer as diffusers keeps it, from safetensors alone.
+
+    Raises:
+        WeightsError: there is none.
+    """
+    return _read(WanTransformer3DModel, folder, dtype, "Wan transformer")
+
+
+def load_vae(folder: Path, dtype: torch.dtype = torch.float32) -> AutoencoderKLWan:
+    """Read an autoencoder, for inference.
+
+    Raises:
+        WeightsError: there is none.
+    """
+    return _read(AutoencoderKLWan, folder, dtype, "Wan autoencoder").eval().requires_grad_(False)
+
+
+def _read(kind: type[M], folder: Path, dtype: torch.dtype, title: str) -> M:
+    try:
+        model = kind.from_pretrained(str(folder), torch_dtype=dtype, use_safetensors=True, local_files_only=True)
+    except NO_MODEL as error:
+        raise _no_model(folder, title, error) from error
+    assert isinstance(model, kind)
+    return model
+
+
+def _no_model(folder: Path, what: str, error: Exception) -> WeightsError:
+    return WeightsError(f"{folder} holds no {what} of diffusers in safetensors files: {_short(error)}")
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:160]
+
+
+def is_lora(transformer: nn.Module) -> bool:
+    """Whether a LoRA was added to a transformer."""
+    return bool(getattr(transformer, "peft_config", None))
+
+
+def encoder_tensors(portrait: WanPortrait) -> dict[str, Tensor]:
+    """Weights of a generator that are not the transformer's."""
+    return {name: value for name, value in portrait.state_dict().items() if not name.startswith("transformer.")}
+
+
+def _plain(transformer: WanTransformer3DModel) -> WanTransformer3DModel:
+    """The transformer without its LoRA; shares its weights."""
+    if not is_lora(transformer):
+        return transformer
+    config = {name: value for name, value in transformer.config.items() if not name.startswith("_")}
+    with torch.device("meta"):
+        plain = WanTransformer3DModel(**config)
+    tensors = {k.replace(".base_layer", ""): v for k, v in transformer.state_dict().items() if ".lora_" not in k}
+    plain.load_state_dict(tensors, assign=True)
+    return plain
+
+
+def _save_lora(transformer: WanTransformer3DModel, folder: Path) -> None:
+    """In the form that diffusers reads; written here, because its own writer gives other bytes every time."""
+    (config,) = transformer.peft_config.values()
+    settings = {
+        f"transformer.{name}": sorted(value) if isinstance(value, set) else value
+        for name, value in config.to_dict().items()
+    }
+    layers = {f"transformer.{name}": value for name, value in get_peft_model_state_dict(transformer).items()}
+    _save(layers, folder / facts.LORA, {LORA_ADAPTER_METADATA_KEY: json.dumps(settings, sort_keys=True)})
+
+
+def _apply(transformer: WanTransformer3DModel, lora: Path) -> None:
+    """Work a LoRA into the weights."""
+    names = facts.read_tensors(lora).keys()
+    prefix: Any = "transformer" if any(name.startswith("transformer.") for name in names) else None
+    try:
+        transformer.load_lora_adapter(str(lora.parent), prefix, weight_name=lora.name, local_files_only=True)
+    except NO_MODEL as error:
+        raise WeightsError(f"{lora} does not go with the transformer beside it: {_short(error)}") from error
+    if not is_lora(transformer):
+        raise WeightsError(f"{lora} holds nothing for the transformer beside it. Remove it, or copy the right one.")
+    transformer.fuse_lora()
+    transformer.unload_lora()
+
+
+def _save(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path, metadata)
+
+
+def copy_model(model: Path, folder: Path) -> None:
+    """Copy a part of a pipeline into a new folder: what describes it, and its weights without code."""
+    folder.mkdir()
+    for path in model.iterdir():
+        if path.suffix in (".json", ".safetensors"):
+            shutil.copyfile(path, folder / path.name)
+
+
+def check_place(folder: Path) -> None:
+    """Raise OutputError unless a generator may be written there: there is nothing, or another generator."""
+    taken = folder.exists() and not (folder / facts.FILE).is_file()
+    if taken and (not folder.is_dir() or any(folder.iterdir())):
+        raise OutputError(f"{folder} exists and is no generator's folder. Name another with -o.")
+
+
+@contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """Yield a new folder beside `folder` that takes its place at the end, or is removed."""
+    check_place(folder)
+    target = Path(folder).resolve()
+    token = secrets.token_hex(4)
+    partial, old = (target.with_name(f".{target.name}.{token}.{word}") for word in ("partial", "old"))
+    try:
+        try:
+            partial.mkdir(parents=True)
+        except OSError as error:
+            raise OutputError(f"{folder} could not be written: {error.strerror}. Name another folder.") from error
+        yield partial
+        if target.exists():
+            target.rename(old)
+        partial.rename(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,287 @@
+"""The paper's generator: a Wan transformer with a widened patch embedding and conditions (paper 3.3)."""
+
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
+from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
+from jaxtyping import Bool, Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from expportrait_cli.errors import InputError, WeightsError
+from expportrait_cli.painting.wan.encoders import CHANNELS, PoseEncoder, ReferenceEncoder
+
+PATCH = "patch_embedding.weight"
+HEAD_DIM = 128
+"""Channels of an attention head in every Wan that was published; a file's tensors do not tell."""
+
+OTHERS = ("vace_blocks", "face_adapter", "motion_encoder", "ref_conv", "img_emb.emb_pos")
+"""Tensors of VACE, Animate, Fun and first-and-last-frame models."""
+
+
+def widened(transformer: WanTransformer3DModel, channels: int) -> WanTransformer3DModel:
+    """The same transformer with `channels` more at its input, whose weights are zero: at first they change nothing.
+
+    Shares the other weights. By hand, because `from_pretrained(ignore_mismatched_sizes=True)` leaves the weights of
+    that layer without values.
+    """
+    config = {name: value for name, value in transformer.config.items() if not name.startswith("_")}
+    own: nn.Conv3d = transformer.patch_embedding
+    with torch.device("meta"):
+        wide = WanTransformer3DModel(**{**config, "in_channels": own.in_channels + channels})
+    tensors = dict(transformer.state_dict())
+    tensors[PATCH] = torch.cat([own.weight.detach(), own.weight.new_zeros(_slice(own.weight, channels))], 1)
+    wide.load_state_dict(tensors, assign=True)
+    # Tables of angles are no weights: they are in no state, and what was made on `meta` has no values.
+    wide.rope = transformer.rope
+    return wide.train(transformer.training)
+
+
+def _slice(weight: Tensor, channels: int) -> tuple[int, ...]:
+    return (weight.shape[0], channels, *weight.shape[2:])
+
+
+def from_original(path: Path, *, head_dim: int = HEAD_DIM) -> WanTransformer3DModel:
+    """Read a transformer in the format that Wan itself, and most tools, publish it in.
+
+    Everything but `head_dim` is read off the shapes of its tensors: diffusers' own reader guesses by one of them, and
+    takes a 1.3B model with 36 or 48 channels for the plain one.
+
+    Raises:
+        WeightsError: no such file, or none of a Wan transformer.
+    """
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"{path} cannot be read as safetensors: {error}. Download or copy it again.") from error
+    tensors = {name.removeprefix("model.diffusion_model."): value for name, value in tensors.items()}
+    extra = sorted(name for name in tensors if name.startswith(OTHERS))
+    if extra:
+        raise WeightsError(f"{path} is a Wan of another kind (it has {extra[0]}); expected a plain T2V or I2V one.")
+    try:
+        config = original_config(tensors, head_dim)
+        with torch.device("meta"):
+            model = WanTransformer3DModel(**config)
+        rope = type(model.rope)(head_dim, config["patch_size"], model.config["rope_max_seq_len"])
+        model.load_state_dict(convert_wan_transformer_to_diffusers(tensors), assign=True)
+    except (LookupError, RuntimeError, ValueError, TypeError, ZeroDivisionError) as error:
+        said = " ".join(str(error).split())[:160]
+        raise WeightsError(f"{path} holds no Wan transformer that this tool knows: {said}") from error
+    model.rope = rope
+    return model.eval()
+
+
+def original_config(tensors: dict[str, Tensor], head_dim: int = HEAD_DIM) -> dict[str, Any]:
+    """Arguments of `WanTransformer3DModel` for tensors under Wan's own names."""
+    dim, channels, *patch = tensors[PATCH].shape
+    head = tensors["head.head.weight"].shape[0]
+    blocks = {int(found[1]) for name in tensors if (found := re.match(r"blocks\.(\d+)\.", name))}
+    with_image = "img_emb.proj.1.weight" in tensors
+    return {
+        "patch_size": tuple(patch),
+        "num_attention_heads": dim // head_dim,
+        "attention_head_dim": head_dim,
+        "in_channels": channels,
+        "out_channels": head // int(torch.tensor(patch).prod()),
+        "text_dim": tensors["text_embedding.0.weight"].shape[1],
+        "freq_dim": tensors["time_embedding.0.weight"].shape[1],
+        "ffn_dim": tensors["blocks.0.ffn.0.weight"].shape[0],
+        "num_layers": len(blocks),
+        "cross_attn_norm": "blocks.0.norm3.weight" in tensors,
+        "qk_norm": "rms_norm_across_heads" if "blocks.0.self_attn.norm_q.weight" in tensors else None,
+        "image_dim": tensors["img_emb.proj.1.weight"].shape[1] if with_image else None,
+        "added_kv_proj_dim": tensors["blocks.0.cross_attn.k_img.weight"].shape[1] if with_image else None,
+    }
+
+
+Base = Literal["t2v", "i2v"]
+
+TIMESTEPS = 1000
+"""Timestep of pure noise."""
+LATENT, MASK = 16, 4
+"""Channels of the Wan 2.1 VAE, and of the mask that says which frames are given."""
+TEXT_TOKENS = 512
+"""Wan pads what the text encoder says with zeros to that length."""
+
+
+def base_of(transformer: WanTransformer3DModel) -> Base:
+    """What kind of transformer one can be made from, by its channels.
+
+    Raises:
+        WeightsError: none that this generator is made for.
+    """
+    config = transformer.config
+    inside, outside = int(config["in_channels"]), int(config["out_channels"])
+    if outside == LATENT and inside == LATENT:
+        return "t2v"
+    if outside == LATENT and inside == 2 * LATENT + MASK:
+        return "i2v"
+    raise WeightsError(
+        f"The base takes {inside} channels and gives {outside}; expected Wan 2.1 T2V (16 and 16) or I2V (36 and 16)."
+    )
+
+
+class WanPortrait(nn.Module):
+    """Transformer, both encoders of normals, and what a text encoder said of the one prompt."""
+
+    def __init__(
+        self, transformer: WanTransformer3DModel, prompt_embeds: Float[Tensor, "L D"], *, base: Base, has_hint: bool
+    ):
+        """Put together a transformer that takes all channels; `from_base` widens one."""
+        super().__init__()
+        needed = LATENT + MASK + CHANNELS + LATENT * ((base == "i2v") + has_hint)
+        if transformer.config["in_channels"] != needed:
+            raise WeightsError(
+                f"The transformer takes {transformer.config['in_channels']} channels, expected {needed}: the folder's "
+                "parts are not of one generator. Copy it again."
+            )
+        if prompt_embeds.shape[1] != transformer.config["text_dim"] or len(prompt_embeds) > TEXT_TOKENS:
+            raise WeightsError(
+                f"The prompt is {len(prompt_embeds)} tokens of {prompt_embeds.shape[1]} numbers, expected "
+                f"{TEXT_TOKENS} or fewer of {transformer.config['text_dim']}: it is another text encoder's."
+            )
+        self.base: Base = base
+        self.has_hint = has_hint
+        self.transformer = transformer
+        self.pose = PoseEncoder()
+        self.reference = ReferenceEncoder(CHANNELS if base == "t2v" else MASK + LATENT)
+        if base == "i2v":
+            # Its features go to channels that the base knows, so here it is the encoder that has to start silent.
+            last = self.reference.layers[-1]
+            nn.init.zeros_(last.weight)  # pyright: ignore[reportArgumentType]
+            nn.init.zeros_(last.bias)  # pyright: ignore[reportArgumentType]
+        self.register_buffer("prompt", prompt_embeds.float(), persistent=False)
+        # What an I2V model is given where nothing is given: the latent of a grey film.
+        self.register_buffer("blank", torch.zeros(LATENT))
+        self.prompt: Tensor
+        self.blank: Tensor
+        # Folder of the CLIP whose image tokens it is given. Not one of its parts: it does not learn, and is asked once.
+        self.image_encoder: Path | None = None
+
+    @classmethod
+    def from_base(
+        cls, transformer: WanTransformer3DModel, prompt_embeds: Float[Tensor, "L D"], *, has_hint: bool = False
+    ) -> "WanPortrait":
+        """Widen a base; shares its weights. The encoders start at random (torch's global generator)."""
+        base = base_of(transformer)
+        more = CHANNELS + LATENT * has_hint + MASK * (base == "t2v")
+        return cls(widened(transformer, more), prompt_embeds, base=base, has_hint=has_hint)
+
+    def forward(
+        self,
+        latents: Float[Tensor, "B 16 T h w"],
+        timestep: Float[Tensor, " B"],
+        normals: Float[Tensor, "B 3 F H W"],
+        reference_latents: Float[Tensor, "B 16 1 h w"],
+        reference_normals: Float[Tensor, "B 3 H W"] | Float[Tensor, "B 3 1 H W"],
+        hint: Float[Tensor, "B 16 T h w"] | None = None,
+        *,
+        lead: int = 0,
+        drop_control: Bool[Tensor, " B"] | None = None,
+        drop_reference: Bool[Tensor, " B"] | None = None,
+        image_embeds: Float[Tensor, "B I E"] | None = None,
+    ) -> Float[Tensor, "B 16 T h w"]:
+        """Velocity (noise minus film) of noisy latents: `encode`, then `denoise`; `timestep` is 1000 sigma.
+
+        The normals are those of the latents' frames, or of a longer stretch in which the latents begin at latent frame
+        `lead`: then the pose encoder sees what comes before and after a window, as it does in a film.
+        """
+        pose, reference = self.encode(normals, reference_normals)
+        return self.denoise(
+            latents,
+            timestep,
+            pose[:, :, lead : lead + latents.shape[2]],
+            reference,
+            reference_latents,
+            hint,
+            drop_control=drop_control,
+            drop_reference=drop_reference,
+            image_embeds=image_embeds,
+        )
+
+    def encode(
+        self,
+        normals: Float[Tensor, "B 3 F H W"],
+        reference_normals: Float[Tensor, "B 3 H W"] | Float[Tensor, "B 3 1 H W"],
+    ) -> tuple[Float[Tensor, "B 16 T h w"], Float[Tensor, "B C h w"]]:
+        """Features of N^D and N^R, the same in every step; normals in -1..1, zero in the background.
+
+        Raises:
+            InputError: F is not 4k + 1, or a side is no multiple of 16.
+        """
+        still = reference_normals[:, :, 0] if reference_normals.ndim == 5 else reference_normals
+        dtype = next(self.pose.parameters()).dtype
+        normals, still = normals.to(dtype), still.to(dtype)
+        if torch.is_grad_enabled() and self.transformer.gradient_checkpointing:
+            # At full size its layers would hold more than the transformer's blocks.
+            pose = checkpoint(self.pose, normals, use_reentrant=False)
+            assert isinstance(pose, Tensor)
+        else:
+            pose = self.pose(normals)
+        return pose, self.reference(still)
+
+    def denoise(
+        self,
+        latents: Float[Tensor, "B 16 T h w"],
+        timestep: Float[Tensor, " B"],
+        pose: Float[Tensor, "B 16 T h w"],
+        reference: Float[Tensor, "B C h w"],
+        reference_latents: Float[Tensor, "B 16 1 h w"],
+        hint: Float[Tensor, "B 16 T h w"] | None = None,
+        *,
+        drop_control: Bool[Tensor, " B"] | None = None,
+        drop_reference: Bool[Tensor, " B"] | None = None,
+        image_embeds: Float[Tensor, "B I E"] | None = None,
+    ) -> Float[Tensor, "B 16 T h w"]:
+        """Velocity of noisy latents, in their dtype.
+
+        `timestep` is 1000 sigma, sigma the share of noise. Latents are normalised. What is dropped is zero: of the
+        control the features and the hint, of the reference the photo, its mask and the `image_embeds`. These are CLIP's
+        of the photo, for an I2V base; without them it sees none.
+
+        Raises:
+            InputError: a hint for a generator without one, or none for one with it.
+        """
+        if (hint is not None) != self.has_hint:
+            wanted, given = ("a", "none was given") if self.has_hint else ("no", "one was given")
+            raise InputError(f"This generator takes {wanted} proxy film beside the normals, {given}.")
+        shown = _kept(drop_control, latents)
+        photo = reference_latents * _kept(drop_reference, latents)
+        given = latents.new_ones(len(latents), MASK, 1, *latents.shape[3:]) * _kept(drop_reference, latents)
+        pose, still = pose * shown, reference[:, :, None] * shown
+        if self.base == "t2v":
+            slot, film = [photo, given, still], [latents, given.new_zeros(_at(latents, MASK)), pose]
+        else:
+            blank = self.blank.to(latents)[:, None, None, None].expand(_at(latents, LATENT))
+            rest = torch.cat([given.new_zeros(_at(latents, MASK)), blank], 1)
+            slot = [photo, torch.cat([given, photo], 1) + still, torch.zeros_like(photo)]
+            film = [latents, rest + still, pose]
+        if hint is not None:
+            slot, film = [*slot, photo * shown], [*film, hint * shown]
+        dtype = self.transformer.dtype
+        x = torch.cat([torch.cat(slot, 1), torch.cat(film, 1)], 2).to(dtype)
+        if image_embeds is not None:
+            image_embeds = (image_embeds * _kept(drop_reference, image_embeds).reshape(-1, 1, 1)).to(dtype)
+        text = self._text(len(x)).to(dtype)
+        velocity = self.transformer(x, timestep, text, image_embeds, return_dict=False)[0]
+        return velocity[:, :, 1:].to(latents.dtype)
+
+    def _text(self, count: int) -> Float[Tensor, "B 512 D"]:
+        padded = nn.functional.pad(self.prompt, (0, 0, 0, TEXT_TOKENS - len(self.prompt)))
+        return padded.expand(count, -1, -1)
+
+
+def _kept(drop: Bool[Tensor, " B"] | None, like: Tensor) -> Tensor:
+    """Factor of each sample: 0 where something is dropped."""
+    if drop is None:
+        return like.new_ones(1)
+    return (~drop).to(like)[:, None, None, None, None]
+
+
+def _at(latents: Tensor, channels: int) -> tuple[int, ...]:
+    return (len(latents), channels, *latents.shape[2:])

@@ -1,0 +1,117 @@
+"""The paper's generator as the windows of a film use it: its encoders see the film frame by frame."""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32
+from torch import Tensor
+
+from expportrait_cli.painting.scene import Still
+from expportrait_cli.painting.wan.encoders import ImageEncoder
+from expportrait_cli.painting.wan.film import Chunks, Velocity
+from expportrait_cli.painting.wan.portrait import WanPortrait
+from expportrait_cli.painting.wan.vae import Encoding, Vae, filled, pixels
+
+STEPS = 1000
+"""Timestep of pure noise."""
+BLOCK = 4
+"""Latent frames whose pose features are read at once."""
+POSE_MEMORY = BLOCK + 2
+"""Latent frames after which nothing of them depends on where they began: a block's, and what it looks back at."""
+
+Map = Float32[np.ndarray, "H W 3"]
+
+
+class PortraitModel:
+    """The generator that has seen the photo and its normals."""
+
+    lead = 0
+
+    def __init__(self, model: WanPortrait, vae: Vae, still: Still, *, wake: Callable[[], None] = lambda: None) -> None:
+        """Encode the photo."""
+        self.memory = vae.encoder_memory if model.has_hint else POSE_MEMORY
+        self._model, self._vae, self._wake = model, vae, wake
+        self._photo = vae.encode(pixels([still.photo]))
+        self._tokens: Tensor | None = None
+        if model.image_encoder is not None:
+            # In memory for the moment alone: it is as large as a small transformer.
+            self._tokens = ImageEncoder(model.image_encoder, self._photo.device).tokens(still.photo)
+        wake()
+        self._still = model.reference(self._maps([still.normals])[:, :, 0])
+
+    def controls(self, frames: Chunks, first: int) -> Iterator[Float[Tensor, "1 C 1 h w"]]:
+        """Features of the normals, and behind them the proxy film's latents where the generator takes a hint."""
+        hint = Encoding(self._vae) if self._model.has_hint else None
+        latents: deque[Tensor] = deque()
+
+        def normals() -> Iterator[list[Map]]:
+            for chunk in frames:
+                if hint is not None:
+                    latents.append(hint.push(pixels([sketch.proxy for sketch in chunk])))
+                yield [sketch.normals for sketch in chunk]
+
+        for features in self._features(normals(), first):
+            yield torch.cat([features, latents.popleft().to(features)], 1) if latents else features
+
+    def velocity(self, control: Float[Tensor, "1 C T h w"]) -> Velocity:
+        """Velocity of a window."""
+        # What a cache remembers is of the window before.
+        self._model.transformer._reset_stateful_cache()
+        return self._told(control, drop=False)
+
+    def untold(self, control: Float[Tensor, "1 C T h w"]) -> Velocity:
+        """Without the normals, and without the hint; the photo stays."""
+        return self._told(control, drop=True)
+
+    def start(self, control: Tensor, noise: Float[Tensor, "1 c T h w"], sigma: float) -> Tensor:
+        """From noise alone."""
+        return sigma * noise
+
+    def _told(self, control: Tensor, *, drop: bool) -> Velocity:
+        model = self._model
+        pose, hint = control[:, :16], control[:, 16:] if model.has_hint else None
+
+        def velocity(state: Tensor, sigma: float) -> Tensor:
+            self._wake()
+            with model.transformer.cache_context("untold" if drop else "told"):
+                return model.denoise(
+                    state,
+                    torch.full((1,), sigma * STEPS, device=state.device),
+                    pose,
+                    self._still.to(state),
+                    self._photo.to(state),
+                    hint,
+                    drop_control=torch.full((1,), drop, device=state.device),
+                    image_embeds=self._tokens,
+                ).float()
+
+        return velocity
+
+    def _features(self, chunks: Iterator[list[Map]], first: int) -> Iterator[Float[Tensor, "1 16 1 h w"]]:
+        """What the pose encoder makes of the whole film, one latent frame at a time.
+
+        A latent frame is read off its own frames, those of the two before and those of the one after. Blocks lie on the
+        film's own grid, so that all of one are read off as many frames wherever painting began.
+        """
+        groups: deque[Tensor] = deque(maxlen=BLOCK + 3)
+        done, last = first, first - 1
+        for last, chunk in enumerate(chunks, first):
+            # The first latent frame codes one frame, which stands for four, as in the encoder itself.
+            groups.append(self._maps(chunk * (4 // len(chunk))))
+            if last % BLOCK == 0 and last > first:
+                yield from self._read(list(groups), done - last - 1, -1)
+                done = last
+        around = list(groups)[max(done - last - 3, -len(groups)) :]
+        yield from self._read(around, done - last - 1, None)
+
+    def _read(self, groups: list[Tensor], begin: int, end: int | None) -> Iterator[Float[Tensor, "1 16 1 h w"]]:
+        """Features of some latent frames, counted from the end of `groups`."""
+        self._wake()
+        features = self._model.pose.layers(torch.cat(groups, 2)).float()
+        yield from features[:, :, begin:end].split(1, 2)
+
+    def _maps(self, normals: list[Map]) -> Float[Tensor, "1 3 F h w"]:
+        maps = torch.from_numpy(np.stack([filled(one) for one in normals]))
+        return maps.permute(3, 0, 1, 2)[None].to(self._photo.device, next(self._model.pose.parameters()).dtype)

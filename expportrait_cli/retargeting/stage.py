@@ -1,0 +1,313 @@
+"""The driver's performance on the person's head (paper 3.2)."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, Int64
+from scipy.ndimage import gaussian_filter1d
+from torch import Tensor
+
+from expportrait_cli.artifacts.types import Curves, HeadFit, Tracking
+from expportrait_cli.config import TransferConfig
+from expportrait_cli.errors import UsageError
+from expportrait_cli.geometry.mesh import vertex_normals
+from expportrait_cli.head import HeadModel
+from expportrait_cli.head.facemesh import LandmarkSpread
+from expportrait_cli.head.finer import Finer
+from expportrait_cli.head.fitted import neutral_mesh, posed_meshes
+from expportrait_cli.retargeting.face import Neutral, shortest_turn
+from expportrait_cli.retargeting.motion import Motion, head_motion, landmark_steps, neutral_cost, torso_motion
+from expportrait_cli.retargeting.network import Trained
+from expportrait_cli.solve.solver import JAW_RANGE_RAD
+
+REGIONS = ("pose", "expression", "lips", "eyes", "gaze")
+LIPS = ("jaw", "mouth")
+EYES = ("eye",)
+
+
+def parse_regions(text: str) -> frozenset[str]:
+    """Regions named in a comma-separated list; `all` is every one of them."""
+    if text == "all":
+        return frozenset(("pose", "expression", "gaze"))
+    named = {part.strip() for part in text.split(",") if part.strip()}
+    unknown = sorted(named - set(REGIONS))
+    if unknown or not named:
+        raise UsageError(f"`region={text!r}`: expected a list of {', '.join(REGIONS)}, or all.")
+    return frozenset(named)
+
+
+def expression_mask(names: tuple[str, ...], regions: frozenset[str]) -> Float[np.ndarray, " E"]:
+    """1 for the expression units that the chosen regions move, else 0."""
+    if "expression" in regions:
+        return np.ones(len(names))
+    chosen = (LIPS if "lips" in regions else ()) + (EYES if "eyes" in regions else ())
+    return np.array([float(name.startswith(chosen)) if chosen else 0.0 for name in names])
+
+
+def moves_jaw(regions: frozenset[str]) -> bool:
+    """Whether the jaw follows the driver."""
+    return bool(regions & {"expression", "lips"})
+
+
+def smooth(values: Float[np.ndarray, "T *C"], sigma_frames: float) -> Float[np.ndarray, "T *C"]:
+    """Gaussian smoothing over time; 0 leaves the values as they are."""
+    return gaussian_filter1d(values, sigma_frames, axis=0, mode="nearest") if sigma_frames > 0 else values
+
+
+@runtime_checkable
+class Offsets(Protocol):
+    """What moves beyond the expressions, as change from the photo: nothing where the photo's own expression is."""
+
+    @property
+    def vertices(self) -> Int64[np.ndarray, " P"]:
+        """Dense vertices that move."""
+        ...
+
+    def __call__(self, rows: slice, curves: Curves) -> Float32[np.ndarray, "T P 3"]:
+        """Offsets of some frames, canonical, m; `curves` are these frames' own."""
+        ...
+
+
+class Learned:
+    """The network's offsets: they depend on the person's neutral head, expression and jaw, and on nothing else.
+
+    Frame by frame: neither the order of frames nor how many are asked for at once changes a bit.
+    """
+
+    def __init__(self, trained: Trained, head_fit: HeadFit, head: HeadModel):
+        """Evaluate the person's basis once."""
+        network = trained.network
+        self.vertices, self._network = network.face.vertices, network
+        with torch.inference_mode():
+            self._neutral = Neutral.of(neutral_mesh(head_fit, head)[self.vertices], network.face)
+            self._code = network.code(self._neutral)
+            self._rows = torch.arange(len(self.vertices))
+            is_split = network.config.kind != "concat"
+            self._fields = network.fields(self._neutral, self._code, self._rows) if is_split else None
+            self._photo = self._frame(head_fit.expression, head_fit.jaw)
+
+    def __call__(self, rows: slice, curves: Curves) -> Float32[np.ndarray, "T P 3"]:
+        """See `Offsets`."""
+        with torch.inference_mode():
+            frames = [
+                self._frame(psi, jaw) - self._photo for psi, jaw in zip(curves.expression, curves.jaw, strict=True)
+            ]
+        return torch.stack(frames).numpy()
+
+    def _frame(self, psi: np.ndarray, jaw: np.ndarray) -> Float32[Tensor, "P 3"]:
+        given = (torch.from_numpy(psi.astype(np.float32))[None], torch.from_numpy(jaw.astype(np.float32))[None])
+        if self._fields is None:
+            return self._network.offsets(self._neutral, self._code, *given, rows=self._rows)[0]
+        return self._network.mixed(self._fields, self._network.coefficients(self._code, *given))[0]
+
+
+@dataclass(frozen=True)
+class Copied:
+    """The offsets that were fitted to the driver's clip, turned into the person's surface, and nothing more."""
+
+    vertices: Int64[np.ndarray, " P"]
+    offset: Float32[np.ndarray, "T P 3"]
+    """Of the driver, from the neutral frame."""
+    turns: Float32[np.ndarray, "P 3 3"]
+    """From the driver's neutral surface to the person's."""
+
+    @classmethod
+    def of(cls, driver: HeadFit, neutral: int, head_fit: HeadFit, head: HeadModel, *, strength: float) -> "Copied":
+        """Copy a driver's fit; `neutral` is the frame whose offsets count as none."""
+        vertices = driver.dynamic_vertices
+        offset = driver.dynamic_offset.astype(np.float32)
+        theirs, own = (
+            vertex_normals(neutral_mesh(fit, head), head.dense_faces)[vertices] for fit in (driver, head_fit)
+        )
+        return cls(vertices, strength * (offset - offset[neutral]), shortest_turn(theirs, own).numpy())
+
+    def __call__(self, rows: slice, curves: Curves) -> Float32[np.ndarray, "T P 3"]:
+        """See `Offsets`."""
+        return np.einsum("pab,tpb->tpa", self.turns, self.offset[rows])
+
+
+class Lifted:
+    """Offsets on a head of half the edges (`head.finer`)."""
+
+    def __init__(self, offsets: Offsets, mesh: Finer):
+        """Find the finer vertices that lie between those that move."""
+        self._offsets = offsets
+        near = mesh.lift.tocsc()[:, offsets.vertices]
+        self.vertices = np.flatnonzero(np.asarray(near.sum(1))[:, 0] > 0)
+        self._carry = mesh.carry[self.vertices][:, offsets.vertices].astype(np.float32)
+
+    def __call__(self, rows: slice, curves: Curves) -> Float32[np.ndarray, "T P 3"]:
+        """See `Offsets`."""
+        return np.stack([self._carry @ step for step in self._offsets(rows, curves)])
+
+
+BATCH = 16
+LIMITED_DEG = 2.0
+"""Degrees taken from a turn at which the driver's own landmarks have lost 63 % of their say."""
+
+
+@dataclass(frozen=True)
+class Beyond:
+    """What moves the face beyond the head model's expressions."""
+
+    trained: Trained | None = None
+    """The transfer network."""
+    driver: HeadFit | None = None
+    """The driver's own fit, whose offsets are copied."""
+    mesh: Finer | None = None
+    """Finer mesh of the head, where that is finer than the network's."""
+
+
+@dataclass(frozen=True)
+class Performance:
+    """What moves the person's head: the editable curves, and what the driver's landmarks say beyond them."""
+
+    curves: Curves
+    steps: Float32[np.ndarray, "T 478 2"]
+    """Steps of the landmarks beyond the model, px of the person's crop."""
+    neutral: int
+    """Driver frame that counts as neutral."""
+    offsets: Offsets | None
+    """Dynamic offsets beyond the photo's own."""
+    trained: Trained | None
+    """The network that they come from."""
+
+    @property
+    def outside(self) -> float:
+        """Share of the frames whose expression lies beyond what the transfer network was trained on."""
+        return self.trained.outside(self.curves.expression, self.curves.jaw) if self.trained is not None else 0.0
+
+
+def same_person(head_fit: HeadFit, tracking: Tracking) -> bool:
+    """Whether the driver is known to show the person of the head: then its landmarks are the person's own."""
+    return head_fit.identity_from == tracking.fingerprint
+
+
+def transfer(
+    head_fit: HeadFit,
+    tracking: Tracking,
+    head: HeadModel,
+    config: TransferConfig,
+    beyond: Beyond | None = None,
+) -> Performance:
+    """Put a performance onto a head, relative to a neutral driver frame or absolute.
+
+    For the same person the two modes are one: the neutral frame is then the one most like the photo.
+    Dynamic offsets come from the network of `beyond` with the method `learned`, unless the driver is the person; with
+    `direct` from the driver's own fit, or from the driver's landmarks without one.
+    """
+    beyond = beyond or Beyond()
+    trained, driver, mesh = beyond.trained, beyond.driver, beyond.mesh
+    regions = parse_regions(config.region)
+    same = same_person(head_fit, tracking)
+    cost = neutral_cost(head_fit, tracking, same=same)
+    neutral = _neutral(config, cost)
+    relative = same or not config.absolute
+    expression, jaw, gaze = _face_curves(head_fit, tracking, head, config, neutral if relative else None, same=same)
+    motion = Motion.between(head_fit, tracking, neutral, cost)
+    scale = config.pose_scale * ("pose" in regions)
+    rotation, translation, taken_deg = head_motion(
+        motion, tracking, scale=scale, absolute=not relative, limit_deg=config.turn_limit_deg
+    )
+    torso_rotation, torso_translation = torso_motion(motion, tracking, head_fit, head, scale=scale)
+    columns = (expression, jaw, gaze, rotation, translation, torso_rotation, torso_translation)
+    curves = Curves(*(smooth(np.asarray(c), config.smooth).astype(np.float32) for c in columns))
+    whole = same and regions >= {"pose", "expression", "gaze"} and config.pose_scale == config.expression_scale == 1
+    # Where the turn was limited the driver's landmarks lie on another side of the face.
+    direct = np.exp(-((taken_deg / LIMITED_DEG) ** 2)) * (whole and config.method != "none")
+    # Of landmarks; what a network predicts follows the scaled expression by itself.
+    strength = expression_mask(head.expression_names, regions).max() * config.expression_scale
+    offsets: Offsets | None = None
+    # The person's own landmarks know more of their face than a network does.
+    used = trained if config.method == "learned" and not same else None
+    if used is not None:
+        learned = Learned(used, head_fit, head)
+        offsets = learned if mesh is None else Lifted(learned, mesh)
+    elif config.method == "direct" and driver is not None:
+        # They belong to no region: the whole face has them, or none.
+        whole_face = min(config.expression_scale, 1.0) * ("expression" in regions)
+        offsets = Copied.of(driver, neutral, head_fit, head, strength=whole_face)
+    steps = landmark_steps(
+        head_fit,
+        tracking,
+        head,
+        curves,
+        motion,
+        direct=direct,
+        strength=strength * (config.method != "none"),
+        copied=config.method == "direct" and driver is None,
+        own=_landmarks_moved(head, offsets, curves),
+    )
+    return Performance(curves, smooth(steps, config.smooth).astype(np.float32), neutral, offsets, used)
+
+
+def _face_curves(
+    head_fit: HeadFit, tracking: Tracking, head: HeadModel, config: TransferConfig, neutral: int | None, *, same: bool
+) -> tuple[Float[np.ndarray, "T E"], Float[np.ndarray, "T 3"], Float[np.ndarray, "T 4"]]:
+    """Expression, jaw and gaze: the driver's change from a neutral frame, or their own where there is none."""
+    regions = parse_regions(config.region)
+    mask = expression_mask(head.expression_names, regions) * config.expression_scale
+    psi, jaw, gaze = (getattr(tracking, name).astype(np.float64) for name in ("expression", "jaw", "gaze"))
+    if neutral is not None:
+        psi, jaw, gaze = psi - psi[neutral], jaw - jaw[neutral], gaze - gaze[neutral]
+    relative = neutral is not None
+    keep = 1.0 if relative else 1 - (mask > 0)
+    jaw_weight = config.expression_scale * moves_jaw(regions)
+    gaze_weight = float("gaze" in regions)
+    step = mask * psi
+    if relative and not same:
+        # A smile on a smile is not twice a smile: the more a unit is at work, the less there is to add.
+        step = np.where(step > 0, step * (1 - head_fit.expression).clip(0, 1), step)
+    low, high = (bound.cpu().numpy() for bound in (head.expression_low, head.expression_high))
+    expression = np.clip(keep * head_fit.expression + step, low, high)
+    jaw = head_fit.jaw * (1.0 if relative or not jaw_weight else 0.0) + jaw_weight * jaw
+    jaw[:, 0] = np.clip(jaw[:, 0], *JAW_RANGE_RAD)
+    gaze = head_fit.gaze * (1.0 if relative or not gaze_weight else 0.0) + gaze_weight * gaze
+    return expression, jaw, gaze
+
+
+def _landmarks_moved(head: HeadModel, offsets: Offsets | None, curves: Curves) -> Float32[np.ndarray, "T 478 3"]:
+    """Canonical steps of the landmarks by dynamic offsets, m."""
+    count = len(curves.jaw)
+    moved = np.zeros((count, len(head.landmark_triangles), 3), np.float32)
+    if offsets is None:
+        return moved
+    rows = np.full(len(head.facial_mask), -1)
+    rows[offsets.vertices] = np.arange(len(offsets.vertices))
+    corners, weights = rows[head.landmark_triangles.numpy()], head.landmark_barycentrics.numpy()
+    weights = np.where(corners >= 0, weights, 0.0)
+    for part, own in _batches(curves):
+        step = offsets(part, own)
+        moved[part] = np.einsum("lk,tlkc->tlc", weights, step[:, corners])
+    return moved
+
+
+def _batches(curves: Curves) -> Iterator[tuple[slice, Curves]]:
+    """A few frames of the curves at a time: memory does not grow with the clip."""
+    for begin in range(0, len(curves.jaw), BATCH):
+        rows = slice(begin, begin + BATCH)
+        yield rows, Curves(*(getattr(curves, field.name)[rows] for field in fields(Curves)))
+
+
+def posed_frames(head_fit: HeadFit, head: HeadModel, performance: Performance) -> Iterator[Float32[np.ndarray, "V 3"]]:
+    """Vertices of the person's head in every frame, in the photo's crop camera."""
+    spread, offsets = LandmarkSpread(head, head_fit.identity), performance.offsets
+    for rows, curves in _batches(performance.curves):
+        beyond = None if offsets is None else (offsets.vertices, offsets(rows, curves))
+        moved = spread(performance.steps[rows]) / head_fit.focal_px
+        for verts, steps in zip(posed_meshes(head_fit, head, curves, beyond), moved, strict=True):
+            verts[spread.vertices, :2] += steps * verts[spread.vertices, 2:]
+            yield verts
+
+
+def _neutral(config: TransferConfig, cost: Float[np.ndarray, " T"]) -> int:
+    if config.neutral_frame == "auto":
+        return int(cost.argmin())
+    if not config.neutral_frame.isdecimal() or int(config.neutral_frame) >= len(cost):
+        raise UsageError(
+            f"`neutral_frame={config.neutral_frame!r}`: expected auto or one of the frames 0 to {len(cost) - 1}."
+        )
+    return int(config.neutral_frame)

@@ -1,1 +1,0 @@
-from expportrait_cli.track.stage import track as track

@@ -1,0 +1,1 @@
+from expportrait_cli.tracking.stage import track as track

@@ -1,0 +1,297 @@
+"""Films by the Wan painters through the command line, from folders with the layout of the real ones."""
+
+import json
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model_state_dict
+from safetensors.torch import save_file
+from support.tiny_wan import tiny_transformer, tiny_vace, tiny_vae
+from support.wan_film import portrait_folder, sketches_of, still, swaying, v2v_folder, vace_folder
+
+from expportrait_cli.artifacts.files import content_hash
+from expportrait_cli.cli import app
+from expportrait_cli.config import GenerateConfig, WanConfig
+from expportrait_cli.errors import UsageError
+from expportrait_cli.media.video import frame_count, probe
+from expportrait_cli.painting import stage
+from expportrait_cli.painting.scene import Sketch
+from expportrait_cli.painting.wan import budget, runtime
+from expportrait_cli.painting.wan import painters as wan_painters
+from expportrait_cli.painting.wan.painters import WanPainter
+
+pytestmark = pytest.mark.slow
+pytest_plugins = ("support.astronaut",)
+
+COUNT = 2
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("wan")
+
+
+@pytest.fixture(scope="module")
+def folders(work) -> dict[str, Path]:
+    return {"wan-vace": vace_folder(work), "wan-v2v": v2v_folder(work), "wan-portrait": portrait_folder(work)}
+
+
+@pytest.fixture(scope="module")
+def inputs(work, fitted, head) -> tuple[Path, Path]:
+    return swaying(work, fitted, head, COUNT)
+
+
+@pytest.fixture
+def film(inputs, capsys):
+    def run(out: Path, *options: object, code: int = 0) -> str:
+        words = ["generate", *inputs, "-o", out, "--size", 256, "--audio", "none", *options]
+        assert app.run([str(word) for word in words]) == code
+        out_text, err = capsys.readouterr()
+        assert "Traceback" not in err and out_text == ("" if code else f"{out}\n")
+        return err
+
+    return run
+
+
+@pytest.mark.parametrize("name", ["wan-vace", "wan-v2v", "wan-portrait"])
+def test_a_film_its_record_and_a_second_run(name, folders, film, tmp_path):
+    path = tmp_path / "film.mp4"
+    options = ("--backend", name, "--weights-folder", folders[name], "--steps", 2)
+    err = film(path, *options)
+    assert f"{name}, this machine: 0.0 GB of weights" in err and "each of 1 windows" in err
+    assert frame_count(path) == COUNT and (probe(path).width, probe(path).height) == (256, 256)
+    record = json.loads(path.with_suffix(".json").read_text())
+    assert record["painter"]["painter"] == name and len(record["painter"]["weights"]) == 64
+    (row,) = [row for row in record["weights"] if row["name"] == name]
+    assert row["licence"] == "apache-2.0" and row["sha256"] == record["painter"]["weights"]
+    assert record["settings"]["generate"]["wan"]["steps"] == 2
+    assert "up to date" in film(path, *options)
+
+
+@pytest.fixture(scope="module")
+def known() -> dict[str, str]:
+    """Hashes of films without further options, by painter."""
+    return {}
+
+
+@pytest.fixture
+def plain(folders, film, work, known):
+    def hash_of(name: str) -> str:
+        if name not in known:
+            film(work / f"{name}.mp4", "--weights-folder", folders[name], "--steps", 2)
+            known[name] = content_hash(work / f"{name}.mp4")
+        return known[name]
+
+    return hash_of
+
+
+def test_other_weights_make_another_film(folders, plain, film, tmp_path):
+    path, prompt = tmp_path / "film.mp4", folders["wan-v2v"] / "prompt_embeds.safetensors"
+    options = ("--weights-folder", folders["wan-v2v"], "--steps", 2)
+    film(path, *options)
+    assert content_hash(path) == plain("wan-v2v")
+    kept = prompt.read_bytes()
+    try:
+        prompt.unlink()
+        err = film(path, *options)
+    finally:
+        prompt.write_bytes(kept)
+    assert "Wan paints without a prompt" in err and "up to date" not in err
+    assert content_hash(path) != plain("wan-v2v")
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("wan-vace", ["--control", "depth"]),
+        ("wan-vace", ["--guidance", 1.5, "--quantize", "fp8", "--dtype", "bf16", "--chain", 1]),
+        ("wan-v2v", ["--strength", 0.8]),
+        ("wan-portrait", ["--guidance", 1.5, "--attention", "native"]),
+    ],
+)
+def test_options_change_the_film(name, options, folders, plain, film, tmp_path):
+    film(tmp_path / "other.mp4", "--weights-folder", folders[name], "--steps", 2, *options)
+    assert frame_count(tmp_path / "other.mp4") == COUNT
+    assert content_hash(tmp_path / "other.mp4") != plain(name)
+
+
+@pytest.mark.parametrize("naming", ["diffusers", "wan"])
+def test_a_lora_is_worked_in(naming, folders, plain, film, tmp_path):
+    model = tiny_vace()
+    model.add_adapter(
+        LoraConfig(r=2, lora_alpha=2, target_modules=["attn1.to_q", "attn1.to_k"], init_lora_weights=False)
+    )
+    tensors = {f"transformer.{name}": value.contiguous() for name, value in get_peft_model_state_dict(model).items()}
+    if naming == "wan":
+        new = {"transformer.": "diffusion_model.", "attn1.to_q": "self_attn.q", "attn1.to_k": "self_attn.k"}
+        for old, own in new.items():
+            tensors = {name.replace(old, own): value for name, value in tensors.items() if "vace" not in name}
+    save_file({name: 20 * value for name, value in tensors.items()}, tmp_path / "style.safetensors")
+    options = ("--weights-folder", folders["wan-vace"], "--steps", 2)
+    film(tmp_path / "other.mp4", *options, "--lora", tmp_path / "style.safetensors")
+    assert content_hash(tmp_path / "other.mp4") != plain("wan-vace")
+    assert len(json.loads((tmp_path / "other.json").read_text())["painter"]["lora"]) == 64
+    save_file({"something.else": torch.ones(2)}, tmp_path / "bad.safetensors")
+    err = film(tmp_path / "bad.mp4", *options, "--lora", tmp_path / "bad.safetensors", code=4)
+    assert "holds nothing for this transformer" in err or "does not go with this transformer" in err
+
+
+REFUSED = [
+    ("wan-vace", ["--strength", 0.5], 2, "--strength is wan-v2v's"),
+    ("wan-v2v", ["--control", "depth"], 2, "--control depth is wan-vace's"),
+    ("wan-v2v", ["--guidance", 2], 2, "wan-v2v has none"),
+    ("wan-portrait", ["--chain", 5], 2, "--chain needs a painter that can be given frames"),
+    ("wan-vace", ["--chain", 3], 2, "expected 1 or 5 frames"),
+    ("wan-vace", ["--cache", 0.1], 2, "--cache would skip"),
+    ("wan-vace", ["--attention", "flash_hub"], 2, "downloads code"),
+    ("wan-vace", ["--quantize", "int8"], 2, "needs torchao"),
+    ("wan-vace", ["--lora", "style.pt"], 4, "style.pt does not exist"),
+    ("wan-vace", ["--backend", "wan-portrait"], 4, "holds weights of wan-vace, expected wan-portrait's"),
+    ("wan-vace", ["--backend", "proxy"], 2, "proxy paints this film"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "code", "words"), REFUSED, ids=[" ".join(map(str, row[1])) for row in REFUSED]
+)
+def test_what_means_nothing_is_refused_in_one_line(name, options, code, words, folders, film, tmp_path):
+    err = film(tmp_path / "film.mp4", "--weights-folder", folders[name], "--steps", 1, *options, code=code)
+    lines = [line for line in err.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1 and words in lines[0]
+    assert not (tmp_path / "film.mp4").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to empty")
+def test_without_a_gpu_nothing_can_be_put_outside_of_it(folders, film, tmp_path):
+    err = film(tmp_path / "film.mp4", "--weights-folder", folders["wan-vace"], "--offload", "group", code=2)
+    assert "torch finds none here" in err
+
+
+def test_weights_that_are_missing_or_none_are_named(film, tmp_path, monkeypatch):
+    monkeypatch.setenv("EXPPORTRAIT_WEIGHTS", str(tmp_path))
+    err = film(tmp_path / "film.mp4", "--backend", "wan-vace", code=4)
+    assert "expportrait weights fetch wan-vace-1.3b" in err
+    (tmp_path / "empty").mkdir()
+    err = film(tmp_path / "film.mp4", "--weights-folder", tmp_path / "empty", code=4)
+    assert "neither generator.json nor transformer/config.json" in err
+
+
+def test_weights_are_found_in_the_weights_folder(folders, film, work, tmp_path, monkeypatch):
+    monkeypatch.setenv("EXPPORTRAIT_WEIGHTS", str(work))
+    film(tmp_path / "film.mp4", "--backend", "wan-vace", "--steps", 1)
+    record = json.loads((tmp_path / "film.json").read_text())
+    assert record["painter"]["painter"] == "wan-vace"
+
+
+def test_a_film_that_does_not_fit_ends_with_5_before_it_is_begun(folders, film, tmp_path, monkeypatch):
+    monkeypatch.setattr("expportrait_cli.painting.wan.painters.free_bytes", lambda device: 1 << 20)
+    err = film(tmp_path / "film.mp4", "--weights-folder", folders["wan-vace"], code=5)
+    assert "This needs about" in err and "0.0 GB are free" in err
+
+
+def test_the_cost_of_the_published_model_is_the_published_one():
+    """1.3B at 512 px and 81 frames with a reference: 150 TFLOP a step, 7 to 9 GB in bfloat16."""
+    shape = budget.Shape(parameters=1_420_000_000, width=1536, hidden=8960, layers=30, controls=0)
+    cost = budget.Cost.of(shape, tokens=22528, windows=3, calls=1, pixels=512 * 512, bytes_each=2, vae_width=96)
+    assert cost.flop == pytest.approx(150e12, rel=0.1)
+    assert 7 < (cost.weights + cost.work) / budget.GB < 10
+    assert "for each of 3 windows" in cost.line(294e12)
+
+
+def test_parameters_are_counted_from_the_headers(folders):
+    shape = budget.Shape.of(folders["wan-v2v"] / "transformer")
+    own = tiny_transformer()
+    assert shape.parameters == sum(parameter.numel() for parameter in own.parameters())
+    assert (shape.width, shape.hidden, shape.layers, shape.controls) == (24, 48, 2, 0)
+    assert budget.Shape.of(folders["wan-vace"] / "transformer").controls == 2
+
+
+def test_a_reused_step_is_another_result(folders):
+    """A cache of the first block's result skips the others, and forgets between windows."""
+
+    def film(cache: float) -> np.ndarray:
+        painter = WanPainter("wan-v2v", folders["wan-v2v"], WanConfig(steps=6, strength=1.0, cache=cache), 0)
+        return np.stack(list(painter.paint(still(), sketches_of(5), start=0, count=5)))
+
+    assert not np.array_equal(film(1.0), film(0.0)) and np.array_equal(film(1.0), film(1.0))
+
+
+@pytest.mark.parametrize(
+    "name, options", [("wan-portrait", {}), ("wan-vace", {"control": "depth"}), ("wan-vace", {"chain": 5})]
+)
+def test_drawing_ahead_changes_nothing(name, options, folders, monkeypatch):
+    def film() -> np.ndarray:
+        painter = WanPainter(name, folders[name], WanConfig(steps=1, **options), 0)
+        return np.stack(list(painter.paint(still(16, 16), sketches_of(90, height=16, width=16), start=0, count=90)))
+
+    ahead = film()
+    monkeypatch.setattr(wan_painters, "read_ahead", lambda items, depth: iter(items))
+    assert ahead.shape == (90, 16, 16, 3) and np.array_equal(ahead, film())
+
+
+def test_what_is_drawn_ahead_is_one_window_and_its_errors_come_through(folders):
+    drawn = []
+
+    def sketches(start: int) -> Iterator[Sketch]:
+        for index, frame in enumerate(sketches_of(300, height=16, width=16)(start), start):
+            drawn.append(index)
+            if index == 200:
+                raise OSError("the meshes are gone")
+            yield frame
+
+    painter = WanPainter("wan-v2v", folders["wan-v2v"], WanConfig(steps=1, strength=1.0), 0)
+    frames = painter.paint(still(16, 16), sketches, start=0, count=300)
+    assert len(list(islice(frames, 5))) == 5
+    # A window of 21 latent frames, and ahead of it what the next one has more: 16.
+    assert len(drawn) <= 1 + 4 * (20 + 16)
+    with pytest.raises(OSError, match="the meshes are gone"):
+        list(frames)
+
+
+def test_attention_that_is_not_there_is_refused():
+    with pytest.raises(UsageError, match="--attention nonsense cannot be used"):
+        runtime.settle(tiny_vace(), WanConfig(attention="nonsense"), torch.device("cpu"), torch.float32)
+
+
+def test_layers_that_come_and_go_paint_the_same():
+    plain, spread = tiny_transformer(), tiny_transformer()
+    cpu = torch.device("cpu")
+    wake = runtime.place({"transformer": spread, "vae": tiny_vae()}, WanConfig(offload="group"), cpu)
+    assert set(wake) == {"transformer", "vae"}
+    words = (torch.randn(1, 16, 2, 4, 4), torch.tensor([500.0]), torch.randn(1, 512, 32))
+    with torch.inference_mode():
+        assert torch.equal(spread(*words, return_dict=False)[0], plain(*words, return_dict=False)[0])
+
+
+def test_the_best_painter_that_is_there_is_chosen(folders, work, tmp_path, monkeypatch):
+    """Only where there is a GPU, and only among downloads that are complete."""
+    monkeypatch.setattr(stage, "folders", lambda: (tmp_path,))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name in ("wan-vace", "wan-portrait"):
+        (tmp_path / stage.FOLDERS[name]).symlink_to(folders[name])
+    assert stage.choose(GenerateConfig()).name == "wan-portrait"
+    (tmp_path / "wan-portrait").unlink()
+    assert stage.choose(GenerateConfig()).name == "proxy"
+    note = folders["wan-vace"] / "fetched.json"
+    note.write_text("{}")
+    try:
+        choice = stage.choose(GenerateConfig())
+        assert choice.name == "wan-vace" and choice.identity["weights"] and choice.licences
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        assert stage.choose(GenerateConfig()).name == "proxy"
+    finally:
+        note.unlink()
+
+
+def test_models_take_turns_on_the_seat():
+    seat = runtime.Seat(torch.device("meta"))
+    first, second = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    wake = [seat.waker(module) for module in (first, second)]
+    wake[0]()
+    assert (first.weight.device.type, second.weight.device.type) == ("meta", "cpu")
+    wake[0]()
+    assert first.weight.device.type == "meta"

@@ -1,0 +1,134 @@
+import numpy as np
+import pytest
+import torch
+from support.render_shapes import sphere
+
+from expportrait_cli.geometry import mesh
+from expportrait_cli.geometry.camera import Camera
+from expportrait_cli.render.buffers import BACKGROUND, decode, encode, render_buffers
+
+CENTRE_CAM = torch.tensor([0.02, -0.01, 0.75])
+RADIUS_M = 0.11
+
+
+def _camera(size: int) -> Camera:
+    return Camera(size * 2.4, size / 2, size / 2, size, size)
+
+
+def test_sphere_normals_and_depth_are_analytic():
+    verts, faces = sphere(100, 140)
+    buffers = render_buffers(verts[None] * RADIUS_M + CENTRE_CAM, faces, _camera(256))
+    inside = buffers.mask[0] == 1
+    row, column = inside.nonzero(as_tuple=True)
+    ray = torch.stack([(column - 127.5) / 614.4, (row - 127.5) / 614.4, torch.ones(len(row))], -1)
+    along = (ray @ CENTRE_CAM) / (ray * ray).sum(-1)
+    miss = along**2 - (CENTRE_CAM @ CENTRE_CAM - RADIUS_M**2) / (ray * ray).sum(-1)
+    depth = along - miss.clamp(min=0).sqrt()
+    normal = (ray * depth[:, None] - CENTRE_CAM) / RADIUS_M * torch.tensor([1.0, -1.0, -1.0])
+    cosine = (normal * buffers.normals[0][inside]).sum(-1).clamp(-1, 1)
+    assert cosine.arccos().rad2deg().mean() < 1
+    # The surface of the faces lies within the sphere, at a slant also noticeably behind it.
+    assert (buffers.depth[0][inside] - depth).abs().median() < 1e-4
+
+
+def test_a_triangle_facing_the_camera_encodes_to_the_documented_colour():
+    verts = torch.tensor([[[-0.1, -0.1, 1.0], [0.0, 0.1, 1.0], [0.1, -0.1, 1.0]]])
+    faces = torch.tensor([[0, 1, 2]], dtype=torch.int32)
+    buffers = render_buffers(verts, faces, _camera(64), antialias=False)
+    rgb = encode(buffers.normals[0].numpy())
+    covered = buffers.mask[0].numpy() > 0
+    assert covered.sum() > 100
+    assert (rgb[covered] == (128, 128, 255)).all()
+    assert (rgb[~covered] == BACKGROUND).all()
+
+
+def test_up_is_green_and_right_is_red():
+    verts, faces = sphere(40, 60)
+    rgb = encode(
+        render_buffers(verts[None] * 0.1 + torch.tensor([0.0, 0.0, 0.75]), faces, _camera(64)).normals[0].numpy()
+    )
+    centre, reach = 32, 17
+    assert rgb[centre - reach, centre, 1] > 210 and rgb[centre + reach, centre, 1] < 45
+    assert rgb[centre, centre + reach, 0] > 210 and rgb[centre, centre - reach, 0] < 45
+
+
+def test_decode_undoes_encode():
+    normals = np.random.default_rng(0).normal(size=(8, 8, 3)).astype(np.float32)
+    normals /= np.linalg.norm(normals, axis=-1, keepdims=True)
+    assert np.abs(decode(encode(normals)) - normals).max() < 1 / 127
+    assert (decode(encode(np.zeros((2, 2, 3), np.float32))) == 0).all()
+
+
+@pytest.mark.parametrize("size", [256, 512])
+def test_the_area_of_the_mask_grows_as_geometry_says(size):
+    verts, faces = sphere(142, 142)
+    edges = mesh.edges(faces)
+    flat = verts * torch.tensor([0.2, 0.2, 0.02])
+    scale = torch.tensor(1.0, requires_grad=True)
+    stretch = torch.stack([scale, scale, torch.ones(())])
+    # Scaling x and y scales the picture exactly, in perspective too.
+    buffers = render_buffers(flat[None] * stretch + torch.tensor([0.0, 0.0, 1.5]), faces, _camera(size), edges=edges)
+    area = buffers.mask.sum()
+    area.backward()
+    assert float(scale.grad) == pytest.approx(2 * area.item(), rel=0.03)
+    assert area.item() == pytest.approx(np.pi * (0.2 / 1.5 * size * 2.4) ** 2, rel=0.01)
+
+
+def test_a_crumpled_outline_still_grows_with_its_scale():
+    verts, faces = sphere(142, 142)
+    bumps = 1 + 0.01 * torch.rand(len(verts), 1, generator=torch.Generator().manual_seed(0))
+    flat = verts * bumps * torch.tensor([0.2, 0.2, 0.02])
+    scale = torch.tensor(1.0, requires_grad=True)
+    stretch = torch.stack([scale, scale, torch.ones(())])
+    area = render_buffers(flat[None] * stretch + torch.tensor([0.0, 0.0, 1.5]), faces, _camera(256)).mask.sum()
+    area.backward()
+    # Folds within a pixel are seen only as far as their edges are; counting each of them would give four times as much.
+    assert float(scale.grad) == pytest.approx(2 * area.item(), rel=0.25)
+
+
+def test_a_crumpled_outline_covers_what_finer_pixels_say():
+    verts, faces = sphere(60, 80)
+    bumps = 1 + 0.01 * torch.rand(len(verts), 1, generator=torch.Generator().manual_seed(0))
+    verts_cam = (verts * bumps * 0.1 + torch.tensor([0.0, 0.0, 0.75]))[None]
+    mask = render_buffers(verts_cam, faces, _camera(128)).mask
+    fine = torch.nn.functional.avg_pool2d(render_buffers(verts_cam, faces, _camera(1024), antialias=False).mask, 8)
+    rim = (fine > 0) & (fine < 1)
+    assert mask.min() >= -1e-6 and mask.max() <= 1 + 1e-6
+    # A mask that is not blended is off by 0.26 there.
+    assert (mask - fine)[rim].square().mean().sqrt() < 0.12
+
+
+def test_a_hidden_silhouette_leaves_the_surface_before_it_alone():
+    verts, faces = sphere(30, 40)
+    wall = torch.tensor([[-1.0, -1.0, 0.5], [-1.0, 1.0, 0.5], [1.0, 1.0, 0.5], [1.0, -1.0, 0.5]])
+    wall_faces = torch.tensor([[0, 1, 2], [0, 2, 3]], dtype=torch.int32) + len(verts)
+    both = torch.cat([verts * 0.1 + torch.tensor([0.0, 0.0, 1.0]), wall])
+    buffers = render_buffers(both[None], torch.cat([faces, wall_faces]).contiguous(), _camera(64))
+    # The wall passes the border of the picture, so only its own plain normal remains.
+    torch.testing.assert_close(buffers.normals, torch.tensor([0.0, 0.0, 1.0]).expand(1, 64, 64, 3))
+    assert buffers.mask.min() == 1
+
+
+def test_no_vertex_that_is_seen_is_cut_off_from_the_loss():
+    verts, faces = sphere(16, 20)
+    verts_cam = (verts[None] * 0.1 + torch.tensor([0.0, 0.0, 0.75])).requires_grad_()
+    buffers = render_buffers(verts_cam, faces, _camera(64))
+    (buffers.normals[..., 0].square().sum() + buffers.depth.sum() + buffers.mask.sum()).backward()
+    assert torch.isfinite(verts_cam.grad).all()
+    assert (verts_cam.grad[0][verts[:, 2] < -0.3].abs().sum(-1) > 0).all()
+
+
+def test_edges_of_a_square():
+    faces = torch.tensor([[0, 1, 2], [0, 2, 3]], dtype=torch.int32)
+    edges = mesh.edges(faces)
+    assert edges.verts.tolist() == [[0, 1], [0, 2], [0, 3], [1, 2], [2, 3]]
+    assert edges.opposite[edges.verts.tolist().index([0, 2])].sort().values.tolist() == [1, 3]
+    assert (edges.opposite[:, 1] < 0).sum() == 4
+
+
+def test_vertex_normals_of_a_degenerate_face_have_finite_gradients():
+    verts = torch.zeros(4, 3, requires_grad=True)
+    normals = mesh.vertex_normals(verts, torch.tensor([[0, 1, 2]], dtype=torch.int32))
+    normals.sum().backward()
+    assert (normals == 0).all()
+    assert torch.isfinite(verts.grad).all()

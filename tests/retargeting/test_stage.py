@@ -1,0 +1,390 @@
+"""Performances of known content put onto the astronaut."""
+
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+import torch
+from support.performers import make_state, performed, state_of
+
+from expportrait_cli.artifacts import curves_csv
+from expportrait_cli.artifacts.types import Curves
+from expportrait_cli.config import TransferConfig
+from expportrait_cli.errors import UsageError
+from expportrait_cli.geometry.rotations import from_turns, logarithm, rodrigues
+from expportrait_cli.head import dense
+from expportrait_cli.head.facemesh import LID_PAIRS, landmark_model
+from expportrait_cli.head.fitted import fitted_mesh
+from expportrait_cli.head.model import landmarks
+from expportrait_cli.retargeting import posed_frames, transfer
+from expportrait_cli.retargeting.motion import LIMIT_IOD, SOFT_DEG, limit_turn
+from expportrait_cli.retargeting.stage import expression_mask, parse_regions, smooth
+from expportrait_cli.solve.state import interocular_px
+
+pytest_plugins = ("support.astronaut",)
+
+RIGHT, LEFT = LID_PAIRS[:3], LID_PAIRS[3:]
+PERFORMANCE = ("jaw", "expression", "gaze")
+
+
+@pytest.fixture(scope="module")
+def stranger(photo_tracking, head):
+    """Another person: neutral, then an open mouth, a smile, a turn with gaze, a shift; back to neutral."""
+    identity = np.random.default_rng(1).normal(size=80) * 0.5
+    states = [
+        make_state(head, translation=(0.0, -0.02, 1.0)),
+        make_state(head, jaw=(0.25, 0.0, 0.0), translation=(0.0, -0.02, 1.0)),
+        make_state(head, mouthFrownLeft=0.7, mouthFrownRight=0.7, browInnerUp=0.8, translation=(0.0, -0.02, 1.0)),
+        make_state(head, turn=(0.1, 0.3, -0.1), gaze=(0.1, 0.3, 0.1, 0.3), translation=(0.0, -0.02, 1.0)),
+        make_state(head, translation=(0.03, 0.01, 0.9)),
+        make_state(head, translation=(0.0, -0.02, 1.0)),
+    ]
+    return performed(photo_tracking, head, states, identity=identity)
+
+
+@pytest.fixture(scope="module")
+def own(photo_tracking, head):
+    """The photo's person: as in the photo, then with the mouth further open, turned."""
+    start = state_of(photo_tracking, 0)
+    wide = replace(start, jaw=start.jaw + np.array([0.2, 0, 0]))
+    turned = replace(start, rotation=rodrigues(np.array([0.0, 0.2, 0.05])) @ start.rotation)
+    return performed(photo_tracking, head, [wide, start, turned])
+
+
+def curves_of(fitted, tracking, head, **options) -> Curves:
+    return transfer(fitted, tracking, head, TransferConfig(**options)).curves
+
+
+def meshes(fitted, tracking, head, **options) -> np.ndarray:
+    return np.stack([*posed_frames(fitted, head, transfer(fitted, tracking, head, TransferConfig(**options)))])
+
+
+def lid_gaps(fitted, verts, head, pairs) -> np.ndarray:
+    """Opening of an eye in every frame, crop px."""
+    points = landmarks(head, torch.from_numpy(verts)).numpy()
+    px = points[..., :2] / points[..., 2:] * fitted.focal_px
+    upper, lower = np.array(pairs).T
+    return np.linalg.norm(px[:, upper] - px[:, lower], axis=-1).mean(-1)
+
+
+@pytest.mark.parametrize("who", ["stranger", "own"])
+def test_the_neutral_frame_is_the_photo(fitted, head, request, who):
+    tracking = request.getfixturevalue(who)
+    performance = transfer(fitted, tracking, head, TransferConfig(turn_limit_deg=None))
+    verts = [*posed_frames(fitted, head, performance)][performance.neutral]
+    assert np.linalg.norm(verts - fitted_mesh(fitted, head), axis=1).max() < 2e-5
+    assert np.abs(performance.steps[performance.neutral]).max() < 1e-3
+
+
+def test_neutral_frames_are_chosen_by_who_performs(fitted, own, stranger, head):
+    assert transfer(fitted, own, head, TransferConfig()).neutral == 1
+    assert transfer(fitted, stranger, head, TransferConfig()).neutral in (0, 5)
+    assert transfer(fitted, stranger, head, TransferConfig(neutral_frame="4")).neutral == 4
+
+
+@pytest.mark.slow
+def test_a_driver_alike_to_the_last_bit_drives_landmarks_to_its_own(fitted, own, head):
+    verts = meshes(fitted, own, head, turn_limit_deg=None)
+    points = landmarks(head, torch.from_numpy(verts)).numpy()
+    px = points[..., :2] / points[..., 2:] * fitted.focal_px + 256
+    inner = np.r_[1:7, 13, 14, 33, 133, 159, 145, 263, 362]
+    error = np.linalg.norm(px - own.landmarks, axis=-1)[:, inner] / interocular_px(fitted.landmarks)
+    assert error.mean() < 0.005
+
+
+def test_performances_move_what_they_name(fitted, stranger, head):
+    curves = curves_of(fitted, stranger, head)
+    assert curves.jaw[1, 0] - curves.jaw[0, 0] == pytest.approx(0.25, abs=1e-5)
+    column = head.expression_names.index("browInnerUp")
+    raised = curves.expression[2, column] - fitted.expression[column]
+    assert raised == pytest.approx(0.8 * (1 - fitted.expression[column]), abs=1e-5)
+    turn = logarithm(from_turns(curves.rotation[3]) @ from_turns(curves.rotation[0]).T)
+    assert np.abs(turn - [0.1, 0.3, -0.1]).max() < 1e-4
+    assert np.abs(curves.gaze[3] - curves.gaze[0] - [0.1, 0.3, 0.1, 0.3]).max() < 1e-5
+    assert curves.translation[4, 2] / curves.translation[0, 2] == pytest.approx(0.9, abs=1e-4)
+
+
+def test_shifts_count_in_heads(fitted, stranger, head):
+    """The person's head moves by as many of its own widths in the picture as the driver's."""
+    curves = curves_of(fitted, stranger, head)
+    size_ref = fitted.focal_px / fitted.translation[2]
+    size = stranger.focal_px / stranger.translation[0, 2]
+    px = [
+        rows.translation[:, :2] / rows.translation[:, 2:] * f
+        for rows, f in ((curves, fitted.focal_px), (stranger, stranger.focal_px))
+    ]
+    step = [(p[4] - p[0]) / s for p, s in zip(px, (size_ref, size), strict=True)]
+    assert np.abs(step[0] - step[1]).max() < 1e-5
+
+
+@pytest.mark.parametrize("who", ["stranger", "own"])
+def test_no_expression_leaves_the_pose(fitted, head, request, who):
+    tracking = request.getfixturevalue(who)
+    curves, full = curves_of(fitted, tracking, head, expression_scale=0.0), curves_of(fitted, tracking, head)
+    assert np.abs(curves.expression - fitted.expression).max() < 1e-6
+    assert np.abs(curves.jaw - fitted.jaw).max() < 1e-6
+    for name in ("rotation", "translation", "torso_rotation", "torso_translation"):
+        assert np.array_equal(getattr(curves, name), getattr(full, name)), name
+
+
+@pytest.mark.parametrize("who", ["stranger", "own"])
+def test_no_pose_leaves_the_expression(fitted, head, request, who):
+    tracking = request.getfixturevalue(who)
+    curves, full = curves_of(fitted, tracking, head, pose_scale=0.0), curves_of(fitted, tracking, head)
+    assert np.abs(curves.rotation - fitted.rotation).max() < 1e-5
+    assert np.abs(curves.translation - fitted.translation).max() < 1e-5
+    assert np.ptp(curves.torso_rotation, axis=0).max() < 1e-6
+    assert np.ptp(curves.torso_translation, axis=0).max() < 1e-6
+    for name in PERFORMANCE:
+        assert np.array_equal(getattr(curves, name), getattr(full, name)), name
+
+
+def test_half_the_strength_is_half_the_way(fitted, stranger, head):
+    full = curves_of(fitted, stranger, head)
+    half = curves_of(fitted, stranger, head, expression_scale=0.5, pose_scale=0.5)
+    assert np.abs((half.jaw - fitted.jaw) * 2 - (full.jaw - fitted.jaw)).max() < 1e-5
+    turns = [logarithm(from_turns(c.rotation) @ from_turns(fitted.rotation).T) for c in (full, half)]
+    assert np.abs(2 * turns[1] - turns[0]).max() < 1e-4
+
+
+MOVED = {
+    "pose": {"rotation", "translation", "torso_rotation", "torso_translation"},
+    "gaze": {"gaze"},
+    "expression": {"expression", "jaw"},
+    "lips": {"expression", "jaw"},
+    "eyes": {"expression"},
+}
+
+
+@pytest.mark.parametrize("region", MOVED)
+def test_a_region_moves_alone(fitted, stranger, head, region):
+    flow = stranger.flow.copy()
+    flow[2, 1] = [0.99, 0.1, 5, 5]
+    stranger = replace(stranger, flow=flow)
+    curves = curves_of(fitted, stranger, head, region=region)
+    still = curves_of(fitted, stranger, head, expression_scale=0.0, pose_scale=0.0, region="lips")
+    for field in fields(Curves):
+        same = np.abs(getattr(curves, field.name) - getattr(still, field.name)).max() < 1e-6
+        # Nothing in this performance moves the eyes' units.
+        assert same == (field.name not in MOVED[region] or (region, field.name) == ("eyes", "expression")), field.name
+
+
+@pytest.mark.slow
+def test_lips_leave_lids_brows_and_pose(fitted, stranger, head):
+    verts = meshes(fitted, stranger, head, region="lips")
+    rest = fitted_mesh(fitted, head)
+    above = ((head.skinning[:, 3] == 0) & (dense(head, head.template)[:, 1] > 0.04)).numpy()
+    assert np.linalg.norm(verts[:, above] - rest[above], axis=-1).max() < 1e-4
+    for pairs in (LEFT, RIGHT):
+        gaps = lid_gaps(fitted, verts, head, pairs)
+        assert np.ptp(gaps) < 0.03 * gaps[0]
+    mask = expression_mask(head.expression_names, parse_regions("lips"))
+    named = {name for name, on in zip(head.expression_names, mask, strict=True) if on}
+    assert named == {name for name in head.expression_names if name.startswith(("mouth", "jaw"))}
+
+
+def test_pose_alone_moves_the_head_rigidly(fitted, stranger, head):
+    performance = transfer(fitted, stranger, head, TransferConfig(region="pose", turn_limit_deg=None))
+    assert np.abs(performance.curves.expression - fitted.expression).max() < 1e-6
+    assert np.abs(performance.steps).max() == 0
+    verts = np.stack([*posed_frames(fitted, head, performance)])
+    rigid = (head.skinning[:, 2] > 0.9999).numpy()
+    rest = (fitted_mesh(fitted, head) - fitted.translation) @ from_turns(fitted.rotation)
+    for frame, rotation, shift in zip(verts, performance.curves.rotation, performance.curves.translation, strict=True):
+        assert np.abs((frame - shift) @ from_turns(rotation) - rest)[rigid].max() < 1e-5
+
+
+@pytest.mark.parametrize("region", ["nose", "pose,nose", "", ",", "Pose"])
+def test_unknown_regions_are_refused(fitted, stranger, head, region):
+    with pytest.raises(UsageError, match="--region"):
+        transfer(fitted, stranger, head, TransferConfig(region=region))
+
+
+def test_regions_are_a_list(head):
+    assert parse_regions(" lips , gaze") == {"lips", "gaze"}
+    both = expression_mask(head.expression_names, parse_regions("lips,eyes"))
+    assert both.sum() == sum(name.startswith(("mouth", "jaw", "eye")) for name in head.expression_names)
+
+
+@pytest.mark.parametrize("frame", ["6", "-1", "1.5", "neutral", "99999999999", ""])
+def test_neutral_frames_out_of_range_are_refused(fitted, stranger, head, frame):
+    with pytest.raises(UsageError, match="0 to 5"):
+        transfer(fitted, stranger, head, TransferConfig(neutral_frame=frame))
+
+
+def test_a_superscript_is_no_frame(fitted, stranger, head):
+    with pytest.raises(UsageError):
+        transfer(fitted, stranger, head, TransferConfig(neutral_frame="²"))
+
+
+@pytest.fixture(scope="module")
+def winker(photo_tracking, head):
+    """A stranger who shuts the left eye step by step; in the end the lids touch."""
+    states = [make_state(head, eyeBlinkLeft=share) for share in (0.0, 0.2, 0.4, 0.6, 0.85)]
+    clip = performed(photo_tracking, head, states, identity=np.random.default_rng(2).normal(size=80) * 0.5)
+    upper, lower = np.array(LEFT).T
+    points = clip.landmarks.copy()
+    points[-1, upper] = points[-1, lower] - np.float32([0.0, 0.3])
+    return replace(clip, landmarks=points)
+
+
+def test_a_wink_shuts_one_eye(fitted, winker, head):
+    verts = meshes(fitted, winker, head, neutral_frame="0")
+    left, right = (lid_gaps(fitted, verts, head, pairs) for pairs in (LEFT, RIGHT))
+    # Of the last step to where the lids touch, the ridge of the spread keeps a part.
+    assert left[-1] < 0.2 * left[0]
+    assert np.ptp(right) < 0.05 * right[0]
+
+
+def test_lids_close_by_the_drivers_share(fitted, winker, head):
+    left = lid_gaps(fitted, meshes(fitted, winker, head, neutral_frame="0"), head, LEFT)
+    upper, lower = np.array(LEFT).T
+    seen = np.linalg.norm(winker.landmarks[:, upper] - winker.landmarks[:, lower], axis=-1).mean(-1)
+    assert (np.diff(left) < 0).all()
+    assert np.abs(left / left[0] - seen / seen[0])[:-1].max() < 0.1
+
+
+def test_steps_beyond_the_model_are_limited(fitted, stranger, head):
+    wild = stranger.landmarks.copy()
+    wild[2, [13, 0, 159]] += 500
+    steps = transfer(
+        fitted, replace(stranger, landmarks=wild), head, TransferConfig(neutral_frame="0", method="direct")
+    ).steps
+    limit = LIMIT_IOD * interocular_px(fitted.landmarks)
+    assert np.linalg.norm(steps, axis=-1).max() < 1.001 * limit
+    assert np.linalg.norm(steps[2, 13]) == pytest.approx(limit, rel=1e-3)
+
+
+def test_absolute_takes_the_drivers_own(fitted, stranger, head):
+    curves = curves_of(fitted, stranger, head, absolute=True, turn_limit_deg=None)
+    assert np.abs(curves.expression - stranger.expression).max() < 1e-6
+    assert np.abs(curves.jaw - stranger.jaw).max() < 1e-6
+    assert np.abs(curves.gaze - stranger.gaze).max() < 1e-6
+    turn = logarithm(from_turns(curves.rotation) @ from_turns(stranger.rotation).swapaxes(1, 2))
+    assert np.abs(turn).max() < 1e-5
+
+
+def test_absolute_by_region_keeps_the_rest_of_the_photo(fitted, stranger, head):
+    curves = curves_of(fitted, stranger, head, absolute=True, region="lips")
+    brows = [k for k, name in enumerate(head.expression_names) if not name.startswith(("mouth", "jaw"))]
+    assert np.abs(curves.expression[:, brows] - fitted.expression[brows]).max() < 1e-6
+    assert np.abs(curves.gaze - fitted.gaze).max() < 1e-6
+    assert np.abs(curves.rotation - fitted.rotation).max() < 1e-5
+
+
+def test_expressions_stay_in_their_range(fitted, stranger, head):
+    curves = curves_of(fitted, stranger, head, expression_scale=5.0)
+    assert curves.expression.min() >= 0 and curves.expression.max() <= 1.2 + 1e-6
+    downwards = curves_of(fitted, stranger, head, neutral_frame="2")
+    assert downwards.expression.min() >= 0
+
+
+def test_the_jaw_stays_in_its_range(fitted, stranger, head):
+    assert curves_of(fitted, stranger, head, expression_scale=5.0).jaw[:, 0].max() < 0.7
+
+
+def test_smoothing_keeps_constants_and_takes_jitter():
+    constant = np.full((20, 3), 2.5)
+    assert np.allclose(smooth(constant, 3.0), constant)
+    jitter = np.resize([1.0, -1.0], (20, 1))
+    assert np.abs(smooth(jitter, 2.0))[8:-8].max() < 0.1
+    assert smooth(jitter, 0.0) is jitter
+    ramp = np.arange(40.0)[:, None]
+    assert np.allclose(smooth(ramp, 2.0)[8:-8], ramp[8:-8])
+
+
+def test_smoothing_a_performance(fitted, stranger, head):
+    sharp, soft = (curves_of(fitted, stranger, head, smooth=sigma) for sigma in (0.0, 1.5))
+    for field in fields(Curves):
+        a, b = getattr(sharp, field.name), getattr(soft, field.name)
+        assert b.shape == a.shape
+        assert np.abs(np.diff(b, axis=0)).sum() <= np.abs(np.diff(a, axis=0)).sum() + 1e-6, field.name
+
+
+def test_limits_bound_the_turn_and_leave_roll():
+    angles = np.radians(np.linspace(0, 170, 200))
+    for axis in (np.array([1.0, 0.0]), np.array([0.6, 0.8])):
+        turns = np.c_[angles[:, None] * axis, np.linspace(-1, 1, 200)]
+        out = limit_turn(turns, 45.0)
+        size = np.degrees(np.linalg.norm(out[:, :2], axis=1))
+        assert size.max() <= 45.0 + SOFT_DEG / 2 + 1e-9
+        assert (np.diff(size) >= 0).all()
+        assert np.diff(size).max() < 0.9  # no kink: the input's step is 0.85 degrees
+        assert np.array_equal(out[:, 2], turns[:, 2])
+        free = np.degrees(angles) < 45 - SOFT_DEG / 2
+        assert np.allclose(out[free], turns[free])
+        assert np.allclose(out[:, 0] * axis[1], out[:, 1] * axis[0])
+    assert np.array_equal(limit_turn(turns, None), turns)
+
+
+def test_a_limited_performance_stops_turning(fitted, photo_tracking, head):
+    turns = [make_state(head, turn=(0.0, yaw, 0.0)) for yaw in np.radians([0, 20, 50, 80])]
+    tracking = performed(photo_tracking, head, turns, identity=np.random.default_rng(1).normal(size=80) * 0.5)
+    curves = curves_of(fitted, tracking, head, neutral_frame="0", turn_limit_deg=30.0)
+    turn = logarithm(from_turns(curves.rotation) @ from_turns(curves.rotation[0]).T)
+    yaw = np.degrees(np.linalg.norm(turn, axis=1))
+    assert yaw[1] == pytest.approx(20, abs=0.3)
+    assert yaw[2] < yaw[3] < 30 + SOFT_DEG / 2
+
+
+def test_a_torso_stays_with_the_head_across_a_cut(fitted, stranger, head):
+    shot = np.array([0, 0, 0, 1, 1, 1])
+    flow = stranger.flow.copy()
+    flow[3:, 1] = [1, 0, 70, 20]
+    curves = curves_of(fitted, replace(stranger, shot=shot, flow=flow), head, neutral_frame="0")
+    # What another shot's flow counts from is not known: it has no say.
+    assert np.linalg.norm(curves.torso_translation[5] - curves.torso_translation[0]) < 1e-5
+    assert np.abs(curves.torso_rotation - curves.torso_rotation[0]).max() < 1e-6
+
+
+def test_the_torso_follows_its_flow(fitted, stranger, head):
+    flow = stranger.flow.copy()
+    flow[5, 1] = [1, 0, 30, -12]
+    curves = curves_of(fitted, replace(stranger, flow=flow), head, neutral_frame="0")
+    px = curves.torso_translation[:, :2] / curves.torso_translation[:, 2:] * fitted.focal_px
+    scale = (fitted.focal_px / fitted.translation[2]) / (stranger.focal_px / stranger.translation[0, 2])
+    assert np.abs(px[5] - px[0] - np.array([30, -12]) * scale).max() < 0.05
+    assert np.abs(px[1:5] - px[0]).max() < 0.05
+
+
+@pytest.mark.slow
+def test_curves_through_a_table_lead_to_the_same_meshes(fitted, stranger, head, tmp_path):
+    performance = transfer(fitted, stranger, head, TransferConfig())
+    path = curves_csv.write_csv(performance.curves, head.expression_names, tmp_path / "c.csv")
+    again = replace(performance, curves=curves_csv.read_csv(path, head.expression_names))
+    pairs = zip(posed_frames(fitted, head, performance), posed_frames(fitted, head, again), strict=True)
+    assert max(np.abs(a - b).max() for a, b in pairs) < 2e-6
+
+
+@pytest.mark.slow
+def test_frames_do_not_depend_on_how_they_are_batched(fitted, stranger, head):
+    performance = transfer(fitted, stranger, head, TransferConfig())
+    order = np.resize(np.arange(6), 20)
+    long = replace(
+        performance,
+        curves=Curves(*(getattr(performance.curves, field.name)[order] for field in fields(Curves))),
+        steps=performance.steps[order],
+    )
+    first = [*posed_frames(fitted, head, performance)]
+    for index, verts in enumerate(posed_frames(fitted, head, long)):
+        assert np.abs(verts - first[order[index]]).max() < 1e-6
+
+
+def test_another_identity_is_another_driver(fitted, own, stranger, head):
+    model = landmark_model(head)
+    assert model.identity.shape[2] == len(stranger.identity)
+    # The same person's smile is not damped by the photo's own.
+    assert np.array_equal(fitted.identity, own.identity) and not np.array_equal(fitted.identity, stranger.identity)
+    curves = curves_of(fitted, own, head, turn_limit_deg=None)
+    assert np.abs(curves.jaw - own.jaw).max() < 1e-6
+    assert np.abs(curves.expression - own.expression).max() < 1e-6
+
+
+def test_a_cut_moves_the_camera_and_not_the_person(fitted, stranger, head):
+    shot = (np.arange(len(stranger.error)) >= len(stranger.error) // 2).astype(np.int64)
+    elsewhere = stranger.translation + np.outer(shot, [0.2, 0.1, 0.3]).astype(np.float32)
+    here, there = (
+        curves_of(fitted, replace(stranger, shot=shot, translation=position), head).translation
+        for position in (stranger.translation, elsewhere)
+    )
+    assert np.abs(there - here).max() < 0.03

@@ -1,0 +1,95 @@
+"""What the generator is shown: windows of clips, noise, and the normals of its frames; all by the lesson's number."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from support.balls import ball_entry
+
+from expportrait_cli.config import GeneratorTask
+from expportrait_cli.render.buffers import decode
+from expportrait_cli.train.generator.lessons import Lesson, Lessons
+from expportrait_cli.train.generator.loop import weight_of
+
+pytestmark = pytest.mark.slow
+
+TASK = GeneratorTask()
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory) -> list:
+    folder = tmp_path_factory.mktemp("balls")
+    return [ball_entry(folder, name, seed, 9) for seed, name in enumerate(("one", "two"))]
+
+
+def test_lessons_follow_from_their_number_alone(clips):
+    task = replace(TASK, drop_control=0.5, drop_reference=0.5)
+    lessons, again = (Lessons(clips, task, frames=5, seed=3) for _ in range(2))
+    assert len(lessons) == 4
+    later = again.lesson(9)
+    shown = [lessons.lesson(number) for number in range(40)]
+    assert torch.equal(later.noise, shown[9].noise) and later.sigma == shown[9].sigma
+    assert not torch.equal(shown[8].noise, shown[9].noise)
+    assert {lesson.drop_control for lesson in shown} == {lesson.drop_reference for lesson in shown} == {True, False}
+    # Each epoch takes every window's clip once.
+    films = [entry.read().film for entry in clips]
+
+    def shows(lesson: Lesson) -> int:
+        at = range(films[0].shape[1] - 1)
+        return next(k for k, film in enumerate(films) for t in at if torch.equal(lesson.film[0], film[:, t : t + 2]))
+
+    assert all(sorted(map(shows, shown[k : k + 4])) == [0, 0, 1, 1] for k in range(0, 40, 4))
+
+
+def test_noise_is_shifted_towards_more_of_it(clips):
+    """Median 0.5 becomes 3 / 4."""
+    lessons = Lessons(clips, TASK, frames=5, seed=0)
+    sigmas = np.array([lessons.lesson(number).sigma for number in range(300)])
+    assert np.median(sigmas) == pytest.approx(0.75, abs=0.05) and 0 < sigmas.min() < 0.1 and sigmas.max() < 1
+
+
+def test_a_lesson_shows_the_normals_of_its_frames(clips):
+    """And three latent frames around them, as far as there are any."""
+    entry = clips[0]
+    found = entry.read()
+    film, photos, rows = found.film, found.photos, found.rows
+    normals = torch.from_numpy(decode(entry.read_normals())).permute(3, 0, 1, 2)
+    lessons = Lessons([entry], TASK, frames=5, seed=0)
+    starts = set()
+    for number in range(12):
+        lesson = lessons.lesson(number)
+        begin = next(t for t in range(2) if torch.equal(lesson.film[0], film[:, t : t + 2]))
+        starts.add(begin)
+        assert lesson.lead == begin and torch.equal(lesson.normals[0], normals)
+        photo = next(k for k in range(len(rows)) if torch.equal(lesson.photo[0, :, 0], photos[k]))
+        assert torch.equal(lesson.still[0], normals[:, rows[photo]])
+    assert starts == {0, 1}
+
+
+def test_a_long_clip_is_cut(tmp_path):
+    entry = ball_entry(tmp_path, "long", 3, 53)
+    film = entry.read().film
+    normals = torch.from_numpy(decode(entry.read_normals())).permute(3, 0, 1, 2)
+    lessons, leads = Lessons([entry], TASK, frames=9, seed=0), set()
+    assert len(lessons) == round(14 / 3)
+    for number in range(20):
+        lesson = lessons.lesson(number)
+        begin = next(t for t in range(12) if torch.equal(lesson.film[0], film[:, t : t + 3]))
+        leads.add(lesson.lead)
+        assert lesson.lead == min(begin, 3)
+        assert torch.equal(lesson.normals[0, :, 4 * lesson.lead], normals[:, 4 * begin])
+        assert lesson.normals.shape[2] == 4 * (lesson.lead + 2 + min(14 - begin - 3, 3)) + 1
+    assert leads >= {3}
+
+
+@pytest.mark.parametrize("sigma", [0.1, 0.9])
+def test_both_losses_are_one_regression(sigma, clips):
+    """Eq. 10: the noise that follows from a velocity is off by 1 - sigma times what the velocity is off by."""
+    lesson = replace(Lessons(clips, TASK, frames=5, seed=0).lesson(0), sigma=sigma)
+    velocity = torch.randn(lesson.noise.shape, generator=torch.Generator().manual_seed(1))
+    noise = lesson.noisy() + (1 - sigma) * velocity
+    wanted = (noise - lesson.noise).square().mean()
+    error = (velocity - lesson.target()).square().mean()
+    assert weight_of(sigma, replace(TASK, loss="epsilon")) * error == pytest.approx(float(wanted), rel=1e-4)
+    assert weight_of(sigma, TASK) == 1
