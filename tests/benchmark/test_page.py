@@ -18,7 +18,7 @@ from expportrait_cli.errors import InputError
 from expportrait_cli.evaluation.own import Asked, Shown
 from expportrait_cli.media.writer import VideoWriter
 from expportrait_cli.pipeline import film
-from expportrait_cli.pipeline.job import Job, check
+from expportrait_cli.pipeline.job import Job
 from expportrait_cli.pipeline.report import Run, warnings, write_run_report
 
 FRAMES, ANGLE_DEG = 4, 6.0
@@ -46,7 +46,7 @@ def job(tmp_path_factory) -> Job:
         transfer=TransferConfig(absolute=True),
         generate=GenerateConfig(size=256, backend="proxy", paste_back=True, audio="none"),
     )
-    film.generate(job, check(job), lambda name: quiet)
+    film.generate(job, lambda name: quiet)
     return job
 
 
@@ -86,7 +86,7 @@ def test_a_run_shows_what_was_asked_of_it(job, tmp_path):
 @pytest.mark.slow
 def test_a_run_without_its_work_folder_is_refused(job):
     other = replace(job, out=job.out.with_name("other.mp4"))
-    with pytest.raises(InputError, match=r"other\.mp4 is gone.*--keep-work"):
+    with pytest.raises(InputError, match=r"other\.mp4 is gone.*`keep_work`"):
         Run.of(other)
 
 

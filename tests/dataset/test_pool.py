@@ -46,7 +46,7 @@ def test_a_process_has_one_thread_and_a_session_of_its_own():
 
 
 def test_a_process_that_is_killed_is_noticed():
-    with pytest.raises(OutOfMemoryError, match="fewer --jobs"), Workers(1) as workers:
+    with pytest.raises(OutOfMemoryError, match="fewer `jobs`"), Workers(1) as workers:
         list(workers.run(os._exit, [9]))
 
 

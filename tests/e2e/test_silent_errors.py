@@ -272,6 +272,10 @@ def another(settings, name: str):
             return value + 1
         case config.WanConfig():
             return replace(value, steps=value.steps + 1)
+        case config.FitWeights():
+            return replace(value, shading=value.shading + 1)
+        case config.FitDescent():
+            return replace(value, fine_steps=value.fine_steps + 1)
     return (value or 0.0) + 1.0
 
 

@@ -142,7 +142,7 @@ def test_clips_of_unlike_length_are_refused(reference, frames, truth, tmp_path):
 
 def test_a_truth_of_another_size_is_refused(frames, truth, tmp_path):
     other = clip(tmp_path / "other.mkv", [frame[:300] for frame in frames])
-    with pytest.raises(InputError, match=r"320x300.* 320x320.*--reference"):
+    with pytest.raises(InputError, match=r"320x300.* 320x320.*`reference`"):
         score(other, truth)
 
 

@@ -48,7 +48,7 @@ def test_made_once_then_read(tmp_path):
 
     path = tmp_path / "a.npz"
     for _ in range(2):
-        assert cache.cached(Thing, path, header(), make).values.tolist() == [0, 1, 2]
+        assert cache.cached(Thing, path, header(), make).artifact.values.tolist() == [0, 1, 2]
     assert len(made) == 1
     cache.cached(Thing, path, header(inputs={"source": "new"}), make)
     assert len(made) == 2
@@ -59,5 +59,5 @@ def test_a_damaged_artifact_is_made_again(damage, tmp_path):
     path = tmp_path / "a.npz"
     npz.save(Thing(np.zeros(3)), path, header())
     path.write_bytes(path.read_bytes()[:-30] if damage is None else damage)
-    assert cache.cached(Thing, path, header(), lambda: Thing(np.ones(3))).values.tolist() == [1, 1, 1]
+    assert cache.cached(Thing, path, header(), lambda: Thing(np.ones(3))).artifact.values.tolist() == [1, 1, 1]
     assert npz.load(Thing, path).values.tolist() == [1, 1, 1]

@@ -72,10 +72,10 @@ def test_a_killed_run_goes_on_with_the_segment_that_it_was_in(tmp_path):
         write(tmp_path, killed)
     assert [path.name for path in tmp_path.iterdir()] == ["00000000.mp4"]
     starts = []
-    writer = write(tmp_path, lambda first: starts.append(first) or paint(first))
+    paths = write(tmp_path, lambda first: starts.append(first) or paint(first))
     assert starts == [writer.SEGMENT]
-    assert [frame_count(path) for path in writer] == [writer.SEGMENT, writer.SEGMENT, 17]
-    assert write(tmp_path, lambda first: pytest.fail("painted again")) == writer
+    assert [frame_count(path) for path in paths] == [writer.SEGMENT, writer.SEGMENT, 17]
+    assert write(tmp_path, lambda first: pytest.fail("painted again")) == paths
 
 
 def test_too_few_frames_are_a_fault(tmp_path):

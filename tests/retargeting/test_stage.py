@@ -196,7 +196,7 @@ def test_pose_alone_moves_the_head_rigidly(fitted, stranger, head):
 
 @pytest.mark.parametrize("region", ["nose", "pose,nose", "", ",", "Pose"])
 def test_unknown_regions_are_refused(fitted, stranger, head, region):
-    with pytest.raises(UsageError, match="--region"):
+    with pytest.raises(UsageError, match="`region="):
         transfer(fitted, stranger, head, TransferConfig(region=region))
 
 

@@ -134,7 +134,7 @@ def test_a_tensor_that_is_missing_is_damage(written, head, name):
 def test_a_network_of_another_head_model_is_refused(written, head, tmp_path):
     other, _ = build(read(file_of(tmp_path, body(head))))
     assert topology(Face.of(other)) != topology(Face.of(head))
-    refused(written[0], other, f"trained on the head model 'anny', here it is '{other.name}'.*--method direct")
+    refused(written[0], other, f"trained on the head model 'anny', here it is '{other.name}'.*`method=direct`")
 
 
 def test_expressions_beyond_the_training_are_counted(face):

@@ -253,7 +253,7 @@ def test_what_is_drawn_ahead_is_one_window_and_its_errors_come_through(folders):
 
 
 def test_attention_that_is_not_there_is_refused():
-    with pytest.raises(UsageError, match="--attention nonsense cannot be used"):
+    with pytest.raises(UsageError, match="`attention=nonsense` cannot be used"):
         runtime.settle(tiny_vace(), WanConfig(attention="nonsense"), torch.device("cpu"), torch.float32)
 
 

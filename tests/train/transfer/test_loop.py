@@ -232,7 +232,7 @@ def silent(title: str):
 
 
 def test_nobody_to_learn_from_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"0 people to learn from, expected 3 or more.*--synthetic"):
+    with pytest.raises(InputError, match=r"0 people to learn from, expected 3 or more.*`synthetic=240`"):
         prepare_lesson([], tmp_path, replace(TINY, synthetic=0), silent)
     with pytest.raises(InputError, match="is no prepared set"):
         prepare_lesson([tmp_path], tmp_path, TINY, silent)
