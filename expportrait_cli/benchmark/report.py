@@ -19,10 +19,11 @@ from expportrait_cli.benchmark.scores import (
     shown,
 )
 from expportrait_cli.evaluation.columns import COLUMNS, SUITE_COLUMNS, Mode
-from expportrait_cli.evaluation.pictures import data_uri, histogram, overlay, pictures, ranking, worst_frames
+from expportrait_cli.evaluation.pictures import data_uri, pictures, ranking, worst_frames
 from expportrait_cli.evaluation.report import definitions, versions_table
 from expportrait_cli.evaluation.scores import Scores
 from expportrait_cli.media.video import read_frame
+from expportrait_cli.pages.charts import histogram, overlay
 from expportrait_cli.pages.page import facts, figures, key, notes, page, table
 from expportrait_cli.pipeline.licences import LicenceMap
 from expportrait_cli.pipeline.sheets import normals_behind

@@ -1,10 +1,10 @@
 """Figures of a data set, and the page that shows them."""
 
-import html
 import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from expportrait_cli.artifacts.files import atomic_path
 from expportrait_cli.artifacts.types import HeadFit, Tracking
 from expportrait_cli.config import PrepareConfig
 from expportrait_cli.dataset.dataset import Row
+from expportrait_cli.pages.charts import bars
+from expportrait_cli.pages.page import page, table
 from expportrait_cli.pipeline.provenance import fit_quality
 
 TURNS = ("pitch", "yaw", "roll")
@@ -101,15 +103,6 @@ def counts(tracking: Tracking) -> dict[str, list[int]]:
     }
 
 
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fafaf8; margin: 2em auto; max-width: 1240px; }
-h1, h2 { font-weight: 600; } h2 { margin-top: 2em; }
-table { border-collapse: collapse; } td, th { text-align: left; padding: 2px 14px 2px 0; vertical-align: top; }
-.bars { display: flex; flex-wrap: wrap; gap: 18px; } figure { margin: 0; } figcaption { font-size: 13px; color: #555; }
-.sheets { display: grid; grid-template-columns: repeat(auto-fill, minmax(400px, 1fr)); gap: 18px; }
-.sheets img { width: 100%; height: auto; display: block; } .name { overflow-wrap: anywhere; }
-"""
-WIDTH, HEIGHT = 230, 90
 NUMBER = re.compile(r"\d[\d.]*")
 COLUMNS = "Columns: most neutral, widest jaw, largest turn, largest expression. Rows: picture, both, normals."
 
@@ -118,56 +111,38 @@ def write_summary(folder: Path, rows: Sequence[Row]) -> None:
     """Write the page; pictures lie beside it in `sheets/`, and nothing comes from the net."""
     accepted = [row for row in rows if row.status == "accepted"]
     rejected = [row for row in rows if row.status == "rejected"]
-    parts = [
-        '<!doctype html><html lang="en"><meta charset="utf-8"><title>Prepared set</title>',
-        f"<style>{STYLE}</style>",
-        f"<h1>{len(accepted)} clips of {len({row.person for row in accepted})} persons</h1>",
+    title = f"{len(accepted)} clips of {len({row.person for row in accepted})} persons"
+    body = [
         f"<p>{sum(row.frames for row in accepted)} frames taken; {len(rejected)} stretches of video not.</p>",
         "<h2>What the frames show</h2>",
-        f'<div class="bars">{"".join(histogram(axis, accepted) for axis in AXES)}</div>',
+        f"<div class=grid>{''.join(_chart(axis, accepted) for axis in AXES)}</div>",
         "<h2>What was not taken</h2>",
         reasons(rejected),
         "<h2>Taken</h2>",
         f"<p>{COLUMNS}</p>",
-        f'<div class="sheets">{"".join(sheet(row) for row in accepted)}</div></html>',
+        f"<div class=row>{''.join(sheet(row) for row in accepted)}</div>",
     ]
     with atomic_path(folder / "index.html") as partial:
-        partial.write_text("\n".join(parts) + "\n", "utf-8")
+        partial.write_text(page(title, body), "utf-8")
 
 
-def histogram(axis: Axis, rows: Sequence[Row]) -> str:
-    """Bars of how many frames fall into each bin, as SVG."""
+def _chart(axis: Axis, rows: Sequence[Row]) -> str:
+    """How many frames fall into each bin of an axis; the ends include what lies beyond."""
     total = np.sum([row.histograms[axis.name] for row in rows if row.histograms], axis=0, initial=0)
-    counts = np.broadcast_to(total, axis.bins)
-    step, top = WIDTH / axis.bins, max(1, int(counts.max()))
-    bars = "".join(
-        f'<rect x="{index * step:.1f}" y="{HEIGHT * (1 - count / top):.1f}" width="{step - 1:.1f}" '
-        f'height="{HEIGHT * count / top:.1f}" fill="#4a6fa5"><title>{low:g} to {high:g}: {count} frames</title></rect>'
-        for index, (count, low, high) in enumerate(
-            zip(counts.tolist(), axis.edges.round(3).tolist(), axis.edges[1:].round(3).tolist(), strict=False)
-        )
-    )
-    return (
-        f'<figure><svg width="{WIDTH}" height="{HEIGHT}" style="border-bottom:1px solid #999">{bars}</svg>'
-        f"<figcaption>{html.escape(axis.label)}: {axis.low:g} to {axis.high:g}, ends include what lies beyond"
-        "</figcaption></figure>"
-    )
+    counts = np.broadcast_to(total, axis.bins).astype(np.int64)
+    return f"<div><h3>{escape(axis.label)}</h3>{bars(counts, escape(axis.label), (axis.low, axis.high))}</div>"
 
 
 def reasons(rows: Sequence[Row]) -> str:
     """A table of everything that was left out."""
     if not rows:
         return "<p>Nothing.</p>"
-    lines = "".join(
-        f'<tr><td class="name">{html.escape(row.source)}</td><td>{row.first_frame}</td><td>{row.frames}</td>'
-        f"<td>{html.escape(row.reason)}</td></tr>"
-        for row in rows
-    )
     files = len({row.source for row in rows})
     kinds = Counter(NUMBER.sub("…", row.reason) for row in rows).most_common()
-    totals = "".join(f"<li>{count} × {html.escape(kind)}</li>" for kind, count in kinds)
-    table = f"<table><tr><th>video<th>from frame<th>frames<th>why</tr>{lines}</table>"
-    return f"<p>From {files} videos.</p><ul>{totals}</ul>{table}"
+    totals = "".join(f"<li>{count} × {escape(kind)}</li>" for kind, count in kinds)
+    heads = [("path", "video"), ("n", "from frame"), ("n", "frames"), ("", "why")]
+    cells = [[escape(row.source), str(row.first_frame), str(row.frames), escape(row.reason)] for row in rows]
+    return f"<p>From {files} videos.</p><ul>{totals}</ul>{table(heads, cells)}"
 
 
 def sheet(row: Row) -> str:
@@ -179,10 +154,10 @@ def sheet(row: Row) -> str:
         f"jaw up to {figures['jaw_deg'][-1]:.0f}°; mean |ψ| {figures['mean_abs_psi']:.3f}; landmark error "
         f"{figures['landmark_error_percent']:.2f} %; outline {figures['silhouette_iou']:.3f}"
     )
-    warned = "".join(f"<br>⚠ {html.escape(note)}" for note in row.notes)
+    warned = "".join(f"<br>⚠ {escape(note)}" for note in row.notes)
     return (
-        f'<figure><img loading="lazy" src="sheets/{html.escape(row.name)}.jpg" alt="">'
-        f'<figcaption><b class="name">{html.escape(row.name)}</b>, {html.escape(row.person)}<br>{said}{warned}'
+        f'<figure><img loading="lazy" src="sheets/{escape(row.name)}.jpg" alt="">'
+        f'<figcaption><b class="name">{escape(row.name)}</b>, {escape(row.person)}<br>{said}{warned}'
         "</figcaption></figure>"
     )
 

@@ -6,8 +6,9 @@ from html import escape
 import numpy as np
 
 from expportrait_cli.evaluation.columns import COLUMNS, Column
-from expportrait_cli.evaluation.pictures import curve, pictures, ranking, worst_frames
+from expportrait_cli.evaluation.pictures import pictures, ranking, worst_frames
 from expportrait_cli.evaluation.scores import METHOD, Scores, remarks, versions
+from expportrait_cli.pages.charts import curve
 from expportrait_cli.pages.page import facts, figures, notes, page, table
 
 

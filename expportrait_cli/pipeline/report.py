@@ -17,9 +17,10 @@ from expportrait_cli.artifacts.types import HeadFit, Tracking
 from expportrait_cli.detect.crop import Crop, crop_image
 from expportrait_cli.errors import InputError
 from expportrait_cli.evaluation.own import ANGLES, Asked, Shown, angles_of, measure_run
-from expportrait_cli.evaluation.pictures import PICTURE_PX, data_uri, overlay, worst_frames
+from expportrait_cli.evaluation.pictures import PICTURE_PX, data_uri, worst_frames
 from expportrait_cli.head import landmark_model
 from expportrait_cli.media.video import read_frame, read_frames
+from expportrait_cli.pages.charts import overlay
 from expportrait_cli.pages.page import facts, figures, key, notes, page
 from expportrait_cli.pipeline.heads import head_behind, tracking_head
 from expportrait_cli.pipeline.job import Job

@@ -1,10 +1,10 @@
 """How a training went: one line a report in a file, TensorBoard, and a page with curves and predictions."""
 
-import html
 import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from expportrait_cli.artifacts.files import atomic_path
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.geometry.rotations import FRONTAL
 from expportrait_cli.head import HeadModel, dense
+from expportrait_cli.pages.charts import overlay
+from expportrait_cli.pages.page import facts, key, page
 from expportrait_cli.render.buffers import encode, render_buffers
 from expportrait_cli.retargeting.network import TransferNetwork
 from expportrait_cli.train.transfer.loop import whole_faces
@@ -26,8 +28,8 @@ log = logging.getLogger(__name__)
 
 TILE = 200
 SHOWN_PEOPLE, SHOWN_FRAMES = 4, 3
-WIDTH, HEIGHT = 560, 180
-COLOURS = {"loss": "#999999", "filmed": "#b5502f", "synthetic": "#4a6fa5"}
+FIGURES = ("loss", "filmed", "synthetic")
+"""Figures of a report that the page draws."""
 
 
 @dataclass
@@ -80,42 +82,27 @@ def write_page(
         with atomic_path(picture) as partial:
             Image.fromarray(sheet).save(partial, format="JPEG", quality=88)
     last = history.rows[-1] if history.rows else {}
-    figures = "".join(f"<li>{html.escape(name)}: {value:g}</li>" for name, value in last.items())
-    parts = [
-        '<!doctype html><html lang="en"><meta charset="utf-8"><title>Transfer network</title>',
-        "<style>body{font:15px/1.5 system-ui,sans-serif;color:#222;margin:2em auto;max-width:1240px}</style>",
-        f"<h1>Transfer network, step {last.get('step', 0):g}</h1><ul>{figures}</ul>",
+    body = [
+        facts([(name, f"{value:g}") for name, value in last.items()]),
         "<p>Errors are root mean squares on people that nothing was learned from, as a share of what predicting no "
         "offset gives.</p>",
         curves(history.rows),
         "<h2>Held-out people</h2><p>Each row is one person. For each of three expressions: without dynamic offsets, as "
         "predicted, as it was.</p>",
-        f'<img src="{html.escape(picture.name)}" style="width:100%">' if sheet is not None else "<p>None.</p>",
-        "</html>",
+        f'<img src="{escape(picture.name)}" alt="predictions">' if sheet is not None else "<p>None.</p>",
     ]
     with atomic_path(path) as partial:
-        partial.write_text("\n".join(parts) + "\n", "utf-8")
+        partial.write_text(page(f"Transfer network, step {last.get('step', 0):g}", body), "utf-8")
     return path
 
 
 def curves(rows: Sequence[dict[str, float]]) -> str:
-    """Every figure over the steps, as SVG."""
-    if not rows:
+    """Every figure over the reports, as SVG."""
+    names = [name for name in FIGURES if rows and name in rows[-1]]
+    if not names:
         return ""
-    steps = np.array([row["step"] for row in rows])
-    names = [name for name in COLOURS if name in rows[-1]]
-    top = max(row.get(name, 0.0) for row in rows for name in names)
-    lines, keys = [], []
-    for name in names:
-        values = np.array([row.get(name, np.nan) for row in rows])
-        points = np.c_[steps / steps[-1] * WIDTH, HEIGHT * (1 - values / top)][np.isfinite(values)]
-        text = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-        lines.append(f'<polyline points="{text}" fill="none" stroke="{COLOURS[name]}" stroke-width="2"/>')
-        keys.append(f'<span style="color:{COLOURS[name]}">{name}</span>')
-    return (
-        f'<svg width="{WIDTH}" height="{HEIGHT}" style="border-left:1px solid #999;border-bottom:1px solid #999">'
-        f"{''.join(lines)}</svg><p>{', '.join(keys)}; 0 to {top:.2f}, {steps[-1]:g} steps</p>"
-    )
+    series = [np.array([row.get(name, np.nan) for row in rows]) for name in names]
+    return f"{overlay(series, 'errors')}{key(names)}<p class=range>{rows[-1]['step']:g} steps</p>"
 
 
 @torch.inference_mode()

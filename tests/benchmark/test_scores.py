@@ -10,8 +10,9 @@ from support.suite_scores import film
 
 from expportrait_cli.benchmark.report import WorstFrame, suite_report
 from expportrait_cli.benchmark.scores import SuiteScores
-from expportrait_cli.evaluation.pictures import data_uri, histogram, overlay
+from expportrait_cli.evaluation.pictures import data_uri
 from expportrait_cli.evaluation.scores import over_clips, scores_from_json
+from expportrait_cli.pages.charts import histogram, overlay
 
 
 @pytest.fixture

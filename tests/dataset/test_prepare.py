@@ -18,21 +18,26 @@ import pytest
 import skimage.data
 import torch
 from conftest import MakeClip
+from support.david_net import david_file
 from support.places import ROOT
 
 from expportrait_cli.artifacts import npz
 from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit, Tracking
 from expportrait_cli.cli import app
-from expportrait_cli.config import PrepareConfig
+from expportrait_cli.config import FitConfig, PrepareConfig
 from expportrait_cli.dataset.dataset import Dataset, Row
-from expportrait_cli.dataset.make import Workshop
+from expportrait_cli.dataset.make import Plan, Workshop, finished, plan_of, scanned
 from expportrait_cli.dataset.prepare import Book
 from expportrait_cli.dataset.sheet import clip_meshes
+from expportrait_cli.dataset.sources import find_sources
 from expportrait_cli.errors import FAULT, InputError, OutputError
 from expportrait_cli.head import landmarks, load_head
 from expportrait_cli.media.image import read_image
 from expportrait_cli.media.video import frame_count, probe, read_frames
 from expportrait_cli.media.writer import VideoWriter
+from expportrait_cli.pipeline.cache import is_current
+from expportrait_cli.pipeline.steps import fit_header
+from expportrait_cli.weights.catalogue import entry
 
 DRIVING = ROOT / "examples" / "driving.mp4"
 RATE = Fraction(30000, 1001)
@@ -291,3 +296,23 @@ def test_people(media, tmp_path, capsys):
     for name in ("drv11", "drv13"):
         assert rows[name]["figures"]["landmark_error_percent"] < 2.5
         assert rows[name]["figures"]["silhouette_iou"] > 0.93
+
+
+@pytest.mark.slow
+def test_an_estimator_that_was_installed_since_makes_every_head_anew(folder, prepared, tmp_path, monkeypatch):
+    shop = Workshop(prepared, PrepareConfig(), "anny")
+
+    def plans() -> list[Plan]:
+        (source,) = (each for each in find_sources(folder, skipped=prepared) if each.relative.parts[0] == "alice")
+        found = scanned(source, shop)
+        return [plan_of(source, found, index, shop, person="alice") for index in range(len(found.stretches))]
+
+    before = [finished(plan) for plan in plans()]
+    assert before and all(row is not None for row in before)
+    david_file(tmp_path / entry("david").file)
+    monkeypatch.setenv("EXPPORTRAIT_WEIGHTS", str(tmp_path))
+    assert [finished(plan) for plan in plans()] == [None] * len(before)
+    (plan,) = plans()
+    track = npz.read_header(plan.clip.tracking)["made_by"]["key"]
+    header = fit_header(FitConfig(), {"track": track, "driver": "", "head": ""})
+    assert not is_current(plan.clip.head, header) and header["networks"][0]["name"] == "david"

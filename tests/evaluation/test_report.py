@@ -10,8 +10,9 @@ from support.html import Page
 
 from expportrait_cli.evaluation import COLUMNS, Scores, report_page
 from expportrait_cli.evaluation.columns import NAMES
-from expportrait_cli.evaluation.pictures import curve, worst_frames
+from expportrait_cli.evaluation.pictures import worst_frames
 from expportrait_cli.media.writer import VideoWriter
+from expportrait_cli.pages.charts import curve
 
 FRAMES = 20
 

@@ -2,7 +2,7 @@
 
 from html.parser import HTMLParser
 
-VOID = {"meta", "img", "circle", "polyline", "br", "rect"}
+VOID = {"meta", "img", "circle", "polyline", "br"}
 
 
 class Page(HTMLParser):

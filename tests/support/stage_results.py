@@ -57,7 +57,9 @@ def stage_results(folder: Path) -> dict[str, list[float]]:
         "transfer": [*_few(meshes.curves.expression), *_few(meshes.curves.rotation), *_few(10 * verts)],
         "render": _picture(normals),
         "generate": _picture(film),
-        "scan": [float(n) for stretch in found.stretches for n in (stretch.first, stretch.frames, *(stretch.crop or ()))],
+        "scan": [
+            float(n) for stretch in found.stretches for n in (stretch.first, stretch.frames, *(stretch.crop or ()))
+        ],
         "clip": _picture([cut]),
     }
 
