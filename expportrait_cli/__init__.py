@@ -11,6 +11,8 @@ The commands as functions, from paths to a path; each result is read or edited t
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from expportrait_cli.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from expportrait_cli.pipeline.commands import evaluate as evaluate
     from expportrait_cli.pipeline.commands import fit as fit
@@ -20,8 +22,6 @@ if TYPE_CHECKING:
     from expportrait_cli.pipeline.commands import save as save
     from expportrait_cli.pipeline.commands import track as track
     from expportrait_cli.pipeline.commands import transfer as transfer
-
-__version__ = "0.2.0"
 
 __all__ = ["evaluate", "fit", "generate", "load", "render_normals", "save", "track", "transfer"]
 

@@ -38,3 +38,8 @@ class OutOfMemoryError(UserError):
     """A job that does not fit this machine."""
 
     exit_code = 5
+
+
+def one_line(error: BaseException, length: int = 160) -> str:
+    """What a foreign error says, in one line for the end of ours."""
+    return " ".join(str(error).split())[:length]

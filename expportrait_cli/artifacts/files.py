@@ -4,6 +4,7 @@ import errno
 import hashlib
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -81,3 +82,45 @@ def check_file(path: str | os.PathLike[str]) -> None:
             raise InputError(f"{path} is empty (0 bytes). Copy or download it again.")
     except (OSError, ValueError) as error:
         raise InputError(f"{path} could not be read: {error}.") from error
+
+
+@contextmanager
+def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a new folder beside `path` to fill; rename it to `path` at the end, or remove it on any exception.
+
+    A folder that is there is replaced: look before at what it holds.
+
+    Raises:
+        OutputError: the folder cannot be made.
+    """
+    target = Path(path).absolute()
+    token = secrets.token_hex(4)
+    partial, old = (target.with_name(f".{target.name}.{token}.{end}") for end in ("partial", "old.partial"))
+    try:
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise OutputError(f"{path} could not be made: {error.strerror}. Name another folder with -o.") from error
+    try:
+        yield partial
+        if target.exists():
+            target.rename(old)
+        partial.rename(target)
+    finally:
+        if old.exists() and not target.exists():
+            old.rename(target)
+        for leftover in (partial, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+KINDS = (".track", ".head", ".meshes")
+
+
+def stem(path: Path) -> str:
+    """Name without its last suffix, and without the kind of an artifact: `a.track.npz` is `a`."""
+    name = path.stem
+    return name.rpartition(".")[0] if path.suffix == ".npz" and name.endswith(KINDS) else name
+
+
+def film_name(reference: Path, driving: Path) -> str:
+    """Name of a film when the user gives none."""
+    return f"{stem(reference)}--{stem(driving)}.mp4"

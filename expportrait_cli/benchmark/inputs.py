@@ -13,7 +13,6 @@ from typing import Literal
 import numpy as np
 from jaxtyping import UInt8
 
-from expportrait_cli import __version__
 from expportrait_cli.artifacts.files import content_hash
 from expportrait_cli.benchmark.suite import Pair, Suite, check
 from expportrait_cli.detect.crop import Crop, crop_image, steady_crop
@@ -24,6 +23,7 @@ from expportrait_cli.media.video import frame_count, probe, read_frame, read_fra
 from expportrait_cli.media.writer import VideoWriter
 from expportrait_cli.pipeline.provenance import read_record, write_record
 from expportrait_cli.progress import Progress
+from expportrait_cli.version import __version__
 
 log = logging.getLogger(__name__)
 

@@ -23,9 +23,9 @@ from expportrait_cli.evaluation.pictures import data_uri, pictures, ranking, wor
 from expportrait_cli.evaluation.report import definitions, versions_table
 from expportrait_cli.evaluation.scores import Scores
 from expportrait_cli.media.video import read_frame
+from expportrait_cli.pages import facts, figures, key, notes, page, table
 from expportrait_cli.pages.charts import histogram, overlay
-from expportrait_cli.pages.page import facts, figures, key, notes, page, table
-from expportrait_cli.pipeline.licences import LicenceMap
+from expportrait_cli.pipeline.provenance import LicenceMap
 from expportrait_cli.pipeline.sheets import normals_behind
 from expportrait_cli.progress import Progress
 

@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from expportrait_cli import __version__
 from expportrait_cli.artifacts.files import content_hash
 from expportrait_cli.benchmark.inputs import ENDINGS, Inputs, prepare
 from expportrait_cli.benchmark.scores import SuiteScores
@@ -21,10 +20,10 @@ from expportrait_cli.errors import InputError, UserError
 from expportrait_cli.evaluation import COLUMNS, evaluate
 from expportrait_cli.evaluation.columns import Mode
 from expportrait_cli.evaluation.scores import Scores, estimators, scores_from_json, versions
-from expportrait_cli.pipeline import licences
-from expportrait_cli.pipeline.licences import LicenceMap
-from expportrait_cli.pipeline.provenance import read_record, write_record
+from expportrait_cli.pipeline import provenance
+from expportrait_cli.pipeline.provenance import LicenceMap, read_record, write_record
 from expportrait_cli.progress import Progress
+from expportrait_cli.version import __version__
 
 log = logging.getLogger(__name__)
 
@@ -138,9 +137,9 @@ def run(plan: Plan, open_display: OpenDisplay) -> Outcome:
 
 def _licences(plan: Plan, scores: dict[str, dict[str, Scores]]) -> LicenceMap | None:
     films = [Path(film.output) for variant in plan.variants for film in scores[variant.name].values()]
-    maps = [found for found in map(licences.of_film, films) if found is not None]
+    maps = [found for found in map(provenance.of_film, films) if found is not None]
     behind = estimators(film for films in scores.values() for film in films.values())
-    return licences.with_estimators(licences.together(maps), behind) if behind else None
+    return provenance.with_estimators(provenance.together(maps), behind) if behind else None
 
 
 class _Films:

@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Float64
 
-from expportrait_cli import __version__
 from expportrait_cli.evaluation.columns import (
     CLASSES,
     COLUMNS,
@@ -23,6 +22,7 @@ from expportrait_cli.evaluation.columns import (
 from expportrait_cli.evaluation.fvd import frechet_distance
 from expportrait_cli.evaluation.onnx_net import missing_file
 from expportrait_cli.evaluation.scores import LEVEL_PERCENT, RESAMPLES, Scores, over_clips, versions
+from expportrait_cli.version import __version__
 
 PUBLISHED_NOTE = (
     "published, other clips: Table 1 of the ExpPortrait paper, 20 clips of RAVDESS and 80 of NeRSemble at 512 px. It "

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from expportrait_cli.artifacts import film_name
+from expportrait_cli.artifacts.files import film_name
 from expportrait_cli.config import SIZES
 from expportrait_cli.errors import InputError, UsageError
 from expportrait_cli.evaluation.scores import Mode

@@ -13,7 +13,7 @@ from expportrait_cli.artifacts.types import HeadFit
 from expportrait_cli.benchmark.inputs import Inputs
 from expportrait_cli.config import Backend, GenerateConfig, Method, TransferConfig
 from expportrait_cli.painting.stage import choose
-from expportrait_cli.pipeline import cache, film
+from expportrait_cli.pipeline import film, steps
 from expportrait_cli.pipeline.job import Job
 from expportrait_cli.progress import Stage
 
@@ -118,8 +118,8 @@ class PairFilms:
 
 def _without_offsets(head: Path, path: Path) -> Path:
     """The same identity and expression on the head model's own surface."""
-    header = cache.made_by("fit", {"offsets": False}, {"head": content_hash(head)})
-    if not cache.is_current(path, header):
+    header = steps.made_by("fit", {"offsets": False}, {"head": content_hash(head)})
+    if not steps.is_current(path, header):
         fit = npz.load(HeadFit, head)
         bare = {name: np.zeros_like(getattr(fit, name)) for name in ("static_offset", "frame_offset", "dynamic_offset")}
         npz.save(replace(fit, **bare), path, header)

@@ -8,22 +8,11 @@ from typing import Annotated
 
 import typer
 
-from expportrait_cli import __version__
-from expportrait_cli.cli import (
-    batch,
-    data,
-    doctor,
-    evaluate,
-    export,
-    generate,
-    options,
-    stages,
-    train,
-    weights,
-)
-from expportrait_cli.cli.boundary import report, say_error
-from expportrait_cli.errors import INTERRUPTED
+from expportrait_cli.cli import batch, evaluate, export, generate, options, stages, train, weights
+from expportrait_cli.cli.boundary import command_line, report, say_error
+from expportrait_cli.errors import INTERRUPTED, WeightsError
 from expportrait_cli.runtime import settle_threads
+from expportrait_cli.version import __version__
 
 BROKEN_PIPE = 128 + signal.SIGPIPE
 TERMINATED = 128 + signal.SIGTERM
@@ -66,10 +55,29 @@ app.command("render-normals")(stages.render_normals)
 app.command("export")(export.export)
 app.command("eval")(evaluate.evaluate)
 app.command("batch")(batch.batch)
-app.command("doctor")(doctor.doctor)
-app.add_typer(data.app, name="data")
+app.add_typer(train.data_app, name="data")
 app.add_typer(train.app, name="train")
 app.add_typer(weights.app, name="weights")
+
+
+@app.command()
+def doctor(*, as_json: options.Json = False, quiet: options.Quiet = False, log_level: options.LogLevel = None) -> None:
+    """Say what is installed, which parts were chosen and why; exit code 4 when something needed is missing."""
+    import json
+
+    from expportrait_cli.pipeline.doctor import examine
+
+    checks = examine()
+    if as_json:
+        typer.echo(json.dumps([check.row() for check in checks], indent=2))
+    else:
+        for check in checks:
+            typer.echo(f"{'ok' if check.ok else 'MISSING':<8} {check.name:<22} {check.found}")
+    bad = [check.name for check in checks if not check.ok]
+    if bad:
+        raise WeightsError(
+            f"Missing or wrong: {', '.join(bad)}. Install the tool again, or see `expportrait weights list`."
+        )
 
 
 def _terminate(number: int, _: FrameType | None) -> None:
@@ -86,6 +94,7 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """Run one command line and return its exit code."""
     options.start_logging()
+    command_line.app = app
     try:
         code = app(args=arguments or ["--help"], prog_name="expportrait", standalone_mode=False)
         sys.stdout.flush()

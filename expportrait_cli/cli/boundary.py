@@ -5,11 +5,22 @@ import logging
 import re
 import sys
 import traceback
+from dataclasses import dataclass
 from functools import lru_cache
 
 import typer
 
 from expportrait_cli.errors import FAULT, USAGE, OutOfMemoryError, OutputError, UserError
+
+
+@dataclass
+class CommandLine:
+    """What `as_options` looks parameters up in; set once, when a command starts."""
+
+    app: typer.Typer | None = None
+
+
+command_line = CommandLine()
 
 PARAMETER = re.compile(r"`([a-z_]+)(?:=([^`]*))?`")
 """A parameter in a message, with or without its value, as Python knows it: `region=all`."""
@@ -37,10 +48,8 @@ def _as_option(match: re.Match[str]) -> str:
 @lru_cache(maxsize=1)
 def _options() -> dict[str, tuple[str, str]]:
     """Every option of every command by its parameter: its name, and that of its opposite."""
-    from expportrait_cli.cli.app import app
-
     found: dict[str, tuple[str, str]] = {}
-    commands = [typer.main.get_command(app)]
+    commands = [typer.main.get_command(command_line.app)] if command_line.app is not None else []
     while commands:
         command = commands.pop()
         commands += getattr(command, "commands", {}).values()

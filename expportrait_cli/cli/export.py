@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from expportrait_cli.artifacts import stem
+from expportrait_cli.artifacts.files import stem
 from expportrait_cli.cli import options
 from expportrait_cli.cli.display import Display
 from expportrait_cli.errors import UsageError

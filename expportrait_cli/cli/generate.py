@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from expportrait_cli.artifacts import film_name
+from expportrait_cli.artifacts.files import film_name
 from expportrait_cli.cli import options
 from expportrait_cli.cli.display import Display
 from expportrait_cli.config import GenerateConfig, TrackConfig, TransferConfig, WanConfig

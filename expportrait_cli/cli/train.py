@@ -1,4 +1,4 @@
-"""`expportrait train`: the transfer network and its ablation, the generator, the small painter and its gate."""
+"""`expportrait data` and `expportrait train`: sets to train on, and networks trained on them."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -7,8 +7,54 @@ import typer
 
 from expportrait_cli.cli import options
 from expportrait_cli.cli.display import Display
-from expportrait_cli.config import GeneratorTask, GeneratorTraining, MiniTraining, TransferTraining
+from expportrait_cli.cli.options import HeadModelOption
+from expportrait_cli.config import GeneratorTask, GeneratorTraining, MiniTraining, PrepareConfig, TransferTraining
 from expportrait_cli.errors import UsageError
+from expportrait_cli.runtime import cpu_count
+
+data_app = typer.Typer(help="Make sets to train on.", rich_markup_mode=None)
+
+
+@data_app.callback()
+def data() -> None:
+    """Make sets to train on."""
+
+
+@data_app.command("prepare")
+def prepare(
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Folder of videos, searched to its depth.", show_default=False)
+    ],
+    *,
+    out: Annotated[
+        Path,
+        typer.Option("--out", "-o", metavar="DATASET", help="Folder of the set; it may exist.", show_default=False),
+    ],
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Processes at a time; one for each processor.", show_default=False)
+    ] = None,
+    frames: Annotated[int, options.setting(PrepareConfig, "frames", min=24)] = PrepareConfig.frames,
+    min_face: Annotated[
+        int, options.setting(PrepareConfig, "min_face_px", metavar="PX", min=16)
+    ] = PrepareConfig.min_face_px,
+    head_model: HeadModelOption = "anny",
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    log_level: options.LogLevel = None,
+) -> None:
+    """Cut videos into clips of one face, leave out what is no use, track and fit the rest; see DATASET/index.html.
+
+    Run the same command again to go on where it stopped, or to add videos that came to the folder.
+    """
+    options.writable(out)
+    from expportrait_cli.dataset.prepare import prepare as run
+
+    count = jobs or cpu_count()
+    config = PrepareConfig(frames=frames, min_face_px=min_face)
+    with Display() as display:
+        summary = run(folder, out, config, display.stage, head_model=head_model, jobs=count)
+    options.echo(out, summary, as_json=as_json)
+
 
 app = typer.Typer(help="Train networks on prepared sets.", rich_markup_mode=None)
 

@@ -1,1 +1,4 @@
-"""A folder of videos made into a set for training."""
+"""Data sets (`data prepare`): a folder of videos cut into clips, judged, tracked and fitted, and read back for training.
+
+What is learned from them belongs into `train`.
+"""

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from expportrait_cli import __version__
 from expportrait_cli.artifacts.files import atomic_path
 from expportrait_cli.errors import InputError
+from expportrait_cli.version import __version__
 
 log = logging.getLogger(__name__)
 

@@ -23,9 +23,8 @@ from expportrait_cli.detect.crop import Crop, crop_image
 from expportrait_cli.errors import InputError
 from expportrait_cli.head import HeadModel, HeadName
 from expportrait_cli.media.writer import VideoWriter
-from expportrait_cli.pipeline.cache import is_current, made_by
 from expportrait_cli.pipeline.heads import head_by_name
-from expportrait_cli.pipeline.steps import Steps, fit_header, track_header
+from expportrait_cli.pipeline.steps import Steps, fit_header, is_current, made_by, track_header
 from expportrait_cli.progress import Stages
 
 SHEETS = "sheets"

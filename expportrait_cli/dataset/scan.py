@@ -19,7 +19,7 @@ from expportrait_cli.detect.faces import MAX_CUT, FaceBox, FaceFinder
 from expportrait_cli.detect.flow import CutDetector
 from expportrait_cli.detect.mesh import FaceMesh, extent
 from expportrait_cli.errors import InputError
-from expportrait_cli.pipeline.cache import made_by
+from expportrait_cli.pipeline.steps import made_by
 from expportrait_cli.solve.state import interocular_px
 
 FACE_VIEW = 224

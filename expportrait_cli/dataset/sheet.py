@@ -12,8 +12,7 @@ from PIL import Image
 from expportrait_cli.artifacts.files import atomic_path
 from expportrait_cli.artifacts.types import CROP_SIZE, Curves, HeadFit, Tracking
 from expportrait_cli.detect.crop import Crop, crop_image
-from expportrait_cli.fitting.clip import torso_turns
-from expportrait_cli.fitting.masks import neutral_weights
+from expportrait_cli.fitting.clip import neutral_weights, torso_turns
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.geometry.rotations import from_turns
 from expportrait_cli.head import HeadModel

@@ -1,1 +1,4 @@
-"""Faces, landmarks, crops, mattes and motion found in pictures: what the stages measure from."""
+"""What is found in single pictures by networks: faces, landmarks, mattes, optical flow, normals; one adapter a library.
+
+Nothing here knows a head model.
+"""

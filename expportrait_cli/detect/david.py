@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from expportrait_cli.detect.estimate import INSTALL, Estimate, assemble, resized
-from expportrait_cli.errors import WeightsError
+from expportrait_cli.errors import WeightsError, one_line
 from expportrait_cli.runtime import cpu_count
 
 SIDE = 512
@@ -99,7 +99,7 @@ def _session(runtime: ModuleType, path: Path) -> Any:
     try:
         session = runtime.InferenceSession(str(path), options, providers=[*wanted, "CPUExecutionProvider"])
     except (*unreadable, errors.NotImplemented, errors.RuntimeException) as error:
-        said = " ".join(str(error).split())
+        said = one_line(error)
         raise WeightsError(
             f"{path} cannot be read: {said} Fetch it again: `expportrait weights fetch david`."
         ) from error

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from expportrait_cli.detect.estimate import Estimate, assemble, resized
 from expportrait_cli.detect.torchscript import load_program
-from expportrait_cli.errors import WeightsError
+from expportrait_cli.errors import WeightsError, one_line
 from expportrait_cli.runtime import best_device
 
 HEADS = {1024: 16, 1280: 16, 1536: 24, 1920: 32}
@@ -114,7 +114,7 @@ def load_normals(path: Path) -> SapiensNormals:
             net = _built(path, {name: list(part.get_shape()) for name, part in slices.items()})
             state = {name: file.get_tensor(name).float() for name in slices}
     except SafetensorError as error:
-        raise _refusal(path, f"no safetensors, or is damaged ({str(error).splitlines()[0]})", "a state dict") from error
+        raise _refusal(path, f"no safetensors, or is damaged ({one_line(error)})", "a state dict") from error
     net.load_state_dict(state, assign=True)
     return net.eval().requires_grad_(False)
 

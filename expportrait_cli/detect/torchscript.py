@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from expportrait_cli.errors import WeightsError
+from expportrait_cli.errors import WeightsError, one_line
 
 REFUSED = re.compile(rb"\b(save|from_file)\b|\bops\b(?!\.prim\b)")
 """Operators of PyTorch that touch files, and all of other libraries: torchvision's, for example, write pictures."""
@@ -38,4 +38,4 @@ def load_program(path: Path, device: torch.device, *, advice: str) -> torch.jit.
         try:
             return torch.jit.load(path, map_location=device).eval()
         except RuntimeError as error:
-            raise WeightsError(f"{path} is damaged: {str(error).splitlines()[0]} {advice}") from error
+            raise WeightsError(f"{path} is damaged: {one_line(error)} {advice}") from error

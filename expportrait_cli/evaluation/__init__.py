@@ -1,4 +1,7 @@
-"""How close a film is to what it should show, and to what drove it."""
+"""Metrics of one film against its target: pixels, landmarks, identity, motion; their table and page.
+
+A new metric is a column in `columns` and a function here; means over many films belong into `benchmark`.
+"""
 
 from .columns import COLUMNS as COLUMNS
 from .columns import Column as Column

@@ -8,8 +8,8 @@ import numpy as np
 from expportrait_cli.evaluation.columns import COLUMNS, Column
 from expportrait_cli.evaluation.pictures import pictures, ranking, worst_frames
 from expportrait_cli.evaluation.scores import METHOD, Scores, remarks, versions
+from expportrait_cli.pages import facts, figures, notes, page, table
 from expportrait_cli.pages.charts import curve
-from expportrait_cli.pages.page import facts, figures, notes, page, table
 
 
 def report_page(scores: Scores, *, licences: Sequence[str] = ()) -> str:

@@ -11,10 +11,10 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Float64
 
-from expportrait_cli import __version__
 from expportrait_cli.artifacts.files import sha256
 from expportrait_cli.evaluation.columns import CLASSES, COLUMNS, FVD, NAMES, WIDTH, Mode
 from expportrait_cli.evaluation.onnx_net import find
+from expportrait_cli.version import __version__
 from expportrait_cli.weights.catalogue import Weight, catalogue, entry
 
 RESAMPLES, SEED = 2000, 0

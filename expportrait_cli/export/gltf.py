@@ -13,10 +13,10 @@ import numpy as np
 import pygltflib as gltf
 from jaxtyping import Float, Float32, UInt8
 
-from expportrait_cli import __version__
 from expportrait_cli.artifacts.types import CROP_SIZE
 from expportrait_cli.export.shape import Morphs, Motion, Shape, normals_of
 from expportrait_cli.geometry.rotations import logarithm
+from expportrait_cli.version import __version__
 
 NEAR_M, FAR_M = 0.05, 10.0
 

@@ -8,10 +8,9 @@ import torch
 from jaxtyping import Float16, Float32, Int64
 from torch import Tensor
 
-from expportrait_cli.fitting.clip import WINDOW, Clip
+from expportrait_cli.fitting.clip import WINDOW, Clip, recentred
 from expportrait_cli.fitting.evidence import Evidence, windows_of
 from expportrait_cli.fitting.losses import MagnitudeLoss, TemporalLoss, descend
-from expportrait_cli.fitting.masks import recentred
 from expportrait_cli.fitting.patch import Patch, limited
 from expportrait_cli.geometry.mesh import vertex_normals
 from expportrait_cli.head.facemesh import LandmarkSpread

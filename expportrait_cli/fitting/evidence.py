@@ -14,9 +14,8 @@ from expportrait_cli.artifacts.types import CROP_SIZE
 from expportrait_cli.detect.crop import Crop, crop_image
 from expportrait_cli.detect.estimate import Estimator, establish_axes
 from expportrait_cli.errors import WeightsError
-from expportrait_cli.fitting.clip import Clip
+from expportrait_cli.fitting.clip import Clip, bare_rim, dynamic_mask, plain_skin
 from expportrait_cli.fitting.losses import MM, DepthLoss, Light, NormalLoss, ShadingLoss, Term, align, estimate
-from expportrait_cli.fitting.masks import bare_rim, dynamic_mask, plain_skin
 from expportrait_cli.fitting.patch import Patch, read
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.geometry.mesh import vertex_normals

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from scipy.sparse.linalg import splu
 from scipy.spatial import KDTree
 
-from expportrait_cli.fitting.masks import ear_vertices
+from expportrait_cli.fitting.clip import ear_vertices
 from expportrait_cli.geometry.mesh import grown
 from expportrait_cli.head import HeadModel
 from expportrait_cli.progress import Progress

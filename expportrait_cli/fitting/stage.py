@@ -14,11 +14,19 @@ from expportrait_cli.detect.crop import Crop, crop_image
 from expportrait_cli.detect.estimate import Estimator
 from expportrait_cli.detect.estimator import estimator
 from expportrait_cli.detect.matte import Matte
-from expportrait_cli.fitting.clip import Clip, landmark_steps, torso_turns
+from expportrait_cli.fitting.clip import (
+    Clip,
+    distinct_frames,
+    dynamic_mask,
+    face_share,
+    landmark_steps,
+    neutral_weights,
+    plain_skin,
+    torso_turns,
+)
 from expportrait_cli.fitting.dynamic import Dynamic, dynamic_offsets
 from expportrait_cli.fitting.evidence import Estimates, Evidence, Shading, check_axes
 from expportrait_cli.fitting.fine import sharpened
-from expportrait_cli.fitting.masks import distinct_frames, dynamic_mask, face_share, neutral_weights, plain_skin
 from expportrait_cli.fitting.parametric import (
     is_same_person,
     neutral_frame,
@@ -31,7 +39,7 @@ from expportrait_cli.fitting.patch import Patch
 from expportrait_cli.fitting.static import KeyFrames, outline_offset, refined_static, silhouette_iou
 from expportrait_cli.head import HeadModel
 from expportrait_cli.head.facemesh import LandmarkSpread
-from expportrait_cli.head.finer import named
+from expportrait_cli.head.finer import finer
 from expportrait_cli.head.fitted import blend_matrices, fitted_mesh
 from expportrait_cli.media.video import read_frame
 from expportrait_cli.progress import Progress
@@ -79,7 +87,9 @@ def fit(
         if config.quality != "draft":
             start = refined_static(start, KeyFrames.of(start, tracking, head, (image, matte), config), network, config)
     done = _with_dynamic(start, tracking, head, config, progress, network=network, known=known)
-    return replace(done, silhouette_iou=silhouette_iou(done, named(head, done.head_model), matte))
+    return replace(
+        done, silhouette_iou=silhouette_iou(done, head if done.head_model == head.name else finer(head).head, matte)
+    )
 
 
 def _warn(own: Tracking, tracking: Tracking, config: FitConfig, known: HeadFit | None) -> None:

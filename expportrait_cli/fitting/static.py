@@ -14,14 +14,13 @@ from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit, Tracking
 from expportrait_cli.config import FitConfig
 from expportrait_cli.detect.estimate import Estimator
 from expportrait_cli.detect.matte import Matte
-from expportrait_cli.fitting.clip import Clip, Rows
+from expportrait_cli.fitting.clip import Clip, Rows, dynamic_mask, ear_vertices, static_mask
 from expportrait_cli.fitting.evidence import Estimates, Picture
 from expportrait_cli.fitting.losses import MagnitudeLoss, Term, descend
-from expportrait_cli.fitting.masks import dynamic_mask, ear_vertices, static_mask
 from expportrait_cli.fitting.patch import Patch, PosedPatch, Surface, limited
 from expportrait_cli.fitting.silhouette import carry_ears, fit_silhouette, hair_volume
 from expportrait_cli.geometry.camera import Camera
-from expportrait_cli.geometry.mesh import Edges, edges, vertex_normals
+from expportrait_cli.geometry.mesh import Edges, edges, scipy_matrix, vertex_normals
 from expportrait_cli.head import HeadModel, dense
 from expportrait_cli.head.facemesh import LandmarkSpread
 from expportrait_cli.head.fitted import blend_matrices, canonical_mesh, fitted_mesh
@@ -99,8 +98,7 @@ def outline_offset(
 ) -> Float32[np.ndarray, "V 3"]:
     """Grow the head into the matte of its photo; exactly zero on the face."""
     matrices = blend_matrices(fit, head)
-    parts = head.operator
-    operator = sp.csr_matrix((parts.values(), parts.col_indices(), parts.crow_indices()), parts.shape)
+    operator = scipy_matrix(head.operator, np.float32)
     small = cv2.resize(matte, (DRAW_SIZE, DRAW_SIZE), interpolation=cv2.INTER_AREA)
 
     def posed(offset):

@@ -25,6 +25,15 @@ def csr_tensor(matrix: sparse.csr_matrix) -> Tensor:
         )
 
 
+def scipy_matrix(matrix: Tensor, dtype: type = np.float64) -> sparse.csr_matrix:
+    """A sparse tensor, CSR or coalesced coordinates, as scipy multiplies it."""
+    values = matrix.values().cpu().numpy().astype(dtype)
+    if matrix.layout == torch.sparse_csr:
+        columns, rows = matrix.col_indices().cpu().numpy(), matrix.crow_indices().cpu().numpy()
+        return sparse.csr_matrix((values, columns, rows), tuple(matrix.shape))
+    return sparse.csr_matrix((values, matrix.indices().cpu().numpy()), tuple(matrix.shape))
+
+
 class FieldMap:
     """A sparse map between fields on vertices, differentiable; ten times the speed of torch's own coordinate format."""
 

@@ -1,13 +1,16 @@
-"""Parametric head models and their landmarks."""
+"""Parametric head models, whichever file they come from, and FaceMesh's landmarks on them.
 
-from typing import Literal
+A new head model is a module that builds a `HeadModel`, and a case in `load_head`; see `anny` and `smplx`.
+"""
 
 import torch
 
 from expportrait_cli.head.facemesh import LandmarkModel as LandmarkModel
 from expportrait_cli.head.facemesh import landmark_model as landmark_model
 from expportrait_cli.head.model import BONES as BONES
+from expportrait_cli.head.model import FindLandmarks as FindLandmarks
 from expportrait_cli.head.model import HeadModel as HeadModel
+from expportrait_cli.head.model import HeadName as HeadName
 from expportrait_cli.head.model import HeadPose as HeadPose
 from expportrait_cli.head.model import coarse as coarse
 from expportrait_cli.head.model import default_torso as default_torso
@@ -16,9 +19,6 @@ from expportrait_cli.head.model import gaze_pieces as gaze_pieces
 from expportrait_cli.head.model import joints as joints
 from expportrait_cli.head.model import landmarks as landmarks
 from expportrait_cli.head.model import pose as pose
-from expportrait_cli.head.smplx.load import FindLandmarks as FindLandmarks
-
-HeadName = Literal["anny", "smplx"]
 
 
 def load_head(

@@ -12,7 +12,7 @@ from jaxtyping import Float, Float32, Int64
 from scipy import sparse
 from torch import Tensor
 
-from expportrait_cli.geometry.mesh import csr_tensor
+from expportrait_cli.geometry.mesh import csr_tensor, scipy_matrix
 from expportrait_cli.head.model import MARK, HeadModel, is_finer
 from expportrait_cli.head.subdivision import Subdivision, subdivide, subdivide_triangles
 
@@ -53,7 +53,7 @@ def finer(head: HeadModel) -> Finer:
     division = _division(head.dense_faces.cpu().numpy().tobytes(), len(head.parts))
     device, lift = head.template.device, division.linear
     smooth = sparse.csr_matrix(_kept(division.smooth))
-    operator = sparse.csr_matrix(smooth @ _csr(head.operator))
+    operator = sparse.csr_matrix(smooth @ scipy_matrix(head.operator))
     operator.data[np.abs(operator.data) < NEGLIGIBLE] = 0
     operator.eliminate_zeros()
     parts = _parts(lift, head)
@@ -73,17 +73,6 @@ def finer(head: HeadModel) -> Finer:
     )
     old = sparse.identity(len(head.parts), format="csr")
     return Finer(made, lift, sparse.csr_matrix(sparse.vstack([old, smooth[len(head.parts) :]])))
-
-
-def named(head: HeadModel, name: str) -> HeadModel:
-    """The head itself or the finer one of it, whichever has that name.
-
-    Raises:
-        ValueError: neither has.
-    """
-    if name not in (head.name, head.name + MARK):
-        raise ValueError(f"{head.name} has no mesh named {name}")
-    return head if name == head.name else finer(head).head
 
 
 @lru_cache(maxsize=2)
@@ -117,9 +106,3 @@ def _parts(lift: sparse.csr_matrix, head: HeadModel) -> np.ndarray:
     own, skin = head.parts.cpu().numpy(), head.part_names.index("skin")
     shares = np.stack([lift @ (own == part).astype(float) for part in range(len(head.part_names))], -1)
     return np.where(shares[:, skin] > 0, skin, shares.argmax(1)).astype(np.uint8)
-
-
-def _csr(operator: Tensor) -> sparse.csr_matrix:
-    parts = (operator.values(), operator.col_indices(), operator.crow_indices())
-    values, columns, rows = (part.cpu().numpy() for part in parts)
-    return sparse.csr_matrix((values.astype(np.float64), columns, rows), tuple(operator.shape))

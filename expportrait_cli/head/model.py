@@ -5,10 +5,12 @@ dense triangles, `K` identity and `E` expression dimensions, `L` landmarks (478)
 Left is the person's own.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from typing import Literal
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Float32, Int, UInt8
 from torch import Tensor
 
 from expportrait_cli.geometry import rotations
@@ -234,3 +236,9 @@ def is_finer(name: str) -> bool:
 def base_name(name: str) -> str:
     """Name of the model whose parameters a head of this name has: `anny` of `anny@2`."""
     return name.removesuffix(MARK)
+
+
+HeadName = Literal["anny", "smplx"]
+
+FindLandmarks = Callable[[HeadModel, Float32[Tensor, "V 3"]], HeadModel]
+"""A head without landmarks and the paint of its dense vertices to the head with them (`head.embed.embed`)."""

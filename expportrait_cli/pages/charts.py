@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from expportrait_cli.pages.page import colour
+from expportrait_cli.pages import colour
 
 WIDTH, HEIGHT, MARGIN = 360, 96, 6
 BINS = 30

@@ -183,15 +183,6 @@ def save_mini(network: MiniNet, path: Path, made_by: Mapping[str, Any]) -> None:
     network_file.write(path, KIND, network.state_dict(), header)
 
 
-def has_passed(path: Path) -> bool:
-    """Whether these weights were found better than the proxy (`expportrait train gate`).
-
-    Raises:
-        WeightsError: the file is no such network.
-    """
-    return bool(network_file.read_header(path, KIND)["made_by"].get("gate", {}).get("passed"))
-
-
 def load_mini(path: Path) -> MiniNet:
     """Read a network.
 

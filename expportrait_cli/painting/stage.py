@@ -12,12 +12,14 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
+from expportrait_cli.artifacts import network_file
 from expportrait_cli.artifacts.files import sha256
 from expportrait_cli.artifacts.meshes import Meshes
 from expportrait_cli.artifacts.types import HeadFit
 from expportrait_cli.config import GenerateConfig, WanConfig
 from expportrait_cli.errors import UsageError, WeightsError
 from expportrait_cli.head import HeadModel
+from expportrait_cli.painting.mini import KIND
 from expportrait_cli.painting.scene import Canvas, Painter, ProxyPainter, Scene
 from expportrait_cli.painting.wan import require_packages
 from expportrait_cli.weights.catalogue import FETCHED, folders, weights_file
@@ -115,7 +117,7 @@ def _best(named: Path | None) -> Literal["proxy", "mini"] | FolderName:
             # A download that was cut short is no reason to stop.
             if path is not None and any((path / sign).is_file() for sign in (FETCHED, MANIFEST)):
                 return name
-    from expportrait_cli.painting.mini import has_passed
+    pass
 
     mini = next((root / MINI for root in folders() if (root / MINI).is_file()), None)
     return "mini" if mini is not None and has_passed(mini) else "proxy"
@@ -205,3 +207,12 @@ def paste(
     ]
     large = cv2.resize(frame, (width, height), interpolation=cv2.INTER_CUBIC)
     return np.rint(photo * (1 - weight) + large * weight).astype(np.uint8)
+
+
+def has_passed(path: Path) -> bool:
+    """Whether these weights were found better than the proxy (`expportrait train gate`).
+
+    Raises:
+        WeightsError: the file is no such network.
+    """
+    return bool(network_file.read_header(path, KIND)["made_by"].get("gate", {}).get("passed"))

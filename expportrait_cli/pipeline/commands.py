@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from expportrait_cli import __version__
 from expportrait_cli.artifacts import npz
 from expportrait_cli.artifacts.files import atomic_path, content_hash
 from expportrait_cli.artifacts.meshes import KIND as MESHES
@@ -23,19 +22,18 @@ from expportrait_cli.evaluation.scores import estimators
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.head import HeadName
 from expportrait_cli.pipeline import film as films
-from expportrait_cli.pipeline.cache import given
 from expportrait_cli.pipeline.heads import check_same, head_behind, head_by_name
 from expportrait_cli.pipeline.job import Job
-from expportrait_cli.pipeline.licences import LicenceMap, of_film, with_estimators
 from expportrait_cli.pipeline.performance import Driver, OffsetSource
-from expportrait_cli.pipeline.provenance import check_source
+from expportrait_cli.pipeline.provenance import LicenceMap, check_source, of_film, with_estimators
 from expportrait_cli.pipeline.sheets import write_preview
-from expportrait_cli.pipeline.steps import Steps
+from expportrait_cli.pipeline.steps import Steps, given
 from expportrait_cli.progress import Stage, Stages, counted, silent
 from expportrait_cli.render import files, rasterizer
 from expportrait_cli.render import render_normals as run_render
 from expportrait_cli.render.stage import parse_orbit, parse_view
 from expportrait_cli.runtime import best_device
+from expportrait_cli.version import __version__
 
 log = logging.getLogger(__name__)
 

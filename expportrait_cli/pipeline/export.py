@@ -1,6 +1,7 @@
 """Heads and animations for other programs: read an artifact, shape it, write it."""
 
 import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,15 +9,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from expportrait_cli.artifacts import npz, stem
-from expportrait_cli.artifacts.files import atomic_path
+from expportrait_cli.artifacts import npz
+from expportrait_cli.artifacts.files import atomic_folder, atomic_path, stem
 from expportrait_cli.artifacts.meshes import Meshes
 from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit
-from expportrait_cli.errors import InputError, UsageError
+from expportrait_cli.errors import InputError, OutputError, UsageError
 from expportrait_cli.export import compress, exported_poses, write_glb, write_surface
-from expportrait_cli.export.folder import atomic_folder, frame_name
-from expportrait_cli.export.poses import canonical
-from expportrait_cli.export.shape import FLIP, Motion, Shape, in_head
+from expportrait_cli.export.shape import FLIP, Motion, Shape, canonical, in_head
 from expportrait_cli.head import HeadModel
 from expportrait_cli.head.fitted import fitted_mesh
 from expportrait_cli.media.video import read_frame
@@ -28,6 +27,8 @@ from expportrait_cli.pipeline.provenance import check_source
 from expportrait_cli.progress import Progress, Stage
 
 log = logging.getLogger(__name__)
+
+FRAME = re.compile(r"frame_\d{5,}\.(obj|ply)")
 
 
 def kind_of(path: Path) -> str:
@@ -140,10 +141,11 @@ def _single(meshes: Meshes, chosen: range, path: Path, form: str, progress: Prog
 
 
 def _folder(meshes: Meshes, chosen: range, path: Path, form: str, progress: Progress) -> None:
+    _check_folder(path)
     with atomic_folder(path) as partial:
         for done, (index, verts_cam) in enumerate(_frames(meshes, chosen), 1):
             shape = Shape((verts_cam * FLIP).astype(np.float32), meshes.faces)
-            write_surface(shape, partial / frame_name(index, form), form)
+            write_surface(shape, partial / f"frame_{index:05d}.{form}", form)
             progress(done, len(chosen))
 
 
@@ -165,3 +167,12 @@ def _colours(path: Path, fit: HeadFit, head: HeadModel) -> UInt8[np.ndarray, "V 
         if name in head.part_names:
             colours[is_hidden & head.part(name).numpy()] = colour
     return colours
+
+
+def _check_folder(path: Path) -> None:
+    """Raise OutputError unless frames can go there: nothing, or earlier frames, is there."""
+    if path.exists() and not path.is_dir():
+        raise OutputError(f"{path} is a file, expected a folder for the frames. Name a folder with -o.")
+    others = [entry.name for entry in path.iterdir() if not FRAME.fullmatch(entry.name)] if path.exists() else []
+    if others:
+        raise OutputError(f"{path} holds other files ({sorted(others)[0]}). Name a new folder with -o.")

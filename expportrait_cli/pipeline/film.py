@@ -19,8 +19,7 @@ from expportrait_cli.media.video import probe
 from expportrait_cli.media.writer import forget_others, join, write_segments
 from expportrait_cli.painting import paint
 from expportrait_cli.painting.stage import Choice, choose, painter_of
-from expportrait_cli.pipeline import cache
-from expportrait_cli.pipeline.cache import Keyed
+from expportrait_cli.pipeline import steps
 from expportrait_cli.pipeline.heads import (
     check_same,
     head_behind,
@@ -29,11 +28,11 @@ from expportrait_cli.pipeline.heads import (
     tracking_head,
 )
 from expportrait_cli.pipeline.job import Job, check
-from expportrait_cli.pipeline.licences import licence_map
 from expportrait_cli.pipeline.performance import Driver, OffsetSource, edited_curves
 from expportrait_cli.pipeline.provenance import (
     check_source,
     fit_quality,
+    licence_map,
     licences,
     networks_behind,
     read_record,
@@ -43,7 +42,7 @@ from expportrait_cli.pipeline.provenance import (
     write_record,
 )
 from expportrait_cli.pipeline.sheets import write_grid
-from expportrait_cli.pipeline.steps import Steps, track_header
+from expportrait_cli.pipeline.steps import Keyed, Steps, track_header
 from expportrait_cli.progress import Stage, Stages, silent
 
 log = logging.getLogger(__name__)
@@ -73,7 +72,7 @@ def generate(job: Job, stage: Stage = silent) -> Film:
     if edited := edited_curves(job.curves, job.meshes):
         hashes["curves"] = edited
     painter = choose(job.generate)
-    whole = cache.made_by("generate", job.settings(), {**hashes, **painter.identity})
+    whole = steps.made_by("generate", job.settings(), {**hashes, **painter.identity})
     known = read_record(job.record)
     is_whole = job.out.is_file() and known.get("sha256") == content_hash(job.out)
     is_written = job.curves is None or job.curves.is_file()
@@ -113,10 +112,10 @@ class _Run:
         meshes = self._meshes(head_fit, head_path, tracking)
         driver = Driver.of(tracking.artifact) if tracking is not None else Driver.behind(job.driving)
         inputs = {"head": head_fit.key, "meshes": meshes.key, **self.painter.identity}
-        film_key = cache.made_by("generate", asdict(job.generate), inputs)["key"]
+        film_key = steps.made_by("generate", asdict(job.generate), inputs)["key"]
         if film_key != painted:
             # Sound is added at the end: it makes no frame stale.
-            frames = cache.made_by("generate", {**asdict(job.generate), "audio": None}, inputs)
+            frames = steps.made_by("generate", {**asdict(job.generate), "audio": None}, inputs)
             self._paint(head_fit.artifact, meshes.artifact, driver, job.work / f"segments-{frames['key'][:16]}")
         if job.grid:
             self.stages.run(
@@ -176,13 +175,13 @@ class _Run:
             case "meshes":
                 return None
             case "track":
-                return cache.given(Tracking, self.job.driving)
+                return steps.given(Tracking, self.job.driving)
         return self._tracked("driving", self.job.driving, self.job.driving_face)
 
     def _head_fit(self, photo: Keyed[Tracking] | None, driver: Keyed[Tracking] | None) -> tuple[Keyed[HeadFit], Path]:
         """The person's head and its file: as given, or fitted to the photo's tracking."""
         if photo is None:
-            head_fit = cache.given(HeadFit, self.job.reference)
+            head_fit = steps.given(HeadFit, self.job.reference)
             check_source(self.job.reference, head_fit.artifact)
             return head_fit, self.job.reference
         path = self.job.work / "reference.head.npz"

@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from expportrait_cli.artifacts import film_name
+from expportrait_cli.artifacts.files import film_name
 from expportrait_cli.config import SIZES, GenerateConfig, TrackConfig, TransferConfig, WanConfig
 from expportrait_cli.errors import InputError, UsageError
 from expportrait_cli.pipeline.job import Job

@@ -1,24 +1,25 @@
-"""Where a result comes from: versions, weights, networks, how well it was tracked and fitted, and the run record."""
+"""Where a result comes from: versions, weights, networks, licences, how well it was made, and the run record."""
 
 import json
 import logging
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from expportrait_cli import __version__
 from expportrait_cli.artifacts import npz
 from expportrait_cli.artifacts.files import atomic_path, content_hash
 from expportrait_cli.artifacts.types import HeadFit, Tracking
 from expportrait_cli.config import FitConfig
 from expportrait_cli.detect.estimator import available, sapiens_file
 from expportrait_cli.errors import InputError
-from expportrait_cli.weights.catalogue import catalogue, entry, locate
+from expportrait_cli.version import __version__
+from expportrait_cli.weights.catalogue import Weight, catalogue, entries, entry, locate
 
 log = logging.getLogger(__name__)
 
@@ -154,3 +155,163 @@ def read_record(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+Use = Literal["yes", "no", "unknown"]
+INPUTS = "the rights in it, and the consent of the person it shows, are yours to clear"
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What one licence allows."""
+
+    commercial: Use
+    """May what it covers be used commercially."""
+    attribution: str
+    """Whom or what has to be named."""
+
+
+NOTICE = Terms("yes", "keep the licence and copyright notice with copies of the weights")
+TERMS = {
+    "CC0-1.0": Terms("yes", "none"),
+    "Apache-2.0": NOTICE,
+    "MIT": NOTICE,
+    "BSD-2-Clause": NOTICE,
+    "BSD-3-Clause": NOTICE,
+    "CC-BY-4.0": Terms("yes", "name the authors, the licence and changes"),
+    "CC-BY-SA-4.0": Terms("yes", "name the authors, the licence and changes; share adaptations alike"),
+    "CC-BY-NC-4.0": Terms("no", "name the authors, the licence and changes"),
+    "CC-BY-NC-SA-4.0": Terms("no", "name the authors, the licence and changes; share adaptations alike"),
+    "unstated": Terms("unknown", "not stated"),
+    "SMPL-X non-commercial": Terms("no", "cite the SMPL-X publication"),
+    "InsightFace non-commercial": Terms("no", "cite InsightFace; for research alone"),
+    "BFM 2009 non-commercial": Terms("no", "for research alone; read the licence"),
+    "FLAME non-commercial": Terms("no", "for research alone; read the licence, flame.is.tue.mpg.de"),
+    "several": Terms("unknown", "read the licence of each"),
+}
+STRANGE = Terms("unknown", "read the licence")
+UNSTATED = "unstated"
+Kind = Literal["weights", "estimator", "data", "input"]
+ORDER: tuple[Kind, ...] = ("weights", "estimator", "data", "input")
+VERDICTS: dict[Use, str] = {
+    "yes": "all {what} may be used commercially",
+    "no": "not for commercial use: some {what} exclude it",
+    "unknown": "unknown whether the {what} may be used commercially",
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One thing that took part in a film, or in its scores."""
+
+    name: str
+    kind: Kind
+    """`weights` made the film; an `estimator` is weights that its scores rest on."""
+    licence: str
+    commercial: Use
+    attribution: str
+    source: str
+
+
+@dataclass(frozen=True)
+class LicenceMap:
+    """Everything that took part, and what follows."""
+
+    parts: tuple[Part, ...]
+
+    @property
+    def commercial(self) -> Use:
+        """Whether all weights allow commercial use: no if one does not, unknown if one does not say.
+
+        Data and inputs do not decide: whether they reach through weights that are licensed otherwise is disputed, and
+        inputs are the user's own matter. Nor do estimators: they only looked at the film.
+        """
+        return self._verdict("weights") or "unknown"
+
+    @property
+    def commercial_scores(self) -> Use | None:
+        """Whether all estimators do, so that they may be run for commercial ends; None if nothing was scored."""
+        return self._verdict("estimator")
+
+    def _verdict(self, kind: Kind) -> Use | None:
+        uses = {part.commercial for part in self.parts if part.kind == kind}
+        if not uses:
+            return None
+        return "no" if "no" in uses else "unknown" if "unknown" in uses else "yes"
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON types."""
+        return {
+            "commercial_use_of_the_weights": self.commercial,
+            "commercial_use_of_the_estimators": self.commercial_scores,
+            "parts": [asdict(part) for part in self.parts],
+        }
+
+    def lines(self) -> list[str]:
+        """As text: a verdict on the film, if something is known of it, and on its scores, if any; one line a part."""
+        scores = self.commercial_scores
+        is_about_film = scores is None or any(part.kind == "weights" for part in self.parts)
+        verdicts = [VERDICTS[self.commercial].format(what="weights behind this film")] if is_about_film else []
+        verdicts += [VERDICTS[scores].format(what="estimators behind the scores")] if scores is not None else []
+        rows = [
+            f"{part.kind:<9} {part.name:<28} {part.licence:<22} commercial: {part.commercial:<8} {part.attribution}"
+            for part in self.parts
+        ]
+        return [*(f"licences: {verdict}" for verdict in verdicts), *rows]
+
+
+def licence_map(record: Mapping[str, Any]) -> LicenceMap:
+    """Map what a run record names: its weights, the data behind each, and the inputs."""
+    parts: list[Part] = []
+    for row in _rows(record.get("weights")):
+        name, licence = str(row.get("name", "unnamed")), str(row.get("licence") or UNSTATED)
+        parts += _with_data(_part(name, "weights", licence, str(row.get("source", ""))))
+    inputs = record.get("inputs")
+    for role, row in inputs.items() if isinstance(inputs, dict) else ():
+        source = Path(str(row.get("path", ""))).name if isinstance(row, dict) else ""
+        parts.append(Part(str(role), "input", UNSTATED, "unknown", INPUTS, source))
+    return _map(parts)
+
+
+def with_estimators(found: LicenceMap | None, weights: Iterable[Weight]) -> LicenceMap:
+    """The map of a film, or of several, with what their scores rest on; None is a film of which nothing is known."""
+    parts = list(found.parts) if found is not None else []
+    for weight in weights:
+        parts += _with_data(_part(weight.name, "estimator", weight.licence, weight.source))
+    return _map(parts)
+
+
+def of_film(film: Path) -> LicenceMap | None:
+    """The map of a film with a run record beside it; None without one, or when the record is another film's."""
+    record = read_record(film.with_suffix(".json"))
+    if record.get("sha256") != content_hash(film):
+        return None
+    return licence_map(record)
+
+
+def together(maps: Iterable[LicenceMap]) -> LicenceMap:
+    """The weights and data of several films; their inputs are left out."""
+    parts = [part for found in maps for part in found.parts if part.kind != "input"]
+    return _map(sorted(parts, key=lambda part: part.name))
+
+
+def _map(parts: Iterable[Part]) -> LicenceMap:
+    """A map of these, sorted by kind, the last of each name."""
+    unique = {(part.kind, part.name): part for part in parts}
+    return LicenceMap(tuple(sorted(unique.values(), key=lambda part: ORDER.index(part.kind))))
+
+
+def _with_data(part: Part) -> list[Part]:
+    """Weights and what is behind them, as the catalogue has it; or that it does not say."""
+    known = next((weight.data for weight in entries() if weight.name == part.name), ())
+    data = known or ((f"what {part.name} was trained on", UNSTATED),)
+    return [part, *(_part(what, "data", licence, f"behind {part.name}") for what, licence in data)]
+
+
+def _part(name: str, kind: Kind, licence: str, source: str) -> Part:
+    terms = TERMS.get(licence, STRANGE)
+    return Part(name, kind, licence, terms.commercial, terms.attribution, source)
+
+
+def _rows(found: Any) -> list[dict[str, Any]]:
+    return [row for row in found if isinstance(row, dict)] if isinstance(found, list) else []

@@ -20,13 +20,12 @@ from expportrait_cli.evaluation.own import ANGLES, Asked, Shown, angles_of, meas
 from expportrait_cli.evaluation.pictures import PICTURE_PX, data_uri, worst_frames
 from expportrait_cli.head import landmark_model
 from expportrait_cli.media.video import read_frame, read_frames
+from expportrait_cli.pages import facts, figures, key, notes, page
 from expportrait_cli.pages.charts import overlay
-from expportrait_cli.pages.page import facts, figures, key, notes, page
 from expportrait_cli.pipeline.heads import head_behind, tracking_head
 from expportrait_cli.pipeline.job import Job
-from expportrait_cli.pipeline.licences import licence_map
 from expportrait_cli.pipeline.performance import OUTSIDE, Driver
-from expportrait_cli.pipeline.provenance import DOUBTFUL
+from expportrait_cli.pipeline.provenance import DOUBTFUL, licence_map
 from expportrait_cli.pipeline.sheets import normals_of
 from expportrait_cli.progress import Progress
 

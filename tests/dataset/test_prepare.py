@@ -35,8 +35,7 @@ from expportrait_cli.head import landmarks, load_head
 from expportrait_cli.media.image import read_image
 from expportrait_cli.media.video import frame_count, probe, read_frames
 from expportrait_cli.media.writer import VideoWriter
-from expportrait_cli.pipeline.cache import is_current
-from expportrait_cli.pipeline.steps import fit_header
+from expportrait_cli.pipeline.steps import fit_header, is_current
 from expportrait_cli.weights.catalogue import entry
 
 DRIVING = ROOT / "examples" / "driving.mp4"

@@ -17,7 +17,8 @@ import skimage.data
 from PIL import Image
 
 from expportrait_cli import config
-from expportrait_cli.artifacts import film_name, npz
+from expportrait_cli.artifacts import npz
+from expportrait_cli.artifacts.files import film_name
 from expportrait_cli.artifacts.types import Tracking
 from expportrait_cli.cli import app
 from expportrait_cli.config import TrackConfig
@@ -27,8 +28,8 @@ from expportrait_cli.media import ffmpeg, writer
 from expportrait_cli.media.video import frame_count, probe, read_frames
 from expportrait_cli.media.writer import VideoWriter, join
 from expportrait_cli.pipeline import film, job
-from expportrait_cli.pipeline.cache import made_by
 from expportrait_cli.pipeline.joblist import read_jobs
+from expportrait_cli.pipeline.steps import made_by
 from expportrait_cli.tracking.observe import HELD, INTERPOLATED, TRACKED, Observations, observe
 
 NTSC = Fraction(30000, 1001)

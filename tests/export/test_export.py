@@ -16,11 +16,11 @@ from support.imports import HEAVY
 from support.performers import quiet
 
 from expportrait_cli.artifacts import npz
+from expportrait_cli.artifacts.files import atomic_folder
 from expportrait_cli.artifacts.meshes import Meshes, MeshesWriter
 from expportrait_cli.artifacts.types import CROP_SIZE, Curves
 from expportrait_cli.cli import app
 from expportrait_cli.export import compress
-from expportrait_cli.export.folder import atomic_folder
 from expportrait_cli.export.gltf import linear_colours, quaternions
 from expportrait_cli.export.morphs import LIMIT, TOLERANCE_M
 from expportrait_cli.geometry.camera import Camera

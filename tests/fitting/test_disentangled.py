@@ -21,10 +21,9 @@ from support.known_head import (
 from support.performers import quiet
 
 from expportrait_cli.artifacts.types import CROP_SIZE, Tracking
-from expportrait_cli.fitting.clip import Clip
+from expportrait_cli.fitting.clip import Clip, dynamic_mask, face_share, plain_skin
 from expportrait_cli.fitting.dynamic import Dynamic, dynamic_offsets, landmark_field
 from expportrait_cli.fitting.evidence import Estimates
-from expportrait_cli.fitting.masks import dynamic_mask, face_share, plain_skin
 from expportrait_cli.fitting.parametric import solver_of
 from expportrait_cli.fitting.patch import Patch
 from expportrait_cli.geometry.mesh import vertex_normals

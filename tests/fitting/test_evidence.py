@@ -10,9 +10,8 @@ import torch
 from support.known_head import KnownHead, Oracle
 
 from expportrait_cli.errors import WeightsError
-from expportrait_cli.fitting.clip import Clip
+from expportrait_cli.fitting.clip import Clip, static_mask
 from expportrait_cli.fitting.evidence import Estimates, check_axes
-from expportrait_cli.fitting.masks import static_mask
 from expportrait_cli.fitting.static import static_patch
 from expportrait_cli.geometry.mesh import vertex_normals
 from expportrait_cli.head import dense

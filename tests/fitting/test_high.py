@@ -15,12 +15,11 @@ from expportrait_cli.artifacts.meshes import Meshes
 from expportrait_cli.artifacts.types import HeadFit
 from expportrait_cli.cli import app
 from expportrait_cli.config import FitConfig, FitDescent
-from expportrait_cli.fitting.clip import Clip
+from expportrait_cli.fitting.clip import Clip, dynamic_mask, plain_skin
 from expportrait_cli.fitting.dynamic import Dynamic, dynamic_offsets
 from expportrait_cli.fitting.evidence import Estimates, SharpClip
 from expportrait_cli.fitting.fine import believed, frames, looseness, sharpened
 from expportrait_cli.fitting.losses import Light, MagnitudeLoss, ShadingLoss
-from expportrait_cli.fitting.masks import dynamic_mask, plain_skin
 from expportrait_cli.fitting.patch import LocalPreconditioner, Patch
 from expportrait_cli.geometry.mesh import vertex_normals
 from expportrait_cli.head import dense, landmarks

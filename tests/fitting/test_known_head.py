@@ -26,10 +26,9 @@ from support.performers import quiet
 from expportrait_cli.artifacts.types import CROP_SIZE
 from expportrait_cli.config import FitConfig
 from expportrait_cli.fitting import static
-from expportrait_cli.fitting.clip import Clip
+from expportrait_cli.fitting.clip import Clip, plain_skin
 from expportrait_cli.fitting.dynamic import Dynamic, dynamic_offsets
 from expportrait_cli.fitting.evidence import Estimates, Shading
-from expportrait_cli.fitting.masks import plain_skin
 from expportrait_cli.fitting.patch import Patch
 from expportrait_cli.geometry.mesh import vertex_normals
 from expportrait_cli.geometry.rotations import from_turns, logarithm

@@ -13,10 +13,8 @@ from support.performers import quiet
 
 from expportrait_cli.artifacts.types import CROP_SIZE
 from expportrait_cli.config import FitConfig
-from expportrait_cli.fitting import masks, static
-from expportrait_cli.fitting.dynamic import Dynamic, dynamic_offsets
-from expportrait_cli.fitting.evidence import Estimates
-from expportrait_cli.fitting.masks import (
+from expportrait_cli.fitting import clip, static
+from expportrait_cli.fitting.clip import (
     bare_rim,
     distinct_frames,
     dynamic_mask,
@@ -27,6 +25,8 @@ from expportrait_cli.fitting.masks import (
     recentred,
     static_mask,
 )
+from expportrait_cli.fitting.dynamic import Dynamic, dynamic_offsets
+from expportrait_cli.fitting.evidence import Estimates
 from expportrait_cli.fitting.patch import Patch
 from expportrait_cli.geometry.mesh import edges, vertex_normals
 from expportrait_cli.head import dense, landmarks
@@ -142,12 +142,12 @@ def test_the_dynamic_mask_fades_out(head):
 
 @pytest.mark.parametrize("share", FACE_SHARES)
 def test_the_static_mask_takes_over_where_the_dynamic_one_fades(head, share):
-    skin, ears = head.part("skin").numpy(), masks._ears(head) > 0
+    skin, ears = head.part("skin").numpy(), clip._ears(head) > 0
     dynamic, fixed = dynamic_mask(head), static_mask(head, share)
     assert largest_step(fixed, head, skin) <= 0.25
     # Ears are held back (see `EAR_SHARE`); everything else can be reached in full by one or both.
     assert (dynamic + fixed)[skin & ~ears].min() >= 1
-    assert (dynamic + fixed)[skin].min() >= np.float32(masks.EAR_SHARE)
+    assert (dynamic + fixed)[skin].min() >= np.float32(clip.EAR_SHARE)
     assert (fixed[~skin] == 0).all()
     assert (fixed[(dynamic == 1) & ~ears] == np.float32(share)).all()
 

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 from support.known_head import KnownHead, Oracle, blank_fit
 
-from expportrait_cli.fitting.clip import Clip
+from expportrait_cli.fitting.clip import Clip, plain_skin
 from expportrait_cli.fitting.evidence import Estimates
-from expportrait_cli.fitting.masks import plain_skin
 from expportrait_cli.fitting.parametric import refined_identity, solver_of, whole_patch, with_identity
 from expportrait_cli.head.fitted import neutral_mesh
 from expportrait_cli.solve.solver import IDENTITY_PRIOR

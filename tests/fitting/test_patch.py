@@ -10,7 +10,7 @@ from support.known_head import KnownHead
 from support.pixel_patch import posed, sheet
 
 from expportrait_cli.fitting import patch as patches
-from expportrait_cli.fitting.masks import dynamic_mask
+from expportrait_cli.fitting.clip import dynamic_mask
 from expportrait_cli.fitting.patch import Patch, read, weighted_mean
 from expportrait_cli.geometry.mesh import vertex_normals
 from expportrait_cli.head import dense

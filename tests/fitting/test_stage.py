@@ -16,7 +16,7 @@ from expportrait_cli.config import FitConfig, TrackConfig
 from expportrait_cli.detect.matte import Matte
 from expportrait_cli.fitting import fit, static
 from expportrait_cli.fitting import stage as fit_stage
-from expportrait_cli.fitting.masks import ear_vertices
+from expportrait_cli.fitting.clip import ear_vertices
 from expportrait_cli.fitting.silhouette import carry_ears, fit_silhouette, graph_laplacian, hair_volume, outline
 from expportrait_cli.geometry.mesh import vertex_normals
 from expportrait_cli.geometry.rotations import from_turns

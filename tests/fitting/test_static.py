@@ -12,9 +12,8 @@ from support.performers import quiet
 from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit
 from expportrait_cli.config import FitConfig
 from expportrait_cli.fitting import static
-from expportrait_cli.fitting.clip import Clip
+from expportrait_cli.fitting.clip import Clip, static_mask
 from expportrait_cli.fitting.evidence import views_of
-from expportrait_cli.fitting.masks import static_mask
 from expportrait_cli.geometry.mesh import vertex_normals
 from expportrait_cli.head.fitted import canonical_mesh, fitted_mesh
 from expportrait_cli.head.model import HEAD

@@ -1,6 +1,6 @@
 """Write stages.json: small results of every stage, with the revision of the stage that gave them.
 
-python tests/golden/make_stages.py, after a revision in `expportrait_cli/pipeline/cache.py` was raised.
+python tests/golden/make_stages.py, after a revision in `expportrait_cli/pipeline/steps.py` was raised.
 """
 
 import json
@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from support.stage_results import stage_results
 
-from expportrait_cli.pipeline.cache import REVISIONS
+from expportrait_cli.pipeline.steps import REVISIONS
 
 if __name__ == "__main__":
     with TemporaryDirectory() as folder:

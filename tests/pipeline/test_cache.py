@@ -9,7 +9,7 @@ from jaxtyping import Float64
 
 from expportrait_cli.artifacts import npz
 from expportrait_cli.config import TrackConfig
-from expportrait_cli.pipeline import cache
+from expportrait_cli.pipeline import steps
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Thing:
 
 
 def header(config=None, inputs=None):
-    return cache.made_by("track", asdict(config or TrackConfig()), inputs or {"source": "abc"})
+    return steps.made_by("track", asdict(config or TrackConfig()), inputs or {"source": "abc"})
 
 
 def test_the_key_follows_settings_inputs_stage_tool_and_weights(monkeypatch):
@@ -28,13 +28,13 @@ def test_the_key_follows_settings_inputs_stage_tool_and_weights(monkeypatch):
         header()["key"],
         header(replace(TrackConfig(), on_missing="hold"))["key"],
         header(inputs={"source": "abd"})["key"],
-        cache.made_by("fit", asdict(TrackConfig()), {"source": "abc"})["key"],
+        steps.made_by("fit", asdict(TrackConfig()), {"source": "abc"})["key"],
     }
     assert len(keys) == 4
     assert header()["key"] in keys
-    monkeypatch.setattr(cache, "__version__", "99")
+    monkeypatch.setattr(steps, "__version__", "99")
     keys.add(header()["key"])
-    monkeypatch.setattr(cache, "catalogue", lambda: ())
+    monkeypatch.setattr(steps, "catalogue", lambda: ())
     keys.add(header()["key"])
     assert len(keys) == 6
 
@@ -48,9 +48,9 @@ def test_made_once_then_read(tmp_path):
 
     path = tmp_path / "a.npz"
     for _ in range(2):
-        assert cache.cached(Thing, path, header(), make).artifact.values.tolist() == [0, 1, 2]
+        assert steps.cached(Thing, path, header(), make).artifact.values.tolist() == [0, 1, 2]
     assert len(made) == 1
-    cache.cached(Thing, path, header(inputs={"source": "new"}), make)
+    steps.cached(Thing, path, header(inputs={"source": "new"}), make)
     assert len(made) == 2
 
 
@@ -59,5 +59,5 @@ def test_a_damaged_artifact_is_made_again(damage, tmp_path):
     path = tmp_path / "a.npz"
     npz.save(Thing(np.zeros(3)), path, header())
     path.write_bytes(path.read_bytes()[:-30] if damage is None else damage)
-    assert cache.cached(Thing, path, header(), lambda: Thing(np.ones(3))).artifact.values.tolist() == [1, 1, 1]
+    assert steps.cached(Thing, path, header(), lambda: Thing(np.ones(3))).artifact.values.tolist() == [1, 1, 1]
     assert npz.load(Thing, path).values.tolist() == [1, 1, 1]

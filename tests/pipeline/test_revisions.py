@@ -7,7 +7,7 @@ import pytest
 from support.places import TESTS
 from support.stage_results import stage_results
 
-from expportrait_cli.pipeline.cache import REVISIONS
+from expportrait_cli.pipeline.steps import REVISIONS
 
 GOLDEN = json.loads((TESTS / "golden" / "stages.json").read_text())
 NOT_HELD = {"generator-cache"}

@@ -10,8 +10,7 @@ import torch
 
 from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit, Tracking
 from expportrait_cli.detect.estimate import Estimate
-from expportrait_cli.fitting.clip import Clip
-from expportrait_cli.fitting.masks import dynamic_mask
+from expportrait_cli.fitting.clip import Clip, dynamic_mask
 from expportrait_cli.fitting.patch import Patch
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.geometry.rotations import to_turns

@@ -1,4 +1,4 @@
-"""Small results of every stage on the astronaut and the driving clip of the examples, for `tests/golden/stages.json`."""
+"""Small results of every stage on the astronaut and the driving clip of the examples: what `stages.json` holds."""
 
 from dataclasses import replace
 from fractions import Fraction

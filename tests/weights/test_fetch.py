@@ -2,13 +2,13 @@
 
 import hashlib
 import socket
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
+from support.server import QuietHandler, serving
 
 from expportrait_cli.cli import app
 from expportrait_cli.errors import OutputError, UsageError, WeightsError
@@ -41,7 +41,7 @@ class Publisher(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}"
 
 
-class Answer(BaseHTTPRequestHandler):
+class Answer(QuietHandler):
     server: Publisher
 
     def do_GET(self) -> None:
@@ -71,19 +71,11 @@ class Answer(BaseHTTPRequestHandler):
         publisher.sent += len(body)
         self.wfile.write(body)
 
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
 
 @pytest.fixture
 def publisher() -> Iterator[Publisher]:
-    server = Publisher()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(Publisher()) as server:
+        yield server
 
 
 def entry(publisher: Publisher, *, path: str = "/net.onnx", sha256: str = SHA256, form: str = "") -> Weight:

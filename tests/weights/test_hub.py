@@ -2,14 +2,14 @@
 
 import hashlib
 import json
-import threading
 from collections.abc import Iterator
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
+from support.server import QuietHandler, serving
 
 from expportrait_cli.cli import app
 from expportrait_cli.errors import OutputError, WeightsError
@@ -60,7 +60,7 @@ class Hub(ThreadingHTTPServer):
         return rows
 
 
-class Answer(BaseHTTPRequestHandler):
+class Answer(QuietHandler):
     server: Hub
 
     def do_GET(self) -> None:
@@ -93,19 +93,11 @@ class Answer(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content[start:300_000] if cut else content[start:])
 
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
 
 @pytest.fixture
 def server() -> Iterator[Hub]:
-    server = Hub()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(Hub()) as server:
+        yield server
 
 
 def silent(done: int, total: int | None) -> None:

@@ -1,7 +1,6 @@
 """An SMPL-X file of the user's own as a head model."""
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -10,24 +9,20 @@ import numpy as np
 import platformdirs
 import torch
 from jaxtyping import Float, Float32, Int64
-from torch import Tensor
 
-from expportrait_cli import __version__
 from expportrait_cli.artifacts import npz
 from expportrait_cli.artifacts.files import sha256
 from expportrait_cli.errors import InputError, WeightsError
-from expportrait_cli.head.model import HeadModel
+from expportrait_cli.head.model import FindLandmarks, HeadModel
 from expportrait_cli.head.smplx import regions as regions
 from expportrait_cli.head.smplx.build import (
     build,
     find_file,
     read,
 )
+from expportrait_cli.version import __version__
 
 log = logging.getLogger(__name__)
-
-FindLandmarks = Callable[[HeadModel, Float32[Tensor, "V 3"]], HeadModel]
-"""A head without landmarks and the paint of its dense vertices to the head with them (`head.embed.embed`)."""
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,4 @@
-"""The textured proxy: the photo carried by the mesh, layer by layer."""
+"""The textured proxy: the photo's pixels carried by the posed mesh, with mouth, eyes and lids.
+
+Faults of a film's mouth, lids, hair or background are mended here.
+"""

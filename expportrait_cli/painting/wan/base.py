@@ -13,10 +13,11 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from expportrait_cli.errors import OutputError, UsageError, WeightsError
+from expportrait_cli.artifacts.files import atomic_folder
+from expportrait_cli.errors import OutputError, UsageError, WeightsError, one_line
 from expportrait_cli.painting.wan import manifest as facts
 from expportrait_cli.painting.wan.encoders import IMAGE_ENCODER, encoder_for, find_image_encoder
-from expportrait_cli.painting.wan.folder import SHARD, atomic_folder, copy_model, load_folder, load_transformer
+from expportrait_cli.painting.wan.folder import SHARD, copy_model, load_folder, load_transformer
 from expportrait_cli.painting.wan.portrait import HEAD_DIM, TEXT_TOKENS, WanPortrait, base_of, from_original
 
 PROMPT_TEXT = (
@@ -152,7 +153,7 @@ def _encoded(folder: Path, text: str) -> Float[Tensor, "L D"]:
             str(folder / TEXT_ENCODER), dtype=torch.bfloat16, use_safetensors=True, local_files_only=True
         )
     except (OSError, ValueError, SafetensorError) as error:
-        said = " ".join(str(error).split())[:160]
+        said = one_line(error)
         raise WeightsError(f"{folder} holds no umT5 text encoder in safetensors files: {said}") from error
     # As in training and sampling of Wan: padded when it is encoded, and the padding thrown away.
     tokens = tokenizer(text, padding="max_length", max_length=TEXT_TOKENS, truncation=True, return_tensors="pt")

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from expportrait_cli.artifacts.files import sha256
-from expportrait_cli.errors import InputError, WeightsError
+from expportrait_cli.errors import InputError, WeightsError, one_line
 from expportrait_cli.painting.wan.manifest import TRANSFORMER
 
 TEMPORAL, SPATIAL = 4, 8
@@ -154,7 +154,7 @@ class ImageEncoder:
         try:
             model: Any = CLIPVisionModel.from_pretrained(str(self._folder), use_safetensors=True, local_files_only=True)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            said = " ".join(str(error).split())[:160]
+            said = one_line(error)
             raise WeightsError(f"{self._folder} holds no CLIP vision model in safetensors files: {said}") from error
         return model.float().eval().requires_grad_(False).to(self._device)
 

@@ -1,10 +1,8 @@
 """A generator as a folder: the transformer as diffusers keeps it, encoders, autoencoder, prompt, and a manifest."""
 
 import json
-import secrets
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,7 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from expportrait_cli.errors import OutputError, WeightsError
+from expportrait_cli.artifacts.files import atomic_folder
+from expportrait_cli.errors import OutputError, WeightsError, one_line
 from expportrait_cli.painting.wan import manifest as facts
 from expportrait_cli.painting.wan.encoders import IMAGE_ENCODER, find_image_encoder
 from expportrait_cli.painting.wan.manifest import HOW, Manifest
@@ -55,6 +54,7 @@ def save_folder(portrait: WanPortrait, folder: Path, manifest: Manifest, *, vae:
     Raises:
         OutputError: something else is there, or nothing can be written.
     """
+    check_place(folder)
     with atomic_folder(folder) as partial:
         _plain(portrait.transformer).save_pretrained(partial / facts.TRANSFORMER, max_shard_size=SHARD)
         if is_lora(portrait.transformer):
@@ -128,11 +128,7 @@ def _read(kind: type[M], folder: Path, dtype: torch.dtype, title: str) -> M:
 
 
 def _no_model(folder: Path, what: str, error: Exception) -> WeightsError:
-    return WeightsError(f"{folder} holds no {what} of diffusers in safetensors files: {_short(error)}")
-
-
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:160]
+    return WeightsError(f"{folder} holds no {what} of diffusers in safetensors files: {one_line(error)}")
 
 
 def is_lora(transformer: nn.Module) -> bool:
@@ -175,7 +171,7 @@ def _apply(transformer: WanTransformer3DModel, lora: Path) -> None:
     try:
         transformer.load_lora_adapter(str(lora.parent), prefix, weight_name=lora.name, local_files_only=True)
     except NO_MODEL as error:
-        raise WeightsError(f"{lora} does not go with the transformer beside it: {_short(error)}") from error
+        raise WeightsError(f"{lora} does not go with the transformer beside it: {one_line(error)}") from error
     if not is_lora(transformer):
         raise WeightsError(f"{lora} holds nothing for the transformer beside it. Remove it, or copy the right one.")
     transformer.fuse_lora()
@@ -199,24 +195,3 @@ def check_place(folder: Path) -> None:
     taken = folder.exists() and not (folder / facts.FILE).is_file()
     if taken and (not folder.is_dir() or any(folder.iterdir())):
         raise OutputError(f"{folder} exists and is no generator's folder. Name another with -o.")
-
-
-@contextmanager
-def atomic_folder(folder: Path) -> Iterator[Path]:
-    """Yield a new folder beside `folder` that takes its place at the end, or is removed."""
-    check_place(folder)
-    target = Path(folder).resolve()
-    token = secrets.token_hex(4)
-    partial, old = (target.with_name(f".{target.name}.{token}.{word}") for word in ("partial", "old"))
-    try:
-        try:
-            partial.mkdir(parents=True)
-        except OSError as error:
-            raise OutputError(f"{folder} could not be written: {error.strerror}. Name another folder.") from error
-        yield partial
-        if target.exists():
-            target.rename(old)
-        partial.rename(target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)

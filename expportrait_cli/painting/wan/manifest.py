@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 from safetensors import SafetensorError, safe_open
 
-from expportrait_cli import __version__
 from expportrait_cli.artifacts.files import atomic_path, sha256
 from expportrait_cli.errors import WeightsError
 from expportrait_cli.render.buffers import CONVENTION
+from expportrait_cli.version import __version__
 
 FILE = "generator.json"
 KIND, SCHEMA, BACKEND = "generator", 1, "wan-portrait"

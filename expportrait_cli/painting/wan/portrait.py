@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from expportrait_cli.errors import InputError, WeightsError
+from expportrait_cli.errors import InputError, WeightsError, one_line
 from expportrait_cli.painting.wan.encoders import CHANNELS, PoseEncoder, ReferenceEncoder
 
 PATCH = "patch_embedding.weight"
@@ -70,7 +70,7 @@ def from_original(path: Path, *, head_dim: int = HEAD_DIM) -> WanTransformer3DMo
         rope = type(model.rope)(head_dim, config["patch_size"], model.config["rope_max_seq_len"])
         model.load_state_dict(convert_wan_transformer_to_diffusers(tensors), assign=True)
     except (LookupError, RuntimeError, ValueError, TypeError, ZeroDivisionError) as error:
-        said = " ".join(str(error).split())[:160]
+        said = one_line(error)
         raise WeightsError(f"{path} holds no Wan transformer that this tool knows: {said}") from error
     model.rope = rope
     return model.eval()

@@ -11,7 +11,7 @@ from diffusers.loaders.lora_pipeline import WanLoraLoaderMixin
 from torch import nn
 
 from expportrait_cli.config import WanConfig
-from expportrait_cli.errors import UsageError, WeightsError
+from expportrait_cli.errors import UsageError, WeightsError, one_line
 from expportrait_cli.painting.wan.folder import NO_MODEL, is_lora
 from expportrait_cli.painting.wan.manifest import read_tensors
 
@@ -59,7 +59,7 @@ def settle(transformer: Any, config: WanConfig, device: torch.device, dtype: tor
         try:
             transformer.set_attention_backend(config.attention)
         except (ValueError, RuntimeError, ImportError, NotImplementedError) as error:
-            raise UsageError(f"`attention={config.attention}` cannot be used: {_line(error)}") from error
+            raise UsageError(f"`attention={config.attention}` cannot be used: {one_line(error)}") from error
     match config.quantize:
         case "fp8":
             transformer.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=dtype)
@@ -88,7 +88,7 @@ def add_lora(transformer: Any, path: Path) -> None:
         prefix: Any = "transformer" if any(str(name).startswith("transformer.") for name in state) else None
         transformer.load_lora_adapter(state, prefix=prefix)
     except NO_MODEL as error:
-        raise WeightsError(f"{path} does not go with this transformer: {_line(error)}") from error
+        raise WeightsError(f"{path} does not go with this transformer: {one_line(error)}") from error
     if not is_lora(transformer):
         raise WeightsError(f"{path} holds nothing for this transformer: it is no LoRA, or another model's.")
     transformer.fuse_lora()
@@ -142,7 +142,3 @@ def _in_groups(part: Any, device: torch.device) -> None:
     if transformer is not part:
         for child in (child for child in part.children() if child is not transformer):
             child.to(device)
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:160]

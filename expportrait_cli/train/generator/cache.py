@@ -31,7 +31,7 @@ from expportrait_cli.media.video import read_frames
 from expportrait_cli.media.writer import VideoWriter
 from expportrait_cli.painting.wan.encoders import TEMPORAL, ImageEncoder
 from expportrait_cli.painting.wan.vae import Encoding, Vae, pixels
-from expportrait_cli.pipeline.cache import made_by
+from expportrait_cli.pipeline.steps import made_by
 from expportrait_cli.progress import Progress
 from expportrait_cli.render.buffers import CONVENTION, encode, render_buffers
 from expportrait_cli.train.scenes import in_crop, own_scene, photo_rows

@@ -12,7 +12,6 @@ from accelerate import Accelerator
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from expportrait_cli import __version__
 from expportrait_cli.artifacts.files import sha256
 from expportrait_cli.config import GeneratorTask, GeneratorTraining
 from expportrait_cli.dataset.dataset import Dataset
@@ -35,6 +34,7 @@ from expportrait_cli.train.generator.loop import School, set_free, train
 from expportrait_cli.train.generator.state import averaged_weights
 from expportrait_cli.train.transfer.performers import held_out
 from expportrait_cli.train.transfer.run import check_same_run
+from expportrait_cli.version import __version__
 
 COLUMNS = 5
 

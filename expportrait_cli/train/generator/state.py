@@ -23,6 +23,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from expportrait_cli.artifacts.files import atomic_path
 from expportrait_cli.errors import InputError
+from expportrait_cli.train.state import follow
 
 NETWORK, AVERAGE, OPTIMIZER = "network.", "average.", "optimizer."
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
@@ -41,8 +42,7 @@ class Average:
     @torch.no_grad()
     def follow(self, keep: float) -> None:
         """Move towards the weights; with `keep` 0 be them."""
-        for mean, weight in zip(self._means, self._weights, strict=True):
-            mean.lerp_(weight.detach(), 1 - keep)
+        follow(self._means, self._weights, keep)
 
     @contextmanager
     def shown(self) -> Iterator[None]:

@@ -1,1 +1,1 @@
-"""Training of the small painter."""
+"""Training of the small painter (`train mini`), and its gate."""

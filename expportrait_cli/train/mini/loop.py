@@ -16,7 +16,7 @@ from expportrait_cli.config import MiniTraining
 from expportrait_cli.painting.mini import MiniNet, MiniShape, correct
 from expportrait_cli.progress import Progress
 from expportrait_cli.train.mini.proxies import NORMAL, SIZE, Lesson
-from expportrait_cli.train.state import load_state, save_state
+from expportrait_cli.train.state import follow, load_state, save_state
 
 HELD = 24
 """Lessons in memory at a time; one is exchanged every `EXCHANGE` steps."""
@@ -144,9 +144,7 @@ def train(
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         share = min(config.average, (1 + step) / (10 + step))
-        with torch.no_grad():
-            for mean, now in zip(average.parameters(), network.parameters(), strict=True):
-                mean.lerp_(now, 1 - share)
+        follow(average.parameters(), network.parameters(), share)
         running = loss.item() if step == first else 0.98 * running + 0.02 * loss.item()
         if (step + 1) % config.report_every == 0 or step + 1 == config.steps:
             save_state(state, step + 1, network, average, optimizer, generator)

@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from expportrait_cli import __version__
 from expportrait_cli.artifacts import network_file, npz
 from expportrait_cli.artifacts.files import sha256
 from expportrait_cli.config import MiniTraining
@@ -24,6 +23,7 @@ from expportrait_cli.train.mini.loop import train, window
 from expportrait_cli.train.mini.proxies import Lesson, lessons
 from expportrait_cli.train.transfer.performers import held_out
 from expportrait_cli.train.transfer.run import check_same_run
+from expportrait_cli.version import __version__
 
 GUESSED, ON_HEAD = 0.5, 0.25
 LEAST = {"head_db": 0.3, "guessed_db": 3.0}

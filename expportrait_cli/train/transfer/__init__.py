@@ -1,1 +1,1 @@
-"""Training of the transfer network."""
+"""Training of the transfer network (`train transfer`; paper 3.2), its synthetic people, and its ablation."""

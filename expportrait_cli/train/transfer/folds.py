@@ -7,7 +7,7 @@ import scipy.sparse as sp
 import torch
 from jaxtyping import Float, Float64
 
-from expportrait_cli.geometry.mesh import edges, vertex_normals
+from expportrait_cli.geometry.mesh import edges, scipy_matrix, vertex_normals
 from expportrait_cli.head import HeadModel, landmarks
 from expportrait_cli.retargeting.face import Face
 
@@ -119,7 +119,7 @@ class Skin:
         self.gather = sp.csr_matrix((np.ones(2 * len(at)), (np.r_[at, to], np.r_[rows, rows])), (count, len(at)))
         self.share = np.concatenate([share, np.ones((len(at), 1))], 1)
         self.total = self.gather @ self.share
-        self.smoothing = _matrix(face)
+        self.smoothing = scipy_matrix(face.averaging)
         self.profile = np.stack([family.profile * family.where for family in lines], 1)
 
     def shortening(self, moved: Float64[np.ndarray, "P 3"]) -> Float64[np.ndarray, "P F"]:
@@ -158,8 +158,3 @@ def face_marks(head: HeadModel, verts: Float[torch.Tensor, "*B V 3"]) -> Float64
 def normals_of(face: Face, points: Float[np.ndarray, "P 3"]) -> Float64[np.ndarray, "P 3"]:
     """Unit normals of a face."""
     return vertex_normals(torch.from_numpy(points), face.faces).numpy().astype(np.float64)
-
-
-def _matrix(face: Face) -> sp.csr_matrix:
-    index, values = face.averaging.indices().numpy(), face.averaging.values().double().numpy()
-    return sp.csr_matrix((values, index), face.averaging.shape)

@@ -11,11 +11,12 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from expportrait_cli.config import TransferTraining
+from expportrait_cli.fitting.losses import huber, length
 from expportrait_cli.geometry.mesh import vertex_normals
 from expportrait_cli.progress import Progress
 from expportrait_cli.retargeting.face import Face, Neutral, stacked
 from expportrait_cli.retargeting.network import Kind, NetworkConfig, TransferNetwork
-from expportrait_cli.train.state import load_state, save_state
+from expportrait_cli.train.state import follow, load_state, save_state
 from expportrait_cli.train.transfer.performers import Performer, expression_scale
 
 MM = 1000.0
@@ -104,7 +105,7 @@ def train(
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
-        _follow(average, network, min(config.average, (step + 1) / (step + 10)))
+        follow(average.parameters(), network.parameters(), min(config.average, (step + 1) / (step + 10)))
         if (step + 1) % config.report_every == 0 or step + 1 == config.steps:
             log(step + 1, {"loss": float(loss.detach()), **judged(average, exam)})
             save_state(state, step + 1, network, average, optimizer, generator)
@@ -140,11 +141,6 @@ def _rate(config: TransferTraining, step: int) -> float:
 
 
 @torch.no_grad()
-def _follow(average: TransferNetwork, network: TransferNetwork, keep: float) -> None:
-    for mean, value in zip(average.parameters(), network.parameters(), strict=True):
-        mean.lerp_(value, 1 - keep)
-
-
 def _neutral(performer: Performer, face: Face) -> Neutral:
     return Neutral.of(torch.from_numpy(performer.neutral), face)
 
@@ -207,19 +203,14 @@ def _loss(network: TransferNetwork, batch: Batch, steep: Float[Tensor, " P"]) ->
     found = _offsets(network, batch)
     error = MM * (found - batch.wanted)
     weight = batch.weight[..., None] * steep[batch.rows][:, None]
-    loss = (weight * _huber(error)).mean()
+    loss = (weight * huber(length(error), HUBER_MM)).mean()
     change = error[:, 1::2] - error[:, ::2]
-    loss = loss + CHANGE * (weight[:, 1::2] * _huber(change)).mean()
+    loss = loss + CHANGE * (weight[:, 1::2] * huber(length(change), HUBER_MM)).mean()
     if network.config.kind != "concat":
         loss = loss + COEFFICIENTS * network.coefficients(batch.code, batch.psi, batch.jaw).square().mean()
     if len(batch.rows) == 1:
         loss = loss + _surface_loss(network.face, batch, found, error)
     return loss
-
-
-def _huber(error: Float[Tensor, "*B 3"]) -> Float[Tensor, "*B"]:
-    size = (error.square().sum(-1) + 1e-12).sqrt()
-    return torch.where(size < HUBER_MM, 0.5 * size**2 / HUBER_MM, size - HUBER_MM / 2)
 
 
 def _surface_loss(face: Face, batch: Batch, found, error) -> Float[Tensor, ""]:

@@ -13,7 +13,7 @@ from expportrait_cli.artifacts import npz
 from expportrait_cli.artifacts.types import HeadFit, Tracking
 from expportrait_cli.dataset.dataset import Clip
 from expportrait_cli.errors import InputError
-from expportrait_cli.fitting.masks import neutral_weights
+from expportrait_cli.fitting.clip import neutral_weights
 from expportrait_cli.head import HeadModel
 from expportrait_cli.head.fitted import neutral_mesh
 from expportrait_cli.retargeting.face import Face

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from expportrait_cli import __version__
 from expportrait_cli.artifacts.files import atomic_path, sha256
 from expportrait_cli.config import TransferTraining
 from expportrait_cli.dataset.dataset import Dataset
@@ -22,6 +21,7 @@ from expportrait_cli.train.curves import History, write_page
 from expportrait_cli.train.transfer.loop import fresh_network, judged_by, train
 from expportrait_cli.train.transfer.performers import Performer, held_out, performer
 from expportrait_cli.train.transfer.synthetic import synthetic_performers
+from expportrait_cli.version import __version__
 
 FEWEST = 3
 """People without whom nothing can be learned about people."""

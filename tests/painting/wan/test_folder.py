@@ -12,9 +12,10 @@ from safetensors.torch import load_file, save_file
 from support.tiny_wan import prompt_embeds, tiny_i2v_transformer, tiny_transformer, tiny_vae
 from support.wan_tensors import film, random
 
+from expportrait_cli.artifacts.files import atomic_folder
 from expportrait_cli.errors import OutputError, WeightsError
 from expportrait_cli.painting.wan import manifest as facts
-from expportrait_cli.painting.wan.folder import atomic_folder, is_lora, load_folder, load_vae, save_folder
+from expportrait_cli.painting.wan.folder import check_place, is_lora, load_folder, load_vae, save_folder
 from expportrait_cli.painting.wan.manifest import FrameRule, Manifest, Sampler, read_manifest
 from expportrait_cli.painting.wan.portrait import WanPortrait
 
@@ -211,8 +212,8 @@ def test_only_a_generator_gives_way_to_one(folder, tmp_path):
     with atomic_folder(folder) as partial:
         (partial / "whole").write_text("x")
     assert [path.name for path in folder.iterdir()] == ["whole"] and not list(tmp_path.glob(".*"))
-    with pytest.raises(OutputError, match="exists and is no generator's folder"), atomic_folder(folder):
-        pass
+    with pytest.raises(OutputError, match="exists and is no generator's folder"):
+        check_place(folder)
 
 
 def test_an_autoencoder_may_lie_elsewhere(tmp_path, vae):
