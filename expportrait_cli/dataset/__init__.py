@@ -1,4 +1,4 @@
-"""Data sets (`data prepare`): a folder of videos cut into clips, judged, tracked and fitted, and read back for training.
+"""Data sets (`data prepare`): videos cut into clips, judged, tracked and fitted, and read back for training.
 
 What is learned from them belongs into `train`.
 """
