@@ -45,12 +45,14 @@ def batch(
             f"{count} processes were launched, and each would make every film. Start one for each GPU, with its "
             f"CUDA_VISIBLE_DEVICES and its share of the list: --part 1/{count}, --part 2/{count}, ..."
         )
+    from expportrait_cli.artifacts.guard import check_outputs
     from expportrait_cli.cli.boundary import known
     from expportrait_cli.errors import FAULT
     from expportrait_cli.pipeline import film
     from expportrait_cli.pipeline.joblist import part_of, read_jobs
 
     work = part_of(read_jobs(jobs, out or Path(), shared=jobs.with_name(f"{jobs.stem}.work")), part)
+    check_outputs([path for job in work for path in job.outputs()], [jobs, *(p for job in work for p in job.inputs())])
     rows = []
     for number, job in enumerate(work, 1):
         log.info("%d of %d: %s", number, len(work), job.out)

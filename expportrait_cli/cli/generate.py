@@ -130,6 +130,7 @@ def generate(
         ),
         curves=curves,
         grid=grid,
+        with_report=report,
         keep_work=keep_work,
     )
     if options.only_helps(job.generate):

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from expportrait_cli.artifacts.guard import check_foreign, check_outputs
 from expportrait_cli.cli.boundary import as_options
 from expportrait_cli.config import Backend, GenerateConfig, TrackConfig, TransferConfig, WanConfig
 from expportrait_cli.errors import InputError, OutputError, UsageError
@@ -168,8 +169,9 @@ def result(out: Path | None, default: str, *, inputs: tuple[Path, ...], suffixes
     path = Path(default) if out is None else out / default if out.is_dir() else out
     if not path.name.lower().endswith(suffixes):
         raise UsageError(f"{path}: the result's name must end in {' or '.join(suffixes)}.")
-    if any(path.exists() and path.samefile(source) for source in inputs if source.exists()):
-        raise UsageError(f"{path} is also an input. Name another file with -o.")
+    check_outputs([path], inputs)
+    if path.suffix == ".npz":
+        check_foreign([path])
     writable(path.parent)
     return path
 

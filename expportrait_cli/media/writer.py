@@ -2,13 +2,14 @@
 
 import logging
 import os
+import re
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from fractions import Fraction
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from types import TracebackType
 
@@ -240,12 +241,27 @@ def join(
         )
         if status != 0:
             raise OutputError(f"{path} could not be written: {ffmpeg.complaint(errors)}.")
+        if (found := packet_count(partial)) != frame_count:
+            raise OutputError(f"{path} would have {found} frames, expected {frame_count}. Run the same command again.")
+
+
+def packet_count(path: Path) -> int:
+    """Count the pictures of a film without decoding them; 0 of a file that is damaged from its beginning on."""
+    _, out, _ = ffmpeg.run(
+        *["-loglevel", "error", *ffmpeg.input_file(path), "-map", "0:v:0", "-c", "copy"],
+        *["-f", "null", "-progress", "-", "-"],
+    )
+    counts = re.findall(r"^frame=(\d+)", out, re.MULTILINE)
+    return int(counts[-1]) if counts else 0
 
 
 log = logging.getLogger(__name__)
 
 SEGMENT = 120
 """Frames of a segment: what a kill can cost."""
+TAIL = 16
+"""Least frames of the last of several segments. With fewer than its B-frames reach over, the encoder delays them less
+than those of the others, and the joined film has a gap."""
 
 Frames = Iterator[UInt8[np.ndarray, "H W 3"]]
 
@@ -260,20 +276,23 @@ def write_segments(
 ) -> list[Path]:
     """Write the segments that `folder` lacks; `paint` yields the frames from a given one on.
 
-    A segment is renamed into place when it is complete, so that each one found was finished.
+    A segment is renamed into place when it is complete. One that holds another count of frames all the same, because
+    the machine stopped before the disk had it, is made again.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{start:08d}.mp4" for start in range(0, frame_count, SEGMENT)]
-    done = next((index for index, path in enumerate(paths) if not path.is_file()), len(paths))
+    starts = segment_starts(frame_count)
+    counts = [end - start for start, end in pairwise([*starts, frame_count])]
+    paths = [folder / f"{start:08d}.mp4" for start in starts]
+    is_whole = (path.is_file() and packet_count(path) == count for path, count in zip(paths, counts, strict=True))
+    done = next((index for index, whole in enumerate(is_whole) if not whole), len(paths))
     if done == len(paths):
         return paths
-    first = done * SEGMENT
+    first = starts[done]
     if done:
         log.info("Going on at frame %d of %d.", first, frame_count)
     progress(first, frame_count)
     frames = paint(first)
-    for start, path in zip(range(first, frame_count, SEGMENT), paths[done:], strict=True):
-        expected = min(SEGMENT, frame_count - start)
+    for start, path, expected in zip(starts[done:], paths[done:], counts[done:], strict=True):
         with VideoWriter(path, rate=rate) as writer:
             for index, frame in enumerate(islice(frames, expected), start + 1):
                 writer.write(frame)
@@ -281,6 +300,12 @@ def write_segments(
             if writer.frame_count != expected:
                 raise RuntimeError(f"{writer.frame_count} frames were painted from {start} on, expected {expected}")
     return paths
+
+
+def segment_starts(frame_count: int) -> list[int]:
+    """First frame of each segment of a film."""
+    starts = list(range(0, frame_count, SEGMENT))
+    return starts[:-1] if len(starts) > 1 and frame_count - starts[-1] < TAIL else starts
 
 
 def forget_others(folder: Path) -> None:

@@ -41,7 +41,8 @@ SERIES = 5
 
 def page(title: str, body: Sequence[str]) -> str:
     """A whole page; title and body are HTML already."""
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>'
+    about = '<meta name="viewport" content="width=device-width"><meta name="generator" content="expportrait">'
+    head = f'<meta charset="utf-8">{about}<title>{title}</title>'
     return f'<!DOCTYPE html>\n<html lang="en"><head>{head}<style>{STYLE}</style></head>\n<body>' + "\n".join(
         [f"<h1>{title}</h1>", *body, "</body></html>\n"]
     )

@@ -27,7 +27,7 @@ from expportrait_cli.pipeline.heads import (
     kind_of_head,
     tracking_head,
 )
-from expportrait_cli.pipeline.job import Job, check
+from expportrait_cli.pipeline.job import WORK_FILES, Job, check
 from expportrait_cli.pipeline.performance import Driver, OffsetSource, edited_curves
 from expportrait_cli.pipeline.provenance import (
     check_source,
@@ -133,7 +133,7 @@ class _Run:
         quality = _quality(head_fit.artifact, tracking.artifact if tracking is not None else None, meshes.artifact)
         record = self._record(key, film_key, meshes.artifact, head_path, perf_counter() - started, quality)
         if not job.keep_work:
-            shutil.rmtree(job.work)
+            _remove_work(job.work)
         return Film(job.out, job.record, record)
 
     def _paint(self, head_fit: HeadFit, meshes: Meshes, driver: Driver | None, folder: Path) -> None:
@@ -242,6 +242,19 @@ class _Run:
         content["licences"] = licence_map(content).to_json()
         write_record(self.job.record, content)
         return content
+
+
+def _remove_work(folder: Path) -> None:
+    """Remove what runs of the tool left in a work folder, and the folder if nothing else is in it."""
+    for name in WORK_FILES:
+        (folder / name).unlink(missing_ok=True)
+    for segments in folder.glob("segments-*"):
+        shutil.rmtree(segments)
+    others = sorted(path.name for path in folder.iterdir())
+    if others:
+        log.warning("%s holds other files (%s), and stays.", folder, others[0])
+    else:
+        folder.rmdir()
 
 
 def _quality(head_fit: HeadFit, tracking: Tracking | None, meshes: Meshes) -> dict[str, Any]:

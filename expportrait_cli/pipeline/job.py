@@ -6,12 +6,16 @@ from typing import Any
 
 from expportrait_cli.artifacts import npz
 from expportrait_cli.artifacts.files import check_file
+from expportrait_cli.artifacts.guard import check_foreign, check_outputs
 from expportrait_cli.config import FitConfig, GenerateConfig, TrackConfig, TransferConfig
 from expportrait_cli.detect.faces import check_choice
 from expportrait_cli.errors import InputError, UsageError
 from expportrait_cli.media.image import is_image
 from expportrait_cli.media.video import probe
 from expportrait_cli.retargeting.stage import parse_regions
+
+WORK_FILES = ("reference.track.npz", "driving.track.npz", "reference.head.npz", "driving.meshes.npz")
+"""Artifacts that a run leaves in its work folder."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,8 @@ class Job:
     curves: Path | None = None
     """Curves to use when the file exists, else where they are written."""
     grid: bool = False
+    with_report: bool = False
+    """Whether a page is written beside the film."""
     keep_work: bool = True
     shared: Path | None = None
     """Folder of trackings that several films share; each film's own work folder without it."""
@@ -56,6 +62,25 @@ class Job:
         """Film of photo | driver | normals | result."""
         return self.out.with_name(f"{self.out.stem}.grid.mp4")
 
+    @property
+    def report(self) -> Path:
+        """Page about the film."""
+        return self.out.with_suffix(".html")
+
+    def inputs(self) -> list[Path]:
+        """Files that the run reads; curves are an input of theirs, and an output where they do not exist."""
+        files = [Path(name) for name in (self.transfer.network, self.generate.wan.lora) if name]
+        return [self.reference, self.driving, *_sources(self.reference), *_sources(self.driving), *files]
+
+    def side_products(self) -> list[Path]:
+        """Files beside the film that are written under names that the user did not choose."""
+        return [self.record, *([self.grid_path] if self.grid else []), *([self.report] if self.with_report else [])]
+
+    def outputs(self) -> list[Path]:
+        """Files that the run writes, replaces or removes."""
+        curves = [self.curves] if self.curves is not None else []
+        return [self.out, *self.side_products(), *(self.work / name for name in WORK_FILES), *curves]
+
     def settings(self) -> dict[str, Any]:
         """Settings of every stage, as JSON can hold them."""
         stages = ("track", "fit", "transfer", "generate")
@@ -64,6 +89,18 @@ class Job:
             "driving_face": self.driving_face,
             "grid": self.grid,
         }
+
+
+def _sources(path: Path) -> list[Path]:
+    """The photo or clip behind an artifact, which its pictures come from."""
+    if path.suffix != ".npz" or not path.is_file():
+        return []
+    try:
+        with npz.open_archive(path) as archive:
+            return [Path(str(npz.read_member(path, archive, "source")))]
+    except InputError:
+        # It has none, or is damaged: whoever reads it says so.
+        return []
 
 
 def kind_of(path: Path) -> str:
@@ -93,6 +130,8 @@ def check(job: Job) -> tuple[str, str]:
         UsageError: options that do not fit together.
     """
     reference, driving = kind_of(job.reference), kind_of(job.driving)
+    check_outputs(job.outputs(), job.inputs())
+    check_foreign([job.out, *job.side_products()])
     if reference not in ("photo", "clip", "head"):
         remedy = "Make a head of it with `expportrait fit`." if reference == "track" else "Give the person's."
         raise InputError(f"{job.reference} is a '{reference}' artifact, expected a photo or a .head.npz. {remedy}")

@@ -1,10 +1,12 @@
 """Segments and how they join: a kill costs a segment, and the film is whole to the frame."""
 
 from fractions import Fraction
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
+from expportrait_cli.errors import OutputError
 from expportrait_cli.media import ffmpeg, writer
 from expportrait_cli.media.video import frame_count, probe, read_frames
 from expportrait_cli.media.writer import join
@@ -88,3 +90,48 @@ def test_segments_of_other_settings_are_removed(tmp_path):
     (tmp_path / "segments-new").mkdir()
     writer.forget_others(tmp_path / "segments-new")
     assert [path.name for path in tmp_path.iterdir()] == ["segments-new"]
+
+
+def packet_steps(path) -> tuple[set[int], set[int], int]:
+    """Steps between decoding times and between presentation times of a film's pictures, and how many there are."""
+    report = ffmpeg.run(*ffmpeg.input_file(path), "-map", "0:v", "-c", "copy", "-f", "framecrc", "-")[1]
+    rows = [line.split(",") for line in report.splitlines() if line.startswith("0")]
+    times = [sorted(int(row[column]) for row in rows) for column in (1, 2)]
+    return *({b - a for a, b in pairwise(column)} for column in times), len(rows)
+
+
+LENGTHS = [1, 2, 3, 4, 5, 7, 119, *range(120, 126), 135, 136, 137, *range(239, 246), 250]
+
+
+@pytest.mark.parametrize("count", LENGTHS)
+def test_pictures_follow_each_other_without_a_gap_at_every_length(count, tmp_path):
+    rate = (Fraction(25), Fraction(24000, 1001), Fraction(30000, 1001), Fraction(60000, 1001))[count % 4]
+    frames = [np.full((32, 32, 3), index % 200, np.uint8) for index in range(count)]
+    parts = writer.write_segments(
+        lambda first: iter(frames[first:]), tmp_path / "parts", frame_count=count, rate=rate, progress=lambda *_: None
+    )
+    out = tmp_path / "film.mp4"
+    join(parts, out, rate=rate, frame_count=count)
+    decoding, showing, found = packet_steps(out)
+    assert found == count and len(decoding) <= 1 and len(showing) <= 1
+    assert frame_count(out) == count
+    if count > 1:
+        assert probe(out).rate == rate
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "short"])
+def test_a_segment_that_a_power_cut_tore_is_painted_again(damage, tmp_path):
+    paths = write(tmp_path)
+    content = paths[1].read_bytes()
+    if damage == "short":
+        with writer.VideoWriter(paths[1], rate=Fraction(30000, 1001)) as film:
+            film.write(np.zeros((64, 64, 3), np.uint8))
+    else:
+        paths[1].write_bytes(content[: len(content) // 2] if damage == "cut" else b"")
+    starts = []
+    again = write(tmp_path, lambda first: starts.append(first) or paint(first))
+    assert starts == [writer.SEGMENT] and [frame_count(path) for path in again] == [writer.SEGMENT, writer.SEGMENT, 17]
+    join(again, tmp_path / "film.mp4", rate=Fraction(30000, 1001), frame_count=COUNT)
+    again[-1].unlink()
+    with pytest.raises(OutputError):
+        join(again[:-1], tmp_path / "film.mp4", rate=Fraction(30000, 1001), frame_count=COUNT)
