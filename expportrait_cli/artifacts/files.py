@@ -33,7 +33,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         OutputError: what the system said when the file could not be written, in one line.
     """
     target = Path(os.path.realpath(path))
-    partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
+    partial = target.with_name(f".{_short(target.name)}.{secrets.token_hex(4)}.partial")
     if target.is_dir():
         raise OutputError(f"{path} is a folder. Name a file to write to.")
     try:
@@ -47,6 +47,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         except OSError as error:
             raise _refusal(path, error) from error
         yield partial
+        _settle(partial)
         partial.replace(target)
     except OSError as error:
         # Other errors may come from what the caller reads meanwhile.
@@ -55,6 +56,20 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _settle(path: Path) -> None:
+    """Have the disk hold a file before its name does: after a power cut there is the old one or the new, never half."""
+    if path.is_file():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+
+
+def _short(name: str, length: int = 120) -> str:
+    """The beginning of a name, of at most so many bytes: a file system takes 255, with all that is added to it."""
+    while len(os.fsencode(name)) > length:
+        name = name[:-1]
+    return name
 
 
 def _refusal(path: str | os.PathLike[str], error: OSError) -> OutputError:
@@ -95,7 +110,7 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(path).absolute()
     token = secrets.token_hex(4)
-    partial, old = (target.with_name(f".{target.name}.{token}.{end}") for end in ("partial", "old.partial"))
+    partial, old = (target.with_name(f".{_short(target.name)}.{token}.{end}") for end in ("partial", "old.partial"))
     try:
         partial.mkdir(parents=True)
     except OSError as error:
@@ -123,4 +138,4 @@ def stem(path: Path) -> str:
 
 def film_name(reference: Path, driving: Path) -> str:
     """Name of a film when the user gives none."""
-    return f"{stem(reference)}--{stem(driving)}.mp4"
+    return f"{_short(stem(reference), 100)}--{_short(stem(driving), 100)}.mp4"

@@ -69,7 +69,7 @@ def check_kind(path: str | os.PathLike[str], kind: str) -> None:
 
 def write_header(archive: zipfile.ZipFile, kind: str, version: int, made_by: Mapping[str, Any]) -> None:
     """Put the header in, as JSON in an array of bytes."""
-    text = json.dumps({"kind": kind, "version": version, "made_by": made_by}, sort_keys=True, ensure_ascii=False)
+    text = json.dumps({"kind": kind, "version": version, "made_by": made_by}, sort_keys=True)
     write_member(archive, HEADER, np.frombuffer(text.encode(), np.uint8))
 
 

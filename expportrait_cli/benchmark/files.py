@@ -77,9 +77,11 @@ def evaluate(
     outcome = replace(outcome, seconds=_whole(outcome.seconds, read_record(work / "times.json").get("films")))
     if page is not None:
         with open_display() as display, atomic_path(page) as partial:
-            partial.write_text(suite_page(plan, outcome, outcome.licences, display.stage("write the page")), "utf-8")
+            partial.write_text(
+                suite_page(plan, outcome, outcome.licences, display.stage("write the page")), "utf-8", "replace"
+            )
     with atomic_path(out) as partial:
-        partial.write_text(json.dumps(outcome.scores.to_json(), indent=2, ensure_ascii=False) + "\n", "utf-8")
+        partial.write_text(json.dumps(outcome.scores.to_json(), indent=2) + "\n", "utf-8")
     write_record(work / "times.json", {"unit": "s", "films": outcome.seconds})
     return outcome
 

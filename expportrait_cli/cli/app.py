@@ -1,5 +1,6 @@
 """The `expportrait` command: its subcommands, and the one place where errors become exit codes."""
 
+import io
 import os
 import signal
 import sys
@@ -80,21 +81,44 @@ def doctor(*, as_json: options.Json = False, quiet: options.Quiet = False, log_l
         )
 
 
-def _terminate(number: int, _: FrameType | None) -> None:
-    # As an exception, so that partial files are removed and ffmpeg is stopped on the way out.
-    raise SystemExit(128 + number)
+def _end(number: int, _: FrameType | None) -> None:
+    # As an exception, so that partial files are removed and ffmpeg is stopped on the way out. One that is raised inside
+    # a callback of the garbage collector is lost: the display asks for it at the next step.
+    command_line.ended_by = number
+    command_line.check()
+
+
+def open_streams() -> None:
+    """Give a process that was started without stdin, stdout or stderr empty ones, and let all take names of any bytes.
+
+    A file that is opened later would otherwise get the number of a stream, and be written to.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="surrogateescape")
 
 
 def main() -> None:
     """Run the command line and exit: 0 done, 1 fault, 2 usage, 3 input, 4 weights, 5 memory, 130 interrupted."""
-    signal.signal(signal.SIGTERM, _terminate)
+    open_streams()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        # What was started with nohup goes on when the terminal is closed.
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _end)
     sys.exit(run(sys.argv[1:]))
 
 
 def run(arguments: list[str]) -> int:
     """Run one command line and return its exit code."""
     options.start_logging()
-    command_line.app = app
+    command_line.app, command_line.ended_by = app, None
     try:
         code = app(args=arguments or ["--help"], prog_name="expportrait", standalone_mode=False)
         sys.stdout.flush()

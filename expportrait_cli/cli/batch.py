@@ -74,7 +74,7 @@ def batch(
             if not as_json:
                 typer.echo(str(job.out))
     if as_json:
-        typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+        typer.echo(json.dumps(rows, indent=2))
     failed = [row for row in rows if row["exit_code"]]
     for row in failed:
         log.error("%s: %s", row["output"], row["error"])

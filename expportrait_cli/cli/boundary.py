@@ -3,6 +3,7 @@
 import errno
 import logging
 import re
+import signal
 import sys
 import traceback
 from dataclasses import dataclass
@@ -15,9 +16,17 @@ from expportrait_cli.errors import FAULT, USAGE, OutOfMemoryError, OutputError, 
 
 @dataclass
 class CommandLine:
-    """What `as_options` looks parameters up in; set once, when a command starts."""
+    """The command that runs: its options, and the signal that ended it."""
 
     app: typer.Typer | None = None
+    ended_by: int | None = None
+
+    def check(self) -> None:
+        """Raise what a signal asks for, if one came."""
+        if self.ended_by == signal.SIGINT:
+            raise KeyboardInterrupt
+        if self.ended_by is not None:
+            raise SystemExit(128 + self.ended_by)
 
 
 command_line = CommandLine()

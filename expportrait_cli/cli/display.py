@@ -5,6 +5,7 @@ from time import perf_counter
 from types import TracebackType
 from typing import Any
 
+from expportrait_cli.cli.boundary import command_line
 from expportrait_cli.cli.options import output
 from expportrait_cli.progress import Progress
 
@@ -52,6 +53,7 @@ class Display:
         task = self._bars.add_task(name, total=None) if self._bars is not None else None
 
         def progress(done: int, total: int | None) -> None:
+            command_line.check()
             self._done, self._total = done, total
             if task is not None:
                 self._bars.update(task, completed=done, total=total)

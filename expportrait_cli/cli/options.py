@@ -207,7 +207,7 @@ def check_curves(path: Path | None) -> None:
 
 def echo(path: Path, summary: dict[str, Any], *, as_json: bool) -> None:
     """Print the path that was written, or a summary, on stdout."""
-    typer.echo(json.dumps({"output": str(path), **summary}, ensure_ascii=False) if as_json else str(path))
+    typer.echo(json.dumps({"output": str(path), **summary}) if as_json else str(path))
 
 
 def two(first: Path | None, second: Path | None, source: Path | None, driving: Path | None) -> tuple[Path, Path]:

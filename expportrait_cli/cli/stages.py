@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from expportrait_cli.artifacts.files import stem
+from expportrait_cli.artifacts.guard import check_outputs
 from expportrait_cli.cli import options
 from expportrait_cli.cli.display import Display
 from expportrait_cli.cli.options import HeadModelOption
@@ -116,6 +117,7 @@ def transfer(
     options.existing(driving, kind="track")
     path = options.result(out, f"{stem(head)}--{stem(driving)}.meshes.npz", inputs=(head, driving))
     options.check_curves(curves)
+    check_outputs([path, *([curves] if curves else [])], [head, driving, *([driver_head] if driver_head else [])])
     if driver_head is not None:
         options.existing(driver_head, kind="head")
     from expportrait_cli.pipeline import commands

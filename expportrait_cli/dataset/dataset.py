@@ -143,7 +143,7 @@ def write(
         "complete": complete,
     }
     # One row a line: a person can read it, and `grep` finds a clip.
-    lines = ",\n".join(json.dumps(asdict(row), ensure_ascii=False) for row in rows)
-    text = f'{json.dumps(content, indent=1, ensure_ascii=False)[:-2]},\n "clips": [\n{lines}\n]}}\n'
+    lines = ",\n".join(json.dumps(asdict(row)) for row in rows)
+    text = f'{json.dumps(content, indent=1)[:-2]},\n "clips": [\n{lines}\n]}}\n'
     with atomic_path(folder / FILE) as partial:
         partial.write_text(text, "utf-8")

@@ -89,7 +89,7 @@ def cut_out(source: Source, found: Scan, shop: Workshop, *, person: str) -> list
         assert stretch.crop is not None
         with VideoWriter(plans[index].clip.video, rate=found.rate) as writer:
             for picture in own:
-                writer.write(crop_image(picture, Crop(*stretch.crop), CROP_SIZE))
+                writer.write(crop_image(picture, Crop(*map(float, stretch.crop)), CROP_SIZE))
             if writer.frame_count != stretch.frames:
                 raise InputError(
                     f"{source.path} ended at frame {stretch.first + writer.frame_count}, expected {at}: it changed "
@@ -206,4 +206,4 @@ def read_json(path: Path) -> dict[str, Any]:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Remember something, in full or not at all."""
     with atomic_path(path) as partial:
-        partial.write_text(json.dumps(content, ensure_ascii=False), "utf-8")
+        partial.write_text(json.dumps(content), "utf-8")

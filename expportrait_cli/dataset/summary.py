@@ -123,7 +123,7 @@ def write_summary(folder: Path, rows: Sequence[Row]) -> None:
         f"<div class=row>{''.join(sheet(row) for row in accepted)}</div>",
     ]
     with atomic_path(folder / "index.html") as partial:
-        partial.write_text(page(title, body), "utf-8")
+        partial.write_text(page(title, body), "utf-8", "replace")
 
 
 def _chart(axis: Axis, rows: Sequence[Row]) -> str:

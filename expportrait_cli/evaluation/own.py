@@ -219,4 +219,4 @@ def _in_crop(
     if not pasted:
         return (points * (CROP_SIZE / frame.shape[1])).astype(np.float32)
     on_photo = (points * (float(head_fit.size[0]) / frame.shape[1])).astype(np.float32)
-    return crop_points(on_photo, Crop(*(float(n) for n in head_fit.crop)), CROP_SIZE)
+    return crop_points(on_photo, Crop(*map(float, head_fit.crop)), CROP_SIZE)

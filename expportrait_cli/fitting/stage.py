@@ -77,7 +77,7 @@ def fit(
     start = replace(_blank(tracking, head), identity_from=identity_from)
     # Landmarks first: the outline is compared with a face that lies where it is seen.
     start = replace(start, frame_offset=_landmark_offset(start, head))
-    image = crop_image(read_frame(tracking.source, start.frame), Crop(*tracking.crop), CROP_SIZE)
+    image = crop_image(read_frame(tracking.source, start.frame), Crop(*map(float, tracking.crop)), CROP_SIZE)
     matte = Matte().matte(image)
     if known is not None:
         # A finer mesh begins with the vertices of the plain one.

@@ -229,7 +229,10 @@ def join(
     if audio is not None:
         track = sound(audio, start_s=audio_start_s, length_s=float(frame_count / rate), container="mp4")
     tags = [word for key, value in (metadata or {}).items() for word in ("-metadata", f"{key}={value}")]
-    with atomic_path(path) as partial, tempfile.NamedTemporaryFile("w", suffix=".txt", encoding="utf-8") as listing:
+    with (
+        atomic_path(path) as partial,
+        tempfile.NamedTemporaryFile("w", suffix=".txt", encoding="utf-8", errors="surrogateescape") as listing,
+    ):
         listing.write("ffconcat version 1.0\n" + "".join(f"file 'file:{name}'\n" for name in names))
         listing.flush()
         film = ["-protocol_whitelist", "file,pipe", "-f", "concat", "-safe", "0", "-i", f"file:{listing.name}"]

@@ -112,7 +112,7 @@ class Canvas:
 
 def crop_canvas(image: UInt8[np.ndarray, "H W 3"], fit: HeadFit, size: int) -> Canvas:
     """The photo's crop at `size` pixels."""
-    crop = Crop(*fit.crop)
+    crop = Crop(*map(float, fit.crop))
     alpha = Matte().matte(crop_image(image, crop, CROP_SIZE))
     if size != CROP_SIZE:
         alpha = cv2.resize(alpha, (size, size), interpolation=cv2.INTER_LINEAR)
@@ -123,7 +123,7 @@ def crop_canvas(image: UInt8[np.ndarray, "H W 3"], fit: HeadFit, size: int) -> C
 def photo_canvas(image: UInt8[np.ndarray, "H W 3"], fit: HeadFit, size: int) -> Canvas:
     """The whole photo, so scaled that the crop has at most `size` pixels; the matte of the crop wins inside it."""
     height, width = image.shape[:2]
-    crop = Crop(*fit.crop)
+    crop = Crop(*map(float, fit.crop))
     shrink = min(1.0, size / crop.side)
     shape = (max(round(width * shrink), 2), max(round(height * shrink), 2))
     photo = image if shrink == 1.0 else cv2.resize(image, shape, interpolation=cv2.INTER_AREA)

@@ -250,7 +250,7 @@ def evaluate(
     if page is not None:
         text = stages.run("write the report", lambda _: report_page(scores, licences=terms.lines()))
         with atomic_path(page) as partial:
-            partial.write_text(text, "utf-8")
+            partial.write_text(text, "utf-8", "replace")
     return Evaluation(scores, terms)
 
 

@@ -4,6 +4,8 @@ import csv
 import json
 from collections.abc import Iterator
 from dataclasses import fields, replace
+from difflib import get_close_matches
+from math import isfinite
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -15,6 +17,8 @@ from expportrait_cli.pipeline.job import Job
 WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 SECTIONS = {"track": TrackConfig, "transfer": TransferConfig, "generate": GenerateConfig}
 CHOICES = {"size": SIZES}
+LARGEST = 1000.0
+"""Above any setting that means something."""
 PATHS = ("reference", "driving", "output", "curves")
 REFUSED = ("several", "wan")
 """Settings that a list cannot change: in a batch, several faces without a choice are always an error; and what is no
@@ -62,17 +66,34 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             if line.strip():
                 yield number, _object(path, number, line)
         return
-    reader = csv.DictReader(text.splitlines())
-    for row in reader:
-        if None in row:
-            raise InputError(f"{path}, line {reader.line_num}: more cells than the header has columns.")
-        yield reader.line_num, {key.strip(): value for key, value in row.items() if key and value not in (None, "")}
+    lines = text.splitlines()
+    reader = csv.reader(lines, delimiter=_delimiter(lines))
+    try:
+        header: list[str] | None = None
+        for cells in reader:
+            cells = [cell.strip() for cell in cells]
+            if not any(cells):
+                continue
+            if header is None:
+                header = ["_".join(cell.lower().split()) for cell in cells]
+                continue
+            if any(cells[len(header) :]):
+                raise InputError(f"{path}, line {reader.line_num}: more cells than the header has columns.")
+            yield reader.line_num, {key: cell for key, cell in zip(header, cells, strict=False) if key and cell}
+    except csv.Error as error:
+        raise InputError(f"{path}, line {reader.line_num}: no table of cells ({error}). Expected CSV.") from error
+
+
+def _delimiter(lines: list[str]) -> str:
+    """What parts the cells of the first line that is not blank: spreadsheets write commas, semicolons or tabs."""
+    first = next((line for line in lines if line.strip()), "")
+    return max(",;\t", key=first.count)
 
 
 def _object(path: Path, number: int, line: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}, line {number}: no JSON ({error}).") from error
     if not isinstance(row, dict):
         raise InputError(f"{path}, line {number}: expected an object with reference and driving.")
@@ -94,7 +115,10 @@ def _job(row: dict[str, Any], base: Path, folder: Path, place: str) -> Job:
     sections = {section: _section(cls, row, place) for section, cls in SECTIONS.items()}
     sections["generate"] = replace(sections["generate"], wan=_wan(row, base, place))
     if row:
-        raise InputError(f"{place}: unknown column {', '.join(sorted(row))}.")
+        known = [*PATHS, "driving_face", "grid", *(f.name for cls in SECTIONS.values() for f in fields(cls))]
+        close = get_close_matches(min(row), known, 1)
+        hint = f" Did you mean {close[0]}?" if close else " `expportrait generate --help` lists the settings."
+        raise InputError(f"{place}: unknown column {', '.join(sorted(row))}.{hint}")
     curves = base / named["curves"] if "curves" in named else None
     return Job(reference, driving, out, driving_face=driving_face, curves=curves, grid=grid, **sections)
 
@@ -129,10 +153,15 @@ def _value(value: Any, default: Any, name: str, place: str) -> Any:
             case bool():
                 return WORDS[text.lower()]
             case int():
+                if int(text) < 0:
+                    raise ValueError(text)
                 return int(text)
             case float() | None:
-                return float(text)
+                number = float(text)
+                if not isfinite(number) or abs(number) > LARGEST:
+                    raise ValueError(text)
+                return number
         return text
     except (KeyError, ValueError):
-        kind = {bool: "yes or no", int: "a whole number"}.get(type(default), "a number")
+        kind = {bool: "yes or no", int: "a whole number from 0"}.get(type(default), f"a number up to {LARGEST:g}")
         raise InputError(f"{place}: {name} is {text!r}, expected {kind}.") from None

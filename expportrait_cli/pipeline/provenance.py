@@ -145,7 +145,7 @@ def networks_behind(head: Path) -> list[dict[str, str]]:
 def write_record(path: Path, content: Mapping[str, Any]) -> None:
     """Write the record as JSON, in full or not at all."""
     with atomic_path(path) as partial:
-        partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        partial.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
 
 
 def read_record(path: Path) -> dict[str, Any]:

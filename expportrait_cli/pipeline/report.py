@@ -103,7 +103,7 @@ def write_run_report(job: Job, record: Mapping[str, Any], path: Path, progress: 
     )
     found = _Found(run, fit, meshes, tracking, Asked.of(meshes.curves, model), shown)
     with atomic_path(path) as partial:
-        partial.write_text(_page(found, record), "utf-8")
+        partial.write_text(_page(found, record), "utf-8", "replace")
     return path
 
 
@@ -210,7 +210,7 @@ def _worst(found: _Found) -> list[str]:
     """Photo, driver, normals and film where the film is furthest from what was asked."""
     badness = found.shown.expression_error(found.asked)
     badness[found.shown.found == 0] = np.inf
-    crop = Crop(*(float(n) for n in found.fit.crop))
+    crop = Crop(*map(float, found.fit.crop))
     photo = crop_image(read_frame(found.fit.source, int(found.fit.frame)), crop, PICTURE_PX)
     driver = Driver.of(found.tracking) if found.tracking is not None else Driver.behind(found.run.meshes)
     lines = ["<p class=note>By the expression error, a tenth of the film apart.</p>"]
@@ -218,7 +218,10 @@ def _worst(found: _Found) -> list[str]:
         shown = [("photo", data_uri(photo))]
         if driver is not None and driver.source.is_file():
             shown.append(
-                ("driver", data_uri(crop_image(read_frame(driver.source, frame), Crop(*driver.crop), PICTURE_PX)))
+                (
+                    "driver",
+                    data_uri(crop_image(read_frame(driver.source, frame), Crop(*map(float, driver.crop)), PICTURE_PX)),
+                )
             )
         shown.append(("normals", data_uri(normals_of(found.meshes, frame))))
         shown.append(("film", data_uri(read_frame(found.run.film, frame))))

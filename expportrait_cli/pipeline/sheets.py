@@ -34,17 +34,17 @@ def driver_frames(driver: Driver | None, size: int) -> Iterator[Image]:
     if driver is None:
         yield from repeat(np.full((size, size, 3), 128, np.uint8))
     elif is_image(driver.source):
-        yield from repeat(crop_image(read_image(driver.source), Crop(*driver.crop), size))
+        yield from repeat(crop_image(read_image(driver.source), Crop(*map(float, driver.crop)), size))
     else:
         for frame in read_frames(driver.source):
-            yield crop_image(frame, Crop(*driver.crop), size)
+            yield crop_image(frame, Crop(*map(float, driver.crop)), size)
 
 
 def write_grid(
     path: Path, film: Path, head_fit: HeadFit, meshes: Meshes, driver: Driver | None, size: int, progress: Progress
 ) -> None:
     """Write photo | driver | normals | result, `size` pixels high, with the film's frames and rate."""
-    photo = crop_image(read_frame(head_fit.source, head_fit.frame), Crop(*head_fit.crop), size)
+    photo = crop_image(read_frame(head_fit.source, head_fit.frame), Crop(*map(float, head_fit.crop)), size)
     drivers = driver_frames(driver, size)
     normals = render_normals(meshes, RenderConfig(size=size))
     with VideoWriter(path, rate=meshes.rate, audio=film, metadata=synthetic_tags()) as writer:

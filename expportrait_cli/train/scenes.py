@@ -63,7 +63,7 @@ def own_scene(clip: Clip, tracking: Tracking, row: int, head: HeadModel, *, size
 def in_crop(scene: Scene, crop: Crop, size: int) -> Scene:
     """The same scene on another crop of the photo, such as that of the clip, at `size` px."""
     shrink = size / crop.side
-    own = Crop(*scene.fit.crop)
+    own = Crop(*map(float, scene.fit.crop))
     scale = own.side / CROP_SIZE * shrink
     corner = ((own.left - crop.left) * shrink, (own.top - crop.top) * shrink)
     alpha = Matte().matte(crop_image(scene.whole, crop, CROP_SIZE))

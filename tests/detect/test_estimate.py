@@ -293,7 +293,7 @@ def test_the_real_david_has_these_axes(photo, photo_tracking, fitted, head):
     verts_cam = torch.from_numpy(fitted_mesh(fitted, head))
     camera = Camera.of_crop(photo_tracking.focal_px, CROP_SIZE, CROP_SIZE)
     buffers = render_buffers(verts_cam[None], head.dense_faces, camera)
-    crop = crop_image(np.asarray(Image.open(photo).convert("RGB")), Crop(*photo_tracking.crop), CROP_SIZE)
+    crop = crop_image(np.asarray(Image.open(photo).convert("RGB")), Crop(*map(float, photo_tracking.crop)), CROP_SIZE)
     found = David(Path(os.environ["EXPPORTRAIT_DAVID"])).raw(crop)
     expected = buffers.normals[0].numpy() * (buffers.mask[0] == 1).numpy()[..., None]
     axes = establish_axes(found["normals"], expected)

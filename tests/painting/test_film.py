@@ -77,7 +77,7 @@ def paint(head, tmp_path):
 
 
 def crop_of(fitted: HeadFit, size: int) -> np.ndarray:
-    return crop_image(read_image(fitted.source), Crop(*fitted.crop), size)
+    return crop_image(read_image(fitted.source), Crop(*map(float, fitted.crop)), size)
 
 
 def cut(fitted: HeadFit, folder, width: int, height: int) -> HeadFit:
@@ -148,7 +148,7 @@ def test_a_head_that_comes_nearer_grows(fitted, head, paint):
 def purple(fitted, tmp_path_factory) -> HeadFit:
     """The astronaut in magenta on plain green: whatever is left of a person shows."""
     image = skimage.data.astronaut()
-    crop = Crop(*fitted.crop)
+    crop = Crop(*map(float, fitted.crop))
     left, top, side = (int(v) for v in crop)
     inner = cv2.resize(Matte().matte(crop_image(image, crop, CROP_SIZE)), (side, side), interpolation=cv2.INTER_AREA)
     alpha = inner[..., None]

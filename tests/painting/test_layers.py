@@ -128,11 +128,11 @@ def test_a_canvas_puts_the_head_where_the_photo_has_it(fitted, head, make, size)
     crop_px = (verts[:, :2] / verts[:, 2:] * fitted.focal_px + CROP_SIZE / 2).numpy()
     assert np.abs(crop_px * canvas.scale + np.array(canvas.corner) - px).max() < 0.01
     # Through the photo itself: the canvas is a scaled piece of it.
-    source = uncrop_points(crop_px, Crop(*fitted.crop), CROP_SIZE)
+    source = uncrop_points(crop_px, Crop(*map(float, fitted.crop)), CROP_SIZE)
     if make is photo_canvas:
         assert np.abs(source * canvas.photo.shape[0] / image.shape[0] - px).max() < 0.6
     else:
-        assert np.abs(crop_points(source, Crop(*fitted.crop), size) - px).max() < 0.01
+        assert np.abs(crop_points(source, Crop(*map(float, fitted.crop)), size) - px).max() < 0.01
     # The face is the person's, the photo's upper corners are not.
     row, column = np.floor(px[(head.facial_mask == 1).numpy()].mean(0)).astype(int)[::-1]
     assert canvas.alpha[row, column] > 0.95

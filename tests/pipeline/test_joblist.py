@@ -99,3 +99,36 @@ def test_a_list_that_is_no_text(tmp_path):
     path.write_bytes(b"\xff\xfe\x00\x80")
     with pytest.raises(InputError, match="as text"):
         read_jobs(path, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "reference,driving,output\r\na.png,b.mp4,c.mp4\r\n,,\r\n",
+        "reference, driving, output\na.png, b.mp4, c.mp4\n",
+        "\ufeffReference;Driving;Output\na.png;b.mp4;c.mp4\n;;\n",
+        "\n\nreference\tDRIVING \toutput\t\na.png\tb.mp4\tc.mp4\t\n",
+    ],
+)
+def test_lists_as_spreadsheets_save_them(text, tmp_path):
+    (tmp_path / "jobs.csv").write_text(text, "utf-8")
+    (job,) = read_jobs(tmp_path / "jobs.csv", tmp_path)
+    assert [path.name for path in (job.reference, job.driving, job.out)] == ["a.png", "b.mp4", "c.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("a.csv", "reference,driving,regoin\na.png,b.mp4,lips\n", "unknown column regoin. Did you mean region"),
+        ("a.csv", "reference,driving,smooth\na.png,b.mp4,nan\n", "smooth is 'nan'"),
+        ("a.csv", "reference,driving,expression_scale\na.png,b.mp4,1e9\n", "expression_scale is '1e9'"),
+        ("a.csv", "reference,driving,seed\na.png,b.mp4,-1\n", "seed is '-1', expected a whole number from 0"),
+        ("a.csv", "reference,driving\na.png," + "b" * 200_000 + "\n", "no table of cells"),
+        ("a.jsonl", "[" * 200_000, "no JSON"),
+        ("a.jsonl", '{"reference": ' + "9" * 5000 + "}", "no JSON"),
+    ],
+)
+def test_rows_that_mean_nothing_are_refused_with_their_line(name, text, says, tmp_path):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=says):
+        read_jobs(tmp_path / name, tmp_path)

@@ -131,7 +131,7 @@ def solved(tracking: Tracking, identity: np.ndarray, head: HeadModel, *, flow_tr
     seen = Observations(
         size=(CROP_SIZE, CROP_SIZE),
         rate=RATE,
-        crop=Crop(*tracking.crop),
+        crop=Crop(*map(float, tracking.crop)),
         landmarks=tracking.landmarks,
         shoulders=tracking.shoulders,
         flow=tracking.flow,

@@ -1,5 +1,7 @@
 """Compose a frame of the proxy film: the photo's layers on the posed mesh, lids, mouth."""
 
+from typing import Any
+
 import cv2
 import numpy as np
 import torch
@@ -24,6 +26,8 @@ from expportrait_cli.painting.proxy.layers import (
 from expportrait_cli.painting.proxy.mouth import InnerLayers
 from expportrait_cli.render.rasterizer import interpolate
 
+NO_MAP: Any = None
+"""Second map of `cv2.remap`, for which its types want an array. OpenCV 5 reads an empty array as a map, and garbage."""
 GROWTH = (1.3, 2.2)
 """Growth of a lid's triangles from which, and up to which, skin takes the place of what the photo shows on them."""
 FADES = (0.06, 0.35)
@@ -123,7 +127,6 @@ def _ramp(value, ends: tuple[float, float]):
 
 
 SKIN = 0
-NO_MAP = np.empty(0)
 """The second map that `remap` does not need when the first has two channels."""
 HAIR_DEPTH_M = -0.08
 """Depth in the head frame at which hair beyond the mesh is taken to lie: behind the ears."""

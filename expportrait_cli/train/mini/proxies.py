@@ -77,7 +77,7 @@ def _lesson(clip: Clip, tracking: Tracking, row: int, head: HeadModel, *, window
     with own_scene(clip, tracking, row, head, size=SIZE) as scene:
         chosen = window_rows(len(tracking.error), windows, seed=row)
         sketches = [[_at(scene, int(frame)) for frame in rows] for rows in chosen]
-        still, crop = scene.still, Crop(*scene.fit.crop)
+        still, crop = scene.still, Crop(*map(float, scene.fit.crop))
     needed = np.unique(np.concatenate(chosen))
     pictures = read_pictures(str(clip.video), needed)
     seen = dict(zip(needed.tolist(), (crop_image(picture, crop, SIZE) for picture in pictures), strict=True))

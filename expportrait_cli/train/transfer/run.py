@@ -79,10 +79,10 @@ def train_transfer(
     """Train, or go on where the last run stopped; write the weights, the curves, and what held-out people get."""
     work = out.with_name(f"{out.stem}.work")
     work.mkdir(parents=True, exist_ok=True)
-    check_same_run(
-        work / "run.json", {"settings": asdict(config), "kind": kind, "datasets": [str(d.resolve()) for d in datasets]}
-    )
+    run = {"settings": asdict(config), "kind": kind, "datasets": [str(d.resolve()) for d in datasets]}
+    check_same_run(work / "run.json", run)
     lesson = prepare_lesson(datasets, work, config, stage)
+    note_run(work / "run.json", run)
     network = train_network(lesson, work, config, stage, kind=kind)
     figures = judged_by(network, lesson.judges)
     made_by = {
@@ -130,6 +130,9 @@ def check_same_run(path: Path, run: dict[str, Any]) -> None:
                 f"{path.parent} holds a run with other {', '.join(changed) or 'sets'}. Give the same command again, "
                 "write to another file, or remove the folder."
             )
-        return
+
+
+def note_run(path: Path, run: dict[str, Any]) -> None:
+    """Write down what a run began with; call it when everything that may be refused was looked at."""
     with atomic_path(path) as partial:
         partial.write_text(json.dumps(run, indent=2, sort_keys=True) + "\n", "utf-8")

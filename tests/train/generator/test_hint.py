@@ -88,7 +88,7 @@ def scene(clip) -> Iterator[Scene]:
 def test_the_proxy_film_lies_on_the_clip(scene, clip):
     """In a crop that is not the photo's own: nearer to the frames than the photo is, and than two pixels aside."""
     crop = Crop(40.0, 60.0, 380.0)
-    assert Crop(*scene.fit.crop) != crop
+    assert Crop(*map(float, scene.fit.crop)) != crop
     aside = in_crop(scene, crop, 96)
     found = np.stack([sketch.proxy for sketch in aside.sketches(0)]).astype(float)
     truth = np.stack([crop_image(frame, crop, 96) for frame in read_frames(clip.video)]).astype(float)
