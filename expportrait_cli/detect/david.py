@@ -99,7 +99,7 @@ def _session(runtime: ModuleType, path: Path) -> Any:
     try:
         session = runtime.InferenceSession(str(path), options, providers=[*wanted, "CPUExecutionProvider"])
     except (*unreadable, errors.NotImplemented, errors.RuntimeException) as error:
-        said = one_line(error)
+        said = one_line(error, 400)
         raise WeightsError(
             f"{path} cannot be read: {said} Fetch it again: `expportrait weights fetch david`."
         ) from error

@@ -17,7 +17,7 @@ DOUBTFUL = 0.8
 """Confidence below which a normal should not be fitted to."""
 KNOWN = 0.1
 """Confidence below which nothing at all is known."""
-INSTALL = "pip install 'expportrait-cli[normals]'"
+INSTALL = "pip install onnxruntime"
 MARGIN = 0.1
 """Mean cosine by which the right axes have to win. A frontal head separates the next best by 0.4."""
 

@@ -23,7 +23,7 @@ def missing_packages() -> str | None:
     if not missing:
         return None
     verb = "is" if len(missing) == 1 else "are"
-    return f"{' and '.join(missing)} {verb} not installed: pip install 'expportrait-cli[eval]'"
+    return f"{' and '.join(missing)} {verb} not installed: pip install {' '.join(missing)}"
 
 
 class IdentityNet:

@@ -162,7 +162,7 @@ def missing_package() -> str | None:
     """Name what has to be installed before FLIP can be measured."""
     if find_spec("flip_evaluator") is not None:
         return None
-    return "flip-evaluator is not installed: pip install 'expportrait-cli[eval]'"
+    return "flip-evaluator is not installed: pip install flip-evaluator"
 
 
 def error_map(picture: Picture, target: Picture) -> Float32[np.ndarray, "H W"]:

@@ -34,7 +34,7 @@ def missing_weights(name: str) -> str | None:
     """Say what has to be brought or installed before the network of the catalogue's entry `name` can be used."""
     found = missing_file(name)
     if found is None and find_spec("onnxruntime") is None:
-        return "onnxruntime is not installed: pip install 'expportrait-cli[normals]'"
+        return "onnxruntime is not installed: pip install onnxruntime"
     return found
 
 

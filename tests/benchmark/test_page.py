@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
-from support.html import Page
+from support.page_reader import Page
 
 from expportrait_cli.artifacts import npz
 from expportrait_cli.artifacts.types import Tracking

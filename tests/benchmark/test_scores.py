@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 import pytest
-from support.html import Page
+from support.page_reader import Page
 from support.suite_scores import film
 
 from expportrait_cli.benchmark.report import WorstFrame, suite_report

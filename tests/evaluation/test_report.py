@@ -6,7 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from support.html import Page
+from support.page_reader import Page
 
 from expportrait_cli.evaluation import COLUMNS, Scores, report_page
 from expportrait_cli.evaluation.columns import NAMES

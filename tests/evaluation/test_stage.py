@@ -4,7 +4,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from support.scored_films import clip, score
+from support.scored_films import clip, moved, portrait, score
 
 from expportrait_cli.errors import InputError
 from expportrait_cli.evaluation import COLUMNS, Scores, table
@@ -14,6 +14,13 @@ from expportrait_cli.media.image import write_png
 pytestmark = pytest.mark.slow
 
 FRAMES = 6
+
+
+@pytest.fixture(scope="module")
+def frames() -> list[np.ndarray]:
+    # An uneven walk, so that an order of frames can be told from another.
+    steps = [(0, 0), (2, 0), (6, 2), (7, 8), (2, 14), (-6, 16)]
+    return [moved(portrait(), x, y) for x, y in steps]
 
 
 @pytest.fixture(scope="module")

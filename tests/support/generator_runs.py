@@ -15,7 +15,7 @@ from expportrait_cli.painting.wan.portrait import WanPortrait
 from expportrait_cli.train.curves import History
 from expportrait_cli.train.generator.lessons import Lessons
 from expportrait_cli.train.generator.loop import School, set_free, train
-from support.balls import ball_entry, pupil
+from support.balls import pupil
 from support.performers import quiet
 
 FAST = GeneratorTraining(steps=6, frames=5, rate=1e-2, warm_up=4, average=0.9, batch=2)
@@ -25,12 +25,6 @@ TASK = GeneratorTask(report_every=4, sample_every=4, sample_steps=2)
 
 
 Rows = list[tuple[int, dict[str, float]]]
-
-
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory) -> list:
-    folder = tmp_path_factory.mktemp("balls")
-    return [ball_entry(folder, name, seed, 9) for seed, name in enumerate(("one", "two"))]
 
 
 def lesson_run(

@@ -32,12 +32,5 @@ def clip(path: Path, frames: list[np.ndarray]) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def frames() -> list[np.ndarray]:
-    # An uneven walk, so that an order of frames can be told from another.
-    steps = [(0, 0), (2, 0), (6, 2), (7, 8), (2, 14), (-6, 16)]
-    return [moved(portrait(), x, y) for x, y in steps]
-
-
 def score(output: Path, target: Path, reference: Path | None = None) -> Scores:
     return evaluate(output, target, reference=reference, progress=lambda done, total: None)

@@ -5,7 +5,7 @@ from importlib.util import find_spec
 from expportrait_cli.errors import WeightsError
 
 PACKAGES = ("accelerate", "diffusers", "peft", "transformers")
-INSTALL = "pip install 'expportrait-cli[wan]'"
+INSTALL = f"pip install {' '.join(PACKAGES)}"
 
 
 def require_packages() -> None:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from expportrait_cli.train.generator.lessons import Lesson, Lessons
 from expportrait_cli.train.generator.loop import School, set_free, train
 from expportrait_cli.train.generator.state import averaged_weights
 from expportrait_cli.train.transfer.performers import held_out
-from expportrait_cli.train.transfer.run import check_same_run, note_run
+from expportrait_cli.train.transfer.run import begun
 from expportrait_cli.version import __version__
 
 COLUMNS = 5
@@ -130,16 +131,12 @@ def train_generator(
     check_hint(run.base, task.hint)
     accelerator = Accelerator(mixed_precision=_precision())
     run.work.mkdir(parents=True, exist_ok=True)
-    begun: dict[str, Any] = {}
-    if accelerator.is_main_process:
-        settings = {**asdict(config), **asdict(task), "base": str(run.base.folder.resolve())}
-        begun = {"settings": settings, "datasets": [str(d.resolve()) for d in datasets]}
-        check_same_run(run.work / "run.json", begun)
-    learners, judges = _entries(run, accelerator)
-    portrait = run.portrait()
-    school = _school(run, learners, judges, accelerator)
-    if accelerator.is_main_process:
-        note_run(run.work / "run.json", begun)
+    settings = {**asdict(config), **asdict(task), "base": str(run.base.folder.resolve())}
+    noted = {"settings": settings, "datasets": [str(d.resolve()) for d in datasets]}
+    with begun(run.work / "run.json", noted) if accelerator.is_main_process else nullcontext():
+        learners, judges = _entries(run, accelerator)
+        portrait = run.portrait()
+        school = _school(run, learners, judges, accelerator)
     train(portrait, school, config, task, accelerator)
     summary = {
         "steps": school.steps,

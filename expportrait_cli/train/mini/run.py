@@ -22,7 +22,7 @@ from expportrait_cli.train.curves import History
 from expportrait_cli.train.mini.loop import train, window
 from expportrait_cli.train.mini.proxies import Lesson, lessons
 from expportrait_cli.train.transfer.performers import held_out
-from expportrait_cli.train.transfer.run import check_same_run, note_run
+from expportrait_cli.train.transfer.run import begun
 from expportrait_cli.version import __version__
 
 GUESSED, ON_HEAD = 0.5, 0.25
@@ -100,11 +100,10 @@ def train_mini(datasets: Sequence[Path], out: Path, config: MiniTraining, stage:
     work = out.with_name(f"{out.stem}.work")
     work.mkdir(parents=True, exist_ok=True)
     run = {"settings": asdict(config), "datasets": [str(d.resolve()) for d in datasets]}
-    check_same_run(work / "run.json", run)
-    learners, judges = held_out(_clips(datasets), config.held_out)
-    if not learners:
-        learners, judges = judges, []
-    note_run(work / "run.json", run)
+    with begun(work / "run.json", run):
+        learners, judges = held_out(_clips(datasets), config.held_out)
+        if not learners:
+            learners, judges = judges, []
     taught = _lessons(learners, work / "lessons", config.photos, config.lesson_windows, stage("make proxies"))
     asked = _lessons(judges, work / "judges", GATE_PHOTOS, GATE_WINDOWS, stage("make proxies to judge by"))
     history = History(work / "history.jsonl", tensorboard=work / "tensorboard")

@@ -1,7 +1,8 @@
 """`train transfer` from a prepared set to a file of weights, with what has to be known about it beside it."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 from expportrait_cli.artifacts.files import atomic_path, sha256
 from expportrait_cli.config import TransferTraining
 from expportrait_cli.dataset.dataset import Dataset
-from expportrait_cli.errors import InputError, UsageError
+from expportrait_cli.errors import InputError, UsageError, UserError
 from expportrait_cli.head import HeadModel
 from expportrait_cli.pipeline.heads import head_by_name, kind_of_head
 from expportrait_cli.progress import Stage
@@ -80,9 +81,8 @@ def train_transfer(
     work = out.with_name(f"{out.stem}.work")
     work.mkdir(parents=True, exist_ok=True)
     run = {"settings": asdict(config), "kind": kind, "datasets": [str(d.resolve()) for d in datasets]}
-    check_same_run(work / "run.json", run)
-    lesson = prepare_lesson(datasets, work, config, stage)
-    note_run(work / "run.json", run)
+    with begun(work / "run.json", run):
+        lesson = prepare_lesson(datasets, work, config, stage)
     network = train_network(lesson, work, config, stage, kind=kind)
     figures = judged_by(network, lesson.judges)
     made_by = {
@@ -120,9 +120,20 @@ def trained_of(network: TransferNetwork, learners: Sequence[Performer]) -> Train
     return Trained(network, psi.astype(np.float32), jaw.astype(np.float32))
 
 
-def check_same_run(path: Path, run: dict[str, Any]) -> None:
-    """A run goes on only with what it began with: other settings would be neither the one nor the other."""
-    if path.is_file():
+@contextmanager
+def begun(path: Path, run: dict[str, Any]) -> Iterator[None]:
+    """Note what a run begins with, or refuse to go on with another: it would be neither the one nor the other.
+
+    A run that is refused while it is prepared (`UserError`) was none, and is not in the way of the next.
+
+    Raises:
+        UsageError: the folder holds a run with other settings or sets.
+    """
+    is_new = not path.is_file()
+    if is_new:
+        with atomic_path(path) as partial:
+            partial.write_text(json.dumps(run, indent=2, sort_keys=True) + "\n", "utf-8")
+    else:
         found = json.loads(path.read_text("utf-8"))
         if found != run:
             changed = sorted(k for k in run["settings"] if found["settings"].get(k) != run["settings"][k])
@@ -130,9 +141,9 @@ def check_same_run(path: Path, run: dict[str, Any]) -> None:
                 f"{path.parent} holds a run with other {', '.join(changed) or 'sets'}. Give the same command again, "
                 "write to another file, or remove the folder."
             )
-
-
-def note_run(path: Path, run: dict[str, Any]) -> None:
-    """Write down what a run began with; call it when everything that may be refused was looked at."""
-    with atomic_path(path) as partial:
-        partial.write_text(json.dumps(run, indent=2, sort_keys=True) + "\n", "utf-8")
+    try:
+        yield
+    except UserError:
+        if is_new:
+            path.unlink(missing_ok=True)
+        raise

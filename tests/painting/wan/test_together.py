@@ -97,10 +97,10 @@ def test_a_signal_ends_both(command, work, tmp_path):
 @pytest.mark.parametrize(
     "name, processes, options, said",
     [
-        ("proxy", 2, {}, "2 processes were launched, and proxy paints with one. Launch one, or take --backend"),
+        ("proxy", 2, {}, "2 processes were launched, and proxy paints with one. Launch one, or take `backend`"),
         ("wan-portrait", 3, {}, "3 processes cannot share the transformer's 2 heads evenly. Launch 1, 2 of them"),
-        ("wan-portrait", 2, {"cache": 0.05}, "--cache lets each process decide on its own"),
-        ("wan-portrait", 2, {"attention": "xformers"}, "--attention xformers cannot be shared by processes; _"),
+        ("wan-portrait", 2, {"cache": 0.05}, "`cache` lets each process decide on its own"),
+        ("wan-portrait", 2, {"attention": "xformers"}, "`attention=xformers` cannot be shared by processes; _"),
     ],
 )
 def test_what_does_not_fit_is_named(name, processes, options, said, tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
-from support.balls import pupil
+from support.balls import ball_entry, pupil
 from support.generator_runs import FAST, TASK, interrupt_at_a_report, lesson_run, weights, write_set
 from support.known_head import dynamic_poses
 from support.performers import make_state, quiet
@@ -54,6 +54,12 @@ pytestmark = pytest.mark.slow
 pytest_plugins = ("support.astronaut",)
 
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory) -> list:
+    folder = tmp_path_factory.mktemp("balls")
+    return [ball_entry(folder, name, seed, 9) for seed, name in enumerate(("one", "two"))]
 
 
 @pytest.fixture

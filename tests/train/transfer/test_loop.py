@@ -238,6 +238,21 @@ def test_nobody_to_learn_from_is_refused(tmp_path):
         prepare_lesson([tmp_path], tmp_path, TINY, silent)
 
 
+def test_a_refused_run_is_not_in_the_way_of_its_own_advice(tmp_path, monkeypatch):
+    out = tmp_path / "net.safetensors"
+    with pytest.raises(InputError, match="people to learn from"):
+        train_transfer([], out, replace(TINY, synthetic=0), silent)
+    assert not (tmp_path / "net.work" / "run.json").exists()
+    monkeypatch.setattr("expportrait_cli.train.transfer.run.prepare_lesson", _interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train_transfer([], out, TINY, silent)
+    assert (tmp_path / "net.work" / "run.json").exists()
+
+
+def _interrupted(*_):
+    raise KeyboardInterrupt
+
+
 def test_other_settings_do_not_go_on(tmp_path):
     out = tmp_path / "net.safetensors"
 
@@ -294,7 +309,7 @@ def test_from_a_set_to_a_network(head, face, filmed, tmp_path, capsys):
     history = [json.loads(line) for line in (tmp_path / "net.work" / "history.jsonl").read_text().splitlines()]
     assert [row["step"] for row in history] == [3]
     page = (tmp_path / "net.html").read_text("utf-8")
-    assert Links(page).found == ["net.jpg"] and "http" not in page and "<polyline" in page
+    assert Links(page).found == ["net.jpg"] and "http" not in page and "<svg" in page
     with Image.open(tmp_path / "net.jpg") as picture:
         assert picture.width == 9 * 200 and picture.height == 200 * min(len(sources["held_out"]), 4)
         assert np.asarray(picture).std() > 20
