@@ -241,7 +241,7 @@ def test_without_onnxruntime(folder, monkeypatch):
     monkeypatch.setattr(estimator_module, "find_spec", lambda name: None)
     david_file(folder / catalogue.entry("david").file)
     found, reason = estimator_module.available()
-    assert found == "none" and "pip install 'expportrait-cli[normals]'" in reason and "fetch" not in reason
+    assert found == "none" and "pip install onnxruntime" in reason and "fetch" not in reason
     with pytest.raises(WeightsError, match="needs the Python package onnxruntime"):
         estimator("david")
 
