@@ -1,9 +1,10 @@
-"""What the machine gives this process: processors, a device, a thread that works ahead."""
+"""What a run stands on: processors, a device, a thread that works ahead, and how it says how far it has come."""
 
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from time import perf_counter
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
@@ -56,3 +57,39 @@ def read_ahead(items: Iterable[T], depth: int) -> Iterator[T]:
 def ahead(make: Callable[[int], T], begin: int, end: int) -> Iterator[tuple[int, T]]:
     """Yield numbers and what `make` gives for them, which a thread makes one ahead."""
     return zip(range(begin, end), read_ahead(map(make, range(begin, end)), 1), strict=True)
+
+
+Progress = Callable[[int, int | None], None]
+"""Called with the number of finished steps and the number of all steps, None where that is not known."""
+
+Stage = Callable[[str], Progress]
+"""Begin a stage of this name; the result is called as the stage goes on."""
+
+
+def silent(name: str) -> Progress:
+    """Begin a stage that nobody watches."""
+    return lambda done, total: None
+
+
+def counted(items: Iterable[T], total: int | None, progress: Progress) -> Iterator[T]:
+    """Yield the items, and report each one once it was used."""
+    for done, item in enumerate(items, 1):
+        yield item
+        progress(done, total)
+
+
+class Stages:
+    """Stages of one run, one after the other: each is announced, and the seconds that it took are kept."""
+
+    def __init__(self, begin: Stage = silent) -> None:
+        """`begin` is told the name of each stage that really runs."""
+        self._begin = begin
+        self.seconds: dict[str, float] = {}
+        """By name, in the order of running; what was read from an earlier run is absent."""
+
+    def run(self, name: str, work: Callable[[Progress], T]) -> T:
+        """Run one stage; `work` is given what to report its progress to."""
+        progress, since = self._begin(name), perf_counter()
+        done = work(progress)
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + perf_counter() - since, 3)
+        return done

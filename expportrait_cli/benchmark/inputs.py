@@ -22,7 +22,7 @@ from expportrait_cli.media.image import write_png
 from expportrait_cli.media.video import frame_count, probe, read_frame, read_frames, read_pictures
 from expportrait_cli.media.writer import VideoWriter
 from expportrait_cli.pipeline.provenance import read_record, write_record
-from expportrait_cli.progress import Progress
+from expportrait_cli.runtime import Progress
 from expportrait_cli.version import __version__
 
 log = logging.getLogger(__name__)

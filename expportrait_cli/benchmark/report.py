@@ -27,7 +27,7 @@ from expportrait_cli.pages import facts, figures, key, notes, page, table
 from expportrait_cli.pages.charts import histogram, overlay
 from expportrait_cli.pipeline.provenance import LicenceMap
 from expportrait_cli.pipeline.sheets import normals_behind
-from expportrait_cli.progress import Progress
+from expportrait_cli.runtime import Progress
 
 CURVES = {
     "self": ("psnr_head", "l1_frame", "lmk_nme", "aed_own", "apd_own_deg", "identity_dlib"),

@@ -22,7 +22,7 @@ from expportrait_cli.evaluation.columns import Mode
 from expportrait_cli.evaluation.scores import Scores, estimators, scores_from_json, versions
 from expportrait_cli.pipeline import provenance
 from expportrait_cli.pipeline.provenance import LicenceMap, read_record, write_record
-from expportrait_cli.progress import Progress
+from expportrait_cli.runtime import Progress
 from expportrait_cli.version import __version__
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from expportrait_cli.config import Backend, GenerateConfig, Method, TransferConf
 from expportrait_cli.painting.stage import choose
 from expportrait_cli.pipeline import film, steps
 from expportrait_cli.pipeline.job import Job
-from expportrait_cli.progress import Stage
+from expportrait_cli.runtime import Stage
 
 SHARED = ("track the photo", "track the driver", "fit the head")
 """Stages that every variant needs, and that the first one pays for."""

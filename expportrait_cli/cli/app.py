@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from expportrait_cli.cli import batch, evaluate, export, generate, options, stages, train, weights
-from expportrait_cli.cli.boundary import command_line, report, say_error
+from expportrait_cli.cli.boundary import command_line, report, say_error, start_logging
 from expportrait_cli.errors import INTERRUPTED, WeightsError
 from expportrait_cli.runtime import settle_threads
 from expportrait_cli.version import __version__
@@ -117,7 +117,7 @@ def main() -> None:
 
 def run(arguments: list[str]) -> int:
     """Run one command line and return its exit code."""
-    options.start_logging()
+    start_logging()
     command_line.app, command_line.ended_by = app, None
     try:
         code = app(args=arguments or ["--help"], prog_name="expportrait", standalone_mode=False)

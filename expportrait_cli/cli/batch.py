@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from expportrait_cli.cli import options
-from expportrait_cli.cli.display import Display
+from expportrait_cli.cli.boundary import Display
 from expportrait_cli.cli.options import launched
 from expportrait_cli.errors import InputError, UsageError
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from expportrait_cli.cli import options
-from expportrait_cli.cli.display import Display
+from expportrait_cli.cli.boundary import Display
 from expportrait_cli.cli.options import BackendName
 from expportrait_cli.errors import InputError, UsageError
 

@@ -7,7 +7,7 @@ import typer
 
 from expportrait_cli.artifacts.files import film_name
 from expportrait_cli.cli import options
-from expportrait_cli.cli.display import Display
+from expportrait_cli.cli.boundary import Display
 from expportrait_cli.config import GenerateConfig, TrackConfig, TransferConfig, WanConfig
 from expportrait_cli.errors import UsageError
 

@@ -5,8 +5,6 @@ import inspect
 import json
 import logging
 import os
-import sys
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -15,46 +13,11 @@ from typing import Annotated, Any, Literal
 import typer
 
 from expportrait_cli.artifacts.guard import check_foreign, check_outputs
-from expportrait_cli.cli.boundary import as_options
+from expportrait_cli.cli.boundary import output
 from expportrait_cli.config import Backend, GenerateConfig, TrackConfig, TransferConfig, WanConfig
 from expportrait_cli.errors import InputError, OutputError, UsageError
 
 LogLevelName = Literal["debug", "info", "warning", "error"]
-
-
-@dataclass
-class Output:
-    """What `--quiet` asks for; set once, when the command starts."""
-
-    quiet: bool = False
-
-
-output = Output()
-
-
-class _Stderr(logging.StreamHandler):
-    """Write to whatever stderr is now: a progress display replaces it while it is up."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.stream = sys.stderr
-        super().emit(record)
-
-
-class _Lines(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        text = as_options(super().format(record))
-        return text if record.levelno == logging.INFO else f"{record.levelname.lower()}: {text}"
-
-
-def start_logging() -> None:
-    """Send the package's log to stderr."""
-    handler = _Stderr()
-    handler.setFormatter(_Lines("%(message)s"))
-    log = logging.getLogger("expportrait_cli")
-    log.handlers = [handler]
-    log.propagate = False
-    log.setLevel(logging.INFO)
-    output.quiet = False
 
 
 def be_quiet(quiet: bool) -> bool:

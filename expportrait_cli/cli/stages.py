@@ -8,7 +8,7 @@ import typer
 from expportrait_cli.artifacts.files import stem
 from expportrait_cli.artifacts.guard import check_outputs
 from expportrait_cli.cli import options
-from expportrait_cli.cli.display import Display
+from expportrait_cli.cli.boundary import Display
 from expportrait_cli.cli.options import HeadModelOption
 from expportrait_cli.config import FitConfig, Quality, Recenter, RenderConfig, Supervision, TrackConfig, TransferConfig
 from expportrait_cli.errors import InputError, UsageError

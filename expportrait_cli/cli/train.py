@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from expportrait_cli.cli import options
-from expportrait_cli.cli.display import Display
+from expportrait_cli.cli.boundary import Display
 from expportrait_cli.cli.options import HeadModelOption
 from expportrait_cli.config import GeneratorTask, GeneratorTraining, MiniTraining, PrepareConfig, TransferTraining
 from expportrait_cli.errors import UsageError

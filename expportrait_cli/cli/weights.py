@@ -54,7 +54,7 @@ def fetch(
 ) -> None:
     """Download files into the cache folder, and check their hashes; a download that was cut short goes on."""
     from expportrait_cli.artifacts.files import sha256
-    from expportrait_cli.cli.display import Display
+    from expportrait_cli.cli.boundary import Display
     from expportrait_cli.weights.download import fetch as download
     from expportrait_cli.weights.hub import fetch_folder
 

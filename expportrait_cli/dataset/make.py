@@ -25,7 +25,7 @@ from expportrait_cli.head import HeadModel, HeadName
 from expportrait_cli.media.writer import VideoWriter
 from expportrait_cli.pipeline.heads import head_by_name
 from expportrait_cli.pipeline.steps import Steps, fit_header, is_current, made_by, track_header
-from expportrait_cli.progress import Stages
+from expportrait_cli.runtime import Stages
 
 SHEETS = "sheets"
 TRACK, FIT = TrackConfig(), FitConfig()

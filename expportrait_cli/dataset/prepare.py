@@ -17,7 +17,7 @@ from expportrait_cli.dataset.summary import write_summary
 from expportrait_cli.errors import FAULT, InputError, UsageError, UserError
 from expportrait_cli.head import HeadName
 from expportrait_cli.pipeline.heads import head_by_name
-from expportrait_cli.progress import Stage
+from expportrait_cli.runtime import Stage
 
 log = logging.getLogger(__name__)
 

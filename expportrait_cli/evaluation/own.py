@@ -20,7 +20,7 @@ from expportrait_cli.evaluation.estimators import Likeness, missing_columns
 from expportrait_cli.evaluation.face import Looker
 from expportrait_cli.geometry.rotations import FRONTAL, from_turns
 from expportrait_cli.head import LandmarkModel
-from expportrait_cli.progress import Progress
+from expportrait_cli.runtime import Progress
 from expportrait_cli.solve.solver import IDENTITY_PRIOR, Solver
 from expportrait_cli.solve.state import State, distinct_rows, focal_for, normalised
 

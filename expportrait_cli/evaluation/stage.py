@@ -14,7 +14,7 @@ from expportrait_cli.evaluation.fvd import Windows
 from expportrait_cli.evaluation.scores import Scores, first_frame
 from expportrait_cli.head import landmark_model, load_head
 from expportrait_cli.media.video import frame_count, probe, read_frame, read_frames
-from expportrait_cli.progress import Progress
+from expportrait_cli.runtime import Progress
 
 Image = UInt8[np.ndarray, "H W 3"]
 

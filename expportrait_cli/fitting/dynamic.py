@@ -15,7 +15,7 @@ from expportrait_cli.fitting.patch import Patch, limited
 from expportrait_cli.geometry.mesh import vertex_normals
 from expportrait_cli.head.facemesh import LandmarkSpread
 from expportrait_cli.head.fitted import neutral_mesh
-from expportrait_cli.progress import Progress
+from expportrait_cli.runtime import Progress
 
 
 @dataclass(frozen=True)

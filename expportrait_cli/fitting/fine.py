@@ -26,7 +26,7 @@ from expportrait_cli.head import HeadModel, dense, landmarks
 from expportrait_cli.head.facemesh import EYE_RINGS, LIPS
 from expportrait_cli.head.finer import Finer, finer
 from expportrait_cli.head.model import is_finer
-from expportrait_cli.progress import Progress
+from expportrait_cli.runtime import Progress
 from expportrait_cli.solve.solver import UNIT_IOD
 from expportrait_cli.solve.state import interocular_px
 

@@ -12,7 +12,7 @@ from scipy.spatial import KDTree
 from expportrait_cli.fitting.clip import ear_vertices
 from expportrait_cli.geometry.mesh import grown
 from expportrait_cli.head import HeadModel
-from expportrait_cli.progress import Progress
+from expportrait_cli.runtime import Progress
 
 RIM_STEPS = 6
 """Rings of triangles around an ear that are carried with it."""

@@ -42,7 +42,7 @@ from expportrait_cli.head.facemesh import LandmarkSpread
 from expportrait_cli.head.finer import finer
 from expportrait_cli.head.fitted import blend_matrices, fitted_mesh
 from expportrait_cli.media.video import read_frame
-from expportrait_cli.progress import Progress
+from expportrait_cli.runtime import Progress
 
 log = logging.getLogger(__name__)
 

@@ -25,9 +25,9 @@ from expportrait_cli.head import HeadModel, dense
 from expportrait_cli.head.facemesh import LandmarkSpread
 from expportrait_cli.head.fitted import blend_matrices, canonical_mesh, fitted_mesh
 from expportrait_cli.head.model import HEAD
-from expportrait_cli.progress import Progress
 from expportrait_cli.render.buffers import blend_silhouettes
 from expportrait_cli.render.rasterizer import rasterize
+from expportrait_cli.runtime import Progress
 from expportrait_cli.solve.state import distinct_rows
 
 DRAW_SIZE = 256

@@ -20,7 +20,7 @@ from expportrait_cli.artifacts.files import atomic_path
 from expportrait_cli.errors import OutputError
 from expportrait_cli.media import ffmpeg
 from expportrait_cli.media.ffmpeg import Sound, sound
-from expportrait_cli.progress import Progress
+from expportrait_cli.runtime import Progress
 
 FORMATS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
 CRF = "17"

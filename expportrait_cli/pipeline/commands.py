@@ -28,11 +28,10 @@ from expportrait_cli.pipeline.performance import Driver, OffsetSource
 from expportrait_cli.pipeline.provenance import LicenceMap, check_source, of_film, with_estimators
 from expportrait_cli.pipeline.sheets import write_preview
 from expportrait_cli.pipeline.steps import Steps, given
-from expportrait_cli.progress import Stage, Stages, counted, silent
 from expportrait_cli.render import files, rasterizer
 from expportrait_cli.render import render_normals as run_render
 from expportrait_cli.render.stage import parse_orbit, parse_view
-from expportrait_cli.runtime import best_device
+from expportrait_cli.runtime import Stage, Stages, best_device, counted, silent
 from expportrait_cli.version import __version__
 
 log = logging.getLogger(__name__)

@@ -24,7 +24,7 @@ from expportrait_cli.painting.proxy.mouth import CAVITY, ENAMEL
 from expportrait_cli.painting.scene import crop_canvas
 from expportrait_cli.pipeline.heads import head_behind
 from expportrait_cli.pipeline.provenance import check_source
-from expportrait_cli.progress import Progress, Stage
+from expportrait_cli.runtime import Progress, Stage
 
 log = logging.getLogger(__name__)
 

@@ -43,7 +43,7 @@ from expportrait_cli.pipeline.provenance import (
 )
 from expportrait_cli.pipeline.sheets import write_grid
 from expportrait_cli.pipeline.steps import Keyed, Steps, track_header
-from expportrait_cli.progress import Stage, Stages, silent
+from expportrait_cli.runtime import Stage, Stages, silent
 
 log = logging.getLogger(__name__)
 

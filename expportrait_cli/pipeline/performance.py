@@ -17,9 +17,9 @@ from expportrait_cli.errors import InputError, UsageError, WeightsError
 from expportrait_cli.head import HeadModel
 from expportrait_cli.head.finer import finer
 from expportrait_cli.pipeline.heads import kind_of_head, tracking_head
-from expportrait_cli.progress import Progress
 from expportrait_cli.retargeting import Beyond, posed_frames, transfer
 from expportrait_cli.retargeting.network import load_network
+from expportrait_cli.runtime import Progress
 from expportrait_cli.weights.catalogue import weights_file
 
 log = logging.getLogger(__name__)

@@ -27,7 +27,7 @@ from expportrait_cli.pipeline.job import Job
 from expportrait_cli.pipeline.performance import OUTSIDE, Driver
 from expportrait_cli.pipeline.provenance import DOUBTFUL, licence_map
 from expportrait_cli.pipeline.sheets import normals_of
-from expportrait_cli.progress import Progress
+from expportrait_cli.runtime import Progress
 
 FAR_DEG = 40.0
 """Turn away from the photo beyond which a painter has to make up what it never saw."""

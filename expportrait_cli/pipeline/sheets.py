@@ -21,10 +21,10 @@ from expportrait_cli.media.video import read_frame, read_frames
 from expportrait_cli.media.writer import VideoWriter
 from expportrait_cli.pipeline.performance import Driver
 from expportrait_cli.pipeline.provenance import synthetic_tags
-from expportrait_cli.progress import Progress
 from expportrait_cli.render import render_normals
 from expportrait_cli.render.buffers import encode, render_buffers
 from expportrait_cli.render.stage import preview
+from expportrait_cli.runtime import Progress
 
 Image = UInt8[np.ndarray, "H W 3"]
 

@@ -22,7 +22,7 @@ from expportrait_cli.head import HeadModel
 from expportrait_cli.pipeline.heads import tracking_head
 from expportrait_cli.pipeline.performance import OffsetSource, edited_curves, write_meshes
 from expportrait_cli.pipeline.provenance import network_of, networks_behind, warn_of_misfit
-from expportrait_cli.progress import Stages
+from expportrait_cli.runtime import Stages
 from expportrait_cli.tracking import track as run_track
 from expportrait_cli.version import __version__
 from expportrait_cli.weights.catalogue import catalogue

@@ -19,7 +19,7 @@ from expportrait_cli.detect.mesh import FaceMesh, extent
 from expportrait_cli.errors import InputError
 from expportrait_cli.media.image import is_image, read_image
 from expportrait_cli.media.video import frame_count, probe, read_frames
-from expportrait_cli.progress import Progress
+from expportrait_cli.runtime import Progress
 
 log = logging.getLogger(__name__)
 

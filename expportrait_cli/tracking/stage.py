@@ -12,7 +12,7 @@ from expportrait_cli.config import TrackConfig
 from expportrait_cli.geometry.mesh import vertex_normals
 from expportrait_cli.head import HeadModel, dense, landmark_model
 from expportrait_cli.head.model import HEAD
-from expportrait_cli.progress import Progress
+from expportrait_cli.runtime import Progress
 from expportrait_cli.solve.solver import IDENTITY_PRIOR, ITERATIONS, ITERATIONS_FIRST, TEMPORAL, Anchors, Solver
 from expportrait_cli.solve.state import State, columns_of, distinct_rows, focal_for, interocular_px
 from expportrait_cli.tracking.observe import Observations, observe

@@ -25,7 +25,7 @@ from expportrait_cli.media.image import write_png
 from expportrait_cli.media.video import read_pictures
 from expportrait_cli.painting.scene import Canvas, Scene
 from expportrait_cli.pipeline.performance import OffsetSource, write_meshes
-from expportrait_cli.progress import silent
+from expportrait_cli.runtime import silent
 from expportrait_cli.solve.state import distinct_rows
 from expportrait_cli.tracking import track
 

@@ -12,7 +12,7 @@ from typing import IO
 
 from expportrait_cli.artifacts.files import sha256
 from expportrait_cli.errors import OutputError, WeightsError
-from expportrait_cli.progress import Progress
+from expportrait_cli.runtime import Progress
 from expportrait_cli.version import __version__
 from expportrait_cli.weights.catalogue import Weight, how_to_get
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from expportrait_cli.artifacts.files import atomic_path, sha256
 from expportrait_cli.errors import OutputError, WeightsError
-from expportrait_cli.progress import Progress
+from expportrait_cli.runtime import Progress
 from expportrait_cli.version import __version__
 from expportrait_cli.weights.catalogue import FETCHED, Weight
 from expportrait_cli.weights.download import TIMEOUT_S, fetch

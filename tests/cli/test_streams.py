@@ -8,8 +8,7 @@ import sys
 import pytest
 
 from expportrait_cli.artifacts.files import atomic_path, film_name
-from expportrait_cli.cli.boundary import command_line
-from expportrait_cli.cli.display import Display
+from expportrait_cli.cli.boundary import Display, command_line
 
 COMMAND = f"{sys.executable} -m expportrait_cli"
 

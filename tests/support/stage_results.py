@@ -20,8 +20,8 @@ from expportrait_cli.painting import paint
 from expportrait_cli.pipeline.heads import head_by_name
 from expportrait_cli.pipeline.performance import OffsetSource
 from expportrait_cli.pipeline.steps import Steps
-from expportrait_cli.progress import Stages
 from expportrait_cli.render import render_normals
+from expportrait_cli.runtime import Stages
 from support.places import ROOT
 
 FRAMES, STEP = 8, 12

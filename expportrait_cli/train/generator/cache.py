@@ -32,8 +32,8 @@ from expportrait_cli.media.writer import VideoWriter
 from expportrait_cli.painting.wan.encoders import TEMPORAL, ImageEncoder
 from expportrait_cli.painting.wan.vae import Encoding, Vae, pixels
 from expportrait_cli.pipeline.steps import made_by
-from expportrait_cli.progress import Progress
 from expportrait_cli.render.buffers import CONVENTION, encode, render_buffers
+from expportrait_cli.runtime import Progress
 from expportrait_cli.train.scenes import in_crop, own_scene, photo_rows
 
 log = logging.getLogger(__name__)

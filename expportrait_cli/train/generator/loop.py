@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from expportrait_cli.config import GeneratorTask, GeneratorTraining
 from expportrait_cli.errors import UsageError
 from expportrait_cli.painting.wan.portrait import WanPortrait
-from expportrait_cli.progress import Progress
-from expportrait_cli.runtime import ahead
+from expportrait_cli.runtime import Progress, ahead
 from expportrait_cli.train.generator.lessons import Lesson, Lessons
 from expportrait_cli.train.generator.state import Average, load_state, save_state
 

@@ -26,8 +26,8 @@ from expportrait_cli.painting.wan.manifest import FrameRule, Manifest, Sampler
 from expportrait_cli.painting.wan.portrait import TIMESTEPS, WanPortrait
 from expportrait_cli.painting.wan.vae import Decoding, Encoding, Vae, pictures
 from expportrait_cli.pipeline.heads import head_by_name, kind_of_head
-from expportrait_cli.progress import Stage
 from expportrait_cli.render.buffers import encode
+from expportrait_cli.runtime import Stage
 from expportrait_cli.train.curves import History
 from expportrait_cli.train.generator.cache import Entry, Maker, build_cache, entry_of
 from expportrait_cli.train.generator.lessons import Lesson, Lessons

@@ -14,7 +14,7 @@ from torch import Tensor
 from expportrait_cli.artifacts import npz
 from expportrait_cli.config import MiniTraining
 from expportrait_cli.painting.mini import MiniNet, MiniShape, correct
-from expportrait_cli.progress import Progress
+from expportrait_cli.runtime import Progress
 from expportrait_cli.train.mini.proxies import NORMAL, SIZE, Lesson
 from expportrait_cli.train.state import follow, load_state, save_state
 

@@ -16,7 +16,7 @@ from expportrait_cli.detect.crop import Crop, crop_image
 from expportrait_cli.head import HeadModel
 from expportrait_cli.media.video import read_pictures
 from expportrait_cli.painting.scene import Scene, Sketch
-from expportrait_cli.progress import Progress
+from expportrait_cli.runtime import Progress
 from expportrait_cli.train.scenes import own_scene, photo_rows
 
 SIZE = 256
