@@ -1,7 +1,9 @@
 """A photo and a clip in, a film out: run the stages that are missing, keep what they made, write down how."""
 
+import json
 import logging
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -34,6 +36,7 @@ from expportrait_cli.pipeline.provenance import (
     fit_quality,
     licence_map,
     licences,
+    network_of,
     networks_behind,
     read_record,
     synthetic_tags,
@@ -72,16 +75,23 @@ def generate(job: Job, stage: Stage = silent) -> Film:
     if edited := edited_curves(job.curves, job.meshes):
         hashes["curves"] = edited
     painter = choose(job.generate)
-    whole = steps.made_by("generate", job.settings(), {**hashes, **painter.identity})
+    key = film_key(job, hashes, painter.identity)
     known = read_record(job.record)
     is_whole = job.out.is_file() and known.get("sha256") == content_hash(job.out)
     is_written = job.curves is None or job.curves.is_file()
-    if is_whole and is_written and known.get("key") == whole["key"]:
+    if is_whole and is_written and known.get("key") == key:
         log.info("%s is up to date: same inputs, same settings.", job.out)
         return Film(job.out, job.record, known)
     painter_of(job.generate)  # For what it refuses: better now than after minutes of tracking.
     painted = known.get("painted") if is_whole else None
-    return _Run(job, Stages(stage), hashes, _head_model(job, kinds), painter).film(kinds, whole["key"], painted=painted)
+    return _Run(job, Stages(stage), hashes, _head_model(job, kinds), painter).film(kinds, key, painted=painted)
+
+
+def film_key(job: Job, hashes: Mapping[str, str], painter: Mapping[str, str]) -> str:
+    """What a whole film depends on: inputs, settings, painter, networks of the fit, and the revisions of all stages."""
+    networks = {row["name"]: row["sha256"] for row in network_of(job.fit)}
+    inputs = {**hashes, **painter, **networks, "revisions": json.dumps(steps.REVISIONS, sort_keys=True)}
+    return str(steps.made_by("generate", job.settings(), inputs)["key"])
 
 
 def _head_model(job: Job, kinds: tuple[str, str]) -> HeadModel:
@@ -111,7 +121,8 @@ class _Run:
         head_fit, head_path = self._head_fit(photo, tracking)
         meshes = self._meshes(head_fit, head_path, tracking)
         driver = Driver.of(tracking.artifact) if tracking is not None else Driver.behind(job.driving)
-        inputs = {"head": head_fit.key, "meshes": meshes.key, **self.painter.identity}
+        drawn = {"render": f"revision {steps.REVISIONS['render']}"}
+        inputs = {"head": head_fit.key, "meshes": meshes.key, **drawn, **self.painter.identity}
         film_key = steps.made_by("generate", asdict(job.generate), inputs)["key"]
         if film_key != painted:
             # Sound is added at the end: it makes no frame stale.
