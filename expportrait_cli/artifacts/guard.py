@@ -38,7 +38,7 @@ def check_outputs(outputs: Iterable[PathLike], inputs: Iterable[PathLike]) -> No
 
 
 def _keys(path: PathLike) -> list[tuple[object, ...]]:
-    """What two names of one file share: the path without links, and the file's number where it exists."""
+    """Keys that two names of one file share: the path without links, and the file's number where it exists."""
     # The file system tells letter case apart or not, and finds hard links by their number.
     keys: list[tuple[object, ...]] = [(os.path.realpath(path),)]
     try:
@@ -64,7 +64,7 @@ def check_foreign(outputs: Iterable[Path]) -> None:
 
 
 def is_own(path: Path) -> bool:
-    """Whether a run of this tool wrote a file, as far as its kind tells; other kinds than those below are."""
+    """Tell whether a run of this tool wrote a film, page, record or artifact; files of other kinds pass."""
     with path.open("rb") as file:
         match path.suffix.lower():
             case ".mp4" | ".html" | ".htm":

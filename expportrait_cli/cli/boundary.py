@@ -1,4 +1,4 @@
-"""What stderr shows of a command: its progress, and errors as one red line and an exit code."""
+"""Standard error of a command: its progress, its log, and errors as one red line and an exit code."""
 
 import errno
 import logging
@@ -73,7 +73,7 @@ def _options() -> dict[str, tuple[str, str]]:
 
 
 def known(error: BaseException) -> UserError | None:
-    """What a user can mend about an error, or None for a fault of the tool."""
+    """Convert a recognised error to a `UserError`; None for a fault of the tool."""
     match error:
         case UserError():
             return error

@@ -68,8 +68,9 @@ class Job:
         return self.out.with_suffix(".html")
 
     def inputs(self) -> list[Path]:
-        """Files that the run reads; curves are an input of theirs, and an output where they do not exist."""
+        """Files that the run reads; curves among them if they exist."""
         files = [Path(name) for name in (self.transfer.network, self.generate.wan.lora) if name]
+        files += [self.curves] if self.curves is not None and self.curves.exists() else []
         return [self.reference, self.driving, *_sources(self.reference), *_sources(self.driving), *files]
 
     def side_products(self) -> list[Path]:
@@ -77,8 +78,8 @@ class Job:
         return [self.record, *([self.grid_path] if self.grid else []), *([self.report] if self.with_report else [])]
 
     def outputs(self) -> list[Path]:
-        """Files that the run writes, replaces or removes."""
-        curves = [self.curves] if self.curves is not None else []
+        """Files that the run writes, replaces or removes; curves among them unless they exist."""
+        curves = [self.curves] if self.curves is not None and not self.curves.exists() else []
         return [self.out, *self.side_products(), *(self.work / name for name in WORK_FILES), *curves]
 
     def settings(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from expportrait_cli.artifacts import npz
 from expportrait_cli.artifacts.guard import check_foreign, check_outputs, is_own
 from expportrait_cli.cli import app
 from expportrait_cli.errors import UsageError
+from expportrait_cli.pipeline.job import Job
 
 
 @pytest.fixture
@@ -115,3 +116,11 @@ def test_curves_do_not_replace_an_input(tmp_path, capsys):
     words = ["transfer", tmp_path / "a.head.npz", tmp_path / "a.track.npz", "--curves", tmp_path / "c.csv"]
     code, err = run(capsys, *words, "-o", tmp_path / "a.meshes.npz")
     assert code == 2 and "is also an input" in err
+
+
+def test_rows_may_share_curves_that_exist_and_not_write_the_same(tmp_path):
+    jobs = [Job(tmp_path / "a.png", tmp_path / "b.mp4", tmp_path / f"{n}.mp4", curves=tmp_path / "c.csv") for n in "12"]
+    with pytest.raises(UsageError, match="written twice"):
+        check_outputs([path for job in jobs for path in job.outputs()], [])
+    (tmp_path / "c.csv").write_text("frame\n")
+    check_outputs([path for job in jobs for path in job.outputs()], [path for job in jobs for path in job.inputs()])
