@@ -60,15 +60,26 @@ def read_image(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "H W 3"]:
 
 
 def is_image(path: str | os.PathLike[str]) -> bool:
-    """Tell a photo from everything else by its content; an animated GIF is a clip."""
+    """Tell a photo from everything else by its content; an animated GIF or PNG is a clip.
+
+    Raises:
+        InputError: an animated WebP, which nothing here can read: taken for a photo it would be a film of one frame.
+    """
+    frames, form = 1, ""
     try:
         check_file(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path, formats=FORMATS) as image:
-                return image.format != "GIF" or image.n_frames == 1
+                form, frames = str(image.format), getattr(image, "n_frames", 1)
     except (InputError, OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError):
         return False
+    if frames > 1 and form == "WEBP":
+        raise InputError(
+            f"{path} is an animation of {frames} pictures. Convert it to a GIF, an animated PNG or an MP4."
+        )
+    # A TIFF of several pages is a photo: its first.
+    return frames == 1 or form not in ("GIF", "PNG")
 
 
 def write_png(path: str | os.PathLike[str], rgb: UInt8[np.ndarray, "H W 3"]) -> Path:

@@ -7,6 +7,7 @@ from PIL import Image, ImageCms
 
 from expportrait_cli.errors import InputError
 from expportrait_cli.media.image import is_image, read_image, write_png
+from expportrait_cli.media.video import frame_count
 
 TURNS = {
     1: lambda a: a,
@@ -149,3 +150,22 @@ def test_missing_folder_tiny_and_huge_are_refused(tmp_path, monkeypatch, picture
 def test_8k_photo_is_read(tmp_path):
     write_png(tmp_path / "a.png", np.zeros((8192, 8192, 3), np.uint8))
     assert read_image(tmp_path / "a.png").shape == (8192, 8192, 3)
+
+
+def animation(path, count=6):
+    pictures = [Image.fromarray(np.full((64, 64, 3), 20 * index, np.uint8)) for index in range(count)]
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=40, loop=0)
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.png"])
+def test_animations_are_clips(tmp_path, name):
+    path = animation(tmp_path / name)
+    assert not is_image(path) and frame_count(path) == 6
+
+
+def test_an_animated_webp_is_refused_and_a_still_one_is_a_photo(tmp_path):
+    with pytest.raises(InputError, match="animation of 6 pictures"):
+        is_image(animation(tmp_path / "a.webp"))
+    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(tmp_path / "b.webp")
+    assert is_image(tmp_path / "b.webp")
