@@ -8,6 +8,8 @@ from typing import IO
 
 import imageio_ffmpeg
 
+from expportrait_cli.errors import InputError
+
 # Frames whose rows or columns are averaged away, and chroma that is interpolated, without the default's rounding
 # loss: a decoded and re-encoded film must not drift in colour.
 SCALE_FLAGS = "bicubic+accurate_rnd+full_chroma_int+full_chroma_inp"
@@ -72,3 +74,17 @@ def sound(audio: str | os.PathLike[str], *, start_s: float, length_s: float, con
     encoder = ["-c:a", "flac"] if container == "matroska" else ["-c:a", "aac", "-b:a", "192k"]
     how = [*encoder, "-af", "aresample=async=1:first_pts=0"]
     return Sound(["-ss", f"{start_s:.6f}", *length, *source], ["-map", "1:a:0?", *how])
+
+
+def check_sound(path: str | os.PathLike[str]) -> None:
+    """Refuse a file whose first audio track cannot be decoded, or coded as a film's sound: known before any painting.
+
+    Raises:
+        InputError: names the track's fault, and the way without it.
+    """
+    track = ["-map", "0:a:0", "-t", "0.2", "-c:a", "aac", "-f", "null", "-"]
+    status, _, report = run("-loglevel", "error", *input_file(path), *track)
+    if status != 0:
+        raise InputError(
+            f"{path} has sound that cannot be used ({complaint(report)}). Leave it out with `audio=none`, or convert it."
+        )

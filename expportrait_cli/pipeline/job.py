@@ -10,6 +10,7 @@ from expportrait_cli.artifacts.guard import check_foreign, check_outputs
 from expportrait_cli.config import FitConfig, GenerateConfig, TrackConfig, TransferConfig
 from expportrait_cli.detect.faces import check_choice
 from expportrait_cli.errors import InputError, UsageError
+from expportrait_cli.media.ffmpeg import check_sound
 from expportrait_cli.media.image import is_image
 from expportrait_cli.media.video import probe
 from expportrait_cli.retargeting.stage import parse_regions
@@ -148,6 +149,9 @@ def check(job: Job) -> tuple[str, str]:
         raise InputError(f"{job.driving} was made for one head: give its .head.npz instead of {job.reference}.")
     if driving == "meshes" and job.curves is not None:
         raise UsageError(f"`curves` cannot change {job.driving}: its meshes are made. Give the .track.npz instead.")
+    sounding = {"driving": (driving, job.driving), "reference": (reference, job.reference)}.get(job.generate.audio)
+    if sounding is not None and sounding[0] == "clip" and probe(sounding[1]).has_audio:
+        check_sound(sounding[1])
     check_choice("face", job.track.face)
     check_choice("driving_face", job.driving_face)
     parse_regions(job.transfer.region)
