@@ -85,6 +85,7 @@ def check_sound(path: str | os.PathLike[str]) -> None:
     track = ["-map", "0:a:0", "-t", "0.2", "-c:a", "aac", "-f", "null", "-"]
     status, _, report = run("-loglevel", "error", *input_file(path), *track)
     if status != 0:
+        said = complaint(report)
         raise InputError(
-            f"{path} has sound that cannot be used ({complaint(report)}). Leave it out with `audio=none`, or convert it."
+            f"{path} has sound that cannot be used ({said}). Leave it out with `audio=none`, or convert it."
         )
