@@ -181,7 +181,7 @@ class Display:
 
 @dataclass
 class Output:
-    """What `--quiet` asks for; set once, when the command starts."""
+    """Choices about output that hold for the whole command; set once, when it starts."""
 
     quiet: bool = False
 

@@ -225,7 +225,7 @@ def launched() -> int:
 
 
 def only_helps(config: GenerateConfig) -> bool:
-    """Whether this process was launched beside others for one film, and has done its part: the first makes the film."""
+    """Do this process's part if several were launched for one film; true if so, for only the first makes the film."""
     if launched() == 1:
         return False
     from expportrait_cli.painting.stage import only_helps
