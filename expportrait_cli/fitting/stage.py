@@ -27,6 +27,7 @@ from expportrait_cli.fitting.clip import (
 from expportrait_cli.fitting.dynamic import Dynamic, dynamic_offsets
 from expportrait_cli.fitting.evidence import Estimates, Evidence, Shading, check_axes
 from expportrait_cli.fitting.fine import sharpened
+from expportrait_cli.fitting.hair import ears_seen
 from expportrait_cli.fitting.parametric import (
     is_same_person,
     neutral_frame,
@@ -36,7 +37,14 @@ from expportrait_cli.fitting.parametric import (
     with_identity,
 )
 from expportrait_cli.fitting.patch import Patch
-from expportrait_cli.fitting.static import KeyFrames, outline_offset, refined_static, silhouette_iou
+from expportrait_cli.fitting.static import (
+    KeyFrames,
+    draw_vertices,
+    outline_offset,
+    refined_static,
+    settled_ears,
+    silhouette_iou,
+)
 from expportrait_cli.head import HeadModel
 from expportrait_cli.head.facemesh import LandmarkSpread
 from expportrait_cli.head.finer import finer
@@ -86,6 +94,10 @@ def fit(
         start = replace(start, static_offset=outline_offset(start, head, matte, config, progress))
         if config.quality != "draft":
             start = refined_static(start, KeyFrames.of(start, tracking, head, (image, matte), config), network, config)
+        seen = ears_seen(
+            start, head, image, matte, lambda verts: draw_vertices(verts, head, start.focal_px, size=CROP_SIZE)
+        )
+        start = settled_ears(start, head, matte, tracking, config, seen)
     done = _with_dynamic(start, tracking, head, config, progress, network=network, known=known)
     return replace(
         done, silhouette_iou=silhouette_iou(done, head if done.head_model == head.name else finer(head).head, matte)

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import scipy.sparse as sp
 import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
 from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit, Tracking
@@ -18,13 +18,13 @@ from expportrait_cli.fitting.clip import Clip, Rows, dynamic_mask, ear_vertices,
 from expportrait_cli.fitting.evidence import Estimates, Picture
 from expportrait_cli.fitting.losses import MagnitudeLoss, Term, descend
 from expportrait_cli.fitting.patch import Patch, PosedPatch, Surface, limited
-from expportrait_cli.fitting.silhouette import carry_ears, fit_silhouette, hair_volume
+from expportrait_cli.fitting.silhouette import fit_silhouette
+from expportrait_cli.fitting.hair import behind, outline_mask, smoothed_ears, with_ears
 from expportrait_cli.geometry.camera import Camera
-from expportrait_cli.geometry.mesh import Edges, edges, scipy_matrix, vertex_normals
+from expportrait_cli.geometry.mesh import Edges, edges, scipy_matrix
 from expportrait_cli.head import HeadModel, dense
 from expportrait_cli.head.facemesh import LandmarkSpread
-from expportrait_cli.head.fitted import blend_matrices, canonical_mesh, fitted_mesh
-from expportrait_cli.head.model import HEAD
+from expportrait_cli.head.fitted import blend_matrices, fitted_mesh
 from expportrait_cli.render.buffers import blend_silhouettes
 from expportrait_cli.render.rasterizer import rasterize
 from expportrait_cli.runtime import Progress
@@ -42,6 +42,8 @@ FAR_M = 0.03
 """Distance from a matte's outline at which it is believed by a quarter."""
 LIMIT_M = 0.1
 """Largest Delta g: hair and clothes that stand out further are other things."""
+EAR_ROUNDS = 7
+"""Descents on the outline after ears were closed over, as long as they help."""
 PARTS = (1.0, 0.5, 0.25)
 """Parts of a step that are tried until the outline is covered."""
 NETWORK_SLACK = 0.005
@@ -118,13 +120,33 @@ def outline_offset(
         rounds=config.rounds,
         progress=progress,
     )
-    lifted = dense(head, torch.from_numpy(offset.astype(np.float32))).numpy()
-    shape = canonical_mesh(fit, head, fit)
-    scalp = (head.skinning[:, HEAD] > 0.9) & (head.facial_mask < 0.1) & head.part("skin")
-    behind = hair_volume(lifted, shape.numpy(), vertex_normals(shape, head.dense_faces).numpy(), scalp.numpy())
-    lifted += carry_ears(behind - lifted, head)
+    lifted = behind(dense(head, torch.from_numpy(offset.astype(np.float32))).numpy(), fit, head)
     # A hard multiplication, not a penalty: the static field of one photo is exactly zero on the face.
     return lifted.astype(np.float32) * (1 - dynamic_mask(head))[:, None]
+
+
+def settled_ears(
+    fit: HeadFit,
+    head: HeadModel,
+    matte: Float32[np.ndarray, "S S"],
+    tracking: Tracking,
+    config: FitConfig,
+    seen: Bool[np.ndarray, " 2"],
+) -> HeadFit:
+    """Put the ears where they belong, and bring the outline back to the matte where they were closed over."""
+    fit = with_ears(fit, head, seen)
+    patch = Patch.of(head.dense_faces.numpy(), outline_mask(head, seen))
+    overlap = silhouette_iou(fit, head, matte)
+    for _ in range(EAR_ROUNDS):
+        clip = Clip.of(tracking, fit, head)
+        _, posed = clip.pose(np.array([fit.frame]), patch, fit.frame_offset[patch.vertices][None])
+        better = replace(fit, static_offset=refined_offset(fit, head, [matte], posed, config).astype(np.float32))
+        better = smoothed_ears(better, head, seen)
+        after = silhouette_iou(better, head, matte)
+        if after <= overlap:
+            break
+        fit, overlap = better, after
+    return fit
 
 
 def refined_offset(

@@ -1,0 +1,263 @@
+"""What one photo does not show of a head: the skull behind, the hair over it, and ears that are bare or covered."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float32, Int64, UInt8
+from scipy.sparse.linalg import splu
+
+from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit
+from expportrait_cli.fitting.classes import APART, CROWN_M, Gaussian, lab_colours, smoothstep
+from expportrait_cli.fitting.clip import dynamic_mask, ear_vertices, plain_skin
+from expportrait_cli.fitting.silhouette import graph_laplacian
+from expportrait_cli.geometry.mesh import grown, vertex_normals
+from expportrait_cli.geometry.rotations import from_turns
+from expportrait_cli.head import HeadModel, dense
+from expportrait_cli.head.fitted import fitted_mesh, neutral_mesh
+from expportrait_cli.head.model import HEAD
+
+SHORTER = 0.08
+"""Share of its depth behind the ears that the model's skull is too long: its cephalic index is 0.74, people's 0.78."""
+BACK_SHARE, BACK_LIMIT_M = 0.7, 0.02
+"""Thickness of hair behind, as a share of the lesser of what the outline shows on top and at the sides; its limit."""
+TURN_DEG = (15.0, 30.0)
+"""Turns of a photo between which its far side is seen more and more, and hair behind is believed in full."""
+AWAY = (-0.1, 0.5)
+"""Cosines between a normal and the view, away from the camera, between which the prior takes over from the outline."""
+EAR_BOX_M = np.array([[0.055, -0.05, -0.05], [np.inf, 0.038, 0.03]])
+"""Lowest and highest |x|, y, z of the ears in the template; the origin of the head frame lies between them."""
+EAR_STANDS_M = 0.0075
+"""Height over the skin around it from which a vertex belongs to an ear."""
+ROOT_RINGS = 3
+"""Rings of triangles around an ear that go with it when the skin closes over it."""
+HELD_RINGS = 4
+"""Rings over which what is held around an ear fades out."""
+CREASE_STEPS, SMOOTH_STEPS = 25, 6
+"""Steps of relaxation after an ear was closed over, and after each descent on the outline."""
+BEYOND_M = 0.01
+"""How far the person goes on beyond an ear that hair covers, where the colours of hair and skin do not tell."""
+SEPARATED, FEW_PX = 0.5, 60
+"""Least difference of what the colours of skin and hair score on themselves, and fewest pixels of an ear, for colours
+to decide whether it is covered."""
+
+
+def scalp(head: HeadModel) -> Bool[np.ndarray, " V"]:
+    """Skin that moves with the skull alone, off the face."""
+    return ((head.skinning[:, HEAD] > 0.9) & (head.facial_mask < 0.1) & head.part("skin")).numpy()
+
+
+def membrane(
+    points: Float[np.ndarray, "V 3"], known: Bool[np.ndarray, " V"], faces: Int64[np.ndarray, "F 3"]
+) -> Float[np.ndarray, "V 3"]:
+    """Points that span the gap between the known ones with the least bending: discrete harmonic functions."""
+    free, fixed = np.flatnonzero(~known), np.flatnonzero(known)
+    rows = graph_laplacian(faces, len(points)).tocsr()[free]
+    result = np.array(points, np.float64)
+    result[free] = splu(rows[:, free].tocsc()).solve(-rows[:, fixed] @ result[fixed])
+    return result
+
+
+def ears(head: HeadModel) -> Bool[np.ndarray, " V"]:
+    """The ears alone: what stands off a membrane over the region around them."""
+    template, faces = dense(head, head.template).numpy().astype(np.float64), head.dense_faces.numpy()
+    place = np.c_[np.abs(template[:, 0]), template[:, 1:]]
+    near = head.part("skin").numpy() & ((place > EAR_BOX_M[0]) & (place < EAR_BOX_M[1] + [0, 0.012, 0])).all(1)
+    stands = np.linalg.norm(template - membrane(template, ~near, faces), axis=1)
+    is_ear = (stands > EAR_STANDS_M) | (ear_vertices(head) & (stands > 0.8 * EAR_STANDS_M))
+    return near & is_ear & (place[:, 1] < EAR_BOX_M[1, 1])
+
+
+def faded(chosen: Bool[np.ndarray, " V"], faces: Int64[np.ndarray, "F 3"], *, rings: int) -> Float[np.ndarray, " V"]:
+    """1 on the chosen vertices, falling to 0 over so many rings of triangles."""
+    share = chosen.astype(np.float64)
+    count = np.maximum(np.bincount(faces.ravel(), minlength=len(share)), 1)
+    for _ in range(rings):
+        around = np.bincount(faces.ravel(), np.repeat(share[faces].mean(1), 3), len(share)) / count
+        share = np.maximum(chosen, around)
+    return share
+
+
+def ears_seen(
+    fit: HeadFit,
+    head: HeadModel,
+    image: UInt8[np.ndarray, "S S 3"],
+    matte: Float32[np.ndarray, "S S"],
+    draw: Callable[[Float32[np.ndarray, "V 3"]], Int64[np.ndarray, "S S"]],
+) -> Bool[np.ndarray, " 2"]:
+    """Whether the photo shows the person's left and right ear bare; hair or cloth covers it otherwise.
+
+    Colours of the side's cheek and of the hair decide where they differ, else how far the person goes on beyond the
+    ear. An ear that the photo does not show counts as bare.
+    """
+    view = _View.of(fit, head, image, matte, draw)
+    return np.array([view.shows_ear(side) for side in (1, -1)])
+
+
+@dataclass(frozen=True)
+class _View:
+    """The bare head over its photo."""
+
+    head: HeadModel
+    verts: Float32[np.ndarray, "V 3"]
+    template: Float32[np.ndarray, "V 3"]
+    drawn: Int64[np.ndarray, "S S"]
+    lab: Float32[np.ndarray, "S S 3"]
+    matte: Float32[np.ndarray, "S S"]
+    focal_px: float
+    depth_m: float
+
+    @classmethod
+    def of(cls, fit, head, image, matte, draw) -> "_View":
+        verts = fitted_mesh(replace(fit, static_offset=np.zeros_like(fit.static_offset)), head)
+        template = dense(head, head.template).numpy()
+        return cls(head, verts, template, draw(verts), lab_colours(image), matte, fit.focal_px, fit.translation[2])
+
+    def where(self, chosen: Bool[np.ndarray, " V"]) -> Bool[np.ndarray, "S S"]:
+        """Pixels that show chosen vertices."""
+        return (self.drawn >= 0) & chosen[np.maximum(self.drawn, 0)]
+
+    def columns(self, chosen: Bool[np.ndarray, " V"]) -> Float[np.ndarray, "P 2"]:
+        """Where chosen vertices lie, px."""
+        points = self.verts[chosen]
+        return points[:, :2] / points[:, 2:] * self.focal_px + CROP_SIZE / 2
+
+    def shows_ear(self, side: int) -> bool:
+        """One ear: `side` is 1 for the person's left, which has positive x."""
+        own = ear_vertices(self.head) & (side * self.template[:, 0] > 0)
+        ear, points = self.where(own), self.columns(own)
+        outward = np.sign(points[:, 0].mean() - self.columns(plain_skin(self.head))[:, 0].mean())
+        rim = outward * np.percentile(outward * points[:, 0], 98)
+        top, bottom = np.clip(np.percentile(points[:, 1], [10, 90]).astype(int), 0, CROP_SIZE - 1)
+        beyond = self._beyond(outward, rim, top, bottom)
+        hair = self._crown()
+        if beyond > BEYOND_M:
+            rows, columns = np.arange(CROP_SIZE)[:, None], np.arange(CROP_SIZE)
+            level = (rows >= top - 0.3 * (bottom - top)) & (rows <= bottom)
+            hair |= (self.matte > 0.9) & (outward * (columns - rim) > 3) & level & (self.drawn < 0)
+        x, y, _ = self.template.T
+        face = self.where(plain_skin(self.head))
+        cheek = face & self.where((side * x > 0.03) & (y < 0.03) & (y > -0.05))
+        cheek = cheek if cheek.sum() >= 150 else face
+        if ear.sum() >= FEW_PX and hair.sum() > 100 and cheek.sum() > 50:
+            is_skin = self._is_skin(ear, cheek, hair)
+            if is_skin is not None:
+                return is_skin
+        return beyond < BEYOND_M
+
+    def _beyond(self, outward: float, rim: float, top: int, bottom: int) -> float:
+        """How far the person goes on beyond the ear, m."""
+        steps = []
+        for row in range(top, bottom):
+            inside = np.flatnonzero(self.matte[row] > 0.5)
+            if len(inside):
+                steps.append(outward * ((inside.max() if outward > 0 else inside.min()) - rim))
+        return float(np.median(steps)) * self.depth_m / self.focal_px if steps else 0.0
+
+    def _crown(self) -> Bool[np.ndarray, "S S"]:
+        """Hair on top: on the crown, and above the head as far as it goes down by 10 cm."""
+        drawn = self.drawn >= 0
+        top = np.nonzero(drawn)[0].min() + 0.10 / self.depth_m * self.focal_px
+        above = ~drawn & (np.arange(CROP_SIZE)[:, None] < top)
+        return (self.where(scalp(self.head) & (self.template[:, 1] > CROWN_M)) | above) & (self.matte > 0.9)
+
+    def _is_skin(self, ear, cheek, hair) -> bool | None:
+        """Whether the ear has the colours of the cheek and not of hair; None where these do not differ."""
+        skin_colours, hair_colours = Gaussian.of(self.lab[cheek]), Gaussian.of(self.lab[hair])
+
+        def share(where):
+            odds = skin_colours.score(self.lab[where]) - hair_colours.score(self.lab[where])
+            return (1 / (1 + np.exp(-np.clip(odds, -30, 30)))).mean()
+
+        high, low = share(cheek), share(hair)
+        if high - low < SEPARATED or skin_colours.distance(hair_colours) < APART:
+            return None
+        return bool((share(ear) - low) / (high - low) > 0.5)
+
+
+def behind(offset: Float[np.ndarray, "V 3"], fit: HeadFit, head: HeadModel) -> Float[np.ndarray, "V 3"]:
+    """The static offset with what faces away from the camera by a prior: a skull of usual depth, and hair over it.
+
+    An outline seen from the front says nothing of what lies behind it. The side of a photo that is turned itself is
+    seen, and believed further back.
+    """
+    verts = _bare(fit, head)
+    normals = vertex_normals(torch.from_numpy(verts), head.dense_faces).numpy()
+    skull, away = scalp(head), (normals @ from_turns(fit.rotation).T)[:, 2]
+    height = (offset * normals).sum(1)
+    rim = skull & (np.abs(away) < 0.3) & (verts[:, 1] > 0.04)
+    sides, top = (height[rim & chosen] for chosen in (normals[:, 1] < 0.5, normals[:, 1] > 0.75))
+    at_side = float(np.median(sides)) if len(sides) > 10 else 0.0
+    on_top = float(np.median(top)) if len(top) > 10 else at_side
+    turned = float(np.clip((abs(np.degrees(fit.rotation[1])) - TURN_DEG[0]) / (TURN_DEG[1] - TURN_DEG[0]), 0, 1))
+    share, limit = BACK_SHARE + 0.4 * turned, BACK_LIMIT_M * (1 + 0.5 * turned)
+    thickness = float(np.clip(share * min(at_side, on_top), 0, limit))
+    wanted = normals * thickness
+    wanted[:, 2] += SHORTER * np.maximum(-verts[:, 2], 0)
+    weight = smoothstep(away, *AWAY) * skull * smoothstep(verts[:, 1], -0.05, 0.0)
+    return offset + weight[:, None] * (wanted - offset)
+
+
+def relaxed(
+    points: Float[np.ndarray, "V 3"], weight: Float[np.ndarray, " V"], faces: Int64[np.ndarray, "F 3"], steps: int
+) -> Float[np.ndarray, "V 3"]:
+    """Points moved towards the mean of the triangles around them, by `weight` 0..1 in each step."""
+    count = np.maximum(np.bincount(faces.ravel(), minlength=len(points)), 1)[:, None]
+    for _ in range(steps):
+        centres = points[faces].mean(1)
+        around = np.stack([np.bincount(faces.ravel(), np.repeat(c, 3), len(points)) for c in centres.T], -1) / count
+        points = points + weight[:, None] * (around - points)
+    return points
+
+
+def sides(head: HeadModel) -> tuple[Bool[np.ndarray, " V"], Bool[np.ndarray, " V"]]:
+    """The person's left and right ear."""
+    x, both = dense(head, head.template)[:, 0].numpy(), ears(head)
+    return both & (x > 0), both & (x < 0)
+
+
+def with_ears(fit: HeadFit, head: HeadModel, seen: Bool[np.ndarray, " 2"]) -> HeadFit:
+    """Put ears where they belong: a bare one as the head model has it, of a covered one the skin is closed over it."""
+    faces, bare = head.dense_faces.numpy(), _bare(fit, head)
+    offset = fit.static_offset.astype(np.float64)
+    for ear, is_seen in zip(sides(head), seen, strict=True):
+        if is_seen:
+            offset = offset * (1 - faded(grown(ear, faces), faces, rings=HELD_RINGS))[:, None]
+        else:
+            zone = grown(ear, faces, rings=ROOT_RINGS)
+            spanned = membrane(bare + offset, ~zone, faces)
+            # The rim of a membrane is a crease.
+            wide = grown(zone, faces, rings=ROOT_RINGS).astype(np.float64)
+            offset = relaxed(spanned, wide, faces, CREASE_STEPS) - bare
+    return replace(fit, static_offset=offset.astype(np.float32))
+
+
+def smoothed_ears(fit: HeadFit, head: HeadModel, seen: Bool[np.ndarray, " 2"]) -> HeadFit:
+    """Keep the skin over covered ears smooth while the outline moves it.
+
+    A membrane gathers the many vertices of an ear in one spot, which descents leave behind as a pit.
+    """
+    faces, bare = head.dense_faces.numpy(), _bare(fit, head)
+    offset = fit.static_offset.astype(np.float64)
+    for ear, is_seen in zip(sides(head), seen, strict=True):
+        if not is_seen:
+            around = faded(grown(ear, faces, rings=ROOT_RINGS + 2), faces, rings=HELD_RINGS)
+            offset = relaxed(membrane(bare + offset, ~ear, faces), around, faces, SMOOTH_STEPS) - bare
+    return replace(fit, static_offset=offset.astype(np.float32))
+
+
+def _bare(fit: HeadFit, head: HeadModel) -> Float[np.ndarray, "V 3"]:
+    """The neutral head without static offsets."""
+    return neutral_mesh(replace(fit, static_offset=np.zeros_like(fit.static_offset)), head).numpy().astype(np.float64)
+
+
+def outline_mask(head: HeadModel, seen: Bool[np.ndarray, " 2"]) -> Float32[np.ndarray, " V"]:
+    """Where the outline may move the head once its ears are settled: not the face, not bare ears; over covered ones."""
+    faces, x = head.dense_faces.numpy(), dense(head, head.template)[:, 0].numpy()
+    face, held, all_ears = dynamic_mask(head).astype(np.float64), np.zeros(len(x)), ears(head)
+    for own, is_seen in zip((all_ears & (x > 0), all_ears & (x < 0)), seen, strict=True):
+        if is_seen:
+            held = np.maximum(held, faded(grown(own, faces), faces, rings=4))
+        else:
+    return ((1 - face) * head.part("skin").numpy() * (1 - held)).astype(np.float32)

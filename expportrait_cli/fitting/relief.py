@@ -1,0 +1,111 @@
+"""Fine static detail read from one photo: strands, hairline, brows, wrinkles and collars as heights over the mesh.
+
+Shades of a picture are taken for depth, "dark is deep", as in Beeler et al. 2010 (mesoscopic augmentation): a band of
+the logarithm of brightness becomes a height. Tilts are plausible, not metric. What colours and edges explain is left out: strong
+steps of albedo stay in the base of an edge-preserving filter, and what changes hue with brightness is paint.
+"""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from jaxtyping import Float, Float32, UInt8
+
+from expportrait_cli.fitting.classes import smoothstep
+
+GAMMA = 2.2
+SKIN, HAIR, CLOTHES = range(3)
+
+
+@dataclass(frozen=True)
+class Band:
+    """Which part of the brightness of a class is relief."""
+
+    gain_mm: float
+    """Height of one unit of the logarithm of linear brightness, mm."""
+    limit_mm: float
+    fine_mm: float
+    """Details below this are blurred away."""
+    coarse_mm: float
+    """Radius of the edge-preserving filter: what is wider is shape or light."""
+    step: float
+    """Steps of log brightness above which an edge is albedo and stays in the base."""
+
+
+BANDS = (Band(1.2, 0.5, 0.35, 6.0, 0.30), Band(3.0, 1.5, 0.30, 6.0, 0.54), Band(3.0, 4.0, 1.2, 22.0, 0.36))
+"""Of skin, hair and clothes."""
+COARSEST_MM = 15.0
+"""What is wider than this is the mesh's."""
+STRAND_MM = 2.5
+"""Half the length along which a strand of hair is averaged, and the scale of its direction."""
+HUE, HUE_MM = 6.0, (0.7, 4.0)
+"""Change of a and b (CIE Lab, 0..255) at which a mark on the skin is paint by half, and the band it is looked for in."""
+HAIR_LIES_MM, CLOTHES_LIE_MM = 3.0, 2.0
+"""How much higher than the skin hair and clothes lie."""
+SOFT_MM = (1.5, 1.2, 1.8)
+"""Blur of the border of hair, twice, and of clothes."""
+
+
+def relief_heights(
+    image: UInt8[np.ndarray, "S S 3"], classes: Float32[np.ndarray, "S S 3"], *, px_per_mm: float
+) -> Float32[np.ndarray, "S S"]:
+    """Heights over the smooth surface, mm, of a photo's skin, hair and clothes (`classes`, shares of each pixel)."""
+
+    def px(length_mm: float) -> float:
+        return max(length_mm * px_per_mm, 0.6)
+
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
+    log_light = (GAMMA * np.log((grey + 6) / 255)).astype(np.float32)
+
+    def band(of: Band) -> Float32[np.ndarray, "S S"]:
+        base = cv2.ximgproc.guidedFilter(log_light, log_light, max(round(px(of.coarse_mm)), 2), of.step**2)
+        return _blurred(log_light - base, px(of.fine_mm))
+
+    skin, hair, clothes = (band(each) for each in BANDS)
+    hair = along_strands(hair, px(STRAND_MM))
+    lab = cv2.cvtColor(image, cv2.COLOR_RGB2LAB).astype(np.float32)
+    hue = sum(np.abs(lab[..., c] - _blurred(lab[..., c], px(HUE_MM[1]))) for c in (1, 2))
+    skin = skin / (1 + (_blurred(np.asarray(hue, np.float32), px(HUE_MM[0])) / HUE) ** 2)
+    heights = sum(
+        share * _limited(each.gain_mm * signal, each.limit_mm)
+        for share, each, signal in zip(np.moveaxis(classes, -1, 0), BANDS, (skin, hair, clothes), strict=True)
+    )
+    heights = np.asarray(heights, np.float32) + _layers(classes, px)
+    matte = classes.sum(-1)
+    wide = px(COARSEST_MM)
+    heights -= _blurred(heights * matte, wide) / np.maximum(_blurred(matte, wide), 0.01)
+    inner = _blurred(cv2.erode(matte, np.ones((3, 3), np.uint8)), 1.0)
+    return (heights * inner).astype(np.float32)
+
+
+def _layers(classes: Float32[np.ndarray, "S S 3"], px) -> Float32[np.ndarray, "S S"]:
+    """Hair and clothes lie on the skin: a soft step at their border, mm."""
+    over = _blurred(_blurred(classes[..., HAIR], px(SOFT_MM[0])), px(SOFT_MM[1]))
+    # Single pixels of the colour of hair are not hair.
+    large = np.clip(2 * _blurred(classes[..., HAIR], px(6.0)), 0, 1)
+    return HAIR_LIES_MM * over * large + CLOTHES_LIE_MM * _blurred(classes[..., CLOTHES], px(SOFT_MM[2]))
+
+
+def along_strands(signal: Float32[np.ndarray, "S S"], reach_px: float) -> Float32[np.ndarray, "S S"]:
+    """Average along the direction in which a picture changes least, as far as it has one (structure tensor)."""
+    dx, dy = cv2.Sobel(signal, cv2.CV_32F, 1, 0), cv2.Sobel(signal, cv2.CV_32F, 0, 1)
+    xx, xy, yy = (_blurred(product, reach_px) for product in (dx * dx, dx * dy, dy * dy))
+    across = 0.5 * np.arctan2(2 * xy, xx - yy)
+    coherence = np.clip(1.5 * np.sqrt((xx - yy) ** 2 + 4 * xy**2) / (xx + yy + 1e-6), 0, 1)
+    y, x = np.mgrid[: len(signal), : len(signal)].astype(np.float32)
+    steps = np.linspace(-reach_px, reach_px, 9, dtype=np.float32)
+    along_x, along_y = (-np.sin(across)).astype(np.float32), np.cos(across).astype(np.float32)
+    lines = [
+        cv2.remap(signal, x + s * along_x, y + s * along_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        for s in steps
+    ]
+    mean = np.mean(lines, axis=0)
+    return (mean * coherence + 0.25 * signal * (1 - coherence)).astype(np.float32)
+
+
+def _blurred(values: Float32[np.ndarray, "H W"], sigma_px: float) -> Float32[np.ndarray, "H W"]:
+    return cv2.GaussianBlur(values, (0, 0), sigma_px)
+
+
+def _limited(values: Float32[np.ndarray, "H W"], limit: float) -> Float32[np.ndarray, "H W"]:
+    return limit * np.tanh(values / limit)
