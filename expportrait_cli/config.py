@@ -93,6 +93,8 @@ class FitConfig:
     """What folds are read from: auto is the best network that is installed, otherwise shading for clips."""
     recenter: Recenter = "neutral"
     """Mean over a clip's frames that counts as the person's own shape: of its neutral frames, or of all."""
+    detail: bool = True
+    """Read strands of hair, hairline, wrinkles and folds of clothes from the photo, for the normal maps."""
     rounds: int = 8
     """Rounds of the silhouette fit."""
     iterations: int = 25
@@ -136,6 +138,8 @@ class RenderConfig:
     """Side of the square crop, px: 256, 512 or 768."""
     antialias: bool = True
     """Smooth the silhouette's edge."""
+    detail: bool = True
+    """Show the fine static detail of the head: strands of hair, wrinkles, folds of clothes."""
 
 
 @dataclass(frozen=True)

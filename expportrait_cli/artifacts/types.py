@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-from jaxtyping import Float16, Float32, Int64, UInt8
+from jaxtyping import Bool, Float16, Float32, Int64, UInt8
 
 CROP_SIZE = 512
 
@@ -72,11 +72,23 @@ class Tracking:
 
 
 @dataclass(frozen=True)
+class Relief:
+    """Static detail finer than the mesh, as heights over it in the photo that they were read from."""
+
+    heights: Float16[np.ndarray, "R R"]
+    """Height over the mesh along its normals, m, in the photo's crop scaled to R px; no pixels where there is none."""
+    places: Float32[np.ndarray, "V 2"]
+    """Where each dense vertex lies in `heights`, in crop px (x, y)."""
+    seen: Float16[np.ndarray, " V"]
+    """How far the photo shows each vertex, 0..1: detail fades out towards what it does not show."""
+
+
+@dataclass(frozen=True)
 class HeadFit:
     """A person's head fitted to a photo: identity, static offset, and the photo's own pose and expression."""
 
     KIND: ClassVar[str] = "head"
-    VERSION: ClassVar[int] = 3
+    VERSION: ClassVar[int] = 4
 
     source: str
     """Absolute path of the photo, or clip, that textures come from."""
@@ -108,6 +120,14 @@ class HeadFit:
     frame_offset: Float32[np.ndarray, "V 3"]
     """Delta f of the photo: what the landmarks and folds say beyond identity and expression, canonical, m. Eyes and
     teeth follow it as stiff pieces; else zero off the face."""
+    relief: Float16[np.ndarray, "R R"]
+    """`Relief.heights` of the photo; no pixels in a draft."""
+    relief_seen: Float16[np.ndarray, " V"]
+    """`Relief.seen` of each dense vertex."""
+    classes: UInt8[np.ndarray, "S S 3"]
+    """Share (0..255) of skin, hair and clothes in each pixel of the photo's crop; the rest is background."""
+    ears_seen: Bool[np.ndarray, " 2"]
+    """Whether the photo shows the person's left and right ear bare; hair or cloth covers it otherwise."""
     silhouette_iou: float
     """Overlap of the posed head and the matte inside the crop."""
     dynamic_vertices: Int64[np.ndarray, " P"]

@@ -169,6 +169,7 @@ def sharpened(
         head_model=mesh.head.name,
         static_offset=static,
         frame_offset=mesh.lifted(fit.frame_offset),
+        relief_seen=np.zeros(len(static), np.float16),
     )
     clip = FineClip.of(tracking, fine, mesh, below, moving, config)
     seen = evidence(clip.clip, clip.patch, clip.smooth(np.arange(len(moving.smooth))))

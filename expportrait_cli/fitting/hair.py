@@ -254,10 +254,11 @@ def _bare(fit: HeadFit, head: HeadModel) -> Float[np.ndarray, "V 3"]:
 
 def outline_mask(head: HeadModel, seen: Bool[np.ndarray, " 2"]) -> Float32[np.ndarray, " V"]:
     """Where the outline may move the head once its ears are settled: not the face, not bare ears; over covered ones."""
-    faces, x = head.dense_faces.numpy(), dense(head, head.template)[:, 0].numpy()
-    face, held, all_ears = dynamic_mask(head).astype(np.float64), np.zeros(len(x)), ears(head)
-    for own, is_seen in zip((all_ears & (x > 0), all_ears & (x < 0)), seen, strict=True):
+    faces, face = head.dense_faces.numpy(), dynamic_mask(head).astype(np.float64)
+    held = np.zeros(len(face))
+    for ear, is_seen in zip(sides(head), seen, strict=True):
         if is_seen:
-            held = np.maximum(held, faded(grown(own, faces), faces, rings=4))
+            held = np.maximum(held, faded(grown(ear, faces), faces, rings=HELD_RINGS))
         else:
+            face = face * (1 - faded(grown(ear, faces, rings=ROOT_RINGS), faces, rings=3))
     return ((1 - face) * head.part("skin").numpy() * (1 - held)).astype(np.float32)

@@ -5,13 +5,22 @@ the logarithm of brightness becomes a height. Tilts are plausible, not metric. W
 steps of albedo stay in the base of an edge-preserving filter, and what changes hue with brightness is paint.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
-from jaxtyping import Float, Float32, UInt8
+import torch
+from jaxtyping import Float16, Float32, UInt8
 
-from expportrait_cli.fitting.classes import smoothstep
+from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit
+from expportrait_cli.detect.crop import Crop, crop_image
+from expportrait_cli.fitting.classes import pixel_classes, smoothstep
+from expportrait_cli.fitting.static import draw_vertices
+from expportrait_cli.geometry.camera import Camera
+from expportrait_cli.geometry.mesh import vertex_normals
+from expportrait_cli.head import HeadModel
+from expportrait_cli.head.fitted import fitted_mesh
+from expportrait_cli.render.buffers import render_buffers
 
 GAMMA = 2.2
 SKIN, HAIR, CLOTHES = range(3)
@@ -44,6 +53,55 @@ HAIR_LIES_MM, CLOTHES_LIE_MM = 3.0, 2.0
 """How much higher than the skin hair and clothes lie."""
 SOFT_MM = (1.5, 1.2, 1.8)
 """Blur of the border of hair, twice, and of clothes."""
+
+
+LARGEST = 1024
+"""Side of the largest relief, px: photos of more show pores, which no normal map of a film holds."""
+FACING = (0.08, 0.33)
+"""Cosines between a vertex's normal and the view between which the photo is believed to show it."""
+BEHIND_M = 0.006
+"""How far a vertex may lie behind what is drawn in its pixel and still count as seen."""
+
+
+def with_detail(
+    fit: HeadFit, head: HeadModel, photo: UInt8[np.ndarray, "H W 3"], matte: Float32[np.ndarray, "S S"]
+) -> HeadFit:
+    """Read classes of pixels and the fine static detail of a fitted head from its photo.
+
+    `photo` is the whole picture, `matte` that of its crop at `CROP_SIZE`.
+    """
+    crop, verts = Crop(*map(float, fit.crop)), fitted_mesh(fit, head)
+    drawn = draw_vertices(verts, head, fit.focal_px, size=CROP_SIZE)
+    classes = pixel_classes(crop_image(photo, crop, CROP_SIZE), matte, drawn, head)
+    side = int(np.clip(round(crop.side / CROP_SIZE) * CROP_SIZE, CROP_SIZE, LARGEST))
+    shares = classes if side == CROP_SIZE else cv2.resize(classes, (side, side), interpolation=cv2.INTER_LINEAR)
+    px_per_mm = fit.focal_px / (1000 * float(fit.translation[2])) * side / CROP_SIZE
+    heights_mm = relief_heights(crop_image(photo, crop, side), shares, px_per_mm=px_per_mm)
+    return replace(
+        fit,
+        relief=(heights_mm / 1000).astype(np.float16),
+        relief_seen=shown(verts, head, matte, fit.focal_px),
+        classes=np.rint(255 * classes).astype(np.uint8),
+    )
+
+
+def shown(
+    verts: Float32[np.ndarray, "V 3"], head: HeadModel, matte: Float32[np.ndarray, "S S"], focal_px: float
+) -> Float16[np.ndarray, " V"]:
+    """How far a photo shows each vertex of skin, hair and clothes, 0..1: it faces the camera and nothing hides it."""
+    points, faces = torch.from_numpy(verts), head.dense_faces
+    camera = Camera.of_crop(focal_px, CROP_SIZE, CROP_SIZE)
+    with torch.no_grad():
+        depth = render_buffers(points[None], faces.int(), camera, antialias=False).depth[0].numpy()
+        away = (vertex_normals(points, faces) * points).sum(-1) / points.norm(dim=-1)
+        place = camera.project(points).numpy()
+    # The farthest of the pixels around: an outline must not hide its own vertices.
+    front = cv2.dilate(depth, np.ones((3, 3), np.uint8))
+    x, y = np.clip(place.astype(int), 0, CROP_SIZE - 1).T
+    is_front = verts[:, 2] < front[y, x] + BEHIND_M
+    inside = ((place >= 0) & (place < CROP_SIZE)).all(1) & head.part("skin").numpy()
+    facing = smoothstep(-away.numpy(), *FACING)
+    return (facing * is_front * inside * matte[y, x]).astype(np.float16)
 
 
 def relief_heights(

@@ -37,6 +37,7 @@ from expportrait_cli.fitting.parametric import (
     with_identity,
 )
 from expportrait_cli.fitting.patch import Patch
+from expportrait_cli.fitting.relief import with_detail
 from expportrait_cli.fitting.static import (
     KeyFrames,
     draw_vertices,
@@ -85,7 +86,8 @@ def fit(
     start = replace(_blank(tracking, head), identity_from=identity_from)
     # Landmarks first: the outline is compared with a face that lies where it is seen.
     start = replace(start, frame_offset=_landmark_offset(start, head))
-    image = crop_image(read_frame(tracking.source, start.frame), Crop(*map(float, tracking.crop)), CROP_SIZE)
+    photo = read_frame(tracking.source, start.frame)
+    image = crop_image(photo, Crop(*map(float, tracking.crop)), CROP_SIZE)
     matte = Matte().matte(image)
     if known is not None:
         # A finer mesh begins with the vertices of the plain one.
@@ -97,11 +99,11 @@ def fit(
         seen = ears_seen(
             start, head, image, matte, lambda verts: draw_vertices(verts, head, start.focal_px, size=CROP_SIZE)
         )
-        start = settled_ears(start, head, matte, tracking, config, seen)
+        start = settled_ears(replace(start, ears_seen=seen), head, matte, tracking, config)
     done = _with_dynamic(start, tracking, head, config, progress, network=network, known=known)
-    return replace(
-        done, silhouette_iou=silhouette_iou(done, head if done.head_model == head.name else finer(head).head, matte)
-    )
+    own = head if done.head_model == head.name else finer(head).head
+    done = replace(done, silhouette_iou=silhouette_iou(done, own, matte))
+    return with_detail(done, own, photo, matte) if config.detail and config.quality != "draft" else done
 
 
 def _warn(own: Tracking, tracking: Tracking, config: FitConfig, known: HeadFit | None) -> None:
@@ -162,6 +164,10 @@ def _blank(tracking: Tracking, head: HeadModel) -> HeadFit:
         torso_rotation=torso_turns(tracking)[frame],
         static_offset=zero,
         frame_offset=zero,
+        relief=np.zeros((0, 0), np.float16),
+        relief_seen=np.zeros(len(zero), np.float16),
+        classes=np.zeros((0, 0, 3), np.uint8),
+        ears_seen=np.ones(2, bool),
         silhouette_iou=0.0,
         dynamic_vertices=np.zeros(0, np.int64),
         dynamic_offset=np.zeros((0, 0, 3), np.float16),

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import scipy.sparse as sp
 import torch
-from jaxtyping import Bool, Float, Float32
+from jaxtyping import Float, Float32
 from torch import Tensor
 
 from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit, Tracking
@@ -131,9 +131,9 @@ def settled_ears(
     matte: Float32[np.ndarray, "S S"],
     tracking: Tracking,
     config: FitConfig,
-    seen: Bool[np.ndarray, " 2"],
 ) -> HeadFit:
     """Put the ears where they belong, and bring the outline back to the matte where they were closed over."""
+    seen = fit.ears_seen
     fit = with_ears(fit, head, seen)
     patch = Patch.of(head.dense_faces.numpy(), outline_mask(head, seen))
     overlap = silhouette_iou(fit, head, matte)

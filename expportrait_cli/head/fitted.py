@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
-from expportrait_cli.artifacts.types import Curves, HeadFit
+from expportrait_cli.artifacts.types import CROP_SIZE, Curves, HeadFit, Relief
 from expportrait_cli.geometry.rotations import from_turns, logarithm, rodrigues
 from expportrait_cli.head.model import JAW, NECK, HeadModel, HeadPose, bones, coarse, dense, joints, pose
 
@@ -81,6 +81,13 @@ def fitted_mesh(fit: HeadFit, head: HeadModel) -> Float32[np.ndarray, "V 3"]:
     """Dense vertices of the photo's own pose and expression, crop camera, m (Eq. 1 to 4)."""
     placed = pose_of(fit, neck_in_camera(fit, head))
     return pose(head, canonical_mesh(fit, head, fit), person_joints(fit, head), placed).numpy()
+
+
+def relief_of(fit: HeadFit, head: HeadModel) -> Relief:
+    """Static detail of the photo and where it lies on the mesh: each vertex keeps the pixel that shows it there."""
+    verts = fitted_mesh(fit, head)
+    places = verts[:, :2] / verts[:, 2:] * fit.focal_px + CROP_SIZE / 2
+    return Relief(fit.relief, places.astype(np.float32), fit.relief_seen)
 
 
 def posed_meshes(

@@ -4,14 +4,18 @@
 that was trained with another one fails without a word.
 """
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float32, Int, Int64, UInt8
 from torch import Tensor
 
+from expportrait_cli.artifacts.types import CROP_SIZE, Relief
 from expportrait_cli.geometry import mesh
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.geometry.mesh import Edges
@@ -167,6 +171,77 @@ class Buffers:
     """Covered share of the pixel."""
 
 
+@dataclass(frozen=True)
+class Bump:
+    """Static detail finer than the mesh, as it bends normals: bump mapping in screen space (Blinn 1978, Mikkelsen
+    2010)."""
+
+    heights: Float32[Tensor, "1 1 R R"]
+    """Height over the mesh along its normals, m."""
+    carried: Float32[Tensor, "V 3"]
+    """Of each vertex: where it lies in `heights` (x and y, -1..1), and how far its detail is known, 0..1."""
+
+    @classmethod
+    def of(cls, relief: Relief, *, scale: float, device: torch.device | str | None = None) -> "Bump | None":
+        """Prepare a relief for a picture in which a px of the crop is `scale` px wide; None where there is none.
+
+        Details below a pixel are blurred away.
+        """
+        side = len(relief.heights)
+        if not side:
+            return None
+        heights, shrink = relief.heights.astype(np.float32), side / CROP_SIZE / scale
+        if shrink > 1:
+            heights = cv2.GaussianBlur(heights, (0, 0), 0.5 * math.sqrt(shrink**2 - 1))
+        carried = np.c_[relief.places * (2 / CROP_SIZE) - 1, relief.seen].astype(np.float32)
+        return cls(torch.from_numpy(heights)[None, None].to(device), torch.from_numpy(carried).to(device))
+
+    def bent(
+        self,
+        normals: Float32[Tensor, "n H W 3"],
+        carried: Float32[Tensor, "n H W 3"],
+        depth: Float32[Tensor, "n H W"],
+        focal_px: float,
+    ) -> Float32[Tensor, "n H W 3"]:
+        """Bend normals of normal maps; `carried` is `Bump.carried` drawn in the same pixels.
+
+        Over a step in depth, where two surfaces meet in the picture, and at grazing angles the mesh's stays.
+        """
+        places = carried[..., :2]
+        height = F.grid_sample(
+            self.heights.expand(len(normals), -1, -1, -1), places, align_corners=False, padding_mode="border"
+        )[:, 0]
+        covered = depth > 0
+        # What differs from the neighbours by more than a steep slope of one pixel's width belongs to another surface.
+        pixel_m = depth / focal_px
+        slopes = []
+        for axis in (2, 1):
+            before, after = (_shifted(height, axis, step) for step in (1, -1))
+            near, far = (_shifted(depth, axis, step) for step in (1, -1))
+            is_one = (near > 0) & (far > 0) & ((far - near).abs() < STEEPEST * 2 * pixel_m) & covered
+            slopes.append(torch.where(is_one, (after - before) / (2 * pixel_m).clamp(min=1e-6), 0.0))
+        gradient = torch.stack([slopes[0], -slopes[1], torch.zeros_like(slopes[0])], -1)
+        tangent = gradient - normals * (gradient * normals).sum(-1, keepdim=True)
+        length = tangent.norm(dim=-1, keepdim=True)
+        known = carried[..., 2:] * ((normals[..., 2:] - GRAZING[0]) / (GRAZING[1] - GRAZING[0])).clamp(0, 1)
+        bent = mesh.normalize(normals - known * tangent / length.clamp(min=1.0))
+        return torch.where(covered[..., None], bent, normals)
+
+
+STEEPEST = 8.0
+"""Slope of depth, across two pixels, from which two neighbours are taken for two surfaces."""
+GRAZING = (0.1, 0.45)
+"""Cosines to the viewer between which the detail of a photo fades in."""
+
+
+def _shifted(image: Float32[Tensor, "n H W"], axis: int, step: int) -> Float32[Tensor, "n H W"]:
+    """The neighbour's value; at the border the pixel's own."""
+    moved = image.roll(step, axis)
+    edge = 0 if step > 0 else image.shape[axis] - 1
+    moved.narrow(axis, edge, 1).copy_(image.narrow(axis, edge, 1))
+    return moved
+
+
 def render_buffers(
     verts_cam: Float32[Tensor, "n V 3"],
     faces: Int[Tensor, "F 3"],
@@ -175,19 +250,25 @@ def render_buffers(
     antialias: bool = True,
     edges: mesh.Edges | None = None,
     backend: Backend | None = None,
+    bump: Bump | None = None,
 ) -> Buffers:
-    """Render smooth normals, depth and mask.
+    """Render smooth normals, depth and mask; `bump` adds static detail to the normals.
 
     Differentiable in `verts_cam`: normals and depth everywhere, silhouettes only with `antialias`. A caller who
     renders one topology often passes its `edges`, which are otherwise found anew in each call.
     """
     pos = camera.clip(verts_cam)
     rast = rasterize(pos, faces, (camera.height, camera.width), backend=backend)
-    attr = torch.cat([mesh.vertex_normals(verts_cam, faces), verts_cam[..., 2:]], -1)
-    normals_cam, depth = interpolate(attr, rast, faces, backend=backend).split([3, 1], -1)
-    covered = (rast[..., 3:] > 0).to(attr.dtype)
+    columns = [mesh.vertex_normals(verts_cam, faces), verts_cam[..., 2:]]
+    if bump is not None:
+        columns.append(bump.carried.expand(len(verts_cam), -1, -1))
+    drawn = interpolate(torch.cat(columns, -1), rast, faces, backend=backend)
+    normals_cam, depth, carried = drawn[..., :3], drawn[..., 3:4], drawn[..., 4:]
+    covered = (rast[..., 3:] > 0).to(drawn.dtype)
     # Both axes that OpenCV points down and away turn round: y up, z to the viewer.
     normals = mesh.normalize(normals_cam) * normals_cam.new_tensor([1.0, -1.0, -1.0])
+    if bump is not None:
+        normals = bump.bent(normals, carried, depth[..., 0], camera.focal_px)
     image = torch.cat([normals, covered], -1)
     if antialias:
         image = blend_silhouettes(image, rast, pos, edges or mesh.edges(faces))
