@@ -15,11 +15,11 @@ from jaxtyping import Float, Float32, Int, Int64, UInt16
 
 from expportrait_cli.artifacts import npz
 from expportrait_cli.artifacts.files import atomic_path
-from expportrait_cli.artifacts.types import Curves
+from expportrait_cli.artifacts.types import Curves, Relief
 from expportrait_cli.errors import InputError
 from expportrait_cli.geometry.rotations import from_turns
 
-KIND, VERSION = "meshes", 1
+KIND, VERSION = "meshes", 2
 CHUNK = 16
 
 
@@ -41,8 +41,10 @@ class MeshesWriter:
         head_model: str,
         head_hash: str,
         made_by: Mapping[str, Any],
+        relief: Relief | None = None,
     ) -> None:
         """Say what all frames share. `focal_px` is the crop camera's; `head_hash` is that of the fitted head's file."""
+        relief = relief or Relief.none()
         self.path = Path(path)
         self._made_by = made_by
         self._shared = {
@@ -51,6 +53,7 @@ class MeshesWriter:
             "rate": np.array([rate.numerator, rate.denominator], np.int64),
             "head_model": np.array(head_model),
             "head_hash": np.array(head_hash),
+            **{f"relief_{field.name}": getattr(relief, field.name) for field in fields(Relief)},
         }
         self._poses: list[Float32[np.ndarray, "2 3"]] = []
         self._pending: list[Float32[np.ndarray, "V 3"]] = []
@@ -134,6 +137,8 @@ class Meshes:
     """Turn and translation of the head frame in the camera."""
     boxes: Float32[np.ndarray, "C 2 3"]
     """Lowest and highest corner of each chunk's box, head frame, m."""
+    relief: Relief
+    """Static detail finer than the mesh, that normal maps show."""
 
     @property
     def frame_count(self) -> int:
@@ -149,10 +154,11 @@ class Meshes:
         """
         with npz.open_archive(path) as archive:
             npz.check_header(path, npz.header_of(path, archive), KIND, VERSION)
-            names = [field.name for field in fields(Meshes) if field.name not in ("path", "curves")]
+            names = [field.name for field in fields(Meshes) if field.name not in ("path", "curves", "relief")]
             values = {name: npz.read_member(path, archive, name) for name in names}
             rows = {field.name: npz.read_member(path, archive, f"curves_{field.name}") for field in fields(Curves)}
-        curves = npz.checked(path, KIND, Curves, rows)
+            detail = {field.name: npz.read_member(path, archive, f"relief_{field.name}") for field in fields(Relief)}
+        curves, relief = npz.checked(path, KIND, Curves, rows), npz.checked(path, KIND, Relief, detail)
         arrays = {field.name: field.type for field in fields(Meshes) if field.name in ("faces", "poses", "boxes")}
         npz.check_arrays(path, KIND, values, {**arrays, "rate": Int64[np.ndarray, " 2"]})
         count = len(values["poses"])
@@ -171,6 +177,7 @@ class Meshes:
             curves=curves,
             poses=values["poses"],
             boxes=values["boxes"],
+            relief=relief,
         )
 
     def frames(self, start: int = 0, end: int | None = None) -> Iterator[Float32[np.ndarray, "V 3"]]:

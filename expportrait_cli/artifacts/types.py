@@ -82,6 +82,11 @@ class Relief:
     seen: Float16[np.ndarray, " V"]
     """How far the photo shows each vertex, 0..1: detail fades out towards what it does not show."""
 
+    @classmethod
+    def none(cls) -> "Relief":
+        """No detail."""
+        return cls(np.zeros((0, 0), np.float16), np.zeros((0, 2), np.float32), np.zeros(0, np.float16))
+
 
 @dataclass(frozen=True)
 class HeadFit:

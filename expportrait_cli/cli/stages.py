@@ -68,6 +68,7 @@ def fit(
     quality: Annotated[Quality, options.setting(FitConfig, "quality")] = FitConfig.quality,
     supervision: Annotated[Supervision, options.setting(FitConfig, "supervision")] = FitConfig.supervision,
     recenter: Annotated[Recenter, options.setting(FitConfig, "recenter")] = FitConfig.recenter,
+    detail: Annotated[bool, options.setting(FitConfig, "detail", "--detail/--no-detail")] = FitConfig.detail,
     rounds: Annotated[int, options.setting(FitConfig, "rounds", min=0)] = FitConfig.rounds,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
@@ -80,7 +81,7 @@ def fit(
     from expportrait_cli.pipeline import commands
     from expportrait_cli.pipeline.provenance import fit_quality
 
-    config = FitConfig(quality=quality, supervision=supervision, recenter=recenter, rounds=rounds)
+    config = FitConfig(quality=quality, supervision=supervision, recenter=recenter, detail=detail, rounds=rounds)
     with Display() as display:
         head_fit = commands.fit(own, path, config, driver=driver, known=head, stage=display.stage)
     options.echo(path, fit_quality(head_fit), as_json=as_json)
@@ -148,6 +149,7 @@ def render_normals(
     antialias: Annotated[
         bool, options.setting(RenderConfig, "antialias", "--antialias/--no-antialias")
     ] = RenderConfig.antialias,
+    detail: Annotated[bool, options.setting(RenderConfig, "detail", "--detail/--no-detail")] = RenderConfig.detail,
     view: Annotated[str, typer.Option(metavar="ANGLES", help="A fixed viewpoint, degrees: yaw=20,pitch=5.")] = "",
     orbit: Annotated[str, typer.Option(metavar="ANGLES", help="A camera path, degrees: yaw=-30..30.")] = "",
     depth: Annotated[bool, typer.Option("--depth/--no-depth", help="Also write depth, 16-bit.")] = False,
@@ -166,7 +168,7 @@ def render_normals(
     path = options.result(out, f"{stem(meshes)}.normals.mkv", inputs=(meshes,), suffixes=(".normals.mkv",))
     from expportrait_cli.pipeline import commands
 
-    config = RenderConfig(size=int(size), antialias=antialias)
+    config = RenderConfig(size=int(size), antialias=antialias, detail=detail)
     with Display() as display:
         film = commands.render_normals(
             meshes, path, config, view=view, orbit=orbit, depth=depth, mask=mask, preview=preview, stage=display.stage

@@ -16,10 +16,10 @@ from expportrait_cli.fitting.clip import neutral_weights, torso_turns
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.geometry.rotations import from_turns
 from expportrait_cli.head import HeadModel
-from expportrait_cli.head.fitted import person_joints, posed_meshes
+from expportrait_cli.head.fitted import person_joints, posed_meshes, relief_of
 from expportrait_cli.head.model import NECK
 from expportrait_cli.media.video import read_pictures
-from expportrait_cli.render.buffers import BACKGROUND, encode, render_buffers
+from expportrait_cli.render.buffers import BACKGROUND, Bump, encode, render_buffers
 
 
 def clip_curves(fit: HeadFit, tracking: Tracking, head: HeadModel, rows: Int64[np.ndarray, " R"]) -> Curves:
@@ -85,10 +85,12 @@ def normal_maps(
     """Normal maps of some frames, at the size of a tile."""
     camera = Camera.of_crop(tracking.focal_px, CROP_SIZE, TILE)
     faces = head.dense_faces.to(torch.int32)
+    bump = Bump.of(relief_of(fit, head), scale=TILE / CROP_SIZE)
     maps = []
     for mesh in clip_meshes(fit, tracking, head, rows):
         with torch.inference_mode():
-            maps.append(encode(render_buffers(torch.from_numpy(mesh)[None], faces, camera).normals[0].numpy()))
+            drawn = render_buffers(torch.from_numpy(mesh)[None], faces, camera, bump=bump)
+            maps.append(encode(drawn.normals[0].numpy()))
     return np.stack(maps)
 
 

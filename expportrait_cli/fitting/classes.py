@@ -4,12 +4,12 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Int64, UInt8
+from jaxtyping import Float, Float32, Int64, UInt8
 
 from expportrait_cli.artifacts.types import CROP_SIZE
 from expportrait_cli.fitting.clip import dynamic_mask, plain_skin
 from expportrait_cli.head import HeadModel, dense
-from expportrait_cli.head.model import HEAD, NECK, TORSO
+from expportrait_cli.head.model import NECK, TORSO
 
 CROWN_M, BROW_M, CHIN_M = 0.085, 0.06, -0.09
 """Heights in the template, over the origin between the ears: of the crown, of the brows' upper end and of the chin."""

@@ -1,8 +1,8 @@
 """Fine static detail read from one photo: strands, hairline, brows, wrinkles and collars as heights over the mesh.
 
 Shades of a picture are taken for depth, "dark is deep", as in Beeler et al. 2010 (mesoscopic augmentation): a band of
-the logarithm of brightness becomes a height. Tilts are plausible, not metric. What colours and edges explain is left out: strong
-steps of albedo stay in the base of an edge-preserving filter, and what changes hue with brightness is paint.
+the logarithm of brightness becomes a height. Tilts are plausible, not metric. Strong steps of albedo stay in the base
+of an edge-preserving filter, and what changes hue together with brightness counts as paint.
 """
 
 from dataclasses import dataclass, replace
@@ -41,14 +41,18 @@ class Band:
     """Steps of log brightness above which an edge is albedo and stays in the base."""
 
 
-BANDS = (Band(1.2, 0.5, 0.35, 6.0, 0.30), Band(3.0, 1.5, 0.30, 6.0, 0.54), Band(3.0, 4.0, 1.2, 22.0, 0.36))
+BANDS = (
+    Band(1.2, 0.5, 0.35, 6.0, 0.30),
+    Band(3.0, 1.5, 0.30, 6.0, 0.54),
+    Band(3.0, 4.0, 1.2, 22.0, 0.36),
+)
 """Of skin, hair and clothes."""
 COARSEST_MM = 15.0
 """What is wider than this is the mesh's."""
 STRAND_MM = 2.5
 """Half the length along which a strand of hair is averaged, and the scale of its direction."""
 HUE, HUE_MM = 6.0, (0.7, 4.0)
-"""Change of a and b (CIE Lab, 0..255) at which a mark on the skin is paint by half, and the band it is looked for in."""
+"""Change of a and b (CIE Lab, 0..255) at which a mark on the skin is paint by half, in this band."""
 HAIR_LIES_MM, CLOTHES_LIE_MM = 3.0, 2.0
 """How much higher than the skin hair and clothes lie."""
 SOFT_MM = (1.5, 1.2, 1.8)

@@ -9,30 +9,11 @@ from jaxtyping import Bool, Float, Int
 from scipy.sparse.linalg import splu
 from scipy.spatial import KDTree
 
-from expportrait_cli.fitting.clip import ear_vertices
-from expportrait_cli.geometry.mesh import grown
-from expportrait_cli.head import HeadModel
 from expportrait_cli.runtime import Progress
-
-RIM_STEPS = 6
-"""Rings of triangles around an ear that are carried with it."""
-
-
-def carry_ears(offset: Float[np.ndarray, "V 3"], head: HeadModel) -> Float[np.ndarray, "V 3"]:
-    """The static offset with that of the ears spanned between the skin around them, as a soap film is."""
-    faces = head.dense_faces.numpy()
-    ears = grown(ear_vertices(head) & head.part("skin").numpy(), faces, rings=RIM_STEPS)
-    free, known = np.flatnonzero(ears), np.flatnonzero(~ears)
-    rows = graph_laplacian(faces, len(offset))[free]
-    carried = np.array(offset, np.float64)
-    carried[free] = splu(rows[:, free].tocsc()).solve(-rows[:, known] @ carried[known])
-    return carried
-
 
 SMOOTH_FIRST, SMOOTH_LAST = 1.0, 0.05
 PIN = 30.0
 REACH_PX = 110.0
-HAIR_LIMIT_M = 0.04
 FACING = 0.5
 """Least cosine between the normals of an outline point and its match: a cheek must not be pulled to the other side."""
 
@@ -119,25 +100,6 @@ def fit_silhouette(
         offset = splu(matrix).solve(weight * (selected.T @ wanted))
     progress(rounds, rounds)
     return offset
-
-
-def hair_volume(
-    offset: Float[np.ndarray, "V 3"],
-    verts: Float[np.ndarray, "V 3"],
-    normals: Float[np.ndarray, "V 3"],
-    scalp: Bool[np.ndarray, " V"],
-) -> Float[np.ndarray, "V 3"]:
-    """Give the back of the head the thickness of hair that the outline shows on top and at the sides.
-
-    An outline seen from the front says nothing of what lies behind it; without this a turned head would be shaven.
-    """
-    height = np.einsum("vj,vj->v", offset, normals)
-    seen = scalp & (np.abs(normals[:, 2]) < 0.35) & (verts[:, 1] > 0.04)
-    if seen.sum() < 10:
-        return offset
-    thickness = float(np.clip(np.percentile(height[seen], 40), 0, HAIR_LIMIT_M))
-    behind = np.clip((0.03 - verts[:, 2]) / 0.07, 0, 1) * np.clip((verts[:, 1] + 0.05) / 0.05, 0, 1) * scalp
-    return offset + (behind * np.maximum(thickness - height, 0))[:, None] * normals
 
 
 def _vertex_near(drawn: Int[np.ndarray, "H W"], points: Float[np.ndarray, "P 2"]) -> Int[np.ndarray, " P"]:

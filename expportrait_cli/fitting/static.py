@@ -16,10 +16,10 @@ from expportrait_cli.detect.estimate import Estimator
 from expportrait_cli.detect.matte import Matte
 from expportrait_cli.fitting.clip import Clip, Rows, dynamic_mask, ear_vertices, static_mask
 from expportrait_cli.fitting.evidence import Estimates, Picture
+from expportrait_cli.fitting.hair import behind, outline_mask, smoothed_ears, with_ears
 from expportrait_cli.fitting.losses import MagnitudeLoss, Term, descend
 from expportrait_cli.fitting.patch import Patch, PosedPatch, Surface, limited
 from expportrait_cli.fitting.silhouette import fit_silhouette
-from expportrait_cli.fitting.hair import behind, outline_mask, smoothed_ears, with_ears
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.geometry.mesh import Edges, edges, scipy_matrix
 from expportrait_cli.head import HeadModel, dense

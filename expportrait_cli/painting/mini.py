@@ -116,6 +116,8 @@ class MiniPainter:
     """Corrects four frames at a time, always the same four, so that it does not matter where one starts."""
 
     name = "mini"
+    detail = False
+    """It was trained on normal maps of the mesh alone."""
 
     def __init__(self, network: MiniNet, size: int) -> None:
         """`size` is the crop's side in the film, px."""

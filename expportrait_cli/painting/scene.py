@@ -20,11 +20,11 @@ from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.geometry.mesh import Edges, edges
 from expportrait_cli.head import HeadModel, landmark_model
 from expportrait_cli.head.facemesh import CHIN, FOREHEAD, LIP_PAIRS
-from expportrait_cli.head.fitted import Bones, fitted_mesh, person_joints, photo_curves
+from expportrait_cli.head.fitted import Bones, fitted_mesh, person_joints, photo_curves, relief_of
 from expportrait_cli.media.video import read_frame
 from expportrait_cli.painting.proxy.compositor import Compositor
 from expportrait_cli.painting.proxy.layers import prepare
-from expportrait_cli.render.buffers import Buffers, render_buffers
+from expportrait_cli.render.buffers import Buffers, Bump, render_buffers
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,11 @@ class Painter(Protocol):
         """As in `GenerateConfig.backend`."""
         ...
 
+    @property
+    def detail(self) -> bool:
+        """Whether it was made for normal maps with fine static detail (`Scene.detail`)."""
+        ...
+
     def paint(
         self, still: Still, sketches: Sketches, *, start: int, count: int, keep: Path | None = None
     ) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
@@ -88,7 +93,7 @@ class Painter(Protocol):
 class ProxyPainter:
     """The proxy film as it is."""
 
-    name = "proxy"
+    name, detail = "proxy", True
 
     def paint(
         self, still: Still, sketches: Sketches, *, start: int, count: int, keep: Path | None = None
@@ -172,6 +177,8 @@ class Scene:
     """The photo as it is,"""
     canvas: Canvas
     """and what of it the film shows."""
+    detail: bool = True
+    """Whether normals show the photo's fine static detail."""
 
     @classmethod
     def of(cls, fit: HeadFit, meshes: Meshes, head: HeadModel, config: GenerateConfig) -> "Scene":
@@ -200,7 +207,12 @@ class Scene:
             self.head.dense_faces,
             self.canvas.camera,
             edges=self._edges,
+            bump=self._bump,
         )
+
+    @cached_property
+    def _bump(self) -> Bump | None:
+        return Bump.of(relief_of(self.fit, self.head), scale=self.canvas.scale) if self.detail else None
 
     @cached_property
     def _edges(self) -> Edges:

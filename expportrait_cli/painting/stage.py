@@ -1,7 +1,7 @@
 """The painter that was asked for, or the best that is installed, and the film that it paints."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
@@ -161,8 +161,9 @@ def paint(
 
     In the folder `keep` the painter leaves what it needs to go on in the middle of the film.
     """
-    scene = Scene.of(head_fit, meshes, head, config)
-    frames = painter_of(config).paint(scene.still, scene.sketches, start=start, count=meshes.frame_count, keep=keep)
+    painter = painter_of(config)
+    scene = replace(Scene.of(head_fit, meshes, head, config), detail=painter.detail)
+    frames = painter.paint(scene.still, scene.sketches, start=start, count=meshes.frame_count, keep=keep)
     for frame in islice(frames, None if end is None else end - start):
         yield paste(scene.whole, scene.canvas, frame) if config.paste_back else frame
 

@@ -16,6 +16,7 @@ from expportrait_cli.config import TransferConfig
 from expportrait_cli.errors import InputError, UsageError, WeightsError
 from expportrait_cli.head import HeadModel
 from expportrait_cli.head.finer import finer
+from expportrait_cli.head.fitted import relief_of
 from expportrait_cli.pipeline.heads import kind_of_head, tracking_head
 from expportrait_cli.retargeting import Beyond, posed_frames, transfer
 from expportrait_cli.retargeting.network import load_network
@@ -185,6 +186,7 @@ def write_meshes(
         head_model=head.name,
         head_hash=head_hash,
         made_by=header,
+        relief=relief_of(head_fit, head),
     ) as writer:
         for index, verts in enumerate(posed_frames(head_fit, head, performance)):
             writer.write(verts, rows.rotation[index], rows.translation[index])

@@ -22,7 +22,7 @@ from expportrait_cli.media.writer import VideoWriter
 from expportrait_cli.pipeline.performance import Driver
 from expportrait_cli.pipeline.provenance import synthetic_tags
 from expportrait_cli.render import render_normals
-from expportrait_cli.render.buffers import encode, render_buffers
+from expportrait_cli.render.buffers import Bump, encode, render_buffers
 from expportrait_cli.render.stage import preview
 from expportrait_cli.runtime import Progress
 
@@ -95,5 +95,6 @@ def normals_of(meshes: Meshes, frame: int) -> UInt8[np.ndarray, "S S 3"]:
     camera, faces = Camera.of_crop(meshes.focal_px, CROP_SIZE, SIDE), torch.from_numpy(meshes.faces).to(torch.int32)
     with torch.inference_mode():
         verts_cam = torch.from_numpy(next(meshes.frames(frame, frame + 1)))
-        buffers = render_buffers(verts_cam[None], faces, camera, antialias=True, edges=edges(faces))
+        bump = Bump.of(meshes.relief, scale=SIDE / CROP_SIZE)
+        buffers = render_buffers(verts_cam[None], faces, camera, antialias=True, edges=edges(faces), bump=bump)
     return encode(buffers.normals[0].numpy())

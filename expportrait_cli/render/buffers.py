@@ -173,8 +173,7 @@ class Buffers:
 
 @dataclass(frozen=True)
 class Bump:
-    """Static detail finer than the mesh, as it bends normals: bump mapping in screen space (Blinn 1978, Mikkelsen
-    2010)."""
+    """Static detail finer than the mesh, as it bends normals: bump mapping in screen space (Mikkelsen 2010)."""
 
     heights: Float32[Tensor, "1 1 R R"]
     """Height over the mesh along its normals, m."""

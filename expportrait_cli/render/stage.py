@@ -16,7 +16,7 @@ from expportrait_cli.errors import UsageError
 from expportrait_cli.geometry import mesh
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.geometry.rotations import matrix
-from expportrait_cli.render.buffers import encode, render_buffers
+from expportrait_cli.render.buffers import Bump, encode, render_buffers
 
 _LIMITS_DEG = {"yaw": 180.0, "pitch": 90.0, "roll": 180.0}
 
@@ -123,13 +123,15 @@ def render_normals(
     camera = Camera.of_crop(meshes.focal_px, CROP_SIZE, config.size)
     faces = torch.from_numpy(meshes.faces).to(device, torch.int32)
     edges = mesh.edges(faces) if config.antialias else None
+    scale = config.size / CROP_SIZE
+    bump = Bump.of(meshes.relief, scale=scale, device=device) if config.detail else None
     rotations = (viewpoint or Viewpoint()).rotations(meshes.frame_count).to(faces.device)
     centres_cam = torch.from_numpy(meshes.curves.translation).to(faces.device)
     for verts, R_view_cam, centre_cam in zip(meshes.frames(), rotations, centres_cam, strict=True):
         # Not around the `yield`: the mode would stay switched on in the caller's code.
         with torch.inference_mode():
             verts_cam = turn(torch.from_numpy(verts).to(faces.device), R_view_cam, centre_cam)
-            buffers = render_buffers(verts_cam[None], faces, camera, antialias=config.antialias, edges=edges)
+            buffers = render_buffers(verts_cam[None], faces, camera, antialias=config.antialias, edges=edges, bump=bump)
             mask = (buffers.mask[0] * 255).round().to(torch.uint8)
         yield NormalFrame(encode(buffers.normals[0].cpu().numpy()), buffers.depth[0].cpu().numpy(), mask.cpu().numpy())
 

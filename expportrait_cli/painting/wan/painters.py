@@ -102,6 +102,9 @@ class WanPainter:
         """As in `GenerateConfig.backend`."""
         return self._name
 
+    detail = True
+    """Video models are shown all that is known of the person."""
+
     @torch.inference_mode()
     def paint(
         self, still: Still, sketches: Sketches, *, start: int, count: int, keep: Path | None = None

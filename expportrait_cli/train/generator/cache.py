@@ -27,12 +27,13 @@ from expportrait_cli.errors import InputError
 from expportrait_cli.geometry import mesh
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.head import HeadModel
+from expportrait_cli.head.fitted import relief_of
 from expportrait_cli.media.video import read_frames
 from expportrait_cli.media.writer import VideoWriter
 from expportrait_cli.painting.wan.encoders import TEMPORAL, ImageEncoder
 from expportrait_cli.painting.wan.vae import Encoding, Vae, pixels
 from expportrait_cli.pipeline.steps import made_by
-from expportrait_cli.render.buffers import CONVENTION, encode, render_buffers
+from expportrait_cli.render.buffers import CONVENTION, Bump, encode, render_buffers
 from expportrait_cli.runtime import Progress
 from expportrait_cli.train.scenes import in_crop, own_scene, photo_rows
 
@@ -174,10 +175,10 @@ def _normals(
     fit: HeadFit, tracking: Tracking, head: HeadModel, count: int, size: int
 ) -> Iterator[UInt8[np.ndarray, "S S 3"]]:
     camera, faces = Camera.of_crop(tracking.focal_px, CROP_SIZE, size), head.dense_faces.to(torch.int32)
-    edges = mesh.edges(head.dense_faces)
+    edges, bump = mesh.edges(head.dense_faces), Bump.of(relief_of(fit, head), scale=size / CROP_SIZE)
     for begin in range(0, count, POSED):
         for verts in clip_meshes(fit, tracking, head, np.arange(begin, min(begin + POSED, count))):
-            buffers = render_buffers(torch.from_numpy(verts)[None], faces, camera, edges=edges)
+            buffers = render_buffers(torch.from_numpy(verts)[None], faces, camera, edges=edges, bump=bump)
             yield encode(buffers.normals[0].numpy())
 
 

@@ -75,6 +75,8 @@ def window_rows(frame_count: int, count: int, seed: int) -> list[np.ndarray]:
 
 def _lesson(clip: Clip, tracking: Tracking, row: int, head: HeadModel, *, windows: int) -> Lesson:
     with own_scene(clip, tracking, row, head, size=SIZE) as scene:
+        # The network corrects pictures by the mesh alone (`MiniPainter.detail`).
+        scene = replace(scene, detail=False)
         chosen = window_rows(len(tracking.error), windows, seed=row)
         sketches = [[_at(scene, int(frame)) for frame in rows] for rows in chosen]
         still, crop = scene.still, Crop(*map(float, scene.fit.crop))
