@@ -95,7 +95,7 @@ def pixel_classes(
     hair = 1 / (1 + np.exp(np.clip(odds, -30, 30)))
     clothes = (torso | (below & ~is_drawn)).astype(np.float64)
     if skin_colours is not None:
-        known = [each.score(lab) - each.score(each.mean) for each in (skin_colours, hair_colours) if each is not None]
+        known = [each.score(lab) - each.score(each.mean[None]) for each in (skin_colours, hair_colours) if each is not None]
         clothes *= 1 / (1 + np.exp(np.clip(np.max(known, 0) - OTHER, -30, 30)))
     shares = np.stack([(1 - clothes) * (1 - hair), (1 - clothes) * hair, clothes], -1).astype(np.float32)
     radius = max(round(4 * image.shape[0] / CROP_SIZE), 1)

@@ -112,7 +112,8 @@ class _View:
     def of(cls, fit, head, image, matte, draw) -> "_View":
         verts = fitted_mesh(replace(fit, static_offset=np.zeros_like(fit.static_offset)), head)
         template = dense(head, head.template).numpy()
-        return cls(head, verts, template, draw(verts), lab_colours(image), matte, fit.focal_px, fit.translation[2])
+        depth_m = float(fit.translation[2])
+        return cls(head, verts, template, draw(verts), lab_colours(image), matte, fit.focal_px, depth_m)
 
     def where(self, chosen: Bool[np.ndarray, " V"]) -> Bool[np.ndarray, "S S"]:
         """Pixels that show chosen vertices."""
@@ -127,9 +128,9 @@ class _View:
         """One ear: `side` is 1 for the person's left, which has positive x."""
         own = ear_vertices(self.head) & (side * self.template[:, 0] > 0)
         ear, points = self.where(own), self.columns(own)
-        outward = np.sign(points[:, 0].mean() - self.columns(plain_skin(self.head))[:, 0].mean())
-        rim = outward * np.percentile(outward * points[:, 0], 98)
-        top, bottom = np.clip(np.percentile(points[:, 1], [10, 90]).astype(int), 0, CROP_SIZE - 1)
+        outward = float(np.sign(points[:, 0].mean() - self.columns(plain_skin(self.head))[:, 0].mean()))
+        rim = outward * float(np.percentile(outward * points[:, 0], 98))
+        top, bottom = np.clip(np.percentile(points[:, 1], [10, 90]), 0, CROP_SIZE - 1).astype(int).tolist()
         beyond = self._beyond(outward, rim, top, bottom)
         hair = self._crown()
         if beyond > BEYOND_M:
@@ -162,7 +163,9 @@ class _View:
         above = ~drawn & (np.arange(CROP_SIZE)[:, None] < top)
         return (self.where(scalp(self.head) & (self.template[:, 1] > CROWN_M)) | above) & (self.matte > 0.9)
 
-    def _is_skin(self, ear, cheek, hair) -> bool | None:
+    def _is_skin(
+        self, ear: Bool[np.ndarray, "S S"], cheek: Bool[np.ndarray, "S S"], hair: Bool[np.ndarray, "S S"]
+    ) -> bool | None:
         """Whether the ear has the colours of the cheek and not of hair; None where these do not differ."""
         skin_colours, hair_colours = Gaussian.of(self.lab[cheek]), Gaussian.of(self.lab[hair])
 

@@ -16,9 +16,7 @@ from expportrait_cli.config import FitConfig, TrackConfig
 from expportrait_cli.detect.matte import Matte
 from expportrait_cli.fitting import fit, static
 from expportrait_cli.fitting import stage as fit_stage
-from expportrait_cli.fitting.clip import ear_vertices
-from expportrait_cli.fitting.silhouette import carry_ears, fit_silhouette, graph_laplacian, hair_volume, outline
-from expportrait_cli.geometry.mesh import vertex_normals
+from expportrait_cli.fitting.silhouette import fit_silhouette, graph_laplacian, outline
 from expportrait_cli.geometry.rotations import from_turns
 from expportrait_cli.head import dense, landmarks
 from expportrait_cli.head.fitted import blend_matrices, canonical_mesh, fitted_mesh
@@ -41,7 +39,8 @@ def test_the_astronauts_outline_is_met(fitted, head):
 
 
 def test_the_static_offset_leaves_the_face(fitted, head):
-    face = (head.facial_mask == 1).numpy()
+    # The facial mask lies on the ears, too, which hair may cover.
+    face = (head.facial_mask == 1).numpy() & (np.abs(dense(head, head.template)[:, 0].numpy()) < 0.05)
     assert face.sum() > 500
     assert np.abs(fitted.static_offset[face]).max() == 0
     assert np.abs(fitted.static_offset).max() > 0.005
@@ -156,30 +155,6 @@ def test_the_laplacian_is_free_for_shifts(head):
     assert np.abs(matrix @ noise).max() > 0.1
 
 
-def test_ears_are_carried_and_not_blown_up(head):
-    """3 cm of hair along the normals, which point everywhere on an ear."""
-    verts, faces = dense(head, head.template), head.dense_faces.numpy()
-    push = 0.03 * vertex_normals(verts, head.dense_faces).numpy()
-    carried = carry_ears(push, head)
-    ears = ear_vertices(head)
-    assert (carried != push).any(1)[ears].all()
-    own = ears[faces].all(1)
-
-    def stretch(offset):
-        corners = (verts.numpy() + offset)[faces[own]]
-        before = verts.numpy()[faces[own]]
-        sides, was = (np.linalg.norm(c - np.roll(c, 1, 1), axis=-1) for c in (corners, before))
-        return np.percentile(sides / np.maximum(was, 1e-5), 95)
-
-    assert stretch(push) > 4
-    assert stretch(carried) < 2
-    # What lies around them goes as far as it did, and takes them along.
-    far = np.abs(carried - push).max(1) == 0
-    assert 0.8 < far.mean() < 1
-    left = ears & (verts[:, 0].numpy() > 0)
-    assert carried[left, 0].mean() > 0.01
-
-
 def test_a_flat_square_grows_into_its_matte():
     """A sheet seen face on, without a head: the outline alone tells it to widen."""
     side, focal, size = 21, 200.0, 128
@@ -217,23 +192,6 @@ def test_a_flat_square_grows_into_its_matte():
     found = draw(verts + offset) >= 0
     assert (found & (matte > 0)).sum() / (found | (matte > 0)).sum() > 0.95
     assert np.abs(offset[:, 2]).max() < 1e-9
-
-
-def test_hair_has_the_same_thickness_behind():
-    generator = np.random.default_rng(0)
-    normals = generator.normal(size=(4000, 3))
-    normals /= np.linalg.norm(normals, axis=1, keepdims=True)
-    verts = normals * 0.1
-    rim = (np.abs(normals[:, 2]) < 0.35) & (verts[:, 1] > 0.04)
-    offset = np.where(rim[:, None], 0.02 * normals, 0.0)
-    scalp = np.ones(len(verts), bool)
-    grown = hair_volume(offset, verts, normals, scalp)
-    behind = (normals[:, 2] < -0.6) & (verts[:, 1] > 0.0)
-    height = np.einsum("vj,vj->v", grown, normals)
-    assert np.abs(height[behind] - 0.02).max() < 1e-6
-    assert (np.einsum("vj,vj->v", grown - offset, normals) >= 0).all()
-    assert np.abs(grown[(normals[:, 2] > 0.4)]).max() == 0
-    assert np.array_equal(hair_volume(offset, verts, normals, np.zeros(len(verts), bool)), offset)
 
 
 def test_progress_runs_to_its_end(fitted, head):

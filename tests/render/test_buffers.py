@@ -3,9 +3,10 @@ import pytest
 import torch
 from support.render_shapes import sphere
 
+from expportrait_cli.artifacts.types import Relief
 from expportrait_cli.geometry import mesh
 from expportrait_cli.geometry.camera import Camera
-from expportrait_cli.render.buffers import BACKGROUND, decode, encode, render_buffers
+from expportrait_cli.render.buffers import BACKGROUND, Bump, decode, encode, render_buffers
 
 CENTRE_CAM = torch.tensor([0.02, -0.01, 0.75])
 RADIUS_M = 0.11
@@ -132,3 +133,64 @@ def test_vertex_normals_of_a_degenerate_face_have_finite_gradients():
     normals.sum().backward()
     assert (normals == 0).all()
     assert torch.isfinite(verts.grad).all()
+
+
+def _sheet(depth_m: float) -> tuple[torch.Tensor, torch.Tensor]:
+    corners = torch.tensor([[-0.5, -0.5], [0.5, -0.5], [0.5, 0.5], [-0.5, 0.5]])
+    verts = torch.cat([corners, torch.full((4, 1), depth_m)], -1)
+    return verts[None], torch.tensor([[0, 2, 1], [0, 3, 2]], dtype=torch.int32)
+
+
+def _waves(seen: float = 1.0) -> Relief:
+    """Waves of 0.5 mm along x over a sheet that is 512 px of its photo wide."""
+    x = np.arange(512) + 0.5
+    heights = np.tile(5e-4 * np.sin(2 * np.pi * x / 64), (512, 1)).astype(np.float16)
+    places = np.array([[0, 0], [512, 0], [512, 512], [0, 512]], np.float32)
+    return Relief(heights, places, np.full(4, seen, np.float16))
+
+
+def test_waves_on_a_sheet_tilt_its_normals_as_their_slope_says():
+    """The whole sheet of 1 m lies 1 m away: 64 px of its photo are 125 mm."""
+    verts, faces = _sheet(1.0)
+    camera = Camera(512.0, 256.0, 256.0, 512, 512)
+    bump = Bump.of(_waves(), scale=1.0)
+    normals = render_buffers(verts, faces, camera, antialias=False, bump=bump).normals[0].numpy()
+    x_m = (np.arange(512) + 0.5) / 512
+    slope = 5e-4 * 2 * np.pi / 0.125 * np.cos(2 * np.pi * x_m / 0.125)
+    expected = -slope / np.sqrt(1 + slope**2)
+    inner = np.s_[8:-8]
+    assert np.abs(normals[256, inner, 0] - expected[inner]).max() < 0.02 * np.abs(slope).max()
+    assert np.abs(normals[inner, inner, 1]).max() < 1e-5
+    assert np.allclose(np.linalg.norm(normals, axis=-1), 1, atol=1e-5)
+
+
+def test_what_the_photo_does_not_show_has_the_normals_of_the_mesh():
+    verts, faces = _sheet(1.0)
+    camera = Camera(512.0, 256.0, 256.0, 512, 512)
+    plain = render_buffers(verts, faces, camera).normals
+    assert torch.equal(render_buffers(verts, faces, camera, bump=Bump.of(_waves(0.0), scale=1.0)).normals, plain)
+    assert Bump.of(Relief.none(), scale=1.0) is None
+
+
+def test_detail_stays_where_it_is_when_the_sheet_moves():
+    """A shift by whole pixels, and twice the distance: the same tilt, since heights and widths shrink alike."""
+    verts, faces = _sheet(1.0)
+    camera = Camera(512.0, 256.0, 256.0, 512, 512)
+    bump = Bump.of(_waves(), scale=1.0)
+    here = render_buffers(verts, faces, camera, antialias=False, bump=bump).normals[0]
+    moved = verts + torch.tensor([32 / 512, 0.0, 0.0])
+    there = render_buffers(moved, faces, camera, antialias=False, bump=bump).normals[0]
+    assert torch.allclose(there[100:400, 140:400], here[100:400, 108:368], atol=2e-3)
+
+
+def test_no_detail_is_drawn_over_an_edge_between_two_surfaces():
+    """A near half sheet hides a far one: the step in depth is no slope of the relief."""
+    (near, faces), (far, _) = _sheet(0.8), _sheet(1.0)
+    near = near * torch.tensor([0.5, 1.0, 1.0]) - torch.tensor([0.25, 0.0, 0.0])
+    verts, both = torch.cat([near, far], 1), torch.cat([faces, faces + 4])
+    heights = np.concatenate([np.full((512, 256), 5e-3), np.zeros((512, 256))], 1).astype(np.float16)
+    places = np.concatenate([np.full((4, 2), 100.0), np.full((4, 2), 400.0)]).astype(np.float32)
+    relief = Relief(heights, places, np.ones(8, np.float16))
+    bump = Bump.of(relief, scale=1.0)
+    normals = render_buffers(verts, both, Camera(512.0, 256.0, 256.0, 512, 512), antialias=False, bump=bump).normals[0]
+    assert (normals[..., 2] > 0.999).all()

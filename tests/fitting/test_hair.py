@@ -1,0 +1,151 @@
+"""Ears, hair and the back of a head: what a photo shows of them, and what a prior says."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit
+from expportrait_cli.fitting import hair, static
+from expportrait_cli.fitting.classes import pixel_classes
+from expportrait_cli.geometry.mesh import grown, vertex_normals
+from expportrait_cli.head import dense
+from expportrait_cli.head.fitted import fitted_mesh, neutral_mesh
+from expportrait_cli.head.model import TORSO
+
+pytest_plugins = ("support.astronaut",)
+
+SKIN, HAIR, CLOTHES = np.array([205, 150, 125]), np.array([60, 40, 30]), np.array([40, 90, 160])
+
+
+@pytest.fixture(scope="module")
+def bald(fitted) -> HeadFit:
+    """The astronaut's head without any offset."""
+    zero = np.zeros_like(fitted.static_offset)
+    return replace(fitted, static_offset=zero, frame_offset=zero)
+
+
+def drawn_of(fit: HeadFit, head) -> np.ndarray:
+    return static.draw_vertices(fitted_mesh(fit, head), head, fit.focal_px, size=CROP_SIZE)
+
+
+def painted(fit: HeadFit, head, covered: list[bool]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A photo of that head with hair on the scalp and over covered ears, its matte, and the class of each pixel."""
+    drawn = drawn_of(fit, head)
+    kind = np.zeros(len(head.parts), int)
+    kind[hair.scalp(head) & (dense(head, head.template)[:, 1].numpy() > 0.02)] = 1
+    kind[head.skinning[:, TORSO].numpy() > 0.6] = 2
+    for ear, is_covered in zip(hair.sides(head), covered, strict=True):
+        kind[grown(ear, head.dense_faces.numpy(), rings=3)] = int(is_covered)
+    kinds = np.where(drawn >= 0, kind[np.maximum(drawn, 0)], -1)
+    noise = np.random.default_rng(0).normal(0, 4, (CROP_SIZE, CROP_SIZE, 3))
+    colours = np.stack([SKIN, HAIR, CLOTHES, np.array([200, 200, 200])])[kinds] + noise
+    return np.clip(colours, 0, 255).astype(np.uint8), (kinds >= 0).astype(np.float32), kinds
+
+
+@pytest.mark.parametrize("covered", [[False, False], [True, False], [False, True], [True, True]])
+def test_bare_and_covered_ears_are_told_by_their_colour(bald, head, covered):
+    photo, matte, _ = painted(bald, head, covered)
+    seen = hair.ears_seen(bald, head, photo, matte, lambda verts: drawn_of(bald, head))
+    assert seen.tolist() == [not each for each in covered]
+
+
+def test_classes_of_pixels(bald, head):
+    photo, matte, kinds = painted(bald, head, [False, False])
+    shares = pixel_classes(photo, matte, drawn_of(bald, head), head)
+    assert np.abs(shares.sum(-1) - matte).max() < 1e-5
+    for kind in range(3):
+        where = kinds == kind
+        assert where.sum() > 2000
+        assert shares[where][:, kind].mean() > 0.9, kind
+
+
+def test_a_membrane_spans_a_gap_with_a_plane():
+    side = 9
+    x, y = np.meshgrid(np.arange(side, dtype=float), np.arange(side, dtype=float))
+    index = np.arange(side * side).reshape(side, side)
+    a, b, c, d = (
+        index[:-1, :-1].ravel(),
+        index[:-1, 1:].ravel(),
+        index[1:, 1:].ravel(),
+        index[1:, :-1].ravel(),
+    )
+    faces = np.concatenate([np.stack([a, b, c], -1), np.stack([a, c, d], -1)])
+    plane = np.stack([x.ravel(), y.ravel(), 0.3 * x.ravel() - 0.2 * y.ravel()], -1)
+    inner = ((x > 1) & (x < 7) & (y > 1) & (y < 7)).ravel()
+    dented = plane + inner[:, None] * np.array([0.2, 0.1, -3.0])
+    assert np.abs(hair.membrane(dented, ~inner, faces) - plane).max() < 1e-9
+
+
+def heights_of_ears(fit: HeadFit, head) -> tuple[float, float]:
+    """How far the farthest vertex of the left and right ear stands off the skin around it, m."""
+    verts, faces = neutral_mesh(fit, head).numpy().astype(np.float64), head.dense_faces.numpy()
+    found = []
+    for ear in hair.sides(head):
+        zone = grown(ear, faces, rings=hair.ROOT_RINGS)
+        found.append(float(np.linalg.norm(verts - hair.membrane(verts, ~zone, faces), axis=1)[zone].max()))
+    return found[0], found[1]
+
+
+def test_ears_are_found_and_nothing_else(head):
+    template = dense(head, head.template).numpy()
+    for ear, side in zip(hair.sides(head), (1, -1), strict=True):
+        assert 500 < ear.sum() < 2500
+        low, high = template[ear].min(0), template[ear].max(0)
+        assert (side * template[ear, 0] > 0.05).all()
+        assert 0.05 < high[1] - low[1] < 0.08, "an ear is about 63 mm high"
+
+
+def test_a_covered_ear_is_closed_over_and_a_bare_one_stays(bald, head):
+    """Two centimetres of hair along the normals, which point everywhere on an ear."""
+    normals = vertex_normals(neutral_mesh(bald, head), head.dense_faces).numpy()
+    push = replace(bald, static_offset=(0.02 * normals * (hair.scalp(head) | hair.ears(head))[:, None]))
+    settled = hair.with_ears(push, head, np.array([True, False]))
+    stands = heights_of_ears(bald, head)
+    left, right = heights_of_ears(settled, head)
+    assert min(stands) > 0.012
+    assert abs(left - stands[0]) < 0.003
+    assert right < 0.004
+    own = hair.sides(head)[0]
+    assert np.abs(settled.static_offset[own]).max() == 0
+    smooth = hair.smoothed_ears(settled, head, np.array([True, False]))
+    assert np.abs(smooth.static_offset[own]).max() < 1e-6
+
+
+def test_the_back_of_the_head_has_hair_and_a_usual_skull(bald, head):
+    level = replace(bald, rotation=np.zeros(3, np.float32))
+    verts = neutral_mesh(level, head)
+    normals, verts = vertex_normals(verts, head.dense_faces).numpy(), verts.numpy()
+    skull = hair.scalp(head)
+    back = skull & (normals[:, 2] < -0.9) & (verts[:, 1] > 0.02)
+    assert back.sum() > 50
+    bare = hair.behind(np.zeros_like(verts, dtype=np.float64), level, head)
+    # The skull ends 8 % of its depth earlier; the front stays.
+    assert np.allclose(bare[back, 2], -hair.SHORTER * verts[back, 2], atol=1e-6)
+    assert np.abs(bare[skull & (normals[:, 2] > 0.2)]).max() == 0
+    thick = hair.behind(0.02 * normals * skull[:, None], level, head)
+    height = (thick - bare)[back] * normals[back]
+    assert np.allclose(height.sum(-1), hair.BACK_SHARE * 0.02, atol=1e-4)
+
+
+def test_a_turned_photo_is_believed_about_the_side_that_it_shows(bald, head):
+    level = replace(bald, rotation=np.array([0, np.radians(35), 0], np.float32))
+    normals = vertex_normals(neutral_mesh(level, head), head.dense_faces).numpy()
+    offset = 0.015 * normals * hair.scalp(head)[:, None]
+    kept = hair.behind(offset, level, head)
+    side = hair.scalp(head) & (np.abs(normals[:, 0]) > 0.95)
+    moved = np.linalg.norm(kept - offset, axis=1)
+    shown, hidden = (side & (np.sign(normals[:, 0]) == sign) for sign in (-1, 1))
+    assert min(moved[shown].max(), moved[hidden].max()) < 1e-4 < max(moved[shown].mean(), moved[hidden].mean())
+
+
+def test_the_outline_may_move_skin_over_a_covered_ear_alone(head):
+    mask = static.outline_mask(head, np.array([True, False]))
+    left, right = hair.sides(head)
+    assert mask[left].max() == 0
+    assert mask[right].min() > 0.99
+    face = (head.facial_mask == 1).numpy() & (np.abs(dense(head, head.template)[:, 0].numpy()) < 0.05)
+    assert face.sum() > 500
+    assert mask[face].max() == 0
+    assert torch.from_numpy(mask).isfinite().all()
