@@ -16,7 +16,6 @@ from expportrait_cli.geometry.mesh import grown, vertex_normals
 from expportrait_cli.geometry.rotations import from_turns
 from expportrait_cli.head import HeadModel, dense
 from expportrait_cli.head.fitted import fitted_mesh, neutral_mesh
-from expportrait_cli.head.model import HEAD
 
 SHORTER = 0.08
 """Share of its depth behind the ears that the model's skull is too long: its cephalic index is 0.74, people's 0.78."""
@@ -41,11 +40,6 @@ BEYOND_M = 0.01
 SEPARATED, FEW_PX = 0.5, 60
 """Least difference of what the colours of skin and hair score on themselves, and fewest pixels of an ear, for colours
 to decide whether it is covered."""
-
-
-def scalp(head: HeadModel) -> Bool[np.ndarray, " V"]:
-    """Skin that moves with the skull alone, off the face."""
-    return ((head.skinning[:, HEAD] > 0.9) & (head.facial_mask < 0.1) & head.part("skin")).numpy()
 
 
 def membrane(
@@ -161,7 +155,7 @@ class _View:
         drawn = self.drawn >= 0
         top = np.nonzero(drawn)[0].min() + 0.10 / self.depth_m * self.focal_px
         above = ~drawn & (np.arange(CROP_SIZE)[:, None] < top)
-        return (self.where(scalp(self.head) & (self.template[:, 1] > CROWN_M)) | above) & (self.matte > 0.9)
+        return (self.where(self.head.scalp & (self.template[:, 1] > CROWN_M)) | above) & (self.matte > 0.9)
 
     def _is_skin(
         self, ear: Bool[np.ndarray, "S S"], cheek: Bool[np.ndarray, "S S"], hair: Bool[np.ndarray, "S S"]

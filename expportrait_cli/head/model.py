@@ -79,6 +79,11 @@ class HeadModel:
         """Mask of the dense vertices that belong to any of the named parts."""
         return sum((self.parts == self.part_names.index(name) for name in names), torch.zeros_like(self.parts)).bool()
 
+    @property
+    def scalp(self) -> Bool[np.ndarray, " V"]:
+        """Skin that moves with the skull alone, off the face: where hair grows, and the neck's root."""
+        return ((self.skinning[:, HEAD] > 0.9) & (self.facial_mask < 0.1) & self.part("skin")).cpu().numpy()
+
 
 def gaze_pieces(gaze: Float[Tensor, "*B 4"]) -> Float[Tensor, "*B 8"]:
     """Split gaze into what the lids follow: up, down, to the person's left, to the right; left eye first. Radians."""

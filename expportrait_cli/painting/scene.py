@@ -114,6 +114,16 @@ class Canvas:
     corner: tuple[float, float]
     """Crop's corner on the canvas, px."""
 
+    def hair(self, fit: HeadFit) -> Float32[np.ndarray, "H W"]:
+        """Share of hair in each pixel (`HeadFit.classes`); none outside the crop, and where a head was not asked."""
+        shape = self.alpha.shape
+        if not fit.classes.size:
+            return np.zeros(shape, np.float32)
+        shift = (self.scale - 1) / 2
+        place = np.array([[self.scale, 0, self.corner[0] + shift], [0, self.scale, self.corner[1] + shift]])
+        share = np.ascontiguousarray(fit.classes[..., 1], np.float32) / 255
+        return cv2.warpAffine(share, place, shape[::-1], flags=cv2.INTER_LINEAR)
+
 
 def crop_canvas(image: UInt8[np.ndarray, "H W 3"], fit: HeadFit, size: int) -> Canvas:
     """The photo's crop at `size` pixels."""
@@ -225,7 +235,7 @@ class Scene:
     @cached_property
     def _compositor(self) -> Compositor:
         fit, head, canvas = self.fit, self.head, self.canvas
-        layers = prepare(canvas.photo, canvas.alpha, fitted_mesh(fit, head), head, canvas.camera)
+        layers = prepare(canvas.photo, canvas.alpha, fitted_mesh(fit, head), head, canvas.camera, canvas.hair(fit))
         points = fit.landmarks * canvas.scale + np.array(canvas.corner)
         model = landmark_model(head)
         lips = (model.template + model.identity @ fit.identity)[[UPPER_LIP, LOWER_LIP]]

@@ -100,7 +100,7 @@ def test_ears_are_found_and_nothing_else(head):
 def test_a_covered_ear_is_closed_over_and_a_bare_one_stays(bald, head):
     """Two centimetres of hair along the normals, which point everywhere on an ear."""
     normals = vertex_normals(neutral_mesh(bald, head), head.dense_faces).numpy()
-    push = replace(bald, static_offset=(0.02 * normals * (hair.scalp(head) | hair.ears(head))[:, None]))
+    push = replace(bald, static_offset=(0.02 * normals * (head.scalp | hair.ears(head))[:, None]))
     settled = hair.with_ears(push, head, np.array([True, False]))
     stands = heights_of_ears(bald, head)
     left, right = heights_of_ears(settled, head)
@@ -117,7 +117,7 @@ def test_the_back_of_the_head_has_hair_and_a_usual_skull(bald, head):
     level = replace(bald, rotation=np.zeros(3, np.float32))
     verts = neutral_mesh(level, head)
     normals, verts = vertex_normals(verts, head.dense_faces).numpy(), verts.numpy()
-    skull = hair.scalp(head)
+    skull = head.scalp
     back = skull & (normals[:, 2] < -0.9) & (verts[:, 1] > 0.02)
     assert back.sum() > 50
     bare = hair.behind(np.zeros_like(verts, dtype=np.float64), level, head)
@@ -132,9 +132,9 @@ def test_the_back_of_the_head_has_hair_and_a_usual_skull(bald, head):
 def test_a_turned_photo_is_believed_about_the_side_that_it_shows(bald, head):
     level = replace(bald, rotation=np.array([0, np.radians(35), 0], np.float32))
     normals = vertex_normals(neutral_mesh(level, head), head.dense_faces).numpy()
-    offset = 0.015 * normals * hair.scalp(head)[:, None]
+    offset = 0.015 * normals * head.scalp[:, None]
     kept = hair.behind(offset, level, head)
-    side = hair.scalp(head) & (np.abs(normals[:, 0]) > 0.95)
+    side = head.scalp & (np.abs(normals[:, 0]) > 0.95)
     moved = np.linalg.norm(kept - offset, axis=1)
     shown, hidden = (side & (np.sign(normals[:, 0]) == sign) for sign in (-1, 1))
     assert min(moved[shown].max(), moved[hidden].max()) < 1e-4 < max(moved[shown].mean(), moved[hidden].mean())

@@ -44,6 +44,8 @@ MARGINS = (0.005, 0.014)
 SOLID = 0.35
 """Matte above which the foreground is read from the photo."""
 DEPTH_SLACK_M = 0.006
+FEW_HAIRS = 50
+"""Vertices of the scalp that must show hair for the rest of it to take that colour."""
 STILL_PX = (0.3, 1.2)
 """Displacements below the first show the photo, above the second the moved layers."""
 LID_TRAVEL_M = 0.0008
@@ -158,20 +160,29 @@ def surface_colours(
     xy: Float32[np.ndarray, "V 2"],
     shown: Bool[np.ndarray, " V"],
     faces: Int64[np.ndarray, "F 3"],
+    scalp: Bool[np.ndarray, " V"],
+    hair: Float32[np.ndarray, "H W"],
 ) -> Float32[np.ndarray, "V 3"]:
     """Colour of every vertex: read where the photo shows it, harmonic over the mesh elsewhere.
 
-    So the back of a head takes the colour of the hair around it, and a hidden cheek that of the cheek.
+    A hidden cheek takes the colour of the cheek around it, and what the photo does not show of the scalp that of hair
+    alone (`hair`, share of each pixel): ears and neck do not bleed into it. Where no hair is seen all are one.
     """
     height, width = solid.shape
     pixel = np.floor(xy).astype(int)
     inside = (pixel >= 0).all(1) & (pixel < [width, height]).all(1)
     column, row = np.clip(pixel, 0, [width - 1, height - 1]).T
     known = shown & inside & solid[row, column]
+    is_hair = known & scalp & (hair[row, column] > 0.5)
+    has_hair = is_hair.sum() >= FEW_HAIRS
+    if has_hair:
+        known &= ~scalp | is_hair
     smooth = cv2.GaussianBlur(foreground, (0, 0), 2.0)
     colour = smooth[row, column]
     edges = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
     edges = np.concatenate([edges, edges[:, ::-1]])
+    if has_hair:
+        edges = edges[scalp[edges[:, 0]] == scalp[edges[:, 1]]]
     count = len(xy)
     adjacency = sp.coo_matrix((np.ones(len(edges)), edges.T), (count, count)).tocsr()
     # The small diagonal lets pieces that nothing is known of (a hidden eyeball) take the mean.
@@ -190,8 +201,9 @@ def prepare(
     verts_cam: Float32[np.ndarray, "V 3"],
     head: HeadModel,
     camera: Camera,
+    hair: Float32[np.ndarray, "H W"],
 ) -> Layers:
-    """Take the photo on its canvas apart along its matte and the fitted head."""
+    """Take the photo on its canvas apart along its matte and the fitted head; `hair` is its share of each pixel."""
     image = photo.astype(np.float32)
     close, plate = (background(image, alpha, trace=t, margin=m) for t, m in zip(TRACES, MARGINS, strict=True))
     foreground = unmix(image, alpha, plate)
@@ -220,7 +232,7 @@ def prepare(
         xy=xy,
         depth=verts_cam[:, 2].copy(),
         cosine=cosine,
-        colour=surface_colours(foreground, alpha > 0.95, xy, shown, head.dense_faces.numpy()),
+        colour=surface_colours(foreground, alpha > 0.95, xy, shown, head.dense_faces.numpy(), head.scalp, hair),
         zbuffer=zbuffer,
         part=part,
     )
