@@ -1,8 +1,10 @@
 """What the samples of a photo mean, and how they become sRGB."""
 
 import io
+import logging
 import os
 import struct
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,9 +14,15 @@ import numpy as np
 from jaxtyping import Float32, Float64, UInt8, UInt16
 from PIL import Image, ImageCms
 
-from expportrait_cli.errors import InputError
+from expportrait_cli.errors import InputError, one_line
+
+log = logging.getLogger(__name__)
 
 Samples = UInt8[np.ndarray, "H W C"] | UInt16[np.ndarray, "H W C"]
+Rows = Callable[[int, int], Samples]
+"""Grey, RGB or CMYK samples from one row to before another."""
+PIECE_ROWS = 64
+"""Rows that are converted at a time, so that no second copy of a deep picture is held."""
 Curve = Callable[[Float64[np.ndarray, " N"]], Float64[np.ndarray, " N"]]
 
 D65, D50 = (0.3127, 0.3290), (0.3457, 0.3585)
@@ -35,6 +43,12 @@ PRIMARIES = {
 }
 HDR = {16: "PQ", 18: "HLG"}
 EXIF, COLOUR_SPACE, INTEROPERABILITY = 0x8769, 0xA001, 0xA005
+
+
+@lru_cache(maxsize=1024)
+def say(path: str | os.PathLike[str], what: str) -> None:
+    """Say it once, however often the photo is read."""
+    log.info("%s %s", path, what)
 
 
 @dataclass(frozen=True)
@@ -82,6 +96,8 @@ def declared(path: str | os.PathLike[str], image: Image.Image) -> bytes | Space 
         InputError: an HDR photo: how bright its white is to be is a choice that belongs to its owner.
     """
     profile = image.info.get("icc_profile") or (_bmp_profile(path) if image.format == "BMP" else None)
+    if not profile and "icc_profile" in image.info:
+        say(path, "has a colour profile that cannot be used (it is damaged): it is read as sRGB.")
     code = _code_points(path, image)
     transfer = code[1] if code else _profile_transfer(profile or b"")
     if transfer in HDR:
@@ -111,11 +127,11 @@ def _is_adobe_by_exif(image: Image.Image) -> bool:
 
 def _calibrated(gamma: float | None, chromaticity: Sequence[float] | None) -> Space | None:
     """Of gAMA and cHRM; None where they only repeat what sRGB is, within libpng's tolerance of 5 %."""
-    flat = tuple(chromaticity or (*D65, *sum(SRGB, ())))
-    is_srgb = all(abs(a - b) < 0.005 for a, b in zip(flat, (*D65, *sum(SRGB, ())), strict=True))
+    usual = (*D65, *sum(SRGB, ()))
+    flat = tuple(chromaticity or usual)
     is_usual = gamma is None or not 0.01 < gamma < 10 or abs(gamma * 2.2 - 1) < 0.05
     curve = linear_srgb if gamma is None or not 0.01 < gamma < 10 else power(1 / gamma)
-    if is_srgb and is_usual:
+    if is_usual and np.allclose(flat, usual, rtol=0, atol=0.005):
         return None
     white, *primaries = zip(flat[::2], flat[1::2], strict=True)
     corners = np.array([(x, y, 1) for x, y in primaries])
@@ -144,6 +160,18 @@ def _code_points(path: str | os.PathLike[str], image: Image.Image) -> tuple[int,
         case "AVIF":
             return _avif_code(Path(path).read_bytes())
     return None
+
+
+def has_right_sums(path: str | os.PathLike[str]) -> bool:
+    """Whether the pixels of a PNG are what was written, as far as they are there; Pillow does not look."""
+    data, at = memoryview(Path(path).read_bytes()), 8
+    while at + 12 <= len(data):
+        end = at + 8 + int.from_bytes(data[at : at + 4], "big")
+        is_whole = data[at + 4 : at + 8] == b"IDAT" and end + 4 <= len(data)
+        if is_whole and zlib.crc32(data[at + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
+            return False
+        at = end + 4
+    return True
 
 
 def _png_chunks(path: str | os.PathLike[str]) -> Iterator[tuple[bytes, bytes]]:
@@ -225,11 +253,7 @@ def _profile_transfer(profile: bytes) -> int | None:
 
 
 def profile_space(profile: bytes, *, is_grey: bool) -> Space | None:
-    """Curves and matrix of an ICC profile; None when it is made of tables or for other samples. ICC.1:2022, 9.2.
-
-    Raises:
-        ValueError: a tag is cut off.
-    """
+    """Curves and matrix of an ICC profile, ICC.1:2022, 9.2; None when it is made of tables, broken or does not fit."""
     tags, kind = _profile_tags(profile), profile[16:24]
     if any(name in tags for name in (b"A2B0", b"A2B1", b"D2B0", b"D2B1")):
         return None
@@ -241,8 +265,8 @@ def profile_space(profile: bytes, *, is_grey: bool) -> Space | None:
             return None
         red, green, blue = (_curve(tags[name]) for name in (b"rTRC", b"gTRC", b"bTRC"))
         columns = [struct.unpack_from(">3i", tags[name], 8) for name in (b"rXYZ", b"gXYZ", b"bXYZ")]
-    except (KeyError, IndexError, struct.error) as error:
-        raise ValueError("a tag is missing or cut off") from error
+    except (KeyError, IndexError, struct.error):
+        return None
     return Space((red, green, blue), TO_SRGB @ (np.array(columns, np.float64).T / 65536))
 
 
@@ -284,17 +308,42 @@ def _table(curve: Curve, depth: int) -> Float32[np.ndarray, " N"]:
         return np.clip(np.nan_to_num(curve(np.linspace(0, 1, depth))), 0, 1).astype(np.float32)
 
 
-def through_profile(image: Image.Image, profile: bytes) -> Image.Image:
-    """Bring an 8-bit picture to sRGB through its ICC profile.
+def deep_to_srgb(
+    path: str | os.PathLike[str], size: tuple[int, int], rows: Rows, meaning: bytes | Space | None
+) -> Image.Image:
+    """Bring 16-bit samples to sRGB; profiles made of tables get them rounded to 8 bits."""
+    width, height = size
+    bands = rows(0, 1).shape[2]
+    meant = profile_space(meaning, is_grey=bands == 1) if isinstance(meaning, bytes) and bands < 4 else meaning
+    out = np.empty((height, width, 3 if isinstance(meant, Space) else bands), np.uint8)
+    for top in range(0, height, PIECE_ROWS):
+        samples = rows(top, min(top + PIECE_ROWS, height))
+        is_known = isinstance(meant, Space)
+        out[top : top + PIECE_ROWS] = converted(samples, meant) if is_known else np.rint(samples / np.float32(257))
+    if isinstance(meant, Space):
+        return Image.fromarray(out)
+    return to_srgb(path, Image.frombytes({1: "L", 3: "RGB", 4: "CMYK"}[bands], size, out.tobytes()), meaning)
 
-    Raises:
-        ValueError: the profile is broken, or for another kind of picture.
-    """
-    try:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        found = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
-    except (ImageCms.PyCMSError, OSError) as error:
-        raise ValueError(" ".join(str(error).split())) from error
-    if found is None:
-        raise ValueError("nothing came out")
-    return found
+
+def to_srgb(path: str | os.PathLike[str], image: Image.Image, meaning: bytes | Space | None) -> Image.Image:
+    """Bring an 8-bit picture to sRGB, laid on white where it is transparent."""
+    is_grey = image.mode in ("1", "L", "LA", "La")
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        page = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(page, image.convert("RGBA")).convert("RGB")
+    if isinstance(meaning, bytes) and image.mode != "LAB":
+        try:
+            if image.mode != "CMYK":
+                image = image.convert("L" if is_grey and meaning[16:20] == b"GRAY" else "RGB")
+            source = ImageCms.ImageCmsProfile(io.BytesIO(meaning))
+            found = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+            return found or image.convert("RGB")
+        except (ImageCms.PyCMSError, OSError) as error:
+            say(path, f"has a colour profile that cannot be used ({one_line(error)}): it is read as sRGB.")
+    elif image.mode == "CMYK":
+        say(path, "is CMYK without a colour profile: its colours are near what they should be, no more.")
+    image = image.convert("RGB")
+    if not isinstance(meaning, Space):
+        return image
+    samples = np.asarray(image)
+    return deep_to_srgb(path, image.size, lambda top, bottom: samples[top:bottom], meaning)
