@@ -293,6 +293,12 @@ def _encoded() -> UInt8[np.ndarray, " N"]:
     return np.rint(255 * bent).astype(np.uint8)
 
 
+@lru_cache(maxsize=1)
+def _rounded() -> UInt8[np.ndarray, " N"]:
+    """8 bits of 16."""
+    return np.rint(np.arange(65536) / 257).astype(np.uint8)
+
+
 def converted(samples: Samples, meaning: Space) -> UInt8[np.ndarray, "H W 3"]:
     """Bring grey or RGB samples to sRGB. Holds a few times their size: give rows in pieces."""
     depth = 256 if samples.dtype == np.uint8 else 65536
@@ -318,11 +324,10 @@ def deep_to_srgb(
     out = np.empty((height, width, 3 if isinstance(meant, Space) else bands), np.uint8)
     for top in range(0, height, PIECE_ROWS):
         samples = rows(top, min(top + PIECE_ROWS, height))
-        is_known = isinstance(meant, Space)
-        out[top : top + PIECE_ROWS] = converted(samples, meant) if is_known else np.rint(samples / np.float32(257))
+        out[top : top + PIECE_ROWS] = converted(samples, meant) if isinstance(meant, Space) else _rounded()[samples]
     if isinstance(meant, Space):
         return Image.fromarray(out)
-    return to_srgb(path, Image.frombytes({1: "L", 3: "RGB", 4: "CMYK"}[bands], size, out.tobytes()), meaning)
+    return to_srgb(path, Image.frombuffer({1: "L", 3: "RGB", 4: "CMYK"}[bands], size, out), meaning)
 
 
 def to_srgb(path: str | os.PathLike[str], image: Image.Image, meaning: bytes | Space | None) -> Image.Image:
@@ -342,7 +347,7 @@ def to_srgb(path: str | os.PathLike[str], image: Image.Image, meaning: bytes | S
             say(path, f"has a colour profile that cannot be used ({one_line(error)}): it is read as sRGB.")
     elif image.mode == "CMYK":
         say(path, "is CMYK without a colour profile: its colours are near what they should be, no more.")
-    image = image.convert("RGB")
+    image = image if image.mode == "RGB" else image.convert("RGB")
     if not isinstance(meaning, Space):
         return image
     samples = np.asarray(image)

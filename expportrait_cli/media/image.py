@@ -201,7 +201,7 @@ def _refusal(path: str | os.PathLike[str], form: str, error: Exception, image: I
     missing = f"{len(data)} of its {length} bytes are there" if len(data) < length < UNKNOWN else "its end is missing"
     # `image.im` asserts that there is one. Rows that were not decoded are still empty in it.
     pixels = getattr(image, "_im", None)
-    if image is not None and pixels is not None and form != "BMP" and not image.info.get("interlace"):
+    if image is not None and pixels is not None and form not in ("BMP", "GIF") and not image.info.get("interlace"):
         share = 1 - (pixels.getbbox() or (0, 0, 0, image.height))[3] / image.height
         missing = f"the lower {share:.0%} of the picture are missing" if 0.005 < share < 1 else missing
     return InputError(f"{path} is cut off: {missing}. Copy or download it again.")
@@ -307,8 +307,9 @@ def _deep(path: str | os.PathLike[str], form: str, image: Image.Image) -> tuple[
         if image.mode == "RGBA":
             return _on_white(samples, is_multiplied=_list(tags, EXTRA_SAMPLES)[0] == 1)
         samples = samples[..., : 1 if is_grey else len(image.getbands())]
-        is_hidden = (samples == (-1 if hidden is None else np.array(hidden))).all(-1, keepdims=True)
-        return np.where(is_hidden, np.uint16(65535), samples)
+        if hidden is None:
+            return samples
+        return np.where((samples == np.array(hidden)).all(-1, keepdims=True), np.uint16(65535), samples)
 
     return pictures[0].size, rows
 
