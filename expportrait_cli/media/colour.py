@@ -4,7 +4,6 @@ import io
 import logging
 import os
 import struct
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -42,6 +41,18 @@ PRIMARIES = {
     22: (((0.63, 0.34), (0.295, 0.605), (0.155, 0.077)), D65),
 }
 HDR = {16: "PQ", 18: "HLG"}
+# What Pillow and pillow-heif raise on broken files.
+BROKEN = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    RuntimeError,
+    LookupError,
+    TypeError,
+    ArithmeticError,
+    struct.error,
+)
 EXIF, COLOUR_SPACE, INTEROPERABILITY = 0x8769, 0xA001, 0xA005
 
 
@@ -99,11 +110,10 @@ def declared(path: str | os.PathLike[str], image: Image.Image) -> bytes | Space 
     if not profile and "icc_profile" in image.info:
         say(path, "has a colour profile that cannot be used (it is damaged): it is read as sRGB.")
     code = _code_points(path, image)
-    transfer = code[1] if code else _profile_transfer(profile or b"")
+    # The tag `cicp` of ICC profiles from version 4.4 on.
+    transfer = code[1] if code else int.from_bytes(_profile_tags(profile or b"").get(b"cicp", b"")[9:10], "big")
     if transfer in HDR:
-        raise InputError(
-            f"{path} is an HDR photo ({HDR[transfer]}). Export it as SDR, e.g. as a JPEG or PNG file in sRGB."
-        )
+        raise InputError(f"{path} is an HDR photo ({HDR[transfer]}). Export it as SDR, e.g. as a JPEG file in sRGB.")
     if profile and not (code and image.format == "PNG"):
         return profile
     if code:
@@ -113,15 +123,20 @@ def declared(path: str | os.PathLike[str], image: Image.Image) -> bytes | Space 
     return space(ADOBE, D65, power(563 / 256)) if _is_adobe_by_exif(image) else None
 
 
-def _is_adobe_by_exif(image: Image.Image) -> bool:
-    exif = image.getexif()
-    if not exif:
-        return False
+def exif(image: Image.Image) -> Image.Exif:
+    """EXIF of a photo, empty when it is broken: the picture is not."""
     try:
-        index = exif.get_ifd(INTEROPERABILITY).get(1)
-        return exif.get_ifd(EXIF).get(COLOUR_SPACE) == 2 or str(index).strip("\0 ") == "R03"
-    except (KeyError, TypeError, ValueError, SyntaxError, OSError, struct.error):
-        # Makers' tags are often broken, and the picture is not.
+        return image.getexif()
+    except BROKEN:
+        return Image.Exif()
+
+
+def _is_adobe_by_exif(image: Image.Image) -> bool:
+    tags = exif(image)
+    try:
+        index = str(tags.get_ifd(INTEROPERABILITY).get(1)) if tags else ""
+        return index.strip("\0 ") == "R03" or tags.get_ifd(EXIF).get(COLOUR_SPACE) == 2
+    except BROKEN:
         return False
 
 
@@ -150,10 +165,10 @@ def _coded(code: tuple[int, int]) -> Space | None:
 def _code_points(path: str | os.PathLike[str], image: Image.Image) -> tuple[int, int] | None:
     match image.format:
         case "PNG":
-            chunk = next((body for kind, body in _png_chunks(path) if kind == b"cICP"), b"")
-            if len(chunk) == 4 and chunk[3] == 0:
+            chunk = next((chunk for chunk, _ in png_chunks(path) if chunk[:4] == b"cICP"), b"")
+            if len(chunk) == 8 and chunk[7] == 0:
                 raise InputError(f"{path} holds samples of video range. Export it as a usual PNG or JPEG file.")
-            return (chunk[0], chunk[1]) if len(chunk) == 4 else None
+            return (chunk[4], chunk[5]) if len(chunk) == 8 else None
         case "HEIF":
             nclx = image.info.get("nclx_profile")
             return (int(nclx["color_primaries"]), int(nclx["transfer_characteristics"])) if nclx else None
@@ -162,27 +177,12 @@ def _code_points(path: str | os.PathLike[str], image: Image.Image) -> tuple[int,
     return None
 
 
-def has_right_sums(path: str | os.PathLike[str]) -> bool:
-    """Whether the pixels of a PNG are what was written, as far as they are there; Pillow does not look."""
+def png_chunks(path: str | os.PathLike[str]) -> Iterator[tuple[memoryview, int]]:
+    """Name and body of each whole chunk, and the checksum that the file gives for them."""
     data, at = memoryview(Path(path).read_bytes()), 8
-    while at + 12 <= len(data):
-        end = at + 8 + int.from_bytes(data[at : at + 4], "big")
-        is_whole = data[at + 4 : at + 8] == b"IDAT" and end + 4 <= len(data)
-        if is_whole and zlib.crc32(data[at + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
-            return False
+    while (end := at + 8 + int.from_bytes(data[at : at + 4], "big")) + 4 <= len(data):
+        yield data[at + 4 : end], int.from_bytes(data[end : end + 4], "big")
         at = end + 4
-    return True
-
-
-def _png_chunks(path: str | os.PathLike[str]) -> Iterator[tuple[bytes, bytes]]:
-    """Chunks before the pixels; bodies of at most 64 bytes."""
-    with Path(path).open("rb") as file:
-        file.seek(8)
-        while len(head := file.read(8)) == 8 and head[4:] != b"IDAT":
-            length = int.from_bytes(head[:4], "big")
-            body = file.read(min(length, 64))
-            file.seek(length - len(body) + 4, os.SEEK_CUR)
-            yield head[4:], body
 
 
 def boxes(data: bytes) -> Iterator[tuple[bytes, bytes]]:
@@ -209,8 +209,7 @@ def _avif_code(data: bytes) -> tuple[int, int] | None:
         mine = _associated(properties.get(b"ipma", b""), primary)
     except (IndexError, struct.error):
         return None
-    for index in mine:
-        kind, body = listed[index - 1] if 0 < index <= len(listed) else (b"", b"")
+    for kind, body in (listed[index - 1] for index in mine if 0 < index <= len(listed)):
         if kind == b"colr" and body[:4] == b"nclx" and len(body) >= 8:
             return struct.unpack_from(">HH", body, 4)
     return None
@@ -245,11 +244,6 @@ def _profile_tags(profile: bytes) -> dict[bytes, bytes]:
         name, offset, size = struct.unpack_from(">4sII", profile, at)
         tags[name] = profile[offset : offset + size]
     return tags
-
-
-def _profile_transfer(profile: bytes) -> int | None:
-    code = _profile_tags(profile).get(b"cicp", b"")
-    return code[9] if len(code) >= 12 else None
 
 
 def profile_space(profile: bytes, *, is_grey: bool) -> Space | None:

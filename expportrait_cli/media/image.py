@@ -22,7 +22,6 @@ from expportrait_cli.media import colour
 MAX_PIXELS = 8192 * 8192
 MAX_SCANS = 100
 UNKNOWN = 1 << 62
-"""Length of a file that does not say it."""
 
 ORIENTATION = 0x0112
 # What undoes each EXIF orientation.
@@ -71,8 +70,6 @@ SUBFILE, BITS, COMPRESSION, PHOTOMETRIC, SAMPLES, PLANAR, PREDICTOR = 254, 258, 
 SUB_PICTURES, EXTRA_SAMPLES, SAMPLE_FORMAT, DNG_VERSION = 330, 338, 339, 50706
 PIECES = ((273, 279), (324, 325))
 RAW_PHOTOMETRIC, RAW_COMPRESSION = (32803, 34892), (34713, 32767, 32769, 65535, 65000, 262)
-# What Pillow and pillow-heif raise on broken files.
-BROKEN = (OSError, SyntaxError, ValueError, EOFError, RuntimeError, KeyError, IndexError, TypeError, struct.error)
 
 
 def read_image(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "H W 3"]:
@@ -92,13 +89,16 @@ def read_image(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "H W 3"]:
     with _opened(path, form) as image:
         if form != "GIF" and getattr(image, "is_animated", False):
             colour.say(path, f"holds several pictures: the {'main' if form == 'HEIF' else 'first'} one is read.")
-        deep = _deep(path, form, image)
+        try:
+            deep = _deep(path, form, image)
+        except colour.BROKEN as error:
+            raise _refusal(path, form, error) from error
         if deep is None:
             _load(path, form, image)
         meaning = colour.declared(path, image)
         rgb = colour.to_srgb(path, image, meaning) if deep is None else colour.deep_to_srgb(path, *deep, meaning)
         del deep
-        turn = TURNS.get(image.getexif().get(ORIENTATION, 1))
+        turn = TURNS.get(colour.exif(image).get(ORIENTATION, 1))
         return np.array(rgb if turn is None else rgb.transpose(turn))
 
 
@@ -116,9 +116,7 @@ def is_image(path: str | os.PathLike[str]) -> bool:
         is_animated = getattr(image, "is_animated", False)
         frames = getattr(image, "n_frames", 1) if form in ("WEBP", "AVIF") else 1
     if frames > 1:
-        raise InputError(
-            f"{path} is an animation of {frames} pictures. Convert it to a GIF, an animated PNG or an MP4."
-        )
+        raise InputError(f"{path} is an animation of {frames} pictures. Convert it to a GIF, an animated PNG or MP4.")
     # Of a TIFF of several pages and the like, the first is the photo.
     return not is_animated or form not in ("GIF", "PNG")
 
@@ -160,7 +158,7 @@ def _opened(path: str | os.PathLike[str], form: str) -> Iterator[Image.Image]:
             image = Image.open(path, formats=[form])
         except Image.DecompressionBombError:
             raise InputError(f"{path} has more than {MAX_PIXELS // 10**6} megapixels. Scale it down.") from None
-        except BROKEN as error:
+        except colour.BROKEN as error:
             raise _refusal(path, form, error) from error
         with image:
             size = f"{path} is {image.width}x{image.height} px"
@@ -179,14 +177,17 @@ def _load(path: str | os.PathLike[str], form: str, image: Image.Image) -> None:
         scans = sum(int(np.count_nonzero(pair == 0xDAFF)) for pair in pairs)
         if scans > MAX_SCANS or scans * image.width * image.height > 30 * MAX_PIXELS:
             raise InputError(f"{path} is coded in {scans} scans, a usual JPEG in 10. Save it anew, or as a PNG file.")
-    if form == "PNG" and not colour.has_right_sums(path):
+    # Pillow looks at the sums of all chunks but these.
+    if form == "PNG" and any(
+        chunk[:4] == b"IDAT" and zlib.crc32(chunk) != given for chunk, given in colour.png_chunks(path)
+    ):
         raise InputError(f"{path} is damaged: its pixels differ from their checksum. Copy or download it again.")
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         # A file with a name may be mapped into memory, and Pillow then mixes up the sides of turned pictures.
         image.filename = ""
     try:
         image.load()
-    except BROKEN as error:
+    except colour.BROKEN as error:
         raise _refusal(path, form, error, image) from error
 
 
@@ -231,7 +232,8 @@ Tags = TiffImagePlugin.ImageFileDirectory_v2
 
 def _tiff_tags(data: bytes) -> Tags:
     """The tags of the first page, as far as they can be read."""
-    tags = Tags(data[: 16 if 43 in data[2:4] else 8])
+    head = data[:16].ljust(16, b"\0")
+    tags = Tags(head if 43 in head[2:4] else head[:8])
     stream = io.BytesIO(data)
     stream.seek(min(tags.next, len(data)))
     tags.load(stream)
@@ -239,8 +241,11 @@ def _tiff_tags(data: bytes) -> Tags:
 
 
 def _list(tags: Tags, tag: int, default: int = 0) -> list[int]:
-    value = tags.get(tag, default)
-    return [int(number) for number in value] if isinstance(value, tuple) else [int(value)]
+    try:
+        value = tags.get(tag, default)
+        return [int(number) for number in (value if isinstance(value, tuple) else (value,))] or [default]
+    except colour.BROKEN:
+        return [default]
 
 
 def _pieces(tags: Tags) -> tuple[list[int], list[int]]:
@@ -251,16 +256,12 @@ def _pieces(tags: Tags) -> tuple[list[int], list[int]]:
 
 def _check_tiff(path: str | os.PathLike[str]) -> None:
     """Refuse raw pictures, of which Pillow would take the thumbnail, and samples of unknown range."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            tags = _tiff_tags(Path(path).read_bytes())
-            is_thumbnail = _list(tags, SUBFILE)[0] & 1 and SUB_PICTURES in tags
-            is_raw = _list(tags, PHOTOMETRIC)[0] in RAW_PHOTOMETRIC or _list(tags, COMPRESSION)[0] in RAW_COMPRESSION
-            bits, kind = max(_list(tags, BITS, 1)), _list(tags, SAMPLE_FORMAT, 1)[0]
-    except BROKEN:
-        # Whoever opens it says what is wrong.
-        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        tags = _tiff_tags(Path(path).read_bytes())
+    is_thumbnail = _list(tags, SUBFILE)[0] & 1 and SUB_PICTURES in tags
+    is_raw = _list(tags, PHOTOMETRIC)[0] in RAW_PHOTOMETRIC or _list(tags, COMPRESSION)[0] in RAW_COMPRESSION
+    bits, kind = max(_list(tags, BITS, 1)), _list(tags, SAMPLE_FORMAT, 1)[0]
     if is_thumbnail or is_raw or DNG_VERSION in tags:
         raise InputError(f"{path} is {RAW}.")
     if bits > 16 or kind in (2, 3):
@@ -300,16 +301,14 @@ def _deep(path: str | os.PathLike[str], form: str, image: Image.Image) -> tuple[
         if is_grey or is_planar:
             samples = np.stack(parts, -1).astype(np.uint16) * np.uint16(scale)
             samples = 65535 - samples if is_grey and _list(tags, PHOTOMETRIC, 1)[0] == 0 else samples
-        elif len(parts) == 1:
-            samples = np.ascontiguousarray(parts[0]).view(">u2")
         else:
-            samples = parts[0].astype(np.uint16) << 8 | parts[1]
+            first, second = parts[0].astype(np.uint16), parts[-1]
+            samples = first[..., ::2] << 8 | second[..., 1::2] if len(parts) == 1 else first << 8 | second
         if image.mode == "RGBA":
             return _on_white(samples, is_multiplied=_list(tags, EXTRA_SAMPLES)[0] == 1)
         samples = samples[..., : 1 if is_grey else len(image.getbands())]
-        if hidden is None:
-            return samples
-        return np.where((samples == np.array(hidden)).all(-1, keepdims=True), np.uint16(65535), samples)
+        is_seen = hidden is None or (samples != np.array(hidden)).any(-1, keepdims=True)
+        return samples if is_seen is True else np.where(is_seen, samples, np.uint16(65535))
 
     return pictures[0].size, rows
 

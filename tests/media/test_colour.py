@@ -4,15 +4,15 @@ import io
 import struct
 
 import numpy as np
+import pillow_heif as heif
 import pytest
+import tifffile
 from PIL import Image, ImageCms
 from support import photo_files as made
 
 from expportrait_cli.errors import InputError
 from expportrait_cli.media.colour import profile_space
 from expportrait_cli.media.image import read_image
-
-tifffile = pytest.importorskip("tifffile")
 
 SPACES = [("AdobeRGB", 563 / 256), ("ProPhoto", 1.8), ("P3", None), ("sRGB", 1.0), ("sRGB", 1.8), ("sRGB", None)]
 WIDE, NARROW = made.deep, made.shallow
@@ -165,7 +165,7 @@ def test_gamma_that_repeats_srgb_changes_no_bit(tmp_path, shown):
 
 @pytest.mark.parametrize(("transfer", "name"), [(16, "PQ"), (18, "HLG")])
 def test_hdr_is_refused(tmp_path, shown, transfer, name):
-    heif = pytest.importorskip("pillow_heif")
+
     code = made.png(shown, made.chunk(b"cICP", bytes([9, transfer, 0, 1])))
     tag = b"cicp\0\0\0\0" + bytes([9, transfer, 0, 1])
     (tmp_path / "a.png").write_bytes(code)
@@ -187,7 +187,7 @@ def _avif(rgb, primaries: int, transfer: int) -> bytes:
 
 
 def test_heic_and_avif_in_p3(tmp_path, shown):
-    heif = pytest.importorskip("pillow_heif")
+
     shown = np.asarray(Image.fromarray(shown).resize((192, 140), Image.Resampling.BICUBIC))
     values, icc = NARROW(made.in_space(shown, "P3", None)), made.profile("P3")
     whole = {"quality": -1, "chroma": 444}

@@ -7,15 +7,14 @@ import sys
 import zlib
 
 import numpy as np
+import pillow_heif as heif
 import pytest
+import tifffile
 from PIL import Image
 from support import photo_files as made
 
 from expportrait_cli.errors import InputError
 from expportrait_cli.media.image import is_image, read_image
-
-tifffile = pytest.importorskip("tifffile")
-heif = pytest.importorskip("pillow_heif")
 
 TURNS = {
     1: lambda a: a,
