@@ -67,8 +67,7 @@ REFUSED = {
 }
 # TIFF tags and values, TIFF 6.0 and DNG 1.7.
 SUBFILE, BITS, COMPRESSION, PHOTOMETRIC, SAMPLES, PLANAR, PREDICTOR = 254, 258, 259, 262, 277, 284, 317
-SUB_PICTURES, EXTRA_SAMPLES, SAMPLE_FORMAT, DNG_VERSION = 330, 338, 339, 50706
-PIECES = ((273, 279), (324, 325))
+EXTRA_SAMPLES, SAMPLE_FORMAT, DNG_VERSION, PIECES = 338, 339, 50706, ((273, 279), (324, 325))
 RAW_PHOTOMETRIC, RAW_COMPRESSION = (32803, 34892), (34713, 32767, 32769, 65535, 65000, 262)
 
 
@@ -259,7 +258,8 @@ def _check_tiff(path: str | os.PathLike[str]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         tags = _tiff_tags(Path(path).read_bytes())
-    is_thumbnail = _list(tags, SUBFILE)[0] & 1 and SUB_PICTURES in tags
+    # Raw pictures begin with a thumbnail, of other TIFFs hardly any.
+    is_thumbnail = _list(tags, SUBFILE)[0] & 1
     is_raw = _list(tags, PHOTOMETRIC)[0] in RAW_PHOTOMETRIC or _list(tags, COMPRESSION)[0] in RAW_COMPRESSION
     bits, kind = max(_list(tags, BITS, 1)), _list(tags, SAMPLE_FORMAT, 1)[0]
     if is_thumbnail or is_raw or DNG_VERSION in tags:

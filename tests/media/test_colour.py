@@ -108,7 +108,8 @@ def test_inks_go_through_their_profile(tmp_path, shown, samples, mean):
         tiff(tmp_path / "a.tif", samples(inks), planar=planar, photometric="separated", iccprofile=icc)
         assert_close(tmp_path / "a.tif", expected, mean)
     # Pillow writes inks inverted, as Adobe does.
-    Image.fromarray(NARROW(inks), "CMYK").save(tmp_path / "a.jpg", quality=99, subsampling=0, icc_profile=icc)
+    image = Image.frombytes("CMYK", shown.shape[1::-1], NARROW(inks).tobytes())
+    image.save(tmp_path / "a.jpg", quality=99, subsampling=0, icc_profile=icc)
     assert b"Adobe" in (tmp_path / "a.jpg").read_bytes()
     assert_close(tmp_path / "a.jpg", expected, mean, largest=4)
 
