@@ -139,12 +139,11 @@ def timing(path: str | os.PathLike[str], framecrc: str, decoded: str, source: st
     guess = Fraction(int(found[1]), int(found[2])) if found else Fraction(25)
     guess = guess if guess <= MAX_RATE else Fraction(25)
     base = re.search(r"#tb 0: (\d+)/(\d+)", framecrc)
-    # F=0x4 marks packets that an edit list hides, 0x2 those that are cut off; -2**63 is a missing time stamp.
-    shown = [
-        row
-        for row in packets(framecrc)
-        if not any(int(word.strip()[2:], 16) & 6 for word in row if word.startswith(" F="))
-    ]
+    # F=0x4 marks packets that an edit list hides; -2**63 is a missing time stamp. 0x2 marks damaged packets: the last
+    # one is cut off, others are decoded as far as they go.
+    shown = [row for row in packets(framecrc) if not any(word in row for word in (" F=0x4", " F=0x5", " F=0x6"))]
+    while len(shown) > 1 and any(word in shown[-1] for word in (" F=0x2", " F=0x3")):
+        shown.pop()
     stamps = sorted((int(row[2]), int(row[3])) for row in shown if abs(int(row[2])) < 1 << 62)
     if base is None or len(stamps) < max(2, len(shown)) or stamps[0][0] == stamps[-1][0]:
         if len(shown) > 1 and len(stamps) == len(shown):
@@ -177,9 +176,10 @@ def _spaced(ticks: np.ndarray, tick: Fraction, guess: Fraction) -> Timing | None
     slots = np.concatenate([[0], np.cumsum(np.maximum(1, np.rint(gaps / usual.mean())).astype(np.int64))])
     missing = int(slots[-1]) - len(gaps)
     fitted = int(slots[-1]) / span
-    # Two and three ticks by turns, 24 frames/s in fields of 60, are no frames that are missing.
+    # Two and three ticks by turns, 24 frames/s in fields of 60, are no frames that are missing, nor are two ticks
+    # among ones: 960 frames/s, counted in milliseconds.
     is_grid = len(usual) >= 0.3 * len(gaps) and abs(float(fitted * tick) * usual.mean() - 1) < 0.02
-    if missing and is_grid and gaps.min() > 0:
+    if missing and is_grid and gaps.min() > 0 and (usual.mean() > 1 or guess * tick == 1):
         for rate in (_snap(guess, 2e-5), _snap(fitted, precision)):
             if np.abs((ticks - ticks[0]) * float(tick * rate) - slots).max() < 1 / 3:
                 return Timing(rate, True, float((int(slots[-1]) + 1) / rate), missing)
@@ -211,7 +211,7 @@ def _usual_gaps(gaps: np.ndarray) -> np.ndarray:
     """Those near the most common one."""
     values, counts = np.unique(gaps[gaps > 0], return_counts=True)
     common = int(values[counts.argmax()])
-    return gaps[(gaps > 0) & (np.abs(gaps - common) <= max(1, 0.1 * common))]
+    return gaps[(gaps > 0) & (np.abs(gaps - common) <= min(max(1, 0.1 * common), 0.4 * common))]
 
 
 def _snap(rate: Fraction, tolerance: float) -> Fraction:

@@ -165,27 +165,28 @@ def read_frames(
     info = probe(path)
     width, height = size or (info.width, info.height)
     log.debug("reading %s", info)
-    if info.repeated:
-        ffmpeg.say_once(f"{path} lacks {info.repeated} frames of its {info.rate} frames/s: the one before is repeated.")
-    elif info.variable_rate:
-        ffmpeg.say_once(f"{path} has a variable frame rate: read at {info.rate} frames/s, in sync with its audio.")
+    if info.variable_rate:
+        gaps = f", {info.repeated} missing frames filled by the one before" if info.repeated else ""
+        ffmpeg.say_once(
+            f"{path} has a variable frame rate: read at {info.rate} frames/s{gaps}, in sync with its audio."
+        )
     if info.is_interlaced:
         ffmpeg.say_once(f"{path} is interlaced: each of its frames is deinterlaced.")
     # A YUV matrix means nothing to RGB and grey clips, and swscale refuses it there.
     is_yuv = info.pix_fmt.startswith(("yuv", "nv", "p0", "y2"))
     tags = info.matrix if is_yuv else "gbr", info.primaries, info.transfer
-    scale = f"scale={width}:{height}:flags={ffmpeg.SCALE_FLAGS}"
+    scale, pad = _fit(info, width, height)
     with tempfile.NamedTemporaryFile(suffix=".cube") as table:
         if tags[0] not in ZSCALE_MATRICES and tags[1] in USUAL_PRIMARIES and tags[2] in USUAL_TRANSFERS:
             matrix = f":in_color_matrix={SWSCALE_MATRIX.get(info.matrix, 'auto')}" if is_yuv else ""
-            filters = [f"{scale}{matrix}:out_range=pc", "format=rgb24"]
+            filters = [f"{scale}{matrix}:out_range=pc", "format=rgb24", pad]
         else:
             what = colour.HDR.get(info.transfer) or f"{info.matrix}, {info.primaries}, {info.transfer}"
             ffmpeg.say_once(f"The colours of {path} ({what}) are converted to those of a usual clip (BT.709).")
             if colour.HDR.get(info.transfer) == "HLG":
                 table.write(colour.hlg_table(info.primaries))
                 table.flush()
-            filters = [scale, *colour.conversion(*tags, table=table.name)]
+            filters = [scale, *colour.conversion(*tags, table=table.name), pad]
         yield from _decode(info, filters, np.dtype(np.uint8), (height, width, 3), start, end)
 
 
@@ -252,25 +253,31 @@ def _opened(info: VideoInfo) -> list[str]:
     return ["-reinit_filter", str(int(info.is_turned)), *ffmpeg.input_file(info.path), "-map", f"0:V:{info.stream}"]
 
 
+def _fit(info: VideoInfo, width: int, height: int) -> tuple[str, str]:
+    """Filters that scale to a size, a picture of another shape than the first into it, and fill it with black."""
+    stored_width, stored_height, pixel = info.stored
+    wider = f"(iw*sar/ih/{stored_width * pixel / stored_height:.12g})"
+    size = f"w='round({width}*min(1,{wider}))':h='round({height}*min(1,1/{wider}))'"
+    return f"scale={size}:eval=frame:flags={ffmpeg.SCALE_FLAGS}", f"pad={width}:{height}:-1:-1:eval=frame"
+
+
 def _cadence(info: VideoInfo, start: int, end: int | None, filters: list[str]) -> list[str]:
     """Filters that yield each frame once, or evenly spaced ones where the clip's are not, then cut the range.
 
-    Pictures of another size than the first are fitted into it, frames that are flagged as interlaced deinterlaced; all
-    others pass unchanged.
+    Frames that are flagged as interlaced are deinterlaced, all others pass unchanged.
     """
-    width, height, pixel = info.stored
-    wider = f"(iw*sar/ih/{width * pixel / height:.12g})"
-    size = f"w='round({width}*min(1,{wider}))':h='round({height}*min(1,1/{wider}))'"
-    chain = [f"scale={size}:eval=frame:flags={ffmpeg.SCALE_FLAGS}", f"pad={width}:{height}:-1:-1:eval=frame"]
-    if re.match(r"yuva?j?4\d\dp", info.pix_fmt):
-        chain.append("bwdif=mode=send_frame:deint=interlaced")
+    width, height, _ = info.stored
+    chain = []
+    # Neither takes frames of several sizes, nor sides that are no whole number of chroma samples.
+    if re.match(r"yuva?j?4(20|22|40|44)p", info.pix_fmt) and width % 2 == height % 2 == 0:
+        chain += [*_fit(info, width, height), "bwdif=mode=send_frame:deint=interlaced"]
     if info.variable_rate:
         chain += ["setpts=PTS-STARTPTS", f"fps={info.rate}"]
         last = round(info.duration_s * info.rate)
         end = last if end is None else min(end, last)
     if start or end is not None:
         chain.append(f"trim=start_frame={start}" + (f":end_frame={end}" if end is not None else ""))
-    return ["-fps_mode", "passthrough", "-vf", ",".join([*chain, *filters])]
+    return ["-fps_mode", "passthrough", "-vf", ",".join([*chain, *filters]) or "null"]
 
 
 RESIZED = re.compile(
