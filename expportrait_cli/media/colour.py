@@ -8,6 +8,8 @@ import numpy as np
 HDR = {"arib-std-b67": "HLG", "smpte2084": "PQ"}
 WHITE_CD_M2 = 203
 """Luminance that becomes white: HDR reference white, BT.2408-8, table 1."""
+KNEE = 0.8
+"""Light, of white's, from which on it is compressed."""
 PEAK_CD_M2 = 1000
 """Of the display that HLG is shown on, BT.2100-3, table 5; its system gamma is 1.2."""
 
@@ -27,21 +29,25 @@ LUMINANCE = {
 def conversion(matrix: str, primaries: str, transfer: str, *, table: str) -> list[str]:
     """Filters that turn frames into 8-bit RGB of BT.709; names as ffmpeg's, `table` the path of `hlg_table`.
 
-    An SDR picture that was laid into HLG or PQ as BT.2408 says comes back as it was: its white at 203 cd/m2, shown by
-    BT.1886. What is brighter becomes white. Other light is coded as in sRGB.
+    An SDR picture that was laid into HLG or PQ as BT.2408 says, its white at 203 cd/m2 and shown by BT.1886, comes back
+    as it was up to `KNEE`, 232 of 255. Brighter light is compressed by its strongest component, so that skin in the sun
+    keeps its hue: 203 cd/m2 become 244, 1000 become 255. Other light is coded as in sRGB.
     """
     if primaries in ("unknown", "reserved"):
         primaries = "bt2020" if transfer in HDR else "bt709"
     if transfer in GAMMA_709:
         transfer = "bt709"
-    shown = "bt709" if transfer in HDR or transfer == "bt709" else "iec61966-2-1"
     # Chroma is interpolated first: zimg refuses odd sizes with subsampled chroma.
     chain = [f"format={'gbrp16le' if matrix == 'gbr' else 'yuv444p16le'}"]
     chain.append(f"setparams=colorspace={matrix}:color_primaries={primaries}:color_trc={transfer}")
     if transfer == "arib-std-b67":
         name = re.sub(r"([\\'\[\],;])", r"\\\1", re.sub(r"([\\':])", r"\\\1", table))
         chain += ["zscale=m=gbr:r=full", "format=gbrpf32le", f"lut3d=file={name}", "setparams=color_trc=bt709"]
-    return [*chain, f"zscale=m=gbr:p=bt709:t={shown}:npl={WHITE_CD_M2}:r=full", "format=gbrp", "format=rgb24"]
+    if transfer in HDR:
+        chain += [f"zscale=m=gbr:p=bt709:t=linear:npl={WHITE_CD_M2}:r=full", "format=gbrpf32le"]
+        chain.append(f"tonemap=mobius:param={KNEE}:peak={PEAK_CD_M2 / WHITE_CD_M2:.4f}:desat=0")
+    shown = "bt709" if transfer in (*HDR, "bt709") else "iec61966-2-1"
+    return [*chain, f"zscale=m=gbr:p=bt709:t={shown}:r=full", "format=gbrp", "format=rgb24"]
 
 
 @lru_cache(maxsize=1)

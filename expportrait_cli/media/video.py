@@ -267,7 +267,8 @@ def _cadence(info: VideoInfo, start: int, end: int | None, filters: list[str]) -
     Frames that are flagged as interlaced are deinterlaced, all others pass unchanged.
     """
     width, height, _ = info.stored
-    chain = []
+    # swscale refuses transfer functions that it cannot convert, though nothing is to be converted here.
+    chain = [] if info.transfer in USUAL_TRANSFERS else ["setparams=color_trc=unknown"]
     # Neither takes frames of several sizes, nor sides that are no whole number of chroma samples.
     if re.match(r"yuva?j?4(20|22|40|44)p", info.pix_fmt) and width % 2 == height % 2 == 0:
         chain += [*_fit(info, width, height), "bwdif=mode=send_frame:deint=interlaced"]
