@@ -26,7 +26,7 @@ LUMINANCE = {
 """What red, green and blue add to luminance, by the names of their primaries."""
 
 
-def conversion(matrix: str, primaries: str, transfer: str, *, table: str) -> list[str]:
+def conversion(matrix: str, primaries: str, transfer: str, *, pix_fmt: str, table: str) -> list[str]:
     """Filters that turn frames into 8-bit RGB of BT.709; names as ffmpeg's, `table` the path of `hlg_table`.
 
     An SDR picture that was laid into HLG or PQ as BT.2408 says, its white at 203 cd/m2 and shown by BT.1886, comes back
@@ -37,8 +37,10 @@ def conversion(matrix: str, primaries: str, transfer: str, *, table: str) -> lis
         primaries = "bt2020" if transfer in HDR else "bt709"
     if transfer in GAMMA_709:
         transfer = "bt709"
-    # Chroma is interpolated first: zimg refuses odd sizes with subsampled chroma.
-    chain = [f"format={'gbrp16le' if matrix == 'gbr' else 'yuv444p16le'}"]
+    # Chroma is interpolated first: zimg refuses odd sizes with subsampled chroma. The depth is kept: swscale moves the
+    # zero of full-range chroma when it changes it.
+    depth = re.search(r"[py]\d*?(9|10|12|14|16)(le|be)?$", pix_fmt)
+    chain = ["format=gbrp16le" if matrix == "gbr" else f"format=yuv444p{depth[1]}le" if depth else "format=yuv444p"]
     chain.append(f"setparams=colorspace={matrix}:color_primaries={primaries}:color_trc={transfer}")
     if transfer == "arib-std-b67":
         name = re.sub(r"([\\'\[\],;])", r"\\\1", re.sub(r"([\\':])", r"\\\1", table))

@@ -186,7 +186,7 @@ def read_frames(
             if colour.HDR.get(info.transfer) == "HLG":
                 table.write(colour.hlg_table(info.primaries))
                 table.flush()
-            filters = [scale, *colour.conversion(*tags, table=table.name), pad]
+            filters = [scale, *colour.conversion(*tags, pix_fmt=info.pix_fmt, table=table.name), pad]
         yield from _decode(info, filters, np.dtype(np.uint8), (height, width, 3), start, end)
 
 

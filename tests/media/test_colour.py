@@ -67,10 +67,11 @@ def write_patches(path, signal, *, primaries, transfer, matrix=(0.2627, 0.6780, 
         planes = [luma * 876 + 64, *(c * 896 + 512 for c in chroma)]
     assert abs(red + green + blue - 1) < 1e-9
     squares = [np.tile(np.repeat(np.clip(np.rint(plane), 0, 1023), 32), (32, 1)).astype("<u2") for plane in planes]
-    tags = f"range={'pc' if full else 'tv'}:color_primaries={primaries}:color_trc={transfer}:colorspace={name}"
-    raw = ["-f", "rawvideo", "-pix_fmt", "yuv444p10le", "-s", f"{32 * len(signal)}x32", "-i", "-"]
+    span = ["-color_range", "pc" if full else "tv"]
+    tags = f"color_primaries={primaries}:color_trc={transfer}:colorspace={name}"
+    raw = ["-f", "rawvideo", "-pix_fmt", "yuv444p10le", *span, "-s", f"{32 * len(signal)}x32", "-i", "-"]
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", *raw, "-vf", f"setparams={tags}", "-c:v", "ffv1"]
-    subprocess.run([*command, str(path)], input=b"".join(map(np.ndarray.tobytes, squares)), check=True)
+    subprocess.run([*command, *span, str(path)], input=b"".join(map(np.ndarray.tobytes, squares)), check=True)
     return path
 
 
