@@ -84,7 +84,8 @@ def test_sound_that_nothing_decodes_is_refused(tmp_path):
     assert "\n" not in str(error.value)
 
 
-# Channels of 440 Hz but for the second of 880 Hz; the layout, how it is written, what is heard left and right, the note.
+# All channels sound at 440 Hz but the second, at 880 Hz: their number, how they are written, what is heard left and
+# right, and the note.
 MANY = {
     "hexadecagonal": (16, ("-c:a", "pcm_s16le"), (440, 440), "All channels of the sound"),
     "nothing known": (9, ("-c:a", "pcm_s16le"), (440, 880), "The first channels of the sound"),
@@ -117,8 +118,8 @@ PLAYLISTS = {
     "hls.mp4": "\n#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\nreal.mp4\n#EXT-X-ENDLIST\n",
     "concat.mp4": "ffconcat version 1.0\nfile real.mp4\n",
     "dash.mp4": '<?xml version="1.0"?>\n<MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static"><Period>'
-    '<AdaptationSet><Representation id="1" bandwidth="1" mimeType="video/mp4"><BaseURL>real.mp4</BaseURL></Representation>'
-    "</AdaptationSet></Period></MPD>",
+    '<AdaptationSet><Representation id="1" bandwidth="1" mimeType="video/mp4"><BaseURL>real.mp4</BaseURL>'
+    "</Representation></AdaptationSet></Period></MPD>",
     "dash.mkv": '<MPD type="static"><Period/></MPD>',
 }
 
