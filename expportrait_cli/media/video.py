@@ -192,7 +192,7 @@ def read_frames(
 
 USUAL_TRANSFERS = frozenset((*colour.GAMMA_709, "iec61966-2-1"))
 USUAL_PRIMARIES = frozenset(("unknown", "reserved", "bt709", "smpte170m", "smpte240m"))
-ZSCALE_MATRICES = frozenset(("ycgco", "ictcp", "bt2020c", "chroma-derived-nc", "chroma-derived-c"))
+ZSCALE_MATRICES = frozenset(("ycgco", "ictcp"))
 SWSCALE_MATRIX = {
     "bt709": "bt709",
     "smpte170m": "smpte170m",
@@ -267,8 +267,9 @@ def _cadence(info: VideoInfo, start: int, end: int | None, filters: list[str]) -
     Frames that are flagged as interlaced are deinterlaced, all others pass unchanged.
     """
     width, height, _ = info.stored
-    # swscale refuses transfer functions that it cannot convert, though nothing is to be converted here.
-    chain = [] if info.transfer in USUAL_TRANSFERS else ["setparams=color_trc=unknown"]
+    # swscale refuses colours that it cannot convert, though nothing is to be converted here.
+    is_known = info.transfer in USUAL_TRANSFERS and info.matrix not in ZSCALE_MATRICES
+    chain = [] if is_known else ["setparams=color_trc=unknown:colorspace=unknown"]
     # Neither takes frames of several sizes, nor sides that are no whole number of chroma samples.
     if re.match(r"yuva?j?4(20|22|40|44)p", info.pix_fmt) and width % 2 == height % 2 == 0:
         chain += [*_fit(info, width, height), "bwdif=mode=send_frame:deint=interlaced"]

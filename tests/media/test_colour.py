@@ -57,21 +57,24 @@ def srgb_light(signal):
     return np.where(signal <= 0.04045, signal / 12.92, ((signal + 0.055) / 1.055) ** 2.4)
 
 
-def write_patches(path, signal, *, primaries, transfer, matrix=(0.2627, 0.6780, 0.0593), name="bt2020nc", full=False):
-    """10-bit YUV 4:4:4 of one 32 x 32 px square for each row, tagged."""
-    red, green, blue = matrix
+def write_patches(path, signal, *, matrix=(0.2627, 0.6780, 0.0593), name="bt2020nc", **tags):
+    """One square for each row of `signal`."""
     luma = signal @ np.array(matrix)
-    chroma = (signal[:, 2] - luma) / (2 - 2 * blue), (signal[:, 0] - luma) / (2 - 2 * red)
-    planes = [luma * 1023, *(c * 1023 + 512 for c in chroma)]
-    if not full:
-        planes = [luma * 876 + 64, *(c * 896 + 512 for c in chroma)]
-    assert abs(red + green + blue - 1) < 1e-9
+    blue, red = (signal[:, 2] - luma) / (2 - 2 * matrix[2]), (signal[:, 0] - luma) / (2 - 2 * matrix[0])
+    return write_planes(path, luma, blue, red, name=name, **tags)
+
+
+def write_planes(path, luma, blue, red, *, primaries, transfer, name, full=False):
+    """10-bit YUV 4:4:4 of one 32 x 32 px square for each colour, tagged."""
+    planes = [luma * 876 + 64, *(chroma * 896 + 512 for chroma in (blue, red))]
+    if full:
+        planes = [luma * 1023, *(chroma * 1023 + 512 for chroma in (blue, red))]
     squares = [np.tile(np.repeat(np.clip(np.rint(plane), 0, 1023), 32), (32, 1)).astype("<u2") for plane in planes]
     span = ["-color_range", "pc" if full else "tv"]
-    tags = f"color_primaries={primaries}:color_trc={transfer}:colorspace={name}"
-    raw = ["-f", "rawvideo", "-pix_fmt", "yuv444p10le", *span, "-s", f"{32 * len(signal)}x32", "-i", "-"]
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", *raw, "-vf", f"setparams={tags}", "-c:v", "ffv1"]
-    subprocess.run([*command, *span, str(path)], input=b"".join(map(np.ndarray.tobytes, squares)), check=True)
+    tags = f"setparams=color_primaries={primaries}:color_trc={transfer}:colorspace={name}"
+    raw = ["-f", "rawvideo", "-pix_fmt", "yuv444p10le", *span, "-s", f"{32 * len(luma)}x32", "-i", "-"]
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", *raw, "-vf", tags, "-c:v", "ffv1", *span]
+    subprocess.run([*command, str(path)], input=b"".join(map(np.ndarray.tobytes, squares)), check=True)
     return path
 
 
@@ -164,3 +167,19 @@ def test_usual_tags_change_nothing(tmp_path, transfer, primaries):
     found = next(read_frames(tagged))
     assert np.array_equal(found, next(read_frames(plain)))
     assert np.abs(found[16, 16::32] - PATCHES).max() <= 1
+
+
+def test_ictcp(tmp_path):
+    """BT.2100, table 7, with PQ."""
+    light = in_primaries((PATCHES / 255) ** 2.4, "bt2020")
+    to_lms = np.array([[1688, 2146, 262], [683, 2951, 462], [99, 309, 3688]]) / 4096
+    planes = np.array([[2048, 2048, 0], [6610, -13613, 7003], [17933, -17390, -543]]) / 4096 @ pq(light @ to_lms.T).T
+    path = write_planes(tmp_path / "a.mkv", *planes, primaries="bt2020", transfer="smpte2084", name="ictcp")
+    assert np.abs(read_patches(path) - PATCHES).max() <= 2
+
+
+def test_ycgco(tmp_path):
+    """ITU-T H.273, matrix 8."""
+    planes = np.array([[1, 2, 1], [-1, 2, -1], [2, 0, -2]]) / 4 @ (PATCHES / 255).T
+    path = write_planes(tmp_path / "a.mkv", *planes, primaries="bt709", transfer="bt709", name="ycgco")
+    assert np.abs(read_patches(path) - PATCHES).max() <= 2

@@ -219,3 +219,26 @@ def test_equal_time_stamps(tmp_path, caplog):
     run(*source, "-fps_mode", "passthrough", "-c:v", "ffv1", tmp_path / "a.nut")
     with pytest.raises(InputError, match="time stamps are damaged"):
         probe(tmp_path / "a.nut")
+
+
+@pytest.mark.parametrize(("profile", "compatible"), [(5, 0), (8, 4)])
+def test_dolby_vision_without_a_usual_base_is_refused(tmp_path, profile, compatible):
+    """ETSI TS 103 572: what the box `dvcC` says; here it is put behind the `hvcC` of an HLG clip."""
+    tags = ["-vf", "format=yuv420p10le,setparams=color_primaries=bt2020:color_trc=arib-std-b67:colorspace=bt2020nc"]
+    coding = ["-c:v", "libx265", "-x265-params", "log-level=none"]
+    run("-f", "lavfi", "-i", "testsrc2=size=64x64:rate=25:duration=0.2", *tags, *coding, tmp_path / "hlg.mp4")
+    content = bytearray((tmp_path / "hlg.mp4").read_bytes())
+    at = content.find(b"hvcC") - 4
+    after = at + int.from_bytes(content[at : at + 4], "big")
+    said = bytes([1, 0]) + ((profile << 9) | (6 << 3) | 0b101).to_bytes(2, "big") + bytes([compatible << 4, *bytes(19)])
+    box = (8 + len(said)).to_bytes(4, "big") + (b"dvcC" if profile <= 7 else b"dvvC") + said
+    for parent in (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd", b"hev1"):
+        size = content.rfind(parent, 0, at) - 4
+        content[size : size + 4] = (int.from_bytes(content[size : size + 4], "big") + len(box)).to_bytes(4, "big")
+    content[after:after] = box
+    (tmp_path / "a.mp4").write_bytes(content)
+    if profile == 5:
+        with pytest.raises(InputError, match="Dolby Vision of profile 5"):
+            probe(tmp_path / "a.mp4")
+    else:
+        assert np.array_equal(list(read_frames(tmp_path / "a.mp4")), list(read_frames(tmp_path / "hlg.mp4")))
