@@ -18,7 +18,7 @@ from jaxtyping import Int64, UInt8
 
 from expportrait_cli.artifacts.files import check_file
 from expportrait_cli.errors import InputError
-from expportrait_cli.media import colour, ffmpeg
+from expportrait_cli.media import clip_colour, ffmpeg
 from expportrait_cli.media.image import is_image, read_image
 
 
@@ -144,7 +144,7 @@ def _matrix(colours: dict[str, str], width: int, height: int) -> str:
     named = colours.get("space", "unknown")
     if named == "gbr" or named not in ("unknown", "unspecified", "reserved"):
         return named
-    if colours.get("trc") in colour.HDR or colours.get("primaries") == "bt2020":
+    if colours.get("trc") in clip_colour.HDR or colours.get("primaries") == "bt2020":
         return "bt2020nc"
     return "bt709" if min(width, height) > 576 or max(width, height) >= 1280 else "smpte170m"
 
@@ -181,16 +181,16 @@ def read_frames(
             matrix = f":in_color_matrix={SWSCALE_MATRIX.get(info.matrix, 'auto')}" if is_yuv else ""
             filters = [f"{scale}{matrix}:out_range=pc", "format=rgb24", pad]
         else:
-            what = colour.HDR.get(info.transfer) or f"{info.matrix}, {info.primaries}, {info.transfer}"
+            what = clip_colour.HDR.get(info.transfer) or f"{info.matrix}, {info.primaries}, {info.transfer}"
             ffmpeg.say_once(f"The colours of {path} ({what}) are converted to those of a usual clip (BT.709).")
-            if colour.HDR.get(info.transfer) == "HLG":
-                table.write(colour.hlg_table(info.primaries))
+            if clip_colour.HDR.get(info.transfer) == "HLG":
+                table.write(clip_colour.hlg_table(info.primaries))
                 table.flush()
-            filters = [scale, *colour.conversion(*tags, pix_fmt=info.pix_fmt, table=table.name), pad]
+            filters = [scale, *clip_colour.conversion(*tags, pix_fmt=info.pix_fmt, table=table.name), pad]
         yield from _decode(info, filters, np.dtype(np.uint8), (height, width, 3), start, end)
 
 
-USUAL_TRANSFERS = frozenset((*colour.GAMMA_709, "iec61966-2-1"))
+USUAL_TRANSFERS = frozenset((*clip_colour.GAMMA_709, "iec61966-2-1"))
 USUAL_PRIMARIES = frozenset(("unknown", "reserved", "bt709", "smpte170m", "smpte240m"))
 ZSCALE_MATRICES = frozenset(("ycgco", "ictcp"))
 SWSCALE_MATRIX = {

@@ -15,7 +15,7 @@ PEAK_CD_M2 = 1000
 
 # Players show all of these alike, so that nothing is gained by telling them apart.
 GAMMA_709 = (
-    *("unknown", "reserved", "bt709", "smpte170m", "smpte240m", "bt1361e", "bt470m"),
+    *("unknown", "reserved", "bt709", "smpte170m", "smpte240m", "bt1361e", "bt470m", "bt470bg"),
     *("iec61966-2-4", "bt2020-10", "bt2020-12"),
 )
 LUMINANCE = {
