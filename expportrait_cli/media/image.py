@@ -102,22 +102,22 @@ def read_image(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "H W 3"]:
 
 
 def is_image(path: str | os.PathLike[str]) -> bool:
-    """Tell a photo from everything else by its content; an animated GIF or PNG is a clip.
+    """Tell a photo from everything else by its content; an animated GIF, PNG or AVIF is a clip.
 
     Raises:
-        InputError: missing, a photo that cannot be opened or of a kind that is not read, or an animated WebP or AVIF,
-            which nothing here can read: taken for a photo it would be a film of one frame.
+        InputError: missing, a photo that cannot be opened or of a kind that is not read, or an animated WebP, which
+            nothing here can read: taken for a photo it would be a film of one frame.
     """
     form = _form(path)
     if not form:
         return False
     with _opened(path, form) as image:
         is_animated = getattr(image, "is_animated", False)
-        frames = getattr(image, "n_frames", 1) if form in ("WEBP", "AVIF") else 1
+        frames = getattr(image, "n_frames", 1) if form == "WEBP" else 1
     if frames > 1:
         raise InputError(f"{path} is an animation of {frames} pictures. Convert it to a GIF, an animated PNG or MP4.")
     # Of a TIFF of several pages and the like, the first is the photo.
-    return not is_animated or form not in ("GIF", "PNG")
+    return not is_animated or form not in ("GIF", "PNG", "AVIF")
 
 
 def write_png(path: str | os.PathLike[str], rgb: UInt8[np.ndarray, "H W 3"]) -> Path:
