@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import pairwise
 from pathlib import Path
 from typing import cast
 
@@ -19,7 +18,7 @@ from jaxtyping import Int64, UInt8
 
 from expportrait_cli.artifacts.files import check_file
 from expportrait_cli.errors import InputError
-from expportrait_cli.media import ffmpeg
+from expportrait_cli.media import clip_colour, ffmpeg
 from expportrait_cli.media.image import is_image, read_image
 
 
@@ -44,11 +43,9 @@ def read_pictures(source: str | Path, rows: Int64[np.ndarray, " R"]) -> Iterator
 
 log = logging.getLogger(__name__)
 
-STANDARD_RATES = [Fraction(rate * 1000, 1001) for rate in (24, 30, 48, 60, 120)] + [
-    Fraction(rate) for rate in (5, 6, 8, 10, 12, 15, 16, 18, 20, 23, 24, 25, 30, 48, 50, 60, 90, 100, 120)
-]
 SHOWINFO = re.compile(
-    r"n: *0 .*?pts_time:(?P<start>\S+).*? fmt:(?P<format>\S+) .*?sar:(?P<sar>\d+/\d+) s:(?P<width>\d+)x(?P<height>\d+)"
+    r"n: *0 .*?pts_time:(?P<start>\S+).*? fmt:(?P<format>\S+) .*?"
+    r"sar:(?P<sar>\d+/\d+) s:(?P<width>\d+)x(?P<height>\d+) i:(?P<fields>\w)"
 )
 
 
@@ -57,9 +54,15 @@ class VideoInfo:
     """What a clip shows, as `read_frames` yields it."""
 
     path: str
+    stream: int
+    """Among the file's video streams that are no cover pictures, from 0."""
     width: int
     """Upright, with square pixels."""
     height: int
+    stored: tuple[int, int, float]
+    """Width, height and pixel aspect of the first picture as it is decoded and turned upright."""
+    is_turned: bool
+    """ffmpeg turns or mirrors the pictures."""
     rate: Fraction
     """Exact, e.g. 30000/1001. Of a clip with variable rate: the constant rate that it is read at."""
     has_audio: bool
@@ -67,55 +70,83 @@ class VideoInfo:
     pix_fmt: str
     variable_rate: bool
     """The frames are not evenly spaced: they are read repeated or dropped so that time runs as in the file."""
+    repeated: int
+    """Frames that are missing from an even spacing, each read as the one before it."""
+    is_interlaced: bool
     duration_s: float
     start_s: float
     """When the first frame shows, counted from the start of the file (its audio may start before)."""
     matrix: str
     """YUV matrix of the file as ffmpeg names it, or the usual one for its size when the file is silent."""
+    primaries: str
+    transfer: str
 
 
 def probe(path: str | os.PathLike[str]) -> VideoInfo:
     """Read the clip's form: decode one frame, and go through all time stamps without decoding.
 
-    Attached cover pictures do not count as video. Rotation and pixel aspect are applied to width and height.
+    Attached cover pictures do not count as video. Rotation and pixel aspect are applied to width and height. Of an
+    animated AVIF or HEIC, which holds a still picture too, the animation is taken.
 
     Raises:
-        InputError: the file is missing, no clip, or without a picture.
+        InputError: the file is missing, no clip, without a picture, too large, or its time stamps are damaged.
     """
     check_file(path)
-    video = ["-map", "0:V:0"]
-    first_frame = [*video, "-frames:v", "1", "-vf", "showinfo=checksum=0", "-f", "null", "-"]
-    time_stamps = [*video, "-c", "copy", "-f", "framecrc", "-"]
-    status, stamps, report = ffmpeg.run(*ffmpeg.input_file(path), *first_frame, *time_stamps)
+    stream, (status, stamps, report) = 0, _look(path, 0)
     source, _, decoded = report.partition("Stream mapping:")
+    pictures = list(ffmpeg.PICTURES.finditer(source))
+    if len(pictures) > 1 and len(ffmpeg.packets(stamps)) < 2:
+        every = ["-map", "0:V", "-c", "copy", "-f", "framecrc", "-"]
+        counts = Counter(int(row[0]) for row in ffmpeg.packets(ffmpeg.run(*ffmpeg.input_file(path), *every)[1]))
+        if counts and (longest := max(counts, key=lambda index: counts[index])):
+            stream, (status, stamps, report) = longest, _look(path, longest)
+            source, _, decoded = report.partition("Stream mapping:")
     frame = SHOWINFO.search(decoded)
-    if frame is None:
-        raise InputError(_refusal(path, status, report, source))
-    guess = re.search(r"frame_rate: ([1-9]\d*)/([1-9]\d*)", decoded)
-    stream = re.search(r"Stream #0:\d+.*?: Video: (?!.*\(attached pic\))(\w+)", source)
-    space = re.search(r"color_space:(\S+)", decoded)
-    rate, variable, duration_s = _timing(
-        stamps, Fraction(int(guess[1]), int(guess[2])) if guess else Fraction(25), _played(source)
-    )
-    width, height = _square_size(int(frame["width"]), int(frame["height"]), frame["sar"])
-    hd = min(width, height) > 576 or max(width, height) >= 1280
+    if frame is None or "profile: 5, level" in source:
+        raise InputError(ffmpeg.refusal(path, status, report, source))
+    timing = ffmpeg.timing(path, stamps, decoded, source)
+    width, height = _square_size(path, int(frame["width"]), int(frame["height"]), frame["sar"])
+    colours = dict(re.findall(r"color_(space|primaries|trc):(\S+)", decoded))
+    aspect = [int(part) for part in frame["sar"].split("/")]
     return VideoInfo(
         path=os.fspath(path),
+        stream=stream,
         width=width,
         height=height,
-        rate=rate,
+        stored=(int(frame["width"]), int(frame["height"]), aspect[0] / aspect[1] if all(aspect) else 1.0),
+        is_turned="displaymatrix" in source,
+        rate=timing.rate,
         has_audio=": Audio: " in source,
-        codec=stream[1] if stream else "unknown",
+        codec=pictures[stream]["codec"],
         pix_fmt=frame["format"],
-        variable_rate=variable,
-        duration_s=duration_s,
+        variable_rate=timing.variable,
+        repeated=timing.repeated,
+        is_interlaced=frame["fields"] != "P"
+        or re.search(r"(top|bottom)( coded)? first", pictures[stream]["form"]) is not None,
+        duration_s=timing.duration_s,
         start_s=max(0.0, float(frame["start"])),
-        matrix=space[1]
-        if space and space[1] not in ("unknown", "unspecified", "gbr")
-        else "bt709"
-        if hd
-        else "smpte170m",
+        matrix=_matrix(colours, width, height),
+        primaries=colours.get("primaries", "unknown"),
+        transfer=colours.get("trc", "unknown"),
     )
+
+
+def _look(path: str | os.PathLike[str], stream: int) -> tuple[int, str, str]:
+    """Decode one frame, copy all packets: exit status, a row for each packet, ffmpeg's report."""
+    video = ["-map", f"0:V:{stream}"]
+    first_frame = [*video, "-frames:v", "1", "-vf", "showinfo=checksum=0", "-f", "null", "-"]
+    # Statistics would be printed into the lines of the report.
+    return ffmpeg.run("-nostats", *ffmpeg.input_file(path), *first_frame, *video, "-c", "copy", "-f", "framecrc", "-")
+
+
+def _matrix(colours: dict[str, str], width: int, height: int) -> str:
+    """YUV matrix as tagged, or what players take when there is no tag."""
+    named = colours.get("space", "unknown")
+    if named == "gbr" or named not in ("unknown", "unspecified", "reserved"):
+        return named
+    if colours.get("trc") in clip_colour.HDR or colours.get("primaries") == "bt2020":
+        return "bt2020nc"
+    return "bt709" if min(width, height) > 576 or max(width, height) >= 1280 else "smpte170m"
 
 
 def read_frames(
@@ -124,23 +155,44 @@ def read_frames(
     """Yield RGB frames upright and with square pixels, in constant memory.
 
     `start` and `end` count frames as they come without these options; `size` is (width, height), whatever the aspect.
-    A damaged or cut file yields what decodes, with one warning in the log. Closing the iterator stops ffmpeg.
+    HDR and wide gamut become BT.709, interlaced frames are deinterlaced, and a picture of another size than the first
+    is fitted into it with black borders; each is said in the log. A damaged or cut file yields what decodes, with one
+    warning. Closing the iterator stops ffmpeg.
 
     Raises:
         InputError: nothing of the file can be decoded.
     """
     info = probe(path)
     width, height = size or (info.width, info.height)
-    if info.variable_rate:
-        log.info("%s has a variable frame rate: read at %s frames/s, in sync with its audio.", path, info.rate)
     log.debug("reading %s", info)
+    if info.variable_rate:
+        gaps = f", {info.repeated} missing frames filled by the one before" if info.repeated else ""
+        ffmpeg.say_once(
+            f"{path} has a variable frame rate: read at {info.rate} frames/s{gaps}, in sync with its audio."
+        )
+    if info.is_interlaced:
+        ffmpeg.say_once(f"{path} is interlaced: each of its frames is deinterlaced.")
     # A YUV matrix means nothing to RGB and grey clips, and swscale refuses it there.
     is_yuv = info.pix_fmt.startswith(("yuv", "nv", "p0", "y2"))
-    matrix = f":in_color_matrix={SWSCALE_MATRIX.get(info.matrix, 'auto')}" if is_yuv else ""
-    filters = [f"scale={width}:{height}:flags={ffmpeg.SCALE_FLAGS}{matrix}:out_range=pc", "format=rgb24"]
-    yield from _decode(info, filters, np.dtype(np.uint8), (height, width, 3), start, end)
+    tags = info.matrix if is_yuv else "gbr", info.primaries, info.transfer
+    scale, pad = _fit(info, width, height)
+    with tempfile.NamedTemporaryFile(suffix=".cube") as table:
+        if tags[0] not in ZSCALE_MATRICES and tags[1] in USUAL_PRIMARIES and tags[2] in USUAL_TRANSFERS:
+            matrix = f":in_color_matrix={SWSCALE_MATRIX.get(info.matrix, 'auto')}" if is_yuv else ""
+            filters = [f"{scale}{matrix}:out_range=pc", "format=rgb24", pad]
+        else:
+            what = clip_colour.HDR.get(info.transfer) or f"{info.matrix}, {info.primaries}, {info.transfer}"
+            ffmpeg.say_once(f"The colours of {path} ({what}) are converted to those of a usual clip (BT.709).")
+            if clip_colour.HDR.get(info.transfer) == "HLG":
+                table.write(clip_colour.hlg_table(info.primaries))
+                table.flush()
+            filters = [scale, *clip_colour.conversion(*tags, pix_fmt=info.pix_fmt, table=table.name), pad]
+        yield from _decode(info, filters, np.dtype(np.uint8), (height, width, 3), start, end)
 
 
+USUAL_TRANSFERS = frozenset((*clip_colour.GAMMA_709, "iec61966-2-1"))
+USUAL_PRIMARIES = frozenset(("unknown", "reserved", "bt709", "smpte170m", "smpte240m"))
+ZSCALE_MATRICES = frozenset(("ycgco", "ictcp"))
 SWSCALE_MATRIX = {
     "bt709": "bt709",
     "smpte170m": "smpte170m",
@@ -148,7 +200,6 @@ SWSCALE_MATRIX = {
     "fcc": "fcc",
     "smpte240m": "smpte240m",
     "bt2020nc": "bt2020",
-    "bt2020c": "bt2020",
 }
 
 
@@ -156,7 +207,7 @@ def frame_count(path: str | os.PathLike[str]) -> int:
     """Count the frames that `read_frames` yields, by decoding the clip once."""
     info = probe(path)
     status, out, report = ffmpeg.run(
-        *["-loglevel", "error", *ffmpeg.input_file(path), "-map", "0:V:0", *_cadence(info, 0, None, [])],
+        *["-loglevel", "error", *_opened(info), *_cadence(info, 0, None, [])],
         *["-f", "null", "-progress", "-", "-"],
     )
     counts = re.findall(r"^frame=(\d+)", out, re.MULTILINE)
@@ -172,14 +223,7 @@ def _decode(
         return
     with tempfile.TemporaryFile() as errors:
         process = ffmpeg.start(
-            *[
-                "-loglevel",
-                "error",
-                *ffmpeg.input_file(info.path),
-                "-map",
-                "0:V:0",
-                *_cadence(info, start, end, filters),
-            ],
+            *["-nostats", "-loglevel", "level+info", *_opened(info), *_cadence(info, start, end, filters)],
             *["-f", "rawvideo", "-"],
             stdout=subprocess.PIPE,
             stderr=errors,
@@ -195,7 +239,7 @@ def _decode(
                 count += 1
             process.wait()
             errors.seek(0)
-            _report_damage(info, start, count, errors.read(4096).decode(errors="replace"))
+            _report(info, start, count, errors.read(1 << 20).decode(errors="replace"))
         finally:
             process.kill()
             if process.stdout is not None:
@@ -203,11 +247,34 @@ def _decode(
             process.wait()
 
 
+def _opened(info: VideoInfo) -> list[str]:
+    # The filters can take pictures of another size. A graph that is built anew would count its frames from 0 again;
+    # but the filters that ffmpeg puts in to turn pictures upright cannot do without.
+    return ["-reinit_filter", str(int(info.is_turned)), *ffmpeg.input_file(info.path), "-map", f"0:V:{info.stream}"]
+
+
+def _fit(info: VideoInfo, width: int, height: int) -> tuple[str, str]:
+    """Filters that scale to a size, a picture of another shape than the first into it, and fill it with black."""
+    stored_width, stored_height, pixel = info.stored
+    wider = f"(iw*sar/ih/{stored_width * pixel / stored_height:.12g})"
+    size = f"w='round({width}*min(1,{wider}))':h='round({height}*min(1,1/{wider}))'"
+    return f"scale={size}:eval=frame:flags={ffmpeg.SCALE_FLAGS}", f"pad={width}:{height}:-1:-1:eval=frame"
+
+
 def _cadence(info: VideoInfo, start: int, end: int | None, filters: list[str]) -> list[str]:
-    """Filters that yield each frame once, or evenly spaced ones where the clip's are not, then cut the range."""
-    chain = []
+    """Filters that yield each frame once, or evenly spaced ones where the clip's are not, then cut the range.
+
+    Frames that are flagged as interlaced are deinterlaced, all others pass unchanged.
+    """
+    width, height, _ = info.stored
+    # swscale refuses colours that it cannot convert, though nothing is to be converted here.
+    is_known = info.transfer in USUAL_TRANSFERS and info.matrix not in ZSCALE_MATRICES
+    chain = [] if is_known else ["setparams=color_trc=unknown:colorspace=unknown"]
+    # Neither takes frames of several sizes, nor sides that are no whole number of chroma samples.
+    if re.match(r"yuva?j?4(20|22|40|44)p", info.pix_fmt) and width % 2 == height % 2 == 0:
+        chain += [*_fit(info, width, height), "bwdif=mode=send_frame:deint=interlaced"]
     if info.variable_rate:
-        chain = [f"fps={info.rate}"]
+        chain += ["setpts=PTS-STARTPTS", f"fps={info.rate}"]
         last = round(info.duration_s * info.rate)
         end = last if end is None else min(end, last)
     if start or end is not None:
@@ -215,83 +282,46 @@ def _cadence(info: VideoInfo, start: int, end: int | None, filters: list[str]) -
     return ["-fps_mode", "passthrough", "-vf", ",".join([*chain, *filters]) or "null"]
 
 
-def _report_damage(info: VideoInfo, start: int, count: int, errors: str) -> None:
+RESIZED = re.compile(
+    r"incoming frame - w: (?P<width>\d+) h: (?P<height>\d+).*?pts_time: (?P<time>\S+)"
+    r"|video parameters changed to .*?, (?P<turned_width>\d+)x(?P<turned_height>\d+)"
+)
+
+
+def _report(info: VideoInfo, start: int, count: int, said: str) -> None:
+    """Tell a damaged clip, and one whose pictures change their size, by ffmpeg's log."""
+    errors = "\n".join(line for line in said.splitlines() if re.search(r"\[(error|fatal|panic)\] ", line))
     if count == 0 and start == 0:
         raise InputError(
             f"{info.path} could not be decoded: {ffmpeg.complaint(errors)}. Convert it to H.264 and try again."
         )
-    if errors.strip():
+    width, height, _ = info.stored
+    for change in RESIZED.finditer(said):
+        size = change["width"] or change["turned_width"], change["height"] or change["turned_height"]
+        if size != (str(width), str(height)):
+            when = f" at {float(change['time']):.2f} s" if change["time"] else ""
+            ffmpeg.say_once(
+                f"The pictures of {info.path} change to {'x'.join(size)} px{when}: "
+                f"they are fitted into {width}x{height} px with black borders."
+            )
+            break
+    if errors:
         log.warning(
             "%s is damaged: %d frames could be decoded (%s).", info.path, start + count, ffmpeg.complaint(errors)
         )
 
 
-def _refusal(path: str | os.PathLike[str], status: int, report: str, source: str) -> str:
-    if status < 0:
-        return f"{path} made ffmpeg crash (signal {-status}). Convert it to MP4, or update imageio-ffmpeg."
-    if "Stream #0" not in source:
-        with Path(path).open("rb") as file:
-            is_mp4 = file.read(8)[4:] == b"ftyp"
-        if is_mp4 and "moov atom not found" in report:
-            return f"{path} was cut off before its index was written: nothing can be decoded. Copy or record it again."
-        return f"{path} is not a clip. Give an MP4, MOV, MKV, WebM, AVI or GIF file."
-    if not any(": Video:" in line and "(attached pic)" not in line for line in source.splitlines()):
-        return f"{path} holds sound but no picture. Give a clip with a video stream."
-    reason = ffmpeg.complaint(report[len(source) :])
-    return f"{path} could not be decoded (ffmpeg ended with {status}: {reason}). Convert it to H.264 and try again."
-
-
-def _square_size(width: int, height: int, sar: str) -> tuple[int, int]:
+def _square_size(path: str | os.PathLike[str], width: int, height: int, sar: str) -> tuple[int, int]:
     """Stretch the shorter direction of the pixel, so that no detail is lost."""
     numerator, denominator = map(int, sar.split("/"))
     # Within 1 % it is the rounding error of an earlier resize, not an anamorphic picture.
-    if not numerator or not denominator or abs(numerator / denominator - 1) < 0.01:
-        return width, height
-    if numerator > denominator:
-        return round(width * numerator / denominator), height
-    return width, round(height * denominator / numerator)
-
-
-def _played(report: str) -> Fraction:
-    """Read the container's duration, s; zero when it names none."""
-    clock = re.search(r"Duration: (\d+):(\d+):(\d+\.\d+)", report)
-    return int(clock[1]) * 3600 + int(clock[2]) * 60 + Fraction(clock[3]) if clock else Fraction(0)
-
-
-def _timing(framecrc: str, guess: Fraction, played: Fraction) -> tuple[Fraction, bool, float]:
-    """Find rate, whether it varies, and duration from the packets' time stamps."""
-    base = re.search(r"#tb 0: (\d+)/(\d+)", framecrc)
-    rows = [line.split(",") for line in framecrc.splitlines() if line and line[0].isdigit()]
-    # F=0x4 marks packets that an edit list hides, 0x2 those that are cut off; -2**63 is a missing time stamp.
-    shown = [row for row in rows if not any(int(word.strip()[2:], 16) & 6 for word in row if word.startswith(" F="))]
-    stamps = sorted((int(row[2]), int(row[3])) for row in shown if abs(int(row[2])) < 1 << 62)
-    if base is None or len(stamps) < max(2, len(shown)):
-        return guess, False, float(max(len(shown), 1) / guess)
-    tick = Fraction(int(base[1]), int(base[2]))
-    ticks = np.array([stamp[0] for stamp in stamps], np.int64)
-    span = (int(ticks[-1]) - int(ticks[0])) * tick
-    # The last frame's own duration may run past what the container plays.
-    duration = (
-        max(min(span + stamps[-1][1] * tick, played - ticks[0] * tick), span) if played else span + stamps[-1][1] * tick
-    )
-    average = (len(ticks) - 1) / span if span else guess
-    for rate in (_snap(guess, 2e-5), _snap(average, max(2e-5, float(tick / span)) if span else 2e-5)):
-        # Time stamps of containers that count milliseconds jitter; each frame must be nearest to its own slot.
-        drift = (ticks - ticks[0]) * float(tick * rate) - np.arange(len(ticks))
-        if np.ptp(drift) < 1.0:
-            return rate, False, float(len(ticks) / rate)
-    return _nominal_rate(ticks, tick, guess), True, float(duration)
-
-
-def _nominal_rate(ticks: np.ndarray, tick: Fraction, guess: Fraction) -> Fraction:
-    gaps = [int(b - a) for a, b in pairwise(ticks) if b > a]
-    common = Counter(gaps).most_common(1)[0][0]
-    near = [gap for gap in gaps if abs(gap - common) <= max(1, 0.1 * common)]
-    rate = _snap(1 / (Fraction(sum(near), len(near)) * tick), 4e-4)
-    is_typical = len(near) >= 0.3 * len(gaps) and rate <= 120
-    return rate if is_typical else min(guess, Fraction(60))
-
-
-def _snap(rate: Fraction, tolerance: float) -> Fraction:
-    nearest = min(STANDARD_RATES, key=lambda standard: abs(standard - rate))
-    return nearest if abs(nearest / rate - 1) < tolerance else rate.limit_denominator(1001)
+    if numerator and denominator and abs(numerator / denominator - 1) >= 0.01:
+        if numerator > denominator:
+            width = round(width * numerator / denominator)
+        else:
+            height = round(height * denominator / numerator)
+    if width * height > ffmpeg.MAX_PIXELS:
+        raise InputError(ffmpeg.too_large(path, f"{width}x{height}"))
+    if min(width, height) < 16:
+        raise InputError(f"{path} is {width}x{height} px: too small to show a face. Give a clip of 256 px or more.")
+    return width, height

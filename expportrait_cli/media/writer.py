@@ -53,8 +53,9 @@ class VideoWriter:
         Args:
             path: .mp4, .m4v, .mov or .mkv; lossless films are .mkv.
             rate: exact frames per second.
-            audio: file whose first audio track goes with the film, cut to the film's length and never the film to
-                it: copied when the container takes it unchanged, else AAC, FLAC in .mkv. A file without audio is fine.
+            audio: file whose sound (`ffmpeg.choose_track`) goes with the film, cut to the film's length and never the
+                film to it: copied when the container takes it unchanged, else AAC, FLAC in .mkv. A file without audio
+                is fine.
             audio_start_s: the time in that file that frame 0 shows: `VideoInfo.start_s`, plus the start of a range.
             metadata: title, comment, description and the like, as the container knows them.
             lossless: keep every bit.

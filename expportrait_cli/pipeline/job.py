@@ -11,7 +11,7 @@ from expportrait_cli.config import FitConfig, GenerateConfig, TrackConfig, Trans
 from expportrait_cli.detect.faces import check_choice
 from expportrait_cli.errors import InputError, UsageError
 from expportrait_cli.media.ffmpeg import check_sound
-from expportrait_cli.media.image import is_image
+from expportrait_cli.media.image import is_image, read_image
 from expportrait_cli.media.video import probe
 from expportrait_cli.retargeting.stage import parse_regions
 
@@ -108,10 +108,11 @@ def _sources(path: Path) -> list[Path]:
 def kind_of(path: Path) -> str:
     """`photo`, `clip`, or the kind of an artifact; opens the file no further than that needs.
 
-    A film of normal maps is known by its name: faces are found in it too.
+    A film of normal maps is known by its name: faces are found in it too. Photos are read in full: one that is cut
+    off looks whole from its header, and drivers are read only after the reference was worked on.
 
     Raises:
-        InputError: missing, empty, a folder, or nothing that the tool reads.
+        InputError: missing, empty, a folder, damaged, or nothing that the tool reads.
     """
     check_file(path)
     if path.suffix == ".npz":
@@ -119,6 +120,7 @@ def kind_of(path: Path) -> str:
     if path.name.endswith(".normals.mkv"):
         return "normals"
     if is_image(path):
+        read_image(path)
         return "photo"
     probe(path)
     return "clip"

@@ -37,7 +37,7 @@ REFUSED_CLIPS = {
     "odd/odd13": "no picture",
     "odd/odd14": "cut off before its index",
     "odd/odd16": "0 bytes",
-    "odd/odd18": "is not a clip",
+    "odd/odd18": "is a text file",
 }
 # Name of the clip, the face asked for, and where the middle of its face may be: x0, x1, y0, y1, px.
 FOLLOWED = [

@@ -122,7 +122,7 @@ def _jpeg(picture: np.ndarray) -> bytes:
     ("content", "said"),
     [
         (b"", "0 bytes"),
-        (b"hello, this is text", "not a photo"),
+        (b"hello, this is text", "is a text file"),
         (_jpeg(np.zeros((300, 300, 3), np.uint8))[:-300], "cut off"),
     ],
 )

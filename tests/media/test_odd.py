@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from expportrait_cli.errors import InputError
-from expportrait_cli.media.ffmpeg import check_sound
 from expportrait_cli.media.image import is_image, read_image
 from expportrait_cli.media.video import frame_count, probe, read_frames
 from expportrait_cli.media.writer import VideoWriter
@@ -171,16 +170,3 @@ def test_every_other_photo_and_clip_is_read(media):
             assert not info.variable_rate
         else:
             assert read_image(path).ndim == 3
-
-
-def test_sound_that_nothing_decodes_is_said_before_the_work(make_clip, tmp_path):
-    clip = make_clip("tone.mp4", "-pix_fmt", "yuv420p", "-c:a", "aac", audio=True)
-    check_sound(clip)
-    content = bytearray(clip.read_bytes())
-    at = content.find(b"mp4a")
-    content[at : at + 4] = b"apac"
-    inner = content.find(b"esds", at)
-    content[inner : inner + 4] = b"dapa"
-    (tmp_path / "apac.mov").write_bytes(content)
-    with pytest.raises(InputError, match=r"sound that cannot be used .*`audio=none`"):
-        check_sound(tmp_path / "apac.mov")

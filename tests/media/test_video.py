@@ -114,6 +114,138 @@ def test_rotation_and_pixel_aspect_are_applied(make_clip, tmp_path):
     assert next(read_frames(squeezed)).shape == (128, 128, 3)
 
 
+# How ffmpeg's options turn a stored picture, in numpy's terms. Its rotation is clockwise.
+TURNS = {
+    ("-display_rotation", "90"): np.rot90,
+    ("-display_rotation", "180"): lambda a: np.rot90(a, 2),
+    ("-display_rotation", "270"): lambda a: np.rot90(a, 3),
+    ("-display_hflip",): np.fliplr,
+    ("-display_vflip",): np.flipud,
+    ("-display_rotation", "90", "-display_hflip"): lambda a: np.rot90(a)[:, ::-1],
+}
+
+
+@pytest.mark.parametrize("options", TURNS)
+def test_turned_and_mirrored_clips_are_upright(make_clip, tmp_path, options):
+    clip = make_clip("to_turn.mp4", *X264, "-crf", "1", size="96x64", seconds=0.2)
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-loglevel", "error", "-y", *options]
+    subprocess.run([*command, "-i", str(clip), "-c", "copy", str(tmp_path / "a.mp4")], check=True)
+    found, stored = next(read_frames(tmp_path / "a.mp4")).astype(int), next(read_frames(clip)).astype(int)
+    errors = [np.abs(found - turn(stored)).mean() for turn in TURNS.values() if turn(stored).shape == found.shape]
+    assert np.abs(found - TURNS[options](stored)).mean() < 3 and sorted(errors)[1] > 20
+    assert (probe(tmp_path / "a.mp4").width, probe(tmp_path / "a.mp4").height) == found.shape[1::-1]
+
+
+def test_time_stamps_below_zero(make_clip, tmp_path):
+    clip = make_clip("from_zero.mp4", *X264, "-bf", "0")
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-loglevel", "error", "-itsoffset", "-0.4", "-i", str(clip)]
+    options = ["-c", "copy", "-copyts", "-avoid_negative_ts", "disabled", "-use_editlist", "0"]
+    subprocess.run([*command, *options, str(tmp_path / "a.mov")], check=True)
+    assert (probe(tmp_path / "a.mov").rate, probe(tmp_path / "a.mov").start_s) == (25, 0)
+    found, expected = list(read_frames(tmp_path / "a.mov")), list(read_frames(clip))
+    assert np.array_equal(found, expected[-len(found) :]) and len(found) in (40, 50)
+
+
+def sweep(path, *options, size="128x96", rate="50"):
+    """A bar of 8 px that moves by 2 px a field."""
+    source = f"color=black:size={size}:rate={rate}:duration=1,format=rgb24"
+    bar = "geq=r='255*between(X-2*N,4,11)':g='255*between(X-2*N,4,11)':b='255*between(X-2*N,4,11)'"
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-loglevel", "error", "-y", "-f", "lavfi", "-i", source]
+    subprocess.run([*command, "-vf", ",".join([bar, *options[:1]]), *options[1:], str(path)], check=True)
+    return path
+
+
+@pytest.mark.parametrize("first", ["top", "bottom"])
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [
+        ("a.mp4", ("-c:v", "libx264", "-crf", "1", "-flags", "+ilme+ildct")),
+        ("a.ts", ("-c:v", "mpeg2video", "-q:v", "2", "-flags", "+ilme+ildct")),
+        ("a.mov", ("-c:v", "prores_ks", "-flags", "+ildct")),
+    ],
+)
+def test_interlaced_frames_have_no_combs(tmp_path, caplog, first, name, codec):
+    weave = f"tinterlace=interleave_{first},setfield={first[0]}ff,format=yuv422p10le"
+    if "prores_ks" not in codec:
+        weave = weave.replace("yuv422p10le", "yuv420p")
+    clip = sweep(tmp_path / name, weave, *codec)
+    assert probe(clip).is_interlaced
+    with caplog.at_level(logging.INFO):
+        frames = list(read_frames(clip))
+    assert "interlaced" in caplog.text
+    assert len(frames) == frame_count(clip) == 25
+    # The bar stands where it was in the frame's first field, in all rows alike.
+    centres = np.array([(row * np.arange(128)).sum() / row.sum() for row in frames[10][20:-20, :, 1].astype(float)])
+    assert np.ptp(centres) < 0.5
+    assert abs(centres.mean() - (4 + 3.5 + 2 * 20)) < 0.5
+
+
+def test_usual_frames_are_what_ffmpeg_alone_gives(make_clip):
+    plain = make_clip("plain_progressive.mp4", *X264, seconds=1)
+    info = probe(plain)
+    assert not info.is_interlaced and info.repeated == 0
+    raw = ["-i", str(plain), "-vf", "scale=flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp,format=rgb24"]
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-loglevel", "error", *raw, "-f", "rawvideo", "-"]
+    assert subprocess.run(command, check=True, capture_output=True).stdout == b"".join(
+        frame.tobytes() for frame in read_frames(plain)
+    )
+
+
+@pytest.mark.parametrize(("first", "second"), [("128x96", "64x96"), ("64x96", "128x96"), ("127x95", "64x96")])
+def test_a_change_of_size_keeps_the_shape(make_clip, tmp_path, caplog, first, second):
+    """As calls that adapt their resolution and phones that are turned write them."""
+    lossless = ("-c:v", "libx264", "-crf", "1", "-pix_fmt", "yuv444p", "-bf", "0")
+    parts = [make_clip(f"part_{size}.ts", *lossless, size=size, seconds=1) for size in (first, second)]
+    (tmp_path / "a.ts").write_bytes(b"".join(part.read_bytes() for part in parts))
+    with caplog.at_level(logging.INFO):
+        frames = list(read_frames(tmp_path / "a.ts"))
+    assert f"change to {second} px" in caplog.text and "black borders" in caplog.text
+    assert len(frames) == 50
+    assert np.array_equal(frames[:24], list(read_frames(parts[0]))[:24])
+    (width, height), (w, h) = (map(int, size.split("x")) for size in (first, second))
+    scale = min(width / w, height / h)
+    inner = round(w * scale), round(h * scale)
+    left, top = (width - inner[0]) // 2, (height - inner[1]) // 2
+    whole = next(read_frames(parts[1], start=10, size=inner)).astype(int)
+    found = frames[35][top : top + inner[1], left : left + inner[0]].astype(int)
+    assert np.abs(found - whole)[:, 4:-4].mean() < 3
+    border = np.ones((height, width), bool)
+    border[max(0, top - 4) : top + inner[1] + 4, max(0, left - 4) : left + inner[0] + 4] = False
+    assert border.any() and frames[35][border].max() <= 2
+    # Counting goes on, whatever the size.
+    part = list(read_frames(tmp_path / "a.ts", start=30, end=34))
+    assert np.array_equal(part, frames[30:34])
+
+
+@pytest.mark.parametrize("rate", ["10", "12.5"])
+def test_animated_avif_is_a_clip(make_clip, rate):
+    clip = make_clip(
+        f"a{rate}.avif", "-c:v", "libaom-av1", "-cpu-used", "8", "-usage", "realtime", rate=rate, seconds=0.8
+    )
+    info = probe(clip)
+    frames = [frame.tobytes() for frame in read_frames(clip)]
+    assert info.rate == Fraction(rate)
+    assert len(frames) == len(set(frames)) == frame_count(clip) == round(0.8 * float(rate))
+
+
+def test_animated_png_and_gif_keep_their_time(make_clip):
+    for name in ("a.gif", "a.apng"):
+        clip = make_clip(name, rate="10", seconds=1)
+        assert (probe(clip).rate, len({frame.tobytes() for frame in read_frames(clip)})) == (10, 10)
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_huge_pictures_are_refused_before_they_are_decoded(make_clip, suffix):
+    squeezed = make_clip(
+        f"squeezed.{suffix}", "-vf", "setsar=1/250:max=1000", "-c:v", "libx264", size="640x480", seconds=0.1
+    )
+    with pytest.raises(InputError, match="640x120000 px, more than 35 megapixels"):
+        probe(squeezed)
+    large = make_clip(f"large.{suffix}", "-c:v", "libx264", "-preset", "ultrafast", size="8200x4400", seconds=0.04)
+    with pytest.raises(InputError, match="8200x4400 px, more than 35 megapixels"):
+        probe(large)
+
+
 def test_cover_picture_is_not_the_clip(make_clip, tmp_path, picture):
     from expportrait_cli.media.image import write_png
 
