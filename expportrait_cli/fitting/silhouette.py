@@ -29,6 +29,11 @@ def carry_ears(offset: Float[np.ndarray, "V 3"], head: HeadModel) -> Float[np.nd
     return carried
 
 
+def standing_out(verts: Float[np.ndarray, "V 3"], head: HeadModel) -> Float[np.ndarray, " V"]:
+    """How far ears stand out of what spans the skin around them, in the unit of the vertices; 0 elsewhere."""
+    return np.linalg.norm(verts - carry_ears(verts, head), axis=1)
+
+
 SMOOTH_FIRST, SMOOTH_LAST = 1.0, 0.05
 PIN = 30.0
 REACH_PX = 110.0
