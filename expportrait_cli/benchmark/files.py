@@ -29,7 +29,6 @@ from expportrait_cli.fitting.clip import (
     Clip,
     above_brows,
     dynamic_mask,
-    ear_vertices,
     first_frame,
     plain_skin,
     still_frames,
@@ -39,7 +38,7 @@ from expportrait_cli.fitting.evidence import log_intensity
 from expportrait_cli.fitting.losses import Light, estimate
 from expportrait_cli.fitting.parametric import whole_patch
 from expportrait_cli.fitting.patch import Patch
-from expportrait_cli.fitting.silhouette import standing_out
+from expportrait_cli.fitting.silhouette import ears_alone, standing_out
 from expportrait_cli.fitting.static import draw_vertices
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.geometry.rotations import from_turns
@@ -148,8 +147,6 @@ def costs(outcome: suites.Outcome) -> str:
 
 FRAMES, SLIGHT_FRAMES, STILL_FRAMES = 8, 3, 8
 """Frames that are judged: turned by 15 degrees or more, by less, and pairs of frames that hardly move."""
-EAR_M = 0.006
-"""How far an ear of the head model stands out of what spans the skin around it."""
 CROWN_M, CLOTHES = 0.085, 0.6
 """Height of what is surely hair, and the torso's least share in what is clothes."""
 
@@ -317,7 +314,8 @@ def _ears(fit: HeadFit, head: HeadModel) -> list[normals.Ear]:
     """Left and right ear; one that stands out less than half as far as the model's is covered."""
     template = dense(head, head.template).numpy()
     usual, own = (standing_out(verts, head) for verts in (template, neutral_mesh(fit, head).numpy()))
-    sides = (ear_vertices(head) & (usual > EAR_M) & (sign * template[:, 0] > 0) for sign in (1, -1))
+    alone = ears_alone(head)
+    sides = (alone & (sign * template[:, 0] > 0) for sign in (1, -1))
     return [normals.Ear(side, bool(np.median(own[side]) > 0.5 * np.median(usual[side]))) for side in sides]
 
 

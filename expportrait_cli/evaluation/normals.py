@@ -25,6 +25,8 @@ INSIDE, FACING = 0.95, 0.3
 """Matte, and cosine to the viewer, from which a pixel's shading is compared."""
 HIGH_PASS_MM = {"skin": 4.0, "forehead": 4.0, "hair": 4.0, "clothes": 12.0}
 """Standard deviation of the Gaussian that is taken away: what is smoother is the light, not detail."""
+SURROUNDED = 0.9
+"""Share of the Gaussian that has to lie inside the region."""
 SHIFT_PX, LEAST_PX = 4, 300
 """How far registration may move the picture, and the fewest pixels that are compared."""
 AGREEMENT = ("r", "r_registered", "gain", "explained")
@@ -142,11 +144,14 @@ def rays(
     return np.where(is_known, last + np.clip(share, 0, 1), border - 1) * STEP_PX, is_known
 
 
-def high_passed(values: Plane, inside: Mask, sigma_px: float) -> Plane:
-    """What a Gaussian over the inside takes away, 0 outside."""
+def high_passed(values: Plane, inside: Mask, sigma_px: float) -> tuple[Plane, Mask]:
+    """What a Gaussian over the inside takes away, and where that can be trusted.
+
+    At the rim a slope, which is no detail, would remain, since the Gaussian sees one side of it.
+    """
     weight = cv2.GaussianBlur(inside.astype(np.float32), (0, 0), sigma_px)
     low = cv2.GaussianBlur(np.where(inside, values, 0).astype(np.float32), (0, 0), sigma_px)
-    return np.where(inside, values - low / np.maximum(weight, 1e-3), 0).astype(np.float32)
+    return values - low / np.maximum(weight, 1e-3), inside & (weight > SURROUNDED)
 
 
 def agreement(made: Plane, shown: Plane, inside: Mask) -> dict[str, float]:
@@ -287,11 +292,12 @@ def detail(frame: Frame, person: Person) -> dict[str, dict[str, float]]:
     found = {}
     for name, vertices in person.regions.items():
         inside = seen & vertices[frame.vertices]
-        if is_skin is not None:
+        # Clothes have colours of their own.
+        if is_skin is not None and name != "clothes":
             inside &= is_skin == (name in ("skin", "forehead"))
         sigma_px = HIGH_PASS_MM[name] / frame.mm_per_px
-        made, shown = (high_passed(values, inside, sigma_px) for values in (shade, frame.log_luminance))
-        found[name] = agreement(made, shown, inside)
+        (made, trusted), (shown, _) = (high_passed(each, inside, sigma_px) for each in (shade, frame.log_luminance))
+        found[name] = agreement(made, shown, trusted)
     return found
 
 

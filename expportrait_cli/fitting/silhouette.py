@@ -11,7 +11,7 @@ from scipy.spatial import KDTree
 
 from expportrait_cli.fitting.clip import ear_vertices
 from expportrait_cli.geometry.mesh import grown
-from expportrait_cli.head import HeadModel
+from expportrait_cli.head import HeadModel, dense
 from expportrait_cli.runtime import Progress
 
 RIM_STEPS = 6
@@ -20,18 +20,39 @@ RIM_STEPS = 6
 
 def carry_ears(offset: Float[np.ndarray, "V 3"], head: HeadModel) -> Float[np.ndarray, "V 3"]:
     """The static offset with that of the ears spanned between the skin around them, as a soap film is."""
-    faces = head.dense_faces.numpy()
-    ears = grown(ear_vertices(head) & head.part("skin").numpy(), faces, rings=RIM_STEPS)
-    free, known = np.flatnonzero(ears), np.flatnonzero(~ears)
-    rows = graph_laplacian(faces, len(offset))[free]
-    carried = np.array(offset, np.float64)
-    carried[free] = splu(rows[:, free].tocsc()).solve(-rows[:, known] @ carried[known])
-    return carried
+    ears = grown(ear_vertices(head) & head.part("skin").numpy(), head.dense_faces.numpy(), rings=RIM_STEPS)
+    return spanned(offset, ears, head.dense_faces.numpy())
+
+
+def spanned(
+    values: Float[np.ndarray, "V 3"], free: Bool[np.ndarray, " V"], faces: Int[np.ndarray, "F 3"]
+) -> Float[np.ndarray, "V 3"]:
+    """The same with those of the free vertices spanned between the others, as a soap film is."""
+    inside, known = np.flatnonzero(free), np.flatnonzero(~free)
+    rows = graph_laplacian(faces, len(values))[inside]
+    result = np.array(values, np.float64)
+    result[inside] = splu(rows[:, inside].tocsc()).solve(-rows[:, known] @ result[known])
+    return result
+
+
+AROUND_M = (0.055, 0.05, -0.05, 0.03)
+"""Box around an ear: least |x|, greatest |y|, least and greatest z; skull and jaw there stand out little."""
+EAR_TOP_M, STANDS_M = 0.038, 0.012
+"""Where the ears end, and how far they stand out of what spans the box."""
 
 
 def standing_out(verts: Float[np.ndarray, "V 3"], head: HeadModel) -> Float[np.ndarray, " V"]:
-    """How far ears stand out of what spans the skin around them, in the unit of the vertices; 0 elsewhere."""
-    return np.linalg.norm(verts - carry_ears(verts, head), axis=1)
+    """How far an unposed head's ears stand out of what spans the skin around them, m; 0 elsewhere."""
+    x, y, z = dense(head, head.template).numpy().T
+    beside, high, back, front = AROUND_M
+    around = (np.abs(x) > beside) & (np.abs(y) < high) & (z > back) & (z < front) & head.part("skin").numpy()
+    return np.linalg.norm(verts - spanned(verts, around, head.dense_faces.numpy()), axis=1)
+
+
+def ears_alone(head: HeadModel) -> Bool[np.ndarray, " V"]:
+    """The ears without the skin around them, which `ear_vertices` holds too."""
+    template = dense(head, head.template).numpy()
+    return (standing_out(template, head) > STANDS_M) & (template[:, 1] < EAR_TOP_M)
 
 
 SMOOTH_FIRST, SMOOTH_LAST = 1.0, 0.05
