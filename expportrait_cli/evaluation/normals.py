@@ -167,8 +167,7 @@ def agreement(made: Plane, shown: Plane, inside: Mask) -> dict[str, float]:
     box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
     made, shown, inside = made[box], shown[box], inside[box]
     found = weighted_agreement(made, shown, inside)
-    shifts = range(-SHIFT_PX, SHIFT_PX + 1)
-    found["r_registered"] = max(_shifted_correlation(made, shown, inside, dy, dx) for dy in shifts for dx in shifts)
+    found["r_registered"] = _registered(made, shown, inside)
     return {name: found[name] for name in AGREEMENT}
 
 
@@ -189,15 +188,22 @@ def weighted_agreement(
     }
 
 
-def _shifted_correlation(made: np.ndarray, shown: np.ndarray, inside: np.ndarray, dy: int, dx: int) -> float:
-    """Correlation with what the picture shows `dy` and `dx` px further on, where both are inside."""
-    height, width = made.shape
-    here = slice(max(0, -dy), min(height, height - dy)), slice(max(0, -dx), min(width, width - dx))
-    there = slice(max(0, dy), min(height, height + dy)), slice(max(0, dx), min(width, width + dx))
-    both = inside[here] & inside[there]
-    if both.sum() < LEAST_PX // 2:
-        return -1.0
-    return weighted_agreement(made[here], shown[there], both)["r"]
+def _registered(made: np.ndarray, shown: np.ndarray, inside: np.ndarray) -> float:
+    """The largest correlation of all shifts, each over what is inside on both sides."""
+    weight = inside.astype(np.float64)
+    a, b = (np.where(inside, each, 0).astype(np.float64) for each in (made, shown))
+    (height, width), best = made.shape, -1.0
+    for dy, dx in np.ndindex(2 * SHIFT_PX + 1, 2 * SHIFT_PX + 1):
+        y, x = dy - SHIFT_PX, dx - SHIFT_PX
+        here = slice(max(0, -y), min(height, height - y)), slice(max(0, -x), min(width, width - x))
+        there = slice(max(0, y), min(height, height + y)), slice(max(0, x), min(width, width + x))
+        v, w, p, q = weight[here], weight[there], a[here], b[there]
+        pairs = ((v, w), (p, w), (v, q), (p * p, w), (v, q * q), (p, q))
+        n, sp, sq, spp, sqq, spq = (float(np.einsum("ij,ij->", *pair)) for pair in pairs)
+        spread = (spp - sp * sp / max(n, 1)) * (sqq - sq * sq / max(n, 1))
+        if n >= LEAST_PX / 2 and spread > 0:
+            best = max(best, (spq - sp * sq / n) / np.sqrt(spread))
+    return float(best)
 
 
 @dataclass(frozen=True)
@@ -222,11 +228,9 @@ class Colours:
     def is_skin(self, picture: UInt8[np.ndarray, "S S 3"]) -> Mask:
         """Pixels that are likelier skin than hair."""
         away = _lab(picture)[None] - self.means[:, None, None]
-        far = (
-            np.einsum("chwi,cij,chwj->chw", away, self.inverses, away)
-            - np.linalg.slogdet(self.inverses)[1][:, None, None]
-        )
-        return far[0] < far[1]
+        far = np.einsum("chwi,cij,chwj->chw", away, self.inverses, away, optimize=True)
+        size = np.linalg.slogdet(self.inverses)[1]
+        return far[0] - size[0] < far[1] - size[1]
 
 
 def _lab(picture: UInt8[np.ndarray, "S S 3"]) -> Float32[np.ndarray, "S S 3"]:
@@ -314,20 +318,19 @@ def measure(frames: Sequence[Frame], person: Person) -> dict[str, Any]:
         if person.colours is not None:
             row["ears"] = ear_agreement(frame, person.ears, person.colours)
         rows.append(row)
-    everywhere = (0, 180)
     return {
-        "outline": {span(*turns): _outlines(_within(rows, *turns)) for turns in (everywhere, *OUTLINE_TURNS_DEG)},
-        "detail": {span(*turns): _details(_within(rows, *turns)) for turns in (everywhere, *DETAIL_TURNS_DEG)},
+        "outline": {span(*turns): _outlines(_within(rows, *turns)) for turns in ((0, 180), *OUTLINE_TURNS_DEG)},
+        "detail": {span(*turns): _details(_within(rows, *turns)) for turns in ((0, 180), *DETAIL_TURNS_DEG)},
         "ears": mean([row["ears"] for row in rows if "ears" in row]),
         "frames": rows,
     }
 
 
-def _within(rows: Sequence[dict[str, Any]], low: float, high: float) -> list[dict[str, Any]]:
+def _within(rows: Sequence[dict[str, Any]], low: int, high: int) -> list[dict[str, Any]]:
     return [row for row in rows if low <= row["turn_deg"] < high]
 
 
-def span(low: float, high: float) -> str:
+def span(low: int, high: int) -> str:
     """Name of a span of turns, degrees."""
     return "all" if high == 180 else f"{low}-{high}"
 
@@ -346,7 +349,7 @@ def _details(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
     }
 
 
-def mean(values: Sequence[float] | np.ndarray) -> float:
+def mean(values: Sequence[int | float] | np.ndarray) -> float:
     """Mean of what is known; NaN without any."""
     known = np.asarray(values, np.float64)
     known = known[np.isfinite(known)]

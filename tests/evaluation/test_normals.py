@@ -1,14 +1,18 @@
 """Heads that are known, drawn by the tool itself: what is measured on them is what was put in."""
 
+import json
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 import pytest
 import torch
 from support.known_head import FOCAL_PX, KnownHead, wrinkles, write_film
+from support.places import ROOT
 
 from expportrait_cli.artifacts.types import CROP_SIZE
 from expportrait_cli.benchmark import files
+from expportrait_cli.cli import app
 from expportrait_cli.detect.crop import Crop
 from expportrait_cli.evaluation import normals
 from expportrait_cli.evaluation.report import NormalScores
@@ -21,6 +25,7 @@ from expportrait_cli.geometry.rotations import from_turns
 from expportrait_cli.head import HeadModel, dense, load_head
 from expportrait_cli.head.fitted import neutral_mesh
 from expportrait_cli.head.model import HEAD
+from expportrait_cli.media.video import read_frames
 
 LIGHT = Light(torch.tensor([0.55, 0.3, 0.35, 0.75, 0, 0, 0, 0, 0]))
 SKIN, HAIR = (205, 160, 135), (60, 45, 35)
@@ -110,9 +115,9 @@ def test_a_ray_that_leaves_the_picture_is_unknown():
     # The crop goes on beyond the source picture, and repeats its last pixels there.
     box = normals.picture_box(Crop(-16.0, 0.0, 128.0), np.array([100, 128]), 64)
     assert box == pytest.approx((8, 0, 58, 64))
-    mask[:, 56:] = 0
+    mask[:, 52:] = 0
     assert normals.rays(mask, np.array([32.0, 32]), directions, box)[1].all()
-    assert not normals.rays(mask, np.array([32.0, 32]), directions, (8.0, 0.0, 57.0, 64.0))[1][0]
+    assert not normals.rays(mask, np.array([32.0, 32]), directions, (8.0, 0.0, 53.0, 64.0))[1][0]
 
 
 def person_of(known: KnownHead, **changed) -> normals.Person:
@@ -123,7 +128,7 @@ def person_of(known: KnownHead, **changed) -> normals.Person:
 @pytest.fixture(scope="module")
 def wrinkled(known, head) -> Clip:
     normal = vertex_normals(neutral_mesh(known.clip.fit, head), head.dense_faces).numpy()
-    offset = (wrinkles(head)[:, None] * normal).astype(np.float32)
+    offset = (wrinkles(head, height_m=0.0012)[:, None] * normal).astype(np.float32)
     return replace(known.clip, fit=replace(known.clip.fit, static_offset=offset))
 
 
@@ -134,14 +139,16 @@ def test_detail_of_a_picture_that_was_drawn_from_the_normals_is_all_explained(wr
     # Half the depth is half the strength.
     shallow = replace(wrinkled, fit=replace(wrinkled.fit, static_offset=0.5 * wrinkled.fit.static_offset))
     found = normals.detail(replace(frame, normals=frame_of(shallow, 1).normals), person)["forehead"]
-    assert found["r"] > 0.97 and found["gain"] == pytest.approx(0.5, abs=0.1)
+    # A tenth of what is left by the high-pass is the curved forehead itself.
+    assert found["r"] > 0.95 and found["gain"] == pytest.approx(0.55, abs=0.1)
     assert found["explained"] == pytest.approx(0.5, abs=0.1)
 
 
 def test_smooth_normals_explain_nothing(wrinkled, known):
     smooth = frame_of(known.clip, 1)
     found = normals.detail(replace(frame_of(wrinkled, 1), normals=smooth.normals), person_of(known))["forehead"]
-    assert abs(found["gain"]) < 0.1 and abs(found["explained"]) < 0.1
+    # As little as the curved forehead has of the same detail.
+    assert abs(found["gain"]) < 0.2 and found["explained"] < 0.3
 
 
 def test_light_of_a_picture_is_found_from_its_skin(wrinkled, known, head):
@@ -249,11 +256,13 @@ def test_scores_by_turn_and_over_clips(wrinkled, known):
 
 def test_frames_that_hardly_move(known):
     tracking = known.clip.tracking
-    points = np.repeat(tracking.landmarks[:1], 5, 0)
-    points[1:] += 0.1
-    points[3:] += 20
-    count = {"state": np.array([0, 0, 0, 0, 1], np.uint8), "shot": np.zeros(5, np.int64)}
-    assert still_frames(replace(tracking, landmarks=points, **count)).tolist() == [0, 1]
+    points = np.repeat(tracking.landmarks[:1], 3, 0)
+    points[1] += 0.1
+    points[2] += 20
+    tracking = replace(tracking, landmarks=points)
+    assert still_frames(tracking).tolist() == [0]
+    assert not len(still_frames(replace(tracking, state=np.array([0, 1, 0], np.uint8))))
+    assert not len(still_frames(replace(tracking, shot=np.array([0, 1, 1]))))
     photo = first_frame(tracking)
     assert len(photo.error) == 1 and photo.rate.tolist() == [0, 1] and photo.landmarks.shape == (1, 478, 2)
 
@@ -273,3 +282,25 @@ def test_folds_of_frames_between_are_explained_by_their_neighbours(head, tmp_pat
     assert found["r"] > 0.8 and found["explained"] > 0.35
     _, nothing, _ = unseen_folds(made.clip, made.patch, np.zeros_like(fitted), between)
     assert np.abs(nothing).max() < 1e-5
+
+
+def test_what_serves_films_is_refused_and_so_is_a_folder_without_clips(capsys, tmp_path):
+    for words in ([], [tmp_path, "--target", "a.mp4"], [tmp_path, "--frames", "9"], [tmp_path, "--suite", tmp_path]):
+        assert app.run(["eval", "--normals", *map(str, words)]) == 2
+    assert app.run(["eval", "--folds", "a.mp4", "--target", "b.mp4"]) == 2
+    assert app.run(["eval", "--normals", str(tmp_path)]) == 3
+    assert "holds no clip" in capsys.readouterr().err
+    assert app.run(["eval", "--normals", str(tmp_path / "none.mp4")]) == 3
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_clip_and_one_without_a_face_from_the_command_line(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_film(tmp_path / "face.mkv", islice(read_frames(ROOT / "examples" / "driving.mp4"), 6))
+    write_film(tmp_path / "grey.mkv", [np.full((96, 96, 3), 90, np.uint8)] * 3)
+    assert app.run(["eval", "--normals", str(tmp_path), "--json", "-o", "heads.json"]) == 3
+    document = json.loads(capsys.readouterr().out)
+    assert document == json.loads((tmp_path / "heads.json").read_text())
+    assert set(document["clips"]) == {"face"} and "face" in document["failed"]["grey"]
+    assert set(document["mean"]) >= {"outline", "detail", "ears", "steady_deg"}
