@@ -25,10 +25,10 @@ INSIDE, FACING = 0.95, 0.3
 """Matte, and cosine to the viewer, from which a pixel's shading is compared."""
 HIGH_PASS_MM = {"skin": 4.0, "forehead": 4.0, "hair": 4.0, "clothes": 12.0}
 """Standard deviation of the Gaussian that is taken away: what is smoother is the light, not detail."""
-SURROUNDED = 0.9
-"""Share of the Gaussian that has to lie inside the region."""
-SHIFT_PX, LEAST_PX = 4, 300
-"""How far registration may move the picture, and the fewest pixels that are compared."""
+SURROUNDED, LEAST_PX = 0.9, 300
+"""Share of the Gaussian that has to lie inside the region, and the fewest pixels that are compared."""
+SHIFT_PX = 4
+"""How far registration may move the picture."""
 AGREEMENT = ("r", "r_registered", "gain", "explained")
 EAR_PX, APART = 60, 1.5
 """The fewest pixels of an ear that are judged, and the Mahalanobis distance from which colours tell skin from hair."""
@@ -86,8 +86,9 @@ class Frame:
 
 def picture_box(crop: Crop, size: Int64[np.ndarray, " 2"], side: int) -> Box:
     """Where the source picture lies in its crop of `side` px; the crop may reach beyond it."""
-    corners = crop_points(np.array([[0, 0], size], np.float32), crop, side)
-    left, top, right, bottom = np.clip(corners, 0, side).ravel().tolist()
+    (left, top), (right, bottom) = np.clip(
+        crop_points(np.array([[0, 0], size], np.float32), crop, side), 0, side
+    ).tolist()
     return left, top, right, bottom
 
 
@@ -105,8 +106,7 @@ def outline(frame: Frame) -> dict[str, Any]:
     drawn, person = (frame.covered > 0.5) & judged, (frame.matte > 0.5) & judged
     across = np.array([-up[1], up[0]])
     centre = frame.project(CENTRE_M)
-    ahead = frame.project(np.array([0, 0, 0.12])) - centre
-    back = -np.sign(ahead @ across) * across
+    back = -np.sign((frame.project(np.array([0, 0, 0.12])) - centre) @ across) * across
     angles = np.radians(RAYS_DEG)[:, None]
     directions = np.cos(angles) * back + np.sin(angles) * up
     reach, _ = rays(frame.covered, centre, directions, frame.box)
@@ -198,8 +198,8 @@ def _registered(made: np.ndarray, shown: np.ndarray, inside: np.ndarray) -> floa
         here = slice(max(0, -y), min(height, height - y)), slice(max(0, -x), min(width, width - x))
         there = slice(max(0, y), min(height, height + y)), slice(max(0, x), min(width, width + x))
         v, w, p, q = weight[here], weight[there], a[here], b[there]
-        pairs = ((v, w), (p, w), (v, q), (p * p, w), (v, q * q), (p, q))
-        n, sp, sq, spp, sqq, spq = (float(np.einsum("ij,ij->", *pair)) for pair in pairs)
+        sums = ((v, w), (p, w), (v, q), (p * p, w), (v, q * q), (p, q))
+        n, sp, sq, spp, sqq, spq = (np.einsum("ij,ij->", *each) for each in sums)
         spread = (spp - sp * sp / max(n, 1)) * (sqq - sq * sq / max(n, 1))
         if n >= LEAST_PX / 2 and spread > 0:
             best = max(best, (spq - sp * sq / n) / np.sqrt(spread))
@@ -291,7 +291,7 @@ def detail(frame: Frame, person: Person) -> dict[str, dict[str, float]]:
     """Agreement of the drawn detail with the picture's, by region."""
     seen = (frame.matte > INSIDE) & (frame.covered > 0.99) & (frame.normals[..., 2] > FACING) & (frame.vertices >= 0)
     seen &= np.isfinite(frame.log_luminance)
-    shade = person.log_shade(frame.normals)
+    planes = person.log_shade(frame.normals), frame.log_luminance
     is_skin = person.colours.is_skin(frame.picture) if person.colours is not None else None
     found = {}
     for name, vertices in person.regions.items():
@@ -300,7 +300,7 @@ def detail(frame: Frame, person: Person) -> dict[str, dict[str, float]]:
         if is_skin is not None and name != "clothes":
             inside &= is_skin == (name in ("skin", "forehead"))
         sigma_px = HIGH_PASS_MM[name] / frame.mm_per_px
-        (made, trusted), (shown, _) = (high_passed(each, inside, sigma_px) for each in (shade, frame.log_luminance))
+        (made, trusted), (shown, _) = (high_passed(each, inside, sigma_px) for each in planes)
         found[name] = agreement(made, shown, trusted)
     return found
 
@@ -308,7 +308,7 @@ def detail(frame: Frame, person: Person) -> dict[str, dict[str, float]]:
 def measure(frames: Sequence[Frame], person: Person) -> dict[str, Any]:
     """Scores of a clip, over all frames and by turn, and those of each frame; NaN for what could not be measured.
 
-    A mean over frames counts each of them once; `max_mm` is the largest of all.
+    A mean counts each frame once; `max_mm` is the largest of all.
     """
     rows = []
     for frame in frames:
@@ -319,15 +319,11 @@ def measure(frames: Sequence[Frame], person: Person) -> dict[str, Any]:
             row["ears"] = ear_agreement(frame, person.ears, person.colours)
         rows.append(row)
     return {
-        "outline": {span(*turns): _outlines(_within(rows, *turns)) for turns in ((0, 180), *OUTLINE_TURNS_DEG)},
-        "detail": {span(*turns): _details(_within(rows, *turns)) for turns in ((0, 180), *DETAIL_TURNS_DEG)},
+        "outline": {span(*turns): _outlines(rows, *turns) for turns in ((0, 180), *OUTLINE_TURNS_DEG)},
+        "detail": {span(*turns): _details(rows, *turns) for turns in ((0, 180), *DETAIL_TURNS_DEG)},
         "ears": mean([row["ears"] for row in rows if "ears" in row]),
         "frames": rows,
     }
-
-
-def _within(rows: Sequence[dict[str, Any]], low: int, high: int) -> list[dict[str, Any]]:
-    return [row for row in rows if low <= row["turn_deg"] < high]
 
 
 def span(low: int, high: int) -> str:
@@ -335,17 +331,17 @@ def span(low: int, high: int) -> str:
     return "all" if high == 180 else f"{low}-{high}"
 
 
-def _outlines(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    found = [row["outline"] for row in rows if "outline" in row]
+def _outlines(rows: Sequence[dict[str, Any]], low: int, high: int) -> dict[str, float]:
+    found = [row["outline"] for row in rows if "outline" in row and low <= row["turn_deg"] < high]
     means = {name: mean([each[name] for each in found]) for name in ("iou", "signed_mm", "mm", "p90_mm")}
     largest = [each["max_mm"] for each in found if np.isfinite(each["max_mm"])]
     return {**means, "max_mm": max(largest, default=np.nan), "frames": len(found)}
 
 
-def _details(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
+def _details(rows: Sequence[dict[str, Any]], low: int, high: int) -> dict[str, dict[str, float]]:
+    found = [row["detail"] for row in rows if low <= row["turn_deg"] < high]
     return {
-        region: {name: mean([row["detail"][region][name] for row in rows]) for name in AGREEMENT}
-        for region in HIGH_PASS_MM
+        region: {name: mean([each[region][name] for each in found]) for name in AGREEMENT} for region in HIGH_PASS_MM
     }
 
 
