@@ -254,10 +254,7 @@ class Ear:
 
 
 def ear_agreement(frame: Frame, ears: Sequence[Ear], colours: Colours) -> float:
-    """Share of the pixels of drawn ears that have the colour of skin, or of hair where the head has them covered.
-
-    NaN where no ear is seen.
-    """
+    """Share of seen ears with the colour of skin, or of hair where the head has them covered; NaN if none is seen."""
     is_skin, hits, count = colours.is_skin(frame.picture), 0, 0
     for ear in ears:
         shown = (frame.vertices >= 0) & ear.vertices[frame.vertices] & (frame.covered > 0.99)

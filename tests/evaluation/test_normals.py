@@ -270,9 +270,10 @@ def test_frames_that_hardly_move(known):
 @pytest.mark.slow
 def test_folds_of_frames_between_are_explained_by_their_neighbours(head, tmp_path):
     frames, direction = 9, vertex_normals(dense(head, head.template), head.dense_faces).numpy()
-    strength = 1 + np.cos(np.linspace(0, np.pi, frames))
+    # The albedo takes what a picture shows at the median of the frames: nothing here.
+    strength = np.cos(np.linspace(0, np.pi, frames))
     moving = strength[:, None] * wrinkles(head)
-    made = KnownHead.make(head, moving, direction, seed=5, source=tmp_path / "film.mkv", expression=None)
+    made = KnownHead.make(head, moving, direction, seed=5, source=tmp_path / "film.mkv")
     write_film(tmp_path / "film.mkv", (made.picture(row, np.full(len(head.parts), 0.6)) for row in range(frames)))
     between = np.arange(frames) % 2 == 1
     fitted = np.where(between[:, None, None], 0, made.offset).astype(np.float32)
