@@ -1,18 +1,58 @@
-"""A suite from its list or folder to the files that it leaves: scores, times, a page."""
+"""From a list or folder to the files that are left: scores, times and a page of a suite; scores of normal maps."""
 
 import json
+import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from jaxtyping import Float32, Int64
+
 from expportrait_cli.artifacts.files import atomic_path
+from expportrait_cli.artifacts.guard import check_foreign
+from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit, Tracking
 from expportrait_cli.benchmark import run as suites
-from expportrait_cli.benchmark.inputs import Layout, suite_of_folder
+from expportrait_cli.benchmark.inputs import ENDINGS, Layout, suite_of_folder
 from expportrait_cli.benchmark.report import suite_page
 from expportrait_cli.benchmark.suite import Suite, given_films, read_suite, write_list
-from expportrait_cli.config import Backend
-from expportrait_cli.errors import UsageError
+from expportrait_cli.config import Backend, FitConfig, TrackConfig
+from expportrait_cli.detect.crop import Crop
+from expportrait_cli.detect.matte import Matte
+from expportrait_cli.errors import InputError, UsageError, UserError
+from expportrait_cli.evaluation import normals
+from expportrait_cli.evaluation.report import NormalScores
+from expportrait_cli.fitting import fit as run_fit
+from expportrait_cli.fitting.clip import (
+    Clip,
+    above_brows,
+    dynamic_mask,
+    first_frame,
+    plain_skin,
+    still_frames,
+)
+from expportrait_cli.fitting.dynamic import unseen_folds
+from expportrait_cli.fitting.evidence import log_intensity
+from expportrait_cli.fitting.losses import Light, estimate
+from expportrait_cli.fitting.parametric import whole_patch
+from expportrait_cli.fitting.patch import Patch
+from expportrait_cli.fitting.hair import sides
+from expportrait_cli.fitting.static import draw_vertices
+from expportrait_cli.geometry.camera import Camera
+from expportrait_cli.geometry.rotations import from_turns
+from expportrait_cli.head import HeadModel, dense
+from expportrait_cli.head.finer import finer
+from expportrait_cli.head.fitted import relief_of
+from expportrait_cli.head.model import HEAD, TORSO
+from expportrait_cli.pipeline.heads import head_by_name
 from expportrait_cli.pipeline.provenance import read_record, write_record
+from expportrait_cli.pipeline.steps import Steps
+from expportrait_cli.render.buffers import Bump, render_buffers
+from expportrait_cli.runtime import Progress, Stages, counted
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -103,3 +143,197 @@ def costs(outcome: suites.Outcome) -> str:
         if films
     ]
     return "\n".join([*lines, *(outcome.licences.lines() if outcome.licences is not None else [])])
+
+
+FRAMES, SLIGHT_FRAMES, STILL_FRAMES = 8, 3, 8
+"""Frames that are judged: turned by 15 degrees or more, by less, and pairs of frames that hardly move."""
+CROWN_M, CLOTHES = 0.085, 0.6
+"""Height of what is surely hair, and the torso's least share in what is clothes."""
+
+
+def evaluate_normals(
+    sources: Sequence[Path], out: Path, open_display: suites.OpenDisplay, *, with_folds: bool = False
+) -> NormalScores:
+    """Fit a head to the first frame of each clip (files, or folders of them) and judge it in later frames.
+
+    Trackings are kept in the work folder of `out`. A clip that cannot be measured is named among the failed.
+
+    Raises:
+        InputError: a folder without clips.
+    """
+    clips = _clips(sources)
+    kept = {name: work_folder(out) / f"{name}.track.npz" for name in clips}
+    check_foreign(kept.values())
+    head, scores, failed = head_by_name("anny"), {}, {}
+    for name, clip in clips.items():
+        with open_display() as display:
+            stages = Stages(lambda stage, name=name, display=display: display.stage(f"{name}: {stage}"))
+            try:
+                tracking = Steps(head, stages).track(clip, kept[name], TrackConfig()).artifact
+                scores[name] = {"source": str(clip), **judge(tracking, head, stages)}
+                if with_folds:
+                    scores[name]["folds"] = stages.run("folds", lambda progress, t=tracking: folds(t, head, progress))
+            except UserError as error:
+                log.warning("%s: %s", name, error)
+                failed[name] = str(error)
+    found = NormalScores(scores, failed)
+    with atomic_path(out) as partial:
+        partial.write_text(json.dumps(found.to_json(), indent=2) + "\n", "utf-8")
+    return found
+
+
+def _clips(sources: Sequence[Path]) -> dict[str, Path]:
+    """Clips by name; of two with one name the second gets a number."""
+    paths: list[Path] = []
+    for source in sources:
+        inside = sorted(path for path in source.glob("*") if path.suffix.lower() in ENDINGS) if source.is_dir() else []
+        if source.is_dir() and not inside:
+            raise InputError(f"{source} holds no clip ({', '.join(ENDINGS)}). Give clips, or a folder of them.")
+        paths += inside or [source]
+    found: dict[str, Path] = {}
+    for path in paths:
+        same = sum(name.partition("~")[0] == path.stem for name in found)
+        found[f"{path.stem}~{same + 1}" if same else path.stem] = path
+    return found
+
+
+def judge(tracking: Tracking, head: HeadModel, stages: Stages) -> dict[str, Any]:
+    """Fit the head to the first frame alone, and compare it with later ones as the clip's own tracking poses it.
+
+    Identity and camera are the clip's, as where a film is made of a person's own photo; all else is of one picture.
+
+    Raises:
+        InputError: the first frame shows no face, or no other does.
+    """
+    if tracking.state[0] or len(tracking.state) < 2:
+        raise InputError(f"{tracking.source} needs a face in its first frame, and a second frame. Cut what is before.")
+    fit = stages.run(
+        "fit the first frame", lambda progress: run_fit([first_frame(tracking)], head, FitConfig(), progress)
+    )
+    if fit.head_model != head.name:
+        head = finer(head).head
+    clip = Clip.of(tracking, fit, head)
+    bump = Bump.of(relief_of(fit, head), scale=1.0)
+    return stages.run("compare", lambda progress: _compared(clip, bump, progress))
+
+
+def _compared(clip: Clip, bump: Bump | None, progress: Progress) -> dict[str, Any]:
+    turns_deg = np.degrees(clip.tracking.rotation[:, 1] - clip.tracking.rotation[0, 1])
+    away = np.where(clip.tracking.state == 0, np.abs(turns_deg), 0)
+    (slight, _), (_, most) = normals.DETAIL_TURNS_DEG[0], normals.OUTLINE_TURNS_DEG[-1]
+    least = normals.OUTLINE_TURNS_DEG[0][0]
+    rows = np.union1d(
+        _spread(np.flatnonzero((away >= slight) & (away < least)), SLIGHT_FRAMES),
+        _spread(np.flatnonzero((away >= least) & (away < most)), FRAMES),
+    ).astype(np.int64)
+    pairs = _spread(still_frames(clip.tracking), STILL_FRAMES)
+    photo, *later = counted(_frames(clip, bump, np.r_[0, rows], turns_deg), len(rows) + 1, progress)
+    person = _person(clip, photo, _light(later or [photo], plain_skin(clip.head)))
+    changes = [normals.change_deg(*(drawn for drawn, _, _ in _drawn(clip, bump, row + np.arange(2)))) for row in pairs]
+    return {**normals.measure(later, person), "steady_deg": normals.mean(changes)}
+
+
+def _spread(rows: Int64[np.ndarray, " R"], count: int) -> Int64[np.ndarray, " C"]:
+    """At most so many of the rows, evenly."""
+    return rows[np.unique(np.linspace(0, len(rows) - 1, count).astype(int))] if len(rows) else rows
+
+
+Plane = Float32[np.ndarray, "S S"]
+
+
+def _drawn(
+    clip: Clip, bump: Bump | None, rows: Int64[np.ndarray, " R"]
+) -> Iterator[tuple[Float32[np.ndarray, "S S 3"], Plane, Int64[np.ndarray, "S S"]]]:
+    """Normals of the head as each frame poses it, the share of each pixel that it covers, and the vertex there."""
+    head = clip.head
+    camera, patch = Camera.of_crop(clip.focal_px, CROP_SIZE, CROP_SIZE), whole_patch(clip)
+    for row in rows:
+        verts, _ = clip.pose(np.array([row]), patch)
+        with torch.inference_mode():
+            seen = render_buffers(verts, head.dense_faces, camera, bump=bump)
+        ids = draw_vertices(verts[0].numpy(), head, clip.focal_px, size=CROP_SIZE)
+        yield seen.normals[0].numpy(), seen.mask[0].numpy(), ids
+
+
+def _frames(
+    clip: Clip, bump: Bump | None, rows: Int64[np.ndarray, " R"], turns_deg: np.ndarray
+) -> Iterator[normals.Frame]:
+    matte, tracking = Matte(), clip.tracking
+    box = normals.picture_box(Crop(*map(float, tracking.crop)), tracking.size, CROP_SIZE)
+    for row, picture, (normal, covered, ids) in zip(rows, clip.crops(rows), _drawn(clip, bump, rows), strict=True):
+        yield normals.Frame(
+            row=int(row),
+            turn_deg=float(abs(turns_deg[row])),
+            picture=picture,
+            log_luminance=log_intensity(picture),
+            matte=matte.matte(picture),
+            normals=normal,
+            covered=covered,
+            vertices=ids,
+            rotation=from_turns(tracking.rotation[row]),
+            translation=tracking.translation[row].astype(np.float64),
+            focal_px=clip.focal_px,
+            chin_px=tracking.landmarks[row, 152].astype(np.float64),
+            box=box,
+        )
+
+
+def _light(frames: Sequence[normals.Frame], plain: np.ndarray) -> Light:
+    """The clip's light, from plain skin of all frames together: one colour, and what fits badly counts less."""
+    values, shown = [], []
+    for frame in frames:
+        seen = (frame.vertices >= 0) & plain[frame.vertices] & np.isfinite(frame.log_luminance) & (frame.matte > 0.95)
+        seen &= frame.normals[..., 2] > normals.FACING
+        values.append(frame.log_luminance[seen][::3])
+        shown.append(frame.normals[seen][::3])
+    value = np.concatenate(values)[None]
+    return estimate(value, np.concatenate(shown)[None], np.ones_like(value, bool))[0]
+
+
+def _person(clip: Clip, photo: normals.Frame, light: Light) -> normals.Person:
+    """Regions of the head, its ears, and the colours of the photo."""
+    head = clip.head
+    height, plain, forehead = dense(head, head.template)[:, 1].numpy(), plain_skin(head), above_brows(head)
+    bones, skin = head.skinning.numpy(), head.part("skin").numpy()
+    scalp = (bones[:, HEAD] > 0.9) & (dynamic_mask(head) < 0.1) & skin
+    ears = _ears(clip.fit, head)
+    regions = {
+        "skin": plain,
+        "forehead": plain & forehead,
+        "hair": scalp & ~np.any([ear.vertices for ear in ears], axis=0),
+        "clothes": (bones[:, TORSO] > CLOTHES) & skin,
+    }
+    seen = (photo.matte > 0.9) & (photo.vertices >= 0)
+    cheeks, crown = plain & ~forehead, scalp & (height > CROWN_M)
+    colours = normals.Colours.of(photo.picture, *(seen & mask[photo.vertices] for mask in (cheeks, crown)))
+
+    def log_shade(shown: Float32[np.ndarray, "S S 3"]) -> Plane:
+        return light.log_shade(torch.from_numpy(shown)).numpy()
+
+    return normals.Person(regions, ears, colours, log_shade)
+
+
+def _ears(fit: HeadFit, head: HeadModel) -> list[normals.Ear]:
+    """Left and right ear, bare or covered as the fit has them."""
+    return [normals.Ear(ear, bool(is_bare)) for ear, is_bare in zip(sides(head), fit.ears_seen, strict=True)]
+
+
+def folds(tracking: Tracking, head: HeadModel, progress: Progress) -> dict[str, Any]:
+    """Fit every second frame of a clip, and compare those between with the mean of their neighbours' folds.
+
+    The agreement is that of `normals.agreement`, over the skin that shading is read from, weighted by how well it is
+    seen; the smooth offsets of each frame's own landmarks are in both.
+    """
+    between = np.arange(len(tracking.state)) % 2 == 1
+    fitted = replace(tracking, state=np.where(between, np.maximum(tracking.state, 1), tracking.state).astype(np.uint8))
+    fit = run_fit([fitted], head, FitConfig(), progress)
+    mesh = finer(head) if fit.head_model != head.name else None
+    clip = Clip.of(tracking, fit, mesh.head if mesh else head)
+    patch = Patch.of(head.dense_faces.numpy(), dynamic_mask(head))
+    patch = Patch.above(patch, mesh, dynamic_mask(mesh.head)) if mesh else patch
+    shown, made, weight = unseen_folds(clip, patch, fit.dynamic_offset.astype(np.float32), between)
+    forehead = above_brows(clip.head)[patch.vertices]
+    return {
+        "face": normals.weighted_agreement(made, shown, weight),
+        "forehead": normals.weighted_agreement(made, shown, weight * forehead),
+    }

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    film: Annotated[Path | None, typer.Argument(metavar="OUT", help="The film to judge.", show_default=False)] = None,
+    films: Annotated[
+        list[Path] | None, typer.Argument(metavar="OUT", help="The film to judge.", show_default=False)
+    ] = None,
     *,
     target: Annotated[
         Path | None,
@@ -29,6 +31,17 @@ def evaluate(
         Path | None,
         typer.Option(metavar="TOML|FOLDER", help="Instead of one film: a list of pairs, or a folder of clips."),
     ] = None,
+    normals: Annotated[
+        bool,
+        typer.Option(
+            "--normals",
+            help="Judge heads instead: OUT are clips, or folders of them. A head is fitted to the first frame of each, "
+            "and its outline and normal maps are compared with later frames.",
+        ),
+    ] = False,
+    folds: Annotated[
+        bool, typer.Option("--folds", help="With --normals: also judge the folds of every frame; takes long.")
+    ] = False,
     layout: Annotated[
         Literal["auto", "clips", "ravdess", "nersemble"], typer.Option(help="How the suite's folder is sorted.")
     ] = "auto",
@@ -63,8 +76,16 @@ def evaluate(
 
     With --suite, make and measure many, and give means over clips. Run it again to make only what is missing.
     """
+    serving = (method, ablation, not own, stride, frames, size, layout != "auto", backend != "auto")
+    if folds and not normals:
+        raise UsageError("--folds serves --normals alone.")
+    if normals:
+        if any(serving) or any(given is not None for given in (suite, target, reference, report)):
+            raise UsageError("--normals needs clips alone: leave out what serves films and suites.")
+        _heads(films or [], out, folds=folds, as_json=as_json)
+        return
     if suite is not None:
-        if film is not None or target is not None or reference is not None:
+        if films or target is not None or reference is not None:
             raise UsageError("--suite names all files itself: leave out OUT, --target and --reference.")
         from expportrait_cli.benchmark.files import Request
 
@@ -81,11 +102,11 @@ def evaluate(
         )
         _many(request, out, report, as_json=as_json)
         return
-    if film is None or target is None:
-        raise UsageError("Expected a film and its --target, or a --suite of pairs.")
-    if method or ablation or not own or stride or frames or size or (layout, backend) != ("auto", "auto"):
+    if not films or len(films) > 1 or target is None:
+        raise UsageError("Expected one film and its --target, a --suite of pairs, or --normals and clips.")
+    if any(serving):
         raise UsageError("Only films are judged without --suite: give one, or leave out what serves it alone.")
-    _one((film, target, reference), out, report, as_json=as_json)
+    _one((films[0], target, reference), out, report, as_json=as_json)
 
 
 def _one(files: tuple[Path, Path, Path | None], out: Path | None, report: Path | None, *, as_json: bool) -> None:
@@ -124,3 +145,21 @@ def _many(request: "Request", out: Path | None, report: Path | None, *, as_json:
         raise InputError(
             f"{len(failed)} of {len(outcome.scores.pairs)} pairs have no scores of every method; see above."
         )
+
+
+def _heads(sources: list[Path], out: Path | None, *, folds: bool, as_json: bool) -> None:
+    if not sources:
+        raise UsageError("--normals needs clips, or a folder of them.")
+    for source in sources:
+        if not source.is_dir():
+            options.existing(source)
+    stem = sources[0].resolve().stem if len(sources) == 1 else "heads"
+    path = options.result(out, f"{stem}.normal-scores.json", inputs=tuple(sources), suffixes=(".json",))
+    from expportrait_cli.benchmark import files
+
+    scores = files.evaluate_normals(sources, path, Display, with_folds=folds)
+    if not as_json:
+        typer.echo(scores.table(), err=True)
+    typer.echo(json.dumps(scores.to_json()) if as_json else str(path))
+    if scores.failed:
+        raise InputError(f"{len(scores.failed)} of {len(scores.failed) + len(scores.clips)} clips have no scores.")

@@ -1,15 +1,19 @@
-"""One page that shows what a film scored."""
+"""What is shown of scores: the page of a film, and the table of normal maps."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from html import escape
+from typing import Any, ClassVar
 
 import numpy as np
 
 from expportrait_cli.evaluation.columns import COLUMNS, Column
+from expportrait_cli.evaluation.normals import DETAIL_TURNS_DEG, HIGH_PASS_MM, OUTLINE_TURNS_DEG, SHIFT_PX, mean, span
 from expportrait_cli.evaluation.pictures import pictures, ranking, worst_frames
 from expportrait_cli.evaluation.scores import METHOD, Scores, remarks, versions
 from expportrait_cli.pages import facts, figures, notes, page, table
 from expportrait_cli.pages.charts import curve
+from expportrait_cli.version import __version__
 
 
 def report_page(scores: Scores, *, licences: Sequence[str] = ()) -> str:
@@ -95,3 +99,112 @@ def versions_table() -> str:
     """Versions of all that figures depend on."""
     rows = [[escape(name), escape(number or "not installed")] for name, number in versions().items()]
     return table([("name", "package"), ("", "version")], rows)
+
+
+DEFINITIONS = {
+    "outline.iou": "overlap of the drawn head and the matte above the chin, at turns of 15 to 60 degrees",
+    "outline.mm": "distance of the drawn outline and the matte's behind the ear, along rays from between the ears; "
+    "signed_mm is positive where the head is drawn too large; p90_mm over the rays of a frame; max_mm over all frames",
+    "detail.r": "correlation of the high-passed log shading of the normals with the high-passed log luminance of the "
+    "picture, which also holds colours: what a photo's albedo copied into the normals correlates with is counted too",
+    "detail.r_registered": f"the largest r when the picture is moved by up to {SHIFT_PX} px; of unrelated detail about "
+    "0.1",
+    "detail.gain": "strength of the drawn detail along the picture's; 1 is right",
+    "detail.explained": "1 - mean |picture - drawn| / mean |picture|; negative where detail is added that is not there",
+    "ears": "share of pixels of drawn ears with the photo's colour of skin, or of hair where the head covers the ear",
+    "steady_deg": "mean angle by which normals change between frames that hardly move",
+    "folds": "r, gain and explained of the folds of the face in frames between those that were fitted",
+}
+"""What the scores are."""
+
+
+@dataclass(frozen=True)
+class NormalScores:
+    """Scores of every clip."""
+
+    KIND: ClassVar[str] = "normal-scores"
+    VERSION: ClassVar[int] = 1
+
+    clips: Mapping[str, dict[str, Any]]
+    """By name: what `measure` gives, and `steady_deg`, `folds` and the source."""
+    failed: Mapping[str, str] = field(default_factory=dict)
+    """By name: why a clip could not be measured."""
+
+    @property
+    def mean(self) -> dict[str, Any]:
+        """Mean over the clips of all that is no single frame's: each clip counts once."""
+        return _over_clips([{k: v for k, v in clip.items() if k != "frames"} for clip in self.clips.values()])
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON types; what is unknown is null."""
+        scores = {"clips": dict(self.clips), "mean": self.mean, "failed": dict(self.failed)}
+        header = {"kind": self.KIND, "version": self.VERSION, "made_by": f"expportrait {__version__}"}
+        return {**header, "definitions": DEFINITIONS, **_known(scores)}
+
+    def table(self) -> str:
+        """One row a clip and a mean row; below it, how detail depends on the turn."""
+        wide = max([4, *map(len, self.clips)])
+        turns = [span(*turn) for turn in OUTLINE_TURNS_DEG]
+        heads = ["frames", "IoU", "mm", "signed", "p90", "max", *turns, *HIGH_PASS_MM, "ears", "steady"]
+        lines = [f"{'clip':<{wide}} " + " ".join(f"{head:>8}" for head in heads)]
+        for name, clip in (*self.clips.items(), ("mean", self.mean)):
+            if clip:
+                lines.append(f"{name:<{wide}} " + " ".join(f"{shown:>8}" for shown in _cells(clip, turns)))
+        lines += ["IoU to 45-60: outline at turns from the first frame, mm behind the ear, also by turn in degrees;"]
+        lines += ["skin to clothes: r of the detail; ears: share of right colour; steady: degrees between still frames"]
+        if self.clips:
+            lines += ["", *_by_turn(self.mean["detail"])]
+        if folds := self.mean.get("folds"):
+            lines += ["", *(f"folds, {region:<9} {_text(values)}" for region, values in folds.items())]
+        return "\n".join([*lines, *(f"{name}: {why}" for name, why in self.failed.items())])
+
+
+def _cells(clip: Mapping[str, Any], turns: Sequence[str]) -> list[str]:
+    edge = clip["outline"]
+    whole = edge["all"]
+    millimetres = [whole["mm"], whole["signed_mm"], whole["p90_mm"], whole["max_mm"], *(edge[t]["mm"] for t in turns)]
+    detail_r = [clip["detail"]["all"][region]["r"] for region in HIGH_PASS_MM]
+    return [
+        f"{whole['frames']:.0f}",
+        _number(whole["iou"], 3),
+        *(_number(value, 1) for value in millimetres),
+        *(_number(value, 2) for value in (*detail_r, clip["ears"], clip["steady_deg"])),
+    ]
+
+
+def _by_turn(found: Mapping[str, Any]) -> list[str]:
+    return [
+        f"detail at {turn + ' degrees':<14} {region:<9} {_text(found[turn][region])}"
+        for turn in (span(*each) for each in DETAIL_TURNS_DEG)
+        for region in HIGH_PASS_MM
+    ]
+
+
+def _text(values: Mapping[str, float]) -> str:
+    return "  ".join(f"{name} {_number(value, 2)}" for name, value in values.items())
+
+
+def _number(value: float, digits: int) -> str:
+    return f"{value:.{digits}f}" if np.isfinite(value) else "-"
+
+
+def _over_clips(rows: Sequence[Any]) -> Any:
+    """Mean of numbers at the same place of each; text is left out."""
+    if not rows:
+        return {}
+    if not isinstance(rows[0], Mapping):
+        return mean(rows)
+    names = [name for name, value in rows[0].items() if not isinstance(value, str)]
+    return {name: _over_clips([row[name] for row in rows]) for name in names}
+
+
+def _known(value: Any) -> Any:
+    """The same with None for NaN, which JSON does not know."""
+    match value:
+        case Mapping():
+            return {name: _known(each) for name, each in value.items()}
+        case list():
+            return [_known(each) for each in value]
+        case float():
+            return value if np.isfinite(value) else None
+    return value

@@ -19,6 +19,7 @@ from expportrait_cli.head.facemesh import EYE_RINGS, LIPS, LandmarkSpread
 from expportrait_cli.head.fitted import canonical_mesh, person_joints, pose_of
 from expportrait_cli.head.model import HEAD, JAW, NECK, bones, skin
 from expportrait_cli.media.video import read_pictures
+from expportrait_cli.solve.state import interocular_px
 
 EAR_M = 0.066
 EAR_FADE_STEPS = 8
@@ -33,6 +34,9 @@ RIM_TOP_M = 0.03
 """Height in the head frame below which skin beside the face is bare on most people."""
 EYES_M, MOUTH_M = 0.006, 0.004
 """Distance from the rims of eyes and lips within which pictures speak of lashes, teeth and gloss, not of skin."""
+
+BROW_M = 0.004
+"""Height over the middle of the brows where the forehead begins."""
 
 
 def ear_vertices(head: HeadModel) -> Bool[np.ndarray, " V"]:
@@ -71,6 +75,12 @@ def plain_skin(head: HeadModel) -> Bool[np.ndarray, " V"]:
     for rim, reach in ((EYE_RINGS, EYES_M), (LIPS, MOUTH_M)):
         skin &= KDTree(points[rim]).query(verts.numpy())[0] > reach
     return skin
+
+
+def above_brows(head: HeadModel) -> Bool[np.ndarray, " V"]:
+    """What lies higher than the brows."""
+    verts = dense(head, head.template)
+    return (verts[:, 1] > landmarks(head, verts)[9, 1] + BROW_M).numpy()
 
 
 def bare_rim(head: HeadModel) -> Bool[np.ndarray, " V"]:
@@ -118,6 +128,26 @@ def recentred(
     """
     mean = share * np.einsum("t,tpc->pc", weights, dynamic.astype(np.float64))
     return mean.astype(np.float32), (dynamic - mean).astype(np.float32)
+
+
+STILL_IOD = 0.005
+"""Mean way of the landmarks between two frames that hardly move: half of what would turn the head by a degree."""
+
+
+def first_frame(tracking: Tracking) -> Tracking:
+    """The first frame of a clip as a photo; identity and camera remain the clip's."""
+    rows = ("landmarks", "expression", "jaw", "gaze", "rotation", "translation")
+    rows += ("shoulders", "flow", "shot", "state", "error")
+    return replace(tracking, rate=np.array([0, 1]), **{name: getattr(tracking, name)[:1] for name in rows})
+
+
+def still_frames(tracking: Tracking) -> Int64[np.ndarray, " R"]:
+    """Frames from which the landmarks hardly move to the next."""
+    points = tracking.landmarks
+    way = np.linalg.norm(np.diff(points, axis=0), axis=-1).mean(1)
+    eyes = np.array([interocular_px(frame) for frame in points[:-1]])
+    seen = (tracking.state[:-1] == 0) & (tracking.state[1:] == 0) & (np.diff(tracking.shot) == 0)
+    return np.flatnonzero(seen & (way < STILL_IOD * eyes))
 
 
 WINDOW = 16

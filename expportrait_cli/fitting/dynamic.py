@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float16, Float32, Int64
+from jaxtyping import Bool, Float16, Float32, Int64
 from torch import Tensor
 
-from expportrait_cli.fitting.clip import WINDOW, Clip, recentred
-from expportrait_cli.fitting.evidence import Evidence, windows_of
-from expportrait_cli.fitting.losses import MagnitudeLoss, TemporalLoss, descend
+from expportrait_cli.fitting.clip import WINDOW, Clip, plain_skin, recentred
+from expportrait_cli.fitting.evidence import Evidence, Shading, windows_of
+from expportrait_cli.fitting.losses import MagnitudeLoss, ShadingLoss, TemporalLoss, descend
 from expportrait_cli.fitting.patch import Patch, limited
 from expportrait_cli.geometry.mesh import vertex_normals
 from expportrait_cli.head.facemesh import LandmarkSpread
@@ -125,3 +125,28 @@ def follows_on(clip: Clip, rows: Int64[np.ndarray, " R"]) -> Float32[np.ndarray,
 def neutral_normals(clip: Clip, patch: Patch) -> Float32[Tensor, "P 3"]:
     """Normals of the person's neutral head, canonical."""
     return vertex_normals(neutral_mesh(clip.fit, clip.head), clip.head.dense_faces)[patch.vertices]
+
+
+def unseen_folds(
+    clip: Clip, patch: Patch, offsets: Float32[np.ndarray, "T P 3"], unseen: Bool[np.ndarray, " T"]
+) -> tuple[Float32[np.ndarray, "R P"], Float32[np.ndarray, "R P"], Float32[np.ndarray, "R P"]]:
+    """What pictures show of folds in frames that were not fitted, what their neighbours' folds make of it, and weights.
+
+    `offsets` are masked; they are smooth in the unseen frames, every second one of the clip. Log shade, high-passed.
+    """
+    rows = np.flatnonzero(unseen[1:-1] & (clip.tracking.state[1:-1] == 0)) + 1
+    around = (offsets[:-2] + offsets[2:]) / 2
+    # Light and albedo are measured without folds, for which a fitted frame borrows its neighbours' smooth offsets.
+    flat = offsets.copy()
+    flat[1:-1][~unseen[1:-1]] = around[~unseen[1:-1]]
+    shading, still = Shading.of(clip, patch, plain_skin(clip.head), flat), torch.zeros(1, len(patch.vertices), 3)
+    found = []
+    for window, crops in windows_of(clip, rows, WINDOW):
+        verts, posed = clip.pose(window, patch, flat[window])
+        raised = clip.pose(window, patch, around[window - 1])[1]
+        (term,) = (term for term in shading.terms(crops, verts) if isinstance(term, ShadingLoss))
+        with torch.no_grad():
+            without, with_folds = term.residual(posed.moved(still)), term.residual(raised.moved(still))
+        found.append([-without, with_folds - without, term.weight])
+    shown, made, weight = (torch.cat(each).numpy() for each in zip(*found, strict=True))
+    return shown, made, weight

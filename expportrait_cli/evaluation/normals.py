@@ -1,0 +1,349 @@
+"""How well a head that was fitted to one photo, and its normal maps, stand in later frames of the same person.
+
+No truth is needed: the later pictures serve as it, and none of them took part in the fit. Pure functions on arrays;
+pictures, mattes and normal maps are those of the square crop, `S` px wide.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, Float, Float32, Int64, Shaped, UInt8
+
+from expportrait_cli.detect.crop import Crop, crop_points
+
+OUTLINE_TURNS_DEG = ((15, 30), (30, 45), (45, 60))
+DETAIL_TURNS_DEG = ((5, 15), (15, 30), (30, 60))
+RAYS_DEG = np.arange(-10.0, 86.0, 5.0)
+"""Directions from between the ears, from the horizontal at the back of the head up towards its top."""
+CENTRE_M = np.array([0.0, 0.03, 0.0])
+"""Where the rays begin, in the head frame: behind the upper ear."""
+REACH_PX, STEP_PX, BORDER_PX = 400, 0.5, 2.0
+INSIDE, FACING = 0.95, 0.3
+"""Matte, and cosine to the viewer, from which a pixel's shading is compared."""
+HIGH_PASS_MM = {"skin": 4.0, "forehead": 4.0, "hair": 4.0, "clothes": 12.0}
+"""Standard deviation of the Gaussian that is taken away: what is smoother is the light, not detail."""
+SURROUNDED, LEAST_PX = 0.9, 300
+"""Share of the Gaussian that has to lie inside the region, and the fewest pixels that are compared."""
+SHIFT_PX = 4
+"""How far registration may move the picture."""
+AGREEMENT = ("r", "r_registered", "gain", "explained")
+EAR_PX, APART = 60, 1.5
+"""The fewest pixels of an ear that are judged, and the Mahalanobis distance from which colours tell skin from hair."""
+SPREAD = np.diag([60.0, 6.0, 6.0])
+"""Variance of Lab colours that is added to that of a class: light on the turned head differs from the photo's."""
+
+Box = tuple[float, float, float, float]
+Plane = Float32[np.ndarray, "S S"]
+Mask = Bool[np.ndarray, "S S"]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A later frame, and the head as it is drawn in it."""
+
+    row: int
+    """Number of the frame in the clip."""
+    turn_deg: float
+    """Turn about the upright axis since the first frame."""
+    picture: UInt8[np.ndarray, "S S 3"]
+    log_luminance: Plane
+    """NaN where the camera has clipped it."""
+    matte: Plane
+    normals: Float32[np.ndarray, "S S 3"]
+    """x right, y up, z to the viewer; shorter than one at the blended outline."""
+    covered: Plane
+    """Share of the pixel that the head covers."""
+    vertices: Int64[np.ndarray, "S S"]
+    """Vertex that each pixel shows, -1 for background."""
+    rotation: Float[np.ndarray, "3 3"]
+    """R_cam_head."""
+    translation: Float[np.ndarray, " 3"]
+    """Origin of the head frame in the camera, m."""
+    focal_px: float
+    chin_px: Float[np.ndarray, " 2"]
+    box: Box
+    """Left, top, right and bottom of the source picture in the crop, px: beyond it the crop only repeats its edge."""
+
+    @property
+    def mm_per_px(self) -> float:
+        """Size of a pixel at the distance of the head."""
+        return 1000 * float(self.translation[2]) / self.focal_px
+
+    def project(self, point: Float[np.ndarray, " 3"]) -> Float[np.ndarray, " 2"]:
+        """Pixel of a point of the head frame."""
+        seen = self.rotation @ point + self.translation
+        return seen[:2] / seen[2] * self.focal_px + self.covered.shape[0] / 2
+
+    @property
+    def up(self) -> Float[np.ndarray, " 2"]:
+        """Direction of the head's upright axis in the picture."""
+        line = self.project(np.array([0, 0.12, 0])) - self.project(np.array([0, -0.05, 0]))
+        return line / np.linalg.norm(line)
+
+
+def picture_box(crop: Crop, size: Int64[np.ndarray, " 2"], side: int) -> Box:
+    """Where the source picture lies in its crop of `side` px; the crop may reach beyond it."""
+    (left, top), (right, bottom) = np.clip(
+        crop_points(np.array([[0, 0], size], np.float32), crop, side), 0, side
+    ).tolist()
+    return left, top, right, bottom
+
+
+def outline(frame: Frame) -> dict[str, Any]:
+    """Overlap above the chin, and distance of the drawn outline and the matte's behind the ear, mm.
+
+    Positive distances: the head is drawn too large. A ray on which the person reaches the picture's border is unknown;
+    where only the drawn head does, the border is the least that it can be. NaN if all rays are unknown.
+    """
+    up = frame.up
+    y, x = np.mgrid[: len(frame.matte), : len(frame.matte)] + 0.5
+    left, top, right, bottom = frame.box
+    judged = (x - frame.chin_px[0]) * up[0] + (y - frame.chin_px[1]) * up[1] > 0
+    judged &= (x > left) & (x < right) & (y > top) & (y < bottom)
+    drawn, person = (frame.covered > 0.5) & judged, (frame.matte > 0.5) & judged
+    across = np.array([-up[1], up[0]])
+    centre = frame.project(CENTRE_M)
+    back = -np.sign((frame.project(np.array([0, 0, 0.12])) - centre) @ across) * across
+    angles = np.radians(RAYS_DEG)[:, None]
+    directions = np.cos(angles) * back + np.sin(angles) * up
+    reach, _ = rays(frame.covered, centre, directions, frame.box)
+    wanted, is_known = rays(frame.matte, centre, directions, frame.box)
+    away = np.where(is_known, reach - wanted, np.nan) * frame.mm_per_px
+    known = away[is_known]
+    return {
+        "iou": float((drawn & person).sum() / max((drawn | person).sum(), 1)),
+        "signed_mm": mean(known),
+        "mm": mean(np.abs(known)),
+        "p90_mm": float(np.percentile(np.abs(known), 90)) if len(known) else np.nan,
+        "max_mm": float(np.abs(known).max()) if len(known) else np.nan,
+        "rays_mm": away.tolist(),
+    }
+
+
+def rays(
+    mask: Plane, centre: Float[np.ndarray, " 2"], directions: Float[np.ndarray, "N 2"], box: Box
+) -> tuple[Float[np.ndarray, " N"], Bool[np.ndarray, " N"]]:
+    """Distance (px) at which each ray leaves a mask for the last time, and whether that is inside the picture."""
+    steps = np.arange(0, REACH_PX, STEP_PX)
+    places = centre + directions[:, None] * steps[:, None]
+    x, y = places[..., 0], places[..., 1]
+    values = cv2.remap(mask, (x - 0.5).astype(np.float32), (y - 0.5).astype(np.float32), cv2.INTER_LINEAR)
+    # The last half pixel of a picture has no neighbour to be mixed with.
+    outside = (x < box[0] + 0.5) | (x > box[2] - 0.5) | (y < box[1] + 0.5) | (y > box[3] - 0.5)
+    border = np.where(outside.any(1), outside.argmax(1), len(steps))
+    values[np.arange(len(steps)) >= border[:, None]] = 0
+    inside = values > 0.5
+    last = np.where(inside.any(1), len(steps) - 1 - inside[:, ::-1].argmax(1), 0)
+    after = np.minimum(last + 1, len(steps) - 1)
+    first, second = np.take_along_axis(values, np.c_[last, after], 1).T.astype(np.float64)
+    share = np.where(first > 0.5, (first - 0.5) / np.maximum(first - second, 1e-6), 0.0)
+    is_known = last * STEP_PX < (border - 1) * STEP_PX - BORDER_PX
+    return np.where(is_known, last + np.clip(share, 0, 1), border - 1) * STEP_PX, is_known
+
+
+def high_passed(values: Plane, inside: Mask, sigma_px: float) -> tuple[Plane, Mask]:
+    """What a Gaussian over the inside takes away, and where that can be trusted.
+
+    At the rim a slope, which is no detail, would remain, since the Gaussian sees one side of it.
+    """
+    weight = cv2.GaussianBlur(inside.astype(np.float32), (0, 0), sigma_px)
+    low = cv2.GaussianBlur(np.where(inside, values, 0).astype(np.float32), (0, 0), sigma_px)
+    return values - low / np.maximum(weight, 1e-3), inside & (weight > SURROUNDED)
+
+
+def agreement(made: Plane, shown: Plane, inside: Mask) -> dict[str, float]:
+    """How far drawn detail is that of the picture; both high-passed.
+
+    r: correlation. r_registered: the same with the picture moved by up to `SHIFT_PX`, the best of all shifts, which
+    lifts unrelated detail to about .1. gain: strength of what is drawn along what is shown, 1 is right. explained: the
+    share of the mean absolute detail that is taken away when what is drawn is subtracted; below 0 it is rather added.
+    """
+    if inside.sum() < LEAST_PX:
+        return dict.fromkeys(AGREEMENT, np.nan)
+    rows, columns = (np.flatnonzero(inside.any(axis)) for axis in (1, 0))
+    box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    made, shown, inside = made[box], shown[box], inside[box]
+    found = weighted_agreement(made, shown, inside)
+    found["r_registered"] = _registered(made, shown, inside)
+    return {name: found[name] for name in AGREEMENT}
+
+
+def weighted_agreement(
+    made: Float[np.ndarray, "*B"], shown: Float[np.ndarray, "*B"], weight: Shaped[np.ndarray, "*B"]
+) -> dict[str, float]:
+    """Correlation, gain and explained share as in `agreement`, of values that are seen more or less well."""
+    used = weight > 0
+    w, a, b = (values[used].astype(np.float64) for values in (weight, made, shown))
+    if not used.any():
+        return dict.fromkeys(("r", "gain", "explained"), np.nan)
+    a_own, b_own = a - np.average(a, weights=w), b - np.average(b, weights=w)
+    both = np.sqrt((w * a_own * a_own).sum() * (w * b_own * b_own).sum())
+    return {
+        "r": float((w * a_own * b_own).sum() / max(both, 1e-12)),
+        "gain": float((w * a * b).sum() / max((w * b * b).sum(), 1e-12)),
+        "explained": float(1 - (w * np.abs(b - a)).sum() / max((w * np.abs(b)).sum(), 1e-12)),
+    }
+
+
+def _registered(made: np.ndarray, shown: np.ndarray, inside: np.ndarray) -> float:
+    """The largest correlation of all shifts, each over what is inside on both sides."""
+    weight = inside.astype(np.float64)
+    a, b = (np.where(inside, each, 0).astype(np.float64) for each in (made, shown))
+    (height, width), best = made.shape, -1.0
+    for dy, dx in np.ndindex(2 * SHIFT_PX + 1, 2 * SHIFT_PX + 1):
+        y, x = dy - SHIFT_PX, dx - SHIFT_PX
+        here = slice(max(0, -y), min(height, height - y)), slice(max(0, -x), min(width, width - x))
+        there = slice(max(0, y), min(height, height + y)), slice(max(0, x), min(width, width + x))
+        v, w, p, q = weight[here], weight[there], a[here], b[there]
+        sums = ((v, w), (p, w), (v, q), (p * p, w), (v, q * q), (p, q))
+        n, sp, sq, spp, sqq, spq = (np.einsum("ij,ij->", *each) for each in sums)
+        spread = (spp - sp * sp / max(n, 1)) * (sqq - sq * sq / max(n, 1))
+        if n >= LEAST_PX / 2 and spread > 0:
+            best = max(best, (spq - sp * sq / n) / np.sqrt(spread))
+    return float(best)
+
+
+@dataclass(frozen=True)
+class Colours:
+    """Skin and hair of a photo as two Gaussians of Lab colours."""
+
+    means: Float[np.ndarray, "2 3"]
+    inverses: Float[np.ndarray, "2 3 3"]
+
+    @classmethod
+    def of(cls, picture: UInt8[np.ndarray, "S S 3"], skin: Mask, hair: Mask) -> "Colours | None":
+        """Measure both; None where they are not seen, or too alike to be told apart."""
+        if min(skin.sum(), hair.sum()) < LEAST_PX:
+            return None
+        lab = _lab(picture)
+        means, spreads = zip(*(_usual(lab[mask]) for mask in (skin, hair)), strict=True)
+        gap = means[0] - means[1]
+        if np.sqrt(gap @ np.linalg.inv((spreads[0] + spreads[1]) / 2) @ gap) < APART:
+            return None
+        return cls(np.stack(means), np.linalg.inv(np.stack(spreads)))
+
+    def is_skin(self, picture: UInt8[np.ndarray, "S S 3"]) -> Mask:
+        """Pixels that are likelier skin than hair."""
+        away = _lab(picture)[None] - self.means[:, None, None]
+        far = np.einsum("chwi,cij,chwj->chw", away, self.inverses, away, optimize=True)
+        size = np.linalg.slogdet(self.inverses)[1]
+        return far[0] - size[0] < far[1] - size[1]
+
+
+def _lab(picture: UInt8[np.ndarray, "S S 3"]) -> Float32[np.ndarray, "S S 3"]:
+    return cv2.cvtColor(cv2.GaussianBlur(picture, (0, 0), 1.2), cv2.COLOR_RGB2LAB).astype(np.float32)
+
+
+def _usual(colours: Float32[np.ndarray, "N 3"]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and covariance without what lies far out: glasses, earrings, strands."""
+    away = np.abs(colours - np.median(colours, 0))
+    usual = colours[(away <= 2.5 * (1.4826 * np.median(away, 0) + 2)).all(1)]
+    return usual.mean(0), np.cov(usual.T) + SPREAD
+
+
+@dataclass(frozen=True)
+class Ear:
+    """One ear of the head model, as the fitted head has it."""
+
+    vertices: Bool[np.ndarray, " V"]
+    is_bare: bool
+    """It stands out; otherwise hair closes over it."""
+
+
+def ear_agreement(frame: Frame, ears: Sequence[Ear], colours: Colours) -> float:
+    """Share of seen ears with the colour of skin, or of hair where the head has them covered; NaN if none is seen."""
+    is_skin, hits, count = colours.is_skin(frame.picture), 0, 0
+    for ear in ears:
+        shown = (frame.vertices >= 0) & ear.vertices[frame.vertices] & (frame.covered > 0.99)
+        if shown.sum() >= EAR_PX:
+            hits += (is_skin[shown] == ear.is_bare).sum()
+            count += shown.sum()
+    return float(hits / count) if count else np.nan
+
+
+def change_deg(before: Float32[np.ndarray, "S S 3"], after: Float32[np.ndarray, "S S 3"]) -> float:
+    """Mean angle between the normals of two maps where both show the surface whole; NaN without any such pixel."""
+    lengths = np.minimum(*(np.linalg.norm(each, axis=-1) for each in (before, after)))
+    both = lengths > 0.99
+    chord = np.linalg.norm(before[both].astype(np.float64) - after[both], axis=-1)
+    return mean(np.degrees(2 * np.arcsin(np.clip(chord / 2, 0, 1))))
+
+
+@dataclass(frozen=True)
+class Person:
+    """What is known of the person and the fitted head apart from single frames."""
+
+    regions: Mapping[str, Bool[np.ndarray, " V"]]
+    """Vertices of `HIGH_PASS_MM`'s regions."""
+    ears: Sequence[Ear]
+    colours: Colours | None
+    log_shade: Callable[[Float32[np.ndarray, "S S 3"]], Plane]
+    """Logarithm of what the clip's light makes of normals."""
+
+
+def detail(frame: Frame, person: Person) -> dict[str, dict[str, float]]:
+    """Agreement of the drawn detail with the picture's, by region."""
+    seen = (frame.matte > INSIDE) & (frame.covered > 0.99) & (frame.normals[..., 2] > FACING) & (frame.vertices >= 0)
+    seen &= np.isfinite(frame.log_luminance)
+    planes = person.log_shade(frame.normals), frame.log_luminance
+    is_skin = person.colours.is_skin(frame.picture) if person.colours is not None else None
+    found = {}
+    for name, vertices in person.regions.items():
+        inside = seen & vertices[frame.vertices]
+        # Clothes have colours of their own.
+        if is_skin is not None and name != "clothes":
+            inside &= is_skin == (name in ("skin", "forehead"))
+        sigma_px = HIGH_PASS_MM[name] / frame.mm_per_px
+        (made, trusted), (shown, _) = (high_passed(each, inside, sigma_px) for each in planes)
+        found[name] = agreement(made, shown, trusted)
+    return found
+
+
+def measure(frames: Sequence[Frame], person: Person) -> dict[str, Any]:
+    """Scores of a clip, over all frames and by turn, and those of each frame; NaN for what could not be measured.
+
+    A mean counts each frame once; `max_mm` is the largest of all.
+    """
+    rows = []
+    for frame in frames:
+        row = {"frame": frame.row, "turn_deg": frame.turn_deg, "detail": detail(frame, person)}
+        if frame.turn_deg >= OUTLINE_TURNS_DEG[0][0]:
+            row["outline"] = outline(frame)
+        if person.colours is not None:
+            row["ears"] = ear_agreement(frame, person.ears, person.colours)
+        rows.append(row)
+    return {
+        "outline": {span(*turns): _outlines(rows, *turns) for turns in ((0, 180), *OUTLINE_TURNS_DEG)},
+        "detail": {span(*turns): _details(rows, *turns) for turns in ((0, 180), *DETAIL_TURNS_DEG)},
+        "ears": mean([row["ears"] for row in rows if "ears" in row]),
+        "frames": rows,
+    }
+
+
+def span(low: int, high: int) -> str:
+    """Name of a span of turns, degrees."""
+    return "all" if high == 180 else f"{low}-{high}"
+
+
+def _outlines(rows: Sequence[dict[str, Any]], low: int, high: int) -> dict[str, float]:
+    found = [row["outline"] for row in rows if "outline" in row and low <= row["turn_deg"] < high]
+    means = {name: mean([each[name] for each in found]) for name in ("iou", "signed_mm", "mm", "p90_mm")}
+    largest = [each["max_mm"] for each in found if np.isfinite(each["max_mm"])]
+    return {**means, "max_mm": max(largest, default=np.nan), "frames": len(found)}
+
+
+def _details(rows: Sequence[dict[str, Any]], low: int, high: int) -> dict[str, dict[str, float]]:
+    found = [row["detail"] for row in rows if low <= row["turn_deg"] < high]
+    return {
+        region: {name: mean([each[region][name] for each in found]) for name in AGREEMENT} for region in HIGH_PASS_MM
+    }
+
+
+def mean(values: Sequence[int | float] | np.ndarray) -> float:
+    """Mean of what is known; NaN without any."""
+    known = np.asarray(values, np.float64)
+    known = known[np.isfinite(known)]
+    return float(known.mean()) if len(known) else np.nan
