@@ -24,7 +24,7 @@ CHUNK = 16
 RANGES = {
     "faces": COUNT,
     "focal_px": FOCAL,
-    "poses": Range(*(np.array([[TURN[k]], [PLACE[k]]]) for k in range(2))),
+    "poses": Range(np.array([[TURN.low], [PLACE.low]]), np.array([[TURN.high], [PLACE.high]])),
     "boxes": PLACE,
 }
 

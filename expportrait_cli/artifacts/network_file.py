@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from expportrait_cli.artifacts.files import atomic_path
+from expportrait_cli.artifacts.files import atomic_path, parse_json
 from expportrait_cli.errors import WeightsError
 
 
@@ -46,7 +46,7 @@ def read_header(path: Path, kind: NetworkKind) -> dict[str, Any]:
     """
     try:
         with safe_open(path, "pt") as file:
-            header = json.loads((file.metadata() or {}).get("expportrait", "{}"))
+            header = parse_json((file.metadata() or {}).get("expportrait", "{}"))
     except (OSError, SafetensorError, ValueError) as error:
         raise WeightsError(f"{path} cannot be read as safetensors: {error}. Train or copy it again.") from error
     if not isinstance(header, dict) or header.get("kind") != kind.name:

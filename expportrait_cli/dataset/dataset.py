@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from expportrait_cli.artifacts.files import atomic_path
+from expportrait_cli.artifacts.files import atomic_path, read_json
 from expportrait_cli.errors import InputError
 from expportrait_cli.version import __version__
 
@@ -100,7 +100,7 @@ def read(folder: Path) -> dict[str, Any]:
     """Read `dataset.json` and check that it is one."""
     path = folder / FILE
     try:
-        content = json.loads(path.read_text("utf-8"))
+        content = read_json(path)
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(
             f"{folder} is no prepared set: it has no {FILE}. Make one: `expportrait data prepare FOLDER -o {folder}`."

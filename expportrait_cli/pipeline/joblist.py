@@ -1,7 +1,6 @@
 """Lists of jobs: CSV with a header line, or one JSON object a line."""
 
 import csv
-import json
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from difflib import get_close_matches
@@ -9,7 +8,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from expportrait_cli.artifacts.files import film_name
+from expportrait_cli.artifacts.files import film_name, parse_json
 from expportrait_cli.config import SIZES, GenerateConfig, TrackConfig, TransferConfig, WanConfig
 from expportrait_cli.errors import InputError, UsageError
 from expportrait_cli.pipeline.job import Job
@@ -92,8 +91,8 @@ def _delimiter(lines: list[str]) -> str:
 
 def _object(path: Path, number: int, line: str) -> dict[str, Any]:
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        row = parse_json(line)
+    except ValueError as error:
         raise InputError(f"{path}, line {number}: no JSON ({error}).") from error
     if not isinstance(row, dict):
         raise InputError(f"{path}, line {number}: expected an object with reference and driving.")

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from safetensors import SafetensorError, safe_open
 
-from expportrait_cli.artifacts.files import atomic_path, sha256
+from expportrait_cli.artifacts.files import atomic_path, read_json, sha256
 from expportrait_cli.errors import WeightsError
 from expportrait_cli.render.buffers import CONVENTION
 from expportrait_cli.version import __version__
@@ -120,11 +120,11 @@ def read_manifest(folder: Path) -> Manifest:
 def _content(folder: Path) -> dict[str, Any]:
     path = folder / FILE
     try:
-        content = json.loads(path.read_text("utf-8"))
+        content = read_json(path)
     except (FileNotFoundError, NotADirectoryError):
         raise WeightsError(f"{folder} is no generator: it has no {FILE}. {HOW}") from None
     except (OSError, ValueError) as error:
-        raise WeightsError(f"{path} is damaged. {HOW}") from error
+        raise WeightsError(f"{path} is damaged ({error}). {HOW}") from error
     if not isinstance(content, dict) or (content.get("kind"), content.get("backend")) != (KIND, BACKEND):
         raise WeightsError(f"{path} is not that of a {BACKEND} generator. {HOW}")
     if content.get("schema") != SCHEMA:
