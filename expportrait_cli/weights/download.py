@@ -127,8 +127,8 @@ def _download(url: str, stream: IO[bytes], version: Path, progress: Progress, *,
         # What comes in chunks says itself when it has ended.
         if total is None and not has_hash and not response.chunked:
             raise WeightsError(
-                f"{url} does not say how long it is, and nobody published its sha256: whether all of it has arrived could "
-                "not be told. Download it by hand."
+                f"{url} does not say how long it is, and nobody published its sha256: nobody could tell whether all of "
+                "it has arrived. Download it by hand."
             )
         for piece in _pieces(response, url):
             stream.write(piece)
