@@ -1,7 +1,7 @@
 """Settings that refuse what cannot be meant, wherever it comes from: command line, job list, file or Python."""
 
 from functools import cache
-from math import isfinite
+from math import inf, isfinite
 from numbers import Integral, Real
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
@@ -18,11 +18,9 @@ class Between(NamedTuple):
     high: float
 
 
-Count, Positive, Share = (
-    Annotated[int, Between(0, MANY)],
-    Annotated[int, Between(1, MANY)],
-    Annotated[float, Between(0, 1)],
-)
+Count = Annotated[int, Between(0, MANY)]
+Positive = Annotated[int, Between(1, MANY)]
+Share = Annotated[float, Between(0, 1)]
 Seed = Annotated[int, Between(0, 2**63 - 1)]
 Rate = Annotated[float, Between(0, 1000)]
 
@@ -54,9 +52,9 @@ def expected(cls: type, name: str, value: Any) -> str:
         return ""
     if kind not in (int, float, float | None):
         return ""
+    low, high = limits or (-inf, inf)
     is_number = isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
-    low, high = limits or (-float("inf"), float("inf"))
-    if is_number and isfinite(value) and low <= value <= high:
+    if is_number and isfinite(number := float(value)) and low <= number <= high:  # pyright: ignore[reportArgumentType]
         return ""
     word = "a whole number" if kind is int else "a number"
     return f"{word} from {low:g} to {high:g}" if limits else word

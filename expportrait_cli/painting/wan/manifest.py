@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from expportrait_cli.artifacts.files import atomic_path, read_json, sha256
 from expportrait_cli.artifacts.network_file import check_finite
 from expportrait_cli.bounds import Between, Checked
-from expportrait_cli.errors import UsageError, WeightsError
+from expportrait_cli.errors import UsageError, WeightsError, one_line
 from expportrait_cli.render.buffers import CONVENTION
 from expportrait_cli.version import __version__
 
@@ -122,7 +122,7 @@ def read_manifest(folder: Path) -> Manifest:
             raise ValueError(f"its window of {rule.window} frames is shorter than the offset of {rule.offset}")
         return found
     except (KeyError, TypeError, ValueError, AttributeError, OSError, UsageError) as error:
-        raise WeightsError(f"{folder / FILE} is damaged ({error}). {HOW}") from error
+        raise WeightsError(f"{folder / FILE} is damaged ({one_line(error)}). {HOW}") from error
 
 
 def _content(folder: Path) -> dict[str, Any]:
