@@ -41,7 +41,8 @@ def set_level(level: LogLevelName | None) -> LogLevelName | None:
 def setting(config: type, name: str, *declarations: str, **details: Any) -> Any:
     """An option for the field `name` of a config class: its docstring is the help, its bounds are the option's."""
     if limits := between(config, name):
-        details |= {"min": limits.low, "max": None if limits.high >= MANY else limits.high, "callback": _number}
+        highest = None if limits.high >= MANY else limits.high
+        details = {"min": limits.low, "max": highest, "callback": _number, **details}
     return typer.Option(*declarations, help=_documented()[config.__name__][name], **details)
 
 
@@ -108,7 +109,11 @@ CurvesFile = Annotated[
         help="Expression, jaw, gaze and pose, one row a frame: a file that exists is used, a new one is written.",
     ),
 ]
-Size = Annotated[Literal["256", "512", "768"], setting(GenerateConfig, "size")]
+Size = Annotated[
+    Literal["256", "512", "768"],
+    # Choices are texts, and have no bounds.
+    setting(GenerateConfig, "size", min=None, max=None, callback=None),
+]
 
 
 def existing(path: Path, *, kind: str = "") -> Path:

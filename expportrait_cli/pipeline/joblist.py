@@ -150,7 +150,7 @@ def _section(cls: Any, row: dict[str, Any], place: str) -> Any:
         if field.name == "size" and value not in SIZES:
             wanted = f"one of {', '.join(map(str, SIZES))}"
         if wanted:
-            raise InputError(f"{place}: {field.name} is {str(value)[:60]!r}, expected {wanted}.")
+            raise InputError(f"{place}: {field.name} is {repr(value)[:80]}, expected {wanted}.")
         chosen[field.name] = value
     return cls(**chosen)
 
