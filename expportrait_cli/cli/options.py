@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from expportrait_cli.artifacts.guard import check_foreign, check_outputs
-from expportrait_cli.bounds import MANY, between
+from expportrait_cli.bounds import between
 from expportrait_cli.cli.boundary import output
 from expportrait_cli.config import Backend, GenerateConfig, TrackConfig, TransferConfig, WanConfig
 from expportrait_cli.errors import InputError, OutputError, UsageError
@@ -41,8 +41,7 @@ def set_level(level: LogLevelName | None) -> LogLevelName | None:
 def setting(config: type, name: str, *declarations: str, **details: Any) -> Any:
     """An option for the field `name` of a config class: its docstring is the help, its bounds are the option's."""
     if limits := between(config, name):
-        highest = None if limits.high >= MANY else limits.high
-        details = {"min": limits.low, "max": highest, "callback": _number, **details}
+        details = {"min": limits.low, "max": limits.high, "callback": _number, **details}
     return typer.Option(*declarations, help=_documented()[config.__name__][name], **details)
 
 

@@ -145,12 +145,13 @@ def _section(cls: Any, row: dict[str, Any], place: str) -> Any:
     for field in fields(cls):
         if field.name not in row or field.name in REFUSED:
             continue
-        value = _value(row.pop(field.name), field.default, field.name, place)
+        cell = row.pop(field.name)
+        value = _value(cell, field.default, field.name, place)
         wanted = expected(cls, field.name, value)
         if field.name == "size" and value not in SIZES:
             wanted = f"one of {', '.join(map(str, SIZES))}"
         if wanted:
-            raise InputError(f"{place}: {field.name} is {repr(value)[:80]}, expected {wanted}.")
+            raise InputError(f"{place}: {field.name} is {str(cell)[:60]!r}, expected {wanted}.")
         chosen[field.name] = value
     return cls(**chosen)
 
