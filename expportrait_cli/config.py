@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from expportrait_cli.bounds import MANY, Between, Checked, Count, Positive, Rate, Seed, Share
+from expportrait_cli.runtime import MANY, Between, Checked, Count, Positive, Rate, Seed, Share
 
 SIZES = (256, 512, 768)
 OnMissing = Literal["hold", "interpolate", "fail"]

@@ -14,10 +14,10 @@ from typing import Annotated, Any, Literal
 import typer
 
 from expportrait_cli.artifacts.guard import check_foreign, check_outputs
-from expportrait_cli.bounds import between
 from expportrait_cli.cli.boundary import output
 from expportrait_cli.config import Backend, GenerateConfig, TrackConfig, TransferConfig, WanConfig
 from expportrait_cli.errors import InputError, OutputError, UsageError
+from expportrait_cli.runtime import between
 
 LogLevelName = Literal["debug", "info", "warning", "error"]
 

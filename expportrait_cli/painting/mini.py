@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from expportrait_cli.artifacts import network_file
 from expportrait_cli.artifacts.network_file import NetworkKind
-from expportrait_cli.bounds import Between, Checked
 from expportrait_cli.errors import UsageError, WeightsError
 from expportrait_cli.painting.scene import Sketch, Sketches, Still
 from expportrait_cli.painting.wan import require_packages
+from expportrait_cli.runtime import Between, Checked
 
 PLANES = 7
 """Colour (3), guess (1), normals (3)."""

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from expportrait_cli.artifacts.files import film_name, parse_json, read_text
-from expportrait_cli.bounds import expected
 from expportrait_cli.config import SIZES, GenerateConfig, TrackConfig, TransferConfig, WanConfig
 from expportrait_cli.errors import InputError, UsageError
 from expportrait_cli.pipeline.job import Job
+from expportrait_cli.runtime import expected
 
 WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 SECTIONS = {"track": TrackConfig, "transfer": TransferConfig, "generate": GenerateConfig}

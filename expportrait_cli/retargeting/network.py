@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from expportrait_cli.artifacts import network_file
 from expportrait_cli.artifacts.network_file import NetworkKind
-from expportrait_cli.bounds import Between, Checked
 from expportrait_cli.errors import UsageError, WeightsError
 from expportrait_cli.geometry.rotations import matrix
 from expportrait_cli.head import HeadModel
 from expportrait_cli.retargeting.face import Face, Neutral
+from expportrait_cli.runtime import Between, Checked
 
 LIMIT_M = 0.008
 UNIT_M = 0.001

@@ -4,7 +4,7 @@ import importlib.util
 import logging
 import os
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -121,21 +121,21 @@ def _weight(row: Any) -> Weight:
     """An entry; lists become tuples, which can be hashed."""
     if not isinstance(row, dict):
         raise ValueError("an entry is no table")
-    weight, name = Weight(**{key: _hashable(value) for key, value in row.items()}), row["name"]
-    for field in fields(Weight):
-        value, default = getattr(weight, field.name), field.default
-        kind = tuple if field.name in ("needed_by", "parts", "data") else bool if default is False else str
-        if type(value) is not kind:
-            raise ValueError(f"{field.name} of {str(name)[:60]!r} is {str(value)[:60]!r}")
-    texts = (*weight.needed_by, *weight.parts, *(text for row in weight.data for text in row))
-    is_sound = all(isinstance(text, str) for text in texts) and all(len(row) == 2 for row in weight.data)
+    name, values = str(row.get("name"))[:60], {key: _hashable(value) for key, value in row.items()}
+    for key, value in values.items():
+        kind = tuple if key in ("needed_by", "parts", "data") else bool if key == "optional" else str
+        rows = value if key == "data" and type(value) is tuple else [value] if kind is tuple else []
+        is_sound = all(type(row) is tuple and all(isinstance(text, str) for text in row) for row in rows)
+        if type(value) is not kind or not is_sound or (key == "data" and any(len(row) != 2 for row in rows)):
+            raise ValueError(f"{key} of {name!r} is {str(value)[:60]!r}")
+    weight = Weight(**values)
     inside = Path(weight.file)
-    if not is_sound or not weight.name or not HASH.fullmatch(weight.sha256):
-        raise ValueError(f"the entry {name[:60]!r} is damaged")
+    if not weight.name or not HASH.fullmatch(weight.sha256):
+        raise ValueError(f"sha256 of {name!r} is {weight.sha256[:70]!r}, or it has no name")
     if not NAME.fullmatch(weight.file) or inside.is_absolute() or ".." in inside.parts or inside == Path():
-        raise ValueError(f"file of {name[:60]!r} is {weight.file[:60]!r}, expected a path below the folder")
+        raise ValueError(f"file of {name!r} is {weight.file[:60]!r}, expected a path below the folder")
     if weight.package and not weight.package.isidentifier():
-        raise ValueError(f"package of {name[:60]!r} is {weight.package[:60]!r}")
+        raise ValueError(f"package of {name!r} is {weight.package[:60]!r}")
     return weight
 
 

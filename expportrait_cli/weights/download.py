@@ -119,7 +119,6 @@ def _download(url: str, stream: IO[bytes], version: Path, progress: Progress, *,
             have = 0
             stream.seek(0)
             stream.truncate()
-            version.write_text(_mark(response), "utf-8")
         elif not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
             raise WeightsError(f"{url} went on at another place than asked. Try again later.")
         length = response.headers.get("Content-Length", "")
@@ -130,6 +129,8 @@ def _download(url: str, stream: IO[bytes], version: Path, progress: Progress, *,
                 f"{url} does not say how long it is, and nobody published its sha256: nobody could tell whether all of "
                 "it has arrived. Download it by hand."
             )
+        if not have:
+            version.write_text(_mark(response), "utf-8")
         for piece in _pieces(response, url):
             stream.write(piece)
             have += len(piece)

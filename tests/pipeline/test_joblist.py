@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from expportrait_cli.bounds import between
 from expportrait_cli.cli import app
 from expportrait_cli.config import GenerateConfig, TrackConfig, TransferConfig, WanConfig
 from expportrait_cli.errors import InputError, UsageError
 from expportrait_cli.pipeline.joblist import part_of, read_jobs
+from expportrait_cli.runtime import between
 
 
 def test_csv_rows_become_jobs(tmp_path):

@@ -10,9 +10,9 @@ from safetensors import SafetensorError, safe_open
 
 from expportrait_cli.artifacts.files import atomic_path, read_json, sha256
 from expportrait_cli.artifacts.network_file import check_finite
-from expportrait_cli.bounds import Between, Checked
 from expportrait_cli.errors import UsageError, WeightsError, one_line
 from expportrait_cli.render.buffers import CONVENTION
+from expportrait_cli.runtime import Between, Checked
 from expportrait_cli.version import __version__
 
 FILE = "generator.json"
@@ -122,7 +122,9 @@ def read_manifest(folder: Path) -> Manifest:
             raise ValueError(f"its window of {rule.window} frames is shorter than the offset of {rule.offset}")
         return found
     except (KeyError, TypeError, ValueError, AttributeError, OSError, UsageError) as error:
-        raise WeightsError(f"{folder / FILE} is damaged ({one_line(error)}). {HOW}") from error
+        # Its settings are no options of a command.
+        said = one_line(error).replace("`", "").rstrip(".")
+        raise WeightsError(f"{folder / FILE} is damaged ({said}). {HOW}") from error
 
 
 def _content(folder: Path) -> dict[str, Any]:
