@@ -143,7 +143,8 @@ def test_a_lora_of_something_else_is_refused(folder):
         ({"prediction": "epsilon"}, "it predicts 'epsilon', expected 'v'"),
         ({"arch": {}}, r"is damaged \('base'\)"),
         ({"frame_rule": {"window": 9, "colour": 1}}, "is damaged"),
-        ({"sampler": {"steps": "20"}}, "steps"),
+        # The types that the tests check answer first, in their own words.
+        ({"sampler": {"steps": "20"}}, "steps=20: expected a whole number from 1 to 1000|parameter 'step"),
         ({"sampler": {"steps": 0}}, "steps=0: expected a whole number from 1"),
         ({"sampler": {"guidance": -1.0}}, "guidance=-1.0: expected a number from 0"),
         ({"frame_rule": {"window": 0}}, "window=0: expected a whole number from 1"),
