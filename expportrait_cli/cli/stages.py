@@ -68,7 +68,7 @@ def fit(
     quality: Annotated[Quality, options.setting(FitConfig, "quality")] = FitConfig.quality,
     supervision: Annotated[Supervision, options.setting(FitConfig, "supervision")] = FitConfig.supervision,
     recenter: Annotated[Recenter, options.setting(FitConfig, "recenter")] = FitConfig.recenter,
-    rounds: Annotated[int, options.setting(FitConfig, "rounds", min=0)] = FitConfig.rounds,
+    rounds: Annotated[int, options.setting(FitConfig, "rounds")] = FitConfig.rounds,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
     log_level: options.LogLevel = None,
