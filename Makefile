@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -q -n auto
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test check types fast bench clean
+.PHONY: setup demo test check types fast fuzz bench clean
 
 setup: $(STAMP)
 
@@ -31,6 +31,9 @@ types: setup
 
 fast: setup
 	$(PYTEST) -m 'not slow and not gpu and not media'
+
+fuzz: setup
+	$(BIN)/python tests/fuzz/mutate.py
 
 bench: setup
 	$(BIN)/python examples/bench.py

@@ -1,7 +1,9 @@
 """Every default of every stage, once."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
+
+from expportrait_cli.runtime import MANY, Between, Checked, Count, Positive, Rate, Seed, Share
 
 SIZES = (256, 512, 768)
 OnMissing = Literal["hold", "interpolate", "fail"]
@@ -14,7 +16,7 @@ Backend = Literal["auto", "mini", "proxy", "wan-vace", "wan-v2v", "wan-portrait"
 
 
 @dataclass(frozen=True)
-class TrackConfig:
+class TrackConfig(Checked):
     """How a photo or clip is tracked."""
 
     face: str = "largest"
@@ -26,7 +28,7 @@ class TrackConfig:
 
 
 @dataclass(frozen=True)
-class FitWeights:
+class FitWeights(Checked):
     """Weights of the losses of a fit (paper 3.1.3). Each loss is a mean over vertices and frames: sizes cancel."""
 
     depth_per_mm: float = 0.04
@@ -53,7 +55,7 @@ class FitWeights:
 
 
 @dataclass(frozen=True)
-class FitDescent:
+class FitDescent(Checked):
     """Smoothness, steps and limits of the fields of a fit."""
 
     shading_smoothness: float = 2.0
@@ -68,14 +70,14 @@ class FitDescent:
     """Lambda of the preconditioner for the outline, in edges squared."""
     outline_rate_m: float = 2e-3
     """Length of a step for the outline, m."""
-    outline_steps: int = 12
+    outline_steps: Count = 12
     """Steps on the outline of a single photo, after the Laplacian fit."""
     fine_shading: tuple[float, ...] = (16.0, 4.0)
     """Stages of lambda on the mesh of high quality, as multiples of `shading_smoothness`. 4 is as smooth as 1 on the
     plain mesh, whose edges are twice as long. On real skin shading says nothing true of anything finer."""
     fine_normals: tuple[float, ...] = (4.0, 1.2, 0.4)
     """Stages of lambda on the mesh of high quality, as multiples of `normals_smoothness`."""
-    fine_steps: int = 10
+    fine_steps: Count = 10
     """Steps of each stage on the mesh of high quality."""
     dynamic_limit_m: float = 0.004
     """Largest Delta f, m: folds and bulges of skin are smaller."""
@@ -84,7 +86,7 @@ class FitDescent:
 
 
 @dataclass(frozen=True)
-class FitConfig:
+class FitConfig(Checked):
     """How the head is fitted."""
 
     quality: Quality = "standard"
@@ -95,9 +97,9 @@ class FitConfig:
     """Mean over a clip's frames that counts as the person's own shape: of its neutral frames, or of all."""
     detail: bool = True
     """Read strands of hair, hairline, wrinkles and folds of clothes from the photo, for the normal maps."""
-    rounds: int = 8
+    rounds: Count = 8
     """Rounds of the silhouette fit."""
-    iterations: int = 25
+    iterations: Count = 25
     """Steps of the folds' descent in a window of frames."""
     weights: FitWeights = field(default_factory=FitWeights)
     """Weights of the losses."""
@@ -106,7 +108,7 @@ class FitConfig:
 
 
 @dataclass(frozen=True)
-class TransferConfig:
+class TransferConfig(Checked):
     """How the driver's performance is put onto the person's head."""
 
     method: Method = "learned"
@@ -118,23 +120,23 @@ class TransferConfig:
     """Take the driver's own pose and expression, instead of its change from the neutral frame."""
     neutral_frame: str = "auto"
     """Driver frame that counts as neutral: auto or its number from 0."""
-    expression_scale: float = 1.0
+    expression_scale: Annotated[float, Between(0, 3)] = 1.0
     """Strength of the expression; 1 is as the driver shows it."""
-    pose_scale: float = 1.0
+    pose_scale: Annotated[float, Between(0, 3)] = 1.0
     """Strength of the head's motion; 1 is as the driver shows it."""
     region: str = "all"
     """Comma-separated list of what moves: pose, expression, lips, eyes, gaze; or all."""
-    smooth: float = 0.0
+    smooth: Annotated[float, Between(0, 1000)] = 0.0
     """Standard deviation of the smoothing over time, frames; 0 for none."""
-    turn_limit_deg: float | None = 45.0
+    turn_limit_deg: Annotated[float | None, Between(0, 1000)] = 45.0
     """Turn of the head away from the photo's, degrees, beyond which it is damped; None leaves every turn as it is."""
 
 
 @dataclass(frozen=True)
-class RenderConfig:
+class RenderConfig(Checked):
     """How meshes become normal maps."""
 
-    size: int = 512
+    size: Annotated[int, Between(16, 4096)] = 512
     """Side of the square crop, px: 256, 512 or 768."""
     antialias: bool = True
     """Smooth the silhouette's edge."""
@@ -143,21 +145,21 @@ class RenderConfig:
 
 
 @dataclass(frozen=True)
-class WanConfig:
+class WanConfig(Checked):
     """How a Wan transformer paints, and how it is fitted into the machine."""
 
     weights: str = ""
     """Folder of the transformer; empty for the one that `weights fetch` made."""
-    steps: int = 0
+    steps: Annotated[int, Between(0, 200)] = 0
     """Steps of the sampler; 0 for as many as the weights were made for."""
-    guidance: float = 0.0
+    guidance: Annotated[float, Between(0, 20)] = 0.0
     """Classifier-free guidance: how far to go where the control leads. 1 is none, at half the cost; 0 is what the
     weights were made for."""
     control: Literal["proxy", "depth"] = "proxy"
     """What wan-vace is shown: the proxy film with holes, or the head's depth."""
-    strength: float = 0.35
+    strength: Annotated[float, Between(0.01, 1)] = 0.35
     """Share of noise, 0..1, that wan-v2v puts on the proxy film."""
-    chain: int = 0
+    chain: Annotated[int, Between(0, 5)] = 0
     """Frames of the segment before (1 or 5) that each segment is given, instead of windows that overlap; 0 for windows.
     """
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -168,43 +170,43 @@ class WanConfig:
     """Precision in which weights are kept between uses: as they are (none), fp8 or int8."""
     lora: str = ""
     """A .safetensors file of a LoRA to add to the weights."""
-    cache: float = 0.0
+    cache: Share = 0.0
     """Skip a step's blocks when the first block's output changes less than this share; 0.05 is careful, 0 is never."""
     attention: str = ""
     """Name of diffusers' attention backend: sage, flash, xformers, ...; empty for torch's own."""
 
 
 @dataclass(frozen=True)
-class GenerateConfig:
+class GenerateConfig(Checked):
     """How the film is painted."""
 
     backend: Backend = "auto"
     """What paints the film; auto is the best that is installed and can run here."""
-    size: int = 512
+    size: Annotated[int, Between(16, 4096)] = 512
     """Side of the square crop, px: 256, 512 or 768."""
     paste_back: bool = False
     """Show the whole photo instead of the square crop."""
     audio: Audio = "driving"
     """Whose sound goes with the film."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of everything random."""
     wan: WanConfig = field(default_factory=WanConfig)
     """How a Wan transformer paints."""
 
 
 @dataclass(frozen=True)
-class PrepareConfig:
+class PrepareConfig(Checked):
     """Which stretches of a folder's videos are taken for training."""
 
-    frames: int = 240
+    frames: Annotated[int, Between(24, MANY)] = 240
     """Longest clip, frames; a longer shot becomes several clips of equal length."""
     min_s: float = 1.5
     """Shortest clip, s."""
     sample_s: float = 0.25
     """Time between the frames that are looked at, s."""
-    min_face_px: int = 120
+    min_face_px: Annotated[int, Between(16, MANY)] = 120
     """Smallest face, from the hairline to the chin, px of the source. A clip's own face is about 220 px high."""
-    face_share: float = 0.9
+    face_share: Share = 0.9
     """Share of the frames that must show one whole face."""
     rival: float = 0.5
     """Size of a second face, as a share of the first, above which a frame does not count as showing one face."""
@@ -223,22 +225,22 @@ class PrepareConfig:
 
 
 @dataclass(frozen=True)
-class TransferTraining:
+class TransferTraining(Checked):
     """How the transfer network is trained."""
 
-    steps: int = 12000
+    steps: Positive = 12000
     """Batches to train on."""
-    people: int = 12
+    people: Positive = 12
     """People in a batch."""
-    frames: int = 4
+    frames: Positive = 4
     """Frames of each person in a batch."""
-    vertices: int = 256
+    vertices: Positive = 256
     """Vertices of each frame in a batch."""
-    rate: float = 2e-3
+    rate: Rate = 2e-3
     """Initial learning rate of AdamW; it falls to a fiftieth along half a cosine."""
     decay: float = 1e-4
     """Weight decay of AdamW."""
-    average: float = 0.999
+    average: Share = 0.999
     """Decay of the exponential moving average of the weights, which is what is kept."""
     code_noise: float = 0.05
     """Noise added to the identity code, in its standard deviations."""
@@ -246,82 +248,82 @@ class TransferTraining:
     """Noise added to the expression coefficients, in their standard deviations."""
     filmed: float = 4.0
     """Sampling weight of filmed people; synthetic people have 1."""
-    held_out: float = 0.1
+    held_out: Share = 0.1
     """Share of the people that are used for validation alone."""
-    synthetic: int = 300
+    synthetic: Count = 300
     """Number of people of the head model who are made up to learn from, too."""
-    synthetic_frames: int = 20
+    synthetic_frames: Positive = 20
     """Frames of each synthetic person."""
-    report_every: int = 500
+    report_every: Positive = 500
     """Steps between two points of the curve; an interrupted run goes on from there."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of everything random."""
 
 
 @dataclass(frozen=True)
-class MiniTraining:
+class MiniTraining(Checked):
     """How the small painter is trained."""
 
-    steps: int = 6000
+    steps: Positive = 6000
     """Batches to train on."""
-    photos: int = 8
+    photos: Positive = 8
     """Frames of each clip that serve as the photo."""
-    lesson_windows: int = 8
+    lesson_windows: Positive = 8
     """Windows of the film that each photo gives."""
-    windows: int = 2
+    windows: Positive = 2
     """Windows per batch."""
-    side: int = 128
+    side: Positive = 128
     """Side of the random crop, px."""
-    rate: float = 1e-3
+    rate: Rate = 1e-3
     """Learning rate."""
-    average: float = 0.998
+    average: Share = 0.998
     """Decay of the exponential moving average of the weights, which is what is kept."""
-    faults: float = 0.3
+    faults: Share = 0.3
     """Share of the windows whose proxy is degraded further."""
-    held_out: float = 0.2
+    held_out: Share = 0.2
     """Share of the people that are used for validation alone."""
     half: bool = True
     """Multiply in 16 bits."""
-    report_every: int = 250
+    report_every: Positive = 250
     """Steps between two points of the curve; an interrupted run goes on from there."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of everything random."""
 
 
 @dataclass(frozen=True)
-class GeneratorTraining:
+class GeneratorTraining(Checked):
     """How the paper's generator is trained; rate, batch, epochs and size are the paper's."""
 
-    epochs: int = 30
+    epochs: Positive = 30
     """Passes through the clips."""
-    steps: int = 0
+    steps: Count = 0
     """Optimiser steps, instead of epochs; 0 for as many as the epochs take."""
-    frames: int = 81
+    frames: Annotated[int, Between(5, MANY)] = 81
     """Longest window of a clip, frames: 5, 9, 13, ..., 81."""
-    size: int = 512
+    size: Annotated[int, Between(32, MANY)] = 512
     """Side of the pictures, px; a multiple of 16."""
-    batch: int = 1
+    batch: Positive = 1
     """Windows per step, on each device."""
-    rate: float = 1e-4
+    rate: Rate = 1e-4
     """Learning rate of AdamW."""
-    trunk: float = 1.0
+    trunk: Rate = 1.0
     """Multiplier on `rate` for the pretrained base weights."""
     decay: float = 0.01
     """Weight decay of AdamW."""
-    warm_up: int = 200
+    warm_up: Count = 200
     """Steps in which the learning rate rises from 0."""
-    average: float = 0.999
+    average: Share = 0.999
     """Decay of the exponential moving average of the weights, which is what is kept; 0 keeps the weights themselves."""
-    lora: int = 0
+    lora: Count = 0
     """Rank of a LoRA that is trained instead of the base's weights; 0 trains them all."""
-    held_out: float = 0.05
+    held_out: Share = 0.05
     """Share of the people that are used for validation alone."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of everything random."""
 
 
 @dataclass(frozen=True)
-class GeneratorTask:
+class GeneratorTask(Checked):
     """What the generator learns in each step (paper Eq. 10), and how often it reports."""
 
     loss: Literal["velocity", "epsilon"] = "velocity"
@@ -331,17 +333,17 @@ class GeneratorTask:
     """Shift of the uniform distribution of sigma towards more noise."""
     hint: bool = False
     """Show the model the proxy film beside the normals (ours, not the paper's)."""
-    hint_photos: int = 2
+    hint_photos: Positive = 2
     """Frames of a clip that serve as the photo that a proxy film is drawn from; without a hint there are 16."""
-    drop_control: float = 0.1
+    drop_control: Share = 0.1
     """Share of the samples without normals; of the rest, the same share is without the proxy film."""
-    drop_reference: float = 0.1
+    drop_reference: Share = 0.1
     """Share of the samples without the photo."""
     checkpointing: bool = True
     """Gradient checkpointing: recompute activations to save memory."""
-    report_every: int = 500
+    report_every: Positive = 500
     """Steps between two points of the curve; an interrupted run goes on from there."""
-    sample_every: int = 2000
+    sample_every: Positive = 2000
     """Steps between two sample films."""
-    sample_steps: int = 8
+    sample_steps: Positive = 8
     """Denoising steps of a sample film."""

@@ -3,12 +3,12 @@
 Every command passes through it before it starts; a batch with all its rows at once.
 """
 
-import json
 import os
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
+from expportrait_cli.artifacts.files import read_json
 from expportrait_cli.errors import UsageError
 
 MARK = b"expportrait"
@@ -74,8 +74,8 @@ def is_own(path: Path) -> bool:
                 return MARK in start or MARK in file.read(LOOK)
             case ".json":
                 try:
-                    content = json.load(file)
-                except (ValueError, RecursionError):
+                    content = read_json(path)
+                except ValueError:
                     return False
                 return isinstance(content, dict) and {"key", "settings"} <= content.keys()
             case ".npz":

@@ -15,12 +15,18 @@ from jaxtyping import Float, Float32, Int, Int64, UInt16
 
 from expportrait_cli.artifacts import npz
 from expportrait_cli.artifacts.files import atomic_path
-from expportrait_cli.artifacts.types import Curves, Relief
+from expportrait_cli.artifacts.types import COUNT, FOCAL, PLACE, TURN, Curves, Range, Relief, rate_fault
 from expportrait_cli.errors import InputError
 from expportrait_cli.geometry.rotations import from_turns
 
 KIND, VERSION = "meshes", 2
 CHUNK = 16
+RANGES = {
+    "faces": COUNT,
+    "focal_px": FOCAL,
+    "poses": Range(np.array([[TURN.low], [PLACE.low]]), np.array([[TURN.high], [PLACE.high]])),
+    "boxes": PLACE,
+}
 
 
 class MeshesWriter:
@@ -155,18 +161,29 @@ class Meshes:
         with npz.open_archive(path) as archive:
             npz.check_header(path, npz.header_of(path, archive), KIND, VERSION)
             names = [field.name for field in fields(Meshes) if field.name not in ("path", "curves", "relief")]
-            values = {name: npz.read_member(path, archive, name) for name in names}
-            rows = {field.name: npz.read_member(path, archive, f"curves_{field.name}") for field in fields(Curves)}
-            detail = {field.name: npz.read_member(path, archive, f"relief_{field.name}") for field in fields(Relief)}
+            columns = [f"curves_{field.name}" for field in fields(Curves)]
+            details = [f"relief_{field.name}" for field in fields(Relief)]
+            values = npz.read_members(path, archive, [*names, *columns, *details])
+            rows = {name.removeprefix("curves_"): values.pop(name) for name in columns}
+            detail = {name.removeprefix("relief_"): values.pop(name) for name in details}
+            chunks = sum(name.startswith("verts_") for name in archive.namelist())
         curves, relief = npz.checked(path, KIND, Curves, rows), npz.checked(path, KIND, Relief, detail)
         arrays = {field.name: field.type for field in fields(Meshes) if field.name in ("faces", "poses", "boxes")}
         npz.check_arrays(path, KIND, values, {**arrays, "rate": Int64[np.ndarray, " 2"]})
-        count = len(values["poses"])
-        if len(curves.rotation) != count or len(values["boxes"]) != -(-count // CHUNK):
-            raise InputError(f"{path} has {count} frames but curves for {len(curves.rotation)}. Make it again.")
+        npz.check_values(path, values, RANGES)
+        count, needed = len(values["poses"]), -(-len(values["poses"]) // CHUNK)
+        if not count or len(curves.rotation) != count or len(values["boxes"]) != needed or chunks != needed:
+            raise InputError(
+                f"{path} has {count} frames, curves for {len(curves.rotation)}, {len(values['boxes'])} boxes and "
+                f"vertices in {chunks} pieces, expected one for each {CHUNK} frames. Make it again."
+            )
+        if not len(values["faces"]):
+            raise InputError(f"{path} holds no triangle. Make it again.")
+        if relief.heights.size and len(relief.places) <= values["faces"].max():
+            raise InputError(f"{path} holds the detail of {len(relief.places)} vertices, not of all. Make it again.")
         numerator, denominator = map(int, values["rate"])
-        if numerator < 1 or denominator < 1:
-            raise InputError(f"{path} holds the frame rate {numerator}/{denominator}. Make it again.")
+        if fault := rate_fault(numerator, denominator):
+            raise InputError(f"{path} holds {fault}. Make it again.")
         return Meshes(
             path=os.fspath(path),
             faces=values["faces"],
@@ -183,22 +200,27 @@ class Meshes:
     def frames(self, start: int = 0, end: int | None = None) -> Iterator[Float32[np.ndarray, "V 3"]]:
         """Yield vertices in the crop camera, in constant memory: 16 frames at a time."""
         end = self.frame_count if end is None else min(end, self.frame_count)
+        vertices = None
         with npz.open_archive(self.path) as archive:
             for chunk in range(start // CHUNK, -(-end // CHUNK)):
                 first = chunk * CHUNK
-                steps = self._steps(archive, chunk, min(CHUNK, self.frame_count - first))
+                steps = self._steps(archive, chunk, min(CHUNK, self.frame_count - first), vertices)
+                vertices = steps.shape[1]
                 low, high = self.boxes[chunk].astype(np.float64)
                 for index in range(max(start, first), min(end, first + len(steps))):
                     verts_head = low + steps[index - first] * ((high - low) / 65535)
                     rotation, translation = self.poses[index].astype(np.float64)
                     yield (verts_head @ from_turns(rotation).T + translation).astype(np.float32)
 
-    def _steps(self, archive: zipfile.ZipFile, chunk: int, count: int) -> UInt16[np.ndarray, "n V 3"]:
+    def _steps(
+        self, archive: zipfile.ZipFile, chunk: int, count: int, vertices: int | None
+    ) -> UInt16[np.ndarray, "n V 3"]:
         steps = npz.read_member(self.path, archive, _chunk_name(chunk))
         if (
             steps.dtype != np.uint16
             or steps.ndim != 3
             or steps.shape[::2] != (count, 3)
+            or steps.shape[1] != (vertices or steps.shape[1])
             or self.faces.max() >= steps.shape[1]
         ):
             raise InputError(f"{self.path} holds damaged vertices ('{_chunk_name(chunk)}'). Make it again.")

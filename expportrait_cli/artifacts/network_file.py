@@ -10,8 +10,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from expportrait_cli.artifacts.files import atomic_path
+from expportrait_cli.artifacts.files import atomic_path, parse_json
 from expportrait_cli.errors import WeightsError
+
+LONGEST_TABLE = 1 << 24
+"""Bytes, for 100,000 tensors."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,9 @@ def read_header(path: Path, kind: NetworkKind) -> dict[str, Any]:
         WeightsError: it is none of this kind.
     """
     try:
+        _check_length(path)
         with safe_open(path, "pt") as file:
-            header = json.loads((file.metadata() or {}).get("expportrait", "{}"))
+            header = parse_json((file.metadata() or {}).get("expportrait", "{}"))
     except (OSError, SafetensorError, ValueError) as error:
         raise WeightsError(f"{path} cannot be read as safetensors: {error}. Train or copy it again.") from error
     if not isinstance(header, dict) or header.get("kind") != kind.name:
@@ -59,8 +63,33 @@ def read_header(path: Path, kind: NetworkKind) -> dict[str, Any]:
     return header
 
 
+def _check_length(path: Path) -> None:
+    """Raise ValueError if the table of tensors, which is read at once, is larger than that of any network."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > LONGEST_TABLE:
+        raise ValueError(f"its table of tensors has {length} bytes")
+
+
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors, in single precision."""
-    with safe_open(path, "pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    """The tensors, in single precision.
+
+    Raises:
+        WeightsError: one has numbers that are not finite, or it is no such file.
+    """
+    try:
+        _check_length(path)
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, ValueError) as error:
+        raise WeightsError(f"{path} cannot be read as safetensors: {error}. Train or copy it again.") from error
+    check_finite(path, tensors)
     return {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
+
+
+def check_finite(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Raise WeightsError if a number of a network is not finite: one of them spoils every result."""
+    for name, value in tensors.items():
+        # One pass without memory of its own; a double holds the sum of any numbers of fewer bits.
+        if value.is_floating_point() and value.element_size() > 1 and not value.sum(dtype=torch.float64).isfinite():
+            raise WeightsError(f"{path} holds '{name}' with numbers that are not finite. Train or copy it again.")

@@ -1,18 +1,23 @@
 """Artifacts on disk: one .npz a dataclass, with a header that says what it is and how it was made."""
 
 import json
+import math
 import os
+import struct
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
+from io import BufferedReader
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast, get_type_hints
 
 import numpy as np
 from jaxtyping import jaxtyped
 
-from expportrait_cli.artifacts.files import atomic_path
+from expportrait_cli.artifacts.files import atomic_path, parse_json
+from expportrait_cli.artifacts.types import Range
 from expportrait_cli.errors import InputError
 
 A = TypeVar("A")
@@ -28,7 +33,19 @@ ADVICE = {
 }
 """What to do with one kind of artifact where another was expected."""
 EPOCH = (1980, 1, 1, 0, 0, 0)
-BROKEN = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, NotImplementedError, RuntimeError, MemoryError)
+MEMBERS_BYTES = 1 << 24
+"""Largest table of members: 200,000 of them, or three million frames of meshes."""
+SMALL_BYTES, DENSEST = 1 << 27, 20
+"""Arrays of more than so many bytes in all must take at least a 20th of that on disk. Real ones take a half; an array
+of equal numbers can take a thousandth, with which a small file would fill the memory."""
+HEADER_BYTES = 1 << 22
+LONGEST_TEXT = 1 << 16
+KINDS = {str: "U", int: "i", float: "f"}
+BROKEN = (
+    *(zipfile.BadZipFile, zlib.error, struct.error, ValueError, SyntaxError, OverflowError),
+    *(EOFError, OSError, NotImplementedError, RuntimeError, MemoryError),
+)
+"""What `zipfile` and numpy raise at damaged files."""
 
 
 def save(artifact: Any, path: str | os.PathLike[str], made_by: Mapping[str, Any]) -> Path:
@@ -52,7 +69,7 @@ def load(cls: type[A], path: str | os.PathLike[str]) -> A:
     kind, version = cast(Any, cls).KIND, cast(Any, cls).VERSION
     with open_archive(path) as archive:
         check_header(path, header_of(path, archive), kind, version)
-        values = {field.name: read_member(path, archive, field.name) for field in fields(cast(Any, cls))}
+        values = read_members(path, archive, [field.name for field in fields(cast(Any, cls))])
     return checked(path, kind, cls, values)
 
 
@@ -85,7 +102,16 @@ def write_member(archive: zipfile.ZipFile, name: str, array: np.ndarray, *, leve
 def open_archive(path: str | os.PathLike[str]) -> zipfile.ZipFile:
     """Open an .npz for reading, or say why it is none."""
     try:
-        return zipfile.ZipFile(path)
+        with Path(path).open("rb") as file:
+            if _table_bytes(file) > MEMBERS_BYTES:
+                raise zipfile.BadZipFile
+        archive = zipfile.ZipFile(path)
+        rows = sorted(archive.infolist(), key=lambda row: row.header_offset)
+        is_layered = any(a.header_offset + a.compress_size >= b.header_offset for a, b in pairwise(rows))
+        if is_layered or len(set(archive.namelist())) < len(rows):
+            archive.close()
+            raise InputError(f"{path} holds members twice, or over each other. Make it again.")
+        return archive
     except FileNotFoundError:
         raise InputError(f"{path} does not exist. Check the name and the folder.") from None
     except IsADirectoryError:
@@ -96,16 +122,28 @@ def open_archive(path: str | os.PathLike[str]) -> zipfile.ZipFile:
         raise InputError(f"{path} is not an artifact of this tool, {remedy}") from None
 
 
+def _table_bytes(file: BufferedReader) -> int:
+    """Size of a zip file's table of members, as its last bytes say; `zipfile` reads all of it at once."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - 66_000))
+    tail = file.read()
+    end, large = tail.rfind(b"PK\5\6"), tail.rfind(b"PK\6\6")
+    found = int.from_bytes(tail[end + 12 : end + 16], "little")
+    return max(found, int.from_bytes(tail[large + 40 : large + 48], "little") if large >= 0 else 0)
+
+
 def header_of(path: str | os.PathLike[str], archive: zipfile.ZipFile) -> dict[str, Any]:
     """Read the header of an open artifact."""
     if f"{HEADER}.npy" not in archive.namelist():
         raise InputError(f"{path} has no header: it is not an artifact of this tool.")
     try:
-        header = json.loads(read_member(path, archive, HEADER).tobytes())
-    except ValueError:
-        header = None
+        if archive.getinfo(f"{HEADER}.npy").file_size > HEADER_BYTES:
+            raise ValueError(f"it has more than {HEADER_BYTES >> 20} MB")
+        header = parse_json(read_member(path, archive, HEADER).tobytes())
+    except ValueError as error:
+        raise InputError(f"{path} has a damaged header: {error}. Make it again.") from error
     if not isinstance(header, dict) or not {"kind", "version", "made_by"} <= header.keys():
-        raise InputError(f"{path} has a damaged header. Make it again.")
+        raise InputError(f"{path} has a damaged header: expected kind, version and made_by. Make it again.")
     return header
 
 
@@ -113,48 +151,112 @@ def check_header(path: str | os.PathLike[str], header: Mapping[str, Any], kind: 
     """Raise InputError unless the file is of the kind and version that the caller reads."""
     _check_kind(path, header, kind)
     if header["version"] != version:
-        found = header["version"]
+        found = header["version"] if isinstance(header["version"], int) else str(header["version"])[:80]
         is_newer = isinstance(found, int) and found > version
         remedy = "Update the tool." if is_newer else "Make it again."
         raise InputError(f"{path} is version {found} of '{kind}', this tool reads version {version}. {remedy}")
 
 
 def _check_kind(path: str | os.PathLike[str], header: Mapping[str, Any], kind: str) -> None:
-    found = header["kind"]
+    found = str(header["kind"])[:80]
     if found != kind:
-        advice = ADVICE.get((str(found), kind), f"Give a .{kind}.npz file.")
+        advice = ADVICE.get((found, kind), f"Give a .{kind}.npz file.")
         raise InputError(f"{path} is a '{found}' artifact, expected '{kind}'. {advice}")
 
 
 def read_member(path: str | os.PathLike[str], archive: zipfile.ZipFile, name: str) -> np.ndarray:
     """Read one array; never one that holds pickled objects."""
+    return read_members(path, archive, [name])[name]
+
+
+def read_members(path: str | os.PathLike[str], archive: zipfile.ZipFile, names: Iterable[str]) -> dict[str, np.ndarray]:
+    """Read arrays, once it is sure that all of them together are no more than such a file can hold."""
+    rows = {}
+    for name in names:
+        try:
+            rows[name] = archive.getinfo(f"{name}.npy")
+        except KeyError:
+            raise InputError(f"{path} lacks '{name}'. Make it again.") from None
+    total, packed = (sum(each) for each in zip(*((r.file_size, r.compress_size) for r in rows.values()), strict=True))
+    if total > max(SMALL_BYTES, DENSEST * packed):
+        raise InputError(f"{path} would unpack from {packed} bytes to {total}, which no array does. Make it again.")
+    return {name: _read(path, archive, name, row) for name, row in rows.items()}
+
+
+def _read(path: str | os.PathLike[str], archive: zipfile.ZipFile, name: str, row: zipfile.ZipInfo) -> np.ndarray:
     try:
-        with archive.open(f"{name}.npy") as file:
+        if row.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ValueError("a compression that numpy does not write")
+        with archive.open(row) as file:
+            _check_form(cast(zipfile.ZipExtFile, file), row.file_size)
+            file.seek(0)
             return np.lib.format.read_array(cast(BinaryIO, file), allow_pickle=False)
-    except KeyError:
-        raise InputError(f"{path} lacks '{name}'. Make it again.") from None
     except BROKEN as error:
         is_pickle = "allow_pickle" in str(error)
         found = "holds pickled objects, which could run code; they are not read" if is_pickle else "is damaged"
         raise InputError(f"{path} {found} ('{name}'). Make it again.") from error
 
 
+def _check_form(file: zipfile.ZipExtFile, size: int) -> None:
+    """Raise ValueError unless an array's own header goes with the member's size: numpy allocates what it says."""
+    # The first version alone, which is what arrays of plain numbers get: its header has 64 KB at most.
+    stream = cast(BinaryIO, file)
+    if np.lib.format.read_magic(stream) != (1, 0):
+        raise ValueError("not the first version of the format")
+    shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+    if dtype.hasobject:
+        raise ValueError("allow_pickle is never given")
+    if dtype.kind not in "biufU" or len(shape) > 8 or min(shape, default=0) < 0:
+        raise ValueError("no plain array")
+    if math.prod(shape) * dtype.itemsize != size - file.tell():
+        raise ValueError("an array of another size")
+
+
 def checked(path: str | os.PathLike[str], kind: str, cls: type[A], values: Mapping[str, np.ndarray]) -> A:
-    """Build a dataclass from arrays whose types and shapes fit its annotations and each other."""
+    """Build a dataclass from arrays whose types, shapes and values fit its annotations, its ranges and each other."""
     hints = get_type_hints(cls)
     plain: dict[str, Any] = {}
     for name, hint in hints.items():
         if hint in (str, int, float):
             plain[name] = scalar(path, name, values[name], cast(Any, hint))
     check_arrays(path, kind, values, {name: hints[name] for name in values if name not in plain})
-    return cls(**{**values, **plain})
+    check_values(path, values, getattr(cls, "RANGES", {}))
+    artifact = cls(**{**values, **plain})
+    fault = artifact.fault() if hasattr(artifact, "fault") else ""  # pyright: ignore[reportAttributeAccessIssue]
+    if fault:
+        raise InputError(f"{path} holds {fault}. Make it again.")
+    return artifact
 
 
 def scalar(path: str | os.PathLike[str], name: str, value: np.ndarray, kind: type[S]) -> S:
     """Take a single str, int or float out of its array."""
-    if value.shape != () or value.dtype.kind != {str: "U", int: "i", float: "f"}[kind]:
+    if value.shape != () or value.dtype.kind != KINDS[kind] or (kind is str and value.itemsize > 4 * LONGEST_TEXT):
         raise InputError(f"{path} holds '{name}' as {_form(value)}, expected one {kind.__name__}. Make it again.")
-    return kind(value[()])
+    try:
+        found = kind(value[()])
+    except (ValueError, SystemError) as error:
+        raise InputError(f"{path} holds '{name}', which is no text. Make it again.") from error
+    if kind is str and "\0" in cast(str, found):
+        raise InputError(f"{path} holds '{name}' with a zero byte, which no text has. Make it again.")
+    return found
+
+
+def check_values(path: str | os.PathLike[str], values: Mapping[str, np.ndarray], ranges: Mapping[str, Range]) -> None:
+    """Raise InputError unless numbers are within their ranges: finite, where there is none."""
+    for name, value in values.items():
+        limits = ranges.get(name)
+        if value.dtype.kind not in "iuf" or (limits is None and value.dtype.kind != "f"):
+            continue
+        low, high, has_nan = limits or Range(-math.inf, math.inf)
+        is_right = np.isfinite(value) if limits is None else (value >= low) & (value <= high)
+        if has_nan:
+            is_right |= np.isnan(value)
+        if not is_right.all():
+            place = tuple(np.argwhere(~is_right)[0].tolist())
+            least, most = (float(np.broadcast_to(bound, value.shape)[place]) for bound in (low, high))
+            expected = f"{least:g} to {most:g}" if limits else "finite numbers"
+            at = f" at {list(place)}" if place else ""
+            raise InputError(f"{path} holds '{name}' with {value[place]:g}{at}, expected {expected}. Make it again.")
 
 
 def check_arrays(

@@ -9,12 +9,48 @@ A `rotation` is the axis-angle of the turn away from looking straight into the c
 
 import hashlib
 from dataclasses import dataclass
-from typing import ClassVar
+from fractions import Fraction
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float16, Float32, Int64, UInt8
+from numpy.typing import ArrayLike
 
 CROP_SIZE = 512
+
+
+class Range(NamedTuple):
+    """What the numbers of an array may be; those of arrays without a range may be any that are finite."""
+
+    low: ArrayLike
+    """One for all, or one for each column; so is `high`."""
+    high: ArrayLike
+    has_nan: bool = False
+    """NaN stands for what was not seen."""
+
+
+RATES = Fraction(1, 1000), Fraction(1000)
+"""Lowest and highest frame rate, frames/s."""
+TURN, PLACE, PIXEL = Range(-6.2832, 6.2832), Range(-1e3, 1e3), Range(-1e5, 1e5)
+"""Of rotations, rad; of places, m; of points in a crop, px."""
+OFFSET, COEFFICIENT, COUNT = Range(-0.5, 0.5), Range(-100, 100), Range(0, 2**31 - 1)
+"""Of offsets of a mesh, m; of expressions and identities; of indices, which renderers take in 32 bits."""
+FOCAL = Range(1e-3, 1e6)
+SIZE = Range(1, 1e6)
+CROP = Range((-1e6, -1e6, 1e-3), (1e6, 1e6, 1e6))
+POSE = {
+    "expression": COEFFICIENT,
+    "jaw": TURN,
+    "gaze": TURN,
+    "rotation": TURN,
+    "translation": PLACE,
+}
+
+
+def rate_fault(numerator: int, denominator: int) -> str:
+    """What is wrong with a frame rate, for the end of "FILE holds ..."; empty if nothing is."""
+    is_sane = numerator > 0 and denominator > 0 and RATES[0] <= Fraction(numerator, denominator) <= RATES[1]
+    return "" if is_sane else f"the frame rate {numerator}/{denominator}, expected {RATES[0]} to {RATES[1]} frames/s"
 
 
 @dataclass(frozen=True)
@@ -23,6 +59,19 @@ class Tracking:
 
     KIND: ClassVar[str] = "track"
     VERSION: ClassVar[int] = 1
+    RANGES: ClassVar[dict[str, Range]] = {
+        **POSE,
+        "size": SIZE,
+        "crop": CROP,
+        "focal_px": FOCAL,
+        "landmarks": PIXEL,
+        "identity": COEFFICIENT,
+        "shoulders": PIXEL._replace(has_nan=True),
+        "flow": Range((-1e3, -1e3, -1e6, -1e6), (1e3, 1e3, 1e6, 1e6)),
+        "shot": COUNT,
+        "state": Range(0, 2),
+        "error": Range(0, 1e6),
+    }
 
     source: str
     """Absolute path of the photo or clip."""
@@ -64,6 +113,15 @@ class Tracking:
     error: Float32[np.ndarray, " T"]
     """Mean inner-face landmark error of the fit, percent of the inter-ocular distance."""
 
+    def fault(self) -> str:
+        """What values contradict each other, for the end of "FILE holds ..."; empty if none do."""
+        numerator, denominator = map(int, self.rate)
+        if not len(self.state) or self.state.all():
+            return "no tracked frame, expected at least one"
+        if (numerator, denominator) == (0, 1):
+            return "" if len(self.state) == 1 else f"{len(self.state)} frames of a photo, expected one"
+        return rate_fault(numerator, denominator)
+
     @property
     def fingerprint(self) -> str:
         """sha256 of the source and of what was tracked in it: two faces of one clip differ."""
@@ -74,6 +132,8 @@ class Tracking:
 @dataclass(frozen=True)
 class Relief:
     """Static detail finer than the mesh, as heights over it in the photo that they were read from."""
+
+    RANGES: ClassVar[dict[str, Range]] = {"heights": Range(-0.1, 0.1), "places": PIXEL, "seen": Range(0, 1)}
 
     heights: Float16[np.ndarray, "R R"]
     """Height over the mesh along its normals, m, in the photo's crop scaled to R px; no pixels where there is none."""
@@ -94,6 +154,25 @@ class HeadFit:
 
     KIND: ClassVar[str] = "head"
     VERSION: ClassVar[int] = 4
+    RANGES: ClassVar[dict[str, Range]] = {
+        **POSE,
+        **{f"dynamic_{name}": limits for name, limits in POSE.items()},
+        "frame": COUNT,
+        "size": SIZE,
+        "crop": CROP,
+        "focal_px": FOCAL,
+        "landmarks": PIXEL,
+        "identity": COEFFICIENT,
+        "torso_rotation": TURN,
+        "static_offset": OFFSET,
+        "frame_offset": OFFSET,
+        "relief": Relief.RANGES["heights"],
+        "relief_seen": Relief.RANGES["seen"],
+        "silhouette_iou": Range(0, 1),
+        "dynamic_vertices": COUNT,
+        "dynamic_offset": OFFSET,
+        "dynamic_loss": Range(0, 1e9, has_nan=True),
+    }
 
     source: str
     """Absolute path of the photo, or clip, that textures come from."""
@@ -148,10 +227,18 @@ class HeadFit:
     dynamic_loss: Float32[np.ndarray, "T 2"]
     """How far the pictures were from the head without and with folds, a frame; NaN where they were not compared."""
 
+    def fault(self) -> str:
+        """As `Tracking.fault`."""
+        last = int(self.dynamic_vertices.max(initial=-1))
+        vertices = len(self.static_offset)
+        return "" if last < vertices else f"'dynamic_vertices' with {last}, expected less than its {vertices} vertices"
+
 
 @dataclass(frozen=True)
 class Curves:
     """What moves the head, one row a frame: the editable part of a performance."""
+
+    RANGES: ClassVar[dict[str, Range]] = {**POSE, "torso_rotation": TURN, "torso_translation": PLACE}
 
     expression: Float32[np.ndarray, "T E"]
     jaw: Float32[np.ndarray, "T 3"]

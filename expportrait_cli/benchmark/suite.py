@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from expportrait_cli.artifacts.files import film_name
+from expportrait_cli.artifacts.files import film_name, read_toml
 from expportrait_cli.config import SIZES
 from expportrait_cli.errors import InputError, UsageError
 from expportrait_cli.evaluation.scores import Mode
@@ -24,7 +24,11 @@ KINDS = {
     "rule": TEXT,
 }
 """What a list may say of all its pairs."""
-NAME = re.compile(r"[^/\\\0]+")
+NAME = re.compile(r"(?!\.{1,2}$)[^/\\\0\ud800-\udc7f\udd00-\udfff]+")
+LONGEST_NAME = 200
+"""Bytes: a file system takes 255, with all that is added to a name."""
+MOST = 10**9
+"""Frames."""
 
 
 @dataclass(frozen=True)
@@ -95,8 +99,10 @@ def read_suite(path: Path) -> Suite:
         kind, words = KINDS[key]
         # A bool is an int, too.
         if type(value) is not kind:
-            raise InputError(f"{path}: {key} is {value!r}, expected {words}.")
-    folder = _root(path, str(rows.get("root", ".")))
+            raise InputError(f"{path}: {key} is {str(value)[:60]!r}, expected {words}.")
+    if not isinstance(rows.get("root", "."), str):
+        raise InputError(f"{path}: root is no text, expected a folder.")
+    folder = _root(path, rows.get("root", "."))
     chosen.setdefault("name", path.name.removesuffix(".toml").removesuffix(".suite"))
     return check(Suite(folder=folder, pairs=tuple(_pairs(path, rows)), **chosen), path)
 
@@ -107,17 +113,27 @@ def check(suite: Suite, source: Path) -> Suite:
         raise InputError(f"{source} holds no pairs. Expected [[self]] with a clip, or [[cross]] with two files.")
     if suite.size not in SIZES:
         raise InputError(f"{source}: size is {suite.size}, expected one of {', '.join(map(str, SIZES))}.")
-    if suite.stride < 1 or suite.frames < 0 or suite.frames == 1:
-        raise InputError(f"{source}: stride must be at least 1, and frames at least 2, or 0 for all.")
+    if not 1 <= suite.stride <= MOST or not 0 <= suite.frames <= MOST or suite.frames == 1:
+        raise InputError(f"{source}: stride must be 1 to {MOST:.0e}, and frames 2 to {MOST:.0e}, or 0 for all.")
     seen: set[str] = set()
     for pair in suite.pairs:
-        if not NAME.fullmatch(pair.name) or pair.name in seen:
-            raise InputError(f"{source}: {pair.name!r} is used twice, or is no file's name. Give each pair its name.")
+        if not NAME.fullmatch(pair.name) or len(os.fsencode(pair.name)) > LONGEST_NAME or pair.name in seen:
+            raise InputError(
+                f"{source}: {pair.name[:60]!r} is used twice, or is no file's name of up to {LONGEST_NAME} bytes. Give "
+                "each pair its name."
+            )
         seen.add(pair.name)
         for name in (pair.driving, pair.reference):
-            if name and not suite.path(name).is_file():
+            if name and not _is_file(suite.path(name)):
                 raise InputError(f"{source}: {suite.path(name)} does not exist. Correct the list, or its root.")
     return suite
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # A name that no file can have: too long, or without a coding.
+        return False
 
 
 def write_list(suite: Suite, path: Path) -> None:
@@ -146,12 +162,8 @@ def write_list(suite: Suite, path: Path) -> None:
 
 def _parse(path: Path) -> dict[str, Any]:
     try:
-        import tomllib
-    except ModuleNotFoundError:  # Python 3.10
-        import tomli as tomllib
-    try:
-        return tomllib.loads(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        return read_toml(path)
+    except (OSError, ValueError) as error:
         raise InputError(f"{path} could not be read as TOML: {error}.") from error
 
 
@@ -169,13 +181,15 @@ def _pairs(path: Path, rows: Mapping[str, Any]) -> list[Pair]:
         if not isinstance(entries, list):
             raise InputError(f"{path}: write [[{mode}]] with two brackets, once for each pair.")
         for entry in entries:
+            if not isinstance(entry, dict) or not isinstance(entry.get("name", ""), str):
+                raise InputError(f"{path}: a [[{mode}]] that is no pair, or whose name is no text.")
             _refuse(path, f"[[{mode}]]", set(entry) - keys, keys)
             needed = sorted(keys - {"name"})
             if any(not isinstance(entry.get(key), str) or not entry[key] for key in needed):
                 raise InputError(f"{path}: a [[{mode}]] without {' and '.join(needed)}.")
             driving, reference = entry.get("clip") or entry["driving"], entry.get("reference", "")
             usual = Path(film_name(Path(reference), Path(driving))).stem if reference else Path(driving).stem
-            pairs.append(Pair(str(entry.get("name", usual)), mode, driving, reference))
+            pairs.append(Pair(entry.get("name", usual), mode, driving, reference))
     return pairs
 
 

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import traceback
 from pathlib import Path
 from typing import Annotated
 
@@ -46,7 +45,7 @@ def batch(
             f"CUDA_VISIBLE_DEVICES and its share of the list: --part 1/{count}, --part 2/{count}, ..."
         )
     from expportrait_cli.artifacts.guard import check_outputs
-    from expportrait_cli.cli.boundary import known
+    from expportrait_cli.cli.boundary import known, say_fault
     from expportrait_cli.errors import FAULT
     from expportrait_cli.pipeline import film
     from expportrait_cli.pipeline.joblist import part_of, read_jobs
@@ -64,7 +63,7 @@ def batch(
             # Whatever one job dies of, the next may be fine: this is the loop that the promise is about.
             mendable = known(error)
             if mendable is None:
-                traceback.print_exception(error)
+                say_fault(error)
             code, reason = (
                 (mendable.exit_code, str(mendable)) if mendable else (FAULT, f"{type(error).__name__}: {error}")
             )

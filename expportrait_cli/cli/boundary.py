@@ -105,17 +105,36 @@ def report(error: Exception) -> int:
         return USAGE
     mendable = known(error)
     if mendable is None:
-        traceback.print_exception(error)
+        say_fault(error)
         return FAULT
     logging.getLogger(__name__).debug("where it came from", exc_info=error)
     say_error(str(mendable))
     return mendable.exit_code
 
 
+CONTROLS = re.compile(
+    "[\\x00-\\x1f\\x7f-\\x9f\\u061c\\u200e\\u200f\\u2028-\\u202e\\u2066-\\u2069\\ud800-\\udc9f\\udd00-\\udfff]"
+)
+"""What a terminal obeys instead of showing it: controls, and marks that turn the direction of writing. Of the bytes of
+names that are not UTF-8 (udc80 to udcff) those that are controls in other codings."""
+
+
+def shown(text: str, *, keep: str = "") -> str:
+    """A text with nothing in it that a terminal obeys; `keep` are controls that stay. Names and cells may hold any."""
+    return CONTROLS.sub(
+        lambda found: found[0] if found[0] in keep else found[0].encode("unicode_escape").decode(), text
+    )
+
+
 def say_error(message: str) -> None:
     """Print one red line on stderr."""
-    line = " ".join(as_options(message).split())
+    line = shown(" ".join(as_options(message).split()))
     typer.secho(f"error: {line}", err=True, fg=typer.colors.RED)
+
+
+def say_fault(error: Exception) -> None:
+    """Print the traceback of a fault of the tool on stderr."""
+    print(shown("".join(traceback.format_exception(error)), keep="\n"), end="", file=sys.stderr)
 
 
 class Display:
@@ -135,7 +154,8 @@ class Display:
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
             columns = (
-                TextColumn("{task.description:<24}"),
+                # Names are no markup.
+                TextColumn("{task.description:<24}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TimeRemainingColumn(elapsed_when_finished=True),
@@ -157,6 +177,7 @@ class Display:
     def stage(self, name: str) -> Progress:
         """Begin a stage; what it returns is told how many of how many steps are done."""
         self._finish()
+        name = shown(name)
         self._name, self._since, self._done, self._total = name, perf_counter(), 0, None
         task = self._bars.add_task(name, total=None) if self._bars is not None else None
 
@@ -199,7 +220,10 @@ class _Stderr(logging.StreamHandler):
 
 class _Lines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        text = as_options(super().format(record))
+        record.message = shown(record.getMessage())
+        text = as_options(self.formatMessage(record))
+        if record.exc_info:
+            text += "\n" + shown(self.formatException(record.exc_info), keep="\n")
         return text if record.levelno == logging.INFO else f"{record.levelname.lower()}: {text}"
 
 

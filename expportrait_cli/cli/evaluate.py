@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from expportrait_cli.cli import options
-from expportrait_cli.cli.boundary import Display
+from expportrait_cli.cli.boundary import Display, shown
 from expportrait_cli.cli.options import BackendName
 from expportrait_cli.errors import InputError, UsageError
 
@@ -122,7 +122,7 @@ def _one(files: tuple[Path, Path, Path | None], out: Path | None, report: Path |
     with Display() as display:
         judged = commands.evaluate(film, target, path, reference=reference, page=page, stage=display.stage)
     if not as_json:
-        typer.echo("\n".join([table(judged.scores), *judged.licences.lines()]), err=True)
+        typer.echo(shown("\n".join([table(judged.scores), *judged.licences.lines()]), keep="\n"), err=True)
     typer.echo(json.dumps(judged.scores.means) if as_json else str(path))
 
 
@@ -138,7 +138,7 @@ def _many(request: "Request", out: Path | None, report: Path | None, *, as_json:
 
     outcome = files.evaluate(request, path, Display, page=page)
     if not as_json:
-        typer.echo("\n".join([outcome.scores.table(), files.costs(outcome)]), err=True)
+        typer.echo(shown("\n".join([outcome.scores.table(), files.costs(outcome)]), keep="\n"), err=True)
     typer.echo(json.dumps(outcome.scores.to_json()) if as_json else str(path))
     failed = {pair for pairs in outcome.scores.failed.values() for pair in pairs}
     if failed:

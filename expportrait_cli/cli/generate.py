@@ -60,7 +60,7 @@ def generate(
     lora: options.Lora = None,
     cache: options.Cache = WanConfig.cache,
     attention: options.Attention = WanConfig.attention,
-    seed: Annotated[int, options.setting(GenerateConfig, "seed", min=0)] = GenerateConfig.seed,
+    seed: Annotated[int, options.setting(GenerateConfig, "seed")] = GenerateConfig.seed,
     grid: Annotated[
         bool, typer.Option("--grid/--no-grid", help="Also write a film of photo | driver | normals | result.")
     ] = False,

@@ -7,6 +7,7 @@ import logging
 import os
 from functools import lru_cache
 from itertools import pairwise
+from math import isnan
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,6 +17,7 @@ from expportrait_cli.artifacts.guard import check_foreign, check_outputs
 from expportrait_cli.cli.boundary import output
 from expportrait_cli.config import Backend, GenerateConfig, TrackConfig, TransferConfig, WanConfig
 from expportrait_cli.errors import InputError, OutputError, UsageError
+from expportrait_cli.runtime import between
 
 LogLevelName = Literal["debug", "info", "warning", "error"]
 
@@ -37,8 +39,17 @@ def set_level(level: LogLevelName | None) -> LogLevelName | None:
 
 
 def setting(config: type, name: str, *declarations: str, **details: Any) -> Any:
-    """An option for the field `name` of a config class, whose docstring is the help: each setting is described once."""
+    """An option for the field `name` of a config class: its docstring is the help, its bounds are the option's."""
+    if limits := between(config, name):
+        details = {"min": limits.low, "max": limits.high, "callback": _number, **details}
     return typer.Option(*declarations, help=_documented()[config.__name__][name], **details)
+
+
+def _number(value: float | None) -> float | None:
+    # No comparison with bounds finds it.
+    if value is not None and isnan(value):
+        raise typer.BadParameter("nan is not a number.")
+    return value
 
 
 @lru_cache(maxsize=1)
@@ -80,10 +91,10 @@ Absolute = Annotated[
     bool,
     setting(TransferConfig, "absolute", "--absolute/--relative"),
 ]
-ExpressionScale = Annotated[float, setting(TransferConfig, "expression_scale", min=0.0, max=3.0)]
-PoseScale = Annotated[float, setting(TransferConfig, "pose_scale", min=0.0, max=3.0)]
+ExpressionScale = Annotated[float, setting(TransferConfig, "expression_scale")]
+PoseScale = Annotated[float, setting(TransferConfig, "pose_scale")]
 Region = Annotated[str, setting(TransferConfig, "region")]
-Smooth = Annotated[float, setting(TransferConfig, "smooth", min=0.0)]
+Smooth = Annotated[float, setting(TransferConfig, "smooth")]
 Method = Annotated[
     Literal["learned", "direct", "none"],
     setting(TransferConfig, "method"),
@@ -97,7 +108,11 @@ CurvesFile = Annotated[
         help="Expression, jaw, gaze and pose, one row a frame: a file that exists is used, a new one is written.",
     ),
 ]
-Size = Annotated[Literal["256", "512", "768"], setting(GenerateConfig, "size")]
+Size = Annotated[
+    Literal["256", "512", "768"],
+    # Choices are texts, and have no bounds.
+    setting(GenerateConfig, "size", min=None, max=None, callback=None),
+]
 
 
 def existing(path: Path, *, kind: str = "") -> Path:
@@ -194,16 +209,16 @@ Weights = Annotated[
     Path | None,
     setting(WanConfig, "weights", "--weights-folder", metavar="DIR", show_default=False, file_okay=False, exists=True),
 ]
-Steps = Annotated[int, setting(WanConfig, "steps", min=0, max=200)]
+Steps = Annotated[int, setting(WanConfig, "steps")]
 Guidance = Annotated[
     float,
-    setting(WanConfig, "guidance", min=0.0, max=20.0),
+    setting(WanConfig, "guidance"),
 ]
 Control = Annotated[Literal["proxy", "depth"], setting(WanConfig, "control")]
-Strength = Annotated[float, setting(WanConfig, "strength", min=0.01, max=1.0)]
+Strength = Annotated[float, setting(WanConfig, "strength")]
 Chain = Annotated[
     int,
-    setting(WanConfig, "chain", min=0, max=5),
+    setting(WanConfig, "chain"),
 ]
 Precision = Annotated[Literal["auto", "fp32", "bf16", "fp16"], setting(WanConfig, "dtype", "--dtype")]
 Offload = Annotated[
@@ -215,7 +230,7 @@ Lora = Annotated[
     Path | None,
     setting(WanConfig, "lora", metavar="FILE", show_default=False),
 ]
-Cache = Annotated[float, setting(WanConfig, "cache", min=0.0, max=1.0)]
+Cache = Annotated[float, setting(WanConfig, "cache")]
 Attention = Annotated[str, setting(WanConfig, "attention", metavar="NAME", show_default=False)]
 
 

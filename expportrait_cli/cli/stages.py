@@ -69,7 +69,7 @@ def fit(
     supervision: Annotated[Supervision, options.setting(FitConfig, "supervision")] = FitConfig.supervision,
     recenter: Annotated[Recenter, options.setting(FitConfig, "recenter")] = FitConfig.recenter,
     detail: Annotated[bool, options.setting(FitConfig, "detail", "--detail/--no-detail")] = FitConfig.detail,
-    rounds: Annotated[int, options.setting(FitConfig, "rounds", min=0)] = FitConfig.rounds,
+    rounds: Annotated[int, options.setting(FitConfig, "rounds")] = FitConfig.rounds,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
     log_level: options.LogLevel = None,

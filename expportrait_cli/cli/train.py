@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from expportrait_cli.cli import options
-from expportrait_cli.cli.boundary import Display
+from expportrait_cli.cli.boundary import Display, shown
 from expportrait_cli.cli.options import HeadModelOption
 from expportrait_cli.config import GeneratorTask, GeneratorTraining, MiniTraining, PrepareConfig, TransferTraining
 from expportrait_cli.errors import UsageError
@@ -33,10 +33,8 @@ def prepare(
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Processes at a time; one for each processor.", show_default=False)
     ] = None,
-    frames: Annotated[int, options.setting(PrepareConfig, "frames", min=24)] = PrepareConfig.frames,
-    min_face: Annotated[
-        int, options.setting(PrepareConfig, "min_face_px", metavar="PX", min=16)
-    ] = PrepareConfig.min_face_px,
+    frames: Annotated[int, options.setting(PrepareConfig, "frames")] = PrepareConfig.frames,
+    min_face: Annotated[int, options.setting(PrepareConfig, "min_face_px", metavar="PX")] = PrepareConfig.min_face_px,
     head_model: HeadModelOption = "anny",
     as_json: options.Json = False,
     quiet: options.Quiet = False,
@@ -68,9 +66,9 @@ Datasets = Annotated[
     list[Path] | None,
     typer.Argument(metavar="DATASET...", help="Folders made by `data prepare`; none for made-up people alone."),
 ]
-Steps = Annotated[int, options.setting(TransferTraining, "steps", min=1)]
-Synthetic = Annotated[int, options.setting(TransferTraining, "synthetic", min=0)]
-Seed = Annotated[int, options.setting(TransferTraining, "seed", min=0)]
+Steps = Annotated[int, options.setting(TransferTraining, "steps")]
+Synthetic = Annotated[int, options.setting(TransferTraining, "synthetic")]
+Seed = Annotated[int, options.setting(TransferTraining, "seed")]
 
 
 @app.command("transfer")
@@ -121,7 +119,7 @@ def ablation(
     with Display() as display:
         figures, table = run(datasets or [], path, config, display.stage)
     if not as_json:
-        typer.echo(table, err=True)
+        typer.echo(shown(table, keep="\n"), err=True)
     options.echo(path, figures, as_json=as_json)
 
 
@@ -136,22 +134,22 @@ def generator(
     base: Annotated[
         str, typer.Option(metavar="FOLDER", help="Wan in the form of diffusers, by folder or by name in the cache.")
     ] = BASE,
-    epochs: Annotated[int, options.setting(GeneratorTraining, "epochs", min=1)] = GeneratorTraining.epochs,
-    steps: Annotated[int, options.setting(GeneratorTraining, "steps", min=0)] = GeneratorTraining.steps,
-    size: Annotated[int, options.setting(GeneratorTraining, "size", min=32)] = (GeneratorTraining.size),
-    frames: Annotated[int, options.setting(GeneratorTraining, "frames", min=5)] = GeneratorTraining.frames,
-    batch: Annotated[int, options.setting(GeneratorTraining, "batch", min=1)] = GeneratorTraining.batch,
-    rate: Annotated[float, options.setting(GeneratorTraining, "rate", min=0.0)] = GeneratorTraining.rate,
-    trunk: Annotated[float, options.setting(GeneratorTraining, "trunk", min=0.0)] = (GeneratorTraining.trunk),
-    lora: Annotated[int, options.setting(GeneratorTraining, "lora", min=0)] = GeneratorTraining.lora,
+    epochs: Annotated[int, options.setting(GeneratorTraining, "epochs")] = GeneratorTraining.epochs,
+    steps: Annotated[int, options.setting(GeneratorTraining, "steps")] = GeneratorTraining.steps,
+    size: Annotated[int, options.setting(GeneratorTraining, "size")] = (GeneratorTraining.size),
+    frames: Annotated[int, options.setting(GeneratorTraining, "frames")] = GeneratorTraining.frames,
+    batch: Annotated[int, options.setting(GeneratorTraining, "batch")] = GeneratorTraining.batch,
+    rate: Annotated[float, options.setting(GeneratorTraining, "rate")] = GeneratorTraining.rate,
+    trunk: Annotated[float, options.setting(GeneratorTraining, "trunk")] = (GeneratorTraining.trunk),
+    lora: Annotated[int, options.setting(GeneratorTraining, "lora")] = GeneratorTraining.lora,
     loss: Annotated[Literal["velocity", "epsilon"], options.setting(GeneratorTask, "loss")] = (GeneratorTask.loss),
     hint: Annotated[bool, options.setting(GeneratorTask, "hint", "--hint")] = GeneratorTask.hint,
     checkpointing: Annotated[
         bool,
         options.setting(GeneratorTask, "checkpointing", "--checkpointing/--no-checkpointing"),
     ] = GeneratorTask.checkpointing,
-    report_every: Annotated[int, options.setting(GeneratorTask, "report_every", min=1)] = GeneratorTask.report_every,
-    sample_every: Annotated[int, options.setting(GeneratorTask, "sample_every", min=1)] = GeneratorTask.sample_every,
+    report_every: Annotated[int, options.setting(GeneratorTask, "report_every")] = GeneratorTask.report_every,
+    sample_every: Annotated[int, options.setting(GeneratorTask, "sample_every")] = GeneratorTask.sample_every,
     seed: Seed = GeneratorTraining.seed,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
@@ -204,8 +202,8 @@ def mini(
     datasets: Sets,
     *,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="A .safetensors file.", show_default=False)],
-    steps: Annotated[int, options.setting(MiniTraining, "steps", min=1)] = MiniTraining.steps,
-    photos: Annotated[int, options.setting(MiniTraining, "photos", min=1)] = (MiniTraining.photos),
+    steps: Annotated[int, options.setting(MiniTraining, "steps")] = MiniTraining.steps,
+    photos: Annotated[int, options.setting(MiniTraining, "photos")] = (MiniTraining.photos),
     seed: Seed = MiniTraining.seed,
     as_json: options.Json = False,
     quiet: options.Quiet = False,

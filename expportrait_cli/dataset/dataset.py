@@ -2,12 +2,13 @@
 
 import json
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from expportrait_cli.artifacts.files import atomic_path
+from expportrait_cli.artifacts.files import atomic_path, read_json
 from expportrait_cli.errors import InputError
 from expportrait_cli.version import __version__
 
@@ -15,6 +16,8 @@ log = logging.getLogger(__name__)
 
 KIND, VERSION = "dataset", 1
 FILE, CLIPS = "dataset.json", "clips"
+NAME = re.compile(r"[\w+.-]*[\w+-][\w+.-]*")
+"""Of a clip's folder: never a way out of the set."""
 VIDEO, TRACKING, HEAD = "clip.mp4", "track.npz", "head.npz"
 
 
@@ -100,13 +103,13 @@ def read(folder: Path) -> dict[str, Any]:
     """Read `dataset.json` and check that it is one."""
     path = folder / FILE
     try:
-        content = json.loads(path.read_text("utf-8"))
+        content = read_json(path)
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(
             f"{folder} is no prepared set: it has no {FILE}. Make one: `expportrait data prepare FOLDER -o {folder}`."
         ) from None
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} is damaged. Run `expportrait data prepare` again.") from error
+        raise InputError(f"{path} is damaged ({error}). Run `expportrait data prepare` again.") from error
     if not isinstance(content, dict) or content.get("kind") != KIND:
         raise InputError(f"{path} is not a set of this tool. Name the folder that `expportrait data prepare` wrote.")
     found = content.get("version")
@@ -114,18 +117,18 @@ def read(folder: Path) -> dict[str, Any]:
         is_newer = isinstance(found, int) and found > VERSION
         remedy = "Update the tool." if is_newer else "Prepare the videos again."
         raise InputError(f"{path} is version {found}, this tool reads version {VERSION}. {remedy}")
-    if not (isinstance(content.get("complete"), bool) and all(_is_row(row) for row in content.get("clips", [None]))):
+    rows = content.get("clips")
+    if not (isinstance(content.get("complete"), bool) and isinstance(rows, list) and all(map(_is_row, rows))):
         raise InputError(f"{path} is damaged. Run `expportrait data prepare` again.")
     return content
 
 
 def _is_row(row: Any) -> bool:
     texts = ("name", "person", "status", "head_model")
-    # A name is a folder, never a way out of the set.
     return (
         isinstance(row, dict)
         and all(isinstance(row.get(key), str) for key in texts)
-        and Path(row["name"]).name == row["name"]
+        and NAME.fullmatch(row["name"]) is not None
     )
 
 

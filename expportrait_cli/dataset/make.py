@@ -1,6 +1,5 @@
 """What a worker process does: look at a video and cut its clips out; track and fit one clip."""
 
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from expportrait_cli.artifacts import npz
-from expportrait_cli.artifacts.files import atomic_path
 from expportrait_cli.artifacts.types import CROP_SIZE
 from expportrait_cli.config import FitConfig, PrepareConfig, TrackConfig
 from expportrait_cli.dataset.dataset import Clip, Row, clip_of
@@ -24,6 +22,7 @@ from expportrait_cli.errors import InputError
 from expportrait_cli.head import HeadModel, HeadName
 from expportrait_cli.media.writer import VideoWriter
 from expportrait_cli.pipeline.heads import head_by_name
+from expportrait_cli.pipeline.provenance import read_record, write_record
 from expportrait_cli.pipeline.steps import Steps, fit_header, is_current, made_by, track_header
 from expportrait_cli.runtime import Stages
 
@@ -60,12 +59,12 @@ def scanned(source: Source, shop: Workshop) -> Scan:
     """Look at a video, unless that was done already."""
     digest = source.digest()
     path = shop.kept("scans", scan_key(digest, shop.config))
-    if content := read_json(path):
+    if content := read_record(path):
         return Scan.from_json(content)
     notes.take()
     found = scan(source, digest, shop.config)
     found = replace(found, notes=tuple(notes.take()))
-    write_json(path, found.to_json())
+    write_record(path, found.to_json())
     return found
 
 
@@ -126,7 +125,7 @@ def plan_of(source: Source, found: Scan, index: int, shop: Workshop, *, person: 
 
 def finished(plan: Plan) -> Row | None:
     """The row of a clip that is made, or was refused after tracking; None when something of it is missing."""
-    content = read_json(plan.shop.kept("clips", plan.row.name))
+    content = read_record(plan.shop.kept("clips", plan.row.name))
     if content.get("key") != plan.key:
         return None
     row = replace(plan.row, **{name: content[name] for name in ("status", "reason", "figures", "histograms", "notes")})
@@ -173,7 +172,7 @@ def remembered(plan: Plan, row: Row) -> Row:
         kind: npz.read_header(path)["made_by"]["key"] if path.is_file() else ""
         for kind, path in (("track", plan.clip.tracking), ("head", plan.clip.head))
     }
-    write_json(plan.shop.kept("clips", row.name), {"key": plan.key, **keys, **asdict(row)})
+    write_record(plan.shop.kept("clips", row.name), {"key": plan.key, **keys, **asdict(row)})
     return row
 
 
@@ -192,18 +191,3 @@ def safe(name: str) -> str:
     """A name that every file system and shell takes as it is."""
     plain = "".join(c if c.isascii() and (c.isalnum() or c in "+._-") else "_" for c in name)
     return plain.lstrip("-.")[:60] or "clip"
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read what was remembered; a file that is absent or damaged holds nothing."""
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Remember something, in full or not at all."""
-    with atomic_path(path) as partial:
-        partial.write_text(json.dumps(content), "utf-8")

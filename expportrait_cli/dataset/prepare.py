@@ -1,7 +1,6 @@
 """A folder of videos to a set for training: clips cut out, judged, tracked and fitted, with a page that shows them."""
 
 import logging
-import traceback
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import monotonic
@@ -177,7 +176,7 @@ class Book:
         """Note a fault of the tool, so that the others go on; what concerns all clips is raised."""
         if isinstance(error, UserError | MemoryError):
             raise error
-        log.error("%s: %s", name, "".join(traceback.format_exception(error)).rstrip())
+        log.error("%s", name, exc_info=error)
         self._failed.append(name)
 
     def close(self) -> dict[str, Any]:

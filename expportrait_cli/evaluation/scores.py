@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import numpy as np
 from jaxtyping import Float64
@@ -184,6 +184,8 @@ def scores_from_json(document: dict[str, Any]) -> Scores:
     """
     if (document["kind"], document["version"]) != (Scores.KIND, Scores.VERSION):
         raise ValueError(f"{document['kind']} of version {document['version']}")
+    if document["mode"] not in get_args(Mode):
+        raise ValueError(f"a mode {document['mode']!r}")
     rows = [[row[name] for name in NAMES] for row in document["rows"]]
     values = np.array([[np.nan if value is None else value for value in row] for row in rows], np.float64)
     output, target, reference = (str(document[key]) for key in ("output", "target", "reference"))

@@ -45,9 +45,12 @@ class Gaussian:
 
     def score(self, colours: Float[np.ndarray, "*B 3"]) -> Float[np.ndarray, "*B"]:
         """Logarithm of the density, up to a constant that all classes share."""
+        return self.peak_score(colours) - 0.5 * np.log(np.linalg.det(self.covariance))
+
+    def peak_score(self, colours: Float[np.ndarray, "*B 3"]) -> Float[np.ndarray, "*B"]:
+        """Logarithm of the density over that of the mean colour: 0 there, less elsewhere."""
         away = colours - self.mean
-        square = np.einsum("...i,ij,...j->...", away, np.linalg.inv(self.covariance), away)
-        return -0.5 * square - 0.5 * np.log(np.linalg.det(self.covariance))
+        return -0.5 * np.einsum("...i,ij,...j->...", away, np.linalg.inv(self.covariance), away)
 
     def distance(self, other: "Gaussian") -> float:
         """Mahalanobis distance of the means under the mean covariance."""
@@ -95,7 +98,9 @@ def pixel_classes(
     hair = 1 / (1 + np.exp(np.clip(odds, -30, 30)))
     clothes = (torso | (below & ~is_drawn)).astype(np.float64)
     if skin_colours is not None:
-        known = [each.score(lab) - each.score(each.mean[None]) for each in (skin_colours, hair_colours) if each is not None]
+        known = [
+            each.score(lab) - each.score(each.mean[None]) for each in (skin_colours, hair_colours) if each is not None
+        ]
         clothes *= 1 / (1 + np.exp(np.clip(np.max(known, 0) - OTHER, -30, 30)))
     shares = np.stack([(1 - clothes) * (1 - hair), (1 - clothes) * hair, clothes], -1).astype(np.float32)
     radius = max(round(4 * image.shape[0] / CROP_SIZE), 1)

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import cv2
 import numpy as np
@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from expportrait_cli.artifacts import network_file
 from expportrait_cli.artifacts.network_file import NetworkKind
-from expportrait_cli.errors import WeightsError
+from expportrait_cli.errors import UsageError, WeightsError
 from expportrait_cli.painting.scene import Sketch, Sketches, Still
 from expportrait_cli.painting.wan import require_packages
+from expportrait_cli.runtime import Between, Checked
 
 PLANES = 7
 """Colour (3), guess (1), normals (3)."""
@@ -27,15 +28,15 @@ CELL = 16
 
 
 @dataclass(frozen=True)
-class MiniShape:
+class MiniShape(Checked):
     """Sizes of the network."""
 
     channels: tuple[int, int, int] = (32, 48, 96)
     """Of the stem at a half, a quarter and an eighth of the picture."""
-    heads: int = 4
-    head_width: int = 48
-    layers: int = 4
-    spread: int = 3
+    heads: Annotated[int, Between(1, 64)] = 4
+    head_width: Annotated[int, Between(6, 512)] = 48
+    layers: Annotated[int, Between(1, 64)] = 4
+    spread: Annotated[int, Between(1, 16)] = 3
     """Width of the feed-forward layers, in widths of the tokens."""
 
 
@@ -195,8 +196,17 @@ def load_mini(path: Path) -> MiniNet:
     header = network_file.read_header(path, KIND)
     try:
         sizes = dict(header["network"])
-        network = MiniNet(MiniShape(tuple(sizes.pop("channels")), **sizes))
-        network.load_state_dict(network_file.read_tensors(path))
-    except (KeyError, RuntimeError, TypeError) as error:
+        channels, tensors = tuple(sizes.pop("channels")), network_file.read_tensors(path)
+        if len(channels) != 3 or any(type(count) is not int or not 0 < count <= 4096 for count in channels):
+            raise ValueError(f"channels {channels}")
+        shape = MiniShape(channels, **sizes)
+        # Without memory first: a file of a few bytes could name a network of any size.
+        with torch.device("meta"):
+            expected = {name: tensor.shape for name, tensor in MiniNet(shape).state_dict().items()}
+        if expected != {name: tensor.shape for name, tensor in tensors.items()}:
+            raise ValueError("other shapes")
+        network = MiniNet(shape)
+        network.load_state_dict(tensors)
+    except (KeyError, RuntimeError, TypeError, ValueError, UsageError) as error:
         raise WeightsError(f"{path} is damaged: its tensors do not make the network that it names.") from error
     return network.eval().requires_grad_(False)

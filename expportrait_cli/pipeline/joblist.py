@@ -1,24 +1,23 @@
 """Lists of jobs: CSV with a header line, or one JSON object a line."""
 
 import csv
-import json
+import io
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from difflib import get_close_matches
-from math import isfinite
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any
 
-from expportrait_cli.artifacts.files import film_name
+from expportrait_cli.artifacts.files import film_name, parse_json, read_text
 from expportrait_cli.config import SIZES, GenerateConfig, TrackConfig, TransferConfig, WanConfig
 from expportrait_cli.errors import InputError, UsageError
 from expportrait_cli.pipeline.job import Job
+from expportrait_cli.runtime import expected
 
 WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 SECTIONS = {"track": TrackConfig, "transfer": TransferConfig, "generate": GenerateConfig}
-CHOICES = {"size": SIZES}
-LARGEST = 1000.0
-"""Above any setting that means something."""
+LONGEST = 1 << 26
+"""Bytes of a list: a million rows."""
 PATHS = ("reference", "driving", "output", "curves")
 REFUSED = ("several", "wan")
 """Settings that a list cannot change: in a batch, several faces without a choice are always an error; and what is no
@@ -58,16 +57,21 @@ def part_of(jobs: list[Job], part: str) -> list[Job]:
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
-        text = path.read_text("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(path, LONGEST)
+    except (OSError, ValueError) as error:
         raise InputError(f"{path} could not be read as text: {error}. Expected CSV or JSONL.") from error
     if path.suffix.lower() in (".jsonl", ".ndjson"):
-        for number, line in enumerate(text.splitlines(), 1):
+        # Other ends of lines than this one may stand in a text of JSON.
+        for number, line in enumerate(text.split("\n"), 1):
             if line.strip():
                 yield number, _object(path, number, line)
-        return
-    lines = text.splitlines()
-    reader = csv.reader(lines, delimiter=_delimiter(lines))
+    else:
+        yield from _table(path, text)
+
+
+def _table(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Rows of CSV by the names of their columns, with the line of each."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text.splitlines()))
     try:
         header: list[str] | None = None
         for cells in reader:
@@ -76,6 +80,8 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 continue
             if header is None:
                 header = ["_".join(cell.lower().split()) for cell in cells]
+                if twice := sorted({name for name in header if name and header.count(name) > 1}):
+                    raise InputError(f"{path}, line {reader.line_num}: column {twice[0][:60]} is there twice.")
                 continue
             if any(cells[len(header) :]):
                 raise InputError(f"{path}, line {reader.line_num}: more cells than the header has columns.")
@@ -92,8 +98,8 @@ def _delimiter(lines: list[str]) -> str:
 
 def _object(path: Path, number: int, line: str) -> dict[str, Any]:
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        row = parse_json(line)
+    except ValueError as error:
         raise InputError(f"{path}, line {number}: no JSON ({error}).") from error
     if not isinstance(row, dict):
         raise InputError(f"{path}, line {number}: expected an object with reference and driving.")
@@ -105,6 +111,9 @@ def _job(row: dict[str, Any], base: Path, folder: Path, place: str) -> Job:
     for name in ("reference", "driving"):
         if not row.get(name):
             raise InputError(f"{place}: no {name}. Expected at least reference and driving.")
+    strange = next((name for name, cell in row.items() if isinstance(cell, (dict, list)) or "\0" in str(cell)), None)
+    if strange is not None:
+        raise InputError(f"{place}: {strange[:60]} is no text, number, or true and false.")
     named = {name: Path(str(row.pop(name))) for name in PATHS if name in row}
     reference, driving = base / named["reference"], base / named["driving"]
     out = base / named["output"] if "output" in named else folder / film_name(reference, driving)
@@ -132,15 +141,17 @@ def _wan(row: dict[str, Any], base: Path, place: str) -> WanConfig:
 
 def _section(cls: Any, row: dict[str, Any], place: str) -> Any:
     """Take a stage's settings out of a row."""
-    hints = get_type_hints(cls)
     chosen: dict[str, Any] = {"several": "fail"} if cls is TrackConfig else {}
     for field in fields(cls):
         if field.name not in row or field.name in REFUSED:
             continue
-        value = _value(row.pop(field.name), field.default, field.name, place)
-        allowed = get_args(hints[field.name]) if get_origin(hints[field.name]) is Literal else CHOICES.get(field.name)
-        if allowed is not None and value not in allowed:
-            raise InputError(f"{place}: {field.name} is {value!r}, expected one of {', '.join(map(str, allowed))}.")
+        cell = row.pop(field.name)
+        value = _value(cell, field.default, field.name, place)
+        wanted = expected(cls, field.name, value)
+        if field.name == "size" and value not in SIZES:
+            wanted = f"one of {', '.join(map(str, SIZES))}"
+        if wanted:
+            raise InputError(f"{place}: {field.name} is {str(cell)[:60]!r}, expected {wanted}.")
         chosen[field.name] = value
     return cls(**chosen)
 
@@ -153,15 +164,10 @@ def _value(value: Any, default: Any, name: str, place: str) -> Any:
             case bool():
                 return WORDS[text.lower()]
             case int():
-                if int(text) < 0:
-                    raise ValueError(text)
                 return int(text)
             case float() | None:
-                number = float(text)
-                if not isfinite(number) or abs(number) > LARGEST:
-                    raise ValueError(text)
-                return number
+                return float(text)
         return text
     except (KeyError, ValueError):
-        kind = {bool: "yes or no", int: "a whole number from 0"}.get(type(default), f"a number up to {LARGEST:g}")
-        raise InputError(f"{place}: {name} is {text!r}, expected {kind}.") from None
+        kind = {bool: "yes or no", int: "a whole number"}.get(type(default), "a number")
+        raise InputError(f"{place}: {name} is {text[:60]!r}, expected {kind}.") from None

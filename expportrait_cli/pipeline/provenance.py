@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from expportrait_cli.artifacts import npz
-from expportrait_cli.artifacts.files import atomic_path, content_hash
+from expportrait_cli.artifacts.files import atomic_path, content_hash, read_json
 from expportrait_cli.artifacts.types import HeadFit, Tracking
 from expportrait_cli.config import FitConfig
 from expportrait_cli.detect.estimator import available, sapiens_file
@@ -65,7 +65,7 @@ def fit_quality(head_fit: HeadFit) -> dict[str, Any]:
         quality["frames"] = len(head_fit.dynamic_offset)
     compared = np.isfinite(head_fit.dynamic_loss).all(1)
     if compared.any():
-        without, with_folds = head_fit.dynamic_loss[compared].mean(0)
+        without, with_folds = head_fit.dynamic_loss[compared].mean(0).clip(1e-9)
         quality["folds_explain_percent"] = round(float(100 * (1 - with_folds / without)), 1)
     return quality
 
@@ -151,7 +151,7 @@ def write_record(path: Path, content: Mapping[str, Any]) -> None:
 def read_record(path: Path) -> dict[str, Any]:
     """Read a record; one that is absent or damaged is empty."""
     try:
-        content = json.loads(path.read_text("utf-8"))
+        content = read_json(path)
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from expportrait_cli.artifacts import network_file
 from expportrait_cli.artifacts.network_file import NetworkKind
-from expportrait_cli.errors import WeightsError
+from expportrait_cli.errors import UsageError, WeightsError
 from expportrait_cli.geometry.rotations import matrix
 from expportrait_cli.head import HeadModel
 from expportrait_cli.retargeting.face import Face, Neutral
+from expportrait_cli.runtime import Between, Checked
 
 LIMIT_M = 0.008
 UNIT_M = 0.001
@@ -32,21 +33,21 @@ Kind = Literal["learned", "blind", "concat"]
 
 
 @dataclass(frozen=True)
-class NetworkConfig:
+class NetworkConfig(Checked):
     """Sizes of the module; stored in its weights file."""
 
     kind: Kind = "learned"
     """learned: coefficients times a basis that each identity has of its own; blind: the same without any word of the
     identity; concat: one perceptron of position, shape and expression, as the paper may have meant."""
-    expression: int = 40
-    code: int = 48
+    expression: Annotated[int, Between(1, 1000)] = 40
+    code: Annotated[int, Between(0, 1000)] = 48
     """Components of the identity code."""
-    hidden: int = 256
-    depth: int = 5
-    rank: int = 64
+    hidden: Annotated[int, Between(1, 2048)] = 256
+    depth: Annotated[int, Between(1, 16)] = 5
+    rank: Annotated[int, Between(1, 512)] = 64
     """Fields of the basis."""
-    driving: int = 128
-    frequencies: int = 8
+    driving: Annotated[int, Between(1, 2048)] = 128
+    frequencies: Annotated[int, Between(0, 16)] = 8
 
 
 def encoded(points: Float[Tensor, "*B 3"], frequencies: int) -> Float[Tensor, "*B C"]:
@@ -250,11 +251,9 @@ def load_network(path: Path, head: HeadModel) -> Trained:
     tensors = network_file.read_tensors(path)
     try:
         config = NetworkConfig(**header["network"])
-        if config.kind not in get_args(Kind):
-            raise KeyError(config.kind)
         network = TransferNetwork(config, face)
         psi_most, jaw_most = tensors.pop("psi_most").numpy(), tensors.pop("jaw_most").numpy()
         network.load_state_dict(tensors)
-    except (KeyError, RuntimeError, TypeError) as error:
+    except (KeyError, RuntimeError, TypeError, UsageError) as error:
         raise WeightsError(f"{path} is damaged: its tensors do not make the network that it names.") from error
     return Trained(network.eval().requires_grad_(False), psi_most, jaw_most)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -13,7 +14,7 @@ import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from expportrait_cli.artifacts.files import atomic_path
+from expportrait_cli.artifacts.files import atomic_path, parse_json
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.geometry.rotations import FRONTAL
 from expportrait_cli.head import HeadModel, dense
@@ -44,14 +45,21 @@ class History:
     @classmethod
     def read(cls, path: Path) -> "History":
         """What a run has reported so far; of a step that was reported twice, the later."""
-        lines = path.read_text("utf-8").splitlines() if path.is_file() else []
-        by_step = {row["step"]: {name: float(value) for name, value in row.items()} for row in map(json.loads, lines)}
+        by_step: dict[float, dict[str, float]] = {}
+        for number, line in enumerate(path.read_bytes().splitlines() if path.is_file() else [], 1):
+            try:
+                row = {name: math.nan if value is None else float(value) for name, value in parse_json(line).items()}
+                by_step[row["step"]] = row
+            except (ValueError, TypeError, KeyError, AttributeError):
+                log.warning("%s, line %d is damaged, and left out of the curves.", path, number)
         return cls(path, rows=[by_step[step] for step in sorted(by_step)])
 
     def add(self, step: int, figures: dict[str, float]) -> None:
         """Append a report."""
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **{k: round(v, 5) for k, v in figures.items()}}) + "\n")
+            # JSON has no NaN.
+            row = {name: round(value, 5) if math.isfinite(value) else None for name, value in figures.items()}
+            file.write(json.dumps({"step": step, **row}) + "\n")
         told = ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
         log.info("step %d: %s", step, told)
         if self.tensorboard is not None and self._writer is None:

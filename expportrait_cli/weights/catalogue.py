@@ -1,19 +1,22 @@
 """The catalogue of weights: where each file lies, what it must hash to, and what its licence allows."""
 
 import importlib.util
-import json
 import logging
 import os
+import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from expportrait_cli.artifacts.files import sha256
-from expportrait_cli.errors import UsageError, WeightsError
+from expportrait_cli.artifacts.files import read_json, read_toml, sha256
+from expportrait_cli.errors import UsageError, WeightsError, one_line
 
 PACKAGED = Path(__file__).parents[1] / "_weights"
 CHECKOUT = Path(__file__).parents[2] / "weights"
+
+HASH, NAME = re.compile("([0-9a-f]{64})?"), re.compile(r"[\w ./+-]{1,200}")
+"""What a sha256, and the name of a file, may be."""
 
 FETCHED = "fetched.json"
 """Note in a folder that was downloaded: from where, which commit, and the hash of each file."""
@@ -67,7 +70,12 @@ def folders() -> tuple[Path, ...]:
 
 def weights_file(name: str) -> Path:
     """Path of a file of the weights folder."""
+    chosen = os.environ.get("EXPPORTRAIT_WEIGHTS")
+    if chosen and Path(chosen).exists() and not Path(chosen).is_dir():
+        raise WeightsError(f"EXPPORTRAIT_WEIGHTS names {chosen}, which is no folder. Name one, or unset it.")
     for folder in folders():
+        if (folder / name).is_dir():
+            raise WeightsError(f"{folder / name} is a folder, expected a file. Remove it.")
         if (folder / name).is_file():
             return folder / name
     raise WeightsError(
@@ -88,18 +96,47 @@ def mediapipe_interface() -> Interface:
 
 @cache
 def entries() -> tuple[Weight, ...]:
-    """Every entry of weights/catalogue.toml."""
+    """Every entry of weights/catalogue.toml.
+
+    Raises:
+        WeightsError: it is damaged.
+    """
+    path = weights_file("catalogue.toml")
     try:
-        import tomllib
-    except ModuleNotFoundError:  # Python 3.10
-        import tomli as tomllib
-    rows = tomllib.loads(weights_file("catalogue.toml").read_text("utf-8"))["weight"]
-    return tuple(_weight(row) for row in rows)
+        rows = read_toml(path)["weight"]
+        if not isinstance(rows, list) or not rows:
+            raise ValueError("it has no entries")
+        found = tuple(_weight(row) for row in rows)
+        if len({weight.name for weight in found}) < len(found):
+            raise ValueError("it has two entries of one name")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WeightsError(
+            f"{path} is no catalogue of weights: {one_line(error)}. Take it out of EXPPORTRAIT_WEIGHTS, or install the "
+            "tool again."
+        ) from error
+    return found
 
 
-def _weight(row: dict[str, Any]) -> Weight:
+def _weight(row: Any) -> Weight:
     """An entry; lists become tuples, which can be hashed."""
-    return Weight(**{name: _hashable(value) for name, value in row.items()})
+    if not isinstance(row, dict):
+        raise ValueError("an entry is no table")
+    name, values = str(row.get("name"))[:60], {key: _hashable(value) for key, value in row.items()}
+    for key, value in values.items():
+        kind = tuple if key in ("needed_by", "parts", "data") else bool if key == "optional" else str
+        rows = value if key == "data" and type(value) is tuple else [value] if kind is tuple else []
+        is_sound = all(type(row) is tuple and all(isinstance(text, str) for text in row) for row in rows)
+        if type(value) is not kind or not is_sound or (key == "data" and any(len(row) != 2 for row in rows)):
+            raise ValueError(f"{key} of {name!r} is {str(value)[:60]!r}")
+    weight = Weight(**values)
+    inside = Path(weight.file)
+    if not weight.name or not HASH.fullmatch(weight.sha256):
+        raise ValueError(f"sha256 of {name!r} is {weight.sha256[:70]!r}, or it has no name")
+    if not NAME.fullmatch(weight.file) or inside.is_absolute() or ".." in inside.parts or inside == Path():
+        raise ValueError(f"file of {name!r} is {weight.file[:60]!r}, expected a path below the folder")
+    if weight.package and not weight.package.isidentifier():
+        raise ValueError(f"package of {name!r} is {weight.package[:60]!r}")
+    return weight
 
 
 def _hashable(value: Any) -> Any:
@@ -140,8 +177,8 @@ def state(weight: Weight) -> State:
 def _is_as_fetched(folder: Path) -> bool:
     """Whether every file of a folder has the hash that was noted when it arrived."""
     try:
-        rows = json.loads((folder / FETCHED).read_text("utf-8"))["files"]
-        return all(sha256(folder / row["file"]) == row["sha256"] for row in rows)
+        rows = read_json(folder / FETCHED)["files"]
+        return bool(rows) and all(sha256(folder / row["file"]) == row["sha256"] for row in rows)
     except (OSError, ValueError, KeyError, TypeError):
         return False
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from expportrait_cli.artifacts.files import sha256
-from expportrait_cli.errors import OutputError, WeightsError
+from expportrait_cli.errors import OutputError, WeightsError, one_line
 from expportrait_cli.runtime import Progress
 from expportrait_cli.version import __version__
 from expportrait_cli.weights.catalogue import Weight, how_to_get
@@ -20,6 +20,7 @@ PIECE = 1 << 18
 TIMEOUT_S = 30.0
 """Longest silence of the other side."""
 RANGE_NOT_SATISFIABLE = 416
+TEXTS = (".json", ".md", ".txt")
 
 
 def fetch(weight: Weight, folder: Path, progress: Progress) -> Path:
@@ -41,20 +42,38 @@ def fetch(weight: Weight, folder: Path, progress: Progress) -> Path:
     partial = target.with_name(f".{target.name}.partial")
     version = partial.with_name(f"{partial.name}.version")
     with _alone(partial) as stream:
-        _download(weight.source, stream, version, progress)
+        _download(weight.source, stream, version, progress, has_hash=bool(weight.sha256))
         stream.flush()
-        found = sha256(partial) if weight.sha256 else ""
-        if found != weight.sha256:
+        fault = _fault(partial, target.suffix, weight.sha256)
+        if fault:
             # It can never become right, and would be gone on with for ever.
             partial.unlink()
             version.unlink(missing_ok=True)
             raise WeightsError(
-                f"{weight.source} has the sha256 {found}, expected {weight.sha256}: thrown away. Try again; if it "
-                "stays so, its publisher has replaced it."
+                f"{weight.source} {fault}: thrown away. Try again; if it stays so, its publisher has replaced it."
             )
         partial.replace(target)
         version.unlink(missing_ok=True)
     return target
+
+
+def _fault(path: Path, suffix: str, digest: str) -> str:
+    """What shows that a file is not the one that was asked for; empty if nothing does."""
+    if digest:
+        found = sha256(path)
+        return "" if found == digest else f"has the sha256 {found}, expected {digest}"
+    with path.open("rb") as file:
+        start = file.read(256).lstrip()
+    if suffix == ".safetensors":
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, "np"):
+                return ""
+        except SafetensorError as error:
+            return f"is no file of safetensors ({one_line(error)})"
+    # Of a network that asks to log in first, or of a publisher who has moved.
+    return "is a web page" if start.startswith(b"<") and suffix not in TEXTS else ""
 
 
 @contextmanager
@@ -84,7 +103,7 @@ def _alone(partial: Path) -> Iterator[IO[bytes]]:
                 partial.unlink(missing_ok=True)
 
 
-def _download(url: str, stream: IO[bytes], version: Path, progress: Progress) -> None:
+def _download(url: str, stream: IO[bytes], version: Path, progress: Progress, *, has_hash: bool) -> None:
     """Fill `stream` up to the end of what lies at `url`.
 
     `version` keeps the server's own mark of the file's version, without which a resumed file could be half old and
@@ -100,11 +119,18 @@ def _download(url: str, stream: IO[bytes], version: Path, progress: Progress) ->
             have = 0
             stream.seek(0)
             stream.truncate()
-            version.write_text(_mark(response), "utf-8")
         elif not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
             raise WeightsError(f"{url} went on at another place than asked. Try again later.")
-        length = response.headers.get("Content-Length")
-        total = have + int(length) if length else None
+        length = response.headers.get("Content-Length", "")
+        total = have + int(length) if length.isdecimal() and len(length) < 16 else None
+        # What comes in chunks says itself when it has ended.
+        if total is None and not has_hash and not response.chunked:
+            raise WeightsError(
+                f"{url} does not say how long it is, and nobody published its sha256: nobody could tell whether all of "
+                "it has arrived. Download it by hand."
+            )
+        if not have:
+            version.write_text(_mark(response), "utf-8")
         for piece in _pieces(response, url):
             stream.write(piece)
             have += len(piece)

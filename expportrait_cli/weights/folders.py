@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from expportrait_cli.artifacts.files import atomic_path, sha256
+from expportrait_cli.artifacts.files import atomic_path, read_json, sha256
 from expportrait_cli.errors import OutputError, WeightsError
 from expportrait_cli.weights.catalogue import folders
 
@@ -44,7 +44,7 @@ def kind_of(path: Path) -> FolderName:
     if (path / MANIFEST).is_file():
         return "wan-portrait"
     try:
-        name = json.loads((path / "transformer" / "config.json").read_text("utf-8"))["_class_name"]
+        name = read_json(path / "transformer" / "config.json")["_class_name"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise WeightsError(
             f"{path} holds no weights of a painter: it has neither {MANIFEST} nor transformer/config.json. Name a "
@@ -65,7 +65,7 @@ def read_folder(path: Path, kind: FolderName) -> Folder:
     if kind == "wan-portrait":
         manifest = path / MANIFEST
         try:
-            content = json.loads(manifest.read_text("utf-8"))
+            content = read_json(manifest)
             licence, source = str(content["base"]["license"]), str(content["base"]["repo"])
             vae = Path(content["vae"])
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -103,7 +103,7 @@ def _remembered(files: list[Path]) -> dict[Path, str]:
     """Hash of each file; known ones of the same size and time are not read again."""
     memory = folders()[-1] / ".hashes.json"
     try:
-        known = json.loads(memory.read_text("utf-8"))
+        known = read_json(memory)
     except (OSError, ValueError):
         known = {}
     if not isinstance(known, dict):

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from expportrait_cli.artifacts.files import atomic_path, sha256
+from expportrait_cli.artifacts.files import atomic_path, parse_json, sha256
 from expportrait_cli.errors import OutputError, WeightsError
 from expportrait_cli.runtime import Progress
 from expportrait_cli.version import __version__
@@ -19,6 +19,8 @@ from expportrait_cli.weights.catalogue import FETCHED, Weight
 from expportrait_cli.weights.download import TIMEOUT_S, fetch
 
 REVISION = "main"
+LONGEST = 1 << 26
+"""Bytes of an answer that are read."""
 SUFFIXES = (".json", ".safetensors", ".md", ".txt")
 """Files that may be taken: nothing that could be executed."""
 
@@ -81,7 +83,7 @@ def _listing(weight: Weight) -> tuple[str, list[Listed]]:
         revision = str(_json(f"{api}/revision/{REVISION}")["sha"])
         rows = _json(f"{api}/tree/{revision}?recursive=true")
         files = [_listed(row) for row in rows if row["type"] == "file" and _is_wanted(row["path"], weight.parts)]
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise WeightsError(f"{api} does not list files as a model hub does. Look on {weight.source}.") from error
     missing = [part for part in weight.parts if not any(_is_under(listed.file, part) for listed in files)]
     if missing:
@@ -107,7 +109,7 @@ def _json(url: str) -> Any:
     request = urllib.request.Request(url, headers={"User-Agent": f"expportrait/{__version__}"})
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
-            return json.load(response)
+            return parse_json(response.read(LONGEST))
     except urllib.error.HTTPError as error:
         raise WeightsError(f"{url} answered {error.code} {error.reason}. Look on the publisher's page.") from error
     except (OSError, http.client.HTTPException, ValueError) as error:

@@ -3,7 +3,7 @@ import pickle
 import zipfile
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -17,18 +17,22 @@ SIZES = {"T": 3, "K": 5, "E": 4, "V": 7, "P": 6, "M": 17}
 
 
 def make(cls):
-    """Fill an artifact with random numbers, in the shapes that its annotations name."""
+    """Fill an artifact with random numbers, in the shapes that its annotations name and within their ranges."""
     random = np.random.default_rng(0)
     values = {}
     for field in fields(cls):
-        if field.type is str:
+        kind: Any = field.type
+        if kind is str:
             values[field.name] = f"/a b/面 {field.name}"
-        elif field.type in (int, float):
-            values[field.name] = field.type(7)
+        elif kind in (int, float):
+            values[field.name] = kind(1)
         else:
-            shape = [SIZES[letter] if letter in SIZES else int(letter) for letter in field.type.dim_str.split()]
-            values[field.name] = (random.random(shape) * 100).astype(field.type.dtypes[0])
-    return cls(**values)
+            shape = [SIZES[letter] if letter in SIZES else int(letter) for letter in kind.dim_str.split()]
+            dtype = np.dtype(kind.dtypes[0])
+            drawn = random.random(shape) * 0.5 if dtype.kind == "f" else random.integers(0, 2, shape)
+            values[field.name] = drawn.astype(dtype)
+    given = {"size": np.array([640, 480]), "rate": np.array([30000, 1001]), "state": np.array([0, 1, 2], np.uint8)}
+    return cls(**{**values, **{name: value for name, value in given.items() if name in values}})
 
 
 @pytest.fixture

@@ -88,6 +88,15 @@ def test_a_list_is_read_and_written_back(clips, tmp_path, monkeypatch):
         ('root = "$NOT_SET_ANYWHERE"\n[[self]]\nclip = "slow.mkv"', "not set"),
         ("name = 'x'", "no pairs"),
         ("[[self", "TOML"),
+        ("a = " + "[" * 150_000, "nested too deep"),
+        ("stride = " + "9" * 5000, "TOML"),
+        ('stride = 99999999999\n[[self]]\nclip = "slow.mkv"', "stride must be 1 to"),
+        ("self = [1]", "is no pair"),
+        ('root = 3\n[[self]]\nclip = "slow.mkv"', "root is no text"),
+        ('[[self]]\nclip = "slow.mkv"\nname = 3', "name is no text"),
+        ('[[self]]\nclip = "slow.mkv"\nname = ".."', "no file's name"),
+        (f'[[self]]\nclip = "slow.mkv"\nname = "{"a" * 201}"', "no file's name"),
+        (f'[[self]]\nclip = "{"a" * 300}.mkv"', "no file's name|does not exist"),
     ],
 )
 def test_a_wrong_list_is_refused_in_one_line(clips, text, words):

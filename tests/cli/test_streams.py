@@ -1,5 +1,6 @@
 """Streams that are closed, signals that get lost, names of any bytes."""
 
+import logging
 import os
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import pytest
 
 from expportrait_cli.artifacts.files import atomic_path, film_name
+from expportrait_cli.cli import boundary
 from expportrait_cli.cli.boundary import Display, command_line
 
 COMMAND = f"{sys.executable} -m expportrait_cli"
@@ -54,3 +56,34 @@ def test_a_name_that_is_no_text_is_told(tmp_path):
     path = os.fsencode(tmp_path / os.fsdecode(b"caf\xe9.png"))
     done = subprocess.run([sys.executable, "-m", "expportrait_cli", "track", path], capture_output=True)
     assert done.returncode == 3 and b"caf\xe9.png does not exist" in done.stderr and b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("\x1b[2J\x1b]0;title\x07.png", "\\x1b[2J\\x1b]0;title\\x07.png"),
+        ("a\x9b31m\x7f\u202egnp.\u2066b\u200f", "a\\x9b31m\\x7f\\u202egnp.\\u2066b\\u200f"),
+        ("Zoë 面 سلام नमस्ते 👩\u200d🚀 [red]bold[/]", "Zoë 面 سلام नमस्ते 👩\u200d🚀 [red]bold[/]"),
+    ],
+)
+def test_a_terminal_obeys_nothing_that_a_name_holds(text, shown, capsys):
+    boundary.start_logging()
+    boundary.say_error(text)
+    logging.getLogger("expportrait_cli.test").info("%s", text)
+    with boundary.Display() as display:
+        display.stage(text)
+    boundary.say_fault(ValueError(text))
+    lines = capsys.readouterr().err.split("\n")
+    assert lines[0] == f"error: {shown}" and lines[1] == shown
+    assert lines[2].startswith(f"{shown}: 0.") and lines[3] == f"ValueError: {shown}"
+
+
+def test_ends_of_lines_in_a_name_make_no_line(capsys):
+    boundary.start_logging()
+    logging.getLogger("expportrait_cli.test").info("a\nerror: b.mp4")
+    boundary.say_error("a\nerror: b.mp4")
+    assert capsys.readouterr().err == "a\\nerror: b.mp4\nerror: a error: b.mp4\n"
+
+
+def test_bytes_that_are_no_text_stay_unless_a_terminal_may_obey_them():
+    assert boundary.shown("\udce9\udc9b\ud800") == "\udce9\\udc9b\\ud800"

@@ -4,9 +4,11 @@ import json
 
 import pytest
 
-from expportrait_cli.config import GenerateConfig
+from expportrait_cli.cli import app
+from expportrait_cli.config import GenerateConfig, TrackConfig, TransferConfig, WanConfig
 from expportrait_cli.errors import InputError, UsageError
 from expportrait_cli.pipeline.joblist import part_of, read_jobs
+from expportrait_cli.runtime import between
 
 
 def test_csv_rows_become_jobs(tmp_path):
@@ -40,7 +42,7 @@ def test_jsonl_rows_become_jobs(tmp_path):
         ("reference,driving\na.png,\n", "line 2: no driving"),
         ("reference,driving,colour\na.png,b.mp4,red\n", "line 2: unknown column colour"),
         ("reference,driving,size\na.png,b.mp4,big\n", "line 2: size is 'big'"),
-        ("reference,driving,size\na.png,b.mp4,500\n", "line 2: size is 500"),
+        ("reference,driving,size\na.png,b.mp4,500\n", "line 2: size is '500'"),
         ("reference,driving,audio\na.png,b.mp4,loud\n", "line 2: audio is 'loud'"),
         ("reference,driving,grid\na.png,b.mp4,maybe\n", "line 2: grid is 'maybe'"),
         ("reference,driving\na.png,b.mp4,c.mp4\n", "line 2: more cells"),
@@ -124,6 +126,29 @@ def test_lists_as_spreadsheets_save_them(text, tmp_path):
         ("a.csv", "reference,driving,expression_scale\na.png,b.mp4,1e9\n", "expression_scale is '1e9'"),
         ("a.csv", "reference,driving,seed\na.png,b.mp4,-1\n", "seed is '-1', expected a whole number from 0"),
         ("a.csv", "reference,driving\na.png," + "b" * 200_000 + "\n", "no table of cells"),
+        (
+            "a.csv",
+            "reference,driving,pose_scale\na.png,b.mp4,3.1\n",
+            "pose_scale is '3.1', expected a number from 0 to 3",
+        ),
+        (
+            "a.csv",
+            "reference,driving,steps\na.png,b.mp4,201\n",
+            "steps is '201', expected a whole number from 0 to 200",
+        ),
+        (
+            "a.csv",
+            "reference,driving,strength\na.png,b.mp4,inf\n",
+            "strength is 'inf', expected a number from 0.01 to 1",
+        ),
+        ("a.csv", "reference,driving,steps,Steps\na.png,b.mp4,1,2\n", "line 1: column steps is there twice"),
+        ("a.jsonl", '{"reference": ["a.png"], "driving": "b.mp4"}', "reference is no text"),
+        (
+            "a.jsonl",
+            '{"reference": "a.png", "driving": "b.mp4", "seed": true}',
+            "seed is 'True', expected a whole number",
+        ),
+        ("a.jsonl", '{"reference": "a.png", "driving": "b.mp4", "driving": "c.mp4"}', "the key 'driving' twice"),
         ("a.jsonl", "[" * 200_000, "no JSON"),
         ("a.jsonl", '{"reference": ' + "9" * 5000 + "}", "no JSON"),
     ],
@@ -132,3 +157,31 @@ def test_rows_that_mean_nothing_are_refused_with_their_line(name, text, says, tm
     (tmp_path / name).write_text(text)
     with pytest.raises(InputError, match=says):
         read_jobs(tmp_path / name, tmp_path)
+
+
+def test_a_text_may_hold_ends_of_lines_that_are_none_of_a_list(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"reference": "a\u2028.png", "driving": "b.mp4"}\n', "utf-8")
+    (tmp_path / "a.csv").write_text('reference,driving\n"a\x0b.png",b.mp4\n', "utf-8")
+    assert read_jobs(tmp_path / "a.jsonl", tmp_path)[0].reference.name == "a\u2028.png"
+    assert read_jobs(tmp_path / "a.csv", tmp_path)[0].reference.name == "a\x0b.png"
+
+
+BOUNDED = [
+    (cls, name, limits)
+    for cls in (TrackConfig, TransferConfig, GenerateConfig, WanConfig)
+    for name in vars(cls)["__dataclass_fields__"]
+    if (limits := between(cls, name)) and name != "size"
+]
+
+
+@pytest.mark.parametrize(("cls", "name", "limits"), BOUNDED, ids=[row[1] for row in BOUNDED])
+def test_a_list_the_command_line_and_python_have_the_same_bounds(cls, name, limits, tmp_path, capsys):
+    path, above = tmp_path / "jobs.csv", f"{limits.high + 1:g}" if limits.high < 2**53 else str(2**63)
+    path.write_text(f"reference,driving,{name}\na.png,b.mp4,{above}\n")
+    with pytest.raises(InputError, match=f"{name} is '{above}', expected"):
+        read_jobs(path, tmp_path)
+    with pytest.raises(UsageError, match=f"`{name}=.*`: expected"):
+        cls(**{name: type(getattr(cls, name))(limits.low - 1)})
+    if name != "turn_limit_deg":  # Which has no option.
+        assert app.run(["generate", "a.png", "b.mp4", f"--{name.replace('_', '-')}", above]) == 2
+        assert f"--{name.replace('_', '-')}" in capsys.readouterr().err

@@ -30,6 +30,7 @@ class Publisher(ThreadingHTTPServer):
         self.cut_after: int | None = None
         """Bytes after which the connection breaks."""
         self.knows_ranges = True
+        self.says_length = True
         self.goes_on_by = 0
         """Bytes that it leaves out when it goes on."""
         self.asked: list[str] = []
@@ -64,7 +65,8 @@ class Answer(QuietHandler):
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         else:
             self.send_response(200)
-        self.send_header("Content-Length", str(len(content) - start))
+        if publisher.says_length:
+            self.send_header("Content-Length", str(len(content) - start))
         self.send_header("ETag", publisher.tag)
         self.end_headers()
         body = content[start:][: publisher.cut_after]
@@ -239,3 +241,83 @@ def test_an_unknown_name_is_a_usage_error(monkeypatch, capsys):
     assert "'nothing' is not in the catalogue" in message and "david" in message
     with pytest.raises(UsageError):
         catalogue.entry("nothing")
+
+
+@pytest.mark.parametrize("sha256", [SHA256, ""])
+def test_a_file_without_length_needs_a_hash(publisher, tmp_path, sha256):
+    publisher.says_length = False
+    weight = Weight("a", "a.onnx", f"{publisher.address}/a", sha256, "MIT", ())
+    if sha256:
+        assert fetch(weight, tmp_path, lambda *_: None).read_bytes() == CONTENT
+        return
+    with pytest.raises(WeightsError, match="does not say how long it is"):
+        fetch(weight, tmp_path, lambda *_: None)
+    assert list(tmp_path.glob("*")) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("a.onnx", b"<!DOCTYPE html><html>Log in</html>", "is a web page: thrown away"),
+        ("a.safetensors", b"\x10\0\0\0\0\0\0\0{", "is no file of safetensors"),
+        ("a.safetensors", b"<html>", "is no file of safetensors"),
+        ("README.md", b"<p>Read me", ""),
+    ],
+)
+def test_what_no_hash_is_known_of_has_to_look_like_itself(publisher, tmp_path, name, content, says):
+    publisher.content = content
+    weight = Weight("a", name, f"{publisher.address}/a", "", "MIT", ())
+    if not says:
+        assert fetch(weight, tmp_path, lambda *_: None).read_bytes() == content
+        return
+    with pytest.raises(WeightsError, match=says):
+        fetch(weight, tmp_path, lambda *_: None)
+    assert list(tmp_path.glob("*")) == []
+
+
+ENTRY = {
+    "name": '"a"',
+    "file": '"a.onnx"',
+    "source": '"https://a"',
+    "sha256": '""',
+    "licence": '"MIT"',
+    "needed_by": "[]",
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({}, ""),
+        ({"file": '"../a"'}, "file of 'a' is '../a', expected a path below the folder"),
+        ({"file": '"/etc/passwd"'}, "expected a path below the folder"),
+        ({"sha256": '"ab"'}, "sha256 of 'a' is 'ab'"),
+        ({"optional": "1"}, "optional of 'a' is '1'"),
+        ({"needed_by": "[1]"}, "needed_by of 'a' is '(1,)'"),
+        ({"data": '[["a"]]'}, "data of 'a' is"),
+        ({"colour": '"red"'}, "colour"),
+        ({"licence": "9" * 5000}, "Exceeds the limit"),
+        ({"licence": "[" * 150_000}, "nested too deep"),
+    ],
+)
+def test_a_catalogue_of_ones_own(changes, says, tmp_path, monkeypatch):
+    lines = [f"{name} = {value}" for name, value in {**ENTRY, **changes}.items()]
+    (tmp_path / "catalogue.toml").write_text("[[weight]]\n" + "\n".join(lines))
+    monkeypatch.setenv("EXPPORTRAIT_WEIGHTS", str(tmp_path))
+    if not says:
+        assert [weight.file for weight in catalogue.entries.__wrapped__()] == ["a.onnx"]
+        return
+    with pytest.raises(WeightsError, match="is no catalogue of weights") as caught:
+        catalogue.entries.__wrapped__()
+    assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_place_for_weights_that_is_none(tmp_path, monkeypatch):
+    (tmp_path / "catalogue.toml").mkdir()
+    monkeypatch.setenv("EXPPORTRAIT_WEIGHTS", str(tmp_path))
+    with pytest.raises(WeightsError, match="is a folder, expected a file"):
+        catalogue.entries.__wrapped__()
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("EXPPORTRAIT_WEIGHTS", str(tmp_path / "file"))
+    with pytest.raises(WeightsError, match=r"EXPPORTRAIT_WEIGHTS names .*, which is no folder"):
+        catalogue.entries.__wrapped__()

@@ -1,6 +1,5 @@
 """What a film costs before it is started: memory and time, from the shapes of the weights and of the film."""
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from expportrait_cli.artifacts.files import read_json
 from expportrait_cli.errors import OutOfMemoryError, WeightsError
 
 GB = 1 << 30
@@ -45,7 +45,10 @@ class Shape:
             WeightsError: no transformer of diffusers in safetensors files.
         """
         try:
-            config: Mapping[str, Any] = json.loads((folder / "config.json").read_text("utf-8"))
+            config: Mapping[str, Any] = read_json(folder / "config.json")
+            for name in ("num_attention_heads", "attention_head_dim", "ffn_dim", "num_layers"):
+                if type(config[name]) is not int or not 0 < config[name] < 10**6:
+                    raise ValueError(f"its {name} is {config[name]!r}")
             return cls(
                 parameters=sum(_count(path) for path in folder.glob("*.safetensors")),
                 width=config["num_attention_heads"] * config["attention_head_dim"],

@@ -1,6 +1,5 @@
 """Encoders of the conditions: normal maps, and CLIP's image tokens."""
 
-import json
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from expportrait_cli.artifacts.files import sha256
+from expportrait_cli.artifacts.files import read_json, sha256
 from expportrait_cli.errors import InputError, WeightsError, one_line
 from expportrait_cli.painting.wan.manifest import TRANSFORMER
 
@@ -97,7 +96,7 @@ def find_image_encoder(folder: Path) -> Path | None:
     Raises:
         WeightsError: its tokens are not those that the transformer reads.
     """
-    return encoder_for(_config(folder / TRANSFORMER).get("image_dim"), folder / IMAGE_ENCODER)
+    return encoder_for(network_config(folder / TRANSFORMER).get("image_dim"), folder / IMAGE_ENCODER)
 
 
 def encoder_for(reads: Any, folder: Path) -> Path | None:
@@ -108,7 +107,7 @@ def encoder_for(reads: Any, folder: Path) -> Path | None:
     """
     if reads is None or not (folder / CONFIG).is_file():
         return None
-    gives = _config(folder).get("hidden_size")
+    gives = network_config(folder).get("hidden_size")
     if gives != reads:
         raise WeightsError(
             f"{folder} gives tokens of {gives} numbers, and the transformer reads {reads}: it is another model's. "
@@ -117,11 +116,19 @@ def encoder_for(reads: Any, folder: Path) -> Path | None:
     return folder
 
 
-def _config(folder: Path) -> dict[str, object]:
+def network_config(folder: Path) -> dict[str, object]:
+    """Settings of a network of diffusers or transformers, from its folder.
+
+    Raises:
+        WeightsError: there are none.
+    """
     try:
-        return json.loads((folder / CONFIG).read_text("utf-8"))
+        content = read_json(folder / CONFIG)
     except (OSError, ValueError) as error:
         raise WeightsError(f"{folder / CONFIG} cannot be read: {error}. Download it again.") from error
+    if not isinstance(content, dict):
+        raise WeightsError(f"{folder / CONFIG} holds no settings of a network. Download it again.")
+    return content
 
 
 class ImageEncoder:

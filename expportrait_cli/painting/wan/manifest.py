@@ -4,13 +4,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from safetensors import SafetensorError, safe_open
 
-from expportrait_cli.artifacts.files import atomic_path, sha256
-from expportrait_cli.errors import WeightsError
+from expportrait_cli.artifacts.files import atomic_path, read_json, sha256
+from expportrait_cli.artifacts.network_file import check_finite
+from expportrait_cli.errors import UsageError, WeightsError, one_line
 from expportrait_cli.render.buffers import CONVENTION
+from expportrait_cli.runtime import Between, Checked
 from expportrait_cli.version import __version__
 
 FILE = "generator.json"
@@ -21,30 +23,30 @@ HOW = "Train one with `expportrait train generator`, or copy the folder again."
 
 
 @dataclass(frozen=True)
-class FrameRule:
+class FrameRule(Checked):
     """How many frames the transformer takes at a time."""
 
-    multiple: int = 4
-    offset: int = 1
+    multiple: Annotated[int, Between(1, 64)] = 4
+    offset: Annotated[int, Between(0, 64)] = 1
     """A window is `multiple` times k plus `offset` frames."""
-    window: int = 81
+    window: Annotated[int, Between(1, 10_000)] = 81
     """As long as it was trained with."""
-    overlap: int = 20
+    overlap: Annotated[int, Between(0, 10_000)] = 20
 
 
 @dataclass(frozen=True)
-class Sampler:
+class Sampler(Checked):
     """How films are sampled unless the user says otherwise."""
 
     kind: Literal["euler"] = "euler"
-    steps: int = 20
-    shift: float = 3.0
+    steps: Annotated[int, Between(1, 1000)] = 20
+    shift: Annotated[float, Between(0.01, 1000)] = 3.0
     """Of the share of noise s: shift s / (1 + (shift - 1) s), as in training."""
-    guidance: float = 1.0
+    guidance: Annotated[float, Between(0, 100)] = 1.0
 
 
 @dataclass(frozen=True)
-class Manifest:
+class Manifest(Checked):
     """What a generator's folder says of itself, beside the hashes of its files."""
 
     base: Literal["t2v", "i2v"]
@@ -54,7 +56,7 @@ class Manifest:
     """`repo`, `revision` and `license` of the model that it was trained from."""
     vae: str = VAE
     """Folder of the autoencoder: inside this one, or a path of the machine that it was made on."""
-    resolution: int = 512
+    resolution: Annotated[int, Between(16, 4096)] = 512
     frame_rule: FrameRule = field(default_factory=FrameRule)
     sampler: Sampler = field(default_factory=Sampler)
     train: Mapping[str, Any] = field(default_factory=dict)
@@ -103,28 +105,36 @@ def read_manifest(folder: Path) -> Manifest:
     """
     content = _content(folder)
     try:
-        return Manifest(
+        found = Manifest(
             base=content["arch"]["base"],
-            has_hint=bool(content["arch"]["hint"]),
+            has_hint=content["arch"]["hint"],
             origin={name: str(value) for name, value in content["base"].items()},
-            vae=str(content["vae"]),
-            resolution=int(content["resolution"]),
+            vae=content["vae"],
+            resolution=content["resolution"],
             frame_rule=FrameRule(**content["frame_rule"]),
             sampler=Sampler(**content["sampler"]),
-            train=content["train"],
+            train=dict(content["train"]),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise WeightsError(f"{folder / FILE} is damaged ({error}). {HOW}") from error
+        vae, rule = Path(found.vae), found.frame_rule
+        if ".." in vae.parts or "\0" in found.vae or (vae.is_absolute() and not (vae / "config.json").is_file()):
+            raise ValueError(f"its vae is {found.vae[:100]!r}, which is no folder of an autoencoder")
+        if rule.window < rule.offset:
+            raise ValueError(f"its window of {rule.window} frames is shorter than the offset of {rule.offset}")
+        return found
+    except (KeyError, TypeError, ValueError, AttributeError, OSError, UsageError) as error:
+        # Its settings are no options of a command.
+        said = one_line(error).replace("`", "").rstrip(".")
+        raise WeightsError(f"{folder / FILE} is damaged ({said}). {HOW}") from error
 
 
 def _content(folder: Path) -> dict[str, Any]:
     path = folder / FILE
     try:
-        content = json.loads(path.read_text("utf-8"))
+        content = read_json(path)
     except (FileNotFoundError, NotADirectoryError):
         raise WeightsError(f"{folder} is no generator: it has no {FILE}. {HOW}") from None
     except (OSError, ValueError) as error:
-        raise WeightsError(f"{path} is damaged. {HOW}") from error
+        raise WeightsError(f"{path} is damaged ({error}). {HOW}") from error
     if not isinstance(content, dict) or (content.get("kind"), content.get("backend")) != (KIND, BACKEND):
         raise WeightsError(f"{path} is not that of a {BACKEND} generator. {HOW}")
     if content.get("schema") != SCHEMA:
@@ -172,6 +182,8 @@ def read_tensors(path: Path) -> dict[str, Any]:
     from safetensors.torch import load_file
 
     try:
-        return load_file(path)
+        tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"{path} cannot be read as safetensors: {error}. {HOW}") from error
+    check_finite(path, tensors)
+    return tensors

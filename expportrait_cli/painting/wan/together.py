@@ -7,7 +7,6 @@ others' tokens (context parallelism, DeepSpeed-Ulysses: Jacobs et al. 2023), eac
 """
 
 import atexit
-import json
 import os
 import signal
 import threading
@@ -29,7 +28,8 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 
 from expportrait_cli.config import WanConfig
-from expportrait_cli.errors import UsageError
+from expportrait_cli.errors import UsageError, WeightsError
+from expportrait_cli.painting.wan.encoders import network_config
 from expportrait_cli.painting.wan.manifest import TRANSFORMER
 
 CAN = ("wan-portrait", "wan-v2v")
@@ -61,7 +61,9 @@ def check(name: str, folder: Path | None, config: WanConfig) -> None:
             f"{count()} processes were launched, and {name} paints with one. Launch one, or take `backend` "
             f"{' or '.join(CAN)}."
         )
-    heads = json.loads((folder / TRANSFORMER / "config.json").read_text("utf-8"))["num_attention_heads"]
+    heads = network_config(folder / TRANSFORMER).get("num_attention_heads")
+    if not isinstance(heads, int) or heads < 1:
+        raise WeightsError(f"{folder / TRANSFORMER} has {heads!r} heads, expected a number. Download it again.")
     if heads % count():
         fitting = ", ".join(str(number) for number in range(1, heads + 1) if heads % number == 0)
         raise UsageError(

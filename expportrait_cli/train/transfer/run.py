@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from expportrait_cli.artifacts.files import atomic_path, sha256
+from expportrait_cli.artifacts.files import atomic_path, read_json, sha256
 from expportrait_cli.config import TransferTraining
 from expportrait_cli.dataset.dataset import Dataset
 from expportrait_cli.errors import InputError, UsageError, UserError
@@ -134,9 +134,13 @@ def begun(path: Path, run: dict[str, Any]) -> Iterator[None]:
         with atomic_path(path) as partial:
             partial.write_text(json.dumps(run, indent=2, sort_keys=True) + "\n", "utf-8")
     else:
-        found = json.loads(path.read_text("utf-8"))
+        try:
+            found = read_json(path)
+            settings = dict(found["settings"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path} is damaged ({error}). Remove the folder, and begin again.") from error
         if found != run:
-            changed = sorted(k for k in run["settings"] if found["settings"].get(k) != run["settings"][k])
+            changed = sorted(k for k in run["settings"] if settings.get(k) != run["settings"][k])
             raise UsageError(
                 f"{path.parent} holds a run with other {', '.join(changed) or 'sets'}. Give the same command again, "
                 "write to another file, or remove the folder."
