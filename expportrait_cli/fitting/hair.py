@@ -181,7 +181,7 @@ def behind(offset: Float[np.ndarray, "V 3"], fit: HeadFit, head: HeadModel) -> F
     """
     verts = _bare(fit, head)
     normals = vertex_normals(torch.from_numpy(verts), head.dense_faces).numpy()
-    skull, away = scalp(head), (normals @ from_turns(fit.rotation).T)[:, 2]
+    skull, away = head.scalp, (normals @ from_turns(fit.rotation).T)[:, 2]
     height = (offset * normals).sum(1)
     rim = skull & (np.abs(away) < 0.3) & (verts[:, 1] > 0.04)
     sides, top = (height[rim & chosen] for chosen in (normals[:, 1] < 0.5, normals[:, 1] > 0.75))

@@ -13,7 +13,7 @@ from expportrait_cli.artifacts.types import HeadFit, Tracking
 from expportrait_cli.cli import app
 from expportrait_cli.errors import InputError, OutputError
 
-SIZES = {"T": 3, "K": 5, "E": 4, "V": 7, "P": 6, "M": 17}
+SIZES = {"T": 3, "K": 5, "E": 4, "V": 7, "P": 6, "M": 17, "R": 4, "S": 4}
 
 
 def make(cls):
@@ -29,7 +29,7 @@ def make(cls):
         else:
             shape = [SIZES[letter] if letter in SIZES else int(letter) for letter in kind.dim_str.split()]
             dtype = np.dtype(kind.dtypes[0])
-            drawn = random.random(shape) * 0.5 if dtype.kind == "f" else random.integers(0, 2, shape)
+            drawn = random.random(shape) * 0.09 if dtype.kind == "f" else random.integers(0, 2, shape)
             values[field.name] = drawn.astype(dtype)
     given = {"size": np.array([640, 480]), "rate": np.array([30000, 1001]), "state": np.array([0, 1, 2], np.uint8)}
     return cls(**{**values, **{name: value for name, value in given.items() if name in values}})
