@@ -12,9 +12,20 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-from jaxtyping import Float16, Float32, Int64, UInt8
+from jaxtyping import Bool, Float16, Float32, Int64, UInt8
 
 CROP_SIZE = 512
+DISTRUSTED = 0.5
+"""Doubt from which the landmarks of a frame are not believed."""
+DOUBTFUL = 0.2
+"""Doubt from which a frame is shown as it was found, and yet stands for nothing else."""
+
+
+def surest(state: UInt8[np.ndarray, " T"], doubt: Float32[np.ndarray, " T"]) -> Bool[np.ndarray, " T"]:
+    """Frames that may stand for the person or the clip: seen, and without doubt; all seen ones if none is."""
+    seen = state == 0
+    sure = seen & (doubt < DOUBTFUL)
+    return sure if sure.any() else seen
 
 
 @dataclass(frozen=True)
@@ -22,7 +33,7 @@ class Tracking:
     """A photo (T = 1, rate 0/1) or a clip, tracked frame by frame."""
 
     KIND: ClassVar[str] = "track"
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
 
     source: str
     """Absolute path of the photo or clip."""
@@ -63,6 +74,19 @@ class Tracking:
     """0 tracked, 1 interpolated, 2 held."""
     error: Float32[np.ndarray, " T"]
     """Mean inner-face landmark error of the fit, percent of the inter-ocular distance."""
+    doubt: Float32[np.ndarray, " T"]
+    """Chance, 0..1, that the face found there is covered, blurred, or none of this shot; 0 where none was found. From
+    `DISTRUSTED` on the frame is filled like one without a face (`state`)."""
+
+    @property
+    def distrusted(self) -> Bool[np.ndarray, " T"]:
+        """Frames in which a face was found and not believed."""
+        return (self.state > 0) & (self.doubt >= DISTRUSTED)
+
+    @property
+    def sure(self) -> Bool[np.ndarray, " T"]:
+        """Frames that may stand for the person or the clip: seen, and without doubt; all seen ones if none is."""
+        return surest(self.state, self.doubt)
 
     @property
     def fingerprint(self) -> str:
