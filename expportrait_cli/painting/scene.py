@@ -159,7 +159,7 @@ def _merge(whole, inner, scale, corner):
     return (fine * weight + whole * (1 - weight)).astype(np.float32)
 
 
-UNLIKE = 0.5
+UNLIKE = 0.2
 """Difference from the photo (`Witnesses.unlike`) from which a frame is torn or another picture."""
 WITNESSES = 900
 """About as many triangles of the face are compared."""

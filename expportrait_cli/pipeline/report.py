@@ -195,7 +195,12 @@ def _curves(found: _Found) -> list[str]:
         error = found.tracking.error.astype(np.float64)
         drawn.append(("tracking error of the driver, % of the eye distance", (error,)))
         drawn.append(("driver: 0 tracked, 1 interpolated, 2 held", (found.tracking.state.astype(np.float64),)))
-        drawn.append((f"doubt about the driver's face: not trusted from {DISTRUSTED}", (found.tracking.doubt.astype(np.float64),)))
+        drawn.append(
+            (
+                f"doubt about the driver's face: not trusted from {DISTRUSTED}",
+                (found.tracking.doubt.astype(np.float64),),
+            )
+        )
     return [
         f"<div><h3>{escape(label)}</h3>{overlay(series, escape(label))}{_means(series)}</div>"
         for label, series in drawn

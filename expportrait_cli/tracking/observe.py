@@ -21,7 +21,7 @@ from expportrait_cli.head import LandmarkModel
 from expportrait_cli.media.image import is_image, read_image
 from expportrait_cli.media.video import frame_count, probe, read_frames
 from expportrait_cli.runtime import Progress
-from expportrait_cli.tracking.trust import Unroller, doubts
+from expportrait_cli.tracking.trust import Skin, Unroller, doubts
 
 log = logging.getLogger(__name__)
 
@@ -58,9 +58,9 @@ def observe(source: Path, model: LandmarkModel, config: TrackConfig, progress: P
     """Look at every frame once, holding one frame in memory."""
     if is_image(source):
         image = read_image(source)
-        return _gather(source, model, config, iter([image]), 1, Fraction(0, 1), progress)
+        return _gather(_Seen(source, model, config, Fraction(0, 1)), iter([image]), 1, progress)
     rate = probe(source).rate
-    return _gather(source, model, config, read_frames(source), frame_count(source), rate, progress)
+    return _gather(_Seen(source, model, config, rate), read_frames(source), frame_count(source), progress)
 
 
 class _Shot:
@@ -158,46 +158,61 @@ class _Shots:
         return is_cut
 
 
-def _gather(
-    source: Path,
-    model: LandmarkModel,
-    config: TrackConfig,
-    frames: Iterator,
-    total: int | None,
-    rate: Fraction,
-    progress: Progress,
-) -> Observations:
-    finder, mesh, matte, shots = FaceFinder(), FaceMesh(video=rate > 0), Matte(), _Shots(rate)
-    pose, choice, unroll = Shoulders(), _Choice(config.face), Unroller(model)
-    landmarks, shoulders, flow, trust, skins = [], [], [], [], []
-    size, following = (0, 0), False
+class _Seen:
+    """What was seen so far: one row a frame, source px."""
+
+    def __init__(self, source: Path, model: LandmarkModel, config: TrackConfig, rate: Fraction) -> None:
+        self.source, self.config, self.rate = source, config, rate
+        self.shots, self.choice, self.is_clip = _Shots(rate), _Choice(config.face), rate > 0
+        self.landmarks: list[np.ndarray] = []
+        self.shoulders: list[np.ndarray] = []
+        self.flow: list[np.ndarray] = []
+        self.trust: list[np.ndarray] = []
+        self.skins: list[Skin | None] = []
+        self._finder, self._mesh, self._matte = FaceFinder(), FaceMesh(video=self.is_clip), Matte()
+        self._pose, self._unroll, self._following = Shoulders(), Unroller(model), False
+
+    def add(self, image: UInt8[np.ndarray, "H W 3"]) -> None:
+        """Look at the next frame."""
+        is_new = self.shots.is_new(image)
+        points = self._face(image, is_new)
+        if points is not None:
+            self.choice.keep(points)
+        self.landmarks.append(np.full((478, 2), np.nan, np.float32) if points is None else points)
+        self.skins.append(self._unroll(image, points) if points is not None and self.is_clip else None)
+        if points is not None and self.shots.measure is None and self.is_clip:
+            self.shots.measure = _Shot(image, points, self._matte)
+        measure = self.shots.measure
+        similar, sure = measure.measure(image) if measure is not None else (NO_MOTION, np.zeros(2))
+        self.flow.append(similar)
+        self.trust.append(sure)
+        is_due = (len(self.landmarks) - 1) % SHOULDERS_EVERY == 0
+        seen = self._pose.shoulders(image) if is_due else None
+        self.shoulders.append(np.full((2, 2), np.nan, np.float32) if seen is None else seen)
+
+    def _face(self, image: UInt8[np.ndarray, "H W 3"], is_new: bool) -> Float32[np.ndarray, "478 2"] | None:
+        """Landmarks of the chosen face, followed from frame to frame as long as it is in sight."""
+        if is_new:
+            self._mesh.reset()
+            self._following = False
+        if self._following:
+            return self._mesh.landmarks(image)
+        box = self.choice.face(self._finder.find(image), (image.shape[1], image.shape[0]))
+        points = self._mesh.landmarks(image, box) if box is not None else None
+        self._following = points is not None
+        if not self.is_clip and self.choice.refusal is None:
+            _check_photo(self.source, image, box, points)
+        return points
+
+
+def _gather(seen: _Seen, frames: Iterator, total: int | None, progress: Progress) -> Observations:
+    size, source, config = (0, 0), seen.source, seen.config
     for t, image in enumerate(frames):
         progress(t, total)
         size = (image.shape[1], image.shape[0])
-        if shots.is_new(image):
-            mesh.reset()
-            following = False
-        if following:
-            points = mesh.landmarks(image)
-        else:
-            box = choice.face(finder.find(image), size)
-            points = mesh.landmarks(image, box) if box is not None else None
-            following = points is not None
-            if rate == 0 and choice.refusal is None:
-                _check_photo(source, image, box, points)
-        if points is not None:
-            choice.keep(points)
-        landmarks.append(np.full((478, 2), np.nan, np.float32) if points is None else points)
-        skins.append(unroll(image, points) if points is not None and rate > 0 else None)
-        if points is not None and shots.measure is None and rate > 0:
-            shots.measure = _Shot(image, points, matte)
-        similar, sure = shots.measure.measure(image) if shots.measure is not None else (NO_MOTION, np.zeros(2))
-        flow.append(similar)
-        trust.append(sure)
-        seen = pose.shoulders(image) if t % SHOULDERS_EVERY == 0 else None
-        shoulders.append(np.full((2, 2), np.nan, np.float32) if seen is None else seen)
-    progress(len(landmarks), total)
-    points = np.stack(landmarks)
+        seen.add(image)
+    progress(len(seen.landmarks), total)
+    points, choice = np.stack(seen.landmarks), seen.choice
     if np.isnan(points).all():
         if choice.refusal is not None:
             raise InputError(f"{source}: {choice.refusal}")
@@ -207,23 +222,23 @@ def _gather(
         )
     if choice.rivals > 1 and config.face == "largest":
         _several(source, config, choice.rivals)
-    shot = np.array(shots.index)
-    doubt = doubts(points, skins, shot, rate)
-    doubt[shots.glimpses] = 1.0
+    shot = np.array(seen.shots.index)
+    doubt = doubts(points, seen.skins, shot, seen.rate)
+    doubt[seen.shots.glimpses] = 1.0
     doubt[np.isnan(points).any((1, 2))] = 0.0
-    filled, state = fill_missing(points, shot, config, rate, source, doubt=doubt)
+    filled, state = fill_missing(points, shot, config, seen.rate, source, doubt=doubt)
     crop = steady_crop(points[state == TRACKED], size)
     k = CROP_SIZE / crop.side
     corner = -k * np.array([crop.left, crop.top])
-    moved = np.stack([[_rebase(row, k, corner) for row in pair] for pair in flow])
+    moved = np.stack([[_rebase(row, k, corner) for row in pair] for pair in seen.flow])
     return Observations(
         size=size,
-        rate=rate,
+        rate=seen.rate,
         crop=crop,
         landmarks=crop_points(filled, crop, CROP_SIZE),
-        shoulders=crop_points(np.stack(shoulders), crop, CROP_SIZE),
+        shoulders=crop_points(np.stack(seen.shoulders), crop, CROP_SIZE),
         flow=moved.astype(np.float32),
-        flow_trust=np.stack(trust).astype(np.float32),
+        flow_trust=np.stack(seen.trust).astype(np.float32),
         shot=shot,
         state=state,
         doubt=doubt,
