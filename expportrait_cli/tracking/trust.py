@@ -94,7 +94,7 @@ SCALES = np.array([0.1, 0.3, 0.05, 0.03])
 CAPS = np.array([0.4, 1.5, 0.5, 0.1])
 WEIGHTS, OFFSET = np.array([7.4, 2.3, 2.8, 4.4]), -6.1
 """Logistic regression of "the landmarks are off" on the logarithms of 1 + cue / scale. Fitted to 22 clips of people who
-talk, grimace, wink and turn, and to the same clips with hands and boxes over the face, blur, flashes, foreign frames."""
+talk, grimace, wink and turn, and to the same with hands and boxes over the face, blur, flashes and foreign frames."""
 CERTAIN, STRONG = 3.5, 1.0
 """Scores that distrust a frame alone, and together with a jump of the picture."""
 WEAK = -1.5
