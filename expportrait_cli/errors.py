@@ -40,6 +40,12 @@ class OutOfMemoryError(UserError):
     exit_code = 5
 
 
+class FilmError(UserError):
+    """A film that its own check finds wrong: a fault of the tool, or of a library that it stands on."""
+
+    exit_code = FAULT
+
+
 def one_line(error: BaseException, length: int = 160) -> str:
     """What a foreign error says, in one line for the end of ours."""
     return " ".join(str(error).split())[:length]

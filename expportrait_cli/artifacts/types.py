@@ -17,6 +17,17 @@ from jaxtyping import Bool, Float16, Float32, Int64, UInt8
 from numpy.typing import ArrayLike
 
 CROP_SIZE = 512
+DISTRUSTED = 0.5
+"""Doubt from which the landmarks of a frame are not believed."""
+DOUBTFUL = 0.2
+"""Doubt from which a frame is shown as it was found, and yet stands for nothing else."""
+
+
+def surest(state: UInt8[np.ndarray, " T"], doubt: Float32[np.ndarray, " T"]) -> Bool[np.ndarray, " T"]:
+    """Frames that may stand for the person or the clip: seen, and without doubt; all seen ones if none is."""
+    seen = state == 0
+    sure = seen & (doubt < DOUBTFUL)
+    return sure if sure.any() else seen
 
 
 class Range(NamedTuple):
@@ -58,7 +69,7 @@ class Tracking:
     """A photo (T = 1, rate 0/1) or a clip, tracked frame by frame."""
 
     KIND: ClassVar[str] = "track"
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
     RANGES: ClassVar[dict[str, Range]] = {
         **POSE,
         "size": SIZE,
@@ -71,6 +82,7 @@ class Tracking:
         "shot": COUNT,
         "state": Range(0, 2),
         "error": Range(0, 1e6),
+        "doubt": Range(0, 1),
     }
 
     source: str
@@ -112,6 +124,19 @@ class Tracking:
     """0 tracked, 1 interpolated, 2 held."""
     error: Float32[np.ndarray, " T"]
     """Mean inner-face landmark error of the fit, percent of the inter-ocular distance."""
+    doubt: Float32[np.ndarray, " T"]
+    """Chance, 0..1, that the face found there is covered, blurred, or none of this shot; 0 where none was found. From
+    `DISTRUSTED` on the frame is filled like one without a face (`state`)."""
+
+    @property
+    def distrusted(self) -> Bool[np.ndarray, " T"]:
+        """Frames in which a face was found and not believed."""
+        return (self.state > 0) & (self.doubt >= DISTRUSTED)
+
+    @property
+    def sure(self) -> Bool[np.ndarray, " T"]:
+        """Frames that may stand for the person or the clip: seen, and without doubt; all seen ones if none is."""
+        return surest(self.state, self.doubt)
 
     def fault(self) -> str:
         """What values contradict each other, for the end of "FILE holds ..."; empty if none do."""

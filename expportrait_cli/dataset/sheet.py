@@ -58,11 +58,11 @@ FILLED = 1e6
 
 
 def telling_frames(tracking: Tracking) -> Int64[np.ndarray, " 4"]:
-    """Most neutral frame, widest jaw, largest turn, largest expression; of those whose landmarks were seen."""
+    """Most neutral frame, widest jaw, largest turn, largest expression; of those whose landmarks are sure."""
     effort = np.abs(tracking.expression).sum(1)
-    rest = neutral_weights(tracking.expression, tracking.jaw)
+    rest = neutral_weights(tracking.expression, tracking.jaw, tracking.sure)
     jaw, turn = (np.linalg.norm(column, axis=1) for column in (tracking.jaw, tracking.rotation))
-    unseen = FILLED * (tracking.state != 0)
+    unseen = FILLED * ~tracking.sure
     return np.array([(column - unseen).argmax() for column in (rest, jaw, turn, effort)])
 
 

@@ -29,15 +29,30 @@ class CutDetector:
 
     def __init__(self) -> None:
         self._before: Small | None = None
+        self._now: Small | None = None
 
     def is_cut(self, frame: UInt8[np.ndarray, "H W 3"]) -> bool:
         """Whether picture and colours differ from those of the frame before. False for the first frame."""
         small = cv2.resize(frame, (CUT_SIDE, CUT_SIDE), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
-        before, self._before = self._before, small
-        if before is None:
-            return False
-        picture = picture_change(before, small)
-        return picture > OTHER_PICTURE or (picture > PICTURE and colour_change(before, small) > COLOURS)
+        self._before, self._now = self._now, small
+        return self._before is not None and differs(self._before, small)
+
+    @property
+    def before(self) -> Small:
+        """The frame before the last one, to be recognised by `is_back`."""
+        assert self._before is not None
+        return self._before
+
+    def is_back(self, picture: Small) -> bool:
+        """Whether the last frame goes on where an earlier one left off."""
+        assert self._now is not None
+        return not differs(picture, self._now)
+
+
+def differs(a: Small, b: Small) -> bool:
+    """Whether a cut lies between two pictures."""
+    picture = picture_change(a, b)
+    return picture > OTHER_PICTURE or (picture > PICTURE and colour_change(a, b) > COLOURS)
 
 
 def picture_change(a: Small, b: Small) -> float:

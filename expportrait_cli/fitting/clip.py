@@ -108,14 +108,16 @@ def face_share(distinct: int) -> float:
     return float(np.clip((distinct - FEW) / (MANY - FEW), 0, 1))
 
 
-def neutral_weights(expression: Float[np.ndarray, "T E"], jaw: Float[np.ndarray, "T 3"]) -> Float[np.ndarray, " T"]:
-    """Weight of each frame in the mean that counts as the person's own shape; sums to one.
+def neutral_weights(
+    expression: Float[np.ndarray, "T E"], jaw: Float[np.ndarray, "T 3"], sure: Bool[np.ndarray, " T"]
+) -> Float[np.ndarray, " T"]:
+    """Weight of each frame in the mean that counts as the person's own shape; sums to one, 0 unless `sure`.
 
     The plain mean of a clip of smiles is a smile, and would be baked into the neutral face.
     """
     opening = np.linalg.norm(jaw, axis=1) / np.radians(NEUTRAL_JAW_DEG)
     effort = (expression**2).sum(1) / NEUTRAL_EXPRESSION**2 + opening**2
-    weights = np.exp(-(effort - effort.min()))
+    weights = np.exp(-(effort - effort[sure].min())) * sure
     return weights / weights.sum()
 
 

@@ -151,8 +151,8 @@ class Shading:
     @classmethod
     def of(cls, clip: Clip, patch: Patch, plain: Bool[np.ndarray, " V"], offsets: Float32[np.ndarray, "T P 3"]):
         """Measure light and albedo on frames spread over the clip, whose patch is moved by `offsets`."""
-        tracked = clip.tracked()
-        rows = tracked[np.unique(np.linspace(0, len(tracked) - 1, LIGHT_FRAMES).astype(int))]
+        sure = np.flatnonzero(clip.tracking.sure)
+        rows = sure[np.unique(np.linspace(0, len(sure) - 1, LIGHT_FRAMES).astype(int))]
         own = plain[patch.vertices]
         values, normals, seen = [], [], []
         for row, crop in zip(rows, clip.crops(rows), strict=True):

@@ -44,11 +44,11 @@ def state_of(tracking: Tracking, frame: int) -> State:
 
 
 def neutral_frame(tracking: Tracking) -> int:
-    """Seen frame of least expression: the one whose pictures a head is made from."""
+    """Sure frame of least expression: the one whose pictures a head is made from."""
     if len(tracking.error) == 1:
         return 0
     effort = np.abs(tracking.expression).sum(-1) + np.abs(tracking.jaw).sum(-1)
-    return int((effort + 100.0 * tracking.state).argmin())
+    return int((effort + 100.0 * ~tracking.sure).argmin())
 
 
 def shared_identity(trackings: Sequence[Tracking], head: HeadModel) -> Float32[np.ndarray, " K"]:
@@ -67,8 +67,8 @@ def shared_identity(trackings: Sequence[Tracking], head: HeadModel) -> Float32[n
 
 
 def key_frames(tracking: Tracking) -> Int64[np.ndarray, " R"]:
-    """Seen frames that differ most in pose and expression."""
-    rows = np.flatnonzero(tracking.state == 0)
+    """Sure frames that differ most in pose and expression."""
+    rows = np.flatnonzero(tracking.sure)
     values = np.c_[2.0 * tracking.rotation, tracking.expression, tracking.jaw][rows]
     return rows[distinct_rows(values, KEY_FRAMES)]
 

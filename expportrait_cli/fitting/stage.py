@@ -211,9 +211,9 @@ def _with_dynamic(
     clip = Clip.of(tracking, fit, head, config)
     distinct = distinct_frames(tracking.rotation, tracking.expression)
     share = face_share(distinct) if known is None else 0.0
-    weights = neutral_weights(tracking.expression, tracking.jaw)
+    weights = neutral_weights(tracking.expression, tracking.jaw, tracking.sure)
     if config.recenter == "mean":
-        weights = np.full(len(weights), 1 / len(weights))
+        weights = tracking.sure / tracking.sure.sum()
     moving = dynamic_offsets(
         clip,
         patch,

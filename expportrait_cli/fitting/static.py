@@ -234,7 +234,7 @@ class KeyFrames:
         The face is held, and expressions move little else, so that only turns show more of the outline.
         """
         clip = Clip.of(tracking, fit, head)
-        seen = clip.tracked()
+        seen = np.flatnonzero(tracking.sure)
         least = np.radians(KEY_TURN_DEG)
         others = seen[distinct_rows(tracking.rotation[seen], KEY_FRAMES - 1, least=least)]
         others = others[np.linalg.norm(tracking.rotation[others] - fit.rotation, axis=1) > least]

@@ -9,13 +9,14 @@ from typing import Protocol, runtime_checkable
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Float32, UInt8
+from jaxtyping import Bool, Float32, UInt8
 
 from expportrait_cli.artifacts.meshes import Meshes
 from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit
 from expportrait_cli.config import GenerateConfig
 from expportrait_cli.detect.crop import Crop, crop_image
 from expportrait_cli.detect.matte import Matte
+from expportrait_cli.errors import FilmError
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.geometry.mesh import Edges, edges
 from expportrait_cli.head import HeadModel, landmark_model
@@ -23,7 +24,7 @@ from expportrait_cli.head.facemesh import CHIN, FOREHEAD, LIP_PAIRS
 from expportrait_cli.head.fitted import Bones, fitted_mesh, person_joints, photo_curves, relief_of
 from expportrait_cli.media.video import read_frame
 from expportrait_cli.painting.proxy.compositor import Compositor
-from expportrait_cli.painting.proxy.layers import prepare
+from expportrait_cli.painting.proxy.layers import lids, prepare
 from expportrait_cli.render.buffers import Buffers, Bump, render_buffers
 
 
@@ -173,6 +174,62 @@ def _merge(whole, inner, scale, corner):
     return (fine * weight + whole * (1 - weight)).astype(np.float32)
 
 
+UNLIKE = 0.2
+"""Difference from the photo (`Witnesses.unlike`) from which a frame is torn or another picture."""
+WITNESSES = 900
+"""About as many triangles of the face are compared."""
+FACING = 0.35
+"""Area of a triangle, of what the frontal one would have, from which it is seen well enough."""
+LEAST_SPREAD = 12.0
+"""Levels by which the witnesses of any photo are taken to differ: compression and grain are no fault."""
+FEWEST = 60
+"""Witnesses in sight below which a head that is turned away says nothing."""
+
+
+class Witnesses:
+    """Triangles of the face and their colours in the photo: what a frame has to show where they now lie.
+
+    They are read pixel by pixel, by none of the operations that paint a frame, so that a fault in those shows.
+    """
+
+    def __init__(self, canvas: Canvas, verts_cam: Float32[np.ndarray, "V 3"], head: HeadModel) -> None:
+        """Read the photo where the fitted head `verts_cam` lies."""
+        self._camera = canvas.camera
+        facial = ((head.facial_mask > 0.5) & head.part("skin")).numpy() & ~lids(head)
+        triangles = head.dense_faces.numpy()
+        triangles = triangles[facial[triangles].all(1)]
+        self._triangles = triangles[:: max(len(triangles) // WITNESSES, 1)]
+        self._colours, self._seen = self._look(canvas.photo, verts_cam)
+
+    def unlike(self, frame: UInt8[np.ndarray, "H W 3"], verts_cam: Float32[np.ndarray, "V 3"]) -> float:
+        """Squared difference from the photo at the witnesses, as a share of how much they differ among themselves.
+
+        0 where they show the photo's colours, about 2 where they show anything; 0 too if too few are in sight.
+        """
+        colours, seen = self._look(frame, verts_cam)
+        both = seen & self._seen
+        if both.sum() < FEWEST:
+            return 0.0
+        expected = self._colours[both]
+        spread = ((expected - expected.mean((0, 1))) ** 2).mean()
+        return float(((colours[both] - expected) ** 2).mean() / max(spread, LEAST_SPREAD**2))
+
+    def _look(
+        self, frame: UInt8[np.ndarray, "H W 3"], verts_cam: Float32[np.ndarray, "V 3"]
+    ) -> tuple[Float32[np.ndarray, "N 3"], Bool[np.ndarray, " N"]]:
+        """Colours at the triangles, and which of them face the camera inside the picture."""
+        corners = verts_cam[self._triangles]
+        px = corners[..., :2] / corners[..., 2:] * self._camera.focal_px + [self._camera.cx, self._camera.cy]
+        a, b = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
+        normal = np.cross(a, b)
+        facing = normal[:, 2] < -FACING * np.linalg.norm(normal, axis=1)
+        height, width = frame.shape[:2]
+        column, row = np.floor(px.mean(1)).astype(int).T
+        inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+        colours = cv2.blur(frame, (3, 3))[np.clip(row, 0, height - 1), np.clip(column, 0, width - 1)]
+        return colours.astype(np.float32), facing & inside
+
+
 UPPER_LIP, LOWER_LIP = LIP_PAIRS[0]
 
 
@@ -205,7 +262,15 @@ class Scene:
     def sketches(self, start: int) -> Iterator[Sketch]:
         """Frames from `start` on, painted by the compositor."""
         for index, verts in enumerate(self.meshes.frames(start), start):
+            if not np.isfinite(verts).all():
+                raise FilmError(f"Frame {index} of the meshes holds no numbers (NaN). Make them again, then the film.")
             proxy, guess = self._compositor.frame(verts, self._bones(index))
+            if (unlike := self._witnesses.unlike(proxy, verts)) > UNLIKE:
+                raise FilmError(
+                    f"Frame {index} of the film does not show the face of the photo: {unlike:.1f} of the variance at "
+                    f"its points differs, expected below {UNLIKE}. This is a fault of the tool or of OpenCV "
+                    f"{cv2.__version__}; install the versions of constraints.txt, and report it."
+                )
             yield Sketch(proxy, guess, partial(self._buffers, verts))
 
     def _bones(self, index: int) -> Bones:
@@ -223,6 +288,10 @@ class Scene:
     @cached_property
     def _bump(self) -> Bump | None:
         return Bump.of(relief_of(self.fit, self.head), scale=self.canvas.scale) if self.detail else None
+
+    @cached_property
+    def _witnesses(self) -> Witnesses:
+        return Witnesses(self.canvas, fitted_mesh(self.fit, self.head), self.head)
 
     @cached_property
     def _edges(self) -> Edges:

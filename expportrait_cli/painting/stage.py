@@ -17,7 +17,7 @@ from expportrait_cli.artifacts.files import sha256
 from expportrait_cli.artifacts.meshes import Meshes
 from expportrait_cli.artifacts.types import HeadFit
 from expportrait_cli.config import GenerateConfig, WanConfig
-from expportrait_cli.errors import UsageError, WeightsError
+from expportrait_cli.errors import FilmError, UsageError, WeightsError
 from expportrait_cli.head import HeadModel
 from expportrait_cli.painting.mini import KIND
 from expportrait_cli.painting.scene import Canvas, Painter, ProxyPainter, Scene
@@ -32,6 +32,8 @@ FOLDERS: dict[FolderName, str] = {
 }
 """Where the weights of each painter lie in the folder of weights, unless the user names another place."""
 MINI = "mini.safetensors"
+UNIFORM = 0.05
+"""Contrast of a frame, of the photo's, below which nothing was painted."""
 HOW: dict[FolderName, str] = {
     "wan-portrait": "Train one with `expportrait train generator`, and name its folder with `weights_folder`.",
     "wan-vace": "Run `expportrait weights fetch wan-vace-1.3b`, or name its folder with `weights_folder`.",
@@ -160,11 +162,19 @@ def paint(
     """Paint frames `start` to `end`: the crop at `config.size`, or with paste-back the whole photo at its own size.
 
     In the folder `keep` the painter leaves what it needs to go on in the middle of the film.
+
+    Raises:
+        FilmError: a frame is torn, another picture, or one colour.
     """
     painter = painter_of(config)
     scene = replace(Scene.of(head_fit, meshes, head, config), detail=painter.detail)
     frames = painter.paint(scene.still, scene.sketches, start=start, count=meshes.frame_count, keep=keep)
-    for frame in islice(frames, None if end is None else end - start):
+    for index, frame in enumerate(islice(frames, None if end is None else end - start), start):
+        if frame[::4, ::4].std() < UNIFORM * scene.canvas.photo.std():
+            raise FilmError(
+                f"Frame {index} of the film is one colour. This is a fault of the painter or of its weights; run "
+                "`expportrait weights verify`, or choose another `backend`."
+            )
         yield paste(scene.whole, scene.canvas, frame) if config.paste_back else frame
 
 

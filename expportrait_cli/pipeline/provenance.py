@@ -54,6 +54,7 @@ def tracking_quality(tracking: Tracking) -> dict[str, Any]:
         "frames": len(tracking.error),
         "frames_interpolated": int((tracking.state == 1).sum()),
         "frames_held": int((tracking.state == 2).sum()),
+        "frames_not_trusted": int(tracking.distrusted.sum()),
         "landmark_error_percent_iod": round(float(tracking.error.mean()), 3),
     }
 

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float64
 from expportrait_cli.artifacts import npz
 from expportrait_cli.artifacts.files import atomic_path
 from expportrait_cli.artifacts.meshes import Meshes
-from expportrait_cli.artifacts.types import HeadFit, Tracking
+from expportrait_cli.artifacts.types import DISTRUSTED, HeadFit, Tracking
 from expportrait_cli.detect.crop import Crop, crop_image
 from expportrait_cli.errors import InputError
 from expportrait_cli.evaluation.own import ANGLES, Asked, Shown, angles_of, measure_run
@@ -155,7 +155,9 @@ def warnings(asked: Asked, shown: Shown, tracking: Tracking | None, turn_deg: Se
                 f"The head fits the driver badly: {error:.1f} % of the eye distance, expected below {DOUBTFUL}."
             )
         for state, what in ((1, "interpolated"), (2, "held")):
-            lines += _where(tracking.state == state, f"No face in the driver, {what}")
+            filled = tracking.state == state
+            lines += _where(filled & ~tracking.distrusted, f"No face in the driver, {what}")
+            lines += _where(filled & tracking.distrusted, f"The driver's face is covered, blurred or foreign, {what}")
     lines += _where((asked.expression > STRONG).any(1), f"Asks for an expression above {100 * STRONG:.0f} %")
     lines += _where(turn_deg > FAR_DEG, f"Asks for a turn of more than {FAR_DEG:.0f} degrees away from the photo")
     lines += _where(shown.found == 0, "No face found in the film")
@@ -193,6 +195,12 @@ def _curves(found: _Found) -> list[str]:
         error = found.tracking.error.astype(np.float64)
         drawn.append(("tracking error of the driver, % of the eye distance", (error,)))
         drawn.append(("driver: 0 tracked, 1 interpolated, 2 held", (found.tracking.state.astype(np.float64),)))
+        drawn.append(
+            (
+                f"doubt about the driver's face: not trusted from {DISTRUSTED}",
+                (found.tracking.doubt.astype(np.float64),),
+            )
+        )
     return [
         f"<div><h3>{escape(label)}</h3>{overlay(series, escape(label))}{_means(series)}</div>"
         for label, series in drawn

@@ -34,7 +34,7 @@ A = TypeVar("A")
 REVISIONS = {
     "scan": 1,
     "clip": 1,
-    "track": 1,
+    "track": 2,
     "fit": 1,
     "transfer": 1,
     "render": 1,

@@ -54,14 +54,15 @@ class Motion:
 def neutral_cost(head_fit: HeadFit, tracking: Tracking, *, same: bool) -> Float[np.ndarray, " T"]:
     """How far each driver frame is from a neutral one in a pose like the photo's.
 
-    For the same person, how far it is from the photo.
+    For the same person, how far it is from the photo. Frames that were not seen, or not believed, come last.
     """
+    unsure = 100.0 * ~tracking.sure
     if same:
-        return photo_distance(head_fit.landmarks, tracking)
+        return photo_distance(head_fit.landmarks, tracking) + unsure
     turn = from_turns(tracking.rotation) @ from_turns(head_fit.rotation).T
     angle = np.linalg.norm(logarithm(turn), axis=-1)
     effort = np.abs(tracking.expression).sum(-1) + 6 * np.abs(tracking.jaw).sum(-1) + np.abs(tracking.gaze).sum(-1)
-    return effort + 4 * angle + 100.0 * (tracking.state > 0)
+    return effort + 4 * angle + unsure
 
 
 def limit_turn(axis_angle: Float[np.ndarray, "T 3"], limit_deg: float | None) -> Float[np.ndarray, "T 3"]:

@@ -9,17 +9,19 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8
 
-from expportrait_cli.artifacts.types import CROP_SIZE
+from expportrait_cli.artifacts.types import CROP_SIZE, DISTRUSTED
 from expportrait_cli.config import TrackConfig
 from expportrait_cli.detect.crop import Crop, crop_image, crop_points, steady_crop
 from expportrait_cli.detect.faces import FaceBox, FaceFinder, check_portrait, choose_face
-from expportrait_cli.detect.flow import CutDetector, RegionFlow
+from expportrait_cli.detect.flow import CutDetector, RegionFlow, Small
 from expportrait_cli.detect.matte import Matte, Shoulders
 from expportrait_cli.detect.mesh import FaceMesh, extent
 from expportrait_cli.errors import InputError
+from expportrait_cli.head import LandmarkModel
 from expportrait_cli.media.image import is_image, read_image
 from expportrait_cli.media.video import frame_count, probe, read_frames
 from expportrait_cli.runtime import Progress
+from expportrait_cli.tracking.trust import Skin, Unroller, doubts
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +33,9 @@ BOX_TO_MESH = 1.25
 """Size of a face's landmarks over the side of its box."""
 TRACKED, INTERPOLATED, HELD = 0, 1, 2
 STILL = np.array([1.0, 0.0, 0.0, 0.0])
+NO_MOTION = np.stack([STILL, STILL])
+GLIMPSE_S = 0.2
+"""Longest flash of light, or of another scene, that a shot is taken to go on behind."""
 
 
 @dataclass(frozen=True)
@@ -46,15 +51,16 @@ class Observations:
     flow_trust: Float32[np.ndarray, "T 2"]
     shot: Int64[np.ndarray, " T"]
     state: UInt8[np.ndarray, " T"]
+    doubt: Float32[np.ndarray, " T"]
 
 
-def observe(source: Path, config: TrackConfig, progress: Progress) -> Observations:
+def observe(source: Path, model: LandmarkModel, config: TrackConfig, progress: Progress) -> Observations:
     """Look at every frame once, holding one frame in memory."""
     if is_image(source):
         image = read_image(source)
-        return _gather(source, config, iter([image]), 1, Fraction(0, 1), progress)
+        return _gather(_Seen(source, model, config, Fraction(0, 1)), iter([image]), 1, progress)
     rate = probe(source).rate
-    return _gather(source, config, read_frames(source), frame_count(source), rate, progress)
+    return _gather(_Seen(source, model, config, rate), read_frames(source), frame_count(source), progress)
 
 
 class _Shot:
@@ -121,38 +127,92 @@ class _Choice:
         return away + abs(float(np.log(BOX_TO_MESH * face.side / size)))
 
 
-def _gather(source, config, frames: Iterator, total, rate: Fraction, progress) -> Observations:
-    finder, mesh, matte, cuts = FaceFinder(), FaceMesh(video=rate > 0), Matte(), CutDetector()
-    pose, choice = Shoulders(), _Choice(config.face)
-    landmarks, shoulders, flow, trust, shots = [], [], [], [], []
-    shot, size, shot_index, following = None, (0, 0), 0, False
+class _Shots:
+    """Numbers the shots. One that is over in a fifth of a second, and goes on as before, is a flash: no shot."""
+
+    def __init__(self, rate: Fraction) -> None:
+        self._cuts, self._longest = CutDetector(), max(1, round(GLIMPSE_S * float(rate)))
+        self._left: tuple[Small, int, _Shot | None] | None = None
+        """Picture, frame and measure of the shot that the last cut ended."""
+        self.index: list[int] = []
+        self.glimpses: list[int] = []
+        """Frames of flashes: black ones, or of another scene."""
+        self.measure: _Shot | None = None
+        """What is measured against the first frame of the shot that runs."""
+
+    def is_new(self, image: UInt8[np.ndarray, "H W 3"]) -> bool:
+        """Take the next frame, and tell whether it goes on from another than the one before."""
+        is_cut, t = self._cuts.is_cut(image), len(self.index)
+        if self._left is not None and t - self._left[1] > self._longest:
+            self._left = None
+        if self._left is not None and self._cuts.is_back(self._left[0]):
+            _, since, self.measure = self._left
+            self.index[since:] = [self.index[since - 1]] * (t - since + 1)
+            self.glimpses += range(since, t)
+            self._left = None
+            return True
+        if is_cut:
+            self._left = self._left or (self._cuts.before, t, self.measure)
+            self.measure = None
+        self.index.append(self.index[-1] + is_cut if self.index else 0)
+        return is_cut
+
+
+class _Seen:
+    """What was seen so far: one row a frame, source px."""
+
+    def __init__(self, source: Path, model: LandmarkModel, config: TrackConfig, rate: Fraction) -> None:
+        self.source, self.config, self.rate = source, config, rate
+        self.shots, self.choice, self.is_clip = _Shots(rate), _Choice(config.face), rate > 0
+        self.landmarks: list[np.ndarray] = []
+        self.shoulders: list[np.ndarray] = []
+        self.flow: list[np.ndarray] = []
+        self.trust: list[np.ndarray] = []
+        self.skins: list[Skin | None] = []
+        self._finder, self._mesh, self._matte = FaceFinder(), FaceMesh(video=self.is_clip), Matte()
+        self._pose, self._unroll, self._following = Shoulders(), Unroller(model), False
+
+    def add(self, image: UInt8[np.ndarray, "H W 3"]) -> None:
+        """Look at the next frame."""
+        is_new = self.shots.is_new(image)
+        points = self._face(image, is_new)
+        if points is not None:
+            self.choice.keep(points)
+        self.landmarks.append(np.full((478, 2), np.nan, np.float32) if points is None else points)
+        self.skins.append(self._unroll(image, points) if points is not None and self.is_clip else None)
+        if points is not None and self.shots.measure is None and self.is_clip:
+            self.shots.measure = _Shot(image, points, self._matte)
+        measure = self.shots.measure
+        similar, sure = measure.measure(image) if measure is not None else (NO_MOTION, np.zeros(2))
+        self.flow.append(similar)
+        self.trust.append(sure)
+        is_due = (len(self.landmarks) - 1) % SHOULDERS_EVERY == 0
+        seen = self._pose.shoulders(image) if is_due else None
+        self.shoulders.append(np.full((2, 2), np.nan, np.float32) if seen is None else seen)
+
+    def _face(self, image: UInt8[np.ndarray, "H W 3"], is_new: bool) -> Float32[np.ndarray, "478 2"] | None:
+        """Landmarks of the chosen face, followed from frame to frame as long as it is in sight."""
+        if is_new:
+            self._mesh.reset()
+            self._following = False
+        if self._following:
+            return self._mesh.landmarks(image)
+        box = self.choice.face(self._finder.find(image), (image.shape[1], image.shape[0]))
+        points = self._mesh.landmarks(image, box) if box is not None else None
+        self._following = points is not None
+        if not self.is_clip and self.choice.refusal is None:
+            _check_photo(self.source, image, box, points)
+        return points
+
+
+def _gather(seen: _Seen, frames: Iterator, total: int | None, progress: Progress) -> Observations:
+    size, source, config = (0, 0), seen.source, seen.config
     for t, image in enumerate(frames):
         progress(t, total)
         size = (image.shape[1], image.shape[0])
-        if cuts.is_cut(image):
-            mesh.reset()
-            shot, shot_index, following = None, shot_index + 1, False
-        if following:
-            points = mesh.landmarks(image)
-        else:
-            box = choice.face(finder.find(image), size)
-            points = mesh.landmarks(image, box) if box is not None else None
-            following = points is not None
-            if rate == 0 and choice.refusal is None:
-                _check_photo(source, image, box, points)
-        if points is not None:
-            choice.keep(points)
-        landmarks.append(np.full((478, 2), np.nan, np.float32) if points is None else points)
-        if points is not None and shot is None and rate > 0:
-            shot = _Shot(image, points, matte)
-        similar, sure = shot.measure(image) if shot is not None else (np.stack([STILL, STILL]), np.zeros(2))
-        flow.append(similar)
-        trust.append(sure)
-        shots.append(shot_index)
-        seen = pose.shoulders(image) if t % SHOULDERS_EVERY == 0 else None
-        shoulders.append(np.full((2, 2), np.nan, np.float32) if seen is None else seen)
-    progress(len(landmarks), total)
-    points = np.stack(landmarks)
+        seen.add(image)
+    progress(len(seen.landmarks), total)
+    points, choice = np.stack(seen.landmarks), seen.choice
     if np.isnan(points).all():
         if choice.refusal is not None:
             raise InputError(f"{source}: {choice.refusal}")
@@ -162,21 +222,26 @@ def _gather(source, config, frames: Iterator, total, rate: Fraction, progress) -
         )
     if choice.rivals > 1 and config.face == "largest":
         _several(source, config, choice.rivals)
-    filled, state = fill_missing(points, np.array(shots), config, rate, source)
+    shot = np.array(seen.shots.index)
+    doubt = doubts(points, seen.skins, shot, seen.rate)
+    doubt[seen.shots.glimpses] = 1.0
+    doubt[np.isnan(points).any((1, 2))] = 0.0
+    filled, state = fill_missing(points, shot, config, seen.rate, source, doubt=doubt)
     crop = steady_crop(points[state == TRACKED], size)
     k = CROP_SIZE / crop.side
     corner = -k * np.array([crop.left, crop.top])
-    moved = np.stack([[_rebase(row, k, corner) for row in pair] for pair in flow])
+    moved = np.stack([[_rebase(row, k, corner) for row in pair] for pair in seen.flow])
     return Observations(
         size=size,
-        rate=rate,
+        rate=seen.rate,
         crop=crop,
         landmarks=crop_points(filled, crop, CROP_SIZE),
-        shoulders=crop_points(np.stack(shoulders), crop, CROP_SIZE),
+        shoulders=crop_points(np.stack(seen.shoulders), crop, CROP_SIZE),
         flow=moved.astype(np.float32),
-        flow_trust=np.stack(trust).astype(np.float32),
-        shot=np.array(shots),
+        flow_trust=np.stack(seen.trust).astype(np.float32),
+        shot=shot,
         state=state,
+        doubt=doubt,
     )
 
 
@@ -194,18 +259,36 @@ def _several(source, config, count):
     log.warning("%s The largest was taken.", line)
 
 
-def fill_missing(landmarks, shots, config: TrackConfig, rate: Fraction, source: Path):
-    """Fill frames without a face: short gaps inside a shot are interpolated, the others hold.
+def fill_missing(
+    landmarks: Float32[np.ndarray, "T 478 2"],
+    shots: Int64[np.ndarray, " T"],
+    config: TrackConfig,
+    rate: Fraction,
+    source: Path,
+    *,
+    doubt: Float32[np.ndarray, " T"],
+) -> tuple[Float32[np.ndarray, "T 478 2"], UInt8[np.ndarray, " T"]]:
+    """Fill frames without a face, or with one that is not to be believed (`doubt` from `DISTRUSTED` on).
 
-    Held is the last frame with a face, or the next where there is none before, of the same shot if it has one.
+    Short gaps inside a shot are interpolated, the others hold the last frame with a face, or the next where there is
+    none before, of the same shot if it has one.
     """
-    missing = np.isnan(landmarks).any((1, 2))
+    absent, spoilt = np.isnan(landmarks).any((1, 2)), doubt >= DISTRUSTED
+    if (absent | spoilt).all():
+        spoilt = np.zeros_like(absent)
+    missing = absent | spoilt
     state = np.zeros(len(landmarks), np.uint8)
     if not missing.any():
         return landmarks, state
+    spoilt &= ~absent
+    counts = [
+        f"{what} in {int(rows.sum())}"
+        for rows, what in ((absent, "no face"), (spoilt, "a covered, blurred or foreign face"))
+        if rows.any()
+    ]
     if config.on_missing == "fail":
         raise InputError(
-            f"{source}: no face in frame {int(missing.argmax())} ({int(missing.sum())} of {len(missing)} frames). "
+            f"{source}: {' and '.join(counts)} of {len(missing)} frames, first in frame {int(missing.argmax())}. "
             "Cut them out, or let `on_missing` hold or interpolate fill them."
         )
     known = np.flatnonzero(~missing)
@@ -225,9 +308,9 @@ def fill_missing(landmarks, shots, config: TrackConfig, rate: Fraction, source: 
             filled[t] = landmarks[before[-1] if len(before) else after[0]]
             state[t] = HELD
     log.warning(
-        "%s: no face in %d of %d frames: %d interpolated, %d held.",
+        "%s: %s of %d frames: %d interpolated, %d held.",
         source,
-        missing.sum(),
+        " and ".join(counts),
         len(missing),
         (state == INTERPOLATED).sum(),
         (state == HELD).sum(),

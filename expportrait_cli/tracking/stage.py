@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from expportrait_cli.artifacts.files import content_hash
-from expportrait_cli.artifacts.types import CROP_SIZE, Tracking
+from expportrait_cli.artifacts.types import CROP_SIZE, Tracking, surest
 from expportrait_cli.config import TrackConfig
 from expportrait_cli.geometry.mesh import vertex_normals
 from expportrait_cli.head import HeadModel, dense, landmark_model
@@ -79,7 +79,7 @@ DIFFERENT = 1e-3
 
 def track(source: Path, head: HeadModel, config: TrackConfig, progress: Progress) -> Tracking:
     """Track the chosen face. Every frame of the source gets a row; missing faces are filled as `on_missing` says."""
-    return solve(source, observe(source, config, progress), head)
+    return solve(source, observe(source, landmark_model(head), config, progress), head)
 
 
 def solve(source: Path, seen: Observations, head: HeadModel) -> Tracking:
@@ -107,6 +107,7 @@ def solve(source: Path, seen: Observations, head: HeadModel) -> Tracking:
         shot=seen.shot,
         state=seen.state,
         error=np.asarray(errors, np.float32),
+        doubt=seen.doubt,
     )
 
 
@@ -130,7 +131,7 @@ def solve_frames(solver: Solver, identity: np.ndarray, seen: Observations, head:
 
 def key_frames(seen: Observations) -> np.ndarray:
     """Frames that differ most from each other in their landmarks, for the identity."""
-    tracked = np.flatnonzero(seen.state == 0)
+    tracked = np.flatnonzero(surest(seen.state, seen.doubt))
     points = seen.landmarks[tracked].astype(np.float64)
     points = points - points.mean(1, keepdims=True)
     points /= np.linalg.norm(points, axis=(1, 2), keepdims=True)

@@ -35,7 +35,7 @@ def photo_rows(tracking: Tracking, count: int, *, end: int | None = None) -> np.
 
     None if the face was seen in none.
     """
-    seen = np.flatnonzero(tracking.state[:end] == 0)
+    seen = np.flatnonzero(tracking.sure[:end])
     if not len(seen):
         return seen
     values = np.concatenate([3 * tracking.rotation, 3 * tracking.jaw, tracking.expression], 1)[seen]

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from expportrait_cli.artifacts import npz
+from expportrait_cli.artifacts.types import Tracking
 from expportrait_cli.cli import app
 from expportrait_cli.errors import InputError
 from expportrait_cli.media import ffmpeg
@@ -86,7 +87,7 @@ def bad_artifacts(folder: Path) -> None:
     npz.save(FutureTracking(np.zeros(3)), folder / "version.npz", {})
     np.savez(folder / "plain.npz", a=np.zeros(3))
     (folder / "text.npz").write_text("no zip")
-    header = json.dumps({"kind": "track", "version": 1, "made_by": {}}).encode()
+    header = json.dumps({"kind": "track", "version": Tracking.VERSION, "made_by": {}}).encode()
     np.savez(
         folder / "pickled.npz",
         header=np.frombuffer(header, np.uint8),

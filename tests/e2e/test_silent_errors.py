@@ -80,7 +80,7 @@ def seen(tmp_path_factory) -> Observations:
     with VideoWriter(path, rate=Fraction(10)) as writer:
         for frame in frames:
             writer.write(frame)
-    return observe(path, TrackConfig(), quiet)
+    return observe(path, landmark_model(load_head()), TrackConfig(), quiet)
 
 
 def source_px(observations: Observations) -> np.ndarray:

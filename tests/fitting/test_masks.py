@@ -227,7 +227,7 @@ def test_recentring_passes_over_a_shuffle():
 def test_neutral_frames_weigh_most():
     expression, jaw = np.zeros((5, 6)), np.zeros((5, 3))
     expression[1, 2], expression[2, 4], jaw[3, 0] = 0.25, 1.0, np.radians(15)
-    weights = neutral_weights(expression, jaw)
+    weights = neutral_weights(expression, jaw, np.ones(len(jaw), bool))
     assert weights.sum() == pytest.approx(1)
     assert weights[0] == weights[4] == weights.max()
     assert weights[0] > weights[1] > 0.5 * weights[0]
@@ -237,7 +237,7 @@ def test_neutral_frames_weigh_most():
 
 
 def test_a_clip_without_a_neutral_frame_still_has_weights():
-    weights = neutral_weights(np.full((3, 40), 1.0), np.zeros((3, 3)))
+    weights = neutral_weights(np.full((3, 40), 1.0), np.zeros((3, 3)), np.ones(3, bool))
     assert weights == pytest.approx(np.full(3, 1 / 3))
 
 

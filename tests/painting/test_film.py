@@ -15,6 +15,7 @@ from expportrait_cli.artifacts.types import CROP_SIZE, Curves, HeadFit
 from expportrait_cli.config import GenerateConfig
 from expportrait_cli.detect.crop import Crop, crop_image
 from expportrait_cli.detect.matte import Matte
+from expportrait_cli.errors import FilmError
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.geometry.rotations import from_turns, rodrigues, similarity, to_turns
 from expportrait_cli.head import landmarks
@@ -22,7 +23,7 @@ from expportrait_cli.head.facemesh import CHIN, FACE_OVAL, LIP_PAIRS
 from expportrait_cli.head.fitted import neck_in_camera, posed_meshes
 from expportrait_cli.media.image import read_image
 from expportrait_cli.painting import paint as paint_film
-from expportrait_cli.painting.scene import Canvas
+from expportrait_cli.painting.scene import Canvas, ProxyPainter
 from expportrait_cli.painting.stage import paste
 
 pytest_plugins = ("support.astronaut",)
@@ -301,6 +302,54 @@ def test_looking_left_takes_the_irises_to_the_images_right(fitted, head, paint):
         step = iris_px(fitted, frames[1], corners) - iris_px(fitted, frames[0], corners)
         assert step[0] > 3
         assert abs(step[1]) < 3
+
+
+def torn(real):
+    """Read another row than the asked one, as a `remap` does that takes garbage for its second map."""
+    rows = np.random.default_rng(0)
+
+    def remap(image, first, *rest, **named):
+        return real(image, np.ascontiguousarray(first[rows.permutation(len(first))]), *rest, **named)
+
+    return remap
+
+
+def swapped(real):
+    def remap(image, *rest, **named):
+        done = real(image, *rest, **named)
+        return np.ascontiguousarray(done[..., ::-1]) if done.ndim == 3 else done
+
+    return remap
+
+
+def grey(real):
+    return lambda image, *rest, **named: np.full_like(real(image, *rest, **named), 128)
+
+
+@pytest.mark.parametrize("wrong", [torn, swapped, grey])
+@pytest.mark.parametrize("config", [CROP, WHOLE])
+def test_a_frame_that_does_not_show_the_photo_is_an_error(fitted, head, paint, monkeypatch, wrong, config):
+    curves = shifted(fitted, still(fitted, head, 2), np.array([[0.0, 0.0], [9.0, 4.0]]))
+    assert len(paint(fitted, curves, config)) == 2
+    monkeypatch.setattr(cv2, "remap", wrong(cv2.remap))
+    with pytest.raises(FilmError, match="Frame 1 of the film does not show the face of the photo") as failure:
+        paint(fitted, curves, config)
+    assert failure.value.exit_code == 1
+
+
+def test_meshes_without_numbers_are_an_error(fitted, head, paint):
+    curves = still(fitted, head, 2)
+    curves.rotation[1] = np.nan
+    with pytest.raises(FilmError, match="of the meshes holds no numbers"):
+        paint(fitted, curves, CROP)
+
+
+def test_a_frame_of_one_colour_is_an_error(fitted, head, paint, monkeypatch):
+    monkeypatch.setattr(
+        ProxyPainter, "paint", lambda self, still, *rest, **named: iter([still.photo, np.zeros_like(still.photo)])
+    )
+    with pytest.raises(FilmError, match="Frame 1 of the film is one colour"):
+        paint(fitted, still(fitted, head, 2), CROP)
 
 
 def test_a_shut_eye_shows_skin_over_lashes(fitted, head, paint):

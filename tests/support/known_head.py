@@ -105,6 +105,7 @@ def tracking_of(head: HeadModel, identity: np.ndarray, frames: int, seed: int, s
         shot=np.zeros(frames, np.int64),
         state=np.zeros(frames, np.uint8),
         error=np.ones(frames, np.float32),
+        doubt=np.zeros(frames, np.float32),
     )
 
 
@@ -138,6 +139,7 @@ def solved(tracking: Tracking, identity: np.ndarray, head: HeadModel, *, flow_tr
         flow_trust=np.full((len(tracking.error), 2), flow_trust, np.float32),
         shot=tracking.shot,
         state=tracking.state,
+        doubt=tracking.doubt,
     )
     solver = Solver(landmark_model(head), focal_px=tracking.focal_px, centre_px=CROP_SIZE / 2)
     states = solve_frames(solver, np.asarray(identity, np.float64), seen, head)

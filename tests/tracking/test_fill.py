@@ -11,6 +11,7 @@ from expportrait_cli.errors import InputError
 from expportrait_cli.tracking.observe import HELD, INTERPOLATED, TRACKED, fill_missing
 
 RATE = Fraction(30)
+BELIEVED = np.zeros(100, np.float32)
 
 
 def clip(count: int, *gaps: slice) -> np.ndarray:
@@ -23,7 +24,9 @@ def clip(count: int, *gaps: slice) -> np.ndarray:
 
 def fill(frames, *, mode="interpolate", shots=None, rate=RATE):
     shots = np.zeros(len(frames), np.int64) if shots is None else np.array(shots)
-    filled, state = fill_missing(frames, shots, TrackConfig(on_missing=mode), rate, Path("clip.mp4"))
+    filled, state = fill_missing(
+        frames, shots, TrackConfig(on_missing=mode), rate, Path("clip.mp4"), doubt=BELIEVED[: len(frames)]
+    )
     assert filled.shape == frames.shape and len(state) == len(frames)
     assert np.isfinite(filled).all()
     seen = ~np.isnan(frames).any((1, 2))
@@ -87,10 +90,28 @@ def test_a_frame_with_half_a_face_counts_as_missing():
 
 def test_fail_names_the_first_frame():
     frames = clip(9, slice(4, 6))
-    with pytest.raises(InputError, match=r"frame 4 \(2 of 9 frames\)"):
-        fill_missing(frames, np.zeros(9, np.int64), TrackConfig(on_missing="fail"), RATE, Path("clip.mp4"))
+    with pytest.raises(InputError, match=r"no face in 2 of 9 frames, first in frame 4"):
+        fill_missing(
+            frames, np.zeros(9, np.int64), TrackConfig(on_missing="fail"), RATE, Path("clip.mp4"), doubt=BELIEVED[:9]
+        )
 
 
 def test_a_gap_leaves_a_line_for_the_user(caplog):
     fill(clip(40, slice(2, 4), slice(10, 30)))
-    assert "22 of 40 frames: 2 interpolated, 20 held" in caplog.text
+    assert "no face in 22 of 40 frames: 2 interpolated, 20 held" in caplog.text
+
+
+def test_a_face_that_is_not_believed_is_filled_like_none(caplog):
+    frames, doubt = clip(9, slice(7, 8)), np.zeros(9, np.float32)
+    doubt[3:5] = 0.9
+    filled, state = fill_missing(frames, np.zeros(9, np.int64), TrackConfig(), RATE, Path("clip.mp4"), doubt=doubt)
+    assert np.allclose(filled[:, 0, 0], range(9)) and np.flatnonzero(state).tolist() == [3, 4, 7]
+    assert "no face in 1 and a covered, blurred or foreign face in 2 of 9 frames" in caplog.text
+
+
+def test_where_no_face_is_believed_all_are():
+    frames = clip(4)
+    filled, state = fill_missing(
+        frames, np.zeros(4, np.int64), TrackConfig(), RATE, Path("clip.mp4"), doubt=np.ones(4, np.float32)
+    )
+    assert np.array_equal(filled, frames) and not state.any()

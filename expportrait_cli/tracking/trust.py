@@ -1,0 +1,195 @@
+"""Which frames' landmarks can be believed: the skin under them is compared with what the same shot shows around it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, Float32, Float64, Int64, UInt8
+from scipy.sparse import csr_matrix
+from scipy.spatial import Delaunay
+
+from expportrait_cli.artifacts.types import DISTRUSTED
+from expportrait_cli.detect.crop import Crop, crop_image, crop_points
+from expportrait_cli.detect.mesh import extent
+from expportrait_cli.head.facemesh import IRIS, OUTER_EYES, LandmarkModel
+
+FINE, SIDE = 64, 32
+"""Pixels of an unrolled face, where its sharpness is measured, and of the one that is kept."""
+VIEW, AROUND = 128, 1.2
+"""Pixels of the crop that is unrolled, and its side in face sizes."""
+RIM = 7
+"""Pixels of the fine one that its border blurs."""
+GREY = 4.0
+"""Levels of contrast of a face that is as good as uniform."""
+
+
+@dataclass(frozen=True)
+class Skin:
+    """What is seen where the landmarks say that the face is, unrolled: the same place for the same skin."""
+
+    texture: UInt8[np.ndarray, "S S 3"]
+    sharpness: float
+    """Detail over contrast."""
+
+
+class Unroller:
+    """Unrolls faces by their landmarks. 1 ms."""
+
+    def __init__(self, model: LandmarkModel) -> None:
+        """Triangulate the average face as it is seen from the front."""
+        self._count = len(model.template) - len(IRIS)
+        points = model.template[: self._count, :2]
+        low, high = points.min(0), points.max(0)
+        axes = [np.linspace(low[axis], high[axis], FINE) for axis in (0, 1)]
+        grid = np.stack(np.meshgrid(*axes), -1).reshape(-1, 2)
+        mesh = Delaunay(points)
+        simplex = mesh.find_simplex(grid)
+        inside = np.flatnonzero(simplex >= 0)
+        frame = mesh.transform[simplex[inside]]
+        two = np.einsum("nij,nj->ni", frame[:, :2], grid[inside] - frame[:, 2])
+        weights = np.c_[two, 1 - two.sum(1)]
+        entries = (weights.ravel(), (np.repeat(inside, 3), mesh.simplices[simplex[inside]].ravel()))
+        self._from_landmarks = csr_matrix(entries, (FINE * FINE, self._count))
+        self.inside: Bool[np.ndarray, "64 64"] = (simplex >= 0).reshape(FINE, FINE)
+        kernel = np.ones((RIM, RIM), np.uint8)
+        self._within = cv2.erode(self.inside.astype(np.uint8), kernel, borderValue=0) > 0
+
+    def __call__(self, image: UInt8[np.ndarray, "H W 3"], landmarks: Float32[np.ndarray, "478 2"]) -> Skin:
+        """Unroll the face of an image.
+
+        Raises:
+            ValueError: the landmarks lie outside the image.
+        """
+        centre, size = extent(landmarks)
+        side = max(16.0, AROUND * size)
+        crop = Crop(float(centre[0] - side / 2), float(centre[1] - side / 2), side)
+        points = crop_points(landmarks, crop, VIEW)[: self._count]
+        at = (self._from_landmarks @ points - 0.5).astype(np.float32).reshape(FINE, FINE, 2)
+        view = crop_image(image, crop, VIEW)
+        fine = cv2.remap(view, at[..., 0], at[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        return Skin(self.kept(fine), self.sharpness(fine))
+
+    def kept(self, fine: UInt8[np.ndarray, "64 64 3"]) -> UInt8[np.ndarray, "32 32 3"]:
+        """The smaller texture, black where there is no face."""
+        fine = np.where(self.inside[..., None], fine, 0).astype(np.uint8)
+        return cv2.resize(fine, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
+
+    def sharpness(self, fine: UInt8[np.ndarray, "64 64 3"]) -> float:
+        """Strength of the finest detail, over the contrast of all of it."""
+        grey = cv2.cvtColor(fine, cv2.COLOR_RGB2GRAY).astype(np.float32)
+        detail = cv2.Laplacian(grey, cv2.CV_32F)[self._within]
+        return float(detail.std() / (grey[self._within].std() + GREY))
+
+
+SAMPLES = 17
+"""About as many frames of a window are compared with."""
+NEAR = 3
+"""Frames on each side that landmarks are compared with."""
+FEW = 8
+"""Frames of a shot below which none of them can be told from the others."""
+WINDOW_S = 1.0
+SCALES = np.array([0.1, 0.3, 0.05, 0.03])
+CAPS = np.array([0.4, 1.5, 0.5, 0.1])
+WEIGHTS, OFFSET = np.array([7.4, 2.3, 2.8, 4.4]), -6.1
+"""Logistic regression of "the landmarks are off" on the logarithms of 1 + cue / scale. Fitted to 22 clips of people who
+talk, grimace, wink and turn, and to the same with hands and boxes over the face, blur, flashes and foreign frames."""
+CERTAIN, STRONG = 3.5, 1.0
+"""Scores that distrust a frame alone, and together with a jump of the picture."""
+WEAK = -1.5
+"""Score from which a frame beside distrusted ones belongs to them: a hand comes and goes in several frames."""
+JUMP = 0.08
+"""Loss of correlation to the nearest frames: wide mouths and turns come more gently than what passes over a face."""
+
+
+def doubts(
+    landmarks: Float32[np.ndarray, "T 478 2"],
+    skins: Sequence[Skin | None],
+    shots: Int64[np.ndarray, " T"],
+    rate: Fraction,
+) -> Float32[np.ndarray, " T"]:
+    """Chance that the landmarks of each frame are off: from `DISTRUSTED` on they are not to be believed.
+
+    Frames without a face (no skin) get 0, and so do shots that are too short to tell.
+    """
+    doubt = np.zeros(len(landmarks), np.float32)
+    seen = np.array([skin is not None for skin in skins])
+    for shot in np.unique(shots):
+        rows = np.flatnonzero(seen & (shots == shot))
+        if len(rows) < FEW:
+            continue
+        own = [skin for row in rows if (skin := skins[row]) is not None]
+        textures, sharpness = np.stack([s.texture for s in own]), np.array([s.sharpness for s in own])
+        found = cues(landmarks[rows], textures, sharpness, max(FEW, round(WINDOW_S * float(rate))))
+        scores = np.log1p(np.clip(found, 0, CAPS) / SCALES) @ WEIGHTS + OFFSET
+        chance = 1 / (1 + np.exp(-scores))
+        bad = _spoilt(scores, found[:, 2])
+        # Where most frames are odd, the usual one is unknown.
+        bad &= bad.mean() < 0.5
+        doubt[rows] = np.where(bad, np.maximum(chance, DISTRUSTED), np.minimum(chance, 0.98 * DISTRUSTED))
+    return doubt
+
+
+def _spoilt(scores: Float64[np.ndarray, " T"], jumps: Float64[np.ndarray, " T"]) -> Bool[np.ndarray, " T"]:
+    """Runs of odd frames in which one is odd enough; a single usual frame does not end a run."""
+    weak = (scores > WEAK).astype(np.uint8)
+    runs, labels = cv2.connectedComponents(cv2.morphologyEx(weak[:, None], cv2.MORPH_CLOSE, np.ones((3, 1), np.uint8)))
+    bad = np.zeros(len(scores), bool)
+    for run in range(1, runs):
+        rows = np.flatnonzero(labels[:, 0] == run)
+        top = scores[rows].max()
+        jump = jumps[max(0, rows[0] - 1) : rows[-1] + 2].max()
+        if top > CERTAIN or (top > STRONG and jump > JUMP):
+            bad[rows] = True
+    return bad
+
+
+def cues(
+    landmarks: Float32[np.ndarray, "T 478 2"],
+    textures: UInt8[np.ndarray, "T S S 3"],
+    sharpness: Float64[np.ndarray, " T"],
+    window: int,
+) -> Float64[np.ndarray, "T 4"]:
+    """What is odd about each frame of a shot, against the median of `window` frames on each side.
+
+    Share of the skin that has another colour; loss of sharpness, as a logarithm; loss of correlation of the features'
+    picture with the nearest frames; distance of the landmarks' shape from the nearest frames', in inter-ocular
+    distances.
+    """
+    count = len(landmarks)
+    size = np.linalg.norm(landmarks[:, OUTER_EYES[0]] - landmarks[:, OUTER_EYES[1]], axis=1)
+    shapes = (landmarks - landmarks.mean(1, keepdims=True)) / size[:, None, None]
+    inside = textures.any((0, 3))
+    skins = textures[:, inside].astype(np.float32)
+    features = np.stack([_features(texture, inside) for texture in textures])
+    step, every = max(1, window // 4), max(1, 2 * window // SAMPLES)
+    found = np.zeros((count, 4))
+    for begin in range(0, count, step):
+        rows = np.arange(begin, min(begin + step, count))
+        near = np.arange(max(0, begin - window), min(count, begin + window + 1), every)
+        usual = np.median(skins[near], axis=0)
+        spread = np.median(np.abs(skins[near] - usual), axis=0)
+        found[rows, 0] = [_other_colour(skin, usual, spread) for skin in skins[rows]]
+        found[rows, 1] = np.log(np.median(sharpness[near]) / np.maximum(sharpness[rows], 1e-6))
+    for t in range(count):
+        beside = [s for s in range(max(0, t - NEAR), min(count, t + NEAR + 1)) if s != t]
+        usual = np.median(features[beside], axis=0)
+        found[t, 2] = 1 - features[t] @ usual / max(float(np.linalg.norm(usual)), 1e-6)
+        found[t, 3] = np.linalg.norm(shapes[t] - np.median(shapes[beside], axis=0), axis=-1).mean()
+    return found
+
+
+def _features(texture, inside):
+    """The picture of brows, eyes, nose and mouth: without light and grain, of length 1."""
+    grey = cv2.cvtColor(texture, cv2.COLOR_RGB2GRAY).astype(np.float32)
+    band = (cv2.GaussianBlur(grey, (0, 0), 0.7) - cv2.GaussianBlur(grey, (0, 0), 3.0))[inside]
+    band -= band.mean()
+    return band / max(float(np.linalg.norm(band)), 1e-3)
+
+
+def _other_colour(skin, usual, spread):
+    """Share of the skin whose colour is another, beyond what light and exposure change."""
+    gain = float(np.clip(skin.std(0).mean() / max(float(usual.std(0).mean()), 1.0), 0.7, 1.4))
+    change = (skin - np.median(skin, axis=0)) / gain - (usual - np.median(usual, axis=0))
+    return float((np.abs(change) > 2 * (8 + 3 * spread)).any(1).mean())

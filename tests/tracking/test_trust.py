@@ -1,0 +1,113 @@
+"""Frames whose landmarks are not the face's own: the astronaut, moved by known amounts, with a few frames spoilt."""
+
+from fractions import Fraction
+
+import cv2
+import numpy as np
+import pytest
+import skimage.data
+from support.astronaut import head as head
+from support.performers import quiet
+
+from expportrait_cli.artifacts.types import DISTRUSTED, Tracking, surest
+from expportrait_cli.config import TrackConfig
+from expportrait_cli.errors import InputError
+from expportrait_cli.fitting.parametric import key_frames, neutral_frame
+from expportrait_cli.media.writer import VideoWriter
+from expportrait_cli.pipeline.provenance import tracking_quality
+from expportrait_cli.tracking import track
+
+RATE = Fraction(25)
+COUNT = 18
+FACE = (220.0, 110.0)
+SPOILT = range(8, 11)
+
+
+def frame(t: int) -> np.ndarray:
+    """The astronaut that sways and rolls: up to 5 px and 3 degrees from frame to frame."""
+    affine = cv2.getRotationMatrix2D(FACE, 9 * np.sin(t / 2.5), 0.8)
+    affine[:, 2] += np.array([128.0, 110.0]) - FACE + [12 * np.sin(t / 2.0), 2 * t % 7]
+    return cv2.warpAffine(skimage.data.astronaut(), affine, (256, 240), borderMode=cv2.BORDER_REPLICATE)
+
+
+def blurred(image: np.ndarray) -> np.ndarray:
+    return cv2.GaussianBlur(image, (0, 0), 7)
+
+
+def covered(image: np.ndarray) -> np.ndarray:
+    done = image.copy()
+    # From the upper lip to the brows.
+    cv2.ellipse(done, (128, 104), (40, 24), 20, 0, 360, (150, 110, 95), -1)
+    return done
+
+
+def flashed(image: np.ndarray) -> np.ndarray:
+    return np.clip(image * 0.3 + 215, 0, 255).astype(np.uint8)
+
+
+def black(image: np.ndarray) -> np.ndarray:
+    return np.zeros_like(image)
+
+
+def foreign(image: np.ndarray) -> np.ndarray:
+    return cv2.resize(skimage.data.coffee(), (image.shape[1], image.shape[0]))
+
+
+def clip_of(path, spoil=None, rows=SPOILT, count=COUNT):
+    with VideoWriter(path, rate=RATE, lossless=True) as writer:
+        for t in range(count):
+            writer.write(spoil(frame(t)) if spoil is not None and t in rows else frame(t))
+    return path
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory, head) -> Tracking:
+    return track(clip_of(tmp_path_factory.mktemp("clean") / "a.mkv"), head, TrackConfig(), quiet)
+
+
+def test_motion_is_believed(clean):
+    assert not clean.state.any() and not clean.distrusted.any()
+    assert clean.doubt.max() < DISTRUSTED
+    assert tracking_quality(clean)["frames_not_trusted"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spoil", [blurred, covered, flashed])
+def test_a_spoilt_face_is_filled_in_and_stands_for_nothing(tmp_path, head, clean, caplog, spoil):
+    path = clip_of(tmp_path / "a.mkv", spoil)
+    seen = track(path, head, TrackConfig(), quiet)
+    filled = np.flatnonzero(seen.state)
+    # A frame beside the spoilt ones may go with them.
+    assert set(SPOILT) <= set(filled) <= {7, *SPOILT, 11}
+    assert (seen.state[filled] == 1).all() and f"of 18 frames: {len(filled)} interpolated, 0 held" in caplog.text
+    assert neutral_frame(seen) not in SPOILT
+    assert not set(key_frames(seen)) & set(SPOILT)
+    # The others are where they were, and the filled ones near what they would have been.
+    rest = np.setdiff1d(range(COUNT), filled)
+    assert np.degrees(np.abs(seen.rotation - clean.rotation)[rest]).max() < 0.8
+    assert np.degrees(np.abs(seen.rotation - clean.rotation)).max() < 10
+    with pytest.raises(InputError, match=r"of 18 frames, first in frame [78]"):
+        track(path, head, TrackConfig(on_missing="fail"), quiet)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spoil", [black, foreign])
+def test_a_flash_does_not_end_a_shot(tmp_path, head, spoil):
+    seen = track(clip_of(tmp_path / "a.mkv", spoil), head, TrackConfig(), quiet)
+    assert seen.shot.tolist() == [0] * COUNT
+    assert np.flatnonzero(seen.state).tolist() == list(SPOILT) and (seen.state[list(SPOILT)] == 1).all()
+
+
+@pytest.mark.slow
+def test_what_stays_is_another_shot(tmp_path, head):
+    rows = range(8, 18)
+    seen = track(clip_of(tmp_path / "a.mkv", foreign, rows, count=22), head, TrackConfig(), quiet)
+    assert seen.shot.tolist() == [0] * 8 + [1] * 10 + [2] * 4
+
+
+def test_doubt_leaves_frames_where_all_are_doubtful():
+    state, doubt = np.zeros(4, np.uint8), np.array([0.1, 0.3, 0.0, 0.4], np.float32)
+    assert surest(state, doubt).tolist() == [True, False, True, False]
+    assert surest(state, np.full(4, 0.4, np.float32)).all()
+    state[2] = 2
+    assert surest(state, np.full(4, 0.4, np.float32)).tolist() == [True, True, False, True]
