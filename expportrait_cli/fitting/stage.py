@@ -37,7 +37,7 @@ from expportrait_cli.fitting.parametric import (
     with_identity,
 )
 from expportrait_cli.fitting.patch import Patch
-from expportrait_cli.fitting.relief import with_detail
+from expportrait_cli.fitting.detail import with_detail
 from expportrait_cli.fitting.static import (
     KeyFrames,
     draw_vertices,

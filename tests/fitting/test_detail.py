@@ -8,7 +8,7 @@ from support.performers import quiet
 from expportrait_cli.artifacts.types import CROP_SIZE, Tracking
 from expportrait_cli.config import FitConfig
 from expportrait_cli.fitting import fit
-from expportrait_cli.fitting.relief import BANDS, HAIR_LIES_MM, along_strands, relief_heights
+from expportrait_cli.fitting.detail import BANDS, HAIR_LIES_MM, along_strands, relief_heights
 from expportrait_cli.head.fitted import fitted_mesh, relief_of
 
 pytest_plugins = ("support.astronaut",)
