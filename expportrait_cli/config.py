@@ -36,6 +36,8 @@ class FitWeights:
     show as a few percent."""
     shading_corner: float = 0.02
     """Corner of the Huber loss on shading, in log intensity."""
+    fold_mm: float = 1.5
+    """Standard deviation of the heights of folds by shading, mm, where `shading_corner` is that of the shade."""
     dynamic_per_mm2: float = 0.01
     """Weight of the squared dynamic offset Delta f, per mm^2."""
     temporal_per_mm2: float = 0.015
@@ -56,10 +58,10 @@ class FitWeights:
 class FitDescent:
     """Smoothness, steps and limits of the fields of a fit."""
 
-    shading_smoothness: float = 2.0
+    shading_smoothness: float = 0.7
     """Lambda of the preconditioner I + lambda L for folds by shading, in edges squared."""
     shading_rate_m: float = 2e-3
-    """Length of a step of the preconditioned variable for folds by shading, m."""
+    """Length of a step of the preconditioned variable for lips and lids beside folds by shading, at high quality, m."""
     normals_smoothness: float = 20.0
     """Lambda of the preconditioner for folds by a network's normals, in edges squared."""
     normals_rate_m: float = 4e-3
@@ -70,9 +72,9 @@ class FitDescent:
     """Length of a step for the outline, m."""
     outline_steps: int = 12
     """Steps on the outline of a single photo, after the Laplacian fit."""
-    fine_shading: tuple[float, ...] = (16.0, 4.0)
-    """Stages of lambda on the mesh of high quality, as multiples of `shading_smoothness`. 4 is as smooth as 1 on the
-    plain mesh, whose edges are twice as long. On real skin shading says nothing true of anything finer."""
+    fine_shading: tuple[float, ...] = (4.0,)
+    """Stages of lambda on the mesh of high quality, as multiples of `shading_smoothness`, in which lips and lids follow
+    their landmarks. The folds there are solved for before, with `shading_smoothness` in the mesh's own shorter edges."""
     fine_normals: tuple[float, ...] = (4.0, 1.2, 0.4)
     """Stages of lambda on the mesh of high quality, as multiples of `normals_smoothness`."""
     fine_steps: int = 10

@@ -31,8 +31,12 @@ NEUTRAL_EXPRESSION, NEUTRAL_JAW_DEG = 0.5, 12.0
 """How far expression and jaw may be from rest for a frame to count as neutral."""
 RIM_TOP_M = 0.03
 """Height in the head frame below which skin beside the face is bare on most people."""
-EYES_M, MOUTH_M = 0.006, 0.004
-"""Distance from the rims of eyes and lips within which pictures speak of lashes, teeth and gloss, not of skin."""
+NOSTRILS = [20, 60, 75, 79, 166, 238, 241, 242, 250, 290, 305, 309, 392, 458, 461, 462]
+NOSE_ROOT, NOSE = [6, 122, 168, 351], [1, 4, 5, 195, 197]
+BROWS = [46, 52, 53, 55, 63, 65, 66, 70, 105, 107, 276, 282, 283, 285, 293, 295, 296, 300, 334, 336]
+BESIDE = ((EYE_RINGS, 0.006), (LIPS, 0.004), (NOSTRILS, 0.005), (NOSE_ROOT, 0.006), (NOSE, 0.008), (BROWS, 0.004))
+"""Landmarks, and the distance from them (m) within which pictures speak of lashes, teeth, gloss, hair and the shadows of
+nostrils and nose, not of skin."""
 
 
 def ear_vertices(head: HeadModel) -> Bool[np.ndarray, " V"]:
@@ -64,11 +68,11 @@ def static_mask(head: HeadModel, share: float) -> Float32[np.ndarray, " V"]:
 
 
 def plain_skin(head: HeadModel) -> Bool[np.ndarray, " V"]:
-    """Facial skin that a picture shows plainly: without the rims of eyes and mouth."""
+    """Facial skin that a picture shows plainly: without brows, and the rims of eyes, mouth and nostrils."""
     verts = dense(head, head.template)
     points = landmarks(head, verts).numpy()
     skin = dynamic_mask(head) > 0.5
-    for rim, reach in ((EYE_RINGS, EYES_M), (LIPS, MOUTH_M)):
+    for rim, reach in BESIDE:
         skin &= KDTree(points[rim]).query(verts.numpy())[0] > reach
     return skin
 
