@@ -74,7 +74,7 @@ class FitDescent:
     """Steps on the outline of a single photo, after the Laplacian fit."""
     fine_shading: tuple[float, ...] = (4.0,)
     """Stages of lambda on the mesh of high quality, as multiples of `shading_smoothness`, in which lips and lids follow
-    their landmarks. The folds there are solved for before, with `shading_smoothness` in the mesh's own shorter edges."""
+    their landmarks. Folds are solved for before, with `shading_smoothness` in the mesh's own shorter edges."""
     fine_normals: tuple[float, ...] = (4.0, 1.2, 0.4)
     """Stages of lambda on the mesh of high quality, as multiples of `normals_smoothness`."""
     fine_steps: int = 10
@@ -126,6 +126,9 @@ class TransferConfig:
     """Comma-separated list of what moves: pose, expression, lips, eyes, gaze; or all."""
     smooth: float = 0.0
     """Standard deviation of the smoothing over time, frames; 0 for none."""
+    folds: float = 0.5
+    """Share, 0..1, of the folds in the driver's own head (`driver_head`) that is added to what the network expects; for
+    a face that is smoother than the driver's, less is right. The person's own folds are taken in full."""
     turn_limit_deg: float | None = 45.0
     """Turn of the head away from the photo's, degrees, beyond which it is damped; None leaves every turn as it is."""
 

@@ -83,6 +83,7 @@ Absolute = Annotated[
 ExpressionScale = Annotated[float, setting(TransferConfig, "expression_scale", min=0.0, max=3.0)]
 PoseScale = Annotated[float, setting(TransferConfig, "pose_scale", min=0.0, max=3.0)]
 Region = Annotated[str, setting(TransferConfig, "region")]
+Folds = Annotated[float, setting(TransferConfig, "folds", min=0.0, max=1.0)]
 Smooth = Annotated[float, setting(TransferConfig, "smooth", min=0.0)]
 Method = Annotated[
     Literal["learned", "direct", "none"],

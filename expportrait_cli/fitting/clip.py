@@ -35,8 +35,8 @@ NOSTRILS = [20, 60, 75, 79, 166, 238, 241, 242, 250, 290, 305, 309, 392, 458, 46
 NOSE_ROOT, NOSE = [6, 122, 168, 351], [1, 4, 5, 195, 197]
 BROWS = [46, 52, 53, 55, 63, 65, 66, 70, 105, 107, 276, 282, 283, 285, 293, 295, 296, 300, 334, 336]
 BESIDE = ((EYE_RINGS, 0.006), (LIPS, 0.004), (NOSTRILS, 0.005), (NOSE_ROOT, 0.006), (NOSE, 0.008), (BROWS, 0.004))
-"""Landmarks, and the distance from them (m) within which pictures speak of lashes, teeth, gloss, hair and the shadows of
-nostrils and nose, not of skin."""
+"""Landmarks, and the distance from them (m) within which pictures speak of lashes, teeth, gloss, hair and shadows,
+not of skin."""
 
 
 def ear_vertices(head: HeadModel) -> Bool[np.ndarray, " V"]:

@@ -126,7 +126,7 @@ CALM_FRAMES = 4
 REGION_STEPS = 16
 """Steps of smoothing of the noise: a region of 4 mm."""
 LEAST_NOISE, MOST_NOISE = 0.008, 0.014
-"""Bounds of the noise in log intensity: the grain of a good camera, and what hides crow's feet if it is called noise."""
+"""Bounds of the noise in log intensity: the grain of a good camera, and what hides folds if it is called noise."""
 ACROSS = 0.15
 """Change of log shade, per radian of tilt, below which a spot counts less."""
 

@@ -1,9 +1,9 @@
 """Folds on a mesh of half the edges: what one subdivision shows is carried up, and followed further there.
 
 Heights along the normals of the neutral head, and on lips and lids, which also slide, all three directions. With
-shading, heights are solved for as on the mesh below. With a network's normals, lambda of the preconditioner begins where
-the one-level mesh had it (four times as much in shorter edges) and falls from stage to stage, so that fine folds come
-last and only as far as pictures ask for them (annealing as in Nicolet et al. 2021).
+shading, heights are solved for as on the mesh below. With a network's normals, lambda of the preconditioner begins
+where the one-level mesh had it (four times as much in shorter edges) and falls from stage to stage, so that fine folds
+come last and only as far as pictures ask for them (annealing as in Nicolet et al. 2021).
 """
 
 from collections.abc import Callable, Sequence

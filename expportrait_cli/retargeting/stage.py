@@ -13,11 +13,12 @@ from torch import Tensor
 from expportrait_cli.artifacts.types import Curves, HeadFit, Tracking
 from expportrait_cli.config import TransferConfig
 from expportrait_cli.errors import UsageError
-from expportrait_cli.geometry.mesh import vertex_normals
+from expportrait_cli.geometry.mesh import FieldMap, averaging, scipy_matrix, vertex_normals
 from expportrait_cli.head import HeadModel
 from expportrait_cli.head.facemesh import LandmarkSpread
 from expportrait_cli.head.finer import Finer
 from expportrait_cli.head.fitted import neutral_mesh, posed_meshes
+from expportrait_cli.head.model import is_finer
 from expportrait_cli.retargeting.face import Neutral, shortest_turn
 from expportrait_cli.retargeting.motion import Motion, head_motion, landmark_steps, neutral_cost, torso_motion
 from expportrait_cli.retargeting.network import Trained
@@ -129,6 +130,53 @@ class Copied:
         return np.einsum("pab,tpb->tpa", self.turns, self.offset[rows])
 
 
+FOLD_STEPS = 12
+"""Steps of smoothing on the plain mesh beyond which a shape is none of folds: 3.5 mm on the default head."""
+
+
+class Folded:
+    """Other offsets, and along the normals what the driver's own folds show beyond them: high frequencies alone."""
+
+    def __init__(
+        self,
+        offsets: Offsets | None,
+        driver: HeadFit,
+        neutral: int,
+        head_fit: HeadFit,
+        head: HeadModel,
+        strength: float,
+    ):
+        """`neutral` is the driver's frame whose folds count as none; `strength` is the share of them that is taken."""
+        self._offsets, self._driver, self._neutral, self._strength = offsets, driver, neutral, strength
+        base = offsets.vertices if offsets is not None else driver.dynamic_vertices
+        self.vertices = np.union1d(base, driver.dynamic_vertices)
+        self._base, self._own = (np.searchsorted(self.vertices, rows) for rows in (base, driver.dynamic_vertices))
+        theirs, self._normals = (
+            vertex_normals(neutral_mesh(fit, head), head.dense_faces)[self.vertices].numpy()
+            for fit in (driver, head_fit)
+        )
+        self._theirs = theirs[self._own]
+        faces = head.dense_faces.numpy()
+        inside = faces[np.isin(faces, self.vertices).all(1)]
+        local = torch.from_numpy(np.searchsorted(self.vertices, inside))
+        self._average = FieldMap(scipy_matrix(averaging(local, len(self.vertices))))
+        # Edges of half the length: four times as many steps are as wide.
+        self._steps = FOLD_STEPS * (4 if is_finer(head.name) else 1)
+        self._mask = head.facial_mask.numpy()[self.vertices]
+
+    def __call__(self, rows: slice, curves: Curves) -> Float32[np.ndarray, "T P 3"]:
+        """See `Offsets`."""
+        seen = self._driver.dynamic_offset[rows].astype(np.float32) - self._driver.dynamic_offset[self._neutral]
+        result = np.zeros((len(seen), len(self.vertices), 3), np.float32)
+        if self._offsets is not None:
+            result[:, self._base] = self._offsets(rows, curves)
+        beyond = -(result * self._normals).sum(-1)
+        beyond[:, self._own] += (seen * self._theirs).sum(-1)
+        heights = torch.from_numpy(beyond)[..., None]
+        folds = (heights - self._average(heights, self._steps)).numpy()
+        return result + (self._strength * self._mask[:, None] * folds * self._normals).astype(np.float32)
+
+
 class Lifted:
     """Offsets on a head of half the edges (`head.finer`)."""
 
@@ -156,7 +204,7 @@ class Beyond:
     trained: Trained | None = None
     """The transfer network."""
     driver: HeadFit | None = None
-    """The driver's own fit, whose offsets are copied."""
+    """The driver's own fit, whose offsets are copied, or whose folds are added."""
     mesh: Finer | None = None
     """Finer mesh of the head, where that is finer than the network's."""
 
@@ -197,7 +245,8 @@ def transfer(
 
     For the same person the two modes are one: the neutral frame is then the one most like the photo.
     Dynamic offsets come from the network of `beyond` with the method `learned`, unless the driver is the person; with
-    `direct` from the driver's own fit, or from the driver's landmarks without one.
+    `direct` from the driver's own fit, or from the driver's landmarks without one. With `learned`, the driver's own fit
+    adds the folds that it shows beyond the network's.
     """
     beyond = beyond or Beyond()
     trained, driver, mesh = beyond.trained, beyond.driver, beyond.mesh
@@ -221,15 +270,19 @@ def transfer(
     # Of landmarks; what a network predicts follows the scaled expression by itself.
     strength = expression_mask(head.expression_names, regions).max() * config.expression_scale
     offsets: Offsets | None = None
+    # Fitted offsets belong to no region: the whole face has them, or none.
+    whole_face = min(config.expression_scale, 1.0) * ("expression" in regions)
     # The person's own landmarks know more of their face than a network does.
     used = trained if config.method == "learned" and not same else None
     if used is not None:
         learned = Learned(used, head_fit, head)
         offsets = learned if mesh is None else Lifted(learned, mesh)
     elif config.method == "direct" and driver is not None:
-        # They belong to no region: the whole face has them, or none.
-        whole_face = min(config.expression_scale, 1.0) * ("expression" in regions)
         offsets = Copied.of(driver, neutral, head_fit, head, strength=whole_face)
+    if config.method == "learned" and driver is not None and config.folds * whole_face > 0:
+        # The person's own folds are theirs in full.
+        share = whole_face * (1.0 if same else config.folds)
+        offsets = Folded(offsets, driver, neutral, head_fit, head, share)
     steps = landmark_steps(
         head_fit,
         tracking,

@@ -134,7 +134,7 @@ def test_gradients_agree_with_finite_differences(kind):
     assert worst_slope(loss) < 1e-4
 
 
-@pytest.mark.parametrize("kind", ["normal", "shading"])
+@pytest.mark.parametrize("kind", ["normal"])
 def test_a_gradient_that_is_cut_off_would_be_noticed(kind, monkeypatch):
     smooth = Patch.smooth
     monkeypatch.setattr(Patch, "smooth", lambda patch, values, steps: smooth(patch, values.detach(), steps))

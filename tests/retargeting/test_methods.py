@@ -243,7 +243,11 @@ def test_curves_that_are_edited_are_taken(head, photo, files, tmp_path, capsys):
     [
         (["--network", "net", "--method", "direct"], 2, "serves --method learned, not direct"),
         (["--network", "net", "--method", "none"], 2, "serves --method learned, not none"),
-        (["--driver-head", "driver.head", "--network", "net"], 2, "serves --method direct, not learned"),
+        (
+            ["--driver-head", "driver.head", "--network", "net", "--method", "direct"],
+            2,
+            "serves --method learned, not direct",
+        ),
         (
             ["--driver-head", "short.head", "--method", "direct"],
             3,
