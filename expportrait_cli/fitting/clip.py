@@ -27,6 +27,8 @@ EAR_SHARE = 0.3
 FEW, MANY = 4, 16
 """Distinct frames from which, and at which in full, the static field may enter the face."""
 DISTINCT_DEG, DISTINCT_EXPRESSION = 8.0, 0.15
+CALM_FRAMES = 4
+"""Fewest frames that albedo and noise are read from."""
 NEUTRAL_EXPRESSION, NEUTRAL_JAW_DEG = 0.5, 12.0
 """How far expression and jaw may be from rest for a frame to count as neutral."""
 RIM_TOP_M = 0.03
@@ -111,6 +113,12 @@ def neutral_weights(expression: Float[np.ndarray, "T E"], jaw: Float[np.ndarray,
     effort = (expression**2).sum(1) / NEUTRAL_EXPRESSION**2 + opening**2
     weights = np.exp(-(effort - effort.min()))
     return weights / weights.sum()
+
+
+def calmest(expression: Float[np.ndarray, "T E"], jaw: Float[np.ndarray, "T 3"]) -> Int64[np.ndarray, " C"]:
+    """The third of some frames that is nearest to a face at rest, but no fewer than a few."""
+    order = np.argsort(-neutral_weights(expression, jaw), kind="stable")
+    return np.sort(order[: max(len(order) // 3, CALM_FRAMES)])
 
 
 def recentred(

@@ -14,7 +14,7 @@ from expportrait_cli.artifacts.types import CROP_SIZE
 from expportrait_cli.detect.crop import Crop, crop_image
 from expportrait_cli.detect.estimate import Estimator, establish_axes
 from expportrait_cli.errors import WeightsError
-from expportrait_cli.fitting.clip import Clip, bare_rim, dynamic_mask, neutral_weights, plain_skin
+from expportrait_cli.fitting.clip import CALM_FRAMES, Clip, bare_rim, calmest, dynamic_mask, plain_skin
 from expportrait_cli.fitting.losses import (
     MM,
     DepthLoss,
@@ -121,8 +121,6 @@ OTHER_COLOUR, WANDERS, UNUSUAL = 0.5, 0.12, 0.35
 SURROUNDINGS, SURE = 4, 0.8
 """Steps of smoothing, and the share of the surroundings that has to be plain skin too."""
 
-CALM_FRAMES = 4
-"""Fewest frames that albedo and noise are read from."""
 REGION_STEPS = 16
 """Steps of smoothing of the noise: a region of 4 mm."""
 LEAST_NOISE, MOST_NOISE = 0.008, 0.014
@@ -219,11 +217,9 @@ class Shading:
         # Light that comes from where a spot faces hardly tells how it is tilted.
         weight = torch.from_numpy(seen.astype(np.float32)) * (across / ACROSS).square().clamp(max=1)
         target = shown_folds(self.patch, torch.from_numpy(beyond), weight, torch.from_numpy(self.noise))
-        weights = self.clip.config.weights
+        scale, corner = self.clip.config.weights.shading, self.clip.config.weights.shading_corner
         albedo = torch.from_numpy(self.log_albedo)
-        return [
-            ShadingLoss(self.patch, self.light, albedo, flat, target, weight, weights.shading, weights.shading_corner)
-        ]
+        return [ShadingLoss(self.patch, self.light, albedo, flat, target, weight, scale, corner)]
 
 
 @dataclass(frozen=True)
@@ -286,12 +282,6 @@ def like_skin(
     wander = np.full(len(ever), np.inf)
     wander[ever] = np.nanmedian(away[:, ever], axis=0)
     return (np.abs(log_albedo - typical) < OTHER_COLOUR) & (wander < WANDERS)
-
-
-def calmest(expression: Float32[np.ndarray, "T E"], jaw: Float32[np.ndarray, "T 3"]) -> Int64[np.ndarray, " C"]:
-    """The third of some frames that is nearest to a face at rest, but no fewer than a few."""
-    order = np.argsort(-neutral_weights(expression, jaw), kind="stable")
-    return np.sort(order[: max(len(order) // 3, CALM_FRAMES)])
 
 
 def at_rest(

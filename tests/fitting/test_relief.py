@@ -5,7 +5,8 @@ import pytest
 import torch
 from support.pixel_patch import posed, sheet
 
-from expportrait_cli.fitting.evidence import CALM_FRAMES, LEAST_NOISE, MOST_NOISE, at_rest, calmest
+from expportrait_cli.fitting.clip import CALM_FRAMES, calmest
+from expportrait_cli.fitting.evidence import LEAST_NOISE, MOST_NOISE, at_rest
 from expportrait_cli.fitting.losses import Light, ShadingLoss, high_passed, shown_folds
 from expportrait_cli.fitting.relief import Slopes, heights_by_shading
 
