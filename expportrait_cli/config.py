@@ -36,7 +36,7 @@ class FitWeights:
     show as a few percent."""
     shading_corner: float = 0.02
     """Corner of the Huber loss on shading, in log intensity."""
-    fold_mm: float = 1.5
+    fold_mm: float = 1.2
     """Standard deviation of the heights of folds by shading, mm, where `shading_corner` is that of the shade."""
     dynamic_per_mm2: float = 0.01
     """Weight of the squared dynamic offset Delta f, per mm^2."""
