@@ -10,7 +10,7 @@ from support.known_head import LIGHT, KnownHead, folds, wrinkles
 from expportrait_cli.fitting import losses
 from expportrait_cli.fitting.clip import calmest, plain_skin
 from expportrait_cli.fitting.evidence import Shading, like_skin, log_intensity, look, views_of, weights_of
-from expportrait_cli.fitting.losses import Light, estimate, harmonics, log_albedo
+from expportrait_cli.fitting.losses import Light, estimate, harmonics, high_passed, log_albedo
 from expportrait_cli.geometry.mesh import normalize, vertex_normals
 from expportrait_cli.head import dense, landmarks
 from expportrait_cli.media.writer import VideoWriter
@@ -109,10 +109,13 @@ def test_the_picture_asks_for_the_folds_that_are_there(known, read_light):
     calm = calmest(tracking.expression, tracking.jaw)
     rest = np.median(known.offset[calm], axis=0)
     field = torch.from_numpy(known.offset - rest) / known.patch.mask.clamp(min=1e-6)[:, None]
-    true, flat, opposite = (loss(bare.moved(sign * field)) for sign in (1, 0, -1))
+    shade = read_light.light.log_shade(bare.moved(field).normals) - loss.flat
+    true = high_passed(known.patch, shade, loss.weight)
+    seen = loss.weight > 0.5
     moving = np.setdiff1d(rows, calm)
-    assert (true < opposite)[moving].all(), (true, flat, opposite)
-    assert true[moving].sum() < 0.75 * opposite[moving].sum() and true[moving].sum() < flat[moving].sum()
+    both = [each[moving][seen[moving]].numpy() for each in (loss.target, true)]
+    # Half of the energy is gated away: in so short a clip what the calm frames do passes for noise.
+    assert len(both[0]) > 1000 and np.corrcoef(*both)[0, 1] > 0.5 and np.polyfit(both[1], both[0], 1)[0] > 0.3
 
 
 def turning(points: int, frames: int, seed: int) -> np.ndarray:
