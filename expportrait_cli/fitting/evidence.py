@@ -123,7 +123,7 @@ SURROUNDINGS, SURE = 4, 0.8
 
 REGION_STEPS = 16
 """Steps of smoothing of the noise: a region of 4 mm."""
-LEAST_NOISE, MOST_NOISE = 0.010, 0.015
+LEAST_NOISE, MOST_NOISE = 0.010, 0.013
 """Bounds of the noise in log intensity: the grain of a good camera, and what hides folds if it is called noise."""
 ACROSS = 0.15
 """Change of log shade, per radian of tilt, below which a spot counts less."""
