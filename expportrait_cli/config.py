@@ -38,6 +38,8 @@ class FitWeights(Checked):
     show as a few percent."""
     shading_corner: float = 0.02
     """Corner of the Huber loss on shading, in log intensity."""
+    fold_mm: float = 1.2
+    """Standard deviation of the heights of folds by shading, mm, where `shading_corner` is that of the shade."""
     dynamic_per_mm2: float = 0.01
     """Weight of the squared dynamic offset Delta f, per mm^2."""
     temporal_per_mm2: float = 0.015
@@ -58,10 +60,10 @@ class FitWeights(Checked):
 class FitDescent(Checked):
     """Smoothness, steps and limits of the fields of a fit."""
 
-    shading_smoothness: float = 2.0
+    shading_smoothness: float = 0.7
     """Lambda of the preconditioner I + lambda L for folds by shading, in edges squared."""
     shading_rate_m: float = 2e-3
-    """Length of a step of the preconditioned variable for folds by shading, m."""
+    """Length of a step of the preconditioned variable for lips and lids beside folds by shading, at high quality, m."""
     normals_smoothness: float = 20.0
     """Lambda of the preconditioner for folds by a network's normals, in edges squared."""
     normals_rate_m: float = 4e-3
@@ -72,9 +74,9 @@ class FitDescent(Checked):
     """Length of a step for the outline, m."""
     outline_steps: Count = 12
     """Steps on the outline of a single photo, after the Laplacian fit."""
-    fine_shading: tuple[float, ...] = (16.0, 4.0)
-    """Stages of lambda on the mesh of high quality, as multiples of `shading_smoothness`. 4 is as smooth as 1 on the
-    plain mesh, whose edges are twice as long. On real skin shading says nothing true of anything finer."""
+    fine_shading: tuple[float, ...] = (4.0,)
+    """Stages of lambda on the mesh of high quality, as multiples of `shading_smoothness`, in which lips and lids follow
+    their landmarks. Folds are solved for before, with `shading_smoothness` in the mesh's own shorter edges."""
     fine_normals: tuple[float, ...] = (4.0, 1.2, 0.4)
     """Stages of lambda on the mesh of high quality, as multiples of `normals_smoothness`."""
     fine_steps: Count = 10
@@ -128,6 +130,9 @@ class TransferConfig(Checked):
     """Comma-separated list of what moves: pose, expression, lips, eyes, gaze; or all."""
     smooth: Annotated[float, Between(0, 1000)] = 0.0
     """Standard deviation of the smoothing over time, frames; 0 for none."""
+    folds: Annotated[float, Between(0, 1)] = 0.5
+    """Share, 0..1, of the folds in the driver's own head (`driver_head`) that is added to what the network expects; for
+    a face that is smoother than the driver's, less is right. The person's own folds are taken in full."""
     turn_limit_deg: Annotated[float | None, Between(0, 1000)] = 45.0
     """Turn of the head away from the photo's, degrees, beyond which it is damped; None leaves every turn as it is."""
 

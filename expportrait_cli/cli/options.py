@@ -94,6 +94,7 @@ Absolute = Annotated[
 ExpressionScale = Annotated[float, setting(TransferConfig, "expression_scale")]
 PoseScale = Annotated[float, setting(TransferConfig, "pose_scale")]
 Region = Annotated[str, setting(TransferConfig, "region")]
+Folds = Annotated[float, setting(TransferConfig, "folds")]
 Smooth = Annotated[float, setting(TransferConfig, "smooth")]
 Method = Annotated[
     Literal["learned", "direct", "none"],

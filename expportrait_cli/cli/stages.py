@@ -105,10 +105,12 @@ def transfer(
         Path | None,
         typer.Option(
             metavar="HEAD",
-            help="With --method direct: the .head.npz of the driver's clip, whose folds are copied too.",
+            help="The .head.npz of the driver's clip: its folds are added to the network's, see --folds; with --method "
+            "direct all its offsets are copied.",
             show_default=False,
         ),
     ] = None,
+    folds: options.Folds = TransferConfig.folds,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
     log_level: options.LogLevel = None,
@@ -132,6 +134,7 @@ def transfer(
         pose_scale=pose_scale,
         region=region,
         smooth=smooth,
+        folds=folds,
     )
     with Display() as display:
         meshes = commands.transfer(

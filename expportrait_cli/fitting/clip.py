@@ -28,12 +28,18 @@ EAR_SHARE = 0.3
 FEW, MANY = 4, 16
 """Distinct frames from which, and at which in full, the static field may enter the face."""
 DISTINCT_DEG, DISTINCT_EXPRESSION = 8.0, 0.15
+CALM_FRAMES = 4
+"""Fewest frames that albedo and noise are read from."""
 NEUTRAL_EXPRESSION, NEUTRAL_JAW_DEG = 0.5, 12.0
 """How far expression and jaw may be from rest for a frame to count as neutral."""
 RIM_TOP_M = 0.03
 """Height in the head frame below which skin beside the face is bare on most people."""
-EYES_M, MOUTH_M = 0.006, 0.004
-"""Distance from the rims of eyes and lips within which pictures speak of lashes, teeth and gloss, not of skin."""
+NOSTRILS = [20, 60, 75, 79, 166, 238, 241, 242, 250, 290, 305, 309, 392, 458, 461, 462]
+NOSE_ROOT, NOSE = [6, 122, 168, 351], [1, 4, 5, 195, 197]
+BROWS = [46, 52, 53, 55, 63, 65, 66, 70, 105, 107, 276, 282, 283, 285, 293, 295, 296, 300, 334, 336]
+BESIDE = ((EYE_RINGS, 0.006), (LIPS, 0.004), (NOSTRILS, 0.005), (NOSE_ROOT, 0.006), (NOSE, 0.008), (BROWS, 0.004))
+"""Landmarks, and the distance from them (m) within which pictures speak of lashes, teeth, gloss, hair and shadows,
+not of skin."""
 
 BROW_M = 0.004
 """Height over the middle of the brows where the forehead begins."""
@@ -68,11 +74,11 @@ def static_mask(head: HeadModel, share: float) -> Float32[np.ndarray, " V"]:
 
 
 def plain_skin(head: HeadModel) -> Bool[np.ndarray, " V"]:
-    """Facial skin that a picture shows plainly: without the rims of eyes and mouth."""
+    """Facial skin that a picture shows plainly: without brows, and the rims of eyes, mouth and nostrils."""
     verts = dense(head, head.template)
     points = landmarks(head, verts).numpy()
     skin = dynamic_mask(head) > 0.5
-    for rim, reach in ((EYE_RINGS, EYES_M), (LIPS, MOUTH_M)):
+    for rim, reach in BESIDE:
         skin &= KDTree(points[rim]).query(verts.numpy())[0] > reach
     return skin
 
@@ -119,6 +125,12 @@ def neutral_weights(
     effort = (expression**2).sum(1) / NEUTRAL_EXPRESSION**2 + opening**2
     weights = np.exp(-(effort - effort[sure].min())) * sure
     return weights / weights.sum()
+
+
+def calmest(expression: Float[np.ndarray, "T E"], jaw: Float[np.ndarray, "T 3"]) -> Int64[np.ndarray, " C"]:
+    """The third of some frames that is nearest to a face at rest, but no fewer than a few."""
+    order = np.argsort(-neutral_weights(expression, jaw), kind="stable")
+    return np.sort(order[: max(len(order) // 3, CALM_FRAMES)])
 
 
 def recentred(

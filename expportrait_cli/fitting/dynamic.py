@@ -12,6 +12,7 @@ from expportrait_cli.fitting.clip import WINDOW, Clip, plain_skin, recentred
 from expportrait_cli.fitting.evidence import Evidence, Shading, windows_of
 from expportrait_cli.fitting.losses import MagnitudeLoss, ShadingLoss, TemporalLoss, descend
 from expportrait_cli.fitting.patch import Patch, limited
+from expportrait_cli.fitting.relief import heights_by_shading
 from expportrait_cli.geometry.mesh import vertex_normals
 from expportrait_cli.head.facemesh import LandmarkSpread
 from expportrait_cli.head.fitted import neutral_mesh
@@ -98,14 +99,26 @@ def _folds(clip, patch, smooth, directions, folds: Evidence, progress: Progress)
         progress(int(window[0]), len(smooth))
         verts, posed = clip.pose(window, patch, smooth[window])
         seen = folds.terms(crops, verts)
-        calm = TemporalLoss(last, torch.from_numpy(follows[window]), config.weights.temporal_per_mm2)
         flat = torch.zeros(len(window), len(patch.vertices), 1)
 
         def raised(field, posed=posed):
             return posed.raised(field, directions)
 
-        terms = [*seen, MagnitudeLoss(config.weights.dynamic_per_mm2), calm]
-        field, _ = descend(flat, raised, terms, preconditioner, iterations=config.iterations, rate=folds.rate_m)
+        continues, weights = torch.from_numpy(follows[window]), config.weights
+        if isinstance(seen[0], ShadingLoss):
+            field = heights_by_shading(
+                seen[0],
+                posed,
+                directions,
+                preconditioner,
+                before=last,
+                follows=weights.temporal_per_mm2 / weights.dynamic_per_mm2 * continues,
+                height_mm=weights.fold_mm,
+            )
+        else:
+            calm = TemporalLoss(last, continues, weights.temporal_per_mm2)
+            terms = [*seen, MagnitudeLoss(weights.dynamic_per_mm2), calm]
+            field, _ = descend(flat, raised, terms, preconditioner, iterations=config.iterations, rate=folds.rate_m)
         with torch.no_grad():
             loss[window] = np.stack([seen[0](raised(f)).numpy() for f in (flat, field)], -1)
             last = raised(field[-1:], posed.last()).offset[0]

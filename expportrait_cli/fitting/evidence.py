@@ -14,8 +14,19 @@ from expportrait_cli.artifacts.types import CROP_SIZE
 from expportrait_cli.detect.crop import Crop, crop_image
 from expportrait_cli.detect.estimate import Estimator, establish_axes
 from expportrait_cli.errors import WeightsError
-from expportrait_cli.fitting.clip import Clip, bare_rim, dynamic_mask, plain_skin
-from expportrait_cli.fitting.losses import MM, DepthLoss, Light, NormalLoss, ShadingLoss, Term, align, estimate
+from expportrait_cli.fitting.clip import CALM_FRAMES, Clip, bare_rim, calmest, dynamic_mask, plain_skin
+from expportrait_cli.fitting.losses import (
+    MM,
+    DepthLoss,
+    Light,
+    NormalLoss,
+    ShadingLoss,
+    Term,
+    align,
+    estimate,
+    high_passed,
+    shown_folds,
+)
 from expportrait_cli.fitting.patch import Patch, read
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.geometry.mesh import vertex_normals
@@ -110,6 +121,13 @@ OTHER_COLOUR, WANDERS, UNUSUAL = 0.5, 0.12, 0.35
 SURROUNDINGS, SURE = 4, 0.8
 """Steps of smoothing, and the share of the surroundings that has to be plain skin too."""
 
+REGION_STEPS = 16
+"""Steps of smoothing of the noise: a region of 4 mm."""
+LEAST_NOISE, MOST_NOISE = 0.010, 0.013
+"""Bounds of the noise in log intensity: the grain of a good camera, and what hides folds if it is called noise."""
+ACROSS = 0.15
+"""Change of log shade, per radian of tilt, below which a spot counts less."""
+
 Picture = UInt8[np.ndarray, "S S 3"]
 
 
@@ -145,6 +163,9 @@ class Shading:
     patch: Patch
     light: Light
     log_albedo: Float32[np.ndarray, " P"]
+    """Of the face at rest: what its folds leave there counts as paint, and shows in no frame."""
+    noise: Float32[np.ndarray, " P"]
+    """Variance of high-passed log intensities that are no folds: grain, and trackings that are off."""
     plain: Bool[np.ndarray, " P"]
     """Skin that is read at all."""
 
@@ -163,8 +184,11 @@ class Shading:
             seen.append((view.weight > 0.5) & np.isfinite(value) & own)
         light, albedo = estimate(np.stack(values), np.stack(normals), np.stack(seen))
         shade = light.log_shade(torch.from_numpy(np.stack(normals))).numpy()
-        skin = like_skin(np.stack(values) - shade, np.stack(seen), albedo)
-        return cls(clip, patch, light, albedo, own & (_eroded(skin[None], patch)[0] > SURE))
+        colour, where = np.stack(values) - shade, np.stack(seen)
+        skin = like_skin(colour, where, albedo)
+        calm = calmest(clip.tracking.expression[rows], clip.tracking.jaw[rows])
+        albedo, noise = at_rest(patch, colour[calm], where[calm], albedo)
+        return cls(clip, patch, light, albedo, noise, own & (_eroded(skin[None], patch)[0] > SURE))
 
     @property
     def smoothness(self) -> float:
@@ -181,18 +205,21 @@ class Shading:
         views = views_of(verts, self.clip, self.patch.vertices)
         values = [log_intensity(crop) for crop in crops]
         read_here = at_vertices(values, views)
-        shade = self.light.log_shade(torch.from_numpy(np.stack([view.normals for view in views]))).numpy()
+        normals = torch.from_numpy(np.stack([view.normals for view in views]))
+        flat = self.light.log_shade(normals)
+        beyond = read_here - flat.numpy() - self.log_albedo
         with np.errstate(invalid="ignore"):
-            usual = np.abs(read_here - shade - self.log_albedo) < UNUSUAL
+            usual = np.abs(beyond) < UNUSUAL
         usual |= ~self.plain
-        weight = weights_of(views) * self.plain * (_eroded(usual, self.patch) > SURE) * np.isfinite(read_here)
-        pictures = torch.from_numpy(np.nan_to_num(np.stack(values)))[:, None]
+        seen = weights_of(views) * self.plain * (_eroded(usual, self.patch) > SURE) * np.isfinite(read_here)
+        slope = self.light.log_slope(normals)
+        across = (slope - (slope * normals).sum(-1, keepdim=True) * normals).norm(dim=-1)
+        # Light that comes from where a spot faces hardly tells how it is tilted.
+        weight = torch.from_numpy(seen.astype(np.float32)) * (across / ACROSS).square().clamp(max=1)
+        target = shown_folds(self.patch, torch.from_numpy(beyond), weight, torch.from_numpy(self.noise))
+        scale, corner = self.clip.config.weights.shading, self.clip.config.weights.shading_corner
         albedo = torch.from_numpy(self.log_albedo)
-        weights = self.clip.config.weights
-        share = torch.from_numpy(weight.astype(np.float32))
-        return [
-            ShadingLoss(self.patch, self.light, pictures, albedo, share, weights.shading, weights.shading_corner),
-        ]
+        return [ShadingLoss(self.patch, self.light, albedo, flat, target, weight, scale, corner)]
 
 
 @dataclass(frozen=True)
@@ -255,6 +282,29 @@ def like_skin(
     wander = np.full(len(ever), np.inf)
     wander[ever] = np.nanmedian(away[:, ever], axis=0)
     return (np.abs(log_albedo - typical) < OTHER_COLOUR) & (wander < WANDERS)
+
+
+def at_rest(
+    patch: Patch,
+    log_colour: Float32[np.ndarray, "C P"],
+    seen: Bool[np.ndarray, "C P"],
+    log_albedo: Float32[np.ndarray, " P"],
+) -> tuple[Float32[np.ndarray, " P"], Float32[np.ndarray, " P"]]:
+    """Log albedo in calm frames, elsewhere the given one; and thrice the variance of what passes for folds in these.
+
+    Medians both: what a minority of the frames does is an expression.
+    """
+    known = seen.sum(0) >= CALM_FRAMES
+    albedo = log_albedo.copy()
+    albedo[known] = np.nanmedian(np.where(seen, log_colour, np.nan)[:, known], axis=0)
+    where = torch.from_numpy((seen & known).astype(np.float32))
+    error = high_passed(patch, torch.from_numpy((log_colour - albedo).astype(np.float32)), where).numpy()
+    variance = np.zeros(len(albedo), np.float32)
+    # Of a normal distribution, the median of squares is 0.455 of their mean; and a frame has places of thrice the mean.
+    variance[known] = np.nanmedian(np.where(seen, error**2, np.nan)[:, known], axis=0) * (3 / 0.455)
+    around = torch.from_numpy(np.stack([variance, known.astype(np.float32)], -1))[None]
+    total, share = patch.smooth(around, REGION_STEPS)[0].numpy().T
+    return albedo, np.clip(total / np.maximum(share, 0.05), LEAST_NOISE**2, MOST_NOISE**2).astype(np.float32)
 
 
 def _eroded(mask: Bool[np.ndarray, "T P"], patch: Patch) -> Float32[np.ndarray, "T P"]:

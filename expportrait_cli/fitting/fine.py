@@ -1,8 +1,9 @@
 """Folds on a mesh of half the edges: what one subdivision shows is carried up, and followed further there.
 
-Heights along the normals of the neutral head, and on lips and lids, which also slide, all three directions. lambda of
-the preconditioner begins where the one-level mesh had it (four times as much in shorter edges) and falls from stage to
-stage, so that fine folds come last and only as far as pictures ask for them (annealing as in Nicolet et al. 2021).
+Heights along the normals of the neutral head, and on lips and lids, which also slide, all three directions. With
+shading, heights are solved for as on the mesh below. With a network's normals, lambda of the preconditioner begins
+where the one-level mesh had it (four times as much in shorter edges) and falls from stage to stage, so that fine folds
+come last and only as far as pictures ask for them (annealing as in Nicolet et al. 2021).
 """
 
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ from expportrait_cli.fitting.dynamic import Dynamic, follows_on, neutral_normals
 from expportrait_cli.fitting.evidence import Evidence, Shading, SharpClip, windows_of
 from expportrait_cli.fitting.losses import LandmarkLoss, MagnitudeLoss, ShadingLoss, TemporalLoss, Term, descend
 from expportrait_cli.fitting.patch import LocalPreconditioner, Patch, PosedPatch, limited
+from expportrait_cli.fitting.relief import heights_by_shading
 from expportrait_cli.geometry.mesh import edges, normalize
 from expportrait_cli.head import HeadModel, dense, landmarks
 from expportrait_cli.head.facemesh import EYE_RINGS, LIPS
@@ -199,6 +201,7 @@ def _further(
     weights, descent = clip.clip.config.weights, clip.clip.config.descent
     scales = descent.fine_shading if isinstance(seen, Shading) else descent.fine_normals
     stages = [LocalPreconditioner(clip.patch, scale * seen.smoothness, part) for scale in scales]
+    solver = clip.patch.preconditioner(seen.smoothness)
     last = torch.zeros(points, 3)
     for window, crops in windows_of(clip.clip, rows, WINDOW):
         progress(int(window[0]), count)
@@ -208,7 +211,18 @@ def _further(
         calm = TemporalLoss(last, torch.from_numpy(follows[window]), weights.temporal_per_mm2)
         rims = Weighted(clip.landmarks(window), weights.rims)
         terms_and_calm = [*terms, rims, MagnitudeLoss(weights.dynamic_per_mm2), calm]
-        field = _descended(posed, clip.axes, terms_and_calm, stages, seen.rate_m, descent.fine_steps)
+        start = torch.zeros(len(window), points, 3)
+        if isinstance(terms[0], ShadingLoss):
+            start[..., :1] = heights_by_shading(
+                terms[0],
+                posed,
+                clip.axes[:, 0],
+                solver,
+                before=last,
+                follows=weights.temporal_per_mm2 / weights.dynamic_per_mm2 * calm.follows,
+                height_mm=weights.fold_mm,
+            )
+        field = _descended(start, posed, clip.axes, terms_and_calm, stages, seen.rate_m, descent.fine_steps)
         with torch.no_grad():
             flat = bare.moved(torch.zeros(len(window), points, 3))
             shown = posed.turned(field, clip.axes)
@@ -220,6 +234,7 @@ def _further(
 
 
 def _descended(
+    field: Float32[Tensor, "T P 3"],
     posed: PosedPatch,
     axes: Tensor,
     terms: Sequence[Term],
@@ -227,8 +242,7 @@ def _descended(
     rate_m: float,
     steps: int,
 ) -> Float32[Tensor, "T P 3"]:
-    """The field along `axes` after all stages."""
-    field = torch.zeros(len(posed.verts), len(axes), 3)
+    """A field along `axes` after all stages."""
     for preconditioner in stages:
         field, _ = descend(
             field,

@@ -37,6 +37,13 @@ class Light:
         """Logarithm of the shade, floored where the model goes dark."""
         return (harmonics(normals) @ self.weights.to(normals)).clamp(min=LEAST_SHADE).log()
 
+    def log_slope(self, normals: Float[Tensor, "*B 3"]) -> Float[Tensor, "*B 3"]:
+        """Gradient of the log shade by the normal."""
+        with torch.enable_grad():
+            free = normals.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(self.log_shade(free).sum(), free)
+        return slope
+
 
 def estimate(
     log_intensity: Float32[np.ndarray, "T P"], normals: Float32[np.ndarray, "T P 3"], seen: Bool[np.ndarray, "T P"]
@@ -83,6 +90,8 @@ def log_albedo(
 MM = 1e3
 SMOOTH_STEPS = 12
 """Steps of smoothing between what is low and high frequency: a Gaussian of 3.5 mm on the default head."""
+GATE_STEPS = 3
+"""Steps of smoothing of the energy that is compared with the noise's: as wide as one fold."""
 GATE = 0.33
 """Mean difference of smoothed normals above which an estimate is not believed (rho of pixel3dmm)."""
 ALIGN_POWERS, ALIGN_MM = (1, 1, 1, 1, 2, 2, 2, 2), 1.0
@@ -166,12 +175,15 @@ def _line(source: Tensor, target: Tensor, weight: Tensor) -> tuple[Tensor, Tenso
 
 @dataclass(frozen=True)
 class ShadingLoss:
-    """What the light makes of the normals, against the picture: log intensity without albedo, high frequencies only."""
+    """What the light makes of folds, against what a picture shows beyond the smooth head: `target`."""
 
     patch: Patch
     light: Light
-    log_intensity: Float[Tensor, "T 1 H W"]
     log_albedo: Float[Tensor, " P"]
+    flat: Float[Tensor, "T P"]
+    """Log shade of the smooth head."""
+    target: Float[Tensor, "T P"]
+    """High frequencies alone: see `shown_folds`. What makes them has no low ones either."""
     weight: Float[Tensor, "T P"]
     scale: float = FitWeights.shading
     corner: float = FitWeights.shading_corner
@@ -182,16 +194,30 @@ class ShadingLoss:
         return self.scale * weighted_mean(huber(self.residual(surface), self.corner), self.weight)
 
     def residual(self, surface: Surface) -> Float[Tensor, "T P"]:
-        """High-passed difference in log intensity, 0 where nothing is seen."""
-        seen = self.weight > 0
-        target = read(self.log_intensity, surface.px)[..., 0] - self.log_albedo
-        difference = torch.where(seen, self.light.log_shade(surface.normals) - target, 0.0)[..., None]
-        low = self.patch.smooth(difference, SMOOTH_STEPS) / self._share
-        return torch.where(seen, (difference - low)[..., 0], 0.0)
+        """Difference in log intensity, 0 where nothing is seen."""
+        return torch.where(self.weight > 0, self.light.log_shade(surface.normals) - self.flat - self.target, 0.0)
 
-    @cached_property
-    def _share(self) -> Float[Tensor, "T P 1"]:
-        return _seen_share(self.patch, self.weight)
+
+def high_passed(patch: Patch, values: Float[Tensor, "T P"], weight: Float[Tensor, "T P"]) -> Float[Tensor, "T P"]:
+    """What is narrower than `SMOOTH_STEPS`; 0 where nothing is seen."""
+    seen = weight > 0
+    given = torch.where(seen, values, 0.0)
+    low = patch.smooth(given[..., None], SMOOTH_STEPS) / _seen_share(patch, weight)
+    return torch.where(seen, given - low[..., 0], 0.0)
+
+
+def shown_folds(
+    patch: Patch, values: Float[Tensor, "T P"], weight: Float[Tensor, "T P"], noise: Float[Tensor, " P"]
+) -> Float[Tensor, "T P"]:
+    """High frequencies of log intensities beyond albedo and smooth shade, as far as they rise above the noise.
+
+    A Wiener filter in space: `noise` is a variance, and what is no stronger than it around a vertex is not there.
+    """
+    high = high_passed(patch, values, weight)
+    seen = (weight > 0).to(high.dtype)
+    both = patch.smooth(torch.stack([high.square(), seen], -1), GATE_STEPS)
+    energy = both[..., 0] / both[..., 1].clamp(min=0.05)
+    return high * (1 - noise / energy.clamp(min=1e-12)).clamp(min=0)
 
 
 def _seen_share(patch: Patch, weight: Float[Tensor, "T P"]) -> Float[Tensor, "T P 1"]:

@@ -14,6 +14,9 @@ from expportrait_cli.artifacts.types import CROP_SIZE
 from expportrait_cli.geometry.mesh import FieldMap, averaging, laplacian, scipy_matrix, vertex_normals
 from expportrait_cli.head.finer import Finer
 
+TO_NORMALS = (1.0, -1.0, -1.0)
+"""From the camera's axes to those of normal maps: both that OpenCV points down and away turn round."""
+
 
 @dataclass(frozen=True)
 class Patch:
@@ -193,8 +196,7 @@ class Surface:
         focal_px: float,
     ) -> "Surface":
         """Add what follows from the vertices in the camera: normals, and where the crop shows them."""
-        # Both axes that OpenCV points down and away turn round.
-        normals = vertex_normals(verts, faces) * verts.new_tensor([1.0, -1.0, -1.0])
+        normals = vertex_normals(verts, faces) * verts.new_tensor(TO_NORMALS)
         seen = verts.detach()
         return cls(offset, verts, normals, seen[..., :2] / seen[..., 2:] * focal_px + CROP_SIZE / 2)
 

@@ -24,6 +24,7 @@ from expportrait_cli.fitting.clip import (
     plain_skin,
     torso_turns,
 )
+from expportrait_cli.fitting.detail import with_detail
 from expportrait_cli.fitting.dynamic import Dynamic, dynamic_offsets
 from expportrait_cli.fitting.evidence import Estimates, Evidence, Shading, check_axes
 from expportrait_cli.fitting.fine import sharpened
@@ -37,7 +38,6 @@ from expportrait_cli.fitting.parametric import (
     with_identity,
 )
 from expportrait_cli.fitting.patch import Patch
-from expportrait_cli.fitting.detail import with_detail
 from expportrait_cli.fitting.static import (
     KeyFrames,
     draw_vertices,

@@ -106,7 +106,7 @@ def transfer(
     """Put the performance of a `.track.npz` onto a `.head.npz`, and write a `.meshes.npz`.
 
     `curves` is a CSV that is used if it was edited and else written; `driver_head` is the driver's own `.head.npz`,
-    whose offsets are copied (method `direct`).
+    whose folds are added (method `learned`, by the share `config.folds`), or whose offsets are copied (`direct`).
 
     Raises:
         InputError: artifacts that do not go together.

@@ -19,9 +19,9 @@ SECTIONS = {"track": TrackConfig, "transfer": TransferConfig, "generate": Genera
 LONGEST = 1 << 26
 """Bytes of a list: a million rows."""
 PATHS = ("reference", "driving", "output", "curves")
-REFUSED = ("several", "wan")
-"""Settings that a list cannot change: in a batch, several faces without a choice are always an error; and what is no
-setting but a section of them."""
+REFUSED = ("several", "wan", "folds")
+"""Settings that a list cannot change: in a batch, several faces without a choice are always an error; what is no
+setting but a section of them; and the share of the folds of a driver's head, which a job does not have."""
 
 
 def read_jobs(path: Path, folder: Path, *, shared: Path | None = None) -> list[Job]:

@@ -44,22 +44,22 @@ class OffsetSource:
         """
         if config.network and config.method != "learned":
             raise UsageError(f"`network={config.network}` serves `method=learned`, not {config.method}.")
-        if driver is not None and config.method != "direct":
-            raise UsageError(f"`driver_head={driver}` serves `method=direct`, not {config.method}.")
+        if driver is not None and config.method == "none":
+            raise UsageError(f"`driver_head={driver}` serves `method=learned` and `method=direct`, not none.")
         if config.method != "learned":
             return cls(config, driver=driver)
         if config.network:
             check_file(Path(config.network))
-            return cls(config, Path(config.network))
+            return cls(config, Path(config.network), driver)
         try:
-            return cls(config, weights_file(f"transfer_{kind_of_head(head_name)}.safetensors"))
+            return cls(config, weights_file(f"transfer_{kind_of_head(head_name)}.safetensors"), driver)
         except WeightsError:
             log.warning(
                 "There is no transfer network for the head model '%s': the driver's own landmarks move the face beyond "
                 "its expressions (`method=direct`). Train one with `expportrait train transfer`.",
                 head_name,
             )
-            return cls(replace(config, method="direct"))
+            return cls(replace(config, method="direct"), driver=driver)
 
     def inputs(self) -> dict[str, str]:
         """Hashes of the files, for the key of what is made with them."""

@@ -35,7 +35,7 @@ REVISIONS = {
     "scan": 1,
     "clip": 1,
     "track": 2,
-    "fit": 1,
+    "fit": 2,
     "transfer": 1,
     "render": 1,
     "generate": 1,

@@ -1,15 +1,19 @@
-"""The part of a neutral head that moves, as the transfer network sees it (V_neutral of paper Eq. 8)."""
+"""The part of a neutral head that moves, as the transfer network sees it (V_neutral of paper Eq. 8), and its folds."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
-from expportrait_cli.geometry.mesh import averaging, vertex_normals
+from expportrait_cli.artifacts.types import Curves, HeadFit
+from expportrait_cli.geometry.mesh import FieldMap, averaging, scipy_matrix, vertex_normals
 from expportrait_cli.head import HeadModel, dense
+from expportrait_cli.head.fitted import neutral_mesh
+from expportrait_cli.head.model import is_finer
 
 CODE_POINTS = 1200
 """Vertices that the identity code is read from: the code is smooth, so that every tenth is enough."""
@@ -113,3 +117,64 @@ def shortest_turn(start: Float[Tensor, "P 3"], end: Float[Tensor, "P 3"]) -> Flo
     zero = torch.zeros_like(x)
     skew = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).reshape(-1, 3, 3)
     return torch.eye(3) + skew + skew @ skew / (1 + cosine)[:, None, None]
+
+
+@runtime_checkable
+class Offsets(Protocol):
+    """What moves beyond the expressions, as change from the photo: nothing where the photo's own expression is."""
+
+    @property
+    def vertices(self) -> Int64[np.ndarray, " P"]:
+        """Dense vertices that move."""
+        ...
+
+    def __call__(self, rows: slice, curves: Curves) -> Float32[np.ndarray, "T P 3"]:
+        """Offsets of some frames, canonical, m; `curves` are these frames' own."""
+        ...
+
+
+FOLD_STEPS = 12
+"""Steps of smoothing on the plain mesh beyond which a shape is none of folds: 3.5 mm on the default head."""
+
+
+class Folded:
+    """Other offsets, and along the normals what the driver's own folds show beyond them: high frequencies alone."""
+
+    def __init__(
+        self,
+        offsets: Offsets | None,
+        driver: HeadFit,
+        neutral: int,
+        head_fit: HeadFit,
+        head: HeadModel,
+        strength: float,
+    ):
+        """`neutral` is the driver's frame whose folds count as none; `strength` is the share of them that is taken."""
+        self._offsets, self._driver, self._neutral, self._strength = offsets, driver, neutral, strength
+        base = offsets.vertices if offsets is not None else driver.dynamic_vertices
+        self.vertices = np.union1d(base, driver.dynamic_vertices)
+        self._base, self._own = (np.searchsorted(self.vertices, rows) for rows in (base, driver.dynamic_vertices))
+        theirs, self._normals = (
+            vertex_normals(neutral_mesh(fit, head), head.dense_faces)[self.vertices].numpy()
+            for fit in (driver, head_fit)
+        )
+        self._theirs = theirs[self._own]
+        faces = head.dense_faces.numpy()
+        inside = faces[np.isin(faces, self.vertices).all(1)]
+        local = torch.from_numpy(np.searchsorted(self.vertices, inside))
+        self._average = FieldMap(scipy_matrix(averaging(local, len(self.vertices))))
+        # Edges of half the length: four times as many steps are as wide.
+        self._steps = FOLD_STEPS * (4 if is_finer(head.name) else 1)
+        self._mask = head.facial_mask.numpy()[self.vertices]
+
+    def __call__(self, rows: slice, curves: Curves) -> Float32[np.ndarray, "T P 3"]:
+        """See `Offsets`."""
+        seen = self._driver.dynamic_offset[rows].astype(np.float32) - self._driver.dynamic_offset[self._neutral]
+        result = np.zeros((len(seen), len(self.vertices), 3), np.float32)
+        if self._offsets is not None:
+            result[:, self._base] = self._offsets(rows, curves)
+        beyond = -(result * self._normals).sum(-1)
+        beyond[:, self._own] += (seen * self._theirs).sum(-1)
+        heights = torch.from_numpy(beyond)[..., None]
+        folds = (heights - self._average(heights, self._steps)).numpy()
+        return result + (self._strength * self._mask[:, None] * folds * self._normals).astype(np.float32)

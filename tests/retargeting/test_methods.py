@@ -161,6 +161,55 @@ def test_copied_offsets_of_the_same_face_are_the_same(head, stranger, driver_fit
     assert np.allclose(performance.offsets(slice(0, FRAMES), performance.curves), given, atol=1e-7)
 
 
+def waves(head, fit: HeadFit, wave_m: float) -> np.ndarray:
+    """Offsets [P,3] of 1 mm along the normals of a fit's neutral head, level waves over the whole face."""
+    verts = neutral_mesh(fit, head)
+    face = Face.of(head).vertices
+    height = 1e-3 * np.cos(2 * np.pi * verts[face, 1].numpy() / wave_m)
+    return height[:, None] * vertex_normals(verts, head.dense_faces)[face].numpy()
+
+
+def added_folds(own: HeadFit, driver: HeadFit, stranger: Tracking, head, network, share: float) -> np.ndarray:
+    """What a driver's fit adds to the offsets [T,V,3]."""
+    config = TransferConfig(neutral_frame="0", folds=share)
+    field = np.zeros((FRAMES, len(head.parts), 3), np.float32)
+    for sign, fit in ((1, driver), (-1, None)):
+        performance = transfer(own, stranger, head, config, Beyond(trained=network, driver=fit))
+        if performance.offsets is not None:
+            offsets = performance.offsets(slice(0, FRAMES), performance.curves)
+            field[:, performance.offsets.vertices] += sign * offsets
+    return field
+
+
+@pytest.mark.parametrize(("wave_m", "least", "most"), [(0.008, 0.6, 1.05), (0.1, 0.0, 0.1)])
+def test_the_persons_own_folds_are_added_and_no_bulges(head, photo, stranger, driver_fit, network, wave_m, least, most):
+    face = Face.of(head).vertices
+    offset = np.zeros((FRAMES, len(face), 3), np.float16)
+    offset[1] = waves(head, driver_fit, wave_m)
+    driver = replace(driver_fit, dynamic_vertices=face, dynamic_offset=offset)
+    own = replace(photo, identity_from=stranger.fingerprint)
+    field = added_folds(own, driver, stranger, head, network, 0.3)
+    normals = vertex_normals(neutral_mesh(own, head), head.dense_faces).numpy()
+    sure = head.facial_mask.numpy()[face] > 0.99
+    heights = (field[:, face] * normals[face]).sum(-1)[:, sure]
+    true = (waves(head, driver_fit, wave_m) ** 2).sum(-1)[sure].mean() ** 0.5
+    assert least <= heights[1].std() / true <= most
+    assert not heights[[0, 2, 3]].any() and not field[:, head.facial_mask.numpy() == 0].any()
+    assert np.abs(np.cross(field, normals)).max() < 1e-8
+
+
+def test_strangers_folds_are_added_by_their_share(head, photo, stranger, driver_fit, network):
+    face = Face.of(head).vertices
+    offset = np.zeros((FRAMES, len(face), 3), np.float16)
+    offset[1] = waves(head, driver_fit, 0.008)
+    driver = replace(driver_fit, dynamic_vertices=face, dynamic_offset=offset)
+    none, half, whole = (added_folds(photo, driver, stranger, head, network, share) for share in (0.0, 0.5, 1.0))
+    assert not none.any() and np.abs(whole).max() > 3e-4
+    np.testing.assert_allclose(whole, 2 * half, atol=1e-8)
+    # Frame 3 is at rest as frame 0: neither the driver nor the network shows folds there.
+    assert np.abs(whole[3]).max() < 0.1 * np.abs(whole[1]).max()
+
+
 def test_other_curves_have_other_offsets(head, photo, stranger, network):
     """Frames that are edited move by what the network says of the new expression, and only they."""
     performance = transfer(photo, stranger, head, TransferConfig(neutral_frame="0"), Beyond(trained=network))
@@ -243,7 +292,11 @@ def test_curves_that_are_edited_are_taken(head, photo, files, tmp_path, capsys):
     [
         (["--network", "net", "--method", "direct"], 2, "serves --method learned, not direct"),
         (["--network", "net", "--method", "none"], 2, "serves --method learned, not none"),
-        (["--driver-head", "driver.head", "--network", "net"], 2, "serves --method direct, not learned"),
+        (
+            ["--driver-head", "driver.head", "--network", "net", "--method", "direct"],
+            2,
+            "serves --method learned, not direct",
+        ),
         (
             ["--driver-head", "short.head", "--method", "direct"],
             3,
