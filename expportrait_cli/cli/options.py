@@ -45,7 +45,7 @@ def setting(config: type, name: str, *declarations: str, **details: Any) -> Any:
     return typer.Option(*declarations, help=_documented()[config.__name__][name], **details)
 
 
-def _number(value: float | None) -> float | None:
+def _number(value: int | float | None) -> int | float | None:
     # No comparison with bounds finds it.
     if value is not None and isnan(value):
         raise typer.BadParameter("nan is not a number.")

@@ -127,9 +127,12 @@ def neutral_weights(
     return weights / weights.sum()
 
 
-def calmest(expression: Float[np.ndarray, "T E"], jaw: Float[np.ndarray, "T 3"]) -> Int64[np.ndarray, " C"]:
+def calmest(
+    expression: Float[np.ndarray, "T E"], jaw: Float[np.ndarray, "T 3"], sure: Bool[np.ndarray, " T"]
+) -> Int64[np.ndarray, " C"]:
     """The third of some frames that is nearest to a face at rest, but no fewer than a few."""
-    order = np.argsort(-neutral_weights(expression, jaw), kind="stable")
+    sure = sure if sure.any() else np.ones_like(sure)
+    order = np.argsort(-neutral_weights(expression, jaw, sure), kind="stable")
     return np.sort(order[: max(len(order) // 3, CALM_FRAMES)])
 
 

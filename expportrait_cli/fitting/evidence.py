@@ -186,7 +186,8 @@ class Shading:
         shade = light.log_shade(torch.from_numpy(np.stack(normals))).numpy()
         colour, where = np.stack(values) - shade, np.stack(seen)
         skin = like_skin(colour, where, albedo)
-        calm = calmest(clip.tracking.expression[rows], clip.tracking.jaw[rows])
+        tracking = clip.tracking
+        calm = calmest(tracking.expression[rows], tracking.jaw[rows], tracking.sure[rows])
         albedo, noise = at_rest(patch, colour[calm], where[calm], albedo)
         return cls(clip, patch, light, albedo, noise, own & (_eroded(skin[None], patch)[0] > SURE))
 

@@ -54,7 +54,7 @@ class Unroller:
         self._from_landmarks = csr_matrix(entries, (FINE * FINE, self._count))
         self.inside: Bool[np.ndarray, "64 64"] = (simplex >= 0).reshape(FINE, FINE)
         kernel = np.ones((RIM, RIM), np.uint8)
-        self._within = cv2.erode(self.inside.astype(np.uint8), kernel, borderValue=0) > 0
+        self._within = cv2.erode(self.inside.astype(np.uint8), kernel, borderValue=(0.0,)) > 0
 
     def __call__(self, image: UInt8[np.ndarray, "H W 3"], landmarks: Float32[np.ndarray, "478 2"]) -> Skin:
         """Unroll the face of an image.

@@ -128,6 +128,9 @@ def test_albedo_is_that_of_calm_frames_and_noise_their_spread():
 def test_the_calmest_frames_are_those_at_rest():
     expression, jaw = np.zeros((30, 5), np.float32), np.zeros((30, 3), np.float32)
     expression[::2, 1], jaw[::3, 0] = 0.7, 0.4
-    chosen = calmest(expression, jaw)
+    chosen = calmest(expression, jaw, np.ones(len(jaw), bool))
     assert len(chosen) == 10 and not expression[chosen].any() and not jaw[chosen].any()
-    assert len(calmest(expression[:5], jaw[:5])) == CALM_FRAMES and len(calmest(expression[:2], jaw[:2])) == 2
+    assert (
+        len(calmest(expression[:5], jaw[:5], np.ones(5, bool))) == CALM_FRAMES
+        and len(calmest(expression[:2], jaw[:2], np.ones(2, bool))) == 2
+    )

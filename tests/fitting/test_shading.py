@@ -106,7 +106,7 @@ def test_the_picture_asks_for_the_folds_that_are_there(known, read_light):
     (loss,) = read_light.terms(list(known.clip.crops(rows)), verts)
     tracking = known.clip.tracking
     # What the calm frames have in common counts as paint.
-    calm = calmest(tracking.expression, tracking.jaw)
+    calm = calmest(tracking.expression, tracking.jaw, tracking.sure)
     rest = np.median(known.offset[calm], axis=0)
     field = torch.from_numpy(known.offset - rest) / known.patch.mask.clamp(min=1e-6)[:, None]
     shade = read_light.light.log_shade(bare.moved(field).normals) - loss.flat

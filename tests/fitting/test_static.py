@@ -282,7 +282,19 @@ def test_a_head_that_does_not_turn_is_a_photo(turning, filmed):
 def test_many_turns_give_no_more_than_a_handful_of_frames(turning, filmed):
     of, _ = filmed
     tracking, count = turning.known.clip.tracking, 40
-    names = ("landmarks", "expression", "jaw", "gaze", "translation", "shoulders", "flow", "shot", "state", "error")
+    names = (
+        "landmarks",
+        "expression",
+        "jaw",
+        "gaze",
+        "translation",
+        "shoulders",
+        "flow",
+        "shot",
+        "state",
+        "error",
+        "doubt",
+    )
     longer = {name: np.repeat(getattr(tracking, name)[:1], count, 0) for name in names}
     turns = np.radians(np.random.default_rng(0).uniform(-40, 40, (count, 3))).astype(np.float32)
     turns[0] = 0

@@ -15,7 +15,7 @@ from expportrait_cli.artifacts.types import CROP_SIZE, Curves, HeadFit
 from expportrait_cli.config import GenerateConfig
 from expportrait_cli.detect.crop import Crop, crop_image
 from expportrait_cli.detect.matte import Matte
-from expportrait_cli.errors import FilmError
+from expportrait_cli.errors import FilmError, InputError
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.geometry.rotations import from_turns, rodrigues, similarity, to_turns
 from expportrait_cli.head import landmarks
@@ -340,7 +340,7 @@ def test_a_frame_that_does_not_show_the_photo_is_an_error(fitted, head, paint, m
 def test_meshes_without_numbers_are_an_error(fitted, head, paint):
     curves = still(fitted, head, 2)
     curves.rotation[1] = np.nan
-    with pytest.raises(FilmError, match="of the meshes holds no numbers"):
+    with pytest.raises(InputError, match="holds 'rotation' with nan at"):
         paint(fitted, curves, CROP)
 
 

@@ -78,4 +78,5 @@ def performed(tracking: Tracking, head: HeadModel, states: list[State], *, ident
         shot=np.zeros(count, np.int64),
         state=np.zeros(count, np.uint8),
         error=np.ones(count, np.float32),
+        doubt=np.zeros(count, np.float32),
     )
