@@ -9,6 +9,7 @@ Supervision = Literal["auto", "none", "shading", "david", "sapiens"]
 Recenter = Literal["neutral", "mean"]
 Quality = Literal["draft", "standard", "high"]
 Method = Literal["learned", "direct", "none"]
+Counts = Literal["absolute", "relative"]
 Audio = Literal["driving", "reference", "none"]
 Backend = Literal["auto", "mini", "proxy", "wan-vace", "wan-v2v", "wan-portrait"]
 
@@ -112,10 +113,15 @@ class TransferConfig:
     offsets (direct), or nothing (none)."""
     network: str = ""
     """Weights of a transfer network of your own, from `train transfer`; empty for the head model's."""
-    absolute: bool = False
-    """Take the driver's own pose and expression, instead of its change from the neutral frame."""
+    expression: Counts = "absolute"
+    """Expression, jaw and gaze: the driver's own on the person's neutral face (absolute), or its change from the neutral
+    frame added to the photo's (relative)."""
+    pose: Counts = "relative"
+    """Pose of the head: the driver's own (absolute), or its change from the neutral frame added to the photo's (relative).
+    """
     neutral_frame: str = "auto"
-    """Driver frame that counts as neutral: auto or its number from 0."""
+    """Driver frame that counts as neutral: auto, its number from 0, or none. What the tracker reads in it is no
+    expression but this face, and is taken off an absolute one; none takes nothing off, as the paper has it."""
     expression_scale: float = 1.0
     """Strength of the expression; 1 is as the driver shows it."""
     pose_scale: float = 1.0

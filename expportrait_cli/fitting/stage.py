@@ -34,6 +34,7 @@ from expportrait_cli.fitting.parametric import (
     shared_identity,
     whole_patch,
     with_identity,
+    with_whole_smile,
 )
 from expportrait_cli.fitting.patch import Patch
 from expportrait_cli.fitting.static import KeyFrames, outline_offset, refined_static, silhouette_iou
@@ -74,6 +75,8 @@ def fit(
         check_axes(network, clip, neutral_frame(tracking))
         seen = Estimates(clip, whole_patch(clip), network, plain_skin(head))
         tracking, identity_from = with_identity(tracking, refined_identity(clip, seen), head), ""
+    if len(trackings) == len(tracking.error) == 1 and np.array_equal(tracking.identity, trackings[0].identity):
+        tracking = with_whole_smile(tracking, head)
     start = replace(_blank(tracking, head), identity_from=identity_from)
     # Landmarks first: the outline is compared with a face that lies where it is seen.
     start = replace(start, frame_offset=_landmark_offset(start, head))

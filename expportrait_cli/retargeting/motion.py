@@ -1,6 +1,6 @@
 """Motion of the driver's head, torso and landmarks, carried into the photo's camera."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float, Float64, Int64
@@ -8,7 +8,7 @@ from jaxtyping import Float, Float64, Int64
 from expportrait_cli.artifacts.types import CROP_SIZE, Curves, HeadFit, Tracking
 from expportrait_cli.geometry.rotations import from_turns, logarithm, rodrigues, to_turns
 from expportrait_cli.head import HeadModel, landmark_model
-from expportrait_cli.head.facemesh import LID_PAIRS
+from expportrait_cli.head.facemesh import CHIN, FOREHEAD, LID_PAIRS, LOWER_LIPS, UPPER_LIPS
 from expportrait_cli.head.fitted import person_joints
 from expportrait_cli.head.model import NECK
 from expportrait_cli.solve.state import Projection, State, interocular_px, photo_distance
@@ -120,13 +120,50 @@ def _affine(row: Float[np.ndarray, " 4"]) -> Float[np.ndarray, "3 3"]:
     return np.array([[a, -b, c], [b, a, d], [0, 0, 1]])
 
 
+NEUTRAL = {"browInner": 0.38, "browOuter": 0.3, "eyeWide": 0.25, "mouthRollUpper": 0.25}
+NEUTRAL_OTHERS = 0.1
+"""Largest coefficients, in shares of a unit's range, that the tracker reads in a neutral face: mean and a standard
+deviation over 19 people who rest. It has brows raised and eyes wide where faces only differ from the mean head."""
+NEUTRAL_JAW_RAD, NEUTRAL_JAW_ASIDE_RAD = (-0.02, 0.045), 0.01
+NEUTRAL_PITCH_RAD, NEUTRAL_YAW_RAD = (-0.2, 0.0), (-0.15, 0.2)
+"""The same of the jaw's three angles, and of the eyes."""
+
+
+def photo_state(fit: HeadFit) -> State:
+    """What moves, as the photo has it."""
+    psi, jaw, gaze, shift = (getattr(fit, n).astype(np.float64) for n in ("expression", "jaw", "gaze", "translation"))
+    return State(psi, jaw, gaze, from_turns(fit.rotation), shift)
+
+
+def at_rest(state: State, head: HeadModel) -> State:
+    """The same head with a neutral face: what goes beyond the range in which neutral faces differ is taken away.
+
+    What lies in the range stays: there it is more likely the face than its expression.
+    """
+    share = np.full(len(head.expression_names), NEUTRAL_OTHERS)
+    for prefix, own in NEUTRAL.items():
+        share[[name.startswith(prefix) for name in head.expression_names]] = own
+    low, high = (bound.cpu().numpy().astype(np.float64) for bound in (head.expression_low, head.expression_high))
+    aside = NEUTRAL_JAW_ASIDE_RAD
+    jaw_low, jaw_high = np.array([[NEUTRAL_JAW_RAD[0], -aside, -aside], [NEUTRAL_JAW_RAD[1], aside, aside]])
+    eyes = np.array([NEUTRAL_PITCH_RAD, NEUTRAL_YAW_RAD] * 2)
+    return replace(
+        state,
+        expression=np.clip(state.expression, share * low, share * high),
+        jaw=np.clip(state.jaw, jaw_low, jaw_high),
+        gaze=np.clip(state.gaze, *eyes.T),
+    )
+
+
 LIMIT_IOD = 0.12
 """Largest step of a landmark beyond the model: more is a wrong landmark, not an expression."""
 UPPER_SHARE = 0.9
 """Part of a lid gap's change that the upper lid makes."""
+UPPER_LIP_SHARE = 0.35
+"""Part of a lip gap's change that the upper lip makes."""
 
 
-def _states(rows: Tracking | Curves) -> list[State]:
+def states(rows: Tracking | Curves) -> list[State]:
     columns = [c.astype(np.float64) for c in (rows.expression, rows.jaw, rows.gaze, rows.translation)]
     rotations = from_turns(rows.rotation)
     psi, jaw, gaze, shift = columns
@@ -141,29 +178,26 @@ def landmark_steps(
     motion: Motion,
     *,
     direct: Float[np.ndarray, " T"],
+    rest: "Rest",
     strength: float,
+    eyes: bool,
+    lips: bool,
     copied: bool,
     own: Float[np.ndarray, "T 478 3"],
 ) -> Float[np.ndarray, "T 478 2"]:
     """Steps of the person's landmarks, px of the photo's crop, zero in the neutral frame.
 
     `direct` is how far (0..1) the driver's landmarks themselves are the target, as they are for the same person.
-    Otherwise the lids close by the same share of their opening, and the change of the driver's fit residual is added if
-    it is to be `copied`. `own` is what dynamic offsets move the person's landmarks by (canonical, m), from the photo's.
+    Otherwise the lids close by the same share of their opening at `rest` (`eyes`), lips are as far apart as the driver's
+    (`lips`), and the change of the driver's fit residual is added if it is to be `copied`. `own` is what dynamic offsets
+    move the person's landmarks by (canonical, m), from the photo's.
     """
     model = landmark_model(head)
     view = Projection(model, focal_px=head_fit.focal_px, centre_px=CROP_SIZE / 2)
     identity = head_fit.identity.astype(np.float64)
-    rest, joints = view.points(identity), view.joints(identity)
-    posed = np.stack([view.project(rest + o, joints, state)[0] for o, state in zip(own, _states(curves), strict=True)])
-    photo = State(
-        head_fit.expression.astype(np.float64),
-        head_fit.jaw.astype(np.float64),
-        head_fit.gaze.astype(np.float64),
-        from_turns(head_fit.rotation),
-        head_fit.translation.astype(np.float64),
-    )
-    shown = view.predict(identity, photo)
+    points, joints = view.points(identity), view.joints(identity)
+    posed = np.stack([view.project(points + o, joints, state)[0] for o, state in zip(own, states(curves), strict=True)])
+    shown = view.predict(identity, photo_state(head_fit))
     measured = tracking.landmarks.astype(np.float64)
     n = motion.neutral
     scale = motion.scale[:, None, None]
@@ -175,8 +209,11 @@ def landmark_steps(
                 tracking, Projection(model, focal_px=tracking.focal_px, centre_px=CROP_SIZE / 2)
             )
             beyond = scale * strength * (residual - residual[n])
-        if strength > 0:
-            beyond += _lid_steps(head_fit, measured, posed + (head_fit.landmarks - shown) + beyond, n)
+        seen = posed + (head_fit.landmarks - shown)
+        if eyes:
+            beyond += _lid_steps(measured, seen + beyond, rest)
+        if lips:
+            beyond += _lip_steps(measured, seen + beyond, strength)
         weight = direct[:, None, None]
         steps = weight * steps + (1 - weight) * beyond
     limit = LIMIT_IOD * interocular_px(head_fit.landmarks)
@@ -184,21 +221,43 @@ def landmark_steps(
     return steps * np.minimum(1.0, limit / np.maximum(length, 1e-9))
 
 
+@dataclass(frozen=True)
+class Rest:
+    """Landmarks of both faces that expressions count from, px of their crops."""
+
+    person: Float[np.ndarray, "478 2"]
+    driver: Float[np.ndarray, "478 2"]
+
+    @classmethod
+    def of(cls, head_fit: HeadFit, tracking: Tracking, head: HeadModel, neutral: int) -> "Rest":
+        """The photo's and the neutral frame's landmarks, with what is expression in them taken away (`at_rest`)."""
+        return cls(
+            _without(head_fit, head_fit.landmarks, photo_state(head_fit), head),
+            _without(tracking, tracking.landmarks[neutral], states(tracking)[neutral], head),
+        )
+
+
+def _without(rows: HeadFit | Tracking, landmarks: np.ndarray, state: State, head: HeadModel) -> np.ndarray:
+    view = Projection(landmark_model(head), focal_px=rows.focal_px, centre_px=CROP_SIZE / 2)
+    shape = rows.identity.astype(np.float64)
+    return landmarks + view.predict(shape, at_rest(state, head)) - view.predict(shape, state)
+
+
 def _fitted(tracking: Tracking, view: Projection) -> Float[np.ndarray, "T 478 2"]:
     """The driver's landmarks as the head model has them, px of their crop."""
     shape = tracking.identity.astype(np.float64)
-    return np.stack([view.predict(shape, state) for state in _states(tracking)])
+    return np.stack([view.predict(shape, state) for state in states(tracking)])
 
 
-def _lid_steps(head_fit, measured, predicted, n):
+def _lid_steps(measured, predicted, rest: Rest):
     """Close the person's lids by the share by which the driver's close: a wink ends shut on any face."""
     steps = np.zeros_like(predicted)
-    own = head_fit.landmarks.astype(np.float64)
+    size = np.array([interocular_px(frame) for frame in measured])
     for upper, lower in LID_PAIRS:
-        size = np.array([interocular_px(frame) for frame in measured])
         gap = np.linalg.norm(measured[:, upper] - measured[:, lower], axis=-1) / size
-        share = np.clip(gap / max(gap[n], 0.02), 0.0, 1.6)
-        wanted = share * np.linalg.norm(own[upper] - own[lower])
+        open_gap = float(np.linalg.norm(rest.driver[upper] - rest.driver[lower])) / interocular_px(rest.driver)
+        share = np.clip(gap / max(open_gap, 0.02), 0.0, 1.6)
+        wanted = share * np.linalg.norm(rest.person[upper] - rest.person[lower])
         line = predicted[:, lower] - predicted[:, upper]
         length = np.linalg.norm(line, axis=-1)
         down = line / np.maximum(length, 1e-6)[:, None]
@@ -206,3 +265,24 @@ def _lid_steps(head_fit, measured, predicted, n):
         steps[:, upper] += UPPER_SHARE * change
         steps[:, lower] -= (1 - UPPER_SHARE) * change
     return steps
+
+
+def _lip_steps(measured, predicted, strength):
+    """Part the person's lips as far as the driver's, in distances between the eyes: shut is shut on any face."""
+    steps = np.zeros_like(predicted)
+    size, wanted_size = (np.array([interocular_px(frame) for frame in points]) for points in (measured, predicted))
+    wanted = strength * np.maximum(_lip_gaps(measured)[0], 0) / size[:, None] * wanted_size[:, None]
+    gaps, down = _lip_gaps(predicted)
+    change = (gaps - wanted)[..., None] * down[:, None]
+    for ring in UPPER_LIPS:
+        steps[:, ring] += UPPER_LIP_SHARE * change
+    for ring in LOWER_LIPS:
+        steps[:, ring] -= (1 - UPPER_LIP_SHARE) * change
+    return steps
+
+
+def _lip_gaps(points):
+    """Gaps between the inner lips, from the corner on the left of the picture to the other, and the way down the face."""
+    down = points[:, CHIN] - points[:, FOREHEAD]
+    down = down / np.linalg.norm(down, axis=-1, keepdims=True)
+    return ((points[:, LOWER_LIPS[-1]] - points[:, UPPER_LIPS[-1]]) * down[:, None]).sum(-1), down
