@@ -7,6 +7,7 @@ SIZES = (256, 512, 768)
 OnMissing = Literal["hold", "interpolate", "fail"]
 Supervision = Literal["auto", "none", "shading", "david", "sapiens"]
 Recenter = Literal["neutral", "mean"]
+Verdict = Literal["auto", "yes", "no"]
 Quality = Literal["draft", "standard", "high"]
 Method = Literal["learned", "direct", "none"]
 Counts = Literal["absolute", "relative"]
@@ -92,6 +93,9 @@ class FitConfig:
     """draft: landmarks and outline alone; standard: folds too; high: finer folds on a mesh of half the edge length."""
     supervision: Supervision = "auto"
     """What folds are read from: auto is the best network that is installed, otherwise shading for clips."""
+    same_person: Verdict = "auto"
+    """Whether the driver shows the person of the photo, and so lends it its identity and landmarks: yes, no, or auto,
+    which is yes only if a frame of the driver is the photo."""
     recenter: Recenter = "neutral"
     """Mean over a clip's frames that counts as the person's own shape: of its neutral frames, or of all."""
     rounds: int = 8
@@ -114,11 +118,11 @@ class TransferConfig:
     network: str = ""
     """Weights of a transfer network of your own, from `train transfer`; empty for the head model's."""
     expression: Counts = "absolute"
-    """Expression, jaw and gaze: the driver's own on the person's neutral face (absolute), or its change from the neutral
-    frame added to the photo's (relative)."""
+    """Expression, jaw and gaze: the driver's own on the person's neutral face (absolute), or its change from the
+    neutral frame added to the photo's (relative)."""
     pose: Counts = "relative"
-    """Pose of the head: the driver's own (absolute), or its change from the neutral frame added to the photo's (relative).
-    """
+    """Pose of the head: the driver's own (absolute), or its change from the neutral frame added to the photo's
+    (relative)."""
     neutral_frame: str = "auto"
     """Driver frame that counts as neutral: auto, its number from 0, or none. What the tracker reads in it is no
     expression but this face, and is taken off an absolute one; none takes nothing off, as the paper has it."""
@@ -132,6 +136,12 @@ class TransferConfig:
     """Standard deviation of the smoothing over time, frames; 0 for none."""
     turn_limit_deg: float | None = 45.0
     """Turn of the head away from the photo's, degrees, beyond which it is damped; None leaves every turn as it is."""
+
+
+PAPER = TransferConfig(expression="absolute", pose="absolute", neutral_frame="none")
+"""The paper's protocol: everything is the driver's own, as it was tracked."""
+CHANGES = TransferConfig(expression="relative", pose="relative")
+"""Everything is the driver's change from its neutral frame, added to the photo."""
 
 
 @dataclass(frozen=True)

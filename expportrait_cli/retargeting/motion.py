@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float, Float64, Int64
+from scipy.ndimage import gaussian_filter1d, median_filter
 
 from expportrait_cli.artifacts.types import CROP_SIZE, Curves, HeadFit, Tracking
 from expportrait_cli.geometry.rotations import from_turns, logarithm, rodrigues, to_turns
@@ -13,6 +14,11 @@ from expportrait_cli.head.fitted import person_joints
 from expportrait_cli.head.model import NECK
 from expportrait_cli.solve.state import Projection, State, interocular_px, photo_distance
 
+STEADY_FRAMES = (5, 1.0)
+"""Length of the median, and standard deviation of the Gaussian after it, that steady the torso: optical flow on clothes
+jumps for a frame or two, shoulders do not."""
+TORN = 0.04
+"""How far the depths of head and torso may part, as a share of their ratio in the photo: beyond, the neck tears."""
 SOFT_DEG = 15.0
 """Width over which a turn runs into its limit."""
 
@@ -95,9 +101,18 @@ def head_motion(
 
 
 def torso_motion(
-    motion: Motion, tracking: Tracking, head_fit: HeadFit, head: HeadModel, *, scale: float
+    motion: Motion,
+    tracking: Tracking,
+    head_fit: HeadFit,
+    head: HeadModel,
+    *,
+    translation: Float[np.ndarray, "T 3"],
+    scale: float,
 ) -> tuple[Float[np.ndarray, "T 3"], Float[np.ndarray, "T 3"]]:
-    """Pose of the torso from the similarity that optical flow measured on the driver's torso."""
+    """Pose of the torso from the similarity that optical flow measured on the driver's torso.
+
+    `translation` is the person's head's: the torso stays within `TORN` of its depth.
+    """
     neck = person_joints(head_fit, head)[NECK].numpy().astype(np.float64)
     start = motion.rotation_ref @ neck + motion.translation_ref
     driver_neck = from_turns(tracking.rotation) @ neck + tracking.translation
@@ -106,13 +121,28 @@ def torso_motion(
     relative = matrices @ np.linalg.inv(matrices[motion.starts])
     from_px = neck_px[motion.starts]
     moved = np.einsum("tij,tj->ti", relative, np.c_[from_px, np.ones(len(from_px))])[:, :2] - from_px
-    size = np.hypot(relative[:, 0, 0], relative[:, 1, 0])
-    roll = np.arctan2(relative[:, 1, 0], relative[:, 0, 0]) * scale
-    depth = start[2] / size**scale
-    px = start[:2] / start[2] * motion.focal_ref_px + moved * motion.scale[:, None] * scale
+    size = np.log(np.hypot(relative[:, 0, 0], relative[:, 1, 0]))
+    roll = np.arctan2(relative[:, 1, 0], relative[:, 0, 0])
+    # Not a, b, c and d themselves: their noise is large together and cancels at the neck.
+    moved, size, roll = (steadied(values, tracking.shot) * scale for values in (moved, size, roll))
+    # Both as logarithms of their ratio to the photo's.
+    head_depth = np.log(translation[:, 2] / motion.translation_ref[2])
+    depth = start[2] * np.exp(np.clip(-size, head_depth - TORN, head_depth + TORN))
+    px = start[:2] / start[2] * motion.focal_ref_px + moved * motion.scale[:, None]
     turn = rodrigues(np.c_[np.zeros((len(roll), 2)), roll])
     rotation = to_turns(turn @ from_turns(head_fit.torso_rotation))
     return rotation, np.c_[px / motion.focal_ref_px * depth[:, None], depth]
+
+
+def steadied(values: Float[np.ndarray, "T *C"], shot: Int64[np.ndarray, " T"]) -> Float[np.ndarray, "T *C"]:
+    """Take single frames' jumps out, shot by shot (`STEADY_FRAMES`)."""
+    length, sigma = STEADY_FRAMES
+    out = np.empty_like(values)
+    for index in np.unique(shot):
+        rows = values[shot == index]
+        rows = median_filter(rows, size=(length,) + (1,) * (rows.ndim - 1), mode="nearest")
+        out[shot == index] = gaussian_filter1d(rows, sigma, axis=0, mode="nearest")
+    return out
 
 
 def _affine(row: Float[np.ndarray, " 4"]) -> Float[np.ndarray, "3 3"]:
@@ -120,12 +150,16 @@ def _affine(row: Float[np.ndarray, " 4"]) -> Float[np.ndarray, "3 3"]:
     return np.array([[a, -b, c], [b, a, d], [0, 0, 1]])
 
 
-NEUTRAL = {"browInner": 0.38, "browOuter": 0.3, "eyeWide": 0.25, "mouthRollUpper": 0.25}
-NEUTRAL_OTHERS = 0.1
+NEUTRAL = {
+    **{"browInner": 0.38, "browOuter": 0.3, "eyeWide": 0.25, "eyeBlink": 0.03, "cheekPuff": 0.15},
+    **{"mouthRollUpper": 0.25, "mouthClose": 0.15, "mouthFunnel": 0.1, "mouthShrug": 0.1, "mouthLeft": 0.1},
+    **{"mouthRight": 0.1, "mouthSmile": 0.08, "mouthPress": 0.05, "mouthFrown": 0.06, "mouthUpperUp": 0.06},
+}
+NEUTRAL_OTHERS = 0.03
 """Largest coefficients, in shares of a unit's range, that the tracker reads in a neutral face: mean and a standard
 deviation over 19 people who rest. It has brows raised and eyes wide where faces only differ from the mean head."""
 NEUTRAL_JAW_RAD, NEUTRAL_JAW_ASIDE_RAD = (-0.02, 0.045), 0.01
-NEUTRAL_PITCH_RAD, NEUTRAL_YAW_RAD = (-0.2, 0.0), (-0.15, 0.2)
+NEUTRAL_PITCH_RAD, NEUTRAL_YAW_RAD = (-0.14, 0.0), (-0.15, 0.2)
 """The same of the jaw's three angles, and of the eyes."""
 
 
@@ -164,6 +198,7 @@ UPPER_LIP_SHARE = 0.35
 
 
 def states(rows: Tracking | Curves) -> list[State]:
+    """What moves in every frame."""
     columns = [c.astype(np.float64) for c in (rows.expression, rows.jaw, rows.gaze, rows.translation)]
     rotations = from_turns(rows.rotation)
     psi, jaw, gaze, shift = columns
@@ -185,12 +220,12 @@ def landmark_steps(
     copied: bool,
     own: Float[np.ndarray, "T 478 3"],
 ) -> Float[np.ndarray, "T 478 2"]:
-    """Steps of the person's landmarks, px of the photo's crop, zero in the neutral frame.
+    """Steps of the person's landmarks beyond the model, px of the photo's crop.
 
     `direct` is how far (0..1) the driver's landmarks themselves are the target, as they are for the same person.
-    Otherwise the lids close by the same share of their opening at `rest` (`eyes`), lips are as far apart as the driver's
-    (`lips`), and the change of the driver's fit residual is added if it is to be `copied`. `own` is what dynamic offsets
-    move the person's landmarks by (canonical, m), from the photo's.
+    Otherwise the lids close by the same share of their opening at `rest` (`eyes`), lips are as far apart as the
+    driver's (`lips`), and the change of the driver's fit residual is added if it is to be `copied`. `own` is what
+    dynamic offsets move the person's landmarks by (canonical, m), from the photo's.
     """
     model = landmark_model(head)
     view = Projection(model, focal_px=head_fit.focal_px, centre_px=CROP_SIZE / 2)
@@ -221,26 +256,44 @@ def landmark_steps(
     return steps * np.minimum(1.0, limit / np.maximum(length, 1e-9))
 
 
+TRUST_IOD = 0.02
+"""How much of a lid's gap may be expression until that gap has lost 63 % of its say on what it is at rest."""
+
+
 @dataclass(frozen=True)
 class Rest:
-    """Landmarks of both faces that expressions count from, px of their crops."""
+    """Gaps of both faces' lids that count as open, in distances between the eyes, as `LID_PAIRS`."""
 
-    person: Float[np.ndarray, "478 2"]
-    driver: Float[np.ndarray, "478 2"]
+    person: Float[np.ndarray, " 6"]
+    driver: Float[np.ndarray, " 6"]
 
     @classmethod
-    def of(cls, head_fit: HeadFit, tracking: Tracking, head: HeadModel, neutral: int) -> "Rest":
-        """The photo's and the neutral frame's landmarks, with what is expression in them taken away (`at_rest`)."""
+    def seen(cls, head_fit: HeadFit, tracking: Tracking, neutral: int) -> "Rest":
+        """As the photo and the neutral frame show them."""
+        return cls(_lid_gaps(head_fit.landmarks), _lid_gaps(tracking.landmarks[neutral]))
+
+    @classmethod
+    def neutral(cls, head_fit: HeadFit, tracking: Tracking, head: HeadModel, neutral: int) -> "Rest":
+        """The same without what is expression in them: the more of a gap is, the more it is the mean head's."""
         return cls(
-            _without(head_fit, head_fit.landmarks, photo_state(head_fit), head),
-            _without(tracking, tracking.landmarks[neutral], states(tracking)[neutral], head),
+            _rest_gaps(head_fit, head_fit.landmarks, photo_state(head_fit), head),
+            _rest_gaps(tracking, tracking.landmarks[neutral], states(tracking)[neutral], head),
         )
 
 
-def _without(rows: HeadFit | Tracking, landmarks: np.ndarray, state: State, head: HeadModel) -> np.ndarray:
+def _lid_gaps(landmarks: Float[np.ndarray, "478 2"]) -> Float[np.ndarray, " 6"]:
+    upper, lower = np.array(LID_PAIRS).T
+    return np.linalg.norm(landmarks[upper] - landmarks[lower], axis=-1) / interocular_px(landmarks)
+
+
+def _rest_gaps(rows: HeadFit | Tracking, landmarks: np.ndarray, state: State, head: HeadModel):
     view = Projection(landmark_model(head), focal_px=rows.focal_px, centre_px=CROP_SIZE / 2)
     shape = rows.identity.astype(np.float64)
-    return landmarks + view.predict(shape, at_rest(state, head)) - view.predict(shape, state)
+    seen = _lid_gaps(landmarks)
+    rest = _lid_gaps(landmarks + view.predict(shape, at_rest(state, head)) - view.predict(shape, state))
+    still = replace(state, expression=0 * state.expression, jaw=0 * state.jaw, gaze=0 * state.gaze)
+    trust = np.exp(-np.abs(rest - seen) / TRUST_IOD)
+    return trust * rest + (1 - trust) * _lid_gaps(view.predict(0 * shape, still))
 
 
 def _fitted(tracking: Tracking, view: Projection) -> Float[np.ndarray, "T 478 2"]:
@@ -252,12 +305,10 @@ def _fitted(tracking: Tracking, view: Projection) -> Float[np.ndarray, "T 478 2"
 def _lid_steps(measured, predicted, rest: Rest):
     """Close the person's lids by the share by which the driver's close: a wink ends shut on any face."""
     steps = np.zeros_like(predicted)
-    size = np.array([interocular_px(frame) for frame in measured])
-    for upper, lower in LID_PAIRS:
-        gap = np.linalg.norm(measured[:, upper] - measured[:, lower], axis=-1) / size
-        open_gap = float(np.linalg.norm(rest.driver[upper] - rest.driver[lower])) / interocular_px(rest.driver)
-        share = np.clip(gap / max(open_gap, 0.02), 0.0, 1.6)
-        wanted = share * np.linalg.norm(rest.person[upper] - rest.person[lower])
+    size = np.array([interocular_px(frame) for frame in predicted])
+    shares = np.array([_lid_gaps(frame) for frame in measured]) / np.maximum(rest.driver, 0.02)
+    wanted_gaps = shares.clip(0.0, 1.6) * rest.person * size[:, None]
+    for (upper, lower), wanted in zip(LID_PAIRS, wanted_gaps.T, strict=True):
         line = predicted[:, lower] - predicted[:, upper]
         length = np.linalg.norm(line, axis=-1)
         down = line / np.maximum(length, 1e-6)[:, None]
@@ -282,7 +333,7 @@ def _lip_steps(measured, predicted, strength):
 
 
 def _lip_gaps(points):
-    """Gaps between the inner lips, from the corner on the left of the picture to the other, and the way down the face."""
+    """Gaps between the inner lips, columns as `LOWER_LIPS`, and the way down the face in the picture."""
     down = points[:, CHIN] - points[:, FOREHEAD]
     down = down / np.linalg.norm(down, axis=-1, keepdims=True)
     return ((points[:, LOWER_LIPS[-1]] - points[:, UPPER_LIPS[-1]]) * down[:, None]).sum(-1), down

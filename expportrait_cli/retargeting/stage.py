@@ -203,9 +203,9 @@ def transfer(
     config: TransferConfig,
     beyond: Beyond | None = None,
 ) -> Performance:
-    """Put a performance onto a head, relative to a neutral driver frame or absolute.
+    """Put a performance onto a head: expression and pose each relative to a neutral driver frame, or absolute.
 
-    For the same person the two modes are one: the neutral frame is then the one most like the photo.
+    For the same person the two are one: the neutral frame is then the one most like the photo.
     Dynamic offsets come from the network of `beyond` with the method `learned`, unless the driver is the person; with
     `direct` from the driver's own fit, or from the driver's landmarks without one.
     """
@@ -221,7 +221,9 @@ def transfer(
     rotation, translation, taken_deg = head_motion(
         motion, tracking, scale=scale, absolute=config.pose == "absolute" and not same, limit_deg=config.turn_limit_deg
     )
-    torso_rotation, torso_translation = torso_motion(motion, tracking, head_fit, head, scale=scale)
+    torso_rotation, torso_translation = torso_motion(
+        motion, tracking, head_fit, head, translation=translation, scale=scale
+    )
     columns = (expression, jaw, gaze, rotation, translation, torso_rotation, torso_translation)
     curves = Curves(*(smooth(np.asarray(c), config.smooth).astype(np.float32) for c in columns))
     whole = same and regions >= {"pose", "expression", "gaze"} and config.pose_scale == config.expression_scale == 1
@@ -231,7 +233,7 @@ def transfer(
     mask = dict(zip(head.expression_names, expression_mask(head.expression_names, regions), strict=True))
     strength = max(mask.values()) * config.expression_scale
     absolute = config.expression == "absolute" and not same
-    rest = Rest.of(head_fit, tracking, head, neutral) if absolute else Rest(head_fit.landmarks, tracking.landmarks[neutral])
+    rest = Rest.neutral(head_fit, tracking, head, neutral) if absolute else Rest.seen(head_fit, tracking, neutral)
     follows = strength > 0 and config.method != "none"
     offsets: Offsets | None = None
     # The person's own landmarks know more of their face than a network does.
@@ -321,11 +323,21 @@ def posed_frames(head_fit: HeadFit, head: HeadModel, performance: Performance) -
             yield verts
 
 
+def check_neutral(config: TransferConfig) -> None:
+    """Raise UsageError unless `neutral_frame` is one that some driver can have."""
+    frame = config.neutral_frame
+    if frame not in ("auto", "none") and not (frame.isascii() and frame.isdecimal()):
+        raise UsageError(f"`neutral_frame={frame!r}`: expected auto, none, or the number of a frame from 0.")
+    if frame == "none" and config.expression == "relative":
+        raise UsageError(
+            "`neutral_frame=none` serves `expression=absolute`: a change counts from a frame. Name one, or auto."
+        )
+
+
 def _neutral(config: TransferConfig, cost: Float[np.ndarray, " T"]) -> int:
+    check_neutral(config)
     if config.neutral_frame in ("auto", "none"):
         return int(cost.argmin())
-    if not config.neutral_frame.isdecimal() or int(config.neutral_frame) >= len(cost):
-        raise UsageError(
-            f"`neutral_frame={config.neutral_frame!r}`: expected auto, none or one of the frames 0 to {len(cost) - 1}."
-        )
+    if int(config.neutral_frame) >= len(cost):
+        raise UsageError(f"`neutral_frame={config.neutral_frame!r}`: expected one of the frames 0 to {len(cost) - 1}.")
     return int(config.neutral_frame)

@@ -1,6 +1,7 @@
 """Layers of the photo, and smooth colours for what it does not show."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -50,8 +51,13 @@ LID_TRAVEL_M = 0.0008
 """How far a blink moves what counts as upper lid: from the crease downwards."""
 LID_RIM = 3
 """Rings of triangles around it, 2 mm wide each, whose shadow is not skin's colour either."""
-NONE = 255
+NONE, SKIN = 255, 0
+NO_MAP: Any = None
+"""Second map of `cv2.remap`, for which its types want an array. OpenCV 5 reads an empty array as a map, and garbage."""
 """Part of a pixel that shows no mesh."""
+
+LIP_SHADOW = (0.09, 0.03)
+"""How far, in mouth widths across and up, teeth and shadow of an open mouth reach over what the mesh takes for lips."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,13 @@ class Layers:
     """Depth of the fitted head, far where there is none; dilated by one pixel."""
     part: UInt8[np.ndarray, "H W"]
     """Part of the head at each pixel of the photo, 255 where there is none."""
+
+
+def mix(
+    first: UInt8[np.ndarray, "H W 3"], second: UInt8[np.ndarray, "H W 3"], share: Float32[np.ndarray, "H W"]
+) -> UInt8[np.ndarray, "H W 3"]:
+    """Mix two pictures; `share` is the second's."""
+    return cv2.blendLinear(first, second, 1 - share, share)
 
 
 def draw(verts_cam: Float32[np.ndarray, "V 3"], faces: torch.Tensor, camera: Camera) -> torch.Tensor:
@@ -145,6 +158,26 @@ def membrane(
     for _ in range(sweeps if max(height, width) <= 300 else sweeps // 4):
         filled = np.where(fixed, photo, cv2.blur(filled, (3, 3), borderType=cv2.BORDER_REPLICATE))
     return filled
+
+
+def lips_together(
+    foreground: UInt8[np.ndarray, "H W 3"], opening: Bool[np.ndarray, "H W"], width_px: float
+) -> UInt8[np.ndarray, "H W 3"]:
+    """The picture without what an open mouth shows and the rim that it shades: lips and cheeks go on in its place.
+
+    `width_px` is the mouth's. Beside its corners the shadow reaches farther than above and below it.
+    """
+    across, up = (2 * max(round(share * width_px), 1) + 1 for share in LIP_SHADOW)
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (across, up))
+    rows, cols = np.nonzero(cv2.dilate(opening.astype(np.uint8), kernel))
+    if not len(rows):
+        return foreground
+    margin = max(round(0.3 * width_px), 4)
+    box = np.s_[max(rows.min() - margin, 0) : rows.max() + margin, max(cols.min() - margin, 0) : cols.max() + margin]
+    known = 1 - cv2.dilate(opening[box].astype(np.uint8), kernel).astype(np.float32)
+    out = foreground.copy()
+    out[box] = np.rint(membrane(foreground[box].astype(np.float32), known)).clip(0, 255).astype(np.uint8)
+    return out
 
 
 def lids(head: HeadModel) -> Bool[np.ndarray, " V"]:
