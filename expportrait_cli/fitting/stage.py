@@ -77,7 +77,7 @@ def fit(
         seen = Estimates(clip, whole_patch(clip), network, plain_skin(head))
         tracking = with_identity(tracking, refined_identity(clip, seen), head)
         identity_from = identity_from if same else ""
-    if len(trackings) == len(tracking.error) == 1 and np.array_equal(tracking.identity, trackings[0].identity):
+    if len(tracking.error) == 1 and known is None and identity_from == trackings[0].fingerprint:
         tracking = with_whole_smile(tracking, head)
     start = replace(_blank(tracking, head), identity_from=identity_from)
     # Landmarks first: the outline is compared with a face that lies where it is seen.

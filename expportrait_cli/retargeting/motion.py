@@ -256,6 +256,8 @@ def landmark_steps(
     return steps * np.minimum(1.0, limit / np.maximum(length, 1e-9))
 
 
+WIDE_PERCENT = 90
+"""Percentile of a clip's lid gaps that its wide eyes have."""
 TRUST_IOD = 0.02
 """How much of a lid's gap may be expression until that gap has lost 63 % of its say on what it is at rest."""
 
@@ -274,11 +276,13 @@ class Rest:
 
     @classmethod
     def neutral(cls, head_fit: HeadFit, tracking: Tracking, head: HeadModel, neutral: int) -> "Rest":
-        """The same without what is expression in them: the more of a gap is, the more it is the mean head's."""
-        return cls(
-            _rest_gaps(head_fit, head_fit.landmarks, photo_state(head_fit), head),
-            _rest_gaps(tracking, tracking.landmarks[neutral], states(tracking)[neutral], head),
-        )
+        """The same without what is expression in them: the more of a gap is, the more it is the mean head's.
+
+        Eyes that no frame of the driver shows that wide are narrow ones.
+        """
+        widest = np.percentile([_lid_gaps(frame) for frame in tracking.landmarks], WIDE_PERCENT, axis=0)
+        driver = _rest_gaps(tracking, tracking.landmarks[neutral], states(tracking)[neutral], head)
+        return cls(_rest_gaps(head_fit, head_fit.landmarks, photo_state(head_fit), head), np.minimum(driver, widest))
 
 
 def _lid_gaps(landmarks: Float[np.ndarray, "478 2"]) -> Float[np.ndarray, " 6"]:

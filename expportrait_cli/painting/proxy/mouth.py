@@ -154,6 +154,8 @@ def _edge(inside_m):
 BINS = 24
 BIN_DEG = 2.5
 IRIS_DEG, PUPIL_DEG = 29.0, 12.0
+LIT = 60
+"""Percentile of brightness from which the photo's pixels tell the colour of the white of an eye."""
 SCLERA = np.array([205.0, 200.0, 190.0], np.float32)
 
 
@@ -201,6 +203,11 @@ class InnerLayers:
         seen = visible[pixel[:, 1], pixel[:, 0]]
         colours = self.layers.photo[pixel[seen, 1], pixel[seen, 0]].astype(np.float32)
         index = np.minimum((angle[seen] / BIN_DEG).astype(int), BINS - 1)
+        # Lids and lashes shade the white of narrow eyes, which may open.
+        grey = colours.mean(-1)
+        white = angle[seen] > IRIS_DEG + BIN_DEG
+        lit = ~white | (grey >= (np.percentile(grey[white], LIT) if white.any() else 0))
+        colours, index = colours[lit], index[lit]
         profile = np.zeros((BINS, 3), np.float32)
         count = np.bincount(index, minlength=BINS)
         for channel in range(3):

@@ -31,9 +31,9 @@ LASHES_M = 0.0019
 """Thickness of the line of lashes in the middle of a shut eye; it tapers towards the corners."""
 OPEN_M = 0.0015
 """Gap of the lips from which the photo has them apart."""
-MOVED = (0.2, 0.6)
-"""Change of that gap, as a share of it, at which the photo's teeth and shadows begin to go from lips and cheeks, and
-are gone."""
+MOVED = (0.03, 0.09)
+"""Mean motion of the inner lips against each other, in widths of the photo's mouth, at which its teeth and shadows
+begin to go from lips and cheeks, and are gone: they belong to the photo's mouth, and not to this one."""
 SEAM_M, SEAM_WIDTH_M, SEAM = (0.0006, 0.0016), 0.0008, 0.5
 """Gaps between which the line of shut lips fades, its width, and its brightness, as a share of the lips'."""
 DEEP_M = 0.02
@@ -123,7 +123,8 @@ class Lips:
         """Nothing to do where the photo has them shut."""
         self.head, self.camera = head, layers.camera
         self.rims = np.array([(LIP_CORNERS[0], *row[-1], LIP_CORNERS[1]) for row in (UPPER_LIPS, LOWER_LIPS)])
-        self.open_m = self._gap_m(layers.verts)
+        self.open_m, self.shape = self._gap_m(layers.verts), self._shape(layers.verts)
+        self.width_m = float(np.ptp(self.shape[:, 0]))
         self.cavity = head.part_names.index("mouth_cavity")
         self.inside = [head.part_names.index(name) for name in ("teeth_upper", "teeth_lower", "mouth_cavity")]
         xy = self._px(layers.verts)
@@ -139,6 +140,11 @@ class Lips:
 
     def _px(self, verts_cam):
         return np.stack([self.camera.project(torch.from_numpy(rim)).numpy() for rim in self._points(verts_cam)])
+
+    def _shape(self, verts_cam):
+        """The rims about their middle as the camera sees them, m."""
+        points = self._points(verts_cam)[..., :2].reshape(-1, 2)
+        return points - points.mean(0)
 
     def _gap_m(self, verts_cam) -> float:
         upper, lower = self._points(verts_cam)[..., :2]
@@ -158,8 +164,9 @@ class Lips:
         return np.where(np.isin(part, self.inside) & ~near, np.uint8(NONE), part)
 
     def clean(self, person, field, verts_cam) -> None:
-        """Take the photo's teeth and shadows off lips that are not as far apart as there, in place."""
-        share = float(ramp(abs(1 - self._gap_m(verts_cam) / max(self.open_m, 1e-6)), MOVED))
+        """Take the photo's teeth and shadows off lips that lie otherwise than there, in place."""
+        moved = self._shape(verts_cam) - self.shape
+        share = float(ramp(np.linalg.norm(moved, axis=-1).mean() / self.width_m, MOVED))
         if share == 0 or self.open_m < OPEN_M:
             return
         xy = self._px(verts_cam).reshape(-1, 2)
