@@ -234,7 +234,7 @@ def transfer(
     strength = max(mask.values()) * config.expression_scale
     absolute = config.expression == "absolute" and not same
     rest = Rest.neutral(head_fit, tracking, head, neutral) if absolute else Rest.seen(head_fit, tracking, neutral)
-    follows = strength > 0 and config.method != "none"
+    follows = bool(strength > 0 and config.method != "none")
     offsets: Offsets | None = None
     # The person's own landmarks know more of their face than a network does.
     used = trained if config.method == "learned" and not same else None

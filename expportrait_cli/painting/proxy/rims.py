@@ -150,20 +150,33 @@ class Lips:
         upper, lower = self._points(verts_cam)[..., :2]
         return float(np.linalg.norm(upper - lower, axis=-1)[1:-1].mean())
 
-    def inner(self, part, rast, verts_cam):
+    def inner(
+        self, part: UInt8[np.ndarray, "H W"], rast: torch.Tensor, verts_cam: Float32[np.ndarray, "V 3"]
+    ) -> UInt8[np.ndarray, "H W"]:
         """The parts drawn, without a mouth beside the lips or skin of the neck between them."""
-        points, xy = self._points(verts_cam), self._px(verts_cam)
-        between = np.zeros(part.shape, np.uint8)
-        cv2.fillPoly(between, [np.rint([*xy[0], *xy[1][::-1]] - np.float32(0.5)).astype(np.int32)], (1,))
-        ids = triangle_ids(rast)
-        depth = np.where(ids >= 0, verts_cam[self.head.dense_faces.numpy()[np.maximum(ids, 0), 0], 2], 0)
-        deep = (between > 0) & (part == SKIN) & (depth > float(points[..., 2].max()) + DEEP_M)
+        xy = self._px(verts_cam)
         reach = max(round(BESIDE * float(np.linalg.norm(xy[0, -1] - xy[0, 0]))), 1)
-        near = cv2.dilate(between, np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)) > 0
-        part = np.where(deep, np.uint8(self.cavity), part)
-        return np.where(np.isin(part, self.inside) & ~near, np.uint8(NONE), part)
+        outline = np.rint([*xy[0], *xy[1][::-1]] - np.float32(0.5)).astype(np.int32)
+        corner = np.maximum(outline.min(0) - reach, 0)
+        box = np.s_[corner[1] : max(outline[:, 1].max() + reach, 0), corner[0] : max(outline[:, 0].max() + reach, 0)]
+        part, astray = part.copy(), np.isin(part, self.inside)
+        if part[box].size:
+            between = np.zeros(part[box].shape, np.uint8)
+            cv2.fillPoly(between, [outline - corner], (1,))
+            ids = triangle_ids(rast[:, box[0], box[1]])
+            depth = np.where(ids >= 0, verts_cam[self.head.dense_faces.numpy()[np.maximum(ids, 0), 0], 2], 0)
+            behind = depth > float(self._points(verts_cam)[..., 2].max()) + DEEP_M
+            part[box][(between > 0) & (part[box] == SKIN) & behind] = self.cavity
+            astray[box] &= cv2.dilate(between, np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)) == 0
+        part[astray] = NONE
+        return part
 
-    def clean(self, person, field, verts_cam) -> None:
+    def clean(
+        self,
+        person: UInt8[np.ndarray, "H W 3"],
+        field: Float32[np.ndarray, "H W 2"],
+        verts_cam: Float32[np.ndarray, "V 3"],
+    ) -> None:
         """Take the photo's teeth and shadows off lips that lie otherwise than there, in place."""
         moved = self._shape(verts_cam) - self.shape
         share = float(ramp(np.linalg.norm(moved, axis=-1).mean() / self.width_m, MOVED))
@@ -179,7 +192,7 @@ class Lips:
             closed = cv2.remap(self.picture, field[box], NO_MAP, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
             person[box] = mix(person[box], closed, np.full(closed.shape[:2], share, np.float32))
 
-    def paint_seam(self, frame, verts_cam) -> None:
+    def paint_seam(self, frame: UInt8[np.ndarray, "H W 3"], verts_cam: Float32[np.ndarray, "V 3"]) -> None:
         """Draw the line where lips meet that the photo has apart, in place."""
         share = 1 - float(ramp(self._gap_m(verts_cam), SEAM_M))
         if share == 0 or self.open_m < OPEN_M:
