@@ -31,7 +31,7 @@ LASHES_M = 0.0019
 """Thickness of the line of lashes in the middle of a shut eye; it tapers towards the corners."""
 OPEN_M = 0.0015
 """Gap of the lips from which the photo has them apart."""
-MOVED = (0.03, 0.09)
+MOVED = (0.02, 0.06)
 """Mean motion of the inner lips against each other, in widths of the photo's mouth, at which its teeth and shadows
 begin to go from lips and cheeks, and are gone: they belong to the photo's mouth, and not to this one."""
 SEAM_M, SEAM_WIDTH_M, SEAM = (0.0006, 0.0016), 0.0008, 0.5
