@@ -34,8 +34,7 @@ class FitWeights:
     depth_per_mm: float = 0.04
     """Weight of the distance to an aligned depth, per mm; normals (unit vectors) have 1."""
     shading: float = 52.5
-    """Weight of differences in log intensity: thirty times what 5 degrees of a normal count for 0.05, because folds
-    show as a few percent."""
+    """Weight of differences in log intensity: thirty times what 5 degrees of a normal count for 0.05."""
     shading_corner: float = 0.02
     """Corner of the Huber loss on shading, in log intensity."""
     dynamic_per_mm2: float = 0.01
@@ -94,8 +93,7 @@ class FitConfig:
     supervision: Supervision = "auto"
     """What folds are read from: auto is the best network that is installed, otherwise shading for clips."""
     same_person: Verdict = "auto"
-    """Whether the driver shows the person of the photo, and so lends it its identity and landmarks: yes, no, or auto,
-    which is yes only if a frame of the driver is the photo."""
+    """Whether the driver shows the person of the photo: yes, no, or auto: if a frame of the driver is the photo."""
     recenter: Recenter = "neutral"
     """Mean over a clip's frames that counts as the person's own shape: of its neutral frames, or of all."""
     rounds: int = 8
@@ -113,19 +111,15 @@ class TransferConfig:
     """How the driver's performance is put onto the person's head."""
 
     method: Method = "learned"
-    """What moves beyond the head model's expressions: what a network expects of this face (learned), the driver's own
-    offsets (direct), or nothing (none)."""
+    """What moves beyond the model's expressions: what a network expects (learned), the driver's (direct), or none."""
     network: str = ""
     """Weights of a transfer network of your own, from `train transfer`; empty for the head model's."""
     expression: Counts = "absolute"
-    """Expression, jaw and gaze: the driver's own on the person's neutral face (absolute), or its change from the
-    neutral frame added to the photo's (relative)."""
+    """Expression, jaw and gaze: the driver's own on a neutral face (absolute), or its change from the neutral frame."""
     pose: Counts = "relative"
-    """Pose of the head: the driver's own (absolute), or its change from the neutral frame added to the photo's
-    (relative)."""
+    """Pose of the head: the driver's own (absolute), or its change from the neutral frame (relative)."""
     neutral_frame: str = "auto"
-    """Driver frame that counts as neutral: auto, its number from 0, or none. What the tracker reads in it is no
-    expression but this face, and is taken off an absolute one; none takes nothing off, as the paper has it."""
+    """Driver frame that counts as neutral, and is taken off an absolute expression: auto, its number, or none."""
     expression_scale: float = 1.0
     """Strength of the expression; 1 is as the driver shows it."""
     pose_scale: float = 1.0
@@ -139,9 +133,8 @@ class TransferConfig:
 
 
 PAPER = TransferConfig(expression="absolute", pose="absolute", neutral_frame="none")
-"""The paper's protocol: everything is the driver's own, as it was tracked."""
 CHANGES = TransferConfig(expression="relative", pose="relative")
-"""Everything is the driver's change from its neutral frame, added to the photo."""
+"""Short forms: everything as the driver's own was tracked (the paper's protocol), or its change added to the photo."""
 
 
 @dataclass(frozen=True)
@@ -163,15 +156,13 @@ class WanConfig:
     steps: int = 0
     """Steps of the sampler; 0 for as many as the weights were made for."""
     guidance: float = 0.0
-    """Classifier-free guidance: how far to go where the control leads. 1 is none, at half the cost; 0 is what the
-    weights were made for."""
+    """Classifier-free guidance: how far to go where the control leads; 1 is none, 0 as the weights were made for."""
     control: Literal["proxy", "depth"] = "proxy"
     """What wan-vace is shown: the proxy film with holes, or the head's depth."""
     strength: float = 0.35
     """Share of noise, 0..1, that wan-v2v puts on the proxy film."""
     chain: int = 0
-    """Frames of the segment before (1 or 5) that each segment is given, instead of windows that overlap; 0 for windows.
-    """
+    """Frames of the segment before (1 or 5) that each segment is given; 0 for windows that overlap instead."""
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Precision of the transformer; auto is bf16 on GPUs that have it, otherwise fp16, and fp32 on a CPU."""
     offload: Literal["none", "model", "group"] = "none"

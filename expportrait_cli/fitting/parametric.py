@@ -85,8 +85,8 @@ def shows_photo(driver: Tracking, photo: Tracking) -> bool:
     nearest, away_iod = nearest_frame(photo.landmarks[frame], driver)
     if away_iod > SAME_FRAME_IOD or not Path(driver.source).is_file():
         return False
-    faces = [_face_pixels(tracking, row) for tracking, row in ((photo, frame), (driver, nearest))]
-    return float(np.corrcoef(*faces)[0, 1]) > SAME_PIXELS
+    faces = np.stack([_face_pixels(photo, frame), _face_pixels(driver, nearest)])
+    return float(np.corrcoef(faces)[0, 1]) > SAME_PIXELS
 
 
 def _face_pixels(tracking: Tracking, frame: int) -> Float32[np.ndarray, " N"]:
