@@ -9,8 +9,10 @@ SIZES = (256, 512, 768)
 OnMissing = Literal["hold", "interpolate", "fail"]
 Supervision = Literal["auto", "none", "shading", "david", "sapiens"]
 Recenter = Literal["neutral", "mean"]
+Verdict = Literal["auto", "yes", "no"]
 Quality = Literal["draft", "standard", "high"]
 Method = Literal["learned", "direct", "none"]
+Counts = Literal["absolute", "relative"]
 Audio = Literal["driving", "reference", "none"]
 Backend = Literal["auto", "mini", "proxy", "wan-vace", "wan-v2v", "wan-portrait"]
 
@@ -34,8 +36,7 @@ class FitWeights(Checked):
     depth_per_mm: float = 0.04
     """Weight of the distance to an aligned depth, per mm; normals (unit vectors) have 1."""
     shading: float = 52.5
-    """Weight of differences in log intensity: thirty times what 5 degrees of a normal count for 0.05, because folds
-    show as a few percent."""
+    """Weight of differences in log intensity: thirty times what 5 degrees of a normal count for 0.05."""
     shading_corner: float = 0.02
     """Corner of the Huber loss on shading, in log intensity."""
     fold_mm: float = 1.2
@@ -95,6 +96,8 @@ class FitConfig(Checked):
     """draft: landmarks and outline alone; standard: folds too; high: finer folds on a mesh of half the edge length."""
     supervision: Supervision = "auto"
     """What folds are read from: auto is the best network that is installed, otherwise shading for clips."""
+    same_person: Verdict = "auto"
+    """Whether the driver shows the person of the photo: yes, no, or auto: if a frame of the driver is the photo."""
     recenter: Recenter = "neutral"
     """Mean over a clip's frames that counts as the person's own shape: of its neutral frames, or of all."""
     detail: bool = True
@@ -114,14 +117,15 @@ class TransferConfig(Checked):
     """How the driver's performance is put onto the person's head."""
 
     method: Method = "learned"
-    """What moves beyond the head model's expressions: what a network expects of this face (learned), the driver's own
-    offsets (direct), or nothing (none)."""
+    """What moves beyond the model's expressions: what a network expects (learned), the driver's (direct), or none."""
     network: str = ""
     """Weights of a transfer network of your own, from `train transfer`; empty for the head model's."""
-    absolute: bool = False
-    """Take the driver's own pose and expression, instead of its change from the neutral frame."""
+    expression: Counts = "absolute"
+    """Expression, jaw and gaze: the driver's own on a neutral face (absolute), or its change from the neutral frame."""
+    pose: Counts = "relative"
+    """Pose of the head: the driver's own (absolute), or its change from the neutral frame (relative)."""
     neutral_frame: str = "auto"
-    """Driver frame that counts as neutral: auto or its number from 0."""
+    """Driver frame that counts as neutral, and is taken off an absolute expression: auto, its number, or none."""
     expression_scale: Annotated[float, Between(0, 3)] = 1.0
     """Strength of the expression; 1 is as the driver shows it."""
     pose_scale: Annotated[float, Between(0, 3)] = 1.0
@@ -135,6 +139,11 @@ class TransferConfig(Checked):
     a face that is smoother than the driver's, less is right. The person's own folds are taken in full."""
     turn_limit_deg: Annotated[float | None, Between(0, 1000)] = 45.0
     """Turn of the head away from the photo's, degrees, beyond which it is damped; None leaves every turn as it is."""
+
+
+PAPER = TransferConfig(expression="absolute", pose="absolute", neutral_frame="none")
+CHANGES = TransferConfig(expression="relative", pose="relative")
+"""Short forms: everything as the driver's own was tracked (the paper's protocol), or its change added to the photo."""
 
 
 @dataclass(frozen=True)
@@ -158,15 +167,13 @@ class WanConfig(Checked):
     steps: Annotated[int, Between(0, 200)] = 0
     """Steps of the sampler; 0 for as many as the weights were made for."""
     guidance: Annotated[float, Between(0, 20)] = 0.0
-    """Classifier-free guidance: how far to go where the control leads. 1 is none, at half the cost; 0 is what the
-    weights were made for."""
+    """Classifier-free guidance: how far to go where the control leads; 1 is none, 0 as the weights were made for."""
     control: Literal["proxy", "depth"] = "proxy"
     """What wan-vace is shown: the proxy film with holes, or the head's depth."""
     strength: Annotated[float, Between(0.01, 1)] = 0.35
     """Share of noise, 0..1, that wan-v2v puts on the proxy film."""
     chain: Annotated[int, Between(0, 5)] = 0
-    """Frames of the segment before (1 or 5) that each segment is given, instead of windows that overlap; 0 for windows.
-    """
+    """Frames of the segment before (1 or 5) that each segment is given; 0 for windows that overlap instead."""
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Precision of the transformer; auto is bf16 on GPUs that have it, otherwise fp16, and fp32 on a CPU."""
     offload: Literal["none", "model", "group"] = "none"

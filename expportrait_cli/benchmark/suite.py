@@ -77,7 +77,11 @@ class Suite:
             "size": self.size,
             "self": "the clip's first frame is the photo, the whole clip the truth",
             "cross": "the clip drives the photo; there is no truth; our films take the driver's "
-            + ("own pose and expression" if self.cross_absolute else "change from its neutral frame"),
+            + (
+                "own pose and expression"
+                if self.cross_absolute
+                else "own expression, and change of pose from its neutral frame"
+            ),
             "crop": "one square around the face for the whole clip, as `expportrait track` takes it",
         }
 

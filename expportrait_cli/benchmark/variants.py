@@ -11,7 +11,7 @@ from expportrait_cli.artifacts import npz
 from expportrait_cli.artifacts.files import content_hash
 from expportrait_cli.artifacts.types import HeadFit
 from expportrait_cli.benchmark.inputs import Inputs
-from expportrait_cli.config import Backend, GenerateConfig, Method, TransferConfig
+from expportrait_cli.config import PAPER, Backend, GenerateConfig, Method, TransferConfig
 from expportrait_cli.painting.stage import choose
 from expportrait_cli.pipeline import film, steps
 from expportrait_cli.pipeline.job import Job
@@ -103,7 +103,7 @@ class PairFilms:
             reference=self._inputs.reference,
             driving=self._inputs.driving,
             out=self._path_of(variant),
-            transfer=TransferConfig(method=variant.method, absolute=self._absolute),
+            transfer=replace(PAPER if self._absolute else TransferConfig(), method=variant.method),
             # Pasted back, so that film and truth are the same square.
             generate=GenerateConfig(backend=variant.backend or self._backend, size=size, paste_back=True, audio="none"),
         )

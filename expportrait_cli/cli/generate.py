@@ -8,7 +8,7 @@ import typer
 from expportrait_cli.artifacts.files import film_name
 from expportrait_cli.cli import options
 from expportrait_cli.cli.boundary import Display
-from expportrait_cli.config import GenerateConfig, TrackConfig, TransferConfig, WanConfig
+from expportrait_cli.config import FitConfig, GenerateConfig, TrackConfig, TransferConfig, WanConfig
 from expportrait_cli.errors import UsageError
 
 
@@ -31,10 +31,13 @@ def generate(
     face: options.Face = TrackConfig.face,
     driving_face: Annotated[str, typer.Option(help="Which face of the driver, as with --face.")] = TrackConfig.face,
     on_missing: options.OnMissing = TrackConfig.on_missing,
+    same_person: options.SamePerson = None,
     method: options.Method = TransferConfig.method,
     network: options.Network = TransferConfig.network,
-    absolute: options.Absolute = TransferConfig.absolute,
-    neutral_frame: options.NeutralFrame = TransferConfig.neutral_frame,
+    expression: options.Expression = None,
+    pose: options.Pose = None,
+    absolute: options.Absolute = None,
+    neutral_frame: options.NeutralFrame = None,
     expression_scale: options.ExpressionScale = TransferConfig.expression_scale,
     pose_scale: options.PoseScale = TransferConfig.pose_scale,
     region: options.Region = TransferConfig.region,
@@ -97,11 +100,11 @@ def generate(
         out=path,
         track=TrackConfig(face=face, on_missing=on_missing),
         driving_face=driving_face,
+        fit=FitConfig(same_person=options.verdict(same_person)),
         transfer=TransferConfig(
             method=method,
             network=network,
-            absolute=absolute,
-            neutral_frame=neutral_frame,
+            **options.counting(absolute, expression, pose, neutral_frame),
             expression_scale=expression_scale,
             pose_scale=pose_scale,
             region=region,

@@ -15,7 +15,17 @@ import typer
 
 from expportrait_cli.artifacts.guard import check_foreign, check_outputs
 from expportrait_cli.cli.boundary import output
-from expportrait_cli.config import Backend, GenerateConfig, TrackConfig, TransferConfig, WanConfig
+from expportrait_cli.config import (
+    CHANGES,
+    PAPER,
+    Backend,
+    Counts,
+    GenerateConfig,
+    TrackConfig,
+    TransferConfig,
+    Verdict,
+    WanConfig,
+)
 from expportrait_cli.errors import InputError, OutputError, UsageError
 from expportrait_cli.runtime import between
 
@@ -86,10 +96,25 @@ OnMissing = Annotated[
     Literal["hold", "interpolate", "fail"],
     setting(TrackConfig, "on_missing"),
 ]
-NeutralFrame = Annotated[str, setting(TransferConfig, "neutral_frame")]
+NeutralFrame = Annotated[str | None, setting(TransferConfig, "neutral_frame", show_default=False)]
+Expression = Annotated[Counts | None, setting(TransferConfig, "expression", show_default=False)]
+Pose = Annotated[Counts | None, setting(TransferConfig, "pose", show_default=False)]
 Absolute = Annotated[
-    bool,
-    setting(TransferConfig, "absolute", "--absolute/--relative"),
+    bool | None,
+    typer.Option(
+        "--absolute/--relative",
+        help="Short for --expression and --pose: both absolute with --neutral-frame none (the paper's protocol), or "
+        "both relative.",
+        show_default=False,
+    ),
+]
+SamePerson = Annotated[
+    bool | None,
+    typer.Option(
+        "--same-person/--different-person",
+        help="Whether the driver is the person of the photo. Left out, only if a frame of the driver is the photo.",
+        show_default=False,
+    ),
 ]
 ExpressionScale = Annotated[float, setting(TransferConfig, "expression_scale")]
 PoseScale = Annotated[float, setting(TransferConfig, "pose_scale")]
@@ -114,6 +139,26 @@ Size = Annotated[
     # Choices are texts, and have no bounds.
     setting(GenerateConfig, "size", min=None, max=None, callback=None),
 ]
+
+
+def counting(
+    absolute: bool | None, expression: Counts | None, pose: Counts | None, neutral_frame: str | None
+) -> dict[str, Any]:
+    """Settings of `TransferConfig` that say what the driver's performance counts from."""
+    if absolute is not None and (expression or pose):
+        flag = "--absolute" if absolute else "--relative"
+        raise UsageError(f"{flag} stands for --expression and --pose. Leave it out, or them.")
+    meant = TransferConfig() if absolute is None else PAPER if absolute else CHANGES
+    return {
+        "expression": expression or meant.expression,
+        "pose": pose or meant.pose,
+        "neutral_frame": neutral_frame or meant.neutral_frame,
+    }
+
+
+def verdict(same: bool | None) -> Verdict:
+    """`FitConfig.same_person` of what the user says."""
+    return "auto" if same is None else "yes" if same else "no"
 
 
 def existing(path: Path, *, kind: str = "") -> Path:

@@ -64,6 +64,7 @@ def fit(
             metavar="TRACK", help="The driver's tracking: if it shows the same person, they share an identity."
         ),
     ] = None,
+    same_person: options.SamePerson = None,
     out: options.Out = None,
     quality: Annotated[Quality, options.setting(FitConfig, "quality")] = FitConfig.quality,
     supervision: Annotated[Supervision, options.setting(FitConfig, "supervision")] = FitConfig.supervision,
@@ -81,7 +82,16 @@ def fit(
     from expportrait_cli.pipeline import commands
     from expportrait_cli.pipeline.provenance import fit_quality
 
-    config = FitConfig(quality=quality, supervision=supervision, recenter=recenter, detail=detail, rounds=rounds)
+    if same_person is not None and (driver is None or head is not None):
+        raise UsageError("--same-person and --different-person speak of --driver, and of a head that is new.")
+    config = FitConfig(
+        quality=quality,
+        supervision=supervision,
+        same_person=options.verdict(same_person),
+        recenter=recenter,
+        detail=detail,
+        rounds=rounds,
+    )
     with Display() as display:
         head_fit = commands.fit(own, path, config, driver=driver, known=head, stage=display.stage)
     options.echo(path, fit_quality(head_fit), as_json=as_json)
@@ -94,8 +104,10 @@ def transfer(
     out: options.Out = None,
     method: options.Method = TransferConfig.method,
     network: options.Network = TransferConfig.network,
-    absolute: options.Absolute = TransferConfig.absolute,
-    neutral_frame: options.NeutralFrame = TransferConfig.neutral_frame,
+    expression: options.Expression = None,
+    pose: options.Pose = None,
+    absolute: options.Absolute = None,
+    neutral_frame: options.NeutralFrame = None,
     expression_scale: options.ExpressionScale = TransferConfig.expression_scale,
     pose_scale: options.PoseScale = TransferConfig.pose_scale,
     region: options.Region = TransferConfig.region,
@@ -128,8 +140,7 @@ def transfer(
     config = TransferConfig(
         method=method,
         network=network,
-        absolute=absolute,
-        neutral_frame=neutral_frame,
+        **options.counting(absolute, expression, pose, neutral_frame),
         expression_scale=expression_scale,
         pose_scale=pose_scale,
         region=region,

@@ -30,12 +30,13 @@ from expportrait_cli.fitting.evidence import Estimates, Evidence, Shading, check
 from expportrait_cli.fitting.fine import sharpened
 from expportrait_cli.fitting.hair import ears_seen
 from expportrait_cli.fitting.parametric import (
-    is_same_person,
     neutral_frame,
     refined_identity,
     shared_identity,
+    shows_photo,
     whole_patch,
     with_identity,
+    with_whole_smile,
 )
 from expportrait_cli.fitting.patch import Patch
 from expportrait_cli.fitting.static import (
@@ -71,18 +72,22 @@ def fit(
     """Fit the head to a photo or a clip; further trackings of the same person take part in the identity alone.
 
     The head's pictures are the first tracking's: a photo, or the most neutral frame of a clip. With `known`, identity
-    and static offset are taken from it and only frames are fitted. With `driver`, its identity is shared if it
-    explains the photo as well: a clip knows more of a face than a photo.
+    and static offset are taken from it and only frames are fitted. With `driver`, its identity is shared if it shows
+    the same person (`config.same_person`): a clip knows more of a face than a photo.
     """
     network = _network(config)
-    identity, identity_from = _identity(trackings, head, driver, known)
+    same = driver is not None and known is None and _is_same(trackings, driver, config)
+    identity, identity_from = _identity(trackings, head, driver if same else None, known)
     tracking = with_identity(trackings[0], identity, head)
     _warn(trackings[0], tracking, config, known)
     if network is not None and known is None:
         clip = Clip.of(tracking, _blank(tracking, head), head, config)
         check_axes(network, clip, neutral_frame(tracking))
         seen = Estimates(clip, whole_patch(clip), network, plain_skin(head))
-        tracking, identity_from = with_identity(tracking, refined_identity(clip, seen), head), ""
+        tracking = with_identity(tracking, refined_identity(clip, seen), head)
+        identity_from = identity_from if same else ""
+    if len(tracking.error) == 1 and known is None and identity_from == trackings[0].fingerprint:
+        tracking = with_whole_smile(tracking, head)
     start = replace(_blank(tracking, head), identity_from=identity_from)
     # Landmarks first: the outline is compared with a face that lies where it is seen.
     start = replace(start, frame_offset=_landmark_offset(start, head))
@@ -130,15 +135,25 @@ def _network(config: FitConfig) -> Estimator | None:
 def _identity(
     trackings: Sequence[Tracking], head: HeadModel, driver: Tracking | None, known: HeadFit | None
 ) -> tuple[Float32[np.ndarray, " K"], str]:
-    """Identity of the head, and the fingerprint of the one tracking that has it."""
+    """Identity of the head, and the fingerprint of the one tracking that has it; a `driver` is the same person."""
     if known is not None:
         return known.identity, known.identity_from
     if len(trackings) > 1:
         return shared_identity(trackings, head), ""
-    own = trackings[0]
-    if driver is not None and is_same_person(own, driver, head):
-        own = driver
+    own = driver or trackings[0]
     return own.identity, own.fingerprint
+
+
+def _is_same(trackings: Sequence[Tracking], driver: Tracking, config: FitConfig) -> bool:
+    """Whether the driver shows the person of a photo, as the user says or the pictures prove; said if so."""
+    photo = trackings[0]
+    if len(trackings) > 1 or driver.head_model != photo.head_model or config.same_person == "no":
+        return False
+    if config.same_person == "auto" and not shows_photo(driver, photo):
+        return False
+    why = "as you say" if config.same_person == "yes" else "a frame of it is the photo (`same_person=no` denies it)"
+    log.warning("%s shows the person of %s: %s.", driver.source, photo.source, why)
+    return True
 
 
 def _blank(tracking: Tracking, head: HeadModel) -> HeadFit:

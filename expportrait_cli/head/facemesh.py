@@ -46,6 +46,21 @@ LIPS = [
     *(61, 146, 91, 181, 84, 17, 314, 405, 321, 375, 291, 185, 40, 39, 37, 0, 267, 269, 270, 409),
     *(78, 95, 88, 178, 87, 14, 317, 402, 318, 324, 308, 191, 80, 81, 82, 13, 312, 311, 310, 415),
 ]
+UPPER_LIPS = (
+    (185, 40, 39, 37, 0, 267, 269, 270, 409),
+    (184, 74, 73, 72, 11, 302, 303, 304, 408),
+    (183, 42, 41, 38, 12, 268, 271, 272, 407),
+    (191, 80, 81, 82, 13, 312, 311, 310, 415),
+)
+LOWER_LIPS = (
+    (146, 91, 181, 84, 17, 314, 405, 321, 375),
+    (77, 90, 180, 85, 16, 315, 404, 320, 307),
+    (96, 89, 179, 86, 15, 316, 403, 319, 325),
+    (95, 88, 178, 87, 14, 317, 402, 318, 324),
+)
+"""Rows of each lip without the corners, from its outer to its inner border; columns of both lie above each other."""
+LIP_CORNERS = (78, 308)
+"""Where the inner borders meet: the person's right corner, and the left."""
 EYE_CORNERS = ((263, 362), (33, 133))
 """Outer and inner corner of the left eye, then of the right."""
 NOSE_BASE, JAW_FRONT = (2, 97, 326, 164), (152, 175, 199, 200)

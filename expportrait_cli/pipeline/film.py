@@ -46,6 +46,7 @@ from expportrait_cli.pipeline.provenance import (
 )
 from expportrait_cli.pipeline.sheets import write_grid
 from expportrait_cli.pipeline.steps import Keyed, Steps, track_header
+from expportrait_cli.retargeting.stage import same_person
 from expportrait_cli.runtime import Stage, Stages, silent
 
 log = logging.getLogger(__name__)
@@ -273,4 +274,5 @@ def _quality(head_fit: HeadFit, tracking: Tracking | None, meshes: Meshes) -> di
     tracked = tracking_quality(tracking) if tracking is not None else {}
     # Of frames whose expression the transfer network has not learned.
     outside = npz.read_header(meshes.path)["made_by"].get("outside_training", 0.0)
-    return {**fit_quality(head_fit), **tracked, "outside_training": outside}
+    same = {"same_person": same_person(head_fit, tracking)} if tracking is not None else {}
+    return {**fit_quality(head_fit), **same, **tracked, "outside_training": outside}

@@ -13,7 +13,7 @@ from expportrait_cli.errors import InputError, UsageError
 from expportrait_cli.media.ffmpeg import check_sound
 from expportrait_cli.media.image import is_image, read_image
 from expportrait_cli.media.video import probe
-from expportrait_cli.retargeting.stage import parse_regions
+from expportrait_cli.retargeting.stage import check_neutral, parse_regions
 
 WORK_FILES = ("reference.track.npz", "driving.track.npz", "reference.head.npz", "driving.meshes.npz")
 """Artifacts that a run leaves in its work folder."""
@@ -157,7 +157,10 @@ def check(job: Job) -> tuple[str, str]:
     check_choice("face", job.track.face)
     check_choice("driving_face", job.driving_face)
     parse_regions(job.transfer.region)
-    neutral = job.transfer.neutral_frame
-    if neutral != "auto" and not neutral.isdigit():
-        raise UsageError(f"`neutral_frame={neutral}`: expected auto or a frame number from 0.")
+    check_neutral(job.transfer)
+    if job.fit.same_person != "auto" and (reference == "head" or driving == "meshes"):
+        raise UsageError(
+            f"`same_person={job.fit.same_person}` counts when a head is fitted, and {job.reference} is one. Leave it "
+            "out, or give the photo."
+        )
     return reference, driving

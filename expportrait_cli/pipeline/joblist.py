@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from expportrait_cli.artifacts.files import film_name, parse_json, read_text
-from expportrait_cli.config import SIZES, GenerateConfig, TrackConfig, TransferConfig, WanConfig
+from expportrait_cli.config import (
+    CHANGES,
+    PAPER,
+    SIZES,
+    FitConfig,
+    GenerateConfig,
+    TrackConfig,
+    TransferConfig,
+    WanConfig,
+)
 from expportrait_cli.errors import InputError, UsageError
 from expportrait_cli.pipeline.job import Job
 from expportrait_cli.runtime import expected
@@ -121,15 +130,39 @@ def _job(row: dict[str, Any], base: Path, folder: Path, place: str) -> Job:
         raise InputError(f"{place}: the output's name must end in .mp4, found {out.name}.")
     grid = _value(row.pop("grid", False), False, "grid", place)
     driving_face = str(row.pop("driving_face", TrackConfig.face))
+    _short_forms(row, place)
+    same = _value(row.pop("same_person", "auto"), "auto", "same_person", place)
+    if wanted := expected(FitConfig, "same_person", same):
+        raise InputError(f"{place}: same_person is {str(same)[:60]!r}, expected {wanted}.")
     sections = {section: _section(cls, row, place) for section, cls in SECTIONS.items()}
+    sections["fit"] = FitConfig(same_person=same)
     sections["generate"] = replace(sections["generate"], wan=_wan(row, base, place))
     if row:
-        known = [*PATHS, "driving_face", "grid", *(f.name for cls in SECTIONS.values() for f in fields(cls))]
+        known = [
+            *PATHS,
+            "driving_face",
+            "grid",
+            "absolute",
+            "same_person",
+            *(f.name for cls in SECTIONS.values() for f in fields(cls)),
+        ]
         close = get_close_matches(min(row), known, 1)
         hint = f" Did you mean {close[0]}?" if close else " `expportrait generate --help` lists the settings."
         raise InputError(f"{place}: unknown column {', '.join(sorted(row))}.{hint}")
     curves = base / named["curves"] if "curves" in named else None
     return Job(reference, driving, out, driving_face=driving_face, curves=curves, grid=grid, **sections)
+
+
+def _short_forms(row: dict[str, Any], place: str) -> None:
+    """Write the column `absolute` out as the settings that it stands for, in place."""
+    if "absolute" not in row:
+        return
+    meant = PAPER if _value(row.pop("absolute"), False, "absolute", place) else CHANGES
+    for name in ("expression", "pose"):
+        if name in row:
+            raise InputError(f"{place}: absolute and {name} say the same. Leave one of them out.")
+        row[name] = getattr(meant, name)
+    row.setdefault("neutral_frame", meant.neutral_frame)
 
 
 def _wan(row: dict[str, Any], base: Path, place: str) -> WanConfig:

@@ -36,9 +36,9 @@ REVISIONS = {
     "clip": 1,
     "track": 2,
     "fit": 2,
-    "transfer": 1,
+    "transfer": 2,
     "render": 1,
-    "generate": 1,
+    "generate": 2,
     "generator-cache": 1,
 }
 """Revision of each stage. Raise one when the same inputs and settings give another result: what earlier versions of the

@@ -1,18 +1,24 @@
 """Motion of the driver's head, torso and landmarks, carried into the photo's camera."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float, Float64, Int64
+from scipy.ndimage import gaussian_filter1d, median_filter
 
 from expportrait_cli.artifacts.types import CROP_SIZE, Curves, HeadFit, Tracking
 from expportrait_cli.geometry.rotations import from_turns, logarithm, rodrigues, to_turns
 from expportrait_cli.head import HeadModel, landmark_model
-from expportrait_cli.head.facemesh import LID_PAIRS
+from expportrait_cli.head.facemesh import CHIN, FOREHEAD, LID_PAIRS, LOWER_LIPS, UPPER_LIPS
 from expportrait_cli.head.fitted import person_joints
 from expportrait_cli.head.model import NECK
 from expportrait_cli.solve.state import Projection, State, interocular_px, photo_distance
 
+STEADY_FRAMES = (5, 1.0)
+"""Length of the median, and standard deviation of the Gaussian after it, that steady the torso: optical flow on clothes
+jumps for a frame or two, shoulders do not."""
+TORN = 0.04
+"""How far the depths of head and torso may part, as a share of their ratio in the photo: beyond, the neck tears."""
 SOFT_DEG = 15.0
 """Width over which a turn runs into its limit."""
 
@@ -96,9 +102,18 @@ def head_motion(
 
 
 def torso_motion(
-    motion: Motion, tracking: Tracking, head_fit: HeadFit, head: HeadModel, *, scale: float
+    motion: Motion,
+    tracking: Tracking,
+    head_fit: HeadFit,
+    head: HeadModel,
+    *,
+    translation: Float[np.ndarray, "T 3"],
+    scale: float,
 ) -> tuple[Float[np.ndarray, "T 3"], Float[np.ndarray, "T 3"]]:
-    """Pose of the torso from the similarity that optical flow measured on the driver's torso."""
+    """Pose of the torso from the similarity that optical flow measured on the driver's torso.
+
+    `translation` is the person's head's: the torso stays within `TORN` of its depth.
+    """
     neck = person_joints(head_fit, head)[NECK].numpy().astype(np.float64)
     start = motion.rotation_ref @ neck + motion.translation_ref
     driver_neck = from_turns(tracking.rotation) @ neck + tracking.translation
@@ -107,13 +122,28 @@ def torso_motion(
     relative = matrices @ np.linalg.inv(matrices[motion.starts])
     from_px = neck_px[motion.starts]
     moved = np.einsum("tij,tj->ti", relative, np.c_[from_px, np.ones(len(from_px))])[:, :2] - from_px
-    size = np.hypot(relative[:, 0, 0], relative[:, 1, 0])
-    roll = np.arctan2(relative[:, 1, 0], relative[:, 0, 0]) * scale
-    depth = start[2] / size**scale
-    px = start[:2] / start[2] * motion.focal_ref_px + moved * motion.scale[:, None] * scale
+    size = np.log(np.hypot(relative[:, 0, 0], relative[:, 1, 0]))
+    roll = np.arctan2(relative[:, 1, 0], relative[:, 0, 0])
+    # Not a, b, c and d themselves: their noise is large together and cancels at the neck.
+    moved, size, roll = (steadied(values, tracking.shot) * scale for values in (moved, size, roll))
+    # Both as logarithms of their ratio to the photo's.
+    head_depth = np.log(translation[:, 2] / motion.translation_ref[2])
+    depth = start[2] * np.exp(np.clip(-size, head_depth - TORN, head_depth + TORN))
+    px = start[:2] / start[2] * motion.focal_ref_px + moved * motion.scale[:, None]
     turn = rodrigues(np.c_[np.zeros((len(roll), 2)), roll])
     rotation = to_turns(turn @ from_turns(head_fit.torso_rotation))
     return rotation, np.c_[px / motion.focal_ref_px * depth[:, None], depth]
+
+
+def steadied(values: Float[np.ndarray, "T *C"], shot: Int64[np.ndarray, " T"]) -> Float[np.ndarray, "T *C"]:
+    """Take single frames' jumps out, shot by shot (`STEADY_FRAMES`)."""
+    length, sigma = STEADY_FRAMES
+    out = np.empty_like(values)
+    for index in np.unique(shot):
+        rows = values[shot == index]
+        rows = median_filter(rows, size=(length,) + (1,) * (rows.ndim - 1), mode="nearest")
+        out[shot == index] = gaussian_filter1d(rows, sigma, axis=0, mode="nearest")
+    return out
 
 
 def _affine(row: Float[np.ndarray, " 4"]) -> Float[np.ndarray, "3 3"]:
@@ -121,13 +151,55 @@ def _affine(row: Float[np.ndarray, " 4"]) -> Float[np.ndarray, "3 3"]:
     return np.array([[a, -b, c], [b, a, d], [0, 0, 1]])
 
 
+NEUTRAL = {
+    **{"browInner": 0.38, "browOuter": 0.3, "eyeWide": 0.25, "eyeBlink": 0.03, "cheekPuff": 0.15},
+    **{"mouthRollUpper": 0.25, "mouthClose": 0.15, "mouthFunnel": 0.1, "mouthShrug": 0.1, "mouthLeft": 0.1},
+    **{"mouthRight": 0.1, "mouthSmile": 0.08, "mouthPress": 0.05, "mouthFrown": 0.06, "mouthUpperUp": 0.06},
+}
+NEUTRAL_OTHERS = 0.03
+"""Largest coefficients, in shares of a unit's range, that the tracker reads in a neutral face: mean and a standard
+deviation over 19 people who rest. It has brows raised and eyes wide where faces only differ from the mean head."""
+NEUTRAL_JAW_RAD, NEUTRAL_JAW_ASIDE_RAD = (-0.02, 0.045), 0.01
+NEUTRAL_PITCH_RAD, NEUTRAL_YAW_RAD = (-0.14, 0.0), (-0.15, 0.2)
+"""The same of the jaw's three angles, and of the eyes."""
+
+
+def photo_state(fit: HeadFit) -> State:
+    """What moves, as the photo has it."""
+    psi, jaw, gaze, shift = (getattr(fit, n).astype(np.float64) for n in ("expression", "jaw", "gaze", "translation"))
+    return State(psi, jaw, gaze, from_turns(fit.rotation), shift)
+
+
+def at_rest(state: State, head: HeadModel) -> State:
+    """The same head with a neutral face: what goes beyond the range in which neutral faces differ is taken away.
+
+    What lies in the range stays: there it is more likely the face than its expression.
+    """
+    share = np.full(len(head.expression_names), NEUTRAL_OTHERS)
+    for prefix, own in NEUTRAL.items():
+        share[[name.startswith(prefix) for name in head.expression_names]] = own
+    low, high = (bound.cpu().numpy().astype(np.float64) for bound in (head.expression_low, head.expression_high))
+    aside = NEUTRAL_JAW_ASIDE_RAD
+    jaw_low, jaw_high = np.array([[NEUTRAL_JAW_RAD[0], -aside, -aside], [NEUTRAL_JAW_RAD[1], aside, aside]])
+    eyes = np.array([NEUTRAL_PITCH_RAD, NEUTRAL_YAW_RAD] * 2)
+    return replace(
+        state,
+        expression=np.clip(state.expression, share * low, share * high),
+        jaw=np.clip(state.jaw, jaw_low, jaw_high),
+        gaze=np.clip(state.gaze, *eyes.T),
+    )
+
+
 LIMIT_IOD = 0.12
 """Largest step of a landmark beyond the model: more is a wrong landmark, not an expression."""
 UPPER_SHARE = 0.9
 """Part of a lid gap's change that the upper lid makes."""
+UPPER_LIP_SHARE = 0.35
+"""Part of a lip gap's change that the upper lip makes."""
 
 
-def _states(rows: Tracking | Curves) -> list[State]:
+def states(rows: Tracking | Curves) -> list[State]:
+    """What moves in every frame."""
     columns = [c.astype(np.float64) for c in (rows.expression, rows.jaw, rows.gaze, rows.translation)]
     rotations = from_turns(rows.rotation)
     psi, jaw, gaze, shift = columns
@@ -142,29 +214,26 @@ def landmark_steps(
     motion: Motion,
     *,
     direct: Float[np.ndarray, " T"],
+    rest: "Rest",
     strength: float,
+    eyes: bool,
+    lips: bool,
     copied: bool,
     own: Float[np.ndarray, "T 478 3"],
 ) -> Float[np.ndarray, "T 478 2"]:
-    """Steps of the person's landmarks, px of the photo's crop, zero in the neutral frame.
+    """Steps of the person's landmarks beyond the model, px of the photo's crop.
 
     `direct` is how far (0..1) the driver's landmarks themselves are the target, as they are for the same person.
-    Otherwise the lids close by the same share of their opening, and the change of the driver's fit residual is added if
-    it is to be `copied`. `own` is what dynamic offsets move the person's landmarks by (canonical, m), from the photo's.
+    Otherwise the lids close by the same share of their opening at `rest` (`eyes`), lips are as far apart as the
+    driver's (`lips`), and the change of the driver's fit residual is added if it is to be `copied`. `own` is what
+    dynamic offsets move the person's landmarks by (canonical, m), from the photo's.
     """
     model = landmark_model(head)
     view = Projection(model, focal_px=head_fit.focal_px, centre_px=CROP_SIZE / 2)
     identity = head_fit.identity.astype(np.float64)
-    rest, joints = view.points(identity), view.joints(identity)
-    posed = np.stack([view.project(rest + o, joints, state)[0] for o, state in zip(own, _states(curves), strict=True)])
-    photo = State(
-        head_fit.expression.astype(np.float64),
-        head_fit.jaw.astype(np.float64),
-        head_fit.gaze.astype(np.float64),
-        from_turns(head_fit.rotation),
-        head_fit.translation.astype(np.float64),
-    )
-    shown = view.predict(identity, photo)
+    points, joints = view.points(identity), view.joints(identity)
+    posed = np.stack([view.project(points + o, joints, state)[0] for o, state in zip(own, states(curves), strict=True)])
+    shown = view.predict(identity, photo_state(head_fit))
     measured = tracking.landmarks.astype(np.float64)
     n = motion.neutral
     scale = motion.scale[:, None, None]
@@ -176,8 +245,11 @@ def landmark_steps(
                 tracking, Projection(model, focal_px=tracking.focal_px, centre_px=CROP_SIZE / 2)
             )
             beyond = scale * strength * (residual - residual[n])
-        if strength > 0:
-            beyond += _lid_steps(head_fit, measured, posed + (head_fit.landmarks - shown) + beyond, n)
+        seen = posed + (head_fit.landmarks - shown)
+        if eyes:
+            beyond += _lid_steps(measured, seen + beyond, rest)
+        if lips:
+            beyond += _lip_steps(measured, seen + beyond, strength)
         weight = direct[:, None, None]
         steps = weight * steps + (1 - weight) * beyond
     limit = LIMIT_IOD * interocular_px(head_fit.landmarks)
@@ -185,21 +257,63 @@ def landmark_steps(
     return steps * np.minimum(1.0, limit / np.maximum(length, 1e-9))
 
 
+WIDE_PERCENT = 90
+"""Percentile of a clip's lid gaps that its wide eyes have."""
+TRUST_IOD = 0.02
+"""How much of a lid's gap may be expression until that gap has lost 63 % of its say on what it is at rest."""
+
+
+@dataclass(frozen=True)
+class Rest:
+    """Gaps of both faces' lids that count as open, in distances between the eyes, as `LID_PAIRS`."""
+
+    person: Float[np.ndarray, " 6"]
+    driver: Float[np.ndarray, " 6"]
+
+    @classmethod
+    def seen(cls, head_fit: HeadFit, tracking: Tracking, neutral: int) -> "Rest":
+        """As the photo and the neutral frame show them."""
+        return cls(_lid_gaps(head_fit.landmarks), _lid_gaps(tracking.landmarks[neutral]))
+
+    @classmethod
+    def neutral(cls, head_fit: HeadFit, tracking: Tracking, head: HeadModel, neutral: int) -> "Rest":
+        """The same without what is expression in them: the more of a gap is, the more it is the mean head's.
+
+        Eyes that no frame of the driver shows that wide are narrow ones.
+        """
+        widest = np.percentile([_lid_gaps(frame) for frame in tracking.landmarks], WIDE_PERCENT, axis=0)
+        driver = _rest_gaps(tracking, tracking.landmarks[neutral], states(tracking)[neutral], head)
+        return cls(_rest_gaps(head_fit, head_fit.landmarks, photo_state(head_fit), head), np.minimum(driver, widest))
+
+
+def _lid_gaps(landmarks: Float[np.ndarray, "478 2"]) -> Float[np.ndarray, " 6"]:
+    upper, lower = np.array(LID_PAIRS).T
+    return np.linalg.norm(landmarks[upper] - landmarks[lower], axis=-1) / interocular_px(landmarks)
+
+
+def _rest_gaps(rows: HeadFit | Tracking, landmarks: np.ndarray, state: State, head: HeadModel):
+    view = Projection(landmark_model(head), focal_px=rows.focal_px, centre_px=CROP_SIZE / 2)
+    shape = rows.identity.astype(np.float64)
+    seen = _lid_gaps(landmarks)
+    rest = _lid_gaps(landmarks + view.predict(shape, at_rest(state, head)) - view.predict(shape, state))
+    still = replace(state, expression=0 * state.expression, jaw=0 * state.jaw, gaze=0 * state.gaze)
+    trust = np.exp(-np.abs(rest - seen) / TRUST_IOD)
+    return trust * rest + (1 - trust) * _lid_gaps(view.predict(0 * shape, still))
+
+
 def _fitted(tracking: Tracking, view: Projection) -> Float[np.ndarray, "T 478 2"]:
     """The driver's landmarks as the head model has them, px of their crop."""
     shape = tracking.identity.astype(np.float64)
-    return np.stack([view.predict(shape, state) for state in _states(tracking)])
+    return np.stack([view.predict(shape, state) for state in states(tracking)])
 
 
-def _lid_steps(head_fit, measured, predicted, n):
+def _lid_steps(measured, predicted, rest: Rest):
     """Close the person's lids by the share by which the driver's close: a wink ends shut on any face."""
     steps = np.zeros_like(predicted)
-    own = head_fit.landmarks.astype(np.float64)
-    for upper, lower in LID_PAIRS:
-        size = np.array([interocular_px(frame) for frame in measured])
-        gap = np.linalg.norm(measured[:, upper] - measured[:, lower], axis=-1) / size
-        share = np.clip(gap / max(gap[n], 0.02), 0.0, 1.6)
-        wanted = share * np.linalg.norm(own[upper] - own[lower])
+    size = np.array([interocular_px(frame) for frame in predicted])
+    shares = np.array([_lid_gaps(frame) for frame in measured]) / np.maximum(rest.driver, 0.02)
+    wanted_gaps = shares.clip(0.0, 1.6) * rest.person * size[:, None]
+    for (upper, lower), wanted in zip(LID_PAIRS, wanted_gaps.T, strict=True):
         line = predicted[:, lower] - predicted[:, upper]
         length = np.linalg.norm(line, axis=-1)
         down = line / np.maximum(length, 1e-6)[:, None]
@@ -207,3 +321,24 @@ def _lid_steps(head_fit, measured, predicted, n):
         steps[:, upper] += UPPER_SHARE * change
         steps[:, lower] -= (1 - UPPER_SHARE) * change
     return steps
+
+
+def _lip_steps(measured, predicted, strength):
+    """Part the person's lips as far as the driver's, in distances between the eyes: shut is shut on any face."""
+    steps = np.zeros_like(predicted)
+    size, wanted_size = (np.array([interocular_px(frame) for frame in points]) for points in (measured, predicted))
+    wanted = strength * np.maximum(_lip_gaps(measured)[0], 0) / size[:, None] * wanted_size[:, None]
+    gaps, down = _lip_gaps(predicted)
+    change = (gaps - wanted)[..., None] * down[:, None]
+    for ring in UPPER_LIPS:
+        steps[:, ring] += UPPER_LIP_SHARE * change
+    for ring in LOWER_LIPS:
+        steps[:, ring] -= (1 - UPPER_LIP_SHARE) * change
+    return steps
+
+
+def _lip_gaps(points):
+    """Gaps between the inner lips, columns as `LOWER_LIPS`, and the way down the face in the picture."""
+    down = points[:, CHIN] - points[:, FOREHEAD]
+    down = down / np.linalg.norm(down, axis=-1, keepdims=True)
+    return ((points[:, LOWER_LIPS[-1]] - points[:, UPPER_LIPS[-1]]) * down[:, None]).sum(-1), down

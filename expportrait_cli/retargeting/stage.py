@@ -1,7 +1,7 @@
 """The driver's performance on the person's head (paper 3.2)."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -18,7 +18,17 @@ from expportrait_cli.head.facemesh import LandmarkSpread
 from expportrait_cli.head.finer import Finer
 from expportrait_cli.head.fitted import neutral_mesh, posed_meshes
 from expportrait_cli.retargeting.face import Folded, Neutral, Offsets, shortest_turn
-from expportrait_cli.retargeting.motion import Motion, head_motion, landmark_steps, neutral_cost, torso_motion
+from expportrait_cli.retargeting.motion import (
+    Motion,
+    Rest,
+    at_rest,
+    head_motion,
+    landmark_steps,
+    neutral_cost,
+    photo_state,
+    states,
+    torso_motion,
+)
 from expportrait_cli.retargeting.network import Trained
 from expportrait_cli.solve.solver import JAW_RANGE_RAD
 
@@ -178,9 +188,9 @@ def transfer(
     config: TransferConfig,
     beyond: Beyond | None = None,
 ) -> Performance:
-    """Put a performance onto a head, relative to a neutral driver frame or absolute.
+    """Put a performance onto a head: expression and pose each relative to a neutral driver frame, or absolute.
 
-    For the same person the two modes are one: the neutral frame is then the one most like the photo.
+    For the same person the two are one: the neutral frame is then the one most like the photo.
     Dynamic offsets come from the network of `beyond` with the method `learned`, unless the driver is the person; with
     `direct` from the driver's own fit, or from the driver's landmarks without one. With `learned`, the driver's own fit
     adds the folds that it shows beyond the network's.
@@ -191,21 +201,26 @@ def transfer(
     same = same_person(head_fit, tracking)
     cost = neutral_cost(head_fit, tracking, same=same)
     neutral = _neutral(config, cost)
-    relative = same or not config.absolute
-    expression, jaw, gaze = _face_curves(head_fit, tracking, head, config, neutral if relative else None, same=same)
+    expression, jaw, gaze = _face_curves(head_fit, tracking, head, config, neutral, same=same)
     motion = Motion.between(head_fit, tracking, neutral, cost)
     scale = config.pose_scale * ("pose" in regions)
     rotation, translation, taken_deg = head_motion(
-        motion, tracking, scale=scale, absolute=not relative, limit_deg=config.turn_limit_deg
+        motion, tracking, scale=scale, absolute=config.pose == "absolute" and not same, limit_deg=config.turn_limit_deg
     )
-    torso_rotation, torso_translation = torso_motion(motion, tracking, head_fit, head, scale=scale)
+    torso_rotation, torso_translation = torso_motion(
+        motion, tracking, head_fit, head, translation=translation, scale=scale
+    )
     columns = (expression, jaw, gaze, rotation, translation, torso_rotation, torso_translation)
     curves = Curves(*(smooth(np.asarray(c), config.smooth).astype(np.float32) for c in columns))
     whole = same and regions >= {"pose", "expression", "gaze"} and config.pose_scale == config.expression_scale == 1
     # Where the turn was limited the driver's landmarks lie on another side of the face.
     direct = np.exp(-((taken_deg / LIMITED_DEG) ** 2)) * (whole and config.method != "none")
     # Of landmarks; what a network predicts follows the scaled expression by itself.
-    strength = expression_mask(head.expression_names, regions).max() * config.expression_scale
+    mask = dict(zip(head.expression_names, expression_mask(head.expression_names, regions), strict=True))
+    strength = max(mask.values()) * config.expression_scale
+    absolute = config.expression == "absolute" and not same
+    rest = Rest.neutral(head_fit, tracking, head, neutral) if absolute else Rest.seen(head_fit, tracking, neutral)
+    follows = bool(strength > 0 and config.method != "none")
     offsets: Offsets | None = None
     # Fitted offsets belong to no region: the whole face has them, or none.
     whole_face = min(config.expression_scale, 1.0) * ("expression" in regions)
@@ -227,7 +242,10 @@ def transfer(
         curves,
         motion,
         direct=direct,
+        rest=rest,
         strength=strength * (config.method != "none"),
+        eyes=follows and (not absolute or any(on for name, on in mask.items() if name.startswith(EYES))),
+        lips=follows and absolute and any(on for name, on in mask.items() if name.startswith(LIPS)),
         copied=config.method == "direct" and driver is None,
         own=_landmarks_moved(head, offsets, curves),
     )
@@ -235,27 +253,29 @@ def transfer(
 
 
 def _face_curves(
-    head_fit: HeadFit, tracking: Tracking, head: HeadModel, config: TransferConfig, neutral: int | None, *, same: bool
+    head_fit: HeadFit, tracking: Tracking, head: HeadModel, config: TransferConfig, neutral: int, *, same: bool
 ) -> tuple[Float[np.ndarray, "T E"], Float[np.ndarray, "T 3"], Float[np.ndarray, "T 4"]]:
-    """Expression, jaw and gaze: the driver's change from a neutral frame, or their own where there is none."""
+    """Expression, jaw and gaze: the driver's on the person's neutral face, or its change added to the photo's."""
     regions = parse_regions(config.region)
     mask = expression_mask(head.expression_names, regions) * config.expression_scale
-    psi, jaw, gaze = (getattr(tracking, name).astype(np.float64) for name in ("expression", "jaw", "gaze"))
-    if neutral is not None:
-        psi, jaw, gaze = psi - psi[neutral], jaw - jaw[neutral], gaze - gaze[neutral]
-    relative = neutral is not None
-    keep = 1.0 if relative else 1 - (mask > 0)
-    jaw_weight = config.expression_scale * moves_jaw(regions)
-    gaze_weight = float("gaze" in regions)
-    step = mask * psi
-    if relative and not same:
-        # A smile on a smile is not twice a smile: the more a unit is at work, the less there is to add.
-        step = np.where(step > 0, step * (1 - head_fit.expression).clip(0, 1), step)
+    jaw_weight, gaze_weight = config.expression_scale * moves_jaw(regions), float("gaze" in regions)
+    photo, shown = photo_state(head_fit), states(tracking)[neutral]
     low, high = (bound.cpu().numpy() for bound in (head.expression_low, head.expression_high))
-    expression = np.clip(keep * head_fit.expression + step, low, high)
-    jaw = head_fit.jaw * (1.0 if relative or not jaw_weight else 0.0) + jaw_weight * jaw
+    start = photo
+    if config.expression == "absolute" and not same:
+        start, shown = at_rest(photo, head), at_rest(shown, head)
+        if config.neutral_frame == "none":
+            start, shown = (
+                replace(s, expression=0 * s.expression, jaw=0 * s.jaw, gaze=0 * s.gaze) for s in (start, shown)
+            )
+    step = tracking.expression - shown.expression
+    if not same:
+        # A smile on a smile is not twice a smile: the more a unit is at work, the less there is to add.
+        step = np.where(step > 0, step * ((high - start.expression) / (high - shown.expression)).clip(0, 1), step)
+    expression = np.clip(np.where(mask > 0, start.expression, photo.expression) + mask * step, low, high)
+    jaw = (start.jaw if jaw_weight else photo.jaw) + jaw_weight * (tracking.jaw - shown.jaw)
     jaw[:, 0] = np.clip(jaw[:, 0], *JAW_RANGE_RAD)
-    gaze = head_fit.gaze * (1.0 if relative or not gaze_weight else 0.0) + gaze_weight * gaze
+    gaze = (start.gaze if gaze_weight else photo.gaze) + gaze_weight * (tracking.gaze - shown.gaze)
     return expression, jaw, gaze
 
 
@@ -293,11 +313,21 @@ def posed_frames(head_fit: HeadFit, head: HeadModel, performance: Performance) -
             yield verts
 
 
-def _neutral(config: TransferConfig, cost: Float[np.ndarray, " T"]) -> int:
-    if config.neutral_frame == "auto":
-        return int(cost.argmin())
-    if not config.neutral_frame.isdecimal() or int(config.neutral_frame) >= len(cost):
+def check_neutral(config: TransferConfig) -> None:
+    """Raise UsageError unless `neutral_frame` is one that some driver can have."""
+    frame = config.neutral_frame
+    if frame not in ("auto", "none") and not (frame.isascii() and frame.isdecimal()):
+        raise UsageError(f"`neutral_frame={frame!r}`: expected auto, none, or the number of a frame from 0.")
+    if frame == "none" and config.expression == "relative":
         raise UsageError(
-            f"`neutral_frame={config.neutral_frame!r}`: expected auto or one of the frames 0 to {len(cost) - 1}."
+            "`neutral_frame=none` serves `expression=absolute`: a change counts from a frame. Name one, or auto."
         )
+
+
+def _neutral(config: TransferConfig, cost: Float[np.ndarray, " T"]) -> int:
+    check_neutral(config)
+    if config.neutral_frame in ("auto", "none"):
+        return int(cost.argmin())
+    if int(config.neutral_frame) >= len(cost):
+        raise UsageError(f"`neutral_frame={config.neutral_frame!r}`: expected one of the frames 0 to {len(cost) - 1}.")
     return int(config.neutral_frame)

@@ -14,7 +14,7 @@ import numpy as np
 
 from expportrait_cli.artifacts.meshes import Meshes
 from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit, Tracking
-from expportrait_cli.config import FitConfig, GenerateConfig, TrackConfig, TransferConfig
+from expportrait_cli.config import PAPER, FitConfig, GenerateConfig, TrackConfig
 from expportrait_cli.dataset.dataset import Clip
 from expportrait_cli.detect.crop import Crop, crop_image
 from expportrait_cli.detect.matte import Matte
@@ -55,7 +55,7 @@ def own_scene(clip: Clip, tracking: Tracking, row: int, head: HeadModel, *, size
         photo, path = Path(name) / "photo.png", Path(name) / "film.meshes.npz"
         write_png(photo, next(read_pictures(str(clip.video), np.array([row]))))
         own = track(photo, head, TrackConfig(), silent(""))
-        head_fit = fit([own], head, FitConfig(), silent(""), driver=tracking)
+        head_fit = fit([own], head, FitConfig(same_person="yes"), silent(""), driver=tracking)
         _pose(path, head_fit, tracking, head)
         yield Scene.of(head_fit, Meshes.open(path), head, GenerateConfig(size=size))
 
@@ -75,7 +75,7 @@ def in_crop(scene: Scene, crop: Crop, size: int) -> Scene:
 
 
 def _pose(path: Path, head_fit: HeadFit, tracking: Tracking, head: HeadModel) -> None:
-    source = OffsetSource.of(TransferConfig(absolute=True), head.name)
+    source = OffsetSource.of(PAPER, head.name)
     write_meshes(
         path,
         {},

@@ -13,7 +13,7 @@ from support.page_reader import Page
 
 from expportrait_cli.artifacts import npz
 from expportrait_cli.artifacts.types import Tracking
-from expportrait_cli.config import GenerateConfig, TransferConfig
+from expportrait_cli.config import PAPER, GenerateConfig
 from expportrait_cli.errors import InputError
 from expportrait_cli.evaluation.own import Asked, Shown
 from expportrait_cli.media.writer import VideoWriter
@@ -43,7 +43,7 @@ def job(tmp_path_factory) -> Job:
         folder / "photo.png",
         folder / "tilt.mkv",
         folder / "film.mp4",
-        transfer=TransferConfig(absolute=True),
+        transfer=PAPER,
         generate=GenerateConfig(size=256, backend="proxy", paste_back=True, audio="none"),
     )
     film.generate(job, lambda name: quiet)

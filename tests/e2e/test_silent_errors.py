@@ -21,7 +21,7 @@ from expportrait_cli.artifacts import npz
 from expportrait_cli.artifacts.files import film_name
 from expportrait_cli.artifacts.types import Tracking
 from expportrait_cli.cli import app
-from expportrait_cli.config import TrackConfig
+from expportrait_cli.config import CHANGES, PAPER, TrackConfig
 from expportrait_cli.detect.crop import crop_image, steady_crop
 from expportrait_cli.errors import InputError
 from expportrait_cli.media import ffmpeg, writer
@@ -173,7 +173,10 @@ OPTIONS = {
     "--on-missing": ("fail", lambda job: job.track.on_missing),
     "--method": ("none", lambda job: job.transfer.method),
     "--network": ("mine.safetensors", lambda job: job.transfer.network),
-    "--absolute": (None, lambda job: job.transfer.absolute),
+    "--same-person": (None, lambda job: job.fit.same_person == "yes"),
+    "--expression": ("relative", lambda job: job.transfer.expression),
+    "--pose": ("absolute", lambda job: job.transfer.pose),
+    "--absolute": (None, lambda job: job.transfer == PAPER),
     "--neutral-frame": ("3", lambda job: job.transfer.neutral_frame),
     "--expression-scale": ("0.5", lambda job: job.transfer.expression_scale),
     "--pose-scale": ("0.25", lambda job: job.transfer.pose_scale),
@@ -239,7 +242,15 @@ def test_every_option_is_known_here_and_help_tells_the_true_default(capsys, aske
     text = " ".join(capsys.readouterr().out.split())
     shown = dict(re.findall(r" (--[a-z-]+)(?= )(?:(?! --)[^\[])*?\[default: ([^\];]+)", text.partition("Options:")[2]))
     named = set(re.findall(r"--[a-z-]+", text.partition("Options:")[2]))
-    alternatives = {"--relative", "--no-paste-back", "--no-grid", "--no-report", "--keep-work", "--reference"}
+    alternatives = {
+        "--relative",
+        "--different-person",
+        "--no-paste-back",
+        "--no-grid",
+        "--no-report",
+        "--keep-work",
+        "--reference",
+    }
     assert named - alternatives == {*OPTIONS, *NOT_SETTINGS}
     plain = asked()
     for option, (value, setting) in OPTIONS.items():
@@ -255,8 +266,23 @@ def test_no_means_no_in_a_list(tmp_path):
         "reference,driving,output,paste_back,absolute,grid\na.png,b.mp4,1.mp4,False,no,0\na.png,b.mp4,2.mp4,True,yes,1\n"
     )
     off, on = read_jobs(path, tmp_path)
-    assert not (off.generate.paste_back or off.transfer.absolute or off.grid)
-    assert on.generate.paste_back and on.transfer.absolute and on.grid
+    assert not (off.generate.paste_back or off.grid) and off.transfer == CHANGES
+    assert on.generate.paste_back and on.grid and on.transfer == PAPER
+
+
+def test_short_forms_stand_for_both(asked, capsys, tmp_path):
+    assert asked("--relative").transfer == CHANGES
+    assert asked("--absolute", "--neutral-frame", "3").transfer == replace(PAPER, neutral_frame="3")
+    assert asked("--different-person").fit.same_person == "no"
+    assert app.run(["generate", "a.png", "b.mp4", "--absolute", "--pose", "relative"]) != 0
+    path = tmp_path / "jobs.csv"
+    path.write_text("reference,driving,output,same_person,pose\na.png,b.mp4,1.mp4,yes,absolute\n")
+    (one,) = read_jobs(path, tmp_path)
+    assert one.fit.same_person == "yes" and one.transfer.pose == "absolute" and one.transfer.expression == "absolute"
+    for columns, cells in (("absolute,pose", "yes,relative"), ("same_person", "maybe")):
+        path.write_text(f"reference,driving,output,{columns}\na.png,b.mp4,1.mp4,{cells}\n")
+        with pytest.raises(InputError, match=columns.split(",")[-1]):
+            read_jobs(path, tmp_path)
 
 
 def another(settings, name: str):

