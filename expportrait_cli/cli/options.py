@@ -5,7 +5,8 @@ import inspect
 import json
 import logging
 import os
-from functools import lru_cache
+import sys
+from functools import cache
 from itertools import pairwise
 from math import isnan
 from pathlib import Path
@@ -52,7 +53,7 @@ def setting(config: type, name: str, *declarations: str, **details: Any) -> Any:
     """An option for the field `name` of a config class: its docstring is the help, its bounds are the option's."""
     if limits := between(config, name):
         details = {"min": limits.low, "max": limits.high, "callback": _number, **details}
-    return typer.Option(*declarations, help=_documented()[config.__name__][name], **details)
+    return typer.Option(*declarations, help=_documented(config.__module__)[config.__name__][name], **details)
 
 
 def _number(value: int | float | None) -> int | float | None:
@@ -62,12 +63,11 @@ def _number(value: int | float | None) -> int | float | None:
     return value
 
 
-@lru_cache(maxsize=1)
-def _documented() -> dict[str, dict[str, str]]:
-    """Docstrings of the fields of every config class; Python itself forgets them."""
-    from expportrait_cli import config
-
-    classes = [node for node in ast.parse(inspect.getsource(config)).body if isinstance(node, ast.ClassDef)]
+@cache
+def _documented(module: str) -> dict[str, dict[str, str]]:
+    """Docstrings of the fields of a module's config classes; Python itself forgets them."""
+    source = inspect.getsource(sys.modules[module])
+    classes = [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)]
     return {
         node.name: {
             field.target.id: " ".join(ast.literal_eval(text.value).split())

@@ -8,9 +8,10 @@ import typer
 from expportrait_cli.cli import options
 from expportrait_cli.cli.boundary import Display, shown
 from expportrait_cli.cli.options import HeadModelOption
-from expportrait_cli.config import GeneratorTask, GeneratorTraining, MiniTraining, PrepareConfig, TransferTraining
+from expportrait_cli.config import PrepareConfig
 from expportrait_cli.errors import UsageError
 from expportrait_cli.runtime import cpu_count
+from expportrait_cli.train.config import GeneratorTask, GeneratorTraining, MiniTraining, TransferTraining
 
 data_app = typer.Typer(help="Make sets to train on.", rich_markup_mode=None)
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float32, Float64, UInt8
 from torch import Tensor
 
-from expportrait_cli.detect.torchscript import load_program
+from expportrait_cli.detect.sapiens import load_program
 from expportrait_cli.errors import WeightsError
 from expportrait_cli.evaluation.columns import CLASSES, WINDOW
 from expportrait_cli.evaluation.onnx_net import find

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from expportrait_cli.detect.sapiens import Sapiens
-from expportrait_cli.detect.torchscript import load_program
+from expportrait_cli.detect.sapiens import Sapiens, load_program
 from expportrait_cli.errors import WeightsError
 
 ADVICE = "Take another file."

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from accelerate import Accelerator
 
-from expportrait_cli.config import GeneratorTask, GeneratorTraining
 from expportrait_cli.dataset import dataset
 from expportrait_cli.dataset.dataset import Clip, Row
 from expportrait_cli.painting.wan.portrait import WanPortrait
+from expportrait_cli.train.config import GeneratorTask, GeneratorTraining
 from expportrait_cli.train.curves import History
 from expportrait_cli.train.generator.lessons import Lessons
 from expportrait_cli.train.generator.loop import School, set_free, train

@@ -17,8 +17,8 @@ from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import FullyShardedDataParallelPlugin
 from torch.distributed.fsdp import FSDPModule
 
-from expportrait_cli.config import GeneratorTask, GeneratorTraining
 from expportrait_cli.errors import UsageError
+from expportrait_cli.train.config import GeneratorTask, GeneratorTraining
 from expportrait_cli.train.generator.lessons import Lesson, Lessons
 from expportrait_cli.train.generator.loop import School, set_free, train
 from support.balls import ball_entry, pupil

@@ -13,10 +13,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from expportrait_cli.config import GeneratorTask
 from expportrait_cli.painting.wan.encoders import TEMPORAL, latent_frames
 from expportrait_cli.painting.wan.portrait import TIMESTEPS
 from expportrait_cli.render.buffers import decode
+from expportrait_cli.train.config import GeneratorTask
 from expportrait_cli.train.generator.cache import Entry
 
 AROUND = 3

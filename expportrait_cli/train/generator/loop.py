@@ -14,10 +14,10 @@ from accelerate import Accelerator, DistributedType
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from expportrait_cli.config import GeneratorTask, GeneratorTraining
 from expportrait_cli.errors import UsageError
 from expportrait_cli.painting.wan.portrait import WanPortrait
 from expportrait_cli.runtime import Progress, ahead
+from expportrait_cli.train.config import GeneratorTask, GeneratorTraining
 from expportrait_cli.train.generator.lessons import Lesson, Lessons
 from expportrait_cli.train.generator.state import Average, load_state, save_state
 

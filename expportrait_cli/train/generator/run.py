@@ -14,7 +14,6 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from expportrait_cli.artifacts.files import sha256
-from expportrait_cli.config import GeneratorTask, GeneratorTraining
 from expportrait_cli.dataset.dataset import Dataset
 from expportrait_cli.errors import InputError
 from expportrait_cli.media.image import write_png
@@ -28,6 +27,7 @@ from expportrait_cli.painting.wan.vae import Decoding, Encoding, Vae, pictures
 from expportrait_cli.pipeline.heads import head_by_name, kind_of_head
 from expportrait_cli.render.buffers import encode
 from expportrait_cli.runtime import Stage
+from expportrait_cli.train.config import GeneratorTask, GeneratorTraining
 from expportrait_cli.train.curves import History
 from expportrait_cli.train.generator.cache import Entry, Maker, build_cache, entry_of
 from expportrait_cli.train.generator.lessons import Lesson, Lessons

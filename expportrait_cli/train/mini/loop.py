@@ -12,9 +12,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from expportrait_cli.artifacts import npz
-from expportrait_cli.config import MiniTraining
 from expportrait_cli.painting.mini import MiniNet, MiniShape, correct
 from expportrait_cli.runtime import Progress
+from expportrait_cli.train.config import MiniTraining
 from expportrait_cli.train.mini.proxies import NORMAL, SIZE, Lesson
 from expportrait_cli.train.state import follow, load_state, save_state
 

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from expportrait_cli.artifacts import network_file, npz
 from expportrait_cli.artifacts.files import sha256
-from expportrait_cli.config import MiniTraining
 from expportrait_cli.dataset.dataset import Clip, Dataset
 from expportrait_cli.errors import InputError
 from expportrait_cli.painting.mini import KIND, MiniNet, correct, load_mini, save_mini
 from expportrait_cli.pipeline.heads import head_by_name
 from expportrait_cli.runtime import Stage
+from expportrait_cli.train.config import MiniTraining
 from expportrait_cli.train.curves import History
 from expportrait_cli.train.mini.loop import train, window
 from expportrait_cli.train.mini.proxies import Lesson, lessons

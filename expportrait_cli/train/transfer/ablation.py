@@ -11,8 +11,8 @@ import torch
 
 from expportrait_cli.artifacts import npz
 from expportrait_cli.artifacts.files import atomic_path
-from expportrait_cli.config import TransferTraining
 from expportrait_cli.retargeting.network import Kind, TransferNetwork, save_network
+from expportrait_cli.train.config import TransferTraining
 from expportrait_cli.train.transfer import folds
 from expportrait_cli.train.transfer.methods import (
     FIRST_SEED,

@@ -10,12 +10,12 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from expportrait_cli.config import TransferTraining
 from expportrait_cli.fitting.losses import huber, length
 from expportrait_cli.geometry.mesh import vertex_normals
 from expportrait_cli.retargeting.face import Face, Neutral, stacked
 from expportrait_cli.retargeting.network import Kind, NetworkConfig, TransferNetwork
 from expportrait_cli.runtime import Progress
+from expportrait_cli.train.config import TransferTraining
 from expportrait_cli.train.state import follow, load_state, save_state
 from expportrait_cli.train.transfer.performers import Performer, expression_scale
 

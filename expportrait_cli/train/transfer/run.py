@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from expportrait_cli.artifacts.files import atomic_path, read_json, sha256
-from expportrait_cli.config import TransferTraining
 from expportrait_cli.dataset.dataset import Dataset
 from expportrait_cli.errors import InputError, UsageError, UserError
 from expportrait_cli.head import HeadModel
@@ -18,6 +17,7 @@ from expportrait_cli.pipeline.heads import head_by_name, kind_of_head
 from expportrait_cli.retargeting.face import Face
 from expportrait_cli.retargeting.network import Kind, Trained, TransferNetwork, save_network
 from expportrait_cli.runtime import Stage
+from expportrait_cli.train.config import TransferTraining
 from expportrait_cli.train.curves import History, write_page
 from expportrait_cli.train.transfer.loop import fresh_network, judged_by, train
 from expportrait_cli.train.transfer.performers import Performer, held_out, performer

@@ -20,7 +20,6 @@ from support.tiny_wan import (
 from support.wan_film import sketches_of, still, vae, woken
 from transformers import CLIPImageProcessor, CLIPVisionModel
 
-from expportrait_cli.config import GeneratorTask, GeneratorTraining
 from expportrait_cli.errors import WeightsError
 from expportrait_cli.painting.wan.base import find_base, fresh_portrait
 from expportrait_cli.painting.wan.encoders import ImageEncoder, find_image_encoder, fitted
@@ -30,6 +29,7 @@ from expportrait_cli.painting.wan.portrait import WanPortrait
 from expportrait_cli.painting.wan.portrait_model import PortraitModel
 from expportrait_cli.painting.wan.vae import Encoding, pixels
 from expportrait_cli.painting.wan.windows import chunks
+from expportrait_cli.train.config import GeneratorTask, GeneratorTraining
 from expportrait_cli.train.generator.lessons import Lesson, Lessons
 from expportrait_cli.train.generator.loop import set_free
 

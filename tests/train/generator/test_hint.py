@@ -24,7 +24,7 @@ from expportrait_cli.artifacts import npz
 from expportrait_cli.artifacts.files import content_hash, sha256
 from expportrait_cli.artifacts.types import Tracking
 from expportrait_cli.cli import app
-from expportrait_cli.config import PAPER, GeneratorTask, GeneratorTraining, TrackConfig
+from expportrait_cli.config import PAPER, TrackConfig
 from expportrait_cli.dataset.dataset import Clip, Dataset, clip_of
 from expportrait_cli.detect.crop import Crop, crop_image
 from expportrait_cli.errors import InputError
@@ -37,6 +37,7 @@ from expportrait_cli.painting.wan.portrait import WanPortrait
 from expportrait_cli.painting.wan.vae import Vae
 from expportrait_cli.pipeline.performance import OffsetSource, write_meshes
 from expportrait_cli.tracking import track
+from expportrait_cli.train.config import GeneratorTask, GeneratorTraining
 from expportrait_cli.train.generator.cache import Maker, build_cache, entry_of
 from expportrait_cli.train.generator.lessons import Lessons
 from expportrait_cli.train.generator.loop import examined

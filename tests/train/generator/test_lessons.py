@@ -7,8 +7,8 @@ import pytest
 import torch
 from support.balls import ball_entry
 
-from expportrait_cli.config import GeneratorTask
 from expportrait_cli.render.buffers import decode
+from expportrait_cli.train.config import GeneratorTask
 from expportrait_cli.train.generator.lessons import Lesson, Lessons
 from expportrait_cli.train.generator.loop import weight_of
 

@@ -31,7 +31,6 @@ from support.transfer_faces import driver_of, photo_of
 from expportrait_cli.artifacts import npz
 from expportrait_cli.artifacts.types import Tracking
 from expportrait_cli.cli import app
-from expportrait_cli.config import GeneratorTraining
 from expportrait_cli.dataset.dataset import Clip, Dataset, clip_of
 from expportrait_cli.detect.crop import Crop, crop_image
 from expportrait_cli.errors import InputError, UsageError
@@ -43,6 +42,7 @@ from expportrait_cli.painting.wan.manifest import FrameRule
 from expportrait_cli.painting.wan.portrait import WanPortrait
 from expportrait_cli.painting.wan.vae import Vae
 from expportrait_cli.render.buffers import decode
+from expportrait_cli.train.config import GeneratorTraining
 from expportrait_cli.train.generator.cache import Maker, build_cache, entry_of
 from expportrait_cli.train.generator.lessons import Lessons
 from expportrait_cli.train.generator.loop import FOR_IMAGES, examined, optimizer_of, set_free

@@ -13,7 +13,7 @@ from support.places import ROOT
 from expportrait_cli.artifacts import npz
 from expportrait_cli.artifacts.types import Tracking
 from expportrait_cli.cli import app
-from expportrait_cli.config import MiniTraining, TrackConfig
+from expportrait_cli.config import TrackConfig
 from expportrait_cli.dataset import dataset
 from expportrait_cli.dataset.dataset import Clip
 from expportrait_cli.head import HeadModel, load_head
@@ -21,6 +21,7 @@ from expportrait_cli.media.video import read_frames
 from expportrait_cli.media.writer import VideoWriter
 from expportrait_cli.painting.mini import MiniNet, MiniShape
 from expportrait_cli.tracking import track
+from expportrait_cli.train.config import MiniTraining
 from expportrait_cli.train.mini.loop import Lessons, train
 from expportrait_cli.train.mini.proxies import SIZE, TIMES, Lesson, lessons
 from expportrait_cli.train.mini.run import judge, passes

@@ -17,12 +17,13 @@ from expportrait_cli.artifacts import npz
 from expportrait_cli.artifacts.network_file import read_header
 from expportrait_cli.artifacts.types import HeadFit, Tracking
 from expportrait_cli.cli import app
-from expportrait_cli.config import PrepareConfig, TransferTraining
+from expportrait_cli.config import PrepareConfig
 from expportrait_cli.dataset import dataset
 from expportrait_cli.dataset.dataset import Clip, Row, clip_of
 from expportrait_cli.errors import InputError, UsageError
 from expportrait_cli.retargeting.face import Face, Neutral
 from expportrait_cli.retargeting.network import KIND, load_network, save_network
+from expportrait_cli.train.config import TransferTraining
 from expportrait_cli.train.transfer.loop import fresh_network, train
 from expportrait_cli.train.transfer.performers import Performer, centred, expression_scale, held_out, performer
 from expportrait_cli.train.transfer.run import prepare_lesson, train_transfer, trained_of
