@@ -39,7 +39,7 @@ from expportrait_cli.fitting.hair import sides
 from expportrait_cli.fitting.losses import Light, estimate
 from expportrait_cli.fitting.parametric import whole_patch
 from expportrait_cli.fitting.patch import Patch
-from expportrait_cli.fitting.static import draw_vertices
+from expportrait_cli.fitting.silhouette import draw_vertices
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.geometry.rotations import from_turns
 from expportrait_cli.head import HeadModel, dense

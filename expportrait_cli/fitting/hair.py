@@ -9,8 +9,8 @@ from jaxtyping import Bool, Float, Float32, Int64, UInt8
 from scipy.sparse.linalg import splu
 
 from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit
-from expportrait_cli.fitting.classes import APART, CROWN_M, Gaussian, lab_colours, smoothstep
 from expportrait_cli.fitting.clip import dynamic_mask, ear_vertices, plain_skin
+from expportrait_cli.fitting.detail import APART, CROWN_M, Gaussian, lab_colours, smoothstep
 from expportrait_cli.fitting.silhouette import graph_laplacian
 from expportrait_cli.geometry.mesh import grown, vertex_normals
 from expportrait_cli.geometry.rotations import from_turns

@@ -5,10 +5,15 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 import scipy.sparse as sp
-from jaxtyping import Bool, Float, Int
+import torch
+from jaxtyping import Bool, Float, Float32, Int
 from scipy.sparse.linalg import splu
 from scipy.spatial import KDTree
 
+from expportrait_cli.artifacts.types import CROP_SIZE
+from expportrait_cli.geometry.camera import Camera
+from expportrait_cli.head import HeadModel
+from expportrait_cli.render.rasterizer import rasterize
 from expportrait_cli.runtime import Progress
 
 SMOOTH_FIRST, SMOOTH_LAST = 1.0, 0.05
@@ -136,3 +141,11 @@ def _matches(points, normals, target, target_normals, target_tree):
     rows.append(index[ok])
     steps.append(target[ok] - points[index[ok]])
     return np.concatenate(rows), np.concatenate(steps)
+
+
+def draw_vertices(verts: Float32[np.ndarray, "V 3"], head: HeadModel, focal_px: float, *, size: int) -> np.ndarray:
+    """Vertex that each pixel shows (the first of its triangle), -1 for background."""
+    camera = Camera.of_crop(focal_px, CROP_SIZE, size)
+    rast = rasterize(camera.clip(torch.from_numpy(verts))[None], head.dense_faces, (size, size))
+    ids = rast[0, ..., 3].numpy().astype(np.int64) - 1
+    return np.where(ids >= 0, head.dense_faces.numpy()[np.maximum(ids, 0), 0], -1)

@@ -38,14 +38,8 @@ from expportrait_cli.fitting.parametric import (
     with_whole_smile,
 )
 from expportrait_cli.fitting.patch import Patch
-from expportrait_cli.fitting.static import (
-    KeyFrames,
-    draw_vertices,
-    outline_offset,
-    refined_static,
-    settled_ears,
-    silhouette_iou,
-)
+from expportrait_cli.fitting.silhouette import draw_vertices
+from expportrait_cli.fitting.static import KeyFrames, outline_offset, refined_static, settled_ears, silhouette_iou
 from expportrait_cli.head import HeadModel
 from expportrait_cli.head.facemesh import LandmarkSpread
 from expportrait_cli.head.finer import finer

@@ -19,7 +19,7 @@ from expportrait_cli.fitting.evidence import Estimates, Picture
 from expportrait_cli.fitting.hair import behind, outline_mask, smoothed_ears, with_ears
 from expportrait_cli.fitting.losses import MagnitudeLoss, Term, descend
 from expportrait_cli.fitting.patch import Patch, PosedPatch, Surface, limited
-from expportrait_cli.fitting.silhouette import fit_silhouette
+from expportrait_cli.fitting.silhouette import draw_vertices, fit_silhouette
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.geometry.mesh import Edges, edges, scipy_matrix
 from expportrait_cli.head import HeadModel, dense
@@ -85,14 +85,6 @@ class OutlineLoss:
         belief = (1 - (error / (DOUBTFUL * usual)) ** 4).clamp(min=0).square()
         belief[0] = belief[1:].sum().clamp(min=1.0)
         return replace(self, belief=self.belief * belief[:, None, None])
-
-
-def draw_vertices(verts: Float32[np.ndarray, "V 3"], head: HeadModel, focal_px: float, *, size: int) -> np.ndarray:
-    """Vertex that each pixel shows (the first of its triangle), -1 for background."""
-    camera = Camera.of_crop(focal_px, CROP_SIZE, size)
-    rast = rasterize(camera.clip(torch.from_numpy(verts))[None], head.dense_faces, (size, size))
-    ids = rast[0, ..., 3].numpy().astype(np.int64) - 1
-    return np.where(ids >= 0, head.dense_faces.numpy()[np.maximum(ids, 0), 0], -1)
 
 
 def outline_offset(

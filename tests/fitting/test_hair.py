@@ -8,7 +8,8 @@ import torch
 
 from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit
 from expportrait_cli.fitting import hair, static
-from expportrait_cli.fitting.classes import pixel_classes
+from expportrait_cli.fitting.detail import pixel_classes
+from expportrait_cli.fitting.silhouette import draw_vertices
 from expportrait_cli.geometry.mesh import grown, vertex_normals
 from expportrait_cli.head import dense
 from expportrait_cli.head.fitted import fitted_mesh, neutral_mesh
@@ -27,7 +28,7 @@ def bald(fitted) -> HeadFit:
 
 
 def drawn_of(fit: HeadFit, head) -> np.ndarray:
-    return static.draw_vertices(fitted_mesh(fit, head), head, fit.focal_px, size=CROP_SIZE)
+    return draw_vertices(fitted_mesh(fit, head), head, fit.focal_px, size=CROP_SIZE)
 
 
 def painted(fit: HeadFit, head, covered: list[bool]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

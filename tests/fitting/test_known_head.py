@@ -30,6 +30,7 @@ from expportrait_cli.fitting.clip import Clip, plain_skin
 from expportrait_cli.fitting.dynamic import Dynamic, dynamic_offsets
 from expportrait_cli.fitting.evidence import Estimates, Shading
 from expportrait_cli.fitting.patch import Patch
+from expportrait_cli.fitting.silhouette import draw_vertices
 from expportrait_cli.geometry.mesh import vertex_normals
 from expportrait_cli.geometry.rotations import from_turns, logarithm
 from expportrait_cli.head import dense, landmark_model, landmarks
@@ -233,7 +234,7 @@ def test_the_outline_of_hair_is_met(head, seed):
     bald = blank_fit(head, 0.6 * rng.normal(size=80))
     bald = replace(bald, rotation=np.radians([rng.uniform(-8, 8), rng.uniform(-20, 20), 0]).astype(np.float32))
     true = fitted_mesh(replace(bald, static_offset=hairy(head, bald)), head)
-    drawn = static.draw_vertices(true, head, FOCAL_PX, size=CROP_SIZE) >= 0
+    drawn = draw_vertices(true, head, FOCAL_PX, size=CROP_SIZE) >= 0
     matte = cv2.GaussianBlur(drawn.astype(np.float32), (0, 0), 1.0)
     grown = replace(bald, static_offset=static.outline_offset(bald, head, matte, FitConfig(), quiet))
     pose = {name: getattr(bald, name)[None] for name in ("expression", "jaw", "gaze", "rotation", "translation")}

@@ -28,6 +28,7 @@ from expportrait_cli.fitting.clip import (
 from expportrait_cli.fitting.dynamic import Dynamic, dynamic_offsets
 from expportrait_cli.fitting.evidence import Estimates
 from expportrait_cli.fitting.patch import Patch
+from expportrait_cli.fitting.silhouette import draw_vertices
 from expportrait_cli.geometry.mesh import edges, vertex_normals
 from expportrait_cli.head import dense, landmarks
 from expportrait_cli.head.facemesh import EYE_RINGS, LIPS
@@ -108,7 +109,7 @@ def test_nothing_is_shared_without_a_share(known):
 def grown_in_face_m(known: KnownHead, head) -> tuple[float, float]:
     """Largest static offset on the face and off it, when the outline asks for a head 8 px wider."""
     fit = known.clip.fit
-    drawn = static.draw_vertices(fitted_mesh(fit, head), head, fit.focal_px, size=CROP_SIZE) >= 0
+    drawn = draw_vertices(fitted_mesh(fit, head), head, fit.focal_px, size=CROP_SIZE) >= 0
     matte = cv2.dilate(drawn.astype(np.float32), np.ones((17, 17)))
     _, posed = known.clip.pose(np.array([0]), static.static_patch(head))
     offset = np.abs(static.refined_offset(fit, head, [matte], posed, FitConfig())).max(1)

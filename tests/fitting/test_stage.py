@@ -16,7 +16,7 @@ from expportrait_cli.config import FitConfig, TrackConfig
 from expportrait_cli.detect.matte import Matte
 from expportrait_cli.fitting import fit, static
 from expportrait_cli.fitting import stage as fit_stage
-from expportrait_cli.fitting.silhouette import fit_silhouette, graph_laplacian, outline
+from expportrait_cli.fitting.silhouette import draw_vertices, fit_silhouette, graph_laplacian, outline
 from expportrait_cli.geometry.rotations import from_turns
 from expportrait_cli.head import dense, landmarks
 from expportrait_cli.head.fitted import blend_matrices, canonical_mesh, fitted_mesh
@@ -30,7 +30,7 @@ RIGID_PARTS = ("eye_left", "eye_right", "teeth_upper", "teeth_lower")
 
 
 def silhouette(fitted: HeadFit, head, size: int = CROP_SIZE) -> np.ndarray:
-    drawn = static.draw_vertices(fitted_mesh(fitted, head), head, fitted.focal_px, size=size)
+    drawn = draw_vertices(fitted_mesh(fitted, head), head, fitted.focal_px, size=size)
     return (drawn >= 0).astype(np.float32)
 
 

@@ -14,6 +14,7 @@ from expportrait_cli.config import FitConfig
 from expportrait_cli.fitting import static
 from expportrait_cli.fitting.clip import Clip, static_mask
 from expportrait_cli.fitting.evidence import views_of
+from expportrait_cli.fitting.silhouette import draw_vertices
 from expportrait_cli.geometry.mesh import vertex_normals
 from expportrait_cli.head.fitted import canonical_mesh, fitted_mesh
 from expportrait_cli.head.model import HEAD
@@ -66,7 +67,7 @@ class Turning:
         mattes = []
         for row in range(FRAMES):
             verts = known.posed(np.array([row]))[0].numpy()
-            drawn = static.draw_vertices(verts, head, FOCAL_PX, size=CROP_SIZE) >= 0
+            drawn = draw_vertices(verts, head, FOCAL_PX, size=CROP_SIZE) >= 0
             mattes.append(cv2.GaussianBlur(drawn.astype(np.float32), (0, 0), 1.0))
         grown = static.outline_offset(bald, head, mattes[0], FitConfig(), quiet)
         return cls(known, bald, replace(bald, static_offset=grown), mattes)
@@ -222,7 +223,7 @@ def test_a_step_is_taken_as_far_as_it_covers_the_mattes(turning):
 
 def test_a_better_mean_does_not_make_up_for_the_heads_own_matte(turning, head):
     bald = turning.bald
-    drawn = static.draw_vertices(fitted_mesh(bald, head), head, FOCAL_PX, size=CROP_SIZE) >= 0
+    drawn = draw_vertices(fitted_mesh(bald, head), head, FOCAL_PX, size=CROP_SIZE) >= 0
     frames = turning.frames([0, 1], [drawn.astype(np.float32), turning.mattes[1]])
     true = turning.known.clip.fit.static_offset
     smaller = replace(bald, static_offset=np.float32(0.1) * true)
