@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -q -n auto
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test check types fast bench clean
+.PHONY: setup demo test check types fast bench fuzz-interrupt clean
 
 setup: $(STAMP)
 
@@ -34,6 +34,9 @@ fast: setup
 
 bench: setup
 	$(BIN)/python examples/bench.py
+
+fuzz-interrupt: setup
+	PYTHONPATH=. $(BIN)/python tests/fuzz/interrupt.py
 
 clean:
 	rm -rf $(VENV) out build dist
