@@ -163,22 +163,22 @@ class CurvesFile:
         digest = content_hash(self.path)
         return "" if {digest, self._named(digest)} & {*self.written} else digest
 
-    def with_table(self, curves: Curves, head: HeadModel) -> list[str]:
-        """The tables that were written, and that of these curves as the last."""
+    def with_table(self, curves: Curves, names: Sequence[str]) -> list[str]:
+        """The tables that were written, and that of these curves as the last; `names` as `csv_of` takes them."""
         if self.path is None:
             return list(self.written)
-        own = self._named(hashlib.sha256(csv_of(curves, head.expression_names).encode()).hexdigest())
+        own = self._named(hashlib.sha256(csv_of(curves, names).encode()).hexdigest())
         return [*(each for each in self.written if each != own), own]
 
-    def write(self, curves: Curves, head: HeadModel) -> None:
+    def write(self, curves: Curves, names: Sequence[str]) -> None:
         """Write the table, unless it is there; one that was edited in the meantime stays."""
         if self.path is None:
             return
-        table = replace(self, written=tuple(self.with_table(curves, head)))
+        table = replace(self, written=tuple(self.with_table(curves, names)))
         if table.edited():
             log.warning("%s was edited meanwhile: the next run uses it.", self.path)
         elif not self.path.is_file() or self._named(content_hash(self.path)) != table.written[-1]:
-            write_csv(curves, head.expression_names, self.path)
+            write_csv(curves, names, self.path)
             log.info("Curves written to %s.", self.path)
 
     def _named(self, digest: str) -> str:
@@ -211,7 +211,7 @@ def write_meshes(
         log.warning("%s exists: its curves are used, whatever scales, regions and smoothing say.", curves)
         header["curves_written"] = list(table.written)
     else:
-        header["curves_written"] = table.with_table(performance.curves, head)
+        header["curves_written"] = table.with_table(performance.curves, head.expression_names)
     if performance.outside > OUTSIDE:
         log.warning(
             "In %.0f %% of the frames the driver's expression goes beyond what the transfer network was trained on: "

@@ -219,7 +219,7 @@ class Steps:
             meshes = Meshes.open(path)
         if not edited:
             # Last, so that whenever a run is stopped the meshes know which tables are no edits.
-            table.write(meshes.curves, self.head)
+            table.write(meshes.curves, self.head.expression_names)
         return Keyed(meshes, header["key"])
 
 

@@ -1,10 +1,10 @@
 """One run at a time for an output, what killed runs leave, and what is no file."""
 
-import threading
 import os
 import socket
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -74,9 +74,8 @@ def test_it_waits_if_asked_to(holder, tmp_path, caplog):
 def test_without_locks_of_the_system_the_file_is_one(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "fcntl", None)
     path, lock = tmp_path / "a.npz", tmp_path / ".a.npz.lock"
-    with alone(path):
-        with pytest.raises(OutputError, match=f"process {os.getpid()} on"), alone(path):
-            pytest.fail("both have it")
+    with alone(path), pytest.raises(OutputError, match=f"process {os.getpid()} on"), alone(path):
+        pytest.fail("both have it")
     assert not lock.exists()
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()

@@ -58,8 +58,10 @@ COMMANDS = (
     ),
     Command(
         "generate",
-        ("generate", "../inputs/photo.png", "../inputs/clip.mp4", "-o", "film.mp4", "--size", "256", "--grid")
-        + ("--curves", "c.csv"),
+        (
+            *("generate", "../inputs/photo.png", "../inputs/clip.mp4", "-o", "film.mp4", "--size", "256"),
+            *("--grid", "--curves", "c.csv"),
+        ),
         ("film.mp4", "film.grid.mp4", "film.json", "c.csv", "film.work/driving.meshes.npz"),
     ),
     Command(
