@@ -15,6 +15,7 @@ from expportrait_cli.dataset.dataset import Dataset
 from expportrait_cli.errors import InputError, UsageError, UserError
 from expportrait_cli.head import HeadModel
 from expportrait_cli.pipeline.heads import head_by_name, kind_of_head
+from expportrait_cli.pipeline.provenance import read_record
 from expportrait_cli.retargeting.face import Face
 from expportrait_cli.retargeting.network import Kind, Trained, TransferNetwork, save_network
 from expportrait_cli.runtime import Stage
@@ -134,7 +135,9 @@ def begun(path: Path, run: dict[str, Any]) -> Iterator[None]:
         with atomic_path(path) as partial:
             partial.write_text(json.dumps(run, indent=2, sort_keys=True) + "\n", "utf-8")
     else:
-        found = json.loads(path.read_text("utf-8"))
+        found = read_record(path)
+        if not isinstance(found.get("settings"), dict):
+            raise UsageError(f"{path} is damaged: its run cannot go on. Write to another file, or remove the folder.")
         if found != run:
             changed = sorted(k for k in run["settings"] if found["settings"].get(k) != run["settings"][k])
             raise UsageError(
