@@ -11,7 +11,7 @@ from time import perf_counter
 from typing import Any
 
 from expportrait_cli.artifacts import npz
-from expportrait_cli.artifacts.files import alone, content_hash, forget_partials
+from expportrait_cli.artifacts.files import alone, content_hash, forget_partials, sha256
 from expportrait_cli.artifacts.meshes import Meshes
 from expportrait_cli.artifacts.types import HeadFit, Tracking
 from expportrait_cli.errors import InputError
@@ -96,7 +96,7 @@ def _made(job: Job, kinds: tuple[str, str], stage: Stage) -> Film:
 
 
 def _is_made(path: Path, digest: Any) -> bool:
-    return path.is_file() and content_hash(path) == digest
+    return path.is_file() and sha256(path) == digest
 
 
 def _has_beside(job: Job, known: Mapping[str, Any]) -> bool:
