@@ -301,7 +301,7 @@ class _Run:
             "seed": self.job.generate.seed,
             "settings": self.job.settings(),
             "quality": quality,
-            "seconds": {**self._earlier("seconds"), **self.stages.seconds, "whole run": round(seconds, 3)},
+            "seconds": {**self.stages.seconds, "whole run": round(seconds, 3)},
             "curves_written": list(CurvesFile.of(self.job.curves, self.job.meshes, self.table.written).written),
             "versions": versions(),
             "painter": self.painter.identity,
@@ -309,11 +309,6 @@ class _Run:
         }
         content["licences"] = licence_map(content).to_json()
         return content
-
-    def _earlier(self, name: str) -> dict[str, Any]:
-        """What the record of the film that is there says; of what was not made again it is still true."""
-        found = self.known.get(name)
-        return found if isinstance(found, dict) else {}
 
 
 def _remove_work(folder: Path) -> None:
