@@ -34,6 +34,7 @@ fast: setup
 
 fuzz: setup
 	$(BIN)/python tests/fuzz/mutate.py
+	$(BIN)/python tests/fuzz/interrupt.py
 
 bench: setup
 	$(BIN)/python examples/bench.py

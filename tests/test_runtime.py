@@ -1,5 +1,8 @@
-"""Items made ahead: the same ones in order, no more than asked for, and errors where they belong."""
+"""Items made ahead: the same ones in order, no more than asked for. Sums that do not depend on threads."""
 
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from itertools import islice
@@ -55,3 +58,28 @@ def test_an_error_comes_where_the_item_would_have():
     assert list(islice(made, 3)) == [0, 1, 2]
     with pytest.raises(OSError, match="the disk is gone"):
         next(made)
+
+
+SUMS = """
+import hashlib
+from expportrait_cli.runtime import settle_threads
+settle_threads()
+import numpy as np, torch
+generator = torch.Generator().manual_seed(0)
+identity, basis = torch.randn(1, 6, 80, generator=generator), torch.randn(1, 80, 17919, generator=generator)
+found = [(identity @ basis).numpy(), basis[0, :, :50].numpy().T @ basis[0].numpy()]
+print(hashlib.sha256(b"".join(each.tobytes() for each in found)).hexdigest())
+"""
+
+
+def test_products_do_not_depend_on_the_number_of_threads():
+    found = set()
+    for count in ("1", "2", "5"):
+        surroundings = {**os.environ, "OMP_NUM_THREADS": count}
+        for name in ("MKL_CBWR", "OPENBLAS_NUM_THREADS"):
+            surroundings.pop(name, None)
+        done = subprocess.run(
+            [sys.executable, "-c", SUMS], env=surroundings, capture_output=True, text=True, check=True
+        )
+        found.add(done.stdout)
+    assert len(found) == 1

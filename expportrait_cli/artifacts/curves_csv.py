@@ -1,6 +1,7 @@
 """Curves as a table that a spreadsheet or a script can edit: one row a frame."""
 
 import csv
+import io
 import math
 import os
 from collections.abc import Sequence
@@ -27,17 +28,24 @@ ANGLES = ("jaw", "gaze", "rotation", "torso_rotation")
 """In degrees in the table. Everything else is as in `Curves`: 0..1 and metres."""
 
 
-def write_csv(curves: Curves, names: Sequence[str], path: str | os.PathLike[str]) -> Path:
-    """Write the table; `names` are the head model's expression names."""
+def csv_of(curves: Curves, names: Sequence[str]) -> str:
+    """The table; `names` are the head model's expression names."""
     columns = ["frame", *names, *(column for group in COLUMNS.values() for column in group)]
     blocks = [np.asarray(getattr(curves, field), np.float64) for field in _order()]
     table = np.concatenate(
         [np.rad2deg(block) if field in ANGLES else block for field, block in zip(_order(), blocks, strict=True)], 1
     )
-    with atomic_path(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows([frame, *(f"{value:.9g}" for value in row)] for frame, row in enumerate(table))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([frame, *(f"{value:.9g}" for value in row)] for frame, row in enumerate(table))
+    return text.getvalue()
+
+
+def write_csv(curves: Curves, names: Sequence[str], path: str | os.PathLike[str]) -> Path:
+    """Write the table of `csv_of` to a file."""
+    with atomic_path(path) as partial:
+        partial.write_bytes(csv_of(curves, names).encode())
     return Path(path)
 
 

@@ -1,18 +1,32 @@
-"""Files: their names, their hashes, how texts are read, and how all are written: whole or not at all."""
+"""Files: their names, hashes and locks, how texts are read, and how all are written: whole or not at all."""
 
 import errno
 import hashlib
 import json
+import logging
 import math
 import os
+import re
 import secrets
 import shutil
+import socket
+import stat
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from expportrait_cli.errors import InputError, OutputError
+
+try:
+    import fcntl
+except ImportError:
+    # Windows has no such locks.
+    fcntl = None
+
+log = logging.getLogger(__name__)
 
 
 def sha256(path: Path) -> str:
@@ -26,11 +40,140 @@ def sha256(path: Path) -> str:
 
 
 @contextmanager
+def alone(path: str | os.PathLike[str], *, wait: bool = False) -> Iterator[None]:
+    """Keep an output to this run while it is made. With `wait`, a second run waits for the first and goes on.
+
+    The lock is the file `.NAME.lock` beside the output, which says who holds it. The system's own lock on it ends with
+    the process, so that a killed run leaves none. Where the file system has no locks, the file itself is the lock, and
+    is taken over from a process of this machine that is gone. Not to be taken twice by one process.
+
+    Raises:
+        OutputError: another run holds it, or nothing can be written there.
+    """
+    target = Path(os.path.realpath(path))
+    lock = target.with_name(f".{_short(target.name)}.lock")
+    made = [folder for folder in lock.parents if not folder.exists()]
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = _hold(lock, path, wait=wait)
+    except OSError as error:
+        raise _refusal(path, error) from error
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        os.close(descriptor)
+        # Folders that were made for a result that did not come.
+        with suppress(OSError):
+            for folder in made:
+                folder.rmdir()
+
+
+def _hold(lock: Path, path: str | os.PathLike[str], *, wait: bool) -> int:
+    """Open and lock a lock file, in which the holder is named."""
+    said = False
+    while True:
+        is_new = not lock.exists()
+        try:
+            descriptor = os.open(lock, os.O_RDWR | (os.O_CREAT | os.O_EXCL if is_new else 0), 0o666)
+        except (FileExistsError, FileNotFoundError):
+            # It has come or gone since it was looked for.
+            continue
+        holder = os.read(descriptor, 400).decode(errors="replace")
+        has = _take(descriptor)
+        if has is None:
+            has = is_new or _is_gone(holder)
+        # The one before may have removed the file after it was opened here.
+        if has and lock.exists() and os.path.samestat(os.fstat(descriptor), lock.stat()):
+            os.ftruncate(descriptor, 0)
+            since = datetime.now().astimezone().isoformat(" ", "seconds")
+            os.lseek(descriptor, 0, os.SEEK_SET)
+            os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}, since {since}".encode())
+            return descriptor
+        os.close(descriptor)
+        if not has and not wait:
+            raise OutputError(
+                f"{path} is being made by another run ({holder or 'which has just begun'}). Wait until that has ended, "
+                "or name another output."
+            )
+        if not has and not said:
+            log.warning("%s is being made by another run (%s): waiting for it.", path, holder)
+            said = True
+        time.sleep(0.2)
+
+
+def _take(descriptor: int) -> bool | None:
+    """Lock an open file: false if another process has it, None where there are no locks."""
+    if fcntl is None:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
+def _is_gone(holder: str) -> bool:
+    """Tell whether a lock's holder was a process of this machine that has ended."""
+    named = re.match(r"process (\d+) on (.*), since", holder)
+    if named is None or named[2] != socket.gethostname():
+        return False
+    try:
+        os.kill(int(named[1]), 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+PARTIAL = re.compile(r"\.(.+)\.([0-9a-f]{8})\.(?:film\.|old\.)?partial", re.DOTALL)
+"""Name of a file or folder that is being written, of a film that waits for its sound, and of a folder that is
+replaced."""
+
+
+def forget_partials(path: str | os.PathLike[str]) -> None:
+    """Remove what killed runs left of a file or folder that they were writing.
+
+    A run that lives holds a lock on it. A folder that was moved away, and whose place is empty, is put back.
+    """
+    target = Path(os.path.realpath(path))
+    for left in sorted(target.parent.iterdir()) if target.parent.is_dir() else []:
+        found = PARTIAL.fullmatch(left.name)
+        if found is None or found[1] != _short(target.name):
+            continue
+        own = target.with_name(f".{found[1]}.{found[2]}.partial")
+        with suppress(OSError), _claimed(own) as is_free:
+            if is_free and left.name.endswith(".old.partial") and not target.exists():
+                left.rename(target)
+            elif is_free and left.is_dir():
+                shutil.rmtree(left)
+            elif is_free:
+                left.unlink()
+
+
+@contextmanager
+def _claimed(path: Path) -> Iterator[bool]:
+    """Lock a partial file or folder as long as it is written; false if another process has it."""
+    if not path.exists():
+        yield True
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        yield bool(_take(descriptor))
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a new empty file beside `path` to write to; rename it to `path` at the end.
 
     Creates missing folders. The partial file is `.name.XXXX.partial` with a random part, so that two jobs never
-    share one, and is removed on any exception, Ctrl-C included. A link is followed: its target is replaced.
+    share one, and is removed on any exception, Ctrl-C included; what killed runs left is removed first. A link is
+    followed: its target is replaced.
 
     Raises:
         OutputError: what the system said when the file could not be written, in one line.
@@ -41,6 +184,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise OutputError(f"{path} is a folder. Name a file to write to.")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        forget_partials(target)
     except OSError as error:
         raise _refusal(path, error) from error
     try:
@@ -49,9 +193,10 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
             partial.touch(exist_ok=False)
         except OSError as error:
             raise _refusal(path, error) from error
-        yield partial
-        _settle(partial)
-        partial.replace(target)
+        with _claimed(partial):
+            yield partial
+            _settle(partial)
+            partial.replace(target)
     except OSError as error:
         # Other errors may come from what the caller reads meanwhile.
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS):
@@ -90,23 +235,39 @@ def content_hash(path: str | os.PathLike[str]) -> str:
 
 def check_file(path: str | os.PathLike[str]) -> None:
     """Raise InputError unless `path` is a file with something in it."""
-    file = Path(path)
     try:
-        if file.is_dir():
-            raise InputError(f"{path} is a folder. Name a photo or a clip.")
-        if not file.exists():
-            raise InputError(f"{path} does not exist. Check the name and the folder.")
-        if file.is_file() and file.stat().st_size == 0:
-            raise InputError(f"{path} is empty (0 bytes). Copy or download it again.")
+        found = Path(path).stat()
+    except FileNotFoundError:
+        if ADDRESS.match(str(path)):
+            remedy = "The tool opens no addresses: download it, and give the file."
+        else:
+            remedy = "Check the name and the folder."
+        raise InputError(f"{path} does not exist. {remedy}") from None
     except (OSError, ValueError) as error:
         raise InputError(f"{path} could not be read: {error}.") from error
+    if stat.S_ISDIR(found.st_mode):
+        raise InputError(f"{path} is a folder. Name a file.")
+    if not stat.S_ISREG(found.st_mode):
+        raise InputError(f"{path} is {special(found.st_mode)}, expected a file. Save what it gives, and give the file.")
+    if found.st_size == 0:
+        raise InputError(f"{path} is empty (0 bytes). Copy or make it again.")
+
+
+ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+"""Of a page or file elsewhere; a path has lost the second slash."""
+
+
+def special(mode: int) -> str:
+    """What something is called that is neither a file nor a folder, by its `st_mode`."""
+    kinds = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
+    return kinds.get(stat.S_IFMT(mode), "a device")
 
 
 @contextmanager
 def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a new folder beside `path` to fill; rename it to `path` at the end, or remove it on any exception.
 
-    A folder that is there is replaced: look before at what it holds.
+    A folder that is there is replaced: look before at what it holds. What killed runs left is removed first.
 
     Raises:
         OutputError: the folder cannot be made.
@@ -115,14 +276,16 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     token = secrets.token_hex(4)
     partial, old = (target.with_name(f".{_short(target.name)}.{token}.{end}") for end in ("partial", "old.partial"))
     try:
+        forget_partials(target)
         partial.mkdir(parents=True)
     except OSError as error:
         raise OutputError(f"{path} could not be made: {error.strerror}. Name another folder with -o.") from error
     try:
-        yield partial
-        if target.exists():
-            target.rename(old)
-        partial.rename(target)
+        with _claimed(partial):
+            yield partial
+            if target.exists():
+                target.rename(old)
+            partial.rename(target)
     finally:
         if old.exists() and not target.exists():
             old.rename(target)

@@ -4,14 +4,15 @@ Every command passes through it before it starts; a batch with all its rows at o
 """
 
 import os
-import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from expportrait_cli.artifacts.files import read_json
+from expportrait_cli.artifacts.files import read_json, special
 from expportrait_cli.errors import UsageError
 
 MARK = b"expportrait"
+RECORD = b'{\n  "output": '
+"""How the record of a run begins."""
 LOOK = 1 << 20
 """Bytes at either end of a film or page in which it says what made it."""
 
@@ -55,8 +56,9 @@ def check_foreign(outputs: Iterable[Path]) -> None:
         UsageError: names the file.
     """
     for path in outputs:
-        if path.is_dir():
-            raise UsageError(f"{path} is a folder, and a file would be written there. Name another file with -o.")
+        if path.exists() and not path.is_file():
+            kind = "a folder" if path.is_dir() else special(path.stat().st_mode)
+            raise UsageError(f"{path} is {kind}, and a file would be written there. Name another file with -o.")
         if path.is_file() and path.stat().st_size > 0 and not is_own(path):
             raise UsageError(
                 f"{path} would be replaced, and no run of this tool made it. Move it away, or name another with -o."
@@ -64,20 +66,25 @@ def check_foreign(outputs: Iterable[Path]) -> None:
 
 
 def is_own(path: Path) -> bool:
-    """Tell whether a run of this tool wrote a film, page, record or artifact; files of other kinds pass."""
+    """Tell whether a run of this tool wrote a film, page, record or artifact; files of other kinds pass.
+
+    One that was cut off or damaged since then is still its own.
+    """
     with path.open("rb") as file:
+        # Films are tagged, pages name what made them, artifacts their first member: all near their beginning or end.
+        start = file.read(LOOK)
+        file.seek(max(0, path.stat().st_size - LOOK))
+        ends = (start, file.read(LOOK))
         match path.suffix.lower():
             case ".mp4" | ".html" | ".htm":
-                # Films are tagged, pages name what made them; both near their beginning or end.
-                start = file.read(LOOK)
-                file.seek(max(0, path.stat().st_size - LOOK))
-                return MARK in start or MARK in file.read(LOOK)
+                return any(MARK in end for end in ends)
             case ".json":
+                file.seek(0)
                 try:
                     content = read_json(path)
                 except ValueError:
-                    return False
+                    return start.startswith(RECORD)
                 return isinstance(content, dict) and {"key", "settings"} <= content.keys()
             case ".npz":
-                return zipfile.is_zipfile(file) and "header.npy" in zipfile.ZipFile(file).namelist()
+                return any(b"header.npy" in end for end in ends)
     return True

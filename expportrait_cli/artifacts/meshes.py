@@ -212,6 +212,16 @@ class Meshes:
                     rotation, translation = self.poses[index].astype(np.float64)
                     yield (verts_head @ from_turns(rotation).T + translation).astype(np.float32)
 
+    def check(self) -> None:
+        """Read all vertices once, which takes less than a millisecond a frame.
+
+        Raises:
+            InputError: some are damaged.
+        """
+        with npz.open_archive(self.path) as archive:
+            for chunk in range(len(self.boxes)):
+                self._steps(archive, chunk, min(CHUNK, self.frame_count - chunk * CHUNK), None)
+
     def _steps(
         self, archive: zipfile.ZipFile, chunk: int, count: int, vertices: int | None
     ) -> UInt16[np.ndarray, "n V 3"]:

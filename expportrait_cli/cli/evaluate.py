@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from expportrait_cli.artifacts.files import alone
 from expportrait_cli.cli import options
 from expportrait_cli.cli.boundary import Display, shown
 from expportrait_cli.cli.options import BackendName
@@ -62,7 +63,7 @@ def evaluate(
         Literal["256", "512", "768"] | None, typer.Option(help="Side of the suite's crop, px.", show_default=False)
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", metavar="PATH", help="Where the scores go; a file or a folder.")
+        str | None, typer.Option("--out", "-o", metavar="PATH", help="Where the scores go; a file or a folder.")
     ] = None,
     report: Annotated[
         Path | None,
@@ -109,7 +110,7 @@ def evaluate(
     _one((films[0], target, reference), out, report, as_json=as_json)
 
 
-def _one(files: tuple[Path, Path, Path | None], out: Path | None, report: Path | None, *, as_json: bool) -> None:
+def _one(files: tuple[Path, Path, Path | None], out: str | None, report: Path | None, *, as_json: bool) -> None:
     film, target, reference = files
     inputs = tuple(options.existing(path) for path in files if path is not None)
     path = options.result(out, f"{film.stem}.scores.json", inputs=inputs, suffixes=(".json",))
@@ -126,7 +127,7 @@ def _one(files: tuple[Path, Path, Path | None], out: Path | None, report: Path |
     typer.echo(json.dumps(judged.scores.means) if as_json else str(path))
 
 
-def _many(request: "Request", out: Path | None, report: Path | None, *, as_json: bool) -> None:
+def _many(request: "Request", out: str | None, report: Path | None, *, as_json: bool) -> None:
     if not request.source.is_dir():
         options.existing(request.source)
     stem = request.source.resolve().name.removesuffix(".toml").removesuffix(".suite")
@@ -136,7 +137,8 @@ def _many(request: "Request", out: Path | None, report: Path | None, *, as_json:
         page = options.result(report, f"{stem}.report.html", inputs=(request.source, path), suffixes=(".html", ".htm"))
     from expportrait_cli.benchmark import files
 
-    outcome = files.evaluate(request, path, Display, page=page)
+    with alone(path):
+        outcome = files.evaluate(request, path, Display, page=page)
     if not as_json:
         typer.echo(shown("\n".join([outcome.scores.table(), files.costs(outcome)]), keep="\n"), err=True)
     typer.echo(json.dumps(outcome.scores.to_json()) if as_json else str(path))

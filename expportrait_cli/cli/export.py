@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from expportrait_cli.artifacts.files import stem
+from expportrait_cli.artifacts.files import alone, stem
 from expportrait_cli.cli import options
 from expportrait_cli.cli.boundary import Display
 from expportrait_cli.errors import UsageError
@@ -20,7 +20,7 @@ def export(
     ],
     *,
     out: Annotated[
-        Path | None,
+        str | None,
         typer.Option("--out", "-o", metavar="PATH", help="A file; for frames as obj or ply, a folder of their own."),
     ] = None,
     form: Annotated[
@@ -48,7 +48,7 @@ def export(
         path = frames_folder(out, f"{stem(source)}-{chosen}", chosen)
     else:
         path = options.result(out, f"{stem(source)}.{chosen}", inputs=(source,), suffixes=(f".{chosen}",))
-    with Display() as display:
+    with Display() as display, alone(path):
         if kind == "head":
             summary = pipeline.export_head(source, path, chosen, display.stage, neutral=neutral)
         else:
@@ -56,19 +56,19 @@ def export(
     options.echo(path, summary, as_json=as_json)
 
 
-def chosen_format(out: Path | None, form: Format | None) -> Format:
+def chosen_format(out: str | None, form: Format | None) -> Format:
     """Kind of file that is asked for, by option or by the name of the result, which must not contradict each other."""
     named: Format | None = next(
-        (name for name in FORMATS if out is not None and out.suffix.lower() == f".{name}"), None
+        (name for name in FORMATS if out is not None and Path(out).suffix.lower() == f".{name}"), None
     )
     if form is not None and named is not None and form != named:
         raise UsageError(f"-o {out} contradicts --format {form}. Give one of them, or name it .{form}.")
     return form or named or "glb"
 
 
-def frames_folder(out: Path | None, default: str, form: Format) -> Path:
+def frames_folder(out: str | None, default: str, form: Format) -> Path:
     """Folder that the frames go to; checked before any work."""
-    path = Path(default) if out is None else out
+    path = Path(out or default)
     if path.suffix.lower() == f".{form}":
         raise UsageError(
             f"{path}: several frames make a folder of .{form} files. Name a folder with --format {form}, "

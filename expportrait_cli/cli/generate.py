@@ -142,8 +142,4 @@ def generate(
 
     with Display() as display:
         made = film.generate(job, display.stage)
-        if report:
-            from expportrait_cli.pipeline.report import write_run_report
-
-            write_run_report(job, made.summary, path.with_suffix(".html"), display.stage("write the report"))
     options.echo(made.path, made.summary, as_json=as_json)

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from expportrait_cli.artifacts.files import check_file
 from expportrait_cli.artifacts.guard import check_foreign, check_outputs
 from expportrait_cli.cli.boundary import output
 from expportrait_cli.config import (
@@ -86,7 +87,7 @@ LogLevel = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print a JSON summary on stdout instead of the path.")]
 Out = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         "--out", "-o", metavar="PATH", help="A file, or a folder for one with the usual name.", show_default=False
     ),
@@ -163,12 +164,7 @@ def verdict(same: bool | None) -> Verdict:
 
 def existing(path: Path, *, kind: str = "") -> Path:
     """A file that is there and not empty; `kind` is the artifact that it must be, e.g. `track`."""
-    if path.is_dir():
-        raise InputError(f"{path} is a folder. Name a file.")
-    if not path.exists():
-        raise InputError(f"{path} does not exist. Check the name and the folder.")
-    if path.stat().st_size == 0:
-        raise InputError(f"{path} is empty (0 bytes). Copy or make it again.")
+    check_file(path)
     if kind and path.suffix != ".npz":
         raise InputError(f"{path} is not a .{kind}.npz file. {MAKERS[kind]}")
     if kind:
@@ -185,12 +181,16 @@ MAKERS = {
 }
 
 
-def result(out: Path | None, default: str, *, inputs: tuple[Path, ...], suffixes: tuple[str, ...] = (".npz",)) -> Path:
-    """Where a command writes: `out`, or `default` in it when it is a folder, or in the current one.
+def result(
+    out: str | Path | None, default: str, *, inputs: tuple[Path, ...], suffixes: tuple[str, ...] = (".npz",)
+) -> Path:
+    """Where a command writes: `out`, or `default` in it when it is a folder or ends in a slash, or in the current one.
 
     Checked before any work: the folder can be written to, the name has a suffix that fits, and no input is overwritten.
     """
-    path = Path(default) if out is None else out / default if out.is_dir() else out
+    path = Path(out or default)
+    if out is not None and (path.is_dir() or os.fspath(out).endswith(("/", os.sep))):
+        path /= default
     if not path.name.lower().endswith(suffixes):
         raise UsageError(f"{path}: the result's name must end in {' or '.join(suffixes)}.")
     check_outputs([path], inputs)

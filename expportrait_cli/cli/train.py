@@ -1,10 +1,13 @@
 """`expportrait data` and `expportrait train`: sets to train on, and networks trained on them."""
 
+import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from expportrait_cli.artifacts.files import alone
 from expportrait_cli.cli import options
 from expportrait_cli.cli.boundary import Display, shown
 from expportrait_cli.cli.options import HeadModelOption
@@ -50,7 +53,8 @@ def prepare(
 
     count = jobs or cpu_count()
     config = PrepareConfig(frames=frames, min_face_px=min_face)
-    with Display() as display:
+    # Within the set, whose own folder may be all that can be written to.
+    with Display() as display, alone(out / "dataset.json"):
         summary = run(folder, out, config, display.stage, head_model=head_model, jobs=count)
     options.echo(out, summary, as_json=as_json)
 
@@ -92,7 +96,7 @@ def transfer(
     from expportrait_cli.train.transfer.run import train_transfer
 
     config = TransferTraining(steps=steps, synthetic=synthetic, seed=seed)
-    with Display() as display:
+    with Display() as display, alone(path):
         summary = train_transfer(datasets or [], path, config, display.stage)
     options.echo(path, summary, as_json=as_json)
 
@@ -117,7 +121,7 @@ def ablation(
     from expportrait_cli.train.transfer.ablation import ablation as run
 
     config = TransferTraining(steps=steps, synthetic=synthetic, seed=seed)
-    with Display() as display:
+    with Display() as display, alone(path):
         figures, table = run(datasets or [], path, config, display.stage)
     if not as_json:
         typer.echo(shown(table, keep="\n"), err=True)
@@ -187,7 +191,8 @@ def generator(
     task = GeneratorTask(
         loss=loss, hint=hint, checkpointing=checkpointing, report_every=report_every, sample_every=sample_every
     )
-    with Display() as display:
+    # Several processes that were launched together are one run.
+    with Display() as display, alone(out) if os.environ.get("RANK", "0") == "0" else nullcontext():
         summary = train_generator(datasets, out, base, config, task, display.stage)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
@@ -218,7 +223,7 @@ def mini(
     from expportrait_cli.train.mini.run import train_mini
 
     config = MiniTraining(steps=steps, photos=photos, seed=seed)
-    with Display() as display:
+    with Display() as display, alone(path):
         summary = train_mini(datasets, path, config, display.stage)
     options.echo(path, summary, as_json=as_json)
 
@@ -240,6 +245,6 @@ def gate(
     options.existing(weights)
     from expportrait_cli.train.mini import run
 
-    with Display() as display:
+    with Display() as display, alone(weights):
         verdict = run.gate(weights, datasets, display.stage)
     options.echo(weights, verdict, as_json=as_json)

@@ -64,8 +64,9 @@ class OutlineLoss:
     def __call__(self, surface: Surface) -> Float[Tensor, " T"]:
         """Mean absolute difference over the person's area, so that it does not depend on the crop."""
         drawn = self._drawn(surface.verts)
-        area = self.matte.sum((1, 2)).clamp(min=1.0)
-        return (self.belief * (drawn - self.matte).abs()).sum((1, 2)) / area
+        # Row by row: a sum of one frame to a single number would depend on how many threads share it.
+        area = self.matte.sum(2).sum(1).clamp(min=1.0)
+        return (self.belief * (drawn - self.matte).abs()).sum(2).sum(1) / area
 
     def _drawn(self, verts: Float[Tensor, "T V 3"]) -> Float[Tensor, "T H W"]:
         """Covered share of each pixel: `render_buffers` without the normals, which cost as much again."""
@@ -190,7 +191,7 @@ def outline_loss(posed: PosedPatch, mattes: Sequence[Float32[np.ndarray, "S S"]]
     if len(mattes) == 1:
         return loss
     away_px = np.stack([_outline_distance(matte) for matte in small]) * CROP_SIZE / size
-    away_m = away_px / posed.focal_px * float(posed.verts[..., 2].mean())
+    away_m = away_px / posed.focal_px * float(posed.verts[..., 2].mean(1).mean())
     return replace(loss, belief=torch.from_numpy((1 / (1 + (away_m / FAR_M) ** 2) ** 2).astype(np.float32)))
 
 

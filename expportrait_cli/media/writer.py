@@ -16,7 +16,7 @@ from types import TracebackType
 import numpy as np
 from jaxtyping import UInt8, UInt16
 
-from expportrait_cli.artifacts.files import atomic_path
+from expportrait_cli.artifacts.files import atomic_path, sha256
 from expportrait_cli.errors import OutputError
 from expportrait_cli.media import ffmpeg
 from expportrait_cli.media.ffmpeg import Sound, sound
@@ -24,6 +24,8 @@ from expportrait_cli.runtime import Progress
 
 FORMATS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
 CRF = "17"
+THREADS = "4"
+"""Of the encoder, whatever the machine has: the bytes depend on the number."""
 
 
 class VideoWriter:
@@ -146,7 +148,7 @@ class VideoWriter:
             chroma = "yuv420p" if width % 2 == 0 and height % 2 == 0 else "yuv444p"
             to_yuv = f"scale=flags={ffmpeg.SCALE_FLAGS}:out_color_matrix=bt709:out_range=tv,format={chroma}"
             tags = "setparams=range=tv:colorspace=bt709:color_primaries=bt709:color_trc=bt709"
-            codec = ["-vf", f"{to_yuv},{tags}", "-c:v", "libx264", "-crf", CRF]
+            codec = ["-vf", f"{to_yuv},{tags}", "-c:v", "libx264", "-crf", CRF, "-threads", THREADS]
         last = [] if self._audio else self._container()
         return ffmpeg.start(
             *[
@@ -168,7 +170,8 @@ class VideoWriter:
 
     def _container(self) -> list[str]:
         options = [word for pair in self._metadata for word in ("-metadata", pair)]
-        return [*options, *([] if self._format == "matroska" else ["-movflags", "+faststart"])]
+        # A Matroska film has a random number unless it is to be the same to the bit.
+        return [*options, *(["-fflags", "+bitexact"] if self._format == "matroska" else ["-movflags", "+faststart"])]
 
     def _finish(self) -> None:
         if self._process is None:
@@ -280,30 +283,43 @@ def write_segments(
 ) -> list[Path]:
     """Write the segments that `folder` lacks; `paint` yields the frames from a given one on.
 
-    A segment is renamed into place when it is complete. One that holds another count of frames all the same, because
-    the machine stopped before the disk had it, is made again.
+    A segment that is complete has its own hash in its name: one that was damaged since then is made again.
     """
     folder.mkdir(parents=True, exist_ok=True)
     starts = segment_starts(frame_count)
     counts = [end - start for start, end in pairwise([*starts, frame_count])]
-    paths = [folder / f"{start:08d}.mp4" for start in starts]
-    is_whole = (path.is_file() and packet_count(path) == count for path, count in zip(paths, counts, strict=True))
-    done = next((index for index, whole in enumerate(is_whole) if not whole), len(paths))
-    if done == len(paths):
+    paths: list[Path] = []
+    for start in starts:
+        found = sorted(folder.glob(f"{start:08d}-*.mp4"))
+        whole = [path for path in found if path == _named(path, start)]
+        if not whole:
+            if found:
+                log.warning("%s is damaged: the film is painted again from frame %d on.", found[0], start)
+            break
+        paths.append(whole[0])
+    done = len(paths)
+    if done == len(starts):
         return paths
     first = starts[done]
     if done:
         log.info("Going on at frame %d of %d.", first, frame_count)
     progress(first, frame_count)
     frames = paint(first)
-    for start, path, expected in zip(starts[done:], paths[done:], counts[done:], strict=True):
+    for start, expected in zip(starts[done:], counts[done:], strict=True):
+        path = folder / f"{start:08d}.mp4"
         with VideoWriter(path, rate=rate) as writer:
             for index, frame in enumerate(islice(frames, expected), start + 1):
                 writer.write(frame)
                 progress(index, frame_count)
             if writer.frame_count != expected:
                 raise RuntimeError(f"{writer.frame_count} frames were painted from {start} on, expected {expected}")
+        paths.append(path.rename(_named(path, start)))
     return paths
+
+
+def _named(path: Path, start: int) -> Path:
+    """A segment's path by its first frame and its content."""
+    return path.with_name(f"{start:08d}-{sha256(path)[:16]}.mp4")
 
 
 def segment_starts(frame_count: int) -> list[int]:

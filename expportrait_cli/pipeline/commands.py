@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from expportrait_cli.artifacts import npz
-from expportrait_cli.artifacts.files import atomic_path, content_hash
+from expportrait_cli.artifacts.files import alone, atomic_path, content_hash
 from expportrait_cli.artifacts.meshes import KIND as MESHES
 from expportrait_cli.artifacts.meshes import Meshes
 from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit, Tracking
@@ -53,7 +53,8 @@ def track(
         InputError: no face, or nothing that can be read.
     """
     stages = Stages(stage)
-    made = Steps(head_by_name(head_model), stages).track(Path(source), Path(out), config or TrackConfig())
+    with alone(out):
+        made = Steps(head_by_name(head_model), stages).track(Path(source), Path(out), config or TrackConfig())
     _say_if_current(out, stages)
     return made.artifact
 
@@ -86,9 +87,10 @@ def fit(
     if known is not None:
         check_same(paths[0], own[0].artifact, Path(known), npz.load(HeadFit, known))
     stages = Stages(stage)
-    made = Steps(head_behind(paths[0], own[0].artifact), stages).fit(
-        own, Path(out), config or FitConfig(), driver=other, known=Path(known) if known is not None else None
-    )
+    with alone(out):
+        made = Steps(head_behind(paths[0], own[0].artifact), stages).fit(
+            own, Path(out), config or FitConfig(), driver=other, known=Path(known) if known is not None else None
+        )
     _say_if_current(out, stages)
     return made.artifact
 
@@ -117,14 +119,15 @@ def transfer(
     copied = Path(driver_head) if driver_head is not None else None
     source = OffsetSource.of(config or TransferConfig(), head_fit.artifact.head_model, copied)
     stages = Stages(stage)
-    made = Steps(head_behind(head_path, head_fit.artifact), stages).transfer(
-        head_fit,
-        tracking,
-        Path(out),
-        source,
-        head_path=head_path,
-        curves=Path(curves) if curves is not None else None,
-    )
+    with alone(out):
+        made = Steps(head_behind(head_path, head_fit.artifact), stages).transfer(
+            head_fit,
+            tracking,
+            Path(out),
+            source,
+            head_path=head_path,
+            curves=Path(curves) if curves is not None else None,
+        )
     _say_if_current(out, stages)
     return made.artifact
 
@@ -170,16 +173,17 @@ def render_normals(
         rasterizer=rasterizer.choose(device)[0],
     )
     drawn = run_render(opened, config, viewpoint=viewpoint, device=device)
-    stages.run(
-        "render normals",
-        lambda progress: files.save_normals(
-            counted(drawn, opened.frame_count, progress), path, info, with_depth=depth, with_mask=mask
-        ),
-    )
     shown = None
-    if preview:
-        driver = Driver.behind(meshes)
-        shown = stages.run("preview", lambda progress: write_preview(path, opened, driver, config.size, progress))
+    with alone(out):
+        stages.run(
+            "render normals",
+            lambda progress: files.save_normals(
+                counted(drawn, opened.frame_count, progress), path, info, with_depth=depth, with_mask=mask
+            ),
+        )
+        if preview:
+            driver = Driver.behind(meshes)
+            shown = stages.run("preview", lambda progress: write_preview(path, opened, driver, config.size, progress))
     return NormalFilm(path, files.sidecar_path(path), opened.frame_count, shown)
 
 
@@ -239,26 +243,31 @@ def evaluate(
         InputError: films that cannot be compared.
     """
     stages, photo = Stages(stage), Path(reference) if reference is not None else None
-    scores = stages.run(
-        "evaluate", lambda progress: run_evaluate(Path(film), Path(target), reference=photo, progress=progress)
-    )
-    terms = with_estimators(of_film(Path(film)), estimators([scores]))
-    document = {**scores.to_json(), "licences": terms.to_json()}
-    with atomic_path(out) as partial:
-        partial.write_text(json.dumps(document, indent=2) + "\n", "utf-8")
-    if page is not None:
-        text = stages.run("write the report", lambda _: report_page(scores, licences=terms.lines()))
-        with atomic_path(page) as partial:
-            partial.write_text(text, "utf-8", "replace")
+    with alone(out):
+        scores = stages.run(
+            "evaluate", lambda progress: run_evaluate(Path(film), Path(target), reference=photo, progress=progress)
+        )
+        terms = with_estimators(of_film(Path(film)), estimators([scores]))
+        document = {**scores.to_json(), "licences": terms.to_json()}
+        with atomic_path(out) as partial:
+            partial.write_text(json.dumps(document, indent=2) + "\n", "utf-8")
+        if page is not None:
+            text = stages.run("write the report", lambda _: report_page(scores, licences=terms.lines()))
+            with atomic_path(page) as partial:
+                partial.write_text(text, "utf-8", "replace")
     return Evaluation(scores, terms)
 
 
-def load(path: PathLike) -> Tracking | HeadFit | Meshes:
+def load(path: PathLike) -> Tracking | HeadFit | Meshes | files.NormalsInfo:
     """Read an artifact, whichever it is. Vertices of meshes are read when they are asked for.
 
+    Of a film of normal maps it is what the file beside it says, once its films were found to be those that it names.
+
     Raises:
-        InputError: no artifact of this tool.
+        InputError: no artifact of this tool, or a film beside another one's description.
     """
+    if Path(path).name.endswith(files.SUFFIX):
+        return files.load_info(path)
     match npz.read_header(path)["kind"]:
         case Tracking.KIND:
             return npz.load(Tracking, path)

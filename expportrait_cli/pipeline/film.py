@@ -11,7 +11,7 @@ from time import perf_counter
 from typing import Any
 
 from expportrait_cli.artifacts import npz
-from expportrait_cli.artifacts.files import content_hash
+from expportrait_cli.artifacts.files import alone, content_hash, forget_partials, sha256
 from expportrait_cli.artifacts.meshes import Meshes
 from expportrait_cli.artifacts.types import HeadFit, Tracking
 from expportrait_cli.errors import InputError
@@ -30,7 +30,7 @@ from expportrait_cli.pipeline.heads import (
     tracking_head,
 )
 from expportrait_cli.pipeline.job import WORK_FILES, Job, check
-from expportrait_cli.pipeline.performance import Driver, OffsetSource, edited_curves
+from expportrait_cli.pipeline.performance import CurvesFile, Driver, OffsetSource
 from expportrait_cli.pipeline.provenance import (
     check_source,
     fit_quality,
@@ -72,20 +72,49 @@ def generate(job: Job, stage: Stage = silent) -> Film:
         InputError, UsageError: as `job.check`.
     """
     kinds = check(job)
+    with alone(job.out), alone(job.work):
+        for path in (*job.outputs(), job.grid_path, job.report):
+            forget_partials(path)
+        return _made(job, kinds, stage)
+
+
+def _made(job: Job, kinds: tuple[str, str], stage: Stage) -> Film:
     hashes = {"reference": content_hash(job.reference), "driving": content_hash(job.driving)}
-    if edited := edited_curves(job.curves, job.meshes):
+    known = read_record(job.record)
+    table = CurvesFile.of(job.curves, job.meshes, _strings(known.get("curves_written")))
+    if edited := table.edited():
         hashes["curves"] = edited
     painter = choose(job.generate)
     key = film_key(job, hashes, painter.identity)
-    known = read_record(job.record)
-    is_whole = job.out.is_file() and known.get("sha256") == content_hash(job.out)
-    is_written = job.curves is None or job.curves.is_file()
-    if is_whole and is_written and known.get("key") == key:
+    is_whole = _is_made(job.out, known.get("sha256"))
+    if is_whole and known.get("key") == key and _has_beside(job, known):
         log.info("%s is up to date: same inputs, same settings.", job.out)
+        _forget_segments(job.work)
         return Film(job.out, job.record, known)
     painter_of(job.generate)  # For what it refuses: better now than after minutes of tracking.
-    painted = known.get("painted") if is_whole else None
-    return _Run(job, Stages(stage), hashes, _head_model(job, kinds), painter).film(kinds, key, painted=painted)
+    run = _Run(job, Stages(stage), hashes, _head_model(job, kinds), painter, known if is_whole else {}, table)
+    return run.film(kinds, key)
+
+
+def _is_made(path: Path, digest: Any) -> bool:
+    return path.is_file() and sha256(path) == digest
+
+
+def _has_beside(job: Job, known: Mapping[str, Any]) -> bool:
+    """Whether all that is asked for beside the film is there, as the run left it that `known` is the record of."""
+    beside = known.get("beside")
+    hashes = beside if isinstance(beside, dict) else {}
+    wanted = {job.grid_path: job.grid, job.report: job.with_report, job.curves: job.curves is not None}
+    return all(_is_made(path, hashes.get(path.name)) for path, is_wanted in wanted.items() if is_wanted and path)
+
+
+def _forget_segments(work: Path) -> None:
+    for segments in work.glob("segments-*"):
+        shutil.rmtree(segments)
+
+
+def _strings(found: Any) -> list[str]:
+    return [str(each) for each in found] if isinstance(found, list) else []
 
 
 def film_key(job: Job, hashes: Mapping[str, str], painter: Mapping[str, str]) -> str:
@@ -109,12 +138,23 @@ def _head_model(job: Job, kinds: tuple[str, str]) -> HeadModel:
 class _Run:
     """One run: the head model, the stages, and the artifacts in the work folder."""
 
-    def __init__(self, job: Job, stages: Stages, hashes: dict[str, str], head: HeadModel, painter: Choice) -> None:
+    def __init__(
+        self,
+        job: Job,
+        stages: Stages,
+        hashes: dict[str, str],
+        head: HeadModel,
+        painter: Choice,
+        known: Mapping[str, Any],
+        table: CurvesFile,
+    ) -> None:
+        """`known` is the record of the film that is there, empty without one."""
         self.job, self.stages, self.hashes, self.head, self.painter = job, stages, hashes, head, painter
+        self.known, self.table = known, table
         self.steps = Steps(head, stages)
 
-    def film(self, kinds: tuple[str, str], key: str, *, painted: str | None) -> Film:
-        """Run the stages in order; `painted` is the key of the frames and the sound that the film already has."""
+    def film(self, kinds: tuple[str, str], key: str) -> Film:
+        """Run the stages in order; a film that has these frames and this sound already is not painted again."""
         job, started = self.job, perf_counter()
         # The photo first: it shows in a second what would be found out after minutes of the driver.
         photo = self._tracked("reference", job.reference, job.track.face) if kinds[0] != "head" else None
@@ -125,7 +165,7 @@ class _Run:
         drawn = {"render": f"revision {steps.REVISIONS['render']}"}
         inputs = {"head": head_fit.key, "meshes": meshes.key, **drawn, **self.painter.identity}
         film_key = steps.made_by("generate", asdict(job.generate), inputs)["key"]
-        if film_key != painted:
+        if film_key != self.known.get("painted"):
             # Sound is added at the end: it makes no frame stale.
             frames = steps.made_by("generate", {**asdict(job.generate), "audio": None}, inputs)
             self._paint(head_fit.artifact, meshes.artifact, driver, job.work / f"segments-{frames['key'][:16]}")
@@ -144,12 +184,22 @@ class _Run:
             )
         quality = _quality(head_fit.artifact, tracking.artifact if tracking is not None else None, meshes.artifact)
         record = self._record(key, film_key, meshes.artifact, head_path, perf_counter() - started, quality)
+        if job.with_report:
+            # What a page measures a film with, runs without one need not load.
+            from expportrait_cli.pipeline.report import write_run_report
+
+            self.stages.run("write the report", lambda progress: write_run_report(job, record, job.report, progress))
+        wanted = (job.grid_path if job.grid else None, job.report if job.with_report else None, job.curves)
+        record["beside"] = {path.name: content_hash(path) for path in wanted if path is not None}
+        write_record(job.record, record)
+        # Only now: a run that is stopped before need not paint again.
+        _forget_segments(job.work)
         if not job.keep_work:
             _remove_work(job.work)
         return Film(job.out, job.record, record)
 
     def _paint(self, head_fit: HeadFit, meshes: Meshes, driver: Driver | None, folder: Path) -> None:
-        """Paint what `folder` lacks, join it with the sound, and remove it."""
+        """Paint what `folder` lacks, and join it with the sound."""
         job = self.job
         forget_others(folder)
         segments = self.stages.run(
@@ -172,15 +222,18 @@ class _Run:
             audio_start_s=audio_start_s,
             metadata=synthetic_tags(),
         )
-        shutil.rmtree(folder)
 
     def _tracked(self, role: str, source: Path, face: str) -> Keyed[Tracking]:
         """Tracking of a photo or clip, in the work folder or in the one that several films share."""
         config, path = replace(self.job.track, face=face), self.job.work / f"{role}.track.npz"
-        if self.job.shared is not None:
-            key = track_header(config, tracking_head(self.head).name, self.hashes[role])["key"]
-            path = self.job.shared / f"{key[:16]}.track.npz"
-        return self.steps.track(source, path, config, title=f"track the {WORDS[role]}")
+        title = f"track the {WORDS[role]}"
+        if self.job.shared is None:
+            return self.steps.track(source, path, config, title=title)
+        key = track_header(config, tracking_head(self.head).name, self.hashes[role])["key"]
+        path = self.job.shared / f"{key[:16]}.track.npz"
+        # Another part of the list may be at the same clip.
+        with alone(path, wait=True):
+            return self.steps.track(source, path, config, title=title)
 
     def _driver(self, kind: str) -> Keyed[Tracking] | None:
         match kind:
@@ -203,11 +256,14 @@ class _Run:
         job = self.job
         if tracking is None:
             meshes = Meshes.open(job.driving)
+            meshes.check()
             if meshes.head_hash != self.hashes["reference"]:
                 raise InputError(f"{job.driving} was made for another head than {job.reference}. Run transfer again.")
             return Keyed(meshes, self.hashes["driving"])
         source = OffsetSource.of(job.transfer, self.head.name)
-        return self.steps.transfer(head_fit, tracking, job.meshes, source, head_path=head_path, curves=job.curves)
+        return self.steps.transfer(
+            head_fit, tracking, job.meshes, source, head_path=head_path, curves=job.curves, written=self.table.written
+        )
 
     def _audio(self, driver: Driver | None) -> tuple[Path | None, float]:
         """File that the sound comes from, and the time in it that frame 0 shows."""
@@ -247,12 +303,12 @@ class _Run:
             "settings": self.job.settings(),
             "quality": quality,
             "seconds": {**self.stages.seconds, "whole run": round(seconds, 3)},
+            "curves_written": list(CurvesFile.of(self.job.curves, self.job.meshes, self.table.written).written),
             "versions": versions(),
             "painter": self.painter.identity,
             "weights": [*licences(stages), *networks_behind(head_path), *self.painter.licences],
         }
         content["licences"] = licence_map(content).to_json()
-        write_record(self.job.record, content)
         return content
 
 
@@ -260,8 +316,6 @@ def _remove_work(folder: Path) -> None:
     """Remove what runs of the tool left in a work folder, and the folder if nothing else is in it."""
     for name in WORK_FILES:
         (folder / name).unlink(missing_ok=True)
-    for segments in folder.glob("segments-*"):
-        shutil.rmtree(segments)
     others = sorted(path.name for path in folder.iterdir())
     if others:
         log.warning("%s holds other files (%s), and stays.", folder, others[0])

@@ -1,17 +1,19 @@
 """A driver's performance on a head, from tracking to meshes, with the curves in between open to editing."""
 
+import hashlib
 import logging
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from expportrait_cli.artifacts import npz
-from expportrait_cli.artifacts.curves_csv import read_csv, write_csv
+from expportrait_cli.artifacts.curves_csv import csv_of, read_csv, write_csv
 from expportrait_cli.artifacts.files import check_file, content_hash
 from expportrait_cli.artifacts.meshes import MeshesWriter
-from expportrait_cli.artifacts.types import HeadFit, Tracking
+from expportrait_cli.artifacts.types import Curves, HeadFit, Tracking
 from expportrait_cli.config import TransferConfig
 from expportrait_cli.errors import InputError, UsageError, WeightsError
 from expportrait_cli.head import HeadModel
@@ -129,19 +131,61 @@ def rate_of(tracking: Tracking) -> Fraction:
     return Fraction(int(tracking.rate[0]), int(tracking.rate[1])) or STILL_RATE
 
 
-def edited_curves(curves: Path | None, meshes: Path) -> str:
-    """Hash of the curves if they are somebody's own: the file exists, and is not just what `meshes` was made with.
+@dataclass(frozen=True)
+class CurvesFile:
+    """The table of a film's curves: the user's if it was edited, else what the tool writes there."""
 
-    So the same command can be given twice, and with other settings, without its own output counting as an edit.
-    """
-    if curves is None or not curves.is_file():
-        return ""
-    digest = content_hash(curves)
-    try:
-        written = npz.read_header(meshes)["made_by"].get("curves_written") if meshes.is_file() else None
-    except InputError:
-        written = None
-    return "" if digest == written else digest
+    path: Path | None
+    meshes: Path
+    """Of the film; they name the tables that were written for them and for those before them."""
+    written: tuple[str, ...]
+    """Tables that runs for these meshes wrote, hash and place each; the last one belongs to the meshes."""
+
+    @classmethod
+    def of(cls, path: Path | None, meshes: Path, known: Sequence[str] = ()) -> "CurvesFile":
+        """With what the meshes name, and what is `known` beside that, such as from a run record."""
+        named: Any = None
+        if meshes.is_file():
+            try:
+                named = npz.read_header(meshes)["made_by"].get("curves_written")
+            except (InputError, AttributeError):
+                log.debug("%s names no tables of curves.", meshes)
+        # Earlier versions of the tool named one hash.
+        own = [named] if isinstance(named, str) else named if isinstance(named, list) else []
+        return cls(path, meshes, tuple(dict.fromkeys(str(each) for each in (*known, *own))))
+
+    def edited(self) -> str:
+        """Hash of the table if it is somebody's own: a file that exists, and that no run for these meshes wrote.
+
+        So the same command can be given twice, and with other settings, without its own output counting as an edit.
+        """
+        if self.path is None or not self.path.is_file():
+            return ""
+        digest = content_hash(self.path)
+        return "" if {digest, self._named(digest)} & {*self.written} else digest
+
+    def with_table(self, curves: Curves, names: Sequence[str]) -> list[str]:
+        """The tables that were written, and that of these curves as the last; `names` as `csv_of` takes them."""
+        if self.path is None:
+            return list(self.written)
+        own = self._named(hashlib.sha256(csv_of(curves, names).encode()).hexdigest())
+        return [*(each for each in self.written if each != own), own]
+
+    def write(self, curves: Curves, names: Sequence[str]) -> None:
+        """Write the table, unless it is there; one that was edited in the meantime stays."""
+        if self.path is None:
+            return
+        table = replace(self, written=tuple(self.with_table(curves, names)))
+        if table.edited():
+            log.warning("%s was edited meanwhile: the next run uses it.", self.path)
+        elif not self.path.is_file() or self._named(content_hash(self.path)) != table.written[-1]:
+            write_csv(curves, names, self.path)
+            log.info("Curves written to %s.", self.path)
+
+    def _named(self, digest: str) -> str:
+        # A copy elsewhere of what the tool wrote is a table that the user chose.
+        assert self.path is not None
+        return f"{digest} {os.path.relpath(self.path, self.meshes.parent)}"
 
 
 def write_meshes(
@@ -153,23 +197,22 @@ def write_meshes(
     head: HeadModel,
     head_hash: str,
     source: OffsetSource,
-    curves: Path | None,
-    is_edited: bool,
+    table: CurvesFile,
     progress: Progress,
 ) -> None:
-    """Transfer and write the posed head frame by frame. Edited curves replace the driver's; others are written."""
+    """Transfer and write the posed head frame by frame. Edited curves replace the driver's."""
     performance = transfer(head_fit, tracking, head, source.config, source.load(head, len(tracking.error)))
     header = {**header, "driver": Driver.of(tracking).row()}
-    if curves is not None and is_edited:
+    curves = table.path
+    if curves is not None and header["inputs"]["curves"]:
         edited = read_csv(curves, head.expression_names)
         if len(edited.jaw) != len(performance.curves.jaw):
             raise InputError(f"{curves} has {len(edited.jaw)} frames, the driver {len(performance.curves.jaw)}.")
         performance = replace(performance, curves=edited)
         log.warning("%s exists: its curves are used, whatever scales, regions and smoothing say.", curves)
-    elif curves is not None:
-        write_csv(performance.curves, head.expression_names, curves)
-        header["curves_written"] = content_hash(curves)
-        log.info("Curves written to %s.", curves)
+        header["curves_written"] = list(table.written)
+    else:
+        header["curves_written"] = table.with_table(performance.curves, head.expression_names)
     if performance.outside > OUTSIDE:
         log.warning(
             "In %.0f %% of the frames the driver's expression goes beyond what the transfer network was trained on: "

@@ -1,5 +1,6 @@
 """Where a result comes from: versions, weights, networks, licences, how well it was made, and the run record."""
 
+import hashlib
 import json
 import logging
 import platform
@@ -143,10 +144,13 @@ def networks_behind(head: Path) -> list[dict[str, str]]:
     ]
 
 
+CHECKSUM = "checksum"
+
+
 def write_record(path: Path, content: Mapping[str, Any]) -> None:
-    """Write the record as JSON, in full or not at all."""
+    """Write the record as JSON, in full or not at all, with a hash of all of it, so that damage shows."""
     with atomic_path(path) as partial:
-        partial.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+        partial.write_text(json.dumps({**content, CHECKSUM: _checksum(content)}, indent=2) + "\n", "utf-8")
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -155,7 +159,15 @@ def read_record(path: Path) -> dict[str, Any]:
         content = read_json(path)
     except (OSError, ValueError):
         return {}
-    return content if isinstance(content, dict) else {}
+    if not isinstance(content, dict):
+        return {}
+    # Earlier versions of the tool wrote none.
+    expected = content.pop(CHECKSUM, None)
+    return content if expected in (None, _checksum(content)) else {}
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 Use = Literal["yes", "no", "unknown"]

@@ -20,7 +20,7 @@ from expportrait_cli.errors import InputError
 from expportrait_cli.fitting import fit as run_fit
 from expportrait_cli.head import HeadModel
 from expportrait_cli.pipeline.heads import tracking_head
-from expportrait_cli.pipeline.performance import OffsetSource, edited_curves, write_meshes
+from expportrait_cli.pipeline.performance import CurvesFile, OffsetSource, write_meshes
 from expportrait_cli.pipeline.provenance import network_of, networks_behind, warn_of_misfit
 from expportrait_cli.runtime import Stages
 from expportrait_cli.tracking import track as run_track
@@ -84,9 +84,14 @@ def is_current(path: Path, header: Mapping[str, Any]) -> bool:
     try:
         found = npz.read_header(path)["made_by"]
     except InputError as error:
-        log.info("%s It is made again.", error)
+        _say_damaged(path, error)
         return False
     return isinstance(found, dict) and found.get("key") == header["key"]
+
+
+def _say_damaged(path: Path, error: InputError) -> None:
+    log.warning("%s is damaged, and is made again.", path)
+    log.debug("%s", error)
 
 
 def cached(cls: type[A], path: Path, header: Mapping[str, Any], make: Callable[[], A]) -> Keyed[A]:
@@ -95,7 +100,7 @@ def cached(cls: type[A], path: Path, header: Mapping[str, Any], make: Callable[[
         try:
             return Keyed(npz.load(cls, path), header["key"])
         except InputError as error:
-            log.info("%s It is made again.", error)
+            _say_damaged(path, error)
     artifact = make()
     npz.save(artifact, path, header)
     return Keyed(artifact, header["key"])
@@ -185,12 +190,18 @@ class Steps:
         *,
         head_path: Path,
         curves: Path | None = None,
+        written: Sequence[str] = (),
     ) -> Keyed[Meshes]:
-        """Put a performance onto a head, whose file is `head_path`; `curves` are read if edited, and else written."""
-        edited = edited_curves(curves, path)
+        """Put a performance onto a head, whose file is `head_path`; `curves` are read if edited, and else written.
+
+        `written` are tables that earlier runs wrote, beside those that the meshes at `path` name (`CurvesFile`).
+        """
+        table = CurvesFile.of(curves, path, written)
+        edited = table.edited()
         inputs = {"head": head_fit.key, "driver": tracking.key, "curves": edited, **source.inputs()}
         header = made_by("transfer", asdict(source.config), inputs)
-        if not is_current(path, header) or (curves is not None and not curves.is_file()):
+        meshes = _whole_meshes(path) if is_current(path, header) else None
+        if meshes is None:
             self.stages.run(
                 "transfer",
                 lambda progress: write_meshes(
@@ -201,9 +212,23 @@ class Steps:
                     head=self.head,
                     head_hash=content_hash(head_path),
                     source=source,
-                    curves=curves,
-                    is_edited=bool(edited),
+                    table=table,
                     progress=progress,
                 ),
             )
-        return Keyed(Meshes.open(path), header["key"])
+            meshes = Meshes.open(path)
+        if not edited:
+            # Last, so that whenever a run is stopped the meshes know which tables are no edits.
+            table.write(meshes.curves, self.head.expression_names)
+        return Keyed(meshes, header["key"])
+
+
+def _whole_meshes(path: Path) -> Meshes | None:
+    """Meshes of an earlier run; None if they are damaged."""
+    try:
+        meshes = Meshes.open(path)
+        meshes.check()
+    except InputError as error:
+        _say_damaged(path, error)
+        return None
+    return meshes

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt16
 
-from expportrait_cli.artifacts.files import atomic_path
-from expportrait_cli.errors import UsageError
+from expportrait_cli.artifacts.files import atomic_path, check_file, sha256
+from expportrait_cli.errors import InputError, UsageError
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.media.writer import VideoWriter
 from expportrait_cli.render.buffers import CONVENTION
@@ -59,7 +59,7 @@ def save_normals(
     """Write `NAME.normals.mkv` and `NAME.normals.json`, on request `NAME.depth.mkv` and `NAME.mask.mkv`.
 
     Depth is 16-bit grey in steps of `DEPTH_STEP_M`, mask is 16-bit grey from 0 to 65535; all are FFV1. The
-    sidecar comes last, so that a film with one is whole.
+    sidecar comes last and holds the hashes of its films, so that one beside another run's films is found out.
 
     Raises:
         UsageError: the name does not end in .normals.mkv.
@@ -88,13 +88,49 @@ def save_normals(
             if mask:
                 mask.write(frame.mask.astype(np.uint16) * 257)
     described: dict[str, Any] = {"kind": KIND, "version": VERSION, **asdict(info), "frame_count": film.frame_count}
+    written = [target]
     if with_depth:
         described["depth"] = {"file": extra_paths["depth"].name, "step_m": DEPTH_STEP_M, "background": 0}
+        written.append(extra_paths["depth"])
     if with_mask:
         described["mask"] = {"file": extra_paths["mask"].name, "covered": 65535}
+        written.append(extra_paths["mask"])
+    described["sha256"] = {each.name: sha256(each) for each in written}
     with atomic_path(sidecar_path(target)) as partial:
         partial.write_text(json.dumps(described, indent=1, default=str) + "\n")
     return target
+
+
+def load_info(path: str | os.PathLike[str]) -> NormalsInfo:
+    """Read what the sidecar of a `.normals.mkv` says of it.
+
+    Raises:
+        InputError: there is none, or it describes other films than those beside it.
+    """
+    check_file(path)
+    sidecar = sidecar_path(path)
+    check_file(sidecar)
+    try:
+        found = json.loads(sidecar.read_text("utf-8"))
+        hashes = {str(name): str(digest) for name, digest in found["sha256"].items()}
+        info = NormalsInfo(
+            camera=Camera(**found["camera"]),
+            rate=Fraction(found["rate"]),
+            mesh_hash=str(found["mesh_hash"]),
+            rasterizer=str(found["rasterizer"]),
+            frame_count=int(found["frame_count"]),
+            convention=str(found["convention"]),
+        )
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise InputError(f"{sidecar} does not describe films of normal maps. Run `render-normals` again.") from error
+    for name in {Path(path).name, *hashes}:
+        film = sidecar.with_name(Path(name).name)
+        if not film.is_file() or sha256(film) != hashes.get(name):
+            raise InputError(
+                f"{film} is not the film that {sidecar} describes: a run was stopped between the two, or one of them "
+                "was replaced. Run `render-normals` again."
+            )
+    return info
 
 
 def depth_to_steps(depth_m: Float[np.ndarray, "H W"]) -> UInt16[np.ndarray, "H W"]:

@@ -24,7 +24,7 @@ from expportrait_cli.head import HeadModel
 from expportrait_cli.media.image import write_png
 from expportrait_cli.media.video import read_pictures
 from expportrait_cli.painting.scene import Canvas, Scene
-from expportrait_cli.pipeline.performance import OffsetSource, write_meshes
+from expportrait_cli.pipeline.performance import CurvesFile, OffsetSource, write_meshes
 from expportrait_cli.runtime import silent
 from expportrait_cli.solve.state import distinct_rows
 from expportrait_cli.tracking import track
@@ -78,13 +78,12 @@ def _pose(path: Path, head_fit: HeadFit, tracking: Tracking, head: HeadModel) ->
     source = OffsetSource.of(PAPER, head.name)
     write_meshes(
         path,
-        {},
+        {"inputs": {"curves": ""}},
         head_fit,
         tracking,
         head=head,
         head_hash="",
         source=source,
-        curves=None,
-        is_edited=False,
+        table=CurvesFile(None, path, ()),
         progress=silent(""),
     )

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -39,13 +39,16 @@ def load_state(path: Path, network: nn.Module, average: nn.Module, optimizer: to
     """Take up a run where it was left: the steps that it has made, 0 without a file.
 
     Raises:
-        InputError: the file is that of another network.
+        InputError: the file is that of another network, or damaged.
     """
     if not path.is_file():
         return 0
-    with safe_open(path, "pt") as file:
-        tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        step = int(file.metadata()["step"])
+    try:
+        with safe_open(path, "pt") as file:
+            tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            step = int(file.metadata()["step"])
+    except (SafetensorError, OSError, ValueError, LookupError, TypeError) as error:
+        raise InputError(f"{path} is a damaged state. Put back a copy of it, or remove it to begin anew.") from error
     try:
         network.load_state_dict(_part(tensors, "network."))
         average.load_state_dict(_part(tensors, "average."))

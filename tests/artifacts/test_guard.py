@@ -13,6 +13,7 @@ from expportrait_cli.artifacts.guard import check_foreign, check_outputs, is_own
 from expportrait_cli.cli import app
 from expportrait_cli.errors import UsageError
 from expportrait_cli.pipeline.job import Job
+from expportrait_cli.pipeline.provenance import write_record
 
 
 @pytest.fixture
@@ -69,6 +70,15 @@ def test_own_files_are_known(tmp_path):
     with npz.zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
         npz.write_header(archive, "track", 1, {})
     assert all(is_own(tmp_path / f"a.{kind}") for kind in ("json", "html", "npz"))
+
+
+def test_own_files_are_known_when_they_are_damaged(tmp_path):
+    write_record(tmp_path / "a.json", {"output": "a.mp4", "key": "k", "settings": {}})
+    with npz.zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        npz.write_header(archive, "track", 1, {})
+    for path in (tmp_path / "a.json", tmp_path / "a.npz"):
+        path.write_bytes(path.read_bytes()[:-20])
+        assert is_own(path)
 
 
 def run(capsys, *words: object) -> tuple[int, str]:

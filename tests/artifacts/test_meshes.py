@@ -86,6 +86,10 @@ def test_damaged_and_foreign_files_are_refused(tmp_path):
     path.write_bytes(broken)
     with pytest.raises(InputError, match="verts_00000"):
         list(Meshes.open(path).frames())
+    with pytest.raises(InputError, match="verts_00000"):
+        Meshes.open(path).check()
+    path.write_bytes(whole)
+    Meshes.open(path).check()
 
 
 @pytest.mark.slow

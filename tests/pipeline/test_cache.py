@@ -55,9 +55,10 @@ def test_made_once_then_read(tmp_path):
 
 
 @pytest.mark.parametrize("damage", [b"", b"no zip", None])
-def test_a_damaged_artifact_is_made_again(damage, tmp_path):
+def test_a_damaged_artifact_is_made_again(damage, tmp_path, caplog):
     path = tmp_path / "a.npz"
     npz.save(Thing(np.zeros(3)), path, header())
     path.write_bytes(path.read_bytes()[:-30] if damage is None else damage)
     assert steps.cached(Thing, path, header(), lambda: Thing(np.ones(3))).artifact.values.tolist() == [1, 1, 1]
     assert npz.load(Thing, path).values.tolist() == [1, 1, 1]
+    assert [record.getMessage() for record in caplog.records] == [f"{path} is damaged, and is made again."]

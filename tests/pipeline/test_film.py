@@ -72,7 +72,7 @@ def test_a_killed_run_goes_on_with_the_segment_that_it_was_in(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path, killed)
-    assert [path.name for path in tmp_path.iterdir()] == ["00000000.mp4"]
+    assert [path.name[:9] for path in tmp_path.iterdir()] == ["00000000-"]
     starts = []
     paths = write(tmp_path, lambda first: starts.append(first) or paint(first))
     assert starts == [writer.SEGMENT]
@@ -119,18 +119,22 @@ def test_pictures_follow_each_other_without_a_gap_at_every_length(count, tmp_pat
         assert probe(out).rate == rate
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "short"])
-def test_a_segment_that_a_power_cut_tore_is_painted_again(damage, tmp_path):
+@pytest.mark.parametrize("damage", ["cut", "empty", "short", "flipped"])
+def test_a_segment_that_a_power_cut_tore_is_painted_again(damage, tmp_path, caplog):
     paths = write(tmp_path)
     content = paths[1].read_bytes()
     if damage == "short":
         with writer.VideoWriter(paths[1], rate=Fraction(30000, 1001)) as film:
             film.write(np.zeros((64, 64, 3), np.uint8))
+    elif damage == "flipped":
+        middle = len(content) // 2
+        paths[1].write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
     else:
         paths[1].write_bytes(content[: len(content) // 2] if damage == "cut" else b"")
     starts = []
     again = write(tmp_path, lambda first: starts.append(first) or paint(first))
     assert starts == [writer.SEGMENT] and [frame_count(path) for path in again] == [writer.SEGMENT, writer.SEGMENT, 17]
+    assert "is damaged" in caplog.text and again == paths
     join(again, tmp_path / "film.mp4", rate=Fraction(30000, 1001), frame_count=COUNT)
     again[-1].unlink()
     with pytest.raises(OutputError):

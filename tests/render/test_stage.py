@@ -1,5 +1,5 @@
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,9 +12,10 @@ from support.render_shapes import sphere
 from expportrait_cli.artifacts.meshes import Meshes, MeshesWriter
 from expportrait_cli.artifacts.types import CROP_SIZE, Curves
 from expportrait_cli.config import RenderConfig
-from expportrait_cli.errors import UsageError
+from expportrait_cli.errors import InputError, UsageError
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.media.video import read_frames
+from expportrait_cli.pipeline.commands import load
 from expportrait_cli.render import render_normals
 from expportrait_cli.render.buffers import CONVENTION
 from expportrait_cli.render.files import DEPTH_STEP_M, NormalsInfo, save_normals
@@ -110,6 +111,26 @@ def test_films_come_back_bit_by_bit(tmp_path, meshes):
     sidecar = json.loads((tmp_path / "a.normals.json").read_text())
     assert sidecar["frame_count"] == 3 and Fraction(sidecar["rate"]) == RATE
     assert sidecar["camera"] == asdict(_info().camera) and sidecar["convention"] == CONVENTION
+
+
+def test_a_film_beside_anothers_description_is_refused(tmp_path, meshes):
+    frames = list(render_normals(meshes, RenderConfig(size=64)))
+    path = save_normals(frames, tmp_path / "a.normals.mkv", _info(), with_mask=True)
+    again = save_normals(frames, tmp_path / "again" / "a.normals.mkv", _info(), with_mask=True)
+    for name in ("a.normals.mkv", "a.mask.mkv", "a.normals.json"):
+        assert (path.parent / name).read_bytes() == (again.parent / name).read_bytes()
+    info = load(path)
+    assert info == replace(_info(), frame_count=3)
+    # As after a kill between the films and the file that describes them.
+    for name in ("a.normals.mkv", "a.mask.mkv"):
+        whole = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(whole + b" ")
+        with pytest.raises(InputError, match=f"{name} is not the film that"):
+            load(path)
+        (tmp_path / name).write_bytes(whole)
+    (tmp_path / "a.normals.json").write_text("{}")
+    with pytest.raises(InputError, match="does not describe"):
+        load(path)
 
 
 def test_another_name_is_refused(tmp_path):

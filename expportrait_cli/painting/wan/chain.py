@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from expportrait_cli.artifacts.files import atomic_path
+from expportrait_cli.artifacts.npz import BROKEN
 from expportrait_cli.painting.scene import Sketch, Sketches
 from expportrait_cli.painting.wan.film import Model, Painted, Picture, Sampling, paint_window
 from expportrait_cli.painting.wan.vae import Decoding, Vae, pictures
@@ -36,12 +37,15 @@ class Link:
     @classmethod
     def before(cls, frame: int, folder: Path | None) -> "Link":
         """The last one in `folder` from which `frame` can be reached; without one, the beginning of the film."""
-        found = [path for path in _kept(folder) if int(path.stem) <= frame]
-        if not found:
-            return cls(0, [])
-        with np.load(found[-1], allow_pickle=False) as file:
-            frames = list(file["frames"])
-        return cls(int(found[-1].stem) - len(frames), frames)
+        for path in reversed([path for path in _kept(folder) if int(path.stem) <= frame]):
+            try:
+                with np.load(path, allow_pickle=False) as file:
+                    frames = list(file["frames"])
+            except (KeyError, *BROKEN):
+                log.warning("%s is damaged: what was painted before it is painted again.", path)
+                continue
+            return cls(int(path.stem) - len(frames), frames)
+        return cls(0, [])
 
     def save(self, folder: Path) -> None:
         """Keep it, and let go of those that nobody will ask for any more."""

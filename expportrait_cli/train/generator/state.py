@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
@@ -83,13 +83,16 @@ def load_state(path: Path, model: nn.Module, average: Average, optimizer: torch.
     """Take up a run where it was left: the steps that it has made, 0 without a file.
 
     Raises:
-        InputError: the file is that of another run.
+        InputError: the file is that of another run, or damaged.
     """
     if not path.is_file():
         return 0
-    with safe_open(path, "pt") as file:
-        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-        step = int(file.metadata()["step"])
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+            step = int(file.metadata()["step"])
+    except (SafetensorError, OSError, ValueError, LookupError, TypeError) as error:
+        raise InputError(f"{path} is a damaged state. Put back a copy of it, or remove it to begin anew.") from error
     names = _names(model).values()
     if {NETWORK + name for name in names} != {name for name in tensors if name.startswith(NETWORK)}:
         raise InputError(f"{path} is the state of another generator. Remove it, or train to another folder.")

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from expportrait_cli.artifacts.files import atomic_path, read_json, sha256
+from expportrait_cli.artifacts.files import atomic_path, sha256
 from expportrait_cli.dataset.dataset import Dataset
 from expportrait_cli.errors import InputError, UsageError, UserError
 from expportrait_cli.head import HeadModel
 from expportrait_cli.pipeline.heads import head_by_name, kind_of_head
+from expportrait_cli.pipeline.provenance import read_record
 from expportrait_cli.retargeting.face import Face
 from expportrait_cli.retargeting.network import Kind, Trained, TransferNetwork, save_network
 from expportrait_cli.runtime import Stage
@@ -134,11 +135,10 @@ def begun(path: Path, run: dict[str, Any]) -> Iterator[None]:
         with atomic_path(path) as partial:
             partial.write_text(json.dumps(run, indent=2, sort_keys=True) + "\n", "utf-8")
     else:
-        try:
-            found = read_json(path)
-            settings = dict(found["settings"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path} is damaged ({error}). Remove the folder, and begin again.") from error
+        found = read_record(path)
+        if not isinstance(found.get("settings"), dict):
+            raise UsageError(f"{path} is damaged: its run cannot go on. Write to another file, or remove the folder.")
+        settings = found["settings"]
         if found != run:
             changed = sorted(k for k in run["settings"] if settings.get(k) != run["settings"][k])
             raise UsageError(

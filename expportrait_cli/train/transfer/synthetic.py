@@ -1,5 +1,6 @@
 """People of the head model who are made up for training: expressions, folds and proportions."""
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from scipy.sparse.linalg import splu
 from torch import Tensor
 
 from expportrait_cli.artifacts import npz
+from expportrait_cli.errors import InputError
 from expportrait_cli.geometry.mesh import face_normals, normalize
 from expportrait_cli.geometry.rotations import matrix
 from expportrait_cli.head import HeadModel, coarse, dense, joints, landmarks
@@ -20,6 +22,8 @@ from expportrait_cli.retargeting.motion import UPPER_SHARE
 from expportrait_cli.runtime import Progress
 from expportrait_cli.train.transfer import folds
 from expportrait_cli.train.transfer.performers import Performer
+
+log = logging.getLogger(__name__)
 
 ANCHOR = 1e-3
 """How firmly each vertex stays at the plain step, against the gradients: it fixes what gradients leave open, the place
@@ -218,16 +222,18 @@ def synthetic_performers(
     head: HeadModel, face: Face, count: int, frames: int, *, folder: Path, progress: Progress
 ) -> list[Performer]:
     """People of the head model, the first `count` seeds. Kept in `folder`, which has to be of this head model."""
-    pass
-
     folder.mkdir(parents=True, exist_ok=True)
     synthesis, made = None, []
     for seed in range(count):
         progress(seed, count)
         path = folder / f"{seed:05d}-{frames}.npz"
         if path.is_file():
-            made.append(npz.load(Performer, path))
-            continue
+            try:
+                made.append(npz.load(Performer, path))
+                continue
+            except InputError as error:
+                log.warning("%s is damaged, and is made again.", path)
+                log.debug("%s", error)
         synthesis = synthesis or Synthesis(head, face)
         made.append(synthesis.performer(seed, frames))
         npz.save(made[-1], path, made_by={})

@@ -35,7 +35,7 @@ from expportrait_cli.painting.scene import Scene
 from expportrait_cli.painting.wan.folder import load_folder
 from expportrait_cli.painting.wan.portrait import WanPortrait
 from expportrait_cli.painting.wan.vae import Vae
-from expportrait_cli.pipeline.performance import OffsetSource, write_meshes
+from expportrait_cli.pipeline.performance import CurvesFile, OffsetSource, write_meshes
 from expportrait_cli.tracking import track
 from expportrait_cli.train.config import GeneratorTask, GeneratorTraining
 from expportrait_cli.train.generator.cache import Maker, build_cache, entry_of
@@ -152,14 +152,13 @@ def test_it_paints_from_the_command_line(trained, scene, clip, tmp_path, capsys)
     head, meshes = npz.save(scene.fit, tmp_path / "a.head.npz", {}), tmp_path / "a.meshes.npz"
     write_meshes(
         meshes,
-        {},
+        {"inputs": {"curves": ""}},
         scene.fit,
         npz.load(Tracking, clip.tracking),
         head=scene.head,
         head_hash=content_hash(head),
         source=OffsetSource.of(PAPER, scene.head.name),
-        curves=None,
-        is_edited=False,
+        table=CurvesFile(None, meshes, ()),
         progress=quiet,
     )
     film = tmp_path / "film.mp4"
