@@ -7,7 +7,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from expportrait_cli.artifacts.files import read_json, special
+from expportrait_cli.artifacts.files import special
+from expportrait_cli.artifacts.texts import read_json
 from expportrait_cli.errors import UsageError
 
 MARK = b"expportrait"

@@ -10,7 +10,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from expportrait_cli.artifacts.files import atomic_path, parse_json
+from expportrait_cli.artifacts.files import atomic_path
+from expportrait_cli.artifacts.texts import parse_json
 from expportrait_cli.errors import WeightsError
 
 LONGEST_TABLE = 1 << 24

@@ -16,7 +16,8 @@ from typing import Any, BinaryIO, TypeVar, cast, get_type_hints
 import numpy as np
 from jaxtyping import jaxtyped
 
-from expportrait_cli.artifacts.files import atomic_path, parse_json
+from expportrait_cli.artifacts.files import atomic_path
+from expportrait_cli.artifacts.texts import parse_json
 from expportrait_cli.artifacts.types import Range
 from expportrait_cli.errors import InputError
 

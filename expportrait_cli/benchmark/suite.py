@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from expportrait_cli.artifacts.files import film_name, read_toml
+from expportrait_cli.artifacts.files import film_name
+from expportrait_cli.artifacts.texts import read_toml
 from expportrait_cli.config import SIZES
 from expportrait_cli.errors import InputError, UsageError
 from expportrait_cli.evaluation.scores import Mode

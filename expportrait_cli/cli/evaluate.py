@@ -149,7 +149,7 @@ def _many(request: "Request", out: str | None, report: Path | None, *, as_json: 
         )
 
 
-def _heads(sources: list[Path], out: Path | None, *, folds: bool, as_json: bool) -> None:
+def _heads(sources: list[Path], out: str | None, *, folds: bool, as_json: bool) -> None:
     if not sources:
         raise UsageError("--normals needs clips, or a folder of them.")
     for source in sources:

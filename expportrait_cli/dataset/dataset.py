@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from expportrait_cli.artifacts.files import atomic_path, read_json
+from expportrait_cli.artifacts.files import atomic_path
+from expportrait_cli.artifacts.texts import read_json
 from expportrait_cli.errors import InputError
 from expportrait_cli.version import __version__
 

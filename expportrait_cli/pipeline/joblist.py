@@ -8,7 +8,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from expportrait_cli.artifacts.files import film_name, parse_json, read_text
+from expportrait_cli.artifacts.files import film_name
+from expportrait_cli.artifacts.texts import parse_json, read_text
 from expportrait_cli.config import (
     CHANGES,
     PAPER,

@@ -14,7 +14,8 @@ from typing import Any, Literal
 import numpy as np
 
 from expportrait_cli.artifacts import npz
-from expportrait_cli.artifacts.files import atomic_path, content_hash, read_json
+from expportrait_cli.artifacts.files import atomic_path, content_hash
+from expportrait_cli.artifacts.texts import read_json
 from expportrait_cli.artifacts.types import HeadFit, Tracking
 from expportrait_cli.config import FitConfig
 from expportrait_cli.detect.estimate import available, sapiens_file

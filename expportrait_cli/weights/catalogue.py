@@ -9,7 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from expportrait_cli.artifacts.files import read_json, read_toml, sha256
+from expportrait_cli.artifacts.files import sha256
+from expportrait_cli.artifacts.texts import read_json, read_toml
 from expportrait_cli.errors import UsageError, WeightsError, one_line
 
 PACKAGED = Path(__file__).parents[1] / "_weights"

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from expportrait_cli.artifacts.files import atomic_path, read_json, sha256
+from expportrait_cli.artifacts.files import atomic_path, sha256
+from expportrait_cli.artifacts.texts import read_json
 from expportrait_cli.errors import OutputError, WeightsError
 from expportrait_cli.weights.catalogue import folders
 

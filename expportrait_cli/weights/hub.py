@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from expportrait_cli.artifacts.files import atomic_path, parse_json, sha256
+from expportrait_cli.artifacts.files import atomic_path, sha256
+from expportrait_cli.artifacts.texts import parse_json
 from expportrait_cli.errors import OutputError, WeightsError
 from expportrait_cli.runtime import Progress
 from expportrait_cli.version import __version__

@@ -14,8 +14,8 @@ import torch
 from fuzz import mutate
 
 from expportrait_cli.artifacts import network_file, npz
-from expportrait_cli.artifacts.files import parse_json, read_json, read_toml
 from expportrait_cli.artifacts.meshes import Meshes
+from expportrait_cli.artifacts.texts import parse_json, read_json, read_toml
 from expportrait_cli.artifacts.types import HeadFit, Tracking
 from expportrait_cli.errors import InputError, WeightsError
 

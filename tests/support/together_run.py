@@ -17,7 +17,7 @@ from expportrait_cli.painting.wan import runtime, together
 from expportrait_cli.painting.wan.film import Model, Sampling, paint_windows, sigmas_of
 from expportrait_cli.painting.wan.portrait import WanPortrait
 from expportrait_cli.painting.wan.portrait_model import PortraitModel
-from expportrait_cli.painting.wan.v2v import FinishModel
+from expportrait_cli.painting.wan.vace import FinishModel
 from expportrait_cli.painting.wan.vae import Vae
 from support.tiny_wan import IMAGE_DIM, TEXT_DIM, prompt_embeds, tiny_i2v_transformer, tiny_transformer, tiny_vae
 from support.wan_film import sketches_of, still, tiny_portrait

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from expportrait_cli.artifacts.files import read_json
+from expportrait_cli.artifacts.texts import read_json
 from expportrait_cli.errors import OutOfMemoryError, WeightsError
 
 GB = 1 << 30

@@ -11,7 +11,8 @@ from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from expportrait_cli.artifacts.files import read_json, sha256
+from expportrait_cli.artifacts.files import sha256
+from expportrait_cli.artifacts.texts import read_json
 from expportrait_cli.errors import InputError, WeightsError, one_line
 from expportrait_cli.painting.wan.manifest import TRANSFORMER
 

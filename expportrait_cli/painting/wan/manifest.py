@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal
 
 from safetensors import SafetensorError, safe_open
 
-from expportrait_cli.artifacts.files import atomic_path, read_json, sha256
+from expportrait_cli.artifacts.files import atomic_path, sha256
 from expportrait_cli.artifacts.network_file import check_finite
+from expportrait_cli.artifacts.texts import read_json
 from expportrait_cli.errors import UsageError, WeightsError, one_line
 from expportrait_cli.render.buffers import CONVENTION
 from expportrait_cli.runtime import Between, Checked

@@ -23,8 +23,7 @@ from expportrait_cli.painting.wan.film import Model, Sampling, paint_windows, si
 from expportrait_cli.painting.wan.folder import NO_MODEL, load_folder, load_transformer, load_vae
 from expportrait_cli.painting.wan.manifest import PROMPT, TRANSFORMER, VAE, Sampler, read_manifest, read_tensors
 from expportrait_cli.painting.wan.portrait_model import PortraitModel
-from expportrait_cli.painting.wan.v2v import FinishModel
-from expportrait_cli.painting.wan.vace import VaceModel
+from expportrait_cli.painting.wan.vace import FinishModel, VaceModel
 from expportrait_cli.painting.wan.vae import SPACE, Vae
 from expportrait_cli.painting.wan.windows import STRIDE, Grid, latent_count
 from expportrait_cli.runtime import best_device, read_ahead

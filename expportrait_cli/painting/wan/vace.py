@@ -1,4 +1,4 @@
-"""Wan VACE, as it was published: the proxy film is kept, and what the proxy had to make up is painted anew.
+"""Public Wan models on the proxy film: VACE paints anew what the proxy had to make up, and a plain Wan finishes it.
 
 VACE was trained to repaint masked parts of films, and to follow films of depth, but never on normal maps. So either it
 is told the proxy's own pixels, and the mask is what the proxy guessed; or it follows the head's depth and paints
@@ -11,6 +11,7 @@ from typing import Literal
 import cv2
 import numpy as np
 import torch
+from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from diffusers.models.transformers.transformer_wan_vace import WanVACETransformer3DModel
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
@@ -133,3 +134,62 @@ def _depth_picture(depth: Float[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W 3"
         low, high = near[head].min(), near[head].max()
         near[head] = FAR + (1 - FAR) * (near[head] - low) / max(high - low, 1e-6)
     return np.repeat(np.rint(255 * near).astype(np.uint8)[..., None], 3, 2)
+
+
+class FinishModel:
+    """A plain text-to-video transformer as a finisher: noise is put on the proxy film and taken away again.
+
+    SDEdit, Meng et al. 2022. The photo is only in the proxy film.
+    """
+
+    lead = 0
+
+    def __init__(
+        self,
+        transformer: WanTransformer3DModel,
+        vae: Vae,
+        prompt: Float[Tensor, "1 L D"],
+        *,
+        wake: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Check that it is one that paints from noise and words alone."""
+        found = transformer.config["in_channels"]
+        if found != CHANNELS:
+            raise WeightsError(
+                f"wan-v2v needs a transformer of {CHANNELS} channels, this one has {found}. "
+                f" Name the folder of Wan2.1-T2V-1.3B-Diffusers."
+            )
+        self.memory = vae.encoder_memory
+        self._transformer, self._vae, self._prompt, self._wake = transformer, vae, prompt, wake
+
+    def controls(self, frames: Chunks, first: int) -> Iterator[Float[Tensor, "1 C 1 h w"]]:
+        """Latents of the proxy film."""
+        encoding = Encoding(self._vae)
+        for chunk in frames:
+            yield encoding.push(pixels([sketch.proxy for sketch in chunk]))
+
+    def velocity(self, control: Float[Tensor, "1 C T h w"]) -> Velocity:
+        """Velocity of a window; what it shows is all that the transformer is told."""
+        transformer = self._transformer
+        # What a cache remembers is of the window before.
+        transformer._reset_stateful_cache()
+
+        def velocity(state: Tensor, sigma: float) -> Tensor:
+            self._wake()
+            with transformer.cache_context("told"):
+                return transformer(
+                    hidden_states=state.to(transformer.dtype),
+                    timestep=torch.full((1,), sigma * STEPS, device=state.device),
+                    encoder_hidden_states=self._prompt.to(state.device, transformer.dtype),
+                    return_dict=False,
+                )[0].float()
+
+        return velocity
+
+    def untold(self, control: Float[Tensor, "1 C T h w"]) -> Velocity:
+        """There is nothing to leave out."""
+        return self.velocity(control)
+
+    def start(self, control: Float[Tensor, "1 C T h w"], noise: Float[Tensor, "1 C T h w"], sigma: float) -> Tensor:
+        """The proxy film with noise on it."""
+        return torch.lerp(control, noise, sigma)

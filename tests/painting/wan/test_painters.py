@@ -15,8 +15,7 @@ from torch import Tensor
 from expportrait_cli.errors import WeightsError
 from expportrait_cli.painting.wan.film import Model, Painted, Sampling, paint_windows, sigmas_of
 from expportrait_cli.painting.wan.portrait_model import PortraitModel
-from expportrait_cli.painting.wan.v2v import FinishModel
-from expportrait_cli.painting.wan.vace import VaceModel
+from expportrait_cli.painting.wan.vace import FinishModel, VaceModel
 from expportrait_cli.painting.wan.vae import pixels
 from expportrait_cli.painting.wan.windows import chunks, noise_of
 

@@ -1,0 +1,85 @@
+"""Texts of the user and of other programs, and JSON and TOML in them: small, whole and finite, or refused."""
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+LONGEST_JSON, LONGEST_TOML = 1 << 28, 1 << 22
+"""Bytes. The largest that is written, `dataset.json`, has 1.5 KB a clip; TOML is read by slow code."""
+
+
+def read_text(path: str | os.PathLike[str], longest: int) -> str:
+    """Read a text in UTF-8, with or without a byte order mark.
+
+    Raises:
+        OSError, ValueError: what is wrong, in one line.
+    """
+    with Path(path).open("rb") as file:
+        content = file.read(longest + 1)
+    if len(content) > longest:
+        raise ValueError(f"it has more than {longest >> 20} MB, the most that is read")
+    return content.decode("utf-8-sig")
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Read a file as `parse_json` does.
+
+    Raises:
+        OSError, ValueError: what is wrong, in one line.
+    """
+    return parse_json(read_text(path, LONGEST_JSON))
+
+
+def parse_json(content: str | bytes) -> Any:
+    """Read JSON in UTF-8 in which numbers are finite and fit 64 bits, and no object has a key twice.
+
+    Raises:
+        ValueError: what is wrong, in one line.
+    """
+    text = content if isinstance(content, str) else content.decode()
+    try:
+        return json.loads(
+            text, object_pairs_hook=_object, parse_int=_whole, parse_float=_finite, parse_constant=_finite
+        )
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"it has the key '{next(key for key in keys if keys.count(key) > 1)[:60]}' twice")
+    return found
+
+
+def _whole(digits: str) -> int:
+    # Python refuses to read thousands of digits, and no float holds hundreds.
+    if len(digits) > 20:
+        raise ValueError(f"it holds a number of {len(digits)} digits")
+    return int(digits)
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    if not math.isfinite(value):
+        raise ValueError(f"it holds {number[:20]}, which is no number that can be used")
+    return value
+
+
+def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a file of TOML.
+
+    Raises:
+        OSError, ValueError: what is wrong, in one line.
+    """
+    try:
+        import tomllib
+    except ModuleNotFoundError:  # Python 3.10
+        import tomli as tomllib
+    try:
+        return tomllib.loads(read_text(path, LONGEST_TOML))
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
