@@ -37,9 +37,9 @@ REVISIONS = {
     "track": 2,
     "fit": 2,
     "transfer": 2,
-    "render": 1,
+    "render": 2,
     "generate": 2,
-    "generator-cache": 1,
+    "generator-cache": 2,
 }
 """Revision of each stage. Raise one when the same inputs and settings give another result: what earlier versions of the
 tool left is then made again. `tests/pipeline/test_revisions.py` holds results of every stage and tells when it is time.
