@@ -8,7 +8,7 @@ A `rotation` is the axis-angle of the turn away from looking straight into the c
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from typing import ClassVar, NamedTuple
 
@@ -127,6 +127,11 @@ class Tracking:
     doubt: Float32[np.ndarray, " T"]
     """Chance, 0..1, that the face found there is covered, blurred, or none of this shot; 0 where none was found. From
     `DISTRUSTED` on the frame is filled like one without a face (`state`)."""
+
+    def frames(self, rows: ArrayLike) -> "Tracking":
+        """Some frames, in this order; identity, camera and rate remain the clip's."""
+        named = [field.name for field in fields(self) if getattr(field.type, "dim_str", "").startswith("T")]
+        return replace(self, **{name: getattr(self, name)[rows] for name in named})
 
     @property
     def distrusted(self) -> Bool[np.ndarray, " T"]:

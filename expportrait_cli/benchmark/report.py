@@ -19,8 +19,7 @@ from expportrait_cli.benchmark.scores import (
     shown,
 )
 from expportrait_cli.evaluation.columns import COLUMNS, SUITE_COLUMNS, Mode
-from expportrait_cli.evaluation.pictures import data_uri, pictures, ranking, worst_frames
-from expportrait_cli.evaluation.report import definitions, versions_table
+from expportrait_cli.evaluation.report import data_uri, definitions, pictures, ranking, versions_table, worst_frames
 from expportrait_cli.evaluation.scores import Scores
 from expportrait_cli.media.video import read_frame
 from expportrait_cli.pages import facts, figures, key, notes, page, table

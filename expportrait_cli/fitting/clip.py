@@ -153,9 +153,7 @@ STILL_IOD = 0.005
 
 def first_frame(tracking: Tracking) -> Tracking:
     """The first frame of a clip as a photo; identity and camera remain the clip's."""
-    rows = ("landmarks", "expression", "jaw", "gaze", "rotation", "translation")
-    rows += ("shoulders", "flow", "shot", "state", "error")
-    return replace(tracking, rate=np.array([0, 1]), **{name: getattr(tracking, name)[:1] for name in rows})
+    return replace(tracking.frames([0]), rate=np.array([0, 1]))
 
 
 def still_frames(tracking: Tracking) -> Int64[np.ndarray, " R"]:

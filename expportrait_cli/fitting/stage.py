@@ -11,7 +11,8 @@ from jaxtyping import Float32
 from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit, Tracking
 from expportrait_cli.config import FitConfig
 from expportrait_cli.detect.crop import Crop, crop_image
-from expportrait_cli.detect.estimate import Estimator, estimator
+from expportrait_cli.detect.estimate import Estimator
+from expportrait_cli.detect.estimator import estimator
 from expportrait_cli.detect.matte import Matte
 from expportrait_cli.fitting.clip import (
     Clip,

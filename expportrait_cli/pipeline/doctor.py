@@ -73,7 +73,7 @@ def _devices() -> list[Check]:
 
 
 def _estimator() -> Check:
-    from expportrait_cli.detect.estimate import available
+    from expportrait_cli.detect.estimator import available
 
     match available():
         case "david", reason:

@@ -18,7 +18,7 @@ from expportrait_cli.artifacts.files import atomic_path, content_hash
 from expportrait_cli.artifacts.texts import read_json
 from expportrait_cli.artifacts.types import HeadFit, Tracking
 from expportrait_cli.config import FitConfig
-from expportrait_cli.detect.estimate import available, sapiens_file
+from expportrait_cli.detect.estimator import available, sapiens_file
 from expportrait_cli.errors import InputError
 from expportrait_cli.version import __version__
 from expportrait_cli.weights.catalogue import Weight, catalogue, entries, entry, locate

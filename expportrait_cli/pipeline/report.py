@@ -17,7 +17,7 @@ from expportrait_cli.artifacts.types import DISTRUSTED, HeadFit, Tracking
 from expportrait_cli.detect.crop import Crop, crop_image
 from expportrait_cli.errors import InputError
 from expportrait_cli.evaluation.own import ANGLES, Asked, Shown, angles_of, measure_run
-from expportrait_cli.evaluation.pictures import PICTURE_PX, data_uri, worst_frames
+from expportrait_cli.evaluation.report import PICTURE_PX, data_uri, worst_frames
 from expportrait_cli.head import landmark_model
 from expportrait_cli.media.video import read_frame, read_frames
 from expportrait_cli.pages import facts, figures, key, notes, page

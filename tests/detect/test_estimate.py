@@ -17,10 +17,11 @@ from PIL import Image
 from support.david_net import david_file
 
 from expportrait_cli.artifacts.types import CROP_SIZE
-from expportrait_cli.detect import estimate as estimator_module
+from expportrait_cli.detect import estimator as estimator_module
 from expportrait_cli.detect.crop import Crop, crop_image
 from expportrait_cli.detect.david import AXES, David
-from expportrait_cli.detect.estimate import KNOWN, assemble, establish_axes, estimator
+from expportrait_cli.detect.estimate import KNOWN, assemble, establish_axes
+from expportrait_cli.detect.estimator import estimator
 from expportrait_cli.detect.sapiens import AXES as SAPIENS_AXES
 from expportrait_cli.detect.sapiens import MEAN, STD, Sapiens
 from expportrait_cli.errors import InputError, WeightsError
@@ -266,7 +267,7 @@ def test_a_net_with_another_answer_is_refused(crop, tmp_path):
 
 
 def test_choosing_loads_no_network():
-    code = "import sys; from expportrait_cli.detect.estimate import available; available(); print(*sys.modules)"
+    code = "import sys; from expportrait_cli.detect.estimator import available; available(); print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"torch", "onnxruntime", "mediapipe"} & set(loaded)
 

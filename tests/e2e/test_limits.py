@@ -18,6 +18,7 @@ from expportrait_cli.cli import app
 from expportrait_cli.config import TrackConfig
 from expportrait_cli.detect.faces import FaceBox
 from expportrait_cli.errors import InputError
+from expportrait_cli.head import landmark_model, load_head
 from expportrait_cli.media.video import frame_count
 from expportrait_cli.media.writer import VideoWriter
 from expportrait_cli.pipeline.provenance import DOUBTFUL, warn_of_misfit
@@ -79,7 +80,7 @@ def test_small_faces_are_no_rivals():
 
 def test_the_file_is_named_when_the_chosen_face_is_not_in_it(photo):
     with pytest.raises(InputError, match=r"photo\.png: Face 3 was asked for"):
-        observe.observe(photo, TrackConfig(face="3"), lambda done, total: None)
+        observe.observe(photo, landmark_model(load_head()), TrackConfig(face="3"), lambda done, total: None)
 
 
 def tracking_of(error: float) -> Tracking:

@@ -24,6 +24,7 @@ from expportrait_cli.cli import app
 from expportrait_cli.config import CHANGES, PAPER, TrackConfig
 from expportrait_cli.detect.crop import crop_image, steady_crop
 from expportrait_cli.errors import InputError
+from expportrait_cli.head import landmark_model, load_head
 from expportrait_cli.media import ffmpeg, writer
 from expportrait_cli.media.video import frame_count, probe, read_frames
 from expportrait_cli.media.writer import VideoWriter, join
@@ -303,7 +304,7 @@ def another(settings, name: str):
             return replace(value, shading=value.shading + 1)
         case config.FitDescent():
             return replace(value, fine_steps=value.fine_steps + 1)
-    return (value or 0.0) + 1.0
+    return (value or 0.0) / 2 + 0.125
 
 
 @pytest.mark.parametrize(
@@ -401,8 +402,8 @@ def test_a_frame_without_a_face_is_named(tmp_path):
     with VideoWriter(path, rate=Fraction(25)) as writer:
         for index in range(6):
             writer.write(scene(right="blur" if index == 4 else "face"))
-    with pytest.raises(InputError, match=r"clip\.mp4: no face in frame 4 \(1 of 6 frames\)"):
-        observe(path, TrackConfig(on_missing="fail"), quiet)
+    with pytest.raises(InputError, match=r"clip\.mp4: no face in 1 of 6 frames, first in frame 4\."):
+        observe(path, landmark_model(load_head()), TrackConfig(on_missing="fail"), quiet)
 
 
 # 13. Both pictures squeezed into a square.

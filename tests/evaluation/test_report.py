@@ -10,7 +10,7 @@ from support.page_reader import Page
 
 from expportrait_cli.evaluation import COLUMNS, Scores, report_page
 from expportrait_cli.evaluation.columns import NAMES
-from expportrait_cli.evaluation.pictures import worst_frames
+from expportrait_cli.evaluation.report import worst_frames
 from expportrait_cli.media.writer import VideoWriter
 from expportrait_cli.pages.charts import curve
 

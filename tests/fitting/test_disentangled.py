@@ -20,7 +20,7 @@ from support.known_head import (
 )
 from support.performers import quiet
 
-from expportrait_cli.artifacts.types import CROP_SIZE, Tracking
+from expportrait_cli.artifacts.types import CROP_SIZE
 from expportrait_cli.fitting.clip import Clip, dynamic_mask, face_share, plain_skin
 from expportrait_cli.fitting.dynamic import Dynamic, dynamic_offsets, landmark_field
 from expportrait_cli.fitting.evidence import Estimates
@@ -36,10 +36,6 @@ pytest_plugins = ("support.astronaut",)
 
 JITTER_IOD = 0.0022
 MM = 1e3
-PER_FRAME = (
-    *("landmarks", "expression", "jaw", "gaze", "rotation", "translation"),
-    *("shoulders", "flow", "shot", "state", "error"),
-)
 CHEEK = 50
 
 
@@ -54,11 +50,6 @@ def known_clip(head, heights: np.ndarray, seed: int, film: Path) -> KnownHead:
     """A clip of a head with these heights [T,V] and numbered pictures."""
     normals = vertex_normals(dense(head, head.template), head.dense_faces).numpy()
     return KnownHead.make(head, heights, normals, seed=seed, source=numbered_film(film, len(heights)))
-
-
-def rows_of(tracking: Tracking, rows) -> Tracking:
-    """Some frames, in this order."""
-    return replace(tracking, **{name: getattr(tracking, name)[rows] for name in PER_FRAME})
 
 
 def offsets(known: KnownHead, share: float, oracle=None, *, clip: Clip | None = None) -> Dynamic:
@@ -146,7 +137,7 @@ def test_the_order_of_frames_does_not_leak_into_the_static_offset(head, template
     acting = (1 + np.sin(np.linspace(0, 2 * np.pi, frames))) / 2
     known = known_clip(head, acting[:, None] * wrinkles(head, wave_m=0.014) + bump, 3, tmp_path / "a.mkv")
     order = rng.permutation(frames)
-    shuffled = Clip.of(rows_of(known.clip.tracking, order), known.clip.fit, head)
+    shuffled = Clip.of(known.clip.tracking.frames(order), known.clip.fit, head)
     straight = offsets(known, 1.0, NumberedOracle(known))
     mixed = offsets(known, 1.0, Shuffled(known, order), clip=shuffled)
     assert longest(MM * straight.static) > 0.5
@@ -164,7 +155,7 @@ def still(head, seed: int, frames: int) -> Clip:
     """One frame of a known head, again and again."""
     nothing = np.zeros((4, len(head.parts)))
     known = KnownHead.make(head, nothing, np.zeros((len(head.parts), 3)), seed=seed, source=Path())
-    tracking = rows_of(known.clip.tracking, np.full(frames, 1))
+    tracking = known.clip.tracking.frames(np.full(frames, 1))
     return replace(known.clip, tracking=tracking)
 
 

@@ -16,6 +16,7 @@ from expportrait_cli.config import FitConfig, TrackConfig
 from expportrait_cli.detect.matte import Matte
 from expportrait_cli.fitting import fit, static
 from expportrait_cli.fitting import stage as fit_stage
+from expportrait_cli.fitting.parametric import with_whole_smile
 from expportrait_cli.fitting.silhouette import draw_vertices, fit_silhouette, graph_laplacian, outline
 from expportrait_cli.geometry.rotations import from_turns
 from expportrait_cli.head import dense, landmarks
@@ -40,7 +41,7 @@ def test_the_astronauts_outline_is_met(fitted, head):
 
 def test_the_static_offset_leaves_the_face(fitted, head):
     # The facial mask lies on the ears, too, which hair may cover.
-    face = (head.facial_mask == 1).numpy() & (np.abs(dense(head, head.template)[:, 0].numpy()) < 0.05)
+    face = (head.facial_mask == 1).numpy() & (np.abs(dense(head, head.template)[:, 0].numpy()) < 0.04)
     assert face.sum() > 500
     assert np.abs(fitted.static_offset[face]).max() == 0
     assert np.abs(fitted.static_offset).max() > 0.005
@@ -51,7 +52,7 @@ def test_the_frame_offset_leaves_everything_but_the_face(fitted, head):
     skin = head.part("skin").numpy()
     far = skin & (mask == 0) & (dense(head, head.template)[:, 2].numpy() < 0)
     assert np.abs(fitted.frame_offset[far]).max() == 0
-    assert 0.0002 < np.abs(fitted.frame_offset).max() < 0.01
+    assert 0.0002 < np.abs(fitted.frame_offset).max() < 0.012
 
 
 @pytest.mark.parametrize("part", RIGID_PARTS)
@@ -69,10 +70,11 @@ def test_the_fitted_mesh_shows_the_photos_landmarks(fitted, head):
     assert error.mean() < 0.006 and error.max() < 0.02
 
 
-def test_the_fit_keeps_the_trackings_pose(fitted, photo_tracking):
+def test_the_fit_keeps_the_trackings_pose(fitted, photo_tracking, head):
     assert np.abs(from_turns(fitted.rotation) - from_turns(photo_tracking.rotation[0])).max() < 1e-5
+    whole = with_whole_smile(photo_tracking, head)
     for name in ("translation", "expression", "jaw", "gaze"):
-        assert np.abs(getattr(fitted, name) - getattr(photo_tracking, name)[0]).max() < 1e-6, name
+        assert np.abs(getattr(fitted, name) - getattr(whole, name)[0]).max() < 1e-6, name
     assert fitted.frame == 0 and np.array_equal(fitted.identity, photo_tracking.identity)
 
 

@@ -7,7 +7,7 @@ import pytest
 from expportrait_cli.cli import app
 from expportrait_cli.config import GenerateConfig, TrackConfig, TransferConfig, WanConfig
 from expportrait_cli.errors import InputError, UsageError
-from expportrait_cli.pipeline.joblist import part_of, read_jobs
+from expportrait_cli.pipeline.joblist import REFUSED, part_of, read_jobs
 from expportrait_cli.runtime import between
 
 
@@ -170,7 +170,7 @@ BOUNDED = [
     (cls, name, limits)
     for cls in (TrackConfig, TransferConfig, GenerateConfig, WanConfig)
     for name in vars(cls)["__dataclass_fields__"]
-    if (limits := between(cls, name)) and name != "size"
+    if (limits := between(cls, name)) and name not in ("size", *REFUSED)
 ]
 
 
