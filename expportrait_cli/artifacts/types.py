@@ -171,11 +171,14 @@ class Relief:
     """Where each dense vertex lies in `heights`, in crop px (x, y)."""
     seen: Float16[np.ndarray, " V"]
     """How far the photo shows each vertex, 0..1: detail fades out towards what it does not show."""
+    cavity: Bool[np.ndarray, " V"]
+    """Vertices inside the mouth, behind lips and teeth: normal maps show no surface there."""
 
     @classmethod
     def none(cls) -> "Relief":
         """No detail."""
-        return cls(np.zeros((0, 0), np.float16), np.zeros((0, 2), np.float32), np.zeros(0, np.float16))
+        vertices = np.zeros((0, 2), np.float32), np.zeros(0, np.float16), np.zeros(0, bool)
+        return cls(np.zeros((0, 0), np.float16), *vertices)
 
 
 @dataclass(frozen=True)

@@ -84,10 +84,14 @@ def fitted_mesh(fit: HeadFit, head: HeadModel) -> Float32[np.ndarray, "V 3"]:
 
 
 def relief_of(fit: HeadFit, head: HeadModel) -> Relief:
-    """Static detail of the photo and where it lies on the mesh: each vertex keeps the pixel that shows it there."""
+    """Static detail of the photo and where it lies on the mesh: each vertex keeps the pixel that shows it there.
+
+    A head without detail has a relief without pixels, which says where its mouth is hollow.
+    """
     verts = fitted_mesh(fit, head)
     places = verts[:, :2] / verts[:, 2:] * fit.focal_px + CROP_SIZE / 2
-    return Relief(fit.relief, places.astype(np.float32), fit.relief_seen)
+    cavity = head.part(*({"mouth_cavity"} & set(head.part_names))).numpy()
+    return Relief(fit.relief, places.astype(np.float32), fit.relief_seen, cavity)
 
 
 def posed_meshes(

@@ -177,8 +177,9 @@ class Bump:
 
     heights: Float32[Tensor, "1 1 R R"]
     """Height over the mesh along its normals, m."""
-    carried: Float32[Tensor, "V 3"]
-    """Of each vertex: where it lies in `heights` (x and y, -1..1), and how far its detail is known, 0..1."""
+    carried: Float32[Tensor, "V 4"]
+    """Of each vertex: where it lies in `heights` (x and y, -1..1), how far its detail is known, 0..1, and 1 inside the
+    mouth."""
 
     @classmethod
     def of(cls, relief: Relief, *, scale: float, device: torch.device | str | None = None) -> "Bump | None":
@@ -186,25 +187,26 @@ class Bump:
 
         Details below a pixel are blurred away.
         """
-        side = len(relief.heights)
-        if not side:
+        if not len(relief.places):
             return None
-        heights, shrink = relief.heights.astype(np.float32), side / CROP_SIZE / scale
+        heights = relief.heights.astype(np.float32) if relief.heights.size else np.zeros((1, 1), np.float32)
+        shrink = len(heights) / CROP_SIZE / scale
         if shrink > 1:
             heights = cv2.GaussianBlur(heights, (0, 0), 0.5 * math.sqrt(shrink**2 - 1))
-        carried = np.c_[relief.places * (2 / CROP_SIZE) - 1, relief.seen].astype(np.float32)
+        carried = np.c_[relief.places * (2 / CROP_SIZE) - 1, relief.seen, relief.cavity].astype(np.float32)
         return cls(torch.from_numpy(heights)[None, None].to(device), torch.from_numpy(carried).to(device))
 
     def bent(
         self,
         normals: Float32[Tensor, "n H W 3"],
-        carried: Float32[Tensor, "n H W 3"],
+        carried: Float32[Tensor, "n H W 4"],
         depth: Float32[Tensor, "n H W"],
         focal_px: float,
     ) -> Float32[Tensor, "n H W 3"]:
         """Bend normals of normal maps; `carried` is `Bump.carried` drawn in the same pixels.
 
-        Over a step in depth, where two surfaces meet in the picture, and at grazing angles the mesh's stays.
+        Over a step in depth, where two surfaces meet in the picture, and at grazing angles the mesh's stays. Inside the
+        mouth they are zero, as in the background: a painter would take a bright cavity for a surface.
         """
         places = carried[..., :2]
         height = F.grid_sample(
@@ -222,9 +224,9 @@ class Bump:
         gradient = torch.stack([slopes[0], -slopes[1], torch.zeros_like(slopes[0])], -1)
         tangent = gradient - normals * (gradient * normals).sum(-1, keepdim=True)
         length = tangent.norm(dim=-1, keepdim=True)
-        known = carried[..., 2:] * ((normals[..., 2:] - GRAZING[0]) / (GRAZING[1] - GRAZING[0])).clamp(0, 1)
+        known = carried[..., 2:3] * ((normals[..., 2:] - GRAZING[0]) / (GRAZING[1] - GRAZING[0])).clamp(0, 1)
         bent = mesh.normalize(normals - known * tangent / length.clamp(min=1.0))
-        return torch.where(covered[..., None], bent, normals)
+        return torch.where(covered[..., None], bent, normals) * (carried[..., 3:] <= 0.5)
 
 
 STEEPEST = 8.0

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -146,7 +148,7 @@ def _waves(seen: float = 1.0) -> Relief:
     x = np.arange(512) + 0.5
     heights = np.tile(5e-4 * np.sin(2 * np.pi * x / 64), (512, 1)).astype(np.float16)
     places = np.array([[0, 0], [512, 0], [512, 512], [0, 512]], np.float32)
-    return Relief(heights, places, np.full(4, seen, np.float16))
+    return Relief(heights, places, np.full(4, seen, np.float16), np.zeros(4, bool))
 
 
 def test_waves_on_a_sheet_tilt_its_normals_as_their_slope_says():
@@ -190,7 +192,18 @@ def test_no_detail_is_drawn_over_an_edge_between_two_surfaces():
     verts, both = torch.cat([near, far], 1), torch.cat([faces, faces + 4])
     heights = np.concatenate([np.full((512, 256), 5e-3), np.zeros((512, 256))], 1).astype(np.float16)
     places = np.concatenate([np.full((4, 2), 100.0), np.full((4, 2), 400.0)]).astype(np.float32)
-    relief = Relief(heights, places, np.ones(8, np.float16))
+    relief = Relief(heights, places, np.ones(8, np.float16), np.zeros(8, bool))
     bump = Bump.of(relief, scale=1.0)
     normals = render_buffers(verts, both, Camera(512.0, 256.0, 256.0, 512, 512), antialias=False, bump=bump).normals[0]
     assert (normals[..., 2] > 0.999).all()
+
+
+def test_inside_the_mouth_there_is_no_surface():
+    """The right half of a sheet is cavity: its normals are zero, and it is covered all the same."""
+    verts, faces = _sheet(1.0)
+    relief = replace(_waves(), heights=Relief.none().heights, cavity=np.array([False, True, True, False]))
+    bump = Bump.of(relief, scale=1.0)
+    drawn = render_buffers(verts, faces, Camera(512.0, 256.0, 256.0, 512, 512), antialias=False, bump=bump)
+    assert (drawn.mask[0] == 1).all()
+    assert (drawn.normals[0, :, 257:] == 0).all()
+    assert (drawn.normals[0, :, :255, 2] > 0.999).all()
