@@ -76,7 +76,7 @@ def ours(frames: int, side: int) -> np.ndarray:
 
     from expportrait_cli.painting.scene import Sketch
     from expportrait_cli.painting.wan.film import Sampling, paint_windows
-    from expportrait_cli.painting.wan.v2v import FinishModel
+    from expportrait_cli.painting.wan.vace import FinishModel
     from expportrait_cli.painting.wan.vae import Vae
 
     trunk, autoencoder = models()
