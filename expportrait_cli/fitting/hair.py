@@ -37,7 +37,9 @@ CREASE_STEPS, SMOOTH_STEPS = 25, 6
 """Steps of relaxation after an ear was closed over, and after each descent on the outline."""
 BEYOND_M = 0.01
 """How far the person goes on beyond an ear that hair covers, where the colours of hair and skin do not tell."""
-SEPARATED, FEW_PX = 0.5, 60
+BARE, COVERED = 0.4, 0.55
+"""Share of skin colours from which an ear is bare, where the person ends at the ear and where they go on beyond it."""
+SEPARATED, FEW_PX = 0.5, 30
 """Least difference of what the colours of skin and hair score on themselves, and fewest pixels of an ear, for colours
 to decide whether it is covered."""
 
@@ -86,7 +88,7 @@ def ears_seen(
     ear. An ear that the photo does not show counts as bare.
     """
     view = _View.of(fit, head, image, matte, draw)
-    return np.array([view.shows_ear(side) for side in (1, -1)])
+    return np.array([view.shows_ear(side, ear) for side, ear in zip((1, -1), sides(head), strict=True)])
 
 
 @dataclass(frozen=True)
@@ -118,10 +120,10 @@ class _View:
         points = self.verts[chosen]
         return points[:, :2] / points[:, 2:] * self.focal_px + CROP_SIZE / 2
 
-    def shows_ear(self, side: int) -> bool:
-        """One ear: `side` is 1 for the person's left, which has positive x."""
-        own = ear_vertices(self.head) & (side * self.template[:, 0] > 0)
-        ear, points = self.where(own), self.columns(own)
+    def shows_ear(self, side: int, alone: Bool[np.ndarray, " V"]) -> bool:
+        """One ear, `alone` without the skin around it: `side` is 1 for the person's left, which has positive x."""
+        around = ear_vertices(self.head) & (side * self.template[:, 0] > 0)
+        ear, points = self.where(alone) & (self.matte > 0.8), self.columns(around)
         outward = float(np.sign(points[:, 0].mean() - self.columns(plain_skin(self.head))[:, 0].mean()))
         rim = outward * float(np.percentile(outward * points[:, 0], 98))
         top, bottom = np.clip(np.percentile(points[:, 1], [10, 90]), 0, CROP_SIZE - 1).astype(int).tolist()
@@ -136,9 +138,9 @@ class _View:
         cheek = face & self.where((side * x > 0.03) & (y < 0.03) & (y > -0.05))
         cheek = cheek if cheek.sum() >= 150 else face
         if ear.sum() >= FEW_PX and hair.sum() > 100 and cheek.sum() > 50:
-            is_skin = self._is_skin(ear, cheek, hair)
-            if is_skin is not None:
-                return is_skin
+            share = self._skin_share(ear, cheek, hair)
+            if share is not None:
+                return share > (BARE if beyond < BEYOND_M else COVERED)
         return beyond < BEYOND_M
 
     def _beyond(self, outward: float, rim: float, top: int, bottom: int) -> float:
@@ -157,10 +159,10 @@ class _View:
         above = ~drawn & (np.arange(CROP_SIZE)[:, None] < top)
         return (self.where(self.head.scalp & (self.template[:, 1] > CROWN_M)) | above) & (self.matte > 0.9)
 
-    def _is_skin(
+    def _skin_share(
         self, ear: Bool[np.ndarray, "S S"], cheek: Bool[np.ndarray, "S S"], hair: Bool[np.ndarray, "S S"]
-    ) -> bool | None:
-        """Whether the ear has the colours of the cheek and not of hair; None where these do not differ."""
+    ) -> float | None:
+        """How far the ear has the colours of the cheek (1) and not of hair (0); None where these do not differ."""
         skin_colours, hair_colours = Gaussian.of(self.lab[cheek]), Gaussian.of(self.lab[hair])
 
         def share(where):
@@ -170,7 +172,7 @@ class _View:
         high, low = share(cheek), share(hair)
         if high - low < SEPARATED or skin_colours.distance(hair_colours) < APART:
             return None
-        return bool((share(ear) - low) / (high - low) > 0.5)
+        return float((share(ear) - low) / (high - low))
 
 
 def behind(offset: Float[np.ndarray, "V 3"], fit: HeadFit, head: HeadModel) -> Float[np.ndarray, "V 3"]:
