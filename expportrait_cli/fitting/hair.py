@@ -33,6 +33,8 @@ ROOT_RINGS = 3
 """Rings of triangles around an ear that go with it when the skin closes over it."""
 HELD_RINGS = 4
 """Rings over which what is held around an ear fades out."""
+SLOPE_RINGS = 8
+"""Rings around a bare ear over which the offset of the hair beside it falls to nothing."""
 CREASE_STEPS, SMOOTH_STEPS = 25, 6
 """Steps of relaxation after an ear was closed over, and after each descent on the outline."""
 BEYOND_M = 0.01
@@ -222,7 +224,11 @@ def with_ears(fit: HeadFit, head: HeadModel, seen: Bool[np.ndarray, " 2"]) -> He
     offset = fit.static_offset.astype(np.float64)
     for ear, is_seen in zip(sides(head), seen, strict=True):
         if is_seen:
-            offset = offset * (1 - faded(grown(ear, faces), faces, rings=HELD_RINGS))[:, None]
+            held = faded(grown(ear, faces), faces, rings=HELD_RINGS)
+            offset = offset * (1 - held)[:, None]
+            # Hair beside the ear would end in a cliff, and the skin under it in a fold.
+            around = faded(grown(ear, faces, rings=SLOPE_RINGS), faces, rings=HELD_RINGS)
+            offset = relaxed(offset, around * (held < 0.5) * (1 - dynamic_mask(head)), faces, CREASE_STEPS)
         else:
             zone = grown(ear, faces, rings=ROOT_RINGS)
             spanned = membrane(bare + offset, ~zone, faces)
