@@ -171,6 +171,8 @@ def render_normals(
         rate=opened.rate,
         mesh_hash=content_hash(meshes),
         rasterizer=rasterizer.choose(device)[0],
+        meshes=str(meshes.resolve()),
+        viewpoint=view or orbit,
     )
     drawn = run_render(opened, config, viewpoint=viewpoint, device=device)
     shown = None
@@ -198,9 +200,10 @@ def generate(
     paint: GenerateConfig | None = None,
     stage: Stage = silent,
 ) -> films.Film:
-    """Make the person of a photo, or of a `.head.npz`, perform a clip, a `.track.npz` or a `.meshes.npz`.
+    """Make the person of a photo, or of a `.head.npz`, perform a clip or what was made of one.
 
-    What the stages make on the way lies in `OUT.work`, and is used by the next run.
+    The driver is a clip, a `.track.npz`, a `.meshes.npz` or a `.normals.mkv`. What the stages make on the way lies in
+    `OUT.work`, and is used by the next run.
 
     Raises:
         InputError: a file that cannot serve.

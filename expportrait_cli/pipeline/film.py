@@ -12,6 +12,7 @@ from typing import Any
 
 from expportrait_cli.artifacts import npz
 from expportrait_cli.artifacts.files import alone, content_hash, forget_partials, sha256
+from expportrait_cli.artifacts.guard import check_outputs
 from expportrait_cli.artifacts.meshes import Meshes
 from expportrait_cli.artifacts.types import HeadFit, Tracking
 from expportrait_cli.errors import InputError
@@ -29,7 +30,7 @@ from expportrait_cli.pipeline.heads import (
     kind_of_head,
     tracking_head,
 )
-from expportrait_cli.pipeline.job import WORK_FILES, Job, check
+from expportrait_cli.pipeline.job import WORK_FILES, Job, behind_normals, check
 from expportrait_cli.pipeline.performance import CurvesFile, Driver, OffsetSource
 from expportrait_cli.pipeline.provenance import (
     check_source,
@@ -71,6 +72,8 @@ def generate(job: Job, stage: Stage = silent) -> Film:
     Raises:
         InputError, UsageError: as `job.check`.
     """
+    check_outputs(job.outputs(), [job.driving])
+    job = behind_normals(job)
     kinds = check(job)
     with alone(job.out), alone(job.work):
         for path in (*job.outputs(), job.grid_path, job.report):

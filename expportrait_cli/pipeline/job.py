@@ -1,18 +1,21 @@
 """What one film is made of, and everything about it that can be checked before the work starts."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from expportrait_cli.artifacts import npz
-from expportrait_cli.artifacts.files import check_file
+from expportrait_cli.artifacts.files import check_file, content_hash, sha256
 from expportrait_cli.artifacts.guard import check_foreign, check_outputs
+from expportrait_cli.artifacts.meshes import Meshes
+from expportrait_cli.artifacts.types import HeadFit
 from expportrait_cli.config import FitConfig, GenerateConfig, TrackConfig, TransferConfig
 from expportrait_cli.detect.faces import check_choice
 from expportrait_cli.errors import InputError, UsageError
 from expportrait_cli.media.ffmpeg import check_sound
 from expportrait_cli.media.image import is_image, read_image
 from expportrait_cli.media.video import probe
+from expportrait_cli.render.files import SUFFIX, load_info
 from expportrait_cli.retargeting.stage import check_neutral, parse_regions
 
 WORK_FILES = ("reference.track.npz", "driving.track.npz", "reference.head.npz", "driving.meshes.npz")
@@ -26,7 +29,7 @@ class Job:
     reference: Path
     """A photo, a clip, or a `.head.npz`."""
     driving: Path
-    """A clip, a photo, a `.track.npz` or a `.meshes.npz`."""
+    """A clip, a photo, a `.track.npz`, a `.meshes.npz`, or the `.normals.mkv` of meshes that are still there."""
     out: Path
     track: TrackConfig = field(default_factory=TrackConfig)
     """For both; its face is the reference's."""
@@ -126,6 +129,37 @@ def kind_of(path: Path) -> str:
     return "clip"
 
 
+def behind_normals(job: Job) -> Job:
+    """The same job with the meshes and the head that a film of normal maps was drawn from, if one is the driver.
+
+    Raises:
+        InputError: the film was edited, shows another viewpoint or another person, or its meshes or head are gone.
+    """
+    film = job.driving
+    if not film.name.endswith(SUFFIX):
+        return job
+    info = load_info(film)
+    if info.viewpoint:
+        raise InputError(
+            f"{film} shows the head from {info.viewpoint}, and films are painted from the photo's viewpoint. Run "
+            "`render-normals` without `view` and `orbit`."
+        )
+    meshes = Path(info.meshes)
+    if not meshes.is_file() or content_hash(meshes) != info.mesh_hash:
+        raise InputError(
+            f"{meshes}, from which {film} was drawn, is gone or was made again. Run `render-normals` again."
+        )
+    if job.reference.suffix == ".npz":
+        return replace(job, driving=meshes)
+    head = Path(str(npz.read_header(meshes)["made_by"].get("head")))
+    if not head.is_file() or content_hash(head) != Meshes.open(meshes).head_hash:
+        raise InputError(f"{head}, the head in {film}, is gone or was made again. Give its .head.npz as the reference.")
+    fit = npz.load(HeadFit, head)
+    if fit.source_hash != sha256(job.reference):
+        raise InputError(f"{film} shows the person of {fit.source}, not of {job.reference}. Give that photo.")
+    return replace(job, reference=head, driving=meshes)
+
+
 def check(job: Job) -> tuple[str, str]:
     """Kinds of the reference and of the driver, after everything cheap was looked at.
 
@@ -140,10 +174,7 @@ def check(job: Job) -> tuple[str, str]:
         remedy = "Make a head of it with `expportrait fit`." if reference == "track" else "Give the person's."
         raise InputError(f"{job.reference} is a '{reference}' artifact, expected a photo or a .head.npz. {remedy}")
     if driving not in ("photo", "clip", "track", "meshes"):
-        remedy = {
-            "head": "A head comes first, as REF.",
-            "normals": "Give the .meshes.npz that it was drawn from.",
-        }.get(driving, "Give the driver's.")
+        remedy = "A head comes first, as REF." if driving == "head" else "Give the driver's."
         raise InputError(
             f"{job.driving} is a '{driving}' artifact, expected a clip, a .track.npz or a .meshes.npz. {remedy}"
         )

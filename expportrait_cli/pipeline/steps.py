@@ -206,7 +206,7 @@ class Steps:
                 "transfer",
                 lambda progress: write_meshes(
                     path,
-                    header,
+                    {**header, "head": str(head_path.resolve())},
                     head_fit.artifact,
                     tracking.artifact,
                     head=self.head,

@@ -37,6 +37,10 @@ class NormalsInfo:
     """Hash of the meshes that were rendered."""
     rasterizer: str
     """Backend that rendered them."""
+    meshes: str
+    """Absolute path of the meshes."""
+    viewpoint: str = ""
+    """Angles of the camera as they were given; empty for the photo's own viewpoint."""
     frame_count: int = 0
     """Filled in when the film is written."""
     convention: str = CONVENTION
@@ -118,6 +122,8 @@ def load_info(path: str | os.PathLike[str]) -> NormalsInfo:
             rate=Fraction(found["rate"]),
             mesh_hash=str(found["mesh_hash"]),
             rasterizer=str(found["rasterizer"]),
+            meshes=str(found["meshes"]),
+            viewpoint=str(found["viewpoint"]),
             frame_count=int(found["frame_count"]),
             convention=str(found["convention"]),
         )

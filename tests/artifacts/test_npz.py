@@ -140,7 +140,7 @@ WRONG_KINDS = [
     ("generate a.track.npz a.track.npz", "a.track.npz is a 'track' artifact, expected a photo", "expportrait fit"),
     ("generate a.track.npz a.head.npz", "a.track.npz is a 'track' artifact", "expected a photo or a .head.npz"),
     ("generate a.head.npz a.head.npz", "a.head.npz is a 'head' artifact", "expected a clip, a .track.npz"),
-    ("generate a.head.npz a.normals.mkv", "a.normals.mkv is a 'normals' artifact", "it was drawn from"),
+    ("generate a.head.npz a.normals.mkv", "a.normals.json", "does not exist"),
     ("generate a.normals.mkv a.track.npz", "a.normals.mkv is a 'normals' artifact", "expected a photo or"),
     ("generate a.meshes.npz a.track.npz", "a.meshes.npz is a 'meshes' artifact", "expected a photo or a .head.npz"),
 ]

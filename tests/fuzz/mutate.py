@@ -128,7 +128,7 @@ def make_sidecar(path: Path) -> None:
     film = path.with_suffix(".mkv")
     side = np.zeros((16, 16, 3), np.uint8)
     frame = NormalFrame(side, np.zeros((16, 16), np.float32), side[..., 0])
-    info = NormalsInfo(Camera(90.0, 8.0, 8.0, 16, 16), Fraction(25), "ab", "warp")
+    info = NormalsInfo(Camera(90.0, 8.0, 8.0, 16, 16), Fraction(25), "ab", "warp", "a.meshes.npz")
     save_normals([frame], film, info)
 
 

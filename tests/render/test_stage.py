@@ -42,7 +42,7 @@ def _meshes(tmp_path: Path) -> Meshes:
 
 
 def _info() -> NormalsInfo:
-    return NormalsInfo(Camera.of_crop(FOCAL_PX, CROP_SIZE, 64), RATE, "abc", "warp")
+    return NormalsInfo(Camera.of_crop(FOCAL_PX, CROP_SIZE, 64), RATE, "abc", "warp", "a.meshes.npz")
 
 
 def test_frames_come_one_by_one(meshes):
