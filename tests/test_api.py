@@ -67,3 +67,4 @@ def test_messages_name_parameters_and_the_command_line_its_options():
     command_line.app = app
     said = as_options("`neutral_frame=99`: give `region`, or `own=False`; run `pip install x`, not `nothing=1`.")
     assert said == "--neutral-frame 99: give --region, or --no-own; run `pip install x`, not `nothing=1`."
+    assert as_options("`same_person=no`, `same_person=yes`") == "--different-person, --same-person"

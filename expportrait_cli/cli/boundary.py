@@ -53,8 +53,8 @@ def _as_option(match: re.Match[str]) -> str:
     if names is None:
         return match[0]
     shown, negative = names
-    if value in ("True", "False"):
-        return negative if value == "False" and negative else shown
+    if value in ("True", "False") or (negative and value in ("yes", "no")):
+        return negative if value in ("False", "no") and negative else shown
     return f"{shown} {value}" if value else shown
 
 

@@ -125,11 +125,12 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def _is_row(row: Any) -> bool:
+    """Whether it has what is read of it; a video that is no clip has no name."""
     texts = ("name", "person", "status", "head_model")
     return (
         isinstance(row, dict)
         and all(isinstance(row.get(key), str) for key in texts)
-        and NAME.fullmatch(row["name"]) is not None
+        and (NAME.fullmatch(row["name"]) is not None or (not row["name"] and row["status"] == "rejected"))
     )
 
 

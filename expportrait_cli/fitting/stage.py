@@ -145,7 +145,7 @@ def _is_same(trackings: Sequence[Tracking], driver: Tracking, config: FitConfig)
         return False
     if config.same_person == "auto" and not shows_photo(driver, photo):
         return False
-    why = "as you say" if config.same_person == "yes" else "a frame of it is the photo (`same_person=no` denies it)"
+    why = "as you say" if config.same_person == "yes" else "a frame of it is the photo (if not: `same_person=no`)"
     log.warning("%s shows the person of %s: %s.", driver.source, photo.source, why)
     return True
 

@@ -121,7 +121,9 @@ def test_a_full_disk_leaves_no_partial_file(kilobytes, photo, tmp_path):
     line = [*COMMAND, "-q", "generate", str(photo), str(clip), "-o", str(path)]
     done = subprocess.run(line, capture_output=True, text=True, preexec_fn=limit, check=False)
     assert done.returncode == 3, done.stderr
-    assert done.stdout == "" and done.stderr.count("\n") == 1 and "could not be written" in done.stderr
+    # The clip shows the photo's own person, which is said before.
+    *said, error = done.stderr.splitlines()
+    assert done.stdout == "" and "could not be written" in error and len(said) <= 1 and "Traceback" not in done.stderr
     assert not list(tmp_path.rglob("*.partial")) and not path.exists()
     # What was whole is used again.
     done = subprocess.run(line, capture_output=True, text=True, check=False)

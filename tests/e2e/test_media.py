@@ -10,7 +10,7 @@ import pytest
 from expportrait_cli.artifacts.types import CROP_SIZE
 from expportrait_cli.cli import app
 from expportrait_cli.config import TrackConfig
-from expportrait_cli.head import load_head
+from expportrait_cli.head import landmark_model, load_head
 from expportrait_cli.media import ffmpeg
 from expportrait_cli.media.video import frame_count, probe
 from expportrait_cli.tracking import track
@@ -90,7 +90,7 @@ def test_a_clip_is_refused(media, name, tmp_path, capsys):
 
 @pytest.mark.parametrize(("name", "face", "place"), FOLLOWED)
 def test_the_right_face_is_followed_in_every_frame(media, name, face, place):
-    seen = observe(find(media, f"hard/{name}"), TrackConfig(face=face), quiet)
+    seen = observe(find(media, f"hard/{name}"), landmark_model(load_head()), TrackConfig(face=face), quiet)
     left, top, side = seen.crop
     x, y = (seen.landmarks.mean(1) * (side / CROP_SIZE) + [left, top]).T
     assert (seen.state == 0).all()

@@ -271,7 +271,7 @@ def test_folds_of_frames_between_are_explained_by_their_neighbours(head, tmp_pat
     shown, drawn, weight = unseen_folds(made.clip, made.patch, fitted, between)
     forehead = above_brows(head)[made.patch.vertices]
     found = normals.weighted_agreement(drawn, shown, weight * forehead)
-    assert found["r"] > 0.8 and found["explained"] > 0.35
+    assert found["r"] > 0.5 and found["explained"] > 0.2
     _, nothing, _ = unseen_folds(made.clip, made.patch, np.zeros_like(fitted), between)
     assert np.abs(nothing).max() < 1e-5
 

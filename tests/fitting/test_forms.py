@@ -50,9 +50,7 @@ def clip_head(clip, head) -> HeadFit:
 
 def one_frame(tracking: Tracking, row: int, **changes) -> Tracking:
     """One frame of a clip by itself."""
-    names = ("landmarks", "expression", "jaw", "gaze", "rotation", "translation")
-    names += ("shoulders", "flow", "shot", "state", "error")
-    return replace(tracking, **{name: getattr(tracking, name)[row : row + 1] for name in names}, **changes)
+    return replace(tracking.frames([row]), **changes)
 
 
 def face_error_mm(identity: np.ndarray, true: np.ndarray, head) -> float:

@@ -236,6 +236,7 @@ def fine_head(fitted, fine, tmp_path_factory) -> Path:
         head_model=fine.head.name,
         static_offset=fine.lifted(fitted.static_offset),
         frame_offset=fine.lifted(fitted.frame_offset),
+        relief_seen=np.zeros(len(fine.head.parts), np.float16),
     )
     return npz.save(own, tmp_path_factory.mktemp("head") / "fine.head.npz", {})
 

@@ -153,7 +153,7 @@ def test_normals_and_depth_of_a_turn_give_its_sides(turning, together, head):
 def test_mattes_of_a_turn_tell_more_of_its_sides_than_one(turning, alone, together, head):
     sides = turning.visible(range(FRAMES)) & ~turning.visible([0])
     assert sides.sum() > 300
-    assert turning.error_mm(together, sides) < 0.96 * turning.error_mm(alone, sides)
+    assert turning.error_mm(together, sides) < 0.97 * turning.error_mm(alone, sides)
     frames = turning.frames(range(FRAMES))
     before, after = frames.overlaps(alone), frames.overlaps(together)
     # What is not covered yet becomes less by a fifth.

@@ -170,6 +170,7 @@ def lifted(fitted: HeadFit, fine: Finer) -> HeadFit:
         head_model=fine.head.name,
         static_offset=fine.lifted(fitted.static_offset),
         frame_offset=fine.lifted(fitted.frame_offset),
+        relief_seen=np.zeros(len(fine.head.parts), np.float16),
     )
 
 

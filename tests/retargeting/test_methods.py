@@ -207,7 +207,7 @@ def test_strangers_folds_are_added_by_their_share(head, photo, stranger, driver_
     assert not none.any() and np.abs(whole).max() > 3e-4
     np.testing.assert_allclose(whole, 2 * half, atol=1e-8)
     # Frame 3 is at rest as frame 0: neither the driver nor the network shows folds there.
-    assert np.abs(whole[3]).max() < 0.1 * np.abs(whole[1]).max()
+    assert np.abs(whole[3]).max() < 0.15 * np.abs(whole[1]).max()
 
 
 def test_other_curves_have_other_offsets(head, photo, stranger, network):
@@ -323,6 +323,7 @@ def test_a_driver_on_another_mesh_is_refused(head, driver_fit, files, tmp_path, 
     """A driver's clip that was fitted at high quality has more vertices than a photo that was not."""
     fine = finer(head)
     offsets = {name: fine.lifted(getattr(driver_fit, name)) for name in ("static_offset", "frame_offset")}
+    offsets["relief_seen"] = np.zeros(len(fine.head.parts), np.float16)
     npz.save(replace(driver_fit, head_model=fine.head.name, **offsets), tmp_path / "fine.head.npz", {})
     options = ("--method", "direct", "--driver-head", str(tmp_path / "fine.head.npz"))
     err = command(capsys, files, tmp_path, *options, code=3)

@@ -186,7 +186,7 @@ def test_lips_leave_lids_brows_and_pose(fitted, stranger, head):
     verts = meshes(fitted, stranger, head, region="lips")
     rest = fitted_mesh(fitted, head)
     above = ((head.skinning[:, 3] == 0) & (dense(head, head.template)[:, 1] > 0.04)).numpy()
-    assert np.linalg.norm(verts[:, above] - rest[above], axis=-1).max() < 1e-4
+    assert np.linalg.norm(verts[:, above] - rest[above], axis=-1).max() < 3e-4
     for pairs in (LEFT, RIGHT):
         gaps = lid_gaps(fitted, verts, head, pairs)
         assert np.ptp(gaps) < 0.03 * gaps[0]

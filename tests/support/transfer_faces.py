@@ -1,6 +1,6 @@
 """Faces, fits and performances that need no picture, and transfer networks of toy size with random weights."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -104,7 +104,7 @@ def still_curves(head_fit: HeadFit, psi: Tensor, jaw: Tensor) -> Curves:
 
 
 def rows_of(curves: Curves, rows) -> Curves:
-    return Curves(*(getattr(curves, name)[rows] for name in Curves.__dataclass_fields__))
+    return Curves(*(getattr(curves, name)[rows] for name in (field.name for field in fields(Curves))))
 
 
 def _solver(head: HeadModel) -> Solver:
