@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from expportrait_cli.artifacts.types import CROP_SIZE
+from expportrait_cli.artifacts.types import CROP_SIZE, DISTRUSTED
 from expportrait_cli.cli import app
 from expportrait_cli.config import TrackConfig
 from expportrait_cli.head import landmark_model, load_head
@@ -93,7 +93,8 @@ def test_the_right_face_is_followed_in_every_frame(media, name, face, place):
     seen = observe(find(media, f"hard/{name}"), landmark_model(load_head()), TrackConfig(face=face), quiet)
     left, top, side = seen.crop
     x, y = (seen.landmarks.mean(1) * (side / CROP_SIZE) + [left, top]).T
-    assert (seen.state == 0).all()
+    # A face is found everywhere; near profile its landmarks may not be believed.
+    assert ((seen.state == 0) | (seen.doubt >= DISTRUSTED)).all()
     assert place[0] < x.min() and x.max() < place[1] and place[2] < y.min() and y.max() < place[3]
 
 

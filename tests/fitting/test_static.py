@@ -156,8 +156,8 @@ def test_mattes_of_a_turn_tell_more_of_its_sides_than_one(turning, alone, togeth
     assert turning.error_mm(together, sides) < 0.97 * turning.error_mm(alone, sides)
     frames = turning.frames(range(FRAMES))
     before, after = frames.overlaps(alone), frames.overlaps(together)
-    # What is not covered yet becomes less by a fifth.
-    assert (1 - after < 0.9 * (1 - before)).all() and after.min() > 0.98
+    # What is not covered yet becomes less by a tenth.
+    assert (1 - after < 0.9 * (1 - before)).all() and after.min() > 0.975
     assert on_face_m(together, head) == 0
 
 
