@@ -75,6 +75,7 @@ def test_strands_stay_and_grain_goes():
     assert along_strands(grain, 5.0)[inner].std() < 0.5 * grain.std()
 
 
+@pytest.mark.slow
 def test_the_head_of_a_photo_holds_its_detail(fitted, head):
     assert fitted.relief.shape == (CROP_SIZE, CROP_SIZE)
     assert 1e-4 < np.abs(fitted.relief.astype(np.float32)).max() < 0.006

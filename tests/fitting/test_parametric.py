@@ -86,6 +86,7 @@ def test_a_frame_that_is_the_photo_shows_its_person(photo, photo_tracking, tmp_p
     assert not shows_photo(replace(photo_tracking, source=str(tmp_path / "gone.png")), photo_tracking)
 
 
+@pytest.mark.slow
 def test_the_user_has_the_last_word(photo_tracking, head, tmp_path, caplog):
     driver = replace(photo_tracking, identity=photo_tracking.identity + np.float32(0.1))
     heads = {

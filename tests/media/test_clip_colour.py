@@ -9,6 +9,9 @@ import pytest
 
 from expportrait_cli.media.video import probe, read_frames
 
+pytestmark = pytest.mark.slow
+"""Many small pictures, half a minute of them together."""
+
 WHITE_POINT = (0.3127, 0.3290)
 CHROMATICITIES = {
     "bt709": [(0.640, 0.330), (0.300, 0.600), (0.150, 0.060)],

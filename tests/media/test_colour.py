@@ -14,6 +14,9 @@ from expportrait_cli.errors import InputError
 from expportrait_cli.media.colour import profile_space
 from expportrait_cli.media.image import read_image
 
+pytestmark = pytest.mark.slow
+"""Many small pictures, half a minute of them together."""
+
 SPACES = [("AdobeRGB", 563 / 256), ("ProPhoto", 1.8), ("P3", None), ("sRGB", 1.0), ("sRGB", 1.8), ("sRGB", None)]
 WIDE, NARROW = made.deep, made.shallow
 
