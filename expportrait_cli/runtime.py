@@ -1,4 +1,4 @@
-"""What a run stands on: settings, processors, a device, a thread that works ahead, and how far it says it has come."""
+"""Basics of every run: checked settings, processor threads, the device, a prefetching thread, progress reports."""
 
 import os
 from collections import deque

@@ -29,7 +29,7 @@ ANGLES = ("jaw", "gaze", "rotation", "torso_rotation")
 
 
 def csv_of(curves: Curves, names: Sequence[str]) -> str:
-    """The table; `names` are the head model's expression names."""
+    """Format curves as the text of a CSV table; `names` are the head model's expression names."""
     columns = ["frame", *names, *(column for group in COLUMNS.values() for column in group)]
     blocks = [np.asarray(getattr(curves, field), np.float64) for field in _order()]
     table = np.concatenate(

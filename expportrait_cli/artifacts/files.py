@@ -60,7 +60,7 @@ def alone(path: str | os.PathLike[str], *, wait: bool = False) -> Iterator[None]
     finally:
         lock.unlink(missing_ok=True)
         os.close(descriptor)
-        # Folders that were made for a result that did not come.
+        # Remove the folders that were made for a result that was never written.
         with suppress(OSError):
             for folder in made:
                 folder.rmdir()
@@ -74,13 +74,13 @@ def _hold(lock: Path, path: str | os.PathLike[str], *, wait: bool) -> int:
         try:
             descriptor = os.open(lock, os.O_RDWR | (os.O_CREAT | os.O_EXCL if is_new else 0), 0o666)
         except (FileExistsError, FileNotFoundError):
-            # It has come or gone since it was looked for.
+            # Another process has created or removed the file since it was looked for.
             continue
         holder = os.read(descriptor, 400).decode(errors="replace")
         has = _take(descriptor)
         if has is None:
             has = is_new or _is_gone(holder)
-        # The one before may have removed the file after it was opened here.
+        # The previous holder may have removed the file after it was opened here.
         if has and lock.exists() and os.path.samestat(os.fstat(descriptor), lock.stat()):
             os.ftruncate(descriptor, 0)
             since = datetime.now().astimezone().isoformat(" ", "seconds")
@@ -251,11 +251,11 @@ def check_file(path: str | os.PathLike[str]) -> None:
 
 
 ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
-"""Of a page or file elsewhere; a path has lost the second slash."""
+"""Beginning of a web address. One slash is enough, because `Path` removes the second one."""
 
 
 def special(mode: int) -> str:
-    """What something is called that is neither a file nor a folder, by its `st_mode`."""
+    """Name, in words, the kind of a path that is neither a file nor a folder, by its `st_mode`."""
     kinds = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
     return kinds.get(stat.S_IFMT(mode), "a device")
 

@@ -13,7 +13,7 @@ from expportrait_cli.errors import UsageError
 
 MARK = b"expportrait"
 RECORD = b'{\n  "output": '
-"""How the record of a run begins."""
+"""First bytes of every run record."""
 LOOK = 1 << 20
 """Bytes at either end of a film or page in which it says what made it."""
 

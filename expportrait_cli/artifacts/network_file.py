@@ -15,7 +15,7 @@ from expportrait_cli.artifacts.texts import parse_json
 from expportrait_cli.errors import WeightsError
 
 LONGEST_TABLE = 1 << 24
-"""Bytes, for 100,000 tensors."""
+"""Largest table of tensors that is read, bytes: enough for 100,000 tensors."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def _check_length(path: Path) -> None:
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors, in single precision.
+    """Read the tensors of a file, in single precision.
 
     Raises:
         WeightsError: one has numbers that are not finite, or it is no such file.

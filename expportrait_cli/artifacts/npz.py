@@ -35,10 +35,10 @@ ADVICE = {
 """What to do with one kind of artifact where another was expected."""
 EPOCH = (1980, 1, 1, 0, 0, 0)
 MEMBERS_BYTES = 1 << 24
-"""Largest table of members: 200,000 of them, or three million frames of meshes."""
+"""Largest table of members that is read, bytes: enough for 200,000 members, or three million frames of meshes."""
 SMALL_BYTES, DENSEST = 1 << 27, 20
-"""Arrays of more than so many bytes in all must take at least a 20th of that on disk. Real ones take a half; an array
-of equal numbers can take a thousandth, with which a small file would fill the memory."""
+"""Arrays that unpack to more than `SMALL_BYTES` must take at least 1 / `DENSEST` of that on disk. Real ones take half;
+an array of equal numbers can take a thousandth, so that a small file would fill the memory."""
 HEADER_BYTES = 1 << 22
 LONGEST_TEXT = 1 << 16
 KINDS = {str: "U", int: "i", float: "f"}
@@ -46,7 +46,7 @@ BROKEN = (
     *(zipfile.BadZipFile, zlib.error, struct.error, ValueError, SyntaxError, OverflowError),
     *(EOFError, OSError, NotImplementedError, RuntimeError, MemoryError),
 )
-"""What `zipfile` and numpy raise at damaged files."""
+"""Exceptions that `zipfile` and numpy raise when a file is damaged."""
 
 
 def save(artifact: Any, path: str | os.PathLike[str], made_by: Mapping[str, Any]) -> Path:

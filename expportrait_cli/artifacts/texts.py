@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 LONGEST_JSON, LONGEST_TOML = 1 << 28, 1 << 22
-"""Bytes. The largest that is written, `dataset.json`, has 1.5 KB a clip; TOML is read by slow code."""
+"""Largest JSON and TOML files that are read, bytes. `dataset.json`, the largest, has 1.5 KB a clip; TOML is slow."""
 
 
 def read_text(path: str | os.PathLike[str], longest: int) -> str:

@@ -20,7 +20,7 @@ CROP_SIZE = 512
 DISTRUSTED = 0.5
 """Doubt from which the landmarks of a frame are not believed."""
 DOUBTFUL = 0.2
-"""Doubt from which a frame is shown as it was found, and yet stands for nothing else."""
+"""Doubt from which a frame keeps its own landmarks, but does not serve as a neutral, key or reference frame."""
 
 
 def surest(state: UInt8[np.ndarray, " T"], doubt: Float32[np.ndarray, " T"]) -> Bool[np.ndarray, " T"]:
@@ -31,21 +31,21 @@ def surest(state: UInt8[np.ndarray, " T"], doubt: Float32[np.ndarray, " T"]) -> 
 
 
 class Range(NamedTuple):
-    """What the numbers of an array may be; those of arrays without a range may be any that are finite."""
+    """Allowed values of the numbers of an array; arrays without a range may hold any finite numbers."""
 
     low: ArrayLike
-    """One for all, or one for each column; so is `high`."""
+    """Smallest value: one for all numbers, or one for each column. `high`, the largest value, has the same form."""
     high: ArrayLike
     has_nan: bool = False
-    """NaN stands for what was not seen."""
+    """True if the array may hold NaN, which marks what was not seen."""
 
 
 RATES = Fraction(1, 1000), Fraction(1000)
 """Lowest and highest frame rate, frames/s."""
 TURN, PLACE, PIXEL = Range(-6.2832, 6.2832), Range(-1e3, 1e3), Range(-1e5, 1e5)
-"""Of rotations, rad; of places, m; of points in a crop, px."""
+"""Ranges of rotations (rad), positions (m) and points in a crop (px)."""
 OFFSET, COEFFICIENT, COUNT = Range(-0.5, 0.5), Range(-100, 100), Range(0, 2**31 - 1)
-"""Of offsets of a mesh, m; of expressions and identities; of indices, which renderers take in 32 bits."""
+"""Ranges of mesh offsets (m), of expression and identity coefficients, and of indices (32 bits in renderers)."""
 FOCAL = Range(1e-3, 1e6)
 SIZE = Range(1, 1e6)
 CROP = Range((-1e6, -1e6, 1e-3), (1e6, 1e6, 1e6))
@@ -59,7 +59,7 @@ POSE = {
 
 
 def rate_fault(numerator: int, denominator: int) -> str:
-    """What is wrong with a frame rate, for the end of "FILE holds ..."; empty if nothing is."""
+    """Describe what is wrong with a frame rate, as the end of "FILE holds ..."; empty if nothing is."""
     is_sane = numerator > 0 and denominator > 0 and RATES[0] <= Fraction(numerator, denominator) <= RATES[1]
     return "" if is_sane else f"the frame rate {numerator}/{denominator}, expected {RATES[0]} to {RATES[1]} frames/s"
 
@@ -144,7 +144,7 @@ class Tracking:
         return surest(self.state, self.doubt)
 
     def fault(self) -> str:
-        """What values contradict each other, for the end of "FILE holds ..."; empty if none do."""
+        """Describe values that contradict each other, as the end of "FILE holds ..."; empty if none do."""
         numerator, denominator = map(int, self.rate)
         if not len(self.state) or self.state.all():
             return "no tracked frame, expected at least one"
@@ -261,7 +261,7 @@ class HeadFit:
     """How far the pictures were from the head without and with folds, a frame; NaN where they were not compared."""
 
     def fault(self) -> str:
-        """As `Tracking.fault`."""
+        """Describe values that contradict each other, like `Tracking.fault`."""
         last = int(self.dynamic_vertices.max(initial=-1))
         vertices = len(self.static_offset)
         return "" if last < vertices else f"'dynamic_vertices' with {last}, expected less than its {vertices} vertices"

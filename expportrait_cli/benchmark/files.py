@@ -1,4 +1,4 @@
-"""From a list or folder to the files that are left: scores, times and a page of a suite; scores of normal maps."""
+"""Run a benchmark and write its files: scores, times and a page for a suite; scores for normal maps."""
 
 import json
 import logging
@@ -33,6 +33,7 @@ from expportrait_cli.fitting.clip import (
     plain_skin,
     still_frames,
 )
+from expportrait_cli.fitting.detail import CROWN_M
 from expportrait_cli.fitting.dynamic import unseen_folds
 from expportrait_cli.fitting.evidence import log_intensity
 from expportrait_cli.fitting.hair import sides
@@ -146,9 +147,9 @@ def costs(outcome: suites.Outcome) -> str:
 
 
 FRAMES, SLIGHT_FRAMES, STILL_FRAMES = 8, 3, 8
-"""Frames that are judged: turned by 15 degrees or more, by less, and pairs of frames that hardly move."""
-CROWN_M, CLOTHES = 0.085, 0.6
-"""Height of what is surely hair, and the torso's least share in what is clothes."""
+"""Largest numbers of frames that are judged: turned by 15 degrees or more, turned less, and pairs that hardly move."""
+CLOTHES = 0.6
+"""Least share of the torso bone in a vertex of clothes."""
 
 
 def evaluate_normals(

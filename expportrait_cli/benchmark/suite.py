@@ -27,9 +27,9 @@ KINDS = {
 """What a list may say of all its pairs."""
 NAME = re.compile(r"(?!\.{1,2}$)[^/\\\0\ud800-\udc7f\udd00-\udfff]+")
 LONGEST_NAME = 200
-"""Bytes: a file system takes 255, with all that is added to a name."""
+"""Longest name of a pair, bytes: file systems take 255, and suffixes are added to the name."""
 MOST = 10**9
-"""Frames."""
+"""Largest number of frames, or stride, that a suite may name."""
 
 
 @dataclass(frozen=True)

@@ -115,12 +115,12 @@ def report(error: Exception) -> int:
 CONTROLS = re.compile(
     "[\\x00-\\x1f\\x7f-\\x9f\\u061c\\u200e\\u200f\\u2028-\\u202e\\u2066-\\u2069\\ud800-\\udc9f\\udd00-\\udfff]"
 )
-"""What a terminal obeys instead of showing it: controls, and marks that turn the direction of writing. Of the bytes of
-names that are not UTF-8 (udc80 to udcff) those that are controls in other codings."""
+"""Characters that a terminal obeys instead of showing: control characters, and marks that change the direction of
+writing. Bytes of names that are not UTF-8 (udc80 to udcff) count if they are control characters in other encodings."""
 
 
 def shown(text: str, *, keep: str = "") -> str:
-    """A text with nothing in it that a terminal obeys; `keep` are controls that stay. Names and cells may hold any."""
+    """Make a text safe for a terminal: control characters are replaced, except those in `keep`."""
     return CONTROLS.sub(
         lambda found: found[0] if found[0] in keep else found[0].encode("unicode_escape").decode(), text
     )

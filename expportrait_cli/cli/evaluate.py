@@ -79,10 +79,10 @@ def evaluate(
     """
     serving = (method, ablation, not own, stride, frames, size, layout != "auto", backend != "auto")
     if folds and not normals:
-        raise UsageError("--folds serves --normals alone.")
+        raise UsageError("--folds can only be used with --normals.")
     if normals:
         if any(serving) or any(given is not None for given in (suite, target, reference, report)):
-            raise UsageError("--normals needs clips alone: leave out what serves films and suites.")
+            raise UsageError("--normals takes only clips: leave out the options for films and suites.")
         _heads(films or [], out, folds=folds, as_json=as_json)
         return
     if suite is not None:

@@ -58,7 +58,7 @@ def setting(config: type, name: str, *declarations: str, **details: Any) -> Any:
 
 
 def _number(value: int | float | None) -> int | float | None:
-    # No comparison with bounds finds it.
+    # NaN passes every comparison with bounds.
     if value is not None and isnan(value):
         raise typer.BadParameter("nan is not a number.")
     return value
@@ -158,7 +158,7 @@ def counting(
 
 
 def verdict(same: bool | None) -> Verdict:
-    """`FitConfig.same_person` of what the user says."""
+    """Convert the user's answer to a value of `FitConfig.same_person`."""
     return "auto" if same is None else "yes" if same else "no"
 
 

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 KIND, VERSION = "dataset", 1
 FILE, CLIPS = "dataset.json", "clips"
 NAME = re.compile(r"[\w+.-]*[\w+-][\w+.-]*")
-"""Of a clip's folder: never a way out of the set."""
+"""Allowed name of a clip's folder: it cannot be a path that leads out of the dataset."""
 VIDEO, TRACKING, HEAD = "clip.mp4", "track.npz", "head.npz"
 
 

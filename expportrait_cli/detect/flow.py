@@ -44,13 +44,13 @@ class CutDetector:
         return self._before
 
     def is_back(self, picture: Small) -> bool:
-        """Whether the last frame goes on where an earlier one left off."""
+        """Tell whether the last frame continues the shot that an earlier picture belongs to."""
         assert self._now is not None
         return not differs(picture, self._now)
 
 
 def differs(a: Small, b: Small) -> bool:
-    """Whether a cut lies between two pictures."""
+    """Tell whether a cut lies between two pictures."""
     picture = picture_change(a, b)
     return picture > OTHER_PICTURE or (picture > PICTURE and colour_change(a, b) > COLOURS)
 

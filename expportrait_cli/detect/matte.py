@@ -1,9 +1,12 @@
-"""Mattes of the person, and the shoulders."""
+"""Mattes of the person, the shoulders, and the colours of skin and hair."""
+
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float, Float32, UInt8
 
+from expportrait_cli.artifacts.types import CROP_SIZE
 from expportrait_cli.detect.nets import PoseNet, SelfieNet
 
 LOW, HIGH = 0.15, 0.85
@@ -16,13 +19,16 @@ JOINED = 0.25
 PLAIN = 10
 """Levels that differ along a row or column of a plain bar, by compression."""
 
+NOISE = np.diag([60.0, 6.0, 6.0])
+"""Variance of L, a, b (0 to 255) that any class has: shades and compression."""
+
 Image = UInt8[np.ndarray, "H W 3"]
 
 
-def smoothstep(x: Float32[np.ndarray, "*B"], low: float, high: float) -> Float32[np.ndarray, "*B"]:
+def smoothstep(x: Float[np.ndarray, "*B"], low: float, high: float) -> Float[np.ndarray, "*B"]:
     """Rise from 0 at `low` to 1 at `high` without a kink."""
     t = np.clip((x - low) / (high - low), 0, 1)
-    return (t * t * (3 - 2 * t)).astype(np.float32)
+    return t * t * (3 - 2 * t)
 
 
 def guided_filter(
@@ -101,3 +107,39 @@ class Shoulders:
         left, right = body[[LEFT, RIGHT], :2]
         # Seen from the front the person's left is on the right; a swap is a false find.
         return np.stack([left, right]) if left[0] > right[0] else None
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """Colours of a class, CIE Lab."""
+
+    mean: Float[np.ndarray, " 3"]
+    covariance: Float[np.ndarray, "3 3"]
+
+    @classmethod
+    def of(cls, colours: Float[np.ndarray, "P 3"]) -> "Gaussian":
+        """Estimate it from most of the colours: what lies far from their median is left out."""
+        away = np.abs(colours - np.median(colours, 0))
+        kept = colours[(away <= 2.5 * (1.4826 * np.median(away, 0) + 2)).all(1)]
+        kept = kept if len(kept) > 50 else colours
+        return cls(kept.mean(0), np.cov(kept.T) + NOISE)
+
+    def score(self, colours: Float[np.ndarray, "*B 3"]) -> Float[np.ndarray, "*B"]:
+        """Logarithm of the density, up to a constant that all classes share."""
+        return self.peak_score(colours) - 0.5 * np.log(np.linalg.det(self.covariance))
+
+    def peak_score(self, colours: Float[np.ndarray, "*B 3"]) -> Float[np.ndarray, "*B"]:
+        """Logarithm of the density over that of the mean colour: 0 there, less elsewhere."""
+        away = colours - self.mean
+        return -0.5 * np.einsum("...i,ij,...j->...", away, np.linalg.inv(self.covariance), away)
+
+    def distance(self, other: "Gaussian") -> float:
+        """Mahalanobis distance of the means under the mean covariance."""
+        step = self.mean - other.mean
+        return float(np.sqrt(step @ np.linalg.inv((self.covariance + other.covariance) / 2) @ step))
+
+
+def lab_colours(image: UInt8[np.ndarray, "H W 3"]) -> Float32[np.ndarray, "H W 3"]:
+    """CIE Lab as OpenCV scales it to 0..255, blurred by 1.2 px of a crop of `CROP_SIZE`."""
+    blurred = cv2.GaussianBlur(image, (0, 0), 1.2 * image.shape[0] / CROP_SIZE)
+    return cv2.cvtColor(blurred, cv2.COLOR_RGB2LAB).astype(np.float32)

@@ -1,6 +1,6 @@
 """How well a head that was fitted to one photo, and its normal maps, stand in later frames of the same person.
 
-No truth is needed: the later pictures serve as it, and none of them took part in the fit. Pure functions on arrays;
+No ground truth is needed: later pictures, none of which took part in the fit, take its place. Pure functions on arrays;
 pictures, mattes and normal maps are those of the square crop, `S` px wide.
 """
 
@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Int64, Shaped, UInt8
 
 from expportrait_cli.detect.crop import Crop, crop_points
+from expportrait_cli.detect.matte import Gaussian, lab_colours
 
 OUTLINE_TURNS_DEG = ((15, 30), (30, 45), (45, 60))
 DETAIL_TURNS_DEG = ((5, 15), (15, 30), (30, 60))
@@ -24,16 +25,14 @@ REACH_PX, STEP_PX, BORDER_PX = 400, 0.5, 2.0
 INSIDE, FACING = 0.95, 0.3
 """Matte, and cosine to the viewer, from which a pixel's shading is compared."""
 HIGH_PASS_MM = {"skin": 4.0, "forehead": 4.0, "hair": 4.0, "clothes": 12.0}
-"""Standard deviation of the Gaussian that is taken away: what is smoother is the light, not detail."""
+"""Standard deviation of the Gaussian of the high-pass filter, mm: smoother variation is light, not detail."""
 SURROUNDED, LEAST_PX = 0.9, 300
 """Share of the Gaussian that has to lie inside the region, and the fewest pixels that are compared."""
 SHIFT_PX = 4
-"""How far registration may move the picture."""
+"""Largest shift of the picture in registration, px."""
 AGREEMENT = ("r", "r_registered", "gain", "explained")
 EAR_PX, APART = 60, 1.5
 """The fewest pixels of an ear that are judged, and the Mahalanobis distance from which colours tell skin from hair."""
-SPREAD = np.diag([60.0, 6.0, 6.0])
-"""Variance of Lab colours that is added to that of a class: light on the turned head differs from the photo's."""
 
 Box = tuple[float, float, float, float]
 Plane = Float32[np.ndarray, "S S"]
@@ -145,9 +144,9 @@ def rays(
 
 
 def high_passed(values: Plane, inside: Mask, sigma_px: float) -> tuple[Plane, Mask]:
-    """What a Gaussian over the inside takes away, and where that can be trusted.
+    """Subtract a Gaussian blur over the inside; return the difference, and where it can be trusted.
 
-    At the rim a slope, which is no detail, would remain, since the Gaussian sees one side of it.
+    At the rim the Gaussian sees only one side, and a slope that is no detail would remain.
     """
     weight = cv2.GaussianBlur(inside.astype(np.float32), (0, 0), sigma_px)
     low = cv2.GaussianBlur(np.where(inside, values, 0).astype(np.float32), (0, 0), sigma_px)
@@ -155,7 +154,7 @@ def high_passed(values: Plane, inside: Mask, sigma_px: float) -> tuple[Plane, Ma
 
 
 def agreement(made: Plane, shown: Plane, inside: Mask) -> dict[str, float]:
-    """How far drawn detail is that of the picture; both high-passed.
+    """Compare drawn detail with that of the picture; both are high-passed.
 
     r: correlation. r_registered: the same with the picture moved by up to `SHIFT_PX`, the best of all shifts, which
     lifts unrelated detail to about .1. gain: strength of what is drawn along what is shown, 1 is right. explained: the
@@ -210,38 +209,22 @@ def _registered(made: np.ndarray, shown: np.ndarray, inside: np.ndarray) -> floa
 class Colours:
     """Skin and hair of a photo as two Gaussians of Lab colours."""
 
-    means: Float[np.ndarray, "2 3"]
-    inverses: Float[np.ndarray, "2 3 3"]
+    skin: Gaussian
+    hair: Gaussian
 
     @classmethod
     def of(cls, picture: UInt8[np.ndarray, "S S 3"], skin: Mask, hair: Mask) -> "Colours | None":
         """Measure both; None where they are not seen, or too alike to be told apart."""
         if min(skin.sum(), hair.sum()) < LEAST_PX:
             return None
-        lab = _lab(picture)
-        means, spreads = zip(*(_usual(lab[mask]) for mask in (skin, hair)), strict=True)
-        gap = means[0] - means[1]
-        if np.sqrt(gap @ np.linalg.inv((spreads[0] + spreads[1]) / 2) @ gap) < APART:
-            return None
-        return cls(np.stack(means), np.linalg.inv(np.stack(spreads)))
+        lab = lab_colours(picture)
+        found = cls(Gaussian.of(lab[skin]), Gaussian.of(lab[hair]))
+        return found if found.skin.distance(found.hair) >= APART else None
 
     def is_skin(self, picture: UInt8[np.ndarray, "S S 3"]) -> Mask:
         """Pixels that are likelier skin than hair."""
-        away = _lab(picture)[None] - self.means[:, None, None]
-        far = np.einsum("chwi,cij,chwj->chw", away, self.inverses, away, optimize=True)
-        size = np.linalg.slogdet(self.inverses)[1]
-        return far[0] - size[0] < far[1] - size[1]
-
-
-def _lab(picture: UInt8[np.ndarray, "S S 3"]) -> Float32[np.ndarray, "S S 3"]:
-    return cv2.cvtColor(cv2.GaussianBlur(picture, (0, 0), 1.2), cv2.COLOR_RGB2LAB).astype(np.float32)
-
-
-def _usual(colours: Float32[np.ndarray, "N 3"]) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and covariance without what lies far out: glasses, earrings, strands."""
-    away = np.abs(colours - np.median(colours, 0))
-    usual = colours[(away <= 2.5 * (1.4826 * np.median(away, 0) + 2)).all(1)]
-    return usual.mean(0), np.cov(usual.T) + SPREAD
+        lab = lab_colours(picture)
+        return self.skin.score(lab) > self.hair.score(lab)
 
 
 @dataclass(frozen=True)
@@ -250,7 +233,7 @@ class Ear:
 
     vertices: Bool[np.ndarray, " V"]
     is_bare: bool
-    """It stands out; otherwise hair closes over it."""
+    """True if the ear is bare, false if hair covers it."""
 
 
 def ear_agreement(frame: Frame, ears: Sequence[Ear], colours: Colours) -> float:
@@ -281,7 +264,7 @@ class Person:
     ears: Sequence[Ear]
     colours: Colours | None
     log_shade: Callable[[Float32[np.ndarray, "S S 3"]], Plane]
-    """Logarithm of what the clip's light makes of normals."""
+    """Logarithm of the shading of a normal map under the clip's light."""
 
 
 def detail(frame: Frame, person: Person) -> dict[str, dict[str, float]]:

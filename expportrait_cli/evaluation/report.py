@@ -1,4 +1,4 @@
-"""What is shown of scores: the page of a film, and the table of normal maps."""
+"""Reports of scores: the page of a film, and the table of normal maps."""
 
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
@@ -120,7 +120,7 @@ DEFINITIONS = {
     "steady_deg": "mean angle by which normals change between frames that hardly move",
     "folds": "r, gain and explained of the folds of the face in frames between those that were fitted",
 }
-"""What the scores are."""
+"""Meaning of each score, by its name in the file."""
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,7 @@ def _over_clips(rows: Sequence[Any]) -> Any:
 
 
 def _known(value: Any) -> Any:
-    """The same with None for NaN, which JSON does not know."""
+    """Replace NaN, which JSON does not know, by None in nested values."""
     match value:
         case Mapping():
             return {name: _known(each) for name, each in value.items()}
@@ -223,7 +223,7 @@ L1_FULL = 0.25
 
 
 def ranking(scores: Scores) -> tuple[str, Float64[np.ndarray, " T"]]:
-    """What the worst frames are chosen by: its name, and how bad each frame is; NaN cannot be chosen.
+    """Rate frames to choose the worst: name of the measure, and its value for each frame; NaN is never chosen.
 
     A frame in which the film, and not the target, lost its face is the worst of all.
     """
@@ -263,7 +263,7 @@ def pictures(scores: Scores, frames: Int64[np.ndarray, " R"]) -> dict[int, list[
 
 
 def error_map(output: UInt8[np.ndarray, "H W 3"], target: UInt8[np.ndarray, "H W 3"]) -> tuple[str, str]:
-    """Where a picture differs from what it should be: caption, and address of the picture."""
+    """Draw where a picture differs from its target; return a caption, and the drawing as a data URI."""
     own, wanted = image.as_float(output), image.as_float(target)
     if image.missing_package() is None:
         caption, errors = "FLIP, 0 black, 1 bright", image.error_map(own, wanted)

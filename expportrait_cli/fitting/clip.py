@@ -84,7 +84,7 @@ def plain_skin(head: HeadModel) -> Bool[np.ndarray, " V"]:
 
 
 def above_brows(head: HeadModel) -> Bool[np.ndarray, " V"]:
-    """What lies higher than the brows."""
+    """Vertices that lie higher than the brows."""
     verts = dense(head, head.template)
     return (verts[:, 1] > landmarks(head, verts)[9, 1] + BROW_M).numpy()
 
@@ -148,7 +148,7 @@ def recentred(
 
 
 STILL_IOD = 0.005
-"""Mean way of the landmarks between two frames that hardly move: half of what would turn the head by a degree."""
+"""Largest mean motion of landmarks between still frames, in inter-ocular distances: a turn of half a degree."""
 
 
 def first_frame(tracking: Tracking) -> Tracking:

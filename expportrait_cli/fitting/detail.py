@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Float, Float16, Float32, Int64, UInt8
+from jaxtyping import Float16, Float32, Int64, UInt8
 
 from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit
 from expportrait_cli.detect.crop import Crop, crop_image
+from expportrait_cli.detect.matte import Gaussian, lab_colours, smoothstep
 from expportrait_cli.fitting.clip import dynamic_mask, plain_skin
 from expportrait_cli.fitting.silhouette import draw_vertices
 from expportrait_cli.geometry.camera import Camera
@@ -25,55 +26,11 @@ from expportrait_cli.render.buffers import render_buffers
 
 CROWN_M, BROW_M, CHIN_M = 0.085, 0.06, -0.09
 """Heights in the template, over the origin between the ears: of the crown, of the brows' upper end and of the chin."""
-NOISE = np.diag([60.0, 6.0, 6.0])
-"""Variance of L, a, b (0 to 255) that any class has: shades and compression."""
 APART = 1.5
 """Least Mahalanobis distance of the crown's colours from the face's: below it the crown is taken for bare skin."""
 OTHER = -0.5 * 3.5**2
-"""Logarithm of the density, beside the peak of a class, from which a pixel over the torso is clothes."""
+"""Log density, relative to the peak of a class, below which a pixel over the torso counts as clothes."""
 SMALL_PX = 60
-
-
-def smoothstep(x: Float[np.ndarray, "*B"], low: float = 0.0, high: float = 1.0) -> Float[np.ndarray, "*B"]:
-    """0 up to `low`, 1 from `high`, smooth between."""
-    t = np.clip((x - low) / (high - low), 0, 1)
-    return t * t * (3 - 2 * t)
-
-
-@dataclass(frozen=True)
-class Gaussian:
-    """Colours of a class, CIE Lab."""
-
-    mean: Float[np.ndarray, " 3"]
-    covariance: Float[np.ndarray, "3 3"]
-
-    @classmethod
-    def of(cls, colours: Float[np.ndarray, "P 3"]) -> "Gaussian":
-        """Estimate it from most of the colours: what lies far from their median is left out."""
-        away = np.abs(colours - np.median(colours, 0))
-        kept = colours[(away <= 2.5 * (1.4826 * np.median(away, 0) + 2)).all(1)]
-        kept = kept if len(kept) > 50 else colours
-        return cls(kept.mean(0), np.cov(kept.T) + NOISE)
-
-    def score(self, colours: Float[np.ndarray, "*B 3"]) -> Float[np.ndarray, "*B"]:
-        """Logarithm of the density, up to a constant that all classes share."""
-        return self.peak_score(colours) - 0.5 * np.log(np.linalg.det(self.covariance))
-
-    def peak_score(self, colours: Float[np.ndarray, "*B 3"]) -> Float[np.ndarray, "*B"]:
-        """Logarithm of the density over that of the mean colour: 0 there, less elsewhere."""
-        away = colours - self.mean
-        return -0.5 * np.einsum("...i,ij,...j->...", away, np.linalg.inv(self.covariance), away)
-
-    def distance(self, other: "Gaussian") -> float:
-        """Mahalanobis distance of the means under the mean covariance."""
-        step = self.mean - other.mean
-        return float(np.sqrt(step @ np.linalg.inv((self.covariance + other.covariance) / 2) @ step))
-
-
-def lab_colours(image: UInt8[np.ndarray, "H W 3"]) -> Float32[np.ndarray, "H W 3"]:
-    """CIE Lab as OpenCV scales it to 0..255, blurred by 1.2 px of a crop of `CROP_SIZE`."""
-    blurred = cv2.GaussianBlur(image, (0, 0), 1.2 * image.shape[0] / CROP_SIZE)
-    return cv2.cvtColor(blurred, cv2.COLOR_RGB2LAB).astype(np.float32)
 
 
 def pixel_classes(
@@ -127,7 +84,7 @@ SKIN, HAIR, CLOTHES = range(3)
 
 @dataclass(frozen=True)
 class Band:
-    """Which part of the brightness of a class is relief."""
+    """Filter that turns the brightness of one class of pixels (skin, hair or clothes) into relief."""
 
     gain_mm: float
     """Height of one unit of the logarithm of linear brightness, mm."""
@@ -145,17 +102,17 @@ BANDS = (
     Band(3.0, 1.5, 0.30, 6.0, 0.54),
     Band(3.0, 4.0, 1.2, 22.0, 0.36),
 )
-"""Of skin, hair and clothes."""
+"""Filters for skin, hair and clothes."""
 COARSEST_MM = 15.0
-"""What is wider than this is the mesh's."""
+"""Scale above which shape belongs to the mesh, and not to the relief, mm."""
 STRAND_MM = 2.5
 """Half the length along which a strand of hair is averaged, and the scale of its direction."""
 HUE, HUE_MM = 6.0, (0.7, 4.0)
 """Change of a and b (CIE Lab, 0..255) at which a mark on the skin is paint by half, in this band."""
 HAIR_LIES_MM, CLOTHES_LIE_MM = 3.0, 2.0
-"""How much higher than the skin hair and clothes lie."""
+"""Heights of hair and of clothes above the skin, mm."""
 SOFT_MM = (1.5, 1.2, 1.8)
-"""Blur of the border of hair, twice, and of clothes."""
+"""Standard deviations of two successive blurs of the border of hair, and of one of clothes, mm."""
 
 
 LARGEST = 1024

@@ -143,7 +143,7 @@ def neutral_normals(clip: Clip, patch: Patch) -> Float32[Tensor, "P 3"]:
 def unseen_folds(
     clip: Clip, patch: Patch, offsets: Float32[np.ndarray, "T P 3"], unseen: Bool[np.ndarray, " T"]
 ) -> tuple[Float32[np.ndarray, "R P"], Float32[np.ndarray, "R P"], Float32[np.ndarray, "R P"]]:
-    """What pictures show of folds in frames that were not fitted, what their neighbours' folds make of it, and weights.
+    """Measure folds in frames that were not fitted: as pictures show them, as neighbours predict them, and weights.
 
     `offsets` are masked; they are smooth in the unseen frames, every second one of the clip. Log shade, high-passed.
     """

@@ -122,9 +122,9 @@ SURROUNDINGS, SURE = 4, 0.8
 """Steps of smoothing, and the share of the surroundings that has to be plain skin too."""
 
 REGION_STEPS = 16
-"""Steps of smoothing of the noise: a region of 4 mm."""
+"""Smoothing steps of the noise variance over the mesh: a region of 4 mm."""
 LEAST_NOISE, MOST_NOISE = 0.010, 0.013
-"""Bounds of the noise in log intensity: the grain of a good camera, and what hides folds if it is called noise."""
+"""Bounds of the noise in log intensity: the grain of a good camera; above the upper bound folds would be lost."""
 ACROSS = 0.15
 """Change of log shade, per radian of tilt, below which a spot counts less."""
 
@@ -163,7 +163,7 @@ class Shading:
     patch: Patch
     light: Light
     log_albedo: Float32[np.ndarray, " P"]
-    """Of the face at rest: what its folds leave there counts as paint, and shows in no frame."""
+    """Log albedo of the face at rest: its permanent folds count as albedo, and as folds in no frame."""
     noise: Float32[np.ndarray, " P"]
     """Variance of high-passed log intensities that are no folds: grain, and trackings that are off."""
     plain: Bool[np.ndarray, " P"]
@@ -188,7 +188,7 @@ class Shading:
         skin = like_skin(colour, where, albedo)
         tracking = clip.tracking
         calm = calmest(tracking.expression[rows], tracking.jaw[rows], tracking.sure[rows])
-        albedo, noise = at_rest(patch, colour[calm], where[calm], albedo)
+        albedo, noise = resting_albedo(patch, colour[calm], where[calm], albedo)
         return cls(clip, patch, light, albedo, noise, own & (_eroded(skin[None], patch)[0] > SURE))
 
     @property
@@ -215,7 +215,7 @@ class Shading:
         seen = weights_of(views) * self.plain * (_eroded(usual, self.patch) > SURE) * np.isfinite(read_here)
         slope = self.light.log_slope(normals)
         across = (slope - (slope * normals).sum(-1, keepdim=True) * normals).norm(dim=-1)
-        # Light that comes from where a spot faces hardly tells how it is tilted.
+        # Where light falls along the normal, shading hardly depends on tilt.
         weight = torch.from_numpy(seen.astype(np.float32)) * (across / ACROSS).square().clamp(max=1)
         target = shown_folds(self.patch, torch.from_numpy(beyond), weight, torch.from_numpy(self.noise))
         scale, corner = self.clip.config.weights.shading, self.clip.config.weights.shading_corner
@@ -285,15 +285,15 @@ def like_skin(
     return (np.abs(log_albedo - typical) < OTHER_COLOUR) & (wander < WANDERS)
 
 
-def at_rest(
+def resting_albedo(
     patch: Patch,
     log_colour: Float32[np.ndarray, "C P"],
     seen: Bool[np.ndarray, "C P"],
     log_albedo: Float32[np.ndarray, " P"],
 ) -> tuple[Float32[np.ndarray, " P"], Float32[np.ndarray, " P"]]:
-    """Log albedo in calm frames, elsewhere the given one; and thrice the variance of what passes for folds in these.
+    """Log albedo from calm frames, or as given where they show none; three times the variance of their residual.
 
-    Medians both: what a minority of the frames does is an expression.
+    Both are medians over frames: a change in a minority of frames is an expression.
     """
     known = seen.sum(0) >= CALM_FRAMES
     albedo = log_albedo.copy()

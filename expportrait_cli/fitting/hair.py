@@ -9,8 +9,9 @@ from jaxtyping import Bool, Float, Float32, Int64, UInt8
 from scipy.sparse.linalg import splu
 
 from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit
+from expportrait_cli.detect.matte import Gaussian, lab_colours, smoothstep
 from expportrait_cli.fitting.clip import dynamic_mask, ear_vertices, plain_skin
-from expportrait_cli.fitting.detail import APART, CROWN_M, Gaussian, lab_colours, smoothstep
+from expportrait_cli.fitting.detail import APART, CROWN_M
 from expportrait_cli.fitting.silhouette import graph_laplacian
 from expportrait_cli.geometry.mesh import grown, vertex_normals
 from expportrait_cli.geometry.rotations import from_turns
@@ -32,15 +33,15 @@ EAR_STANDS_M = 0.0075
 ROOT_RINGS = 3
 """Rings of triangles around an ear that go with it when the skin closes over it."""
 HELD_RINGS = 4
-"""Rings over which what is held around an ear fades out."""
+"""Rings of triangles over which the weight of a change around an ear fades to 0."""
 SLOPE_RINGS = 8
 """Rings around a bare ear over which the offset of the hair beside it falls to nothing."""
 CREASE_STEPS, SMOOTH_STEPS = 25, 6
 """Steps of relaxation after an ear was closed over, and after each descent on the outline."""
 BEYOND_M = 0.01
-"""How far the person goes on beyond an ear that hair covers, where the colours of hair and skin do not tell."""
+"""Least extent of the matte beyond an ear, m, from which the ear counts as covered where colours cannot tell."""
 BARE, COVERED = 0.4, 0.55
-"""Share of skin colours from which an ear is bare, where the person ends at the ear and where they go on beyond it."""
+"""Shares of skin colour above which an ear is bare: if the matte ends at the ear, and if it extends beyond it."""
 SEPARATED, FEW_PX = 0.5, 30
 """Least difference of what the colours of skin and hair score on themselves, and fewest pixels of an ear, for colours
 to decide whether it is covered."""
@@ -84,7 +85,7 @@ def ears_seen(
     matte: Float32[np.ndarray, "S S"],
     draw: Callable[[Float32[np.ndarray, "V 3"]], Int64[np.ndarray, "S S"]],
 ) -> Bool[np.ndarray, " 2"]:
-    """Whether the photo shows the person's left and right ear bare; hair or cloth covers it otherwise.
+    """Tell whether the photo shows the person's left and right ear bare, or covered by hair or cloth.
 
     Colours of the side's cheek and of the hair decide where they differ, else how far the person goes on beyond the
     ear. An ear that the photo does not show counts as bare.
@@ -178,7 +179,7 @@ class _View:
 
 
 def behind(offset: Float[np.ndarray, "V 3"], fit: HeadFit, head: HeadModel) -> Float[np.ndarray, "V 3"]:
-    """The static offset with what faces away from the camera by a prior: a skull of usual depth, and hair over it.
+    """Replace the static offset where the head faces away from the camera by a prior: a usual skull with hair over it.
 
     An outline seen from the front says nothing of what lies behind it. The side of a photo that is turned itself is
     seen, and believed further back.

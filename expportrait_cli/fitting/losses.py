@@ -175,7 +175,7 @@ def _line(source: Tensor, target: Tensor, weight: Tensor) -> tuple[Tensor, Tenso
 
 @dataclass(frozen=True)
 class ShadingLoss:
-    """What the light makes of folds, against what a picture shows beyond the smooth head: `target`."""
+    """Shading of folds under the light, compared with what a picture shows beyond the smooth head: `target`."""
 
     patch: Patch
     light: Light
@@ -183,7 +183,7 @@ class ShadingLoss:
     flat: Float[Tensor, "T P"]
     """Log shade of the smooth head."""
     target: Float[Tensor, "T P"]
-    """High frequencies alone: see `shown_folds`. What makes them has no low ones either."""
+    """Log intensity of folds, high frequencies only: see `shown_folds`."""
     weight: Float[Tensor, "T P"]
     scale: float = FitWeights.shading
     corner: float = FitWeights.shading_corner
@@ -199,7 +199,7 @@ class ShadingLoss:
 
 
 def high_passed(patch: Patch, values: Float[Tensor, "T P"], weight: Float[Tensor, "T P"]) -> Float[Tensor, "T P"]:
-    """What is narrower than `SMOOTH_STEPS`; 0 where nothing is seen."""
+    """Subtract what `SMOOTH_STEPS` of smoothing leave; the result is 0 where nothing is seen."""
     seen = weight > 0
     given = torch.where(seen, values, 0.0)
     low = patch.smooth(given[..., None], SMOOTH_STEPS) / _seen_share(patch, weight)

@@ -26,10 +26,10 @@ from expportrait_cli.solve.solver import IDENTITY_PRIOR, ITERATIONS, ITERATIONS_
 from expportrait_cli.solve.state import State, columns_of, distinct_rows, interocular_px, nearest_frame
 
 SAME_FRAME_IOD = 0.02
-"""Mean distance of landmarks up to which a frame of the driver may be the photo,"""
+"""Largest mean distance of landmarks, in inter-ocular distances, at which a driver frame may be the photo."""
 SAME_PIXELS, FACE_SIDE = 0.9, 32
-"""and correlation of the brightness of both faces, at this size in px, from which it is: one picture coded twice has
-0.99, with landmarks 2 px off 0.9, strangers stay below 0.75."""
+"""Correlation of the brightness of both faces from which the frame is the photo, and side of the compared faces, px.
+One picture coded twice has 0.99, with landmarks that are 2 px off 0.9; strangers stay below 0.75."""
 KEY_FRAMES = 8
 """Of each clip, for an identity that several share."""
 
@@ -116,9 +116,9 @@ def with_identity(tracking: Tracking, identity: Float32[np.ndarray, " K"], head:
 
 WIDENING = ("mouthSmile", "mouthDimple", "mouthStretch", "mouthPress")
 WIDENED = 1.8
-"""What a smile in a single photo really is, over what the solver makes of it: identity, and what the landmarks say
-beyond the model, take the rest. With it the neutral mouths of 36 photos are 51 to 62 % of the inter-ocular distance
-wide, whether they smile or not; without it, 48 to 71 %."""
+"""Factor from the smile coefficients that the solver finds in a single photo to the true ones: identity and the
+landmarks' residual absorb the rest. With this factor the neutral mouths of 36 photos are 51 to 62 % of the
+inter-ocular distance wide, whether they smile or not; without it, 48 to 71 %."""
 
 
 def with_whole_smile(tracking: Tracking, head: HeadModel) -> Tracking:

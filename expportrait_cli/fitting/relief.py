@@ -110,7 +110,7 @@ class Slopes:
         return torch.from_numpy(self.matrix @ heights.numpy().ravel()).view(heights.shape)
 
     def back(self, shades: Heights) -> Heights:
-        """The transpose."""
+        """Apply the transpose: from log shades to heights."""
         return torch.from_numpy(self.turned @ shades.numpy().ravel()).view(shades.shape)
 
 

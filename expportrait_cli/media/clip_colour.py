@@ -9,9 +9,9 @@ HDR = {"arib-std-b67": "HLG", "smpte2084": "PQ"}
 WHITE_CD_M2 = 203
 """Luminance that becomes white: HDR reference white, BT.2408-8, table 1."""
 KNEE = 0.8
-"""Light, of white's, from which on it is compressed."""
+"""Luminance, as a share of white's, above which highlights are compressed."""
 PEAK_CD_M2 = 1000
-"""Of the display that HLG is shown on, BT.2100-3, table 5; its system gamma is 1.2."""
+"""Peak luminance of the display that HLG is shown on, BT.2100-3, table 5; its system gamma is 1.2."""
 
 # Players show all of these alike, so that nothing is gained by telling them apart.
 GAMMA_709 = (
@@ -23,7 +23,7 @@ LUMINANCE = {
     "smpte432": (0.2290, 0.6917, 0.0793),
     "bt709": (0.2126, 0.7152, 0.0722),
 }
-"""What red, green and blue add to luminance, by the names of their primaries."""
+"""Luminance coefficients of red, green and blue, by the names of their primaries."""
 
 
 def conversion(matrix: str, primaries: str, transfer: str, *, pix_fmt: str, table: str) -> list[str]:

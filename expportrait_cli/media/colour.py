@@ -1,4 +1,4 @@
-"""What the samples of a photo mean, and how they become sRGB."""
+"""Colour spaces of photos, and their conversion to sRGB."""
 
 import io
 import logging
@@ -58,7 +58,7 @@ EXIF, COLOUR_SPACE, INTEROPERABILITY = 0x8769, 0xA001, 0xA005
 
 @lru_cache(maxsize=1024)
 def say(path: str | os.PathLike[str], what: str) -> None:
-    """Say it once, however often the photo is read."""
+    """Log a note about a photo once, however often the photo is read."""
     log.info("%s %s", path, what)
 
 
@@ -141,7 +141,7 @@ def _is_adobe_by_exif(image: Image.Image) -> bool:
 
 
 def _calibrated(gamma: float | None, chromaticity: Sequence[float] | None) -> Space | None:
-    """Of gAMA and cHRM; None where they only repeat what sRGB is, within libpng's tolerance of 5 %."""
+    """Colour space from gAMA and cHRM; None if they describe sRGB, within libpng's tolerance of 5 %."""
     usual = (*D65, *sum(SRGB, ()))
     flat = tuple(chromaticity or usual)
     is_usual = gamma is None or not 0.01 < gamma < 10 or abs(gamma * 2.2 - 1) < 0.05
@@ -156,7 +156,7 @@ def _calibrated(gamma: float | None, chromaticity: Sequence[float] | None) -> Sp
 
 
 def _coded(code: tuple[int, int]) -> Space | None:
-    """Of the numbers of primaries and transfer in ITU-T H.273; the curves of SDR video are read as sRGB's."""
+    """Colour space from the H.273 codes of primaries and transfer; the curves of SDR video are read as sRGB's."""
     primaries, white = PRIMARIES.get(code[0], PRIMARIES[1])
     curve = {4: power(2.2), 5: power(2.8), 8: power(1.0)}.get(code[1], linear_srgb)
     return None if primaries == SRGB and curve is linear_srgb else space(primaries, white, curve)
@@ -200,7 +200,7 @@ def boxes(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _avif_code(data: bytes) -> tuple[int, int] | None:
-    """Of the `nclx` property of the primary item; ISO 23008-12."""
+    """H.273 codes from the `nclx` property of the primary item; ISO 23008-12."""
     meta = dict(boxes(dict(boxes(data)).get(b"meta", b"")[4:]))
     pitm, properties = meta.get(b"pitm", b""), dict(boxes(meta.get(b"iprp", b"")))
     listed = list(boxes(properties.get(b"ipco", b"")))
@@ -281,7 +281,7 @@ def _curve(tag: bytes) -> Curve:
 
 @lru_cache(maxsize=1)
 def _encoded() -> UInt8[np.ndarray, " N"]:
-    """8-bit sRGB of linear samples of 16 bits."""
+    """Lookup table from 16-bit linear samples to 8-bit sRGB."""
     linear = np.linspace(0, 1, 65536)
     bent = np.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear ** (1 / 2.4) - 0.055)
     return np.rint(255 * bent).astype(np.uint8)
@@ -289,7 +289,7 @@ def _encoded() -> UInt8[np.ndarray, " N"]:
 
 @lru_cache(maxsize=1)
 def _rounded() -> UInt8[np.ndarray, " N"]:
-    """8 bits of 16."""
+    """Lookup table that rounds 16-bit samples to 8 bits."""
     return np.rint(np.arange(65536) / 257).astype(np.uint8)
 
 

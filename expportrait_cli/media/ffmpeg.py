@@ -49,7 +49,7 @@ MAX_GAP_S = 60
 """Longest time that one picture is shown: a time stamp that lies further ahead is a damaged one."""
 
 MAX_PIXELS = 8192 * 4320
-"""Of a clip's picture: several of them are in memory at a time."""
+"""Largest picture of a clip: several of them are in memory at a time."""
 CONTAINERS = (
     *("mov", "matroska", "avi", "mpegts", "mpeg", "mpegvideo", "flv", "asf", "ogg", "mxf", "gxf", "nut", "dv", "wtv"),
     *("rm", "ivf", "obu", "h264", "hevc", "vvc", "av1", "m4v", "h263", "vc1", "mjpeg", "yuv4mpegpipe", "gif", "apng"),
@@ -208,7 +208,7 @@ def _varying(ticks: np.ndarray, tick: Fraction, guess: Fraction, last: Fraction,
 
 
 def _usual_gaps(gaps: np.ndarray) -> np.ndarray:
-    """Those near the most common one."""
+    """Select the gaps that are near the most common one."""
     values, counts = np.unique(gaps[gaps > 0], return_counts=True)
     common = int(values[counts.argmax()])
     return gaps[(gaps > 0) & (np.abs(gaps - common) <= min(max(1, 0.1 * common), 0.4 * common))]
@@ -259,7 +259,7 @@ class Track:
     """A sound track that can be used."""
 
     index: int
-    """Among the file's sound tracks, from 0."""
+    """Index of the track among the file's sound tracks, from 0."""
     codec: str
     mixing: list[str]
     """Filters that make two channels or one of those that no encoder takes."""

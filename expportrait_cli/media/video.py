@@ -55,7 +55,7 @@ class VideoInfo:
 
     path: str
     stream: int
-    """Among the file's video streams that are no cover pictures, from 0."""
+    """Index of the stream among the file's video streams, cover pictures not counted, from 0."""
     width: int
     """Upright, with square pixels."""
     height: int
@@ -289,7 +289,7 @@ RESIZED = re.compile(
 
 
 def _report(info: VideoInfo, start: int, count: int, said: str) -> None:
-    """Tell a damaged clip, and one whose pictures change their size, by ffmpeg's log."""
+    """Log, as ffmpeg's report shows it, that a clip is damaged or that its pictures change their size."""
     errors = "\n".join(line for line in said.splitlines() if re.search(r"\[(error|fatal|panic)\] ", line))
     if count == 0 and start == 0:
         raise InputError(

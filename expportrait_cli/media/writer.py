@@ -25,7 +25,7 @@ from expportrait_cli.runtime import Progress
 FORMATS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
 CRF = "17"
 THREADS = "4"
-"""Of the encoder, whatever the machine has: the bytes depend on the number."""
+"""Threads of the encoder, the same on every machine, because the encoded bytes depend on their number."""
 
 
 class VideoWriter:

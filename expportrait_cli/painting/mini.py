@@ -118,7 +118,7 @@ class MiniPainter:
 
     name = "mini"
     detail = False
-    """It was trained on normal maps of the mesh alone."""
+    """False, because this painter was trained on normal maps of the mesh alone."""
 
     def __init__(self, network: MiniNet, size: int) -> None:
         """`size` is the crop's side in the film, px."""

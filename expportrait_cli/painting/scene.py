@@ -177,9 +177,9 @@ def _merge(whole, inner, scale, corner):
 UNLIKE = 0.2
 """Difference from the photo (`Witnesses.unlike`) from which a frame is torn or another picture."""
 WITNESSES = 900
-"""About as many triangles of the face are compared."""
+"""Approximate number of triangles of the face that are compared."""
 FACING = 0.35
-"""Area of a triangle, of what the frontal one would have, from which it is seen well enough."""
+"""Least area of a triangle in the picture, as a share of its area seen from the front, for it to be compared."""
 LEAST_SPREAD = 12.0
 """Levels by which the witnesses of any photo are taken to differ: compression and grain are no fault."""
 FEWEST = 60

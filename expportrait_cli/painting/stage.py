@@ -33,7 +33,7 @@ FOLDERS: dict[FolderName, str] = {
 """Where the weights of each painter lie in the folder of weights, unless the user names another place."""
 MINI = "mini.safetensors"
 UNIFORM = 0.05
-"""Contrast of a frame, of the photo's, below which nothing was painted."""
+"""Contrast of a frame, as a share of the photo's, below which nothing was painted."""
 HOW: dict[FolderName, str] = {
     "wan-portrait": "Train one with `expportrait train generator`, and name its folder with `weights_folder`.",
     "wan-vace": "Run `expportrait weights fetch wan-vace-1.3b`, or name its folder with `weights_folder`.",

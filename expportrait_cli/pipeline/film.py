@@ -188,14 +188,14 @@ class _Run:
         quality = _quality(head_fit.artifact, tracking.artifact if tracking is not None else None, meshes.artifact)
         record = self._record(key, film_key, meshes.artifact, head_path, perf_counter() - started, quality)
         if job.with_report:
-            # What a page measures a film with, runs without one need not load.
+            # Imported here, because only runs with a page need the libraries that measure a film.
             from expportrait_cli.pipeline.report import write_run_report
 
             self.stages.run("write the report", lambda progress: write_run_report(job, record, job.report, progress))
         wanted = (job.grid_path if job.grid else None, job.report if job.with_report else None, job.curves)
         record["beside"] = {path.name: content_hash(path) for path in wanted if path is not None}
         write_record(job.record, record)
-        # Only now: a run that is stopped before need not paint again.
+        # Segments are removed last, so that a run that stops earlier need not paint again.
         _forget_segments(job.work)
         if not job.keep_work:
             _remove_work(job.work)

@@ -27,11 +27,11 @@ from expportrait_cli.runtime import expected
 WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 SECTIONS = {"track": TrackConfig, "transfer": TransferConfig, "generate": GenerateConfig}
 LONGEST = 1 << 26
-"""Bytes of a list: a million rows."""
+"""Largest list that is read, bytes: a million rows."""
 PATHS = ("reference", "driving", "output", "curves")
 REFUSED = ("several", "wan", "folds")
-"""Settings that a list cannot change: in a batch, several faces without a choice are always an error; what is no
-setting but a section of them; and the share of the folds of a driver's head, which a job does not have."""
+"""Settings that a list cannot change. `several`: in a batch, several faces without a choice are always an error. `wan`
+is a section of settings. `folds` needs the driver's head, which a job of a list does not have."""
 
 
 def read_jobs(path: Path, folder: Path, *, shared: Path | None = None) -> list[Job]:
@@ -71,7 +71,7 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     except (OSError, ValueError) as error:
         raise InputError(f"{path} could not be read as text: {error}. Expected CSV or JSONL.") from error
     if path.suffix.lower() in (".jsonl", ".ndjson"):
-        # Other ends of lines than this one may stand in a text of JSON.
+        # Not `splitlines`: JSON strings may hold its other line separators, such as U+2028.
         for number, line in enumerate(text.split("\n"), 1):
             if line.strip():
                 yield number, _object(path, number, line)

@@ -137,13 +137,13 @@ class CurvesFile:
 
     path: Path | None
     meshes: Path
-    """Of the film; they name the tables that were written for them and for those before them."""
+    """Path of the film's meshes; the file names the tables that were written for them and for earlier meshes."""
     written: tuple[str, ...]
     """Tables that runs for these meshes wrote, hash and place each; the last one belongs to the meshes."""
 
     @classmethod
     def of(cls, path: Path | None, meshes: Path, known: Sequence[str] = ()) -> "CurvesFile":
-        """With what the meshes name, and what is `known` beside that, such as from a run record."""
+        """Collect the tables that the meshes name, and those `known` from elsewhere, such as a run record."""
         named: Any = None
         if meshes.is_file():
             try:

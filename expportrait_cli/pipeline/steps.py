@@ -218,7 +218,7 @@ class Steps:
             )
             meshes = Meshes.open(path)
         if not edited:
-            # Last, so that whenever a run is stopped the meshes know which tables are no edits.
+            # The table comes last: if the run stops, the meshes still name every table that the tool wrote.
             table.write(meshes.curves, self.head.expression_names)
         return Keyed(meshes, header["key"])
 

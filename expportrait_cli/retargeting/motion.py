@@ -161,11 +161,11 @@ NEUTRAL_OTHERS = 0.03
 deviation over 19 people who rest. It has brows raised and eyes wide where faces only differ from the mean head."""
 NEUTRAL_JAW_RAD, NEUTRAL_JAW_ASIDE_RAD = (-0.02, 0.045), 0.01
 NEUTRAL_PITCH_RAD, NEUTRAL_YAW_RAD = (-0.14, 0.0), (-0.15, 0.2)
-"""The same of the jaw's three angles, and of the eyes."""
+"""Ranges of jaw opening, of the jaw's other two angles (both signs), and of gaze pitch and yaw in a neutral face."""
 
 
 def photo_state(fit: HeadFit) -> State:
-    """What moves, as the photo has it."""
+    """State of the photo: its expression, jaw, gaze and pose."""
     psi, jaw, gaze, shift = (getattr(fit, n).astype(np.float64) for n in ("expression", "jaw", "gaze", "translation"))
     return State(psi, jaw, gaze, from_turns(fit.rotation), shift)
 
@@ -199,7 +199,7 @@ UPPER_LIP_SHARE = 0.35
 
 
 def states(rows: Tracking | Curves) -> list[State]:
-    """What moves in every frame."""
+    """States of all frames: expression, jaw, gaze and pose."""
     columns = [c.astype(np.float64) for c in (rows.expression, rows.jaw, rows.gaze, rows.translation)]
     rotations = from_turns(rows.rotation)
     psi, jaw, gaze, shift = columns
@@ -258,9 +258,9 @@ def landmark_steps(
 
 
 WIDE_PERCENT = 90
-"""Percentile of a clip's lid gaps that its wide eyes have."""
+"""Percentile of a clip's lid gaps that counts as wide open eyes."""
 TRUST_IOD = 0.02
-"""How much of a lid's gap may be expression until that gap has lost 63 % of its say on what it is at rest."""
+"""Part of a lid gap due to expression, in inter-ocular distances, at which its weight in the rest gap is 1/e."""
 
 
 @dataclass(frozen=True)
@@ -277,9 +277,9 @@ class Rest:
 
     @classmethod
     def neutral(cls, head_fit: HeadFit, tracking: Tracking, head: HeadModel, neutral: int) -> "Rest":
-        """The same without what is expression in them: the more of a gap is, the more it is the mean head's.
+        """Gaps without expression: the more of a gap is due to expression, the more the mean head's gap replaces it.
 
-        Eyes that no frame of the driver shows that wide are narrow ones.
+        No gap of the driver is larger than its wide open eyes (`WIDE_PERCENT`).
         """
         widest = np.percentile([_lid_gaps(frame) for frame in tracking.landmarks], WIDE_PERCENT, axis=0)
         driver = _rest_gaps(tracking, tracking.landmarks[neutral], states(tracking)[neutral], head)

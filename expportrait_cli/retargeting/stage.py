@@ -271,7 +271,9 @@ def _face_curves(
     step = tracking.expression - shown.expression
     if not same:
         # A smile on a smile is not twice a smile: the more a unit is at work, the less there is to add.
-        step = np.where(step > 0, step * ((high - start.expression) / (high - shown.expression)).clip(0, 1), step)
+        step = np.where(
+            step > 0, step * ((high - start.expression) / np.maximum(high - shown.expression, 1e-6)).clip(0, 1), step
+        )
     expression = np.clip(np.where(mask > 0, start.expression, photo.expression) + mask * step, low, high)
     jaw = (start.jaw if jaw_weight else photo.jaw) + jaw_weight * (tracking.jaw - shown.jaw)
     jaw[:, 0] = np.clip(jaw[:, 0], *JAW_RANGE_RAD)

@@ -35,7 +35,7 @@ TRACKED, INTERPOLATED, HELD = 0, 1, 2
 STILL = np.array([1.0, 0.0, 0.0, 0.0])
 NO_MOTION = np.stack([STILL, STILL])
 GLIMPSE_S = 0.2
-"""Longest flash of light, or of another scene, that a shot is taken to go on behind."""
+"""Longest flash of light, or glimpse of another scene, that does not end a shot, s."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class _Choice:
 
 
 class _Shots:
-    """Numbers the shots. One that is over in a fifth of a second, and goes on as before, is a flash: no shot."""
+    """Numbers the shots. A change that ends within `GLIMPSE_S`, after which the shot goes on, is a flash, not a cut."""
 
     def __init__(self, rate: Fraction) -> None:
         self._cuts, self._longest = CutDetector(), max(1, round(GLIMPSE_S * float(rate)))

@@ -16,11 +16,11 @@ from expportrait_cli.detect.mesh import extent
 from expportrait_cli.head.facemesh import IRIS, OUTER_EYES, LandmarkModel
 
 FINE, SIDE = 64, 32
-"""Pixels of an unrolled face, where its sharpness is measured, and of the one that is kept."""
+"""Sides of the unrolled face texture, px: the one whose sharpness is measured, and the one that is kept."""
 VIEW, AROUND = 128, 1.2
-"""Pixels of the crop that is unrolled, and its side in face sizes."""
+"""Side of the crop that is unrolled, px and in face sizes."""
 RIM = 7
-"""Pixels of the fine one that its border blurs."""
+"""Side of the erosion kernel, px, that removes the blurred border of the `FINE` texture."""
 GREY = 4.0
 """Levels of contrast of a face that is as good as uniform."""
 
@@ -84,7 +84,7 @@ class Unroller:
 
 
 SAMPLES = 17
-"""About as many frames of a window are compared with."""
+"""Approximate number of frames of a window with which a frame is compared."""
 NEAR = 3
 """Frames on each side that landmarks are compared with."""
 FEW = 8
@@ -96,7 +96,7 @@ WEIGHTS, OFFSET = np.array([7.4, 2.3, 2.8, 4.4]), -6.1
 """Logistic regression of "the landmarks are off" on the logarithms of 1 + cue / scale. Fitted to 22 clips of people who
 talk, grimace, wink and turn, and to the same with hands and boxes over the face, blur, flashes and foreign frames."""
 CERTAIN, STRONG = 3.5, 1.0
-"""Scores that distrust a frame alone, and together with a jump of the picture."""
+"""Scores from which a frame is distrusted: by the score alone, and together with a jump of the picture."""
 WEAK = -1.5
 """Score from which a frame beside distrusted ones belongs to them: a hand comes and goes in several frames."""
 JUMP = 0.08

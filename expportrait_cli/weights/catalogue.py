@@ -17,7 +17,7 @@ PACKAGED = Path(__file__).parents[1] / "_weights"
 CHECKOUT = Path(__file__).parents[2] / "weights"
 
 HASH, NAME = re.compile("([0-9a-f]{64})?"), re.compile(r"[\w ./+-]{1,200}")
-"""What a sha256, and the name of a file, may be."""
+"""Allowed forms of a sha256 and of a file name."""
 
 FETCHED = "fetched.json"
 """Note in a folder that was downloaded: from where, which commit, and the hash of each file."""

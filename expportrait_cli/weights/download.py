@@ -58,7 +58,7 @@ def fetch(weight: Weight, folder: Path, progress: Progress) -> Path:
 
 
 def _fault(path: Path, suffix: str, digest: str) -> str:
-    """What shows that a file is not the one that was asked for; empty if nothing does."""
+    """Describe what shows that a file is not the requested one; empty if nothing does."""
     if digest:
         found = sha256(path)
         return "" if found == digest else f"has the sha256 {found}, expected {digest}"
@@ -72,7 +72,7 @@ def _fault(path: Path, suffix: str, digest: str) -> str:
                 return ""
         except SafetensorError as error:
             return f"is no file of safetensors ({one_line(error)})"
-    # Of a network that asks to log in first, or of a publisher who has moved.
+    # Such as the login page of a local network, or the page of a publisher who has moved the file.
     return "is a web page" if start.startswith(b"<") and suffix not in TEXTS else ""
 
 

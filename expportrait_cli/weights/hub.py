@@ -21,7 +21,7 @@ from expportrait_cli.weights.download import TIMEOUT_S, fetch
 
 REVISION = "main"
 LONGEST = 1 << 26
-"""Bytes of an answer that are read."""
+"""Largest part of an answer that is read, bytes."""
 SUFFIXES = (".json", ".safetensors", ".md", ".txt")
 """Files that may be taken: nothing that could be executed."""
 

@@ -6,7 +6,7 @@ import torch
 from support.pixel_patch import posed, sheet
 
 from expportrait_cli.fitting.clip import CALM_FRAMES, calmest
-from expportrait_cli.fitting.evidence import LEAST_NOISE, MOST_NOISE, at_rest
+from expportrait_cli.fitting.evidence import LEAST_NOISE, MOST_NOISE, resting_albedo
 from expportrait_cli.fitting.losses import Light, ShadingLoss, high_passed, shown_folds
 from expportrait_cli.fitting.relief import Slopes, heights_by_shading
 
@@ -113,16 +113,19 @@ def test_albedo_is_that_of_calm_frames_and_noise_their_spread():
     calm = (paint + spread * rng.normal(size=(15, POINTS))).astype(np.float32)
     seen = np.ones(calm.shape, bool)
     seen[CALM_FRAMES - 1 :, 7] = False
-    albedo, noise = at_rest(PATCH, calm, seen, np.full(POINTS, 5.0, np.float32))
+    albedo, noise = resting_albedo(PATCH, calm, seen, np.full(POINTS, 5.0, np.float32))
     assert np.abs(np.delete(albedo - paint, 7)).max() < 4 * spread and albedo[7] == 5
     assert np.sqrt(np.median(noise) / 3) == pytest.approx(spread, rel=0.1)
     # A minority that frowns is no noise.
     frowns = calm.copy()
     frowns[:4] += 0.2 * np.cos(np.arange(POINTS))
-    assert np.sqrt(np.median(at_rest(PATCH, frowns, seen, paint)[1]) / 3) < 1.2 * spread
+    assert np.sqrt(np.median(resting_albedo(PATCH, frowns, seen, paint)[1]) / 3) < 1.2 * spread
     for error, bound in ((1e-4, LEAST_NOISE), (0.1, MOST_NOISE)):
         values = (error * rng.normal(size=(15, POINTS))).astype(np.float32)
-        assert np.median(at_rest(PATCH, values, np.ones_like(seen), paint)[1]) == pytest.approx(bound**2, rel=1e-3)
+        noise = resting_albedo(PATCH, values, np.ones_like(seen), paint)[1]
+        assert np.median(noise) == pytest.approx(bound**2, rel=1e-3)
+            bound**2, rel=1e-3
+        )
 
 
 def test_the_calmest_frames_are_those_at_rest():

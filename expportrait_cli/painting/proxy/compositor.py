@@ -32,10 +32,10 @@ from expportrait_cli.painting.proxy.mouth import InnerLayers
 from expportrait_cli.render.rasterizer import interpolate
 
 OPEN_M = 0.0015
-"""Gap of the lips from which the photo has them apart."""
+"""Gap between the lips from which the mouth of the photo counts as open, m."""
 MOVED = (0.02, 0.06)
-"""Mean motion of the inner lips against each other, in widths of the photo's mouth, at which its teeth and shadows
-begin to go from lips and cheeks, and are gone: they belong to the photo's mouth, and not to this one."""
+"""Mean motion of the inner lips relative to the photo, in mouth widths, between which the photo's teeth and shadows
+are faded out of lips and cheeks: they belong to the photo's mouth, and not to the one that is painted."""
 SEAM_M, SEAM_WIDTH_M, SEAM = (0.0006, 0.0016), 0.0008, 0.5
 """Gaps between which the line of shut lips fades, its width, and its brightness, as a share of the lips'."""
 DEEP_M = 0.02

@@ -253,14 +253,14 @@ GROWTH = (1.3, 2.2)
 FADES = (0.06, 0.35)
 """Shares of the widest travel over which its own skin fades in below the brow."""
 CLOSES = (0.4, 0.8)
-"""How far a lid has to come down, of the opening that the photo shows, before all of it shows other skin, and until it
-does: its plate does not grow, and yet it does."""
+"""Closure of a lid, as a share of the opening in the photo, between which other skin replaces what the photo shows on
+it: near the rim triangles do not grow in the picture, although the skin that they show does."""
 MEETS = (0.6, 0.8)
-"""The same for a slit that lashes hide."""
+"""Closures of a lid between which the lashes fade in over the slit that remains."""
 LASHES_M = 0.0019
 """Thickness of the line of lashes in the middle of a shut eye; it tapers towards the corners."""
 DARK = 0.25
-"""Share of the pixels around the rim that are lashes."""
+"""Share of the pixels around the rim, the darkest, from which the colour of lashes is read."""
 SUBPIXEL_BITS = 4
 
 
@@ -303,7 +303,7 @@ class Lid:
 
     def _gap_m(self, verts_cam: Float32[np.ndarray, "V 3"]) -> float:
         upper, lower = landmarks(self.head, torch.from_numpy(verts_cam)).numpy()[self.rims]
-        # As the camera sees it: what landmarks move has the depth that it had.
+        # Only x and y, as the camera sees the gap: landmark steps leave the depth as it was.
         return float(np.linalg.norm((upper - lower)[:, :2], axis=-1).mean())
 
     def paint_lashes(self, frame: UInt8[np.ndarray, "H W 3"], verts_cam: Float32[np.ndarray, "V 3"]) -> None:

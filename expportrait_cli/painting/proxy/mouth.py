@@ -155,10 +155,10 @@ BINS = 24
 BIN_DEG = 2.5
 IRIS_DEG, PUPIL_DEG = 29.0, 12.0
 LIT = 60
-"""Percentile of brightness from which the photo's pixels tell the colour of the white of an eye."""
+"""Percentile of brightness above which pixels of the photo give the colour of the white of an eye."""
 DIM = (0.5, 0.8)
-"""Brightness of that white, as a share of the skin's, below which the photo does not show its colour but narrow lids'
-shade, and up to which it does more and more."""
+"""Brightness of that white, as a share of the skin's, between which its colour in the photo is trusted more and more;
+below the first value the photo shows only the shadow of narrow lids."""
 SCLERA = np.array([205.0, 200.0, 190.0], np.float32)
 
 

@@ -102,7 +102,7 @@ class WanPainter:
         return self._name
 
     detail = True
-    """Video models are shown all that is known of the person."""
+    """True, because video models are shown all that is known of the person."""
 
     @torch.inference_mode()
     def paint(

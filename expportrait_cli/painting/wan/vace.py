@@ -157,7 +157,7 @@ class FinishModel:
         if found != CHANNELS:
             raise WeightsError(
                 f"wan-v2v needs a transformer of {CHANNELS} channels, this one has {found}. "
-                f" Name the folder of Wan2.1-T2V-1.3B-Diffusers."
+                f"Name the folder of Wan2.1-T2V-1.3B-Diffusers."
             )
         self.memory = vae.encoder_memory
         self._transformer, self._vae, self._prompt, self._wake = transformer, vae, prompt, wake
@@ -187,7 +187,7 @@ class FinishModel:
         return velocity
 
     def untold(self, control: Float[Tensor, "1 C T h w"]) -> Velocity:
-        """There is nothing to leave out."""
+        """Velocity without the condition for guidance: this model has none that could be left out."""
         return self.velocity(control)
 
     def start(self, control: Float[Tensor, "1 C T h w"], noise: Float[Tensor, "1 C T h w"], sigma: float) -> Tensor:
