@@ -124,8 +124,6 @@ def test_albedo_is_that_of_calm_frames_and_noise_their_spread():
         values = (error * rng.normal(size=(15, POINTS))).astype(np.float32)
         noise = resting_albedo(PATCH, values, np.ones_like(seen), paint)[1]
         assert np.median(noise) == pytest.approx(bound**2, rel=1e-3)
-            bound**2, rel=1e-3
-        )
 
 
 def test_the_calmest_frames_are_those_at_rest():
