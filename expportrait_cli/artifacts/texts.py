@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -75,10 +76,6 @@ def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         OSError, ValueError: what is wrong, in one line.
     """
-    try:
-        import tomllib
-    except ModuleNotFoundError:  # Python 3.10
-        import tomli as tomllib
     try:
         return tomllib.loads(read_text(path, LONGEST_TOML))
     except RecursionError:

@@ -5,7 +5,7 @@ import logging
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -297,7 +297,7 @@ class _Run:
             "sha256": content_hash(self.job.out),
             "key": key,
             "painted": painted,
-            "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "synthetic": synthetic_tags()["comment"],
             "inputs": {role: {"path": str(inputs[role]), "sha256": digest} for role, digest in self.hashes.items()},
             "frames": meshes.frame_count,
