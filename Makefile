@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -q -n auto
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test check types fast fuzz bench clean
+.PHONY: setup demo test check types fast fuzz bench docs clean
 
 setup: $(STAMP)
 
@@ -38,6 +38,9 @@ fuzz: setup
 
 bench: setup
 	$(BIN)/python examples/bench.py
+
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/properdocs build -q -f .mkdocs.yml
 
 clean:
 	rm -rf $(VENV) out build dist
