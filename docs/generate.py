@@ -67,9 +67,9 @@ def format_page() -> str:
     """Every array of every artifact."""
     lines = ["# File formats", "", inspect.cleandoc(types.__doc__ or ""), ""]
     lines += [
-        "All are NumPy `.npz` archives without pickled objects (`numpy.load(path, allow_pickle=False)` reads them). The member",
-        "`header` is JSON: kind, version, and what made the file. A file of an older version is refused with the command that",
-        "makes it again.",
+        "All are NumPy `.npz` archives without pickled objects: `numpy.load(path, allow_pickle=False)` reads them. The",
+        "member `header` is JSON: kind, version, and what made the file. A file of an older version is refused with the",
+        "command that makes it again.",
         "",
     ]
     for title, kind in FORMATS:
@@ -90,7 +90,9 @@ def metric_page() -> str:
         "|---|---|---|---|---|",
     ]
     for column in SUITE_COLUMNS:
-        lines.append(f"| `{column.name}` | {column.unit} | {column.better} | {column.estimator} | {column.definition} |")
+        lines.append(
+            f"| `{column.name}` | {column.unit} | {column.better} | {column.estimator} | {column.definition} |"
+        )
     return "\n".join(lines)
 
 
