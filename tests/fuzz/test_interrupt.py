@@ -1,4 +1,4 @@
-"""A handful of interruptions; `make fuzz-interrupt` makes many."""
+"""A handful of interruptions; `make fuzz` makes many."""
 
 import pytest
 from fuzz.interrupt import fuzz
