@@ -101,11 +101,11 @@ def test_a_film_its_record_and_a_second_run(photo, clip, tmp_path, capsys):
 def test_a_killed_run_goes_on_where_it_stopped(photo, clip, made, tmp_path, capsys, monkeypatch):
     path = tmp_path / "film.mp4"
     shutil.copytree(made, tmp_path / "film.work")
-    monkeypatch.setattr(writer, "SEGMENT", 4)
+    monkeypatch.setattr(writer, "SEGMENT", 3)
     write = writer.VideoWriter.write
 
     def killed(self, frame):
-        if self.path.name == "00000004.mp4" and self.frame_count == 2:
+        if self.path.name == "00000003.mp4" and self.frame_count == 2:
             raise KeyboardInterrupt
         write(self, frame)
 
@@ -116,7 +116,7 @@ def test_a_killed_run_goes_on_where_it_stopped(photo, clip, made, tmp_path, caps
     assert not path.exists()
     assert not list(tmp_path.rglob("*.partial"))
     _, err = run(capsys, "generate", photo, clip, "-o", path, "--size", 256)
-    assert "Going on at frame 4 of 8" in err and "track the" not in err
+    assert "Going on at frame 3 of 8" in err and "track the" not in err
     assert frame_count(path) == COUNT
 
 
