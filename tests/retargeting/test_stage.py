@@ -55,7 +55,7 @@ def own(photo_tracking, head):
 @pytest.fixture(scope="module")
 def mine(photo_tracking, own, head):
     """The head that shares its identity with `own`."""
-    return fit([photo_tracking], head, FitConfig(same_person="yes"), quiet, driver=own)
+    return fit([photo_tracking], head, FitConfig(same_person="yes", quality="draft"), quiet, driver=own)
 
 
 def curves_of(fitted, tracking, head, **options) -> Curves:
