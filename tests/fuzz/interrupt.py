@@ -179,7 +179,7 @@ def make_inputs(folder: Path) -> None:
     for words in (
         ("track", "photo.png", "-o", "photo.track.npz"),
         ("track", "clip.mp4", "-o", "clip.track.npz"),
-        ("fit", "photo.track.npz", "-o", "a.head.npz"),
+        ("fit", "photo.track.npz", "--quality", "draft", "-o", "a.head.npz"),
         ("transfer", "a.head.npz", "clip.track.npz", "-o", "a.meshes.npz"),
     ):
         code, err, _ = Run(words, folder).end()
