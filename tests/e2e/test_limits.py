@@ -111,10 +111,10 @@ def test_a_place_that_cannot_be_written_to_is_said_at_once(place, photo, capsys)
 @pytest.mark.slow
 def test_a_full_disk_leaves_no_partial_file(photo, tmp_path, capsys):
     """A limit on the size of files stands in for the disk: it strikes another stage each time."""
-    clip, path = swaying(tmp_path / "clip.mp4", 6), tmp_path / "out" / "film.mp4"
+    clip, path = swaying(tmp_path / "clip.mp4", 10), tmp_path / "out" / "film.mp4"
     line = ["-q", "generate", str(photo), str(clip), "-o", str(path)]
     usual, most = resource.getrlimit(resource.RLIMIT_FSIZE)
-    for kilobytes, whole in ((2, 0), (100, 2), (400, 3)):
+    for kilobytes, whole in ((2, 0), (300, 2), (900, 3)):
         resource.setrlimit(resource.RLIMIT_FSIZE, (kilobytes * 1024, most))
         try:
             code = app.run(line)
