@@ -195,7 +195,7 @@ def test_the_page_shows_the_head_on_the_face(prepared):
 @pytest.mark.slow
 def test_a_second_run_does_nothing_and_a_lost_head_is_made_again(folder, prepared, capsys):
     before = times(prepared / "clips") | times(prepared / "sheets") | times(prepared / "work")
-    out, err = run(capsys, "data", "prepare", folder, "-o", prepared, "--json")
+    out, err = run(capsys, "data", "prepare", folder, "-o", prepared, "--jobs", 1, "--json")
     assert json.loads(out) == {
         "output": str(prepared),
         "accepted": 1,
@@ -208,7 +208,7 @@ def test_a_second_run_does_nothing_and_a_lost_head_is_made_again(folder, prepare
     assert times(prepared / "clips") | times(prepared / "sheets") | times(prepared / "work") == before
     (clip,) = Dataset.open(prepared).clips
     clip.head.unlink()
-    run(capsys, "data", "prepare", folder, "-o", prepared)
+    run(capsys, "data", "prepare", folder, "-o", prepared, "--jobs", 1)
     after = times(prepared / "clips")
     assert [path for path in after if after[path] != before[path]] == [str(clip.head)]
 

@@ -206,27 +206,38 @@ def test_the_network_that_is_recorded_is_the_one_that_a_fit_loads(quality, super
     assert all(row["sha256"] == content_hash(network) for row in recorded)
 
 
-def test_a_head_says_which_networks_it_and_the_head_before_it_were_made_with(photo, network, tmp_path, capsys):
-    tracking, plain, kept, last = (tmp_path / f"{name}.npz" for name in ("a.track", "a.head", "b.head", "c.head"))
-    run(capsys, "track", photo, "-o", tracking)
-    run(capsys, "fit", tracking, "--quality", "draft", "-o", plain)
+@pytest.fixture(scope="module")
+def heads(photo, tmp_path_factory) -> tuple[Path, Path, Path, str]:
+    """The photo's tracking, a head without networks, the same with DAViD's folds, and the network's hash."""
+    folder = tmp_path_factory.mktemp("heads")
+    network = david_file(folder / catalogue.entry("david").file)
+    tracking, plain, kept = (folder / f"{name}.npz" for name in ("a.track", "a.head", "b.head"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(catalogue, "folders", lambda: (catalogue.CHECKOUT, folder))
+        for words in (
+            ("track", photo, "-o", tracking),
+            ("fit", tracking, "--quality", "draft", "-o", plain),
+            # A known head is not asked whether the network's axes are ours: this one takes colours for normals.
+            ("fit", tracking, "--head", plain, "--supervision", "david", "-o", kept),
+        ):
+            assert app.run(["-q", *map(str, words)]) == 0
+    return tracking, plain, kept, content_hash(network)
+
+
+def test_a_head_says_which_networks_it_and_the_head_before_it_were_made_with(heads, tmp_path, capsys):
+    tracking, plain, kept, digest = heads
     assert provenance.networks_behind(plain) == []
-    # A known head is not asked whether the network's axes are ours: this one takes colours for normals.
-    run(capsys, "fit", tracking, "--head", plain, "--supervision", "david", "-o", kept)
     (row,) = provenance.networks_behind(kept)
-    assert (row["name"], row["licence"], row["sha256"]) == ("david", "MIT", content_hash(network))
-    run(capsys, "fit", tracking, "--head", kept, "--quality", "draft", "-o", last)
-    assert provenance.networks_behind(last) == [row]
+    assert (row["name"], row["licence"], row["sha256"]) == ("david", "MIT", digest)
+    run(capsys, "fit", tracking, "--head", kept, "--quality", "draft", "-o", tmp_path / "c.head.npz")
+    assert provenance.networks_behind(tmp_path / "c.head.npz") == [row]
 
 
-def test_the_record_names_the_network_of_a_head_that_was_given(photo, clip, network, tmp_path, capsys):
-    tracking, plain, kept = (tmp_path / f"{name}.npz" for name in ("a.track", "a.head", "b.head"))
-    run(capsys, "track", photo, "-o", tracking)
-    run(capsys, "fit", tracking, "--quality", "draft", "-o", plain)
-    run(capsys, "fit", tracking, "--head", plain, "--supervision", "david", "-o", kept)
-    network.unlink()
+def test_the_record_names_the_network_of_a_head_that_was_given(heads, made, tmp_path, capsys):
+    _, plain, kept, _ = heads
     for head, networks in ((plain, []), (kept, ["david"])):
-        run(capsys, "generate", head, clip, "-o", tmp_path / "film.mp4", "--size", 256)
+        driver = made / "driving.track.npz"
+        run(capsys, "generate", head, driver, "-o", tmp_path / "film.mp4", "--size", 256, "--audio", "none")
         rows = json.loads((tmp_path / "film.json").read_text())["weights"]
         found = [(row["name"], row["licence"]) for row in rows if row["licence"] not in ("Apache-2.0", "CC0-1.0")]
         assert found == [(name, "MIT") for name in networks]
