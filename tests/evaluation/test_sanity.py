@@ -17,7 +17,7 @@ from expportrait_cli.media.writer import VideoWriter
 pytestmark = pytest.mark.slow
 
 DRIVING = ROOT / "examples" / "driving.mp4"
-FRAMES, START, STEP, SIZE = 9, 8, 2, 256
+FRAMES, START, STEP, SIZE = 12, 8, 2, 256
 TOLERANCE = {
     "psnr_frame": 0.5,
     "ssim_g11_frame": 1e-3,

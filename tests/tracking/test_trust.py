@@ -91,8 +91,12 @@ def test_a_spoilt_face_is_filled_in_and_stands_for_nothing(tmp_path, head, clean
     rest = np.setdiff1d(range(COUNT), filled)
     assert np.degrees(np.abs(seen.rotation - clean.rotation)[rest]).max() < 0.8
     assert np.degrees(np.abs(seen.rotation - clean.rotation)).max() < 10
+
+
+@pytest.mark.slow
+def test_a_spoilt_face_can_end_the_run(tmp_path, head):
     with pytest.raises(InputError, match=r"of 18 frames, first in frame [78]"):
-        track(path, head, TrackConfig(on_missing="fail"), quiet)
+        track(clip_of(tmp_path / "a.mkv", blurred), head, TrackConfig(on_missing="fail"), quiet)
 
 
 @pytest.mark.slow
