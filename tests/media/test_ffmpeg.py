@@ -220,6 +220,7 @@ def test_equal_time_stamps(tmp_path, caplog):
         probe(tmp_path / "a.nut")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("profile", "compatible"), [(5, 0), (8, 4)])
 def test_dolby_vision_without_a_usual_base_is_refused(tmp_path, profile, compatible):
     """ETSI TS 103 572: what the box `dvcC` says; here it is put behind the `hvcC` of an HLG clip."""

@@ -326,7 +326,7 @@ def grey(real):
     return lambda image, *rest, **named: np.full_like(real(image, *rest, **named), 128)
 
 
-@pytest.mark.parametrize("config", [CROP, WHOLE])
+@pytest.mark.parametrize("config", [CROP, pytest.param(WHOLE, marks=pytest.mark.slow)])
 def test_a_frame_that_does_not_show_the_photo_is_an_error(fitted, head, paint, monkeypatch, config):
     curves = shifted(fitted, still(fitted, head, 2), np.array([[0.0, 0.0], [9.0, 4.0]]))
     assert len(paint(fitted, curves, config)) == 2
