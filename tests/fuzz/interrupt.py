@@ -115,6 +115,7 @@ class Run:
     def __init__(self, words: tuple[str, ...], folder: Path, *, is_cold: bool = False) -> None:
         """Fork; one that is cold starts Python anew, and can be interrupted while that loads the tool."""
         self._since, self._stderr = time.monotonic(), folder.parent / f"{folder.name}.stderr"
+        self._stderr.write_text("")
         self.pid = os.fork()
         if not self.pid:
             self._become(words, folder, is_cold)
@@ -151,7 +152,11 @@ class Run:
             if time.monotonic() > until:
                 return None
             time.sleep(0.01)
-        return os.waitstatus_to_exitcode(found[1]), self._stderr.read_text("utf-8"), time.monotonic() - self._since
+        return (
+            os.waitstatus_to_exitcode(found[1]),
+            self._stderr.read_text("utf-8", "replace"),
+            time.monotonic() - self._since,
+        )
 
     def end(self) -> tuple[int, str, float]:
         """Wait until it has ended.
