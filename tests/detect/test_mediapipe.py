@@ -32,7 +32,7 @@ def test_nets_that_are_gone_leave_no_memory_behind() -> None:
 
     image = data.astronaut()
     sizes = []
-    for _ in range(3):
+    for _ in range(6):
         PoseNet(video=True)(image)
         gc.collect()
         sizes.append(resident_mb())
