@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PYTEST := $(BIN)/python -m pytest -q -n auto
+# Tests of a module stay together, so that what they share is made once.
+PYTEST := $(BIN)/python -m pytest -q -n auto --dist worksteal
 STAMP := $(VENV)/.installed
 
 .PHONY: setup demo test check types fast fuzz bench docs clean

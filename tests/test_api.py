@@ -40,6 +40,7 @@ def test_the_interface_is_what_it_was():
     assert expportrait_cli.__version__ == "0.2.0"
 
 
+@pytest.mark.slow
 def test_functions_stay_functions_when_their_stages_are_imported():
     code = (
         "import expportrait_cli.pipeline.film, expportrait_cli.tracking.stage\n"

@@ -72,6 +72,7 @@ print(hashlib.sha256(b"".join(each.tobytes() for each in found)).hexdigest())
 """
 
 
+@pytest.mark.slow
 def test_products_do_not_depend_on_the_number_of_threads():
     found = set()
     for count in ("1", "2", "5"):

@@ -134,8 +134,15 @@ def run(arguments: list[str]) -> int:
             return _closed_pipe()
         raise
     except Exception as error:
-        # The boundary: what a user can mend ends in one line, everything else keeps its traceback.
-        return report(error)
+        # What a signal raises inside a library in another language may come out of it as any error.
+        match command_line.ended_by:
+            case None:
+                # The boundary: what a user can mend ends in one line, everything else keeps its traceback.
+                return report(error)
+            case signal.SIGINT:
+                return _interrupted()
+            case number:
+                return 128 + number
     if code == INTERRUPTED:
         return _interrupted()
     return code if isinstance(code, int) else 0

@@ -233,10 +233,10 @@ class KeyFrames:
         others = others[np.linalg.norm(tracking.rotation[others] - fit.rotation, axis=1) > least]
         pictures = list(clip.crops(others)) if len(others) else []
         rows, patch = np.r_[np.int64(fit.frame), others], static_patch(head)
-        offset = limited(
-            clip.landmark_offsets(rows, patch, LandmarkSpread(head, fit.identity)), config.descent.dynamic_limit_m
-        )
-        offset[0] = fit.frame_offset[patch.vertices]
+        offset = fit.frame_offset[patch.vertices][None]
+        if len(others):
+            moved = clip.landmark_offsets(others, patch, LandmarkSpread(head, fit.identity))
+            offset = np.concatenate([offset, limited(moved, config.descent.dynamic_limit_m)])
         mattes = [own[1], *map(Matte().matte, pictures)]
         return cls(tracking, head, rows, [own[0], *pictures], mattes, offset)
 

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from pathlib import Path
 from typing import cast
 
@@ -92,6 +93,13 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
         InputError: the file is missing, no clip, without a picture, too large, or its time stamps are damaged.
     """
     check_file(path)
+    found = Path(path).stat()
+    return _probe(os.fspath(path), (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns))
+
+
+@lru_cache(64)
+def _probe(path: str, state: tuple[int, ...]) -> VideoInfo:
+    """Probe a file, once as long as its `state` on the disk is the same: every stage asks again."""
     stream, (status, stamps, report) = 0, _look(path, 0)
     source, _, decoded = report.partition("Stream mapping:")
     pictures = list(ffmpeg.PICTURES.finditer(source))
@@ -109,7 +117,7 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
     colours = dict(re.findall(r"color_(space|primaries|trc):(\S+)", decoded))
     aspect = [int(part) for part in frame["sar"].split("/")]
     return VideoInfo(
-        path=os.fspath(path),
+        path=path,
         stream=stream,
         width=width,
         height=height,
@@ -131,7 +139,7 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
     )
 
 
-def _look(path: str | os.PathLike[str], stream: int) -> tuple[int, str, str]:
+def _look(path: str, stream: int) -> tuple[int, str, str]:
     """Decode one frame, copy all packets: exit status, a row for each packet, ffmpeg's report."""
     video = ["-map", f"0:V:{stream}"]
     first_frame = [*video, "-frames:v", "1", "-vf", "showinfo=checksum=0", "-f", "null", "-"]

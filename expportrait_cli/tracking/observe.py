@@ -170,7 +170,7 @@ class _Seen:
         self.trust: list[np.ndarray] = []
         self.skins: list[Skin | None] = []
         self._finder, self._mesh, self._matte = FaceFinder(), FaceMesh(video=self.is_clip), Matte()
-        self._pose, self._unroll, self._following = Shoulders(), Unroller(model), False
+        self._pose, self.unroll, self._following = Shoulders(), Unroller(model), False
 
     def add(self, image: UInt8[np.ndarray, "H W 3"]) -> None:
         """Look at the next frame."""
@@ -179,7 +179,7 @@ class _Seen:
         if points is not None:
             self.choice.keep(points)
         self.landmarks.append(np.full((478, 2), np.nan, np.float32) if points is None else points)
-        self.skins.append(self._unroll(image, points) if points is not None and self.is_clip else None)
+        self.skins.append(self.unroll(image, points) if points is not None and self.is_clip else None)
         if points is not None and self.shots.measure is None and self.is_clip:
             self.shots.measure = _Shot(image, points, self._matte)
         measure = self.shots.measure
@@ -223,7 +223,7 @@ def _gather(seen: _Seen, frames: Iterator, total: int | None, progress: Progress
     if choice.rivals > 1 and config.face == "largest":
         _several(source, config, choice.rivals)
     shot = np.array(seen.shots.index)
-    doubt = doubts(points, seen.skins, shot, seen.rate)
+    doubt = doubts(points, seen.skins, shot, seen.rate, seen.unroll.mouth)
     doubt[seen.shots.glimpses] = 1.0
     doubt[np.isnan(points).any((1, 2))] = 0.0
     filled, state = fill_missing(points, shot, config, seen.rate, source, doubt=doubt)

@@ -13,7 +13,7 @@ from scipy.spatial import Delaunay
 from expportrait_cli.artifacts.types import DISTRUSTED
 from expportrait_cli.detect.crop import Crop, crop_image, crop_points
 from expportrait_cli.detect.mesh import extent
-from expportrait_cli.head.facemesh import IRIS, OUTER_EYES, LandmarkModel
+from expportrait_cli.head.facemesh import IRIS, LIPS, OUTER_EYES, LandmarkModel
 
 FINE, SIDE = 64, 32
 """Sides of the unrolled face texture, px: the one whose sharpness is measured, and the one that is kept."""
@@ -54,6 +54,11 @@ class Unroller:
         self._from_landmarks = csr_matrix(entries, (FINE * FINE, self._count))
         self.inside: Bool[np.ndarray, "64 64"] = (simplex >= 0).reshape(FINE, FINE)
         kernel = np.ones((RIM, RIM), np.uint8)
+        lips = (points[LIPS] - low) / (high - low) * (SIDE - 1)
+        pixels = np.moveaxis(np.mgrid[:SIDE, :SIDE], 0, -1)[..., ::-1]
+        around = (pixels >= lips.min(0) - 1) & (pixels <= lips.max(0) + 1)
+        self.mouth: Bool[np.ndarray, "32 32"] = around.all(-1)
+        """Where the kept texture shows the lips, and a pixel around them."""
         self._within = cv2.erode(self.inside.astype(np.uint8), kernel, borderValue=(0.0,)) > 0
 
     def __call__(self, image: UInt8[np.ndarray, "H W 3"], landmarks: Float32[np.ndarray, "478 2"]) -> Skin:
@@ -99,6 +104,9 @@ CERTAIN, STRONG = 3.5, 1.0
 """Scores from which a frame is distrusted: by the score alone, and together with a jump of the picture."""
 WEAK = -1.5
 """Score from which a frame beside distrusted ones belongs to them: a hand comes and goes in several frames."""
+GONE = 0.48
+"""Share of the mouth's usual picture below which something covers it: talk, smiles and tongues leave 0.57 and more,
+nine of ten flat hands less than 0.48."""
 JUMP = 0.08
 """Loss of correlation to the nearest frames: wide mouths and turns come more gently than what passes over a face."""
 
@@ -108,10 +116,12 @@ def doubts(
     skins: Sequence[Skin | None],
     shots: Int64[np.ndarray, " T"],
     rate: Fraction,
+    mouth: Bool[np.ndarray, "S S"],
 ) -> Float32[np.ndarray, " T"]:
     """Chance that the landmarks of each frame are off: from `DISTRUSTED` on they are not to be believed.
 
-    Frames without a face (no skin) get 0, and so do shots that are too short to tell.
+    Frames without a face (no skin) get 0, and so do shots that are too short to tell. `mouth` is the mouth's place in
+    the textures.
     """
     doubt = np.zeros(len(landmarks), np.float32)
     seen = np.array([skin is not None for skin in skins])
@@ -121,8 +131,14 @@ def doubts(
             continue
         own = [skin for row in rows if (skin := skins[row]) is not None]
         textures, sharpness = np.stack([s.texture for s in own]), np.array([s.sharpness for s in own])
-        found = cues(landmarks[rows], textures, sharpness, max(FEW, round(WINDOW_S * float(rate))))
+        window = max(FEW, round(WINDOW_S * float(rate)))
+        inside = textures.any((0, 3))
+        features = np.stack([_features(texture, inside) for texture in textures])
+        found = cues(landmarks[rows], textures[:, inside], features, sharpness, window)
         scores = np.log1p(np.clip(found, 0, CAPS) / SCALES) @ WEIGHTS + OFFSET
+        # A flat hand has the skin's colour, moves with the face, and hides the mouth alone.
+        covered = presence(features[:, mouth[inside]], window) < GONE
+        scores[covered] = np.maximum(scores[covered], CERTAIN + 1)
         chance = 1 / (1 + np.exp(-scores))
         bad = _spoilt(scores, found[:, 2])
         # Where most frames are odd, the usual one is unknown.
@@ -147,7 +163,8 @@ def _spoilt(scores: Float64[np.ndarray, " T"], jumps: Float64[np.ndarray, " T"])
 
 def cues(
     landmarks: Float32[np.ndarray, "T 478 2"],
-    textures: UInt8[np.ndarray, "T S S 3"],
+    skins: UInt8[np.ndarray, "T N 3"],
+    features: Float32[np.ndarray, "T N"],
     sharpness: Float64[np.ndarray, " T"],
     window: int,
 ) -> Float64[np.ndarray, "T 4"]:
@@ -160,9 +177,7 @@ def cues(
     count = len(landmarks)
     size = np.linalg.norm(landmarks[:, OUTER_EYES[0]] - landmarks[:, OUTER_EYES[1]], axis=1)
     shapes = (landmarks - landmarks.mean(1, keepdims=True)) / size[:, None, None]
-    inside = textures.any((0, 3))
-    skins = textures[:, inside].astype(np.float32)
-    features = np.stack([_features(texture, inside) for texture in textures])
+    skins = skins.astype(np.float32)
     step, every = max(1, window // 4), max(1, 2 * window // SAMPLES)
     found = np.zeros((count, 4))
     for begin in range(0, count, step):
@@ -178,6 +193,16 @@ def cues(
         found[t, 2] = 1 - features[t] @ usual / max(float(np.linalg.norm(usual)), 1e-6)
         found[t, 3] = np.linalg.norm(shapes[t] - np.median(shapes[beside], axis=0), axis=-1).mean()
     return found
+
+
+def presence(pictures: Float32[np.ndarray, "T N"], window: int) -> Float64[np.ndarray, " T"]:
+    """How much of the usual picture each frame shows: 1 all of it, 0 nothing, below 0 its opposite."""
+    pictures = pictures - pictures.mean(1, keepdims=True)
+    shown = np.ones(len(pictures))
+    for t, picture in enumerate(pictures):
+        usual = np.median(pictures[max(0, t - window) : t + window + 1], axis=0)
+        shown[t] = picture @ usual / max(float(usual @ usual), 1e-6)
+    return shown
 
 
 def _features(texture, inside):

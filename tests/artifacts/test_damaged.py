@@ -113,7 +113,7 @@ def false_header(kind: str, shape: str) -> bytes:
 
 
 BOMBS = {
-    "zeros": mutate._npy(np.zeros((350_000, 478, 2), np.float32)),
+    "zeros": mutate._npy(np.zeros((120_000, 478, 2), np.float32)),
     "a header that promises more": false_header("'<f4'", "(1000000000, 478, 2)") + bytes(100),
     "a negative shape": false_header("'<f4'", "(-1, 478, 2)") + bytes(100),
     "a shape beyond 64 bits": false_header("'<f4'", "(99999999999999999999, 2)") + bytes(100),

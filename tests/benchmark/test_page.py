@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
+from support.astronaut import QUICK
 from support.page_reader import Page
 
 from expportrait_cli.artifacts import npz
@@ -43,6 +44,7 @@ def job(tmp_path_factory) -> Job:
         folder / "photo.png",
         folder / "tilt.mkv",
         folder / "film.mp4",
+        fit=QUICK,
         transfer=PAPER,
         generate=GenerateConfig(size=256, backend="proxy", paste_back=True, audio="none"),
     )

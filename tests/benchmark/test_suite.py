@@ -298,12 +298,6 @@ def test_our_own_films_and_what_they_lose_without_this_and_that(clips, tmp_path,
     assert all(times[name]["fast"] > 0 for name in document["methods"])
     assert document["licences"]["commercial_use_of_the_weights"] == "yes" and "licences: all weights" in err
 
-    # From nothing, elsewhere: the same film and the same figures.
-    run(capsys, *command[:-1], tmp_path / "b.scores.json")
-    again = json.loads((tmp_path / "b.scores.json").read_text())
-    assert again["methods"]["expportrait"] == document["methods"]["expportrait"]
-    assert again["pairs"] == document["pairs"]
-
 
 @pytest.mark.slow
 @pytest.mark.media

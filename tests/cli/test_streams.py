@@ -9,8 +9,9 @@ import sys
 import pytest
 
 from expportrait_cli.artifacts.files import atomic_path, film_name
-from expportrait_cli.cli import boundary
+from expportrait_cli.cli import app, boundary
 from expportrait_cli.cli.boundary import Display, command_line
+from expportrait_cli.errors import WeightsError
 
 COMMAND = f"{sys.executable} -m expportrait_cli"
 
@@ -37,6 +38,22 @@ def test_a_signal_that_a_callback_swallowed_ends_the_next_step(number, code, mon
         with pytest.raises(KeyboardInterrupt):
             progress(3, 9)
         command_line.ended_by = None
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_that_a_library_turns_into_an_error_still_ends_the_command(number, code, monkeypatch, capsys):
+    """safetensors, interrupted while it reads, says that the file is none."""
+    monkeypatch.setattr(command_line, "ended_by", None)
+
+    def library(**_):
+        try:
+            app._end(number, None)
+        except (KeyboardInterrupt, SystemExit):
+            raise WeightsError("a.safetensors cannot be read") from None
+
+    monkeypatch.setattr(app, "app", library)
+    assert app.run(["doctor"]) == code
+    assert "cannot be read" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["视" * 83 + ".npz", os.fsdecode(b"caf\xe9.npz"), "a" * 251 + ".npz"])

@@ -155,6 +155,7 @@ def test_the_crop_goes_where_the_face_is(seen):
     assert points[:, 0].min() > RIGHT[0]
 
 
+@pytest.mark.slow
 def test_a_long_clip_is_read_and_painted_to_its_end(tmp_path):
     path = grey_clip(tmp_path / "long.mp4", count=1207, rate=Fraction(60))
     assert frame_count(path) == 1207 == sum(1 for _ in read_frames(path))

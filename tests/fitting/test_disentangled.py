@@ -131,7 +131,7 @@ class Shuffled(NumberedOracle):
 @pytest.mark.slow
 def test_the_order_of_frames_does_not_leak_into_the_static_offset(head, template, tmp_path):
     verts, _ = template
-    frames, rng = 20, np.random.default_rng(0)
+    frames, rng = 12, np.random.default_rng(0)
     at = landmarks(head, torch.from_numpy(verts)).numpy()[CHEEK]
     bump = 0.001 * np.exp(-((verts - at) ** 2).sum(1) / (2 * 0.02**2))
     acting = (1 + np.sin(np.linspace(0, 2 * np.pi, frames))) / 2

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.astronaut import QUICK
 from support.known_head import KnownHead, Oracle, blank_fit
 from support.performers import quiet
 
 from expportrait_cli.artifacts.types import CROP_SIZE
-from expportrait_cli.config import FitConfig, TrackConfig
+from expportrait_cli.config import TrackConfig
 from expportrait_cli.fitting import fit
 from expportrait_cli.fitting.clip import Clip, plain_skin
 from expportrait_cli.fitting.evidence import Estimates
@@ -90,7 +91,7 @@ def test_a_frame_that_is_the_photo_shows_its_person(photo, photo_tracking, tmp_p
 def test_the_user_has_the_last_word(photo_tracking, head, tmp_path, caplog):
     driver = replace(photo_tracking, identity=photo_tracking.identity + np.float32(0.1))
     heads = {
-        said: fit([photo_tracking], head, FitConfig(quality="draft", same_person=said), quiet, driver=driver)
+        said: fit([photo_tracking], head, replace(QUICK, same_person=said), quiet, driver=driver)
         for said in ("auto", "yes", "no")
     }
     # The driver's picture is the photo itself.
@@ -100,7 +101,7 @@ def test_the_user_has_the_last_word(photo_tracking, head, tmp_path, caplog):
     assert np.array_equal(heads["no"].identity, photo_tracking.identity)
     assert [line for line in caplog.messages if "shows the person of" in line and "as you say" in line]
     gone = replace(driver, source=str(tmp_path / "gone.png"))
-    unknown = fit([photo_tracking], head, FitConfig(quality="draft"), quiet, driver=gone)
+    unknown = fit([photo_tracking], head, QUICK, quiet, driver=gone)
     assert unknown.identity_from == photo_tracking.fingerprint
 
 

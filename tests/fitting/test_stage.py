@@ -9,6 +9,7 @@ import pytest
 import scipy.sparse as sp
 import skimage.data
 import torch
+from support.astronaut import QUICK
 from support.performers import quiet
 
 from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit
@@ -235,10 +236,8 @@ def test_a_clip_is_a_reference_too(tmp_path, head):
 @pytest.mark.slow
 def test_a_driver_shares_its_identity_with_itself_alone(photo_tracking, head, fitted):
     other = replace(photo_tracking, identity=np.random.default_rng(0).normal(size=80).astype(np.float32))
-    assert np.array_equal(
-        fit([photo_tracking], head, FitConfig(rounds=1), quiet, driver=other).identity, other.identity
-    )
+    assert np.array_equal(fit([photo_tracking], head, QUICK, quiet, driver=other).identity, other.identity)
     bent = other.landmarks + np.random.default_rng(0).normal(size=(1, 478, 2)).astype(np.float32) * 15
     stranger = replace(other, landmarks=bent)
-    shared = fit([photo_tracking], head, FitConfig(rounds=1), quiet, driver=stranger)
+    shared = fit([photo_tracking], head, QUICK, quiet, driver=stranger)
     assert np.array_equal(shared.identity, photo_tracking.identity)

@@ -190,8 +190,7 @@ def pull_mm(turning: Turning, alone: HeadFit, row: int, spoilt) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("spoilt", [with_a_hand, shifted])
-@pytest.mark.parametrize("row", [2, 5])
+@pytest.mark.parametrize(("row", "spoilt"), [(2, with_a_hand), (5, shifted)])
 def test_one_wrong_matte_does_not_pull(turning, alone, row, spoilt):
     """Of frames that are turned aside, each in its own way."""
     assert pull_mm(turning, alone, row, spoilt) < 0.4

@@ -6,31 +6,40 @@ interrupted, to the byte. A table is printed; the exit code is 1 if any trial fa
 """
 
 import argparse
+import importlib
 import json
 import os
+import pkgutil
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import NoReturn
 
 import cv2
 import numpy as np
 import skimage.data
 from PIL import Image
 
+import expportrait_cli
+from expportrait_cli.cli import app
 from expportrait_cli.media.writer import VideoWriter
+from expportrait_cli.runtime import settle_threads
 
 SIGNALS = {"SIGINT": signal.SIGINT, "SIGTERM": signal.SIGTERM, "SIGHUP": signal.SIGHUP, "SIGKILL": signal.SIGKILL}
 FOREIGN = ("notes.txt", ".mine.partial", "film.work/mine.npz", ".film.mp4.partial", "segments-mine/a.mp4")
 """Files of somebody else that lie where results go."""
 LIMIT_S = 1200.0
+COLD = 0.15
+"""Share of the interrupted runs that start Python anew, which takes most of their time."""
 
 
 @dataclass(frozen=True)
@@ -81,33 +90,84 @@ COMMANDS = (
     ),
     Command(
         "train transfer",
-        ("train", "transfer", "-o", "net.safetensors", "--synthetic", "8", "--steps", "40"),
+        ("train", "transfer", "-o", "net.safetensors", "--synthetic", "4", "--steps", "12"),
         ("net.safetensors",),
     ),
 )
 
 
-def run(words: tuple[str, ...], folder: Path) -> subprocess.Popen[str]:
-    """Start the tool in a folder, and in a session of its own, as a terminal would."""
-    # A job in the background of a script ignores Ctrl-C, and so would what it starts.
-    heeds = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
-    code = f"{heeds}; from expportrait_cli.cli.app import main; main()"
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *words],
-        cwd=folder,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+def load() -> None:
+    """Load what the commands need, so that what is forked from this process begins at once."""
+    settle_threads()
+    # A pool of threads does not live on in what is forked.
+    cv2.setNumThreads(1)
+    for module in pkgutil.walk_packages(expportrait_cli.__path__, "expportrait_cli."):
+        if not {"wan", "generator", "mini"} & set(module.name.split(".")) and not module.name.endswith("__main__"):
+            # Some wrap a library that need not be there.
+            with suppress(ModuleNotFoundError):
+                importlib.import_module(module.name)
+    importlib.import_module("mediapipe")
 
 
-def finished(command: Command, folder: Path) -> tuple[int, str, float]:
-    """Run to the end: exit code, stderr, seconds."""
-    since = time.monotonic()
-    process = run(command.words, folder)
-    _, err = process.communicate(timeout=LIMIT_S)
-    return process.returncode, err, time.monotonic() - since
+class Run:
+    """The tool in a folder, in a session of its own, as a terminal would start it."""
+
+    def __init__(self, words: tuple[str, ...], folder: Path, *, is_cold: bool = False) -> None:
+        """Fork; one that is cold starts Python anew, and can be interrupted while that loads the tool."""
+        self._since, self._stderr = time.monotonic(), folder.parent / f"{folder.name}.stderr"
+        self._stderr.write_text("")
+        self.pid = os.fork()
+        if not self.pid:
+            self._become(words, folder, is_cold)
+
+    def _become(self, words: tuple[str, ...], folder: Path, is_cold: bool) -> NoReturn:
+        code = 1
+        try:
+            os.setsid()
+            os.chdir(folder)
+            nothing = os.open(os.devnull, os.O_RDWR)
+            said = os.open(self._stderr, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            for number, stream in ((nothing, 0), (nothing, 1), (said, 2)):
+                os.dup2(number, stream)
+            # A job in the background of a script ignores Ctrl-C, and so would what it starts.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            if is_cold:
+                start = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+                start += "; from expportrait_cli.cli.app import main; main()"
+                os.execv(sys.executable, [sys.executable, "-c", start, *words])
+            sys.argv[1:] = words
+            app.main()
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 1
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
+
+    def ended(self, within_s: float) -> tuple[int, str, float] | None:
+        """Exit code, negative for a signal, stderr and seconds; None if it has not ended within the time."""
+        until = time.monotonic() + within_s
+        while not (found := os.waitpid(self.pid, os.WNOHANG))[0]:
+            if time.monotonic() > until:
+                return None
+            time.sleep(0.01)
+        return (
+            os.waitstatus_to_exitcode(found[1]),
+            self._stderr.read_text("utf-8", "replace"),
+            time.monotonic() - self._since,
+        )
+
+    def end(self) -> tuple[int, str, float]:
+        """Wait until it has ended.
+
+        Raises:
+            TimeoutError: it does not end.
+        """
+        if (found := self.ended(LIMIT_S)) is None:
+            os.killpg(self.pid, signal.SIGKILL)
+            raise TimeoutError(f"{self._stderr.stem} does not end")
+        return found
 
 
 def make_inputs(folder: Path) -> None:
@@ -124,10 +184,10 @@ def make_inputs(folder: Path) -> None:
     for words in (
         ("track", "photo.png", "-o", "photo.track.npz"),
         ("track", "clip.mp4", "-o", "clip.track.npz"),
-        ("fit", "photo.track.npz", "-o", "a.head.npz"),
+        ("fit", "photo.track.npz", "--quality", "draft", "-o", "a.head.npz"),
         ("transfer", "a.head.npz", "clip.track.npz", "-o", "a.meshes.npz"),
     ):
-        code, err, _ = finished(Command(words[0], words, ()), folder)
+        code, err, _ = Run(words, folder).end()
         if code != 0:
             raise RuntimeError(f"{words}: {err}")
 
@@ -176,21 +236,21 @@ def trial(command: Command, folder: Path, expected: dict[str, bytes], usual_s: f
     put_foreign(folder)
     found: list[str] = []
     for _ in range(rng.choice((1, 1, 2))):
-        name, after_s, is_group = rng.choice(list(SIGNALS)), rng.uniform(0.2, usual_s), rng.random() < 0.5
-        process = run(command.words, folder)
-        try:
-            _, err = process.communicate(timeout=after_s)
-        except subprocess.TimeoutExpired:
+        name, after_s, is_group = rng.choice(list(SIGNALS)), rng.uniform(0.02, usual_s), rng.random() < 0.5
+        process = Run(command.words, folder, is_cold=rng.random() < COLD)
+        if (done := process.ended(after_s)) is None:
+            while is_group and os.getpgid(process.pid) != process.pid:
+                time.sleep(0.01)
             (os.killpg if is_group else os.kill)(process.pid, SIGNALS[name])
-            _, err = process.communicate(timeout=LIMIT_S)
-        number = int(SIGNALS[name])
+            done = process.end()
+        number, (code, err, _) = int(SIGNALS[name]), done
         # Before the tool has begun, the signal ends Python by itself; after its end there is nothing to interrupt.
-        if process.returncode not in (0, 128 + number, -number):
-            found.append(f"{name} after {after_s:.1f} s: exit code {process.returncode}: {err.strip()[-200:]}")
-        is_killed = name == "SIGKILL" or process.returncode == -number
+        if code not in (0, 128 + number, -number):
+            found.append(f"{name} after {after_s:.1f} s: exit code {code}: {err.strip()[-200:]}")
+        is_killed = name == "SIGKILL" or code == -number
         wrong = faults(command, folder, expected, is_done=False, is_killed=is_killed)
         found += [f"{name} after {after_s:.1f} s: {each}" for each in wrong]
-    code, err, _ = finished(command, folder)
+    code, err, _ = Run(command.words, folder).end()
     if code != 0:
         found.append(f"the resumed run ended with {code}: {err.strip()[-300:]}")
     return found + [f"resumed: {each}" for each in faults(command, folder, expected, is_done=True, is_killed=False)]
@@ -198,28 +258,33 @@ def trial(command: Command, folder: Path, expected: dict[str, bytes], usual_s: f
 
 def fuzz(place: Path, count: int, seed: int, only: list[str]) -> int:
     """Run the trials; print a table. The number that failed."""
+    load()
     rng = random.Random(seed)
     commands = [command for command in COMMANDS if not only or command.name in only]
     make_inputs(place / "inputs")
+    # Paths are part of some results: all runs are in a folder of the same name.
+    folder = place / "trial"
     expected: dict[str, dict[str, bytes]] = {}
     usual_s: dict[str, float] = {}
     for command in commands:
-        folder = place / f"whole-{command.name.replace(' ', '-')}"
         folder.mkdir()
-        code, err, usual_s[command.name] = finished(command, folder)
+        code, err, usual_s[command.name] = Run(command.words, folder).end()
         if code != 0:
             raise RuntimeError(f"{command.name}: {err}")
         expected[command.name] = {name: content(folder / name) for name in command.results}
+        shutil.rmtree(folder)
+    # Short commands are tried more often than long ones, each of them at least once.
+    often = rng.choices(commands, [1 / usual_s[command.name] for command in commands], k=count)
     done, failed = Counter(), Counter()
-    for number in range(count):
-        command = commands[number % len(commands)]
-        folder = place / f"trial-{number}"
+    for number, command in enumerate([*commands, *often][:count]):
         found = trial(command, folder, expected[command.name], usual_s[command.name], rng)
         done[command.name] += 1
         failed[command.name] += bool(found)
         for line in found:
             print(f"{number} {command.name}: {line}", flush=True)
-        if not found:
+        if found:
+            folder.rename(place / f"failed-{number}")
+        else:
             shutil.rmtree(folder)
     print(f"{'command':<24}{'seconds':>8}{'trials':>8}{'failed':>8}")
     for command in commands:

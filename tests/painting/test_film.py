@@ -326,15 +326,16 @@ def grey(real):
     return lambda image, *rest, **named: np.full_like(real(image, *rest, **named), 128)
 
 
-@pytest.mark.parametrize("wrong", [torn, swapped, grey])
-@pytest.mark.parametrize("config", [CROP, WHOLE])
-def test_a_frame_that_does_not_show_the_photo_is_an_error(fitted, head, paint, monkeypatch, wrong, config):
+@pytest.mark.parametrize("config", [CROP, pytest.param(WHOLE, marks=pytest.mark.slow)])
+def test_a_frame_that_does_not_show_the_photo_is_an_error(fitted, head, paint, monkeypatch, config):
     curves = shifted(fitted, still(fitted, head, 2), np.array([[0.0, 0.0], [9.0, 4.0]]))
     assert len(paint(fitted, curves, config)) == 2
-    monkeypatch.setattr(cv2, "remap", wrong(cv2.remap))
-    with pytest.raises(FilmError, match="Frame 1 of the film does not show the face of the photo") as failure:
-        paint(fitted, curves, config)
-    assert failure.value.exit_code == 1
+    for wrong in (torn, swapped, grey):
+        with monkeypatch.context() as patch:
+            patch.setattr(cv2, "remap", wrong(cv2.remap))
+            with pytest.raises(FilmError, match="Frame 1 of the film does not show the face of the photo") as failure:
+                paint(fitted, curves, config)
+        assert failure.value.exit_code == 1
 
 
 def test_meshes_without_numbers_are_an_error(fitted, head, paint):

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import skimage.data
 from PIL import Image
+from support.astronaut import QUICK
 from support.places import ROOT
 
 from expportrait_cli import fit, generate, render_normals, track, transfer
-from expportrait_cli.config import FitConfig, GenerateConfig, RenderConfig
+from expportrait_cli.config import GenerateConfig, RenderConfig
 from expportrait_cli.errors import InputError
 from expportrait_cli.media.video import read_frames
 from expportrait_cli.media.writer import VideoWriter
@@ -29,7 +30,7 @@ def folder(tmp_path_factory):
             writer.write(frame)
     for name in ("photo.png", "clip.mp4"):
         track(folder / name, folder / f"{name}.track.npz")
-    fit([folder / "photo.png.track.npz"], folder / "a.head.npz", FitConfig(quality="draft"))
+    fit([folder / "photo.png.track.npz"], folder / "a.head.npz", QUICK)
     transfer(folder / "a.head.npz", folder / "clip.mp4.track.npz", folder / "a.meshes.npz")
     render_normals(folder / "a.meshes.npz", folder / "a.normals.mkv", RenderConfig(size=256))
     return folder

@@ -1,6 +1,7 @@
 """From a photo and a clip to a film, through the command line; the person is the astronaut that scikit-image ships."""
 
 import json
+import shutil
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -29,7 +30,7 @@ from expportrait_cli.weights import catalogue
 pytestmark = pytest.mark.slow
 
 RATE = Fraction(30000, 1001)
-COUNT = 14
+COUNT = 8
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +53,14 @@ def clip(tmp_path_factory) -> Path:
     return folder / "sway.mp4"
 
 
+@pytest.fixture(scope="module")
+def made(photo, clip, tmp_path_factory) -> Path:
+    """The work folder of a film that is made: what is beside the film itself."""
+    path = tmp_path_factory.mktemp("made") / "film.mp4"
+    assert app.run(["-q", "generate", str(photo), str(clip), "-o", str(path), "--size", "256"]) == 0
+    return path.with_suffix(".work")
+
+
 def run(capsys, *arguments: object, code: int = 0) -> tuple[str, str]:
     assert app.run([str(argument) for argument in arguments]) == code
     out, err = capsys.readouterr()
@@ -63,7 +72,7 @@ def test_a_film_its_record_and_a_second_run(photo, clip, tmp_path, capsys):
     path = tmp_path / "film.mp4"
     out, err = run(capsys, "generate", photo, clip, "-o", path, "--size", 256)
     assert out == f"{path}\n"
-    assert "paint the film: 14 of 14" in err
+    assert "paint the film: 8 of 8" in err
     info = probe(path)
     assert (info.rate, frame_count(path), info.has_audio) == (RATE, COUNT, True)
     assert (info.width, info.height) == (256, 256)
@@ -89,13 +98,14 @@ def test_a_film_its_record_and_a_second_run(photo, clip, tmp_path, capsys):
     assert not probe(path).has_audio
 
 
-def test_a_killed_run_goes_on_where_it_stopped(photo, clip, tmp_path, capsys, monkeypatch):
+def test_a_killed_run_goes_on_where_it_stopped(photo, clip, made, tmp_path, capsys, monkeypatch):
     path = tmp_path / "film.mp4"
-    monkeypatch.setattr(writer, "SEGMENT", 5)
+    shutil.copytree(made, tmp_path / "film.work")
+    monkeypatch.setattr(writer, "SEGMENT", 3)
     write = writer.VideoWriter.write
 
     def killed(self, frame):
-        if self.path.name == "00000005.mp4" and self.frame_count == 2:
+        if self.path.name == "00000003.mp4" and self.frame_count == 2:
             raise KeyboardInterrupt
         write(self, frame)
 
@@ -106,7 +116,7 @@ def test_a_killed_run_goes_on_where_it_stopped(photo, clip, tmp_path, capsys, mo
     assert not path.exists()
     assert not list(tmp_path.rglob("*.partial"))
     _, err = run(capsys, "generate", photo, clip, "-o", path, "--size", 256)
-    assert "Going on at frame 5 of 14" in err and "track the" not in err
+    assert "Going on at frame 3 of 8" in err and "track the" not in err
     assert frame_count(path) == COUNT
 
 
@@ -139,19 +149,20 @@ def test_the_stages_one_by_one_through_their_output(photo, clip, tmp_path, capsy
     assert "its curves are used" in err
 
 
-def test_paste_back_keeps_the_photo_size(photo, clip, tmp_path, capsys):
+def test_paste_back_keeps_the_photo_size(photo, clip, made, tmp_path, capsys):
     path = tmp_path / "film.mp4"
+    shutil.copytree(made, tmp_path / "film.work")
     run(capsys, "generate", photo, clip, "-o", path, "--paste-back", "--size", 256, "--no-keep-work")
     assert (probe(path).width, probe(path).height) == (400, 400)
     assert not (tmp_path / "film.work").exists()
 
 
-def test_a_batch_goes_on_after_a_failure(photo, clip, tmp_path, capsys):
-    blank = tmp_path / "navy.png"
+def test_a_batch_goes_on_after_a_failure(clip, made, tmp_path, capsys):
+    head, blank = made / "reference.head.npz", tmp_path / "navy.png"
     Image.new("RGB", (256, 256), "navy").save(blank)
     jobs = tmp_path / "jobs.csv"
     jobs.write_text(
-        f"reference,driving,output,size\n{blank},{clip},a.mp4,256\n{photo},{clip},b.mp4,256\n{photo},{clip},c.mp4,256\n"
+        f"reference,driving,output,size\n{blank},{clip},a.mp4,256\n{head},{clip},b.mp4,256\n{head},{clip},c.mp4,256\n"
     )
     out, err = run(capsys, "batch", jobs, code=3)
     assert out == f"{tmp_path / 'b.mp4'}\n{tmp_path / 'c.mp4'}\n"
@@ -195,41 +206,52 @@ def test_the_network_that_is_recorded_is_the_one_that_a_fit_loads(quality, super
     assert all(row["sha256"] == content_hash(network) for row in recorded)
 
 
-def test_a_head_says_which_networks_it_and_the_head_before_it_were_made_with(photo, network, tmp_path, capsys):
-    tracking, plain, kept, last = (tmp_path / f"{name}.npz" for name in ("a.track", "a.head", "b.head", "c.head"))
-    run(capsys, "track", photo, "-o", tracking)
-    run(capsys, "fit", tracking, "--quality", "draft", "-o", plain)
+@pytest.fixture(scope="module")
+def heads(photo, tmp_path_factory) -> tuple[Path, Path, Path, str]:
+    """The photo's tracking, a head without networks, the same with DAViD's folds, and the network's hash."""
+    folder = tmp_path_factory.mktemp("heads")
+    network = david_file(folder / catalogue.entry("david").file)
+    tracking, plain, kept = (folder / f"{name}.npz" for name in ("a.track", "a.head", "b.head"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(catalogue, "folders", lambda: (catalogue.CHECKOUT, folder))
+        for words in (
+            ("track", photo, "-o", tracking),
+            ("fit", tracking, "--quality", "draft", "-o", plain),
+            # A known head is not asked whether the network's axes are ours: this one takes colours for normals.
+            ("fit", tracking, "--head", plain, "--supervision", "david", "-o", kept),
+        ):
+            assert app.run(["-q", *map(str, words)]) == 0
+    return tracking, plain, kept, content_hash(network)
+
+
+def test_a_head_says_which_networks_it_and_the_head_before_it_were_made_with(heads, tmp_path, capsys):
+    tracking, plain, kept, digest = heads
     assert provenance.networks_behind(plain) == []
-    # A known head is not asked whether the network's axes are ours: this one takes colours for normals.
-    run(capsys, "fit", tracking, "--head", plain, "--supervision", "david", "-o", kept)
     (row,) = provenance.networks_behind(kept)
-    assert (row["name"], row["licence"], row["sha256"]) == ("david", "MIT", content_hash(network))
-    run(capsys, "fit", tracking, "--head", kept, "--quality", "draft", "-o", last)
-    assert provenance.networks_behind(last) == [row]
+    assert (row["name"], row["licence"], row["sha256"]) == ("david", "MIT", digest)
+    run(capsys, "fit", tracking, "--head", kept, "--quality", "draft", "-o", tmp_path / "c.head.npz")
+    assert provenance.networks_behind(tmp_path / "c.head.npz") == [row]
 
 
-def test_the_record_names_the_network_of_a_head_that_was_given(photo, clip, network, tmp_path, capsys):
-    tracking, plain, kept = (tmp_path / f"{name}.npz" for name in ("a.track", "a.head", "b.head"))
-    run(capsys, "track", photo, "-o", tracking)
-    run(capsys, "fit", tracking, "--quality", "draft", "-o", plain)
-    run(capsys, "fit", tracking, "--head", plain, "--supervision", "david", "-o", kept)
-    network.unlink()
+def test_the_record_names_the_network_of_a_head_that_was_given(heads, made, tmp_path, capsys):
+    _, plain, kept, _ = heads
     for head, networks in ((plain, []), (kept, ["david"])):
-        run(capsys, "generate", head, clip, "-o", tmp_path / "film.mp4", "--size", 256)
+        driver = made / "driving.track.npz"
+        run(capsys, "generate", head, driver, "-o", tmp_path / "film.mp4", "--size", 256, "--audio", "none")
         rows = json.loads((tmp_path / "film.json").read_text())["weights"]
         found = [(row["name"], row["licence"]) for row in rows if row["licence"] not in ("Apache-2.0", "CC0-1.0")]
         assert found == [(name, "MIT") for name in networks]
 
 
-def test_the_record_names_the_network_of_a_head_that_is_read_again(photo, clip, tmp_path, capsys):
+def test_the_record_names_the_network_of_a_head_that_is_read_again(photo, clip, made, tmp_path, capsys):
     path = tmp_path / "film.mp4"
-    run(capsys, "generate", photo, clip, "-o", path, "--size", 256)
-    made = tmp_path / "film.work" / "reference.head.npz"
-    header = npz.read_header(made)["made_by"]
+    shutil.copytree(made, tmp_path / "film.work")
+    head = tmp_path / "film.work" / "reference.head.npz"
+    header = npz.read_header(head)["made_by"]
     assert header["networks"] == []
     # As if a network had been there: the key stays, the head is read again, and the record says so.
     row = {"name": "david", "licence": "MIT", "source": "here", "sha256": "ab"}
-    npz.save(npz.load(HeadFit, made), made, {**header, "networks": [row]})
+    npz.save(npz.load(HeadFit, head), head, {**header, "networks": [row]})
     _, err = run(capsys, "generate", photo, clip, "-o", path, "--size", 256, "--audio", "none")
     assert "fit the head" not in err
     assert row in json.loads((tmp_path / "film.json").read_text())["weights"]

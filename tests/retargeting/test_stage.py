@@ -5,11 +5,12 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 import torch
+from support.astronaut import QUICK
 from support.performers import make_state, performed, quiet, state_of
 
 from expportrait_cli.artifacts import curves_csv
 from expportrait_cli.artifacts.types import Curves, Tracking
-from expportrait_cli.config import PAPER, FitConfig, TransferConfig
+from expportrait_cli.config import PAPER, TransferConfig
 from expportrait_cli.errors import UsageError
 from expportrait_cli.fitting import fit
 from expportrait_cli.geometry.rotations import from_turns, logarithm, rodrigues
@@ -55,7 +56,7 @@ def own(photo_tracking, head):
 @pytest.fixture(scope="module")
 def mine(photo_tracking, own, head):
     """The head that shares its identity with `own`."""
-    return fit([photo_tracking], head, FitConfig(same_person="yes"), quiet, driver=own)
+    return fit([photo_tracking], head, replace(QUICK, same_person="yes"), quiet, driver=own)
 
 
 def curves_of(fitted, tracking, head, **options) -> Curves:

@@ -131,6 +131,7 @@ def test_a_tensor_that_is_missing_is_damage(written, head, name):
     refused(path, head, "is damaged")
 
 
+@pytest.mark.slow
 def test_a_network_of_another_head_model_is_refused(written, head, tmp_path):
     other, _ = build(read(file_of(tmp_path, body(head))))
     assert topology(Face.of(other)) != topology(Face.of(head))

@@ -141,6 +141,7 @@ def test_lids_and_lips_open_as_far_as_seen(solver, head, face):
         assert np.abs(gaps_iod(found, pairs) - gaps_iod(seen, pairs)).max() < 0.6
 
 
+@pytest.mark.slow
 def test_an_identity_is_recovered_from_several_frames(solver, head):
     pairs = []
     for seed in SEEDS:

@@ -10,12 +10,15 @@ import skimage.data
 from PIL import Image
 
 from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit, Tracking
-from expportrait_cli.config import FitConfig, TrackConfig
+from expportrait_cli.config import FitConfig, FitDescent, TrackConfig
 from expportrait_cli.fitting import fit
 from expportrait_cli.head import HeadModel, LandmarkModel, landmark_model, load_head
 from expportrait_cli.solve.solver import Solver
 from expportrait_cli.tracking import track
 from support.performers import quiet
+
+QUICK = FitConfig(quality="draft", rounds=1, descent=FitDescent(outline_steps=1))
+"""A fit of a photo in a third of the time, for tests to which its outline does not matter."""
 
 
 @pytest.fixture(scope="session")

@@ -100,6 +100,7 @@ def test_the_flow_sees_the_shift(sliding):
         assert np.abs(seen - px).max() < 0.05 * np.abs(px).max()
 
 
+@pytest.mark.slow
 def test_the_same_clip_gives_the_same_bits(sliding, head):
     path, first = sliding
     again = track(path, head, TrackConfig(), quiet)
