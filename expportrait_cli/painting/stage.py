@@ -82,7 +82,7 @@ def choose(config: GenerateConfig) -> Choice:
                 "or leave them out."
             )
         return Choice(name, file=weights_file(MINI) if name == "mini" else None)
-    return Choice(name, _folder(name, named), lora=_hash_of(config.wan.lora))
+    return Choice(name, _folder(name, named), lora=_hash_of(config.wan))
 
 
 def painter_of(config: GenerateConfig) -> Painter:
@@ -125,12 +125,14 @@ def _best(named: Path | None) -> Literal["proxy", "mini"] | FolderName:
     return "mini" if mini is not None and has_passed(mini) else "proxy"
 
 
-def _hash_of(lora: str) -> str:
-    if not lora:
-        return ""
-    if not Path(lora).is_file():
-        raise WeightsError(f"{lora} does not exist. Check `lora`.")
-    return sha256(Path(lora))
+def _hash_of(config: WanConfig) -> str:
+    """Hashes of the LoRAs, with their scales."""
+    rows = []
+    for file, scale in config.loras():
+        if not Path(file).is_file():
+            raise WeightsError(f"{file} does not exist. Check `lora`.")
+        rows.append(f"{sha256(Path(file))}:{scale:g}")
+    return rows[0].removesuffix(":1") if len(rows) == 1 else ",".join(rows)
 
 
 def _folder(name: FolderName, named: Path | None) -> Folder:

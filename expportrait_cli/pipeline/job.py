@@ -73,7 +73,8 @@ class Job:
 
     def inputs(self) -> list[Path]:
         """Files that the run reads; curves among them if they exist."""
-        files = [Path(name) for name in (self.transfer.network, self.generate.wan.lora) if name]
+        named = [self.transfer.network, *(file for file, _ in self.generate.wan.loras())]
+        files = [Path(name) for name in named if name]
         files += [self.curves] if self.curves is not None and self.curves.exists() else []
         return [self.reference, self.driving, *_sources(self.reference), *_sources(self.driving), *files]
 

@@ -169,8 +169,8 @@ def _short_forms(row: dict[str, Any], place: str) -> None:
 def _wan(row: dict[str, Any], base: Path, place: str) -> WanConfig:
     """Settings of a Wan transformer; its files are named relative to the list."""
     config = _section(WanConfig, row, place)
-    files = {name: getattr(config, name) for name in ("weights", "lora")}
-    return replace(config, **{name: str(base / path) for name, path in files.items() if path})
+    loras = ",".join(f"{base / file}:{scale:g}" for file, scale in config.loras())
+    return replace(config, weights=str(base / config.weights) if config.weights else "", lora=loras)
 
 
 def _section(cls: Any, row: dict[str, Any], place: str) -> Any:

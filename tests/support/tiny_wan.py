@@ -14,6 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
+from expportrait_cli.painting.wan.prompts import Prompts
+
 TEXT_DIM, IMAGE_DIM = 32, 20
 TEXT_TOKENS, IMAGE_TOKENS = 512, 257
 """As the real ones: image tokens are told from text by text being 512 long."""
@@ -85,6 +87,12 @@ def tiny_scheduler() -> FlowMatchEulerDiscreteScheduler:
 def prompt_embeds(seed: int = 0, tokens: int = 7) -> Tensor:
     """What a text encoder says of one prompt: [tokens, TEXT_DIM], without padding."""
     return torch.randn(tokens, TEXT_DIM, generator=torch.Generator().manual_seed(seed))
+
+
+def tiny_prompts() -> Prompts:
+    """Two prompts, padded as the transformers read them."""
+    padded = [nn.functional.pad(prompt_embeds(seed), (0, 0, 0, TEXT_TOKENS - 7))[None] for seed in (0, 1)]
+    return Prompts(*padded)
 
 
 def base_folder(folder: Path, transformer: nn.Module | None = None) -> Path:

@@ -15,7 +15,7 @@ from expportrait_cli.cli import app
 from expportrait_cli.errors import OutputError, WeightsError
 from expportrait_cli.weights import catalogue, hub
 from expportrait_cli.weights.catalogue import Weight
-from expportrait_cli.weights.hub import fetch_folder
+from expportrait_cli.weights.download import fetch_folder
 
 LARGE = np.random.default_rng(0).bytes(700_000)
 FILES = {

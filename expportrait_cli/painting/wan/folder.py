@@ -11,6 +11,7 @@ import torch
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
+from diffusers.models.transformers.transformer_wan_vace import WanVACETransformer3DModel
 from peft import get_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -26,7 +27,7 @@ from expportrait_cli.painting.wan.portrait import WanPortrait
 ENCODERS_FILE = "model.safetensors"
 SHARD = "5GB"
 """Largest file of a transformer."""
-M = TypeVar("M", WanTransformer3DModel, AutoencoderKLWan)
+M = TypeVar("M", WanTransformer3DModel, WanVACETransformer3DModel, AutoencoderKLWan)
 NO_MODEL = (OSError, ValueError, TypeError, LookupError, RuntimeError, SafetensorError)
 """What diffusers raises about a folder that holds no model of the class."""
 
@@ -107,6 +108,15 @@ def load_transformer(folder: Path, dtype: torch.dtype = torch.float32) -> WanTra
         WeightsError: there is none.
     """
     return _read(WanTransformer3DModel, folder, dtype, "Wan transformer")
+
+
+def load_vace(folder: Path, dtype: torch.dtype = torch.float32) -> WanVACETransformer3DModel:
+    """Read a VACE transformer as diffusers keeps it, from safetensors alone.
+
+    Raises:
+        WeightsError: there is none.
+    """
+    return _read(WanVACETransformer3DModel, folder, dtype, "VACE transformer")
 
 
 def load_vae(folder: Path, dtype: torch.dtype = torch.float32) -> AutoencoderKLWan:

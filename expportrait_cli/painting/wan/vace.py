@@ -1,8 +1,9 @@
 """Public Wan models on the proxy film: VACE paints anew what the proxy had to make up, and a plain Wan finishes it.
 
-VACE was trained to repaint masked parts of films, and to follow films of depth, but never on normal maps. So either it
-is told the proxy's own pixels, and the mask is what the proxy guessed; or it follows the head's depth and paints
-everything. The photo is its reference picture.
+VACE was trained to repaint masked parts of films, and to follow films of grey levels or of depth, but never on normal
+maps. So either it is told the proxy's own pixels, and follows their grey levels where the proxy guessed; or it follows
+the head's depth and paints everything; or the normal maps, with a LoRA that was trained on them. The photo is its
+reference picture, and sampling starts from the proxy film with noise on it.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,17 +19,18 @@ from torch import Tensor
 
 from expportrait_cli.errors import WeightsError
 from expportrait_cli.painting.scene import Sketch, Still
-from expportrait_cli.painting.wan.film import Chunks, Painted, Velocity
-from expportrait_cli.painting.wan.vae import CHANNELS, SPACE, Encoding, Vae, filled, pixels
+from expportrait_cli.painting.wan.film import Chunks, Painted, Picture, Told, Velocity
+from expportrait_cli.painting.wan.masks import Masks
+from expportrait_cli.painting.wan.prompts import Prompts
+from expportrait_cli.painting.wan.vae import CHANNELS, SPACE, Encoding, Vae, pixels
+from expportrait_cli.painting.wan.windows import STRIDE
+from expportrait_cli.render.buffers import encode
 
-GUESSED = 0.5
-"""Part of a pixel that the proxy made up, from which on it is painted anew."""
-MARGIN = 12 / 512
-"""Width, in heights of the picture, by which that is widened: a latent frame's pixels are 8 wide."""
 GREY = 127
 """Level of what is to be painted, as VACE was trained."""
 FAR = 0.3
 """Level, of 1, of the head's farthest point in a film of depth; black is the background."""
+Control = Literal["proxy", "holes", "depth", "normals"]
 STEPS = 1000
 """Timestep of pure noise."""
 
@@ -36,20 +38,18 @@ STEPS = 1000
 class VaceModel:
     """VACE that has seen the photo."""
 
-    lead = 1
-    """The reference picture is a latent frame of its own, in front of the film."""
-
     def __init__(
         self,
         transformer: WanVACETransformer3DModel,
         vae: Vae,
-        prompt: Float[Tensor, "1 L D"],
+        prompts: Prompts,
         still: Still,
         *,
-        control: Literal["proxy", "depth"] = "proxy",
+        control: Control = "proxy",
+        keep: bool = True,
         wake: Callable[[], None] = lambda: None,
     ) -> None:
-        """Encode the photo."""
+        """Encode the photo. With `keep` the proxy stays as it is outside the mask, of which VACE repaints all else."""
         needed = 2 * CHANNELS + SPACE**2
         found = transformer.config["vace_in_channels"]
         if found != needed:
@@ -57,71 +57,96 @@ class VaceModel:
                 f"The transformer's control has {found} channels, expected {needed}: "
                 "its folder's parts are not of one model. Download it again."
             )
-        self.memory = vae.encoder_memory
-        self._transformer, self._vae, self._prompt, self._wake = transformer, vae, prompt, wake
-        self._draws_depth = control == "depth"
-        photo = vae.encode(pixels([still.photo]))
+        self.memory = vae.encoder_memory + Masks.memory
+        self._transformer, self._vae, self._prompts, self._wake = transformer, vae, prompts, wake
+        self._control, self._keep, self._still = control, keep, still
+        # The reference picture is a latent frame of its own, in front of the film.
+        self.front = vae.encode(pixels([still.photo]))
         # It is given whole: nothing of it is masked.
-        self._reference = torch.cat([photo, photo.new_zeros(1, needed - CHANNELS, *photo.shape[2:])], 1)
+        blank = self.front.new_zeros(1, needed - CHANNELS, *self.front.shape[2:])
+        self._reference = torch.cat([self.front, blank], 1)
 
-    def controls(self, frames: Chunks, first: int) -> Iterator[Float[Tensor, "1 96 1 h w"]]:
-        """What is kept, what guides the rest, and the mask, all on the latent grid."""
+    def controls(self, frames: Chunks, first: int) -> Iterator[Told]:
+        """What is kept, what guides the rest, and the mask, all on the latent grid; and the proxy film."""
         encoding = Encoding(self._vae)
-        for chunk in frames:
-            masks = torch.from_numpy(np.stack([filled(self._mask(sketch)) for sketch in chunk]))
-            film = pixels([self._film(sketch) for sketch in chunk])
-            kept, guide = film * ~masks, film * masks
-            latents = encoding.push(torch.cat([kept, guide]))
-            yield torch.cat([latents.flatten(0, 1)[None], _on_grid(masks).to(latents)], 1)
+        for chunk, cells in Masks(self._still).of(frames):
+            if self._control in ("depth", "normals"):
+                cells[:] = not isinstance(chunk[0], Painted)
+            mask = torch.from_numpy(cells.repeat(SPACE, 0).repeat(SPACE, 1))
+            proxy = pixels([sketch.proxy for sketch in chunk])
+            kept, guide = proxy * ~mask, pixels([self._guide(sketch) for sketch in chunk]) * mask
+            latents = encoding.push(torch.cat([kept, guide, proxy]))
+            control = latents[:2].flatten(0, 1)[None]
+            told = torch.cat([control, _on_grid(mask).to(control)], 1)
+            keep = torch.from_numpy(~cells)[None, None, None].to(control) if self._keep else None
+            yield Told(told, latents[2:], keep)
 
     def velocity(self, control: Float[Tensor, "1 C T h w"]) -> Velocity:
         """Velocity of a window and of the reference before it."""
-        return self._told(control, 1.0)
+        return self._told(control, self._prompts.positive)
 
     def untold(self, control: Float[Tensor, "1 C T h w"]) -> Velocity:
-        """Without the branch of the control: neither proxy nor photo."""
-        return self._told(control, 0.0)
+        """With the negative prompt, as its pipeline: proxy and photo stay."""
+        return self._told(control, self._prompts.against())
 
-    def start(self, control: Tensor, noise: Float[Tensor, "1 c T h w"], sigma: float) -> Tensor:
-        """From noise alone."""
-        return sigma * noise
-
-    def _told(self, control: Tensor, scale: float) -> Velocity:
+    def _told(self, control: Tensor, prompt: Tensor) -> Velocity:
         transformer = self._transformer
+        told = torch.cat([self._reference.to(control), _as_published(control)], 2)
 
         def velocity(state: Tensor, sigma: float) -> Tensor:
             self._wake()
-            told = torch.cat([self._reference.to(control), control], 2).to(state.device, transformer.dtype)
+            shown = told.to(state.device, transformer.dtype)
             return transformer(
                 hidden_states=state.to(transformer.dtype),
                 timestep=torch.full((1,), sigma * STEPS, device=state.device),
-                encoder_hidden_states=self._prompt.to(state.device, transformer.dtype),
-                control_hidden_states=told,
-                control_hidden_states_scale=told.new_full((len(transformer.config["vace_layers"]),), scale),
+                encoder_hidden_states=prompt.to(state.device, transformer.dtype),
+                control_hidden_states=shown,
+                control_hidden_states_scale=shown.new_ones(len(transformer.config["vace_layers"])),
                 return_dict=False,
             )[0].float()
 
         return velocity
 
-    def _mask(self, sketch: Sketch) -> Bool[np.ndarray, "H W"]:
-        """What is painted anew."""
-        guessed = sketch.guess > GUESSED
-        if self._draws_depth and not isinstance(sketch, Painted):
-            return np.ones_like(guessed)
-        radius = max(1, round(MARGIN * len(guessed)))
-        disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
-        return cv2.dilate(guessed.astype(np.uint8), disc) > 0
+    def _guide(self, sketch: Sketch) -> Picture:
+        """What VACE sees where it paints: a kind of film that it, or a LoRA, was trained to follow."""
+        if isinstance(sketch, Painted):
+            return sketch.proxy
+        match self._control:
+            case "proxy":
+                return cv2.cvtColor(cv2.cvtColor(sketch.proxy, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+            case "holes":
+                return np.full_like(sketch.proxy, GREY)
+            case "depth":
+                return _depth_picture(sketch.depth)
+            case "normals":
+                return encode(sketch.normals)
 
-    def _film(self, sketch: Sketch) -> UInt8[np.ndarray, "H W 3"]:
-        if self._draws_depth and not isinstance(sketch, Painted):
-            return _depth_picture(sketch.depth)
-        return np.where(self._mask(sketch)[..., None], np.uint8(GREY), sketch.proxy)
+
+def shown(chunk: list[Sketch], cells: Bool[np.ndarray, "h w"], guides: list[Picture]) -> list[Picture]:
+    """What VACE is shown, for people: the proxy, and in the mask what guides it."""
+    mask = cells.repeat(SPACE, 0).repeat(SPACE, 1)[..., None]
+    return [
+        np.where(mask[: guide.shape[0], : guide.shape[1]], guide, sketch.proxy)
+        for sketch, guide in zip(chunk, guides, strict=True)
+    ]
 
 
-def _on_grid(masks: Bool[Tensor, "F H W"]) -> Float[Tensor, "1 64 1 h w"]:
-    """Masks of one latent frame: each of its pixels holds the 8x8 of the film, masked where any of its frames is."""
-    height, width = masks.shape[1] // SPACE, masks.shape[2] // SPACE
-    cells = masks.any(0).view(height, SPACE, width, SPACE).permute(1, 3, 0, 2)
+def _as_published(control: Float[Tensor, "1 C T h w"]) -> Float[Tensor, "1 C T h w"]:
+    """A window's control with masks as VACE was trained: those of single frames, evenly chosen from all of the film.
+
+    With 4 T - 3 frames to choose T from, the choice for latent frame t lies up to one latent frame after it
+    (`nearest-exact` of `WanVACEPipeline.prepare_masks`, and of Wan's own code).
+    """
+    count = control.shape[2]
+    frames = ((torch.arange(count) + 0.5) * (STRIDE * (count - 1) + 1) / count).long()
+    masks = control[:, 2 * CHANNELS :, -(-frames // STRIDE)]
+    return torch.cat([control[:, : 2 * CHANNELS], masks], 1)
+
+
+def _on_grid(mask: Bool[Tensor, "H W"]) -> Float[Tensor, "1 64 1 h w"]:
+    """A mask of one latent frame: each of its pixels holds the 8x8 of the film."""
+    height, width = mask.shape[0] // SPACE, mask.shape[1] // SPACE
+    cells = mask.view(height, SPACE, width, SPACE).permute(1, 3, 0, 2)
     return cells.reshape(1, SPACE**2, 1, height, width).float()
 
 
@@ -142,13 +167,13 @@ class FinishModel:
     SDEdit, Meng et al. 2022. The photo is only in the proxy film.
     """
 
-    lead = 0
+    front = None
 
     def __init__(
         self,
         transformer: WanTransformer3DModel,
         vae: Vae,
-        prompt: Float[Tensor, "1 L D"],
+        prompts: Prompts,
         *,
         wake: Callable[[], None] = lambda: None,
     ) -> None:
@@ -160,36 +185,36 @@ class FinishModel:
                 f"Name the folder of Wan2.1-T2V-1.3B-Diffusers."
             )
         self.memory = vae.encoder_memory
-        self._transformer, self._vae, self._prompt, self._wake = transformer, vae, prompt, wake
+        self._transformer, self._vae, self._prompts, self._wake = transformer, vae, prompts, wake
 
-    def controls(self, frames: Chunks, first: int) -> Iterator[Float[Tensor, "1 C 1 h w"]]:
-        """Latents of the proxy film."""
+    def controls(self, frames: Chunks, first: int) -> Iterator[Told]:
+        """Latents of the proxy film, which are all that it is told."""
         encoding = Encoding(self._vae)
         for chunk in frames:
-            yield encoding.push(pixels([sketch.proxy for sketch in chunk]))
+            film = encoding.push(pixels([sketch.proxy for sketch in chunk]))
+            yield Told(film, film)
 
     def velocity(self, control: Float[Tensor, "1 C T h w"]) -> Velocity:
-        """Velocity of a window; what it shows is all that the transformer is told."""
-        transformer = self._transformer
+        """Velocity of a window."""
         # What a cache remembers is of the window before.
-        transformer._reset_stateful_cache()
+        self._transformer._reset_stateful_cache()
+        return self._told(self._prompts.positive, "told")
+
+    def untold(self, control: Float[Tensor, "1 C T h w"]) -> Velocity:
+        """With the negative prompt."""
+        return self._told(self._prompts.against(), "untold")
+
+    def _told(self, prompt: Tensor, context: str) -> Velocity:
+        transformer = self._transformer
 
         def velocity(state: Tensor, sigma: float) -> Tensor:
             self._wake()
-            with transformer.cache_context("told"):
+            with transformer.cache_context(context):
                 return transformer(
                     hidden_states=state.to(transformer.dtype),
                     timestep=torch.full((1,), sigma * STEPS, device=state.device),
-                    encoder_hidden_states=self._prompt.to(state.device, transformer.dtype),
+                    encoder_hidden_states=prompt.to(state.device, transformer.dtype),
                     return_dict=False,
                 )[0].float()
 
         return velocity
-
-    def untold(self, control: Float[Tensor, "1 C T h w"]) -> Velocity:
-        """Velocity without the condition for guidance: this model has none that could be left out."""
-        return self.velocity(control)
-
-    def start(self, control: Float[Tensor, "1 C T h w"], noise: Float[Tensor, "1 C T h w"], sigma: float) -> Tensor:
-        """The proxy film with noise on it."""
-        return torch.lerp(control, noise, sigma)

@@ -20,7 +20,7 @@ from expportrait_cli.errors import UsageError
 from expportrait_cli.media.video import frame_count, probe
 from expportrait_cli.painting import stage
 from expportrait_cli.painting.scene import Sketch
-from expportrait_cli.painting.wan import budget, runtime
+from expportrait_cli.painting.wan import runtime
 from expportrait_cli.painting.wan import painters as wan_painters
 from expportrait_cli.painting.wan.painters import WanPainter
 
@@ -195,19 +195,19 @@ def test_a_film_that_does_not_fit_ends_with_5_before_it_is_begun(folders, film, 
 
 def test_the_cost_of_the_published_model_is_the_published_one():
     """1.3B at 512 px and 81 frames with a reference: 150 TFLOP a step, 7 to 9 GB in bfloat16."""
-    shape = budget.Shape(parameters=1_420_000_000, width=1536, hidden=8960, layers=30, controls=0)
-    cost = budget.Cost.of(shape, tokens=22528, windows=3, calls=1, pixels=512 * 512, bytes_each=2, vae_width=96)
+    shape = Shape(parameters=1_420_000_000, width=1536, hidden=8960, layers=30, controls=0)
+    cost = Cost.of(shape, tokens=22528, windows=3, calls=1, pixels=512 * 512, bytes_each=2, vae_width=96)
     assert cost.flop == pytest.approx(150e12, rel=0.1)
-    assert 7 < (cost.weights + cost.work) / budget.GB < 10
+    assert 7 < (cost.weights + cost.work) / GB < 10
     assert "for each of 3 windows" in cost.line(294e12)
 
 
 def test_parameters_are_counted_from_the_headers(folders):
-    shape = budget.Shape.of(folders["wan-v2v"] / "transformer")
+    shape = Shape.of(folders["wan-v2v"] / "transformer")
     own = tiny_transformer()
     assert shape.parameters == sum(parameter.numel() for parameter in own.parameters())
     assert (shape.width, shape.hidden, shape.layers, shape.controls) == (24, 48, 2, 0)
-    assert budget.Shape.of(folders["wan-vace"] / "transformer").controls == 2
+    assert Shape.of(folders["wan-vace"] / "transformer").controls == 2
 
 
 def test_a_reused_step_is_another_result(folders):
