@@ -164,7 +164,7 @@ class WanConfig(Checked):
     """How a Wan transformer paints, and how it is fitted into the machine."""
 
     weights: str = ""
-    """Folder of the transformer; empty for the one that `weights fetch` made."""
+    """Folder of the transformer, or its name among those of `weights fetch`; empty for the painter's usual one."""
     steps: Annotated[int, Between(0, 200)] = 0
     """Steps of the sampler; 0 for as many as the weights were made for."""
     shift: Annotated[float, Between(0, 100)] = 0.0

@@ -51,7 +51,7 @@ def generate(
     ] = GenerateConfig.paste_back,
     size: options.Size = "512",
     backend: options.BackendName = GenerateConfig.backend,
-    weights_folder: options.Weights = None,
+    weights_folder: options.Weights = WanConfig.weights,
     steps: options.Steps = WanConfig.steps,
     shift: options.Shift = WanConfig.shift,
     strength: options.Strength = WanConfig.strength,
@@ -124,7 +124,7 @@ def generate(
             audio=audio,
             seed=seed,
             wan=WanConfig(
-                weights=str(weights_folder or ""),
+                weights=weights_folder,
                 steps=steps,
                 shift=shift,
                 strength=strength,

@@ -252,8 +252,8 @@ BackendName = Annotated[
     setting(GenerateConfig, "backend", "--backend"),
 ]
 Weights = Annotated[
-    Path | None,
-    setting(WanConfig, "weights", "--weights-folder", metavar="DIR", show_default=False, file_okay=False, exists=True),
+    str,
+    setting(WanConfig, "weights", "--weights-folder", metavar="DIR", show_default=False),
 ]
 Steps = Annotated[int, setting(WanConfig, "steps")]
 Guidance = Annotated[

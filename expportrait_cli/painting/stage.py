@@ -1,5 +1,6 @@
 """The painter that was asked for, or the best that is installed, and the film that it paints."""
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -13,8 +14,9 @@ import torch
 from jaxtyping import UInt8
 
 from expportrait_cli.artifacts import network_file
-from expportrait_cli.artifacts.files import sha256
+from expportrait_cli.artifacts.files import atomic_path, sha256
 from expportrait_cli.artifacts.meshes import Meshes
+from expportrait_cli.artifacts.texts import read_json
 from expportrait_cli.artifacts.types import HeadFit
 from expportrait_cli.config import GenerateConfig, WanConfig
 from expportrait_cli.errors import FilmError, UsageError, WeightsError
@@ -73,7 +75,7 @@ def choose(config: GenerateConfig) -> Choice:
         WeightsError: its weights are missing, or are no weights of it.
         UsageError: it has no weights to name.
     """
-    named = Path(config.wan.weights) if config.wan.weights else None
+    named = _named(config.wan.weights) if config.wan.weights else None
     name = _best(named) if config.backend == "auto" else config.backend
     if name == "proxy" or name == "mini":
         if config.wan != WanConfig():
@@ -83,6 +85,31 @@ def choose(config: GenerateConfig) -> Choice:
             )
         return Choice(name, file=weights_file(MINI) if name == "mini" else None)
     return Choice(name, _folder(name, named), lora=_hash_of(config.wan))
+
+
+COMPARED = "compared.json"
+"""In the cache folder: hashes of weights that were compared with the proxy on this machine, and the pages that say how."""
+
+
+def is_compared(folder: Folder) -> bool:
+    """Whether these very weights were compared with the proxy here (`compare-recipes`): before, `auto` leaves them."""
+    return folder.sha256 in _compared()
+
+
+def note_comparison(folder: Folder, page: Path) -> None:
+    """From now on `auto` may choose these weights."""
+    path = folders()[-1] / COMPARED
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as partial:
+        partial.write_text(json.dumps({**_compared(), folder.sha256: str(page.resolve())}, indent=1) + "\n", "utf-8")
+
+
+def _compared() -> dict[str, str]:
+    try:
+        content = read_json(folders()[-1] / COMPARED)
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def painter_of(config: GenerateConfig) -> Painter:
@@ -117,9 +144,9 @@ def _best(named: Path | None) -> Literal["proxy", "mini"] | FolderName:
         for name in ("wan-portrait", "wan-vace"):
             path = _fetched(name)
             # A download that was cut short is no reason to stop.
-            if path is not None and any((path / sign).is_file() for sign in (FETCHED, MANIFEST)):
+            is_whole = path is not None and any((path / sign).is_file() for sign in (FETCHED, MANIFEST))
+            if path is not None and is_whole and is_compared(read_folder(path, name)):
                 return name
-    pass
 
     mini = next((root / MINI for root in folders() if (root / MINI).is_file()), None)
     return "mini" if mini is not None and has_passed(mini) else "proxy"
@@ -145,6 +172,14 @@ def _folder(name: FolderName, named: Path | None) -> Folder:
     if kind != name:
         raise WeightsError(f"{path} holds weights of {kind}, expected {name}'s. {HOW[name]}")
     return read_folder(path, kind)
+
+
+def _named(weights: str) -> Path:
+    """Folder of that path, or of that name in the weights folders."""
+    path = next((place for place in (Path(weights), *(root / weights for root in folders())) if place.is_dir()), None)
+    if path is None:
+        raise WeightsError(f"{weights} is no folder, and none of the weights folders. Check `weights_folder`.")
+    return path
 
 
 def _fetched(name: FolderName) -> Path | None:

@@ -22,6 +22,9 @@ HASH, NAME = re.compile("([0-9a-f]{64})?"), re.compile(r"[\w ./+-]{1,200}")
 FETCHED = "fetched.json"
 """Note in a folder that was downloaded: from where, which commit, and the hash of each file."""
 
+PAIRS = ("data", "pinned")
+"""Settings of an entry that are lists of pairs."""
+
 State = Literal["ok", "missing", "wrong", "unknown"]
 Interface = Literal["legacy", "tasks"]
 
@@ -50,7 +53,9 @@ class Weight:
     form: str = ""
     """Page where the user has to accept a licence to get the file; empty where none stands before it."""
     parts: tuple[str, ...] = ()
-    """For a folder instead of a file: what of the repository `source` it is made of."""
+    """For a folder instead of a file: what of the repository `source` it is made of,"""
+    pinned: tuple[tuple[str, str], ...] = ()
+    """and the sha256 of files in it, where it is known beforehand: the hub has to list the same."""
     data: tuple[tuple[str, str], ...] = ()
     """What it was made from or rests on, and the licence of that; empty where it is not known."""
 
@@ -124,14 +129,14 @@ def _weight(row: Any) -> Weight:
         raise ValueError("an entry is no table")
     name, values = str(row.get("name"))[:60], {key: _hashable(value) for key, value in row.items()}
     for key, value in values.items():
-        kind = tuple if key in ("needed_by", "parts", "data") else bool if key == "optional" else str
-        rows = value if key == "data" and type(value) is tuple else [value] if kind is tuple else []
+        kind = tuple if key in ("needed_by", "parts", *PAIRS) else bool if key == "optional" else str
+        rows = value if key in PAIRS and type(value) is tuple else [value] if kind is tuple else []
         is_sound = all(type(row) is tuple and all(isinstance(text, str) for text in row) for row in rows)
-        if type(value) is not kind or not is_sound or (key == "data" and any(len(row) != 2 for row in rows)):
+        if type(value) is not kind or not is_sound or (key in PAIRS and any(len(row) != 2 for row in rows)):
             raise ValueError(f"{key} of {name!r} is {str(value)[:60]!r}")
     weight = Weight(**values)
     inside = Path(weight.file)
-    if not weight.name or not HASH.fullmatch(weight.sha256):
+    if not weight.name or not all(HASH.fullmatch(text) for text in (weight.sha256, *dict(weight.pinned).values())):
         raise ValueError(f"sha256 of {name!r} is {weight.sha256[:70]!r}, or it has no name")
     if not NAME.fullmatch(weight.file) or inside.is_absolute() or ".." in inside.parts or inside == Path():
         raise ValueError(f"file of {name!r} is {weight.file[:60]!r}, expected a path below the folder")

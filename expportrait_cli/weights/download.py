@@ -254,6 +254,12 @@ def _listing(weight: Weight) -> tuple[str, list[Listed]]:
         files = [_listed(row) for row in rows if row["type"] == "file" and _is_wanted(row["path"], weight.parts)]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise WeightsError(f"{api} does not list files as a model hub does. Look on {weight.source}.") from error
+    for listed in files:
+        if listed.sha256 != (known := dict(weight.pinned).get(listed.file, listed.sha256)):
+            raise WeightsError(
+                f"{weight.source} lists {listed.file} with the sha256 {listed.sha256}, expected {known}: its publisher has "
+                "replaced it. Update the tool."
+            )
     missing = [part for part in weight.parts if not any(_is_under(listed.file, part) for listed in files)]
     if missing:
         raise WeightsError(f"{weight.source} has no {', '.join(missing)}: its publisher has changed it.")
@@ -290,7 +296,12 @@ def _json(url: str) -> Any:
 
 def _check_room(folder: Path, target: Path, files: list[Listed]) -> None:
     there = [target / listed.file for listed in files]
-    lacking = sum(listed.bytes for listed, path in zip(files, there, strict=True) if not path.is_file())
+    begun = [path.with_name(f".{path.name}.partial") for path in there]
+    lacking = sum(
+        listed.bytes - (part.stat().st_size if part.is_file() else 0)
+        for listed, path, part in zip(files, there, begun, strict=True)
+        if not path.is_file()
+    )
     place = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
     free = shutil.disk_usage(place).free
     if lacking > free:

@@ -22,7 +22,6 @@ from expportrait_cli.painting.wan.vae import Vae
 from support.tiny_wan import (
     IMAGE_DIM,
     TEXT_DIM,
-    prompt_embeds,
     tiny_i2v_transformer,
     tiny_prompts,
     tiny_transformer,

@@ -13,7 +13,7 @@ from support.server import QuietHandler, serving
 
 from expportrait_cli.cli import app
 from expportrait_cli.errors import OutputError, WeightsError
-from expportrait_cli.weights import catalogue, hub
+from expportrait_cli.weights import catalogue, download
 from expportrait_cli.weights.catalogue import Weight
 from expportrait_cli.weights.download import fetch_folder
 
@@ -171,12 +171,12 @@ def test_names_that_lead_out_of_the_folder_are_left_alone():
         "transformer/a.bin",
         "transformers/a.json",
     )
-    assert all(hub._is_wanted(path, parts) for path in good)
-    assert not any(hub._is_wanted(path, parts) for path in bad)
+    assert all(download._is_wanted(path, parts) for path in good)
+    assert not any(download._is_wanted(path, parts) for path in bad)
 
 
 def test_a_disk_that_is_too_small_is_found_out_first(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(hub.shutil, "disk_usage", lambda place: type("Usage", (), {"free": 1000}))
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda place: type("Usage", (), {"free": 1000}))
     with pytest.raises(OutputError, match=r"0\.0 GB free"):
         fetch_folder(server.weight, tmp_path, silent)
     assert len(server.asked) == 2 and not (tmp_path / "big").exists()

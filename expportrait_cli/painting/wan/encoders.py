@@ -50,7 +50,7 @@ class PoseEncoder(nn.Module):
         strides = ((1, 1, 1), (1, 1, 1), (1, 1, 1), (1, 2, 2), (2, 2, 2), (2, 2, 2))
         for depth, stride in zip((3, *[WIDTH] * 5), strides, strict=True):
             layers += [nn.Conv3d(depth, WIDTH, 3, stride, padding=1), nn.SiLU()]
-        self.layers = nn.Sequential(*layers, nn.Conv3d(WIDTH, channels, 1))
+        self.layers = _woken(nn.Sequential(*layers, nn.Conv3d(WIDTH, channels, 1)))
 
     def forward(self, normals: Float[Tensor, "B 3 F H W"]) -> Float[Tensor, "B C T h w"]:
         """Encode maps in -1..1, zero in the background; T = (F - 1) / 4 + 1.
@@ -74,7 +74,7 @@ class ReferenceEncoder(nn.Module):
         layers: list[nn.Module] = []
         for depth, stride in zip((3, *[WIDTH] * 5), (1, 1, 1, 2, 2, 2), strict=True):
             layers += [nn.Conv2d(depth, WIDTH, 3, stride, padding=1), nn.SiLU()]
-        self.layers = nn.Sequential(*layers, nn.Conv2d(WIDTH, channels, 1))
+        self.layers = _woken(nn.Sequential(*layers, nn.Conv2d(WIDTH, channels, 1)))
 
     def forward(self, normals: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
         """Encode a map in -1..1, zero in the background.
@@ -84,6 +84,19 @@ class ReferenceEncoder(nn.Module):
         """
         check_size(*normals.shape[2:])
         return self.layers(normals)
+
+
+def _woken(layers: nn.Sequential) -> nn.Sequential:
+    """Initialise so that what is seen reaches the last layer at its own size (He et al. 2015).
+
+    With torch's own initialisation, seven layers leave three ten-thousandths of it: mostly silence.
+    """
+    for layer in layers:
+        if isinstance(layer, nn.Conv2d | nn.Conv3d):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            assert layer.bias is not None
+            nn.init.zeros_(layer.bias)
+    return layers
 
 
 IMAGE_ENCODER, CONFIG = "image_encoder", "config.json"

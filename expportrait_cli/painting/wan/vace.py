@@ -15,13 +15,13 @@ import torch
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from diffusers.models.transformers.transformer_wan_vace import WanVACETransformer3DModel
 from jaxtyping import Bool, Float, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 
 from expportrait_cli.errors import WeightsError
 from expportrait_cli.painting.scene import Sketch, Still
 from expportrait_cli.painting.wan.film import Chunks, Painted, Picture, Told, Velocity
 from expportrait_cli.painting.wan.masks import Masks
-from expportrait_cli.painting.wan.prompts import Prompts
+from expportrait_cli.painting.wan.prompts import TOKENS, Prompts
 from expportrait_cli.painting.wan.vae import CHANNELS, SPACE, Encoding, Vae, pixels
 from expportrait_cli.painting.wan.windows import STRIDE
 from expportrait_cli.render.buffers import encode
@@ -120,6 +120,52 @@ class VaceModel:
                 return _depth_picture(sketch.depth)
             case "normals":
                 return encode(sketch.normals)
+
+
+class VaceBranch(nn.Module):
+    """VACE as it learns to follow normal maps: of its layers, those of a LoRA on the branch of its control.
+
+    It is shown what `VaceModel` shows it with `control="normals"`: the maps' latents, all of it masked.
+    """
+
+    base, has_hint, image_encoder = "vace", False, None
+
+    def __init__(self, transformer: WanVACETransformer3DModel, prompt_embeds: Float[Tensor, "L D"]) -> None:
+        """Take a transformer and what the text encoder said of the prompt."""
+        super().__init__()
+        self.transformer = transformer
+        self.register_buffer("prompt", prompt_embeds.float(), persistent=False)
+        self.prompt: Tensor
+
+    def forward(
+        self,
+        latents: Float[Tensor, "B 16 T h w"],
+        timestep: Float[Tensor, " B"],
+        control: Float[Tensor, "B 32 T h w"],
+        reference_latents: Float[Tensor, "B 16 1 h w"],
+        reference_noise: Float[Tensor, "B 16 1 h w"],
+    ) -> Float[Tensor, "B 16 T h w"]:
+        """Velocity (noise minus film) of noisy latents; `timestep` is 1000 sigma.
+
+        `control` are latents of a film of grey and of the normal maps; the photo is the first frame of both, in the
+        state with its own noise.
+        """
+        sigma = (timestep / STEPS).view(-1, 1, 1, 1, 1)
+        front = torch.lerp(reference_latents, reference_noise, sigma.to(reference_latents))
+        masks = control.new_ones(len(control), SPACE**2, *control.shape[2:])
+        told = nn.functional.pad(reference_latents, (0, 0, 0, 0, 0, 0, 0, CHANNELS + SPACE**2))
+        told = torch.cat([told, torch.cat([control, masks], 1)], 2)
+        dtype = self.transformer.dtype
+        text = nn.functional.pad(self.prompt, (0, 0, 0, TOKENS - len(self.prompt))).expand(len(latents), -1, -1)
+        velocity = self.transformer(
+            torch.cat([front, latents], 2).to(dtype),
+            timestep,
+            text.to(dtype),
+            told.to(dtype),
+            told.new_ones(len(self.transformer.config["vace_layers"])).to(dtype),
+            return_dict=False,
+        )[0]
+        return velocity[:, :, 1:].to(latents.dtype)
 
 
 def shown(chunk: list[Sketch], cells: Bool[np.ndarray, "h w"], guides: list[Picture]) -> list[Picture]:

@@ -20,8 +20,8 @@ from expportrait_cli.errors import UsageError
 from expportrait_cli.media.video import frame_count, probe
 from expportrait_cli.painting import stage
 from expportrait_cli.painting.scene import Sketch
-from expportrait_cli.painting.wan import runtime
 from expportrait_cli.painting.wan import painters as wan_painters
+from expportrait_cli.painting.wan import runtime
 from expportrait_cli.painting.wan.painters import WanPainter
 
 pytestmark = pytest.mark.slow

@@ -11,7 +11,17 @@ from support.tiny_wan import tiny_vae
 from support.wan_film import sketches_of, vae
 from torch import Tensor
 
-from expportrait_cli.painting.wan.film import FEW, Sampling, Told, guided, held, paint_windows, sample, sigmas_of, skipping
+from expportrait_cli.painting.wan.film import (
+    FEW,
+    Sampling,
+    Told,
+    guided,
+    held,
+    paint_windows,
+    sample,
+    sigmas_of,
+    skipping,
+)
 from expportrait_cli.painting.wan.vae import Decoding, Encoding, Vae, filled, pictures, pixels
 from expportrait_cli.painting.wan.windows import Grid, chunks, latent_count, latent_of, noise_of
 
