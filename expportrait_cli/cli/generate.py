@@ -77,6 +77,12 @@ def generate(
     report: Annotated[
         bool, typer.Option("--report/--no-report", help="Also write a page about the film: OUT.html.")
     ] = False,
+    show_control: Annotated[
+        bool,
+        typer.Option(
+            "--show-control", help="Instead of the film, write a picture of what wan-vace is shown: OUT.control.png."
+        ),
+    ] = False,
     keep_work: Annotated[
         bool,
         typer.Option(
@@ -148,6 +154,7 @@ def generate(
         curves=curves,
         grid=grid,
         with_report=report,
+        show_control=show_control,
         keep_work=keep_work,
     )
     if options.only_helps(job.generate):
@@ -157,3 +164,44 @@ def generate(
     with Display() as display:
         made = film.generate(job, display.stage)
     options.echo(made.path, made.summary, as_json=as_json)
+
+
+def compare_recipes(
+    photo: Annotated[Path, typer.Argument(metavar="PHOTO", help="Photo of a person.", show_default=False)],
+    clip: Annotated[Path, typer.Argument(metavar="CLIP", help="A clip of some seconds.", show_default=False)],
+    *,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="Folder of films and page.")] = Path(
+        "recipes"
+    ),
+    weights_folder: options.Weights = WanConfig.weights,
+    steps: Annotated[int, typer.Option(min=1, max=200, help="Steps of the sampler.")] = 20,
+    lora: options.Lora = None,
+    dtype: options.Precision = WanConfig.dtype,
+    offload: options.Offload = WanConfig.offload,
+    quantize: options.Quantize = WanConfig.quantize,
+    size: options.Size = "512",
+    seed: Annotated[int, options.setting(GenerateConfig, "seed")] = GenerateConfig.seed,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    log_level: options.LogLevel = None,
+) -> None:
+    """Paint one film by wan-vace in six ways, measure each beside the proxy, and write one page: FOLDER/index.html.
+
+    After that `--backend auto` may choose these weights on this machine. An interrupted comparison goes on.
+    """
+    options.existing(photo)
+    options.existing(clip)
+    options.writable(out)
+    from expportrait_cli.pipeline.recipes import compare
+
+    wan = WanConfig(
+        weights=weights_folder,
+        steps=steps,
+        lora=options.loras(lora),
+        dtype=dtype,
+        offload=offload,
+        quantize=quantize,
+    )
+    with Display() as display:
+        page, summary = compare(photo, clip, out, GenerateConfig(size=int(size), seed=seed, wan=wan), display.stage)
+    options.echo(page, summary, as_json=as_json)

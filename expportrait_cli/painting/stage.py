@@ -24,8 +24,16 @@ from expportrait_cli.head import HeadModel
 from expportrait_cli.painting.mini import KIND
 from expportrait_cli.painting.scene import Canvas, Painter, ProxyPainter, Scene
 from expportrait_cli.painting.wan import require_packages
-from expportrait_cli.weights.catalogue import FETCHED, folders, weights_file
-from expportrait_cli.weights.folders import MANIFEST, Folder, FolderName, kind_of, read_folder
+from expportrait_cli.weights.catalogue import (
+    FETCHED,
+    MANIFEST,
+    Folder,
+    FolderName,
+    folders,
+    kind_of,
+    read_folder,
+    weights_file,
+)
 
 FOLDERS: dict[FolderName, str] = {
     "wan-portrait": "wan-portrait",
@@ -88,7 +96,7 @@ def choose(config: GenerateConfig) -> Choice:
 
 
 COMPARED = "compared.json"
-"""In the cache folder: hashes of weights that were compared with the proxy on this machine, and the pages that say how."""
+"""In the cache folder: hashes of weights that were compared with the proxy on this machine, and the pages about it."""
 
 
 def is_compared(folder: Folder) -> bool:
@@ -213,6 +221,21 @@ def paint(
                 "`expportrait weights verify`, or choose another `backend`."
             )
         yield paste(scene.whole, scene.canvas, frame) if config.paste_back else frame
+
+
+def shown_control(
+    head_fit: HeadFit, meshes: Meshes, head: HeadModel, config: GenerateConfig
+) -> UInt8[np.ndarray, "H W 3"]:
+    """What wan-vace is shown of a film (`control_sheet`), without any weights.
+
+    Raises:
+        WeightsError: packages are missing.
+    """
+    require_packages()
+    from expportrait_cli.painting.wan.vace import control_sheet
+
+    scene = Scene.of(head_fit, meshes, head, config)
+    return control_sheet(scene.still, scene.sketches, meshes.frame_count, config.wan.control)
 
 
 def only_helps(config: GenerateConfig) -> bool:

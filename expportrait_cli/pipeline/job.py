@@ -42,6 +42,8 @@ class Job:
     grid: bool = False
     with_report: bool = False
     """Whether a page is written beside the film."""
+    show_control: bool = False
+    """Whether, instead of the film, a picture is written of what wan-vace would be shown."""
     keep_work: bool = True
     shared: Path | None = None
     """Folder of trackings that several films share; each film's own work folder without it."""
@@ -65,6 +67,11 @@ class Job:
     def grid_path(self) -> Path:
         """Film of photo | driver | normals | result."""
         return self.out.with_name(f"{self.out.stem}.grid.mp4")
+
+    @property
+    def control_picture(self) -> Path:
+        """Picture of what wan-vace is shown."""
+        return self.out.with_name(f"{self.out.stem}.control.png")
 
     @property
     def report(self) -> Path:

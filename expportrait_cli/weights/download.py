@@ -257,8 +257,8 @@ def _listing(weight: Weight) -> tuple[str, list[Listed]]:
     for listed in files:
         if listed.sha256 != (known := dict(weight.pinned).get(listed.file, listed.sha256)):
             raise WeightsError(
-                f"{weight.source} lists {listed.file} with the sha256 {listed.sha256}, expected {known}: its publisher has "
-                "replaced it. Update the tool."
+                f"{weight.source} lists {listed.file} with the sha256 {listed.sha256}, expected {known}: its "
+                "publisher has replaced it. Update the tool."
             )
     missing = [part for part in weight.parts if not any(_is_under(listed.file, part) for listed in files)]
     if missing:

@@ -52,15 +52,21 @@ class Prompts:
 def read_prompts(folder: Path, width: int, *, prompt: str, negative: str, guided: bool) -> Prompts:
     """Find the prompts of a film for a transformer that reads `width` numbers a token.
 
-    Without a `prompt` it is the folder's own, if it has a file of one, and otherwise `PROMPT_TEXT`.
+    What is not given is the folder's own, if it has a file with it, and otherwise `PROMPT_TEXT` and `NEGATIVE_TEXT`.
 
     Raises:
         WeightsError: nobody has embedded one of them, or it is another text encoder's.
     """
     own = folder / facts.PROMPT
-    positive = _read(own, width) if own.is_file() and not prompt else embedded(prompt or PROMPT_TEXT, width)
-    against = _padded(embedded(negative or NEGATIVE_TEXT, width)) if guided else None
-    return Prompts(_padded(positive), against)
+    kept = facts.read_tensors(own) if own.is_file() else {}
+
+    def find(name: str, text: str, usual: str) -> Tensor:
+        if name in kept and not text:
+            return _padded(_checked(kept[name], own, width))
+        return _padded(embedded(text or usual, width))
+
+    positive = find(EMBEDS, prompt, PROMPT_TEXT)
+    return Prompts(positive, find(f"negative_{EMBEDS}", negative, NEGATIVE_TEXT) if guided else None)
 
 
 def embedded(text: str, width: int = 0) -> Float[Tensor, "L D"]:
@@ -143,7 +149,10 @@ def _name(text: str) -> str:
 
 
 def _read(path: Path, width: int) -> Float[Tensor, "L D"]:
-    embeds = facts.read_tensors(path).get(EMBEDS)
+    return _checked(facts.read_tensors(path).get(EMBEDS), path, width)
+
+
+def _checked(embeds: Tensor | None, path: Path, width: int) -> Float[Tensor, "L D"]:
     if embeds is None or embeds.ndim != 2 or len(embeds) > TOKENS or (width and embeds.shape[1] != width):
         found = "none" if embeds is None else "x".join(map(str, embeds.shape))
         raise WeightsError(

@@ -7,6 +7,7 @@ reference picture, and sampling starts from the proxy film with noise on it.
 """
 
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Literal
 
 import cv2
@@ -18,12 +19,12 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
 from expportrait_cli.errors import WeightsError
-from expportrait_cli.painting.scene import Sketch, Still
+from expportrait_cli.painting.scene import Sketch, Sketches, Still
 from expportrait_cli.painting.wan.film import Chunks, Painted, Picture, Told, Velocity
 from expportrait_cli.painting.wan.masks import Masks
 from expportrait_cli.painting.wan.prompts import TOKENS, Prompts
 from expportrait_cli.painting.wan.vae import CHANNELS, SPACE, Encoding, Vae, pixels
-from expportrait_cli.painting.wan.windows import STRIDE
+from expportrait_cli.painting.wan.windows import STRIDE, chunks, latent_of
 from expportrait_cli.render.buffers import encode
 
 GREY = 127
@@ -74,7 +75,7 @@ class VaceModel:
                 cells[:] = not isinstance(chunk[0], Painted)
             mask = torch.from_numpy(cells.repeat(SPACE, 0).repeat(SPACE, 1))
             proxy = pixels([sketch.proxy for sketch in chunk])
-            kept, guide = proxy * ~mask, pixels([self._guide(sketch) for sketch in chunk]) * mask
+            kept, guide = proxy * ~mask, pixels([guide_of(sketch, self._control) for sketch in chunk]) * mask
             latents = encoding.push(torch.cat([kept, guide, proxy]))
             control = latents[:2].flatten(0, 1)[None]
             told = torch.cat([control, _on_grid(mask).to(control)], 1)
@@ -107,19 +108,20 @@ class VaceModel:
 
         return velocity
 
-    def _guide(self, sketch: Sketch) -> Picture:
-        """What VACE sees where it paints: a kind of film that it, or a LoRA, was trained to follow."""
-        if isinstance(sketch, Painted):
-            return sketch.proxy
-        match self._control:
-            case "proxy":
-                return cv2.cvtColor(cv2.cvtColor(sketch.proxy, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-            case "holes":
-                return np.full_like(sketch.proxy, GREY)
-            case "depth":
-                return _depth_picture(sketch.depth)
-            case "normals":
-                return encode(sketch.normals)
+
+def guide_of(sketch: Sketch, control: Control) -> Picture:
+    """What VACE sees where it paints: a kind of film that it, or a LoRA, was trained to follow."""
+    if isinstance(sketch, Painted):
+        return sketch.proxy
+    match control:
+        case "proxy":
+            return cv2.cvtColor(cv2.cvtColor(sketch.proxy, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+        case "holes":
+            return np.full_like(sketch.proxy, GREY)
+        case "depth":
+            return _depth_picture(sketch.depth)
+        case "normals":
+            return encode(sketch.normals)
 
 
 class VaceBranch(nn.Module):
@@ -168,13 +170,25 @@ class VaceBranch(nn.Module):
         return velocity[:, :, 1:].to(latents.dtype)
 
 
-def shown(chunk: list[Sketch], cells: Bool[np.ndarray, "h w"], guides: list[Picture]) -> list[Picture]:
-    """What VACE is shown, for people: the proxy, and in the mask what guides it."""
-    mask = cells.repeat(SPACE, 0).repeat(SPACE, 1)[..., None]
-    return [
-        np.where(mask[: guide.shape[0], : guide.shape[1]], guide, sketch.proxy)
-        for sketch, guide in zip(chunk, guides, strict=True)
-    ]
+def control_sheet(still: Still, sketches: Sketches, count: int, control: Control, *, columns: int = 5) -> Picture:
+    """What VACE is shown of a film, as one picture: rows of the proxy, of what guides VACE in it, and of the mask.
+
+    In front of them is the photo. No weights are needed.
+    """
+    rows = [[still.photo], [np.zeros_like(still.photo)], [np.zeros_like(still.photo)]]
+    for frame in np.unique(np.linspace(0, count - 1, columns).round().astype(int)).tolist():
+        latent = latent_of(frame)
+        first = max(0, latent - Masks.memory)
+        groups = islice(chunks(sketches(STRIDE * first), first=first, count=count), latent + Masks.memory - first)
+        chunk, cells = next(islice(Masks(still).of(groups), latent - first, None))
+        sketch, (height, width) = chunk[-1], still.photo.shape[:2]
+        if control in ("depth", "normals"):
+            cells[:] = True
+        mask = cells.repeat(SPACE, 0).repeat(SPACE, 1)[:height, :width, None]
+        told = np.where(mask, guide_of(sketch, control), sketch.proxy)
+        for row, picture in zip(rows, (sketch.proxy, told, np.uint8(255) * mask.repeat(3, 2)), strict=True):
+            row.append(picture.astype(np.uint8))
+    return np.concatenate([np.concatenate(row, 1) for row in rows])
 
 
 def _as_published(control: Float[Tensor, "1 C T h w"]) -> Float[Tensor, "1 C T h w"]:

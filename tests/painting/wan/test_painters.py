@@ -20,7 +20,7 @@ from expportrait_cli.painting.scene import Sketch
 from expportrait_cli.painting.wan.film import Model, Painted, Sampling, Told, paint_window, paint_windows, sigmas_of
 from expportrait_cli.painting.wan.masks import Masks
 from expportrait_cli.painting.wan.portrait_model import PortraitModel
-from expportrait_cli.painting.wan.vace import FinishModel, VaceModel
+from expportrait_cli.painting.wan.vace import FinishModel, VaceModel, control_sheet, guide_of
 from expportrait_cli.painting.wan.vae import pixels
 from expportrait_cli.painting.wan.windows import Window, chunks, latent_of, noise_of
 from expportrait_cli.render.buffers import encode
@@ -166,12 +166,12 @@ def test_latents_are_held_where_the_proxy_is_kept():
 
 
 def test_in_the_mask_vace_follows_grey_levels():
-    model, frame = vace(), sketch(0)
-    guide = model._guide(frame)
+    frame = sketch(0)
+    guide = guide_of(frame, "proxy")
     assert np.array_equal(guide[..., 0], cv2.cvtColor(frame.proxy, cv2.COLOR_RGB2GRAY))
     assert np.array_equal(guide[..., 0], guide[..., 2])
-    assert (vace(control="holes")._guide(sketch(0)) == 127).all()
-    assert np.array_equal(vace(control="normals")._guide(sketch(0)), encode(sketch(0).normals))
+    assert (guide_of(frame, "holes") == 127).all()
+    assert np.array_equal(guide_of(frame, "normals"), encode(frame.normals))
 
 
 def test_the_generator_paints_as_it_was_trained():
@@ -294,12 +294,23 @@ def test_frames_that_are_given_stay_as_they_are(control):
     given = Painted(frames[0].proxy, np.zeros((32, 32), np.float32), frames[0].draw)
     known = list(vace(control=control).controls(chunks(iter([given, *frames[1:]]), first=0, count=9), 0))
     assert known[0].keep.all() and known[1].keep.all() == (control == "proxy")  # pyright: ignore
-    assert np.array_equal(vace(control=control)._guide(given), given.proxy)
+    assert np.array_equal(guide_of(given, control), given.proxy)
+
+
+def test_the_sheet_shows_what_vace_is_told():
+    frames = moving()
+    sheet = control_sheet(still(SIDE, SIDE), lambda start: iter(frames[start:]), COUNT, "holes", columns=3)
+    assert sheet.shape == (3 * SIDE, 4 * SIDE, 3) and np.array_equal(sheet[:SIDE, :SIDE], still(SIDE, SIDE).photo)
+    for column, index in enumerate((0, 16, 32), 1):
+        proxy, told, mask = (sheet[row * SIDE :][:SIDE, column * SIDE :][:, :SIDE] for row in range(3))
+        assert np.array_equal(proxy, frames[index].proxy)
+        assert np.array_equal(mask[..., 0] > 0, masks_of(frames)[index])
+        assert np.array_equal(told, np.where(mask > 0, 127, proxy))
 
 
 def test_depth_is_white_where_it_is_near_and_everything_is_painted():
     model, frame = vace(control="depth"), sketch(0)
-    picture, depth = model._guide(frame), frame.depth
+    picture, depth = guide_of(frame, "depth"), frame.depth
     assert picture[np.unravel_index(depth.argmin(), depth.shape)].tolist() == [255] * 3
     assert picture[np.unravel_index(depth.argmax(), depth.shape)].tolist() == [round(0.3 * 255)] * 3
     (known,) = model.controls(chunks(iter([frame]), first=0, count=1), 0)
