@@ -1,4 +1,4 @@
-"""The five lines of docs/wan.md, each of which is run as it stands, on tiny weights of the real layout from a hub here."""
+"""The five lines of docs/wan.md, each run as it stands, on tiny weights of the real layout from a hub here."""
 
 import hashlib
 import json
