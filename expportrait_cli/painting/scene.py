@@ -37,6 +37,8 @@ class Still:
     """N^R: x right, y up, z to the viewer; zero where there is no head."""
     landmarks_px: Float32[np.ndarray, "L 2"] | None = None
     """FaceMesh's landmarks on the fitted head; None where there is no head behind the picture."""
+    depth: Float32[np.ndarray, "H W"] | None = None
+    """As `Sketch.depth`; None likewise."""
 
 
 @dataclass(frozen=True)
@@ -262,7 +264,9 @@ class Scene:
     def still(self) -> Still:
         """The photo and its normals."""
         verts = fitted_mesh(self.fit, self.head)
-        return Still(self.canvas.photo, self._buffers(verts).normals[0].numpy(), self._landmarks_px(verts))
+        buffers = self._buffers(verts)
+        normals, depth = buffers.normals[0].numpy(), buffers.depth[0].numpy()
+        return Still(self.canvas.photo, normals, self._landmarks_px(verts), depth)
 
     def sketches(self, start: int) -> Iterator[Sketch]:
         """Frames from `start` on, painted by the compositor."""

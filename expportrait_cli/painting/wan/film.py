@@ -260,7 +260,9 @@ class _Told:
 
     def taken(self, latent: int) -> tuple[list[Picture], Told]:
         """The proxy's frames of a latent frame that is painted, and what was known of it; lets go of those before."""
-        self._proxies = {index: proxies for index, proxies in self._proxies.items() if index >= latent}
+        # Not a new dictionary: a thread that looks ahead may be adding to this one.
+        for index in [index for index in list(self._proxies) if index < latent]:
+            del self._proxies[index]
         return self._proxies[latent], self._kept[latent]
 
     def forget(self, before: int) -> None:

@@ -1,9 +1,12 @@
 """Wan painters as the command line asks for them."""
 
 import logging
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -28,13 +31,15 @@ from expportrait_cli.painting.wan.runtime import Cost, Shape, free_bytes, speed_
 from expportrait_cli.painting.wan.vace import FinishModel, VaceModel
 from expportrait_cli.painting.wan.vae import SPACE, Vae
 from expportrait_cli.painting.wan.windows import STRIDE, Grid, latent_count
-from expportrait_cli.runtime import best_device, read_ahead
+from expportrait_cli.runtime import best_device, cpu_count, read_ahead
 
 log = logging.getLogger(__name__)
 
 WanName = Literal["wan-vace", "wan-v2v", "wan-portrait"]
 VAE_WIDTH = 96
 """Channels of the first layer of Wan's autoencoder."""
+MOST_WORKERS, BLOCK = 6, 16
+"""Threads that draw the proxy, and frames that each draws at a time, as many as meshes hold in one piece."""
 VAE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 GROUPS = 3
 """Blocks that are on the device at a time when they come and go."""
@@ -93,7 +98,7 @@ class WanPainter:
         self._announce(height, width, count)
         loaded = self._loaded()
         model, sampling = loaded.show(still, self._prompts), self._sampling
-        sketches = self._drawn_ahead(sketches)
+        sketches = self._drawn_ahead(sketches, count)
         if self._config.chain:
             given = self._config.chain
             yield from paint_chain(
@@ -107,9 +112,10 @@ class WanPainter:
         loaded = self._loaded()
         return loaded.transformer, loaded.wake
 
-    def _drawn_ahead(self, sketches: Sketches) -> Sketches:
+    def _drawn_ahead(self, sketches: Sketches, count: int) -> Sketches:
         """Have those of the next window drawn while the transformer works on the present one."""
         shares = 0 if self._config.chain else self._sampling.overlap
+        depth = STRIDE * (self._sampling.length - shares)
         asks_for_head = self._name == "wan-portrait" or self._config.control in ("depth", "normals")
 
         def drawn(start: int) -> Iterator[Sketch]:
@@ -117,7 +123,11 @@ class WanPainter:
                 buffers = sketch.draw() if asks_for_head else None
                 yield sketch if buffers is None else replace(sketch, draw=lambda buffers=buffers: buffers)
 
-        return lambda start: read_ahead(drawn(start), STRIDE * (self._sampling.length - shares))
+        # Half of them: the others serve the transformer, and what codes the film.
+        workers = min(MOST_WORKERS, cpu_count() // 2)
+        if workers < 2:
+            return lambda start: read_ahead(drawn(start), depth)
+        return lambda start: by_several(drawn, start, count, workers=workers, depth=depth)
 
     def _loaded(self) -> Loaded:
         return _load(self._name, self._folder, self._identity, self._config, self._device, self._dtype)
@@ -184,6 +194,27 @@ FEW_STEPS = Sampler(steps=4, shift=5.0, guidance=1.0)
 STRENGTH: dict[WanName, float] = {"wan-vace": 0.7, "wan-v2v": 0.35, "wan-portrait": 1.0}
 
 
+def by_several(drawn: Sketches, start: int, count: int, *, workers: int, depth: int) -> Iterator[Sketch]:
+    """Yield the frames from `start` on, of which threads draw blocks before they are asked for, about `depth` ahead."""
+
+    def block(begin: int) -> list[Sketch]:
+        return list(islice(drawn(begin), min(begin - begin % BLOCK + BLOCK, count) - begin))
+
+    # The first block alone: what is prepared once for all frames is then there.
+    yield from block(start)
+    begins = iter(range(start - start % BLOCK + BLOCK, count, BLOCK))
+    with ThreadPoolExecutor(workers) as pool:
+        coming = deque(pool.submit(block, begin) for begin in islice(begins, max(workers, depth // BLOCK)))
+        try:
+            while coming:
+                frames = coming.popleft().result()
+                coming.extend(pool.submit(block, begin) for begin in islice(begins, 1))
+                yield from frames
+        finally:
+            for future in coming:
+                future.cancel()
+
+
 def sampling_of(name: WanName, folder: Path, config: WanConfig, seed: int) -> Sampling:
     """How windows are sampled: as the weights were made for, where the user does not say otherwise."""
     length, overlap = Sampling.length, Sampling.overlap
@@ -240,7 +271,13 @@ def _portrait(folder: Path, config: WanConfig, device: torch.device, dtype: torc
     loaded = load_folder(folder, dtype=dtype)
     runtime.settle(loaded.portrait.transformer, config, device, dtype)
     vae = loaded.vae(VAE_DTYPES[config.vae])
-    wake = runtime.place({"transformer": loaded.portrait, "vae": vae}, config, device)
+    wake = runtime.place({"transformer": loaded.portrait.transformer, "vae": vae}, config, device)
+    # The rest is small, and asked in turns with the autoencoder.
+    for name, part in loaded.portrait.named_children():
+        if name != "transformer":
+            part.to(device)
+    for name, buffer in loaded.portrait.named_buffers(recurse=False):
+        setattr(loaded.portrait, name, buffer.to(device))
     own = Vae(vae, wake["vae"])
     transformer = loaded.portrait.transformer
     together.begin(transformer, device)

@@ -38,7 +38,6 @@ class PortraitModel:
         if model.image_encoder is not None:
             # In memory for the moment alone: it is as large as a small transformer.
             self._tokens = ImageEncoder(model.image_encoder, self._photo.device).tokens(still.photo)
-        wake()
         self._still = model.reference(self._maps([still.normals])[:, :, 0])
 
     def controls(self, frames: Chunks, first: int) -> Iterator[Told]:
@@ -104,7 +103,6 @@ class PortraitModel:
 
     def _read(self, groups: list[Tensor], begin: int, end: int | None) -> Iterator[Float[Tensor, "1 16 1 h w"]]:
         """Features of some latent frames, counted from the end of `groups`."""
-        self._wake()
         features = self._model.pose.layers(torch.cat(groups, 2)).float()
         yield from features[:, :, begin:end].split(1, 2)
 

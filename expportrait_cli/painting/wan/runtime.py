@@ -140,9 +140,8 @@ def place(parts: dict[str, nn.Module], config: WanConfig, device: torch.device) 
     return {name: lambda: None for name in parts}
 
 
-def _in_groups(part: Any, device: torch.device) -> None:
+def _in_groups(transformer: Any, device: torch.device) -> None:
     """Bring a block to the device while the one before works."""
-    transformer = getattr(part, "transformer", part)
     transformer.enable_group_offload(
         onload_device=device,
         offload_device=torch.device("cpu"),
@@ -150,9 +149,6 @@ def _in_groups(part: Any, device: torch.device) -> None:
         num_blocks_per_group=1,
         use_stream=device.type == "cuda",
     )
-    if transformer is not part:
-        for child in (child for child in part.children() if child is not transformer):
-            child.to(device)
 
 
 GB = 1 << 30

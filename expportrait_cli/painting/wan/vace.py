@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from diffusers.models.transformers.transformer_wan_vace import WanVACETransformer3DModel
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from expportrait_cli.errors import WeightsError
@@ -26,12 +26,17 @@ from expportrait_cli.painting.wan.prompts import TOKENS, Prompts
 from expportrait_cli.painting.wan.vae import CHANNELS, SPACE, Encoding, Vae, pixels
 from expportrait_cli.painting.wan.windows import STRIDE, chunks, latent_of
 from expportrait_cli.render.buffers import encode
+from expportrait_cli.runtime import read_ahead
 
 GREY = 127
 """Level of what is to be painted, as VACE was trained."""
 FAR = 0.3
 """Level, of 1, of the head's farthest point in a film of depth; black is the background."""
+REACH = 1.1
+"""How much nearer or farther than in the photo the head may be in a film of depth before its levels are cut."""
 Control = Literal["proxy", "holes", "depth", "normals"]
+AHEAD = 16
+"""Latent frames whose masks are found before they are asked for: as many as a window has more than the one before."""
 STEPS = 1000
 """Timestep of pure noise."""
 
@@ -70,17 +75,26 @@ class VaceModel:
     def controls(self, frames: Chunks, first: int) -> Iterator[Told]:
         """What is kept, what guides the rest, and the mask, all on the latent grid; and the proxy film."""
         encoding = Encoding(self._vae)
-        for chunk, cells in Masks(self._still).of(frames):
-            if self._control in ("depth", "normals"):
-                cells[:] = not isinstance(chunk[0], Painted)
+        for proxies, guides, cells in read_ahead(self._prepared(frames), AHEAD):
             mask = torch.from_numpy(cells.repeat(SPACE, 0).repeat(SPACE, 1))
-            proxy = pixels([sketch.proxy for sketch in chunk])
-            kept, guide = proxy * ~mask, pixels([guide_of(sketch, self._control) for sketch in chunk]) * mask
+            proxy = pixels(proxies)
+            kept, guide = proxy * ~mask, pixels(guides) * mask
             latents = encoding.push(torch.cat([kept, guide, proxy]))
             control = latents[:2].flatten(0, 1)[None]
             told = torch.cat([control, _on_grid(mask).to(control)], 1)
             keep = torch.from_numpy(~cells)[None, None, None].to(control) if self._keep else None
             yield Told(told, latents[2:], keep)
+
+    def _prepared(self, frames: Chunks) -> Iterator[tuple[list[Picture], list[Picture], Bool[np.ndarray, "h w"]]]:
+        """Proxy, guide and mask of each latent frame: a thread makes them while the transformer works."""
+        for chunk, cells in Masks(self._still).of(frames):
+            if self._control in ("depth", "normals"):
+                cells[:] = not isinstance(chunk[0], Painted)
+            yield (
+                [sketch.proxy for sketch in chunk],
+                [guide_of(sketch, self._control, self._still) for sketch in chunk],
+                cells,
+            )
 
     def velocity(self, control: Float[Tensor, "1 C T h w"]) -> Velocity:
         """Velocity of a window and of the reference before it."""
@@ -109,7 +123,7 @@ class VaceModel:
         return velocity
 
 
-def guide_of(sketch: Sketch, control: Control) -> Picture:
+def guide_of(sketch: Sketch, control: Control, still: Still) -> Picture:
     """What VACE sees where it paints: a kind of film that it, or a LoRA, was trained to follow."""
     if isinstance(sketch, Painted):
         return sketch.proxy
@@ -119,7 +133,7 @@ def guide_of(sketch: Sketch, control: Control) -> Picture:
         case "holes":
             return np.full_like(sketch.proxy, GREY)
         case "depth":
-            return _depth_picture(sketch.depth)
+            return _depth_picture(sketch.depth, sketch.depth if still.depth is None else still.depth)
         case "normals":
             return encode(sketch.normals)
 
@@ -185,7 +199,7 @@ def control_sheet(still: Still, sketches: Sketches, count: int, control: Control
         if control in ("depth", "normals"):
             cells[:] = True
         mask = cells.repeat(SPACE, 0).repeat(SPACE, 1)[:height, :width, None]
-        told = np.where(mask, guide_of(sketch, control), sketch.proxy)
+        told = np.where(mask, guide_of(sketch, control, still), sketch.proxy)
         for row, picture in zip(rows, (sketch.proxy, told, np.uint8(255) * mask.repeat(3, 2)), strict=True):
             row.append(picture.astype(np.uint8))
     return np.concatenate([np.concatenate(row, 1) for row in rows])
@@ -210,14 +224,17 @@ def _on_grid(mask: Bool[Tensor, "H W"]) -> Float[Tensor, "1 64 1 h w"]:
     return cells.reshape(1, SPACE**2, 1, height, width).float()
 
 
-def _depth_picture(depth: Float[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W 3"]:
-    """Depth as the estimators that VACE was trained with draw it: near is white, each frame between its own limits."""
-    head = depth > 0
-    near = np.zeros(depth.shape, np.float32)
-    near[head] = 1 / depth[head]
-    if head.any():
-        low, high = near[head].min(), near[head].max()
-        near[head] = FAR + (1 - FAR) * (near[head] - low) / max(high - low, 1e-6)
+def _depth_picture(depth: Float[np.ndarray, "H W"], known: Float[np.ndarray, "H W"]) -> Picture:
+    """Depth as the estimators that VACE was trained with draw it: near is white.
+
+    Its limits are those of the `known` depth of the photo and a tenth more, in all frames: with limits of its own, each
+    frame would be of another brightness.
+    """
+    head, near = depth > 0, np.zeros(depth.shape, np.float32)
+    if head.any() and (known > 0).any():
+        reach = REACH if known is not depth else 1.0
+        low, high = 1 / (reach * known[known > 0].max()), reach / known[known > 0].min()
+        near[head] = FAR + (1 - FAR) * np.clip((1 / depth[head] - low) / max(high - low, 1e-6), 0, 1)
     return np.repeat(np.rint(255 * near).astype(np.uint8)[..., None], 3, 2)
 
 

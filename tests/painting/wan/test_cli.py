@@ -1,6 +1,7 @@
 """Films by the Wan painters through the command line, from folders with the layout of the real ones."""
 
 import json
+import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -294,6 +295,27 @@ def test_drawing_ahead_changes_nothing(name, options, folders, monkeypatch):
     ahead = film()
     monkeypatch.setattr(wan_painters, "read_ahead", lambda items, depth: iter(items))
     assert ahead.shape == (90, 16, 16, 3) and np.array_equal(ahead, film())
+
+
+@pytest.mark.parametrize("start", [0, 21])
+def test_frames_that_several_threads_draw_come_in_order(start, monkeypatch):
+    def late(first: int) -> Iterator[Sketch]:
+        for index, frame in enumerate(sketches_of(70, height=16, width=16)(first), first):
+            # The earlier a block, the later it is done.
+            time.sleep(0.02 * (index % 16 == 0) * (5 - index // 16))
+            yield frame
+
+    found = list(wan_painters.by_several(late, start, 70, workers=3, depth=32))
+    expected = list(sketches_of(70, height=16, width=16)(start))
+    assert len(found) == 70 - start
+    assert all(np.array_equal(a.proxy, b.proxy) for a, b in zip(found, expected, strict=True))
+
+    def broken(first: int) -> Iterator[Sketch]:
+        yield from islice(late(first), 40 - first if first < 40 else 0)
+        raise OSError("the meshes are gone")
+
+    with pytest.raises(OSError, match="the meshes are gone"):
+        list(wan_painters.by_several(broken, start, 70, workers=3, depth=32))
 
 
 def test_what_is_drawn_ahead_is_one_window_and_its_errors_come_through(folders):

@@ -167,11 +167,11 @@ def test_latents_are_held_where_the_proxy_is_kept():
 
 def test_in_the_mask_vace_follows_grey_levels():
     frame = sketch(0)
-    guide = guide_of(frame, "proxy")
+    guide = guide_of(frame, "proxy", still())
     assert np.array_equal(guide[..., 0], cv2.cvtColor(frame.proxy, cv2.COLOR_RGB2GRAY))
     assert np.array_equal(guide[..., 0], guide[..., 2])
-    assert (guide_of(frame, "holes") == 127).all()
-    assert np.array_equal(guide_of(frame, "normals"), encode(frame.normals))
+    assert (guide_of(frame, "holes", still()) == 127).all()
+    assert np.array_equal(guide_of(frame, "normals", still()), encode(frame.normals))
 
 
 def test_the_generator_paints_as_it_was_trained():
@@ -294,7 +294,7 @@ def test_frames_that_are_given_stay_as_they_are(control):
     given = Painted(frames[0].proxy, np.zeros((32, 32), np.float32), frames[0].draw)
     known = list(vace(control=control).controls(chunks(iter([given, *frames[1:]]), first=0, count=9), 0))
     assert known[0].keep.all() and known[1].keep.all() == (control == "proxy")  # pyright: ignore
-    assert np.array_equal(guide_of(given, control), given.proxy)
+    assert np.array_equal(guide_of(given, control, still()), given.proxy)
 
 
 def test_the_sheet_shows_what_vace_is_told():
@@ -310,9 +310,13 @@ def test_the_sheet_shows_what_vace_is_told():
 
 def test_depth_is_white_where_it_is_near_and_everything_is_painted():
     model, frame = vace(control="depth"), sketch(0)
-    picture, depth = guide_of(frame, "depth"), frame.depth
+    picture, depth = guide_of(frame, "depth", still()), frame.depth
     assert picture[np.unravel_index(depth.argmin(), depth.shape)].tolist() == [255] * 3
     assert picture[np.unravel_index(depth.argmax(), depth.shape)].tolist() == [round(0.3 * 255)] * 3
+    # Beside a photo's depth, the same distance has the same level in every frame.
+    photo = replace(still(), depth=np.full((32, 32), 1.05, np.float32))
+    levels = [guide_of(sketch(index), "depth", photo)[..., 0][sketch(index).depth > 1.09].mean() for index in range(3)]
+    assert np.ptp(levels) < 3 and 76 < levels[0] < 250
     (known,) = model.controls(chunks(iter([frame]), first=0, count=1), 0)
     assert not known.keep.any() and known.control[:, 32:].all()  # pyright: ignore
     assert not np.array_equal(told(model, 5).numpy(), told(vace(), 5).numpy())
