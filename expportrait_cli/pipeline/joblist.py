@@ -170,7 +170,10 @@ def _wan(row: dict[str, Any], base: Path, place: str) -> WanConfig:
     """Settings of a Wan transformer; its files are named relative to the list."""
     config = _section(WanConfig, row, place)
     loras = ",".join(f"{base / file}:{scale:g}" for file, scale in config.loras())
-    return replace(config, weights=str(base / config.weights) if config.weights else "", lora=loras)
+    # A folder beside the list, or a name among the weights folders.
+    beside = base / config.weights
+    weights = str(beside) if config.weights and beside.is_dir() else config.weights
+    return replace(config, weights=weights, lora=loras)
 
 
 def _section(cls: Any, row: dict[str, Any], place: str) -> Any:

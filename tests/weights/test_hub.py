@@ -209,3 +209,19 @@ def test_the_catalogue_knows_both_folders():
     for name in ("wan-vace-1.3b", "wan-t2v-1.3b"):
         weight = catalogue.entry(name)
         assert weight.parts == ("transformer", "vae", "README.md") and weight.optional and weight.downloads
+
+
+def test_files_whose_hash_is_known_are_those_or_none(server, tmp_path):
+    name = "transformer/diffusion_pytorch_model.safetensors"
+    known = replace(server.weight, pinned=((name, hashlib.sha256(LARGE).hexdigest()),))
+    assert files_of(fetch_folder(known, tmp_path / "a", silent)) == WANTED
+    other = replace(server.weight, pinned=((name, "ab" * 32),))
+    with pytest.raises(WeightsError, match=f"lists {name} with the sha256 .*, expected abab.*: its publisher has"):
+        fetch_folder(other, tmp_path / "b", silent)
+    assert not (tmp_path / "b").exists()
+
+
+def test_published_hashes_are_in_the_catalogue():
+    pinned = dict(catalogue.entry("wan-vace-1.3b").pinned)
+    assert len(pinned) == 3 and pinned["vae/diffusion_pytorch_model.safetensors"].startswith("d6e524b3")
+    assert catalogue.entry("wan-vace-14b").parts == catalogue.entry("wan-vace-1.3b").parts

@@ -146,6 +146,7 @@ class WanPainter:
             pixels=sides[0] * sides[1] * (2 * SPACE) ** 2,
             bytes_each=1 if config.quantize != "none" else self._dtype.itemsize,
             vae_width=VAE_WIDTH,
+            coded=min(grid.step, grid.count),
             device=self._device.type,
             resident=min(1.0, GROUPS / self._shape.layers) if config.offload == "group" else 1.0,
         )

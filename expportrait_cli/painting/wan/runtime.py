@@ -158,6 +158,8 @@ few layers, and what its convolutions over time remember at full size. Measured 
 the convolutions bring their pictures into another order; counted, not measured, on GPUs."""
 VAE_BYTES = 510_000_000
 """Weights of the autoencoder itself, in float32."""
+VAE_FLOP = 311e12 / (16 * 512 * 512)
+"""Operations of the autoencoder, there and back, for each latent frame and pixel; counted."""
 ACHIEVED = 0.5
 """Share of the speed of a plain product of matrices that transformers reach; 0.42 on H200 and 0.65 on a 4090, by their
 published times."""
@@ -228,12 +230,14 @@ class Cost:
         pixels: int,
         bytes_each: int,
         vae_width: int,
+        coded: int = 0,
         resident: float = 1.0,
         device: str = "cuda",
     ) -> "Cost":
         """Cost of `windows` windows of `tokens`, each of which calls the transformer `calls` times.
 
-        `bytes_each` is a parameter's size, `resident` the share of the parameters that is on the device at a time.
+        `bytes_each` is a parameter's size, `resident` the share of the parameters that is on the device at a time,
+        `coded` the latent frames of a window that are new to the autoencoder.
         A call is 2 operations a token and parameter, and 4 a pair of tokens, number and layer for attention.
         """
         layers = shape.layers + shape.controls
@@ -246,7 +250,7 @@ class Cost:
             round(shape.parameters * bytes_each * resident),
             max(block + branch, autoencoder),
             windows,
-            float(calls * call),
+            float(calls * call) + VAE_FLOP * pixels * coded,
         )
 
     def line(self, speed: float) -> str:
