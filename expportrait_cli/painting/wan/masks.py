@@ -14,23 +14,25 @@ from expportrait_cli.painting.wan.vae import SPACE, filled
 
 BOX = 2 * SPACE
 """Side of a box, px: what the transformer sees as one token."""
-AROUND = 3
+AROUND = 6
 """Latent frames before and after one whose doubts count for its mask, so that it moves slowly."""
 LEAST = 0.05
 """Mean doubt of a box from which it is painted,"""
-MOST = 0.14
+MOST = 0.15
 """and the largest share of the picture that is, the most doubtful boxes first."""
-CHANGED = (24.0, 96.0)
+CHANGED = (12.0, 60.0)
 """Levels between which a pixel outside the head that differs from the photo's becomes doubtful: what moves there is
 extrapolated."""
-OUTSIDE = 0.5
+OUTSIDE = 1.0
 """What such a pixel counts, beside one that the proxy made up."""
-FEWEST = 4
+FEWEST = 3
 """Boxes of the smallest region."""
 OPEN = 0.12
 """Gap between the lids of an eye, in its widths, from which the photo shows it."""
 COVERED = 0.2
 """Share of a latent pixel that eyes or lips cover, from which it is theirs and is kept."""
+INSIDE = 0.5
+"""Share of a latent pixel that shows a mouth that the proxy made up, from which it is painted."""
 EYES = (EYE_RINGS[:16], EYE_RINGS[16:])
 LIDS = (LID_PAIRS[:3], LID_PAIRS[3:])
 OUTER_LIPS, INNER_LIPS = LIPS[:20], LIPS[20:]
@@ -71,7 +73,7 @@ class Masks:
         # Of equal ones the first: a threshold would take all of them, or none.
         mask.ravel()[np.argsort(-doubt.ravel(), kind="stable")[int(MOST * doubt.size) :]] = False
         known, mouth = (np.max(shares, 0) for shares in zip(*map(self._features, chunk), strict=True))
-        return chunk, (_large(mask).repeat(2, 0).repeat(2, 1) & (known < COVERED)) | (mouth > COVERED)
+        return chunk, (_large(mask).repeat(2, 0).repeat(2, 1) | (mouth > INSIDE)) & (known < COVERED)
 
     def _doubt(self, sketch: Sketch) -> Float32[np.ndarray, "b c"]:
         """Mean doubt of each box."""
