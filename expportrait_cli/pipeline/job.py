@@ -80,8 +80,8 @@ class Job:
 
     def inputs(self) -> list[Path]:
         """Files that the run reads; curves among them if they exist."""
-        named = [self.transfer.network, *(file for file, _ in self.generate.wan.loras())]
-        files = [Path(name) for name in named if name]
+        loras = self.generate.wan.loras() if self.generate.wan.lora else []
+        files = [Path(name) for name in (self.transfer.network, *(file for file, _ in loras)) if name]
         files += [self.curves] if self.curves is not None and self.curves.exists() else []
         return [self.reference, self.driving, *_sources(self.reference), *_sources(self.driving), *files]
 

@@ -174,11 +174,11 @@ class VaceBranch(nn.Module):
         dtype = self.transformer.dtype
         text = nn.functional.pad(self.prompt, (0, 0, 0, TOKENS - len(self.prompt))).expand(len(latents), -1, -1)
         velocity = self.transformer(
-            torch.cat([front, latents], 2).to(dtype),
-            timestep,
-            text.to(dtype),
-            told.to(dtype),
-            told.new_ones(len(self.transformer.config["vace_layers"])).to(dtype),
+            hidden_states=torch.cat([front, latents], 2).to(dtype),
+            timestep=timestep,
+            encoder_hidden_states=text.to(dtype),
+            control_hidden_states=told.to(dtype),
+            control_hidden_states_scale=told.new_ones(len(self.transformer.config["vace_layers"])).to(dtype),
             return_dict=False,
         )[0]
         return velocity[:, :, 1:].to(latents.dtype)

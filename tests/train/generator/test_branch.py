@@ -77,14 +77,14 @@ def test_what_is_trained_is_what_is_painted_with(tmp_path):
     assert all("vace_blocks" in name for name in load_file(path))
     painted = tiny_vace()
     runtime.settle(painted, WanConfig(lora=str(path)), CPU, torch.float32)
-    given = (
-        torch.randn(1, 16, 2, 4, 4),
-        torch.tensor([500.0]),
-        tiny_prompts().positive,
-        torch.randn(1, 96, 2, 4, 4),
-        torch.ones(2),
-    )
+    given = {
+        "hidden_states": torch.randn(1, 16, 2, 4, 4),
+        "timestep": torch.tensor([500.0]),
+        "encoder_hidden_states": tiny_prompts().positive,
+        "control_hidden_states": torch.randn(1, 96, 2, 4, 4),
+        "control_hidden_states_scale": torch.ones(2),
+    }
     with torch.inference_mode():
-        expected, found = (model(*given, return_dict=False)[0] for model in (branch.transformer.eval(), painted))
-        plain = tiny_vace()(*given, return_dict=False)[0]
+        expected, found = (model(**given, return_dict=False)[0] for model in (branch.transformer.eval(), painted))
+        plain = tiny_vace()(**given, return_dict=False)[0]
     assert torch.allclose(found, expected, atol=1e-4) and (found - plain).abs().max() > 1e-2
