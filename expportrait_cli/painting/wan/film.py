@@ -161,10 +161,13 @@ class Told:
 class Model(Protocol):
     """A transformer that has seen the photo of one film."""
 
-    front: Float[Tensor, "1 c T h w"] | None
-    """Latent frames that it paints beside the film, in front of it, and that are thrown away: what they should show."""
     memory: int
     """Latent frames that `controls` looks back over."""
+
+    @property
+    def front(self) -> Float[Tensor, "1 c T h w"] | None:
+        """Latent frames that it paints beside the film, in front of it, and that are thrown away: what they show."""
+        ...
 
     def controls(self, frames: Chunks, first: int) -> Iterator[Told]:
         """What is known of each latent frame from `first` on, where `frames` begins."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from expportrait_cli.artifacts.files import atomic_path
 from expportrait_cli.errors import WeightsError, one_line
 from expportrait_cli.painting.wan import manifest as facts
+from expportrait_cli.runtime import best_device
 from expportrait_cli.weights.catalogue import folders
 
 PROMPT_TEXT = (
@@ -121,20 +122,21 @@ def encoded(folder: Path, text: str) -> Float[Tensor, "L D"]:
     except (OSError, ValueError, SafetensorError) as error:
         raise WeightsError(f"{folder} holds no umT5 text encoder in safetensors files: {one_line(error)}") from error
     _check(encoder)
-    encoder = encoder.to("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
+    nn.Module.to(encoder, device)
     # As in training and sampling of Wan: padded when it is encoded, and the padding thrown away.
     words = " ".join(text.split())
     tokens = tokenizer([words], padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt")
-    mask = tokens["attention_mask"].to(encoder.device)
+    mask = tokens["attention_mask"].to(device)
     with torch.inference_mode():
-        states = encoder(tokens["input_ids"].to(encoder.device), attention_mask=mask).last_hidden_state[0]
+        states = encoder(tokens["input_ids"].to(device), attention_mask=mask).last_hidden_state[0]
     return states[: int(mask.sum())].float().cpu().clone()
 
 
 def _check(encoder: nn.Module) -> None:
     """Refuse an encoder whose words all mean nothing: transformers 5.0 to 5.2 read it so (their issue 43992)."""
-    shared, used = encoder.shared.weight, encoder.encoder.embed_tokens.weight  # pyright: ignore
-    if not torch.equal(shared, used) or not bool(used.any()):
+    weights = encoder.get_parameter("shared.weight"), encoder.get_parameter("encoder.embed_tokens.weight")
+    if not torch.equal(*weights) or not bool(weights[1].any()):
         import transformers
 
         raise WeightsError(

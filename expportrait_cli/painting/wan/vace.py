@@ -65,7 +65,8 @@ class VaceModel:
             )
         self.memory = vae.encoder_memory + Masks.memory
         self._transformer, self._vae, self._prompts, self._wake = transformer, vae, prompts, wake
-        self._control, self._keep, self._still = control, keep, still
+        self._control: Control = control
+        self._keep, self._still = keep, still
         # The reference picture is a latent frame of its own, in front of the film.
         self.front = vae.encode(pixels([still.photo]))
         # It is given whole: nothing of it is masked.
@@ -133,7 +134,7 @@ def guide_of(sketch: Sketch, control: Control, still: Still) -> Picture:
         case "holes":
             return np.full_like(sketch.proxy, GREY)
         case "depth":
-            return _depth_picture(sketch.depth, sketch.depth if still.depth is None else still.depth)
+            return _depth_picture(sketch.depth, still.depth)
         case "normals":
             return encode(sketch.normals)
 
@@ -224,15 +225,15 @@ def _on_grid(mask: Bool[Tensor, "H W"]) -> Float[Tensor, "1 64 1 h w"]:
     return cells.reshape(1, SPACE**2, 1, height, width).float()
 
 
-def _depth_picture(depth: Float[np.ndarray, "H W"], known: Float[np.ndarray, "H W"]) -> Picture:
+def _depth_picture(depth: Float[np.ndarray, "H W"], photo: Float[np.ndarray, "H W"] | None) -> Picture:
     """Depth as the estimators that VACE was trained with draw it: near is white.
 
-    Its limits are those of the `known` depth of the photo and a tenth more, in all frames: with limits of its own, each
-    frame would be of another brightness.
+    Its limits are those of the photo's head and a tenth more, in all frames: with limits of its own, each frame would
+    be of another brightness. Without a head in the photo they are the frame's.
     """
     head, near = depth > 0, np.zeros(depth.shape, np.float32)
+    known, reach = (depth, 1.0) if photo is None else (photo, REACH)
     if head.any() and (known > 0).any():
-        reach = REACH if known is not depth else 1.0
         low, high = 1 / (reach * known[known > 0].max()), reach / known[known > 0].min()
         near[head] = FAR + (1 - FAR) * np.clip((1 / depth[head] - low) / max(high - low, 1e-6), 0, 1)
     return np.repeat(np.rint(255 * near).astype(np.uint8)[..., None], 3, 2)

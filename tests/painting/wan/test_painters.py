@@ -20,7 +20,7 @@ from expportrait_cli.painting.scene import Sketch
 from expportrait_cli.painting.wan.film import Model, Painted, Sampling, Told, paint_window, paint_windows, sigmas_of
 from expportrait_cli.painting.wan.masks import Masks
 from expportrait_cli.painting.wan.portrait_model import PortraitModel
-from expportrait_cli.painting.wan.vace import FinishModel, VaceModel, control_sheet, guide_of
+from expportrait_cli.painting.wan.vace import Control, FinishModel, VaceModel, control_sheet, guide_of
 from expportrait_cli.painting.wan.vae import pixels
 from expportrait_cli.painting.wan.windows import Window, chunks, latent_of, noise_of
 from expportrait_cli.render.buffers import encode
@@ -36,8 +36,8 @@ def _no_gradients():
         yield
 
 
-def vace(height: int = 32, width: int = 32, **options: str) -> VaceModel:
-    return VaceModel(tiny_vace(), vae(), PROMPTS, still(height, width), **options)  # pyright: ignore[reportArgumentType]
+def vace(height: int = 32, width: int = 32, *, keep: bool = False, control: Control = "proxy") -> VaceModel:
+    return VaceModel(tiny_vace(), vae(), PROMPTS, still(height, width), control=control, keep=keep)
 
 
 def finish(height: int = 32, width: int = 32) -> FinishModel:
@@ -148,7 +148,7 @@ def test_what_is_not_repainted_is_the_proxys_own():
     transformer, frames = tiny_vace(), moving()
     transformer.forward = lambda hidden_states, **_: (hidden_states,)
     model = VaceModel(transformer, vae(), PROMPTS, still(SIDE, SIDE))
-    settings = Sampling(sigmas_of(4, shift=3.0, strength=0.75), guidance=5, length=6, overlap=2)
+    settings = Sampling(sigmas_of(4, shift=3.0, strength=0.75), guidance=5.0, length=6, overlap=2)
     ours = list(paint_windows(model, vae(), lambda start: iter(frames[start:]), settings, start=0, count=COUNT))
     for frame, shown, painted in zip(ours, frames, masks_of(frames), strict=True):
         assert np.array_equal(frame[~painted], shown.proxy[~painted])
@@ -289,10 +289,10 @@ def test_memory_does_not_grow_with_the_film():
 
 
 @pytest.mark.parametrize("control", ["proxy", "depth"])
-def test_frames_that_are_given_stay_as_they_are(control):
+def test_frames_that_are_given_stay_as_they_are(control: Control):
     frames = [replace(sketch(index), guess=np.ones((32, 32), np.float32)) for index in range(9)]
     given = Painted(frames[0].proxy, np.zeros((32, 32), np.float32), frames[0].draw)
-    known = list(vace(control=control).controls(chunks(iter([given, *frames[1:]]), first=0, count=9), 0))
+    known = list(vace(control=control, keep=True).controls(chunks(iter([given, *frames[1:]]), first=0, count=9), 0))
     assert known[0].keep.all() and known[1].keep.all() == (control == "proxy")  # pyright: ignore
     assert np.array_equal(guide_of(given, control, still()), given.proxy)
 
@@ -309,7 +309,7 @@ def test_the_sheet_shows_what_vace_is_told():
 
 
 def test_depth_is_white_where_it_is_near_and_everything_is_painted():
-    model, frame = vace(control="depth"), sketch(0)
+    model, frame = vace(control="depth", keep=True), sketch(0)
     picture, depth = guide_of(frame, "depth", still()), frame.depth
     assert picture[np.unravel_index(depth.argmin(), depth.shape)].tolist() == [255] * 3
     assert picture[np.unravel_index(depth.argmax(), depth.shape)].tolist() == [round(0.3 * 255)] * 3
