@@ -169,10 +169,10 @@ def _short_forms(row: dict[str, Any], place: str) -> None:
 def _wan(row: dict[str, Any], base: Path, place: str) -> WanConfig:
     """Settings of a Wan transformer; its files are named relative to the list."""
     config = _section(WanConfig, row, place)
-    loras = ",".join(f"{base / file}:{scale:g}" for file, scale in config.loras())
-    # A folder beside the list, or a name among the weights folders.
-    beside = base / config.weights
-    weights = str(beside) if config.weights and beside.is_dir() else config.weights
+    loras = ",".join(f"{base / file}{'' if scale == 1 else f':{scale:g}'}" for file, scale in config.loras())
+    # A path is one beside the list; a plain name may be that of fetched weights.
+    is_path = len(Path(config.weights).parts) > 1 or (config.weights and (base / config.weights).is_dir())
+    weights = str(base / config.weights) if is_path else config.weights
     return replace(config, weights=weights, lora=loras)
 
 
