@@ -63,7 +63,7 @@ class Latents:
     """CLIP's image tokens of each photo; none without an image encoder."""
     control: Float[Tensor, "K T h w"]
     """Of a film of grey and of the normal maps, 32 channels; none unless VACE is to follow them."""
-    features: Float[Tensor, "N T h w"]
+    features: Float[Tensor, "P T h w"]
     """Share of each latent pixel that shows the face, and that shows eyes or lips; none in sets of balls."""
 
 

@@ -155,7 +155,7 @@ class Lessons:
             **dropped,
         )
 
-    def _weight(self, features: Float[Tensor, "N T h w"]) -> Float[Tensor, "1 1 T h w"] | None:
+    def _weight(self, features: Float[Tensor, "P T h w"]) -> Float[Tensor, "1 1 T h w"] | None:
         """Weights of mean 1, so that the rate of learning means the same with them and without."""
         if not len(features) or not (self._task.face or self._task.features):
             return None
