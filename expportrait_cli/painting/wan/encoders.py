@@ -1,5 +1,6 @@
 """Encoders of the conditions: normal maps, and CLIP's image tokens."""
 
+import math
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ TEMPORAL, SPATIAL = 4, 8
 MULTIPLE = 16
 """Sides of a film are multiples of it: two latent pixels are one token."""
 WIDTH, CHANNELS = 16, 16
+SILU_GAIN = 1.68
+"""Standard deviation of a normal variable by that of its SiLU."""
 
 
 def latent_frames(frames: int) -> int:
@@ -87,13 +90,13 @@ class ReferenceEncoder(nn.Module):
 
 
 def _woken(layers: nn.Sequential) -> nn.Sequential:
-    """Initialise so that what is seen reaches the last layer at its own size (He et al. 2015).
+    """Initialise so that what is seen reaches the last layer at its own size (He et al. 2015, with SiLU's gain).
 
     With torch's own initialisation, seven layers leave three ten-thousandths of it: mostly silence.
     """
     for layer in layers:
         if isinstance(layer, nn.Conv2d | nn.Conv3d):
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            nn.init.normal_(layer.weight, std=SILU_GAIN / math.sqrt(layer.weight[0].numel()))
             assert layer.bias is not None
             nn.init.zeros_(layer.bias)
     return layers

@@ -37,8 +37,6 @@ class Lesson:
     photo: Float[Tensor, "1 16 1 h w"]
     still: Float[Tensor, "1 3 H W"]
     noise: Float[Tensor, "1 16 T h w"]
-    photo_noise: Float[Tensor, "1 16 1 h w"]
-    """For VACE, which is to paint the photo as well."""
     sigma: float
     """Share of noise, 0..1."""
     hint: Float[Tensor, "1 16 T h w"] | None = None
@@ -46,7 +44,9 @@ class Lesson:
     tokens: Float[Tensor, "1 I E"] | None = None
     """Of the photo, CLIP's."""
     control: Float[Tensor, "1 32 T h w"] | None = None
-    """What VACE is told of the normals."""
+    """What VACE is told of the normals,"""
+    photo_noise: Float[Tensor, "1 16 1 h w"] | None = None
+    """and the noise on the photo, which it is to paint as well."""
     weight: Float[Tensor, "1 1 T h w"] | None = None
     """What the error of each latent pixel counts; None where all count the same."""
     drop_control: bool = False
@@ -63,7 +63,7 @@ class Lesson:
     def told(self, device: torch.device) -> dict[str, Tensor | int | None]:
         """What the generator is told, as arguments of `WanPortrait`, or of `VaceBranch` where there is a control."""
         timestep = torch.full((1,), TIMESTEPS * self.sigma, device=device)
-        if self.control is not None:
+        if self.control is not None and self.photo_noise is not None:
             return {
                 "timestep": timestep,
                 "control": self.control.to(device),
