@@ -103,7 +103,8 @@ class Masks:
 def _large(mask: Bool[np.ndarray, "b c"]) -> Bool[np.ndarray, "b c"]:
     """The regions of a mask that are larger than a few boxes."""
     _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
-    return mask & (np.asarray(stats)[np.asarray(labels), cv2.CC_STAT_AREA] >= FEWEST)
+    boxes = np.asarray(stats)[:, cv2.CC_STAT_AREA]
+    return mask & (boxes[np.asarray(labels, np.intp)] >= FEWEST)
 
 
 def _opening(points: Float32[np.ndarray, "L 2"], eye: int) -> float:
