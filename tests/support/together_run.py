@@ -48,8 +48,9 @@ def share(name: str, offload: str) -> nn.Module:
     """Load a model where it is shared out."""
     with torch.inference_mode(False):
         whole = whole_of(name)
-        runtime.place({"transformer": whole}, WanConfig(offload=offload), CPU)  # pyright: ignore[reportArgumentType]
-        together.begin(getattr(whole, "transformer", whole), CPU)
+        transformer = getattr(whole, "transformer", whole)
+        runtime.place({"transformer": transformer}, WanConfig(offload=offload), CPU)  # pyright: ignore
+        together.begin(transformer, CPU)
     return whole
 
 

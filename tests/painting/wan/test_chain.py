@@ -38,7 +38,7 @@ class Film:
 
     @torch.inference_mode()
     def frames(self, start: int, end: int | None = None) -> list[np.ndarray]:
-        model = VaceModel(tiny_vace(), vae(), tiny_prompts(), still(16, 16))
+        model = VaceModel(tiny_vace(), vae(), tiny_prompts(), still(16, 16), keep=False)
         painted = paint_chain(
             model,
             vae(),
