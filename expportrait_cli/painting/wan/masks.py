@@ -23,7 +23,7 @@ MOST = 0.15
 CHANGED = (12.0, 60.0)
 """Levels between which a pixel outside the head that differs from the photo's becomes doubtful: what moves there is
 extrapolated."""
-OUTSIDE = 1.0
+OUTSIDE = 0.5
 """What such a pixel counts, beside one that the proxy made up."""
 FEWEST = 3
 """Boxes of the smallest region."""
