@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
+from expportrait_cli.errors import UsageError
 from expportrait_cli.runtime import MANY, Between, Checked, Count, Seed, Share
 
 SIZES = (256, 512, 768)
@@ -163,15 +164,27 @@ class WanConfig(Checked):
     """How a Wan transformer paints, and how it is fitted into the machine."""
 
     weights: str = ""
-    """Folder of the transformer; empty for the one that `weights fetch` made."""
+    """Folder of the transformer, or its name among those of `weights fetch`; empty for the painter's usual one."""
     steps: Annotated[int, Between(0, 200)] = 0
     """Steps of the sampler; 0 for as many as the weights were made for."""
+    shift: Annotated[float, Between(0, 100)] = 0.0
+    """Shift of the noise levels towards more noise: 3 to 16 are usual, 0 as the weights were made for."""
+    strength: Annotated[float, Between(0, 1)] = 0.0
+    """Share of noise, 0..1, that wan-vace and wan-v2v put on the proxy film; 0 for 0.7 and 0.35."""
+    prompt: str = ""
+    """Text that says what the film shows, embedded before by `weights embed-prompt`; empty for a talking person."""
+    negative_prompt: str = ""
+    """Text that says what the film should not show, embedded likewise; empty for Wan's own."""
     guidance: Annotated[float, Between(0, 20)] = 0.0
-    """Classifier-free guidance: how far to go where the control leads; 1 is none, 0 as the weights were made for."""
-    control: Literal["proxy", "depth"] = "proxy"
-    """What wan-vace is shown: the proxy film with holes, or the head's depth."""
-    strength: Annotated[float, Between(0.01, 1)] = 0.35
-    """Share of noise, 0..1, that wan-v2v puts on the proxy film."""
+    """Classifier-free guidance: how far to go from the negative prompt, for wan-portrait from a film without normals;
+    1 is none and twice as fast, 0 as the weights were made for."""
+    control: Literal["proxy", "holes", "depth", "normals"] = "proxy"
+    """What wan-vace is shown: the proxy film with grey levels where it guessed (proxy), or with nothing there (holes);
+    or the head's depth, or its normal maps, for a LoRA that was trained on them."""
+    keep: bool = True
+    """Keep the proxy's own pixels where wan-vace has nothing to repaint."""
+    skip: Annotated[int, Between(0, 10)] = 0
+    """Extrapolate so many steps after each step that is computed; 0 computes all, 1 takes half the time."""
     chain: Annotated[int, Between(0, 5)] = 0
     """Frames of the segment before (1 or 5) that each segment is given; 0 for windows that overlap instead."""
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -181,11 +194,32 @@ class WanConfig(Checked):
     quantize: Literal["none", "fp8", "int8"] = "none"
     """Precision in which weights are kept between uses: as they are (none), fp8 or int8."""
     lora: str = ""
-    """A .safetensors file of a LoRA to add to the weights."""
+    """Comma-separated list of .safetensors files of LoRAs to add to the weights, each with :SCALE if not in full."""
     cache: Share = 0.0
     """Skip a step's blocks when the first block's output changes less than this share; 0.05 is careful, 0 is never."""
     attention: str = ""
     """Name of diffusers' attention backend: sage, flash, xformers, ...; empty for torch's own."""
+    compile: bool = False
+    """Compile the transformer's blocks: minutes once, then faster steps."""
+    vae: Literal["fp32", "bf16"] = "fp32"
+    """Precision of the autoencoder."""
+
+    def loras(self) -> list[tuple[str, float]]:
+        """Files of `lora`, and the scale of each.
+
+        Raises:
+            UsageError: a scale that is no number.
+        """
+        found = []
+        for item in filter(None, self.lora.split(",")):
+            file, colon, scale = item.rpartition(":")
+            if not colon or scale.endswith(".safetensors"):
+                file, scale = item, "1"
+            try:
+                found.append((file, float(scale)))
+            except ValueError:
+                raise UsageError(f"`lora={item}`: {scale!r} is no scale. Write FILE.safetensors:0.8.") from None
+        return found
 
 
 @dataclass(frozen=True)
@@ -193,7 +227,7 @@ class GenerateConfig(Checked):
     """How the film is painted."""
 
     backend: Backend = "auto"
-    """What paints the film; auto is the best that is installed and can run here."""
+    """What paints the film; auto is the best that is installed and was compared with the proxy here."""
     size: Annotated[int, Between(16, 4096)] = 512
     """Side of the square crop, px: 256, 512 or 768."""
     paste_back: bool = False

@@ -49,6 +49,7 @@ def start(
 
 
 app.command("generate")(generate.generate)
+app.command("compare-recipes")(generate.compare_recipes)
 app.command("track")(stages.track)
 app.command("fit")(stages.fit)
 app.command("transfer")(stages.transfer)

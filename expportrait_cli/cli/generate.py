@@ -51,11 +51,16 @@ def generate(
     ] = GenerateConfig.paste_back,
     size: options.Size = "512",
     backend: options.BackendName = GenerateConfig.backend,
-    weights_folder: options.Weights = None,
+    weights_folder: options.Weights = WanConfig.weights,
     steps: options.Steps = WanConfig.steps,
+    shift: options.Shift = WanConfig.shift,
+    strength: options.Strength = WanConfig.strength,
+    prompt: options.Prompt = WanConfig.prompt,
+    negative_prompt: options.NegativePrompt = WanConfig.negative_prompt,
     guidance: options.Guidance = WanConfig.guidance,
     control: options.Control = WanConfig.control,
-    strength: options.Strength = WanConfig.strength,
+    keep: options.Keep = WanConfig.keep,
+    skip: options.Skip = WanConfig.skip,
     chain: options.Chain = WanConfig.chain,
     dtype: options.Precision = WanConfig.dtype,
     offload: options.Offload = WanConfig.offload,
@@ -63,12 +68,20 @@ def generate(
     lora: options.Lora = None,
     cache: options.Cache = WanConfig.cache,
     attention: options.Attention = WanConfig.attention,
+    compile: options.Compile = WanConfig.compile,
+    vae: options.VaePrecision = WanConfig.vae,
     seed: Annotated[int, options.setting(GenerateConfig, "seed")] = GenerateConfig.seed,
     grid: Annotated[
         bool, typer.Option("--grid/--no-grid", help="Also write a film of photo | driver | normals | result.")
     ] = False,
     report: Annotated[
         bool, typer.Option("--report/--no-report", help="Also write a page about the film: OUT.html.")
+    ] = False,
+    show_control: Annotated[
+        bool,
+        typer.Option(
+            "--show-control", help="Instead of the film, write a picture of what wan-vace is shown: OUT.control.png."
+        ),
     ] = False,
     keep_work: Annotated[
         bool,
@@ -117,23 +130,31 @@ def generate(
             audio=audio,
             seed=seed,
             wan=WanConfig(
-                weights=str(weights_folder or ""),
+                weights=weights_folder,
                 steps=steps,
+                shift=shift,
+                strength=strength,
+                prompt=prompt,
+                negative_prompt=negative_prompt,
                 guidance=guidance,
                 control=control,
-                strength=strength,
+                keep=keep,
+                skip=skip,
                 chain=chain,
                 dtype=dtype,
                 offload=offload,
                 quantize=quantize,
-                lora=str(lora or ""),
+                lora=options.loras(lora),
                 cache=cache,
                 attention=attention,
+                compile=compile,
+                vae=vae,
             ),
         ),
         curves=curves,
         grid=grid,
         with_report=report,
+        show_control=show_control,
         keep_work=keep_work,
     )
     if options.only_helps(job.generate):
@@ -143,3 +164,44 @@ def generate(
     with Display() as display:
         made = film.generate(job, display.stage)
     options.echo(made.path, made.summary, as_json=as_json)
+
+
+def compare_recipes(
+    photo: Annotated[Path, typer.Argument(metavar="PHOTO", help="Photo of a person.", show_default=False)],
+    clip: Annotated[Path, typer.Argument(metavar="CLIP", help="A clip of some seconds.", show_default=False)],
+    *,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="Folder of films and page.")] = Path(
+        "recipes"
+    ),
+    weights_folder: options.Weights = WanConfig.weights,
+    steps: Annotated[int, typer.Option(min=1, max=200, help="Steps of the sampler.")] = 20,
+    lora: options.Lora = None,
+    dtype: options.Precision = WanConfig.dtype,
+    offload: options.Offload = WanConfig.offload,
+    quantize: options.Quantize = WanConfig.quantize,
+    size: options.Size = "512",
+    seed: Annotated[int, options.setting(GenerateConfig, "seed")] = GenerateConfig.seed,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    log_level: options.LogLevel = None,
+) -> None:
+    """Paint one film by wan-vace in six ways, measure each beside the proxy, and write one page: FOLDER/index.html.
+
+    After that `--backend auto` may choose these weights on this machine. An interrupted comparison goes on.
+    """
+    options.existing(photo)
+    options.existing(clip)
+    options.writable(out)
+    from expportrait_cli.pipeline.recipes import compare
+
+    wan = WanConfig(
+        weights=weights_folder,
+        steps=steps,
+        lora=options.loras(lora),
+        dtype=dtype,
+        offload=offload,
+        quantize=quantize,
+    )
+    with Display() as display:
+        page, summary = compare(photo, clip, out, GenerateConfig(size=int(size), seed=seed, wan=wan), display.stage)
+    options.echo(page, summary, as_json=as_json)

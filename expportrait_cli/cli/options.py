@@ -252,16 +252,21 @@ BackendName = Annotated[
     setting(GenerateConfig, "backend", "--backend"),
 ]
 Weights = Annotated[
-    Path | None,
-    setting(WanConfig, "weights", "--weights-folder", metavar="DIR", show_default=False, file_okay=False, exists=True),
+    str,
+    setting(WanConfig, "weights", "--weights-folder", metavar="DIR", show_default=False),
 ]
 Steps = Annotated[int, setting(WanConfig, "steps")]
 Guidance = Annotated[
     float,
     setting(WanConfig, "guidance"),
 ]
-Control = Annotated[Literal["proxy", "depth"], setting(WanConfig, "control")]
+Shift = Annotated[float, setting(WanConfig, "shift")]
+Prompt = Annotated[str, setting(WanConfig, "prompt", metavar="TEXT", show_default=False)]
+NegativePrompt = Annotated[str, setting(WanConfig, "negative_prompt", metavar="TEXT", show_default=False)]
+Control = Annotated[Literal["proxy", "holes", "depth", "normals"], setting(WanConfig, "control")]
 Strength = Annotated[float, setting(WanConfig, "strength")]
+Keep = Annotated[bool, setting(WanConfig, "keep", "--keep/--no-keep")]
+Skip = Annotated[int, setting(WanConfig, "skip")]
 Chain = Annotated[
     int,
     setting(WanConfig, "chain"),
@@ -273,11 +278,25 @@ Offload = Annotated[
 ]
 Quantize = Annotated[Literal["none", "fp8", "int8"], setting(WanConfig, "quantize")]
 Lora = Annotated[
-    Path | None,
-    setting(WanConfig, "lora", metavar="FILE", show_default=False),
+    list[str] | None,
+    typer.Option(
+        metavar="FILE[:SCALE]",
+        help="A .safetensors file of a LoRA to add to the weights, and how much of it; may be given several times.",
+        show_default=False,
+    ),
 ]
 Cache = Annotated[float, setting(WanConfig, "cache")]
 Attention = Annotated[str, setting(WanConfig, "attention", metavar="NAME", show_default=False)]
+Compile = Annotated[bool, setting(WanConfig, "compile", "--compile")]
+VaePrecision = Annotated[Literal["fp32", "bf16"], setting(WanConfig, "vae")]
+
+
+def loras(given: list[str] | None) -> str:
+    """The repeated option as the list that `WanConfig.lora` is."""
+    for item in given or []:
+        if "," in item:
+            raise UsageError(f"--lora {item}: name one file each time, and none with a comma in its name.")
+    return ",".join(given or [])
 
 
 def launched() -> int:

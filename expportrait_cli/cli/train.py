@@ -2,6 +2,7 @@
 
 import os
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,7 +15,14 @@ from expportrait_cli.cli.options import HeadModelOption
 from expportrait_cli.config import PrepareConfig
 from expportrait_cli.errors import UsageError
 from expportrait_cli.runtime import cpu_count
-from expportrait_cli.train.config import GeneratorTask, GeneratorTraining, MiniTraining, TransferTraining
+from expportrait_cli.train.config import (
+    PAPER_TASK,
+    PAPER_TRAINING,
+    GeneratorTask,
+    GeneratorTraining,
+    MiniTraining,
+    TransferTraining,
+)
 
 data_app = typer.Typer(help="Make sets to train on.", rich_markup_mode=None)
 
@@ -128,7 +136,7 @@ def ablation(
     options.echo(path, figures, as_json=as_json)
 
 
-BASE = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
+BASE = "wan-t2v-1.3b"
 
 
 @app.command("generator")
@@ -137,8 +145,16 @@ def generator(
     *,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="A new folder.", show_default=False)],
     base: Annotated[
-        str, typer.Option(metavar="FOLDER", help="Wan in the form of diffusers, by folder or by name in the cache.")
+        str,
+        typer.Option(
+            metavar="FOLDER", help="Wan as diffusers keeps it: of `weights fetch`, a folder, or in the cache."
+        ),
     ] = BASE,
+    control: Annotated[Literal["none", "normals"], options.setting(GeneratorTask, "control")] = GeneratorTask.control,
+    paper: Annotated[
+        bool,
+        typer.Option("--paper", help="The paper's own recipe: all weights at one rate, its loss, no face weights."),
+    ] = False,
     epochs: Annotated[int, options.setting(GeneratorTraining, "epochs")] = GeneratorTraining.epochs,
     steps: Annotated[int, options.setting(GeneratorTraining, "steps")] = GeneratorTraining.steps,
     size: Annotated[int, options.setting(GeneratorTraining, "size")] = (GeneratorTraining.size),
@@ -148,6 +164,8 @@ def generator(
     trunk: Annotated[float, options.setting(GeneratorTraining, "trunk")] = (GeneratorTraining.trunk),
     lora: Annotated[int, options.setting(GeneratorTraining, "lora")] = GeneratorTraining.lora,
     loss: Annotated[Literal["velocity", "epsilon"], options.setting(GeneratorTask, "loss")] = (GeneratorTask.loss),
+    face: Annotated[float, options.setting(GeneratorTask, "face")] = GeneratorTask.face,
+    features: Annotated[float, options.setting(GeneratorTask, "features")] = GeneratorTask.features,
     hint: Annotated[bool, options.setting(GeneratorTask, "hint", "--hint")] = GeneratorTask.hint,
     checkpointing: Annotated[
         bool,
@@ -161,6 +179,9 @@ def generator(
     log_level: options.LogLevel = None,
 ) -> None:
     """Train the generator that paints a film from the photo and normal maps, on top of a public Wan.
+
+    With `--base wan-vace-1.3b --control normals` it is a LoRA that has VACE follow normal maps: one small file, for
+    `generate --backend wan-vace --control normals --lora FOLDER/pytorch_lora_weights.safetensors`.
 
     On several GPUs: `accelerate launch --no-python expportrait train generator ...`. An interrupted run goes on where
     it stopped when the same command is given; FOLDER.work has its state, curves and films.
@@ -189,8 +210,17 @@ def generator(
         seed=seed,
     )
     task = GeneratorTask(
-        loss=loss, hint=hint, checkpointing=checkpointing, report_every=report_every, sample_every=sample_every
+        loss=loss,
+        control=control,
+        face=face,
+        features=features,
+        hint=hint,
+        checkpointing=checkpointing,
+        report_every=report_every,
+        sample_every=sample_every,
     )
+    if paper:
+        config, task = replace(config, **PAPER_TRAINING), replace(task, **PAPER_TASK)
     # Several processes that were launched together are one run.
     with Display() as display, alone(out) if os.environ.get("RANK", "0") == "0" else nullcontext():
         summary = train_generator(datasets, out, base, config, task, display.stage)

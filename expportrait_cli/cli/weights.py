@@ -56,7 +56,7 @@ def fetch(
     from expportrait_cli.artifacts.files import sha256
     from expportrait_cli.cli.boundary import Display
     from expportrait_cli.weights.download import fetch as download
-    from expportrait_cli.weights.hub import fetch_folder
+    from expportrait_cli.weights.download import fetch_folder
 
     with Display() as display:
         for weight in [store.entry(name) for name in names]:
@@ -101,6 +101,44 @@ def convert(
 
     summary = work(original, out, find_base(parts) if parts else None)
     options.echo(out, summary, as_json=as_json)
+
+
+@app.command("embed-prompt")
+def embed_prompt(
+    text: Annotated[
+        str, typer.Argument(metavar="TEXT", help="A prompt; left out, those that films are made with by default.")
+    ] = "",
+    *,
+    encoder: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Folder with text_encoder and tokenizer; the one of `weights fetch wan-text-encoder` if left out.",
+            file_okay=False,
+            exists=True,
+            show_default=False,
+        ),
+    ] = None,
+    quiet: options.Quiet = False,
+    log_level: options.LogLevel = None,
+) -> None:
+    """Ask Wan's text encoder what a prompt says, once: films with `generate --prompt TEXT` read what it said.
+
+    The encoder takes 11.4 GB of memory, on a GPU or in main memory; painting never needs it.
+    """
+    from expportrait_cli.painting.wan import require_packages
+
+    require_packages()
+    from expportrait_cli.painting.wan import prompts
+
+    folder = encoder or store.locate(store.entry(prompts.ENCODER))
+    if folder is None:
+        raise WeightsError(
+            f"Wan's text encoder is missing. Run `expportrait weights fetch {prompts.ENCODER}` (11.4 GB), or name the "
+            "folder of another copy with --encoder."
+        )
+    for words in [text] if text else [prompts.PROMPT_TEXT, prompts.NEGATIVE_TEXT]:
+        typer.echo(str(prompts.embed(words, folder)))
 
 
 def is_bad(weight: store.Weight, state: store.State) -> bool:

@@ -19,7 +19,7 @@ from expportrait_cli.detect.matte import Matte
 from expportrait_cli.errors import FilmError
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.geometry.mesh import Edges, edges
-from expportrait_cli.head import HeadModel, landmark_model
+from expportrait_cli.head import HeadModel, landmark_model, landmarks
 from expportrait_cli.head.facemesh import CHIN, FOREHEAD, LIP_PAIRS
 from expportrait_cli.head.fitted import Bones, fitted_mesh, person_joints, photo_curves, relief_of
 from expportrait_cli.media.video import read_frame
@@ -35,6 +35,10 @@ class Still:
     photo: UInt8[np.ndarray, "H W 3"]
     normals: Float32[np.ndarray, "H W 3"]
     """N^R: x right, y up, z to the viewer; zero where there is no head."""
+    landmarks_px: Float32[np.ndarray, "L 2"] | None = None
+    """FaceMesh's landmarks on the fitted head; None where there is no head behind the picture."""
+    depth: Float32[np.ndarray, "H W"] | None = None
+    """As `Sketch.depth`; None likewise."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,8 @@ class Sketch:
     """How far the proxy made a pixel up: 0 where it shows the photo's, 1 where the photo had nothing to show."""
     draw: Callable[[], Buffers]
     """Draws the posed head, for those who ask."""
+    landmarks_px: Float32[np.ndarray, "L 2"] | None = None
+    """FaceMesh's landmarks on the posed head; None where there is no head behind the picture."""
 
     @property
     def normals(self) -> Float32[np.ndarray, "H W 3"]:
@@ -257,7 +263,10 @@ class Scene:
     @property
     def still(self) -> Still:
         """The photo and its normals."""
-        return Still(self.canvas.photo, self._buffers(fitted_mesh(self.fit, self.head)).normals[0].numpy())
+        verts = fitted_mesh(self.fit, self.head)
+        buffers = self._buffers(verts)
+        normals, depth = buffers.normals[0].numpy(), buffers.depth[0].numpy()
+        return Still(self.canvas.photo, normals, self._landmarks_px(verts), depth)
 
     def sketches(self, start: int) -> Iterator[Sketch]:
         """Frames from `start` on, painted by the compositor."""
@@ -271,7 +280,11 @@ class Scene:
                     f"its points differs, expected below {UNLIKE}. This is a fault of the tool or of OpenCV "
                     f"{cv2.__version__}; install the versions of constraints.txt, and report it."
                 )
-            yield Sketch(proxy, guess, partial(self._buffers, verts))
+            yield Sketch(proxy, guess, partial(self._buffers, verts), self._landmarks_px(verts))
+
+    def _landmarks_px(self, verts: Float32[np.ndarray, "V 3"]) -> Float32[np.ndarray, "L 2"]:
+        points = landmarks(self.head, torch.from_numpy(np.ascontiguousarray(verts)))
+        return self.canvas.camera.project(points).float().numpy()
 
     def _bones(self, index: int) -> Bones:
         return Bones.of(self._joints, self.meshes.curves, index)

@@ -1,5 +1,6 @@
 """The painter that was asked for, or the best that is installed, and the film that it paints."""
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -13,8 +14,9 @@ import torch
 from jaxtyping import UInt8
 
 from expportrait_cli.artifacts import network_file
-from expportrait_cli.artifacts.files import sha256
+from expportrait_cli.artifacts.files import atomic_path, sha256
 from expportrait_cli.artifacts.meshes import Meshes
+from expportrait_cli.artifacts.texts import read_json
 from expportrait_cli.artifacts.types import HeadFit
 from expportrait_cli.config import GenerateConfig, WanConfig
 from expportrait_cli.errors import FilmError, UsageError, WeightsError
@@ -22,8 +24,16 @@ from expportrait_cli.head import HeadModel
 from expportrait_cli.painting.mini import KIND
 from expportrait_cli.painting.scene import Canvas, Painter, ProxyPainter, Scene
 from expportrait_cli.painting.wan import require_packages
-from expportrait_cli.weights.catalogue import FETCHED, folders, weights_file
-from expportrait_cli.weights.folders import MANIFEST, Folder, FolderName, kind_of, read_folder
+from expportrait_cli.weights.catalogue import (
+    FETCHED,
+    MANIFEST,
+    Folder,
+    FolderName,
+    folders,
+    kind_of,
+    read_folder,
+    weights_file,
+)
 
 FOLDERS: dict[FolderName, str] = {
     "wan-portrait": "wan-portrait",
@@ -73,7 +83,7 @@ def choose(config: GenerateConfig) -> Choice:
         WeightsError: its weights are missing, or are no weights of it.
         UsageError: it has no weights to name.
     """
-    named = Path(config.wan.weights) if config.wan.weights else None
+    named = _named(config.wan.weights) if config.wan.weights else None
     name = _best(named) if config.backend == "auto" else config.backend
     if name == "proxy" or name == "mini":
         if config.wan != WanConfig():
@@ -82,7 +92,32 @@ def choose(config: GenerateConfig) -> Choice:
                 "or leave them out."
             )
         return Choice(name, file=weights_file(MINI) if name == "mini" else None)
-    return Choice(name, _folder(name, named), lora=_hash_of(config.wan.lora))
+    return Choice(name, _folder(name, named), lora=_hash_of(config.wan))
+
+
+COMPARED = "compared.json"
+"""In the cache folder: hashes of weights that were compared with the proxy on this machine, and the pages about it."""
+
+
+def is_compared(folder: Folder) -> bool:
+    """Whether these very weights were compared with the proxy here (`compare-recipes`): before, `auto` leaves them."""
+    return folder.sha256 in _compared()
+
+
+def note_comparison(folder: Folder, page: Path) -> None:
+    """From now on `auto` may choose these weights."""
+    path = folders()[-1] / COMPARED
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as partial:
+        partial.write_text(json.dumps({**_compared(), folder.sha256: str(page.resolve())}, indent=1) + "\n", "utf-8")
+
+
+def _compared() -> dict[str, str]:
+    try:
+        content = read_json(folders()[-1] / COMPARED)
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def painter_of(config: GenerateConfig) -> Painter:
@@ -117,20 +152,22 @@ def _best(named: Path | None) -> Literal["proxy", "mini"] | FolderName:
         for name in ("wan-portrait", "wan-vace"):
             path = _fetched(name)
             # A download that was cut short is no reason to stop.
-            if path is not None and any((path / sign).is_file() for sign in (FETCHED, MANIFEST)):
+            is_whole = path is not None and any((path / sign).is_file() for sign in (FETCHED, MANIFEST))
+            if path is not None and is_whole and is_compared(read_folder(path, name)):
                 return name
-    pass
 
     mini = next((root / MINI for root in folders() if (root / MINI).is_file()), None)
     return "mini" if mini is not None and has_passed(mini) else "proxy"
 
 
-def _hash_of(lora: str) -> str:
-    if not lora:
-        return ""
-    if not Path(lora).is_file():
-        raise WeightsError(f"{lora} does not exist. Check `lora`.")
-    return sha256(Path(lora))
+def _hash_of(config: WanConfig) -> str:
+    """Hashes of the LoRAs, with their scales."""
+    rows = []
+    for file, scale in config.loras():
+        if not Path(file).is_file():
+            raise WeightsError(f"{file} does not exist. Check `lora`.")
+        rows.append(f"{sha256(Path(file))}:{scale:g}")
+    return rows[0].removesuffix(":1") if len(rows) == 1 else ",".join(rows)
 
 
 def _folder(name: FolderName, named: Path | None) -> Folder:
@@ -143,6 +180,14 @@ def _folder(name: FolderName, named: Path | None) -> Folder:
     if kind != name:
         raise WeightsError(f"{path} holds weights of {kind}, expected {name}'s. {HOW[name]}")
     return read_folder(path, kind)
+
+
+def _named(weights: str) -> Path:
+    """Folder of that path, or of that name in the weights folders."""
+    path = next((place for place in (Path(weights), *(root / weights for root in folders())) if place.is_dir()), None)
+    if path is None:
+        raise WeightsError(f"{weights} is no folder, and none of the weights folders. Check `weights_folder`.")
+    return path
 
 
 def _fetched(name: FolderName) -> Path | None:
@@ -176,6 +221,21 @@ def paint(
                 "`expportrait weights verify`, or choose another `backend`."
             )
         yield paste(scene.whole, scene.canvas, frame) if config.paste_back else frame
+
+
+def shown_control(
+    head_fit: HeadFit, meshes: Meshes, head: HeadModel, config: GenerateConfig
+) -> UInt8[np.ndarray, "H W 3"]:
+    """What wan-vace is shown of a film (`control_sheet`), without any weights.
+
+    Raises:
+        WeightsError: packages are missing.
+    """
+    require_packages()
+    from expportrait_cli.painting.wan.vace import control_sheet
+
+    scene = Scene.of(head_fit, meshes, head, config)
+    return control_sheet(scene.still, scene.sketches, meshes.frame_count, config.wan.control)
 
 
 def only_helps(config: GenerateConfig) -> bool:

@@ -17,11 +17,11 @@ from expportrait_cli.artifacts.meshes import Meshes
 from expportrait_cli.artifacts.types import HeadFit, Tracking
 from expportrait_cli.errors import InputError
 from expportrait_cli.head import HeadModel
-from expportrait_cli.media.image import is_image
+from expportrait_cli.media.image import is_image, write_png
 from expportrait_cli.media.video import probe
 from expportrait_cli.media.writer import forget_others, join, write_segments
 from expportrait_cli.painting import paint
-from expportrait_cli.painting.stage import Choice, choose, painter_of
+from expportrait_cli.painting.stage import Choice, choose, painter_of, shown_control
 from expportrait_cli.pipeline import steps
 from expportrait_cli.pipeline.heads import (
     check_same,
@@ -87,14 +87,15 @@ def _made(job: Job, kinds: tuple[str, str], stage: Stage) -> Film:
     table = CurvesFile.of(job.curves, job.meshes, _strings(known.get("curves_written")))
     if edited := table.edited():
         hashes["curves"] = edited
-    painter = choose(job.generate)
+    painter = choose(job.generate) if not job.show_control else Choice("proxy")
     key = film_key(job, hashes, painter.identity)
-    is_whole = _is_made(job.out, known.get("sha256"))
+    is_whole = _is_made(job.out, known.get("sha256")) and not job.show_control
     if is_whole and known.get("key") == key and _has_beside(job, known):
         log.info("%s is up to date: same inputs, same settings.", job.out)
         _forget_segments(job.work)
         return Film(job.out, job.record, known)
-    painter_of(job.generate)  # For what it refuses: better now than after minutes of tracking.
+    if not job.show_control:
+        painter_of(job.generate)  # For what it refuses: better now than after minutes of tracking.
     run = _Run(job, Stages(stage), hashes, _head_model(job, kinds), painter, known if is_whole else {}, table)
     return run.film(kinds, key)
 
@@ -164,6 +165,13 @@ class _Run:
         tracking = self._driver(kinds[1])
         head_fit, head_path = self._head_fit(photo, tracking)
         meshes = self._meshes(head_fit, head_path, tracking)
+        if job.show_control:
+            sheet = self.stages.run(
+                "draw the control",
+                lambda _: shown_control(head_fit.artifact, meshes.artifact, self.head, job.generate),
+            )
+            write_png(job.control_picture, sheet)
+            return Film(job.control_picture, job.record, {"frames": meshes.artifact.frame_count})
         driver = Driver.of(tracking.artifact) if tracking is not None else Driver.behind(job.driving)
         drawn = {"render": f"revision {steps.REVISIONS['render']}"}
         inputs = {"head": head_fit.key, "meshes": meshes.key, **drawn, **self.painter.identity}

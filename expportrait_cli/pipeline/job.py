@@ -42,6 +42,8 @@ class Job:
     grid: bool = False
     with_report: bool = False
     """Whether a page is written beside the film."""
+    show_control: bool = False
+    """Whether, instead of the film, a picture is written of what wan-vace would be shown."""
     keep_work: bool = True
     shared: Path | None = None
     """Folder of trackings that several films share; each film's own work folder without it."""
@@ -67,13 +69,19 @@ class Job:
         return self.out.with_name(f"{self.out.stem}.grid.mp4")
 
     @property
+    def control_picture(self) -> Path:
+        """Picture of what wan-vace is shown."""
+        return self.out.with_name(f"{self.out.stem}.control.png")
+
+    @property
     def report(self) -> Path:
         """Page about the film."""
         return self.out.with_suffix(".html")
 
     def inputs(self) -> list[Path]:
         """Files that the run reads; curves among them if they exist."""
-        files = [Path(name) for name in (self.transfer.network, self.generate.wan.lora) if name]
+        loras = self.generate.wan.loras() if self.generate.wan.lora else []
+        files = [Path(name) for name in (self.transfer.network, *(file for file, _ in loras)) if name]
         files += [self.curves] if self.curves is not None and self.curves.exists() else []
         return [self.reference, self.driving, *_sources(self.reference), *_sources(self.driving), *files]
 

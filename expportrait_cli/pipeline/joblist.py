@@ -169,8 +169,11 @@ def _short_forms(row: dict[str, Any], place: str) -> None:
 def _wan(row: dict[str, Any], base: Path, place: str) -> WanConfig:
     """Settings of a Wan transformer; its files are named relative to the list."""
     config = _section(WanConfig, row, place)
-    files = {name: getattr(config, name) for name in ("weights", "lora")}
-    return replace(config, **{name: str(base / path) for name, path in files.items() if path})
+    loras = ",".join(f"{base / file}{'' if scale == 1 else f':{scale:g}'}" for file, scale in config.loras())
+    # A path is one beside the list; a plain name may be that of fetched weights.
+    is_path = len(Path(config.weights).parts) > 1 or (config.weights and (base / config.weights).is_dir())
+    weights = str(base / config.weights) if is_path else config.weights
+    return replace(config, weights=weights, lora=loras)
 
 
 def _section(cls: Any, row: dict[str, Any], place: str) -> Any:

@@ -74,7 +74,7 @@ class MiniTraining(Checked):
 
 @dataclass(frozen=True)
 class GeneratorTraining(Checked):
-    """How the paper's generator is trained; rate, batch, epochs and size are the paper's."""
+    """How the generator is trained; rate, batch, epochs and size are the paper's."""
 
     epochs: Positive = 30
     """Passes through the clips."""
@@ -88,16 +88,16 @@ class GeneratorTraining(Checked):
     """Windows per step, on each device."""
     rate: Rate = 1e-4
     """Learning rate of AdamW."""
-    trunk: Rate = 1.0
-    """Multiplier on `rate` for the pretrained base weights."""
-    decay: float = 0.01
+    trunk: Rate = 0.15
+    """Multiplier on `rate` for the pretrained base weights; 1 in the paper, less forgets less of the base."""
+    decay: float = 0.03
     """Weight decay of AdamW."""
     warm_up: Count = 200
     """Steps in which the learning rate rises from 0."""
     average: Share = 0.999
     """Decay of the exponential moving average of the weights, which is what is kept; 0 keeps the weights themselves."""
     lora: Count = 0
-    """Rank of a LoRA that is trained instead of the base's weights; 0 trains them all."""
+    """Rank of a LoRA that is trained instead of the base's weights; 0 trains them all, or of VACE one of rank 32."""
     held_out: Share = 0.05
     """Share of the people that are used for validation alone."""
     seed: Seed = 0
@@ -121,6 +121,12 @@ class GeneratorTask(Checked):
     """Share of the samples without normals; of the rest, the same share is without the proxy film."""
     drop_reference: Share = 0.1
     """Share of the samples without the photo."""
+    face: Annotated[float, Between(0, 100)] = 1.0
+    """What the error in the face counts more than outside of it, in shares; 0 in the paper."""
+    features: Annotated[float, Between(0, 100)] = 1.0
+    """What the error of eyes and lips counts more than the rest of the face, in shares; 0 in the paper."""
+    control: Literal["none", "normals"] = "none"
+    """What VACE learns to follow by a LoRA on the branch of its control; none trains a generator of our own."""
     checkpointing: bool = True
     """Gradient checkpointing: recompute activations to save memory."""
     report_every: Positive = 500
@@ -129,3 +135,10 @@ class GeneratorTask(Checked):
     """Steps between two sample films."""
     sample_steps: Positive = 8
     """Denoising steps of a sample film."""
+
+
+PAPER_TRAINING = {"trunk": 1.0, "decay": 0.01}
+PAPER_TASK = {"loss": "epsilon", "face": 0.0, "features": 0.0}
+"""The paper's own recipe (3.3, Eq. 10), where it differs from the defaults."""
+VACE_RANK = 32
+"""As published trainings of VACE's branch."""

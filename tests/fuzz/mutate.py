@@ -42,7 +42,7 @@ from expportrait_cli.render.files import NormalsInfo, save_normals
 from expportrait_cli.render.stage import NormalFrame
 from expportrait_cli.retargeting.network import NetworkConfig
 from expportrait_cli.weights import catalogue
-from expportrait_cli.weights.folders import read_folder
+from expportrait_cli.weights.catalogue import read_folder
 
 SECONDS, MEGABYTES, LIMIT = 2, 300, 4 << 30
 """Longest time of the processor for one file, most memory that it may add, and what the process may map beyond it."""

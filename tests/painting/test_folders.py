@@ -13,8 +13,8 @@ from expportrait_cli.artifacts.files import sha256
 from expportrait_cli.errors import WeightsError
 from expportrait_cli.painting.wan.folder import save_folder
 from expportrait_cli.painting.wan.manifest import read_manifest
-from expportrait_cli.weights import folders as module
-from expportrait_cli.weights.folders import kind_of, read_folder
+from expportrait_cli.weights import catalogue as module
+from expportrait_cli.weights.catalogue import kind_of, read_folder
 
 
 @pytest.fixture

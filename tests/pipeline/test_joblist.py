@@ -139,7 +139,7 @@ def test_lists_as_spreadsheets_save_them(text, tmp_path):
         (
             "a.csv",
             "reference,driving,strength\na.png,b.mp4,inf\n",
-            "strength is 'inf', expected a number from 0.01 to 1",
+            "strength is 'inf', expected a number from 0 to 1",
         ),
         ("a.csv", "reference,driving,steps,Steps\na.png,b.mp4,1,2\n", "line 1: column steps is there twice"),
         ("a.jsonl", '{"reference": ["a.png"], "driving": "b.mp4"}', "reference is no text"),

@@ -10,10 +10,11 @@ from safetensors.torch import save_file
 from expportrait_cli.dataset.dataset import clip_of
 from expportrait_cli.media.writer import VideoWriter
 from expportrait_cli.painting.wan.portrait import WanPortrait
+from expportrait_cli.painting.wan.vace import VaceBranch
 from expportrait_cli.painting.wan.vae import Encoding, Vae, pixels
 from expportrait_cli.render.buffers import encode
 from expportrait_cli.train.generator.cache import Entry, entry_of
-from support.tiny_wan import prompt_embeds, tiny_transformer, tiny_vae
+from support.tiny_wan import prompt_embeds, tiny_transformer, tiny_vace, tiny_vae
 
 
 def ball(centre: tuple[float, float], colour: tuple[float, float, float], side: int) -> tuple[np.ndarray, np.ndarray]:
@@ -28,8 +29,8 @@ def ball(centre: tuple[float, float], colour: tuple[float, float, float], side: 
 
 
 @torch.inference_mode()
-def ball_entry(folder: Path, name: str, seed: int, frames: int, *, side: int = 16) -> Entry:
-    """A clip of a ball on its way, as the cache holds clips."""
+def ball_entry(folder: Path, name: str, seed: int, frames: int, *, side: int = 16, told: bool = False) -> Entry:
+    """A clip of a ball on its way, as the cache holds clips; `told` for VACE."""
     random = np.random.default_rng(seed)
     phase, colour = random.uniform(0, 2 * np.pi, 2), random.uniform(0.4, 1, 3)
     time = np.arange(frames) / 4
@@ -44,12 +45,18 @@ def ball_entry(folder: Path, name: str, seed: int, frames: int, *, side: int = 1
     encoding, seen = Encoding(vae), [picture for _, picture in shown]
     film = [encoding.push(pixels(seen[:1]))]
     film += [encoding.push(pixels(seen[k : k + 4])) for k in range(1, frames, 4)]
+    maps = [encode(normals) for normals, _ in shown]
+    encoding = Encoding(vae)
+    control = [encoding.push(pixels(maps[:1]))]
+    control += [encoding.push(pixels(maps[k : k + 4])) for k in range(1, frames, 4)]
     rows = list(range(0, frames, 8))
     photos = [vae.encode(pixels([seen[row]])) for row in rows]
     # The toy autoencoder leaves little of a picture: as large as the latents of a real one.
-    film, photos = (standard(torch.cat(latents, 2)[0]) for latents in (film, photos))
+    film, photos, control = (standard(torch.cat(latents, 2)[0]) for latents in (film, photos, control))
     tensors = {"film": film, "photos": photos.transpose(0, 1).contiguous(), "rows": torch.tensor(rows)}
     tensors |= {"hints": film.new_zeros(0, *film.shape), "tokens": film.new_zeros(0, 0, 0)}
+    if told:
+        tensors["control"] = torch.cat([torch.zeros_like(control), control])
     save_file(tensors, entry.latents, {"key": "made by a test"})
     return entry
 
@@ -63,3 +70,9 @@ def pupil(head_dim: int = 48) -> WanPortrait:
     """A toy generator that is able to learn."""
     torch.manual_seed(0)
     return WanPortrait.from_base(tiny_transformer(head_dim=head_dim), prompt_embeds())
+
+
+def branch_pupil(head_dim: int = 48) -> VaceBranch:
+    """A toy VACE that is able to learn."""
+    torch.manual_seed(0)
+    return VaceBranch(tiny_vace(head_dim=head_dim), prompt_embeds())

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from expportrait_cli.dataset import dataset
 from expportrait_cli.dataset.dataset import Clip, Row
 from expportrait_cli.painting.wan.portrait import WanPortrait
+from expportrait_cli.painting.wan.vace import VaceBranch
 from expportrait_cli.train.config import GeneratorTask, GeneratorTraining
 from expportrait_cli.train.curves import History
 from expportrait_cli.train.generator.lessons import Lessons
@@ -33,7 +34,7 @@ def lesson_run(
     config: GeneratorTraining = FAST,
     task: GeneratorTask = TASK,
     *,
-    portrait: WanPortrait | None = None,
+    portrait: WanPortrait | VaceBranch | None = None,
     progress: Callable[[int, int | None], None] = quiet,
 ) -> Rows:
     """One run; what it reported. Its state is in `folder`."""

@@ -11,8 +11,11 @@ from diffusers import (
     WanVACETransformer3DModel,
 )
 from safetensors.torch import save_file
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
-from transformers import CLIPVisionConfig, CLIPVisionModel
+from transformers import CLIPVisionConfig, CLIPVisionModel, PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+
+from expportrait_cli.painting.wan.prompts import Prompts
 
 TEXT_DIM, IMAGE_DIM = 32, 20
 TEXT_TOKENS, IMAGE_TOKENS = 512, 257
@@ -52,12 +55,13 @@ def tiny_i2v_transformer(seed: int = 0, *, layers: int = 2) -> WanTransformer3DM
         return shaken(model)
 
 
-def tiny_vace(seed: int = 0) -> WanVACETransformer3DModel:
+def tiny_vace(seed: int = 0, *, head_dim: int = 12) -> WanVACETransformer3DModel:
     """A trunk of three blocks with two of control, as Wan2.1-VACE-1.3B."""
+    sizes = {**SIZES, "attention_head_dim": head_dim, "ffn_dim": 4 * head_dim}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = WanVACETransformer3DModel(
-            **SIZES, num_layers=3, in_channels=16, out_channels=16, vace_layers=[0, 2], vace_in_channels=96
+            **sizes, num_layers=3, in_channels=16, out_channels=16, vace_layers=[0, 2], vace_in_channels=96
         )
         return shaken(model)
 
@@ -87,6 +91,12 @@ def prompt_embeds(seed: int = 0, tokens: int = 7) -> Tensor:
     return torch.randn(tokens, TEXT_DIM, generator=torch.Generator().manual_seed(seed))
 
 
+def tiny_prompts() -> Prompts:
+    """Two prompts, padded as the transformers read them."""
+    padded = [nn.functional.pad(prompt_embeds(seed), (0, 0, 0, TEXT_TOKENS - 7))[None] for seed in (0, 1)]
+    return Prompts(*padded)
+
+
 def base_folder(folder: Path, transformer: nn.Module | None = None) -> Path:
     """Write a pipeline's folder as the real ones are, without a text encoder but with what it said."""
     model = tiny_transformer() if transformer is None else transformer
@@ -103,7 +113,8 @@ def base_folder(folder: Path, transformer: nn.Module | None = None) -> Path:
     }
     (folder / "model_index.json").write_text(json.dumps(index))
     (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n# Tiny\n")
-    save_file({"prompt_embeds": prompt_embeds()}, folder / "prompt_embeds.safetensors")
+    prompts = {"prompt_embeds": prompt_embeds(), "negative_prompt_embeds": prompt_embeds(1)}
+    save_file(prompts, folder / "prompt_embeds.safetensors")
     return folder
 
 
@@ -132,4 +143,23 @@ def add_image_encoder(folder: Path, *, width: int = IMAGE_DIM) -> Path:
         )
         model = CLIPVisionModel(config)
         shaken(model).save_pretrained(folder / "image_encoder")
+    return folder
+
+
+WORDS = ["<pad>", "</s>", "<unk>", "a", "person", "is", "talking", "in", "front", "of", "blurred", "static"]
+
+
+def text_encoder(folder: Path) -> Path:
+    """A toy umT5 with a tokenizer of a few words into a folder, as the real ones have it."""
+    words = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()  # pyright: ignore[reportAttributeAccessIssue]
+    words.post_processor = processors.TemplateProcessing(  # pyright: ignore[reportAttributeAccessIssue]
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+    tokenizer.save_pretrained(folder / "tokenizer")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = UMT5Config(vocab_size=len(WORDS), d_model=TEXT_DIM, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+        UMT5EncoderModel(config).save_pretrained(folder / "text_encoder")
     return folder

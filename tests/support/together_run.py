@@ -19,7 +19,14 @@ from expportrait_cli.painting.wan.portrait import WanPortrait
 from expportrait_cli.painting.wan.portrait_model import PortraitModel
 from expportrait_cli.painting.wan.vace import FinishModel
 from expportrait_cli.painting.wan.vae import Vae
-from support.tiny_wan import IMAGE_DIM, TEXT_DIM, prompt_embeds, tiny_i2v_transformer, tiny_transformer, tiny_vae
+from support.tiny_wan import (
+    IMAGE_DIM,
+    TEXT_DIM,
+    tiny_i2v_transformer,
+    tiny_prompts,
+    tiny_transformer,
+    tiny_vae,
+)
 from support.wan_film import sketches_of, still, tiny_portrait
 
 CPU = torch.device("cpu")
@@ -41,8 +48,9 @@ def share(name: str, offload: str) -> nn.Module:
     """Load a model where it is shared out."""
     with torch.inference_mode(False):
         whole = whole_of(name)
-        runtime.place({"transformer": whole}, WanConfig(offload=offload), CPU)  # pyright: ignore[reportArgumentType]
-        together.begin(getattr(whole, "transformer", whole), CPU)
+        transformer = getattr(whole, "transformer", whole)
+        runtime.place({"transformer": transformer}, WanConfig(offload=offload), CPU)  # pyright: ignore
+        together.begin(transformer, CPU)
     return whole
 
 
@@ -54,7 +62,7 @@ def film(whole: nn.Module, guidance: float) -> np.ndarray:
     if isinstance(whole, WanPortrait):
         model: Model = PortraitModel(whole, own, still(HEIGHT, WIDTH))
     else:
-        model = FinishModel(whole, own, prompt_embeds()[None])  # pyright: ignore[reportArgumentType]
+        model = FinishModel(whole, own, tiny_prompts())  # pyright: ignore[reportArgumentType]
     settings = Sampling(sigmas_of(2, shift=3.0), guidance=guidance, length=5, overlap=2)
     sketches = sketches_of(COUNT, height=HEIGHT, width=WIDTH)
     return np.stack(list(paint_windows(model, own, sketches, settings, start=0, count=COUNT)))

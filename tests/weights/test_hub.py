@@ -13,9 +13,9 @@ from support.server import QuietHandler, serving
 
 from expportrait_cli.cli import app
 from expportrait_cli.errors import OutputError, WeightsError
-from expportrait_cli.weights import catalogue, hub
+from expportrait_cli.weights import catalogue, download
 from expportrait_cli.weights.catalogue import Weight
-from expportrait_cli.weights.hub import fetch_folder
+from expportrait_cli.weights.download import fetch_folder
 
 LARGE = np.random.default_rng(0).bytes(700_000)
 FILES = {
@@ -171,12 +171,12 @@ def test_names_that_lead_out_of_the_folder_are_left_alone():
         "transformer/a.bin",
         "transformers/a.json",
     )
-    assert all(hub._is_wanted(path, parts) for path in good)
-    assert not any(hub._is_wanted(path, parts) for path in bad)
+    assert all(download._is_wanted(path, parts) for path in good)
+    assert not any(download._is_wanted(path, parts) for path in bad)
 
 
 def test_a_disk_that_is_too_small_is_found_out_first(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(hub.shutil, "disk_usage", lambda place: type("Usage", (), {"free": 1000}))
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda place: type("Usage", (), {"free": 1000}))
     with pytest.raises(OutputError, match=r"0\.0 GB free"):
         fetch_folder(server.weight, tmp_path, silent)
     assert len(server.asked) == 2 and not (tmp_path / "big").exists()
@@ -209,3 +209,19 @@ def test_the_catalogue_knows_both_folders():
     for name in ("wan-vace-1.3b", "wan-t2v-1.3b"):
         weight = catalogue.entry(name)
         assert weight.parts == ("transformer", "vae", "README.md") and weight.optional and weight.downloads
+
+
+def test_files_whose_hash_is_known_are_those_or_none(server, tmp_path):
+    name = "transformer/diffusion_pytorch_model.safetensors"
+    known = replace(server.weight, pinned=((name, hashlib.sha256(LARGE).hexdigest()),))
+    assert files_of(fetch_folder(known, tmp_path / "a", silent)) == WANTED
+    other = replace(server.weight, pinned=((name, "ab" * 32),))
+    with pytest.raises(WeightsError, match=f"lists {name} with the sha256 .*, expected abab.*: its publisher has"):
+        fetch_folder(other, tmp_path / "b", silent)
+    assert not (tmp_path / "b").exists()
+
+
+def test_published_hashes_are_in_the_catalogue():
+    pinned = dict(catalogue.entry("wan-vace-1.3b").pinned)
+    assert len(pinned) == 3 and pinned["vae/diffusion_pytorch_model.safetensors"].startswith("d6e524b3")
+    assert catalogue.entry("wan-vace-14b").parts == catalogue.entry("wan-vace-1.3b").parts

@@ -9,22 +9,17 @@ from typing import Any
 import torch
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from jaxtyping import Float
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from expportrait_cli.artifacts.files import atomic_folder
-from expportrait_cli.errors import OutputError, UsageError, WeightsError, one_line
+from expportrait_cli.errors import OutputError, UsageError, WeightsError
 from expportrait_cli.painting.wan import manifest as facts
 from expportrait_cli.painting.wan.encoders import IMAGE_ENCODER, encoder_for, find_image_encoder
 from expportrait_cli.painting.wan.folder import SHARD, copy_model, load_folder, load_transformer
-from expportrait_cli.painting.wan.portrait import HEAD_DIM, TEXT_TOKENS, WanPortrait, base_of, from_original
-
-PROMPT_TEXT = (
-    "A portrait video of a person who is talking, with natural facial expressions, in front of a still camera."
-)
-"""The one prompt: what the film shows is said by photo and normals."""
-TOKENIZER, TEXT_ENCODER = "tokenizer", "text_encoder"
+from expportrait_cli.painting.wan.portrait import HEAD_DIM, WanPortrait, base_of, from_original
+from expportrait_cli.painting.wan.prompts import PROMPT_TEXT, embedded, encoded, has_encoder
+from expportrait_cli.weights.catalogue import folders
 
 
 @dataclass(frozen=True)
@@ -54,13 +49,13 @@ class BaseModel:
 
 
 def find_base(name: str) -> BaseModel:
-    """Find a folder, or a repository in Hugging Face's cache. Nothing is downloaded.
+    """Find a folder, one of the weights folders, or a repository in Hugging Face's cache. Nothing is downloaded.
 
     Raises:
         WeightsError: neither is there, or it is no Wan in the form of diffusers.
     """
-    folder = Path(name)
-    if not folder.is_dir():
+    folder = next((place for place in (Path(name), *(root / name for root in folders())) if place.is_dir()), None)
+    if folder is None:
         folder = _cached(name)
         found = BaseModel(folder, {"repo": name, "revision": folder.name, "license": licence(folder)})
     elif (folder / facts.FILE).is_file():
@@ -84,8 +79,8 @@ def _cached(name: str) -> Path:
         return Path(snapshot_download(name, local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError):
         raise WeightsError(
-            f"{name} is no folder, and is not in Hugging Face's cache. Download it with `hf download {name}`, or name "
-            "a folder."
+            f"{name} is no folder, none of the weights folders, and not in Hugging Face's cache. Run `expportrait "
+            "weights fetch wan-t2v-1.3b` and name that, or name a folder."
         ) from None
 
 
@@ -122,10 +117,10 @@ def fresh_portrait(base: BaseModel, *, has_hint: bool = False, dtype: torch.dtyp
 
 
 def prompt_embeds(folder: Path) -> Float[Tensor, "L D"]:
-    """What the base's text encoder says of the prompt: from a file, or asked of it, which takes its memory once.
+    """What the base's text encoder says of the prompt: from a file, as it was kept, or asked of it once.
 
     Raises:
-        WeightsError: there is neither.
+        WeightsError: there is none of these.
     """
     path = folder / facts.PROMPT
     if path.is_file():
@@ -133,34 +128,7 @@ def prompt_embeds(folder: Path) -> Float[Tensor, "L D"]:
         if "prompt_embeds" not in tensors or tensors["prompt_embeds"].ndim != 2:
             raise WeightsError(f"{path} holds no prompt_embeds of tokens by numbers. Remove or replace it.")
         return tensors["prompt_embeds"].float()
-    if not all((folder / part).is_dir() for part in (TOKENIZER, TEXT_ENCODER)):
-        raise WeightsError(
-            f"{folder} has neither {facts.PROMPT} nor {TOKENIZER}/ and {TEXT_ENCODER}/, which say what the prompt "
-            "means. Download the whole repository."
-        )
-    return _encoded(folder, PROMPT_TEXT)
-
-
-def _encoded(folder: Path, text: str) -> Float[Tensor, "L D"]:
-    from transformers import AutoTokenizer, UMT5EncoderModel
-    from transformers.utils import logging
-
-    # Its own bars would run through the tool's.
-    logging.disable_progress_bar()
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder / TOKENIZER), local_files_only=True)
-        encoder = UMT5EncoderModel.from_pretrained(
-            str(folder / TEXT_ENCODER), dtype=torch.bfloat16, use_safetensors=True, local_files_only=True
-        )
-    except (OSError, ValueError, SafetensorError) as error:
-        said = one_line(error)
-        raise WeightsError(f"{folder} holds no umT5 text encoder in safetensors files: {said}") from error
-    # As in training and sampling of Wan: padded when it is encoded, and the padding thrown away.
-    tokens = tokenizer(text, padding="max_length", max_length=TEXT_TOKENS, truncation=True, return_tensors="pt")
-    mask = tokens["attention_mask"]
-    with torch.inference_mode():
-        states = encoder(tokens["input_ids"], attention_mask=mask).last_hidden_state[0]
-    return states[: int(mask.sum())].float().clone()
+    return encoded(folder, PROMPT_TEXT) if has_encoder(folder) else embedded(PROMPT_TEXT)
 
 
 log = logging.getLogger(__name__)

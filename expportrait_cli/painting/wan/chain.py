@@ -7,12 +7,11 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from expportrait_cli.artifacts.files import atomic_path
 from expportrait_cli.artifacts.npz import BROKEN
 from expportrait_cli.painting.scene import Sketch, Sketches
-from expportrait_cli.painting.wan.film import Model, Painted, Picture, Sampling, paint_window
+from expportrait_cli.painting.wan.film import Model, Painted, Picture, Sampling, Told, paint_window, pasted
 from expportrait_cli.painting.wan.vae import Decoding, Vae, pictures
 from expportrait_cli.painting.wan.windows import STRIDE, Window, chunks, latent_of
 
@@ -107,13 +106,18 @@ def _given(segment: list[Sketch], painted: list[Picture]) -> list[Sketch]:
 def _segment(model: Model, vae: Vae, frames: list[Sketch], sampling: Sampling, begin: int) -> list[Picture]:
     """Paint one segment by itself."""
     count, (height, width) = len(frames), frames[0].proxy.shape[:2]
-    controls = list(model.controls(chunks(iter(frames), first=0, count=count), 0))
+    groups = list(chunks(iter(frames), first=0, count=count))
+    known = list(model.controls(iter(groups), 0))
     first = latent_of(begin)
-    latents = paint_window(model, torch.cat(controls, 2), Window(0, first, first + len(controls)), sampling)
+    latents = paint_window(model, Told.joined(known), Window(0, first, first + len(known)), sampling)
     decoding = Decoding(vae)
     made = [
         frame
-        for at in range(len(controls))
-        for frame in pictures(decoding.push(latents[:, :, at : at + 1]), height, width)
+        for at, (told, group) in enumerate(zip(known, groups, strict=True))
+        for frame in pasted(
+            pictures(decoding.push(latents[:, :, at : at + 1]), height, width),
+            [sketch.proxy for sketch in group],
+            told.keep,
+        )
     ]
     return made[:count]

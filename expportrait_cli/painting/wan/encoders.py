@@ -1,5 +1,6 @@
 """Encoders of the conditions: normal maps, and CLIP's image tokens."""
 
+import math
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ TEMPORAL, SPATIAL = 4, 8
 MULTIPLE = 16
 """Sides of a film are multiples of it: two latent pixels are one token."""
 WIDTH, CHANNELS = 16, 16
+SILU_GAIN = 1.68
+"""Standard deviation of a normal variable by that of its SiLU."""
 
 
 def latent_frames(frames: int) -> int:
@@ -50,7 +53,7 @@ class PoseEncoder(nn.Module):
         strides = ((1, 1, 1), (1, 1, 1), (1, 1, 1), (1, 2, 2), (2, 2, 2), (2, 2, 2))
         for depth, stride in zip((3, *[WIDTH] * 5), strides, strict=True):
             layers += [nn.Conv3d(depth, WIDTH, 3, stride, padding=1), nn.SiLU()]
-        self.layers = nn.Sequential(*layers, nn.Conv3d(WIDTH, channels, 1))
+        self.layers = _woken(nn.Sequential(*layers, nn.Conv3d(WIDTH, channels, 1)))
 
     def forward(self, normals: Float[Tensor, "B 3 F H W"]) -> Float[Tensor, "B C T h w"]:
         """Encode maps in -1..1, zero in the background; T = (F - 1) / 4 + 1.
@@ -74,7 +77,7 @@ class ReferenceEncoder(nn.Module):
         layers: list[nn.Module] = []
         for depth, stride in zip((3, *[WIDTH] * 5), (1, 1, 1, 2, 2, 2), strict=True):
             layers += [nn.Conv2d(depth, WIDTH, 3, stride, padding=1), nn.SiLU()]
-        self.layers = nn.Sequential(*layers, nn.Conv2d(WIDTH, channels, 1))
+        self.layers = _woken(nn.Sequential(*layers, nn.Conv2d(WIDTH, channels, 1)))
 
     def forward(self, normals: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
         """Encode a map in -1..1, zero in the background.
@@ -84,6 +87,19 @@ class ReferenceEncoder(nn.Module):
         """
         check_size(*normals.shape[2:])
         return self.layers(normals)
+
+
+def _woken(layers: nn.Sequential) -> nn.Sequential:
+    """Initialise so that what is seen reaches the last layer at its own size (He et al. 2015, with SiLU's gain).
+
+    With torch's own initialisation, seven layers leave three ten-thousandths of it: mostly silence.
+    """
+    for layer in layers:
+        if isinstance(layer, nn.Conv2d | nn.Conv3d):
+            nn.init.normal_(layer.weight, std=SILU_GAIN / math.sqrt(layer.weight[0].numel()))
+            assert layer.bias is not None
+            nn.init.zeros_(layer.bias)
+    return layers
 
 
 IMAGE_ENCODER, CONFIG = "image_encoder", "config.json"

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol, runtime_checkable
 
+import cv2
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 
 from expportrait_cli.painting.scene import Sketch, Sketches
-from expportrait_cli.painting.wan.vae import CHANNELS, Decoding, Vae, pictures
+from expportrait_cli.painting.wan.vae import CHANNELS, SPACE, Decoding, Vae, pictures
 from expportrait_cli.painting.wan.windows import (
     STRIDE,
     Grid,
@@ -29,6 +30,8 @@ Velocity = Callable[[Tensor, float], Tensor]
 
 FEW = 8
 """Steps up to which a step of first order is taken: weights that were distilled to few steps were taught with it."""
+FEATHER = 12 / 512
+"""Width, in heights of the picture, over which what is painted fades in beside what is kept."""
 
 
 def sigmas_of(steps: int, *, shift: float, strength: float = 1.0) -> list[float]:
@@ -73,7 +76,7 @@ def _log_snr(sigma: float) -> float:
 
 
 def guided(told: Velocity, untold: Velocity, scale: float) -> Velocity:
-    """Go further the way that the control leads (classifier-free guidance)."""
+    """Go further the way that leads from `untold` to `told` (classifier-free guidance, Ho and Salimans 2022)."""
 
     def velocity(state: Tensor, sigma: float) -> Tensor:
         without = untold(state, sigma)
@@ -82,19 +85,39 @@ def guided(told: Velocity, untold: Velocity, scale: float) -> Velocity:
     return velocity
 
 
-def held(velocity: Velocity, film: Latents, hold: Float[Tensor, " T"]) -> Velocity:
-    """Lead the sample to a film that is known, each latent frame as firmly as `hold` says: 1 is all, 0 not at all.
+def held(velocity: Velocity, film: Latents, hold: Float[Tensor, "1 1 T #h #w"]) -> Velocity:
+    """Lead the sample to a film that is known, each latent pixel as firmly as `hold` says: 1 is all, 0 not at all.
 
-    What is mixed is the film that is guessed and the film that is known, at every step: a frame that is held wholly
-    runs straight from its noise to what is known, and its neighbours see it on its way.
+    What is mixed is the film that is guessed and the film that is known, at every step: what is held wholly runs
+    straight from its noise to what is known, and its neighbours see it on its way.
     """
-    weights = hold.to(film)[:, None, None]
+    weights = hold.to(film)
 
     def led(state: Tensor, sigma: float) -> Tensor:
         guess = state - sigma * velocity(state, sigma)
         return (state - torch.lerp(guess, film, weights)) / sigma
 
     return led
+
+
+def skipping(velocity: Velocity, skipped: frozenset[float]) -> Velocity:
+    """Extrapolate the velocity at the `skipped` noise levels from the two levels before, instead of asking for it.
+
+    Along the straight paths that flow matching is trained on, the velocity changes slowly with the noise; it is
+    extrapolated linearly in sigma.
+    """
+    seen: list[tuple[float, Tensor]] = []
+
+    def quick(state: Tensor, sigma: float) -> Tensor:
+        if sigma in skipped and len(seen) == 2:
+            (first, a), (second, b) = seen
+            return b + (b - a) * ((sigma - second) / (second - first))
+        found = velocity(state, sigma)
+        seen.append((sigma, found))
+        del seen[:-2]
+        return found
+
+    return quick
 
 
 log = logging.getLogger(__name__)
@@ -108,17 +131,46 @@ class Painted(Sketch):
     """A frame that is painted already, and is given to what follows."""
 
 
+@dataclass(frozen=True)
+class Told:
+    """What the painter knows of a window, or of one latent frame, before it is painted."""
+
+    control: Float[Tensor, "1 C T h w"]
+    """What the transformer is told."""
+    film: Float[Tensor, "1 c T h w"] | None = None
+    """The proxy film, which sampling starts from with noise on it; without it, it starts from noise alone."""
+    keep: Float[Tensor, "1 1 T h w"] | None = None
+    """1 where the proxy film stays as it is, 0 where it is painted."""
+
+    @classmethod
+    def joined(cls, parts: list["Told"]) -> "Told":
+        """One after the other."""
+
+        def one(tensors: list[Tensor | None]) -> Tensor | None:
+            known = [tensor for tensor in tensors if tensor is not None]
+            return torch.cat(known, 2) if known else None
+
+        return cls(
+            torch.cat([part.control for part in parts], 2),
+            one([part.film for part in parts]),
+            one([part.keep for part in parts]),
+        )
+
+
 @runtime_checkable
 class Model(Protocol):
     """A transformer that has seen the photo of one film."""
 
-    lead: int
-    """Latent frames that it paints beside the film, in front of it, and that are thrown away."""
     memory: int
     """Latent frames that `controls` looks back over."""
 
-    def controls(self, frames: Chunks, first: int) -> Iterator[Float[Tensor, "1 C 1 h w"]]:
-        """What the transformer is told of each latent frame from `first` on, where `frames` begins."""
+    @property
+    def front(self) -> Float[Tensor, "1 c T h w"] | None:
+        """Latent frames that it paints beside the film, in front of it, and that are thrown away: what they show."""
+        ...
+
+    def controls(self, frames: Chunks, first: int) -> Iterator[Told]:
+        """What is known of each latent frame from `first` on, where `frames` begins."""
         ...
 
     def velocity(self, control: Float[Tensor, "1 C T h w"]) -> Velocity:
@@ -126,11 +178,7 @@ class Model(Protocol):
         ...
 
     def untold(self, control: Float[Tensor, "1 C T h w"]) -> Velocity:
-        """Velocity of one that is told nothing."""
-        ...
-
-    def start(self, control: Float[Tensor, "1 C T h w"], noise: Float[Tensor, "1 c T h w"], sigma: float) -> Tensor:
-        """State that sampling begins with; `noise` and `control` without the lead."""
+        """Velocity that guidance leads away from."""
         ...
 
 
@@ -141,9 +189,16 @@ class Sampling:
     sigmas: list[float]
     guidance: float = 1.0
     seed: int = 0
+    skipped: frozenset[float] = frozenset()
+    """Noise levels at which the velocity is extrapolated (`skipping`)."""
     length: int = 21
     """Latent frames of a window, and of the overlap of two."""
     overlap: int = 5
+
+    @property
+    def calls(self) -> int:
+        """How often a window asks the transformer."""
+        return (len(self.sigmas) - 1 - len(self.skipped)) * (1 if self.guidance == 1 else 2)
 
 
 def paint_windows(
@@ -161,38 +216,67 @@ def paint_windows(
     told = _Told(model, sketches(STRIDE * begin), begin, count)
     decoding = Decoding(vae)
     for latent, content in _latents(model, told, grid, anchor, sampling):
+        proxies, known = told.taken(latent)
         if latent < first:
             continue
         frames = pictures(decoding.push(content), told.height, told.width)
+        # The decoder begins with one frame, which is the last one of its latent frame.
+        frames = pasted(frames, proxies[-len(frames) :], known.keep)
         for index, frame in enumerate(frames, STRIDE * latent - len(frames) + 1):
             if start <= index < count:
                 yield frame
 
 
+def pasted(frames: list[Picture], proxies: list[Picture], keep: Float[Tensor, "1 1 1 h w"] | None) -> list[Picture]:
+    """Put the proxy's own pixels where they are kept; what is painted fades in inside its own region."""
+    if keep is None:
+        return frames
+    painted = (keep[0, 0, 0].cpu().numpy() < 1).astype(np.uint8).repeat(SPACE, 0).repeat(SPACE, 1)
+    if not painted.any():
+        return proxies
+    height, width = frames[0].shape[:2]
+    # The grid reaches over the picture where its sides do not divide by the transformer's.
+    inward = cv2.distanceTransform(np.ascontiguousarray(painted[:height, :width]), cv2.DIST_L2, 5)
+    share = np.clip(inward / max(1.0, FEATHER * height), 0, 1)[..., None]
+    return [
+        np.rint(proxy + share * (frame.astype(np.float32) - proxy)).astype(np.uint8)
+        for frame, proxy in zip(frames, proxies, strict=True)
+    ]
+
+
 class _Told:
-    """What the transformer is told, latent frame by latent frame, as far as windows still need it."""
+    """What is known of the film, latent frame by latent frame, as far as windows still need it."""
 
     def __init__(self, model: Model, frames: Iterator[Sketch], begin: int, count: int) -> None:
         self.height = self.width = 0
-        groups = chunks(self._seen(frames), first=begin, count=count)
-        self._controls = enumerate(model.controls(groups, begin), begin)
-        self._kept: dict[int, Tensor] = {}
+        self._proxies: dict[int, list[Picture]] = {}
+        groups = enumerate(chunks(frames, first=begin, count=count), begin)
+        self._controls = enumerate(model.controls(self._seen(groups), begin), begin)
+        self._kept: dict[int, Told] = {}
 
-    def of(self, window: Window) -> Float[Tensor, "1 C T h w"]:
+    def of(self, window: Window) -> Told:
         """Of a window; nothing more than a stride before it can be asked for afterwards."""
         while window.end - 1 not in self._kept:
-            index, control = next(self._controls)
-            self._kept[index] = control
-        return torch.cat([self._kept[index] for index in range(window.begin, window.end)], 2)
+            index, known = next(self._controls)
+            self._kept[index] = known
+        return Told.joined([self._kept[index] for index in range(window.begin, window.end)])
+
+    def taken(self, latent: int) -> tuple[list[Picture], Told]:
+        """The proxy's frames of a latent frame that is painted, and what was known of it; lets go of those before."""
+        # Not a new dictionary: a thread that looks ahead may be adding to this one.
+        for index in [index for index in list(self._proxies) if index < latent]:
+            del self._proxies[index]
+        return self._proxies[latent], self._kept[latent]
 
     def forget(self, before: int) -> None:
         """Drop what lies before a latent frame."""
-        self._kept = {index: control for index, control in self._kept.items() if index >= before}
+        self._kept = {index: known for index, known in self._kept.items() if index >= before}
 
-    def _seen(self, frames: Iterator[Sketch]) -> Iterator[Sketch]:
-        for frame in frames:
-            self.height, self.width = frame.proxy.shape[:2]
-            yield frame
+    def _seen(self, groups: Iterator[tuple[int, list[Sketch]]]) -> Chunks:
+        for index, chunk in groups:
+            self.height, self.width = chunk[0].proxy.shape[:2]
+            self._proxies[index] = [sketch.proxy for sketch in chunk]
+            yield chunk
 
 
 def _latents(
@@ -234,26 +318,30 @@ def _between(earlier: Tensor, later: Tensor | None, bridge: Window, grid: Grid) 
 
 def paint_window(
     model: Model,
-    control: Float[Tensor, "1 C T h w"],
+    told: Told,
     window: Window,
     sampling: Sampling,
     *,
     film: Tensor | None = None,
     hold: Tensor | None = None,
 ) -> Float[Tensor, "1 c T h w"]:
-    """Paint one window; where `hold` is above zero it is led to `film`."""
+    """Paint one window; where `hold` is above zero it is led to `film`, and where it keeps the proxy, to the proxy."""
     log.debug("Painting latent frames %d to %d.", window.begin, window.end - 1)
-    velocity = model.velocity(control)
+    velocity = model.velocity(told.control)
     if sampling.guidance != 1:
-        velocity = guided(velocity, model.untold(control), sampling.guidance)
-    shape = (CHANNELS, control.shape[3], control.shape[4])
-    noise = noise_of(sampling.seed, range(window.begin, window.end), shape).to(control.device)
-    state = model.start(control, noise, sampling.sigmas[0])
-    if model.lead:
-        lead = noise_of(sampling.seed, range(-model.lead, 0), shape).to(control.device)
-        state = torch.cat([sampling.sigmas[0] * lead, state], 2)
+        velocity = guided(velocity, model.untold(told.control), sampling.guidance)
+    velocity = skipping(velocity, sampling.skipped)
+    lead = 0 if model.front is None else model.front.shape[2]
+    shape = (CHANNELS, told.control.shape[3], told.control.shape[4])
+    frames = [*range(-lead, 0), *range(window.begin, window.end)]
+    noise = noise_of(sampling.seed, frames, shape).to(told.control.device)
+    state = sampling.sigmas[0] * noise
+    if told.film is not None:
+        known = told.film if model.front is None else torch.cat([model.front.to(told.film), told.film], 2)
+        state = torch.lerp(known, noise, sampling.sigmas[0])
+        if told.keep is not None:
+            velocity = held(velocity, known, nn.functional.pad(told.keep, (0, 0, 0, 0, lead, 0)))
     if film is not None and hold is not None:
-        front = film.new_zeros((*film.shape[:2], model.lead, *film.shape[3:]))
-        hold = torch.cat([hold.new_zeros(model.lead), hold])
-        velocity = held(velocity, torch.cat([front, film], 2), hold)
-    return sample(velocity, state, sampling.sigmas)[:, :, model.lead :]
+        ends = nn.functional.pad(hold, (lead, 0)).view(1, 1, -1, 1, 1)
+        velocity = held(velocity, nn.functional.pad(film, (0, 0, 0, 0, lead, 0)), ends)
+    return sample(velocity, state, sampling.sigmas)[:, :, lead:]

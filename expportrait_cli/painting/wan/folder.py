@@ -11,6 +11,7 @@ import torch
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
+from diffusers.models.transformers.transformer_wan_vace import WanVACETransformer3DModel
 from peft import get_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -26,7 +27,7 @@ from expportrait_cli.painting.wan.portrait import WanPortrait
 ENCODERS_FILE = "model.safetensors"
 SHARD = "5GB"
 """Largest file of a transformer."""
-M = TypeVar("M", WanTransformer3DModel, AutoencoderKLWan)
+M = TypeVar("M", WanTransformer3DModel, WanVACETransformer3DModel, AutoencoderKLWan)
 NO_MODEL = (OSError, ValueError, TypeError, LookupError, RuntimeError, SafetensorError)
 """What diffusers raises about a folder that holds no model of the class."""
 
@@ -58,7 +59,7 @@ def save_folder(portrait: WanPortrait, folder: Path, manifest: Manifest, *, vae:
     with atomic_folder(folder) as partial:
         _plain(portrait.transformer).save_pretrained(partial / facts.TRANSFORMER, max_shard_size=SHARD)
         if is_lora(portrait.transformer):
-            _save_lora(portrait.transformer, partial)
+            save_lora(portrait.transformer, partial / facts.LORA)
         encoders = partial / facts.ENCODERS
         encoders.mkdir()
         _save(encoder_tensors(portrait), encoders / ENCODERS_FILE)
@@ -74,7 +75,7 @@ def save_folder(portrait: WanPortrait, folder: Path, manifest: Manifest, *, vae:
 def load_folder(folder: Path, *, dtype: torch.dtype = torch.float32) -> Loaded:
     """Read a generator: every hash is checked, nothing can be executed, a LoRA is worked into the weights.
 
-    The norms and what tells the time of a step stay in float32 whatever `dtype` is. On the CPU, for painting.
+    Encoders, norms and what tells the time of a step stay in float32 whatever `dtype` is. On the CPU, for painting.
 
     Raises:
         WeightsError: no generator, a damaged one, or one of another convention of normals.
@@ -94,8 +95,6 @@ def load_folder(folder: Path, *, dtype: torch.dtype = torch.float32) -> Loaded:
         raise WeightsError(f"{folder} is damaged: its encoders or prompt are another generator's. {HOW}") from error
     if unknown or any(not name.startswith("transformer.") for name in missing):
         raise WeightsError(f"{folder / facts.ENCODERS} is damaged: it holds other encoders. {HOW}")
-    for part in (portrait.pose, portrait.reference):
-        part.to(dtype)
     portrait.image_encoder = find_image_encoder(folder)
     return Loaded(portrait.eval().requires_grad_(False), manifest, folder)
 
@@ -107,6 +106,15 @@ def load_transformer(folder: Path, dtype: torch.dtype = torch.float32) -> WanTra
         WeightsError: there is none.
     """
     return _read(WanTransformer3DModel, folder, dtype, "Wan transformer")
+
+
+def load_vace(folder: Path, dtype: torch.dtype = torch.float32) -> WanVACETransformer3DModel:
+    """Read a VACE transformer as diffusers keeps it, from safetensors alone.
+
+    Raises:
+        WeightsError: there is none.
+    """
+    return _read(WanVACETransformer3DModel, folder, dtype, "VACE transformer")
 
 
 def load_vae(folder: Path, dtype: torch.dtype = torch.float32) -> AutoencoderKLWan:
@@ -153,15 +161,18 @@ def _plain(transformer: WanTransformer3DModel) -> WanTransformer3DModel:
     return plain
 
 
-def _save_lora(transformer: WanTransformer3DModel, folder: Path) -> None:
-    """In the form that diffusers reads; written here, because its own writer gives other bytes every time."""
+def save_lora(transformer: WanTransformer3DModel | WanVACETransformer3DModel, path: Path) -> None:
+    """Write the LoRA that was added to a transformer, in the form that diffusers reads.
+
+    Its own writer gives other bytes every time.
+    """
     (config,) = transformer.peft_config.values()
     settings = {
         f"transformer.{name}": sorted(value) if isinstance(value, set) else value
         for name, value in config.to_dict().items()
     }
     layers = {f"transformer.{name}": value for name, value in get_peft_model_state_dict(transformer).items()}
-    _save(layers, folder / facts.LORA, {LORA_ADAPTER_METADATA_KEY: json.dumps(settings, sort_keys=True)})
+    _save(layers, path, {LORA_ADAPTER_METADATA_KEY: json.dumps(settings, sort_keys=True)})
 
 
 def _apply(transformer: WanTransformer3DModel, lora: Path) -> None:
@@ -191,7 +202,7 @@ def copy_model(model: Path, folder: Path) -> None:
 
 
 def check_place(folder: Path) -> None:
-    """Raise OutputError unless a generator may be written there: there is nothing, or another generator."""
-    taken = folder.exists() and not (folder / facts.FILE).is_file()
+    """Raise OutputError unless a generator, or a LoRA, may be written there: there is nothing, or another one."""
+    taken = folder.exists() and not any((folder / name).is_file() for name in (facts.FILE, facts.LORA_FILE))
     if taken and (not folder.is_dir() or any(folder.iterdir())):
         raise OutputError(f"{folder} exists and is no generator's folder. Name another with -o.")

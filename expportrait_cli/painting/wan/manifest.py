@@ -16,7 +16,7 @@ from expportrait_cli.render.buffers import CONVENTION
 from expportrait_cli.runtime import Between, Checked
 from expportrait_cli.version import __version__
 
-FILE = "generator.json"
+FILE, LORA_FILE = "generator.json", "vace_lora.json"
 KIND, SCHEMA, BACKEND = "generator", 1, "wan-portrait"
 TRANSFORMER, ENCODERS, VAE = "transformer", "condition_encoder", "vae"
 PROMPT, LORA = "prompt_embeds.safetensors", "pytorch_lora_weights.safetensors"

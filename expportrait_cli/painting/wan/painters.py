@@ -1,66 +1,46 @@
 """Wan painters as the command line asks for them."""
 
 import logging
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 from diffusers.models.transformers.transformer_wan_vace import WanVACETransformer3DModel
-from jaxtyping import Float, UInt8
-from torch import Tensor, nn
+from jaxtyping import UInt8
+from torch import nn
 
 from expportrait_cli.config import WanConfig
 from expportrait_cli.errors import UsageError, WeightsError
 from expportrait_cli.painting.scene import Sketch, Sketches, Still
 from expportrait_cli.painting.wan import runtime, together
-from expportrait_cli.painting.wan.budget import Cost, Shape, free_bytes, speed_of
 from expportrait_cli.painting.wan.chain import paint_chain
-from expportrait_cli.painting.wan.film import Model, Sampling, paint_windows, sigmas_of
-from expportrait_cli.painting.wan.folder import NO_MODEL, load_folder, load_transformer, load_vae
-from expportrait_cli.painting.wan.manifest import PROMPT, TRANSFORMER, VAE, Sampler, read_manifest, read_tensors
+from expportrait_cli.painting.wan.encoders import network_config
+from expportrait_cli.painting.wan.film import FEW, Model, Sampling, paint_windows, sigmas_of
+from expportrait_cli.painting.wan.folder import load_folder, load_transformer, load_vace, load_vae
+from expportrait_cli.painting.wan.manifest import TRANSFORMER, VAE, Sampler, read_manifest
 from expportrait_cli.painting.wan.portrait_model import PortraitModel
+from expportrait_cli.painting.wan.prompts import Prompts, read_prompts
+from expportrait_cli.painting.wan.runtime import Cost, Shape, free_bytes, speed_of
 from expportrait_cli.painting.wan.vace import FinishModel, VaceModel
 from expportrait_cli.painting.wan.vae import SPACE, Vae
 from expportrait_cli.painting.wan.windows import STRIDE, Grid, latent_count
-from expportrait_cli.runtime import best_device, read_ahead
+from expportrait_cli.runtime import best_device, cpu_count, read_ahead
 
 log = logging.getLogger(__name__)
-
-TOKENS = 512
-"""Wan pads with zeros to that length."""
-
-
-def read_prompt(folder: Path, width: int) -> Float[Tensor, "1 512 D"]:
-    """Prompt of a folder, for a transformer that reads `width` numbers a token.
-
-    Without the file it is padding alone, which is most of any prompt that Wan was trained with; with a warning.
-
-    Raises:
-        WeightsError: it is another text encoder's.
-    """
-    path = folder / PROMPT
-    if not path.is_file():
-        log.warning(
-            "%s is missing: Wan paints without a prompt. weights/make_prompt_embeds.py makes the file once.", path
-        )
-        return torch.zeros(1, TOKENS, width)
-    embeds = read_tensors(path).get("prompt_embeds")
-    if embeds is None or embeds.ndim != 2 or embeds.shape[1] != width or len(embeds) > TOKENS:
-        found = "none" if embeds is None else "x".join(map(str, embeds.shape))
-        raise WeightsError(
-            f"{path} has prompt_embeds of {found}, expected at most {TOKENS}x{width}: it is another text encoder's. "
-            "Make it again with weights/make_prompt_embeds.py."
-        )
-    return torch.nn.functional.pad(embeds.float(), (0, 0, 0, TOKENS - len(embeds)))[None]
-
 
 WanName = Literal["wan-vace", "wan-v2v", "wan-portrait"]
 VAE_WIDTH = 96
 """Channels of the first layer of Wan's autoencoder."""
+MOST_WORKERS, BLOCK = 6, 16
+"""Threads that draw the proxy, and frames that each draws at a time, as many as meshes hold in one piece."""
+VAE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 GROUPS = 3
 """Blocks that are on the device at a time when they come and go."""
 
@@ -69,8 +49,8 @@ GROUPS = 3
 class Loaded:
     """A painter's models, where they run."""
 
-    show: Callable[[Still], Model]
-    """Shows the photo to the transformer."""
+    show: Callable[[Still, Prompts | None], Model]
+    """Shows the photo and the prompts to the transformer; a generator of `train generator` brings its own prompt."""
     vae: Vae
     transformer: nn.Module
     wake: Callable[[], None]
@@ -95,6 +75,7 @@ class WanPainter:
         runtime.check(config, self._device)
         self._shape = Shape.of(folder / TRANSFORMER)
         self._sampling = sampling_of(name, folder, config, seed)
+        self._prompts = _prompts(name, folder, config, guided=self._sampling.guidance != 1)
 
     @property
     def name(self) -> str:
@@ -116,8 +97,8 @@ class WanPainter:
         height, width = still.photo.shape[:2]
         self._announce(height, width, count)
         loaded = self._loaded()
-        model, sampling = loaded.show(still), self._sampling
-        sketches = self._drawn_ahead(sketches)
+        model, sampling = loaded.show(still, self._prompts), self._sampling
+        sketches = self._drawn_ahead(sketches, count)
         if self._config.chain:
             given = self._config.chain
             yield from paint_chain(
@@ -131,17 +112,22 @@ class WanPainter:
         loaded = self._loaded()
         return loaded.transformer, loaded.wake
 
-    def _drawn_ahead(self, sketches: Sketches) -> Sketches:
+    def _drawn_ahead(self, sketches: Sketches, count: int) -> Sketches:
         """Have those of the next window drawn while the transformer works on the present one."""
         shares = 0 if self._config.chain else self._sampling.overlap
-        asks_for_head = self._name == "wan-portrait" or self._config.control == "depth"
+        depth = STRIDE * (self._sampling.length - shares)
+        asks_for_head = self._name == "wan-portrait" or self._config.control in ("depth", "normals")
 
         def drawn(start: int) -> Iterator[Sketch]:
             for sketch in sketches(start):
                 buffers = sketch.draw() if asks_for_head else None
                 yield sketch if buffers is None else replace(sketch, draw=lambda buffers=buffers: buffers)
 
-        return lambda start: read_ahead(drawn(start), STRIDE * (self._sampling.length - shares))
+        # Half of them: the others serve the transformer, and what codes the film.
+        workers = min(MOST_WORKERS, cpu_count() // 2)
+        if workers < 2:
+            return lambda start: read_ahead(drawn(start), depth)
+        return lambda start: by_several(drawn, start, count, workers=workers, depth=depth)
 
     def _loaded(self) -> Loaded:
         return _load(self._name, self._folder, self._identity, self._config, self._device, self._dtype)
@@ -156,10 +142,11 @@ class WanPainter:
             self._shape,
             tokens=slots * sides[0] * sides[1],
             windows=len(grid),
-            calls=(len(self._sampling.sigmas) - 1) * (1 if self._sampling.guidance == 1 else 2),
+            calls=self._sampling.calls,
             pixels=sides[0] * sides[1] * (2 * SPACE) ** 2,
             bytes_each=1 if config.quantize != "none" else self._dtype.itemsize,
             vae_width=VAE_WIDTH,
+            coded=min(grid.step, grid.count),
             device=self._device.type,
             resident=min(1.0, GROUPS / self._shape.layers) if config.offload == "group" else 1.0,
         )
@@ -169,43 +156,84 @@ class WanPainter:
         log.info("%s, %s: %s.", self._name, where, cost.line(speed))
 
 
+OWNERS: dict[str, tuple[WanName, ...]] = {
+    "control": ("wan-vace",),
+    "keep": ("wan-vace",),
+    "chain": ("wan-vace",),
+    "strength": ("wan-vace", "wan-v2v"),
+    "prompt": ("wan-vace", "wan-v2v"),
+    "negative_prompt": ("wan-vace", "wan-v2v"),
+}
+"""Options that mean nothing to the other painters."""
+
+
 def check_options(name: WanName, config: WanConfig) -> None:
     """Refuse options that mean nothing to a painter.
 
     Raises:
         UsageError: there is one.
     """
-    if config.control != "proxy" and name != "wan-vace":
-        raise UsageError(f"`control={config.control}` is wan-vace's, not {name}'s. Leave it out.")
-    if config.strength != WanConfig.strength and name != "wan-v2v":
-        raise UsageError(f"`strength` is wan-v2v's, not {name}'s. Leave it out.")
-    if config.chain and name != "wan-vace":
-        raise UsageError(f"`chain` needs a painter that can be given frames, wan-vace; not {name}. Leave it out.")
+    for option, owners in OWNERS.items():
+        if getattr(config, option) != getattr(WanConfig, option) and name not in owners:
+            whose = " and ".join(owners)
+            raise UsageError(f"`{option}={getattr(config, option)}` is for {whose}, not {name}. Leave it out.")
     if config.chain not in (0, 1, 5):
         raise UsageError(f"`chain={config.chain}`: expected 1 or 5 frames, or 0 for windows.")
     if config.cache and name == "wan-vace":
-        raise UsageError("`cache` would skip the blocks that wan-vace is told by. Leave it out.")
-    if config.guidance not in (0, 1) and name == "wan-v2v":
-        raise UsageError(
-            "`guidance` leads away from what is painted without control, and wan-v2v has none. Leave it out."
-        )
+        raise UsageError("`cache` would skip the blocks that wan-vace is told by. Leave it out, or take `skip`.")
+    if config.cache and config.skip:
+        raise UsageError("`cache` and `skip` save the same steps. Leave out one of them.")
+
+
+PUBLISHED: dict[WanName, Sampler] = {
+    # Guidance and shift of their pipelines in diffusers and of Wan's own code; the prompt is Wan's, too.
+    "wan-vace": Sampler(steps=30, shift=3.0, guidance=5.0),
+    "wan-v2v": Sampler(steps=30, shift=3.0, guidance=5.0),
+}
+FEW_STEPS = Sampler(steps=4, shift=5.0, guidance=1.0)
+"""What LoRAs for few steps are published with: noise levels 1, .9375, .833 and .625."""
+STRENGTH: dict[WanName, float] = {"wan-vace": 0.7, "wan-v2v": 0.35, "wan-portrait": 1.0}
+
+
+def by_several(drawn: Sketches, start: int, count: int, *, workers: int, depth: int) -> Iterator[Sketch]:
+    """Yield the frames from `start` on, of which threads draw blocks before they are asked for, about `depth` ahead."""
+
+    def block(begin: int) -> list[Sketch]:
+        return list(islice(drawn(begin), min(begin - begin % BLOCK + BLOCK, count) - begin))
+
+    # The first block alone: what is prepared once for all frames is then there.
+    yield from block(start)
+    begins = iter(range(start - start % BLOCK + BLOCK, count, BLOCK))
+    with ThreadPoolExecutor(workers) as pool:
+        coming = deque(pool.submit(block, begin) for begin in islice(begins, max(workers, depth // BLOCK)))
+        try:
+            while coming:
+                frames = coming.popleft().result()
+                coming.extend(pool.submit(block, begin) for begin in islice(begins, 1))
+                yield from frames
+        finally:
+            for future in coming:
+                future.cancel()
 
 
 def sampling_of(name: WanName, folder: Path, config: WanConfig, seed: int) -> Sampling:
     """How windows are sampled: as the weights were made for, where the user does not say otherwise."""
-    own, length, overlap = Sampler(), Sampling.length, Sampling.overlap
+    length, overlap = Sampling.length, Sampling.overlap
     if name == "wan-portrait":
         manifest = read_manifest(folder)
         own, rule = manifest.sampler, manifest.frame_rule
         length = (rule.window - rule.offset) // rule.multiple + 1
         overlap = max(1, min(rule.overlap // rule.multiple, length // 2))
-    strength = config.strength if name == "wan-v2v" else 1.0
+    else:
+        own = FEW_STEPS if config.lora and 0 < config.steps <= FEW else PUBLISHED[name]
+    sigmas = sigmas_of(
+        config.steps or own.steps, shift=config.shift or own.shift, strength=config.strength or STRENGTH[name]
+    )
+    every = config.skip + 1
+    # The first two are asked for, and the last, which decides about the finest detail.
+    skipped = frozenset(sigma for at, sigma in enumerate(sigmas[2:-2], 2) if config.skip and (at - 1) % every)
     return Sampling(
-        sigmas_of(config.steps or own.steps, shift=own.shift, strength=strength),
-        guidance=config.guidance or own.guidance,
-        seed=seed,
-        length=length,
-        overlap=overlap,
+        sigmas, guidance=config.guidance or own.guidance, seed=seed, length=length, overlap=overlap, skipped=skipped
     )
 
 
@@ -220,40 +248,52 @@ def _load(
             case "wan-portrait":
                 return _portrait(folder, config, device, dtype)
             case "wan-vace":
-                transformer = _vace_transformer(folder / TRANSFORMER, dtype)
+                transformer = load_vace(folder / TRANSFORMER, dtype)
             case "wan-v2v":
                 transformer = load_transformer(folder / TRANSFORMER, dtype)
         runtime.settle(transformer, config, device, dtype)
-        vae = load_vae(folder / VAE)
+        vae = load_vae(folder / VAE, VAE_DTYPES[config.vae])
         wake = runtime.place({"transformer": transformer, "vae": vae}, config, device)
         own = Vae(vae, wake["vae"])
-        prompt = read_prompt(folder, transformer.config["text_dim"])
-    if isinstance(transformer, WanVACETransformer3DModel):
-        show = partial(VaceModel, transformer, own, prompt, control=config.control, wake=wake["transformer"])
-        return Loaded(show, own, transformer, wake["transformer"])
-    together.begin(transformer, device)
     wakened = wake["transformer"]
-    return Loaded(lambda still: FinishModel(transformer, own, prompt, wake=wakened), own, transformer, wakened)
+    together.begin(transformer, device)
+
+    def show(still: Still, prompts: Prompts | None) -> Model:
+        assert prompts is not None
+        if isinstance(transformer, WanVACETransformer3DModel):
+            options = {"control": config.control, "keep": config.keep}
+            return VaceModel(transformer, own, prompts, still, wake=wakened, **options)
+        return FinishModel(transformer, own, prompts, wake=wakened)
+
+    return Loaded(show, own, transformer, wakened)
 
 
 def _portrait(folder: Path, config: WanConfig, device: torch.device, dtype: torch.dtype) -> Loaded:
     loaded = load_folder(folder, dtype=dtype)
     runtime.settle(loaded.portrait.transformer, config, device, dtype)
-    vae = loaded.vae()
-    wake = runtime.place({"transformer": loaded.portrait, "vae": vae}, config, device)
+    vae = loaded.vae(VAE_DTYPES[config.vae])
+    wake = runtime.place({"transformer": loaded.portrait.transformer, "vae": vae}, config, device)
+    # The rest is small, and asked in turns with the autoencoder.
+    for name, part in loaded.portrait.named_children():
+        if name != "transformer":
+            part.to(device)
+    for name, buffer in loaded.portrait.named_buffers(recurse=False):
+        setattr(loaded.portrait, name, buffer.to(device))
     own = Vae(vae, wake["vae"])
     transformer = loaded.portrait.transformer
     together.begin(transformer, device)
-    show = partial(PortraitModel, loaded.portrait, own, wake=wake["transformer"])
-    return Loaded(show, own, transformer, wake["transformer"])
+    wakened = wake["transformer"]
+
+    def show(still: Still, prompts: Prompts | None) -> Model:
+        return PortraitModel(loaded.portrait, own, still, wake=wakened)
+
+    return Loaded(show, own, transformer, wakened)
 
 
-def _vace_transformer(folder: Path, dtype: torch.dtype) -> WanVACETransformer3DModel:
-    try:
-        model = WanVACETransformer3DModel.from_pretrained(
-            str(folder), torch_dtype=dtype, use_safetensors=True, local_files_only=True
-        )
-    except NO_MODEL as error:
-        raise WeightsError(f"{folder} holds no VACE transformer of diffusers in safetensors files: {error}") from error
-    assert isinstance(model, WanVACETransformer3DModel)
-    return model
+def _prompts(name: WanName, folder: Path, config: WanConfig, *, guided: bool) -> Prompts | None:
+    if name == "wan-portrait":
+        return None
+    width = network_config(folder / TRANSFORMER).get("text_dim")
+    if not isinstance(width, int):
+        raise WeightsError(f"{folder / TRANSFORMER} has a text_dim of {width!r}. Download it again.")
+    return read_prompts(folder, width, prompt=config.prompt, negative=config.negative_prompt, guided=guided)

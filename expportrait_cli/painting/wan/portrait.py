@@ -215,15 +215,16 @@ class WanPortrait(nn.Module):
             InputError: F is not 4k + 1, or a side is no multiple of 16.
         """
         still = reference_normals[:, :, 0] if reference_normals.ndim == 5 else reference_normals
-        dtype = next(self.pose.parameters()).dtype
-        normals, still = normals.to(dtype), still.to(dtype)
-        if torch.is_grad_enabled() and self.transformer.gradient_checkpointing:
-            # At full size its layers would hold more than the transformer's blocks.
-            pose = checkpoint(self.pose, normals, use_reentrant=False)
-            assert isinstance(pose, Tensor)
-        else:
-            pose = self.pose(normals)
-        return pose, self.reference(still)
+        # Of normals that change slowly over a picture, 16 bits would leave a few distinct values.
+        with torch.autocast(normals.device.type, enabled=False):
+            normals, still = normals.float(), still.float()
+            if torch.is_grad_enabled() and self.transformer.gradient_checkpointing:
+                # At full size its layers would hold more than the transformer's blocks.
+                pose = checkpoint(self.pose, normals, use_reentrant=False)
+                assert isinstance(pose, Tensor)
+            else:
+                pose = self.pose(normals)
+            return pose, self.reference(still)
 
     def denoise(
         self,

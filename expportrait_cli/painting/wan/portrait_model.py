@@ -10,7 +10,7 @@ from torch import Tensor
 
 from expportrait_cli.painting.scene import Still
 from expportrait_cli.painting.wan.encoders import ImageEncoder
-from expportrait_cli.painting.wan.film import Chunks, Velocity
+from expportrait_cli.painting.wan.film import Chunks, Told, Velocity
 from expportrait_cli.painting.wan.portrait import WanPortrait
 from expportrait_cli.painting.wan.vae import Encoding, Vae, filled, pixels
 
@@ -27,7 +27,7 @@ Map = Float32[np.ndarray, "H W 3"]
 class PortraitModel:
     """The generator that has seen the photo and its normals."""
 
-    lead = 0
+    front = None
 
     def __init__(self, model: WanPortrait, vae: Vae, still: Still, *, wake: Callable[[], None] = lambda: None) -> None:
         """Encode the photo."""
@@ -38,10 +38,9 @@ class PortraitModel:
         if model.image_encoder is not None:
             # In memory for the moment alone: it is as large as a small transformer.
             self._tokens = ImageEncoder(model.image_encoder, self._photo.device).tokens(still.photo)
-        wake()
         self._still = model.reference(self._maps([still.normals])[:, :, 0])
 
-    def controls(self, frames: Chunks, first: int) -> Iterator[Float[Tensor, "1 C 1 h w"]]:
+    def controls(self, frames: Chunks, first: int) -> Iterator[Told]:
         """Features of the normals, and behind them the proxy film's latents where the generator takes a hint."""
         hint = Encoding(self._vae) if self._model.has_hint else None
         latents: deque[Tensor] = deque()
@@ -53,7 +52,7 @@ class PortraitModel:
                 yield [sketch.normals for sketch in chunk]
 
         for features in self._features(normals(), first):
-            yield torch.cat([features, latents.popleft().to(features)], 1) if latents else features
+            yield Told(torch.cat([features, latents.popleft().to(features)], 1) if latents else features)
 
     def velocity(self, control: Float[Tensor, "1 C T h w"]) -> Velocity:
         """Velocity of a window."""
@@ -64,10 +63,6 @@ class PortraitModel:
     def untold(self, control: Float[Tensor, "1 C T h w"]) -> Velocity:
         """Without the normals, and without the hint; the photo stays."""
         return self._told(control, drop=True)
-
-    def start(self, control: Tensor, noise: Float[Tensor, "1 c T h w"], sigma: float) -> Tensor:
-        """From noise alone."""
-        return sigma * noise
 
     def _told(self, control: Tensor, *, drop: bool) -> Velocity:
         model = self._model
@@ -108,7 +103,6 @@ class PortraitModel:
 
     def _read(self, groups: list[Tensor], begin: int, end: int | None) -> Iterator[Float[Tensor, "1 16 1 h w"]]:
         """Features of some latent frames, counted from the end of `groups`."""
-        self._wake()
         features = self._model.pose.layers(torch.cat(groups, 2)).float()
         yield from features[:, :, begin:end].split(1, 2)
 

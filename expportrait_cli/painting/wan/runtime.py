@@ -1,17 +1,22 @@
-"""Where and how a transformer runs: device, precision, what is kept on the device, and what makes it faster."""
+"""Where and how a transformer runs: device, precision, what is kept on the device, and what that costs."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import torch
 from diffusers.hooks.first_block_cache import FirstBlockCacheConfig
 from diffusers.loaders.lora_pipeline import WanLoraLoaderMixin
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from expportrait_cli.artifacts.texts import read_json
 from expportrait_cli.config import WanConfig
-from expportrait_cli.errors import UsageError, WeightsError, one_line
+from expportrait_cli.errors import OutOfMemoryError, UsageError, WeightsError, one_line
 from expportrait_cli.painting.wan.folder import NO_MODEL, is_lora
 from expportrait_cli.painting.wan.manifest import read_tensors
 
@@ -27,7 +32,8 @@ def dtype_of(config: WanConfig, device: torch.device) -> torch.dtype:
             return torch.float16
     if device.type == "cpu":
         return torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    # Older GPUs imitate it slowly, which does not count here.
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
 def check(config: WanConfig, device: torch.device) -> None:
@@ -46,14 +52,17 @@ def check(config: WanConfig, device: torch.device) -> None:
         raise UsageError(
             f"`attention={config.attention}` downloads code. Install the package, and name it without _hub."
         )
-    if config.lora and not config.lora.endswith(".safetensors"):
-        raise UsageError(f"`lora={config.lora}`: expected a .safetensors file; other kinds can hold code.")
+    for file, _ in config.loras():
+        if not file.endswith(".safetensors"):
+            raise UsageError(f"`lora={file}`: expected a .safetensors file; other kinds can hold code.")
+    if config.compile and (config.quantize == "fp8" or config.offload == "group"):
+        raise UsageError("`compile` cannot see what `quantize=fp8` and `offload=group` do to blocks. Take one of them.")
 
 
 def settle(transformer: Any, config: WanConfig, device: torch.device, dtype: torch.dtype) -> None:
     """Put a transformer into the state that it paints in; `place` comes after."""
-    if config.lora:
-        add_lora(transformer, Path(config.lora))
+    for file, scale in config.loras():
+        add_lora(transformer, Path(file), scale)
     transformer.eval().requires_grad_(False)
     if config.attention:
         try:
@@ -72,10 +81,12 @@ def settle(transformer: Any, config: WanConfig, device: torch.device, dtype: tor
             quantize_(transformer.to(device), Int8WeightOnlyConfig())
     if config.cache:
         transformer.enable_cache(FirstBlockCacheConfig(threshold=config.cache))
+    if config.compile:
+        transformer.compile_repeated_blocks()
 
 
-def add_lora(transformer: Any, path: Path) -> None:
-    """Work a LoRA into the weights, in diffusers' names or in those of Wan's own tools.
+def add_lora(transformer: Any, path: Path, scale: float = 1.0) -> None:
+    """Work `scale` times a LoRA into the weights, in diffusers' names or in those of Wan's own tools.
 
     Raises:
         WeightsError: it is missing, damaged, or another model's.
@@ -91,7 +102,7 @@ def add_lora(transformer: Any, path: Path) -> None:
         raise WeightsError(f"{path} does not go with this transformer: {one_line(error)}") from error
     if not is_lora(transformer):
         raise WeightsError(f"{path} holds nothing for this transformer: it is no LoRA, or another model's.")
-    transformer.fuse_lora()
+    transformer.fuse_lora(lora_scale=scale)
     transformer.unload_lora()
 
 
@@ -129,9 +140,8 @@ def place(parts: dict[str, nn.Module], config: WanConfig, device: torch.device) 
     return {name: lambda: None for name in parts}
 
 
-def _in_groups(part: Any, device: torch.device) -> None:
+def _in_groups(transformer: Any, device: torch.device) -> None:
     """Bring a block to the device while the one before works."""
-    transformer = getattr(part, "transformer", part)
     transformer.enable_group_offload(
         onload_device=device,
         offload_device=torch.device("cpu"),
@@ -139,6 +149,154 @@ def _in_groups(part: Any, device: torch.device) -> None:
         num_blocks_per_group=1,
         use_stream=device.type == "cuda",
     )
-    if transformer is not part:
-        for child in (child for child in part.children() if child is not transformer):
-            child.to(device)
+
+
+GB = 1 << 30
+VAE_FLOATS = {"cpu": 115, "cuda": 64}
+"""Numbers that the autoencoder holds at a time, for each pixel and each channel of its first layer: four frames in a
+few layers, and what its convolutions over time remember at full size. Measured on the CPU with Wan's own width, where
+the convolutions bring their pictures into another order; counted, not measured, on GPUs."""
+VAE_BYTES = 510_000_000
+"""Weights of the autoencoder itself, in float32."""
+VAE_FLOP = 311e12 / (16 * 512 * 512)
+"""Operations of the autoencoder, there and back, for each latent frame and pixel; counted."""
+ACHIEVED = 0.5
+"""Share of the speed of a plain product of matrices that transformers reach; 0.42 on H200 and 0.65 on a 4090, by their
+published times."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A transformer, as its folder describes it."""
+
+    parameters: int
+    width: int
+    hidden: int
+    """Width inside the feed-forward layers."""
+    layers: int
+    controls: int
+    """Blocks of a side branch."""
+
+    @classmethod
+    def of(cls, folder: Path) -> "Shape":
+        """Read `config.json` and the headers of the weights.
+
+        Raises:
+            WeightsError: no transformer of diffusers in safetensors files.
+        """
+        try:
+            config: Mapping[str, Any] = read_json(folder / "config.json")
+            for name in ("num_attention_heads", "attention_head_dim", "ffn_dim", "num_layers"):
+                if type(config[name]) is not int or not 0 < config[name] < 10**6:
+                    raise ValueError(f"its {name} is {config[name]!r}")
+            return cls(
+                parameters=sum(_count(path) for path in folder.glob("*.safetensors")),
+                width=config["num_attention_heads"] * config["attention_head_dim"],
+                hidden=config["ffn_dim"],
+                layers=config["num_layers"],
+                controls=len(config.get("vace_layers", ())),
+            )
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise WeightsError(
+                f"{folder} is no transformer of diffusers: {error}. Download or copy it again."
+            ) from error
+
+
+def _count(path: Path) -> int:
+    with safe_open(path, "pt") as file:
+        return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one film."""
+
+    weights: int
+    """Bytes on the device,"""
+    work: int
+    """and bytes beside them, at the worst moment."""
+    windows: int
+    flop: float
+    """Operations of a window."""
+
+    @classmethod
+    def of(
+        cls,
+        shape: Shape,
+        *,
+        tokens: int,
+        windows: int,
+        calls: int,
+        pixels: int,
+        bytes_each: int,
+        vae_width: int,
+        coded: int = 0,
+        resident: float = 1.0,
+        device: str = "cuda",
+    ) -> "Cost":
+        """Cost of `windows` windows of `tokens`, each of which calls the transformer `calls` times.
+
+        `bytes_each` is a parameter's size, `resident` the share of the parameters that is on the device at a time,
+        `coded` the latent frames of a window that are new to the autoencoder.
+        A call is 2 operations a token and parameter, and 4 a pair of tokens, number and layer for attention.
+        """
+        layers = shape.layers + shape.controls
+        call = 2 * tokens * shape.parameters + 4 * tokens**2 * shape.width * layers
+        # A block holds its input, norms in float32, queries, keys, values and the feed-forward's inside.
+        block = tokens * (shape.width * 20 + shape.hidden * 4)
+        branch = tokens * shape.width * 2 * shape.controls
+        autoencoder = VAE_BYTES + VAE_FLOATS[device] * vae_width * pixels * 4
+        return cls(
+            round(shape.parameters * bytes_each * resident),
+            max(block + branch, autoencoder),
+            windows,
+            float(calls * call) + VAE_FLOP * pixels * coded,
+        )
+
+    def line(self, speed: float) -> str:
+        """In words, at a speed in operations a second."""
+        seconds = self.flop / speed
+        return (
+            f"{self.weights / GB:.1f} GB of weights and about {self.work / GB:.1f} GB to work in; "
+            f"about {_time(seconds)} for each of {self.windows} windows, {_time(seconds * self.windows)} in all"
+        )
+
+    def check(self, free: int, where: str) -> None:
+        """Raise OutOfMemoryError unless it fits.
+
+        Raises:
+            OutOfMemoryError: more is needed than there is.
+        """
+        needed = self.weights + self.work
+        if needed > free:
+            raise OutOfMemoryError(
+                f"This needs about {needed / GB:.1f} GB on {where}, where {free / GB:.1f} GB are free. Take `offload` "
+                "group, `quantize=fp8`, `dtype=bf16` or a smaller `size`; or another `backend`."
+            )
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that can still be had, with what this process holds on a GPU already: the film before left it."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+    import psutil
+
+    return psutil.virtual_memory().available
+
+
+def speed_of(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations a second that a transformer can be expected to do here; takes a tenth of a second."""
+    side = 8192 if device.type == "cuda" else 512
+    a = torch.ones(side, side, device=device, dtype=dtype)
+    best = math.inf
+    for _ in range(4):
+        since = perf_counter()
+        (a @ a).sum().item()
+        best = min(best, perf_counter() - since)
+    return ACHIEVED * 2 * side**3 / best
+
+
+def _time(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,11 +1,13 @@
 """Public Wan models on the proxy film: VACE paints anew what the proxy had to make up, and a plain Wan finishes it.
 
-VACE was trained to repaint masked parts of films, and to follow films of depth, but never on normal maps. So either it
-is told the proxy's own pixels, and the mask is what the proxy guessed; or it follows the head's depth and paints
-everything. The photo is its reference picture.
+VACE was trained to repaint masked parts of films, and to follow films of grey levels or of depth, but never on normal
+maps. So either it is told the proxy's own pixels, and follows their grey levels where the proxy guessed; or it follows
+the head's depth and paints everything; or the normal maps, with a LoRA that was trained on them. The photo is its
+reference picture, and sampling starts from the proxy film with noise on it.
 """
 
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Literal
 
 import cv2
@@ -13,22 +15,28 @@ import numpy as np
 import torch
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from diffusers.models.transformers.transformer_wan_vace import WanVACETransformer3DModel
-from jaxtyping import Bool, Float, UInt8
-from torch import Tensor
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
 
 from expportrait_cli.errors import WeightsError
-from expportrait_cli.painting.scene import Sketch, Still
-from expportrait_cli.painting.wan.film import Chunks, Painted, Velocity
-from expportrait_cli.painting.wan.vae import CHANNELS, SPACE, Encoding, Vae, filled, pixels
+from expportrait_cli.painting.scene import Sketch, Sketches, Still
+from expportrait_cli.painting.wan.film import Chunks, Painted, Picture, Told, Velocity
+from expportrait_cli.painting.wan.masks import Masks
+from expportrait_cli.painting.wan.prompts import TOKENS, Prompts
+from expportrait_cli.painting.wan.vae import CHANNELS, SPACE, Encoding, Vae, pixels
+from expportrait_cli.painting.wan.windows import STRIDE, chunks, latent_of
+from expportrait_cli.render.buffers import encode
+from expportrait_cli.runtime import read_ahead
 
-GUESSED = 0.5
-"""Part of a pixel that the proxy made up, from which on it is painted anew."""
-MARGIN = 12 / 512
-"""Width, in heights of the picture, by which that is widened: a latent frame's pixels are 8 wide."""
 GREY = 127
 """Level of what is to be painted, as VACE was trained."""
 FAR = 0.3
 """Level, of 1, of the head's farthest point in a film of depth; black is the background."""
+REACH = 1.1
+"""How much nearer or farther than in the photo the head may be in a film of depth before its levels are cut."""
+Control = Literal["proxy", "holes", "depth", "normals"]
+AHEAD = 16
+"""Latent frames whose masks are found before they are asked for: as many as a window has more than the one before."""
 STEPS = 1000
 """Timestep of pure noise."""
 
@@ -36,20 +44,18 @@ STEPS = 1000
 class VaceModel:
     """VACE that has seen the photo."""
 
-    lead = 1
-    """The reference picture is a latent frame of its own, in front of the film."""
-
     def __init__(
         self,
         transformer: WanVACETransformer3DModel,
         vae: Vae,
-        prompt: Float[Tensor, "1 L D"],
+        prompts: Prompts,
         still: Still,
         *,
-        control: Literal["proxy", "depth"] = "proxy",
+        control: Control = "proxy",
+        keep: bool = True,
         wake: Callable[[], None] = lambda: None,
     ) -> None:
-        """Encode the photo."""
+        """Encode the photo. With `keep` the proxy stays as it is outside the mask, of which VACE repaints all else."""
         needed = 2 * CHANNELS + SPACE**2
         found = transformer.config["vace_in_channels"]
         if found != needed:
@@ -57,82 +63,179 @@ class VaceModel:
                 f"The transformer's control has {found} channels, expected {needed}: "
                 "its folder's parts are not of one model. Download it again."
             )
-        self.memory = vae.encoder_memory
-        self._transformer, self._vae, self._prompt, self._wake = transformer, vae, prompt, wake
-        self._draws_depth = control == "depth"
-        photo = vae.encode(pixels([still.photo]))
+        self.memory = vae.encoder_memory + Masks.memory
+        self._transformer, self._vae, self._prompts, self._wake = transformer, vae, prompts, wake
+        self._control: Control = control
+        self._keep, self._still = keep, still
+        # The reference picture is a latent frame of its own, in front of the film.
+        self.front = vae.encode(pixels([still.photo]))
         # It is given whole: nothing of it is masked.
-        self._reference = torch.cat([photo, photo.new_zeros(1, needed - CHANNELS, *photo.shape[2:])], 1)
+        blank = self.front.new_zeros(1, needed - CHANNELS, *self.front.shape[2:])
+        self._reference = torch.cat([self.front, blank], 1)
 
-    def controls(self, frames: Chunks, first: int) -> Iterator[Float[Tensor, "1 96 1 h w"]]:
-        """What is kept, what guides the rest, and the mask, all on the latent grid."""
+    def controls(self, frames: Chunks, first: int) -> Iterator[Told]:
+        """What is kept, what guides the rest, and the mask, all on the latent grid; and the proxy film."""
         encoding = Encoding(self._vae)
-        for chunk in frames:
-            masks = torch.from_numpy(np.stack([filled(self._mask(sketch)) for sketch in chunk]))
-            film = pixels([self._film(sketch) for sketch in chunk])
-            kept, guide = film * ~masks, film * masks
-            latents = encoding.push(torch.cat([kept, guide]))
-            yield torch.cat([latents.flatten(0, 1)[None], _on_grid(masks).to(latents)], 1)
+        for proxies, guides, cells in read_ahead(self._prepared(frames), AHEAD):
+            mask = torch.from_numpy(cells.repeat(SPACE, 0).repeat(SPACE, 1))
+            proxy = pixels(proxies)
+            kept, guide = proxy * ~mask, pixels(guides) * mask
+            latents = encoding.push(torch.cat([kept, guide, proxy]))
+            control = latents[:2].flatten(0, 1)[None]
+            told = torch.cat([control, _on_grid(mask).to(control)], 1)
+            keep = torch.from_numpy(~cells)[None, None, None].to(control) if self._keep else None
+            yield Told(told, latents[2:], keep)
+
+    def _prepared(self, frames: Chunks) -> Iterator[tuple[list[Picture], list[Picture], Bool[np.ndarray, "h w"]]]:
+        """Proxy, guide and mask of each latent frame: a thread makes them while the transformer works."""
+        for chunk, cells in Masks(self._still).of(frames):
+            if self._control in ("depth", "normals"):
+                cells[:] = not isinstance(chunk[0], Painted)
+            yield (
+                [sketch.proxy for sketch in chunk],
+                [guide_of(sketch, self._control, self._still) for sketch in chunk],
+                cells,
+            )
 
     def velocity(self, control: Float[Tensor, "1 C T h w"]) -> Velocity:
         """Velocity of a window and of the reference before it."""
-        return self._told(control, 1.0)
+        return self._told(control, self._prompts.positive)
 
     def untold(self, control: Float[Tensor, "1 C T h w"]) -> Velocity:
-        """Without the branch of the control: neither proxy nor photo."""
-        return self._told(control, 0.0)
+        """With the negative prompt, as its pipeline: proxy and photo stay."""
+        return self._told(control, self._prompts.against())
 
-    def start(self, control: Tensor, noise: Float[Tensor, "1 c T h w"], sigma: float) -> Tensor:
-        """From noise alone."""
-        return sigma * noise
-
-    def _told(self, control: Tensor, scale: float) -> Velocity:
+    def _told(self, control: Tensor, prompt: Tensor) -> Velocity:
         transformer = self._transformer
+        told = torch.cat([self._reference.to(control), _as_published(control)], 2)
 
         def velocity(state: Tensor, sigma: float) -> Tensor:
             self._wake()
-            told = torch.cat([self._reference.to(control), control], 2).to(state.device, transformer.dtype)
+            shown = told.to(state.device, transformer.dtype)
             return transformer(
                 hidden_states=state.to(transformer.dtype),
                 timestep=torch.full((1,), sigma * STEPS, device=state.device),
-                encoder_hidden_states=self._prompt.to(state.device, transformer.dtype),
-                control_hidden_states=told,
-                control_hidden_states_scale=told.new_full((len(transformer.config["vace_layers"]),), scale),
+                encoder_hidden_states=prompt.to(state.device, transformer.dtype),
+                control_hidden_states=shown,
+                control_hidden_states_scale=shown.new_ones(len(transformer.config["vace_layers"])),
                 return_dict=False,
             )[0].float()
 
         return velocity
 
-    def _mask(self, sketch: Sketch) -> Bool[np.ndarray, "H W"]:
-        """What is painted anew."""
-        guessed = sketch.guess > GUESSED
-        if self._draws_depth and not isinstance(sketch, Painted):
-            return np.ones_like(guessed)
-        radius = max(1, round(MARGIN * len(guessed)))
-        disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
-        return cv2.dilate(guessed.astype(np.uint8), disc) > 0
 
-    def _film(self, sketch: Sketch) -> UInt8[np.ndarray, "H W 3"]:
-        if self._draws_depth and not isinstance(sketch, Painted):
-            return _depth_picture(sketch.depth)
-        return np.where(self._mask(sketch)[..., None], np.uint8(GREY), sketch.proxy)
+def guide_of(sketch: Sketch, control: Control, still: Still) -> Picture:
+    """What VACE sees where it paints: a kind of film that it, or a LoRA, was trained to follow."""
+    if isinstance(sketch, Painted):
+        return sketch.proxy
+    match control:
+        case "proxy":
+            return cv2.cvtColor(cv2.cvtColor(sketch.proxy, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+        case "holes":
+            return np.full_like(sketch.proxy, GREY)
+        case "depth":
+            return _depth_picture(sketch.depth, still.depth)
+        case "normals":
+            return encode(sketch.normals)
 
 
-def _on_grid(masks: Bool[Tensor, "F H W"]) -> Float[Tensor, "1 64 1 h w"]:
-    """Masks of one latent frame: each of its pixels holds the 8x8 of the film, masked where any of its frames is."""
-    height, width = masks.shape[1] // SPACE, masks.shape[2] // SPACE
-    cells = masks.any(0).view(height, SPACE, width, SPACE).permute(1, 3, 0, 2)
+class VaceBranch(nn.Module):
+    """VACE as it learns to follow normal maps: of its layers, those of a LoRA on the branch of its control.
+
+    It is shown what `VaceModel` shows it with `control="normals"`: the maps' latents, all of it masked.
+    """
+
+    base, has_hint, image_encoder = "vace", False, None
+
+    def __init__(self, transformer: WanVACETransformer3DModel, prompt_embeds: Float[Tensor, "L D"]) -> None:
+        """Take a transformer and what the text encoder said of the prompt."""
+        super().__init__()
+        self.transformer = transformer
+        self.register_buffer("prompt", prompt_embeds.float(), persistent=False)
+        self.prompt: Tensor
+
+    def forward(
+        self,
+        latents: Float[Tensor, "B 16 T h w"],
+        timestep: Float[Tensor, " B"],
+        control: Float[Tensor, "B 32 T h w"],
+        reference_latents: Float[Tensor, "B 16 1 h w"],
+        reference_noise: Float[Tensor, "B 16 1 h w"],
+    ) -> Float[Tensor, "B 16 T h w"]:
+        """Velocity (noise minus film) of noisy latents; `timestep` is 1000 sigma.
+
+        `control` are latents of a film of grey and of the normal maps; the photo is the first frame of both, in the
+        state with its own noise.
+        """
+        sigma = (timestep / STEPS).view(-1, 1, 1, 1, 1)
+        front = torch.lerp(reference_latents, reference_noise, sigma.to(reference_latents))
+        masks = control.new_ones(len(control), SPACE**2, *control.shape[2:])
+        told = nn.functional.pad(reference_latents, (0, 0, 0, 0, 0, 0, 0, CHANNELS + SPACE**2))
+        told = torch.cat([told, torch.cat([control, masks], 1)], 2)
+        dtype = self.transformer.dtype
+        text = nn.functional.pad(self.prompt, (0, 0, 0, TOKENS - len(self.prompt))).expand(len(latents), -1, -1)
+        velocity = self.transformer(
+            hidden_states=torch.cat([front, latents], 2).to(dtype),
+            timestep=timestep,
+            encoder_hidden_states=text.to(dtype),
+            control_hidden_states=told.to(dtype),
+            control_hidden_states_scale=told.new_ones(len(self.transformer.config["vace_layers"])).to(dtype),
+            return_dict=False,
+        )[0]
+        return velocity[:, :, 1:].to(latents.dtype)
+
+
+def control_sheet(still: Still, sketches: Sketches, count: int, control: Control, *, columns: int = 5) -> Picture:
+    """What VACE is shown of a film, as one picture: rows of the proxy, of what guides VACE in it, and of the mask.
+
+    In front of them is the photo. No weights are needed.
+    """
+    rows = [[still.photo], [np.zeros_like(still.photo)], [np.zeros_like(still.photo)]]
+    for frame in np.unique(np.linspace(0, count - 1, columns).round().astype(int)).tolist():
+        latent = latent_of(frame)
+        first = max(0, latent - Masks.memory)
+        groups = islice(chunks(sketches(STRIDE * first), first=first, count=count), latent + Masks.memory - first)
+        chunk, cells = next(islice(Masks(still).of(groups), latent - first, None))
+        sketch, (height, width) = chunk[-1], still.photo.shape[:2]
+        if control in ("depth", "normals"):
+            cells[:] = True
+        mask = cells.repeat(SPACE, 0).repeat(SPACE, 1)[:height, :width, None]
+        told = np.where(mask, guide_of(sketch, control, still), sketch.proxy)
+        for row, picture in zip(rows, (sketch.proxy, told, np.uint8(255) * mask.repeat(3, 2)), strict=True):
+            row.append(picture.astype(np.uint8))
+    return np.concatenate([np.concatenate(row, 1) for row in rows])
+
+
+def _as_published(control: Float[Tensor, "1 C T h w"]) -> Float[Tensor, "1 C T h w"]:
+    """A window's control with masks as VACE was trained: those of single frames, evenly chosen from all of the film.
+
+    With 4 T - 3 frames to choose T from, the choice for latent frame t lies up to one latent frame after it
+    (`nearest-exact` of `WanVACEPipeline.prepare_masks`, and of Wan's own code).
+    """
+    count = control.shape[2]
+    frames = ((torch.arange(count) + 0.5) * (STRIDE * (count - 1) + 1) / count).long()
+    masks = control[:, 2 * CHANNELS :, -(-frames // STRIDE)]
+    return torch.cat([control[:, : 2 * CHANNELS], masks], 1)
+
+
+def _on_grid(mask: Bool[Tensor, "H W"]) -> Float[Tensor, "1 64 1 h w"]:
+    """A mask of one latent frame: each of its pixels holds the 8x8 of the film."""
+    height, width = mask.shape[0] // SPACE, mask.shape[1] // SPACE
+    cells = mask.view(height, SPACE, width, SPACE).permute(1, 3, 0, 2)
     return cells.reshape(1, SPACE**2, 1, height, width).float()
 
 
-def _depth_picture(depth: Float[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W 3"]:
-    """Depth as the estimators that VACE was trained with draw it: near is white, each frame between its own limits."""
-    head = depth > 0
-    near = np.zeros(depth.shape, np.float32)
-    near[head] = 1 / depth[head]
-    if head.any():
-        low, high = near[head].min(), near[head].max()
-        near[head] = FAR + (1 - FAR) * (near[head] - low) / max(high - low, 1e-6)
+def _depth_picture(depth: Float[np.ndarray, "H W"], photo: Float[np.ndarray, "H W"] | None) -> Picture:
+    """Depth as the estimators that VACE was trained with draw it: near is white.
+
+    Its limits are those of the photo's head and a tenth more, in all frames: with limits of its own, each frame would
+    be of another brightness. Without a head in the photo they are the frame's.
+    """
+    head, near = depth > 0, np.zeros(depth.shape, np.float32)
+    known, reach = (depth, 1.0) if photo is None else (photo, REACH)
+    if head.any() and (known > 0).any():
+        low, high = 1 / (reach * known[known > 0].max()), reach / known[known > 0].min()
+        near[head] = FAR + (1 - FAR) * np.clip((1 / depth[head] - low) / max(high - low, 1e-6), 0, 1)
     return np.repeat(np.rint(255 * near).astype(np.uint8)[..., None], 3, 2)
 
 
@@ -142,13 +245,13 @@ class FinishModel:
     SDEdit, Meng et al. 2022. The photo is only in the proxy film.
     """
 
-    lead = 0
+    front = None
 
     def __init__(
         self,
         transformer: WanTransformer3DModel,
         vae: Vae,
-        prompt: Float[Tensor, "1 L D"],
+        prompts: Prompts,
         *,
         wake: Callable[[], None] = lambda: None,
     ) -> None:
@@ -160,36 +263,36 @@ class FinishModel:
                 f"Name the folder of Wan2.1-T2V-1.3B-Diffusers."
             )
         self.memory = vae.encoder_memory
-        self._transformer, self._vae, self._prompt, self._wake = transformer, vae, prompt, wake
+        self._transformer, self._vae, self._prompts, self._wake = transformer, vae, prompts, wake
 
-    def controls(self, frames: Chunks, first: int) -> Iterator[Float[Tensor, "1 C 1 h w"]]:
-        """Latents of the proxy film."""
+    def controls(self, frames: Chunks, first: int) -> Iterator[Told]:
+        """Latents of the proxy film, which are all that it is told."""
         encoding = Encoding(self._vae)
         for chunk in frames:
-            yield encoding.push(pixels([sketch.proxy for sketch in chunk]))
+            film = encoding.push(pixels([sketch.proxy for sketch in chunk]))
+            yield Told(film, film)
 
     def velocity(self, control: Float[Tensor, "1 C T h w"]) -> Velocity:
-        """Velocity of a window; what it shows is all that the transformer is told."""
-        transformer = self._transformer
+        """Velocity of a window."""
         # What a cache remembers is of the window before.
-        transformer._reset_stateful_cache()
+        self._transformer._reset_stateful_cache()
+        return self._told(self._prompts.positive, "told")
+
+    def untold(self, control: Float[Tensor, "1 C T h w"]) -> Velocity:
+        """With the negative prompt."""
+        return self._told(self._prompts.against(), "untold")
+
+    def _told(self, prompt: Tensor, context: str) -> Velocity:
+        transformer = self._transformer
 
         def velocity(state: Tensor, sigma: float) -> Tensor:
             self._wake()
-            with transformer.cache_context("told"):
+            with transformer.cache_context(context):
                 return transformer(
                     hidden_states=state.to(transformer.dtype),
                     timestep=torch.full((1,), sigma * STEPS, device=state.device),
-                    encoder_hidden_states=self._prompt.to(state.device, transformer.dtype),
+                    encoder_hidden_states=prompt.to(state.device, transformer.dtype),
                     return_dict=False,
                 )[0].float()
 
         return velocity
-
-    def untold(self, control: Float[Tensor, "1 C T h w"]) -> Velocity:
-        """Velocity without the condition for guidance: this model has none that could be left out."""
-        return self.velocity(control)
-
-    def start(self, control: Float[Tensor, "1 C T h w"], noise: Float[Tensor, "1 C T h w"], sigma: float) -> Tensor:
-        """The proxy film with noise on it."""
-        return torch.lerp(control, noise, sigma)

@@ -7,7 +7,7 @@ start anywhere.
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -100,7 +100,7 @@ class Grid:
         return weights
 
 
-def noise_of(seed: int, latents: range, shape: tuple[int, int, int]) -> Float[Tensor, "1 C T h w"]:
+def noise_of(seed: int, latents: Sequence[int], shape: tuple[int, int, int]) -> Float[Tensor, "1 C T h w"]:
     """Noise of some latent frames; each has its own generator on the CPU, so that no frame's depends on a window."""
     return torch.stack([_noise(seed, index, shape) for index in latents], 1)[None]
 

@@ -10,9 +10,10 @@ from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Float32, UInt8
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -26,11 +27,12 @@ from expportrait_cli.detect.crop import Crop, crop_image
 from expportrait_cli.errors import InputError
 from expportrait_cli.geometry import mesh
 from expportrait_cli.geometry.camera import Camera
-from expportrait_cli.head import HeadModel
+from expportrait_cli.head import HeadModel, landmarks
+from expportrait_cli.head.facemesh import EYE_RINGS, LIPS
 from expportrait_cli.head.fitted import relief_of
 from expportrait_cli.media.video import read_frames
 from expportrait_cli.media.writer import VideoWriter
-from expportrait_cli.painting.wan.encoders import TEMPORAL, ImageEncoder
+from expportrait_cli.painting.wan.encoders import SPATIAL, TEMPORAL, ImageEncoder
 from expportrait_cli.painting.wan.vae import Encoding, Vae, pixels
 from expportrait_cli.pipeline.steps import made_by
 from expportrait_cli.render.buffers import CONVENTION, Bump, encode, render_buffers
@@ -41,6 +43,8 @@ log = logging.getLogger(__name__)
 
 PHOTOS = 16
 """Frames of a clip that may serve as the photo, evenly spread, unless proxy films are drawn from some."""
+FEATURES = (EYE_RINGS[:16], EYE_RINGS[16:], LIPS[:20])
+"""Landmarks around both eyes, and around the lips."""
 POSED = 16
 """Frames that are posed together."""
 
@@ -57,6 +61,10 @@ class Latents:
     """Proxy film that is drawn from each photo; none without hints."""
     tokens: Float[Tensor, "M I E"]
     """CLIP's image tokens of each photo; none without an image encoder."""
+    control: Float[Tensor, "K T h w"]
+    """Of a film of grey and of the normal maps, 32 channels; none unless VACE is to follow them."""
+    features: Float[Tensor, "P T h w"]
+    """Share of each latent pixel that shows the face, and that shows eyes or lips; none in sets of balls."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +81,9 @@ class Entry:
     def read(self) -> Latents:
         """Everything but the normal maps."""
         with safe_open(self.latents, "pt") as file:
-            shown = {name: file.get_tensor(name).float() for name in ("film", "photos", "hints", "tokens")}
-            return Latents(rows=file.get_tensor("rows").tolist(), **shown)
+            shown = {name: file.get_tensor(name).float() for name in file.keys() if name != "rows"}  # noqa: SIM118
+            none = shown["film"].new_zeros(0, *shown["film"].shape[1:])
+            return Latents(rows=file.get_tensor("rows").tolist(), **{"control": none, "features": none, **shown})
 
     def read_normals(self) -> UInt8[np.ndarray, "F H W 3"]:
         """Normal maps as RGB."""
@@ -99,6 +108,8 @@ class Maker:
     hints: int = 0
     """Frames of a clip that a proxy film is drawn from, which are then its photos; 0 for no proxy films."""
     image_encoder: ImageEncoder | None = None
+    control: bool = False
+    """Whether VACE is to follow the normal maps."""
 
     def inputs(self) -> dict[str, str]:
         """Hashes of the weights."""
@@ -118,6 +129,7 @@ def build_cache(clips: Sequence[Clip], folder: Path, maker: Maker, *, progress: 
     folder.mkdir(parents=True, exist_ok=True)
     entries, weights = [], maker.inputs()
     settings = {"size": maker.size, "photos": PHOTOS, "normals": CONVENTION, "hints": maker.hints}
+    settings |= {"control": maker.control, "features": FEATURES}
     for index, clip in enumerate(clips):
         progress(index, len(clips))
         entry = entry_of(clip, folder)
@@ -154,8 +166,9 @@ def _build(clip: Clip, entry: Entry, maker: Maker, *, key: str) -> None:
         )
     # Whole latent frames: one picture, and then four each.
     count -= (count - 1) % TEMPORAL
+    features: list[np.ndarray] = []
     with VideoWriter(entry.normals, rate=Fraction(*tracking.rate.tolist()), lossless=True) as writer:
-        for picture in _normals(fit, tracking, head, count, maker.size):
+        for picture in _normals(fit, tracking, head, count, maker.size, features):
             writer.write(picture)
     if maker.hints:
         hints = _hints(clip, tracking, count, maker)
@@ -165,6 +178,9 @@ def _build(clip: Clip, entry: Entry, maker: Maker, *, key: str) -> None:
         spread = np.unique(np.linspace(0, count - 1, min(PHOTOS, count)).round().astype(int)).tolist()
         tensors = _latents(clip, tracking, spread, count, maker)
         tensors["hints"] = tensors["film"].new_zeros(0, *tensors["film"].shape)
+    if maker.control:
+        tensors["control"] = _control(entry, maker.vae)
+    tensors["features"] = _by_latent(features)
     # Last of all: an entry with latents is whole.
     with atomic_path(entry.latents) as partial:
         partial.write_bytes(save(tensors, {"key": key}))
@@ -172,14 +188,48 @@ def _build(clip: Clip, entry: Entry, maker: Maker, *, key: str) -> None:
 
 @torch.inference_mode()
 def _normals(
-    fit: HeadFit, tracking: Tracking, head: HeadModel, count: int, size: int
+    fit: HeadFit, tracking: Tracking, head: HeadModel, count: int, size: int, features: list[np.ndarray]
 ) -> Iterator[UInt8[np.ndarray, "S S 3"]]:
+    """Normal maps; where the face and its features are is added to `features`."""
     camera, faces = Camera.of_crop(tracking.focal_px, CROP_SIZE, size), head.dense_faces.to(torch.int32)
     edges, bump = mesh.edges(head.dense_faces), Bump.of(relief_of(fit, head), scale=size / CROP_SIZE)
     for begin in range(0, count, POSED):
         for verts in clip_meshes(fit, tracking, head, np.arange(begin, min(begin + POSED, count))):
             buffers = render_buffers(torch.from_numpy(verts)[None], faces, camera, edges=edges, bump=bump)
+            points = camera.project(landmarks(head, torch.from_numpy(verts))).numpy()
+            features.append(_features(points, buffers.mask[0].numpy()))
             yield encode(buffers.normals[0].numpy())
+
+
+def _features(points: Float32[np.ndarray, "L 2"], mask: Float32[np.ndarray, "S S"]) -> Float32[np.ndarray, "2 s s"]:
+    """Share of each latent pixel that shows the face in front, and that shows eyes or lips."""
+    face, inner = np.zeros((2, *mask.shape), np.float32)
+    cv2.fillConvexPoly(face, cv2.convexHull(np.rint(points).astype(np.int32)), (1.0,))
+    for ring in FEATURES:
+        cv2.fillConvexPoly(inner, cv2.convexHull(np.rint(points[list(ring)]).astype(np.int32)), (1.0,))
+    side = mask.shape[0] // SPATIAL
+    both = np.stack([face, inner]) * mask
+    return both.reshape(2, side, SPATIAL, side, SPATIAL).mean((2, 4))
+
+
+def _by_latent(features: list[np.ndarray]) -> Float[Tensor, "2 T h w"]:
+    """Means over the frames of each latent frame: one, and then four each."""
+    rest = np.stack(features[1:]) if features[1:] else np.zeros((0, *features[0].shape), np.float32)
+    groups = [
+        features[0][None].mean(0),
+        *(part.mean(0) for part in np.split(rest, len(rest) // TEMPORAL or 1) if len(part)),
+    ]
+    return torch.from_numpy(np.stack(groups, 1)).half()
+
+
+@torch.inference_mode()
+def _control(entry: Entry, vae: Vae) -> Float[Tensor, "32 T h w"]:
+    """What VACE is told of normal maps, as `VaceModel` has it: nothing that is kept, and the maps."""
+    latents, encoding, rest = [], Encoding(vae), read_frames(entry.normals)
+    while chunk := list(islice(rest, TEMPORAL if latents else 1)):
+        maps = pixels(chunk)
+        latents.append(encoding.push(torch.cat([torch.zeros_like(maps), maps])).flatten(0, 1).half().cpu())
+    return torch.cat(latents, 1)
 
 
 def _hints(clip: Clip, tracking: Tracking, count: int, maker: Maker) -> dict[int, Float[Tensor, "16 T h w"]]:

@@ -43,6 +43,12 @@ class Lesson:
     """Of the proxy film that is drawn from this photo."""
     tokens: Float[Tensor, "1 I E"] | None = None
     """Of the photo, CLIP's."""
+    control: Float[Tensor, "1 32 T h w"] | None = None
+    """What VACE is told of the normals,"""
+    photo_noise: Float[Tensor, "1 16 1 h w"] | None = None
+    """and the noise on the photo, which it is to paint as well."""
+    weight: Float[Tensor, "1 1 T h w"] | None = None
+    """What the error of each latent pixel counts; None where all count the same."""
     drop_control: bool = False
     drop_reference: bool = False
 
@@ -55,9 +61,17 @@ class Lesson:
         return self.noise - self.film
 
     def told(self, device: torch.device) -> dict[str, Tensor | int | None]:
-        """What the generator is told, as arguments of `WanPortrait`."""
+        """What the generator is told, as arguments of `WanPortrait`, or of `VaceBranch` where there is a control."""
+        timestep = torch.full((1,), TIMESTEPS * self.sigma, device=device)
+        if self.control is not None and self.photo_noise is not None:
+            return {
+                "timestep": timestep,
+                "control": self.control.to(device),
+                "reference_latents": self.photo.to(device),
+                "reference_noise": self.photo_noise.to(device),
+            }
         return {
-            "timestep": torch.full((1,), TIMESTEPS * self.sigma, device=device),
+            "timestep": timestep,
             "normals": self.normals.to(device),
             "reference_latents": self.photo.to(device),
             "reference_normals": self.still.to(device),
@@ -115,9 +129,12 @@ class Lessons:
     def _cut(self, index: int, random: torch.Generator, *, sigma: float, **dropped: bool) -> Lesson:
         clip, normals = self._read(index)
         count = clip.film.shape[1]
-        size = min(self._window, count)
-        begin = int(torch.randint(count - size + 1, (1,), generator=random))
         photo = int(torch.randint(len(clip.rows), (1,), generator=random))
+        # Never a window that holds the photo: copying it would be all that there is to learn.
+        at = -(-clip.rows[photo] // TEMPORAL)
+        size = min(self._window, max(at, count - 1 - at, 1))
+        begins = [begin for begin in range(count - size + 1) if begin > at or begin + size <= at] or [0]
+        begin = begins[int(torch.randint(len(begins), (1,), generator=random))]
         first, last = max(begin - AROUND, 0), min(begin + size + AROUND, count)
         # Latent frame k codes the frames up to 4 k.
         shown = normals[TEMPORAL * first : TEMPORAL * (last - 1) + 1]
@@ -129,8 +146,18 @@ class Lessons:
             photo=clip.photos[photo][None, :, None],
             still=torch.from_numpy(decode(normals[clip.rows[photo]])).permute(2, 0, 1)[None],
             noise=torch.randn(window.shape, generator=random),
+            photo_noise=torch.randn(clip.photos[photo][None, :, None].shape, generator=random),
             sigma=sigma,
             hint=clip.hints[photo][None, :, begin : begin + size] if len(clip.hints) else None,
             tokens=clip.tokens[photo][None] if len(clip.tokens) else None,
+            control=clip.control[None, :, begin : begin + size] if len(clip.control) else None,
+            weight=self._weight(clip.features[:, begin : begin + size]),
             **dropped,
         )
+
+    def _weight(self, features: Float[Tensor, "P T h w"]) -> Float[Tensor, "1 1 T h w"] | None:
+        """Weights of mean 1, so that the rate of learning means the same with them and without."""
+        if not len(features) or not (self._task.face or self._task.features):
+            return None
+        weight = 1 + self._task.face * features[0] + self._task.features * features[1]
+        return (weight / weight.mean())[None, None]

@@ -1,6 +1,7 @@
 """Train the paper's generator: its loss, its steps, and stopping between two of them (paper 3.3, Eq. 10)."""
 
 import math
+import re
 import signal
 import warnings
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from expportrait_cli.errors import UsageError
 from expportrait_cli.painting.wan.portrait import WanPortrait
+from expportrait_cli.painting.wan.vace import VaceBranch
 from expportrait_cli.runtime import Progress, ahead
 from expportrait_cli.train.config import GeneratorTask, GeneratorTraining
 from expportrait_cli.train.generator.lessons import Lesson, Lessons
@@ -47,29 +49,43 @@ class School:
     """Makes a film with the averaged weights; called by every process."""
 
 
-def set_free(portrait: WanPortrait, config: GeneratorTraining, task: GeneratorTask) -> None:
-    """Let everything learn, or with a LoRA the LoRA, the encoders and the channels that they go to."""
+def set_free(portrait: WanPortrait | VaceBranch, config: GeneratorTraining, task: GeneratorTask) -> None:
+    """Let everything learn, or with a LoRA the LoRA, the encoders and the channels that they go to.
+
+    Of VACE it is always a LoRA, on the branch of its control.
+    """
     if task.checkpointing:
         portrait.transformer.enable_gradient_checkpointing()
     portrait.train()
+    if isinstance(portrait, VaceBranch):
+        portrait.requires_grad_(False)
+        targets = (
+            rf"vace_blocks\.\d+\..*({'|'.join(re.escape(name) for name in [*LORA_TARGETS, 'proj_in', 'proj_out'])})"
+        )
+        _add_lora(portrait, config.lora, targets)
+        return
     for name, parameter in portrait.named_parameters():
         parameter.requires_grad_(portrait.image_encoder is not None or not any(part in name for part in FOR_IMAGES))
     if not config.lora:
         return
+    portrait.transformer.requires_grad_(False)
+    _add_lora(portrait, config.lora, LORA_TARGETS)
+    portrait.transformer.patch_embedding.requires_grad_(True).float()
+
+
+def _add_lora(portrait: WanPortrait | VaceBranch, rank: int, targets: list[str] | str) -> None:
     from peft import LoraConfig
 
-    portrait.transformer.requires_grad_(False)
     portrait.transformer.add_adapter(
-        LoraConfig(r=config.lora, lora_alpha=config.lora, target_modules=LORA_TARGETS, init_lora_weights=True)
+        LoraConfig(r=rank, lora_alpha=rank, target_modules=targets, init_lora_weights=True)
     )
-    portrait.transformer.patch_embedding.requires_grad_(True)
     for parameter in portrait.parameters():
         if parameter.requires_grad:
             # Steps of the optimiser are lost in the 8 bits of bfloat16, which the base may be in.
             parameter.data = parameter.data.float()
 
 
-def optimizer_of(portrait: WanPortrait, config: GeneratorTraining) -> torch.optim.AdamW:
+def optimizer_of(portrait: WanPortrait | VaceBranch, config: GeneratorTraining) -> torch.optim.AdamW:
     """AdamW, with the base's own weights at a rate of their own."""
     named = [(name, p) for name, p in portrait.named_parameters() if p.requires_grad]
     is_new = {name: not name.startswith("transformer.") or any(part in name for part in NEW) for name, _ in named}
@@ -81,7 +97,11 @@ def optimizer_of(portrait: WanPortrait, config: GeneratorTraining) -> torch.opti
 
 
 def train(
-    portrait: WanPortrait, school: School, config: GeneratorTraining, task: GeneratorTask, accelerator: Accelerator
+    portrait: WanPortrait | VaceBranch,
+    school: School,
+    config: GeneratorTraining,
+    task: GeneratorTask,
+    accelerator: Accelerator,
 ) -> None:
     """Train, or go on from `school.state`, which holds the result; SIGINT and SIGTERM stop it after a step.
 
@@ -121,7 +141,9 @@ def train(
                 stop.go_on()
 
 
-def _spread(portrait: WanPortrait, config: GeneratorTraining, accelerator: Accelerator) -> tuple[nn.Module, Any]:
+def _spread(
+    portrait: WanPortrait | VaceBranch, config: GeneratorTraining, accelerator: Accelerator
+) -> tuple[nn.Module, Any]:
     """Model and optimiser as the launcher wants them: whole on each device, or under FSDP a piece on each."""
     way = accelerator.distributed_type
     if way.name not in SPREADS or (way is DistributedType.FSDP and not accelerator.is_fsdp2):
@@ -179,9 +201,10 @@ def _backward(model, lesson: Lesson, task: GeneratorTask, accelerator: Accelerat
 
 
 def error_of(model: nn.Module, lesson: Lesson, device: torch.device) -> Float[Tensor, ""]:
-    """Mean square error of the velocity."""
+    """Mean square error of the velocity, weighted as the lesson says."""
     found = model(lesson.noisy().to(device), **lesson.told(device))
-    return (found.float() - lesson.target().to(device)).square().mean()
+    error = (found.float() - lesson.target().to(device)).square()
+    return (error if lesson.weight is None else error * lesson.weight.to(device)).mean()
 
 
 def weight_of(sigma: float, task: GeneratorTask) -> float:

@@ -1,5 +1,7 @@
 """`train generator`: from a prepared set to a folder of weights, with sheets of films on the way."""
 
+import json
+import logging
 import os
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -13,21 +15,23 @@ from accelerate import Accelerator
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from expportrait_cli.artifacts.files import sha256
+from expportrait_cli.artifacts.files import atomic_folder, sha256
 from expportrait_cli.dataset.dataset import Dataset
-from expportrait_cli.errors import InputError
+from expportrait_cli.errors import InputError, OutOfMemoryError, UsageError
 from expportrait_cli.media.image import write_png
-from expportrait_cli.painting.wan.base import BaseModel, check_hint, find_base, fresh_portrait
-from expportrait_cli.painting.wan.encoders import TEMPORAL, ImageEncoder, latent_frames
+from expportrait_cli.painting.wan.base import BaseModel, check_hint, find_base, fresh_portrait, prompt_embeds
+from expportrait_cli.painting.wan.encoders import TEMPORAL, ImageEncoder, latent_frames, network_config
 from expportrait_cli.painting.wan.film import sample, sigmas_of
-from expportrait_cli.painting.wan.folder import check_place, load_vae, save_folder
-from expportrait_cli.painting.wan.manifest import FrameRule, Manifest, Sampler
+from expportrait_cli.painting.wan.folder import check_place, load_vace, load_vae, save_folder, save_lora
+from expportrait_cli.painting.wan.manifest import LORA, LORA_FILE, TRANSFORMER, FrameRule, Manifest, Sampler
 from expportrait_cli.painting.wan.portrait import TIMESTEPS, WanPortrait
+from expportrait_cli.painting.wan.runtime import GB, Shape, free_bytes
+from expportrait_cli.painting.wan.vace import VaceBranch
 from expportrait_cli.painting.wan.vae import Decoding, Encoding, Vae, pictures
 from expportrait_cli.pipeline.heads import head_by_name, kind_of_head
-from expportrait_cli.render.buffers import encode
+from expportrait_cli.render.buffers import CONVENTION, encode
 from expportrait_cli.runtime import Stage
-from expportrait_cli.train.config import GeneratorTask, GeneratorTraining
+from expportrait_cli.train.config import VACE_RANK, GeneratorTask, GeneratorTraining
 from expportrait_cli.train.curves import History
 from expportrait_cli.train.generator.cache import Entry, Maker, build_cache, entry_of
 from expportrait_cli.train.generator.lessons import Lesson, Lessons
@@ -36,6 +40,8 @@ from expportrait_cli.train.generator.state import averaged_weights
 from expportrait_cli.train.transfer.performers import held_out
 from expportrait_cli.train.transfer.run import begun
 from expportrait_cli.version import __version__
+
+log = logging.getLogger(__name__)
 
 COLUMNS = 5
 
@@ -99,12 +105,20 @@ class Run:
         """File of the state."""
         return self.work / "state.safetensors"
 
-    def portrait(self) -> WanPortrait:
+    @property
+    def halved(self) -> bool:
+        """Whether what does not learn is in half precision, which is all that it needs."""
+        return bool(self.config.lora) and torch.cuda.is_available()
+
+    def portrait(self) -> WanPortrait | VaceBranch:
         """The generator before the first step, the same every time."""
         torch.manual_seed(self.config.seed)
-        # What does not learn needs no more than half precision.
-        halved = bool(self.config.lora) and torch.cuda.is_available()
-        dtype = torch.bfloat16 if halved else torch.float32
+        dtype = torch.bfloat16 if self.halved else torch.float32
+        if self.task.control == "normals":
+            transformer = load_vace(self.base.folder / TRANSFORMER, dtype)
+            branch = VaceBranch(transformer, prompt_embeds(self.base.folder))
+            set_free(branch, self.config, self.task)
+            return branch
         portrait = fresh_portrait(self.base, has_hint=self.task.hint, dtype=dtype)
         if portrait.base == "i2v" and not self.base.is_generator:
             portrait.blank.copy_(_blank(Vae(load_vae(self.base.vae))))
@@ -127,8 +141,10 @@ def train_generator(
     """
     latent_frames(config.frames)
     check_place(out)
+    if task.control == "normals":
+        config = replace(config, lora=config.lora or VACE_RANK)
     run = Run(datasets, out, find_base(base), config, task, stage)
-    check_hint(run.base, task.hint)
+    _check(run)
     accelerator = Accelerator(mixed_precision=_precision())
     run.work.mkdir(parents=True, exist_ok=True)
     settings = {**asdict(config), **asdict(task), "base": str(run.base.folder.resolve())}
@@ -148,6 +164,38 @@ def train_generator(
         _export(run, summary)
     accelerator.wait_for_everyone()
     return summary if accelerator.is_main_process else {}
+
+
+def _check(run: Run) -> None:
+    """Refuse a base that cannot learn what is asked, and say what memory the training takes."""
+    kind = network_config(run.base.folder / TRANSFORMER).get("_class_name")
+    is_vace, wants_vace = kind == "WanVACETransformer3DModel", run.task.control == "normals"
+    if is_vace != wants_vace:
+        found = "VACE: give `control=normals`" if is_vace else "no VACE: leave out `control`"
+        raise UsageError(f"{run.base.folder} is {found}, or name another `base`.")
+    if wants_vace and run.task.hint:
+        raise UsageError("`hint` is for a generator of our own, not for VACE. Leave it out.")
+    check_hint(run.base, run.task.hint)
+    shape, config = Shape.of(run.base.folder / TRANSFORMER), run.config
+    # Weights, gradients, two moments and the average, in float32; with a LoRA the weights alone.
+    fixed = shape.parameters * ((2 if run.halved else 4) if config.lora else 20)
+    tokens = (latent_frames(config.frames) + 1) * (config.size // 16) ** 2
+    layers = shape.layers + shape.controls
+    # With checkpointing one block works at a time, and of the others the input is kept.
+    kept = 2 * tokens * shape.width * layers * (1 if run.task.checkpointing else 12)
+    work = kept + tokens * (shape.width * 40 + shape.hidden * 8)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    log.info(
+        "Training takes about %.1f GB, and %.1f GB to work in; %.1f GB are free.",
+        fixed / GB,
+        work / GB,
+        free_bytes(device) / GB,
+    )
+    if fixed + work > free_bytes(device) and "RANK" not in os.environ:
+        raise OutOfMemoryError(
+            f"This training takes about {(fixed + work) / GB:.1f} GB, where {free_bytes(device) / GB:.1f} GB are free. "
+            "Train a `lora`, take smaller `size` or `frames`, or launch it on several devices."
+        )
 
 
 def _precision() -> str | None:
@@ -175,6 +223,7 @@ def _entries(run: Run, accelerator: Accelerator) -> tuple[list[Entry], list[Entr
         run.config.size,
         hints=run.task.hint_photos * run.task.hint,
         image_encoder=None if encoder is None else ImageEncoder(encoder, accelerator.device),
+        control=run.task.control == "normals",
     )
     share = clips[accelerator.process_index :: accelerator.num_processes]
     build_cache(share, folder, maker, progress=run.stage("encode the clips"))
@@ -216,6 +265,19 @@ def _export(run: Run, summary: dict[str, Any]) -> None:
     missing, unknown = portrait.load_state_dict(weights, strict=False)
     assert not unknown and not set(missing) & weights.keys()
     config, task = run.config, run.task
+    train = {
+        "tool": f"expportrait {__version__}",
+        "settings": {**asdict(config), **asdict(task)},
+        "datasets": [sha256(folder / "dataset.json") for folder in run.datasets],
+        **summary,
+        "figures": History.read(run.work / "history.jsonl").rows[-1:],
+    }
+    if isinstance(portrait, VaceBranch):
+        with atomic_folder(run.out) as partial:
+            save_lora(portrait.transformer, partial / LORA)
+            note = {"base": dict(run.base.origin), "control": task.control, "normals": CONVENTION, "train": train}
+            (partial / LORA_FILE).write_text(json.dumps(note, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        return
     manifest = Manifest(
         portrait.base,
         portrait.has_hint,
@@ -223,13 +285,7 @@ def _export(run: Run, summary: dict[str, Any]) -> None:
         resolution=config.size,
         frame_rule=_frame_rule(config.frames),
         sampler=Sampler(shift=task.shift),
-        train={
-            "tool": f"expportrait {__version__}",
-            "settings": {**asdict(config), **asdict(task)},
-            "datasets": [sha256(folder / "dataset.json") for folder in run.datasets],
-            **summary,
-            "figures": History.read(run.work / "history.jsonl").rows[-1:],
-        },
+        train=train,
     )
     save_folder(portrait, run.out, manifest, vae=run.base.vae)
 

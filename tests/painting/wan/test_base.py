@@ -10,9 +10,10 @@ from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from expportrait_cli.errors import WeightsError
 from expportrait_cli.painting.wan import base as module
-from expportrait_cli.painting.wan.base import PROMPT_TEXT, find_base, fresh_portrait, licence
+from expportrait_cli.painting.wan.base import find_base, fresh_portrait, licence
 from expportrait_cli.painting.wan.folder import save_folder
 from expportrait_cli.painting.wan.manifest import Manifest
+from expportrait_cli.painting.wan.prompts import PROMPT_TEXT
 
 
 def add_text_encoder(folder: Path) -> Path:
@@ -62,10 +63,18 @@ def test_a_name_is_looked_for_in_the_cache_alone(tmp_path, monkeypatch):
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(WeightsError, match=r"a/b is no folder.*not in Hugging Face's cache.*`hf download a/b`"):
+    with pytest.raises(
+        WeightsError, match=r"a/b is no folder.*not in Hugging Face's cache.*`expportrait weights fetch"
+    ):
         find_base("a/b")
     with pytest.raises(WeightsError, match="is no folder"):
         find_base("such a name/is/none")
+
+
+def test_the_name_of_fetched_weights_is_a_base(tmp_path, monkeypatch):
+    folder = base_folder(tmp_path / "wan-t2v-1.3b")
+    monkeypatch.setenv("EXPPORTRAIT_WEIGHTS", str(tmp_path))
+    assert find_base("wan-t2v-1.3b").folder == folder
 
 
 def test_other_folders_are_no_base(tmp_path):
@@ -75,7 +84,7 @@ def test_other_folders_are_no_base(tmp_path):
     with pytest.raises(WeightsError, match="takes 48 channels"):
         fresh_portrait(find_base(str(folder)))
     (folder / "prompt_embeds.safetensors").unlink()
-    with pytest.raises(WeightsError, match=r"neither prompt_embeds\.safetensors nor tokenizer/ and text_encoder/"):
+    with pytest.raises(WeightsError, match=r"Nobody has embedded .*`expportrait weights embed-prompt` once"):
         fresh_portrait(find_base(str(folder)))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support.tiny_wan import prompt_embeds, tiny_vace
+from support.tiny_wan import tiny_prompts, tiny_vace
 from support.wan_film import sketches_of, still, swaying, vace_folder, vae
 
 from expportrait_cli.cli import app
@@ -38,7 +38,7 @@ class Film:
 
     @torch.inference_mode()
     def frames(self, start: int, end: int | None = None) -> list[np.ndarray]:
-        model = VaceModel(tiny_vace(), vae(), prompt_embeds()[None], still(16, 16))
+        model = VaceModel(tiny_vace(), vae(), tiny_prompts(), still(16, 16), keep=False)
         painted = paint_chain(
             model,
             vae(),

@@ -1,6 +1,7 @@
 """Films by the Wan painters through the command line, from folders with the layout of the real ones."""
 
 import json
+import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -9,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model_state_dict
+from PIL import Image
 from safetensors.torch import save_file
-from support.tiny_wan import tiny_transformer, tiny_vace, tiny_vae
+from support.tiny_wan import prompt_embeds, tiny_transformer, tiny_vace, tiny_vae
 from support.wan_film import portrait_folder, sketches_of, still, swaying, v2v_folder, vace_folder
 
 from expportrait_cli.artifacts.files import content_hash
@@ -20,9 +22,11 @@ from expportrait_cli.errors import UsageError
 from expportrait_cli.media.video import frame_count, probe
 from expportrait_cli.painting import stage
 from expportrait_cli.painting.scene import Sketch
-from expportrait_cli.painting.wan import budget, runtime
 from expportrait_cli.painting.wan import painters as wan_painters
-from expportrait_cli.painting.wan.painters import WanPainter
+from expportrait_cli.painting.wan import runtime
+from expportrait_cli.painting.wan.painters import WanPainter, sampling_of
+from expportrait_cli.painting.wan.runtime import GB, Cost, Shape
+from expportrait_cli.weights.catalogue import read_folder
 
 pytestmark = pytest.mark.slow
 pytest_plugins = ("support.astronaut",)
@@ -97,18 +101,31 @@ def test_other_weights_make_another_film(folders, plain, film, tmp_path):
     kept = prompt.read_bytes()
     try:
         prompt.unlink()
+        err = film(tmp_path / "other.mp4", *options, code=4)
+        assert "Nobody has embedded" in err and "expportrait weights embed-prompt" in err
+        save_file({"prompt_embeds": prompt_embeds(5), "negative_prompt_embeds": prompt_embeds(1)}, prompt)
         err = film(path, *options)
     finally:
         prompt.write_bytes(kept)
-    assert "Wan paints without a prompt" in err and "up to date" not in err
-    assert content_hash(path) != plain("wan-v2v")
+    assert "up to date" not in err and content_hash(path) != plain("wan-v2v")
+
+
+def test_the_control_is_shown_without_weights(inputs, capsys, tmp_path):
+    words = ["generate", *inputs, "-o", tmp_path / "film.mp4", "--size", 256, "--show-control"]
+    assert app.run([str(word) for word in words]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'film.control.png'}\n" and not (tmp_path / "film.mp4").exists()
+    with Image.open(tmp_path / "film.control.png") as picture:
+        # Two frames and the photo; the proxy, what is told, and the mask.
+        assert picture.size == (3 * 256, 3 * 256)
 
 
 @pytest.mark.parametrize(
     ("name", "options"),
     [
         ("wan-vace", ["--control", "depth"]),
-        ("wan-vace", ["--guidance", 1.5, "--quantize", "fp8", "--dtype", "bf16", "--chain", 1]),
+        ("wan-vace", ["--control", "holes", "--no-keep", "--skip", 1, "--steps", 5]),
+        ("wan-vace", ["--guidance", 1.5, "--quantize", "fp8", "--dtype", "bf16", "--chain", 1, "--vae", "bf16"]),
+        ("wan-v2v", ["--shift", 16, "--guidance", 1]),
         ("wan-v2v", ["--strength", 0.8]),
         ("wan-portrait", ["--guidance", 1.5, "--attention", "native"]),
     ],
@@ -132,7 +149,7 @@ def test_a_lora_is_worked_in(naming, folders, plain, film, tmp_path):
             tensors = {name.replace(old, own): value for name, value in tensors.items() if "vace" not in name}
     save_file({name: 20 * value for name, value in tensors.items()}, tmp_path / "style.safetensors")
     options = ("--weights-folder", folders["wan-vace"], "--steps", 2)
-    film(tmp_path / "other.mp4", *options, "--lora", tmp_path / "style.safetensors")
+    film(tmp_path / "other.mp4", *options, "--lora", tmp_path / "style.safetensors", "--guidance", 5, "--shift", 3)
     assert content_hash(tmp_path / "other.mp4") != plain("wan-vace")
     assert len(json.loads((tmp_path / "other.json").read_text())["painter"]["lora"]) == 64
     save_file({"something.else": torch.ones(2)}, tmp_path / "bad.safetensors")
@@ -140,13 +157,60 @@ def test_a_lora_is_worked_in(naming, folders, plain, film, tmp_path):
     assert "holds nothing for this transformer" in err or "does not go with this transformer" in err
 
 
+def test_loras_add_up_by_their_scales(tmp_path):
+    """Two at half are one whole, and three tenths are three tenths of the change."""
+    model = tiny_vace()
+    model.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=["attn1.to_q"], init_lora_weights=False))
+    path = tmp_path / "style.safetensors"
+    tensors = get_peft_model_state_dict(model)
+    save_file({f"transformer.{name}": value.contiguous() for name, value in tensors.items()}, path)
+
+    def weight(*scales: float) -> torch.Tensor:
+        changed = tiny_vace()
+        config = WanConfig(lora=",".join(f"{path}:{scale:g}" for scale in scales))
+        runtime.settle(changed, config, torch.device("cpu"), torch.float32)
+        return changed.blocks[0].attn1.to_q.weight
+
+    own, whole = weight(), weight(1)
+    assert (whole - own).abs().max() > 1e-3
+    assert torch.allclose(weight(0.5, 0.5), whole, atol=1e-6)
+    assert torch.allclose(weight(0.3) - own, 0.3 * (whole - own), atol=1e-6)
+
+
+def test_few_steps_are_those_that_loras_are_published_with(folders):
+    few = sampling_of("wan-vace", folders["wan-vace"], WanConfig(steps=4, strength=1.0, lora="a.safetensors"), 0)
+    assert few.sigmas == pytest.approx([1, 0.9375, 0.8333, 0.625, 0], abs=1e-3) and few.guidance == 1
+    usual = sampling_of("wan-vace", folders["wan-vace"], WanConfig(), 0)
+    # Seven tenths of thirty steps, shifted by 3, each of which is computed with both prompts.
+    assert usual.sigmas[0] == pytest.approx(3 * 0.7 / (1 + 2 * 0.7)) and usual.guidance == 5 and usual.calls == 42
+    half = sampling_of("wan-vace", folders["wan-vace"], WanConfig(skip=1), 0)
+    assert 22 <= half.calls <= 24
+
+
+def test_auto_takes_only_what_was_compared(folders, work, tmp_path, monkeypatch):
+    monkeypatch.setenv("EXPPORTRAIT_WEIGHTS", str(work))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(stage, "folders", lambda: (work, tmp_path))
+    (folders["wan-vace"] / "fetched.json").write_text("{}")
+    (folders["wan-portrait"] / "generator.json").rename(work / "aside.json")
+    try:
+        assert stage.choose(GenerateConfig()).name == "proxy"
+        stage.note_comparison(read_folder(folders["wan-vace"], "wan-vace"), tmp_path / "index.html")
+        assert stage.choose(GenerateConfig()).name == "wan-vace"
+    finally:
+        (work / "aside.json").rename(folders["wan-portrait"] / "generator.json")
+        (folders["wan-vace"] / "fetched.json").unlink()
+
+
 REFUSED = [
-    ("wan-vace", ["--strength", 0.5], 2, "--strength is wan-v2v's"),
-    ("wan-v2v", ["--control", "depth"], 2, "--control depth is wan-vace's"),
-    ("wan-v2v", ["--guidance", 2], 2, "wan-v2v has none"),
-    ("wan-portrait", ["--chain", 5], 2, "--chain needs a painter that can be given frames"),
+    ("wan-portrait", ["--strength", 0.5], 2, "--strength 0.5 is for wan-vace and wan-v2v, not wan-portrait"),
+    ("wan-v2v", ["--control", "depth"], 2, "--control depth is for wan-vace, not wan-v2v"),
+    ("wan-portrait", ["--chain", 5], 2, "--chain 5 is for wan-vace"),
+    ("wan-vace", ["--prompt", "a cat"], 4, "Nobody has embedded the prompt 'a cat'"),
+    ("wan-vace", ["--lora", "a.safetensors:much"], 2, "'much' is no scale"),
     ("wan-vace", ["--chain", 3], 2, "expected 1 or 5 frames"),
     ("wan-vace", ["--cache", 0.1], 2, "--cache would skip"),
+    ("wan-v2v", ["--cache", 0.1, "--skip", 1], 2, "save the same steps"),
     ("wan-vace", ["--attention", "flash_hub"], 2, "downloads code"),
     ("wan-vace", ["--quantize", "int8"], 2, "needs torchao"),
     ("wan-vace", ["--lora", "style.pt"], 4, "style.pt does not exist"),
@@ -195,19 +259,19 @@ def test_a_film_that_does_not_fit_ends_with_5_before_it_is_begun(folders, film, 
 
 def test_the_cost_of_the_published_model_is_the_published_one():
     """1.3B at 512 px and 81 frames with a reference: 150 TFLOP a step, 7 to 9 GB in bfloat16."""
-    shape = budget.Shape(parameters=1_420_000_000, width=1536, hidden=8960, layers=30, controls=0)
-    cost = budget.Cost.of(shape, tokens=22528, windows=3, calls=1, pixels=512 * 512, bytes_each=2, vae_width=96)
+    shape = Shape(parameters=1_420_000_000, width=1536, hidden=8960, layers=30, controls=0)
+    cost = Cost.of(shape, tokens=22528, windows=3, calls=1, pixels=512 * 512, bytes_each=2, vae_width=96)
     assert cost.flop == pytest.approx(150e12, rel=0.1)
-    assert 7 < (cost.weights + cost.work) / budget.GB < 10
+    assert 7 < (cost.weights + cost.work) / GB < 10
     assert "for each of 3 windows" in cost.line(294e12)
 
 
 def test_parameters_are_counted_from_the_headers(folders):
-    shape = budget.Shape.of(folders["wan-v2v"] / "transformer")
+    shape = Shape.of(folders["wan-v2v"] / "transformer")
     own = tiny_transformer()
     assert shape.parameters == sum(parameter.numel() for parameter in own.parameters())
     assert (shape.width, shape.hidden, shape.layers, shape.controls) == (24, 48, 2, 0)
-    assert budget.Shape.of(folders["wan-vace"] / "transformer").controls == 2
+    assert Shape.of(folders["wan-vace"] / "transformer").controls == 2
 
 
 def test_a_reused_step_is_another_result(folders):
@@ -231,6 +295,27 @@ def test_drawing_ahead_changes_nothing(name, options, folders, monkeypatch):
     ahead = film()
     monkeypatch.setattr(wan_painters, "read_ahead", lambda items, depth: iter(items))
     assert ahead.shape == (90, 16, 16, 3) and np.array_equal(ahead, film())
+
+
+@pytest.mark.parametrize("start", [0, 21])
+def test_frames_that_several_threads_draw_come_in_order(start, monkeypatch):
+    def late(first: int) -> Iterator[Sketch]:
+        for index, frame in enumerate(sketches_of(70, height=16, width=16)(first), first):
+            # The earlier a block, the later it is done.
+            time.sleep(0.02 * (index % 16 == 0) * (5 - index // 16))
+            yield frame
+
+    found = list(wan_painters.by_several(late, start, 70, workers=3, depth=32))
+    expected = list(sketches_of(70, height=16, width=16)(start))
+    assert len(found) == 70 - start
+    assert all(np.array_equal(a.proxy, b.proxy) for a, b in zip(found, expected, strict=True))
+
+    def broken(first: int) -> Iterator[Sketch]:
+        yield from islice(late(first), 40 - first if first < 40 else 0)
+        raise OSError("the meshes are gone")
+
+    with pytest.raises(OSError, match="the meshes are gone"):
+        list(wan_painters.by_several(broken, start, 70, workers=3, depth=32))
 
 
 def test_what_is_drawn_ahead_is_one_window_and_its_errors_come_through(folders):

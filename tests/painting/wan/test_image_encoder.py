@@ -23,6 +23,7 @@ from transformers import CLIPImageProcessor, CLIPVisionModel
 from expportrait_cli.errors import WeightsError
 from expportrait_cli.painting.wan.base import find_base, fresh_portrait
 from expportrait_cli.painting.wan.encoders import ImageEncoder, find_image_encoder, fitted
+from expportrait_cli.painting.wan.film import Told
 from expportrait_cli.painting.wan.folder import load_folder, save_folder
 from expportrait_cli.painting.wan.manifest import Manifest
 from expportrait_cli.painting.wan.portrait import WanPortrait
@@ -131,7 +132,7 @@ def test_painting_tells_what_training_told(base, has_hint, tmp_path):
     )
     told = portrait(lesson.noisy(), **lesson.told(torch.device("cpu")))
     painter = PortraitModel(portrait, own, photo)
-    control = torch.cat(list(painter.controls(chunks(iter(frames), first=0, count=9), 0)), 2)
+    control = Told.joined(list(painter.controls(chunks(iter(frames), first=0, count=9), 0))).control
     painted = painter.velocity(control)(lesson.noisy(), 0.7)
     assert torch.allclose(painted, told, atol=1e-5)
     blind = portrait(lesson.noisy(), **{**lesson.told(torch.device("cpu")), "image_embeds": None})
@@ -172,8 +173,9 @@ def test_a_lesson_has_the_tokens_of_its_photo(tmp_path):
         photo = int(lesson.tokens[0, 0, 0])
         taken.add(photo)
         assert torch.equal(lesson.photo[0, :, 0], found.photos[photo])
-        begin = next(t for t in range(3) if torch.equal(lesson.film[0], found.film[:, t : t + 3]))
-        assert torch.equal(lesson.hint[0], found.hints[photo, :, begin : begin + 3])
+        size = lesson.film.shape[2]
+        begin = next(t for t in range(5) if torch.equal(lesson.film[0], found.film[:, t : t + size]))
+        assert torch.equal(lesson.hint[0], found.hints[photo, :, begin : begin + size])
     assert len(taken) == count > 1
 
 

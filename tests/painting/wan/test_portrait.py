@@ -217,3 +217,19 @@ def test_other_files_are_no_original(tmp_path):
     with pytest.raises(WeightsError, match="a Wan of another kind"):
         from_original(path)
     assert load_file(path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_encoders_hear_their_normals_in_full(dtype):
+    """From the first step on, features vary as their normals do, and are not rounded to a few values."""
+    torch.manual_seed(0)
+    portrait = WanPortrait.from_base(tiny_transformer(), prompt_embeds())
+    ramp = torch.linspace(-1, 1, 64).expand(1, 3, 5, 64, 64)
+    with torch.autocast("cpu", dtype=dtype, enabled=dtype is torch.bfloat16), torch.no_grad():
+        pose, still = portrait.encode(ramp, ramp[:, :, 0])
+    for features in (pose, still):
+        assert features.dtype == torch.float32
+        inside = features[..., 2:-2, 2:-2]
+        assert float(inside.std() / inside.mean().abs()) > 0.3
+        # Seven layers of torch's own initialisation leave 3e-4.
+        assert 0.05 < float(inside.std()) < 5

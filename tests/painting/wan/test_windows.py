@@ -11,7 +11,17 @@ from support.tiny_wan import tiny_vae
 from support.wan_film import sketches_of, vae
 from torch import Tensor
 
-from expportrait_cli.painting.wan.film import FEW, Sampling, guided, held, paint_windows, sample, sigmas_of
+from expportrait_cli.painting.wan.film import (
+    FEW,
+    Sampling,
+    Told,
+    guided,
+    held,
+    paint_windows,
+    sample,
+    sigmas_of,
+    skipping,
+)
 from expportrait_cli.painting.wan.vae import Decoding, Encoding, Vae, filled, pictures, pixels
 from expportrait_cli.painting.wan.windows import Grid, chunks, latent_count, latent_of, noise_of
 
@@ -138,10 +148,25 @@ def test_guidance_goes_beyond_the_control():
     assert guided(told, untold, 1.5)(state, 0.4).item() == pytest.approx(0.6)
 
 
+def test_velocities_that_change_evenly_are_skipped_without_a_trace():
+    asked: list[float] = []
+
+    def velocity(state: Tensor, sigma: float) -> Tensor:
+        asked.append(sigma)
+        return torch.full_like(state, 3 - 2 * sigma)
+
+    sigmas, noise = sigmas_of(6, shift=3.0), torch.randn(1, 16, 2, 2, 2)
+    whole = sample(velocity, noise, sigmas)
+    asked.clear()
+    quick = sample(skipping(velocity, frozenset(sigmas[2:5])), noise, sigmas)
+    assert asked == [sigmas[0], sigmas[1], sigmas[5]] and torch.allclose(quick, whole, atol=1e-5)
+
+
 def test_what_is_held_wholly_comes_out_and_the_rest_is_free():
     film, own, noise = torch.randn(3, 1, 16, 4, 2, 2).unbind(0)
     hold = torch.tensor([1.0, 0.5, 0.0, 0.0])
-    result = sample(held(lambda state, sigma: (state - own) / sigma, film, hold), noise, sigmas_of(5, shift=3.0))
+    ends = hold.view(1, 1, 4, 1, 1)
+    result = sample(held(lambda state, sigma: (state - own) / sigma, film, ends), noise, sigmas_of(5, shift=3.0))
     assert torch.allclose(result[:, :, 0], film[:, :, 0], atol=2e-6)
     assert torch.allclose(result[:, :, 1], (film + own)[:, :, 1] / 2, atol=2e-6)
     assert torch.allclose(result[:, :, 2:], own[:, :, 2:], atol=2e-6)
@@ -203,7 +228,7 @@ def test_pictures_keep_every_level_and_their_size():
 class Still16:
     """A model that always guesses one and the same latent frame, whatever it is shown."""
 
-    lead, memory = 0, 0
+    front, memory = None, 0
 
     def __init__(self) -> None:
         self.film = torch.randn(1, 16, 1, 4, 4, generator=torch.Generator().manual_seed(0))
@@ -211,7 +236,7 @@ class Still16:
 
     def controls(self, frames, first):
         for chunk in frames:
-            yield torch.full((1, 1, 1, 4, 4), float(len(chunk)))
+            yield Told(torch.full((1, 1, 1, 4, 4), float(len(chunk))))
 
     def velocity(self, control):
         self.asked.append(control.shape[2])
@@ -219,9 +244,6 @@ class Still16:
 
     def untold(self, control):
         return self.velocity(control)
-
-    def start(self, control, noise, sigma):
-        return sigma * noise
 
 
 @pytest.mark.parametrize(("length", "overlap", "steps"), [(21, 5, 3), (7, 3, 1), (9, 1, 12)])

@@ -5,12 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from support.balls import ball_entry
 
 from expportrait_cli.render.buffers import decode
-from expportrait_cli.train.config import GeneratorTask
+from expportrait_cli.train.config import PAPER_TASK, GeneratorTask
 from expportrait_cli.train.generator.lessons import Lesson, Lessons
-from expportrait_cli.train.generator.loop import weight_of
+from expportrait_cli.train.generator.loop import error_of, weight_of
 
 pytestmark = pytest.mark.slow
 
@@ -81,6 +82,48 @@ def test_a_long_clip_is_cut(tmp_path):
         assert torch.equal(lesson.normals[0, :, 4 * lesson.lead], normals[:, 4 * begin])
         assert lesson.normals.shape[2] == 4 * (lesson.lead + 2 + min(14 - begin - 3, 3)) + 1
     assert leads >= {3}
+
+
+@pytest.mark.parametrize(("frames", "window"), [(53, 9), (53, 45), (17, 81), (9, 5)])
+def test_the_photo_is_never_a_frame_of_the_window(frames, window, tmp_path):
+    """Copying it would be all that there is to learn; a window is shorter if it has to be."""
+    entry = ball_entry(tmp_path, "one", 3, frames)
+    found, lessons = entry.read(), Lessons([entry], TASK, frames=window, seed=0)
+    for lesson in [*(lessons.lesson(number) for number in range(20)), *lessons.exam(3)]:
+        size = lesson.film.shape[2]
+        begin = next(t for t in range(20) if torch.equal(lesson.film[0], found.film[:, t : t + size]))
+        photo = next(k for k in range(len(found.rows)) if torch.equal(lesson.photo[0, :, 0], found.photos[k]))
+        latent = -(-found.rows[photo] // 4)
+        assert not begin <= latent < begin + size and 1 <= size <= (window - 1) // 4 + 1
+
+
+class Says(torch.nn.Module):
+    """A model that says one and the same."""
+
+    def __init__(self, velocity: torch.Tensor) -> None:
+        super().__init__()
+        self.velocity = velocity
+
+    def forward(self, *_, **__) -> torch.Tensor:
+        return self.velocity
+
+
+def test_the_face_counts_more_and_the_rate_means_the_same(tmp_path):
+    entry = ball_entry(tmp_path, "one", 3, 17)
+    tensors = load_file(entry.latents)
+    features = torch.zeros(2, 5, 2, 2)
+    features[0, :, 0], features[1, :, 0, 0] = 1, 1
+    save_file({**tensors, "features": features}, entry.latents, {"key": "made by a test"})
+    lesson = Lessons([entry], replace(TASK, face=1.0, features=2.0), frames=9, seed=0).lesson(0)
+    assert lesson.weight is not None and float(lesson.weight.mean()) == pytest.approx(1)
+    # The features count 1 + 1 + 2, the face 1 + 1, and the rest 1: of mean 2.
+    assert lesson.weight[0, 0, 0].tolist() == [[2.0, 1.0], [0.5, 0.5]]
+    found = lesson.target().clone()
+    found[:, :, :, 0, 0] += 1
+    cpu = torch.device("cpu")
+    assert float(error_of(Says(found), lesson, cpu)) == pytest.approx(2.0 / 4)
+    plain = Lessons([entry], replace(TASK, **PAPER_TASK), frames=9, seed=0).lesson(0)
+    assert plain.weight is None and float(error_of(Says(found), plain, cpu)) == pytest.approx(1.0 / 4)
 
 
 @pytest.mark.parametrize("sigma", [0.1, 0.9])

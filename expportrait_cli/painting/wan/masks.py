@@ -1,0 +1,121 @@
+"""What of the proxy film is painted anew: steady boxes on the transformer's own grid."""
+
+from collections import deque
+from collections.abc import Iterator
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, Float32
+
+from expportrait_cli.head.facemesh import EYE_RINGS, LID_PAIRS, LIPS
+from expportrait_cli.painting.scene import Sketch, Still
+from expportrait_cli.painting.wan.film import Chunks, Painted
+from expportrait_cli.painting.wan.vae import SPACE, filled
+
+BOX = 2 * SPACE
+"""Side of a box, px: what the transformer sees as one token."""
+AROUND = 6
+"""Latent frames before and after one whose doubts count for its mask, so that it moves slowly."""
+LEAST = 0.05
+"""Mean doubt of a box from which it is painted,"""
+MOST = 0.15
+"""and the largest share of the picture that is, the most doubtful boxes first."""
+CHANGED = (12.0, 60.0)
+"""Levels between which a pixel outside the head that differs from the photo's becomes doubtful: what moves there is
+extrapolated."""
+OUTSIDE = 0.5
+"""What such a pixel counts, beside one that the proxy made up."""
+FEWEST = 3
+"""Boxes of the smallest region."""
+OPEN = 0.12
+"""Gap between the lids of an eye, in its widths, from which the photo shows it."""
+COVERED = 0.2
+"""Share of a latent pixel that eyes or lips cover, from which it is theirs and is kept."""
+INSIDE = 0.5
+"""Share of a latent pixel that shows a mouth that the proxy made up, from which it is painted."""
+EYES = (EYE_RINGS[:16], EYE_RINGS[16:])
+LIDS = (LID_PAIRS[:3], LID_PAIRS[3:])
+OUTER_LIPS, INNER_LIPS = LIPS[:20], LIPS[20:]
+
+
+class Masks:
+    """Finds them, for one photo."""
+
+    memory = AROUND + 1
+    """Latent frames after which nothing of a mask depends on where the film was begun."""
+
+    def __init__(self, still: Still) -> None:
+        """Find out which eyes the photo shows."""
+        self._photo = still.photo.astype(np.int16)
+        points = still.landmarks_px
+        self._eyes = [] if points is None else [k for k in (0, 1) if _opening(points, k) > OPEN]
+
+    def of(self, chunks: Chunks) -> Iterator[tuple[list[Sketch], Bool[np.ndarray, "h w"]]]:
+        """Each latent frame's pictures, and its mask on the latent grid, the same for all of them."""
+        seen: deque[tuple[list[Sketch], np.ndarray]] = deque(maxlen=2 * AROUND + 1)
+        waiting = 0
+        for chunk in chunks:
+            seen.append((chunk, np.max([self._doubt(sketch) for sketch in chunk], 0)))
+            waiting += 1
+            if waiting > AROUND:
+                yield self._mask(list(seen), len(seen) - waiting)
+                waiting -= 1
+        while waiting:
+            yield self._mask(list(seen)[max(0, len(seen) - waiting - AROUND) :], min(len(seen) - waiting, AROUND))
+            waiting -= 1
+
+    def _mask(self, around: list, at: int) -> tuple[list[Sketch], Bool[np.ndarray, "h w"]]:
+        chunk = around[at][0]
+        doubt = np.mean([doubt for _, doubt in around], 0)
+        if all(isinstance(sketch, Painted) for sketch in chunk):
+            return chunk, np.zeros((2 * doubt.shape[0], 2 * doubt.shape[1]), bool)
+        mask = doubt > LEAST
+        # Of equal ones the first: a threshold would take all of them, or none.
+        mask.ravel()[np.argsort(-doubt.ravel(), kind="stable")[int(MOST * doubt.size) :]] = False
+        known, mouth = (np.max(shares, 0) for shares in zip(*map(self._features, chunk), strict=True))
+        return chunk, (_large(mask).repeat(2, 0).repeat(2, 1) | (mouth > INSIDE)) & (known < COVERED)
+
+    def _doubt(self, sketch: Sketch) -> Float32[np.ndarray, "b c"]:
+        """Mean doubt of each box."""
+        if isinstance(sketch, Painted):
+            return _means(np.zeros(sketch.guess.shape, np.float32), BOX)
+        doubt = sketch.guess.copy()
+        low, high = CHANGED
+        changed = np.abs(sketch.proxy - self._photo).max(2).astype(np.float32)
+        changed = OUTSIDE * np.clip((changed - low) / (high - low), 0, 1)
+        if sketch.landmarks_px is not None:
+            hull = cv2.convexHull(np.rint(sketch.landmarks_px).astype(np.int32))
+            cv2.fillConvexPoly(changed, hull, (0.0,))
+        return _means(np.maximum(doubt, changed), BOX)
+
+    def _features(self, sketch: Sketch) -> tuple[Float32[np.ndarray, "h w"], Float32[np.ndarray, "h w"]]:
+        """Share of each latent pixel that shows an eye that the photo shows too, or a lip; and a mouth made up."""
+        known, mouth = (np.zeros(sketch.guess.shape, np.float32) for _ in range(2))
+        if (points := sketch.landmarks_px) is not None:
+            for polygon in [*(points[EYES[k]] for k in self._eyes), points[OUTER_LIPS]]:
+                cv2.fillPoly(known, [np.rint(polygon).astype(np.int32)], (1.0,))
+            cv2.fillPoly(mouth, [np.rint(points[INNER_LIPS]).astype(np.int32)], (1.0,))
+            known[mouth > 0] = 0
+            mouth *= sketch.guess
+        return _means(known, SPACE), _means(mouth, SPACE)
+
+
+def _large(mask: Bool[np.ndarray, "b c"]) -> Bool[np.ndarray, "b c"]:
+    """The regions of a mask that are larger than a few boxes."""
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
+    boxes = np.asarray(stats)[:, cv2.CC_STAT_AREA]
+    return mask & (boxes[np.asarray(labels, np.intp)] >= FEWEST)
+
+
+def _opening(points: Float32[np.ndarray, "L 2"], eye: int) -> float:
+    """Gap between the lids of an eye, in its widths."""
+    gap = np.mean([np.linalg.norm(points[a] - points[b]) for a, b in LIDS[eye]])
+    ring = points[EYES[eye]]
+    return float(gap / max(np.linalg.norm(ring - ring[:, None], axis=-1).max(), 1.0))
+
+
+def _means(picture: Float32[np.ndarray, "H W"], side: int) -> Float32[np.ndarray, "h w"]:
+    """Mean of each box of `side` px, of the picture filled up to the transformer's grid."""
+    whole = filled(picture)
+    height, width = whole.shape[0] // side, whole.shape[1] // side
+    return whole.reshape(height, side, width, side).mean((1, 3))

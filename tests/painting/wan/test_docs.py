@@ -1,0 +1,133 @@
+"""The five lines of docs/wan.md, each run as it stands, on tiny weights of the real layout from a hub here."""
+
+import hashlib
+import json
+import re
+import shlex
+import shutil
+import tomllib
+from collections.abc import Iterator
+from fractions import Fraction
+from http.server import ThreadingHTTPServer
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from support.places import ROOT
+from support.server import QuietHandler, serving
+from support.tiny_wan import text_encoder
+from support.wan_film import vace_folder
+
+from expportrait_cli.cli import app
+from expportrait_cli.config import GenerateConfig
+from expportrait_cli.media.video import frame_count
+from expportrait_cli.media.writer import VideoWriter
+from expportrait_cli.painting import stage
+from expportrait_cli.painting.wan import PACKAGES, prompts
+from expportrait_cli.pipeline.recipes import RECIPES
+from expportrait_cli.weights import catalogue
+
+pytestmark = pytest.mark.slow
+pytest_plugins = ("support.astronaut",)
+
+
+class Hub(ThreadingHTTPServer):
+    """Every repository of it is one and the same folder."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(("127.0.0.1", 0), Answer)
+        self.files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+
+    def rows(self) -> list[dict]:
+        rows = []
+        for name, path in self.files.items():
+            content = path.read_bytes()
+            row = {"type": "file", "path": name, "size": len(content)}
+            row["oid"] = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+            if name.endswith(".safetensors"):
+                row["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content)}
+            rows.append(row)
+        return rows
+
+
+class Answer(QuietHandler):
+    server: Hub
+
+    def do_GET(self) -> None:
+        if "/revision/" in self.path:
+            content = b'{"sha": "c0ffee"}'
+        elif "/tree/" in self.path:
+            content = json.dumps(self.server.rows()).encode()
+        else:
+            content = self.server.files[self.path.partition("/resolve/c0ffee/")[2]].read_bytes()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+
+@pytest.fixture
+def lines() -> list[str]:
+    text = (ROOT / "docs" / "wan.md").read_text("utf-8")
+    found = re.search(r"## From nothing to a film\n\n```\n(.*?)```", text, re.DOTALL)
+    assert found is not None
+    return found[1].splitlines()
+
+
+@pytest.fixture
+def hub(tmp_path) -> Iterator[Hub]:
+    folder = vace_folder(tmp_path / "published")
+    (folder / "prompt_embeds.safetensors").unlink()
+    with serving(Hub(text_encoder(folder))) as server:
+        yield server
+
+
+def test_the_first_line_brings_what_wan_needs(lines):
+    assert lines[0] == "pip install '.[wan]'"
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]["wan"]
+    assert {re.split(r"[>=!]", row)[0] for row in extras} == set(PACKAGES) and all(map(find_spec, PACKAGES))
+
+
+def test_the_other_lines_make_a_film(lines, hub, photo, tmp_path, monkeypatch, capsys):
+    """On three frames, at 256 px and with few steps: otherwise as they stand."""
+    parts = {
+        "wan-vace-1.3b": ("transformer", "vae", "README.md"),
+        "wan-text-encoder": ("text_encoder", "tokenizer"),
+    }
+    source = f"http://127.0.0.1:{hub.server_port}/Wan-AI"
+    entries = tuple(
+        catalogue.Weight(name, name, f"{source}/{name}", "", "Apache-2.0", (), parts=own) for name, own in parts.items()
+    )
+    others = tuple(entry for entry in catalogue.entries() if entry.name not in parts)
+    monkeypatch.setattr(catalogue, "entries", lambda: (*entries, *others))
+    cache = tmp_path / "cache"
+    places = (*catalogue.folders()[:-1], cache)
+    for module in (catalogue, prompts, stage):
+        monkeypatch.setattr(module, "folders", lambda: places)
+    # What other programs of this machine hold is not what is tried.
+    monkeypatch.setattr("expportrait_cli.painting.wan.painters.free_bytes", lambda device: 1 << 40)
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(photo, "photo.png")
+    picture = np.asarray(Image.open(photo))
+    with VideoWriter(Path("clip.mp4"), rate=Fraction(25)) as writer:
+        for shift in range(3):
+            writer.write(np.roll(picture, 2 * shift, 1))
+    for line in lines[1:]:
+        program, *words = shlex.split(line)
+        more = ["--size", "256", "--steps", "2"] if words[0] in ("compare-recipes", "generate") else []
+        assert program == "expportrait" and app.run([*words, *more]) == 0, capsys.readouterr().err
+    capsys.readouterr()
+    assert frame_count("film.mp4") == 3
+    assert json.loads(Path("film.json").read_text())["painter"]["painter"] == "wan-vace"
+    page = Path("recipes/index.html").read_text()
+    assert [name for name, _, _ in RECIPES if f"<h2>{name}</h2>" not in page] == [] and page.count("<img") == 7 * 3
+    scores = json.loads(Path("recipes/keep.scores.json").read_text())
+    assert scores["mode"] == "cross" and np.isfinite(scores["means"]["lip_gap_error"])
+    films = {name: Path(f"recipes/{name}.mp4").read_bytes() for name in ("proxy", *(name for name, _, _ in RECIPES))}
+    assert len(set(films.values())) == 7
+    # From now on these weights are known to have been compared.
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert stage.choose(GenerateConfig()).name == "wan-vace"
