@@ -187,7 +187,7 @@ class Shading:
         colour, where = np.stack(values) - shade, np.stack(seen)
         skin = like_skin(colour, where, albedo)
         tracking = clip.tracking
-        calm = calmest(tracking.expression[rows], tracking.jaw[rows], tracking.sure[rows])
+        calm = calmest(clip.head.shares(tracking.expression[rows]), tracking.jaw[rows], tracking.sure[rows])
         albedo, noise = resting_albedo(patch, colour[calm], where[calm], albedo)
         return cls(clip, patch, light, albedo, noise, own & (_eroded(skin[None], patch)[0] > SURE))
 

@@ -218,9 +218,9 @@ def _with_dynamic(
         return fit
     patch = Patch.of(head.dense_faces.numpy(), dynamic_mask(head))
     clip = Clip.of(tracking, fit, head, config)
-    distinct = distinct_frames(tracking.rotation, tracking.expression)
+    distinct = distinct_frames(tracking.rotation, head.shares(tracking.expression))
     share = face_share(distinct) if known is None else 0.0
-    weights = neutral_weights(tracking.expression, tracking.jaw, tracking.sure)
+    weights = neutral_weights(head.shares(tracking.expression), tracking.jaw, tracking.sure)
     if config.recenter == "mean":
         weights = tracking.sure / tracking.sure.sum()
     moving = dynamic_offsets(

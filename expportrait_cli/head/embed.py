@@ -14,6 +14,7 @@ from jaxtyping import Float, Int, UInt8
 from scipy import ndimage, optimize
 from torch import Tensor
 
+from expportrait_cli.errors import WeightsError
 from expportrait_cli.geometry import rotations
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.head import model
@@ -54,6 +55,9 @@ def embed(head: HeadModel, colours: Float[Tensor, "V 3"], *, rasterize: Rasteriz
     """Return the head with its landmark embedding replaced.
 
     `colours` are 0..1 and must show lips and brows; irises are painted here. Random identities come from a fixed seed.
+
+    Raises:
+        WeightsError: no face is found in any picture of the head.
     """
     open_jaw = _jaw(head, OPENINGS[-1])
     opened = _canonical(head, torch.zeros_like(head.template[0, :1]).expand(head.identity_basis.shape[-1]), open_jaw)
@@ -70,6 +74,11 @@ def embed(head: HeadModel, colours: Float[Tensor, "V 3"], *, rasterize: Rasteriz
         triangle, barycentrics, weight = (np.concatenate(parts) for parts in zip(*hits, strict=True))
         points.append((surface[faces[triangle]] * barycentrics[..., None]).sum(1))
         weights.append(weight)
+    if not points:
+        raise WeightsError(
+            f"FaceMesh finds no face in pictures of the head model '{head.name}': its landmarks cannot be placed. Give "
+            "the published file, whose head is upright and looks along z."
+        )
     centre, spread = _median(np.stack(points), np.stack(weights))
     centre = _symmetric(centre)
     triangles, barycentrics = [], []

@@ -7,11 +7,13 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import torch
 from jaxtyping import Float, Float32, Int64
+from scipy.spatial import KDTree
 from torch import Tensor
 
 from expportrait_cli.artifacts.types import Curves, HeadFit
+from expportrait_cli.errors import UsageError
 from expportrait_cli.geometry.mesh import FieldMap, averaging, scipy_matrix, vertex_normals
-from expportrait_cli.head import HeadModel, dense
+from expportrait_cli.head import HeadModel, dense, facemesh, landmarks
 from expportrait_cli.head.fitted import neutral_mesh
 from expportrait_cli.head.model import is_finer
 
@@ -23,7 +25,10 @@ SMOOTHING = (4, 32)
 
 @dataclass(frozen=True)
 class Face:
-    """Constants of a head model's face: `P` dense vertices where the facial mask is above 0."""
+    """Constants of a head model's face: `P` dense vertices of the triangles on which the facial mask is above 0.
+
+    A vertex of the mask in no such triangle has neither normal nor neighbours, and belongs to no face.
+    """
 
     vertices: Int64[np.ndarray, " P"]
     faces: Int64[Tensor, "F_face 3"]
@@ -42,11 +47,8 @@ class Face:
     def of(cls, head: HeadModel) -> "Face":
         """The face of a head model."""
         mask = head.facial_mask.float().cpu()
-        vertices = torch.nonzero(mask > 0)[:, 0]
-        index = torch.full((len(mask),), -1)
-        index[vertices] = torch.arange(len(vertices))
-        whole = index[head.dense_faces.cpu()]
-        faces = whole[(whole >= 0).all(1)]
+        whole = head.dense_faces.cpu()
+        vertices, faces = torch.unique(whole[(mask > 0)[whole].all(1)], return_inverse=True)
         template = dense(head, head.template).float().cpu()[vertices]
         step = max(len(vertices) // CODE_POINTS, 1)
         return cls(
@@ -178,3 +180,57 @@ class Folded:
         heights = torch.from_numpy(beyond)[..., None]
         folds = (heights - self._average(heights, self._steps)).numpy()
         return result + (self._strength * self._mask[:, None] * folds * self._normals).astype(np.float32)
+
+
+REGIONS = ("pose", "expression", "lips", "eyes", "gaze")
+LIPS = ("jaw", "mouth", "lower_face", "tongue")
+EYES = ("eye", "left_eye", "right_eye", "pupil")
+"""Beginnings of the names of expressions that belong to a region."""
+AROUND = {"lips": (facemesh.LIPS, 0.022, 0.04), "eyes": (facemesh.EYE_RINGS, 0.006, 0.014)}
+"""Landmarks of a region, and the distances from them up to which skin is all, and from which it is none of it, m."""
+RIDGE = 1e-4
+"""Share of the mean component's energy that keeps components apart that move alike."""
+
+
+def parse_regions(text: str) -> frozenset[str]:
+    """Regions named in a comma-separated list; `all` is every one of them."""
+    if text == "all":
+        return frozenset(("pose", "expression", "gaze"))
+    named = {part.strip() for part in text.split(",") if part.strip()}
+    unknown = sorted(named - set(REGIONS))
+    if unknown or not named:
+        raise UsageError(f"`region={text!r}`: expected a list of {', '.join(REGIONS)}, or all.")
+    return frozenset(named)
+
+
+def expression_map(head: HeadModel, regions: frozenset[str]) -> Float[np.ndarray, "E E"]:
+    """Expressions of which only the chosen regions move, as a linear map of all of them.
+
+    Units that are named after their place are taken or left. Components without a place, such as SMPL-X's, move the
+    whole face: the map then gives those that come nearest to the part of the motion that lies in the regions, found
+    around FaceMesh's landmarks.
+    """
+    names = head.expression_names
+    if "expression" in regions:
+        return np.eye(len(names))
+    chosen = (LIPS if "lips" in regions else ()) + (EYES if "eyes" in regions else ())
+    if any(name.startswith(LIPS) for name in names):
+        return np.diag([float(name.startswith(chosen)) if chosen else 0.0 for name in names])
+    verts = dense(head, head.template)
+    marks = landmarks(head, verts).numpy()
+    share = np.zeros(len(verts))
+    for region, (points, near_m, far_m) in AROUND.items():
+        if region in regions:
+            away = KDTree(marks[points]).query(verts.numpy())[0]
+            share = np.maximum(share, np.clip((far_m - away) / (far_m - near_m), 0, 1))
+    rows = (head.facial_mask > 0).numpy()
+    steps = dense(head, head.expression_basis.permute(2, 0, 1)).numpy()[:, rows].astype(np.float64)
+    flat = steps.reshape(len(names), -1)
+    gram = flat @ flat.T
+    ridge = RIDGE * np.trace(gram) / len(names) * np.eye(len(names))
+    return np.linalg.solve(gram + ridge, flat @ (share[rows, None] * steps).reshape(len(names), -1).T)
+
+
+def moves_jaw(regions: frozenset[str]) -> bool:
+    """Whether the jaw follows the driver."""
+    return bool(regions & {"expression", "lips"})

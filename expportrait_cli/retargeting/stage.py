@@ -17,7 +17,15 @@ from expportrait_cli.head import HeadModel
 from expportrait_cli.head.facemesh import LandmarkSpread
 from expportrait_cli.head.finer import Finer
 from expportrait_cli.head.fitted import neutral_mesh, posed_meshes
-from expportrait_cli.retargeting.face import Folded, Neutral, Offsets, shortest_turn
+from expportrait_cli.retargeting.face import (
+    Folded,
+    Neutral,
+    Offsets,
+    expression_map,
+    moves_jaw,
+    parse_regions,
+    shortest_turn,
+)
 from expportrait_cli.retargeting.motion import (
     Motion,
     Rest,
@@ -31,34 +39,6 @@ from expportrait_cli.retargeting.motion import (
 )
 from expportrait_cli.retargeting.network import Trained
 from expportrait_cli.solve.solver import JAW_RANGE_RAD
-
-REGIONS = ("pose", "expression", "lips", "eyes", "gaze")
-LIPS = ("jaw", "mouth")
-EYES = ("eye",)
-
-
-def parse_regions(text: str) -> frozenset[str]:
-    """Regions named in a comma-separated list; `all` is every one of them."""
-    if text == "all":
-        return frozenset(("pose", "expression", "gaze"))
-    named = {part.strip() for part in text.split(",") if part.strip()}
-    unknown = sorted(named - set(REGIONS))
-    if unknown or not named:
-        raise UsageError(f"`region={text!r}`: expected a list of {', '.join(REGIONS)}, or all.")
-    return frozenset(named)
-
-
-def expression_mask(names: tuple[str, ...], regions: frozenset[str]) -> Float[np.ndarray, " E"]:
-    """1 for the expression units that the chosen regions move, else 0."""
-    if "expression" in regions:
-        return np.ones(len(names))
-    chosen = (LIPS if "lips" in regions else ()) + (EYES if "eyes" in regions else ())
-    return np.array([float(name.startswith(chosen)) if chosen else 0.0 for name in names])
-
-
-def moves_jaw(regions: frozenset[str]) -> bool:
-    """Whether the jaw follows the driver."""
-    return bool(regions & {"expression", "lips"})
 
 
 def smooth(values: Float[np.ndarray, "T *C"], sigma_frames: float) -> Float[np.ndarray, "T *C"]:
@@ -199,7 +179,7 @@ def transfer(
     trained, driver, mesh = beyond.trained, beyond.driver, beyond.mesh
     regions = parse_regions(config.region)
     same = same_person(head_fit, tracking)
-    cost = neutral_cost(head_fit, tracking, same=same)
+    cost = neutral_cost(head_fit, tracking, head, same=same)
     neutral = _neutral(config, cost)
     expression, jaw, gaze = _face_curves(head_fit, tracking, head, config, neutral, same=same)
     motion = Motion.between(head_fit, tracking, neutral, cost)
@@ -216,8 +196,7 @@ def transfer(
     # Where the turn was limited the driver's landmarks lie on another side of the face.
     direct = np.exp(-((taken_deg / LIMITED_DEG) ** 2)) * (whole and config.method != "none")
     # Of landmarks; what a network predicts follows the scaled expression by itself.
-    mask = dict(zip(head.expression_names, expression_mask(head.expression_names, regions), strict=True))
-    strength = max(mask.values()) * config.expression_scale
+    strength = config.expression_scale * bool(regions & {"expression", "lips", "eyes"})
     absolute = config.expression == "absolute" and not same
     rest = Rest.neutral(head_fit, tracking, head, neutral) if absolute else Rest.seen(head_fit, tracking, neutral)
     follows = bool(strength > 0 and config.method != "none")
@@ -244,8 +223,8 @@ def transfer(
         direct=direct,
         rest=rest,
         strength=strength * (config.method != "none"),
-        eyes=follows and (not absolute or any(on for name, on in mask.items() if name.startswith(EYES))),
-        lips=follows and absolute and any(on for name, on in mask.items() if name.startswith(LIPS)),
+        eyes=follows and (not absolute or bool(regions & {"expression", "eyes"})),
+        lips=follows and absolute and bool(regions & {"expression", "lips"}),
         copied=config.method == "direct" and driver is None,
         own=_landmarks_moved(head, offsets, curves),
     )
@@ -257,7 +236,7 @@ def _face_curves(
 ) -> tuple[Float[np.ndarray, "T E"], Float[np.ndarray, "T 3"], Float[np.ndarray, "T 4"]]:
     """Expression, jaw and gaze: the driver's on the person's neutral face, or its change added to the photo's."""
     regions = parse_regions(config.region)
-    mask = expression_mask(head.expression_names, regions) * config.expression_scale
+    chosen = expression_map(head, regions)
     jaw_weight, gaze_weight = config.expression_scale * moves_jaw(regions), float("gaze" in regions)
     photo, shown = photo_state(head_fit), states(tracking)[neutral]
     low, high = (bound.cpu().numpy() for bound in (head.expression_low, head.expression_high))
@@ -270,11 +249,12 @@ def _face_curves(
             )
     step = tracking.expression - shown.expression
     if not same:
-        # A smile on a smile is not twice a smile: the more a unit is at work, the less there is to add.
-        step = np.where(
-            step > 0, step * ((high - start.expression) / np.maximum(high - shown.expression, 1e-6)).clip(0, 1), step
-        )
-    expression = np.clip(np.where(mask > 0, start.expression, photo.expression) + mask * step, low, high)
+        # A smile on a smile is not twice a smile: the more a unit is at work, the less there is to add. A component
+        # with a sign has no such end.
+        room = ((high - start.expression) / np.maximum(high - shown.expression, 1e-6)).clip(0, 1)
+        step = np.where((step > 0) & (low >= 0), step * room, step)
+    begin = photo.expression + chosen @ (start.expression - photo.expression)
+    expression = np.clip(begin + config.expression_scale * step @ chosen.T, low, high)
     jaw = (start.jaw if jaw_weight else photo.jaw) + jaw_weight * (tracking.jaw - shown.jaw)
     jaw[:, 0] = np.clip(jaw[:, 0], *JAW_RANGE_RAD)
     gaze = (start.gaze if gaze_weight else photo.gaze) + gaze_weight * (tracking.gaze - shown.gaze)

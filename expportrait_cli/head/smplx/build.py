@@ -185,6 +185,8 @@ EXPRESSION_MAX = 3.0
 """Standard deviations."""
 EXPRESSION_PRIOR = 10.0
 """As for the identity: components of both are standard normal."""
+EXPRESSION_NEUTRAL = 0.6
+"""Standard deviations within which the components of a neutral face lie."""
 
 
 def build(body: SmplxBody) -> tuple[HeadModel, Float[np.ndarray, "51 3"]]:
@@ -243,6 +245,8 @@ def _head(body: SmplxBody, cut: Cut, linear: _Linear, marks: Float[np.ndarray, "
         expression_low=-high,
         expression_high=high,
         expression_prior=torch.full_like(high, EXPRESSION_PRIOR),
+        expression_full=high,
+        expression_neutral=torch.full_like(high, EXPRESSION_NEUTRAL),
         gaze_basis=torch.zeros(len(template), 3, 8),
         gaze_full_rad=torch.full((8,), GAZE_FULL_RAD),
         jaw_corrective=_real(linear.jaw_corrective),

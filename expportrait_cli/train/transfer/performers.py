@@ -75,7 +75,7 @@ def performer(clip: Clip, head: HeadModel, face: Face) -> Performer:
             f"'{fit.head_model}', expected those of a clip on '{head.name}'. Prepare the dataset again."
         )
     psi, jaw = fit.dynamic_expression, fit.dynamic_jaw
-    offset = centred(_on_face(fit, face), neutral_weights(psi, jaw, tracking.sure))
+    offset = centred(_on_face(fit, face), neutral_weights(head.shares(psi), jaw, tracking.sure))
     weight = np.clip((WORST_IOD - tracking.error) / (WORST_IOD - GOOD_IOD), 0, 1) * (tracking.state == 0)
     return Performer(
         clip.name,
