@@ -236,7 +236,7 @@ def _face_curves(
 ) -> tuple[Float[np.ndarray, "T E"], Float[np.ndarray, "T 3"], Float[np.ndarray, "T 4"]]:
     """Expression, jaw and gaze: the driver's on the person's neutral face, or its change added to the photo's."""
     regions = parse_regions(config.region)
-    chosen = expression_map(head, regions)
+    chosen = expression_map(head, regions) * bool(config.expression_scale)
     jaw_weight, gaze_weight = config.expression_scale * moves_jaw(regions), float("gaze" in regions)
     photo, shown = photo_state(head_fit), states(tracking)[neutral]
     low, high = (bound.cpu().numpy() for bound in (head.expression_low, head.expression_high))
