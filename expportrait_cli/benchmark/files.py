@@ -43,7 +43,7 @@ from expportrait_cli.fitting.patch import Patch
 from expportrait_cli.fitting.silhouette import draw_vertices
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.geometry.rotations import from_turns
-from expportrait_cli.head import HeadModel, dense
+from expportrait_cli.head import HeadModel, HeadName, dense
 from expportrait_cli.head.finer import finer
 from expportrait_cli.head.fitted import relief_of
 from expportrait_cli.head.model import HEAD, TORSO
@@ -72,6 +72,8 @@ class Request:
     own: bool = True
     backend: Backend = "auto"
     """What paints our own films."""
+    head_model: HeadName = "anny"
+    """3D head of our own films."""
 
 
 def work_folder(out: Path) -> Path:
@@ -111,6 +113,7 @@ def evaluate(
         own=request.own,
         given=given_films(list(request.methods)),
         backend=request.backend,
+        head_model=request.head_model,
     )
     with atomic_path(work / "pairs.toml") as partial:
         write_list(suite, partial)

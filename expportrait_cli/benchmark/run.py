@@ -20,6 +20,7 @@ from expportrait_cli.errors import InputError, UserError
 from expportrait_cli.evaluation import COLUMNS, evaluate
 from expportrait_cli.evaluation.columns import Mode
 from expportrait_cli.evaluation.scores import Scores, estimators, scores_from_json, versions
+from expportrait_cli.head import HeadName
 from expportrait_cli.pipeline import provenance
 from expportrait_cli.pipeline.provenance import LicenceMap, read_record, write_record
 from expportrait_cli.runtime import Progress
@@ -50,6 +51,8 @@ class Plan:
     """Ways to make our own films."""
     backend: Backend = "auto"
     """What paints our own films."""
+    head_model: HeadName = "anny"
+    """3D head of our own films."""
     given: dict[str, Path] = field(default_factory=dict)
     """Folders of films that others made, by the name of the method."""
 
@@ -84,7 +87,14 @@ class Outcome:
 
 
 def plan(
-    suite: Suite, work: Path, *, ablation: bool, own: bool, given: dict[str, Path], backend: Backend = "auto"
+    suite: Suite,
+    work: Path,
+    *,
+    ablation: bool,
+    own: bool,
+    given: dict[str, Path],
+    backend: Backend = "auto",
+    head_model: HeadName = "anny",
 ) -> Plan:
     """Choose the methods.
 
@@ -98,7 +108,7 @@ def plan(
         raise InputError(f"{', '.join(sorted(twice))} is a method of this tool. Name the other films otherwise.")
     if not chosen and not given:
         raise InputError("Nothing to score: `own=False` leaves our films out, and no `method` names others.")
-    return Plan(suite, work, chosen, backend, given)
+    return Plan(suite, work, chosen, backend, head_model, given)
 
 
 def run(plan: Plan, open_display: OpenDisplay) -> Outcome:
@@ -148,7 +158,13 @@ class _Films:
     def __init__(self, plan: Plan, pair: Pair, inputs: Inputs, display: Display) -> None:
         self._plan, self._pair, self._display = plan, pair, display
         absolute = pair.mode == "self" or plan.suite.cross_absolute
-        self._own = PairFilms(inputs, lambda variant: plan.film(variant, pair), absolute=absolute, backend=plan.backend)
+        self._own = PairFilms(
+            inputs,
+            lambda variant: plan.film(variant, pair),
+            absolute=absolute,
+            backend=plan.backend,
+            head_model=plan.head_model,
+        )
         self.seconds: dict[str, float] = {}
 
     def find(self, method: str) -> Path:

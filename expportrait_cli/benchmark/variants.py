@@ -12,6 +12,7 @@ from expportrait_cli.artifacts.files import content_hash
 from expportrait_cli.artifacts.types import HeadFit
 from expportrait_cli.benchmark.inputs import Inputs
 from expportrait_cli.config import PAPER, Backend, GenerateConfig, Method, TransferConfig
+from expportrait_cli.head import HeadName
 from expportrait_cli.painting.stage import choose
 from expportrait_cli.pipeline import film, steps
 from expportrait_cli.pipeline.job import Job
@@ -77,11 +78,20 @@ class Made:
 class PairFilms:
     """Our films of one pair: the first is made as `generate` makes it, the others from its head and tracking."""
 
-    def __init__(self, inputs: Inputs, path_of: Callable[[Variant], Path], *, absolute: bool, backend: Backend) -> None:
+    def __init__(
+        self,
+        inputs: Inputs,
+        path_of: Callable[[Variant], Path],
+        *,
+        absolute: bool,
+        backend: Backend,
+        head_model: HeadName = "anny",
+    ) -> None:
         """`absolute` asks for the driver's own pose and expression, not their change from its neutral frame."""
         self._inputs, self._path_of = inputs, path_of
         self._absolute: bool = absolute
         self._backend: Backend = backend
+        self._head_model: HeadName = head_model
         self._first: film.Film | None = None
 
     def make(self, variant: Variant, announce: Stage) -> Made:
@@ -103,6 +113,7 @@ class PairFilms:
             reference=self._inputs.reference,
             driving=self._inputs.driving,
             out=self._path_of(variant),
+            head_model=self._head_model,
             transfer=replace(PAPER if self._absolute else TransferConfig(), method=variant.method),
             # Pasted back, so that film and truth are the same square.
             generate=GenerateConfig(backend=variant.backend or self._backend, size=size, paste_back=True, audio="none"),

@@ -55,6 +55,7 @@ def evaluate(
     ] = False,
     own: Annotated[bool, typer.Option("--own/--no-own", help="Make and score films of this tool.")] = True,
     backend: BackendName = "auto",
+    head_model: options.HeadModelOption = "anny",
     stride: Annotated[int | None, typer.Option(min=1, help="Use every so many frames.", show_default=False)] = None,
     frames: Annotated[
         int | None, typer.Option(min=2, help="At most so many frames a clip.", show_default=False)
@@ -77,7 +78,17 @@ def evaluate(
 
     With --suite, make and measure many, and give means over clips. Run it again to make only what is missing.
     """
-    serving = (method, ablation, not own, stride, frames, size, layout != "auto", backend != "auto")
+    serving = (
+        method,
+        ablation,
+        not own,
+        stride,
+        frames,
+        size,
+        layout != "auto",
+        backend != "auto",
+        head_model != "anny",
+    )
     if folds and not normals:
         raise UsageError("--folds can only be used with --normals.")
     if normals:
@@ -100,6 +111,7 @@ def evaluate(
             ablation=ablation,
             own=own,
             backend=backend,
+            head_model=head_model,
         )
         _many(request, out, report, as_json=as_json)
         return

@@ -31,6 +31,7 @@ def generate(
     face: options.Face = TrackConfig.face,
     driving_face: Annotated[str, typer.Option(help="Which face of the driver, as with --face.")] = TrackConfig.face,
     on_missing: options.OnMissing = TrackConfig.on_missing,
+    head_model: options.OwnHeadModel = None,
     same_person: options.SamePerson = None,
     method: options.Method = TransferConfig.method,
     network: options.Network = TransferConfig.network,
@@ -100,6 +101,7 @@ def generate(
         out=path,
         track=TrackConfig(face=face, on_missing=on_missing),
         driving_face=driving_face,
+        head_model=head_model,
         fit=FitConfig(same_person=options.verdict(same_person)),
         transfer=TransferConfig(
             method=method,

@@ -294,7 +294,9 @@ def only_helps(config: GenerateConfig) -> bool:
     return only_helps(config)
 
 
-HeadModelOption = Annotated[
-    Literal["anny", "smplx"],
-    typer.Option(help="3D head: the built-in one, or SMPL-X from your own licensed file (EXPPORTRAIT_SMPLX)."),
+HEAD_MODEL_HELP = "3D head: the built-in anny, or smplx from your own licensed file (EXPPORTRAIT_SMPLX)"
+HeadModelOption = Annotated[Literal["anny", "smplx"], typer.Option(help=f"{HEAD_MODEL_HELP}.")]
+OwnHeadModel = Annotated[
+    Literal["anny", "smplx"] | None,
+    typer.Option("--head-model", help=f"{HEAD_MODEL_HELP}; that of given artifacts, else anny.", show_default=False),
 ]

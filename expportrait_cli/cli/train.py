@@ -74,6 +74,7 @@ Datasets = Annotated[
 Steps = Annotated[int, options.setting(TransferTraining, "steps")]
 Synthetic = Annotated[int, options.setting(TransferTraining, "synthetic")]
 Seed = Annotated[int, options.setting(TransferTraining, "seed")]
+OwnModel = Annotated[Literal["anny", "smplx"], options.setting(TransferTraining, "head_model")]
 
 
 @app.command("transfer")
@@ -84,6 +85,7 @@ def transfer(
     steps: Steps = TransferTraining.steps,
     synthetic: Synthetic = TransferTraining.synthetic,
     seed: Seed = TransferTraining.seed,
+    head_model: OwnModel = TransferTraining.head_model,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
     log_level: options.LogLevel = None,
@@ -95,7 +97,7 @@ def transfer(
     path = options.result(out, "transfer.safetensors", inputs=(), suffixes=(".safetensors",))
     from expportrait_cli.train.transfer.run import train_transfer
 
-    config = TransferTraining(steps=steps, synthetic=synthetic, seed=seed)
+    config = TransferTraining(steps=steps, synthetic=synthetic, seed=seed, head_model=head_model)
     with Display() as display, alone(path):
         summary = train_transfer(datasets or [], path, config, display.stage)
     options.echo(path, summary, as_json=as_json)
@@ -109,6 +111,7 @@ def ablation(
     steps: Steps = TransferTraining.steps,
     synthetic: Synthetic = TransferTraining.synthetic,
     seed: Seed = TransferTraining.seed,
+    head_model: OwnModel = TransferTraining.head_model,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
     log_level: options.LogLevel = None,
@@ -120,7 +123,7 @@ def ablation(
     path = options.result(out, "ablation.json", inputs=(), suffixes=(".json",))
     from expportrait_cli.train.transfer.ablation import ablation as run
 
-    config = TransferTraining(steps=steps, synthetic=synthetic, seed=seed)
+    config = TransferTraining(steps=steps, synthetic=synthetic, seed=seed, head_model=head_model)
     with Display() as display, alone(path):
         figures, table = run(datasets or [], path, config, display.stage)
     if not as_json:

@@ -3,6 +3,8 @@
 A new head model is a module that builds a `HeadModel`, and a case in `load_head`; see `anny` and `smplx`.
 """
 
+from pathlib import Path
+
 import torch
 
 from expportrait_cli.head.facemesh import LandmarkModel as LandmarkModel
@@ -19,6 +21,24 @@ from expportrait_cli.head.model import gaze_pieces as gaze_pieces
 from expportrait_cli.head.model import joints as joints
 from expportrait_cli.head.model import landmarks as landmarks
 from expportrait_cli.head.model import pose as pose
+from expportrait_cli.weights.catalogue import weights_file
+
+
+def find_model(name: HeadName) -> Path:
+    """File that a head model is read from.
+
+    Raises:
+        WeightsError: it is missing.
+    """
+    match name:
+        case "anny":
+            from expportrait_cli.head import anny
+
+            return weights_file(anny.FILE)
+        case "smplx":
+            from expportrait_cli.head.smplx.build import find_file
+
+            return find_file()
 
 
 def load_head(

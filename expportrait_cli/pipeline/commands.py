@@ -198,6 +198,7 @@ def generate(
     fit: FitConfig | None = None,
     transfer: TransferConfig | None = None,
     paint: GenerateConfig | None = None,
+    head_model: HeadName | None = None,
     stage: Stage = silent,
 ) -> films.Film:
     """Make the person of a photo, or of a `.head.npz`, perform a clip or what was made of one.
@@ -217,6 +218,7 @@ def generate(
         fit=fit or FitConfig(),
         transfer=transfer or TransferConfig(),
         generate=paint or GenerateConfig(),
+        head_model=head_model,
     )
     return films.generate(job, stage)
 

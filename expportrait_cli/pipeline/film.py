@@ -15,8 +15,10 @@ from expportrait_cli.artifacts.files import alone, content_hash, forget_partials
 from expportrait_cli.artifacts.guard import check_outputs
 from expportrait_cli.artifacts.meshes import Meshes
 from expportrait_cli.artifacts.types import HeadFit, Tracking
-from expportrait_cli.errors import InputError
+from expportrait_cli.config import Quality
+from expportrait_cli.errors import InputError, UsageError
 from expportrait_cli.head import HeadModel
+from expportrait_cli.head.model import is_finer
 from expportrait_cli.media.image import is_image
 from expportrait_cli.media.video import probe
 from expportrait_cli.media.writer import forget_others, join, write_segments
@@ -28,6 +30,7 @@ from expportrait_cli.pipeline.heads import (
     head_behind,
     head_by_name,
     kind_of_head,
+    model_file,
     tracking_head,
 )
 from expportrait_cli.pipeline.job import WORK_FILES, Job, behind_normals, check
@@ -123,6 +126,7 @@ def _strings(found: Any) -> list[str]:
 def film_key(job: Job, hashes: Mapping[str, str], painter: Mapping[str, str]) -> str:
     """What a whole film depends on: inputs, settings, painter, networks of the fit, and the revisions of all stages."""
     networks = {row["name"]: row["sha256"] for row in network_of(job.fit)}
+    networks |= model_file(job.head_model or "anny")
     inputs = {**hashes, **painter, **networks, "revisions": json.dumps(steps.REVISIONS, sort_keys=True)}
     return str(steps.made_by("generate", job.settings(), inputs)["key"])
 
@@ -133,9 +137,16 @@ def _head_model(job: Job, kinds: tuple[str, str]) -> HeadModel:
     tracking = npz.load(Tracking, job.driving) if kinds[1] == "track" else None
     if own is not None and tracking is not None:
         check_same(job.reference, own, job.driving, tracking)
-    if own is not None:
-        return head_behind(job.reference, own)
-    return head_behind(job.driving, tracking) if tracking is not None else head_by_name("anny")
+    for path, given in ((job.reference, own), (job.driving, tracking)):
+        if given is not None:
+            head = head_behind(path, given)
+            if job.head_model not in (None, kind_of_head(head.name)):
+                raise UsageError(
+                    f"{path} was made with the head model '{head.name}', not with `head_model={job.head_model}`. Leave "
+                    "that out, or give the photo or clip."
+                )
+            return head
+    return head_by_name(job.head_model or "anny")
 
 
 class _Run:
@@ -263,10 +274,29 @@ class _Run:
             if meshes.head_hash != self.hashes["reference"]:
                 raise InputError(f"{job.driving} was made for another head than {job.reference}. Run transfer again.")
             return Keyed(meshes, self.hashes["driving"])
-        source = OffsetSource.of(job.transfer, self.head.name)
+        source = OffsetSource.of(job.transfer, self.head.name, self._driver_head(head_fit, head_path, tracking))
         return self.steps.transfer(
             head_fit, tracking, job.meshes, source, head_path=head_path, curves=job.curves, written=self.table.written
         )
+
+    def _driver_head(self, own: Keyed[HeadFit], head_path: Path, tracking: Keyed[Tracking]) -> Path | None:
+        """Fit of the driver's own frames: with the person's head if the driver is the person, else for `direct`.
+
+        In a generator's training every frame has its own folds: without them, films of the person would lack them.
+        """
+        job, driver = self.job, tracking.artifact
+        same = same_person(own.artifact, driver)
+        if job.transfer.method == "none" or len(driver.error) == 1 or not (same or job.transfer.method == "direct"):
+            return None
+        if not Path(driver.source).is_file():
+            log.warning("%s is gone: its landmarks stand for the offsets of its frames.", driver.source)
+            return None
+        quality: Quality = "high" if is_finer(self.head.name) else job.fit.quality
+        plain = Steps(tracking_head(self.head), self.stages)
+        path = job.work / "driving.head.npz"
+        config = replace(job.fit, quality=quality, detail=False)
+        plain.fit([tracking], path, config, known=head_path if same else None, title="fit the driver's frames")
+        return path
 
     def _audio(self, driver: Driver | None) -> tuple[Path | None, float]:
         """File that the sound comes from, and the time in it that frame 0 shows."""

@@ -6,11 +6,12 @@ from typing import get_args
 from jaxtyping import Float32
 from torch import Tensor
 
+from expportrait_cli.artifacts.files import content_hash
 from expportrait_cli.artifacts.meshes import Meshes
 from expportrait_cli.artifacts.types import HeadFit, Tracking
 from expportrait_cli.detect.nets import LandmarkNet
 from expportrait_cli.errors import InputError
-from expportrait_cli.head import HeadModel, HeadName, load_head
+from expportrait_cli.head import HeadModel, HeadName, find_model, load_head
 from expportrait_cli.head.embed import embed
 from expportrait_cli.head.finer import finer
 from expportrait_cli.head.model import base_name, is_finer
@@ -52,6 +53,15 @@ def head_behind(path: Path, artifact: Tracking | HeadFit) -> HeadModel:
         )
     wants_finer = isinstance(artifact, HeadFit) and is_finer(artifact.head_model)
     return finer(head).head if wants_finer else head
+
+
+def model_file(name: HeadName) -> dict[str, str]:
+    """Hash of the file that a head model of the user's own is read from; the default one's is in the catalogue.
+
+    Raises:
+        WeightsError: the file is missing.
+    """
+    return {} if name == "anny" else {name: content_hash(find_model(name))}
 
 
 def tracking_head(head: HeadModel) -> HeadModel:

@@ -157,6 +157,7 @@ class Steps:
         *,
         driver: Keyed[Tracking] | None = None,
         known: Path | None = None,
+        title: str = "fit the head",
     ) -> Keyed[HeadFit]:
         """Fit the head to a tracking, or to several of one person; `known` is a head whose frames alone are fitted."""
         inputs = {f"track{index or ''}": tracking.key for index, tracking in enumerate(trackings)}
@@ -168,7 +169,7 @@ class Steps:
             path,
             fit_header(config, inputs, known),
             lambda: self.stages.run(
-                "fit the head",
+                title,
                 lambda progress: run_fit(
                     [tracking.artifact for tracking in trackings],
                     self.head,

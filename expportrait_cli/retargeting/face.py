@@ -182,6 +182,50 @@ class Folded:
         return result + (self._strength * self._mask[:, None] * folds * self._normals).astype(np.float32)
 
 
+@dataclass(frozen=True)
+class Copied:
+    """The offsets that were fitted to the driver's clip, turned into the person's surface, and nothing more."""
+
+    vertices: Int64[np.ndarray, " P"]
+    offset: Float32[np.ndarray, "T P 3"]
+    """Of the driver, from the neutral frame."""
+    turns: Float32[np.ndarray, "P 3 3"]
+    """From the driver's neutral surface to the person's."""
+
+    @classmethod
+    def of(cls, driver: HeadFit, neutral: int, head_fit: HeadFit, head: HeadModel, *, strength: float) -> "Copied":
+        """Copy a driver's fit; `neutral` is the frame whose offsets count as none."""
+        vertices = driver.dynamic_vertices
+        offset = driver.dynamic_offset.astype(np.float32)
+        theirs, own = (
+            vertex_normals(neutral_mesh(fit, head), head.dense_faces)[vertices] for fit in (driver, head_fit)
+        )
+        return cls(vertices, strength * (offset - offset[neutral]), shortest_turn(theirs, own).numpy())
+
+    def __call__(self, rows: slice, curves: Curves) -> Float32[np.ndarray, "T P 3"]:
+        """See `Offsets`."""
+        return np.einsum("pab,tpb->tpa", self.turns, self.offset[rows])
+
+
+class Refitted:
+    """Delta f of the driver's own frames, in place of the photo's: for the person themselves no offset is copied."""
+
+    def __init__(self, driver: HeadFit, head_fit: HeadFit, strength: float):
+        """`strength` is the share of the way from the photo's offset to each frame's."""
+        own = np.flatnonzero(head_fit.frame_offset.any(1))
+        self.vertices = np.union1d(driver.dynamic_vertices, own)
+        self._rows = np.searchsorted(self.vertices, driver.dynamic_vertices)
+        self._photo, self._strength = head_fit.frame_offset[self.vertices], strength
+        self._driver = driver
+
+    def __call__(self, rows: slice, curves: Curves) -> Float32[np.ndarray, "T P 3"]:
+        """See `Offsets`."""
+        fitted = self._driver.dynamic_offset[rows].astype(np.float32)
+        result = np.zeros((len(fitted), *self._photo.shape), np.float32)
+        result[:, self._rows] = fitted
+        return self._strength * (result - self._photo)
+
+
 REGIONS = ("pose", "expression", "lips", "eyes", "gaze")
 LIPS = ("jaw", "mouth", "lower_face", "tongue")
 EYES = ("eye", "left_eye", "right_eye", "pupil")

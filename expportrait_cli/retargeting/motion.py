@@ -56,6 +56,11 @@ class Motion:
             size_ref / size_driver,
         )
 
+    def turn_deg(self, tracking: Tracking) -> float:
+        """Angle between the heads of the photo and of the neutral frame."""
+        turn = from_turns(tracking.rotation[self.neutral]) @ self.rotation_ref.T
+        return float(np.degrees(np.linalg.norm(logarithm(turn))))
+
 
 def neutral_cost(head_fit: HeadFit, tracking: Tracking, head: HeadModel, *, same: bool) -> Float[np.ndarray, " T"]:
     """How far each driver frame is from a neutral one in a pose like the photo's.

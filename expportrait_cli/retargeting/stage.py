@@ -5,26 +5,26 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int64
+from jaxtyping import Float, Float32
 from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
 from expportrait_cli.artifacts.types import Curves, HeadFit, Tracking
 from expportrait_cli.config import TransferConfig
 from expportrait_cli.errors import UsageError
-from expportrait_cli.geometry.mesh import vertex_normals
 from expportrait_cli.head import HeadModel
 from expportrait_cli.head.facemesh import LandmarkSpread
 from expportrait_cli.head.finer import Finer
 from expportrait_cli.head.fitted import neutral_mesh, posed_meshes
 from expportrait_cli.retargeting.face import (
+    Copied,
     Folded,
     Neutral,
     Offsets,
+    Refitted,
     expression_map,
     moves_jaw,
     parse_regions,
-    shortest_turn,
 )
 from expportrait_cli.retargeting.motion import (
     Motion,
@@ -79,31 +79,6 @@ class Learned:
         return self._network.mixed(self._fields, self._network.coefficients(self._code, *given))[0]
 
 
-@dataclass(frozen=True)
-class Copied:
-    """The offsets that were fitted to the driver's clip, turned into the person's surface, and nothing more."""
-
-    vertices: Int64[np.ndarray, " P"]
-    offset: Float32[np.ndarray, "T P 3"]
-    """Of the driver, from the neutral frame."""
-    turns: Float32[np.ndarray, "P 3 3"]
-    """From the driver's neutral surface to the person's."""
-
-    @classmethod
-    def of(cls, driver: HeadFit, neutral: int, head_fit: HeadFit, head: HeadModel, *, strength: float) -> "Copied":
-        """Copy a driver's fit; `neutral` is the frame whose offsets count as none."""
-        vertices = driver.dynamic_vertices
-        offset = driver.dynamic_offset.astype(np.float32)
-        theirs, own = (
-            vertex_normals(neutral_mesh(fit, head), head.dense_faces)[vertices] for fit in (driver, head_fit)
-        )
-        return cls(vertices, strength * (offset - offset[neutral]), shortest_turn(theirs, own).numpy())
-
-    def __call__(self, rows: slice, curves: Curves) -> Float32[np.ndarray, "T P 3"]:
-        """See `Offsets`."""
-        return np.einsum("pab,tpb->tpa", self.turns, self.offset[rows])
-
-
 class Lifted:
     """Offsets on a head of half the edges (`head.finer`)."""
 
@@ -120,6 +95,8 @@ class Lifted:
 
 
 BATCH = 16
+SAME_TURN_DEG = 3.0
+"""Turn between the photo and the driver's frame that is most like it, up to which they are one picture."""
 LIMITED_DEG = 2.0
 """Degrees taken from a turn at which the driver's own landmarks have lost 63 % of their say."""
 
@@ -171,64 +148,86 @@ def transfer(
     """Put a performance onto a head: expression and pose each relative to a neutral driver frame, or absolute.
 
     For the same person the two are one: the neutral frame is then the one most like the photo.
-    Dynamic offsets come from the network of `beyond` with the method `learned`, unless the driver is the person; with
-    `direct` from the driver's own fit, or from the driver's landmarks without one. With `learned`, the driver's own fit
-    adds the folds that it shows beyond the network's.
+    If the driver is the person, dynamic offsets and expressions are those that were fitted to the driver's frames, or
+    follow the driver's landmarks without such a fit. Otherwise they come from the network of `beyond` with the method
+    `learned`, to which the driver's own fit adds the folds that it shows beyond them; with `direct` they are the fit's,
+    copied (paper, Fig. 8), or follow the driver's landmarks without one.
     """
     beyond = beyond or Beyond()
-    trained, driver, mesh = beyond.trained, beyond.driver, beyond.mesh
     regions = parse_regions(config.region)
     same = same_person(head_fit, tracking)
     cost = neutral_cost(head_fit, tracking, head, same=same)
     neutral = _neutral(config, cost)
-    expression, jaw, gaze = _face_curves(head_fit, tracking, head, config, neutral, same=same)
+    whole = same and regions >= {"pose", "expression", "gaze"} and config.pose_scale == config.expression_scale == 1
+    # Frames that were fitted with this very head need neither their change from the photo nor their landmarks.
+    refitted = whole and beyond.driver is not None and config.method != "none"
     motion = Motion.between(head_fit, tracking, neutral, cost)
     scale = config.pose_scale * ("pose" in regions)
+    is_own = config.pose == "absolute" if not same else refitted and motion.turn_deg(tracking) < SAME_TURN_DEG
     rotation, translation, taken_deg = head_motion(
-        motion, tracking, scale=scale, absolute=config.pose == "absolute" and not same, limit_deg=config.turn_limit_deg
+        motion, tracking, scale=scale, absolute=is_own, limit_deg=config.turn_limit_deg
     )
     torso_rotation, torso_translation = torso_motion(
         motion, tracking, head_fit, head, translation=translation, scale=scale
     )
-    columns = (expression, jaw, gaze, rotation, translation, torso_rotation, torso_translation)
+    face = (
+        (tracking.expression, tracking.jaw, tracking.gaze)
+        if refitted
+        else _face_curves(head_fit, tracking, head, config, neutral, same=same)
+    )
+    columns = (*face, rotation, translation, torso_rotation, torso_translation)
     curves = Curves(*(smooth(np.asarray(c), config.smooth).astype(np.float32) for c in columns))
-    whole = same and regions >= {"pose", "expression", "gaze"} and config.pose_scale == config.expression_scale == 1
     # Where the turn was limited the driver's landmarks lie on another side of the face.
     direct = np.exp(-((taken_deg / LIMITED_DEG) ** 2)) * (whole and config.method != "none")
-    # Of landmarks; what a network predicts follows the scaled expression by itself.
-    strength = config.expression_scale * bool(regions & {"expression", "lips", "eyes"})
     absolute = config.expression == "absolute" and not same
     rest = Rest.neutral(head_fit, tracking, head, neutral) if absolute else Rest.seen(head_fit, tracking, neutral)
+    # Of landmarks; what a network predicts follows the scaled expression by itself.
+    strength = config.expression_scale * bool(regions & {"expression", "lips", "eyes"})
     follows = bool(strength > 0 and config.method != "none")
-    offsets: Offsets | None = None
-    # Fitted offsets belong to no region: the whole face has them, or none.
-    whole_face = min(config.expression_scale, 1.0) * ("expression" in regions)
-    # The person's own landmarks know more of their face than a network does.
-    used = trained if config.method == "learned" and not same else None
-    if used is not None:
-        learned = Learned(used, head_fit, head)
-        offsets = learned if mesh is None else Lifted(learned, mesh)
-    elif config.method == "direct" and driver is not None:
-        offsets = Copied.of(driver, neutral, head_fit, head, strength=whole_face)
-    if config.method == "learned" and driver is not None and config.folds * whole_face > 0:
-        # The person's own folds are theirs in full.
-        share = whole_face * (1.0 if same else config.folds)
-        offsets = Folded(offsets, driver, neutral, head_fit, head, share)
-    steps = landmark_steps(
-        head_fit,
-        tracking,
-        head,
-        curves,
-        motion,
-        direct=direct,
-        rest=rest,
-        strength=strength * (config.method != "none"),
-        eyes=follows and (not absolute or bool(regions & {"expression", "eyes"})),
-        lips=follows and absolute and bool(regions & {"expression", "lips"}),
-        copied=config.method == "direct" and driver is None,
-        own=_landmarks_moved(head, offsets, curves),
-    )
+    offsets, used = _offsets(head_fit, head, config, beyond, neutral, same=same)
+    steps = np.zeros((len(cost), 478, 2))
+    if not refitted:
+        steps = landmark_steps(
+            head_fit,
+            tracking,
+            head,
+            curves,
+            motion,
+            direct=direct,
+            rest=rest,
+            strength=strength * (config.method != "none"),
+            eyes=follows and (not absolute or bool(regions & {"expression", "eyes"})),
+            lips=follows and absolute and bool(regions & {"expression", "lips"}),
+            copied=config.method == "direct" and beyond.driver is None,
+            own=_landmarks_moved(head, offsets, curves),
+        )
     return Performance(curves, smooth(steps, config.smooth).astype(np.float32), neutral, offsets, used)
+
+
+def _offsets(
+    head_fit: HeadFit, head: HeadModel, config: TransferConfig, beyond: Beyond, neutral: int, *, same: bool
+) -> tuple[Offsets | None, Trained | None]:
+    """Dynamic offsets beyond the photo's own, and the network that they come from."""
+    driver = beyond.driver
+    # Fitted offsets belong to no region: the whole face has them, or none.
+    share = min(config.expression_scale, 1.0) * ("expression" in parse_regions(config.region))
+    if same:
+        # The person's own frames know more of their face than a network does.
+        takes = driver is not None and config.method != "none" and share > 0
+        return (Refitted(driver, head_fit, share), None) if takes and driver is not None else (None, None)
+    match config.method:
+        case "direct":
+            copied = driver is not None
+            return (Copied.of(driver, neutral, head_fit, head, strength=share) if copied else None), None
+        case "learned":
+            offsets: Offsets | None = None
+            if beyond.trained is not None:
+                offsets = Learned(beyond.trained, head_fit, head)
+                offsets = offsets if beyond.mesh is None else Lifted(offsets, beyond.mesh)
+            if driver is not None and config.folds * share > 0:
+                offsets = Folded(offsets, driver, neutral, head_fit, head, config.folds * share)
+            return offsets, beyond.trained
+    return None, None
 
 
 def _face_curves(

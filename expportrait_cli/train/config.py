@@ -40,6 +40,8 @@ class TransferTraining(Checked):
     """Steps between two points of the curve; an interrupted run goes on from there."""
     seed: Seed = 0
     """Seed of everything random."""
+    head_model: Literal["anny", "smplx"] = "anny"
+    """3D head of made-up people, where no set says which."""
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ def prepare_lesson(datasets: Sequence[Path], work: Path, config: TransferTrainin
         InputError: no prepared set; sets of different head models; too few people.
     """
     opened = [Dataset.open(folder) for folder in datasets]
-    models = sorted({dataset.head_model for dataset in opened}) or ["anny"]
+    models = sorted({dataset.head_model for dataset in opened}) or [config.head_model]
     if len(models) > 1:
         raise InputError(f"The sets mix the head models {' and '.join(models)}. Prepare them with one of them.")
     head = head_by_name(kind_of_head(models[0]))  # pyright: ignore[reportArgumentType]
