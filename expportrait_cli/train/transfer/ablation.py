@@ -28,7 +28,7 @@ from expportrait_cli.train.transfer.methods import (
     tracked,
     wrinkle_energy,
 )
-from expportrait_cli.train.transfer.performers import Performer
+from expportrait_cli.train.transfer.performers import Actor, Performer
 from expportrait_cli.train.transfer.run import Lesson, Stage, prepare_lesson, train_network, trained_of
 from expportrait_cli.train.transfer.synthetic import Synthesis, random_expressions
 
@@ -147,7 +147,7 @@ def _amplitude_ratios(theatre: Theatre, truth: Theatre, cast: Sequence[Performer
     return (own / true).tolist()
 
 
-def _shares(methods: Mapping[str, Predict], people: Sequence[Performer], lesson: Lesson) -> dict[str, Any]:
+def _shares(methods: Mapping[str, Predict], people: Sequence[Actor], lesson: Lesson) -> dict[str, Any]:
     found = {name: errors(predict, people, lesson.face) for name, predict in methods.items()}
     return {name: _basic(error, found["none"]) for name, error in found.items()}
 

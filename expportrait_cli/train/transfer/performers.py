@@ -135,8 +135,8 @@ def stored(clip: Clip, head: HeadModel, face: Face, folder: Path) -> Stored:
     Raises:
         InputError: as `performer`.
     """
-    key = str(npz.read_header(clip.head)["made_by"].get("key") or content_hash(clip.head))
-    own = folder / f"{clip.name}-{key[:16]}"
+    made = hashlib.sha256("".join(_key(path) for path in (clip.head, clip.tracking)).encode()).hexdigest()
+    own = folder / f"{clip.name}-{made[:16]}"
     # The last one stands for all.
     if not (own / f"{Stored.SMALL[-1]}.npy").is_file():
         found = performer(clip, head, face)
@@ -144,6 +144,10 @@ def stored(clip: Clip, head: HeadModel, face: Face, folder: Path) -> Stored:
             with atomic_path(own / f"{column}.npy") as partial, partial.open("wb") as file:
                 np.save(file, getattr(found, column))
     return Stored(own, clip.name, clip.person)
+
+
+def _key(artifact: Path) -> str:
+    return str(npz.read_header(artifact)["made_by"].get("key") or content_hash(artifact))
 
 
 def performer(clip: Clip, head: HeadModel, face: Face) -> Performer:

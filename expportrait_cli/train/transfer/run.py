@@ -53,14 +53,9 @@ def prepare_lesson(datasets: Sequence[Path], work: Path, config: TransferTrainin
         raise InputError(f"The sets mix the head models {' and '.join(models)}. Prepare them with one of them.")
     head = head_by_name(kind_of_head(models[0]))  # pyright: ignore[reportArgumentType]
     face = Face.of(head)
-    clips, progress = (
-        [clip for dataset in opened for clip in dataset.clips],
-        stage("read the sets") if opened else silent(""),
-    )
-    folder, filmed = work / f"filmed-{head.name}", []
-    folder.mkdir(parents=True, exist_ok=True)
-    for clip in counted(clips, len(clips), progress):
-        filmed.append(stored(clip, head, face, folder))
+    clips = [clip for dataset in opened for clip in dataset.clips]
+    read = counted(clips, len(clips), stage("read the sets") if clips else silent(""))
+    filmed = [stored(clip, head, face, work / f"filmed-{head.name}") for clip in read]
     made_up = []
     if config.synthetic:
         folder = work / f"synthetic-{head.name}"
