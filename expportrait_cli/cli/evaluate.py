@@ -71,6 +71,7 @@ def evaluate(
         typer.Option(metavar="HTML", help="Also write a page: intervals, curves, worst frames.", show_default=False),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the scores as JSON instead of the path.")] = False,
+    device: options.Device = None,
     quiet: options.Quiet = False,
     log_level: options.LogLevel = None,
 ) -> None:

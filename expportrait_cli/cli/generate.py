@@ -78,6 +78,7 @@ def generate(
         ),
     ] = True,
     as_json: options.Json = False,
+    device: options.Device = None,
     quiet: options.Quiet = False,
     log_level: options.LogLevel = None,
 ) -> None:

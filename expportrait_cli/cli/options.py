@@ -29,7 +29,7 @@ from expportrait_cli.config import (
     WanConfig,
 )
 from expportrait_cli.errors import InputError, OutputError, UsageError
-from expportrait_cli.runtime import between
+from expportrait_cli.runtime import between, choose_device
 
 LogLevelName = Literal["debug", "info", "warning", "error"]
 
@@ -48,6 +48,13 @@ def set_level(level: LogLevelName | None) -> LogLevelName | None:
     if level is not None:
         logging.getLogger("expportrait_cli").setLevel(level.upper())
     return level
+
+
+def set_device(name: str | None) -> str | None:
+    """Choose the run's device; given before or after the command's name."""
+    if name is not None:
+        choose_device(name)
+    return name
 
 
 def setting(config: type, name: str, *declarations: str, **details: Any) -> Any:
@@ -84,6 +91,16 @@ Quiet = Annotated[
 ]
 LogLevel = Annotated[
     LogLevelName | None, typer.Option(callback=set_level, help="How much of the log stderr shows.", show_default=False)
+]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        metavar="NAME",
+        callback=set_device,
+        help="Where tensors are worked on: auto, cpu, cuda or cuda:N. Auto is the first GPU that torch finds.",
+        show_default=False,
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print a JSON summary on stdout instead of the path.")]
 Out = Annotated[

@@ -22,6 +22,7 @@ def track(
     on_missing: options.OnMissing = TrackConfig.on_missing,
     head_model: HeadModelOption = "anny",
     as_json: options.Json = False,
+    device: options.Device = None,
     quiet: options.Quiet = False,
     log_level: options.LogLevel = None,
 ) -> None:
@@ -72,6 +73,7 @@ def fit(
     detail: Annotated[bool, options.setting(FitConfig, "detail", "--detail/--no-detail")] = FitConfig.detail,
     rounds: Annotated[int, options.setting(FitConfig, "rounds")] = FitConfig.rounds,
     as_json: options.Json = False,
+    device: options.Device = None,
     quiet: options.Quiet = False,
     log_level: options.LogLevel = None,
 ) -> None:
@@ -124,6 +126,7 @@ def transfer(
     ] = None,
     folds: options.Folds = TransferConfig.folds,
     as_json: options.Json = False,
+    device: options.Device = None,
     quiet: options.Quiet = False,
     log_level: options.LogLevel = None,
 ) -> None:
@@ -172,6 +175,7 @@ def render_normals(
         bool, typer.Option("--preview/--no-preview", help="Also write an .mp4 of driver | normals.")
     ] = False,
     as_json: options.Json = False,
+    device: options.Device = None,
     quiet: options.Quiet = False,
     log_level: options.LogLevel = None,
 ) -> None:

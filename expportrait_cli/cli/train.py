@@ -41,6 +41,7 @@ def prepare(
     min_face: Annotated[int, options.setting(PrepareConfig, "min_face_px", metavar="PX")] = PrepareConfig.min_face_px,
     head_model: HeadModelOption = "anny",
     as_json: options.Json = False,
+    device: options.Device = None,
     quiet: options.Quiet = False,
     log_level: options.LogLevel = None,
 ) -> None:
@@ -87,6 +88,7 @@ def transfer(
     seed: Seed = TransferTraining.seed,
     head_model: OwnModel = TransferTraining.head_model,
     as_json: options.Json = False,
+    device: options.Device = None,
     quiet: options.Quiet = False,
     log_level: options.LogLevel = None,
 ) -> None:
@@ -113,6 +115,7 @@ def ablation(
     seed: Seed = TransferTraining.seed,
     head_model: OwnModel = TransferTraining.head_model,
     as_json: options.Json = False,
+    device: options.Device = None,
     quiet: options.Quiet = False,
     log_level: options.LogLevel = None,
 ) -> None:
@@ -160,6 +163,7 @@ def generator(
     sample_every: Annotated[int, options.setting(GeneratorTask, "sample_every")] = GeneratorTask.sample_every,
     seed: Seed = GeneratorTraining.seed,
     as_json: options.Json = False,
+    device: options.Device = None,
     quiet: options.Quiet = False,
     log_level: options.LogLevel = None,
 ) -> None:
@@ -215,6 +219,7 @@ def mini(
     photos: Annotated[int, options.setting(MiniTraining, "photos")] = (MiniTraining.photos),
     seed: Seed = MiniTraining.seed,
     as_json: options.Json = False,
+    device: options.Device = None,
     quiet: options.Quiet = False,
     log_level: options.LogLevel = None,
 ) -> None:
@@ -237,6 +242,7 @@ def gate(
     datasets: Sets,
     *,
     as_json: options.Json = False,
+    device: options.Device = None,
     quiet: options.Quiet = False,
     log_level: options.LogLevel = None,
 ) -> None:

@@ -1,7 +1,7 @@
 """The part of a neutral head that moves, as the transfer network sees it (V_neutral of paper Eq. 8), and its folds."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -61,6 +61,10 @@ class Face:
             torch.arange(0, len(vertices), step),
         )
 
+    def to(self, device: torch.device | str) -> "Face":
+        """The same on a device; numbers of vertices stay where they are."""
+        return replace(self, **{k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)})
+
 
 @dataclass(frozen=True)
 class Neutral:
@@ -89,6 +93,10 @@ class Neutral:
                 rest.append(1000 * ((points - smooth) * normals).sum(-1))
         return cls(points, frames, normals, torch.stack(rest, -1))
 
+    def to(self, device: torch.device | str) -> "Neutral":
+        """The same on a device."""
+        return Neutral(*(getattr(self, field.name).to(device) for field in fields(Neutral)))
+
     def at(self, rows: Int64[Tensor, " R"]) -> "Neutral":
         """The same person at some vertices only."""
         return Neutral(*(getattr(self, field.name)[rows] for field in fields(Neutral)))
@@ -104,7 +112,7 @@ def _aligned(points: Float[Tensor, "P 3"], to: Float[Tensor, "P 3"]) -> tuple[Te
     centre, goal = points.mean(0), to.mean(0)
     a, b = points - centre, to - goal
     u, s, vh = torch.linalg.svd(b.T @ a)
-    sign = torch.ones(3, dtype=s.dtype)
+    sign = torch.ones_like(s)
     sign[2] = torch.sign(torch.linalg.det(u @ vh))
     turn = u @ torch.diag(sign) @ vh
     scale = (a * a).sum() / (s * sign).sum()
@@ -118,7 +126,7 @@ def shortest_turn(start: Float[Tensor, "P 3"], end: Float[Tensor, "P 3"]) -> Flo
     x, y, z = axis.unbind(-1)
     zero = torch.zeros_like(x)
     skew = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).reshape(-1, 3, 3)
-    return torch.eye(3) + skew + skew @ skew / (1 + cosine)[:, None, None]
+    return torch.eye(3, dtype=axis.dtype, device=axis.device) + skew + skew @ skew / (1 + cosine)[:, None, None]
 
 
 @runtime_checkable

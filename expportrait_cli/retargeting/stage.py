@@ -37,7 +37,8 @@ from expportrait_cli.retargeting.motion import (
     states,
     torso_motion,
 )
-from expportrait_cli.retargeting.network import Trained
+from expportrait_cli.retargeting.network import Trained, on_device
+from expportrait_cli.runtime import best_device
 from expportrait_cli.solve.solver import JAW_RANGE_RAD
 
 
@@ -53,13 +54,15 @@ class Learned:
     """
 
     def __init__(self, trained: Trained, head_fit: HeadFit, head: HeadModel):
-        """Evaluate the person's basis once."""
-        network = trained.network
+        """Evaluate the person's basis once, on the run's device."""
+        network, self._device = trained.network, best_device()
         self.vertices, self._network = network.face.vertices, network
         with torch.inference_mode():
-            self._neutral = Neutral.of(neutral_mesh(head_fit, head)[self.vertices], network.face)
+            neutral = Neutral.of(neutral_mesh(head_fit, head)[self.vertices], network.face.to("cpu"))
+            self._neutral = neutral.to(self._device)
+            on_device(network, self._device)
             self._code = network.code(self._neutral)
-            self._rows = torch.arange(len(self.vertices))
+            self._rows = torch.arange(len(self.vertices), device=self._device)
             is_split = network.config.kind != "concat"
             self._fields = network.fields(self._neutral, self._code, self._rows) if is_split else None
             self._photo = self._frame(head_fit.expression, head_fit.jaw)
@@ -70,10 +73,10 @@ class Learned:
             frames = [
                 self._frame(psi, jaw) - self._photo for psi, jaw in zip(curves.expression, curves.jaw, strict=True)
             ]
-        return torch.stack(frames).numpy()
+        return torch.stack(frames).cpu().numpy()
 
     def _frame(self, psi: np.ndarray, jaw: np.ndarray) -> Float32[Tensor, "P 3"]:
-        given = (torch.from_numpy(psi.astype(np.float32))[None], torch.from_numpy(jaw.astype(np.float32))[None])
+        given = tuple(torch.from_numpy(c.astype(np.float32))[None].to(self._device) for c in (psi, jaw))
         if self._fields is None:
             return self._network.offsets(self._neutral, self._code, *given, rows=self._rows)[0]
         return self._network.mixed(self._fields, self._network.coefficients(self._code, *given))[0]

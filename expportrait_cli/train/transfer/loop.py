@@ -15,8 +15,8 @@ from torch import Tensor
 from expportrait_cli.fitting.losses import huber, length
 from expportrait_cli.geometry.mesh import vertex_normals
 from expportrait_cli.retargeting.face import Face, Neutral, stacked
-from expportrait_cli.retargeting.network import Kind, NetworkConfig, TransferNetwork
-from expportrait_cli.runtime import Progress
+from expportrait_cli.retargeting.network import Kind, NetworkConfig, TransferNetwork, on_device
+from expportrait_cli.runtime import Progress, best_device
 from expportrait_cli.train.config import TransferTraining
 from expportrait_cli.train.state import follow, load_state, save_state
 from expportrait_cli.train.transfer.performers import Actor, expression_scale
@@ -102,7 +102,10 @@ def train(
     folder = state.parent / "pupils"
     pupils, energy = _pupils(network, learners, folder)
     exam, _ = _pupils(network, list(judges)[:JUDGED], folder)
-    steep = _steepness(energy)
+    # The people were read on the CPU; from here on all is on the run's device.
+    device = best_device()
+    steep = _steepness(energy).to(device)
+    on_device(network, device)
     generator = torch.Generator().manual_seed(config.seed)
     optimizer = torch.optim.AdamW(network.parameters(), lr=config.rate, weight_decay=config.decay)
     average = copy.deepcopy(network)
@@ -121,7 +124,8 @@ def train(
             log(step + 1, {"loss": float(loss.detach()), **judged(average, exam)})
             save_state(state, step + 1, network, average, optimizer, generator)
         progress(step + 1, config.steps)
-    return average
+    on_device(network, "cpu")
+    return on_device(average, "cpu")
 
 
 @torch.inference_mode()
@@ -211,13 +215,15 @@ def _gathered(network, rows, generator, config: TransferTraining | None = None) 
     code = torch.stack([p.code for p, *_ in rows])
     if config is not None:
         code = code + config.code_noise * torch.randn(code.shape, generator=generator)
-        psi = psi + config.psi_noise * network.psi_scale * torch.randn(psi.shape, generator=generator)
+        psi = psi + config.psi_noise * network.psi_scale.cpu() * torch.randn(psi.shape, generator=generator)
     # Two steps: the frames are read from the file in one piece each.
     wanted = [torch.from_numpy(np.array(p.performer.offset[f])[:, at.numpy()]).float() for p, f, _, at in rows]
     weight = torch.stack([torch.from_numpy(p.performer.weight[frames]) for p, frames, *_ in rows])
     points = torch.stack([at for *_, at in rows])
     neutral = stacked([neutral.at(at) for _, _, neutral, at in rows])
-    return Batch(neutral, code, psi, jaw, points, torch.stack(wanted), weight)
+    device = network.psi_scale.device
+    columns = (code, psi, jaw, points, torch.stack(wanted), weight)
+    return Batch(neutral.to(device), *(column.to(device) for column in columns))
 
 
 def _offsets(network, batch: Batch) -> Float[Tensor, "B T R 3"]:
