@@ -55,7 +55,9 @@ def evaluate(
     ] = False,
     own: Annotated[bool, typer.Option("--own/--no-own", help="Make and score films of this tool.")] = True,
     backend: BackendName = "auto",
+    weights_folder: options.Weights = None,
     head_model: options.HeadModelOption = "anny",
+    representation: options.Shown = "full",
     stride: Annotated[int | None, typer.Option(min=1, help="Use every so many frames.", show_default=False)] = None,
     frames: Annotated[
         int | None, typer.Option(min=2, help="At most so many frames a clip.", show_default=False)
@@ -79,7 +81,9 @@ def evaluate(
 
     With --suite, make and measure many, and give means over clips. Run it again to make only what is missing.
     """
+    makes = (backend, head_model, representation, weights_folder) != ("auto", "anny", "full", None)
     serving = (
+        makes,
         method,
         ablation,
         not own,
@@ -101,6 +105,7 @@ def evaluate(
         if films or target is not None or reference is not None:
             raise UsageError("--suite names all files itself: leave out OUT, --target and --reference.")
         from expportrait_cli.benchmark.files import Request
+        from expportrait_cli.benchmark.variants import Making
 
         request = Request(
             suite,
@@ -111,8 +116,7 @@ def evaluate(
             methods=tuple(method or ()),
             ablation=ablation,
             own=own,
-            backend=backend,
-            head_model=head_model,
+            making=Making(backend, str(weights_folder or ""), head_model, representation),
         )
         _many(request, out, report, as_json=as_json)
         return

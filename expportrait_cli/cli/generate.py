@@ -44,6 +44,7 @@ def generate(
     region: options.Region = TransferConfig.region,
     smooth: options.Smooth = TransferConfig.smooth,
     curves: options.CurvesFile = None,
+    representation: options.Shown = TransferConfig.representation,
     audio: Annotated[
         Literal["driving", "reference", "none"], options.setting(GenerateConfig, "audio")
     ] = GenerateConfig.audio,
@@ -112,6 +113,7 @@ def generate(
             pose_scale=pose_scale,
             region=region,
             smooth=smooth,
+            representation=representation,
         ),
         generate=GenerateConfig(
             backend=backend,

@@ -114,6 +114,7 @@ OnMissing = Annotated[
     Literal["hold", "interpolate", "fail"],
     setting(TrackConfig, "on_missing"),
 ]
+Shown = Annotated[Literal["full", "static", "base"], setting(TransferConfig, "representation", "--representation")]
 NeutralFrame = Annotated[str | None, setting(TransferConfig, "neutral_frame", show_default=False)]
 Expression = Annotated[Counts | None, setting(TransferConfig, "expression", show_default=False)]
 Pose = Annotated[Counts | None, setting(TransferConfig, "pose", show_default=False)]

@@ -115,6 +115,7 @@ def transfer(
     region: options.Region = TransferConfig.region,
     smooth: options.Smooth = TransferConfig.smooth,
     curves: options.CurvesFile = None,
+    representation: options.Shown = TransferConfig.representation,
     driver_head: Annotated[
         Path | None,
         typer.Option(
@@ -149,6 +150,7 @@ def transfer(
         region=region,
         smooth=smooth,
         folds=folds,
+        representation=representation,
     )
     with Display() as display:
         meshes = commands.transfer(

@@ -153,6 +153,9 @@ def generator(
     rate: Annotated[float, options.setting(GeneratorTraining, "rate")] = GeneratorTraining.rate,
     trunk: Annotated[float, options.setting(GeneratorTraining, "trunk")] = (GeneratorTraining.trunk),
     lora: Annotated[int, options.setting(GeneratorTraining, "lora")] = GeneratorTraining.lora,
+    representation: Annotated[
+        Literal["full", "static", "base"], options.setting(GeneratorTraining, "representation")
+    ] = GeneratorTraining.representation,
     loss: Annotated[Literal["velocity", "epsilon"], options.setting(GeneratorTask, "loss")] = (GeneratorTask.loss),
     hint: Annotated[bool, options.setting(GeneratorTask, "hint", "--hint")] = GeneratorTask.hint,
     checkpointing: Annotated[
@@ -194,6 +197,7 @@ def generator(
         trunk=trunk,
         lora=lora,
         seed=seed,
+        representation=representation,
     )
     task = GeneratorTask(
         loss=loss, hint=hint, checkpointing=checkpointing, report_every=report_every, sample_every=sample_every

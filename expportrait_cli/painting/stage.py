@@ -16,7 +16,7 @@ from expportrait_cli.artifacts import network_file
 from expportrait_cli.artifacts.files import sha256
 from expportrait_cli.artifacts.meshes import Meshes
 from expportrait_cli.artifacts.types import HeadFit
-from expportrait_cli.config import GenerateConfig, WanConfig
+from expportrait_cli.config import GenerateConfig, Representation, WanConfig
 from expportrait_cli.errors import FilmError, UsageError, WeightsError
 from expportrait_cli.head import HeadModel
 from expportrait_cli.painting.mini import KIND
@@ -57,6 +57,20 @@ class Choice:
         """What the film depends on beside the settings: the painter, and the hashes of its weights."""
         weights = self.folder.sha256 if self.folder is not None else sha256(self.file) if self.file is not None else ""
         return {"painter": self.name, "weights": weights, "lora": self.lora}
+
+    def check_shown(self, representation: Representation) -> None:
+        """Raise UsageError if this is a generator that was trained on another part of the head."""
+        if self.name != "wan-portrait" or self.folder is None:
+            return
+        from expportrait_cli.painting.wan.manifest import read_manifest
+
+        settings = read_manifest(self.folder.path).train.get("settings")
+        known = settings.get("representation", "full") if isinstance(settings, dict) else "full"
+        if known != representation:
+            raise UsageError(
+                f"{self.folder.path} was trained on normals of the {known} head, and the film's are of the "
+                f"{representation} one. Give `representation={known}`, or a generator that was trained on these."
+            )
 
     @property
     def licences(self) -> list[dict[str, str]]:

@@ -15,10 +15,9 @@ from expportrait_cli.artifacts.files import alone, content_hash, forget_partials
 from expportrait_cli.artifacts.guard import check_outputs
 from expportrait_cli.artifacts.meshes import Meshes
 from expportrait_cli.artifacts.types import HeadFit, Tracking
-from expportrait_cli.config import Quality
-from expportrait_cli.errors import InputError, UsageError
+from expportrait_cli.errors import InputError
 from expportrait_cli.head import HeadModel
-from expportrait_cli.head.model import is_finer
+from expportrait_cli.head.fitted import reduced
 from expportrait_cli.media.image import is_image
 from expportrait_cli.media.video import probe
 from expportrait_cli.media.writer import forget_others, join, write_segments
@@ -34,7 +33,7 @@ from expportrait_cli.pipeline.heads import (
     tracking_head,
 )
 from expportrait_cli.pipeline.job import WORK_FILES, Job, behind_normals, check
-from expportrait_cli.pipeline.performance import CurvesFile, Driver, OffsetSource
+from expportrait_cli.pipeline.performance import CurvesFile, Driver, OffsetSource, representation_of
 from expportrait_cli.pipeline.provenance import (
     check_source,
     fit_quality,
@@ -97,6 +96,8 @@ def _made(job: Job, kinds: tuple[str, str], stage: Stage) -> Film:
         log.info("%s is up to date: same inputs, same settings.", job.out)
         _forget_segments(job.work)
         return Film(job.out, job.record, known)
+    if kinds[1] != "meshes":
+        painter.check_shown(job.transfer.representation)
     painter_of(job.generate)  # For what it refuses: better now than after minutes of tracking.
     run = _Run(job, Stages(stage), hashes, _head_model(job, kinds), painter, known if is_whole else {}, table)
     return run.film(kinds, key)
@@ -137,15 +138,10 @@ def _head_model(job: Job, kinds: tuple[str, str]) -> HeadModel:
     tracking = npz.load(Tracking, job.driving) if kinds[1] == "track" else None
     if own is not None and tracking is not None:
         check_same(job.reference, own, job.driving, tracking)
-    for path, given in ((job.reference, own), (job.driving, tracking)):
-        if given is not None:
-            head = head_behind(path, given)
-            if job.head_model not in (None, kind_of_head(head.name)):
-                raise UsageError(
-                    f"{path} was made with the head model '{head.name}', not with `head_model={job.head_model}`. Leave "
-                    "that out, or give the photo or clip."
-                )
-            return head
+    if own is not None:
+        return head_behind(job.reference, own, wanted=job.head_model)
+    if tracking is not None:
+        return head_behind(job.driving, tracking, wanted=job.head_model)
     return head_by_name(job.head_model or "anny")
 
 
@@ -176,6 +172,10 @@ class _Run:
         head_fit, head_path = self._head_fit(photo, tracking)
         meshes = self._meshes(head_fit, head_path, tracking)
         driver = Driver.of(tracking.artifact) if tracking is not None else Driver.behind(job.driving)
+        shown = representation_of(meshes.artifact.path)
+        self.painter.check_shown(shown)
+        # The photo's own normals are of the same kind as the film's.
+        head_fit = replace(head_fit, artifact=reduced(head_fit.artifact, shown))
         drawn = {"render": f"revision {steps.REVISIONS['render']}"}
         inputs = {"head": head_fit.key, "meshes": meshes.key, **drawn, **self.painter.identity}
         film_key = steps.made_by("generate", asdict(job.generate), inputs)["key"]
@@ -274,29 +274,13 @@ class _Run:
             if meshes.head_hash != self.hashes["reference"]:
                 raise InputError(f"{job.driving} was made for another head than {job.reference}. Run transfer again.")
             return Keyed(meshes, self.hashes["driving"])
-        source = OffsetSource.of(job.transfer, self.head.name, self._driver_head(head_fit, head_path, tracking))
+        driver_head = self.steps.fit_driver(
+            head_fit, head_path, tracking, job.work / "driving.head.npz", job.fit, method=job.transfer.method
+        )
+        source = OffsetSource.of(job.transfer, self.head.name, driver_head)
         return self.steps.transfer(
             head_fit, tracking, job.meshes, source, head_path=head_path, curves=job.curves, written=self.table.written
         )
-
-    def _driver_head(self, own: Keyed[HeadFit], head_path: Path, tracking: Keyed[Tracking]) -> Path | None:
-        """Fit of the driver's own frames: with the person's head if the driver is the person, else for `direct`.
-
-        In a generator's training every frame has its own folds: without them, films of the person would lack them.
-        """
-        job, driver = self.job, tracking.artifact
-        same = same_person(own.artifact, driver)
-        if job.transfer.method == "none" or len(driver.error) == 1 or not (same or job.transfer.method == "direct"):
-            return None
-        if not Path(driver.source).is_file():
-            log.warning("%s is gone: its landmarks stand for the offsets of its frames.", driver.source)
-            return None
-        quality: Quality = "high" if is_finer(self.head.name) else job.fit.quality
-        plain = Steps(tracking_head(self.head), self.stages)
-        path = job.work / "driving.head.npz"
-        config = replace(job.fit, quality=quality, detail=False)
-        plain.fit([tracking], path, config, known=head_path if same else None, title="fit the driver's frames")
-        return path
 
     def _audio(self, driver: Driver | None) -> tuple[Path | None, float]:
         """File that the sound comes from, and the time in it that frame 0 shows."""

@@ -15,13 +15,15 @@ from expportrait_cli.artifacts import npz
 from expportrait_cli.artifacts.files import content_hash
 from expportrait_cli.artifacts.meshes import Meshes
 from expportrait_cli.artifacts.types import HeadFit, Tracking
-from expportrait_cli.config import FitConfig, TrackConfig
+from expportrait_cli.config import FitConfig, Method, Quality, TrackConfig
 from expportrait_cli.errors import InputError
 from expportrait_cli.fitting import fit as run_fit
 from expportrait_cli.head import HeadModel
+from expportrait_cli.head.model import is_finer
 from expportrait_cli.pipeline.heads import tracking_head
 from expportrait_cli.pipeline.performance import CurvesFile, OffsetSource, write_meshes
 from expportrait_cli.pipeline.provenance import network_of, networks_behind, warn_of_misfit
+from expportrait_cli.retargeting.stage import same_person
 from expportrait_cli.runtime import Stages
 from expportrait_cli.tracking import track as run_track
 from expportrait_cli.version import __version__
@@ -181,6 +183,33 @@ class Steps:
             ),
         )
         return replace(made, artifact=replace(made.artifact, source=trackings[0].artifact.source))
+
+    def fit_driver(
+        self,
+        own: Keyed[HeadFit],
+        head_path: Path,
+        tracking: Keyed[Tracking],
+        path: Path,
+        config: FitConfig,
+        *,
+        method: Method,
+    ) -> Path | None:
+        """Fit the driver's own frames: with the person's head if the driver is the person, else for `direct` alone.
+
+        In a generator's training every frame has its own folds: without them, films of the person would lack them.
+        """
+        driver = tracking.artifact
+        same = same_person(own.artifact, driver)
+        if method == "none" or len(driver.error) == 1 or not (same or method == "direct"):
+            return None
+        if not Path(driver.source).is_file():
+            log.warning("%s is gone: its landmarks stand for the offsets of its frames.", driver.source)
+            return None
+        quality: Quality = "high" if is_finer(self.head.name) else config.quality
+        config, known = replace(config, quality=quality, detail=False), head_path if same else None
+        plain = Steps(tracking_head(self.head), self.stages)
+        plain.fit([tracking], path, config, known=known, title="fit the driver's frames")
+        return path
 
     def transfer(
         self,

@@ -156,6 +156,8 @@ def transfer(
     `learned`, to which the driver's own fit adds the folds that it shows beyond them; with `direct` they are the fit's,
     copied (paper, Fig. 8), or follow the driver's landmarks without one.
     """
+    if config.representation != "full":
+        config, beyond = replace(config, method="none"), None
     beyond = beyond or Beyond()
     regions = parse_regions(config.region)
     same = same_person(head_fit, tracking)

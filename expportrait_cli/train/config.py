@@ -104,6 +104,9 @@ class GeneratorTraining(Checked):
     """Share of the people that are used for validation alone."""
     seed: Seed = 0
     """Seed of everything random."""
+    representation: Literal["full", "static", "base"] = "full"
+    """Head whose normals are shown: all of it (full), without dynamic offsets (static), or the head model's mesh alone
+    (base), the baseline of the paper's Fig. 7. Films are then made with the same."""
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from torch import Tensor
 from expportrait_cli.artifacts import npz
 from expportrait_cli.artifacts.files import atomic_path, content_hash
 from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit, Tracking
+from expportrait_cli.config import Representation
 from expportrait_cli.dataset.dataset import Clip
 from expportrait_cli.dataset.sheet import clip_meshes
 from expportrait_cli.detect.crop import Crop, crop_image
@@ -27,7 +28,7 @@ from expportrait_cli.errors import InputError
 from expportrait_cli.geometry import mesh
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.head import HeadModel
-from expportrait_cli.head.fitted import relief_of
+from expportrait_cli.head.fitted import reduced, relief_of
 from expportrait_cli.media.video import read_frames
 from expportrait_cli.media.writer import VideoWriter
 from expportrait_cli.painting.wan.encoders import TEMPORAL, ImageEncoder
@@ -99,6 +100,8 @@ class Maker:
     hints: int = 0
     """Frames of a clip that a proxy film is drawn from, which are then its photos; 0 for no proxy films."""
     image_encoder: ImageEncoder | None = None
+    representation: Representation = "full"
+    """Part of the fitted head that is drawn."""
 
     def inputs(self) -> dict[str, str]:
         """Hashes of the weights."""
@@ -118,6 +121,8 @@ def build_cache(clips: Sequence[Clip], folder: Path, maker: Maker, *, progress: 
     folder.mkdir(parents=True, exist_ok=True)
     entries, weights = [], maker.inputs()
     settings = {"size": maker.size, "photos": PHOTOS, "normals": CONVENTION, "hints": maker.hints}
+    if maker.representation != "full":
+        settings["representation"] = maker.representation
     for index, clip in enumerate(clips):
         progress(index, len(clips))
         entry = entry_of(clip, folder)
@@ -155,7 +160,7 @@ def _build(clip: Clip, entry: Entry, maker: Maker, *, key: str) -> None:
     # Whole latent frames: one picture, and then four each.
     count -= (count - 1) % TEMPORAL
     with VideoWriter(entry.normals, rate=Fraction(*tracking.rate.tolist()), lossless=True) as writer:
-        for picture in _normals(fit, tracking, head, count, maker.size):
+        for picture in _normals(reduced(fit, maker.representation), tracking, head, count, maker.size):
             writer.write(picture)
     if maker.hints:
         hints = _hints(clip, tracking, count, maker)

@@ -175,6 +175,7 @@ def _entries(run: Run, accelerator: Accelerator) -> tuple[list[Entry], list[Entr
         run.config.size,
         hints=run.task.hint_photos * run.task.hint,
         image_encoder=None if encoder is None else ImageEncoder(encoder, accelerator.device),
+        representation=run.config.representation,
     )
     share = clips[accelerator.process_index :: accelerator.num_processes]
     build_cache(share, folder, maker, progress=run.stage("encode the clips"))
