@@ -10,7 +10,7 @@ OnMissing = Literal["hold", "interpolate", "fail"]
 Supervision = Literal["auto", "none", "shading", "david", "sapiens"]
 Recenter = Literal["neutral", "mean"]
 Verdict = Literal["auto", "yes", "no"]
-Quality = Literal["draft", "standard", "high"]
+Quality = Literal["draft", "standard", "high", "paper"]
 Method = Literal["learned", "direct", "none"]
 Counts = Literal["absolute", "relative"]
 Representation = Literal["full", "static", "base"]
@@ -94,7 +94,8 @@ class FitConfig(Checked):
     """How the head is fitted."""
 
     quality: Quality = "standard"
-    """draft: landmarks and outline alone; standard: folds too; high: finer folds on a mesh of half the edge length."""
+    """draft: landmarks and outline alone; standard: folds too; high: finer folds on a mesh of half the edge length;
+    paper: then parameters and offsets together, by rendered normals and depth (needs a network; meant for a GPU)."""
     supervision: Supervision = "auto"
     """What folds are read from: auto is the best network that is installed, otherwise shading for clips."""
     same_person: Verdict = "auto"

@@ -167,7 +167,7 @@ def refined_identity(clip: Clip, evidence: Evidence) -> Float32[np.ndarray, " K"
     curves = clip.rows(rows)
     crops = list(clip.crops(rows))
     verts, _ = clip.pose(rows, whole_patch(clip))
-    terms = [*evidence.terms(crops, verts), _landmarks(clip, rows)]
+    terms = [*evidence.terms(crops, verts), landmark_term(clip, rows)]
     tracked = pose_of(curves, curves.torso_translation)
     frames = _Frames(clip, tracked)
     moved = {
@@ -200,7 +200,8 @@ def _descend(frames: _Frames, moved: dict[str, Tensor], terms: Sequence) -> Floa
     return best
 
 
-def _landmarks(clip: Clip, rows: np.ndarray) -> LandmarkLoss:
+def landmark_term(clip: Clip, rows: np.ndarray) -> LandmarkLoss:
+    """Distance of some frames' landmarks from where they are seen: Eq. 5, robust, in units of `UNIT_IOD`."""
     points = clip.tracking.landmarks[rows]
     weight = np.ones(points.shape[:2], np.float32)
     weight[:, FACE_OVAL + IRIS] = 0.0
