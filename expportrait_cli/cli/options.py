@@ -312,9 +312,9 @@ def only_helps(config: GenerateConfig) -> bool:
     return only_helps(config)
 
 
-HEAD_MODEL_HELP = "3D head: the built-in anny, or smplx from your own licensed file (EXPPORTRAIT_SMPLX)"
-HeadModelOption = Annotated[Literal["anny", "smplx"], typer.Option(help=f"{HEAD_MODEL_HELP}.")]
+HEAD_MODEL_HELP = "3D head: the built-in anny; smplx from your licensed file (EXPPORTRAIT_SMPLX); gnm, once fetched"
+HeadModelOption = Annotated[Literal["anny", "smplx", "gnm"], typer.Option(help=f"{HEAD_MODEL_HELP}.")]
 OwnHeadModel = Annotated[
-    Literal["anny", "smplx"] | None,
+    Literal["anny", "smplx", "gnm"] | None,
     typer.Option("--head-model", help=f"{HEAD_MODEL_HELP}; that of given artifacts, else anny.", show_default=False),
 ]

@@ -75,7 +75,7 @@ Datasets = Annotated[
 Steps = Annotated[int, options.setting(TransferTraining, "steps")]
 Synthetic = Annotated[int, options.setting(TransferTraining, "synthetic")]
 Seed = Annotated[int, options.setting(TransferTraining, "seed")]
-OwnModel = Annotated[Literal["anny", "smplx"], options.setting(TransferTraining, "head_model")]
+OwnModel = Annotated[Literal["anny", "smplx", "gnm"], options.setting(TransferTraining, "head_model")]
 
 
 @app.command("transfer")

@@ -1,6 +1,7 @@
 """Parametric head models, whichever file they come from, and FaceMesh's landmarks on them.
 
-A new head model is a module that builds a `HeadModel`, and a case in `load_head`; see `anny` and `smplx`.
+A new head model is one module that builds a `HeadModel` from a file, as `gnm` does; its name in `model.HeadName`, and
+a case each in `find_model` and `load_head`. docs/paper.md says what the module has to find in the file.
 """
 
 from pathlib import Path
@@ -39,6 +40,10 @@ def find_model(name: HeadName) -> Path:
             from expportrait_cli.head.smplx.build import find_file
 
             return find_file()
+        case "gnm":
+            from expportrait_cli.head import gnm
+
+            return gnm.find_file()
 
 
 def load_head(
@@ -46,7 +51,7 @@ def load_head(
 ) -> HeadModel:
     """Load a head model by its name.
 
-    `find_landmarks` serves a file of the user's own that is seen for the first time (`smplx.load`).
+    `find_landmarks` serves a file of the user's own that is seen for the first time (`embed.with_landmarks`).
 
     Raises:
         WeightsError: its file is missing, or cannot be used.
@@ -57,6 +62,10 @@ def load_head(
 
             return anny.load(device)
         case "smplx":
-            from expportrait_cli.head.smplx import load
+            from expportrait_cli.head.smplx import build
 
-            return load.load(device, find_landmarks=find_landmarks)
+            return build.load(device, find_landmarks=find_landmarks)
+        case "gnm":
+            from expportrait_cli.head import gnm
+
+            return gnm.load(device, find_landmarks=find_landmarks)

@@ -253,7 +253,7 @@ def base_name(name: str) -> str:
     return name.removesuffix(MARK)
 
 
-HeadName = Literal["anny", "smplx"]
+HeadName = Literal["anny", "smplx", "gnm"]
 
 FindLandmarks = Callable[[HeadModel, Float32[Tensor, "V 3"]], HeadModel]
 """A head without landmarks and the paint of its dense vertices to the head with them (`head.embed.embed`)."""

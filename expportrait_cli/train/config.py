@@ -40,7 +40,7 @@ class TransferTraining(Checked):
     """Steps between two points of the curve; an interrupted run goes on from there."""
     seed: Seed = 0
     """Seed of everything random."""
-    head_model: Literal["anny", "smplx"] = "anny"
+    head_model: Literal["anny", "smplx", "gnm"] = "anny"
     """3D head of made-up people, where no set says which."""
 
 

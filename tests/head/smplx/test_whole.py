@@ -14,7 +14,7 @@ from expportrait_cli.errors import WeightsError
 from expportrait_cli.fitting.clip import neutral_weights
 from expportrait_cli.head import HeadModel, load_head
 from expportrait_cli.head.embed import embed
-from expportrait_cli.head.smplx import load
+from expportrait_cli.head.smplx import build
 from expportrait_cli.head.smplx.build import ENVIRONMENT
 from expportrait_cli.retargeting import Beyond, transfer
 from expportrait_cli.retargeting.face import Face, expression_map
@@ -114,7 +114,7 @@ def test_a_network_is_trained_for_it_and_moves_its_face(anny, tmp_path, monkeypa
     file = file_of(tmp_path, body(anny))
     monkeypatch.setenv(ENVIRONMENT, str(file))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    head = load.load(file=file, find_landmarks=lambda head, colours: landmarked(head, anny))
+    head = build.load(file=file, find_landmarks=lambda head, colours: landmarked(head, anny))
     config = TransferTraining(
         steps=6,
         report_every=3,
