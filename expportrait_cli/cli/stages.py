@@ -21,6 +21,16 @@ def track(
     face: options.Face = TrackConfig.face,
     on_missing: options.OnMissing = TrackConfig.on_missing,
     head_model: HeadModelOption = "anny",
+    parameters: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE|FOLDER",
+            exists=True,
+            show_default=False,
+            help="SMPL-X parameters of this clip from another tracker: an .npz with betas, expression, jaw_pose; a "
+            "folder of one .npz a frame (SMPLest-X); AMASS's or Motion-X's layout.",
+        ),
+    ] = None,
     as_json: options.Json = False,
     device: options.Device = None,
     quiet: options.Quiet = False,
@@ -41,7 +51,9 @@ def track(
 
     with Display() as display:
         config = TrackConfig(face=face, on_missing=on_missing)
-        tracking = commands.track(source, path, config, head_model=head_model, stage=display.stage)
+        tracking = commands.track(
+            source, path, config, head_model=head_model, parameters=parameters, stage=display.stage
+        )
     options.echo(path, tracking_quality(tracking), as_json=as_json)
 
 

@@ -1,7 +1,7 @@
 """GNM Head v3 (google/GNM, Apache-2.0) as a head model: skin, eyeballs, teeth, gums and tongue.
 
-The published `gnm_head.npz` holds, for `S` = 17,821 vertices, `I` = 253 identity and `E` = 383 expression components and
-`J` joints, in metres, x to the person's left, y up, z ahead; components are standard normal over people:
+The published `gnm_head.npz` holds `S` = 17,821 vertices, `I` = 253 identity and `E` = 383 expression components and `J`
+joints, in metres, x to the person's left, y up, z ahead; components are standard normal over people:
 `template_vertex_positions` [S,3], `vertex_identity_basis` [I,S,3], `expression_basis` [E,S,3], `expression_names` [E]
 (`left_eye_region_000`, `right_eye_region_...`, `lower_face_region_...`, `tongue_...`, `pupils_...`), `joint_names` [J],
 `template_joint_positions` [J,3], `joint_identity_basis` [I,J,3], `skinning_weights` [J,S], `triangles` [F,3],

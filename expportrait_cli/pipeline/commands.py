@@ -45,16 +45,25 @@ def track(
     config: TrackConfig | None = None,
     *,
     head_model: HeadName = "anny",
+    parameters: PathLike | None = None,
     stage: Stage = silent,
 ) -> Tracking:
     """Track a photo or clip to a `.track.npz`.
+
+    `parameters` are SMPL-X's of this very clip that another program tracked, a file or a folder of one file a frame:
+    identity, expression, jaw and gaze are then theirs (`tracking.Pretracked` says which layouts are read).
 
     Raises:
         InputError: no face, or nothing that can be read.
     """
     stages = Stages(stage)
     with alone(out):
-        made = Steps(head_by_name(head_model), stages).track(Path(source), Path(out), config or TrackConfig())
+        made = Steps(head_by_name(head_model), stages).track(
+            Path(source),
+            Path(out),
+            config or TrackConfig(),
+            parameters=Path(parameters) if parameters is not None else None,
+        )
     _say_if_current(out, stages)
     return made.artifact
 

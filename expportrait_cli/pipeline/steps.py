@@ -24,7 +24,8 @@ from expportrait_cli.pipeline.heads import tracking_head
 from expportrait_cli.pipeline.performance import CurvesFile, OffsetSource, write_meshes
 from expportrait_cli.pipeline.provenance import network_of, networks_behind, warn_of_misfit
 from expportrait_cli.retargeting.stage import same_person
-from expportrait_cli.runtime import Stages
+from expportrait_cli.runtime import Progress, Stages
+from expportrait_cli.tracking import Pretracked, with_parameters
 from expportrait_cli.tracking import track as run_track
 from expportrait_cli.version import __version__
 from expportrait_cli.weights.catalogue import catalogue
@@ -108,9 +109,15 @@ def cached(cls: type[A], path: Path, header: Mapping[str, Any], make: Callable[[
     return Keyed(artifact, header["key"])
 
 
-def track_header(config: TrackConfig, head_model: str, source_hash: str) -> dict[str, Any]:
+def track_header(
+    config: TrackConfig, head_model: str, source_hash: str, parameters: Path | None = None
+) -> dict[str, Any]:
     """Header of a tracking: it depends on the head model as on every other setting."""
-    return made_by("track", {**asdict(config), "head_model": head_model}, {"source": source_hash})
+    inputs = {"source": source_hash}
+    if parameters is not None:
+        files = sorted(parameters.glob("*.npz")) if parameters.is_dir() else [parameters]
+        inputs["parameters"] = hashlib.sha256("".join(map(content_hash, files)).encode()).hexdigest()
+    return made_by("track", {**asdict(config), "head_model": head_model}, inputs)
 
 
 def fit_header(config: FitConfig, inputs: dict[str, str], known: Path | None = None) -> dict[str, Any]:
@@ -133,19 +140,29 @@ class Steps:
     head: HeadModel
     stages: Stages
 
-    def track(self, source: Path, path: Path, config: TrackConfig, *, title: str = "track") -> Keyed[Tracking]:
+    def track(
+        self, source: Path, path: Path, config: TrackConfig, *, title: str = "track", parameters: Path | None = None
+    ) -> Keyed[Tracking]:
         """Track a photo or clip, with the plain model where the head's mesh is a finer one.
+
+        `parameters` are SMPL-X's, which another program tracked (`tracking.Pretracked`).
 
         Raises:
             InputError: no face, or nothing that can be read.
         """
         plain = tracking_head(self.head)
-        header = track_header(config, plain.name, content_hash(source))
+        header = track_header(config, plain.name, content_hash(source), parameters)
+        given = Pretracked.read(parameters) if parameters is not None else None
+
+        def tracked(progress: Progress) -> Tracking:
+            own = run_track(source, plain, config, progress)
+            return own if given is None or parameters is None else with_parameters(own, given, plain, parameters)
+
         made = cached(
             Tracking,
             path,
             header,
-            lambda: self.stages.run(title, lambda progress: run_track(source, plain, config, progress)),
+            lambda: self.stages.run(title, tracked),
         )
         warn_of_misfit(source, made.artifact)
         # The same content may lie elsewhere than when it was tracked.

@@ -1,24 +1,28 @@
 """SMPL-X through the whole chain: its units are standard deviations, and its components have signs and no places."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from support.performers import make_state, quiet
+from support.performers import make_state, performed, quiet
 from support.smplx_bodies import body, file_of, head_of, landmarked
 from support.transfer_faces import driver_of, photo_of
 
 from expportrait_cli.config import TransferConfig
-from expportrait_cli.errors import WeightsError
+from expportrait_cli.errors import InputError, WeightsError
 from expportrait_cli.fitting.clip import neutral_weights
+from expportrait_cli.geometry import rotations
 from expportrait_cli.head import HeadModel, load_head
 from expportrait_cli.head.embed import embed
+from expportrait_cli.head.model import eye_rotation
 from expportrait_cli.head.smplx import build
 from expportrait_cli.head.smplx.build import ENVIRONMENT
 from expportrait_cli.retargeting import Beyond, transfer
 from expportrait_cli.retargeting.face import Face, expression_map
 from expportrait_cli.retargeting.network import load_network
+from expportrait_cli.tracking import Pretracked, with_parameters
 from expportrait_cli.train.config import TransferTraining
 from expportrait_cli.train.transfer.run import train_transfer
 from expportrait_cli.train.transfer.synthetic import random_expressions
@@ -134,3 +138,80 @@ def test_a_network_is_trained_for_it_and_moves_its_face(anny, tmp_path, monkeypa
     moved = transfer(photo_of(head, 1), driver, head, TransferConfig(neutral_frame="0"), Beyond(trained=trained))
     found = moved.offsets(slice(0, 2), moved.curves)
     assert np.isfinite(found).all() and np.abs(found[1]).max() > 1e-6
+
+
+COUNT = 4
+
+
+@pytest.fixture
+def foreign() -> dict[str, np.ndarray]:
+    """What another tracker wrote of a clip: ten components of each, and eyes that look up and to the left."""
+    rng = np.random.default_rng(5)
+    pitch, yaw = 0.1, 0.2
+    turn = eye_rotation(torch.tensor([pitch, yaw]).double())
+    return {
+        "betas": rng.normal(size=10),
+        "expression": rng.normal(0, 0.5, (COUNT, 10)),
+        "jaw_pose": np.abs(rng.normal(0, [0.1, 0.01, 0.01], (COUNT, 3))),
+        "leye_pose": np.tile(rotations.axis_angle(turn).numpy(), (COUNT, 1)),
+        "reye_pose": np.zeros((COUNT, 3)),
+    }
+
+
+def layouts(foreign: dict[str, np.ndarray], folder: Path) -> list[Path]:
+    """The same parameters as each kind of tracker keeps them."""
+    np.savez(folder / "plain.npz", **foreign)
+    (folder / "frames").mkdir()
+    for t in range(COUNT):
+        rows = {name: values[None] if values.ndim == 1 else values[t : t + 1] for name, values in foreign.items()}
+        np.savez(folder / "frames" / f"{t + 9:05}_0.npz", **rows)
+        np.savez(folder / "frames" / f"{t + 9:05}_1.npz", **{name: 0 * values for name, values in rows.items()})
+    poses = np.zeros((COUNT, 165))
+    for name, at in (("jaw_pose", 66), ("leye_pose", 69), ("reye_pose", 72)):
+        poses[:, at : at + 3] = foreign[name]
+    np.savez(folder / "amass.npz", poses=poses, betas=foreign["betas"], expressions=foreign["expression"])
+    rows = np.zeros((COUNT, 322))
+    rows[:, 156:159], rows[:, 159:169] = foreign["jaw_pose"], foreign["expression"]
+    rows[:, 312:322] = foreign["betas"]
+    np.save(folder / "motion.npy", rows)
+    return [folder / name for name in ("plain.npz", "frames", "amass.npz", "motion.npy")]
+
+
+def test_parameters_of_other_trackers_are_read(foreign, tmp_path):
+    for path in layouts(foreign, tmp_path):
+        found = Pretracked.read(path)
+        assert np.allclose(found.betas, foreign["betas"]) and np.allclose(found.jaw, foreign["jaw_pose"]), path
+        assert np.allclose(found.expression[:, :10], foreign["expression"]) and not found.expression[:, 10:].any()
+        gaze = [0.1, 0.2, 0, 0] if path.suffix != ".npy" else [0, 0, 0, 0]
+        assert np.allclose(found.gaze, gaze, atol=1e-6), path
+
+
+def test_parameters_of_other_trackers_stand_and_the_pose_is_the_landmarks(head, foreign, tmp_path):
+    np.savez(tmp_path / "a.npz", **foreign)
+    found = Pretracked.read(tmp_path / "a.npz")
+    psi = np.pad(found.expression, ((0, 0), (0, 90)))
+    states = [
+        replace(make_state(head, turn=(0.05 * t, 0.1 * t, 0)), expression=psi[t], jaw=found.jaw[t], gaze=found.gaze[t])
+        for t in range(COUNT)
+    ]
+    clip = driver_of(head, states, seed=4)
+    identity = np.pad(found.betas, (0, 290))
+    true = performed(clip, head, states, identity=identity)
+    mine = replace(true, expression=0 * true.expression, jaw=0 * true.jaw, rotation=0 * true.rotation)
+    done = with_parameters(mine, found, head, tmp_path)
+    for name in ("identity", "expression", "jaw", "gaze"):
+        assert np.allclose(getattr(done, name), getattr(true, name), atol=1e-6), name
+    assert np.abs(done.rotation - true.rotation).max() < 0.03
+    with pytest.raises(InputError, match="expected 3 of at most 300"):
+        with_parameters(mine.frames([0, 1, 2]), found, head, tmp_path)
+    with pytest.raises(InputError, match="head_model=smplx"):
+        with_parameters(mine, found, replace(head, name="anny"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content", [{}, {"betas": np.zeros(10), "expression": np.zeros((3, 10))}, {"poses": np.zeros(3)}]
+)
+def test_files_without_parameters_are_refused(content, tmp_path):
+    np.savez(tmp_path / "a.npz", **content)
+    with pytest.raises(InputError, match="holds no SMPL-X parameters"):
+        Pretracked.read(tmp_path / "a.npz")
