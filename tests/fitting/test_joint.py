@@ -58,7 +58,7 @@ def test_every_parameter_is_moved_by_it(known):
     (loss["normals"] + loss["depth"] + loss["outline"]).sum().backward()
     for name, value in problem.moving.items():
         assert value.grad is not None and torch.isfinite(value.grad).all() and value.grad.abs().max() > 0, name
-    assert not problem.static.mask[known.head.facial_mask[problem.static.rows] > 0.999].any()
+    assert problem.static.mask[known.head.facial_mask[problem.static.rows] > 0.999].max() < 2e-3
 
 
 def test_a_known_head_is_found_better(known, head):

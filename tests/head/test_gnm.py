@@ -149,7 +149,7 @@ def test_it_is_loaded_by_its_name(file, anny, monkeypatch, tmp_path):
         ({"version": np.array("2.1")}, "version 2.1, expected 3"),
         ({"expression_basis": None}, "lacks 'expression_basis'"),
         ({"joint_names": np.array(["a", "b", "left_eye", "right_eye"])}, "lacks a joint of neck, head or an eye"),
-        ({"template_vertex_positions": np.full((9, 3), np.nan)}, "not finite"),
+        ({"template_joint_positions": np.full((4, 3), np.nan)}, "not finite"),
     ],
 )
 def test_other_files_are_refused(arrays, tmp_path, spoil, says):
