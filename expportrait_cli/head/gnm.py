@@ -55,7 +55,7 @@ OPENING_M = 0.02
 """How far the lower teeth come down when the jaw is fully open."""
 LEAST_M = 1e-3
 """Motion of a rigid jaw below which a vertex says nothing about its weight."""
-EXPRESSION_MAX, EXPRESSION_PRIOR, EXPRESSION_NEUTRAL = 3.0, 10.0, 0.6
+EXPRESSION_MAX, EXPRESSION_PRIOR, EXPRESSION_NEUTRAL = 3.0, 10.0, 0.15
 """As for SMPL-X: components of both are in standard deviations."""
 GAZE_FULL_RAD = 0.45
 """Nothing follows the gaze but the eyeballs; any angle but 0 does."""

@@ -186,8 +186,9 @@ EXPRESSION_MAX = 3.0
 """Standard deviations."""
 EXPRESSION_PRIOR = 10.0
 """As for the identity: components of both are standard normal."""
-EXPRESSION_NEUTRAL = 0.6
-"""Standard deviations within which the components of a neutral face lie."""
+EXPRESSION_NEUTRAL = 0.15
+"""Standard deviations within which the tracker reads the components of a neutral face: as in the default head, a
+twentieth of the range. With more, a photo's smile would count as the shape of its face."""
 
 
 def build(body: SmplxBody) -> tuple[HeadModel, Float[np.ndarray, "51 3"]]:

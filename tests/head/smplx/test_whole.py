@@ -68,6 +68,15 @@ def test_a_tracked_motion_comes_through(head, sign, counts):
     assert np.linalg.norm(moved - steps, axis=1)[1:].max() < 0.01 * np.linalg.norm(steps, axis=1)[1:].min()
 
 
+def test_a_photos_smile_is_taken_off_before_another_face_is_put_on(head):
+    """What goes beyond the neutral range is expression: the person then shows what the driver does, and no more."""
+    smile = np.zeros(100)
+    smile[[3, 7]] = 1.2, -0.9
+    still = driver_of(head, [make_state(head)] * 2, seed=3)
+    curves = transfer(photo_of(head, 1, expression=smile), still, head, TransferConfig(method="none")).curves
+    assert np.abs(curves.expression[:, [3, 7]]).max() == pytest.approx(0.15, abs=1e-6)
+
+
 def test_regions_are_found_from_the_geometry(head, anny):
     """Of the default head's units, whose names say where they are, in a model that names no places."""
     shares = {region: np.diag(expression_map(head, frozenset([region]))) for region in ("lips", "eyes")}
