@@ -9,7 +9,6 @@ from typing import Literal
 
 import cv2
 import numpy as np
-import torch
 from jaxtyping import UInt8
 
 from expportrait_cli.artifacts import network_file
@@ -22,6 +21,7 @@ from expportrait_cli.head import HeadModel
 from expportrait_cli.painting.mini import KIND
 from expportrait_cli.painting.scene import Canvas, Painter, ProxyPainter, Scene
 from expportrait_cli.painting.wan import require_packages
+from expportrait_cli.runtime import best_device
 from expportrait_cli.weights.catalogue import FETCHED, folders, weights_file
 from expportrait_cli.weights.folders import MANIFEST, Folder, FolderName, kind_of, read_folder
 
@@ -127,7 +127,7 @@ def _best(named: Path | None) -> Literal["proxy", "mini"] | FolderName:
         return kind_of(named)
     if find_spec("diffusers") is None:
         return "proxy"
-    if torch.cuda.is_available():
+    if best_device().type == "cuda":
         for name in ("wan-portrait", "wan-vace"):
             path = _fetched(name)
             # A download that was cut short is no reason to stop.
@@ -202,7 +202,6 @@ def only_helps(config: GenerateConfig) -> bool:
     require_packages()
     from expportrait_cli.painting.wan import together
     from expportrait_cli.painting.wan.painters import WanPainter
-    from expportrait_cli.runtime import best_device
 
     def load() -> tuple[together.Run, Callable[[], None]]:
         painter = painter_of(config)

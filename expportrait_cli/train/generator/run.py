@@ -26,7 +26,7 @@ from expportrait_cli.painting.wan.portrait import TIMESTEPS, WanPortrait
 from expportrait_cli.painting.wan.vae import Decoding, Encoding, Vae, pictures
 from expportrait_cli.pipeline.heads import head_by_name, kind_of_head
 from expportrait_cli.render.buffers import encode
-from expportrait_cli.runtime import Stage
+from expportrait_cli.runtime import Stage, best_device
 from expportrait_cli.train.config import GeneratorTask, GeneratorTraining
 from expportrait_cli.train.curves import History
 from expportrait_cli.train.generator.cache import Entry, Maker, build_cache, entry_of
@@ -103,7 +103,7 @@ class Run:
         """The generator before the first step, the same every time."""
         torch.manual_seed(self.config.seed)
         # What does not learn needs no more than half precision.
-        halved = bool(self.config.lora) and torch.cuda.is_available()
+        halved = bool(self.config.lora) and best_device().type == "cuda"
         dtype = torch.bfloat16 if halved else torch.float32
         portrait = fresh_portrait(self.base, has_hint=self.task.hint, dtype=dtype)
         if portrait.base == "i2v" and not self.base.is_generator:
@@ -129,7 +129,7 @@ def train_generator(
     check_place(out)
     run = Run(datasets, out, find_base(base), config, task, stage)
     check_hint(run.base, task.hint)
-    accelerator = Accelerator(mixed_precision=_precision())
+    accelerator = Accelerator(mixed_precision=_precision(), cpu=best_device().type == "cpu")
     run.work.mkdir(parents=True, exist_ok=True)
     settings = {**asdict(config), **asdict(task), "base": str(run.base.folder.resolve())}
     noted = {"settings": settings, "datasets": [str(d.resolve()) for d in datasets]}
@@ -154,7 +154,7 @@ def _precision() -> str | None:
     """What the launcher says, or bfloat16 where the GPU has it."""
     if "ACCELERATE_MIXED_PRECISION" in os.environ:
         return None
-    return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
+    return "bf16" if best_device().type == "cuda" and torch.cuda.is_bf16_supported() else "no"
 
 
 def _entries(run: Run, accelerator: Accelerator) -> tuple[list[Entry], list[Entry]]:
