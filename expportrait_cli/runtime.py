@@ -38,13 +38,13 @@ def best_device() -> "torch.device":
     import torch
 
     name = os.environ.get(DEVICE) or "auto"
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
-        return torch.device("cuda" if count else "cpu")
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kind, _, index = name.partition(":")
     is_known = (kind == "cpu" and not index) or (kind == "cuda" and (not index or index.isdecimal()))
     if not is_known:
         raise UsageError(f"`device={name[:60]}`: expected auto, cpu, cuda, or cuda:N for the N-th GPU from 0.")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if kind == "cuda" and int(index or 0) >= count:
         raise UsageError(
             f"`device={name}`: torch {torch.__version__} finds {count or 'no'} GPU{'s' * (count != 1)}. Choose "
