@@ -102,10 +102,11 @@ def train_mini(datasets: Sequence[Path], out: Path, config: MiniTraining, stage:
     work.mkdir(parents=True, exist_ok=True)
     run = {"settings": asdict(config), "datasets": [str(d.resolve()) for d in datasets]}
     with begun(work / "run.json", run):
+        head = _head(datasets)
         learners, judges = held_out(_clips(datasets), config.held_out)
         if not learners:
             learners, judges = judges, []
-    head, few = _head(datasets), {"photos": GATE_PHOTOS, "windows": GATE_WINDOWS}
+    few = {"photos": GATE_PHOTOS, "windows": GATE_WINDOWS}
     several = {"photos": config.photos, "windows": config.lesson_windows}
     taught = lessons(learners, head, **several, folder=work / "lessons", progress=stage("make proxies"))
     asked = lessons(judges, head, **few, folder=work / "judges", progress=stage("make proxies to judge by"))
