@@ -217,7 +217,8 @@ class Steps:
         """
         driver = tracking.artifact
         same = same_person(own.artifact, driver)
-        if method == "none" or len(driver.error) == 1 or not (same or method == "direct"):
+        has_folds = len(driver.error) > 1 and config.quality != "draft"
+        if method == "none" or not has_folds or not (same or method == "direct"):
             return None
         if not Path(driver.source).is_file():
             log.warning("%s is gone: its landmarks stand for the offsets of its frames.", driver.source)

@@ -175,11 +175,12 @@ def transfer(
     torso_rotation, torso_translation = torso_motion(
         motion, tracking, head_fit, head, translation=translation, scale=scale
     )
-    face = (
-        (tracking.expression, tracking.jaw, tracking.gaze)
-        if refitted
-        else _face_curves(head_fit, tracking, head, config, neutral, same=same)
-    )
+    if refitted and beyond.driver is not None:
+        # Offsets go with the expressions that they were fitted beside.
+        own = beyond.driver
+        face = (own.dynamic_expression, own.dynamic_jaw, own.dynamic_gaze)
+    else:
+        face = _face_curves(head_fit, tracking, head, config, neutral, same=same)
     columns = (*face, rotation, translation, torso_rotation, torso_translation)
     curves = Curves(*(smooth(np.asarray(c), config.smooth).astype(np.float32) for c in columns))
     # Where the turn was limited the driver's landmarks lie on another side of the face.
