@@ -40,8 +40,8 @@ def best_device() -> "torch.device":
     name = os.environ.get(DEVICE) or "auto"
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kind, _, index = name.partition(":")
-    is_known = (kind == "cpu" and not index) or (kind == "cuda" and (not index or index.isdecimal()))
+    kind, colon, index = name.partition(":")
+    is_known = name == "cpu" or (kind == "cuda" and (not colon or index.isdecimal()))
     if not is_known:
         raise UsageError(f"`device={name[:60]}`: expected auto, cpu, cuda, or cuda:N for the N-th GPU from 0.")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0

@@ -9,7 +9,7 @@ from support.known_head import KnownHead, NumberedOracle, folds, numbered_film
 from support.performers import quiet
 
 from expportrait_cli.fitting.clip import Clip
-from expportrait_cli.fitting.joint import Problem, Targets, descend, jointly
+from expportrait_cli.fitting.joint import Problem, Targets, jointly
 from expportrait_cli.geometry.mesh import vertex_normals
 from expportrait_cli.head import dense
 from expportrait_cli.head.fitted import neutral_mesh
@@ -66,17 +66,25 @@ def test_a_known_head_is_found_better(known, head):
     wrong = known.clip.fit.identity + 0.4 * np.random.default_rng(0).normal(size=head.identity_basis.shape[-1])
     fit = replace(known.clip.fit, identity=wrong.astype(np.float32))
     clip = Clip.of(replace(known.clip.tracking, identity=fit.identity), fit, head)
-    problem, targets = problem_of(known, 0 * known.offset, clip)
-    curve = descend(problem, [targets], quiet, steps=12)
-    assert min(curve) < 0.75 * curve[0]
     start = replace(
         fit, dynamic_vertices=known.patch.vertices, dynamic_offset=np.zeros_like(known.offset, np.float16),
+        dynamic_loss=np.zeros((FRAMES, 2), np.float32),
         **{f"dynamic_{n}": getattr(clip.tracking, n) for n in ("expression", "jaw", "gaze", "rotation", "translation")},
     )  # fmt: skip
     done = jointly(
         start, clip, known.patch, NumberedOracle(known), quiet, weights=np.full(FRAMES, 0.5), share=0.0, steps=12,
         sizes=[SIZE],
     )  # fmt: skip
+    losses = []
+    for found in (start, done):
+        moved = replace(
+            clip.tracking, identity=found.identity,
+            **{n: getattr(found, f"dynamic_{n}") for n in ("expression", "jaw", "rotation", "translation")},
+        )  # fmt: skip
+        problem, targets = problem_of(known, found.dynamic_offset, Clip.of(moved, found, head))
+        with torch.no_grad():
+            losses.append(float(sum(problem.loss(torch.arange(FRAMES), targets).values()).sum()))
+    assert losses[1] < 0.75 * losses[0]
     face = head.facial_mask.numpy() > 0.5
     true = neutral_mesh(known.clip.fit, head).numpy()[face]
     away = [MM * np.linalg.norm(neutral_mesh(f, head).numpy()[face] - true, axis=1).mean() for f in (fit, done)]
