@@ -20,7 +20,7 @@ from expportrait_cli.config import TransferConfig
 from expportrait_cli.dataset.sheet import clip_meshes
 from expportrait_cli.geometry.mesh import vertex_normals
 from expportrait_cli.head.finer import finer
-from expportrait_cli.head.fitted import fitted_mesh, neutral_mesh, posed_meshes
+from expportrait_cli.head.fitted import fitted_mesh, neutral_mesh, posed_meshes, reduced
 from expportrait_cli.pipeline.performance import OffsetSource
 from expportrait_cli.retargeting import Beyond, posed_frames, transfer
 from expportrait_cli.retargeting.face import Face
@@ -208,6 +208,22 @@ def test_the_person_is_drawn_as_fitted_to_every_frame(head, stranger, driver_fit
     assert away[0].square().mean(1).sqrt().max() < 0.2
     if wave_m < 0.01:
         assert away[1][1].square().mean().sqrt() > 5
+
+
+@pytest.mark.parametrize("shown", ["base", "static"])
+def test_a_part_of_the_head_is_shown_alone(head, photo, stranger, network, shown):
+    """The baseline of the paper's Fig. 7: nothing but the head model's mesh, or that and the static offset."""
+    generator = np.random.default_rng(0)
+    static, moving = generator.normal(0, 1e-3, (2, len(head.parts), 3)).astype(np.float32)
+    own = replace(photo, static_offset=static, frame_offset=moving, relief=np.ones((4, 4), np.float16))
+    part = reduced(own, shown)
+    performance = transfer(part, stranger, head, TransferConfig(representation=shown), Beyond(trained=network))
+    assert performance.offsets is None and not performance.steps.any()
+    found = np.stack([*posed_frames(part, head, performance)])
+    bare = replace(own, static_offset=static * (shown == "static"), frame_offset=0 * moving)
+    assert np.abs(found - posed_meshes(bare, head, performance.curves)).max() < 1e-6
+    assert part.relief.size == (16 if shown == "static" else 0)
+    assert reduced(own, "full") is own
 
 
 def test_a_person_who_is_scaled_goes_part_of_the_way(head, stranger, driver_fit):
