@@ -68,8 +68,8 @@ def format_page() -> str:
     lines = ["# File formats", "", inspect.cleandoc(types.__doc__ or ""), ""]
     lines += [
         "All are NumPy `.npz` archives without pickles: `numpy.load(path, allow_pickle=False)` reads them. The",
-        "member `header` is JSON: kind, version, and what made the file. A file of an older version is refused with the",
-        "command that makes it again.",
+        "member `header` is JSON: kind, version, and what made the file. A file of an older version is refused with",
+        "the command that makes it again.",
         "",
     ]
     for title, kind in FORMATS:

@@ -11,9 +11,10 @@ OnMissing = Literal["hold", "interpolate", "fail"]
 Supervision = Literal["auto", "none", "shading", "david", "sapiens"]
 Recenter = Literal["neutral", "mean"]
 Verdict = Literal["auto", "yes", "no"]
-Quality = Literal["draft", "standard", "high"]
+Quality = Literal["draft", "standard", "high", "paper"]
 Method = Literal["learned", "direct", "none"]
 Counts = Literal["absolute", "relative"]
+Representation = Literal["full", "static", "base"]
 Audio = Literal["driving", "reference", "none"]
 Backend = Literal["auto", "mini", "proxy", "wan-vace", "wan-v2v", "wan-portrait"]
 
@@ -94,7 +95,8 @@ class FitConfig(Checked):
     """How the head is fitted."""
 
     quality: Quality = "standard"
-    """draft: landmarks and outline alone; standard: folds too; high: finer folds on a mesh of half the edge length."""
+    """draft: landmarks and outline alone; standard: folds too; high: finer folds on a mesh of half the edge length;
+    paper: then parameters and offsets together, by rendered normals and depth (needs a network; meant for a GPU)."""
     supervision: Supervision = "auto"
     """What folds are read from: auto is the best network that is installed, otherwise shading for clips."""
     same_person: Verdict = "auto"
@@ -140,6 +142,9 @@ class TransferConfig(Checked):
     a face that is smoother than the driver's, less is right. The person's own folds are taken in full."""
     turn_limit_deg: Annotated[float | None, Between(0, 1000)] = 45.0
     """Turn of the head away from the photo's, degrees, beyond which it is damped; None leaves every turn as it is."""
+    representation: Representation = "full"
+    """What the head is: all of it (full), without what moves beyond the head model's expressions (static), or the head
+    model's mesh alone (base; paper, Fig. 7). A generator paints what it was trained on."""
 
 
 PAPER = TransferConfig(expression="absolute", pose="absolute", neutral_frame="none")

@@ -25,11 +25,42 @@ def cpu_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+DEVICE = "EXPPORTRAIT_DEVICE"
+"""Names the device of a run, for the processes that it starts too: auto, cpu, cuda, or cuda:N."""
+
+
 def best_device() -> "torch.device":
-    """Choose CUDA where torch finds it, otherwise the CPU."""
+    """The device of this run: the one that was chosen, else CUDA where torch finds it, otherwise the CPU.
+
+    Raises:
+        UsageError: torch finds no such device.
+    """
     import torch
 
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    name = os.environ.get(DEVICE) or "auto"
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, colon, index = name.partition(":")
+    is_known = name == "cpu" or (kind == "cuda" and (not colon or index.isdecimal()))
+    if not is_known:
+        raise UsageError(f"`device={name[:60]}`: expected auto, cpu, cuda, or cuda:N for the N-th GPU from 0.")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if kind == "cuda" and int(index or 0) >= count:
+        raise UsageError(
+            f"`device={name}`: torch {torch.__version__} finds {count or 'no'} GPU{'s' * (count != 1)}. Choose "
+            "`device=auto`, or install torch for CUDA; `expportrait doctor` says what it finds."
+        )
+    return torch.device(name)
+
+
+def choose_device(name: str) -> None:
+    """Choose the device of this run, and of the processes that it starts.
+
+    Raises:
+        UsageError: as `best_device`.
+    """
+    os.environ[DEVICE] = name
+    best_device()
 
 
 def settle_threads() -> None:

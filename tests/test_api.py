@@ -13,11 +13,11 @@ from expportrait_cli.cli.options import _documented
 SNAPSHOT = {
     "evaluate": "(film, target, out, *, reference=None, page=None, stage)",
     "fit": "(trackings, out, config=None, *, driver=None, known=None, stage)",
-    "generate": "(reference, driving, out, *, track=None, fit=None, transfer=None, paint=None, stage)",
+    "generate": "(reference, driving, out, *, track=None, fit=None, transfer=None, paint=None, head_model=None, stage)",
     "load": "(path)",
     "render_normals": "(meshes, out, config=None, *, view='', orbit='', depth=False, mask=False, preview=False, stage)",
     "save": "(artifact, path)",
-    "track": "(source, out, config=None, *, head_model='anny', stage)",
+    "track": "(source, out, config=None, *, head_model='anny', parameters=None, stage)",
     "transfer": "(head, driving, out, config=None, *, curves=None, driver_head=None, stage)",
 }
 

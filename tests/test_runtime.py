@@ -9,7 +9,8 @@ from itertools import islice
 
 import pytest
 
-from expportrait_cli.runtime import ahead, read_ahead
+from expportrait_cli.errors import UsageError
+from expportrait_cli.runtime import DEVICE, ahead, best_device, choose_device, read_ahead
 
 
 def counted(made: list[int], end: int = 1000) -> Iterator[int]:
@@ -84,3 +85,22 @@ def test_products_do_not_depend_on_the_number_of_threads():
         )
         found.add(done.stdout)
     assert len(found) == 1
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:x", "cpu:0", "cuda:-1"])
+def test_a_device_that_is_none_is_refused(monkeypatch, name):
+    monkeypatch.setenv(DEVICE, name)
+    with pytest.raises(UsageError, match="expected auto, cpu, cuda, or cuda:N"):
+        best_device()
+
+
+def test_the_device_of_a_run_is_chosen_once(monkeypatch):
+    monkeypatch.setenv(DEVICE, "auto")
+    choose_device("cpu")
+    assert best_device().type == "cpu" and os.environ[DEVICE] == "cpu"
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    choose_device("cuda:1")
+    assert str(best_device()) == "cuda:1"
+    with pytest.raises(UsageError, match="finds 2 GPUs"):
+        choose_device("cuda:2")

@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from expportrait_cli.benchmark import run as suites
 from expportrait_cli.benchmark.inputs import ENDINGS, Layout, suite_of_folder
 from expportrait_cli.benchmark.report import suite_page
 from expportrait_cli.benchmark.suite import Suite, given_films, read_suite, write_list
-from expportrait_cli.config import Backend, FitConfig, TrackConfig
+from expportrait_cli.benchmark.variants import Making
+from expportrait_cli.config import FitConfig, TrackConfig
 from expportrait_cli.detect.crop import Crop
 from expportrait_cli.detect.matte import Matte
 from expportrait_cli.errors import InputError, UsageError, UserError
@@ -70,8 +71,8 @@ class Request:
     """NAME=FOLDER each."""
     ablation: bool = False
     own: bool = True
-    backend: Backend = "auto"
-    """What paints our own films."""
+    making: Making = field(default_factory=Making)
+    """How our own films are made."""
 
 
 def work_folder(out: Path) -> Path:
@@ -107,10 +108,10 @@ def evaluate(
     plan = suites.plan(
         suite,
         work,
+        request.making,
         ablation=request.ablation,
         own=request.own,
         given=given_films(list(request.methods)),
-        backend=request.backend,
     )
     with atomic_path(work / "pairs.toml") as partial:
         write_list(suite, partial)

@@ -14,8 +14,7 @@ from expportrait_cli.artifacts.files import content_hash
 from expportrait_cli.benchmark.inputs import ENDINGS, Inputs, prepare
 from expportrait_cli.benchmark.scores import SuiteScores
 from expportrait_cli.benchmark.suite import Pair, Suite
-from expportrait_cli.benchmark.variants import OWN, PairFilms, Variant, variants
-from expportrait_cli.config import Backend
+from expportrait_cli.benchmark.variants import OWN, Making, PairFilms, Variant, variants
 from expportrait_cli.errors import InputError, UserError
 from expportrait_cli.evaluation import COLUMNS, evaluate
 from expportrait_cli.evaluation.columns import Mode
@@ -48,8 +47,8 @@ class Plan:
     work: Path
     variants: tuple[Variant, ...] = (OWN,)
     """Ways to make our own films."""
-    backend: Backend = "auto"
-    """What paints our own films."""
+    making: Making = field(default_factory=Making)
+    """How our own films are made."""
     given: dict[str, Path] = field(default_factory=dict)
     """Folders of films that others made, by the name of the method."""
 
@@ -84,7 +83,7 @@ class Outcome:
 
 
 def plan(
-    suite: Suite, work: Path, *, ablation: bool, own: bool, given: dict[str, Path], backend: Backend = "auto"
+    suite: Suite, work: Path, making: Making | None = None, *, ablation: bool, own: bool, given: dict[str, Path]
 ) -> Plan:
     """Choose the methods.
 
@@ -92,13 +91,14 @@ def plan(
         InputError: there are none, or two of one name.
         WeightsError: as `ablation.variants`.
     """
-    chosen = variants(ablation=ablation, backend=backend) if own else ()
+    making = making or Making()
+    chosen = variants(ablation=ablation, making=making) if own else ()
     twice = {variant.name for variant in chosen} & set(given)
     if twice:
         raise InputError(f"{', '.join(sorted(twice))} is a method of this tool. Name the other films otherwise.")
     if not chosen and not given:
         raise InputError("Nothing to score: `own=False` leaves our films out, and no `method` names others.")
-    return Plan(suite, work, chosen, backend, given)
+    return Plan(suite, work, chosen, making, given)
 
 
 def run(plan: Plan, open_display: OpenDisplay) -> Outcome:
@@ -148,7 +148,7 @@ class _Films:
     def __init__(self, plan: Plan, pair: Pair, inputs: Inputs, display: Display) -> None:
         self._plan, self._pair, self._display = plan, pair, display
         absolute = pair.mode == "self" or plan.suite.cross_absolute
-        self._own = PairFilms(inputs, lambda variant: plan.film(variant, pair), absolute=absolute, backend=plan.backend)
+        self._own = PairFilms(inputs, lambda variant: plan.film(variant, pair), plan.making, absolute=absolute)
         self.seconds: dict[str, float] = {}
 
     def find(self, method: str) -> Path:

@@ -5,15 +5,11 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
-
-from expportrait_cli.artifacts import npz
-from expportrait_cli.artifacts.files import content_hash
-from expportrait_cli.artifacts.types import HeadFit
 from expportrait_cli.benchmark.inputs import Inputs
-from expportrait_cli.config import PAPER, Backend, GenerateConfig, Method, TransferConfig
+from expportrait_cli.config import PAPER, Backend, GenerateConfig, Method, Representation, TransferConfig, WanConfig
+from expportrait_cli.head import HeadName
 from expportrait_cli.painting.stage import choose
-from expportrait_cli.pipeline import film, steps
+from expportrait_cli.pipeline import film
 from expportrait_cli.pipeline.job import Job
 from expportrait_cli.runtime import Stage
 
@@ -28,8 +24,8 @@ class Variant:
     name: str
     what: str
     method: Method
-    has_offsets: bool = True
-    """Without them the head is what the head model alone can be."""
+    representation: Representation | None = None
+    """Part of the head that is shown; None for what the others show."""
     backend: Backend | None = None
     """What paints; None for what paints all."""
 
@@ -43,7 +39,7 @@ ABLATIONS = (
         "base",
         "the head model's mesh alone: neither static nor dynamic offsets (paper, Fig. 7)",
         "none",
-        has_offsets=False,
+        representation="base",
     ),
 )
 PAINTED = (
@@ -52,7 +48,7 @@ PAINTED = (
 )
 
 
-def variants(*, ablation: bool, backend: Backend) -> tuple[Variant, ...]:
+def variants(*, ablation: bool, making: Making) -> tuple[Variant, ...]:
     """Ways to make a film: one, or all that there is something to compare with.
 
     Raises:
@@ -60,9 +56,23 @@ def variants(*, ablation: bool, backend: Backend) -> tuple[Variant, ...]:
     """
     if not ablation:
         return (OWN,)
-    painter = choose(GenerateConfig(backend=backend)).name
+    painter = choose(GenerateConfig(backend=making.backend, wan=WanConfig(weights=making.weights))).name
     has_nets = find_spec("diffusers") is not None
     return (*ABLATIONS, *(v for v in PAINTED if v.backend != painter and (has_nets or v.backend == "proxy")))
+
+
+@dataclass(frozen=True)
+class Making:
+    """How all of our own films are made."""
+
+    backend: Backend = "auto"
+    """What paints."""
+    weights: str = ""
+    """Folder of a Wan painter's weights; empty for the one that `weights fetch` made."""
+    head_model: HeadName = "anny"
+    """3D head."""
+    representation: Representation = "full"
+    """Part of it that is shown, see `TransferConfig`."""
 
 
 @dataclass(frozen=True)
@@ -77,11 +87,10 @@ class Made:
 class PairFilms:
     """Our films of one pair: the first is made as `generate` makes it, the others from its head and tracking."""
 
-    def __init__(self, inputs: Inputs, path_of: Callable[[Variant], Path], *, absolute: bool, backend: Backend) -> None:
+    def __init__(self, inputs: Inputs, path_of: Callable[[Variant], Path], making: Making, *, absolute: bool) -> None:
         """`absolute` asks for the driver's own pose and expression, not their change from its neutral frame."""
-        self._inputs, self._path_of = inputs, path_of
+        self._inputs, self._path_of, self._making = inputs, path_of, making
         self._absolute: bool = absolute
-        self._backend: Backend = backend
         self._first: film.Film | None = None
 
     def make(self, variant: Variant, announce: Stage) -> Made:
@@ -93,34 +102,28 @@ class PairFilms:
         if variant == OWN:
             return Made(self._first.path, seconds["whole run"])
         work = self._job(OWN).work
-        job = replace(self._job(variant), reference=self._head(variant, work), driving=work / "driving.track.npz")
+        job = replace(self._job(variant), reference=work / "reference.head.npz", driving=work / "driving.track.npz")
         made = film.generate(job, announce)
         return Made(made.path, made.summary["seconds"]["whole run"] + sum(seconds.get(name, 0.0) for name in SHARED))
 
     def _job(self, variant: Variant) -> Job:
-        size = self._inputs.size
+        size, making = self._inputs.size, self._making
         return Job(
             reference=self._inputs.reference,
             driving=self._inputs.driving,
             out=self._path_of(variant),
-            transfer=replace(PAPER if self._absolute else TransferConfig(), method=variant.method),
+            head_model=making.head_model,
+            transfer=replace(
+                PAPER if self._absolute else TransferConfig(),
+                method=variant.method,
+                representation=variant.representation or making.representation,
+            ),
             # Pasted back, so that film and truth are the same square.
-            generate=GenerateConfig(backend=variant.backend or self._backend, size=size, paste_back=True, audio="none"),
+            generate=GenerateConfig(
+                backend=variant.backend or making.backend,
+                size=size,
+                paste_back=True,
+                audio="none",
+                wan=WanConfig(weights="" if variant.backend else making.weights),
+            ),
         )
-
-    def _head(self, variant: Variant, work: Path) -> Path:
-        head = work / "reference.head.npz"
-        if variant.has_offsets:
-            return head
-        path = self._path_of(variant)
-        return _without_offsets(head, path.with_name(f"{path.stem}.head.npz"))
-
-
-def _without_offsets(head: Path, path: Path) -> Path:
-    """The same identity and expression on the head model's own surface."""
-    header = steps.made_by("fit", {"offsets": False}, {"head": content_hash(head)})
-    if not steps.is_current(path, header):
-        fit = npz.load(HeadFit, head)
-        bare = {name: np.zeros_like(getattr(fit, name)) for name in ("static_offset", "frame_offset", "dynamic_offset")}
-        npz.save(replace(fit, **bare), path, header)
-    return path

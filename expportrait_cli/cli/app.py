@@ -41,6 +41,7 @@ def start(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
+    device: options.Device = None,
     quiet: options.Quiet = False,
     log_level: options.LogLevel = None,
 ) -> None:
@@ -63,7 +64,13 @@ app.add_typer(weights.app, name="weights")
 
 
 @app.command()
-def doctor(*, as_json: options.Json = False, quiet: options.Quiet = False, log_level: options.LogLevel = None) -> None:
+def doctor(
+    *,
+    as_json: options.Json = False,
+    device: options.Device = None,
+    quiet: options.Quiet = False,
+    log_level: options.LogLevel = None,
+) -> None:
     """Say what is installed, which parts were chosen and why; exit code 4 when something needed is missing."""
     import json
 

@@ -30,6 +30,7 @@ def batch(
         ),
     ] = "1/1",
     as_json: options.Json = False,
+    device: options.Device = None,
     quiet: options.Quiet = False,
     log_level: options.LogLevel = None,
 ) -> None:

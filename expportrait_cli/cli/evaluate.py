@@ -55,6 +55,9 @@ def evaluate(
     ] = False,
     own: Annotated[bool, typer.Option("--own/--no-own", help="Make and score films of this tool.")] = True,
     backend: BackendName = "auto",
+    weights_folder: options.Weights = None,
+    head_model: options.HeadModelOption = "anny",
+    representation: options.Shown = "full",
     stride: Annotated[int | None, typer.Option(min=1, help="Use every so many frames.", show_default=False)] = None,
     frames: Annotated[
         int | None, typer.Option(min=2, help="At most so many frames a clip.", show_default=False)
@@ -70,6 +73,7 @@ def evaluate(
         typer.Option(metavar="HTML", help="Also write a page: intervals, curves, worst frames.", show_default=False),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the scores as JSON instead of the path.")] = False,
+    device: options.Device = None,
     quiet: options.Quiet = False,
     log_level: options.LogLevel = None,
 ) -> None:
@@ -77,7 +81,19 @@ def evaluate(
 
     With --suite, make and measure many, and give means over clips. Run it again to make only what is missing.
     """
-    serving = (method, ablation, not own, stride, frames, size, layout != "auto", backend != "auto")
+    makes = (backend, head_model, representation, weights_folder) != ("auto", "anny", "full", None)
+    serving = (
+        makes,
+        method,
+        ablation,
+        not own,
+        stride,
+        frames,
+        size,
+        layout != "auto",
+        backend != "auto",
+        head_model != "anny",
+    )
     if folds and not normals:
         raise UsageError("--folds can only be used with --normals.")
     if normals:
@@ -89,6 +105,7 @@ def evaluate(
         if films or target is not None or reference is not None:
             raise UsageError("--suite names all files itself: leave out OUT, --target and --reference.")
         from expportrait_cli.benchmark.files import Request
+        from expportrait_cli.benchmark.variants import Making
 
         request = Request(
             suite,
@@ -99,7 +116,7 @@ def evaluate(
             methods=tuple(method or ()),
             ablation=ablation,
             own=own,
-            backend=backend,
+            making=Making(backend, str(weights_folder or ""), head_model, representation),
         )
         _many(request, out, report, as_json=as_json)
         return

@@ -31,6 +31,7 @@ def generate(
     face: options.Face = TrackConfig.face,
     driving_face: Annotated[str, typer.Option(help="Which face of the driver, as with --face.")] = TrackConfig.face,
     on_missing: options.OnMissing = TrackConfig.on_missing,
+    head_model: options.OwnHeadModel = None,
     same_person: options.SamePerson = None,
     method: options.Method = TransferConfig.method,
     network: options.Network = TransferConfig.network,
@@ -43,6 +44,7 @@ def generate(
     region: options.Region = TransferConfig.region,
     smooth: options.Smooth = TransferConfig.smooth,
     curves: options.CurvesFile = None,
+    representation: options.Shown = TransferConfig.representation,
     audio: Annotated[
         Literal["driving", "reference", "none"], options.setting(GenerateConfig, "audio")
     ] = GenerateConfig.audio,
@@ -90,6 +92,7 @@ def generate(
         ),
     ] = True,
     as_json: options.Json = False,
+    device: options.Device = None,
     quiet: options.Quiet = False,
     log_level: options.LogLevel = None,
 ) -> None:
@@ -113,6 +116,7 @@ def generate(
         out=path,
         track=TrackConfig(face=face, on_missing=on_missing),
         driving_face=driving_face,
+        head_model=head_model,
         fit=FitConfig(same_person=options.verdict(same_person)),
         transfer=TransferConfig(
             method=method,
@@ -122,6 +126,7 @@ def generate(
             pose_scale=pose_scale,
             region=region,
             smooth=smooth,
+            representation=representation,
         ),
         generate=GenerateConfig(
             backend=backend,

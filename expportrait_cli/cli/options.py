@@ -29,7 +29,7 @@ from expportrait_cli.config import (
     WanConfig,
 )
 from expportrait_cli.errors import InputError, OutputError, UsageError
-from expportrait_cli.runtime import between
+from expportrait_cli.runtime import between, choose_device
 
 LogLevelName = Literal["debug", "info", "warning", "error"]
 
@@ -48,6 +48,13 @@ def set_level(level: LogLevelName | None) -> LogLevelName | None:
     if level is not None:
         logging.getLogger("expportrait_cli").setLevel(level.upper())
     return level
+
+
+def set_device(name: str | None) -> str | None:
+    """Choose the run's device; given before or after the command's name."""
+    if name is not None:
+        choose_device(name)
+    return name
 
 
 def setting(config: type, name: str, *declarations: str, **details: Any) -> Any:
@@ -85,6 +92,16 @@ Quiet = Annotated[
 LogLevel = Annotated[
     LogLevelName | None, typer.Option(callback=set_level, help="How much of the log stderr shows.", show_default=False)
 ]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        metavar="NAME",
+        callback=set_device,
+        help="Where tensors are worked on: auto, cpu, cuda or cuda:N. Auto is the first GPU that torch finds.",
+        show_default=False,
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print a JSON summary on stdout instead of the path.")]
 Out = Annotated[
     str | None,
@@ -97,6 +114,7 @@ OnMissing = Annotated[
     Literal["hold", "interpolate", "fail"],
     setting(TrackConfig, "on_missing"),
 ]
+Shown = Annotated[Literal["full", "static", "base"], setting(TransferConfig, "representation", "--representation")]
 NeutralFrame = Annotated[str | None, setting(TransferConfig, "neutral_frame", show_default=False)]
 Expression = Annotated[Counts | None, setting(TransferConfig, "expression", show_default=False)]
 Pose = Annotated[Counts | None, setting(TransferConfig, "pose", show_default=False)]
@@ -313,7 +331,9 @@ def only_helps(config: GenerateConfig) -> bool:
     return only_helps(config)
 
 
-HeadModelOption = Annotated[
-    Literal["anny", "smplx"],
-    typer.Option(help="3D head: the built-in one, or SMPL-X from your own licensed file (EXPPORTRAIT_SMPLX)."),
+HEAD_MODEL_HELP = "3D head: the built-in anny; smplx from your licensed file (EXPPORTRAIT_SMPLX); gnm, once fetched"
+HeadModelOption = Annotated[Literal["anny", "smplx", "gnm"], typer.Option(help=f"{HEAD_MODEL_HELP}.")]
+OwnHeadModel = Annotated[
+    Literal["anny", "smplx", "gnm"] | None,
+    typer.Option("--head-model", help=f"{HEAD_MODEL_HELP}; that of given artifacts, else anny.", show_default=False),
 ]

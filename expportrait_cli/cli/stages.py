@@ -21,7 +21,18 @@ def track(
     face: options.Face = TrackConfig.face,
     on_missing: options.OnMissing = TrackConfig.on_missing,
     head_model: HeadModelOption = "anny",
+    parameters: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE|FOLDER",
+            exists=True,
+            show_default=False,
+            help="SMPL-X parameters of this clip from another tracker: an .npz with betas, expression, jaw_pose; a "
+            "folder of one .npz a frame (SMPLest-X); AMASS's or Motion-X's layout.",
+        ),
+    ] = None,
     as_json: options.Json = False,
+    device: options.Device = None,
     quiet: options.Quiet = False,
     log_level: options.LogLevel = None,
 ) -> None:
@@ -40,7 +51,9 @@ def track(
 
     with Display() as display:
         config = TrackConfig(face=face, on_missing=on_missing)
-        tracking = commands.track(source, path, config, head_model=head_model, stage=display.stage)
+        tracking = commands.track(
+            source, path, config, head_model=head_model, parameters=parameters, stage=display.stage
+        )
     options.echo(path, tracking_quality(tracking), as_json=as_json)
 
 
@@ -72,6 +85,7 @@ def fit(
     detail: Annotated[bool, options.setting(FitConfig, "detail", "--detail/--no-detail")] = FitConfig.detail,
     rounds: Annotated[int, options.setting(FitConfig, "rounds")] = FitConfig.rounds,
     as_json: options.Json = False,
+    device: options.Device = None,
     quiet: options.Quiet = False,
     log_level: options.LogLevel = None,
 ) -> None:
@@ -113,6 +127,7 @@ def transfer(
     region: options.Region = TransferConfig.region,
     smooth: options.Smooth = TransferConfig.smooth,
     curves: options.CurvesFile = None,
+    representation: options.Shown = TransferConfig.representation,
     driver_head: Annotated[
         Path | None,
         typer.Option(
@@ -124,6 +139,7 @@ def transfer(
     ] = None,
     folds: options.Folds = TransferConfig.folds,
     as_json: options.Json = False,
+    device: options.Device = None,
     quiet: options.Quiet = False,
     log_level: options.LogLevel = None,
 ) -> None:
@@ -146,6 +162,7 @@ def transfer(
         region=region,
         smooth=smooth,
         folds=folds,
+        representation=representation,
     )
     with Display() as display:
         meshes = commands.transfer(
@@ -172,6 +189,7 @@ def render_normals(
         bool, typer.Option("--preview/--no-preview", help="Also write an .mp4 of driver | normals.")
     ] = False,
     as_json: options.Json = False,
+    device: options.Device = None,
     quiet: options.Quiet = False,
     log_level: options.LogLevel = None,
 ) -> None:

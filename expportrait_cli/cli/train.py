@@ -49,6 +49,7 @@ def prepare(
     min_face: Annotated[int, options.setting(PrepareConfig, "min_face_px", metavar="PX")] = PrepareConfig.min_face_px,
     head_model: HeadModelOption = "anny",
     as_json: options.Json = False,
+    device: options.Device = None,
     quiet: options.Quiet = False,
     log_level: options.LogLevel = None,
 ) -> None:
@@ -82,6 +83,7 @@ Datasets = Annotated[
 Steps = Annotated[int, options.setting(TransferTraining, "steps")]
 Synthetic = Annotated[int, options.setting(TransferTraining, "synthetic")]
 Seed = Annotated[int, options.setting(TransferTraining, "seed")]
+OwnModel = Annotated[Literal["anny", "smplx", "gnm"], options.setting(TransferTraining, "head_model")]
 
 
 @app.command("transfer")
@@ -92,7 +94,9 @@ def transfer(
     steps: Steps = TransferTraining.steps,
     synthetic: Synthetic = TransferTraining.synthetic,
     seed: Seed = TransferTraining.seed,
+    head_model: OwnModel = TransferTraining.head_model,
     as_json: options.Json = False,
+    device: options.Device = None,
     quiet: options.Quiet = False,
     log_level: options.LogLevel = None,
 ) -> None:
@@ -103,7 +107,7 @@ def transfer(
     path = options.result(out, "transfer.safetensors", inputs=(), suffixes=(".safetensors",))
     from expportrait_cli.train.transfer.run import train_transfer
 
-    config = TransferTraining(steps=steps, synthetic=synthetic, seed=seed)
+    config = TransferTraining(steps=steps, synthetic=synthetic, seed=seed, head_model=head_model)
     with Display() as display, alone(path):
         summary = train_transfer(datasets or [], path, config, display.stage)
     options.echo(path, summary, as_json=as_json)
@@ -117,7 +121,9 @@ def ablation(
     steps: Steps = TransferTraining.steps,
     synthetic: Synthetic = TransferTraining.synthetic,
     seed: Seed = TransferTraining.seed,
+    head_model: OwnModel = TransferTraining.head_model,
     as_json: options.Json = False,
+    device: options.Device = None,
     quiet: options.Quiet = False,
     log_level: options.LogLevel = None,
 ) -> None:
@@ -128,7 +134,7 @@ def ablation(
     path = options.result(out, "ablation.json", inputs=(), suffixes=(".json",))
     from expportrait_cli.train.transfer.ablation import ablation as run
 
-    config = TransferTraining(steps=steps, synthetic=synthetic, seed=seed)
+    config = TransferTraining(steps=steps, synthetic=synthetic, seed=seed, head_model=head_model)
     with Display() as display, alone(path):
         figures, table = run(datasets or [], path, config, display.stage)
     if not as_json:
@@ -163,6 +169,9 @@ def generator(
     rate: Annotated[float, options.setting(GeneratorTraining, "rate")] = GeneratorTraining.rate,
     trunk: Annotated[float, options.setting(GeneratorTraining, "trunk")] = (GeneratorTraining.trunk),
     lora: Annotated[int, options.setting(GeneratorTraining, "lora")] = GeneratorTraining.lora,
+    representation: Annotated[
+        Literal["full", "static", "base"], options.setting(GeneratorTraining, "representation")
+    ] = GeneratorTraining.representation,
     loss: Annotated[Literal["velocity", "epsilon"], options.setting(GeneratorTask, "loss")] = (GeneratorTask.loss),
     face: Annotated[float, options.setting(GeneratorTask, "face")] = GeneratorTask.face,
     features: Annotated[float, options.setting(GeneratorTask, "features")] = GeneratorTask.features,
@@ -175,6 +184,7 @@ def generator(
     sample_every: Annotated[int, options.setting(GeneratorTask, "sample_every")] = GeneratorTask.sample_every,
     seed: Seed = GeneratorTraining.seed,
     as_json: options.Json = False,
+    device: options.Device = None,
     quiet: options.Quiet = False,
     log_level: options.LogLevel = None,
 ) -> None:
@@ -208,6 +218,7 @@ def generator(
         trunk=trunk,
         lora=lora,
         seed=seed,
+        representation=representation,
     )
     task = GeneratorTask(
         loss=loss,
@@ -242,6 +253,7 @@ def mini(
     photos: Annotated[int, options.setting(MiniTraining, "photos")] = (MiniTraining.photos),
     seed: Seed = MiniTraining.seed,
     as_json: options.Json = False,
+    device: options.Device = None,
     quiet: options.Quiet = False,
     log_level: options.LogLevel = None,
 ) -> None:
@@ -264,6 +276,7 @@ def gate(
     datasets: Sets,
     *,
     as_json: options.Json = False,
+    device: options.Device = None,
     quiet: options.Quiet = False,
     log_level: options.LogLevel = None,
 ) -> None:

@@ -3,7 +3,8 @@
 Normals have the axes of normal maps (`render.buffers.encode`): camera space, x right, y up, z to the viewer.
 """
 
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, replace
 from itertools import permutations, product
 from typing import Protocol, runtime_checkable
 
@@ -12,6 +13,8 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from expportrait_cli.errors import InputError
+
+log = logging.getLogger(__name__)
 
 DOUBTFUL = 0.8
 """Confidence below which a normal should not be fitted to."""
@@ -109,6 +112,44 @@ def establish_axes(vectors: Float32[np.ndarray, "S S 3"], expected: Float32[np.n
             f"{scores[second]:.2f}. Use a frontal face that fills the picture."
         )
     return Axes(candidates[first], float(scores[first]), margin)
+
+
+@dataclass(frozen=True)
+class Turned:
+    """A network whose vectors are turned into normals."""
+
+    network: Estimator
+    matrix: Float32[np.ndarray, "3 3"]
+
+    @property
+    def name(self) -> str:
+        """The network's."""
+        return self.network.name
+
+    @property
+    def licence(self) -> str:
+        """The network's."""
+        return self.network.licence
+
+    def __call__(self, crop: UInt8[np.ndarray, "S S 3"]) -> Estimate:
+        """Estimate an RGB crop."""
+        found = self.network(crop)
+        return replace(found, normals=found.normals @ self.matrix.T)
+
+
+def turned(network: Estimator, axes: Axes) -> Estimator:
+    """A network with its axes brought to those of normal maps; said if they are others than its adapter takes."""
+    if np.array_equal(axes.matrix, np.eye(3)):
+        return network
+    log.warning(
+        "The normals of %s have other axes than its published code says: x, y, z of the head are its %s, and are taken "
+        "so (mean cosine %.2f, the next best %.2f less).",
+        network.name,
+        axes.matrix.astype(int).tolist(),
+        axes.cosine,
+        axes.margin,
+    )
+    return Turned(network, axes.matrix)
 
 
 def resized(values: Float32[np.ndarray, "h w *C"], side: int) -> Float32[np.ndarray, "S S *C"]:

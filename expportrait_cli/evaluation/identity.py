@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float64, UInt8
 
-from expportrait_cli.evaluation.onnx_net import OnnxNet
+from expportrait_cli.evaluation.onnx_net import OnnxNet, first_operators
 from expportrait_cli.geometry.rotations import similarity
 
 PACKAGES = {"dlib": "dlib-bin", "face_recognition_models": "face-recognition-models"}
@@ -64,8 +64,15 @@ POINTS = [468, 473, 4, 61, 291]
 """The same points among FaceMesh's landmarks: irises, nose, mouth."""
 
 
+FIRST_NODES = 8
+"""Nodes of a graph among which its own scaling of the picture is looked for."""
+
+
 class ArcFace:
-    """A network that takes [1, 3, 112, 112] and gives one descriptor."""
+    """A network that takes [1, 3, 112, 112] and gives one descriptor, in InsightFace's form.
+
+    It is given RGB from -1 to 1, or from 0 to 255 if its graph begins by subtracting and scaling.
+    """
 
     def __init__(self, path: Path) -> None:
         """Open the network.
@@ -74,6 +81,10 @@ class ArcFace:
             WeightsError: it takes or gives something else.
         """
         self._net = OnnxNet(path, "an ArcFace network", SIDE)
+        # As InsightFace's own loader: a network that begins so takes levels of 0 to 255, and would be given them twice
+        # as small.
+        begins = first_operators(path, FIRST_NODES)
+        self._scales_itself = "Sub" in begins and bool({"Mul", "Div"} & set(begins))
         self._names = list(self._net.outputs)
         if len(self._names) != 1:
             raise self._net.refused(f"gives {', '.join(self._names)}", "one descriptor")
@@ -83,7 +94,7 @@ class ArcFace:
     ) -> Float64[np.ndarray, " D"]:
         """Descriptor, of length 1, of the face with these landmarks. About 100 ms for a ResNet-50."""
         picture = aligned(image, points).astype(np.float32).transpose(2, 0, 1)
-        (found,) = self._net.run((picture - 127.5) / 127.5, self._names)
+        (found,) = self._net.run(picture if self._scales_itself else (picture - 127.5) / 127.5, self._names)
         return found / max(float(np.linalg.norm(found)), 1e-12)
 
 

@@ -3,7 +3,10 @@
 ONNX holds a graph of known operators and cannot bring code of its own.
 """
 
+import mmap
+from collections.abc import Iterator
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +39,52 @@ def missing_weights(name: str) -> str | None:
     if found is None and find_spec("onnxruntime") is None:
         return "onnxruntime is not installed: pip install onnxruntime"
     return found
+
+
+GRAPH, NODE, OPERATOR = 7, 1, 4
+"""Fields of ONNX's protobuf: of the model, the graph, and a node."""
+
+
+def first_operators(path: Path, count: int) -> list[str]:
+    """Kinds of the first nodes of a network's graph: `Sub`, `Mul`, `Conv`, ...; empty for no such file."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        try:
+            for start, end in _fields(data, 0, len(data), GRAPH):
+                nodes = islice(_fields(data, start, end, NODE), count)
+                return [bytes(data[a:b]).decode() for node in nodes for a, b in _fields(data, *node, OPERATOR)]
+        except (IndexError, UnicodeDecodeError):
+            pass
+    return []
+
+
+def _fields(data: mmap.mmap, at: int, end: int, wanted: int) -> Iterator[tuple[int, int]]:
+    """Extents of the texts and messages that a field of a protobuf message holds."""
+    while at < end:
+        key, at = _number(data, at)
+        match key & 7:
+            case 0:
+                _, at = _number(data, at)
+            case 1:
+                at += 8
+            case 2:
+                size, at = _number(data, at)
+                if key >> 3 == wanted:
+                    yield at, at + size
+                at += size
+            case 5:
+                at += 4
+            case _:
+                return
+
+
+def _number(data: mmap.mmap, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte, at = data[at], at + 1
+        value |= (byte & 127) << shift
+        shift += 7
+        if byte < 128:
+            return value, at
 
 
 class OnnxNet:

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from expportrait_cli.artifacts.types import CROP_SIZE
 from expportrait_cli.detect.crop import Crop, crop_image
-from expportrait_cli.detect.estimate import Estimator, establish_axes
-from expportrait_cli.errors import WeightsError
+from expportrait_cli.detect.estimate import Estimator, establish_axes, turned
 from expportrait_cli.fitting.clip import CALM_FRAMES, Clip, bare_rim, calmest, dynamic_mask, plain_skin
 from expportrait_cli.fitting.losses import (
     MM,
@@ -187,7 +186,7 @@ class Shading:
         colour, where = np.stack(values) - shade, np.stack(seen)
         skin = like_skin(colour, where, albedo)
         tracking = clip.tracking
-        calm = calmest(tracking.expression[rows], tracking.jaw[rows], tracking.sure[rows])
+        calm = calmest(clip.head.shares(tracking.expression[rows]), tracking.jaw[rows], tracking.sure[rows])
         albedo, noise = resting_albedo(patch, colour[calm], where[calm], albedo)
         return cls(clip, patch, light, albedo, noise, own & (_eroded(skin[None], patch)[0] > SURE))
 
@@ -324,22 +323,16 @@ def weights_of(views: Sequence[View]) -> Float32[np.ndarray, "T P"]:
     return np.stack([view.weight for view in views])
 
 
-def check_axes(network: Estimator, clip: Clip, row: int) -> None:
-    """Compare a network's normals with those of the posed head, once: other axes than ours would ruin a fit silently.
+def checked_axes(network: Estimator, clip: Clip, row: int) -> Estimator:
+    """The network with the axes that agree with the posed head's normals, compared once in a frame, row `row`.
 
-    Raises:
-        WeightsError: they have other axes.
+    Axes of networks are rarely written down, and wrong ones would ruin a fit silently.
     """
     (crop,) = clip.crops(np.array([row]))
     verts, _ = clip.pose(np.array([row]), Patch.of(clip.head.dense_faces.numpy(), dynamic_mask(clip.head)))
     camera = Camera.of_crop(clip.focal_px, CROP_SIZE, CROP_SIZE)
     expected = render_buffers(verts, clip.head.dense_faces, camera, antialias=False).normals[0].numpy()
-    axes = establish_axes(network(crop).normals, expected)
-    if not np.array_equal(axes.matrix, np.eye(3)):
-        raise WeightsError(
-            f"The normals of {network.name} have other axes than expected: x, y, z of the head are its "
-            f"{axes.matrix.astype(int).tolist()}. Its file is of another version; choose another `supervision`."
-        )
+    return turned(network, establish_axes(network(crop).normals, expected))
 
 
 def windows_of(clip: Clip, rows: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, list[Picture]]]:

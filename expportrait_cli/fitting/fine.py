@@ -18,11 +18,10 @@ from torch import Tensor
 from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit, Tracking
 from expportrait_cli.config import FitConfig
 from expportrait_cli.fitting.clip import WINDOW, Clip, dynamic_mask
-from expportrait_cli.fitting.dynamic import Dynamic, follows_on, neutral_normals
+from expportrait_cli.fitting.dynamic import Dynamic, follows_on, heights_by_shading, neutral_normals
 from expportrait_cli.fitting.evidence import Evidence, Shading, SharpClip, windows_of
 from expportrait_cli.fitting.losses import LandmarkLoss, MagnitudeLoss, ShadingLoss, TemporalLoss, Term, descend
 from expportrait_cli.fitting.patch import LocalPreconditioner, Patch, PosedPatch, limited
-from expportrait_cli.fitting.relief import heights_by_shading
 from expportrait_cli.geometry.mesh import edges, normalize
 from expportrait_cli.head import HeadModel, dense, landmarks
 from expportrait_cli.head.facemesh import EYE_RINGS, LIPS

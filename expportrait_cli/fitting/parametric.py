@@ -62,17 +62,17 @@ def shared_identity(trackings: Sequence[Tracking], head: HeadModel) -> Float32[n
     first = trackings[0]
     points = []
     for tracking in trackings:
-        keys = key_frames(tracking)
+        keys = key_frames(tracking, head)
         centred = (tracking.landmarks[keys] - CROP_SIZE / 2) * (first.focal_px / tracking.focal_px)
         points.append(centred + CROP_SIZE / 2)
     identity, _ = solver_of(first, head).identity(np.concatenate(points).astype(np.float32), prior=IDENTITY_PRIOR)
     return identity.astype(np.float32)
 
 
-def key_frames(tracking: Tracking) -> Int64[np.ndarray, " R"]:
+def key_frames(tracking: Tracking, head: HeadModel) -> Int64[np.ndarray, " R"]:
     """Sure frames that differ most in pose and expression."""
     rows = np.flatnonzero(tracking.sure)
-    values = np.c_[2.0 * tracking.rotation, tracking.expression, tracking.jaw][rows]
+    values = np.c_[2.0 * tracking.rotation, head.shares(tracking.expression), tracking.jaw][rows]
     return rows[distinct_rows(values, KEY_FRAMES)]
 
 
@@ -163,11 +163,11 @@ def refined_identity(clip: Clip, evidence: Evidence) -> Float32[np.ndarray, " K"
     `evidence` speaks of `whole_patch`. The identity of the least loss is kept; the frames are fitted again by whoever
     called, since a new identity moves them all.
     """
-    rows = key_frames(clip.tracking)
+    rows = key_frames(clip.tracking, clip.head)
     curves = clip.rows(rows)
     crops = list(clip.crops(rows))
     verts, _ = clip.pose(rows, whole_patch(clip))
-    terms = [*evidence.terms(crops, verts), _landmarks(clip, rows)]
+    terms = [*evidence.terms(crops, verts), landmark_term(clip, rows)]
     tracked = pose_of(curves, curves.torso_translation)
     frames = _Frames(clip, tracked)
     moved = {
@@ -200,7 +200,8 @@ def _descend(frames: _Frames, moved: dict[str, Tensor], terms: Sequence) -> Floa
     return best
 
 
-def _landmarks(clip: Clip, rows: np.ndarray) -> LandmarkLoss:
+def landmark_term(clip: Clip, rows: np.ndarray) -> LandmarkLoss:
+    """Distance of some frames' landmarks from where they are seen: Eq. 5, robust, in units of `UNIT_IOD`."""
     points = clip.tracking.landmarks[rows]
     weight = np.ones(points.shape[:2], np.float32)
     weight[:, FACE_OVAL + IRIS] = 0.0

@@ -12,8 +12,9 @@ from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit, Tracking
 from expportrait_cli.config import FitConfig
 from expportrait_cli.detect.crop import Crop, crop_image
 from expportrait_cli.detect.estimate import Estimator
-from expportrait_cli.detect.estimator import estimator
+from expportrait_cli.detect.estimator import available, estimator
 from expportrait_cli.detect.matte import Matte
+from expportrait_cli.errors import WeightsError
 from expportrait_cli.fitting.clip import (
     Clip,
     distinct_frames,
@@ -26,9 +27,10 @@ from expportrait_cli.fitting.clip import (
 )
 from expportrait_cli.fitting.detail import with_detail
 from expportrait_cli.fitting.dynamic import Dynamic, dynamic_offsets
-from expportrait_cli.fitting.evidence import Estimates, Evidence, Shading, check_axes
+from expportrait_cli.fitting.evidence import Estimates, Evidence, Shading, checked_axes
 from expportrait_cli.fitting.fine import sharpened
 from expportrait_cli.fitting.hair import ears_seen
+from expportrait_cli.fitting.joint import jointly
 from expportrait_cli.fitting.parametric import (
     neutral_frame,
     refined_identity,
@@ -70,13 +72,16 @@ def fit(
     the same person (`config.same_person`): a clip knows more of a face than a photo.
     """
     network = _network(config)
+    if config.quality == "paper" and network is None:
+        raise WeightsError(f"`quality=paper` compares rendered normals with a network's: {available()[1]}.")
     same = driver is not None and known is None and _is_same(trackings, driver, config)
     identity, identity_from = _identity(trackings, head, driver if same else None, known)
     tracking = with_identity(trackings[0], identity, head)
     _warn(trackings[0], tracking, config, known)
-    if network is not None and known is None:
+    if network is not None:
         clip = Clip.of(tracking, _blank(tracking, head), head, config)
-        check_axes(network, clip, neutral_frame(tracking))
+        network = checked_axes(network, clip, neutral_frame(tracking))
+    if network is not None and known is None:
         seen = Estimates(clip, whole_patch(clip), network, plain_skin(head))
         tracking = with_identity(tracking, refined_identity(clip, seen), head)
         identity_from = identity_from if same else ""
@@ -218,9 +223,9 @@ def _with_dynamic(
         return fit
     patch = Patch.of(head.dense_faces.numpy(), dynamic_mask(head))
     clip = Clip.of(tracking, fit, head, config)
-    distinct = distinct_frames(tracking.rotation, tracking.expression)
+    distinct = distinct_frames(tracking.rotation, head.shares(tracking.expression))
     share = face_share(distinct) if known is None else 0.0
-    weights = neutral_weights(tracking.expression, tracking.jaw, tracking.sure)
+    weights = neutral_weights(head.shares(tracking.expression), tracking.jaw, tracking.sure)
     if config.recenter == "mean":
         weights = tracking.sure / tracking.sure.sum()
     moving = dynamic_offsets(
@@ -234,6 +239,9 @@ def _with_dynamic(
     static = fit.static_offset.copy()
     static[patch.vertices] += moving.static
     fit = _recorded(replace(fit, static_offset=static), tracking, head, moving, is_clip=is_clip)
+    if config.quality == "paper" and network is not None:
+        own, keeps = Clip.of(tracking, fit, head, config), known is not None
+        return jointly(fit, own, patch, network, progress, weights=weights, share=share, keeps_person=keeps)
     if config.quality != "high":
         return fit
     return sharpened(

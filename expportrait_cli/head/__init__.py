@@ -1,7 +1,10 @@
 """Parametric head models, whichever file they come from, and FaceMesh's landmarks on them.
 
-A new head model is a module that builds a `HeadModel`, and a case in `load_head`; see `anny` and `smplx`.
+A new head model is one module that builds a `HeadModel` from a file, as `gnm` does; its name in `model.HeadName`, and
+a case each in `find_model` and `load_head`. docs/paper.md says what the module has to find in the file.
 """
+
+from pathlib import Path
 
 import torch
 
@@ -19,6 +22,28 @@ from expportrait_cli.head.model import gaze_pieces as gaze_pieces
 from expportrait_cli.head.model import joints as joints
 from expportrait_cli.head.model import landmarks as landmarks
 from expportrait_cli.head.model import pose as pose
+from expportrait_cli.weights.catalogue import weights_file
+
+
+def find_model(name: HeadName) -> Path:
+    """File that a head model is read from.
+
+    Raises:
+        WeightsError: it is missing.
+    """
+    match name:
+        case "anny":
+            from expportrait_cli.head import anny
+
+            return weights_file(anny.FILE)
+        case "smplx":
+            from expportrait_cli.head.smplx.build import find_file
+
+            return find_file()
+        case "gnm":
+            from expportrait_cli.head import gnm
+
+            return gnm.find_file()
 
 
 def load_head(
@@ -26,7 +51,7 @@ def load_head(
 ) -> HeadModel:
     """Load a head model by its name.
 
-    `find_landmarks` serves a file of the user's own that is seen for the first time (`smplx.load`).
+    `find_landmarks` serves a file of the user's own that is seen for the first time (`embed.with_landmarks`).
 
     Raises:
         WeightsError: its file is missing, or cannot be used.
@@ -37,6 +62,10 @@ def load_head(
 
             return anny.load(device)
         case "smplx":
-            from expportrait_cli.head.smplx import load
+            from expportrait_cli.head.smplx import build
 
-            return load.load(device, find_landmarks=find_landmarks)
+            return build.load(device, find_landmarks=find_landmarks)
+        case "gnm":
+            from expportrait_cli.head import gnm
+
+            return gnm.load(device, find_landmarks=find_landmarks)

@@ -5,20 +5,30 @@ un-projected to the surface, gathered on the mean head with its mouth open (clos
 snap to the upper lip) and averaged robustly.
 """
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
+import platformdirs
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Float32, Int, Int64, UInt8
 from scipy import ndimage, optimize
 from torch import Tensor
 
+from expportrait_cli.artifacts import npz
+from expportrait_cli.artifacts.files import sha256
+from expportrait_cli.errors import InputError, WeightsError
 from expportrait_cli.geometry import rotations
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.head import model
 from expportrait_cli.head.facemesh import LIP_PAIRS
-from expportrait_cli.head.model import HeadModel
+from expportrait_cli.head.model import FindLandmarks, HeadModel
+from expportrait_cli.version import __version__
+
+log = logging.getLogger(__name__)
 
 Rasterize = Callable[[Tensor, Tensor, tuple[int, int]], Tensor]
 """Clip positions [n,V,4], triangles int32 [F,3], (H, W) to rast [n,H,W,4], as in the rasteriser contract."""
@@ -54,6 +64,9 @@ def embed(head: HeadModel, colours: Float[Tensor, "V 3"], *, rasterize: Rasteriz
     """Return the head with its landmark embedding replaced.
 
     `colours` are 0..1 and must show lips and brows; irises are painted here. Random identities come from a fixed seed.
+
+    Raises:
+        WeightsError: no face is found in any picture of the head.
     """
     open_jaw = _jaw(head, OPENINGS[-1])
     opened = _canonical(head, torch.zeros_like(head.template[0, :1]).expand(head.identity_basis.shape[-1]), open_jaw)
@@ -70,6 +83,11 @@ def embed(head: HeadModel, colours: Float[Tensor, "V 3"], *, rasterize: Rasteriz
         triangle, barycentrics, weight = (np.concatenate(parts) for parts in zip(*hits, strict=True))
         points.append((surface[faces[triangle]] * barycentrics[..., None]).sum(1))
         weights.append(weight)
+    if not points:
+        raise WeightsError(
+            f"FaceMesh finds no face in pictures of the head model '{head.name}': its landmarks cannot be placed. Give "
+            "the published file, whose head is upright and looks along z."
+        )
     centre, spread = _median(np.stack(points), np.stack(weights))
     centre = _symmetric(centre)
     triangles, barycentrics = [], []
@@ -248,3 +266,69 @@ def _closest(point: np.ndarray, triangles: np.ndarray) -> tuple[np.ndarray, np.n
         better = (candidate >= 0).all(-1) & (distance < shortest)
         best[better], shortest[better] = candidate[better], distance[better]
     return best, shortest
+
+
+@dataclass(frozen=True)
+class KeptLandmarks:
+    """FaceMesh's landmarks on one file's head, kept in the cache folder.
+
+    The version also stands for how the mesh is cut and subdivided, and for how landmarks are found on it.
+    """
+
+    KIND: ClassVar[str] = "landmarks"
+    VERSION: ClassVar[int] = 1
+
+    file_hash: str
+    """sha256 of the file."""
+    triangles: Int64[np.ndarray, "478 3"]
+    barycentrics: Float32[np.ndarray, "478 3"]
+    spread: Float32[np.ndarray, " 478"]
+
+
+def with_landmarks(
+    path: Path, head: HeadModel, colours: Callable[[], Tensor], find_landmarks: FindLandmarks | None
+) -> HeadModel:
+    """Add FaceMesh's landmarks to a head that was read from a file of the user's, and name it after the file.
+
+    They come from the cache, or are found now, the first time that a file is seen, on the head in its `colours`.
+
+    Raises:
+        WeightsError: they were not found yet, and `find_landmarks` is not given.
+    """
+    digest = sha256(path)
+    kept = platformdirs.user_cache_path("expportrait") / "landmarks" / f"{head.name}-{digest[:16]}.npz"
+    found = _cached(kept, digest, len(head.parts))
+    if found is None:
+        if find_landmarks is None:
+            raise WeightsError(
+                f"FaceMesh's landmarks were not found yet on {path}. Run `expportrait track --head-model {head.name}` "
+                "once."
+            )
+        log.info("Looking for FaceMesh's landmarks on %s: once for each file, for a minute or two.", path)
+        marked = find_landmarks(head, colours())
+        found = KeptLandmarks(
+            digest,
+            marked.landmark_triangles.numpy().astype(np.int64),
+            marked.landmark_barycentrics.numpy().astype(np.float32),
+            marked.landmark_spread.numpy().astype(np.float32),
+        )
+        npz.save(found, kept, {"tool": f"expportrait {__version__}"})
+    return replace(
+        head,
+        # The files of the sexes, and of the years, are as many models: their parameters do not mix.
+        name=f"{head.name}-{digest[:8]}",
+        landmark_triangles=torch.from_numpy(found.triangles),
+        landmark_barycentrics=torch.from_numpy(found.barycentrics),
+        landmark_spread=torch.from_numpy(found.spread),
+    )
+
+
+def _cached(path: Path, digest: str, vertices: int) -> KeptLandmarks | None:
+    if not path.is_file():
+        return None
+    try:
+        found = npz.load(KeptLandmarks, path)
+    except InputError as error:
+        log.info("%s It is made again.", error)
+        return None
+    return found if found.file_hash == digest and found.triangles.max() < vertices else None

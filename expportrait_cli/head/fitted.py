@@ -1,6 +1,6 @@
 """The mesh of a fitted head as it stands in its photo, and its rigid bones."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -47,6 +47,15 @@ def pose_of(rows: HeadFit | Curves, torso_translation: Float[np.ndarray, "*B 3"]
 
 def _single(values: Float[np.ndarray, "*B C"]) -> Float32[Tensor, "*B C"]:
     return torch.from_numpy(np.asarray(values, np.float32))
+
+
+def reduced(fit: HeadFit, representation: str) -> HeadFit:
+    """A fit of which only a part is shown, as in the paper's ablation: `full`, `static`, or the `base` mesh alone."""
+    if representation == "full":
+        return fit
+    gone = ["frame_offset", "dynamic_offset"] + (["static_offset", "relief_seen"] if representation == "base" else [])
+    fit = replace(fit, **{name: np.zeros_like(getattr(fit, name)) for name in gone})
+    return replace(fit, relief=fit.relief[:0, :0]) if representation == "base" else fit
 
 
 def canonical_mesh(fit: HeadFit, head: HeadModel, rows: HeadFit | Curves) -> Float32[Tensor, "*B V 3"]:

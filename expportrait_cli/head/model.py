@@ -39,6 +39,11 @@ class HeadModel:
     expression_prior: Float[Tensor, " E"]
     """Stiffness towards 0 in the landmark solver: a weight of 1 costs as much as one landmark that is off by the square
     root of this, in units of 2 % of the inter-ocular distance (`solve.solver`)."""
+    expression_full: Float[Tensor, " E"]
+    """Weight of each expression that counts as all of it: 1 for a unit, more for a component in standard deviations.
+    Thresholds of effort and neutrality are in shares of this, so that they serve every model (`HeadModel.shares`)."""
+    expression_neutral: Float[Tensor, " E"]
+    """Largest absolute weight of each expression that the tracker reads in a neutral face."""
     gaze_basis: Float[Tensor, "N 3 8"]
     """Displacement of the lids by the pieces of `gaze_pieces`, at `gaze_full_rad`."""
     gaze_full_rad: Float[Tensor, " 8"]
@@ -79,6 +84,10 @@ class HeadModel:
     def part(self, *names: str) -> Tensor:
         """Mask of the dense vertices that belong to any of the named parts."""
         return sum((self.parts == self.part_names.index(name) for name in names), torch.zeros_like(self.parts)).bool()
+
+    def shares(self, expression: Float[np.ndarray, "*B E"]) -> Float[np.ndarray, "*B E"]:
+        """Expressions in shares of their full weights: what effort is measured in, whichever the model."""
+        return expression / self.expression_full.cpu().numpy().astype(expression.dtype)
 
     @property
     def scalp(self) -> Bool[np.ndarray, " V"]:
@@ -244,7 +253,7 @@ def base_name(name: str) -> str:
     return name.removesuffix(MARK)
 
 
-HeadName = Literal["anny", "smplx"]
+HeadName = Literal["anny", "smplx", "gnm"]
 
 FindLandmarks = Callable[[HeadModel, Float32[Tensor, "V 3"]], HeadModel]
 """A head without landmarks and the paint of its dense vertices to the head with them (`head.embed.embed`)."""

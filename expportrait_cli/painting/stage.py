@@ -10,7 +10,6 @@ from typing import Literal
 
 import cv2
 import numpy as np
-import torch
 from jaxtyping import UInt8
 
 from expportrait_cli.artifacts import network_file
@@ -18,12 +17,13 @@ from expportrait_cli.artifacts.files import atomic_path, sha256
 from expportrait_cli.artifacts.meshes import Meshes
 from expportrait_cli.artifacts.texts import read_json
 from expportrait_cli.artifacts.types import HeadFit
-from expportrait_cli.config import GenerateConfig, WanConfig
+from expportrait_cli.config import GenerateConfig, Representation, WanConfig
 from expportrait_cli.errors import FilmError, UsageError, WeightsError
 from expportrait_cli.head import HeadModel
 from expportrait_cli.painting.mini import KIND
 from expportrait_cli.painting.scene import Canvas, Painter, ProxyPainter, Scene
 from expportrait_cli.painting.wan import require_packages
+from expportrait_cli.runtime import best_device
 from expportrait_cli.weights.catalogue import (
     FETCHED,
     MANIFEST,
@@ -67,6 +67,20 @@ class Choice:
         """What the film depends on beside the settings: the painter, and the hashes of its weights."""
         weights = self.folder.sha256 if self.folder is not None else sha256(self.file) if self.file is not None else ""
         return {"painter": self.name, "weights": weights, "lora": self.lora}
+
+    def check_shown(self, representation: Representation) -> None:
+        """Raise UsageError if this is a generator that was trained on another part of the head."""
+        if self.name != "wan-portrait" or self.folder is None:
+            return
+        from expportrait_cli.painting.wan.manifest import read_manifest
+
+        settings = read_manifest(self.folder.path).train.get("settings")
+        known = settings.get("representation", "full") if isinstance(settings, dict) else "full"
+        if known != representation:
+            raise UsageError(
+                f"{self.folder.path} was trained on normals of the {known} head, and the film's are of the "
+                f"{representation} one. Give `representation={known}`, or a generator that was trained on these."
+            )
 
     @property
     def licences(self) -> list[dict[str, str]]:
@@ -148,7 +162,7 @@ def _best(named: Path | None) -> Literal["proxy", "mini"] | FolderName:
         return kind_of(named)
     if find_spec("diffusers") is None:
         return "proxy"
-    if torch.cuda.is_available():
+    if best_device().type == "cuda":
         for name in ("wan-portrait", "wan-vace"):
             path = _fetched(name)
             # A download that was cut short is no reason to stop.
@@ -248,7 +262,6 @@ def only_helps(config: GenerateConfig) -> bool:
     require_packages()
     from expportrait_cli.painting.wan import together
     from expportrait_cli.painting.wan.painters import WanPainter
-    from expportrait_cli.runtime import best_device
 
     def load() -> tuple[together.Run, Callable[[], None]]:
         painter = painter_of(config)

@@ -45,16 +45,25 @@ def track(
     config: TrackConfig | None = None,
     *,
     head_model: HeadName = "anny",
+    parameters: PathLike | None = None,
     stage: Stage = silent,
 ) -> Tracking:
     """Track a photo or clip to a `.track.npz`.
+
+    `parameters` are SMPL-X's of this very clip that another program tracked, a file or a folder of one file a frame:
+    identity, expression, jaw and gaze are then theirs (`tracking.Pretracked` says which layouts are read).
 
     Raises:
         InputError: no face, or nothing that can be read.
     """
     stages = Stages(stage)
     with alone(out):
-        made = Steps(head_by_name(head_model), stages).track(Path(source), Path(out), config or TrackConfig())
+        made = Steps(head_by_name(head_model), stages).track(
+            Path(source),
+            Path(out),
+            config or TrackConfig(),
+            parameters=Path(parameters) if parameters is not None else None,
+        )
     _say_if_current(out, stages)
     return made.artifact
 
@@ -198,6 +207,7 @@ def generate(
     fit: FitConfig | None = None,
     transfer: TransferConfig | None = None,
     paint: GenerateConfig | None = None,
+    head_model: HeadName | None = None,
     stage: Stage = silent,
 ) -> films.Film:
     """Make the person of a photo, or of a `.head.npz`, perform a clip or what was made of one.
@@ -217,6 +227,7 @@ def generate(
         fit=fit or FitConfig(),
         transfer=transfer or TransferConfig(),
         generate=paint or GenerateConfig(),
+        head_model=head_model,
     )
     return films.generate(job, stage)
 

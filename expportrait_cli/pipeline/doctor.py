@@ -2,13 +2,22 @@
 
 import os
 import platform
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
 
+from expportrait_cli.errors import UsageError, UserError, one_line
+from expportrait_cli.head import HeadPose, coarse, dense, joints, load_head, pose
+from expportrait_cli.head.model import NECK
 from expportrait_cli.pipeline.provenance import versions
-from expportrait_cli.runtime import best_device, cpu_count
+from expportrait_cli.retargeting.network import on_device
+from expportrait_cli.runtime import DEVICE, best_device, cpu_count
 from expportrait_cli.weights.catalogue import catalogue, entry, folders, locate, mediapipe_interface, state
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -57,19 +66,80 @@ def _ffmpeg() -> Check:
 def _devices() -> list[Check]:
     import torch
 
-    from expportrait_cli.render.rasterizer import choose
-
-    device = best_device()
-    gpu = (
-        torch.cuda.get_device_name() if device.type == "cuda" else "none that torch can use: everything runs on the CPU"
-    )
-    backend, reason = choose(device)
-    licence = "NVIDIA's source code licence, non-commercial" if backend == "nvdiffrast" else "Apache-2.0"
-    return [
+    try:
+        device = best_device()
+    except UsageError as error:
+        return [Check("device", one_line(error), ok=False)]
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else "none is used: everything runs on the CPU"
+    checks = [
+        Check("device", f"{device}; {DEVICE}={os.environ.get(DEVICE, 'unset')}"),
         Check("gpu", gpu),
         Check("torch threads", str(torch.get_num_threads())),
-        Check("rasteriser", f"{backend} ({licence}): {reason}"),
     ]
+    parts = (("rasteriser", _drawn), ("transfer network", _transferred), ("head", _posed))
+    return [*checks, *(_run(name, part, device) for name, part in parts)]
+
+
+def _run(name: str, part: Callable[["torch.device"], str], device: "torch.device") -> Check:
+    """Run one part once, and once more for its time: the first call compiles and loads."""
+    try:
+        part(device)
+        since = perf_counter()
+        said = part(device)
+        return Check(name, f"{said}; {1000 * (perf_counter() - since):.0f} ms on {device}")
+    except (ImportError, OSError, RuntimeError, UserError) as error:
+        return Check(name, f"does not work on {device}: {one_line(error)}", ok=False)
+
+
+def _drawn(device: "torch.device") -> str:
+    """Normals of a whole head, and the gradient back to its vertices."""
+    import torch
+
+    from expportrait_cli.geometry.camera import Camera
+    from expportrait_cli.render.buffers import render_buffers
+    from expportrait_cli.render.rasterizer import choose
+
+    head = load_head("anny", device)
+    verts = dense(head, head.template) * head.template.new_tensor([1.0, -1.0, -1.0])
+    verts = (verts + head.template.new_tensor([0.0, 0.0, 1.2])).requires_grad_()
+    drawn = render_buffers(verts[None], head.dense_faces, Camera(1000.0, 128.0, 128.0, 256, 256))
+    (gradient,) = torch.autograd.grad(drawn.normals.sum() + drawn.mask.sum(), verts)
+    if not bool(torch.isfinite(gradient).all()) or not bool(gradient.any()):
+        raise RuntimeError("the gradient of a head's normals is not finite, or zero")
+    backend, reason = choose(device)
+    licence = "NVIDIA's source code licence, non-commercial" if backend == "nvdiffrast" else "Apache-2.0"
+    return f"{backend} ({licence}): {reason}; normals of a head at 256 px, forward and backward"
+
+
+def _transferred(device: "torch.device") -> str:
+    """Offsets of one expression."""
+    import torch
+
+    from expportrait_cli.retargeting.face import Neutral
+    from expportrait_cli.retargeting.network import load_network
+    from expportrait_cli.weights.catalogue import weights_file
+
+    head = load_head("anny")
+    network = load_network(weights_file("transfer_anny.safetensors"), head).network
+    neutral = Neutral.of(dense(head, head.template)[network.face.vertices], network.face).to(device)
+    network = on_device(network, device)
+    psi, jaw = torch.full((1, len(head.expression_names)), 0.3, device=device), torch.zeros(1, 3, device=device)
+    rows = torch.arange(len(network.face.vertices), device=device)
+    offsets = network.offsets(neutral, network.code(neutral), psi, jaw, rows=rows)
+    return f"offsets of one face, {1000 * float(offsets.norm(dim=-1).max()):.1f} mm at most"
+
+
+def _posed(device: "torch.device") -> str:
+    """The chain of Eq. 1 to 4."""
+    import torch
+
+    head = load_head("anny", device)
+    zero, psi = head.template.new_zeros, head.template.new_full((len(head.expression_names),), 0.2)
+    identity = zero(head.identity_basis.shape[-1])
+    shape = dense(head, coarse(head, identity, psi, zero(3), zero(4)))
+    at = HeadPose(zero(3), zero(4), zero(3), zero(3), zero(3), joints(head, identity)[NECK])
+    verts = pose(head, shape, joints(head, identity), at)
+    return f"{len(verts)} vertices posed, {float(torch.linalg.norm(verts - shape, dim=-1).max()) * 1000:.3f} mm off"
 
 
 def _estimator() -> Check:

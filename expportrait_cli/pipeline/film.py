@@ -17,6 +17,7 @@ from expportrait_cli.artifacts.meshes import Meshes
 from expportrait_cli.artifacts.types import HeadFit, Tracking
 from expportrait_cli.errors import InputError
 from expportrait_cli.head import HeadModel
+from expportrait_cli.head.fitted import reduced
 from expportrait_cli.media.image import is_image, write_png
 from expportrait_cli.media.video import probe
 from expportrait_cli.media.writer import forget_others, join, write_segments
@@ -28,10 +29,11 @@ from expportrait_cli.pipeline.heads import (
     head_behind,
     head_by_name,
     kind_of_head,
+    model_file,
     tracking_head,
 )
 from expportrait_cli.pipeline.job import WORK_FILES, Job, behind_normals, check
-from expportrait_cli.pipeline.performance import CurvesFile, Driver, OffsetSource
+from expportrait_cli.pipeline.performance import CurvesFile, Driver, OffsetSource, representation_of
 from expportrait_cli.pipeline.provenance import (
     check_source,
     fit_quality,
@@ -94,6 +96,8 @@ def _made(job: Job, kinds: tuple[str, str], stage: Stage) -> Film:
         log.info("%s is up to date: same inputs, same settings.", job.out)
         _forget_segments(job.work)
         return Film(job.out, job.record, known)
+    if kinds[1] != "meshes":
+        painter.check_shown(job.transfer.representation)
     if not job.show_control:
         painter_of(job.generate)  # For what it refuses: better now than after minutes of tracking.
     run = _Run(job, Stages(stage), hashes, _head_model(job, kinds), painter, known if is_whole else {}, table)
@@ -124,6 +128,7 @@ def _strings(found: Any) -> list[str]:
 def film_key(job: Job, hashes: Mapping[str, str], painter: Mapping[str, str]) -> str:
     """What a whole film depends on: inputs, settings, painter, networks of the fit, and the revisions of all stages."""
     networks = {row["name"]: row["sha256"] for row in network_of(job.fit)}
+    networks |= model_file(job.head_model or "anny")
     inputs = {**hashes, **painter, **networks, "revisions": json.dumps(steps.REVISIONS, sort_keys=True)}
     return str(steps.made_by("generate", job.settings(), inputs)["key"])
 
@@ -135,8 +140,10 @@ def _head_model(job: Job, kinds: tuple[str, str]) -> HeadModel:
     if own is not None and tracking is not None:
         check_same(job.reference, own, job.driving, tracking)
     if own is not None:
-        return head_behind(job.reference, own)
-    return head_behind(job.driving, tracking) if tracking is not None else head_by_name("anny")
+        return head_behind(job.reference, own, wanted=job.head_model)
+    if tracking is not None:
+        return head_behind(job.driving, tracking, wanted=job.head_model)
+    return head_by_name(job.head_model or "anny")
 
 
 class _Run:
@@ -173,6 +180,10 @@ class _Run:
             write_png(job.control_picture, sheet)
             return Film(job.control_picture, job.record, {"frames": meshes.artifact.frame_count})
         driver = Driver.of(tracking.artifact) if tracking is not None else Driver.behind(job.driving)
+        shown = representation_of(meshes.artifact.path)
+        self.painter.check_shown(shown)
+        # The photo's own normals are of the same kind as the film's.
+        head_fit = replace(head_fit, artifact=reduced(head_fit.artifact, shown))
         drawn = {"render": f"revision {steps.REVISIONS['render']}"}
         inputs = {"head": head_fit.key, "meshes": meshes.key, **drawn, **self.painter.identity}
         film_key = steps.made_by("generate", asdict(job.generate), inputs)["key"]
@@ -271,7 +282,10 @@ class _Run:
             if meshes.head_hash != self.hashes["reference"]:
                 raise InputError(f"{job.driving} was made for another head than {job.reference}. Run transfer again.")
             return Keyed(meshes, self.hashes["driving"])
-        source = OffsetSource.of(job.transfer, self.head.name)
+        driver_head = self.steps.fit_driver(
+            head_fit, head_path, tracking, job.work / "driving.head.npz", job.fit, method=job.transfer.method
+        )
+        source = OffsetSource.of(job.transfer, self.head.name, driver_head)
         return self.steps.transfer(
             head_fit, tracking, job.meshes, source, head_path=head_path, curves=job.curves, written=self.table.written
         )

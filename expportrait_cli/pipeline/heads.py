@@ -6,11 +6,12 @@ from typing import get_args
 from jaxtyping import Float32
 from torch import Tensor
 
+from expportrait_cli.artifacts.files import content_hash
 from expportrait_cli.artifacts.meshes import Meshes
 from expportrait_cli.artifacts.types import HeadFit, Tracking
 from expportrait_cli.detect.nets import LandmarkNet
-from expportrait_cli.errors import InputError
-from expportrait_cli.head import HeadModel, HeadName, load_head
+from expportrait_cli.errors import InputError, UsageError
+from expportrait_cli.head import HeadModel, HeadName, find_model, load_head
 from expportrait_cli.head.embed import embed
 from expportrait_cli.head.finer import finer
 from expportrait_cli.head.model import base_name, is_finer
@@ -26,13 +27,14 @@ def head_by_name(name: HeadName) -> HeadModel:
     return load_head(name, find_landmarks=_find_landmarks)
 
 
-def head_behind(path: Path, artifact: Tracking | HeadFit) -> HeadModel:
+def head_behind(path: Path, artifact: Tracking | HeadFit, *, wanted: HeadName | None = None) -> HeadModel:
     """Load the head model that an artifact was made with; `path` is the artifact's file.
 
     A fit of high quality has a finer mesh of it (`head.finer`); a tracking has no mesh, and gets the plain model.
 
     Raises:
         InputError: this tool has no such model, or the artifact was made with another file of it.
+        UsageError: it was made with another one than the `wanted`.
         WeightsError: as `head_by_name`.
     """
     known = [name for name in get_args(HeadName) if name == kind_of_head(artifact.head_model)]
@@ -40,6 +42,11 @@ def head_behind(path: Path, artifact: Tracking | HeadFit) -> HeadModel:
         raise InputError(
             f"{path} was made with the head model '{artifact.head_model}', this tool has "
             f"{' and '.join(get_args(HeadName))}. Track the photo or clip again."
+        )
+    if wanted not in (None, known[0]):
+        raise UsageError(
+            f"{path} was made with the head model '{artifact.head_model}', not with `head_model={wanted}`. Leave that "
+            "out, or give the photo or clip."
         )
     head = head_by_name(known[0])
     counts = (artifact.identity.shape[-1], artifact.expression.shape[-1])
@@ -52,6 +59,15 @@ def head_behind(path: Path, artifact: Tracking | HeadFit) -> HeadModel:
         )
     wants_finer = isinstance(artifact, HeadFit) and is_finer(artifact.head_model)
     return finer(head).head if wants_finer else head
+
+
+def model_file(name: HeadName) -> dict[str, str]:
+    """Hash of the file that a head model of the user's own is read from; the default one's is in the catalogue.
+
+    Raises:
+        WeightsError: the file is missing.
+    """
+    return {} if name == "anny" else {name: content_hash(find_model(name))}
 
 
 def tracking_head(head: HeadModel) -> HeadModel:

@@ -12,13 +12,16 @@ from expportrait_cli.artifacts.types import HeadFit
 from expportrait_cli.config import FitConfig, GenerateConfig, TrackConfig, TransferConfig
 from expportrait_cli.detect.faces import check_choice
 from expportrait_cli.errors import InputError, UsageError
+from expportrait_cli.head import HeadName
 from expportrait_cli.media.ffmpeg import check_sound
 from expportrait_cli.media.image import is_image, read_image
 from expportrait_cli.media.video import probe
 from expportrait_cli.render.files import SUFFIX, load_info
 from expportrait_cli.retargeting.stage import check_neutral, parse_regions
 
-WORK_FILES = ("reference.track.npz", "driving.track.npz", "reference.head.npz", "driving.meshes.npz")
+WORK_FILES = (
+    *("reference.track.npz", "driving.track.npz", "reference.head.npz", "driving.head.npz", "driving.meshes.npz"),
+)
 """Artifacts that a run leaves in its work folder."""
 
 
@@ -34,6 +37,8 @@ class Job:
     track: TrackConfig = field(default_factory=TrackConfig)
     """For both; its face is the reference's."""
     driving_face: str = TrackConfig.face
+    head_model: HeadName | None = None
+    """3D head of photos and clips; None for that of the artifacts that were given, and else the default one."""
     fit: FitConfig = field(default_factory=FitConfig)
     transfer: TransferConfig = field(default_factory=TransferConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)
@@ -100,6 +105,7 @@ class Job:
         return {
             **{stage: asdict(getattr(self, stage)) for stage in stages},
             "driving_face": self.driving_face,
+            "head_model": self.head_model or "",
             "grid": self.grid,
         }
 

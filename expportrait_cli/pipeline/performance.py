@@ -7,18 +7,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from expportrait_cli.artifacts import npz
 from expportrait_cli.artifacts.curves_csv import csv_of, read_csv, write_csv
 from expportrait_cli.artifacts.files import check_file, content_hash
 from expportrait_cli.artifacts.meshes import MeshesWriter
 from expportrait_cli.artifacts.types import Curves, HeadFit, Tracking
-from expportrait_cli.config import TransferConfig
+from expportrait_cli.config import Representation, TransferConfig
 from expportrait_cli.errors import InputError, UsageError, WeightsError
 from expportrait_cli.head import HeadModel
 from expportrait_cli.head.finer import finer
-from expportrait_cli.head.fitted import relief_of
+from expportrait_cli.head.fitted import reduced, relief_of
 from expportrait_cli.pipeline.heads import kind_of_head, tracking_head
 from expportrait_cli.retargeting import Beyond, posed_frames, transfer
 from expportrait_cli.retargeting.network import load_network
@@ -126,6 +126,13 @@ class Driver:
         return cls(Path(row["source"]), (left, top, side))
 
 
+def representation_of(meshes: Path) -> Representation:
+    """Part of the head that meshes show."""
+    settings = npz.read_header(meshes)["made_by"].get("settings")
+    found = settings.get("representation") if isinstance(settings, dict) else None
+    return found if found in get_args(Representation) else "full"
+
+
 def rate_of(tracking: Tracking) -> Fraction:
     """Frame rate of what a tracking drives."""
     return Fraction(int(tracking.rate[0]), int(tracking.rate[1])) or STILL_RATE
@@ -201,6 +208,7 @@ def write_meshes(
     progress: Progress,
 ) -> None:
     """Transfer and write the posed head frame by frame. Edited curves replace the driver's."""
+    head_fit = reduced(head_fit, source.config.representation)
     performance = transfer(head_fit, tracking, head, source.config, source.load(head, len(tracking.error)))
     header = {**header, "driver": Driver.of(tracking).row()}
     curves = table.path

@@ -15,14 +15,17 @@ from expportrait_cli.artifacts import npz
 from expportrait_cli.artifacts.files import content_hash
 from expportrait_cli.artifacts.meshes import Meshes
 from expportrait_cli.artifacts.types import HeadFit, Tracking
-from expportrait_cli.config import FitConfig, TrackConfig
+from expportrait_cli.config import FitConfig, Method, Quality, TrackConfig
 from expportrait_cli.errors import InputError
 from expportrait_cli.fitting import fit as run_fit
 from expportrait_cli.head import HeadModel
+from expportrait_cli.head.model import is_finer
 from expportrait_cli.pipeline.heads import tracking_head
 from expportrait_cli.pipeline.performance import CurvesFile, OffsetSource, write_meshes
 from expportrait_cli.pipeline.provenance import network_of, networks_behind, warn_of_misfit
-from expportrait_cli.runtime import Stages
+from expportrait_cli.retargeting.stage import same_person
+from expportrait_cli.runtime import Progress, Stages
+from expportrait_cli.tracking import Pretracked, with_parameters
 from expportrait_cli.tracking import track as run_track
 from expportrait_cli.version import __version__
 from expportrait_cli.weights.catalogue import catalogue
@@ -106,9 +109,15 @@ def cached(cls: type[A], path: Path, header: Mapping[str, Any], make: Callable[[
     return Keyed(artifact, header["key"])
 
 
-def track_header(config: TrackConfig, head_model: str, source_hash: str) -> dict[str, Any]:
+def track_header(
+    config: TrackConfig, head_model: str, source_hash: str, parameters: Path | None = None
+) -> dict[str, Any]:
     """Header of a tracking: it depends on the head model as on every other setting."""
-    return made_by("track", {**asdict(config), "head_model": head_model}, {"source": source_hash})
+    inputs = {"source": source_hash}
+    if parameters is not None:
+        files = sorted(parameters.glob("*.npz")) if parameters.is_dir() else [parameters]
+        inputs["parameters"] = hashlib.sha256("".join(map(content_hash, files)).encode()).hexdigest()
+    return made_by("track", {**asdict(config), "head_model": head_model}, inputs)
 
 
 def fit_header(config: FitConfig, inputs: dict[str, str], known: Path | None = None) -> dict[str, Any]:
@@ -131,19 +140,29 @@ class Steps:
     head: HeadModel
     stages: Stages
 
-    def track(self, source: Path, path: Path, config: TrackConfig, *, title: str = "track") -> Keyed[Tracking]:
+    def track(
+        self, source: Path, path: Path, config: TrackConfig, *, title: str = "track", parameters: Path | None = None
+    ) -> Keyed[Tracking]:
         """Track a photo or clip, with the plain model where the head's mesh is a finer one.
+
+        `parameters` are SMPL-X's, which another program tracked (`tracking.Pretracked`).
 
         Raises:
             InputError: no face, or nothing that can be read.
         """
         plain = tracking_head(self.head)
-        header = track_header(config, plain.name, content_hash(source))
+        header = track_header(config, plain.name, content_hash(source), parameters)
+        given = Pretracked.read(parameters) if parameters is not None else None
+
+        def tracked(progress: Progress) -> Tracking:
+            own = run_track(source, plain, config, progress)
+            return own if given is None or parameters is None else with_parameters(own, given, plain, parameters)
+
         made = cached(
             Tracking,
             path,
             header,
-            lambda: self.stages.run(title, lambda progress: run_track(source, plain, config, progress)),
+            lambda: self.stages.run(title, tracked),
         )
         warn_of_misfit(source, made.artifact)
         # The same content may lie elsewhere than when it was tracked.
@@ -157,6 +176,7 @@ class Steps:
         *,
         driver: Keyed[Tracking] | None = None,
         known: Path | None = None,
+        title: str = "fit the head",
     ) -> Keyed[HeadFit]:
         """Fit the head to a tracking, or to several of one person; `known` is a head whose frames alone are fitted."""
         inputs = {f"track{index or ''}": tracking.key for index, tracking in enumerate(trackings)}
@@ -168,7 +188,7 @@ class Steps:
             path,
             fit_header(config, inputs, known),
             lambda: self.stages.run(
-                "fit the head",
+                title,
                 lambda progress: run_fit(
                     [tracking.artifact for tracking in trackings],
                     self.head,
@@ -180,6 +200,34 @@ class Steps:
             ),
         )
         return replace(made, artifact=replace(made.artifact, source=trackings[0].artifact.source))
+
+    def fit_driver(
+        self,
+        own: Keyed[HeadFit],
+        head_path: Path,
+        tracking: Keyed[Tracking],
+        path: Path,
+        config: FitConfig,
+        *,
+        method: Method,
+    ) -> Path | None:
+        """Fit the driver's own frames: with the person's head if the driver is the person, else for `direct` alone.
+
+        In a generator's training every frame has its own folds: without them, films of the person would lack them.
+        """
+        driver = tracking.artifact
+        same = same_person(own.artifact, driver)
+        has_folds = len(driver.error) > 1 and config.quality != "draft"
+        if method == "none" or not has_folds or not (same or method == "direct"):
+            return None
+        if not Path(driver.source).is_file():
+            log.warning("%s is gone: its landmarks stand for the offsets of its frames.", driver.source)
+            return None
+        quality: Quality = "high" if is_finer(self.head.name) else config.quality
+        config, known = replace(config, quality=quality, detail=False), head_path if same else None
+        plain = Steps(tracking_head(self.head), self.stages)
+        plain.fit([tracking], path, config, known=known, title="fit the driver's frames")
+        return path
 
     def transfer(
         self,

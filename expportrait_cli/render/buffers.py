@@ -19,7 +19,7 @@ from expportrait_cli.artifacts.types import CROP_SIZE, Relief
 from expportrait_cli.geometry import mesh
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.geometry.mesh import Edges
-from expportrait_cli.render.rasterizer import Backend, interpolate, rasterize
+from expportrait_cli.render.rasterizer import Backend, interpolate, rasterize, working_device
 
 
 class _Crossings(NamedTuple):
@@ -258,6 +258,15 @@ def render_buffers(
     Differentiable in `verts_cam`: normals and depth everywhere, silhouettes only with `antialias`. A caller who
     renders one topology often passes its `edges`, which are otherwise found anew in each call.
     """
+    home, device = verts_cam.device, verts_cam.device if backend else working_device(verts_cam)
+    if device != home:
+        # All of it there: the picture comes back once, and one gradient.
+        there = edges and mesh.Edges(edges.verts.to(device), edges.opposite.to(device))
+        there_bump = bump and Bump(bump.heights.to(device), bump.carried.to(device))
+        drawn = render_buffers(
+            verts_cam.to(device), faces.to(device), camera, antialias=antialias, edges=there, bump=there_bump
+        )
+        return Buffers(drawn.normals.to(home), drawn.depth.to(home), drawn.mask.to(home))
     pos = camera.clip(verts_cam)
     rast = rasterize(pos, faces, (camera.height, camera.width), backend=backend)
     columns = [mesh.vertex_normals(verts_cam, faces), verts_cam[..., 2:]]

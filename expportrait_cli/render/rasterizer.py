@@ -9,25 +9,68 @@ Gradients pass through u and v only: z/w and the id are constants, depth is an i
 what happens at silhouettes is the business of `buffers.blend_silhouettes`.
 """
 
+import logging
+from functools import cache
 from importlib.util import find_spec
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float32, Int
 from torch import Tensor
 
-from expportrait_cli.errors import UsageError
+from expportrait_cli.errors import UsageError, one_line
+from expportrait_cli.runtime import best_device
+
+log = logging.getLogger(__name__)
 
 Backend = Literal["warp", "nvdiffrast", "reference"]
 
 
 def choose(device: torch.device) -> tuple[Backend, str]:
-    """Name the fastest installed backend for a device, and say why in words for the user."""
+    """Name the fastest backend that works on a device, and say why in words for the user."""
     if device.type != "cuda":
         return "warp", "Warp on the CPU"
-    if find_spec("nvdiffrast") is not None:
-        return "nvdiffrast", "nvdiffrast is installed"
-    return "warp", "Warp on CUDA; nvdiffrast is not installed"
+    if find_spec("nvdiffrast") is None:
+        return "warp", "Warp on CUDA; nvdiffrast is not installed"
+    fault = _fault(str(device))
+    if fault:
+        return "warp", f"Warp on CUDA; nvdiffrast is installed and does not work: {fault}"
+    return "nvdiffrast", "nvdiffrast is installed and draws"
+
+
+@cache
+def _fault(device: str) -> str:
+    """What stops nvdiffrast from drawing a triangle, forward and backward, on a device; empty if nothing does.
+
+    Its package can be found although its compiled part fits neither this torch nor this GPU.
+    """
+    try:
+        from expportrait_cli.render import nvdiffrast_backend
+
+        tried(nvdiffrast_backend, torch.device(device))
+    except (ImportError, OSError, RuntimeError) as error:
+        fault = one_line(error)
+        log.warning("nvdiffrast is installed and does not work (%s): Warp draws instead.", fault)
+        return fault
+    return ""
+
+
+def tried(backend: Any, device: torch.device) -> float:
+    """Draw a triangle and follow the gradient back to its corners; the largest of them."""
+    corners = [[-0.9, -0.9, 0.0, 1.0], [0.9, -0.9, 0.1, 1.0], [0.0, 0.9, 0.2, 1.0]]
+    pos = torch.tensor([corners], device=device, requires_grad=True)
+    faces = torch.tensor([[0, 1, 2]], dtype=torch.int32, device=device)
+    image = backend.interpolate(pos[..., :3].detach().contiguous(), backend.rasterize(pos, faces, (16, 16)), faces)
+    (gradient,) = torch.autograd.grad(image.square().sum(), pos)
+    largest = float(gradient.abs().max())
+    if not 0 < largest < float("inf"):
+        raise RuntimeError(f"the gradient of a triangle is {largest}")
+    return largest
+
+
+def working_device(tensor: Tensor) -> torch.device:
+    """Where a tensor is drawn: on its own GPU, else on the run's device."""
+    return tensor.device if tensor.device.type != "cpu" else best_device()
 
 
 def rasterize(
@@ -39,19 +82,22 @@ def rasterize(
 ) -> Float32[Tensor, "n H W 4"]:
     """Find the nearest triangle at each pixel centre. `resolution` is (height, width).
 
-    Without `backend` the device decides (`choose`).
+    Without `backend` the run's device decides (`choose`): what lies in main memory is drawn there and comes back,
+    and so does its gradient.
     """
     # The id travels as float32, which counts exactly only that far.
     if len(tri) >= 2**24:
         raise UsageError(f"The mesh has {len(tri)} triangles; at most {2**24 - 1} can be rasterised.")
-    match backend or choose(pos.device)[0]:
+    home, device = pos.device, pos.device if backend else working_device(pos)
+    pos, tri = pos.to(device), tri.to(device)
+    match backend or choose(device)[0]:
         case "warp":
             from expportrait_cli.render import warp_backend as chosen
         case "nvdiffrast":
             from expportrait_cli.render import nvdiffrast_backend as chosen
         case "reference":
             from expportrait_cli.render import reference as chosen
-    return chosen.rasterize(pos.contiguous(), tri.int().contiguous(), resolution)
+    return chosen.rasterize(pos.contiguous(), tri.int().contiguous(), resolution).to(home)
 
 
 def interpolate(
@@ -62,11 +108,13 @@ def interpolate(
     backend: Backend | None = None,
 ) -> Float32[Tensor, "n H W C"]:
     """Spread vertex attributes over the pixels of `rast`; background is zero."""
-    match backend or choose(attr.device)[0]:
+    home, device = attr.device, attr.device if backend else working_device(attr)
+    attr, rast, tri = attr.to(device), rast.to(device), tri.to(device)
+    match backend or choose(device)[0]:
         case "warp":
             from expportrait_cli.render import warp_backend as chosen
         case "nvdiffrast":
             from expportrait_cli.render import nvdiffrast_backend as chosen
         case "reference":
             from expportrait_cli.render import reference as chosen
-    return chosen.interpolate(attr.contiguous(), rast.contiguous(), tri.int().contiguous())
+    return chosen.interpolate(attr.contiguous(), rast.contiguous(), tri.int().contiguous()).to(home)

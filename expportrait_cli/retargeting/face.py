@@ -1,17 +1,19 @@
 """The part of a neutral head that moves, as the transfer network sees it (V_neutral of paper Eq. 8), and its folds."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float32, Int64
+from scipy.spatial import KDTree
 from torch import Tensor
 
 from expportrait_cli.artifacts.types import Curves, HeadFit
+from expportrait_cli.errors import UsageError
 from expportrait_cli.geometry.mesh import FieldMap, averaging, scipy_matrix, vertex_normals
-from expportrait_cli.head import HeadModel, dense
+from expportrait_cli.head import HeadModel, dense, facemesh, landmarks
 from expportrait_cli.head.fitted import neutral_mesh
 from expportrait_cli.head.model import is_finer
 
@@ -23,7 +25,10 @@ SMOOTHING = (4, 32)
 
 @dataclass(frozen=True)
 class Face:
-    """Constants of a head model's face: `P` dense vertices where the facial mask is above 0."""
+    """Constants of a head model's face: `P` dense vertices of the triangles on which the facial mask is above 0.
+
+    A vertex of the mask in no such triangle has neither normal nor neighbours, and belongs to no face.
+    """
 
     vertices: Int64[np.ndarray, " P"]
     faces: Int64[Tensor, "F_face 3"]
@@ -42,11 +47,8 @@ class Face:
     def of(cls, head: HeadModel) -> "Face":
         """The face of a head model."""
         mask = head.facial_mask.float().cpu()
-        vertices = torch.nonzero(mask > 0)[:, 0]
-        index = torch.full((len(mask),), -1)
-        index[vertices] = torch.arange(len(vertices))
-        whole = index[head.dense_faces.cpu()]
-        faces = whole[(whole >= 0).all(1)]
+        whole = head.dense_faces.cpu()
+        vertices, faces = torch.unique(whole[(mask > 0)[whole].all(1)], return_inverse=True)
         template = dense(head, head.template).float().cpu()[vertices]
         step = max(len(vertices) // CODE_POINTS, 1)
         return cls(
@@ -58,6 +60,10 @@ class Face:
             averaging(faces, len(vertices)),
             torch.arange(0, len(vertices), step),
         )
+
+    def to(self, device: torch.device | str) -> "Face":
+        """The same on a device; numbers of vertices stay where they are."""
+        return replace(self, **{k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)})
 
 
 @dataclass(frozen=True)
@@ -87,6 +93,10 @@ class Neutral:
                 rest.append(1000 * ((points - smooth) * normals).sum(-1))
         return cls(points, frames, normals, torch.stack(rest, -1))
 
+    def to(self, device: torch.device | str) -> "Neutral":
+        """The same on a device."""
+        return Neutral(*(getattr(self, field.name).to(device) for field in fields(Neutral)))
+
     def at(self, rows: Int64[Tensor, " R"]) -> "Neutral":
         """The same person at some vertices only."""
         return Neutral(*(getattr(self, field.name)[rows] for field in fields(Neutral)))
@@ -102,7 +112,7 @@ def _aligned(points: Float[Tensor, "P 3"], to: Float[Tensor, "P 3"]) -> tuple[Te
     centre, goal = points.mean(0), to.mean(0)
     a, b = points - centre, to - goal
     u, s, vh = torch.linalg.svd(b.T @ a)
-    sign = torch.ones(3, dtype=s.dtype)
+    sign = torch.ones_like(s)
     sign[2] = torch.sign(torch.linalg.det(u @ vh))
     turn = u @ torch.diag(sign) @ vh
     scale = (a * a).sum() / (s * sign).sum()
@@ -116,7 +126,7 @@ def shortest_turn(start: Float[Tensor, "P 3"], end: Float[Tensor, "P 3"]) -> Flo
     x, y, z = axis.unbind(-1)
     zero = torch.zeros_like(x)
     skew = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).reshape(-1, 3, 3)
-    return torch.eye(3) + skew + skew @ skew / (1 + cosine)[:, None, None]
+    return torch.eye(3, dtype=axis.dtype, device=axis.device) + skew + skew @ skew / (1 + cosine)[:, None, None]
 
 
 @runtime_checkable
@@ -178,3 +188,101 @@ class Folded:
         heights = torch.from_numpy(beyond)[..., None]
         folds = (heights - self._average(heights, self._steps)).numpy()
         return result + (self._strength * self._mask[:, None] * folds * self._normals).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Copied:
+    """The offsets that were fitted to the driver's clip, turned into the person's surface, and nothing more."""
+
+    vertices: Int64[np.ndarray, " P"]
+    offset: Float32[np.ndarray, "T P 3"]
+    """Of the driver, from the neutral frame."""
+    turns: Float32[np.ndarray, "P 3 3"]
+    """From the driver's neutral surface to the person's."""
+
+    @classmethod
+    def of(cls, driver: HeadFit, neutral: int, head_fit: HeadFit, head: HeadModel, *, strength: float) -> "Copied":
+        """Copy a driver's fit; `neutral` is the frame whose offsets count as none."""
+        vertices = driver.dynamic_vertices
+        offset = driver.dynamic_offset.astype(np.float32)
+        theirs, own = (
+            vertex_normals(neutral_mesh(fit, head), head.dense_faces)[vertices] for fit in (driver, head_fit)
+        )
+        return cls(vertices, strength * (offset - offset[neutral]), shortest_turn(theirs, own).numpy())
+
+    def __call__(self, rows: slice, curves: Curves) -> Float32[np.ndarray, "T P 3"]:
+        """See `Offsets`."""
+        return np.einsum("pab,tpb->tpa", self.turns, self.offset[rows])
+
+
+class Refitted:
+    """Delta f of the driver's own frames, in place of the photo's: for the person themselves no offset is copied."""
+
+    def __init__(self, driver: HeadFit, head_fit: HeadFit, strength: float):
+        """`strength` is the share of the way from the photo's offset to each frame's."""
+        own = np.flatnonzero(head_fit.frame_offset.any(1))
+        self.vertices = np.union1d(driver.dynamic_vertices, own)
+        self._rows = np.searchsorted(self.vertices, driver.dynamic_vertices)
+        self._photo, self._strength = head_fit.frame_offset[self.vertices], strength
+        self._driver = driver
+
+    def __call__(self, rows: slice, curves: Curves) -> Float32[np.ndarray, "T P 3"]:
+        """See `Offsets`."""
+        fitted = self._driver.dynamic_offset[rows].astype(np.float32)
+        result = np.zeros((len(fitted), *self._photo.shape), np.float32)
+        result[:, self._rows] = fitted
+        return self._strength * (result - self._photo)
+
+
+REGIONS = ("pose", "expression", "lips", "eyes", "gaze")
+LIPS = ("jaw", "mouth", "lower_face", "tongue")
+EYES = ("eye", "left_eye", "right_eye", "pupil")
+"""Beginnings of the names of expressions that belong to a region."""
+AROUND = {"lips": (facemesh.LIPS, 0.022, 0.04), "eyes": (facemesh.EYE_RINGS, 0.006, 0.014)}
+"""Landmarks of a region, and the distances from them up to which skin is all, and from which it is none of it, m."""
+RIDGE = 1e-4
+"""Share of the mean component's energy that keeps components apart that move alike."""
+
+
+def parse_regions(text: str) -> frozenset[str]:
+    """Regions named in a comma-separated list; `all` is every one of them."""
+    if text == "all":
+        return frozenset(("pose", "expression", "gaze"))
+    named = {part.strip() for part in text.split(",") if part.strip()}
+    unknown = sorted(named - set(REGIONS))
+    if unknown or not named:
+        raise UsageError(f"`region={text!r}`: expected a list of {', '.join(REGIONS)}, or all.")
+    return frozenset(named)
+
+
+def expression_map(head: HeadModel, regions: frozenset[str]) -> Float[np.ndarray, "E E"]:
+    """Expressions of which only the chosen regions move, as a linear map of all of them.
+
+    Units that are named after their place are taken or left. Components without a place, such as SMPL-X's, move the
+    whole face: the map then gives those that come nearest to the part of the motion that lies in the regions, found
+    around FaceMesh's landmarks.
+    """
+    names = head.expression_names
+    if "expression" in regions:
+        return np.eye(len(names))
+    chosen = (LIPS if "lips" in regions else ()) + (EYES if "eyes" in regions else ())
+    if any(name.startswith(LIPS) for name in names):
+        return np.diag([float(name.startswith(chosen)) if chosen else 0.0 for name in names])
+    verts = dense(head, head.template)
+    marks = landmarks(head, verts).numpy()
+    share = np.zeros(len(verts))
+    for region, (points, near_m, far_m) in AROUND.items():
+        if region in regions:
+            away = KDTree(marks[points]).query(verts.numpy())[0]
+            share = np.maximum(share, np.clip((far_m - away) / (far_m - near_m), 0, 1))
+    rows = (head.facial_mask > 0).numpy()
+    steps = dense(head, head.expression_basis.permute(2, 0, 1)).numpy()[:, rows].astype(np.float64)
+    flat = steps.reshape(len(names), -1)
+    gram = flat @ flat.T
+    ridge = RIDGE * np.trace(gram) / len(names) * np.eye(len(names))
+    return np.linalg.solve(gram + ridge, flat @ (share[rows, None] * steps).reshape(len(names), -1).T)
+
+
+def moves_jaw(regions: frozenset[str]) -> bool:
+    """Whether the jaw follows the driver."""
+    return bool(regions & {"expression", "lips"})

@@ -56,8 +56,13 @@ class Motion:
             size_ref / size_driver,
         )
 
+    def turn_deg(self, tracking: Tracking) -> float:
+        """Angle between the heads of the photo and of the neutral frame."""
+        turn = from_turns(tracking.rotation[self.neutral]) @ self.rotation_ref.T
+        return float(np.degrees(np.linalg.norm(logarithm(turn))))
 
-def neutral_cost(head_fit: HeadFit, tracking: Tracking, *, same: bool) -> Float[np.ndarray, " T"]:
+
+def neutral_cost(head_fit: HeadFit, tracking: Tracking, head: HeadModel, *, same: bool) -> Float[np.ndarray, " T"]:
     """How far each driver frame is from a neutral one in a pose like the photo's.
 
     For the same person, how far it is from the photo. Frames that were not seen, or not believed, come last.
@@ -67,7 +72,11 @@ def neutral_cost(head_fit: HeadFit, tracking: Tracking, *, same: bool) -> Float[
         return photo_distance(head_fit.landmarks, tracking) + unsure
     turn = from_turns(tracking.rotation) @ from_turns(head_fit.rotation).T
     angle = np.linalg.norm(logarithm(turn), axis=-1)
-    effort = np.abs(tracking.expression).sum(-1) + 6 * np.abs(tracking.jaw).sum(-1) + np.abs(tracking.gaze).sum(-1)
+    effort = (
+        np.abs(head.shares(tracking.expression)).sum(-1)
+        + 6 * np.abs(tracking.jaw).sum(-1)
+        + np.abs(tracking.gaze).sum(-1)
+    )
     return effort + 4 * angle + unsure
 
 
@@ -151,14 +160,6 @@ def _affine(row: Float[np.ndarray, " 4"]) -> Float[np.ndarray, "3 3"]:
     return np.array([[a, -b, c], [b, a, d], [0, 0, 1]])
 
 
-NEUTRAL = {
-    **{"browInner": 0.38, "browOuter": 0.3, "eyeWide": 0.25, "eyeBlink": 0.03, "cheekPuff": 0.15},
-    **{"mouthRollUpper": 0.25, "mouthClose": 0.15, "mouthFunnel": 0.1, "mouthShrug": 0.1, "mouthLeft": 0.1},
-    **{"mouthRight": 0.1, "mouthSmile": 0.08, "mouthPress": 0.05, "mouthFrown": 0.06, "mouthUpperUp": 0.06},
-}
-NEUTRAL_OTHERS = 0.03
-"""Largest coefficients, in shares of a unit's range, that the tracker reads in a neutral face: mean and a standard
-deviation over 19 people who rest. It has brows raised and eyes wide where faces only differ from the mean head."""
 NEUTRAL_JAW_RAD, NEUTRAL_JAW_ASIDE_RAD = (-0.02, 0.045), 0.01
 NEUTRAL_PITCH_RAD, NEUTRAL_YAW_RAD = (-0.14, 0.0), (-0.15, 0.2)
 """Ranges of jaw opening, of the jaw's other two angles (both signs), and of gaze pitch and yaw in a neutral face."""
@@ -175,16 +176,14 @@ def at_rest(state: State, head: HeadModel) -> State:
 
     What lies in the range stays: there it is more likely the face than its expression.
     """
-    share = np.full(len(head.expression_names), NEUTRAL_OTHERS)
-    for prefix, own in NEUTRAL.items():
-        share[[name.startswith(prefix) for name in head.expression_names]] = own
-    low, high = (bound.cpu().numpy().astype(np.float64) for bound in (head.expression_low, head.expression_high))
+    most = head.expression_neutral.cpu().numpy().astype(np.float64)
+    low = np.where(head.expression_low.cpu().numpy() < 0, -most, 0.0)
     aside = NEUTRAL_JAW_ASIDE_RAD
     jaw_low, jaw_high = np.array([[NEUTRAL_JAW_RAD[0], -aside, -aside], [NEUTRAL_JAW_RAD[1], aside, aside]])
     eyes = np.array([NEUTRAL_PITCH_RAD, NEUTRAL_YAW_RAD] * 2)
     return replace(
         state,
-        expression=np.clip(state.expression, share * low, share * high),
+        expression=np.clip(state.expression, low, most),
         jaw=np.clip(state.jaw, jaw_low, jaw_high),
         gaze=np.clip(state.gaze, *eyes.T),
     )

@@ -179,6 +179,12 @@ class TransferNetwork(nn.Module):
         return self.vertex(torch.cat(both, -1)) * self.face.mask[rows][..., None, :, None]
 
 
+def on_device(network: TransferNetwork, device: torch.device | str) -> TransferNetwork:
+    """Move a network and the face that it knows, in place."""
+    network.face = network.face.to(device)
+    return network.to(device)
+
+
 def bounded(offsets: Float[Tensor, "*B 3"]) -> Float[Tensor, "*B 3"]:
     """Offsets of at most `LIMIT_M`: small ones stay as they are."""
     size = offsets.norm(dim=-1, keepdim=True) / LIMIT_M

@@ -5,19 +5,27 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int64
+from jaxtyping import Float, Float32
 from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
 from expportrait_cli.artifacts.types import Curves, HeadFit, Tracking
 from expportrait_cli.config import TransferConfig
 from expportrait_cli.errors import UsageError
-from expportrait_cli.geometry.mesh import vertex_normals
 from expportrait_cli.head import HeadModel
 from expportrait_cli.head.facemesh import LandmarkSpread
 from expportrait_cli.head.finer import Finer
 from expportrait_cli.head.fitted import neutral_mesh, posed_meshes
-from expportrait_cli.retargeting.face import Folded, Neutral, Offsets, shortest_turn
+from expportrait_cli.retargeting.face import (
+    Copied,
+    Folded,
+    Neutral,
+    Offsets,
+    Refitted,
+    expression_map,
+    moves_jaw,
+    parse_regions,
+)
 from expportrait_cli.retargeting.motion import (
     Motion,
     Rest,
@@ -29,36 +37,9 @@ from expportrait_cli.retargeting.motion import (
     states,
     torso_motion,
 )
-from expportrait_cli.retargeting.network import Trained
+from expportrait_cli.retargeting.network import Trained, on_device
+from expportrait_cli.runtime import best_device
 from expportrait_cli.solve.solver import JAW_RANGE_RAD
-
-REGIONS = ("pose", "expression", "lips", "eyes", "gaze")
-LIPS = ("jaw", "mouth")
-EYES = ("eye",)
-
-
-def parse_regions(text: str) -> frozenset[str]:
-    """Regions named in a comma-separated list; `all` is every one of them."""
-    if text == "all":
-        return frozenset(("pose", "expression", "gaze"))
-    named = {part.strip() for part in text.split(",") if part.strip()}
-    unknown = sorted(named - set(REGIONS))
-    if unknown or not named:
-        raise UsageError(f"`region={text!r}`: expected a list of {', '.join(REGIONS)}, or all.")
-    return frozenset(named)
-
-
-def expression_mask(names: tuple[str, ...], regions: frozenset[str]) -> Float[np.ndarray, " E"]:
-    """1 for the expression units that the chosen regions move, else 0."""
-    if "expression" in regions:
-        return np.ones(len(names))
-    chosen = (LIPS if "lips" in regions else ()) + (EYES if "eyes" in regions else ())
-    return np.array([float(name.startswith(chosen)) if chosen else 0.0 for name in names])
-
-
-def moves_jaw(regions: frozenset[str]) -> bool:
-    """Whether the jaw follows the driver."""
-    return bool(regions & {"expression", "lips"})
 
 
 def smooth(values: Float[np.ndarray, "T *C"], sigma_frames: float) -> Float[np.ndarray, "T *C"]:
@@ -73,13 +54,15 @@ class Learned:
     """
 
     def __init__(self, trained: Trained, head_fit: HeadFit, head: HeadModel):
-        """Evaluate the person's basis once."""
-        network = trained.network
+        """Evaluate the person's basis once, on the run's device."""
+        network, self._device = trained.network, best_device()
         self.vertices, self._network = network.face.vertices, network
         with torch.inference_mode():
-            self._neutral = Neutral.of(neutral_mesh(head_fit, head)[self.vertices], network.face)
+            neutral = Neutral.of(neutral_mesh(head_fit, head)[self.vertices], network.face.to("cpu"))
+            self._neutral = neutral.to(self._device)
+            on_device(network, self._device)
             self._code = network.code(self._neutral)
-            self._rows = torch.arange(len(self.vertices))
+            self._rows = torch.arange(len(self.vertices), device=self._device)
             is_split = network.config.kind != "concat"
             self._fields = network.fields(self._neutral, self._code, self._rows) if is_split else None
             self._photo = self._frame(head_fit.expression, head_fit.jaw)
@@ -90,38 +73,13 @@ class Learned:
             frames = [
                 self._frame(psi, jaw) - self._photo for psi, jaw in zip(curves.expression, curves.jaw, strict=True)
             ]
-        return torch.stack(frames).numpy()
+        return torch.stack(frames).cpu().numpy()
 
     def _frame(self, psi: np.ndarray, jaw: np.ndarray) -> Float32[Tensor, "P 3"]:
-        given = (torch.from_numpy(psi.astype(np.float32))[None], torch.from_numpy(jaw.astype(np.float32))[None])
+        given = tuple(torch.from_numpy(c.astype(np.float32))[None].to(self._device) for c in (psi, jaw))
         if self._fields is None:
             return self._network.offsets(self._neutral, self._code, *given, rows=self._rows)[0]
         return self._network.mixed(self._fields, self._network.coefficients(self._code, *given))[0]
-
-
-@dataclass(frozen=True)
-class Copied:
-    """The offsets that were fitted to the driver's clip, turned into the person's surface, and nothing more."""
-
-    vertices: Int64[np.ndarray, " P"]
-    offset: Float32[np.ndarray, "T P 3"]
-    """Of the driver, from the neutral frame."""
-    turns: Float32[np.ndarray, "P 3 3"]
-    """From the driver's neutral surface to the person's."""
-
-    @classmethod
-    def of(cls, driver: HeadFit, neutral: int, head_fit: HeadFit, head: HeadModel, *, strength: float) -> "Copied":
-        """Copy a driver's fit; `neutral` is the frame whose offsets count as none."""
-        vertices = driver.dynamic_vertices
-        offset = driver.dynamic_offset.astype(np.float32)
-        theirs, own = (
-            vertex_normals(neutral_mesh(fit, head), head.dense_faces)[vertices] for fit in (driver, head_fit)
-        )
-        return cls(vertices, strength * (offset - offset[neutral]), shortest_turn(theirs, own).numpy())
-
-    def __call__(self, rows: slice, curves: Curves) -> Float32[np.ndarray, "T P 3"]:
-        """See `Offsets`."""
-        return np.einsum("pab,tpb->tpa", self.turns, self.offset[rows])
 
 
 class Lifted:
@@ -140,6 +98,8 @@ class Lifted:
 
 
 BATCH = 16
+SAME_TURN_DEG = 3.0
+"""Turn between the photo and the driver's frame that is most like it, up to which they are one picture."""
 LIMITED_DEG = 2.0
 """Degrees taken from a turn at which the driver's own landmarks have lost 63 % of their say."""
 
@@ -191,65 +151,89 @@ def transfer(
     """Put a performance onto a head: expression and pose each relative to a neutral driver frame, or absolute.
 
     For the same person the two are one: the neutral frame is then the one most like the photo.
-    Dynamic offsets come from the network of `beyond` with the method `learned`, unless the driver is the person; with
-    `direct` from the driver's own fit, or from the driver's landmarks without one. With `learned`, the driver's own fit
-    adds the folds that it shows beyond the network's.
+    If the driver is the person, dynamic offsets and expressions are those that were fitted to the driver's frames, or
+    follow the driver's landmarks without such a fit. Otherwise they come from the network of `beyond` with the method
+    `learned`, to which the driver's own fit adds the folds that it shows beyond them; with `direct` they are the fit's,
+    copied (paper, Fig. 8), or follow the driver's landmarks without one.
     """
+    if config.representation != "full":
+        config, beyond = replace(config, method="none"), None
     beyond = beyond or Beyond()
-    trained, driver, mesh = beyond.trained, beyond.driver, beyond.mesh
     regions = parse_regions(config.region)
     same = same_person(head_fit, tracking)
-    cost = neutral_cost(head_fit, tracking, same=same)
+    cost = neutral_cost(head_fit, tracking, head, same=same)
     neutral = _neutral(config, cost)
-    expression, jaw, gaze = _face_curves(head_fit, tracking, head, config, neutral, same=same)
+    whole = same and regions >= {"pose", "expression", "gaze"} and config.pose_scale == config.expression_scale == 1
+    # Frames that were fitted with this very head need neither their change from the photo nor their landmarks.
+    refitted = whole and beyond.driver is not None and config.method != "none"
     motion = Motion.between(head_fit, tracking, neutral, cost)
     scale = config.pose_scale * ("pose" in regions)
+    is_own = config.pose == "absolute" if not same else refitted and motion.turn_deg(tracking) < SAME_TURN_DEG
     rotation, translation, taken_deg = head_motion(
-        motion, tracking, scale=scale, absolute=config.pose == "absolute" and not same, limit_deg=config.turn_limit_deg
+        motion, tracking, scale=scale, absolute=is_own, limit_deg=config.turn_limit_deg
     )
     torso_rotation, torso_translation = torso_motion(
         motion, tracking, head_fit, head, translation=translation, scale=scale
     )
-    columns = (expression, jaw, gaze, rotation, translation, torso_rotation, torso_translation)
+    if refitted and beyond.driver is not None:
+        # Offsets go with the expressions that they were fitted beside.
+        own = beyond.driver
+        face = (own.dynamic_expression, own.dynamic_jaw, own.dynamic_gaze)
+    else:
+        face = _face_curves(head_fit, tracking, head, config, neutral, same=same)
+    columns = (*face, rotation, translation, torso_rotation, torso_translation)
     curves = Curves(*(smooth(np.asarray(c), config.smooth).astype(np.float32) for c in columns))
-    whole = same and regions >= {"pose", "expression", "gaze"} and config.pose_scale == config.expression_scale == 1
     # Where the turn was limited the driver's landmarks lie on another side of the face.
     direct = np.exp(-((taken_deg / LIMITED_DEG) ** 2)) * (whole and config.method != "none")
-    # Of landmarks; what a network predicts follows the scaled expression by itself.
-    mask = dict(zip(head.expression_names, expression_mask(head.expression_names, regions), strict=True))
-    strength = max(mask.values()) * config.expression_scale
     absolute = config.expression == "absolute" and not same
     rest = Rest.neutral(head_fit, tracking, head, neutral) if absolute else Rest.seen(head_fit, tracking, neutral)
+    # Of landmarks; what a network predicts follows the scaled expression by itself.
+    strength = config.expression_scale * bool(regions & {"expression", "lips", "eyes"})
     follows = bool(strength > 0 and config.method != "none")
-    offsets: Offsets | None = None
-    # Fitted offsets belong to no region: the whole face has them, or none.
-    whole_face = min(config.expression_scale, 1.0) * ("expression" in regions)
-    # The person's own landmarks know more of their face than a network does.
-    used = trained if config.method == "learned" and not same else None
-    if used is not None:
-        learned = Learned(used, head_fit, head)
-        offsets = learned if mesh is None else Lifted(learned, mesh)
-    elif config.method == "direct" and driver is not None:
-        offsets = Copied.of(driver, neutral, head_fit, head, strength=whole_face)
-    if config.method == "learned" and driver is not None and config.folds * whole_face > 0:
-        # The person's own folds are theirs in full.
-        share = whole_face * (1.0 if same else config.folds)
-        offsets = Folded(offsets, driver, neutral, head_fit, head, share)
-    steps = landmark_steps(
-        head_fit,
-        tracking,
-        head,
-        curves,
-        motion,
-        direct=direct,
-        rest=rest,
-        strength=strength * (config.method != "none"),
-        eyes=follows and (not absolute or any(on for name, on in mask.items() if name.startswith(EYES))),
-        lips=follows and absolute and any(on for name, on in mask.items() if name.startswith(LIPS)),
-        copied=config.method == "direct" and driver is None,
-        own=_landmarks_moved(head, offsets, curves),
-    )
+    offsets, used = _offsets(head_fit, head, config, beyond, neutral, same=same)
+    steps = np.zeros((len(cost), 478, 2))
+    if not refitted:
+        steps = landmark_steps(
+            head_fit,
+            tracking,
+            head,
+            curves,
+            motion,
+            direct=direct,
+            rest=rest,
+            strength=strength * (config.method != "none"),
+            eyes=follows and (not absolute or bool(regions & {"expression", "eyes"})),
+            lips=follows and absolute and bool(regions & {"expression", "lips"}),
+            copied=config.method == "direct" and beyond.driver is None,
+            own=_landmarks_moved(head, offsets, curves),
+        )
     return Performance(curves, smooth(steps, config.smooth).astype(np.float32), neutral, offsets, used)
+
+
+def _offsets(
+    head_fit: HeadFit, head: HeadModel, config: TransferConfig, beyond: Beyond, neutral: int, *, same: bool
+) -> tuple[Offsets | None, Trained | None]:
+    """Dynamic offsets beyond the photo's own, and the network that they come from."""
+    driver = beyond.driver
+    # Fitted offsets belong to no region: the whole face has them, or none.
+    share = min(config.expression_scale, 1.0) * ("expression" in parse_regions(config.region))
+    if same:
+        # The person's own frames know more of their face than a network does.
+        takes = driver is not None and config.method != "none" and share > 0
+        return (Refitted(driver, head_fit, share), None) if takes and driver is not None else (None, None)
+    match config.method:
+        case "direct":
+            copied = driver is not None
+            return (Copied.of(driver, neutral, head_fit, head, strength=share) if copied else None), None
+        case "learned":
+            offsets: Offsets | None = None
+            if beyond.trained is not None:
+                offsets = Learned(beyond.trained, head_fit, head)
+                offsets = offsets if beyond.mesh is None else Lifted(offsets, beyond.mesh)
+            if driver is not None and config.folds * share > 0:
+                offsets = Folded(offsets, driver, neutral, head_fit, head, config.folds * share)
+            return offsets, beyond.trained
+    return None, None
 
 
 def _face_curves(
@@ -257,7 +241,7 @@ def _face_curves(
 ) -> tuple[Float[np.ndarray, "T E"], Float[np.ndarray, "T 3"], Float[np.ndarray, "T 4"]]:
     """Expression, jaw and gaze: the driver's on the person's neutral face, or its change added to the photo's."""
     regions = parse_regions(config.region)
-    mask = expression_mask(head.expression_names, regions) * config.expression_scale
+    chosen = expression_map(head, regions) * bool(config.expression_scale)
     jaw_weight, gaze_weight = config.expression_scale * moves_jaw(regions), float("gaze" in regions)
     photo, shown = photo_state(head_fit), states(tracking)[neutral]
     low, high = (bound.cpu().numpy() for bound in (head.expression_low, head.expression_high))
@@ -270,11 +254,12 @@ def _face_curves(
             )
     step = tracking.expression - shown.expression
     if not same:
-        # A smile on a smile is not twice a smile: the more a unit is at work, the less there is to add.
-        step = np.where(
-            step > 0, step * ((high - start.expression) / np.maximum(high - shown.expression, 1e-6)).clip(0, 1), step
-        )
-    expression = np.clip(np.where(mask > 0, start.expression, photo.expression) + mask * step, low, high)
+        # A smile on a smile is not twice a smile: the more a unit is at work, the less there is to add. A component
+        # with a sign has no such end.
+        room = ((high - start.expression) / np.maximum(high - shown.expression, 1e-6)).clip(0, 1)
+        step = np.where((step > 0) & (low >= 0), step * room, step)
+    begin = photo.expression + chosen @ (start.expression - photo.expression)
+    expression = np.clip(begin + config.expression_scale * step @ chosen.T, low, high)
     jaw = (start.jaw if jaw_weight else photo.jaw) + jaw_weight * (tracking.jaw - shown.jaw)
     jaw[:, 0] = np.clip(jaw[:, 0], *JAW_RANGE_RAD)
     gaze = (start.gaze if gaze_weight else photo.gaze) + gaze_weight * (tracking.gaze - shown.gaze)

@@ -3,4 +3,6 @@
 The detectors themselves are in `detect`.
 """
 
+from expportrait_cli.tracking.stage import Pretracked as Pretracked
 from expportrait_cli.tracking.stage import track as track
+from expportrait_cli.tracking.stage import with_parameters as with_parameters

@@ -1,20 +1,25 @@
 """Photo or clip to tracking: observe, solve, steady."""
 
 import logging
-from dataclasses import dataclass
+import re
+import zipfile
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float64
 
 from expportrait_cli.artifacts.files import content_hash
 from expportrait_cli.artifacts.types import CROP_SIZE, Tracking, surest
 from expportrait_cli.config import TrackConfig
+from expportrait_cli.errors import InputError, one_line
 from expportrait_cli.geometry.mesh import vertex_normals
+from expportrait_cli.geometry.rotations import rodrigues
 from expportrait_cli.head import HeadModel, dense, landmark_model
 from expportrait_cli.head.model import HEAD
 from expportrait_cli.runtime import Progress
 from expportrait_cli.solve.solver import IDENTITY_PRIOR, ITERATIONS, ITERATIONS_FIRST, TEMPORAL, Anchors, Solver
-from expportrait_cli.solve.state import State, columns_of, distinct_rows, focal_for, interocular_px
+from expportrait_cli.solve.state import State, columns_of, distinct_rows, focal_for, initial_state, interocular_px
 from expportrait_cli.tracking.observe import Observations, observe
 
 TURN_DEG = 20.0
@@ -136,3 +141,122 @@ def key_frames(seen: Observations) -> np.ndarray:
     points = points - points.mean(1, keepdims=True)
     points /= np.linalg.norm(points, axis=(1, 2), keepdims=True)
     return tracked[distinct_rows(points.reshape(len(points), -1), KEY_FRAMES, least=DIFFERENT)]
+
+
+SMPLX_KEYS = "betas, expression [T,E], jaw_pose [T,3], and if you like leye_pose and reye_pose [T,3]"
+POSES = {"jaw_pose": 66, "leye_pose": 69, "reye_pose": 72}
+"""Columns of SMPL-X's 55 axis-angles in one row of 165, as AMASS keeps them under `poses`."""
+MOTION_X = {"jaw_pose": slice(156, 159), "expression": slice(159, 209), "betas": slice(312, 322)}
+"""Columns of the rows of 322 numbers of Motion-X."""
+
+
+@dataclass(frozen=True)
+class Pretracked:
+    """SMPL-X parameters that another program tracked, in the order of the model's components."""
+
+    betas: Float64[np.ndarray, " K"]
+    expression: Float64[np.ndarray, "T E"]
+    jaw: Float64[np.ndarray, "T 3"]
+    gaze: Float64[np.ndarray, "T 4"]
+
+    @classmethod
+    def read(cls, path: Path) -> "Pretracked":
+        """Read a file, or a folder of one file a frame.
+
+        - .npz with `betas` ([K], or one row a frame), `expression` [T,E], `jaw_pose` [T,3], and optionally `leye_pose`
+          and `reye_pose` [T,3], axis-angles in radians;
+        - a folder of such files of one frame each, as SMPLest-X, SMPLer-X and OSX write them, in the order of the
+          numbers in their names, the first of each number (of `000012_0.npz` and `000012_1.npz` the former);
+        - .npz with `poses` [T,165] in place of the axis-angles, and `expression` or `expressions`, as AMASS has them;
+        - .npy [T,322] of Motion-X.
+
+        Raises:
+            InputError: none of these.
+        """
+        try:
+            arrays = _folder(path) if path.is_dir() else _arrays(path)
+            if "poses" in arrays:
+                arrays |= {name: arrays["poses"][:, at : at + 3] for name, at in POSES.items()}
+            rows = {name: _rows(arrays[name]) for name in ("expression", "jaw_pose")}
+            count = len(rows["jaw_pose"])
+            eyes = [_rows(arrays.get(name, np.zeros((count, 3)))) for name in ("leye_pose", "reye_pose")]
+            found = cls(
+                _rows(arrays["betas"]).mean(0),
+                rows["expression"],
+                rows["jaw_pose"],
+                np.concatenate([_pitch_yaw(rodrigues(eye)) for eye in eyes], 1),
+            )
+        except (KeyError, ValueError, IndexError, OSError, zipfile.BadZipFile) as error:
+            raise InputError(
+                f"{path} holds no SMPL-X parameters that can be read ({one_line(error)}). Expected an .npz with "
+                f"{SMPLX_KEYS}; or a folder of them, one a frame."
+            ) from error
+        if not all(np.isfinite(value).all() for value in vars(found).values()) or len(found.expression) != count:
+            raise InputError(f"{path} holds numbers that are not finite, or expressions of other frames than jaws.")
+        return found
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    if path.suffix == ".npy":
+        rows = np.load(path, allow_pickle=False)
+        if rows.ndim != 2 or rows.shape[1] != 322:
+            raise ValueError(f"it is {'x'.join(map(str, rows.shape))}, and Motion-X has 322 columns")
+        return {name: rows[:, columns] for name, columns in MOTION_X.items()}
+    with np.load(path, allow_pickle=False) as archive:
+        found = {name: archive[name] for name in archive.files}
+    if "expressions" in found:
+        found.setdefault("expression", found["expressions"])
+    return found
+
+
+def _folder(path: Path) -> dict[str, np.ndarray]:
+    """Files of one frame each, in the order of their numbers."""
+    first: dict[int, Path] = {}
+    for file in sorted(path.glob("*.npz")):
+        first.setdefault(int(re.findall(r"\d+", file.stem)[0]), file)
+    if not first:
+        raise ValueError("it is a folder without .npz files")
+    frames = [_arrays(first[number]) for number in sorted(first)]
+    names = set.intersection(*(set(frame) for frame in frames))
+    return {name: np.concatenate([_rows(frame[name]) for frame in frames]) for name in names if name not in ("poses",)}
+
+
+def _rows(values: np.ndarray) -> Float64[np.ndarray, "T C"]:
+    values = np.asarray(values, np.float64)
+    return values.reshape(1, -1) if values.ndim < 2 else values.reshape(len(values), -1)
+
+
+def _pitch_yaw(turn: Float64[np.ndarray, "T 3 3"]) -> Float64[np.ndarray, "T 2"]:
+    """Pitch and yaw of eyeballs as `model.eye_rotation` has them; a roll is left out."""
+    return np.stack([np.arcsin(np.clip(turn[:, 1, 2], -1, 1)), np.arctan2(turn[:, 0, 2], turn[:, 2, 2])], 1)
+
+
+def with_parameters(tracking: Tracking, found: Pretracked, head: HeadModel, path: Path) -> Tracking:
+    """The same clip with identity, expression, jaw and gaze that another program tracked (paper 3.1: "pre-tracked").
+
+    Pose and camera stay the landmarks': other programs crop and project in ways of their own. `path` is for messages.
+
+    Raises:
+        InputError: the parameters are of more or other frames, or the head is no SMPL-X.
+    """
+    sizes = head.identity_basis.shape[-1], len(head.expression_names)
+    if not head.name.startswith("smplx"):
+        raise InputError(f"{path} holds parameters of SMPL-X, and the head is '{head.name}'. Give `head_model=smplx`.")
+    if len(found.jaw) != len(tracking.error) or len(found.betas) > sizes[0] or found.expression.shape[1] > sizes[1]:
+        raise InputError(
+            f"{path} holds {len(found.jaw)} frames of {len(found.betas)} + {found.expression.shape[1]} parameters, "
+            f"expected {len(tracking.error)} of at most {sizes[0]} + {sizes[1]}. Give those of this very clip."
+        )
+    identity = np.pad(found.betas, (0, sizes[0] - len(found.betas)))
+    low, high = head.expression_low.numpy(), head.expression_high.numpy()
+    psi = np.clip(np.pad(found.expression, ((0, 0), (0, sizes[1] - found.expression.shape[1]))), low, high)
+    model = landmark_model(head)
+    solver = Solver(model, focal_px=tracking.focal_px, centre_px=CROP_SIZE / 2)
+    states = []
+    for t, landmarks in enumerate(tracking.landmarks):
+        points = solver.points(identity) + model.expression @ psi[t]
+        placed = initial_state(model, points, landmarks, focal_px=solver.focal_px, centre_px=solver.centre_px)
+        states.append(replace(placed, expression=psi[t], jaw=found.jaw[t], gaze=found.gaze[t]))
+    errors = [solver.error_iod(identity, s, points) for s, points in zip(states, tracking.landmarks, strict=True)]
+    columns = columns_of(states)
+    return replace(tracking, identity=identity.astype(np.float32), error=np.asarray(errors, np.float32), **columns)

@@ -40,6 +40,8 @@ class TransferTraining(Checked):
     """Steps between two points of the curve; an interrupted run goes on from there."""
     seed: Seed = 0
     """Seed of everything random."""
+    head_model: Literal["anny", "smplx", "gnm"] = "anny"
+    """3D head of made-up people, where no set says which."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,9 @@ class GeneratorTraining(Checked):
     """Share of the people that are used for validation alone."""
     seed: Seed = 0
     """Seed of everything random."""
+    representation: Literal["full", "static", "base"] = "full"
+    """Head whose normals are shown: all of it (full), without dynamic offsets (static), or the head model's mesh alone
+    (base), the baseline of the paper's Fig. 7. Films are then made with the same."""
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from expportrait_cli.pages.charts import overlay
 from expportrait_cli.render.buffers import encode, render_buffers
 from expportrait_cli.retargeting.network import TransferNetwork
 from expportrait_cli.train.transfer.loop import whole_faces
-from expportrait_cli.train.transfer.performers import Performer
+from expportrait_cli.train.transfer.performers import Actor
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ def _summary_writer(folder: Path) -> Any:
 
 
 def write_page(
-    path: Path, history: History, network: TransferNetwork, judges: Sequence[Performer], head: HeadModel
+    path: Path, history: History, network: TransferNetwork, judges: Sequence[Actor], head: HeadModel
 ) -> Path:
     """Write the page, with its pictures in a file beside it."""
     picture = path.with_suffix(".jpg")
@@ -116,7 +116,7 @@ def curves(rows: Sequence[dict[str, float]]) -> str:
 
 @torch.inference_mode()
 def predictions(
-    network: TransferNetwork, judges: Sequence[Performer], head: HeadModel
+    network: TransferNetwork, judges: Sequence[Actor], head: HeadModel
 ) -> UInt8[np.ndarray, "H W 3"] | None:
     """Normals of held-out people: without offsets, predicted, true."""
     rows = []

@@ -56,7 +56,7 @@ def own_scene(clip: Clip, tracking: Tracking, row: int, head: HeadModel, *, size
         write_png(photo, next(read_pictures(str(clip.video), np.array([row]))))
         own = track(photo, head, TrackConfig(), silent(""))
         head_fit = fit([own], head, FitConfig(same_person="yes"), silent(""), driver=tracking)
-        _pose(path, head_fit, tracking, head)
+        _pose(path, head_fit, tracking, head, clip.head)
         yield Scene.of(head_fit, Meshes.open(path), head, GenerateConfig(size=size))
 
 
@@ -74,8 +74,9 @@ def in_crop(scene: Scene, crop: Crop, size: int) -> Scene:
     return replace(scene, canvas=Canvas(crop_image(scene.whole, crop, size), alpha, camera, scale, corner))
 
 
-def _pose(path: Path, head_fit: HeadFit, tracking: Tracking, head: HeadModel) -> None:
-    source = OffsetSource.of(PAPER, head.name)
+def _pose(path: Path, head_fit: HeadFit, tracking: Tracking, head: HeadModel, driver: Path) -> None:
+    # The frames' own offsets, as in a film of the person.
+    source = OffsetSource.of(PAPER, head.name, driver)
     write_meshes(
         path,
         {"inputs": {"curves": ""}},

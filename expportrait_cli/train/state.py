@@ -53,7 +53,7 @@ def load_state(path: Path, network: nn.Module, average: nn.Module, optimizer: to
         network.load_state_dict(_part(tensors, "network."))
         average.load_state_dict(_part(tensors, "average."))
         for name, parameter in network.named_parameters():
-            moments = {moment: tensors[f"{moment}.{name}"].clone() for moment in MOMENTS}
+            moments = {m: tensors[f"{m}.{name}"].clone().to(parameter.device) for m in MOMENTS}
             optimizer.state[parameter] = {"step": torch.tensor(float(step)), **moments}
         generator.set_state(tensors["generator"])
     except (KeyError, RuntimeError) as error:

@@ -12,7 +12,7 @@ from support.places import TESTS
 from expportrait_cli.benchmark import run as suites
 from expportrait_cli.benchmark.inputs import prepare, suite_of_folder
 from expportrait_cli.benchmark.suite import Pair, Suite, given_films, read_suite, write_list
-from expportrait_cli.benchmark.variants import variants
+from expportrait_cli.benchmark.variants import Making, variants
 from expportrait_cli.cli import app
 from expportrait_cli.errors import InputError, UsageError
 from expportrait_cli.evaluation import evaluate
@@ -291,7 +291,9 @@ def test_our_own_films_and_what_they_lose_without_this_and_that(clips, tmp_path,
     assert all(f'alt="{caption} of frame' in page for caption in ("photo", "truth", "normals", "film"))
     assert "fast.mp4 is up to date" in err and "s a film" in err
     document = json.loads((tmp_path / "a.scores.json").read_text())
-    assert list(document["methods"]) == [variant.name for variant in variants(ablation=True, backend="proxy")]
+    assert list(document["methods"]) == [
+        variant.name for variant in variants(ablation=True, making=Making(backend="proxy"))
+    ]
     scores = {name: row["means"]["self"]["psnr_frame"]["mean"] for name, row in document["methods"].items()}
     assert scores["expportrait"] > 25 and scores["base"] != scores["no-dynamic"]
     times = json.loads((tmp_path / "a.work" / "times.json").read_text())["films"]
@@ -317,8 +319,8 @@ def test_a_pair_of_each_kind_of_the_development_suite(media, tmp_path, capsys, m
 
 def test_each_embedded_painter_is_compared_with_the_other():
     pytest.importorskip("diffusers")
-    names = [variant.name for variant in variants(ablation=True, backend="proxy")]
+    names = [variant.name for variant in variants(ablation=True, making=Making(backend="proxy"))]
     assert names == ["expportrait", "direct", "no-dynamic", "base", "mini"]
-    found = [(variant.name, variant.backend) for variant in variants(ablation=True, backend="mini")]
+    found = [(variant.name, variant.backend) for variant in variants(ablation=True, making=Making(backend="mini"))]
     assert found[-1] == ("proxy", "proxy") and len(found) == 5
-    assert [variant.name for variant in variants(ablation=False, backend="mini")] == ["expportrait"]
+    assert [variant.name for variant in variants(ablation=False, making=Making(backend="mini"))] == ["expportrait"]

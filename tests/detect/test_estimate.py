@@ -275,11 +275,11 @@ def test_choosing_loads_no_network():
 def test_doctor_names_the_estimator_and_its_licence(folder):
     from expportrait_cli.pipeline import doctor
 
-    found = {check.name: check for check in doctor.examine()}
+    found = {check.name: check for check in (doctor._estimator(), *doctor._weights())}
     assert found["estimator"].found.startswith("none: no network") and found["estimator"].ok
     assert found["david"].found == "not installed; needed by supervision only, MIT" and found["david"].ok
     david_file(folder / catalogue.entry("david").file)
-    found = {check.name: check.found for check in doctor.examine()}
+    found = {check.name: check.found for check in (doctor._estimator(), *doctor._weights())}
     assert found["estimator"] == "david (MIT): its file and onnxruntime are there"
     assert found["david"].startswith("wrong, MIT, ")
 

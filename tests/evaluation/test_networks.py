@@ -17,6 +17,7 @@ from expportrait_cli.evaluation import identity, lpips
 from expportrait_cli.evaluation.face import Looker
 from expportrait_cli.evaluation.identity import ArcFace, aligned
 from expportrait_cli.evaluation.lpips import Lpips
+from expportrait_cli.evaluation.onnx_net import first_operators
 from expportrait_cli.weights.catalogue import entry
 
 pytestmark = pytest.mark.slow
@@ -100,13 +101,19 @@ def test_a_file_that_lacks_a_tensor_or_is_none_is_refused(tmp_path):
         Lpips("alex", path)
 
 
-def network(path: Path, *, side: int = 112) -> Path:
+def network(path: Path, *, side: int = 112, scales_itself: bool = False) -> Path:
     """An ArcFace in form alone: its descriptor is the face in 8 x 8 squares."""
-    pool = helper.make_node("AveragePool", ["x"], ["p"], kernel_shape=[14, 14], strides=[14, 14])
+    taken = "s" if scales_itself else "x"
+    pool = helper.make_node("AveragePool", [taken], ["p"], kernel_shape=[14, 14], strides=[14, 14])
     nodes = [pool, helper.make_node("Flatten", ["p"], ["d"])]
+    numbers = {"mean": 127.5, "scale": 1 / 127.5} if scales_itself else {}
+    if scales_itself:
+        first = [helper.make_node("Sub", ["x", "mean"], ["m"]), helper.make_node("Mul", ["m", "scale"], ["s"])]
+        nodes = [*first, *nodes]
+    tensors = [helper.make_tensor(name, TensorProto.FLOAT, [], [value]) for name, value in numbers.items()]
     inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, side, side])]
     outputs = [helper.make_tensor_value_info("d", TensorProto.FLOAT, ["N", 192])]
-    graph = helper.make_graph(nodes, "face", inputs, outputs)
+    graph = helper.make_graph(nodes, "face", inputs, outputs, tensors)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), path)
     return path
 
@@ -125,6 +132,18 @@ def test_a_face_is_aligned_wherever_it_lies():
     grey = cv2.GaussianBlur(cv2.cvtColor(one, cv2.COLOR_RGB2GRAY), (0, 0), 1.5)
     for x, y in identity.TEMPLATE[:2].round().astype(int):
         assert grey[y - 2 : y + 3, x - 2 : x + 3].min() < np.median(grey) - 40
+
+
+def test_a_network_that_scales_its_pictures_itself_is_given_levels(tmp_path):
+    """As InsightFace's loader does it: the same network with and without the scaling says the same of a face."""
+    plain, own = network(tmp_path / "a.onnx"), network(tmp_path / "b.onnx", scales_itself=True)
+    assert first_operators(plain, 8) == ["AveragePool", "Flatten"]
+    assert first_operators(own, 8) == ["Sub", "Mul", "AveragePool", "Flatten"] and first_operators(own, 1) == ["Sub"]
+    picture = portrait()
+    points = Looker().look(picture)
+    assert points is not None
+    one, two = (ArcFace(path).describe(picture, points) for path in (plain, own))
+    assert np.abs(one - two).max() < 1e-5 and np.abs(one).max() > 0.05
 
 
 def test_a_network_of_another_form_is_refused(tmp_path):

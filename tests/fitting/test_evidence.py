@@ -9,9 +9,8 @@ import pytest
 import torch
 from support.known_head import KnownHead, Oracle
 
-from expportrait_cli.errors import WeightsError
 from expportrait_cli.fitting.clip import Clip, static_mask
-from expportrait_cli.fitting.evidence import Estimates, check_axes
+from expportrait_cli.fitting.evidence import Estimates, checked_axes
 from expportrait_cli.fitting.static import static_patch
 from expportrait_cli.geometry.mesh import vertex_normals
 from expportrait_cli.head import dense
@@ -36,12 +35,18 @@ def known(head, monkeypatch):
 
 
 def test_normals_with_our_axes_are_taken(known):
-    check_axes(Oracle(known, noise_deg=6.0), known.clip, 0)
+    network = Oracle(known, noise_deg=6.0)
+    assert checked_axes(network, known.clip, 0) is network
 
 
-def test_normals_with_other_axes_are_refused(known):
-    with pytest.raises(WeightsError, match="other axes"):
-        check_axes(Mirrored(known), known.clip, 0)
+def test_normals_with_other_axes_are_turned_into_ours(known, caplog):
+    network = checked_axes(Mirrored(known), known.clip, 0)
+    assert "other axes" in caplog.text and (network.name, network.licence) == ("oracle", "none")
+    network.network._row = known_row = 0
+    expected = Oracle(known)(np.zeros((2, 2, 3), np.uint8))
+    found = network(np.full((2, 2, 3), known_row, np.uint8))
+    assert np.abs(found.normals - expected.normals).max() < 1e-6
+    assert np.array_equal(found.depth, expected.depth, equal_nan=True)
 
 
 def terms(known, share: float):

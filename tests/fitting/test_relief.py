@@ -6,9 +6,9 @@ import torch
 from support.pixel_patch import posed, sheet
 
 from expportrait_cli.fitting.clip import CALM_FRAMES, calmest
+from expportrait_cli.fitting.dynamic import Slopes, heights_by_shading
 from expportrait_cli.fitting.evidence import LEAST_NOISE, MOST_NOISE, resting_albedo
 from expportrait_cli.fitting.losses import Light, ShadingLoss, high_passed, shown_folds
-from expportrait_cli.fitting.relief import Slopes, heights_by_shading
 
 SIDE, FRAMES = 40, 3
 PATCH = sheet(SIDE)

@@ -1,8 +1,12 @@
+import sys
+from importlib import import_module
+
 import pytest
 import torch
 from support.render_shapes import soup, sphere
 
 from expportrait_cli.geometry.camera import Camera
+from expportrait_cli.render import rasterizer
 from expportrait_cli.render.rasterizer import choose, interpolate, rasterize
 
 RESOLUTION = (40, 56)
@@ -121,6 +125,38 @@ def test_what_lies_behind_the_camera_is_dropped():
 
 def test_the_choice_is_explained():
     assert choose(torch.device("cpu")) == ("warp", "Warp on the CPU")
+
+
+def test_a_package_that_does_not_draw_is_not_chosen(monkeypatch, caplog, tmp_path):
+    """Its compiled part may fit neither torch nor the GPU, although the package is found."""
+    (tmp_path / "nvdiffrast").mkdir()
+    (tmp_path / "nvdiffrast" / "__init__.py").write_text("")
+    (tmp_path / "nvdiffrast" / "torch.py").write_text("raise ImportError('_nvdiffrast_c: undefined symbol')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "nvdiffrast", raising=False)
+    rasterizer._fault.cache_clear()
+    name, reason = choose(torch.device("cuda"))
+    assert name == "warp" and "does not work: _nvdiffrast_c: undefined symbol" in reason
+    assert "Warp draws instead" in caplog.text
+    rasterizer._fault.cache_clear()
+
+
+@pytest.mark.parametrize("name", ["warp", "reference"])
+def test_a_backend_is_tried_forward_and_backward(name):
+    backend = import_module(f"expportrait_cli.render.{'warp_backend' if name == 'warp' else name}")
+    assert rasterizer.tried(backend, torch.device("cpu")) > 0.01
+
+    class Cut:
+        """Draws, and loses the gradient."""
+
+        interpolate = staticmethod(backend.interpolate)
+
+        @staticmethod
+        def rasterize(pos, tri, resolution):
+            return backend.rasterize(pos.detach(), tri, resolution) + 0 * pos.sum()
+
+    with pytest.raises(RuntimeError, match="gradient of a triangle is 0"):
+        rasterizer.tried(Cut, torch.device("cpu"))
 
 
 @pytest.mark.gpu

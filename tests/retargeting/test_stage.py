@@ -19,8 +19,9 @@ from expportrait_cli.head.facemesh import LID_PAIRS, landmark_model
 from expportrait_cli.head.fitted import fitted_mesh
 from expportrait_cli.head.model import landmarks
 from expportrait_cli.retargeting import posed_frames, transfer
+from expportrait_cli.retargeting.face import expression_map, parse_regions
 from expportrait_cli.retargeting.motion import LIMIT_IOD, SOFT_DEG, at_rest, limit_turn
-from expportrait_cli.retargeting.stage import expression_mask, parse_regions, smooth
+from expportrait_cli.retargeting.stage import smooth
 from expportrait_cli.solve.state import Projection, interocular_px
 
 pytest_plugins = ("support.astronaut",)
@@ -191,7 +192,7 @@ def test_lips_leave_lids_brows_and_pose(fitted, stranger, head):
     for pairs in (LEFT, RIGHT):
         gaps = lid_gaps(fitted, verts, head, pairs)
         assert np.ptp(gaps) < 0.03 * gaps[0]
-    mask = expression_mask(head.expression_names, parse_regions("lips"))
+    mask = np.diag(expression_map(head, parse_regions("lips")))
     named = {name for name, on in zip(head.expression_names, mask, strict=True) if on}
     assert named == {name for name in head.expression_names if name.startswith(("mouth", "jaw"))}
 
@@ -215,8 +216,10 @@ def test_unknown_regions_are_refused(fitted, stranger, head, region):
 
 def test_regions_are_a_list(head):
     assert parse_regions(" lips , gaze") == {"lips", "gaze"}
-    both = expression_mask(head.expression_names, parse_regions("lips,eyes"))
-    assert both.sum() == sum(name.startswith(("mouth", "jaw", "eye")) for name in head.expression_names)
+    both = expression_map(head, parse_regions("lips,eyes"))
+    assert (
+        both.sum() == np.trace(both) == sum(name.startswith(("mouth", "jaw", "eye")) for name in head.expression_names)
+    )
 
 
 @pytest.mark.parametrize("frame", ["6", "-1", "1.5", "neutral", "99999999999", ""])

@@ -1,6 +1,6 @@
 """SMPL-X files made from the default head, as the real one is licensed; and a comparison with the package `smplx`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from expportrait_cli.geometry import rotations
 from expportrait_cli.head import HeadModel, coarse, dense, joints, landmarks, pose
 from expportrait_cli.head.model import NECK, HeadPose, eye_rotation
 from expportrait_cli.head.smplx.build import ARM_LOWERING_RAD, EYES_M, SmplxBody, build, read
+from expportrait_cli.head.smplx.regions import facial_mask
 
 VERTICES = 10475
 """The package looks for its vertices by number, so that a smaller body is filled up with ones that no triangle uses."""
@@ -187,3 +188,24 @@ def turned(both: Twin, betas, psi, *, turn, shift, jaw, gaze) -> tuple[np.ndarra
     bones = {"rotation": turn, "translation": translation, "torso_rotation": turn}
     ours = both.posed(betas, psi, jaw, gaze, **bones, torso_translation=R @ (places[12] - origin) + translation)
     return ours, theirs
+
+
+def head_of(folder: Path, anny: HeadModel, arrays: dict[str, np.ndarray] | None = None) -> HeadModel:
+    """A file's head, with the default head's landmarks where they lie on it: FaceMesh would look for a minute."""
+    head, _ = build(read(file_of(folder, body(anny) if arrays is None else arrays)))
+    return landmarked(head, anny)
+
+
+def landmarked(head: HeadModel, anny: HeadModel) -> HeadModel:
+    """A head of the default one's shape with its landmarks and its face."""
+    verts = dense(head, head.template).numpy()
+    corners = head.dense_faces.numpy()
+    points = landmarks(anny, dense(anny, anny.template)).numpy()
+    nearest = KDTree(verts[corners].mean(1)).query(points)[1]
+    head = replace(
+        head,
+        landmark_triangles=torch.from_numpy(corners[nearest]),
+        landmark_barycentrics=torch.full((478, 3), 1 / 3),
+        landmark_spread=anny.landmark_spread,
+    )
+    return replace(head, facial_mask=facial_mask(head))

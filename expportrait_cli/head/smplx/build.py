@@ -12,7 +12,7 @@ import os
 import zipfile
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -23,7 +23,8 @@ from torch import Tensor
 
 from expportrait_cli.errors import WeightsError
 from expportrait_cli.geometry.mesh import csr_tensor
-from expportrait_cli.head.model import EYE_LEFT, EYE_RIGHT, HeadModel
+from expportrait_cli.head.embed import with_landmarks
+from expportrait_cli.head.model import EYE_LEFT, EYE_RIGHT, FindLandmarks, HeadModel
 from expportrait_cli.head.smplx import regions as regions
 from expportrait_cli.head.subdivision import Cut, cut_above, subdivide_triangles
 from expportrait_cli.weights.catalogue import folders
@@ -185,6 +186,9 @@ EXPRESSION_MAX = 3.0
 """Standard deviations."""
 EXPRESSION_PRIOR = 10.0
 """As for the identity: components of both are standard normal."""
+EXPRESSION_NEUTRAL = 0.15
+"""Standard deviations within which the tracker reads the components of a neutral face: as in the default head, a
+twentieth of the range. With more, a photo's smile would count as the shape of its face."""
 
 
 def build(body: SmplxBody) -> tuple[HeadModel, Float[np.ndarray, "51 3"]]:
@@ -243,6 +247,8 @@ def _head(body: SmplxBody, cut: Cut, linear: _Linear, marks: Float[np.ndarray, "
         expression_low=-high,
         expression_high=high,
         expression_prior=torch.full_like(high, EXPRESSION_PRIOR),
+        expression_full=high,
+        expression_neutral=torch.full_like(high, EXPRESSION_NEUTRAL),
         gaze_basis=torch.zeros(len(template), 3, 8),
         gaze_full_rad=torch.full((8,), GAZE_FULL_RAD),
         jaw_corrective=_real(linear.jaw_corrective),
@@ -300,3 +306,17 @@ def _bone_weights(weights: Float[np.ndarray, "N 55"]) -> Float[np.ndarray, "N 6"
 
 def _real(values: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(values, np.float32))
+
+
+def load(
+    device: torch.device | str = "cpu", *, file: Path | None = None, find_landmarks: FindLandmarks | None = None
+) -> HeadModel:
+    """Build the head from the user's file; see `embed.with_landmarks` for its landmarks.
+
+    Raises:
+        WeightsError: no usable file, or its landmarks were not found yet and `find_landmarks` is not given.
+    """
+    path = file or find_file()
+    head, marks = build(read(path))
+    head = with_landmarks(path, head, lambda: regions.colours(head, marks), find_landmarks)
+    return replace(head, facial_mask=regions.facial_mask(head)).to(device)

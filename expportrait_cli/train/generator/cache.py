@@ -21,6 +21,7 @@ from torch import Tensor
 from expportrait_cli.artifacts import npz
 from expportrait_cli.artifacts.files import atomic_path, content_hash
 from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit, Tracking
+from expportrait_cli.config import Representation
 from expportrait_cli.dataset.dataset import Clip
 from expportrait_cli.dataset.sheet import clip_meshes
 from expportrait_cli.detect.crop import Crop, crop_image
@@ -29,7 +30,7 @@ from expportrait_cli.geometry import mesh
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.head import HeadModel, landmarks
 from expportrait_cli.head.facemesh import EYE_RINGS, LIPS
-from expportrait_cli.head.fitted import relief_of
+from expportrait_cli.head.fitted import reduced, relief_of
 from expportrait_cli.media.video import read_frames
 from expportrait_cli.media.writer import VideoWriter
 from expportrait_cli.painting.wan.encoders import SPATIAL, TEMPORAL, ImageEncoder
@@ -110,6 +111,8 @@ class Maker:
     image_encoder: ImageEncoder | None = None
     control: bool = False
     """Whether VACE is to follow the normal maps."""
+    representation: Representation = "full"
+    """Part of the fitted head that is drawn."""
 
     def inputs(self) -> dict[str, str]:
         """Hashes of the weights."""
@@ -130,6 +133,8 @@ def build_cache(clips: Sequence[Clip], folder: Path, maker: Maker, *, progress: 
     entries, weights = [], maker.inputs()
     settings = {"size": maker.size, "photos": PHOTOS, "normals": CONVENTION, "hints": maker.hints}
     settings |= {"control": maker.control, "features": FEATURES}
+    if maker.representation != "full":
+        settings["representation"] = maker.representation
     for index, clip in enumerate(clips):
         progress(index, len(clips))
         entry = entry_of(clip, folder)
@@ -168,7 +173,8 @@ def _build(clip: Clip, entry: Entry, maker: Maker, *, key: str) -> None:
     count -= (count - 1) % TEMPORAL
     features: list[np.ndarray] = []
     with VideoWriter(entry.normals, rate=Fraction(*tracking.rate.tolist()), lossless=True) as writer:
-        for picture in _normals(fit, tracking, head, count, maker.size, features):
+        shown = reduced(fit, maker.representation)
+        for picture in _normals(shown, tracking, head, count, maker.size, features):
             writer.write(picture)
     if maker.hints:
         hints = _hints(clip, tracking, count, maker)

@@ -30,7 +30,7 @@ from expportrait_cli.painting.wan.vace import VaceBranch
 from expportrait_cli.painting.wan.vae import Decoding, Encoding, Vae, pictures
 from expportrait_cli.pipeline.heads import head_by_name, kind_of_head
 from expportrait_cli.render.buffers import CONVENTION, encode
-from expportrait_cli.runtime import Stage
+from expportrait_cli.runtime import Stage, best_device
 from expportrait_cli.train.config import VACE_RANK, GeneratorTask, GeneratorTraining
 from expportrait_cli.train.curves import History
 from expportrait_cli.train.generator.cache import Entry, Maker, build_cache, entry_of
@@ -108,7 +108,7 @@ class Run:
     @property
     def halved(self) -> bool:
         """Whether what does not learn is in half precision, which is all that it needs."""
-        return bool(self.config.lora) and torch.cuda.is_available()
+        return bool(self.config.lora) and best_device().type == "cuda"
 
     def portrait(self) -> WanPortrait | VaceBranch:
         """The generator before the first step, the same every time."""
@@ -145,7 +145,7 @@ def train_generator(
         config = replace(config, lora=config.lora or VACE_RANK)
     run = Run(datasets, out, find_base(base), config, task, stage)
     _check(run)
-    accelerator = Accelerator(mixed_precision=_precision())
+    accelerator = Accelerator(mixed_precision=_precision(), cpu=best_device().type == "cpu")
     run.work.mkdir(parents=True, exist_ok=True)
     settings = {**asdict(config), **asdict(task), "base": str(run.base.folder.resolve())}
     noted = {"settings": settings, "datasets": [str(d.resolve()) for d in datasets]}
@@ -202,7 +202,7 @@ def _precision() -> str | None:
     """What the launcher says, or bfloat16 where the GPU has it."""
     if "ACCELERATE_MIXED_PRECISION" in os.environ:
         return None
-    return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
+    return "bf16" if best_device().type == "cuda" and torch.cuda.is_bf16_supported() else "no"
 
 
 def _entries(run: Run, accelerator: Accelerator) -> tuple[list[Entry], list[Entry]]:
@@ -224,6 +224,7 @@ def _entries(run: Run, accelerator: Accelerator) -> tuple[list[Entry], list[Entr
         hints=run.task.hint_photos * run.task.hint,
         image_encoder=None if encoder is None else ImageEncoder(encoder, accelerator.device),
         control=run.task.control == "normals",
+        representation=run.config.representation,
     )
     share = clips[accelerator.process_index :: accelerator.num_processes]
     build_cache(share, folder, maker, progress=run.stage("encode the clips"))

@@ -14,8 +14,9 @@ from expportrait_cli.artifacts import network_file, npz
 from expportrait_cli.artifacts.files import sha256
 from expportrait_cli.dataset.dataset import Clip, Dataset
 from expportrait_cli.errors import InputError
+from expportrait_cli.head import HeadModel
 from expportrait_cli.painting.mini import KIND, MiniNet, correct, load_mini, save_mini
-from expportrait_cli.pipeline.heads import head_by_name
+from expportrait_cli.pipeline.heads import head_by_name, kind_of_head
 from expportrait_cli.runtime import Stage
 from expportrait_cli.train.config import MiniTraining
 from expportrait_cli.train.curves import History
@@ -101,11 +102,14 @@ def train_mini(datasets: Sequence[Path], out: Path, config: MiniTraining, stage:
     work.mkdir(parents=True, exist_ok=True)
     run = {"settings": asdict(config), "datasets": [str(d.resolve()) for d in datasets]}
     with begun(work / "run.json", run):
+        head = _head(datasets)
         learners, judges = held_out(_clips(datasets), config.held_out)
         if not learners:
             learners, judges = judges, []
-    taught = _lessons(learners, work / "lessons", config.photos, config.lesson_windows, stage("make proxies"))
-    asked = _lessons(judges, work / "judges", GATE_PHOTOS, GATE_WINDOWS, stage("make proxies to judge by"))
+    few = {"photos": GATE_PHOTOS, "windows": GATE_WINDOWS}
+    several = {"photos": config.photos, "windows": config.lesson_windows}
+    taught = lessons(learners, head, **several, folder=work / "lessons", progress=stage("make proxies"))
+    asked = lessons(judges, head, **few, folder=work / "judges", progress=stage("make proxies to judge by"))
     history = History(work / "history.jsonl", tensorboard=work / "tensorboard")
     network = train(
         taught,
@@ -141,7 +145,8 @@ def gate(weights: Path, datasets: Sequence[Path], stage: Stage) -> dict[str, Any
         raise InputError(f"{weights} was trained on one of these sets. Judge it by people that it has never seen.")
     clips = _clips(datasets)
     work = weights.with_name(f"{weights.stem}.work") / "gate"
-    paths = _lessons(clips, work, GATE_PHOTOS, GATE_WINDOWS, stage("make proxies"))
+    few = {"photos": GATE_PHOTOS, "windows": GATE_WINDOWS}
+    paths = lessons(clips, _head(datasets), **few, folder=work, progress=stage("make proxies"))
     verdict = _verdict(judge(network, paths)[0], len({clip.person for clip in clips}))
     save_mini(network, weights, {**header["made_by"], "gate": verdict})
     return verdict
@@ -152,12 +157,12 @@ def _verdict(figures: Mapping[str, float], people: int) -> dict[str, Any]:
 
 
 def _clips(datasets: Sequence[Path]) -> list[Clip]:
-    opened = [Dataset.open(folder) for folder in datasets]
-    models = sorted({dataset.head_model for dataset in opened})
-    if models != ["anny"]:
-        raise InputError(f"The sets hold heads of {', '.join(models)}, expected those of anny. Prepare them with it.")
-    return [clip for dataset in opened for clip in dataset.clips]
+    return [clip for folder in datasets for clip in Dataset.open(folder).clips]
 
 
-def _lessons(clips: Sequence[Clip], folder: Path, photos: int, windows: int, progress) -> list[Path]:
-    return lessons(clips, head_by_name("anny"), photos=photos, windows=windows, folder=folder, progress=progress)
+def _head(datasets: Sequence[Path]) -> HeadModel:
+    """The head model of all sets: the painter sees pictures alone, whichever it is."""
+    models = sorted({Dataset.open(folder).head_model for folder in datasets})
+    if len(models) > 1:
+        raise InputError(f"The sets mix the head models {' and '.join(models)}. Prepare them with one of them.")
+    return head_by_name(kind_of_head(models[0]))  # pyright: ignore[reportArgumentType]

@@ -28,9 +28,9 @@ from expportrait_cli.train.transfer.methods import (
     tracked,
     wrinkle_energy,
 )
-from expportrait_cli.train.transfer.performers import Performer
+from expportrait_cli.train.transfer.performers import Actor, Performer
 from expportrait_cli.train.transfer.run import Lesson, Stage, prepare_lesson, train_network, trained_of
-from expportrait_cli.train.transfer.synthetic import Synthesis
+from expportrait_cli.train.transfer.synthetic import Synthesis, random_expressions
 
 CAST, FRAMES = 12, 24
 CYCLES = 4
@@ -126,9 +126,10 @@ def dose(predict: Predict, synthesis: Synthesis, frame: Performer) -> np.ndarray
     faces = [synthesis.identity(FIRST_SEED + k) for k in range(60)]
     slack = [folds.slackness(folds.face_marks(synthesis.head, synthesis.neutral(face))) for face in faces]
     names = synthesis.head.expression_names
-    raised = np.array(
-        [[1.0 if name.startswith(("browInnerUp", "browOuterUp", "mouthSmile")) else 0.0 for name in names]]
-    )
+    raised = np.array([[float(name.startswith(("browInnerUp", "browOuterUp", "mouthSmile"))) for name in names]])
+    if not raised.any():
+        # Components are no units: a lively face of the model's own stands for raised brows.
+        raised = random_expressions(synthesis.head, 2, torch.Generator().manual_seed(FIRST_SEED))[0][1:].numpy()
     script = replace(
         frame,
         expression=raised.astype(np.float32),
@@ -146,7 +147,7 @@ def _amplitude_ratios(theatre: Theatre, truth: Theatre, cast: Sequence[Performer
     return (own / true).tolist()
 
 
-def _shares(methods: Mapping[str, Predict], people: Sequence[Performer], lesson: Lesson) -> dict[str, Any]:
+def _shares(methods: Mapping[str, Predict], people: Sequence[Actor], lesson: Lesson) -> dict[str, Any]:
     found = {name: errors(predict, people, lesson.face) for name, predict in methods.items()}
     return {name: _basic(error, found["none"]) for name, error in found.items()}
 

@@ -1,23 +1,25 @@
 """Train the transfer network: its batches, its losses, its schedule (paper 3.2)."""
 
 import copy
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
 from expportrait_cli.fitting.losses import huber, length
 from expportrait_cli.geometry.mesh import vertex_normals
 from expportrait_cli.retargeting.face import Face, Neutral, stacked
-from expportrait_cli.retargeting.network import Kind, NetworkConfig, TransferNetwork
-from expportrait_cli.runtime import Progress
+from expportrait_cli.retargeting.network import Kind, NetworkConfig, TransferNetwork, on_device
+from expportrait_cli.runtime import Progress, best_device
 from expportrait_cli.train.config import TransferTraining
 from expportrait_cli.train.state import follow, load_state, save_state
-from expportrait_cli.train.transfer.performers import Performer, expression_scale
+from expportrait_cli.train.transfer.performers import Actor, expression_scale
 
 MM = 1000.0
 HUBER_MM = 0.5
@@ -36,13 +38,21 @@ JUDGED, JUDGED_FRAMES = 24, 8
 
 @dataclass(frozen=True)
 class Pupil:
-    """A performer with what the network reads from the face at rest."""
+    """A performer with what the network reads from the face at rest.
 
-    performer: Performer
-    neutral: Neutral
+    That is kept in a file, as large sets do not fit into memory: of each vertex the 17 numbers of `Neutral`, and its
+    chance to be drawn.
+    """
+
+    performer: Actor
+    file: Path
     code: Float[Tensor, " G"]
-    chance: Float[Tensor, " P"]
-    """Of each vertex to be drawn."""
+
+    def read(self) -> tuple[Neutral, Float[Tensor, " P"]]:
+        """The face at rest, and the chance of each vertex to be drawn."""
+        rows = torch.from_numpy(np.load(self.file))
+        points, frames, normals, curvature, chance = rows.split([3, 9, 3, 2, 1], -1)
+        return Neutral(points, frames.unflatten(-1, (3, 3)), normals, curvature), chance[:, 0]
 
 
 @dataclass(frozen=True)
@@ -58,7 +68,7 @@ class Batch:
     weight: Float[Tensor, "B T"]
 
 
-def fresh_network(kind: Kind, face: Face, performers: Sequence[Performer], *, seed: int) -> TransferNetwork:
+def fresh_network(kind: Kind, face: Face, performers: Sequence[Actor], *, seed: int) -> TransferNetwork:
     """A network at its start: random weights, and the identity code and the scales of these performers."""
     torch.manual_seed(seed)
     network = TransferNetwork(NetworkConfig(kind, expression=performers[0].expression.shape[1]), face)
@@ -77,8 +87,8 @@ def fresh_network(kind: Kind, face: Face, performers: Sequence[Performer], *, se
 
 def train(
     network: TransferNetwork,
-    learners: Sequence[Performer],
-    judges: Sequence[Performer],
+    learners: Sequence[Actor],
+    judges: Sequence[Actor],
     config: TransferTraining,
     *,
     state: Path,
@@ -89,9 +99,13 @@ def train(
 
     The same performers, settings and machine give the same weights, interrupted or not.
     """
-    pupils = [_pupil(network, performer) for performer in learners]
-    exam = [_pupil(network, performer) for performer in list(judges)[:JUDGED]]
-    steep = _steepness(learners)
+    folder = state.parent / "pupils"
+    pupils, energy = _pupils(network, learners, folder)
+    exam, _ = _pupils(network, list(judges)[:JUDGED], folder)
+    # The people were read on the CPU; from here on all is on the run's device.
+    device = best_device()
+    steep = _steepness(energy).to(device)
+    on_device(network, device)
     generator = torch.Generator().manual_seed(config.seed)
     optimizer = torch.optim.AdamW(network.parameters(), lr=config.rate, weight_decay=config.decay)
     average = copy.deepcopy(network)
@@ -110,7 +124,8 @@ def train(
             log(step + 1, {"loss": float(loss.detach()), **judged(average, exam)})
             save_state(state, step + 1, network, average, optimizer, generator)
         progress(step + 1, config.steps)
-    return average
+    on_device(network, "cpu")
+    return on_device(average, "cpu")
 
 
 @torch.inference_mode()
@@ -118,9 +133,9 @@ def judged(network: TransferNetwork, exam: Sequence[Pupil]) -> dict[str, float]:
     """Error on people that the network never saw, as a share of what predicting no offset gives."""
     sums = {"filmed": [0.0, 0.0], "synthetic": [0.0, 0.0]}
     for pupil in exam:
-        count = len(pupil.performer.weight)
+        count, points = len(pupil.performer.weight), torch.arange(len(network.face.vertices))
         frames = np.unique(np.linspace(0, count - 1, min(JUDGED_FRAMES, count)).round().astype(int))
-        batch = _gathered(network, [(pupil, frames, torch.arange(len(pupil.chance)))], None)
+        batch = _gathered(network, [(pupil, frames, pupil.read()[0], points)], None)
         error, zero = (_offsets(network, batch) - batch.wanted).square().sum(-1), batch.wanted.square().sum(-1)
         part = sums["synthetic" if pupil.performer.is_synthetic else "filmed"]
         part[0] += float((error.mean(-1) * batch.weight).sum())
@@ -128,9 +143,10 @@ def judged(network: TransferNetwork, exam: Sequence[Pupil]) -> dict[str, float]:
     return {name: float(np.sqrt(error / zero)) for name, (error, zero) in sums.items() if zero > 0}
 
 
-def judged_by(network: TransferNetwork, performers: Sequence[Performer]) -> dict[str, float]:
+def judged_by(network: TransferNetwork, performers: Sequence[Actor]) -> dict[str, float]:
     """`judged` on every frame in `JUDGED_FRAMES` of all these people."""
-    return judged(network, [_pupil(network, performer) for performer in performers])
+    with TemporaryDirectory() as folder:
+        return judged(network, _pupils(network, performers, Path(folder))[0])
 
 
 def _rate(config: TransferTraining, step: int) -> float:
@@ -141,20 +157,31 @@ def _rate(config: TransferTraining, step: int) -> float:
 
 
 @torch.no_grad()
-def _neutral(performer: Performer, face: Face) -> Neutral:
+def _neutral(performer: Actor, face: Face) -> Neutral:
     return Neutral.of(torch.from_numpy(performer.neutral), face)
 
 
-def _pupil(network: TransferNetwork, performer: Performer) -> Pupil:
-    neutral = _neutral(performer, network.face)
-    energy = np.sqrt((performer.offset.astype(np.float32) ** 2).sum(-1).mean(0))
-    share = BY_ENERGY * energy / max(energy.sum(), 1e-12) + (1 - BY_ENERGY) / len(energy)
-    return Pupil(performer, neutral, network.code(neutral), torch.from_numpy(share.astype(np.float32)))
+def _pupils(
+    network: TransferNetwork, performers: Sequence[Actor], folder: Path
+) -> tuple[list[Pupil], Float32[np.ndarray, " P"]]:
+    """Read every performer once; also how far each vertex moves, as the mean over people of its mean square."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pupils, total = [], np.zeros(len(network.face.vertices))
+    for performer in performers:
+        neutral = _neutral(performer, network.face)
+        moved = np.mean([(frame.astype(np.float32) ** 2).sum(-1) for frame in performer.offset], 0)
+        total += moved
+        energy = np.sqrt(moved)
+        share = BY_ENERGY * energy / max(energy.sum(), 1e-12) + (1 - BY_ENERGY) / len(energy)
+        file = folder / f"{hashlib.sha256(performer.name.encode()).hexdigest()[:24]}.npy"
+        columns = [neutral.points, neutral.frames.flatten(1), neutral.normals, neutral.curvature]
+        np.save(file, np.column_stack([*(column.numpy() for column in columns), share]).astype(np.float32))
+        pupils.append(Pupil(performer, file, network.code(neutral)))
+    return pupils, (total / max(len(pupils), 1)).astype(np.float32)
 
 
-def _steepness(performers: Sequence[Performer]) -> Float[Tensor, " P"]:
+def _steepness(moved: Float32[np.ndarray, " P"]) -> Float[Tensor, " P"]:
     """Weight of each vertex: the root of how much it moves, so that a quiet forehead is not forgotten for a lip."""
-    moved = np.mean([(p.offset.astype(np.float32) ** 2).sum(-1).mean(0) for p in performers], 0)
     weight = np.sqrt(np.sqrt(moved))
     return torch.from_numpy(np.minimum(weight / max(weight.mean(), 1e-12), STEEP).astype(np.float32))
 
@@ -170,29 +197,33 @@ def _batch(network, pupils: Sequence[Pupil], config: TransferTraining, generator
         weight = torch.from_numpy(pupil.performer.weight[:-1] + 1e-3)
         first = torch.multinomial(weight, config.frames // 2, replacement=True, generator=generator)
         frames = torch.stack([first, first + 1], 1).flatten().numpy()
+        neutral, chance = pupil.read()
         if whole:
-            points = torch.arange(len(pupil.chance))
+            points = torch.arange(len(chance))
         else:
             # One perceptron for all sees each frame's vertices anew: fewer of them for the same work.
             few = config.frames if network.config.kind == "concat" else 1
-            points = torch.multinomial(pupil.chance, config.vertices // few, replacement=True, generator=generator)
-        rows.append((pupil, frames, points))
+            points = torch.multinomial(chance, config.vertices // few, replacement=True, generator=generator)
+        rows.append((pupil, frames, neutral, points))
     return _gathered(network, rows, generator, config)
 
 
 def _gathered(network, rows, generator, config: TransferTraining | None = None) -> Batch:
     """Collect a batch; with settings, blur what the network is told, so that it does not lean on any one number."""
-    psi = torch.stack([torch.from_numpy(p.performer.expression[frames]) for p, frames, _ in rows])
-    jaw = torch.stack([torch.from_numpy(p.performer.jaw[frames]) for p, frames, _ in rows])
-    code = torch.stack([p.code for p, _, _ in rows])
+    psi = torch.stack([torch.from_numpy(p.performer.expression[frames]) for p, frames, *_ in rows])
+    jaw = torch.stack([torch.from_numpy(p.performer.jaw[frames]) for p, frames, *_ in rows])
+    code = torch.stack([p.code for p, *_ in rows])
     if config is not None:
         code = code + config.code_noise * torch.randn(code.shape, generator=generator)
-        psi = psi + config.psi_noise * network.psi_scale * torch.randn(psi.shape, generator=generator)
-    wanted = [torch.from_numpy(p.performer.offset[frames][:, points.numpy()]).float() for p, frames, points in rows]
-    weight = torch.stack([torch.from_numpy(p.performer.weight[frames]) for p, frames, _ in rows])
-    points = torch.stack([points for _, _, points in rows])
-    neutral = stacked([p.neutral.at(points) for p, _, points in rows])
-    return Batch(neutral, code, psi, jaw, points, torch.stack(wanted), weight)
+        psi = psi + config.psi_noise * network.psi_scale.cpu() * torch.randn(psi.shape, generator=generator)
+    # Two steps: the frames are read from the file in one piece each.
+    wanted = [torch.from_numpy(np.array(p.performer.offset[f])[:, at.numpy()]).float() for p, f, _, at in rows]
+    weight = torch.stack([torch.from_numpy(p.performer.weight[frames]) for p, frames, *_ in rows])
+    points = torch.stack([at for *_, at in rows])
+    neutral = stacked([neutral.at(at) for _, _, neutral, at in rows])
+    device = network.psi_scale.device
+    columns = (code, psi, jaw, points, torch.stack(wanted), weight)
+    return Batch(neutral.to(device), *(column.to(device) for column in columns))
 
 
 def _offsets(network, batch: Batch) -> Float[Tensor, "B T R 3"]:
@@ -225,9 +256,7 @@ def _surface_loss(face: Face, batch: Batch, found, error) -> Float[Tensor, ""]:
     return NORMALS * (weight[:, None] * (1 - cosine)).mean() + LAPLACIAN * rough.abs().mean() * weight.mean()
 
 
-def whole_faces(
-    network: TransferNetwork, performers: Sequence[Performer]
-) -> Iterator[tuple[Performer, Neutral, Tensor]]:
+def whole_faces(network: TransferNetwork, performers: Sequence[Actor]) -> Iterator[tuple[Actor, Neutral, Tensor]]:
     """Each performer with the rest face and the identity code that the network gives it."""
     for performer in performers:
         neutral = _neutral(performer, network.face)

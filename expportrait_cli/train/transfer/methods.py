@@ -18,7 +18,7 @@ from expportrait_cli.retargeting.network import TransferNetwork
 from expportrait_cli.solve.solver import ITERATIONS_FIRST, Solver
 from expportrait_cli.solve.state import DISTANCE_M, columns_of
 from expportrait_cli.train.transfer import folds
-from expportrait_cli.train.transfer.performers import Performer
+from expportrait_cli.train.transfer.performers import Actor, Performer
 from expportrait_cli.train.transfer.synthetic import Synthesis
 
 FIRST_SEED = 1_000_000
@@ -26,7 +26,7 @@ FIRST_SEED = 1_000_000
 SCRIPT = 7
 RESAMPLES = 2000
 
-Predict = Callable[[Performer], Float[Tensor, "T P 3"]]
+Predict = Callable[[Actor], Float[Tensor, "T P 3"]]
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,13 @@ class Errors:
         return tuple(float(own.mean() / other.mean()) for own, other in pairs)  # pyright: ignore[reportReturnType]
 
 
-def predictors(networks: Mapping[str, TransferNetwork], cast: Sequence[Performer], face: Face) -> dict[str, Predict]:
+def predictors(networks: Mapping[str, TransferNetwork], cast: Sequence[Actor], face: Face) -> dict[str, Predict]:
     """The methods by name: nothing, copying, and each network."""
     methods: dict[str, Predict] = {"none": _nothing, "direct": Direct(cast, face)}
     return methods | {kind: Predicted(network) for kind, network in networks.items()}
 
 
-def _nothing(person: Performer) -> Float[Tensor, "T P 3"]:
+def _nothing(person: Actor) -> Float[Tensor, "T P 3"]:
     return torch.zeros(*person.offset.shape)
 
 
@@ -59,10 +59,10 @@ class Predicted:
     """A network; with `shape` it is told of another face than the one that it has to move."""
 
     network: TransferNetwork
-    shape: Performer | None = None
+    shape: Actor | None = None
 
     @torch.inference_mode()
-    def __call__(self, person: Performer) -> Float[Tensor, "T P 3"]:
+    def __call__(self, person: Actor) -> Float[Tensor, "T P 3"]:
         """Offsets of all frames."""
         face = self.network.face
         told = Neutral.of(torch.from_numpy((self.shape or person).neutral), face)
@@ -80,10 +80,10 @@ class Predicted:
 class Direct:
     """Offsets of the next of the cast, in the frame whose expression is nearest, turned into the person's surface."""
 
-    cast: Sequence[Performer]
+    cast: Sequence[Actor]
     face: Face
 
-    def __call__(self, person: Performer) -> Float[Tensor, "T P 3"]:
+    def __call__(self, person: Actor) -> Float[Tensor, "T P 3"]:
         """Offsets of all frames."""
         names = [other.person for other in self.cast]
         start = names.index(person.person) if person.person in names else 0
@@ -98,7 +98,7 @@ class Direct:
         return torch.einsum("pab,tpb->tpa", shortest_turn(from_normals, to_normals), copied)
 
 
-def errors(predict: Predict, people: Sequence[Performer], face: Face) -> Errors:
+def errors(predict: Predict, people: Sequence[Actor], face: Face) -> Errors:
     """How far a method is from what these people's faces did."""
     distances, angles = [], []
     for person in people:
@@ -129,7 +129,7 @@ def interval(better: Errors, worse: Errors) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def swap_penalty(network: TransferNetwork, people: Sequence[Performer]) -> float:
+def swap_penalty(network: TransferNetwork, people: Sequence[Actor]) -> float:
     """Growth of the error when the network is told of the next person's face (FIT: at least 0.3)."""
     own = errors(Predicted(network), people, network.face).offset_mm.mean()
     swapped = [
@@ -140,7 +140,7 @@ def swap_penalty(network: TransferNetwork, people: Sequence[Performer]) -> float
 
 
 @torch.inference_mode()
-def leak(network: TransferNetwork, people: Sequence[Performer]) -> tuple[float, float]:
+def leak(network: TransferNetwork, people: Sequence[Actor]) -> tuple[float, float]:
     """How often a linear probe tells from the expression code who performs, and how often chance would.
 
     All people do the same and were tracked, so what is left of who they are has leaked through the tracking. Learned on

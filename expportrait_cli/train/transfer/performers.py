@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from jaxtyping import Float, Float16, Float32
 
 from expportrait_cli.artifacts import npz
+from expportrait_cli.artifacts.files import atomic_path, content_hash
 from expportrait_cli.artifacts.types import HeadFit, Tracking
 from expportrait_cli.dataset.dataset import Clip
 from expportrait_cli.errors import InputError
@@ -62,6 +64,92 @@ class Performer:
         return self.person.startswith("synthetic")
 
 
+@runtime_checkable
+class Actor(Person, Protocol):
+    """A `Performer`, wherever its arrays are."""
+
+    @property
+    def name(self) -> str:
+        """Of the clip."""
+        ...
+
+    @property
+    def neutral(self) -> Float32[np.ndarray, "P 3"]:
+        """As a performer's."""
+        ...
+
+    @property
+    def expression(self) -> Float32[np.ndarray, "T E"]:
+        """As a performer's."""
+        ...
+
+    @property
+    def jaw(self) -> Float32[np.ndarray, "T 3"]:
+        """As a performer's."""
+        ...
+
+    @property
+    def offset(self) -> Float16[np.ndarray, "T P 3"]:
+        """As a performer's."""
+        ...
+
+    @property
+    def weight(self) -> Float32[np.ndarray, " T"]:
+        """As a performer's."""
+        ...
+
+    @property
+    def is_synthetic(self) -> bool:
+        """Whether nobody was filmed."""
+        ...
+
+
+class Stored:
+    """A performer in a folder of `.npy` files, of which only the small ones are in memory.
+
+    The others are opened at every look: ten hours of offsets are 62 GB, and more files than a process may hold open.
+    """
+
+    SMALL, LARGE = ("expression", "jaw", "weight"), ("neutral", "offset")
+    is_synthetic = False
+
+    def __init__(self, folder: Path, name: str, person: str):
+        """Read the small arrays."""
+        self.name, self.person, self._folder = name, person, folder
+        self.expression, self.jaw, self.weight = (np.load(folder / f"{column}.npy") for column in self.SMALL)
+
+    @property
+    def neutral(self) -> Float32[np.ndarray, "P 3"]:
+        """As a performer's."""
+        return np.load(self._folder / "neutral.npy")
+
+    @property
+    def offset(self) -> Float16[np.ndarray, "T P 3"]:
+        """Frames are read when they are taken out of it."""
+        return np.load(self._folder / "offset.npy", mmap_mode="r")
+
+
+def stored(clip: Clip, head: HeadModel, face: Face, folder: Path) -> Stored:
+    """A prepared clip as `performer` reads it, kept in `folder` for this run and for those that go on.
+
+    Raises:
+        InputError: as `performer`.
+    """
+    made = hashlib.sha256("".join(_key(path) for path in (clip.head, clip.tracking)).encode()).hexdigest()
+    own = folder / f"{clip.name}-{made[:16]}"
+    # The last one stands for all.
+    if not (own / f"{Stored.SMALL[-1]}.npy").is_file():
+        found = performer(clip, head, face)
+        for column in (*Stored.LARGE, *Stored.SMALL):
+            with atomic_path(own / f"{column}.npy") as partial, partial.open("wb") as file:
+                np.save(file, getattr(found, column))
+    return Stored(own, clip.name, clip.person)
+
+
+def _key(artifact: Path) -> str:
+    return str(npz.read_header(artifact)["made_by"].get("key") or content_hash(artifact))
+
+
 def performer(clip: Clip, head: HeadModel, face: Face) -> Performer:
     """A prepared clip.
 
@@ -75,7 +163,7 @@ def performer(clip: Clip, head: HeadModel, face: Face) -> Performer:
             f"'{fit.head_model}', expected those of a clip on '{head.name}'. Prepare the dataset again."
         )
     psi, jaw = fit.dynamic_expression, fit.dynamic_jaw
-    offset = centred(_on_face(fit, face), neutral_weights(psi, jaw, tracking.sure))
+    offset = centred(_on_face(fit, face), neutral_weights(head.shares(psi), jaw, tracking.sure))
     weight = np.clip((WORST_IOD - tracking.error) / (WORST_IOD - GOOD_IOD), 0, 1) * (tracking.state == 0)
     return Performer(
         clip.name,
@@ -111,7 +199,7 @@ def held_out(performers: Sequence[P], share: float) -> tuple[list[P], list[P]]:
     return [p for p in performers if not is_out(p.person)], [p for p in performers if is_out(p.person)]
 
 
-def expression_scale(performers: Sequence[Performer]) -> Float32[torch.Tensor, " E"]:
+def expression_scale(performers: Sequence[Actor]) -> Float32[torch.Tensor, " E"]:
     """Root mean square of each expression over all frames, at least 0.05."""
     rows = np.concatenate([p.expression for p in performers])
     return torch.from_numpy(np.sqrt((rows**2).mean(0)).clip(0.05).astype(np.float32))

@@ -17,11 +17,11 @@ from expportrait_cli.pipeline.heads import head_by_name, kind_of_head
 from expportrait_cli.pipeline.provenance import read_record
 from expportrait_cli.retargeting.face import Face
 from expportrait_cli.retargeting.network import Kind, Trained, TransferNetwork, save_network
-from expportrait_cli.runtime import Stage
+from expportrait_cli.runtime import Stage, counted, silent
 from expportrait_cli.train.config import TransferTraining
 from expportrait_cli.train.curves import History, write_page
 from expportrait_cli.train.transfer.loop import fresh_network, judged_by, train
-from expportrait_cli.train.transfer.performers import Performer, held_out, performer
+from expportrait_cli.train.transfer.performers import Actor, held_out, stored
 from expportrait_cli.train.transfer.synthetic import synthetic_performers
 from expportrait_cli.version import __version__
 
@@ -35,8 +35,8 @@ class Lesson:
 
     head: HeadModel
     face: Face
-    learners: list[Performer]
-    judges: list[Performer]
+    learners: list[Actor]
+    judges: list[Actor]
     sources: dict[str, Any]
     """What of it came from where, for the weights' header."""
 
@@ -48,12 +48,14 @@ def prepare_lesson(datasets: Sequence[Path], work: Path, config: TransferTrainin
         InputError: no prepared set; sets of different head models; too few people.
     """
     opened = [Dataset.open(folder) for folder in datasets]
-    models = sorted({dataset.head_model for dataset in opened}) or ["anny"]
+    models = sorted({dataset.head_model for dataset in opened}) or [config.head_model]
     if len(models) > 1:
         raise InputError(f"The sets mix the head models {' and '.join(models)}. Prepare them with one of them.")
     head = head_by_name(kind_of_head(models[0]))  # pyright: ignore[reportArgumentType]
     face = Face.of(head)
-    filmed = [performer(clip, head, face) for dataset in opened for clip in dataset.clips]
+    clips = [clip for dataset in opened for clip in dataset.clips]
+    read = counted(clips, len(clips), stage("read the sets") if clips else silent(""))
+    filmed = [stored(clip, head, face, work / f"filmed-{head.name}") for clip in read]
     made_up = []
     if config.synthetic:
         folder = work / f"synthetic-{head.name}"
@@ -114,7 +116,7 @@ def train_network(lesson: Lesson, work: Path, config: TransferTraining, stage: S
     )
 
 
-def trained_of(network: TransferNetwork, learners: Sequence[Performer]) -> Trained:
+def trained_of(network: TransferNetwork, learners: Sequence[Actor]) -> Trained:
     """The network with the range of what it was trained on."""
     psi = np.max([np.abs(p.expression).max(0) for p in learners], 0)
     jaw = np.max([np.abs(p.jaw).max(0) for p in learners], 0)

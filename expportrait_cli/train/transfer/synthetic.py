@@ -193,25 +193,47 @@ class Synthesis:
         return dense(self.head, shape)
 
 
+TYPICAL = 0.87
+"""Root mean square, over the frames of somebody who talks, of the norm of all expressions of a model whose components
+have signs, in full weights: what tracked clips have. Few frames differ from it by more than a factor of two."""
+
+
 def random_expressions(head: HeadModel, frames: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Expressions of which few units are at work, both sides mostly alike, with a jaw that opens now and then."""
-    names = head.expression_names
-    low, high = head.expression_low.float().cpu(), head.expression_high.float().cpu()
-
-    def draw(*size: int) -> Tensor:
-        return torch.rand(*size, generator=generator)
-
-    twins = torch.tensor([names.index(_twin(name)) if _twin(name) in names else i for i, name in enumerate(names)])
-    busy = (draw(frames, 1) * 0.3).clamp(min=0.05)
-    at_work = (draw(frames, len(names)) < busy).float()
-    psi = at_work * draw(frames, len(names)) ** 0.7
-    alike = draw(frames, 1) < ALIKE
-    psi = torch.where(alike, torch.maximum(psi, psi[:, twins]), psi)
-    psi = low + (high - low) * psi if bool((low < 0).any()) else psi * high
-    opening = (draw(frames) < 0.5) * draw(frames) ** 1.5 * OPEN_RAD
+    """Expressions as a tracker finds them, with a jaw that opens now and then; the first frame is at rest."""
+    signed = bool((head.expression_low < 0).any())
+    psi = _random_components(head, frames, generator) if signed else _random_units(head, frames, generator)
+    opening = (_draw(generator, frames) < 0.5) * _draw(generator, frames) ** 1.5 * OPEN_RAD
     sideways = 0.04 * torch.randn(frames, 2, generator=generator) * (opening > 0)[:, None]
     psi[0], opening[0], sideways[0] = 0, 0, 0
     return psi, torch.cat([opening[:, None], sideways], 1)
+
+
+def _draw(generator: torch.Generator, *size: int) -> Tensor:
+    return torch.rand(*size, generator=generator)
+
+
+def _random_units(head: HeadModel, frames: int, generator: torch.Generator) -> Float32[Tensor, "T E"]:
+    """Units of which few are at work, both sides mostly alike."""
+    names = head.expression_names
+    twins = torch.tensor([names.index(_twin(name)) if _twin(name) in names else i for i, name in enumerate(names)])
+    busy = (_draw(generator, frames, 1) * 0.3).clamp(min=0.05)
+    at_work = (_draw(generator, frames, len(names)) < busy).float()
+    psi = at_work * _draw(generator, frames, len(names)) ** 0.7
+    alike = _draw(generator, frames, 1) < ALIKE
+    return torch.where(alike, torch.maximum(psi, psi[:, twins]), psi) * head.expression_high.float().cpu()
+
+
+def _random_components(head: HeadModel, frames: int, generator: torch.Generator) -> Float32[Tensor, "T E"]:
+    """Components of a model's own distribution: about normal, of either sign.
+
+    The more a component moves of the face, the more of it a tracker finds: what no landmark shows stays at 0.
+    """
+    steps = dense(head, head.expression_basis.permute(2, 0, 1))[:, head.facial_mask > 0].cpu()
+    moved = steps.square().sum((1, 2)).sqrt()
+    spread = TYPICAL * head.expression_full.float().cpu() * moved / moved.norm().clamp(min=1e-12)
+    strength = 0.5 + 0.86 * _draw(generator, frames, 1)
+    psi = strength * spread * torch.randn(frames, len(spread), generator=generator)
+    return psi.clamp(head.expression_low.float().cpu(), head.expression_high.float().cpu())
 
 
 def _twin(name: str) -> str:

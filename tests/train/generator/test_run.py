@@ -300,7 +300,8 @@ def test_wrong_options_end_in_one_line(tmp_path, capsys):
 
     assert "--frames 80: Wan takes 5, 9, 13" in said("--frames", "80")
     assert "--size 100: Wan takes multiples of 16" in said("--size", "100")
-    assert "somebody/model is no folder, none of the weights folders, and not in Hugging Face's cache" in said("--base", "somebody/model")
+    refusal = said("--base", "somebody/model")
+    assert "somebody/model is no folder, none of the weights folders, and not in Hugging Face's cache" in refusal
     assert "has no transformer/config.json" in said("--base", str(tmp_path))
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("x")

@@ -25,7 +25,15 @@ from expportrait_cli.retargeting.face import Face, Neutral
 from expportrait_cli.retargeting.network import KIND, load_network, save_network
 from expportrait_cli.train.config import TransferTraining
 from expportrait_cli.train.transfer.loop import fresh_network, train
-from expportrait_cli.train.transfer.performers import Performer, centred, expression_scale, held_out, performer
+from expportrait_cli.train.transfer.performers import (
+    Performer,
+    Stored,
+    centred,
+    expression_scale,
+    held_out,
+    performer,
+    stored,
+)
 from expportrait_cli.train.transfer.run import prepare_lesson, train_transfer, trained_of
 from expportrait_cli.train.transfer.synthetic import random_expressions
 
@@ -216,6 +224,36 @@ def test_a_prepared_clip_is_a_performer(head, face, filmed):
     # What is left at rest is what the smiles' small weight takes away.
     size = np.linalg.norm(found.offset.astype(float), axis=-1).mean(1)
     assert size[0] < 0.02 * size[1] and size[1] > 1e-3
+
+
+def test_a_prepared_clip_is_kept_on_disk(head, face, filmed, tmp_path):
+    """Small columns are in memory; the others are opened at each look, and hold neither memory nor files."""
+    clip = filmed("a", 1)
+    expected = performer(clip, head, face)
+    found = [stored(clip, head, face, tmp_path / "kept") for _ in range(2)][1]
+    for column in ("neutral", "expression", "jaw", "weight", "offset"):
+        assert np.array_equal(getattr(found, column), getattr(expected, column)), column
+    assert isinstance(found.offset, np.memmap) and (found.name, found.person) == ("a", "folder-a")
+    assert sum(isinstance(value, np.ndarray) and value.nbytes > 10_000 for value in vars(found).values()) == 0
+    (folder,) = (tmp_path / "kept").iterdir()
+    clip.head.unlink()
+    assert np.array_equal(Stored(folder, "a", "folder-a").offset[[1, 3]], expected.offset[[1, 3]])
+
+
+def test_people_on_disk_and_in_memory_are_the_same_lesson(head, face, filmed, tmp_path):
+    clips = [filmed(name, seed) for seed, name in enumerate("abc")]
+    config = replace(TINY, steps=2, report_every=2)
+    averages = []
+    for people in (
+        [performer(clip, head, face) for clip in clips],
+        [stored(clip, head, face, tmp_path / "kept") for clip in clips],
+    ):
+        network = tiny(face).requires_grad_()
+        folder = tmp_path / str(len(averages))
+        folder.mkdir()
+        state = folder / "state.safetensors"
+        averages.append(train(network, people, [], config, state=state, progress=quiet, log=lambda *_: None))
+    assert all(torch.equal(a, b) for a, b in zip(*(each.parameters() for each in averages), strict=True))
 
 
 def test_a_clip_without_offsets_teaches_nothing(head, face, filmed):

@@ -1,0 +1,98 @@
+"""The joint optimisation (paper 3.1.2): every term is 0 where it should be, and a known head is found better by it."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from support.known_head import KnownHead, NumberedOracle, folds, numbered_film
+from support.performers import quiet
+
+from expportrait_cli.fitting.clip import Clip
+from expportrait_cli.fitting.joint import Problem, Targets, jointly
+from expportrait_cli.geometry.mesh import vertex_normals
+from expportrait_cli.head import dense
+from expportrait_cli.head.fitted import neutral_mesh
+
+pytest_plugins = ("support.astronaut",)
+
+pytestmark = pytest.mark.slow
+
+SIZE, FRAMES = 96, 2
+MM = 1e3
+
+
+@pytest.fixture(scope="module")
+def known(head, tmp_path_factory) -> KnownHead:
+    """Two frames of a head with bumps of half a millimetre, different in each."""
+    film = numbered_film(tmp_path_factory.mktemp("joint") / "a.mkv", FRAMES)
+    normals = vertex_normals(dense(head, head.template), head.dense_faces).numpy()
+    heights = np.stack([folds(head, seed, wave_m=0.05, rms_m=0.0005) for seed in range(FRAMES)])
+    return KnownHead.make(head, heights, normals, seed=1, source=film)
+
+
+def problem_of(known: KnownHead, start: np.ndarray, clip: Clip | None = None) -> tuple[Problem, Targets]:
+    """The loss around some dynamic offsets, and what the oracle says."""
+    rows, own = np.arange(FRAMES), clip or known.clip
+    targets = Targets.of(known.clip, rows, NumberedOracle(known), SIZE)
+    return Problem(own, rows, known.patch, start.astype(np.float32), share=0.0), targets
+
+
+def test_the_truth_has_no_loss(known):
+    problem, targets = problem_of(known, known.offset)
+    with torch.no_grad():
+        found = problem.loss(torch.arange(FRAMES), targets)
+        zero, _ = problem_of(known, 0 * known.offset)
+        flat = zero.loss(torch.arange(FRAMES), targets)
+    # What is averaged to a fifth of its size is no exact picture.
+    assert found["normals"].max() < 0.05 and found["normals"].max() < 0.7 * flat["normals"].min()
+    assert found["outline"].max() < 0.01
+    assert found["depth"].max() < flat["depth"].min()
+    assert not found["static"].any() and not flat["dynamic"].any() and found["dynamic"].min() > 0
+
+
+def test_every_parameter_is_moved_by_it(known):
+    """Parameters, static and dynamic offset: none is cut off from the rendered maps."""
+    problem, targets = problem_of(known, 0 * known.offset)
+    loss = problem.loss(torch.arange(FRAMES), targets)
+    (loss["normals"] + loss["depth"] + loss["outline"]).sum().backward()
+    for name, value in problem.moving.items():
+        assert value.grad is not None and torch.isfinite(value.grad).all() and value.grad.abs().max() > 0, name
+    assert problem.static.mask[known.head.facial_mask[problem.static.rows] > 0.999].max() < 2e-3
+
+
+def test_a_known_head_is_found_better(known, head):
+    """From another identity and without offsets: the loss falls, and so do the errors of surface and identity."""
+    wrong = known.clip.fit.identity + 0.4 * np.random.default_rng(0).normal(size=head.identity_basis.shape[-1])
+    fit = replace(known.clip.fit, identity=wrong.astype(np.float32))
+    clip = Clip.of(replace(known.clip.tracking, identity=fit.identity), fit, head)
+    start = replace(
+        fit, dynamic_vertices=known.patch.vertices, dynamic_offset=np.zeros_like(known.offset, np.float16),
+        dynamic_loss=np.zeros((FRAMES, 2), np.float32),
+        **{f"dynamic_{n}": getattr(clip.tracking, n) for n in ("expression", "jaw", "gaze", "rotation", "translation")},
+    )  # fmt: skip
+    done = jointly(
+        start, clip, known.patch, NumberedOracle(known), quiet, weights=np.full(FRAMES, 0.5), share=0.0, steps=12,
+        sizes=[SIZE],
+    )  # fmt: skip
+    losses = []
+    for found in (start, done):
+        moved = replace(
+            clip.tracking, identity=found.identity,
+            **{n: getattr(found, f"dynamic_{n}") for n in ("expression", "jaw", "rotation", "translation")},
+        )  # fmt: skip
+        problem, targets = problem_of(known, found.dynamic_offset, Clip.of(moved, found, head))
+        with torch.no_grad():
+            losses.append(float(sum(problem.loss(torch.arange(FRAMES), targets).values()).sum()))
+    assert losses[1] < 0.75 * losses[0]
+    face = head.facial_mask.numpy() > 0.5
+    true = neutral_mesh(known.clip.fit, head).numpy()[face]
+    away = [MM * np.linalg.norm(neutral_mesh(f, head).numpy()[face] - true, axis=1).mean() for f in (fit, done)]
+    assert away[1] < 0.8 * away[0]
+    assert not np.array_equal(done.dynamic_offset, start.dynamic_offset)
+    assert np.abs(done.dynamic_expression - start.dynamic_expression).max() > 1e-4
+    kept = jointly(
+        start, clip, known.patch, NumberedOracle(known), quiet, weights=np.full(FRAMES, 0.5), share=0.0, steps=1,
+        sizes=[SIZE], keeps_person=True,
+    )  # fmt: skip
+    assert np.array_equal(kept.identity, start.identity) and np.array_equal(kept.static_offset, start.static_offset)
