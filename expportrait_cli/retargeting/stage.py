@@ -30,6 +30,7 @@ from expportrait_cli.retargeting.motion import (
     torso_motion,
 )
 from expportrait_cli.retargeting.network import Trained
+from expportrait_cli.retargeting.steady import steady
 from expportrait_cli.solve.solver import JAW_RANGE_RAD
 
 REGIONS = ("pose", "expression", "lips", "eyes", "gaze")
@@ -198,7 +199,7 @@ def transfer(
     beyond = beyond or Beyond()
     trained, driver, mesh = beyond.trained, beyond.driver, beyond.mesh
     regions = parse_regions(config.region)
-    same = same_person(head_fit, tracking)
+    same, tracking = same_person(head_fit, tracking), steady(tracking)
     cost = neutral_cost(head_fit, tracking, same=same)
     neutral = _neutral(config, cost)
     expression, jaw, gaze = _face_curves(head_fit, tracking, head, config, neutral, same=same)
