@@ -9,6 +9,7 @@ from expportrait_cli.geometry.rotations import similarity
 from expportrait_cli.head import HeadModel, landmarks
 from expportrait_cli.head.facemesh import LIP_CORNERS, LOWER_LIPS, UPPER_LIPS, lid_travel
 from expportrait_cli.head.fitted import Bones
+from expportrait_cli.painting.proxy.hidden import Hidden
 from expportrait_cli.painting.proxy.layers import (
     DEPTH_SLACK_M,
     NO_MAP,
@@ -204,9 +205,18 @@ class Compositor:
         self.triangle_part = triangle_parts(head)
         self.lids = [Lid(layers, head, travel, side) for side, travel in enumerate(lid_travel(head)) if travel.any()]
         self.lips = Lips(layers, head)
-        self.attributes = torch.from_numpy(
-            np.c_[layers.xy, layers.depth, layers.cosine, layers.colour].astype(np.float32)
-        )[None]
+        self.hidden = Hidden(
+            head,
+            layers.camera,
+            layers.foreground,
+            layers.alpha,
+            layers.hair,
+            layers.hairy,
+            depth_m=float(layers.depth[head.scalp].mean()),
+            face_height_px=face_height_px,
+        )
+        columns = (layers.xy, layers.depth, layers.cosine, layers.colour, self.hidden.attributes)
+        self.attributes = torch.from_numpy(np.column_stack(columns).astype(np.float32))[None]
         ring = np.linspace(0, 2 * np.pi, 8, endpoint=False)
         self.head_ring = np.c_[0.09 * np.cos(ring), 0.11 * np.sin(ring) + 0.02, np.full(8, HAIR_DEPTH_M)]
         self.torso_ring = np.c_[0.17 * np.cos(ring), 0.08 * np.sin(ring) - 0.12, np.full(8, -0.02)]
@@ -224,17 +234,19 @@ class Compositor:
         away = cv2.distanceTransform(bare, cv2.DIST_L2, 3)
         step = self._step(skin, source, seen, away, bones)
         field = self.grid + step
+        # Beyond the photo's border its mirror image goes on: the last column alone would draw streaks.
         # Remap samples at integer centres: half a pixel off would soften and shift the whole film.
         field -= 0.5
-        alpha = cv2.remap(layers.alpha, field, NO_MAP, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        alpha = cv2.remap(layers.alpha, field, NO_MAP, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
         turned = self._turned(bones)
         alpha = self._rim(alpha, bare, away, turned)
-        person = cv2.remap(layers.foreground, field, NO_MAP, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+        person = cv2.remap(layers.foreground, field, NO_MAP, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101)
         self.lips.clean(person, field, verts_cam)
         unfolded = [lid.unfolded(verts_cam) for lid in self.lids]
-        hidden = np.maximum((1 - cv2.blur(seen, (5, 5))) * turned, self._lid_skin(unfolded, rast)) * skin
+        believed = cv2.blur(self.hidden.believed(seen, source), (5, 5))
+        hidden = np.maximum((1 - believed) * turned, self._lid_skin(unfolded, rast)) * skin
         if hidden.any():
-            person = mix(person, np.clip(source[..., 4:] + 0.5, 0, 255).astype(np.uint8), hidden)
+            person = mix(person, self.hidden.colours(source), hidden)
         moved = cv2.magnitude(step[..., 0], step[..., 1])
         frame = mix(self._behind(moved), person, alpha)
         low, high = STILL_PX
