@@ -11,7 +11,7 @@ from expportrait_cli.head import HeadModel, landmark_model
 from expportrait_cli.head.facemesh import CHIN, FOREHEAD, LID_PAIRS, LOWER_LIPS, UPPER_LIPS
 from expportrait_cli.head.fitted import person_joints
 from expportrait_cli.head.model import NECK
-from expportrait_cli.retargeting.steady import steady_torso
+from expportrait_cli.retargeting.steady import FACE_M, steady_torso, within_frame
 from expportrait_cli.solve.state import Projection, State, interocular_px, photo_distance
 
 TORN = 0.04
@@ -81,9 +81,12 @@ def limit_turn(axis_angle: Float[np.ndarray, "T 3"], limit_deg: float | None) ->
 
 
 def head_motion(
-    motion: Motion, tracking: Tracking, *, scale: float, absolute: bool, limit_deg: float | None
-) -> tuple[Float[np.ndarray, "T 3"], Float[np.ndarray, "T 3"], Float[np.ndarray, " T"]]:
-    """Turn and translation of the person's head, from the photo's, and the degrees that the limit took."""
+    motion: Motion, tracking: Tracking, *, scale: float, absolute: bool, limit_deg: float | None, framed: bool
+) -> tuple[Float[np.ndarray, "T 3"], Float[np.ndarray, "T 3"], Float[np.ndarray, " T"], Float[np.ndarray, "T 2"]]:
+    """Turn and translation of the person's head, from the photo's, and the degrees and px that limits took.
+
+    A head that is to be `framed` stays in the photo's crop.
+    """
     driver = from_turns(tracking.rotation)
     start = motion.rotation_ref[None] if absolute else driver[motion.starts]
     wanted = logarithm(driver @ start.transpose(0, 2, 1)) * scale
@@ -95,7 +98,11 @@ def head_motion(
     depth = motion.translation_ref[2] * (position[:, 2] / position[motion.starts, 2]) ** scale
     px_ref = motion.translation_ref[:2] / motion.translation_ref[2] * motion.focal_ref_px
     taken_deg = np.degrees(np.linalg.norm(wanted - turn, axis=1))
-    return rotation, np.c_[(px_ref + shift) / motion.focal_ref_px * depth[:, None], depth], taken_deg
+    place = px_ref + shift
+    if framed:
+        place = within_frame(place, px_ref, FACE_M * motion.focal_ref_px / depth[:, None])
+    translation = np.c_[place / motion.focal_ref_px * depth[:, None], depth]
+    return rotation, translation, taken_deg, px_ref + shift - place
 
 
 def torso_motion(
@@ -105,11 +112,13 @@ def torso_motion(
     head: HeadModel,
     *,
     translation: Float[np.ndarray, "T 3"],
+    taken_px: Float[np.ndarray, "T 2"],
     scale: float,
 ) -> tuple[Float[np.ndarray, "T 3"], Float[np.ndarray, "T 3"]]:
     """Pose of the torso from the similarity that optical flow measured on the driver's torso.
 
-    `translation` is the person's head's: the torso stays within `TORN` of its depth.
+    `translation` is the person's head's: the torso stays within `TORN` of its depth. `taken_px` was taken from its
+    shift, and is from the torso's.
     """
     neck = person_joints(head_fit, head)[NECK].numpy().astype(np.float64)
     start = motion.rotation_ref @ neck + motion.translation_ref
@@ -126,7 +135,7 @@ def torso_motion(
     columns = steady_torso(np.c_[place, size, roll, head_depth], tracking)
     moved, size, roll = (scale * (c - c[motion.starts]) for c in (columns[:, :2], columns[:, 2], columns[:, 3]))
     depth = start[2] * np.exp(np.clip(-size, columns[:, 4] - TORN, columns[:, 4] + TORN))
-    px = start[:2] / start[2] * motion.focal_ref_px + moved * motion.scale[:, None]
+    px = start[:2] / start[2] * motion.focal_ref_px + moved * motion.scale[:, None] - taken_px
     turn = rodrigues(np.c_[np.zeros((len(roll), 2)), roll])
     rotation = to_turns(turn @ from_turns(head_fit.torso_rotation))
     return rotation, np.c_[px / motion.focal_ref_px * depth[:, None], depth]

@@ -30,7 +30,7 @@ from expportrait_cli.retargeting.motion import (
     torso_motion,
 )
 from expportrait_cli.retargeting.network import Trained
-from expportrait_cli.retargeting.steady import steady
+from expportrait_cli.retargeting.steady import HeldBack, steady
 from expportrait_cli.solve.solver import JAW_RANGE_RAD
 
 REGIONS = ("pose", "expression", "lips", "eyes", "gaze")
@@ -170,6 +170,8 @@ class Performance:
     """Dynamic offsets beyond the photo's own."""
     trained: Trained | None
     """The network that they come from."""
+    held: HeldBack
+    """What of the driver's performance was not carried over."""
 
     @property
     def outside(self) -> float:
@@ -205,11 +207,12 @@ def transfer(
     expression, jaw, gaze = _face_curves(head_fit, tracking, head, config, neutral, same=same)
     motion = Motion.between(head_fit, tracking, neutral, cost)
     scale = config.pose_scale * ("pose" in regions)
-    rotation, translation, taken_deg = head_motion(
-        motion, tracking, scale=scale, absolute=config.pose == "absolute" and not same, limit_deg=config.turn_limit_deg
+    as_driver = config.pose == "absolute" and not same
+    rotation, translation, taken_deg, taken_px = head_motion(
+        motion, tracking, scale=scale, absolute=as_driver, limit_deg=config.turn_limit_deg, framed=not same
     )
     torso_rotation, torso_translation = torso_motion(
-        motion, tracking, head_fit, head, translation=translation, scale=scale
+        motion, tracking, head_fit, head, translation=translation, taken_px=taken_px, scale=scale
     )
     columns = (expression, jaw, gaze, rotation, translation, torso_rotation, torso_translation)
     curves = Curves(*(smooth(np.asarray(c), config.smooth).astype(np.float32) for c in columns))
@@ -250,7 +253,8 @@ def transfer(
         copied=config.method == "direct" and driver is None,
         own=_landmarks_moved(head, offsets, curves),
     )
-    return Performance(curves, smooth(steps, config.smooth).astype(np.float32), neutral, offsets, used)
+    held = HeldBack.of(taken_deg, taken_px, tracking, head_fit)
+    return Performance(curves, smooth(steps, config.smooth).astype(np.float32), neutral, offsets, used, held)
 
 
 def _face_curves(

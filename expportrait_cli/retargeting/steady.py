@@ -1,14 +1,15 @@
-"""What in a tracked motion is noise: it steps although the picture rests, or was not seen for a while."""
+"""What of a tracked motion is not carried over: steps of a picture that rests, gaps, and what a photo cannot show."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int64
 from scipy.linalg import solveh_banded
 from scipy.ndimage import maximum_filter1d, median_filter
 
-from expportrait_cli.artifacts.types import Tracking
+from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit, Tracking
 from expportrait_cli.geometry.rotations import from_turns, logarithm, rodrigues, to_turns
+from expportrait_cli.head.facemesh import LIP_PAIRS
 from expportrait_cli.solve.state import interocular_px
 
 STILL_FACE = 0.008
@@ -120,3 +121,78 @@ def bridged(values: Float64[np.ndarray, "T *C"], gaps: Bool[np.ndarray, " T"]) -
         share = np.linspace(0, 1, end - begin).reshape((-1,) + (1,) * (values.ndim - 1))
         out[begin:end] = values[begin:end] + (1 - share) * before + share * after
     return out
+
+
+FACE_M, FRAME_SOFT = 0.08, 0.5
+"""Radius of a face, m, and the way over which it comes to rest at the border of the crop, in such radii."""
+def within_frame(
+    px: Float[np.ndarray, "T 2"], start_px: Float[np.ndarray, " 2"], face_px: Float[np.ndarray, "T 1"]
+) -> Float[np.ndarray, "T 2"]:
+    """Let places in the crop, from its middle, run softly into where a face of this radius is whole.
+
+    Or, if the photo's own face stands farther out, into where that is.
+    """
+    soft = FRAME_SOFT * face_px
+    start = np.maximum(CROP_SIZE / 2 - face_px - soft, np.abs(start_px))
+    over = np.maximum(np.abs(px) - start, 0)
+    return np.sign(px) * (np.minimum(np.abs(px), start) + soft * np.tanh(over / soft))
+
+
+DAMPED_DEG, DAMPED_PX = 1.0, 4.0
+"""Degrees of a turn, and px of a shift, that nobody misses."""
+SHUT_IOD, OPEN_IOD = 0.02, 0.06
+"""Gaps between the lips, in inter-ocular distances: of a shut mouth, and of one that shows what is inside."""
+
+
+@dataclass(frozen=True)
+class HeldBack:
+    """What of the driver's performance a film does not show as it was, frame by frame."""
+
+    turn_deg: Float64[np.ndarray, " T"]
+    """Degrees by which turns were damped."""
+    shift_px: Float64[np.ndarray, " T"]
+    """Px of the crop by which the head was kept in the picture."""
+    torso_unseen: Bool[np.ndarray, " T"]
+    """The driver's torso could not be followed: its motion is a guess."""
+    mouth_unseen: Bool[np.ndarray, " T"]
+    """The mouth opens, which the photo shows shut: teeth and tongue are a guess."""
+
+    @classmethod
+    def of(
+        cls,
+        turn_deg: Float[np.ndarray, " T"],
+        taken_px: Float[np.ndarray, "T 2"],
+        tracking: Tracking,
+        head_fit: HeadFit,
+    ) -> "HeldBack":
+        """Compare the driver with what the photo shows."""
+        opens = np.array([_lips_apart(points) for points in tracking.landmarks]) > OPEN_IOD
+        unseen = opens & (_lips_apart(head_fit.landmarks) < SHUT_IOD)
+        shift = np.linalg.norm(taken_px, axis=1)
+        return cls(turn_deg.astype(np.float64), shift.astype(np.float64), unseen_torso(tracking), unseen)
+
+    def row(self) -> dict[str, dict[str, object]]:
+        """By kind, first and last frame of each stretch, and the most that was taken, where it has a size."""
+        sized = {
+            "turn_damped": (self.turn_deg, DAMPED_DEG, "degrees"),
+            "kept_in_frame": (self.shift_px, DAMPED_PX, "px"),
+        }
+        found: dict[str, dict[str, object]] = {}
+        for name, (values, least, unit) in sized.items():
+            if (values > least).any():
+                found[name] = {"frames": stretches(values > least), "most": round(float(values.max()), 1), "unit": unit}
+        for name, rows in (("torso_guessed", self.torso_unseen), ("mouth_guessed", self.mouth_unseen)):
+            if rows.any():
+                found[name] = {"frames": stretches(rows)}
+        return found
+
+
+def stretches(rows: Bool[np.ndarray, " T"]) -> list[list[int]]:
+    """First and last frame of each run of true ones."""
+    edges = np.flatnonzero(np.diff(np.r_[False, rows, False].astype(int))).reshape(-1, 2)
+    return [[int(begin), int(end) - 1] for begin, end in edges]
+
+
+def _lips_apart(points: Float[np.ndarray, "478 2"]) -> float:
+    upper, lower = LIP_PAIRS[0]
+    return float(np.linalg.norm(points[upper] - points[lower])) / max(interocular_px(points), 1e-6)
