@@ -19,7 +19,7 @@ TURN_SHOWS = 0.4
 """Motion of a face's landmarks, in inter-ocular distances for a turn of one radian, that no real turn falls short of."""
 MOVING_LANDMARKS = 90.0
 """Percentile of the landmarks' motions that counts: a blink or a word moves few of them."""
-STILL_TORSO = 0.1
+STILL_TORSO = 0.2
 """Motion of the head from a frame to the next, in inter-ocular distances, below which a step of the torso is mostly
 the flow's: clothes slide, and hair falls over them, but shoulders seldom jump under a head that rests."""
 STIFFEST = 5.0

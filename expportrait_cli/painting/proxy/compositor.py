@@ -56,6 +56,8 @@ SITS_FACES = (0.9, 2.2)
 RIM = (0.03, 0.12, 7.0)
 """Least and added width of what may lie outside the mesh, in face heights, and the turn (deg) that takes the added
 part away: when the head turns, hair that was beside it goes behind it."""
+HAIR_FRINGE = 0.018
+"""Width, in face heights, over which hair that the photo hides thins out towards the outline of the mesh."""
 
 
 def lips_together(
@@ -238,15 +240,16 @@ class Compositor:
         # Remap samples at integer centres: half a pixel off would soften and shift the whole film.
         field -= 0.5
         alpha = cv2.remap(layers.alpha, field, NO_MAP, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
-        turned = self._turned(bones)
-        alpha = self._rim(alpha, bare, away, turned)
+        turned, detail = self._turned(bones), self.hidden.detail(source)
+        cover = self.hidden.cover(source, detail, bare, HAIR_FRINGE * self.face_height_px)
+        alpha = self._rim(alpha, cover, away, turned)
         person = cv2.remap(layers.foreground, field, NO_MAP, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101)
         self.lips.clean(person, field, verts_cam)
         unfolded = [lid.unfolded(verts_cam) for lid in self.lids]
         believed = cv2.blur(self.hidden.believed(seen, source), (5, 5))
         hidden = np.maximum((1 - believed) * turned, self._lid_skin(unfolded, rast)) * skin
         if hidden.any():
-            person = mix(person, self.hidden.colours(source), hidden)
+            person = mix(person, self.hidden.colours(source, detail), hidden)
         moved = cv2.magnitude(step[..., 0], step[..., 1])
         frame = mix(self._behind(moved), person, alpha)
         low, high = STILL_PX
@@ -324,7 +327,7 @@ class Compositor:
         angle = np.degrees(np.arccos(np.clip(turn[2, 2], -1, 1)))
         return 1 - float(np.exp(-((angle / RIM[2]) ** 2)))
 
-    def _rim(self, alpha, bare, away, turned):
+    def _rim(self, alpha, cover, away, turned):
         """Let the posed mesh, not the photo's matte, say where a turned head ends."""
         least, added, _ = RIM
         limit = self.face_height_px * (least + added * (1 - turned))
@@ -332,5 +335,4 @@ class Compositor:
         alpha = alpha * np.maximum(cut, self.below)
         if turned < 0.02:
             return alpha
-        covered = cv2.GaussianBlur(1 - cv2.dilate(bare, np.ones((3, 3), np.uint8)).astype(np.float32), (0, 0), 1.0)
-        return np.maximum(alpha, covered * turned * (1 - self.below))
+        return np.maximum(alpha, cover * turned * (1 - self.below))

@@ -16,6 +16,8 @@ NO_MAP: Any = None
 """Second map of `cv2.remap`, for which its types want an array. OpenCV 5 reads an empty array as a map, and garbage."""
 EAR_BOX_M = ((0.055, -0.045, -0.05), (0.2, 0.045, 0.03))
 """Corners of the box around an ear in the template: distance from the middle, height, and depth, m."""
+EAR_STANDS_M = 0.006
+"""How far an ear stands off a film that closes the box's part of the head."""
 BESIDE_EARS_M = (0.05, 0.01)
 """Below this height, and behind this depth, a photo's pixels are those of the ear rather than of what is behind it."""
 NAPE_M = (-0.06, -0.015)
@@ -28,6 +30,8 @@ RIM_PX = 2
 """Width of the person's rim in the photo that is not believed on a turned head: the background shines through it."""
 IS_HAIR = (0.25, 0.6)
 """Shares of hair in a pixel of the photo between which it is taken for what a scalp with hair shows."""
+SHADE = 0.12
+"""How much darker hair at the back is than what the photo shows of it."""
 PATCH = (0.6, 0.08)
 """Largest and smallest side of the patch that strands are read from, in face heights."""
 PURE = 0.97
@@ -38,9 +42,26 @@ def scalp_of(head: HeadModel) -> Bool[np.ndarray, " V"]:
     """The scalp without ears, down to the nape."""
     place, (lowest, front) = _template(head), NAPE_M
     nape = (head.part("skin") & (head.facial_mask < 0.1)).numpy() & (place[:, 1] > lowest) & (place[:, 2] < front)
-    place[:, 0] = np.abs(place[:, 0])
     low, high = np.array(EAR_BOX_M)
-    return (head.scalp | nape) & ~((place > low) & (place < high)).all(1)
+    beside = np.c_[np.abs(place[:, 0]), place[:, 1:]]
+    near = head.part("skin").numpy() & ((beside > low) & (beside < high)).all(1)
+    free, fixed = np.flatnonzero(near), np.flatnonzero(~near)
+    rows = _laplacian(_edges(head.dense_faces.numpy()), len(place))[free]
+    film = splu(rows[:, free].tocsc()).solve(-(rows[:, fixed] @ place[fixed]).astype(np.float64))
+    ears = near.copy()
+    ears[free] = np.linalg.norm(place[free] - film, axis=1) > EAR_STANDS_M
+    return (head.scalp | nape) & ~ears
+
+
+def _edges(faces: Int64[np.ndarray, "F 3"]) -> Int64[np.ndarray, "E 2"]:
+    """Edges of triangles, both ways."""
+    edges = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
+    return np.concatenate([edges, edges[:, ::-1]])
+
+
+def _laplacian(edges: Int64[np.ndarray, "E 2"], count: int) -> sp.csr_matrix:
+    adjacency = sp.coo_matrix((np.ones(len(edges)), edges.T), (count, count)).tocsr()
+    return (sp.diags(np.asarray(adjacency.sum(1))[:, 0]) - adjacency).tocsr()
 
 
 def _template(head: HeadModel) -> Float32[np.ndarray, "V 3"]:
@@ -95,17 +116,15 @@ def surface_colours(
         known &= ~scalp | is_hair
     smooth = cv2.GaussianBlur(foreground, (0, 0), 2.0)
     colour = smooth[row, column]
-    edges = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
-    edges = np.concatenate([edges, edges[:, ::-1]])
+    edges = _edges(faces)
     if has_hair:
         edges = edges[scalp[edges[:, 0]] == scalp[edges[:, 1]]]
     count = len(xy)
-    adjacency = sp.coo_matrix((np.ones(len(edges)), edges.T), (count, count)).tocsr()
+    free, laplacian = np.flatnonzero(~known), _laplacian(edges, count)
     # The small diagonal lets pieces that nothing is known of (a hidden eyeball) take the mean.
-    free = np.flatnonzero(~known)
-    laplacian = (sp.diags(np.asarray(adjacency.sum(1))[:, 0] + 1e-4) - adjacency).tocsr()
+    laplacian = laplacian + 1e-4 * sp.identity(count, format="csr")
     mean = colour[known].mean(0) if known.any() else np.full(3, 128.0)
-    right = adjacency[free][:, known] @ colour[known] + 1e-4 * mean
+    right = -laplacian[free][:, known] @ colour[known] + 1e-4 * mean
     colour = colour.astype(np.float32)
     colour[free] = splu(laplacian[free][:, free].tocsc()).solve(right)
     return colour
@@ -147,15 +166,34 @@ class Hidden:
         solid, hair = cv2.split(cv2.remap(maps, at, NO_MAP, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE))
         return seen * solid * (1 - source[..., -1] * (1 - hair))
 
-    def colours(self, source: Float32[np.ndarray, "H W C"]) -> UInt8[np.ndarray, "H W 3"]:
+    def detail(self, source: Float32[np.ndarray, "H W C"]) -> Float32[np.ndarray, "H W"]:
+        """Relative brightness of strands where the surface has hair."""
+        if self.strands is None:
+            return np.zeros(source.shape[:2], np.float32)
+        place = np.ascontiguousarray(source[..., 7:9])
+        found = cv2.remap(self.strands, place, NO_MAP, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+        return found * source[..., 9]
+
+    def colours(
+        self, source: Float32[np.ndarray, "H W C"], detail: Float32[np.ndarray, "H W"]
+    ) -> UInt8[np.ndarray, "H W 3"]:
         """Colours of the surface (columns 4 to 6), with strands where it has hair."""
-        colour = source[..., 4:7]
-        if self.strands is not None:
-            place = np.ascontiguousarray(source[..., 7:9])
-            detail = cv2.remap(self.strands, place, NO_MAP, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
-            # In proportion: dark hair has fainter strands than the bright hair beside it.
-            colour = colour * (1 + (source[..., 9] * detail)[..., None])
-        return np.clip(colour + 0.5, 0, 255).astype(np.uint8)
+        # In proportion: dark hair has fainter strands than the bright hair beside it. And it lies in the shade.
+        strength = 1 + detail - SHADE * source[..., 9]
+        return np.clip(source[..., 4:7] * strength[..., None] + 0.5, 0, 255).astype(np.uint8)
+
+    def cover(
+        self,
+        source: Float32[np.ndarray, "H W C"],
+        detail: Float32[np.ndarray, "H W"],
+        bare: UInt8[np.ndarray, "H W"],
+        width_px: float,
+    ) -> Float32[np.ndarray, "H W"]:
+        """How far the mesh covers each pixel: skin up to its outline, hair in strands that thin out before it."""
+        sharp = cv2.GaussianBlur(1 - cv2.dilate(bare, np.ones((3, 3), np.uint8)).astype(np.float32), (0, 0), 1.0)
+        inward = cv2.distanceTransform(1 - bare, cv2.DIST_L2, 3)
+        soft = np.clip(inward / max(width_px, 1.0) + detail, 0, 1)
+        return sharp + source[..., 9] * (np.minimum(sharp, soft) - sharp)
 
 
 def strands(
