@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int64
 from scipy.linalg import solveh_banded
-from scipy.ndimage import maximum_filter1d, median_filter
+from scipy.ndimage import maximum_filter1d, median_filter, minimum_filter1d
 
 from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit, Tracking
 from expportrait_cli.geometry.rotations import from_turns, logarithm, rodrigues, to_turns
@@ -15,8 +15,9 @@ from expportrait_cli.solve.state import interocular_px
 STILL_FACE = 0.008
 """Motion of the landmarks from a frame to the next, in inter-ocular distances, below which a step of the pose, the jaw
 or the expression is mostly the fit's: the same face can be read as a turned head or as a skewed mouth."""
-TURN_SHOWS = 0.4
-"""Motion of a face's landmarks, in inter-ocular distances for a turn of one radian, that no real turn falls short of."""
+CROWN_M, CROWN_SHOWS, LEAP_FRAMES = 0.12, 0.25, 5
+"""Height of the crown over the ears, m; motion of the landmarks, as a share of the crown's, that no real motion of a
+head falls short of; and over how many frames a leap beyond it is spread."""
 MOVING_LANDMARKS = 90.0
 """Percentile of the landmarks' motions that counts: a blink or a word moves few of them."""
 STILL_TORSO = 0.2
@@ -51,8 +52,7 @@ def eased(
 def motion_of_landmarks(tracking: Tracking, *, percentile: float) -> Float64[np.ndarray, " S"]:
     """How far the face's landmarks move from each frame to the next, in the clip's median inter-ocular distance."""
     points = tracking.landmarks.astype(np.float64)
-    size = float(np.median([interocular_px(frame) for frame in points]))
-    moved = np.linalg.norm(np.diff(points, axis=0), axis=-1) / size
+    moved = np.linalg.norm(np.diff(points, axis=0), axis=-1) / _size_px(tracking)
     return np.percentile(moved, percentile, axis=1) if len(moved) else np.zeros(0)
 
 
@@ -78,9 +78,17 @@ def steady(tracking: Tracking) -> Tracking:
 
 
 def _explained(tracking: Tracking, turns: Float64[np.ndarray, "T 3 3"]) -> Float64[np.ndarray, " S"]:
-    """How far, 0..1, each turn is one that the landmarks show: a head cannot turn under a face that stays."""
-    turned = np.linalg.norm(logarithm(turns[1:] @ turns[:-1].transpose(0, 2, 1)), axis=-1)
-    return np.minimum(1, motion_of_landmarks(tracking, percentile=50.0) / np.maximum(TURN_SHOWS * turned, 1e-9)) ** 2
+    """How far, 0..1, each step of the pose is one that the landmarks show: no head leaps behind a face that stays."""
+    crown = turns[:, :, 1] * CROWN_M + tracking.translation
+    px = crown[:, :2] / crown[:, 2:] * tracking.focal_px
+    leap = np.linalg.norm(np.diff(px, axis=0), axis=1) / _size_px(tracking)
+    share = np.minimum(1, motion_of_landmarks(tracking, percentile=50.0) / np.maximum(CROWN_SHOWS * leap, 1e-9)) ** 2
+    # The frames around it are pulled in: else the leap is but moved to them.
+    return minimum_filter1d(share, LEAP_FRAMES, mode="nearest") if len(share) else share
+
+
+def _size_px(tracking: Tracking) -> float:
+    return float(np.median([interocular_px(frame) for frame in tracking.landmarks.astype(np.float64)]))
 
 
 def steady_torso(

@@ -98,12 +98,13 @@ def surface_colours(
     shown: Bool[np.ndarray, " V"],
     faces: Int64[np.ndarray, "F 3"],
     scalp: Bool[np.ndarray, " V"],
+    torso: Bool[np.ndarray, " V"],
     hair: Float32[np.ndarray, "H W"],
 ) -> Float32[np.ndarray, "V 3"]:
     """Colour of every vertex: read where the photo shows it, harmonic over the mesh elsewhere.
 
     A hidden cheek takes the colour of the cheek around it, and what the photo does not show of the scalp that of hair
-    alone (`hair`, share of each pixel): ears and neck do not bleed into it. Where no hair is seen all are one.
+    alone (`hair`, share of each pixel): ears and neck do not bleed into it. Where no hair is seen face and scalp are one. Clothes do not bleed into the neck.
     """
     height, width = solid.shape
     pixel = np.floor(xy).astype(int)
@@ -116,9 +117,9 @@ def surface_colours(
         known &= ~scalp | is_hair
     smooth = cv2.GaussianBlur(foreground, (0, 0), 2.0)
     colour = smooth[row, column]
+    region = torso + 2 * (scalp & has_hair)
     edges = _edges(faces)
-    if has_hair:
-        edges = edges[scalp[edges[:, 0]] == scalp[edges[:, 1]]]
+    edges = edges[region[edges[:, 0]] == region[edges[:, 1]]]
     count = len(xy)
     free, laplacian = np.flatnonzero(~known), _laplacian(edges, count)
     # The small diagonal lets pieces that nothing is known of (a hidden eyeball) take the mean.

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Float32, Int64, UInt8
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.geometry.mesh import grown, vertex_normals
 from expportrait_cli.head import HeadModel, landmarks
+from expportrait_cli.head.model import TORSO
 from expportrait_cli.head.facemesh import LOWER_LIDS, UPPER_LIDS, lid_travel
 from expportrait_cli.painting.proxy.hidden import NO_MAP as NO_MAP
 from expportrait_cli.painting.proxy.hidden import hairiness, scalp_of, surface_colours
@@ -200,7 +201,16 @@ def prepare(
         xy=xy,
         depth=verts_cam[:, 2].copy(),
         cosine=cosine,
-        colour=surface_colours(foreground, alpha > 0.95, xy, shown, head.dense_faces.numpy(), scalp_of(head), hair),
+        colour=surface_colours(
+            foreground,
+            alpha > 0.95,
+            xy,
+            shown,
+            head.dense_faces.numpy(),
+            scalp_of(head),
+            (head.skinning[:, TORSO] > 0.5).numpy(),
+            hair,
+        ),
         zbuffer=zbuffer,
         part=part,
         hair=hair,
