@@ -220,7 +220,9 @@ def paste(
     spans = [np.flatnonzero(changed.any(axis)) for axis in (0, 1)]
     # Nothing else is touched: most of a large photo is background.
     first = np.maximum([int(span[0] * k) - SEAM_PX for span, k in zip(spans, scale, strict=True)], 0)
-    last = np.minimum([int((span[-1] + 1) * k) + SEAM_PX for span, k in zip(spans, scale, strict=True)], photo.shape[1::-1])
+    last = np.minimum(
+        [int((span[-1] + 1) * k) + SEAM_PX for span, k in zip(spans, scale, strict=True)], photo.shape[1::-1]
+    )
     box = np.s_[first[1] : last[1], first[0] : last[0]]
     # Pixel centres, like `cv2.resize`.
     place = np.c_[np.diag(1 / scale), (first + 0.5) / scale - 0.5]

@@ -20,8 +20,7 @@ from expportrait_cli.evaluation.own import ANGLES, Asked, Shown, angles_of, meas
 from expportrait_cli.evaluation.report import PICTURE_PX, data_uri, worst_frames
 from expportrait_cli.head import landmark_model
 from expportrait_cli.media.video import read_frame, read_frames
-from expportrait_cli.pages import facts, figures, key, notes, page
-from expportrait_cli.pages.charts import overlay
+from expportrait_cli.pages import facts, figures, key, notes, overlay, page
 from expportrait_cli.pipeline.heads import head_behind, tracking_head
 from expportrait_cli.pipeline.job import Job
 from expportrait_cli.pipeline.performance import OUTSIDE, Driver

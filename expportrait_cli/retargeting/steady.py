@@ -91,9 +91,7 @@ def _size_px(tracking: Tracking) -> float:
     return float(np.median([interocular_px(frame) for frame in tracking.landmarks.astype(np.float64)]))
 
 
-def steady_torso(
-    values: Float[np.ndarray, "T *C"], tracking: Tracking
-) -> Float64[np.ndarray, "T *C"]:
+def steady_torso(values: Float[np.ndarray, "T *C"], tracking: Tracking) -> Float64[np.ndarray, "T *C"]:
     """A torso's motion without jumps that the head has no part in, and without gaps (`unseen_torso`)."""
     gaps, rows = unseen_torso(tracking), np.array(values, np.float64)
     # A shoulder moves a moment before or after the head does.
@@ -133,6 +131,8 @@ def bridged(values: Float64[np.ndarray, "T *C"], gaps: Bool[np.ndarray, " T"]) -
 
 FACE_M, FRAME_SOFT = 0.08, 0.5
 """Radius of a face, m, and the way over which it comes to rest at the border of the crop, in such radii."""
+
+
 def within_frame(
     px: Float[np.ndarray, "T 2"], start_px: Float[np.ndarray, " 2"], face_px: Float[np.ndarray, "T 1"]
 ) -> Float[np.ndarray, "T 2"]:

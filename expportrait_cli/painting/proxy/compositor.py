@@ -56,6 +56,8 @@ SITS_FACES = (0.9, 2.2)
 RIM = (0.03, 0.12, 7.0)
 """Least and added width of what may lie outside the mesh, in face heights, and the turn (deg) that takes the added
 part away: when the head turns, hair that was beside it goes behind it."""
+BORDER_FACES = 0.04
+"""Width, in face heights, over which hair that the photo cuts off fades out beyond it."""
 HAIR_FRINGE = 0.018
 """Width, in face heights, over which hair that the photo hides thins out towards the outline of the mesh."""
 
@@ -242,7 +244,7 @@ class Compositor:
         alpha = cv2.remap(layers.alpha, field, NO_MAP, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
         turned, detail = self._turned(bones), self.hidden.detail(source)
         cover = self.hidden.cover(source, detail, bare, HAIR_FRINGE * self.face_height_px)
-        alpha = self._rim(alpha, cover, away, turned)
+        alpha = self._rim(self._within(alpha, field, cover), cover, away, turned)
         person = cv2.remap(layers.foreground, field, NO_MAP, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101)
         self.lips.clean(person, field, verts_cam)
         unfolded = [lid.unfolded(verts_cam) for lid in self.lids]
@@ -288,6 +290,12 @@ class Compositor:
         step += (seen * skin)[..., None] * (own - step)
         step *= self.moves
         return step
+
+    def _within(self, alpha, field, cover):
+        """What the photo's border cuts off is not known: of a head, only the mesh goes on beyond it."""
+        last = np.array(alpha.shape[::-1], np.float32) - 1
+        beyond = np.maximum(np.maximum(-field, field - last), 0).max(-1) / (BORDER_FACES * self.face_height_px)
+        return alpha * np.maximum(np.maximum(np.exp(-(beyond**2)), cover), self.below)
 
     def _behind(self, moved):
         """The background: the photo's own as far as the motion is too small to bare what mattes miss."""

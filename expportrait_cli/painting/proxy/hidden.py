@@ -104,7 +104,8 @@ def surface_colours(
     """Colour of every vertex: read where the photo shows it, harmonic over the mesh elsewhere.
 
     A hidden cheek takes the colour of the cheek around it, and what the photo does not show of the scalp that of hair
-    alone (`hair`, share of each pixel): ears and neck do not bleed into it. Where no hair is seen face and scalp are one. Clothes do not bleed into the neck.
+    alone (`hair`, share of each pixel): ears and neck do not bleed into it, nor clothes into the neck. Where no hair is
+    seen face and scalp are one.
     """
     height, width = solid.shape
     pixel = np.floor(xy).astype(int)

@@ -10,8 +10,8 @@ from jaxtyping import Bool, Float, Float32, Int64, UInt8
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.geometry.mesh import grown, vertex_normals
 from expportrait_cli.head import HeadModel, landmarks
-from expportrait_cli.head.model import TORSO
 from expportrait_cli.head.facemesh import LOWER_LIDS, UPPER_LIDS, lid_travel
+from expportrait_cli.head.model import TORSO
 from expportrait_cli.painting.proxy.hidden import NO_MAP as NO_MAP
 from expportrait_cli.painting.proxy.hidden import hairiness, scalp_of, surface_colours
 from expportrait_cli.render.rasterizer import rasterize
