@@ -22,8 +22,7 @@ from expportrait_cli.evaluation.columns import COLUMNS, SUITE_COLUMNS, Mode
 from expportrait_cli.evaluation.report import data_uri, definitions, pictures, ranking, versions_table, worst_frames
 from expportrait_cli.evaluation.scores import Scores
 from expportrait_cli.media.video import read_frame
-from expportrait_cli.pages import facts, figures, key, notes, page, table
-from expportrait_cli.pages.charts import histogram, overlay
+from expportrait_cli.pages import facts, figures, histogram, key, notes, overlay, page, table
 from expportrait_cli.pipeline.provenance import LicenceMap
 from expportrait_cli.pipeline.sheets import normals_behind
 from expportrait_cli.runtime import Progress

@@ -15,8 +15,7 @@ from expportrait_cli.artifacts.files import atomic_path
 from expportrait_cli.artifacts.types import HeadFit, Tracking
 from expportrait_cli.config import PrepareConfig
 from expportrait_cli.dataset.dataset import Row
-from expportrait_cli.pages import page, table
-from expportrait_cli.pages.charts import bars
+from expportrait_cli.pages import bars, page, table
 from expportrait_cli.pipeline.provenance import fit_quality
 
 TURNS = ("pitch", "yaw", "roll")

@@ -16,8 +16,7 @@ from expportrait_cli.evaluation.columns import COLUMNS, Column
 from expportrait_cli.evaluation.normals import DETAIL_TURNS_DEG, HIGH_PASS_MM, OUTLINE_TURNS_DEG, SHIFT_PX, mean, span
 from expportrait_cli.evaluation.scores import METHOD, Scores, remarks, versions
 from expportrait_cli.media.video import read_pictures
-from expportrait_cli.pages import facts, figures, notes, page, table
-from expportrait_cli.pages.charts import curve
+from expportrait_cli.pages import curve, facts, figures, notes, page, table
 from expportrait_cli.version import __version__
 
 

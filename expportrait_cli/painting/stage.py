@@ -42,6 +42,8 @@ FOLDERS: dict[FolderName, str] = {
 }
 """Where the weights of each painter lie in the folder of weights, unless the user names another place."""
 MINI = "mini.safetensors"
+SEAM_PX = 10
+"""Width around what changed, px of the photo, over which a pasted frame runs into it."""
 UNIFORM = 0.05
 """Contrast of a frame, as a share of the photo's, below which nothing was painted."""
 HOW: dict[FolderName, str] = {
@@ -283,14 +285,29 @@ def paste(
     """Put a canvas frame into the photo: what did not change keeps the photo's own pixels."""
     if frame.shape == photo.shape:
         return frame
-    height, width = photo.shape[:2]
     changed = cv2.absdiff(frame, canvas.photo).max(2) > 2
+    if not changed.any():
+        return photo.copy()
     changed = cv2.dilate(changed.astype(np.uint8), np.ones((9, 9), np.uint8)).astype(np.float32)
-    weight = cv2.GaussianBlur(cv2.resize(changed, (width, height), interpolation=cv2.INTER_LINEAR), (0, 0), 2)[
-        ..., None
-    ]
-    large = cv2.resize(frame, (width, height), interpolation=cv2.INTER_CUBIC)
-    return np.rint(photo * (1 - weight) + large * weight).astype(np.uint8)
+    scale = np.array(photo.shape[1::-1]) / frame.shape[1::-1]
+    spans = [np.flatnonzero(changed.any(axis)) for axis in (0, 1)]
+    # Nothing else is touched: most of a large photo is background.
+    first = np.maximum([int(span[0] * k) - SEAM_PX for span, k in zip(spans, scale, strict=True)], 0)
+    last = np.minimum(
+        [int((span[-1] + 1) * k) + SEAM_PX for span, k in zip(spans, scale, strict=True)], photo.shape[1::-1]
+    )
+    box = np.s_[first[1] : last[1], first[0] : last[0]]
+    # Pixel centres, like `cv2.resize`.
+    place = np.c_[np.diag(1 / scale), (first + 0.5) / scale - 0.5]
+    size, border = tuple(int(n) for n in last - first), cv2.BORDER_REPLICATE
+    weight, large = (
+        cv2.warpAffine(picture, place, size, flags=kind | cv2.WARP_INVERSE_MAP, borderMode=border)
+        for picture, kind in ((changed, cv2.INTER_LINEAR), (frame, cv2.INTER_CUBIC))
+    )
+    weight = cv2.GaussianBlur(weight, (0, 0), 2)
+    out = photo.copy()
+    out[box] = cv2.blendLinear(np.ascontiguousarray(photo[box]), large, 1 - weight, weight)
+    return out
 
 
 def has_passed(path: Path) -> bool:

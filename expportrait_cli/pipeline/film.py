@@ -351,7 +351,8 @@ def _remove_work(folder: Path) -> None:
 def _quality(head_fit: HeadFit, tracking: Tracking | None, meshes: Meshes) -> dict[str, Any]:
     """What the artifacts themselves say about the result."""
     tracked = tracking_quality(tracking) if tracking is not None else {}
-    # Of frames whose expression the transfer network has not learned.
-    outside = npz.read_header(meshes.path)["made_by"].get("outside_training", 0.0)
+    made_by = npz.read_header(meshes.path)["made_by"]
+    # Frames whose expression the transfer network has not learned, and what was not carried over, and why.
+    moved = {"outside_training": made_by.get("outside_training", 0.0), "held_back": made_by.get("held_back", {})}
     same = {"same_person": same_person(head_fit, tracking)} if tracking is not None else {}
-    return {**fit_quality(head_fit), **same, **tracked, "outside_training": outside}
+    return {**fit_quality(head_fit), **same, **tracked, **moved}

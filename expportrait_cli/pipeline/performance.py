@@ -227,7 +227,15 @@ def write_meshes(
             "folds there are a guess. `expression_scale` below 1 calms it, `method=direct` copies the driver's.",
             100 * performance.outside,
         )
-    header = {**header, "outside_training": round(performance.outside, 3)}
+    held = performance.held.row()
+    if "turn_damped" in held:
+        log.warning(
+            "The driver turns the head up to %s degrees further than the photo can show: damped from a turn of about "
+            "%.0f degrees on (`turn_limit_deg`).",
+            held["turn_damped"]["most"],
+            source.config.turn_limit_deg,
+        )
+    header = {**header, "outside_training": round(performance.outside, 3), "held_back": held}
     rows = performance.curves
     with MeshesWriter(
         path,

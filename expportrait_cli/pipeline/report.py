@@ -20,8 +20,7 @@ from expportrait_cli.evaluation.own import ANGLES, Asked, Shown, angles_of, meas
 from expportrait_cli.evaluation.report import PICTURE_PX, data_uri, worst_frames
 from expportrait_cli.head import landmark_model
 from expportrait_cli.media.video import read_frame, read_frames
-from expportrait_cli.pages import facts, figures, key, notes, page
-from expportrait_cli.pages.charts import overlay
+from expportrait_cli.pages import facts, figures, key, notes, overlay, page
 from expportrait_cli.pipeline.heads import head_behind, tracking_head
 from expportrait_cli.pipeline.job import Job
 from expportrait_cli.pipeline.performance import OUTSIDE, Driver
@@ -110,9 +109,11 @@ def write_run_report(job: Job, record: Mapping[str, Any], path: Path, progress: 
 def _page(found: _Found, record: Mapping[str, Any]) -> str:
     title = f"Run of {escape(found.run.film.name)}"
     remarks = warnings(found.asked, found.shown, found.tracking, found.turn_deg)
-    if record.get("quality", {}).get("outside_training", 0.0) > OUTSIDE:
-        share = 100 * record["quality"]["outside_training"]
+    quality = record.get("quality", {})
+    if quality.get("outside_training", 0.0) > OUTSIDE:
+        share = 100 * quality["outside_training"]
         remarks.append(f"{share:.0f} % of the frames ask for expressions beyond the transfer network's training.")
+    remarks += held_back(quality.get("held_back", {}), found.meshes.frame_count)
     body = [
         facts(_facts(record)),
         "<h2>Where to look</h2>",
@@ -124,7 +125,7 @@ def _page(found: _Found, record: Mapping[str, Any]) -> str:
         f"<div class=grid>{''.join(_curves(found))}</div>",
         notes([f"{name}: not measured, {why}" for name, why in found.shown.missing.items()]),
         "<h2>Quality, as the stages saw it</h2>",
-        facts([(name, str(value)) for name, value in record.get("quality", {}).items()]),
+        facts([(name, str(value)) for name, value in quality.items() if name != "held_back"]),
         "<h2>Seconds</h2>",
         facts([(name, str(value)) for name, value in record.get("seconds", {}).items()]),
         "<h2>Licences</h2>",
@@ -133,6 +134,29 @@ def _page(found: _Found, record: Mapping[str, Any]) -> str:
         facts([(name, str(value)) for name, value in record.get("versions", {}).items()]),
     ]
     return page(title, body)
+
+
+HELD = {
+    "turn_damped": "Turns are damped where they would show what the photo hides",
+    "kept_in_frame": "The head is kept in the picture",
+    "torso_guessed": "The driver's torso could not be followed, shoulders are a guess",
+    "mouth_guessed": "The mouth opens, which the photo shows shut: teeth and tongue are a guess",
+}
+
+
+def held_back(found: Mapping[str, Any], count: int) -> list[str]:
+    """A line for each kind of thing that the film does not show as the driver did it, and why."""
+    lines = []
+    for name, why in HELD.items():
+        row = found.get(name)
+        if not isinstance(row, dict):
+            continue
+        rows = np.zeros(count, bool)
+        for first, last in row["frames"]:
+            rows[first : last + 1] = True
+        most = f", by up to {row['most']} {row['unit']}" if "most" in row else ""
+        lines += _where(rows, why + most)
+    return lines
 
 
 def _facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -4,7 +4,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float, Float64, Int64
-from scipy.ndimage import gaussian_filter1d, median_filter
 
 from expportrait_cli.artifacts.types import CROP_SIZE, Curves, HeadFit, Tracking
 from expportrait_cli.geometry.rotations import from_turns, logarithm, rodrigues, to_turns
@@ -12,11 +11,9 @@ from expportrait_cli.head import HeadModel, landmark_model
 from expportrait_cli.head.facemesh import CHIN, FOREHEAD, LID_PAIRS, LOWER_LIPS, UPPER_LIPS
 from expportrait_cli.head.fitted import person_joints
 from expportrait_cli.head.model import NECK
+from expportrait_cli.retargeting.steady import FACE_M, steady_torso, within_frame
 from expportrait_cli.solve.state import Projection, State, interocular_px, photo_distance
 
-STEADY_FRAMES = (5, 1.0)
-"""Length of the median, and standard deviation of the Gaussian after it, that steady the torso: optical flow on clothes
-jumps for a frame or two, shoulders do not."""
 TORN = 0.04
 """How far the depths of head and torso may part, as a share of their ratio in the photo: beyond, the neck tears."""
 SOFT_DEG = 15.0
@@ -93,9 +90,12 @@ def limit_turn(axis_angle: Float[np.ndarray, "T 3"], limit_deg: float | None) ->
 
 
 def head_motion(
-    motion: Motion, tracking: Tracking, *, scale: float, absolute: bool, limit_deg: float | None
-) -> tuple[Float[np.ndarray, "T 3"], Float[np.ndarray, "T 3"], Float[np.ndarray, " T"]]:
-    """Turn and translation of the person's head, from the photo's, and the degrees that the limit took."""
+    motion: Motion, tracking: Tracking, *, scale: float, absolute: bool, limit_deg: float | None, framed: bool
+) -> tuple[Float[np.ndarray, "T 3"], Float[np.ndarray, "T 3"], Float[np.ndarray, " T"], Float[np.ndarray, "T 2"]]:
+    """Turn and translation of the person's head, from the photo's, and the degrees and px that limits took.
+
+    A head that is to be `framed` stays in the photo's crop.
+    """
     driver = from_turns(tracking.rotation)
     start = motion.rotation_ref[None] if absolute else driver[motion.starts]
     wanted = logarithm(driver @ start.transpose(0, 2, 1)) * scale
@@ -107,7 +107,11 @@ def head_motion(
     depth = motion.translation_ref[2] * (position[:, 2] / position[motion.starts, 2]) ** scale
     px_ref = motion.translation_ref[:2] / motion.translation_ref[2] * motion.focal_ref_px
     taken_deg = np.degrees(np.linalg.norm(wanted - turn, axis=1))
-    return rotation, np.c_[(px_ref + shift) / motion.focal_ref_px * depth[:, None], depth], taken_deg
+    place = px_ref + shift
+    if framed:
+        place = within_frame(place, px_ref, FACE_M * motion.focal_ref_px / depth[:, None])
+    translation = np.c_[place / motion.focal_ref_px * depth[:, None], depth]
+    return rotation, translation, taken_deg, px_ref + shift - place
 
 
 def torso_motion(
@@ -117,42 +121,33 @@ def torso_motion(
     head: HeadModel,
     *,
     translation: Float[np.ndarray, "T 3"],
+    taken_px: Float[np.ndarray, "T 2"],
     scale: float,
 ) -> tuple[Float[np.ndarray, "T 3"], Float[np.ndarray, "T 3"]]:
     """Pose of the torso from the similarity that optical flow measured on the driver's torso.
 
-    `translation` is the person's head's: the torso stays within `TORN` of its depth.
+    `translation` is the person's head's: the torso stays within `TORN` of its depth. `taken_px` was taken from its
+    shift, and is from the torso's.
     """
     neck = person_joints(head_fit, head)[NECK].numpy().astype(np.float64)
     start = motion.rotation_ref @ neck + motion.translation_ref
     driver_neck = from_turns(tracking.rotation) @ neck + tracking.translation
     neck_px = driver_neck[:, :2] / driver_neck[:, 2:] * tracking.focal_px + CROP_SIZE / 2
-    matrices = np.stack([_affine(row) for row in tracking.flow[:, 1].astype(np.float64)])
-    relative = matrices @ np.linalg.inv(matrices[motion.starts])
-    from_px = neck_px[motion.starts]
-    moved = np.einsum("tij,tj->ti", relative, np.c_[from_px, np.ones(len(from_px))])[:, :2] - from_px
-    size = np.log(np.hypot(relative[:, 0, 0], relative[:, 1, 0]))
-    roll = np.arctan2(relative[:, 1, 0], relative[:, 0, 0])
     # Not a, b, c and d themselves: their noise is large together and cancels at the neck.
-    moved, size, roll = (steadied(values, tracking.shot) * scale for values in (moved, size, roll))
-    # Both as logarithms of their ratio to the photo's.
+    matrices = np.stack([_affine(row) for row in tracking.flow[:, 1].astype(np.float64)])
+    firsts = np.searchsorted(tracking.shot, tracking.shot)
+    place = np.einsum("tij,tj->ti", matrices, np.c_[neck_px[firsts], np.ones(len(neck_px))])[:, :2]
+    size = np.log(np.hypot(matrices[:, 0, 0], matrices[:, 1, 0]))
+    roll = np.arctan2(matrices[:, 1, 0], matrices[:, 0, 0])
+    # Both depths as logarithms of their ratio to the photo's.
     head_depth = np.log(translation[:, 2] / motion.translation_ref[2])
-    depth = start[2] * np.exp(np.clip(-size, head_depth - TORN, head_depth + TORN))
-    px = start[:2] / start[2] * motion.focal_ref_px + moved * motion.scale[:, None]
+    columns = steady_torso(np.c_[place, size, roll, head_depth], tracking)
+    moved, size, roll = (scale * (c - c[motion.starts]) for c in (columns[:, :2], columns[:, 2], columns[:, 3]))
+    depth = start[2] * np.exp(np.clip(-size, columns[:, 4] - TORN, columns[:, 4] + TORN))
+    px = start[:2] / start[2] * motion.focal_ref_px + moved * motion.scale[:, None] - taken_px
     turn = rodrigues(np.c_[np.zeros((len(roll), 2)), roll])
     rotation = to_turns(turn @ from_turns(head_fit.torso_rotation))
     return rotation, np.c_[px / motion.focal_ref_px * depth[:, None], depth]
-
-
-def steadied(values: Float[np.ndarray, "T *C"], shot: Int64[np.ndarray, " T"]) -> Float[np.ndarray, "T *C"]:
-    """Take single frames' jumps out, shot by shot (`STEADY_FRAMES`)."""
-    length, sigma = STEADY_FRAMES
-    out = np.empty_like(values)
-    for index in np.unique(shot):
-        rows = values[shot == index]
-        rows = median_filter(rows, size=(length,) + (1,) * (rows.ndim - 1), mode="nearest")
-        out[shot == index] = gaussian_filter1d(rows, sigma, axis=0, mode="nearest")
-    return out
 
 
 def _affine(row: Float[np.ndarray, " 4"]) -> Float[np.ndarray, "3 3"]:

@@ -38,6 +38,7 @@ from expportrait_cli.retargeting.motion import (
     torso_motion,
 )
 from expportrait_cli.retargeting.network import Trained, on_device
+from expportrait_cli.retargeting.steady import HeldBack, steady
 from expportrait_cli.runtime import best_device
 from expportrait_cli.solve.solver import JAW_RANGE_RAD
 
@@ -129,6 +130,8 @@ class Performance:
     """Dynamic offsets beyond the photo's own."""
     trained: Trained | None
     """The network that they come from."""
+    held: HeldBack
+    """What of the driver's performance was not carried over."""
 
     @property
     def outside(self) -> float:
@@ -160,7 +163,7 @@ def transfer(
         config, beyond = replace(config, method="none"), None
     beyond = beyond or Beyond()
     regions = parse_regions(config.region)
-    same = same_person(head_fit, tracking)
+    same, tracking = same_person(head_fit, tracking), steady(tracking)
     cost = neutral_cost(head_fit, tracking, head, same=same)
     neutral = _neutral(config, cost)
     whole = same and regions >= {"pose", "expression", "gaze"} and config.pose_scale == config.expression_scale == 1
@@ -169,11 +172,11 @@ def transfer(
     motion = Motion.between(head_fit, tracking, neutral, cost)
     scale = config.pose_scale * ("pose" in regions)
     is_own = config.pose == "absolute" if not same else refitted and motion.turn_deg(tracking) < SAME_TURN_DEG
-    rotation, translation, taken_deg = head_motion(
-        motion, tracking, scale=scale, absolute=is_own, limit_deg=config.turn_limit_deg
+    rotation, translation, taken_deg, taken_px = head_motion(
+        motion, tracking, scale=scale, absolute=is_own, limit_deg=config.turn_limit_deg, framed=not same
     )
     torso_rotation, torso_translation = torso_motion(
-        motion, tracking, head_fit, head, translation=translation, scale=scale
+        motion, tracking, head_fit, head, translation=translation, taken_px=taken_px, scale=scale
     )
     if refitted and beyond.driver is not None:
         # Offsets go with the expressions that they were fitted beside.
@@ -207,7 +210,8 @@ def transfer(
             copied=config.method == "direct" and beyond.driver is None,
             own=_landmarks_moved(head, offsets, curves),
         )
-    return Performance(curves, smooth(steps, config.smooth).astype(np.float32), neutral, offsets, used)
+    held = HeldBack.of(taken_deg, taken_px, tracking, head_fit)
+    return Performance(curves, smooth(steps, config.smooth).astype(np.float32), neutral, offsets, used, held)
 
 
 def _offsets(

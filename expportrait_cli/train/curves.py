@@ -19,8 +19,7 @@ from expportrait_cli.artifacts.texts import parse_json
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.geometry.rotations import FRONTAL
 from expportrait_cli.head import HeadModel, dense
-from expportrait_cli.pages import facts, key, page
-from expportrait_cli.pages.charts import overlay
+from expportrait_cli.pages import facts, key, overlay, page
 from expportrait_cli.render.buffers import encode, render_buffers
 from expportrait_cli.retargeting.network import TransferNetwork
 from expportrait_cli.train.transfer.loop import whole_faces

@@ -20,7 +20,7 @@ from expportrait_cli.evaluation.own import Asked, Shown
 from expportrait_cli.media.writer import VideoWriter
 from expportrait_cli.pipeline import film
 from expportrait_cli.pipeline.job import Job
-from expportrait_cli.pipeline.report import Run, warnings, write_run_report
+from expportrait_cli.pipeline.report import Run, held_back, warnings, write_run_report
 
 FRAMES, ANGLE_DEG = 4, 6.0
 
@@ -125,6 +125,18 @@ def test_warnings_name_the_frames():
     assert lines[1].endswith("2 of 20 frames, 0 to 1.") and "40 degrees" in lines[1]
     assert lines[2] == "No face found in the film: 1 of 20 frames, 17."
     assert lines[3].startswith("Looks like somebody else") and lines[3].endswith("1 of 20 frames, 11.")
+
+
+def test_what_was_held_back_is_said_with_why():
+    found = {
+        "mouth_guessed": {"frames": [[0, 3], [7, 7]]},
+        "turn_damped": {"frames": [[5, 9]], "most": 12.5, "unit": "degrees"},
+    }
+    assert held_back(found, 20) == [
+        "Turns are damped where they would show what the photo hides, by up to 12.5 degrees: 5 of 20 frames, 5 to 9.",
+        "The mouth opens, which the photo shows shut: teeth and tongue are a guess: 5 of 20 frames, 0 to 3, 7.",
+    ]
+    assert held_back({}, 20) == []
 
 
 @pytest.mark.slow

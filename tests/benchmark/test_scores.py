@@ -12,7 +12,7 @@ from expportrait_cli.benchmark.report import WorstFrame, suite_report
 from expportrait_cli.benchmark.scores import SuiteScores
 from expportrait_cli.evaluation.report import data_uri
 from expportrait_cli.evaluation.scores import over_clips, scores_from_json
-from expportrait_cli.pages.charts import histogram, overlay
+from expportrait_cli.pages import histogram, overlay
 
 
 @pytest.fixture

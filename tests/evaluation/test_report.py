@@ -12,7 +12,7 @@ from expportrait_cli.evaluation import COLUMNS, Scores, report_page
 from expportrait_cli.evaluation.columns import NAMES
 from expportrait_cli.evaluation.report import worst_frames
 from expportrait_cli.media.writer import VideoWriter
-from expportrait_cli.pages.charts import curve
+from expportrait_cli.pages import curve
 
 FRAMES = 20
 

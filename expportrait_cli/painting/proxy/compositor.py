@@ -9,6 +9,7 @@ from expportrait_cli.geometry.rotations import similarity
 from expportrait_cli.head import HeadModel, landmarks
 from expportrait_cli.head.facemesh import LIP_CORNERS, LOWER_LIPS, UPPER_LIPS, lid_travel
 from expportrait_cli.head.fitted import Bones
+from expportrait_cli.painting.proxy.hidden import Hidden
 from expportrait_cli.painting.proxy.layers import (
     DEPTH_SLACK_M,
     NO_MAP,
@@ -55,6 +56,10 @@ SITS_FACES = (0.9, 2.2)
 RIM = (0.03, 0.12, 7.0)
 """Least and added width of what may lie outside the mesh, in face heights, and the turn (deg) that takes the added
 part away: when the head turns, hair that was beside it goes behind it."""
+BORDER_FACES = 0.04
+"""Width, in face heights, over which hair that the photo cuts off fades out beyond it."""
+HAIR_FRINGE = 0.018
+"""Width, in face heights, over which hair that the photo hides thins out towards the outline of the mesh."""
 
 
 def lips_together(
@@ -204,9 +209,18 @@ class Compositor:
         self.triangle_part = triangle_parts(head)
         self.lids = [Lid(layers, head, travel, side) for side, travel in enumerate(lid_travel(head)) if travel.any()]
         self.lips = Lips(layers, head)
-        self.attributes = torch.from_numpy(
-            np.c_[layers.xy, layers.depth, layers.cosine, layers.colour].astype(np.float32)
-        )[None]
+        self.hidden = Hidden(
+            head,
+            layers.camera,
+            layers.foreground,
+            layers.alpha,
+            layers.hair,
+            layers.hairy,
+            depth_m=float(layers.depth[head.scalp].mean()),
+            face_height_px=face_height_px,
+        )
+        columns = (layers.xy, layers.depth, layers.cosine, layers.colour, self.hidden.attributes)
+        self.attributes = torch.from_numpy(np.column_stack(columns).astype(np.float32))[None]
         ring = np.linspace(0, 2 * np.pi, 8, endpoint=False)
         self.head_ring = np.c_[0.09 * np.cos(ring), 0.11 * np.sin(ring) + 0.02, np.full(8, HAIR_DEPTH_M)]
         self.torso_ring = np.c_[0.17 * np.cos(ring), 0.08 * np.sin(ring) - 0.12, np.full(8, -0.02)]
@@ -224,17 +238,20 @@ class Compositor:
         away = cv2.distanceTransform(bare, cv2.DIST_L2, 3)
         step = self._step(skin, source, seen, away, bones)
         field = self.grid + step
+        # Beyond the photo's border its mirror image goes on: the last column alone would draw streaks.
         # Remap samples at integer centres: half a pixel off would soften and shift the whole film.
         field -= 0.5
-        alpha = cv2.remap(layers.alpha, field, NO_MAP, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-        turned = self._turned(bones)
-        alpha = self._rim(alpha, bare, away, turned)
-        person = cv2.remap(layers.foreground, field, NO_MAP, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+        alpha = cv2.remap(layers.alpha, field, NO_MAP, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+        turned, detail = self._turned(bones), self.hidden.detail(source)
+        cover = self.hidden.cover(source, detail, bare, HAIR_FRINGE * self.face_height_px)
+        alpha = self._rim(self._within(alpha, field, cover), cover, away, turned)
+        person = cv2.remap(layers.foreground, field, NO_MAP, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101)
         self.lips.clean(person, field, verts_cam)
         unfolded = [lid.unfolded(verts_cam) for lid in self.lids]
-        hidden = np.maximum((1 - cv2.blur(seen, (5, 5))) * turned, self._lid_skin(unfolded, rast)) * skin
+        believed = cv2.blur(self.hidden.believed(seen, source), (5, 5))
+        hidden = np.maximum((1 - believed) * turned, self._lid_skin(unfolded, rast)) * skin
         if hidden.any():
-            person = mix(person, np.clip(source[..., 4:] + 0.5, 0, 255).astype(np.uint8), hidden)
+            person = mix(person, self.hidden.colours(source, detail), hidden)
         moved = cv2.magnitude(step[..., 0], step[..., 1])
         frame = mix(self._behind(moved), person, alpha)
         low, high = STILL_PX
@@ -274,6 +291,12 @@ class Compositor:
         step *= self.moves
         return step
 
+    def _within(self, alpha, field, cover):
+        """What the photo's border cuts off is not known: of a head, only the mesh goes on beyond it."""
+        last = np.array(alpha.shape[::-1], np.float32) - 1
+        beyond = np.maximum(np.maximum(-field, field - last), 0).max(-1) / (BORDER_FACES * self.face_height_px)
+        return alpha * np.maximum(np.maximum(np.exp(-(beyond**2)), cover), self.below)
+
     def _behind(self, moved):
         """The background: the photo's own as far as the motion is too small to bare what mattes miss."""
         low, high = (f * self.face_height_px for f in BARE_FACES)
@@ -312,7 +335,7 @@ class Compositor:
         angle = np.degrees(np.arccos(np.clip(turn[2, 2], -1, 1)))
         return 1 - float(np.exp(-((angle / RIM[2]) ** 2)))
 
-    def _rim(self, alpha, bare, away, turned):
+    def _rim(self, alpha, cover, away, turned):
         """Let the posed mesh, not the photo's matte, say where a turned head ends."""
         least, added, _ = RIM
         limit = self.face_height_px * (least + added * (1 - turned))
@@ -320,5 +343,4 @@ class Compositor:
         alpha = alpha * np.maximum(cut, self.below)
         if turned < 0.02:
             return alpha
-        covered = cv2.GaussianBlur(1 - cv2.dilate(bare, np.ones((3, 3), np.uint8)).astype(np.float32), (0, 0), 1.0)
-        return np.maximum(alpha, covered * turned * (1 - self.below))
+        return np.maximum(alpha, cover * turned * (1 - self.below))

@@ -1,19 +1,19 @@
 """Layers of the photo, and smooth colours for what it does not show."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import cv2
 import numpy as np
-import scipy.sparse as sp
 import torch
 from jaxtyping import Bool, Float, Float32, Int64, UInt8
-from scipy.sparse.linalg import splu
 
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.geometry.mesh import grown, vertex_normals
 from expportrait_cli.head import HeadModel, landmarks
 from expportrait_cli.head.facemesh import LOWER_LIDS, UPPER_LIDS, lid_travel
+from expportrait_cli.head.model import TORSO
+from expportrait_cli.painting.proxy.hidden import NO_MAP as NO_MAP
+from expportrait_cli.painting.proxy.hidden import hairiness, scalp_of, surface_colours
 from expportrait_cli.render.rasterizer import rasterize
 
 
@@ -45,8 +45,6 @@ MARGINS = (0.005, 0.014)
 SOLID = 0.35
 """Matte above which the foreground is read from the photo."""
 DEPTH_SLACK_M = 0.006
-FEW_HAIRS = 50
-"""Vertices of the scalp that must show hair for the rest of it to take that colour."""
 STILL_PX = (0.3, 1.2)
 """Displacements below the first show the photo, above the second the moved layers."""
 LID_TRAVEL_M = 0.0008
@@ -54,8 +52,6 @@ LID_TRAVEL_M = 0.0008
 LID_RIM = 3
 """Rings of triangles around it, 2 mm wide each, whose shadow is not skin's colour either."""
 NONE, SKIN = 255, 0
-NO_MAP: Any = None
-"""Second map of `cv2.remap`, for which its types want an array. OpenCV 5 reads an empty array as a map, and garbage."""
 """Part of a pixel that shows no mesh."""
 
 
@@ -85,6 +81,10 @@ class Layers:
     """Depth of the fitted head, far where there is none; dilated by one pixel."""
     part: UInt8[np.ndarray, "H W"]
     """Part of the head at each pixel of the photo, 255 where there is none."""
+    hair: Float32[np.ndarray, "H W"]
+    """Share of hair in each pixel."""
+    hairy: Float32[np.ndarray, " V"]
+    """How far each vertex is covered by hair."""
 
 
 def mix(
@@ -164,47 +164,6 @@ def lids(head: HeadModel) -> Bool[np.ndarray, " V"]:
     return grown(lid_travel(head).max(0) > LID_TRAVEL_M, head.dense_faces.numpy(), rings=LID_RIM)
 
 
-def surface_colours(
-    foreground: Float32[np.ndarray, "H W 3"],
-    solid: Bool[np.ndarray, "H W"],
-    xy: Float32[np.ndarray, "V 2"],
-    shown: Bool[np.ndarray, " V"],
-    faces: Int64[np.ndarray, "F 3"],
-    scalp: Bool[np.ndarray, " V"],
-    hair: Float32[np.ndarray, "H W"],
-) -> Float32[np.ndarray, "V 3"]:
-    """Colour of every vertex: read where the photo shows it, harmonic over the mesh elsewhere.
-
-    A hidden cheek takes the colour of the cheek around it, and what the photo does not show of the scalp that of hair
-    alone (`hair`, share of each pixel): ears and neck do not bleed into it. Where no hair is seen all are one.
-    """
-    height, width = solid.shape
-    pixel = np.floor(xy).astype(int)
-    inside = (pixel >= 0).all(1) & (pixel < [width, height]).all(1)
-    column, row = np.clip(pixel, 0, [width - 1, height - 1]).T
-    known = shown & inside & solid[row, column]
-    is_hair = known & scalp & (hair[row, column] > 0.5)
-    has_hair = is_hair.sum() >= FEW_HAIRS
-    if has_hair:
-        known &= ~scalp | is_hair
-    smooth = cv2.GaussianBlur(foreground, (0, 0), 2.0)
-    colour = smooth[row, column]
-    edges = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
-    edges = np.concatenate([edges, edges[:, ::-1]])
-    if has_hair:
-        edges = edges[scalp[edges[:, 0]] == scalp[edges[:, 1]]]
-    count = len(xy)
-    adjacency = sp.coo_matrix((np.ones(len(edges)), edges.T), (count, count)).tocsr()
-    # The small diagonal lets pieces that nothing is known of (a hidden eyeball) take the mean.
-    free = np.flatnonzero(~known)
-    laplacian = (sp.diags(np.asarray(adjacency.sum(1))[:, 0] + 1e-4) - adjacency).tocsr()
-    mean = colour[known].mean(0) if known.any() else np.full(3, 128.0)
-    right = adjacency[free][:, known] @ colour[known] + 1e-4 * mean
-    colour = colour.astype(np.float32)
-    colour[free] = splu(laplacian[free][:, free].tocsc()).solve(right)
-    return colour
-
-
 def prepare(
     photo: UInt8[np.ndarray, "H W 3"],
     alpha: Float32[np.ndarray, "H W"],
@@ -242,9 +201,20 @@ def prepare(
         xy=xy,
         depth=verts_cam[:, 2].copy(),
         cosine=cosine,
-        colour=surface_colours(foreground, alpha > 0.95, xy, shown, head.dense_faces.numpy(), head.scalp, hair),
+        colour=surface_colours(
+            foreground,
+            alpha > 0.95,
+            xy,
+            shown,
+            head.dense_faces.numpy(),
+            scalp_of(head),
+            (head.skinning[:, TORSO] > 0.5).numpy(),
+            hair,
+        ),
         zbuffer=zbuffer,
         part=part,
+        hair=hair,
+        hairy=hairiness(head, hair, xy, shown),
     )
 
 

@@ -1,0 +1,225 @@
+"""What a photo hides of a head that turns: which of its pixels still count, and what takes the place of the others."""
+
+from typing import Any
+
+import cv2
+import numpy as np
+import scipy.sparse as sp
+from jaxtyping import Bool, Float32, Int64, UInt8
+from scipy.sparse.linalg import splu
+from scipy.spatial import cKDTree
+
+from expportrait_cli.geometry.camera import Camera
+from expportrait_cli.head import HeadModel, dense
+
+NO_MAP: Any = None
+"""Second map of `cv2.remap`, for which its types want an array. OpenCV 5 reads an empty array as a map, and garbage."""
+EAR_BOX_M = ((0.055, -0.045, -0.05), (0.2, 0.045, 0.03))
+"""Corners of the box around an ear in the template: distance from the middle, height, and depth, m."""
+EAR_STANDS_M = 0.006
+"""How far an ear stands off a film that closes the box's part of the head."""
+BESIDE_EARS_M = (0.05, 0.01)
+"""Below this height, and behind this depth, a photo's pixels are those of the ear rather than of what is behind it."""
+NAPE_M = (-0.06, -0.015)
+"""Height above which, and depth behind which, the back of a neck belongs to the scalp, m."""
+FEW_HAIRS = 10
+"""Vertices of the scalp that must show hair for the rest of it to take that colour."""
+NEIGHBOURS = 16
+"""Vertices in sight from which it is told whether one that is not has hair."""
+RIM_PX = 2
+"""Width of the person's rim in the photo that is not believed on a turned head: the background shines through it."""
+IS_HAIR = (0.25, 0.6)
+"""Shares of hair in a pixel of the photo between which it is taken for what a scalp with hair shows."""
+SHADE = 0.12
+"""How much darker hair at the back is than what the photo shows of it."""
+PATCH = (0.6, 0.08)
+"""Largest and smallest side of the patch that strands are read from, in face heights."""
+PURE = 0.97
+"""Share of hair in the patch."""
+
+
+def scalp_of(head: HeadModel) -> Bool[np.ndarray, " V"]:
+    """The scalp without ears, down to the nape."""
+    place, (lowest, front) = _template(head), NAPE_M
+    nape = (head.part("skin") & (head.facial_mask < 0.1)).numpy() & (place[:, 1] > lowest) & (place[:, 2] < front)
+    low, high = np.array(EAR_BOX_M)
+    beside = np.c_[np.abs(place[:, 0]), place[:, 1:]]
+    near = head.part("skin").numpy() & ((beside > low) & (beside < high)).all(1)
+    free, fixed = np.flatnonzero(near), np.flatnonzero(~near)
+    rows = _laplacian(_edges(head.dense_faces.numpy()), len(place))[free]
+    film = splu(rows[:, free].tocsc()).solve(-(rows[:, fixed] @ place[fixed]).astype(np.float64))
+    ears = near.copy()
+    ears[free] = np.linalg.norm(place[free] - film, axis=1) > EAR_STANDS_M
+    return (head.scalp | nape) & ~ears
+
+
+def _edges(faces: Int64[np.ndarray, "F 3"]) -> Int64[np.ndarray, "E 2"]:
+    """Edges of triangles, both ways."""
+    edges = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
+    return np.concatenate([edges, edges[:, ::-1]])
+
+
+def _laplacian(edges: Int64[np.ndarray, "E 2"], count: int) -> sp.csr_matrix:
+    adjacency = sp.coo_matrix((np.ones(len(edges)), edges.T), (count, count)).tocsr()
+    return (sp.diags(np.asarray(adjacency.sum(1))[:, 0]) - adjacency).tocsr()
+
+
+def _template(head: HeadModel) -> Float32[np.ndarray, "V 3"]:
+    return dense(head, head.template).numpy().astype(np.float32)
+
+
+def hairiness(
+    head: HeadModel, hair: Float32[np.ndarray, "H W"], xy: Float32[np.ndarray, "V 2"], shown: Bool[np.ndarray, " V"]
+) -> Float32[np.ndarray, " V"]:
+    """How far (0..1) each vertex is covered by hair: as the photo shows it, or as what it shows around the vertex.
+
+    The back of a head has hair if its front has. 0 off the scalp, and on the head of somebody without hair.
+    """
+    scalp, (x, y, z) = scalp_of(head), _template(head).T
+    share = np.zeros(len(scalp), np.float32)
+    behind = (y < BESIDE_EARS_M[0]) & (z < BESIDE_EARS_M[1])
+    known = np.flatnonzero(scalp & shown & ~behind)
+    height, width = hair.shape
+    column, row = np.clip(np.floor(xy[known]).astype(int), 0, [width - 1, height - 1]).T
+    own = hair[row, column]
+    if (own > 0.5).sum() < FEW_HAIRS:
+        return share
+    points, rest = np.c_[x, y, z], np.flatnonzero(scalp)
+    _, near = cKDTree(points[known]).query(points[rest], min(NEIGHBOURS, len(known)))
+    share[rest] = own[near.reshape(len(rest), -1)].mean(1)
+    share[scalp & behind] = 1
+    return share
+
+
+def surface_colours(
+    foreground: Float32[np.ndarray, "H W 3"],
+    solid: Bool[np.ndarray, "H W"],
+    xy: Float32[np.ndarray, "V 2"],
+    shown: Bool[np.ndarray, " V"],
+    faces: Int64[np.ndarray, "F 3"],
+    scalp: Bool[np.ndarray, " V"],
+    torso: Bool[np.ndarray, " V"],
+    hair: Float32[np.ndarray, "H W"],
+) -> Float32[np.ndarray, "V 3"]:
+    """Colour of every vertex: read where the photo shows it, harmonic over the mesh elsewhere.
+
+    A hidden cheek takes the colour of the cheek around it, and what the photo does not show of the scalp that of hair
+    alone (`hair`, share of each pixel): ears and neck do not bleed into it, nor clothes into the neck. Where no hair is
+    seen face and scalp are one.
+    """
+    height, width = solid.shape
+    pixel = np.floor(xy).astype(int)
+    inside = (pixel >= 0).all(1) & (pixel < [width, height]).all(1)
+    column, row = np.clip(pixel, 0, [width - 1, height - 1]).T
+    known = shown & inside & solid[row, column]
+    is_hair = known & scalp & (hair[row, column] > 0.5)
+    has_hair = is_hair.sum() >= FEW_HAIRS
+    if has_hair:
+        known &= ~scalp | is_hair
+    smooth = cv2.GaussianBlur(foreground, (0, 0), 2.0)
+    colour = smooth[row, column]
+    region = torso + 2 * (scalp & has_hair)
+    edges = _edges(faces)
+    edges = edges[region[edges[:, 0]] == region[edges[:, 1]]]
+    count = len(xy)
+    free, laplacian = np.flatnonzero(~known), _laplacian(edges, count)
+    # The small diagonal lets pieces that nothing is known of (a hidden eyeball) take the mean.
+    laplacian = laplacian + 1e-4 * sp.identity(count, format="csr")
+    mean = colour[known].mean(0) if known.any() else np.full(3, 128.0)
+    right = -laplacian[free][:, known] @ colour[known] + 1e-4 * mean
+    colour = colour.astype(np.float32)
+    colour[free] = splu(laplacian[free][:, free].tocsc()).solve(right)
+    return colour
+
+
+class Hidden:
+    """Skin and hair that a turned head shows and the photo does not."""
+
+    def __init__(
+        self,
+        head: HeadModel,
+        camera: Camera,
+        foreground: UInt8[np.ndarray, "H W 3"],
+        alpha: Float32[np.ndarray, "H W"],
+        hair: Float32[np.ndarray, "H W"],
+        hairy: Float32[np.ndarray, " V"],
+        *,
+        depth_m: float,
+        face_height_px: float,
+    ):
+        """`hairy` is `hairiness`, `depth_m` the head's."""
+        place, kernel = _template(head), np.ones((2 * RIM_PX + 1, 2 * RIM_PX + 1), np.uint8)
+        # Around the head from front to back, and down: the same on both sides, so that no seam runs down the back.
+        around = np.hypot(place[:, 0], place[:, 2]) * np.arctan2(np.abs(place[:, 0]), place[:, 2])
+        px_per_m = camera.focal_px / depth_m
+        self.attributes = np.c_[around * px_per_m, -place[:, 1] * px_per_m, hairy].astype(np.float32)
+        """Place on the head, px of the photo, and share of hair, of each vertex: the last columns of `source` below."""
+        self.solid = cv2.blur(cv2.erode((alpha > 0.9).astype(np.float32), kernel), (3, 3))
+        low, high = IS_HAIR
+        self.hair = np.clip((hair - low) / (high - low), 0, 1).astype(np.float32)
+        self.strands = strands(foreground, np.minimum(hair, self.solid), face_height_px)
+
+    def believed(
+        self, seen: Float32[np.ndarray, "H W"], source: Float32[np.ndarray, "H W C"]
+    ) -> Float32[np.ndarray, "H W"]:
+        """Of what the photo shows there, what can be the head's: no background, and no ear or cheek on hair."""
+        at = np.ascontiguousarray(source[..., :2] - 0.5)
+        maps = cv2.merge([self.solid, self.hair])
+        solid, hair = cv2.split(cv2.remap(maps, at, NO_MAP, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE))
+        return seen * solid * (1 - source[..., -1] * (1 - hair))
+
+    def detail(self, source: Float32[np.ndarray, "H W C"]) -> Float32[np.ndarray, "H W"]:
+        """Relative brightness of strands where the surface has hair."""
+        if self.strands is None:
+            return np.zeros(source.shape[:2], np.float32)
+        place = np.ascontiguousarray(source[..., 7:9])
+        found = cv2.remap(self.strands, place, NO_MAP, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+        return found * source[..., 9]
+
+    def colours(
+        self, source: Float32[np.ndarray, "H W C"], detail: Float32[np.ndarray, "H W"]
+    ) -> UInt8[np.ndarray, "H W 3"]:
+        """Colours of the surface (columns 4 to 6), with strands where it has hair."""
+        # In proportion: dark hair has fainter strands than the bright hair beside it. And it lies in the shade.
+        strength = 1 + detail - SHADE * source[..., 9]
+        return np.clip(source[..., 4:7] * strength[..., None] + 0.5, 0, 255).astype(np.uint8)
+
+    def cover(
+        self,
+        source: Float32[np.ndarray, "H W C"],
+        detail: Float32[np.ndarray, "H W"],
+        bare: UInt8[np.ndarray, "H W"],
+        width_px: float,
+    ) -> Float32[np.ndarray, "H W"]:
+        """How far the mesh covers each pixel: skin up to its outline, hair in strands that thin out before it."""
+        sharp = cv2.GaussianBlur(1 - cv2.dilate(bare, np.ones((3, 3), np.uint8)).astype(np.float32), (0, 0), 1.0)
+        inward = cv2.distanceTransform(1 - bare, cv2.DIST_L2, 3)
+        soft = np.clip(inward / max(width_px, 1.0) + detail, 0, 1)
+        return sharp + source[..., 9] * (np.minimum(sharp, soft) - sharp)
+
+
+def strands(
+    foreground: UInt8[np.ndarray, "H W 3"], hair: Float32[np.ndarray, "H W"], face_height_px: float
+) -> Float32[np.ndarray, "S S"] | None:
+    """Relative brightness of strands in the largest square of the photo that shows hair alone; None without one.
+
+    They run down the picture as it is returned, and it may be continued by its own mirror image.
+    """
+    largest, smallest = PATCH
+    for side in np.geomspace(largest, smallest, 9) * face_height_px:
+        size = round(float(side))
+        if size < 12 or size >= min(hair.shape):
+            continue
+        filled = cv2.boxFilter(hair, -1, (size, size), borderType=cv2.BORDER_CONSTANT)
+        row, column = np.unravel_index(int(filled.argmax()), filled.shape)
+        if filled[row, column] < PURE:
+            continue
+        top, left = max(int(row) - size // 2, 0), max(int(column) - size // 2, 0)
+        grey = foreground[top : top + size, left : left + size].mean(-1).astype(np.float32)
+        base = cv2.GaussianBlur(grey, (0, 0), max(size / 8, 2.0))
+        detail = np.clip((grey - base) / np.maximum(base, 12.0), -0.6, 0.6)
+        across, down = (cv2.Sobel(grey, cv2.CV_32F, *order) for order in ((1, 0), (0, 1)))
+        if float((down**2).sum()) > float((across**2).sum()):
+            detail = np.ascontiguousarray(detail.T)
+        return detail
+    return None

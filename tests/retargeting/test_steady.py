@@ -1,0 +1,48 @@
+"""Motion that a film does not take over: steps of the fit, gaps of the flow, heads that would leave the picture."""
+
+import numpy as np
+import pytest
+
+from expportrait_cli.retargeting.steady import bridged, eased, stretches, within_frame
+
+
+def test_steps_under_a_picture_that_rests_are_smoothed_and_others_stay():
+    values = np.r_[np.zeros(10), np.ones(10)]
+    rests, moves = np.full(19, 1e-5), np.full(19, 1.0)
+    shot = np.zeros(20, np.int64)
+    smooth = eased(values, shot, rests, 0.01)
+    assert np.abs(np.diff(smooth)).max() < 0.15
+    # As far back as ahead: nothing lags.
+    assert np.abs(smooth + smooth[::-1] - 1).max() < 1e-9
+    assert np.abs(eased(values, shot, moves, 0.01) - values).max() < 1e-3
+    assert np.abs(eased(values, np.r_[np.zeros(10), np.ones(10)].astype(np.int64), rests, 0.01) - values).max() < 1e-9
+
+
+def test_a_gap_keeps_its_shape_and_meets_what_is_around_it():
+    walk = np.arange(12.0)
+    seen = walk.copy()
+    gaps = np.zeros(12, bool)
+    gaps[4:8] = True
+    # Counted from elsewhere, as it is where the flow was lost.
+    seen[gaps] = walk[gaps] - 100
+    out = bridged(seen, gaps)
+    assert np.array_equal(out[~gaps], walk[~gaps])
+    assert np.abs(np.diff(out)).max() < 1.5
+    gaps[8:] = True
+    seen = np.where(gaps, -50 + walk, walk)
+    assert np.abs(np.diff(bridged(seen, gaps))[4:] - 1).max() < 1e-9
+
+
+@pytest.mark.parametrize("start", [0.0, 240.0])
+def test_a_face_stays_in_the_picture(start):
+    """Small motions are untouched, large ones end where the face is whole, or where the photo had it."""
+    px = np.c_[start + np.array([0.0, 5.0, 400.0]), np.zeros(3)]
+    if start:
+        px[1, 0] = start - 5
+    out = within_frame(px, np.array([start, 0.0]), np.full((3, 1), 80.0))
+    assert np.abs(out[:2] - px[:2]).max() < 1e-9
+    assert out[2, 0] <= max(256 - 80, start + 40)
+
+
+def test_stretches_are_first_and_last_frames():
+    assert stretches(np.array([1, 1, 0, 1], bool)) == [[0, 1], [3, 3]]
