@@ -9,6 +9,7 @@ from expportrait_cli.geometry.rotations import similarity
 from expportrait_cli.head import HeadModel, landmarks
 from expportrait_cli.head.facemesh import LIP_CORNERS, LOWER_LIPS, UPPER_LIPS, lid_travel
 from expportrait_cli.head.fitted import Bones
+from expportrait_cli.painting.proxy.eyes import Eyes
 from expportrait_cli.painting.proxy.layers import (
     DEPTH_SLACK_M,
     NO_MAP,
@@ -182,10 +183,11 @@ class Compositor:
         reference: Bones,
         seam: Float[np.ndarray, " 3"],
         *,
+        irises: Float[np.ndarray, "2 3"],
         face_height_px: float,
         chin_y_px: float,
     ):
-        """`seam` is where the person's closed lips meet, in the head frame."""
+        """`seam` is where the person's closed lips meet, in the head frame; `irises` as `Eyes` takes them."""
         self.layers, self.head, self.reference = layers, head, reference
         self.inner = InnerLayers(layers, head, reference, seam)
         self.faces = head.dense_faces.int()
@@ -203,6 +205,9 @@ class Compositor:
         self.moves = (1 - sits * sits * (3 - 2 * sits)).astype(np.float32)
         self.triangle_part = triangle_parts(head)
         self.lids = [Lid(layers, head, travel, side) for side, travel in enumerate(lid_travel(head)) if travel.any()]
+        self.eyes = Eyes(
+            layers, head, irises=irises, lids=self.lids, skin=self.inner.skin, head_turn=reference.head[:, :3]
+        )
         self.lips = Lips(layers, head)
         self.attributes = torch.from_numpy(
             np.c_[layers.xy, layers.depth, layers.cosine, layers.colour].astype(np.float32)
@@ -244,7 +249,8 @@ class Compositor:
         # Skin, and background, that the photo hides; and outlines, where the matte is a guess.
         bared = (1 - alpha) * layers.alpha
         guess = (moves * np.maximum(np.maximum(hidden, bared), 4 * alpha * (1 - alpha))).astype(np.float32)
-        self.inner.paint(frame, guess, bones, rast, part, source)
+        self.inner.paint(frame, guess, bones, part, source)
+        self.eyes.paint(frame, guess, part, verts_cam, bones.head[:, :3])
         self.lips.paint_seam(frame, verts_cam)
         for lid in self.lids:
             lid.paint_lashes(frame, verts_cam)
