@@ -18,7 +18,6 @@ from expportrait_cli.painting.proxy.layers import (
     STILL_PX,
     SUBPIXEL_BITS,
     Layers,
-    Lid,
     diffuse,
     draw,
     fixed,
@@ -29,6 +28,7 @@ from expportrait_cli.painting.proxy.layers import (
     triangle_ids,
     triangle_parts,
 )
+from expportrait_cli.painting.proxy.lids import Lid
 from expportrait_cli.painting.proxy.mouth import InnerLayers
 from expportrait_cli.render.rasterizer import interpolate
 
@@ -239,6 +239,8 @@ class Compositor:
         unfolded = [lid.unfolded(verts_cam) for lid in self.lids]
         hidden = np.maximum((1 - cv2.blur(seen, (5, 5))) * turned, self._lid_skin(unfolded, rast)) * skin
         if hidden.any():
+            for lid in self.lids:
+                lid.skin(source[..., 4:], rast, verts_cam)
             person = mix(person, np.clip(source[..., 4:] + 0.5, 0, 255).astype(np.uint8), hidden)
         moved = cv2.magnitude(step[..., 0], step[..., 1])
         frame = mix(self._behind(moved), person, alpha)

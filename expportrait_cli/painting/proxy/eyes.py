@@ -9,7 +9,8 @@ from jaxtyping import Bool, Float, Float32, UInt8
 
 from expportrait_cli.head import HeadModel
 from expportrait_cli.head.model import EYE_LEFT, EYE_RIGHT, dense
-from expportrait_cli.painting.proxy.layers import Layers, Lid, ramp
+from expportrait_cli.painting.proxy.layers import Layers, ramp
+from expportrait_cli.painting.proxy.lids import Lid
 
 AXIS_DEG = 15.0
 """Largest angle between the model's axis of an eye and where the photo has its iris."""
@@ -33,8 +34,9 @@ DIM = (0.6, 0.95)
 """Brightness of the white, as a share of what is usual on such skin, between which the photo's is trusted."""
 FLESH = (0.55, 0.85)
 """Saturation of a pixel of the white, as a share of the skin's, between which it is flesh of lids and corners."""
-GLINT_AT, GLINT_WIDTH, GLINT = (-0.28, -0.34), 0.16, 0.75
-"""Place and width of the light's reflection in radii of the iris, and its strength."""
+GLINT_AT, GLINT_WIDTH, GLINT, GLINTS = (-0.2, -0.3), 0.17, 0.85, 0.35
+"""Place and width of the light's reflection in radii of the iris, its strength, and how much brighter than the iris, as
+a share of the white, the brightest spot of the photo's is if it shows the place."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ class Eye:
 
     def _read(self, shown: Bool[np.ndarray, "H W"]) -> None:
         """Read the colours, and how far (0..1) each pixel of the photo shows the eye itself."""
-        self.trust = np.zeros(shown.shape, np.float32)
+        self.trust, self.glint = np.zeros(shown.shape, np.float32), np.array(GLINT_AT)
         self.colours = {"white": np.zeros((0, 3)), "iris": np.zeros((0, 3)), "pupil": np.zeros((0, 3))}
         rows, cols = np.nonzero(shown)
         if not len(rows):
@@ -131,6 +133,12 @@ class Eye:
             "iris": picture[core & (radii > 0.45) & (radii < 0.9)],
             "pupil": picture[core & (radii < 0.8 * PUPIL)],
         }
+        inside = (radii < 0.85) & (inward[rows, cols] > 1)
+        if inside.sum() >= FEW:
+            grey = cv2.blur(self.layers.photo, (3, 3))[rows, cols].astype(np.float32).mean(-1)[inside]
+            if grey.max() - np.median(grey) > GLINTS * 200:
+                spot = np.array([cols[inside][grey.argmax()], rows[inside][grey.argmax()]]) + 0.5
+                self.glint = (spot - self.photo.place(self.axis)) / (radius * self.iris)
 
     def settle(self, other: "Eye") -> None:
         """Decide on the colours: the eye's own, else the other one's, else usual ones."""
@@ -174,13 +182,14 @@ class Eye:
         outside = ramp(radii, (0.95, 1.15))
         trust = (trust * (1 - outside * (1 - pale * lit)))[..., None]
         made = self.model(radii, 1 / max(view.radius_px * self.iris, 1e-3))
-        made += self._glint(view, px)[..., None] * (np.minimum(1.15 * self.white, 250.0) - made)
         shade = self._shade(shown, view.radius_px)[..., None]
-        return (shade * (made * (1 - trust) + own * trust)).astype(np.float32)
+        glint = (1 - trust) * self._glint(view, px)[..., None]
+        eye = shade * (made * (1 - trust) + own * trust)
+        return (eye + glint * (np.minimum(1.25 * self.white, 250.0) - eye)).astype(np.float32)
 
     def _glint(self, view, px):
         across = (px - view.place(self.axis)) / max(view.radius_px * self.iris, 1e-3)
-        return GLINT * np.exp(-((across - np.array(GLINT_AT)) ** 2).sum(-1) / (2 * GLINT_WIDTH**2))
+        return GLINT * np.exp(-((across - self.glint) ** 2).sum(-1) / (2 * GLINT_WIDTH**2))
 
     @staticmethod
     def _shade(shown, radius):
