@@ -279,11 +279,14 @@ class Rest:
     def neutral(cls, head_fit: HeadFit, tracking: Tracking, head: HeadModel, neutral: int) -> "Rest":
         """Gaps without expression: the more of a gap is due to expression, the more the mean head's gap replaces it.
 
-        No gap of the driver is larger than its wide open eyes (`WIDE_PERCENT`).
+        No gap of the driver is larger than its wide open eyes (`WIDE_PERCENT`). The person's is theirs and the
+        driver's in equal parts: how wide the eyes stand open is as much a look as it is a face.
         """
         widest = np.percentile([_lid_gaps(frame) for frame in tracking.landmarks], WIDE_PERCENT, axis=0)
         driver = _rest_gaps(tracking, tracking.landmarks[neutral], states(tracking)[neutral], head)
-        return cls(_rest_gaps(head_fit, head_fit.landmarks, photo_state(head_fit), head), np.minimum(driver, widest))
+        driver = np.minimum(driver, widest)
+        own = _rest_gaps(head_fit, head_fit.landmarks, photo_state(head_fit), head)
+        return cls(np.sqrt(own * driver), driver)
 
 
 def _lid_gaps(landmarks: Float[np.ndarray, "478 2"]) -> Float[np.ndarray, " 6"]:

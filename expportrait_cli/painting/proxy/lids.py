@@ -101,8 +101,8 @@ class Lid:
         shut = dense(head, head.template + head.expression_basis[..., head.expression_names.index(name)]).numpy()[:, :2]
         own = np.unique(self.corners)
         self.places = (cheek + (shut - shut[own].mean(0)) * [px_per_m, -px_per_m]).astype(np.float32)
-        patch = cv2.remap(fine, self.places[own] - 0.5, NO_MAP, cv2.INTER_NEAREST, borderMode=cv2.BORDER_REPLICATE)
-        self.grain = np.clip(fine, *(GRAIN * np.median(np.abs(patch)) * np.array([-1, 1])))
+        row, column = np.clip(self.places[own, ::-1].astype(int), 0, np.array(fine.shape) - 1).T
+        self.grain = np.clip(fine, *(GRAIN * np.median(np.abs(fine[row, column])) * np.array([-1, 1])))
 
     def skin(
         self, colours: Float32[np.ndarray, "H W 3"], rast: torch.Tensor, verts_cam: Float32[np.ndarray, "V 3"]
