@@ -218,15 +218,15 @@ def landmark_steps(
     strength: float,
     eyes: bool,
     lips: bool,
-    copied: bool,
+    copied: Float[np.ndarray, " 478"],
     own: Float[np.ndarray, "T 478 3"],
 ) -> Float[np.ndarray, "T 478 2"]:
     """Steps of the person's landmarks beyond the model, px of the photo's crop.
 
     `direct` is how far (0..1) the driver's landmarks themselves are the target, as they are for the same person.
     Otherwise the lids close by the same share of their opening at `rest` (`eyes`), lips are as far apart as the
-    driver's (`lips`), and the change of the driver's fit residual is added if it is to be `copied`. `own` is what
-    dynamic offsets move the person's landmarks by (canonical, m), from the photo's.
+    driver's (`lips`), and the change of the driver's fit residual is added as far as it is to be `copied`. `own` is
+    what dynamic offsets move the person's landmarks by (canonical, m), from the photo's.
     """
     model = landmark_model(head)
     view = Projection(model, focal_px=head_fit.focal_px, centre_px=CROP_SIZE / 2)
@@ -240,11 +240,11 @@ def landmark_steps(
     steps = scale * (measured - measured[motion.starts]) - (posed - shown)
     if direct.min() < 1:
         beyond = np.zeros_like(measured)
-        if copied:
+        if copied.any():
             residual = measured - _fitted(
                 tracking, Projection(model, focal_px=tracking.focal_px, centre_px=CROP_SIZE / 2)
             )
-            beyond = scale * strength * (residual - residual[n])
+            beyond = scale * strength * copied[:, None] * (residual - residual[n])
         seen = posed + (head_fit.landmarks - shown)
         if eyes:
             beyond += _lid_steps(measured, seen + beyond, rest)

@@ -14,7 +14,7 @@ from expportrait_cli.config import TransferConfig
 from expportrait_cli.errors import UsageError
 from expportrait_cli.geometry.mesh import vertex_normals
 from expportrait_cli.head import HeadModel
-from expportrait_cli.head.facemesh import LandmarkSpread
+from expportrait_cli.head.facemesh import BROWS, LandmarkSpread
 from expportrait_cli.head.finer import Finer
 from expportrait_cli.head.fitted import neutral_mesh, posed_meshes
 from expportrait_cli.retargeting.face import Folded, Neutral, Offsets, shortest_turn
@@ -235,6 +235,10 @@ def transfer(
         # The person's own folds are theirs in full.
         share = whole_face * (1.0 if same else config.folds)
         offsets = Folded(offsets, driver, neutral, head_fit, head, share)
+    copied = np.full(len(head.landmark_triangles), float(config.method == "direct" and driver is None))
+    if follows and any(on for name, on in mask.items() if name.startswith("brow")):
+        # The model's expressions hold less than half of what brows do.
+        copied[BROWS] = 1.0
     steps = landmark_steps(
         head_fit,
         tracking,
@@ -246,7 +250,7 @@ def transfer(
         strength=strength * (config.method != "none"),
         eyes=follows and (not absolute or any(on for name, on in mask.items() if name.startswith(EYES))),
         lips=follows and absolute and any(on for name, on in mask.items() if name.startswith(LIPS)),
-        copied=config.method == "direct" and driver is None,
+        copied=copied,
         own=_landmarks_moved(head, offsets, curves),
     )
     return Performance(curves, smooth(steps, config.smooth).astype(np.float32), neutral, offsets, used)
