@@ -9,8 +9,9 @@ Gradients pass through u and v only: z/w and the id are constants, depth is an i
 what happens at silhouettes is the business of `buffers.blend_silhouettes`.
 """
 
+from functools import cache
 from importlib.util import find_spec
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float32, Int
@@ -30,6 +31,17 @@ def choose(device: torch.device) -> tuple[Backend, str]:
     return "warp", "Warp on CUDA; nvdiffrast is not installed"
 
 
+@cache
+def _nvdiffrast(device: torch.device) -> tuple[Any, Any]:
+    """The library, which its users build themselves, and one context per device: its buffers are expensive to allocate.
+
+    Its `antialias` is not used: at 40k triangles only a tenth of the silhouette's gradient survives its rule.
+    """
+    import nvdiffrast.torch as library  # pyright: ignore[reportMissingImports]
+
+    return library, library.RasterizeCudaContext(device=device)
+
+
 def rasterize(
     pos: Float32[Tensor, "n V 4"],
     tri: Int[Tensor, "F 3"],
@@ -44,14 +56,16 @@ def rasterize(
     # The id travels as float32, which counts exactly only that far.
     if len(tri) >= 2**24:
         raise UsageError(f"The mesh has {len(tri)} triangles; at most {2**24 - 1} can be rasterised.")
+    pos, tri = pos.contiguous(), tri.int().contiguous()
     match backend or choose(pos.device)[0]:
+        case "nvdiffrast":
+            library, context = _nvdiffrast(pos.device)
+            return library.rasterize(context, pos, tri, resolution=resolution, grad_db=False)[0]
         case "warp":
             from expportrait_cli.render import warp_backend as chosen
-        case "nvdiffrast":
-            from expportrait_cli.render import nvdiffrast_backend as chosen
         case "reference":
             from expportrait_cli.render import reference as chosen
-    return chosen.rasterize(pos.contiguous(), tri.int().contiguous(), resolution)
+    return chosen.rasterize(pos, tri, resolution)
 
 
 def interpolate(
@@ -62,11 +76,12 @@ def interpolate(
     backend: Backend | None = None,
 ) -> Float32[Tensor, "n H W C"]:
     """Spread vertex attributes over the pixels of `rast`; background is zero."""
+    attr, rast, tri = attr.contiguous(), rast.contiguous(), tri.int().contiguous()
     match backend or choose(attr.device)[0]:
+        case "nvdiffrast":
+            return _nvdiffrast(attr.device)[0].interpolate(attr, rast, tri)[0]
         case "warp":
             from expportrait_cli.render import warp_backend as chosen
-        case "nvdiffrast":
-            from expportrait_cli.render import nvdiffrast_backend as chosen
         case "reference":
             from expportrait_cli.render import reference as chosen
-    return chosen.interpolate(attr.contiguous(), rast.contiguous(), tri.int().contiguous())
+    return chosen.interpolate(attr, rast, tri)

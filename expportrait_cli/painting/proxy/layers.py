@@ -59,9 +59,9 @@ AROUND_LIDS = 16
 LIT, AS_SKIN = 70, 0.82
 """and that is as bright as this share of this percentile there."""
 NONE, SKIN = 255, 0
+"""Part of a pixel that shows no mesh, and of one that shows skin."""
 NO_MAP: Any = None
 """Second map of `cv2.remap`, for which its types want an array. OpenCV 5 reads an empty array as a map, and garbage."""
-"""Part of a pixel that shows no mesh."""
 
 
 @dataclass(frozen=True)
@@ -239,8 +239,9 @@ def prepare(
     grey = cv2.GaussianBlur(foreground, (0, 0), 2.0)[row, column].mean(-1)
     for travel in lid_travel(head):
         around = shown & grown(travel > LID_TRAVEL_M, head.dense_faces.numpy(), rings=AROUND_LIDS)
-        # Brows, a fringe and rings under eyes would grey the lid that is filled in from here.
-        shown &= ~(around & (grey < AS_SKIN * np.percentile(grey[around], LIT))) if around.any() else True
+        if around.any():
+            # Brows, a fringe and rings under eyes would grey the lid that is filled in from here.
+            shown &= ~(around & (grey < AS_SKIN * np.percentile(grey[around], LIT)))
     return Layers(
         camera=camera,
         photo=photo,
