@@ -42,6 +42,12 @@ LOWER_LIDS = (
     (33, 7, 163, 144, 145, 153, 154, 155, 133),
 )
 """Rims of the lids from corner to corner, the person's left eye first; lower points lie below upper ones."""
+BROWS = [
+    *(70, 63, 105, 66, 107, 46, 53, 52, 65, 55, 68, 104, 69, 108),
+    *(300, 293, 334, 296, 336, 276, 283, 282, 295, 285, 298, 333, 299, 337),
+    *(8, 9, 151, 193, 417),
+]
+"""Both rows of each brow and the row above it, the person's right one first, and the skin between them."""
 LIPS = [
     *(61, 146, 91, 181, 84, 17, 314, 405, 321, 375, 291, 185, 40, 39, 37, 0, 267, 269, 270, 409),
     *(78, 95, 88, 178, 87, 14, 317, 402, 318, 324, 308, 191, 80, 81, 82, 13, 312, 311, 310, 415),

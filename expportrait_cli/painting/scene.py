@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Bool, Float32, UInt8
+from jaxtyping import Bool, Float, Float32, UInt8
 
 from expportrait_cli.artifacts.meshes import Meshes
 from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit
@@ -20,7 +20,7 @@ from expportrait_cli.errors import FilmError
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.geometry.mesh import Edges, edges
 from expportrait_cli.head import HeadModel, landmark_model, landmarks
-from expportrait_cli.head.facemesh import CHIN, FOREHEAD, LIP_PAIRS
+from expportrait_cli.head.facemesh import CHIN, FOREHEAD, IRIS, LIP_PAIRS
 from expportrait_cli.head.fitted import Bones, fitted_mesh, person_joints, photo_curves, relief_of
 from expportrait_cli.media.video import read_frame
 from expportrait_cli.painting.proxy.compositor import Compositor
@@ -239,6 +239,11 @@ class Witnesses:
 UPPER_LIP, LOWER_LIP = LIP_PAIRS[0]
 
 
+def _iris(points: Float[np.ndarray, "5 2"]) -> Float[np.ndarray, " 3"]:
+    """Centre and radius of an iris from its landmarks: the centre, then four points of its rim."""
+    return np.r_[points[0], np.linalg.norm(points[1:] - points[0], axis=1).mean()]
+
+
 @dataclass(frozen=True)
 class Scene:
     """One person's head, their photo, and the meshes that say how it moves."""
@@ -327,6 +332,7 @@ class Scene:
             head,
             reference,
             lips.mean(0),
+            irises=np.stack([_iris(points[rows]) for rows in (IRIS[5:], IRIS[:5])]),
             face_height_px=float(np.linalg.norm(points[CHIN] - points[FOREHEAD])),
             chin_y_px=float(points[CHIN, 1]),
         )

@@ -212,15 +212,15 @@ def landmark_steps(
     strength: float,
     eyes: bool,
     lips: bool,
-    copied: bool,
+    copied: Float[np.ndarray, " 478"],
     own: Float[np.ndarray, "T 478 3"],
 ) -> Float[np.ndarray, "T 478 2"]:
     """Steps of the person's landmarks beyond the model, px of the photo's crop.
 
     `direct` is how far (0..1) the driver's landmarks themselves are the target, as they are for the same person.
     Otherwise the lids close by the same share of their opening at `rest` (`eyes`), lips are as far apart as the
-    driver's (`lips`), and the change of the driver's fit residual is added if it is to be `copied`. `own` is what
-    dynamic offsets move the person's landmarks by (canonical, m), from the photo's.
+    driver's (`lips`), and the change of the driver's fit residual is added as far as it is to be `copied`. `own` is
+    what dynamic offsets move the person's landmarks by (canonical, m), from the photo's.
     """
     model = landmark_model(head)
     view = Projection(model, focal_px=head_fit.focal_px, centre_px=CROP_SIZE / 2)
@@ -234,11 +234,11 @@ def landmark_steps(
     steps = scale * (measured - measured[motion.starts]) - (posed - shown)
     if direct.min() < 1:
         beyond = np.zeros_like(measured)
-        if copied:
+        if copied.any():
             residual = measured - _fitted(
                 tracking, Projection(model, focal_px=tracking.focal_px, centre_px=CROP_SIZE / 2)
             )
-            beyond = scale * strength * (residual - residual[n])
+            beyond = scale * strength * copied[:, None] * (residual - residual[n])
         seen = posed + (head_fit.landmarks - shown)
         if eyes:
             beyond += _lid_steps(measured, seen + beyond, rest)
@@ -273,11 +273,14 @@ class Rest:
     def neutral(cls, head_fit: HeadFit, tracking: Tracking, head: HeadModel, neutral: int) -> "Rest":
         """Gaps without expression: the more of a gap is due to expression, the more the mean head's gap replaces it.
 
-        No gap of the driver is larger than its wide open eyes (`WIDE_PERCENT`).
+        No gap of the driver is larger than its wide open eyes (`WIDE_PERCENT`). The person's is theirs and the
+        driver's in equal parts: how wide the eyes stand open is as much a look as it is a face.
         """
         widest = np.percentile([_lid_gaps(frame) for frame in tracking.landmarks], WIDE_PERCENT, axis=0)
         driver = _rest_gaps(tracking, tracking.landmarks[neutral], states(tracking)[neutral], head)
-        return cls(_rest_gaps(head_fit, head_fit.landmarks, photo_state(head_fit), head), np.minimum(driver, widest))
+        driver = np.minimum(driver, widest)
+        own = _rest_gaps(head_fit, head_fit.landmarks, photo_state(head_fit), head)
+        return cls(np.sqrt(own * driver), driver)
 
 
 def _lid_gaps(landmarks: Float[np.ndarray, "478 2"]) -> Float[np.ndarray, " 6"]:

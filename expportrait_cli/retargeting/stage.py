@@ -13,7 +13,7 @@ from expportrait_cli.artifacts.types import Curves, HeadFit, Tracking
 from expportrait_cli.config import TransferConfig
 from expportrait_cli.errors import UsageError
 from expportrait_cli.head import HeadModel
-from expportrait_cli.head.facemesh import LandmarkSpread
+from expportrait_cli.head.facemesh import BROWS, LandmarkSpread
 from expportrait_cli.head.finer import Finer
 from expportrait_cli.head.fitted import neutral_mesh, posed_meshes
 from expportrait_cli.retargeting.face import (
@@ -196,6 +196,10 @@ def transfer(
     offsets, used = _offsets(head_fit, head, config, beyond, neutral, same=same)
     steps = np.zeros((len(cost), 478, 2))
     if not refitted:
+        copied = np.full(len(head.landmark_triangles), float(config.method == "direct" and beyond.driver is None))
+        if follows and regions & {"expression", "eyes"}:
+            # The model's expressions hold less than half of what brows do.
+            copied[BROWS] = 1.0
         steps = landmark_steps(
             head_fit,
             tracking,
@@ -207,7 +211,7 @@ def transfer(
             strength=strength * (config.method != "none"),
             eyes=follows and (not absolute or bool(regions & {"expression", "eyes"})),
             lips=follows and absolute and bool(regions & {"expression", "lips"}),
-            copied=config.method == "direct" and beyond.driver is None,
+            copied=copied,
             own=_landmarks_moved(head, offsets, curves),
         )
     held = HeldBack.of(taken_deg, taken_px, tracking, head_fit)

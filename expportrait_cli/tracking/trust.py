@@ -13,7 +13,7 @@ from scipy.spatial import Delaunay
 from expportrait_cli.artifacts.types import DISTRUSTED
 from expportrait_cli.detect.crop import Crop, crop_image, crop_points
 from expportrait_cli.detect.mesh import extent
-from expportrait_cli.head.facemesh import IRIS, LIPS, OUTER_EYES, LandmarkModel
+from expportrait_cli.head.facemesh import EYE_RINGS, IRIS, LIPS, OUTER_EYES, LandmarkModel
 
 FINE, SIDE = 64, 32
 """Sides of the unrolled face texture, px: the one whose sharpness is measured, and the one that is kept."""
@@ -52,7 +52,12 @@ class Unroller:
         weights = np.c_[two, 1 - two.sum(1)]
         entries = (weights.ravel(), (np.repeat(inside, 3), mesh.simplices[simplex[inside]].ravel()))
         self._from_landmarks = csr_matrix(entries, (FINE * FINE, self._count))
-        self.inside: Bool[np.ndarray, "64 64"] = (simplex >= 0).reshape(FINE, FINE)
+        # Not the eyes: a blink changes them more than a hand beside the nose changes the face.
+        eyes, half = np.zeros((FINE, FINE), np.uint8), len(EYE_RINGS) // 2
+        for ring in (EYE_RINGS[:half], EYE_RINGS[half:]):
+            cells = np.rint((points[ring] - low) / (high - low) * (FINE - 1)).astype(np.int32)
+            cv2.fillConvexPoly(eyes, cv2.convexHull(cells), (1.0,))
+        self.inside: Bool[np.ndarray, "64 64"] = (simplex >= 0).reshape(FINE, FINE) & (eyes == 0)
         kernel = np.ones((RIM, RIM), np.uint8)
         lips = (points[LIPS] - low) / (high - low) * (SIDE - 1)
         pixels = np.moveaxis(np.mgrid[:SIDE, :SIDE], 0, -1)[..., ::-1]

@@ -15,12 +15,12 @@ from expportrait_cli.errors import UsageError
 from expportrait_cli.fitting import fit
 from expportrait_cli.geometry.rotations import from_turns, logarithm, rodrigues
 from expportrait_cli.head import dense
-from expportrait_cli.head.facemesh import LID_PAIRS, landmark_model
+from expportrait_cli.head.facemesh import BROWS, LID_PAIRS, landmark_model
 from expportrait_cli.head.fitted import fitted_mesh
 from expportrait_cli.head.model import landmarks
 from expportrait_cli.retargeting import posed_frames, transfer
 from expportrait_cli.retargeting.face import expression_map, parse_regions
-from expportrait_cli.retargeting.motion import LIMIT_IOD, SOFT_DEG, at_rest, limit_turn
+from expportrait_cli.retargeting.motion import LIMIT_IOD, SOFT_DEG, Rest, at_rest, limit_turn
 from expportrait_cli.retargeting.stage import smooth
 from expportrait_cli.solve.state import Projection, interocular_px
 
@@ -525,3 +525,26 @@ def test_a_head_does_not_leave_its_torso(fitted, stranger, head):
     curves = curves_of(fitted, stranger, head, neutral_frame="0")
     ratio = curves.translation[:, 2] / curves.torso_translation[:, 2]
     assert np.abs(np.log(ratio / ratio[0])).max() == pytest.approx(0.04, abs=1e-4)
+
+
+def test_brows_rise_as_far_as_the_drivers(fitted, head, photo_tracking):
+    """By more than the model's expressions hold; the mouth stays."""
+    clip = performed(photo_tracking, head, [make_state(head)] * 3, identity=np.full(80, 0.2))
+    points = clip.landmarks.copy()
+    points[2, BROWS, 1] -= 0.06 * interocular_px(points[2])
+    verts = meshes(fitted, replace(clip, landmarks=points), head, neutral_frame="0")
+    seen = landmarks(head, torch.from_numpy(verts)).numpy()
+    px = seen[..., :2] / seen[..., 2:] * fitted.focal_px
+    rise = (px[0, :, 1] - px[2, :, 1]) / interocular_px(px[0])
+    assert 0.045 < rise[[105, 334]].mean() < 0.065
+    assert np.abs(rise[[13, 14, 61, 291]]).max() < 0.003
+    mouth = meshes(fitted, replace(clip, landmarks=points), head, neutral_frame="0", region="lips")
+    assert np.abs(mouth[2] - mouth[0]).max() < 1e-5
+
+
+def test_eyes_at_rest_stand_open_between_the_persons_and_the_drivers(fitted, head, photo_tracking):
+    clip = performed(photo_tracking, head, [make_state(head)] * 3, identity=np.full(80, 0.2))
+    wide = Rest.neutral(fitted, clip, head, 0)
+    own = Rest.neutral(fitted, replace(clip, landmarks=np.repeat(fitted.landmarks[None], 3, 0)), head, 0)
+    assert np.abs(wide.driver - own.driver).min() > 1e-3
+    assert np.abs(wide.person**2 / wide.driver - own.person**2 / own.driver).max() < 1e-9

@@ -1,5 +1,6 @@
 """Frames whose landmarks are not the face's own: the astronaut, moved by known amounts, with a few frames spoilt."""
 
+from dataclasses import replace
 from fractions import Fraction
 
 import cv2
@@ -9,13 +10,17 @@ import skimage.data
 from support.astronaut import head as head
 from support.performers import quiet
 
-from expportrait_cli.artifacts.types import DISTRUSTED, Tracking, surest
+from expportrait_cli.artifacts.types import CROP_SIZE, DISTRUSTED, Tracking, surest
 from expportrait_cli.config import TrackConfig
+from expportrait_cli.detect.crop import Crop, uncrop_points
 from expportrait_cli.errors import InputError
 from expportrait_cli.fitting.parametric import key_frames, neutral_frame
+from expportrait_cli.head import landmark_model
+from expportrait_cli.head.facemesh import EYE_RINGS
 from expportrait_cli.media.writer import VideoWriter
 from expportrait_cli.pipeline.provenance import tracking_quality
 from expportrait_cli.tracking import track
+from expportrait_cli.tracking.trust import Unroller, doubts
 
 RATE = Fraction(25)
 COUNT = 18
@@ -74,6 +79,21 @@ def test_motion_is_believed(clean):
     assert not clean.state.any() and not clean.distrusted.any()
     assert clean.doubt.max() < DISTRUSTED
     assert tracking_quality(clean)["frames_not_trusted"] == 0
+
+
+def test_a_blink_is_believed(clean, head):
+    """Bright eyes on dark skin: shut, they are the strongest change of the clip, and still the face's own."""
+    unroll, skins = Unroller(landmark_model(head)), []
+    points = uncrop_points(clean.landmarks, Crop(*map(float, clean.crop)), CROP_SIZE).astype(np.float32)
+    for t, at in enumerate(points):
+        image = (0.4 * frame(t)).astype(np.uint8)
+        for ring in (EYE_RINGS[:16], EYE_RINGS[16:]):
+            hull = cv2.convexHull(np.rint(at[ring]).astype(np.int32))
+            cv2.fillConvexPoly(image, hull, (60, 40, 34) if t in SPOILT else (250, 250, 250))
+        skins.append(unroll(image, at))
+    assert doubts(points, skins, np.zeros(COUNT, int), RATE).max() < DISTRUSTED
+    dark = [replace(skin, texture=skin.texture // 4) if t in SPOILT else skin for t, skin in enumerate(skins)]
+    assert doubts(points, dark, np.zeros(COUNT, int), RATE)[list(SPOILT)].min() >= DISTRUSTED
 
 
 @pytest.mark.slow

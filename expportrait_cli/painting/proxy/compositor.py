@@ -9,6 +9,7 @@ from expportrait_cli.geometry.rotations import similarity
 from expportrait_cli.head import HeadModel, landmarks
 from expportrait_cli.head.facemesh import LIP_CORNERS, LOWER_LIPS, UPPER_LIPS, lid_travel
 from expportrait_cli.head.fitted import Bones
+from expportrait_cli.painting.proxy.eyes import Eyes
 from expportrait_cli.painting.proxy.hidden import Hidden
 from expportrait_cli.painting.proxy.layers import (
     DEPTH_SLACK_M,
@@ -18,7 +19,6 @@ from expportrait_cli.painting.proxy.layers import (
     STILL_PX,
     SUBPIXEL_BITS,
     Layers,
-    Lid,
     diffuse,
     draw,
     fixed,
@@ -29,6 +29,7 @@ from expportrait_cli.painting.proxy.layers import (
     triangle_ids,
     triangle_parts,
 )
+from expportrait_cli.painting.proxy.lids import Lid
 from expportrait_cli.painting.proxy.mouth import InnerLayers
 from expportrait_cli.render.rasterizer import interpolate
 
@@ -187,10 +188,11 @@ class Compositor:
         reference: Bones,
         seam: Float[np.ndarray, " 3"],
         *,
+        irises: Float[np.ndarray, "2 3"],
         face_height_px: float,
         chin_y_px: float,
     ):
-        """`seam` is where the person's closed lips meet, in the head frame."""
+        """`seam` is where the person's closed lips meet, in the head frame; `irises` as `Eyes` takes them."""
         self.layers, self.head, self.reference = layers, head, reference
         self.inner = InnerLayers(layers, head, reference, seam)
         self.faces = head.dense_faces.int()
@@ -208,6 +210,9 @@ class Compositor:
         self.moves = (1 - sits * sits * (3 - 2 * sits)).astype(np.float32)
         self.triangle_part = triangle_parts(head)
         self.lids = [Lid(layers, head, travel, side) for side, travel in enumerate(lid_travel(head)) if travel.any()]
+        self.eyes = Eyes(
+            layers, head, irises=irises, lids=self.lids, skin=self.inner.skin, head_turn=reference.head[:, :3]
+        )
         self.lips = Lips(layers, head)
         self.hidden = Hidden(
             head,
@@ -251,6 +256,8 @@ class Compositor:
         believed = cv2.blur(self.hidden.believed(seen, source), (5, 5))
         hidden = np.maximum((1 - believed) * turned, self._lid_skin(unfolded, rast)) * skin
         if hidden.any():
+            for lid in self.lids:
+                lid.skin(source[..., 4:7], rast, verts_cam)
             person = mix(person, self.hidden.colours(source, detail), hidden)
         moved = cv2.magnitude(step[..., 0], step[..., 1])
         frame = mix(self._behind(moved), person, alpha)
@@ -261,7 +268,8 @@ class Compositor:
         # Skin, and background, that the photo hides; and outlines, where the matte is a guess.
         bared = (1 - alpha) * layers.alpha
         guess = (moves * np.maximum(np.maximum(hidden, bared), 4 * alpha * (1 - alpha))).astype(np.float32)
-        self.inner.paint(frame, guess, bones, rast, part, source)
+        self.inner.paint(frame, guess, bones, part, source)
+        self.eyes.paint(frame, guess, part, verts_cam, bones.head[:, :3])
         self.lips.paint_seam(frame, verts_cam)
         for lid in self.lids:
             lid.paint_lashes(frame, verts_cam)

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32, Int64, UInt8
+from jaxtyping import Bool, Float32, UInt8
 
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.geometry.mesh import grown, vertex_normals
-from expportrait_cli.head import HeadModel, landmarks
-from expportrait_cli.head.facemesh import LOWER_LIDS, UPPER_LIDS, lid_travel
+from expportrait_cli.head import HeadModel
+from expportrait_cli.head.facemesh import lid_travel
 from expportrait_cli.head.model import TORSO
 from expportrait_cli.painting.proxy.hidden import NO_MAP as NO_MAP
 from expportrait_cli.painting.proxy.hidden import hairiness, scalp_of, surface_colours
@@ -42,6 +42,7 @@ TRACES = (0.12, 0.03)
 """Matte above which a pixel may hold some of the person, for the close and the safe plate."""
 MARGINS = (0.005, 0.014)
 """Width around such pixels that the plates fill too, in picture sides: mattes end before the last hair does."""
+SUBPIXEL_BITS = 4
 SOLID = 0.35
 """Matte above which the foreground is read from the photo."""
 DEPTH_SLACK_M = 0.006
@@ -51,8 +52,12 @@ LID_TRAVEL_M = 0.0008
 """How far a blink moves what counts as upper lid: from the crease downwards."""
 LID_RIM = 3
 """Rings of triangles around it, 2 mm wide each, whose shadow is not skin's colour either."""
+AROUND_LIDS = 16
+"""Rings of triangles around a lid within which its skin is looked for,"""
+LIT, AS_SKIN = 70, 0.82
+"""and that is as bright as this share of this percentile there."""
 NONE, SKIN = 255, 0
-"""Part of a pixel that shows no mesh."""
+"""Part of a pixel that shows no mesh, and of one that shows skin."""
 
 
 @dataclass(frozen=True)
@@ -190,6 +195,12 @@ def prepare(
     height, width = depth.shape
     column, row = np.clip(np.floor(xy).astype(int), 0, [width - 1, height - 1]).T
     shown = (cosine > 0.3) & (verts_cam[:, 2] < zbuffer[row, column] + DEPTH_SLACK_M) & ~lids(head)
+    grey = cv2.GaussianBlur(foreground, (0, 0), 2.0)[row, column].mean(-1)
+    for travel in lid_travel(head):
+        around = shown & grown(travel > LID_TRAVEL_M, head.dense_faces.numpy(), rings=AROUND_LIDS)
+        if around.any():
+            # Brows, a fringe and rings under eyes would grey the lid that is filled in from here.
+            shown &= ~(around & (grey < AS_SKIN * np.percentile(grey[around], LIT)))
     return Layers(
         camera=camera,
         photo=photo,
@@ -216,93 +227,6 @@ def prepare(
         hair=hair,
         hairy=hairiness(head, hair, xy, shown),
     )
-
-
-GROWTH = (1.3, 2.2)
-"""Growth of a lid's triangles from which, and up to which, skin takes the place of what the photo shows on them."""
-FADES = (0.06, 0.35)
-"""Shares of the widest travel over which its own skin fades in below the brow."""
-CLOSES = (0.4, 0.8)
-"""Closure of a lid, as a share of the opening in the photo, between which other skin replaces what the photo shows on
-it: near the rim triangles do not grow in the picture, although the skin that they show does."""
-MEETS = (0.6, 0.8)
-"""Closures of a lid between which the lashes fade in over the slit that remains."""
-LASHES_M = 0.0019
-"""Thickness of the line of lashes in the middle of a shut eye; it tapers towards the corners."""
-DARK = 0.25
-"""Share of the pixels around the rim, the darkest, from which the colour of lashes is read."""
-SUBPIXEL_BITS = 4
-
-
-def shown_areas(verts_cam: Float32[np.ndarray, "V 3"], triangles: Int64[np.ndarray, "F 3"]) -> Float[np.ndarray, " F"]:
-    """Areas at which triangles are seen, in focal lengths squared; 0 for those that turn away."""
-    a, b, c = (verts_cam[triangles][..., :2] / verts_cam[triangles][..., 2:]).transpose(1, 0, 2)
-    # Outward is counter-clockwise for y up; the camera's y is down.
-    cross = (b - a)[:, 0] * (c - a)[:, 1] - (b - a)[:, 1] * (c - a)[:, 0]
-    return np.maximum(-cross / 2, 0.0)
-
-
-class Lid:
-    """One upper lid, compared with how the photo shows it."""
-
-    def __init__(self, layers: Layers, head: HeadModel, travel_m: Float32[np.ndarray, " V"], side: int):
-        """`travel_m` is how far a blink moves each vertex of this eye; `side` is 0 for the person's left one."""
-        faces = head.dense_faces.numpy()
-        self.triangles = np.flatnonzero((travel_m > LID_TRAVEL_M)[faces].any(1))
-        self.corners = faces[self.triangles]
-        self.areas = shown_areas(layers.verts, self.corners) + 1e-8
-        travel = travel_m[self.corners].max(1) / travel_m.max()
-        self.inner = ramp(travel, FADES)
-        self.head, self.camera = head, layers.camera
-        self.rims = np.array([UPPER_LIDS[side], LOWER_LIDS[side]])
-        self.open_m = self._gap_m(layers.verts)
-        near = self._stroke(layers.verts, layers.photo.shape[:2], thicker=2.0) > 0.5
-        pixels = layers.photo[near].astype(np.float32)
-        dark = np.argsort(pixels.sum(1))[: max(round(DARK * len(pixels)), 1)]
-        self.lashes = np.median(pixels[dark], axis=0) if len(pixels) else np.zeros(3, np.float32)
-
-    def unfolded(self, verts_cam: Float32[np.ndarray, "V 3"]) -> Float32[np.ndarray, " F_lid"]:
-        """How far (0..1) each of the lid's triangles shows skin that the photo has folded away."""
-        growth = shown_areas(verts_cam, self.corners) / self.areas
-        share = np.maximum(ramp(growth, GROWTH), ramp(self.closure(verts_cam), CLOSES))
-        return (share * self.inner).astype(np.float32)
-
-    def closure(self, verts_cam: Float32[np.ndarray, "V 3"]) -> float:
-        """How far (up to 1) the lid has come down from where the photo has it; below 0 if the eye is wider open."""
-        return 1 - self._gap_m(verts_cam) / max(self.open_m, 1e-6)
-
-    def _gap_m(self, verts_cam: Float32[np.ndarray, "V 3"]) -> float:
-        upper, lower = landmarks(self.head, torch.from_numpy(verts_cam)).numpy()[self.rims]
-        # Only x and y, as the camera sees the gap: landmark steps leave the depth as it was.
-        return float(np.linalg.norm((upper - lower)[:, :2], axis=-1).mean())
-
-    def paint_lashes(self, frame: UInt8[np.ndarray, "H W 3"], verts_cam: Float32[np.ndarray, "V 3"]) -> None:
-        """Draw the line of lashes over a lid that has come down, in place."""
-        closure = self.closure(verts_cam)
-        closed = float(ramp(closure, CLOSES))
-        if closed == 0:
-            return
-        stroke = self._stroke(verts_cam, frame.shape[:2], slit=float(ramp(closure, MEETS)))
-        rows, cols = np.flatnonzero(stroke.any(1)), np.flatnonzero(stroke.any(0))
-        if not len(rows):
-            return
-        box = np.s_[rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1]
-        share = (closed * stroke[box])[..., None]
-        frame[box] = np.rint(frame[box] * (1 - share) + self.lashes * share).astype(np.uint8)
-
-    def _stroke(self, verts_cam, shape, *, thicker: float = 1.0, slit: float = 0.0) -> Float32[np.ndarray, "H W"]:
-        """Coverage of the line along the lid's rim, and of what it leaves open."""
-        rims = landmarks(self.head, torch.from_numpy(verts_cam)).numpy()[self.rims]
-        upper, lower = (self.camera.project(torch.from_numpy(rim)).numpy() - 0.5 for rim in rims)
-        width = thicker * LASHES_M * self.camera.focal_px / float(rims[0, :, 2].mean())
-        canvas = np.zeros(shape, np.uint8)
-        if slit:
-            cv2.fillPoly(canvas, [fixed([*upper, *lower[::-1]])], (255 * slit,), cv2.LINE_AA, SUBPIXEL_BITS)
-        along = upper[-1] - upper[0]
-        across = np.array([-along[1], along[0]]) / max(float(np.linalg.norm(along)), 1e-6)
-        half = 0.5 * width * np.sqrt(np.sin(np.linspace(0, np.pi, len(upper))))[:, None] * across
-        cv2.fillPoly(canvas, [fixed([*(upper - half), *(upper + half)[::-1]])], (255.0,), cv2.LINE_AA, SUBPIXEL_BITS)
-        return cv2.GaussianBlur(canvas, (0, 0), max(0.35 * width, 0.6)).astype(np.float32) / 255
 
 
 def fixed(px) -> np.ndarray:

@@ -1,0 +1,189 @@
+"""Lids that come down: skin that the photo has folded away, and the lashes over it."""
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, Int64, UInt8
+from scipy.ndimage import gaussian_filter1d
+
+from expportrait_cli.head import HeadModel, landmarks
+from expportrait_cli.head.facemesh import LOWER_LIDS, UPPER_LIDS
+from expportrait_cli.head.model import dense
+from expportrait_cli.painting.proxy.layers import LID_TRAVEL_M, NO_MAP, SUBPIXEL_BITS, Layers, fixed, ramp, triangle_ids
+from expportrait_cli.render.rasterizer import interpolate
+
+GROWTH = (2.0, 4.0)
+"""Growth of a lid's triangles from which, and up to which, skin takes the place of what the photo shows on them."""
+FADES = (0.3, 0.7)
+"""Places on the lid (`height`) between which that skin fades in below the brow."""
+COLUMNS, CORNER = 24, 0.3
+"""Strips from corner to corner in which the way down a lid is measured, and the least of it, as a share of the widest:
+beyond is the corner's own skin, which hardly moves."""
+CLOSES = (0.4, 0.8)
+"""Closure of a lid, as a share of the opening in the photo, between which other skin replaces what the photo shows on
+it: near the rim triangles do not grow in the picture, although the skin that they show does."""
+MEETS = (0.6, 0.8)
+"""Closures of a lid between which the lashes fade in over the slit that remains."""
+LASHES_M = 0.0011
+"""Thickness of the line of lashes in the middle of a shut eye; it tapers towards the corners."""
+HAIRS, HAIR_M, HAIR_SHARE, LINE_SHARE = 17, 0.0028, 0.5, 0.8
+"""Single lashes below that line: how many, how long; and how far they, and the line, cover what lies under them."""
+GRAIN_M, GRAIN = 0.001, 3.0
+"""Width of the largest grain of skin that is taken from the cheek for a lid, m, and its largest height in the usual
+one's: hair and the outline of the nose are no grain."""
+CHEEKS = (280, 50)
+"""Middle of each cheek, where skin shows its grain."""
+CREASE, BULGE, RIM = (0.3, 0.1, 0.06), (0.65, 0.2, 0.04), (0.8, 1.0, 0.1)
+"""Shading of a shut lid by the place on it: place, width and depth of the crease, the same of the light on the eyeball
+under the lid, and where the shade towards the lashes begins and ends, and its depth."""
+DARK = 0.25
+"""Share of the pixels around the rim, the darkest, from which the colour of lashes is read."""
+
+
+def shown_areas(verts_cam: Float32[np.ndarray, "V 3"], triangles: Int64[np.ndarray, "F 3"]) -> Float[np.ndarray, " F"]:
+    """Areas at which triangles are seen, in focal lengths squared; 0 for those that turn away."""
+    a, b, c = (verts_cam[triangles][..., :2] / verts_cam[triangles][..., 2:]).transpose(1, 0, 2)
+    # Outward is counter-clockwise for y up; the camera's y is down.
+    cross = (b - a)[:, 0] * (c - a)[:, 1] - (b - a)[:, 1] * (c - a)[:, 0]
+    return np.maximum(-cross / 2, 0.0)
+
+
+def height_of(across_m: Float32[np.ndarray, " V"], travel_m: Float32[np.ndarray, " V"]) -> Float32[np.ndarray, " V"]:
+    """Place of each vertex on a lid: 0 above it, 1 at its rim, and the same in its corners as in its middle."""
+    lid = travel_m > LID_TRAVEL_M
+    low, high = across_m[lid].min(), across_m[lid].max()
+    strip = np.clip((across_m - low) / (high - low) * COLUMNS, 0, COLUMNS - 1).astype(int)
+    widest = np.zeros(COLUMNS)
+    np.maximum.at(widest, strip[lid], travel_m[lid])
+    widest = np.maximum(gaussian_filter1d(widest, 1.5, mode="nearest"), CORNER * widest.max())
+    at = (across_m - low) / (high - low) * COLUMNS - 0.5
+    return (np.where(lid, travel_m, 0) / np.interp(at, np.arange(COLUMNS), widest)).clip(0, 1).astype(np.float32)
+
+
+class Lid:
+    """One upper lid, compared with how the photo shows it."""
+
+    def __init__(self, layers: Layers, head: HeadModel, travel_m: Float32[np.ndarray, " V"], side: int):
+        """`travel_m` is how far a blink moves each vertex of this eye; `side` is 0 for the person's left one."""
+        faces = head.dense_faces.numpy()
+        self.triangles = np.flatnonzero((travel_m > LID_TRAVEL_M)[faces].any(1))
+        self.corners = faces[self.triangles]
+        self.areas = shown_areas(layers.verts, self.corners) + 1e-8
+        height = height_of(dense(head, head.template).numpy()[:, 0], travel_m)
+        self.inner = ramp(height[self.corners].max(1), FADES)
+        self.head, self.camera = head, layers.camera
+        self.shade = self._shading(height)
+        self.rims = np.array([UPPER_LIDS[side], LOWER_LIDS[side]])
+        self.open_m = self._gap_m(layers.verts)
+        near = self._stroke(layers.verts, layers.photo.shape[:2], thicker=2.0) > 0.5
+        pixels = layers.photo[near].astype(np.float32)
+        dark = np.argsort(pixels.sum(1))[: max(round(DARK * len(pixels)), 1)]
+        self.lashes = np.median(pixels[dark], axis=0) if len(pixels) else np.zeros(3, np.float32)
+        self._read_grain(layers, side)
+
+    @staticmethod
+    def _shading(height):
+        (crease, width, deep), (bulge, wide, high), (start, end, dim) = CREASE, BULGE, RIM
+        fold = 1 - deep * np.exp(-(((height - crease) / width) ** 2))
+        light = 1 + high * np.exp(-(((height - bulge) / wide) ** 2))
+        return (fold * light * (1 - dim * ramp(height, (start, end)))).astype(np.float32)
+
+    def _read_grain(self, layers, side):
+        """Take the fine grain of the cheek, and lay the shut lid's vertices on it."""
+        head, camera = self.head, layers.camera
+        points = landmarks(head, torch.from_numpy(layers.verts))
+        cheek = camera.project(points)[CHEEKS[side]].numpy()
+        px_per_m = camera.focal_px / float(points[CHEEKS[side], 2])
+        grey = layers.foreground.astype(np.float32).mean(-1)
+        coarse = cv2.GaussianBlur(grey, (0, 0), max(GRAIN_M * px_per_m, 1.0))
+        fine = grey - coarse
+        name = ("eyeBlinkLeft", "eyeBlinkRight")[side]
+        shut = dense(head, head.template + head.expression_basis[..., head.expression_names.index(name)]).numpy()[:, :2]
+        own = np.unique(self.corners)
+        self.places = (cheek + (shut - shut[own].mean(0)) * [px_per_m, -px_per_m]).astype(np.float32)
+        row, column = np.clip(self.places[own, ::-1].astype(int), 0, np.array(fine.shape) - 1).T
+        self.grain = np.clip(fine, *(GRAIN * np.median(np.abs(fine[row, column])) * np.array([-1, 1])))
+
+    def skin(
+        self, colours: Float32[np.ndarray, "H W 3"], rast: torch.Tensor, verts_cam: Float32[np.ndarray, "V 3"]
+    ) -> None:
+        """Shade the smooth colours of the lid, and give them the grain of skin, in place."""
+        xy = self.camera.project(torch.from_numpy(verts_cam[np.unique(self.corners)])).numpy()
+        ends = np.maximum([xy.min(0) - 2, xy.max(0) + 3], 0).astype(int)
+        box = np.s_[ends[0, 1] : ends[1, 1], ends[0, 0] : ends[1, 0]]
+        part = rast[:, box[0], box[1]].contiguous()
+        if not part.numel():
+            return
+        given = torch.from_numpy(np.c_[self.places, self.shade])[None]
+        found = interpolate(given, part, self.head.dense_faces.int())[0].numpy()
+        own = np.isin(triangle_ids(part), self.triangles)
+        at = found[..., :2] - 0.5
+        grain = cv2.remap(self.grain, at, NO_MAP, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        skin = colours[box] * found[..., 2:] + grain[..., None]
+        colours[box] = np.where(own[..., None], skin, colours[box])
+
+    def unfolded(self, verts_cam: Float32[np.ndarray, "V 3"]) -> Float32[np.ndarray, " F_lid"]:
+        """How far (0..1) each of the lid's triangles shows skin that the photo has folded away."""
+        growth = shown_areas(verts_cam, self.corners) / self.areas
+        share = np.maximum(ramp(growth, GROWTH), ramp(self.closure(verts_cam), CLOSES))
+        return (share * self.inner).astype(np.float32)
+
+    def closure(self, verts_cam: Float32[np.ndarray, "V 3"]) -> float:
+        """How far (up to 1) the lid has come down from where the photo has it; below 0 if the eye is wider open."""
+        return 1 - self._gap_m(verts_cam) / max(self.open_m, 1e-6)
+
+    def _gap_m(self, verts_cam: Float32[np.ndarray, "V 3"]) -> float:
+        upper, lower = landmarks(self.head, torch.from_numpy(verts_cam)).numpy()[self.rims]
+        # Only x and y, as the camera sees the gap: landmark steps leave the depth as it was.
+        return float(np.linalg.norm((upper - lower)[:, :2], axis=-1).mean())
+
+    def paint_lashes(self, frame: UInt8[np.ndarray, "H W 3"], verts_cam: Float32[np.ndarray, "V 3"]) -> None:
+        """Draw the lashes over a lid that has come down, in place."""
+        closure = self.closure(verts_cam)
+        closed = float(ramp(closure, CLOSES))
+        if closed == 0:
+            return
+        line = self._stroke(verts_cam, frame.shape[:2], slit=float(ramp(closure, MEETS)))
+        stroke = np.maximum(LINE_SHARE * line, HAIR_SHARE * self._hairs(verts_cam, frame.shape[:2]))
+        rows, cols = np.flatnonzero(stroke.any(1)), np.flatnonzero(stroke.any(0))
+        if not len(rows):
+            return
+        box = np.s_[rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1]
+        share = (closed * stroke[box])[..., None]
+        frame[box] = np.rint(frame[box] * (1 - share) + self.lashes * share).astype(np.uint8)
+
+    def _rim_px(self, verts_cam):
+        """Both rims, px, the way down the face at each point of the upper one, and the length of one metre."""
+        rims = landmarks(self.head, torch.from_numpy(verts_cam)).numpy()[self.rims]
+        upper, lower = (self.camera.project(torch.from_numpy(rim)).numpy() - 0.5 for rim in rims)
+        along = upper[-1] - upper[0]
+        down = np.array([-along[1], along[0]]) / max(float(np.linalg.norm(along)), 1e-6)
+        down = down * (1 if down[1] > 0 else -1)
+        return upper, lower, down, self.camera.focal_px / float(rims[0, :, 2].mean())
+
+    def _hairs(self, verts_cam, shape) -> Float32[np.ndarray, "H W"]:
+        """Coverage of single lashes that hang from the rim, longer and more slanted towards the outer corner."""
+        upper, _, down, px_per_m = self._rim_px(verts_cam)
+        outward = (upper[0] - upper[-1]) / max(float(np.linalg.norm(upper[0] - upper[-1])), 1e-6)
+        canvas = np.zeros(shape, np.uint8)
+        at = np.linspace(0.04, 0.9, HAIRS)
+        roots = np.stack([np.interp(at * (len(upper) - 1), np.arange(len(upper)), column) for column in upper.T], -1)
+        # Neighbours differ: a comb of equal teeth is none of lashes.
+        uneven = 1 + 0.3 * np.sin(7.3 * np.arange(HAIRS)) + 0.2 * np.cos(3.1 * np.arange(HAIRS))
+        length = HAIR_M * px_per_m * uneven * (1.1 - 0.7 * at)
+        slant = 0.9 * (0.6 - at) + 0.15 * np.sin(5.0 * np.arange(HAIRS))
+        tips = roots + length[:, None] * (down + slant[:, None] * outward)
+        for root, tip in zip(fixed(roots), fixed(tips), strict=True):
+            cv2.line(canvas, root.tolist(), tip.tolist(), (255.0,), 1, cv2.LINE_AA, SUBPIXEL_BITS)
+        return cv2.GaussianBlur(canvas, (0, 0), max(0.0002 * px_per_m, 0.5)).astype(np.float32) / 255
+
+    def _stroke(self, verts_cam, shape, *, thicker: float = 1.0, slit: float = 0.0) -> Float32[np.ndarray, "H W"]:
+        """Coverage of the line along the lid's rim, and of what it leaves open."""
+        upper, lower, down, px_per_m = self._rim_px(verts_cam)
+        width = thicker * LASHES_M * px_per_m
+        canvas = np.zeros(shape, np.uint8)
+        if slit:
+            cv2.fillPoly(canvas, [fixed([*upper, *lower[::-1]])], (255 * slit,), cv2.LINE_AA, SUBPIXEL_BITS)
+        half = 0.5 * width * np.sqrt(np.sin(np.linspace(0, np.pi, len(upper))))[:, None] * down
+        cv2.fillPoly(canvas, [fixed([*(upper - half), *(upper + half)[::-1]])], (255.0,), cv2.LINE_AA, SUBPIXEL_BITS)
+        return cv2.GaussianBlur(canvas, (0, 0), max(0.45 * width, 0.7)).astype(np.float32) / 255
