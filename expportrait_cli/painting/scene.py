@@ -25,6 +25,7 @@ from expportrait_cli.head.fitted import Bones, fitted_mesh, person_joints, photo
 from expportrait_cli.media.video import read_frame
 from expportrait_cli.painting.proxy.compositor import Compositor
 from expportrait_cli.painting.proxy.layers import lids, prepare
+from expportrait_cli.painting.proxy.lips import around_lips
 from expportrait_cli.render.buffers import Buffers, Bump, render_buffers
 
 
@@ -195,7 +196,7 @@ class Witnesses:
     def __init__(self, canvas: Canvas, verts_cam: Float32[np.ndarray, "V 3"], head: HeadModel) -> None:
         """Read the photo where the fitted head `verts_cam` lies."""
         self._camera = canvas.camera
-        facial = ((head.facial_mask > 0.5) & head.part("skin")).numpy() & ~lids(head)
+        facial = ((head.facial_mask > 0.5) & head.part("skin")).numpy() & ~lids(head) & ~around_lips(head)
         triangles = head.dense_faces.numpy()
         triangles = triangles[facial[triangles].all(1)]
         self._triangles = triangles[:: max(len(triangles) // WITNESSES, 1)]

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float32, UInt8
 
-from expportrait_cli.head import HeadModel, landmarks
-from expportrait_cli.head.facemesh import LIP_CORNERS, LOWER_LIPS, UPPER_LIPS
+from expportrait_cli.head import HeadModel, dense, landmarks
+from expportrait_cli.head.facemesh import LIP_CORNERS, LIPS, LOWER_LIPS, UPPER_LIPS
 from expportrait_cli.painting.proxy.layers import (
     NO_MAP,
     NONE,
@@ -41,6 +41,8 @@ ON_LIP, BESIDE_LIPS = (0.25, 0.4, 0.55), 0.08
 """Where the colours of a lip are read, from its outer to its inner border; and of skin, in mouth widths outside it."""
 MIDDLE = slice(3, 8)
 """Columns of a lip that show its colour best."""
+AROUND_LIPS_M = 0.012
+"""How far from the lips the picture of shut lips differs from the photo."""
 OUTER_CORNERS = (61, 291)
 """Where the outer borders of the lips meet: the person's right corner, and the left."""
 
@@ -125,7 +127,7 @@ def _strange(picture, opening, regions, lips: Contours, corner, along, lower):
     window = (2 * max(round(0.04 * lips.width), 1) + 1,) * 2
     rough = np.sqrt(np.maximum(cv2.blur(lab**2, window) - cv2.blur(lab, window) ** 2, 0))
     centre = (lips.upper_inner + lips.lower_inner).mean(0) / 2
-    skin, lip = np.zeros(opening.shape), np.zeros(opening.shape)
+    skin, beard, lip = np.zeros((3, *opening.shape))
     for outer, inner, mine in (
         (lips.upper_outer, lips.upper_inner, ~lower),
         (lips.lower_outer, lips.lower_inner, lower),
@@ -133,16 +135,17 @@ def _strange(picture, opening, regions, lips: Contours, corner, along, lower):
         away = outer - centre
         beside = outer + BESIDE_LIPS * lips.width * away / np.linalg.norm(away, axis=1, keepdims=True)
         place = np.maximum.accumulate(lips.along(outer)[0])
-        colour, allowed = (
+        colour, spread = (
             np.stack([np.interp(along[mine], place, channel) for channel in _calm(_read(of, beside - corner)).T], -1)
-            for of in (lab, UNLIKE + 2 * rough)
+            for of in (lab, rough)
         )
-        skin[mine] = np.linalg.norm((lab[mine] - colour) / allowed, axis=-1)
+        skin[mine] = np.linalg.norm((lab[mine] - colour) / UNLIKE, axis=-1)
+        beard[mine] = np.linalg.norm((lab[mine] - colour) / (UNLIKE + 2 * spread), axis=-1)
         own = np.concatenate([_read(lab, outer + f * (inner - outer) - corner)[MIDDLE] for f in ON_LIP])
         lip[mine] = np.linalg.norm((lab[mine] - np.median(own, axis=0)) / UNLIKE, axis=-1)
     across, up = (2 * max(round(share * lips.width), 1) + 1 for share in LIP_SHADOW)
     zone = cv2.dilate(opening.astype(np.uint8), cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (across, up))) > 0
-    _, pieces = cv2.connectedComponents((zone & (skin > 1) & (lip > 1) | opening).astype(np.uint8))
+    _, pieces = cv2.connectedComponents((zone & (beard > 1) & (lip > 1) | opening).astype(np.uint8))
     inside = np.isin(pieces, np.unique(pieces[opening])) & (pieces > 0)
     reach = 2 * max(round(BESIDE_LIPS * lips.width), 1) + 1
     near = cv2.dilate(regions[1:].any(0).astype(np.uint8), np.ones((reach, reach), np.uint8)) > 0
@@ -161,6 +164,12 @@ def _read(picture: Float32[np.ndarray, "H W 3"], px: Float[np.ndarray, "N 2"]) -
     """Colours at points, with those of the border beyond it."""
     at = px.astype(np.float32)[None] - 0.5
     return cv2.remap(picture, at, NO_MAP, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)[0]
+
+
+def around_lips(head: HeadModel) -> Bool[np.ndarray, " V"]:
+    """Vertices on the lips and beside them: what they show changes where a mouth shuts that the photo has open."""
+    at_rest = dense(head, head.template)
+    return (torch.cdist(at_rest, landmarks(head, at_rest)[LIPS]).min(1).values < AROUND_LIPS_M).numpy()
 
 
 class Lips:
