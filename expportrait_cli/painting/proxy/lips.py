@@ -111,6 +111,8 @@ def shut_lips(
     filled = np.zeros(picture.shape, np.float32)
     for region, share in zip(regions, soft, strict=True):
         known = region & ~unknown
+        if not known.any():
+            known = region
         filled += share[..., None] * membrane(picture.astype(np.float32), known.astype(np.float32))
     near = cv2.GaussianBlur(
         cv2.dilate(unknown.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(np.float32), (0, 0), 0.8
@@ -146,13 +148,14 @@ def _strange(picture, opening, regions, lips: Contours, corner, along, lower):
     across, up = (2 * max(round(share * lips.width), 1) + 1 for share in LIP_SHADOW)
     zone = cv2.dilate(opening.astype(np.uint8), cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (across, up))) > 0
     _, pieces = cv2.connectedComponents((zone & (beard > 1) & (lip > 1) | opening).astype(np.uint8))
-    inside = np.isin(pieces, np.unique(pieces[opening])) & (pieces > 0)
+    inside = (np.isin(pieces, np.unique(pieces[opening])) & (pieces > 0)).astype(np.uint8)
     reach = 2 * max(round(BESIDE_LIPS * lips.width), 1) + 1
     near = cv2.dilate(regions[1:].any(0).astype(np.uint8), np.ones((reach, reach), np.uint8)) > 0
-    astray = np.where(regions[0], near & (lip < skin) & (skin > 1), (skin < lip) & (lip > 1))
     edge, grain = (np.ones((2 * max(round(share * lips.width), 1) + 1,) * 2, np.uint8) for share in (0.012, 0.03))
-    found = cv2.morphologyEx((inside | astray).astype(np.uint8), cv2.MORPH_CLOSE, grain)
-    return cv2.dilate(found, edge) > 0
+    spilt = (regions[0] & near & (lip < skin) & (skin > 1)).astype(np.uint8)
+    spilt = cv2.morphologyEx(spilt, cv2.MORPH_CLOSE, grain) * regions[0]
+    strange = cv2.dilate(inside | spilt, edge) > 0
+    return strange | ~regions[0] & (skin < lip) & (lip > 1)
 
 
 def _calm(colours: Float32[np.ndarray, "N 3"]) -> Float32[np.ndarray, "N 3"]:
