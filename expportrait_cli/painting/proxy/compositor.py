@@ -9,6 +9,7 @@ from expportrait_cli.geometry.rotations import similarity
 from expportrait_cli.head import HeadModel
 from expportrait_cli.head.facemesh import lid_travel
 from expportrait_cli.head.fitted import Bones
+from expportrait_cli.painting.proxy.glimpse import Glimpse, Glimpses
 from expportrait_cli.painting.proxy.layers import (
     DEPTH_SLACK_M,
     NO_MAP,
@@ -25,7 +26,7 @@ from expportrait_cli.painting.proxy.layers import (
     triangle_parts,
 )
 from expportrait_cli.painting.proxy.lips import Lips
-from expportrait_cli.painting.proxy.mouth import InnerLayers
+from expportrait_cli.painting.proxy.mouth import Between, InnerLayers
 from expportrait_cli.render.rasterizer import interpolate
 
 HAIR_DEPTH_M = -0.08
@@ -53,10 +54,12 @@ class Compositor:
         *,
         face_height_px: float,
         chin_y_px: float,
+        glimpses: Glimpses | None = None,
     ):
         """`seam` is where the person's closed lips meet, in the head frame."""
         self.layers, self.head, self.reference = layers, head, reference
-        self.inner = InnerLayers(layers, head, reference, seam)
+        self.lips = Lips(layers, head)
+        self.inner = InnerLayers(layers, head, reference, seam, self.lips.colour, glimpses)
         self.faces = head.dense_faces.int()
         self.face_height_px, self.chin_y_px = face_height_px, chin_y_px
         height, width = layers.alpha.shape
@@ -72,7 +75,6 @@ class Compositor:
         self.moves = (1 - sits * sits * (3 - 2 * sits)).astype(np.float32)
         self.triangle_part = triangle_parts(head)
         self.lids = [Lid(layers, head, travel, side) for side, travel in enumerate(lid_travel(head)) if travel.any()]
-        self.lips = Lips(layers, head)
         self.attributes = torch.from_numpy(
             np.c_[layers.xy, layers.depth, layers.cosine, layers.colour].astype(np.float32)
         )[None]
@@ -81,9 +83,9 @@ class Compositor:
         self.torso_ring = np.c_[0.17 * np.cos(ring), 0.08 * np.sin(ring) - 0.12, np.full(8, -0.02)]
 
     def frame(
-        self, verts_cam: Float32[np.ndarray, "V 3"], bones: Bones
+        self, verts_cam: Float32[np.ndarray, "V 3"], bones: Bones, glimpse: Glimpse | None = None
     ) -> tuple[UInt8[np.ndarray, "H W 3"], Float32[np.ndarray, "H W"]]:
-        """Paint one frame from the posed vertices, and say how far each pixel is a guess (`Sketch.guess`)."""
+        """Paint one frame, and say how far each pixel is a guess (`Sketch.guess`); `glimpse` is the driver's mouth."""
         layers = self.layers
         rast = draw(verts_cam, self.faces, layers.camera)
         part = self.lips.inner(parts_drawn(rast, self.triangle_part), rast, verts_cam)
@@ -113,7 +115,8 @@ class Compositor:
         # Skin, and background, that the photo hides; and outlines, where the matte is a guess.
         bared = (1 - alpha) * layers.alpha
         guess = (moves * np.maximum(np.maximum(hidden, bared), 4 * alpha * (1 - alpha))).astype(np.float32)
-        self.inner.paint(frame, guess, bones, rast, part, source)
+        between = Between(self.lips.contours(verts_cam), glimpse) if glimpse is not None else None
+        self.inner.paint(frame, guess, bones, rast, part, source, between)
         self.lips.paint_seam(frame, verts_cam)
         for lid in self.lids:
             lid.paint_lashes(frame, verts_cam)

@@ -39,6 +39,8 @@ UNLIKE = np.array([14.0, 7.0, 7.0], np.float32)
 """Differences in L*, a* and b* from which a pixel does not look like lip, or like skin, any more."""
 ON_LIP, BESIDE_LIPS = (0.25, 0.4, 0.55), 0.08
 """Where the colours of a lip are read, from its outer to its inner border; and of skin, in mouth widths outside it."""
+SPILT = 0.12
+"""How far outside their contour lips may lie, in mouth widths."""
 MIDDLE = slice(3, 8)
 """Columns of a lip that show its colour best."""
 AROUND_LIPS_M = 0.012
@@ -74,6 +76,12 @@ class Contours:
         axis = (self.upper_inner[-1] - start) / max(self.width, 1e-6)
         away = px - start
         return away @ axis / max(self.width, 1e-6), away @ np.array([-axis[1], axis[0]])
+
+    def place(self, along: Float[np.ndarray, "*B"], down: Float[np.ndarray, "*B"]) -> Float[np.ndarray, "*B 2"]:
+        """The pixel at a place along and across the mouth: the inverse of `along`."""
+        axis = self.upper_inner[-1] - self.upper_inner[0]
+        across = np.array([-axis[1], axis[0]]) / max(self.width, 1e-6)
+        return self.upper_inner[0] + along[..., None] * axis + down[..., None] * across
 
     def line(self, rim: Float[np.ndarray, "N 2"], along: Float[np.ndarray, "*B"]) -> Float[np.ndarray, "*B"]:
         """How far down a rim runs at places along the mouth."""
@@ -149,10 +157,10 @@ def _strange(picture, opening, regions, lips: Contours, corner, along, lower):
     zone = cv2.dilate(opening.astype(np.uint8), cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (across, up))) > 0
     _, pieces = cv2.connectedComponents((zone & (beard > 1) & (lip > 1) | opening).astype(np.uint8))
     inside = (np.isin(pieces, np.unique(pieces[opening])) & (pieces > 0)).astype(np.uint8)
-    reach = 2 * max(round(BESIDE_LIPS * lips.width), 1) + 1
+    reach = 2 * max(round(SPILT * lips.width), 1) + 1
     near = cv2.dilate(regions[1:].any(0).astype(np.uint8), np.ones((reach, reach), np.uint8)) > 0
     edge, grain = (np.ones((2 * max(round(share * lips.width), 1) + 1,) * 2, np.uint8) for share in (0.012, 0.03))
-    spilt = (regions[0] & near & (lip < skin) & (skin > 1)).astype(np.uint8)
+    spilt = (regions[0] & near & (lip < skin) & (beard > 1)).astype(np.uint8)
     spilt = cv2.morphologyEx(spilt, cv2.MORPH_CLOSE, grain) * regions[0]
     strange = cv2.dilate(inside | spilt, edge) > 0
     return strange | ~regions[0] & (skin < lip) & (lip > 1)
@@ -191,7 +199,12 @@ class Lips:
         self.picture = shut_lips(layers.foreground, opening, Contours.of(points))
         outer = points[[*UPPER_LIPS[1], *LOWER_LIPS[1]]]
         column, row = np.clip(outer.astype(int), 0, np.array(self.picture.shape[1::-1]) - 1).T
-        self.seam = SEAM * np.median(self.picture[row, column], axis=0).astype(np.float32)
+        self.colour = np.median(self.picture[row, column], axis=0).astype(np.float32)
+        self.seam = SEAM * self.colour
+
+    def contours(self, verts_cam: Float32[np.ndarray, "V 3"]) -> Contours:
+        """The lips of a posed head."""
+        return Contours.of(self.camera.project(landmarks(self.head, torch.from_numpy(verts_cam))).numpy().astype(float))
 
     def _points(self, verts_cam):
         return landmarks(self.head, torch.from_numpy(verts_cam)).numpy()[self.rims]

@@ -1,0 +1,151 @@
+"""What the driver's clip shows between the lips: where teeth, tongue and darkness are, and how they are lit."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from jaxtyping import Float, Float32, UInt8
+
+from expportrait_cli.artifacts.types import CROP_SIZE, Tracking
+from expportrait_cli.head.facemesh import LIP_PAIRS, LIPS
+from expportrait_cli.media.image import is_image
+from expportrait_cli.media.video import read_frame, read_frames, read_pictures
+from expportrait_cli.painting.proxy.layers import NO_MAP, ramp
+from expportrait_cli.painting.proxy.lips import Contours
+
+PARTED = (0.04, 0.09)
+"""Gaps between the driver's lips, in mouth widths, between which the clip is trusted more and more to show anything."""
+SHARP_PX = (20.0, 36.0)
+"""Widths of the driver's mouth, px of the clip, between which teeth and tongue are told apart."""
+SURVEYED, BEGINNING = 8, 300
+"""How many frames tell how bright the driver's teeth are, and among how many at the clip's beginning."""
+RED = (0.4, 0.8)
+"""Redness, in shares of the driver's lips', between which a bright spot is flesh rather than tooth."""
+COLOURLESS = 0.02
+"""Redness of lips below which a clip has no colour: bright spots are teeth then."""
+PALE = (1.1, 1.6)
+"""Brightness, in shares of the lips', from which they are."""
+FEW = 0.02
+"""Share of pale pixels between the lips below which no teeth were seen."""
+INSET = 0.07
+"""Share of the opening at its rims that is not read: contours lie on the lips there."""
+STEADY = 2
+"""Frames on either side over which trust in the clip is averaged."""
+SKIN_TO_TOOTH = (0.85, 1.6)
+"""Least and greatest brightness of teeth, in shares of the skin's around the mouth."""
+
+
+@dataclass(frozen=True)
+class Glimpse:
+    """One frame of the driver around the mouth."""
+
+    picture: UInt8[np.ndarray, "H W 3"]
+    lips: Contours
+    trust: float
+    """How far (0..1) the clip shows what is between the lips."""
+
+    def read(self, along: Float[np.ndarray, "*B"], share: Float[np.ndarray, "*B"]) -> Float32[np.ndarray, "*B 3"]:
+        """Colours at places along the mouth (0..1) and between the rims (0 the upper, 1 the lower)."""
+        upper, lower = self.lips.line(self.lips.upper_inner, along), self.lips.line(self.lips.lower_inner, along)
+        at = self.lips.place(along, upper + (INSET + (1 - 2 * INSET) * share) * (lower - upper)) - 0.5
+        sampled = cv2.remap(
+            self.picture, at.astype(np.float32), NO_MAP, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+        )
+        return sampled.astype(np.float32)
+
+
+class Glimpses:
+    """The driver's mouth in every frame of a film, asked for in order or from any frame on."""
+
+    def __init__(self, tracking: Tracking) -> None:
+        """Look at the frames with the widest mouths."""
+        self.tracking = tracking
+        self.points = tracking.landmarks * (float(tracking.crop[2]) / CROP_SIZE) + tracking.crop[:2]
+        pairs = np.array(LIP_PAIRS)
+        gap = np.linalg.norm(self.points[:, pairs[:, 0]] - self.points[:, pairs[:, 1]], axis=-1).max(1)
+        width = np.linalg.norm(self.points[:, 61] - self.points[:, 291], axis=-1)
+        seen = ramp(width, SHARP_PX) * (tracking.state == 0)
+        trust = ramp(gap / np.maximum(width, 1e-6), PARTED) * seen
+        around = np.ones(2 * STEADY + 1) / (2 * STEADY + 1)
+        padded = np.pad(trust, STEADY, mode="edge")
+        self.trust = np.minimum(np.convolve(padded, around, mode="valid"), seen)
+        self._frames: Iterator[np.ndarray] | None = None
+        self._next = -1
+        self._survey(gap / np.maximum(width, 1e-6))
+
+    def _survey(self, gaps) -> None:
+        """How bright teeth are in this clip, and how red its lips."""
+        chosen = np.sort(np.argsort(gaps[:BEGINNING] * (self.trust[:BEGINNING] > 0))[-SURVEYED:])
+        at = np.stack(np.meshgrid(np.linspace(0.1, 0.9, 24), np.linspace(0, 1, 12)), -1)
+        inside, lips, skin = [], [], []
+        for index, picture in zip(chosen, read_pictures(self.tracking.source, chosen), strict=False):
+            glimpse = self._of(picture, int(index))
+            inside.append(glimpse.read(at[..., 0], at[..., 1]).reshape(-1, 3))
+            rims = glimpse.lips
+            middle = np.concatenate(
+                [(rims.upper_outer + rims.upper_inner) / 2, (rims.lower_outer + rims.lower_inner) / 2]
+            )
+            beside = middle.mean(0) + 1.35 * (np.concatenate([rims.upper_outer, rims.lower_outer]) - middle.mean(0))
+            for found, px in ((lips, middle), (skin, beside)):
+                column, row = np.clip(px.astype(int), 0, np.array(glimpse.picture.shape[1::-1]) - 1).T
+                found.append(glimpse.picture[row, column].astype(np.float32))
+        inner, lip, around = (np.concatenate(each) for each in (inside, lips, skin))
+        self.redness, self.lip = float(np.median(_redness(lip))), max(float(np.median(lip.mean(-1))), 1.0)
+        low, high = (share * float(np.median(around.mean(-1))) for share in SKIN_TO_TOOTH)
+        pale = inner[(self._tooth(inner) > 0.5) & (inner.mean(-1) > low)].mean(-1)
+        # Without teeth in sight they are as bright as those of most people.
+        white = float(np.percentile(pale, 70)) if len(pale) > FEW * len(inner) else (low + high) / 2
+        self.white = float(np.clip(white, max(low, 1.0), max(high, 1.0)))
+
+    def at(self, frame: int) -> Glimpse | None:
+        """The driver's mouth in a frame of the film, None where the clip shows nothing of its inside."""
+        last = len(self.trust) - 1
+        if self.trust[min(frame, last)] == 0:
+            return None
+        return self._of(self._picture(min(frame, last)), min(frame, last))
+
+    def light(
+        self, colours: Float32[np.ndarray, "*B 3"]
+    ) -> tuple[Float32[np.ndarray, "*B"], Float32[np.ndarray, "*B"], Float32[np.ndarray, "*B"]]:
+        """How bright the driver's pixels are beside its teeth, and beside its lips (1: as they); how far they show teeth."""
+        grey = colours.mean(-1)
+        return _soft(grey / self.white), _soft(grey / self.lip), self._tooth(colours)
+
+    def _tooth(self, colours):
+        if self.redness < COLOURLESS:
+            return ramp(colours.mean(-1) / self.lip, PALE).astype(np.float32)
+        return (1 - ramp(_redness(colours) / self.redness, RED)).astype(np.float32)
+
+    def _picture(self, frame: int):
+        if is_image(self.tracking.source):
+            return read_frame(self.tracking.source, 0)
+        if self._frames is None or frame < self._next or frame > self._next + 50:
+            self._frames, self._next = read_frames(self.tracking.source, start=frame), frame
+        picture = next(self._frames)
+        while self._next < frame:
+            picture = next(self._frames)
+            self._next += 1
+        self._next += 1
+        return picture
+
+    def _of(self, picture, frame: int) -> Glimpse:
+        points = self.points[frame].astype(np.float64)
+        lips = points[LIPS]
+        margin = 0.3 * np.ptp(lips[:, 0]) + 2
+        left, top = np.maximum(lips.min(0) - margin, 0).astype(int)
+        right, bottom = np.ceil(lips.max(0) + margin).astype(int)
+        patch = picture[top : max(bottom, top + 2), left : max(right, left + 2)]
+        if not patch.size:
+            return Glimpse(np.zeros((2, 2, 3), np.uint8), Contours.of(points - [left, top]), 0.0)
+        return Glimpse(patch, Contours.of(points - [left, top]), float(self.trust[frame]))
+
+
+def _redness(colours):
+    """Of red over green: teeth may be yellow."""
+    return (colours[..., 0] - colours[..., 1]) / np.maximum(colours.sum(-1), 24)
+
+
+def _soft(bright):
+    """Highlights without those that clip."""
+    return np.minimum(np.where(bright > 1, 1 + 0.4 * (bright - 1), bright), 1.25)
