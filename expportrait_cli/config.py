@@ -200,8 +200,8 @@ class GenerateConfig(Checked):
     """Show the whole photo instead of the square crop."""
     mouth: Literal["driver", "model"] = "driver"
     """What is seen between the lips: where the driver's clip shows teeth, tongue and darkness, in the person's own
-    colours (driver), or what the head model has there (model). Where driver and photo show one person, or the clip shows
-    too little, it is the model."""
+    colours (driver), or what the head model has there (model). It is the model where driver and photo show one person,
+    and where the clip shows too little."""
     audio: Audio = "driving"
     """Whose sound goes with the film."""
     seed: Seed = 0

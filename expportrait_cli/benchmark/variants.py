@@ -104,8 +104,10 @@ class PairFilms:
             driving=self._inputs.driving,
             out=self._path_of(variant),
             transfer=replace(PAPER if self._absolute else TransferConfig(), method=variant.method),
-            # Pasted back, so that film and truth are the same square.
-            generate=GenerateConfig(backend=variant.backend or self._backend, size=size, paste_back=True, audio="none"),
+            # Pasted back, so that film and truth are the same square; and nothing is copied from the truth.
+            generate=GenerateConfig(
+                backend=variant.backend or self._backend, size=size, paste_back=True, audio="none", mouth="model"
+            ),
         )
 
     def _head(self, variant: Variant, work: Path) -> Path:

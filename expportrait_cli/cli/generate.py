@@ -43,6 +43,7 @@ def generate(
     region: options.Region = TransferConfig.region,
     smooth: options.Smooth = TransferConfig.smooth,
     curves: options.CurvesFile = None,
+    mouth: Annotated[Literal["driver", "model"], options.setting(GenerateConfig, "mouth")] = GenerateConfig.mouth,
     audio: Annotated[
         Literal["driving", "reference", "none"], options.setting(GenerateConfig, "audio")
     ] = GenerateConfig.audio,
@@ -114,6 +115,7 @@ def generate(
             backend=backend,
             size=int(size),
             paste_back=paste_back,
+            mouth=mouth,
             audio=audio,
             seed=seed,
             wan=WanConfig(

@@ -9,6 +9,7 @@ from expportrait_cli.geometry.rotations import similarity
 from expportrait_cli.head import HeadModel
 from expportrait_cli.head.facemesh import lid_travel
 from expportrait_cli.head.fitted import Bones
+from expportrait_cli.painting.proxy.anatomy import Between
 from expportrait_cli.painting.proxy.glimpse import Glimpse, Glimpses
 from expportrait_cli.painting.proxy.layers import (
     DEPTH_SLACK_M,
@@ -26,7 +27,7 @@ from expportrait_cli.painting.proxy.layers import (
     triangle_parts,
 )
 from expportrait_cli.painting.proxy.lips import Lips
-from expportrait_cli.painting.proxy.mouth import Between, InnerLayers
+from expportrait_cli.painting.proxy.mouth import InnerLayers
 from expportrait_cli.render.rasterizer import interpolate
 
 HAIR_DEPTH_M = -0.08

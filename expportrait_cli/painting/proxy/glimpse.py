@@ -108,7 +108,7 @@ class Glimpses:
     def light(
         self, colours: Float32[np.ndarray, "*B 3"]
     ) -> tuple[Float32[np.ndarray, "*B"], Float32[np.ndarray, "*B"], Float32[np.ndarray, "*B"]]:
-        """How bright the driver's pixels are beside its teeth, and beside its lips (1: as they); how far they show teeth."""
+        """How bright pixels are beside the driver's teeth and beside its lips (1: as they); how far they are teeth."""
         grey = colours.mean(-1)
         return _soft(grey / self.white), _soft(grey / self.lip), self._tooth(colours)
 
