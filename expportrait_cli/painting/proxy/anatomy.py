@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float, Float32
 
-from expportrait_cli.painting.proxy.glimpse import Glimpse, Glimpses
+from expportrait_cli.painting.proxy.glimpse import Glimpse, Glimpses, redness
 from expportrait_cli.painting.proxy.layers import Layers, ramp
 from expportrait_cli.painting.proxy.lips import Contours
 
@@ -32,9 +32,14 @@ TONGUE_WIDE_M = 0.024
 """and its half width."""
 BRIGHT = 0.62
 """Brightness, in shares of the brightest spot of the photo's mouth, from which a pixel is a tooth."""
+FEWEST = 12
+"""Pixels of the photo's mouth below which it shows nothing."""
+LEAST_RED, TOOTH_RED, LEAST_REDNESS = 60, 0.75, 0.03
+"""Percentile of redness of bright pixels below which they are taken for teeth; and the most of it that teeth have, in
+shares of the lips', or as such where lips are pale."""
 LIT_EYES = 90
 """Percentile of brightness of the photo's eyeballs that white enamel takes."""
-SKIN_TO_ENAMEL = 1.2
+SKIN_TO_ENAMEL = 1.35
 """Least brightness of enamel beside the skin's: eyes may be narrow, and in shadow."""
 COLOURED = (0.03, 0.15)
 """Saturation of the skin between which a photo has colours."""
@@ -104,7 +109,7 @@ class Mouth:
         white = float(np.clip(max(white, SKIN_TO_ENAMEL * skin.mean()), 50.0, 228.0))
         self.enamel = (0.1 * skin + 0.9 * self._toned(ENAMEL) / ENAMEL.mean() * white).astype(np.float32)
         red = self._toned(TONGUE) / TONGUE.mean() * lip.mean()
-        self.flesh = (0.5 * (lip + red)).astype(np.float32)
+        self.lip, self.flesh = lip, (0.5 * (lip + red)).astype(np.float32)
         """Of tongue and gums, as bright as the lips."""
         self.upper_edge = UPPER_EDGE_M
         self._read_teeth(shown)
@@ -117,21 +122,25 @@ class Mouth:
     def _read_teeth(self, shown):
         """Colour and edge of the upper teeth, if the photo shows them."""
         inner = cv2.erode(shown.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
-        if inner.sum() < 12:
+        if inner.sum() < FEWEST:
             return
         rows, cols = np.nonzero(inner)
         box = np.s_[rows.min() : rows.max() + 1, cols.min() : cols.max() + 1]
-        grey = self.layers.photo[box].astype(np.float32).mean(-1)
-        inside = inner[box]
+        sheet = self._cast(box, self.skull, self.skull)
+        photo = self.layers.photo[box].astype(np.float32)
+        # What is deeper is the tongue, or the lower row.
+        inside = inner[box] & (sheet.up > LONGEST_M)
+        if inside.sum() < FEWEST:
+            return
+        grey, red = photo.mean(-1), redness(photo)
         top = np.percentile(grey[inside], 95)
         tooth = inside & (grey > BRIGHT * top)
+        tooth &= red <= np.percentile(red[tooth], LEAST_RED)
         # A mouth without teeth in sight is red or dark all over.
-        colours = self.layers.photo[box][tooth].astype(np.float32)
-        grey_enough = colours.min(-1) > 0.55 * colours.max(-1)
-        if grey_enough.mean() < 0.5 or top < 0.6 * self.enamel.mean():
+        red_lip, colour = float(redness(self.lip)), np.percentile(photo[tooth], 70, axis=0)
+        if top < 0.6 * self.enamel.mean() or redness(colour) > max(TOOTH_RED * red_lip, LEAST_REDNESS):
             return
-        self.enamel = np.percentile(colours[grey_enough], 60, axis=0).astype(np.float32)
-        sheet = self._cast(box, self.skull, self.skull)
+        self.enamel = colour.astype(np.float32)
         middle = tooth & (abs(sheet.across) < 0.4 * WIDTH_M)
         up = sheet.up[middle if middle.any() else tooth]
         self.upper_edge = float(np.clip(np.percentile(up, 8), LONGEST_M, UPPER_EDGE_M))

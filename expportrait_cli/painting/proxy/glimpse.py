@@ -91,11 +91,11 @@ class Glimpses:
                 column, row = np.clip(px.astype(int), 0, np.array(glimpse.picture.shape[1::-1]) - 1).T
                 found.append(glimpse.picture[row, column].astype(np.float32))
         inner, lip, around = (np.concatenate(each) for each in (inside, lips, skin))
-        self.redness, self.lip = float(np.median(_redness(lip))), max(float(np.median(lip.mean(-1))), 1.0)
+        self.redness, self.lip = float(np.median(redness(lip))), max(float(np.median(lip.mean(-1))), 1.0)
         low, high = (share * float(np.median(around.mean(-1))) for share in SKIN_TO_TOOTH)
         pale = inner[(self._tooth(inner) > 0.5) & (inner.mean(-1) > low)].mean(-1)
         # Without teeth in sight they are as bright as those of most people.
-        white = float(np.percentile(pale, 70)) if len(pale) > FEW * len(inner) else (low + high) / 2
+        white = float(np.percentile(pale, 85)) if len(pale) > FEW * len(inner) else (low + high) / 2
         self.white = float(np.clip(white, max(low, 1.0), max(high, 1.0)))
 
     def at(self, frame: int) -> Glimpse | None:
@@ -115,7 +115,7 @@ class Glimpses:
     def _tooth(self, colours):
         if self.redness < COLOURLESS:
             return ramp(colours.mean(-1) / self.lip, PALE).astype(np.float32)
-        return (1 - ramp(_redness(colours) / self.redness, RED)).astype(np.float32)
+        return (1 - ramp(redness(colours) / self.redness, RED)).astype(np.float32)
 
     def _picture(self, frame: int):
         if is_image(self.tracking.source):
@@ -141,8 +141,8 @@ class Glimpses:
         return Glimpse(patch, Contours.of(points - [left, top]), float(self.trust[frame]))
 
 
-def _redness(colours):
-    """Of red over green: teeth may be yellow."""
+def redness(colours: Float32[np.ndarray, "*B 3"]) -> Float32[np.ndarray, "*B"]:
+    """Excess of red over green, as a share of the brightness: teeth may be yellow."""
     return (colours[..., 0] - colours[..., 1]) / np.maximum(colours.sum(-1), 24)
 
 
