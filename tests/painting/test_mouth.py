@@ -66,7 +66,7 @@ def test_a_place_along_the_mouth_is_that_pixel():
     assert np.abs(lips.place(*lips.along(px)) - px).max() < 1e-9
     along, down = lips.along(np.array([lips.upper_inner[-1], lips.lower_inner[5]]))
     assert np.abs(along - [1, 0.5]).max() < 1e-6 and abs(down[1] - 10) < 1e-4
-    assert abs(lips.line(lips.upper_inner, np.array(0.5)) + 10) < 1e-4
+    assert abs(lips.line(lips.upper_inner, np.array([0.5]))[0] + 10) < 1e-4
 
 
 def test_shut_lips_have_the_lips_colour_where_the_photo_shows_teeth():
@@ -115,9 +115,19 @@ PHOTO_PX = 240
 
 def anatomy(photo: np.ndarray, shown: np.ndarray, glimpses=None) -> tuple[Mouth, np.ndarray]:
     """A mouth a metre away, 3 px for a mm, and its bone; the line of the closed lips is in the picture's middle."""
-    blank = {field: np.zeros(0, np.float32) for field in Layers.__dataclass_fields__}
-    camera = Camera(FOCAL, PHOTO_PX / 2, PHOTO_PX / 2, PHOTO_PX, PHOTO_PX)
-    layers = Layers(**{**blank, "photo": photo, "camera": camera})
+    size = (PHOTO_PX, PHOTO_PX)
+    plane, points, row = np.zeros(size, np.float32), np.zeros((1, 3), np.float32), np.zeros(1, np.float32)
+    layers = Layers(
+        camera=Camera(FOCAL, PHOTO_PX / 2, PHOTO_PX / 2, *size),
+        **dict.fromkeys(("photo", "foreground", "plate", "close_plate"), photo),
+        **dict.fromkeys(("alpha", "zbuffer"), plane),
+        part=np.zeros(size, np.uint8),
+        verts=points,
+        colour=points,
+        xy=points[:, :2].copy(),
+        depth=row,
+        cosine=row,
+    )
     bone = np.array([[1.0, 0, 0, 0], [0, -1, 0, 0], [0, 0, -1, DEPTH]])
     eyes = np.full((50, 3), 200, np.float32)
     skin, lip = photo[0, 0].astype(np.float32), photo[0, 1].astype(np.float32)
@@ -197,7 +207,7 @@ def test_a_driver_says_where_teeth_and_tongue_are_and_not_their_colour(head, tmp
     assert abs(glimpses.white - yellow.mean()) < 4
     found = glimpses.at(0)
     assert found is not None and found.trust == 1
-    assert np.abs(found.read(np.array([0.5, 0.5]), np.array([0.2, 0.8])) - [yellow, TONGUE]).max() < 2
+    assert np.abs(found.read(np.array([[0.5, 0.5]]), np.array([[0.2, 0.8]])) - [[yellow, TONGUE]]).max() < 2
 
     mouth, bone = anatomy(*grin(), glimpses)
     lips = Contours.of(mouth_points((120, 130), 50, 8, 50).astype(float))

@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import cv2
 import numpy as np
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Float, Float32, Int64, UInt8
 
 from expportrait_cli.artifacts.types import CROP_SIZE, Tracking
 from expportrait_cli.head.facemesh import LIP_PAIRS, LIPS
@@ -19,7 +20,7 @@ PARTED = (0.04, 0.09)
 SHARP_PX = (20.0, 36.0)
 """Widths of the driver's mouth, px of the clip, between which teeth and tongue are told apart."""
 SURVEYED, BEGINNING = 8, 300
-"""How many frames tell how bright the driver's teeth are, and among how many at the clip's beginning."""
+"""How many frames tell how bright the driver's teeth are, and among how many of the first with parted lips."""
 RED = (0.4, 0.8)
 """Redness, in shares of the driver's lips', between which a bright spot is flesh rather than tooth."""
 COLOURLESS = 0.02
@@ -30,6 +31,8 @@ FEW = 0.02
 """Share of pale pixels between the lips below which no teeth were seen."""
 INSET = 0.07
 """Share of the opening at its rims that is not read: contours lie on the lips there."""
+FAR = 50
+"""Frames ahead from which the clip is opened anew rather than read on."""
 STEADY = 2
 """Frames on either side over which trust in the clip is averaged."""
 SKIN_TO_TOOTH = (0.85, 1.6)
@@ -45,7 +48,7 @@ class Glimpse:
     trust: float
     """How far (0..1) the clip shows what is between the lips."""
 
-    def read(self, along: Float[np.ndarray, "*B"], share: Float[np.ndarray, "*B"]) -> Float32[np.ndarray, "*B 3"]:
+    def read(self, along: Float[np.ndarray, "h w"], share: Float[np.ndarray, "h w"]) -> Float32[np.ndarray, "h w 3"]:
         """Colours at places along the mouth (0..1) and between the rims (0 the upper, 1 the lower)."""
         upper, lower = self.lips.line(self.lips.upper_inner, along), self.lips.line(self.lips.lower_inner, along)
         at = self.lips.place(along, upper + (INSET + (1 - 2 * INSET) * share) * (lower - upper)) - 0.5
@@ -65,18 +68,20 @@ class Glimpses:
         pairs = np.array(LIP_PAIRS)
         gap = np.linalg.norm(self.points[:, pairs[:, 0]] - self.points[:, pairs[:, 1]], axis=-1).max(1)
         width = np.linalg.norm(self.points[:, 61] - self.points[:, 291], axis=-1)
+        gap = gap / np.maximum(width, 1e-6)
         seen = ramp(width, SHARP_PX) * (tracking.state == 0)
-        trust = ramp(gap / np.maximum(width, 1e-6), PARTED) * seen
         around = np.ones(2 * STEADY + 1) / (2 * STEADY + 1)
-        padded = np.pad(trust, STEADY, mode="edge")
-        self.trust = np.minimum(np.convolve(padded, around, mode="valid"), seen)
+        calm = np.minimum(np.convolve(np.pad(seen, STEADY, mode="edge"), around, mode="valid"), seen)
+        self.trust = ramp(gap, PARTED) * calm
         self._frames: Iterator[np.ndarray] | None = None
         self._next = -1
-        self._survey(gap / np.maximum(width, 1e-6))
+        self.redness, self.lip, self.white = 0.0, 1.0, 1.0
+        trusted = np.flatnonzero(self.trust > 0)[:BEGINNING]
+        if len(trusted):
+            self._survey(np.sort(trusted[np.argsort(gap[trusted])[-SURVEYED:]]))
 
-    def _survey(self, gaps) -> None:
-        """How bright teeth are in this clip, and how red its lips."""
-        chosen = np.sort(np.argsort(gaps[:BEGINNING] * (self.trust[:BEGINNING] > 0))[-SURVEYED:])
+    def _survey(self, chosen: Int64[np.ndarray, " N"]) -> None:
+        """How bright teeth and lips are in this clip, and how red lips."""
         at = np.stack(np.meshgrid(np.linspace(0.1, 0.9, 24), np.linspace(0, 1, 12)), -1)
         inside, lips, skin = [], [], []
         for index, picture in zip(chosen, read_pictures(self.tracking.source, chosen), strict=False):
@@ -100,10 +105,11 @@ class Glimpses:
 
     def at(self, frame: int) -> Glimpse | None:
         """The driver's mouth in a frame of the film, None where the clip shows nothing of its inside."""
-        last = len(self.trust) - 1
-        if self.trust[min(frame, last)] == 0:
+        frame = min(frame, len(self.trust) - 1)
+        if self.trust[frame] == 0:
             return None
-        return self._of(self._picture(min(frame, last)), min(frame, last))
+        picture = self._picture(frame)
+        return None if picture is None else self._of(picture, frame)
 
     def light(
         self, colours: Float32[np.ndarray, "*B 3"]
@@ -117,16 +123,14 @@ class Glimpses:
             return ramp(colours.mean(-1) / self.lip, PALE).astype(np.float32)
         return (1 - ramp(redness(colours) / self.redness, RED)).astype(np.float32)
 
-    def _picture(self, frame: int):
+    def _picture(self, frame: int) -> UInt8[np.ndarray, "H W 3"] | None:
+        """A frame of the clip; None where it has fewer than were tracked."""
         if is_image(self.tracking.source):
             return read_frame(self.tracking.source, 0)
-        if self._frames is None or frame < self._next or frame > self._next + 50:
+        if self._frames is None or not 0 <= frame - self._next < FAR:
             self._frames, self._next = read_frames(self.tracking.source, start=frame), frame
-        picture = next(self._frames)
-        while self._next < frame:
-            picture = next(self._frames)
-            self._next += 1
-        self._next += 1
+        picture = next(islice(self._frames, frame - self._next, None), None)
+        self._next = frame + 1
         return picture
 
     def _of(self, picture, frame: int) -> Glimpse:
