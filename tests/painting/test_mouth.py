@@ -214,7 +214,8 @@ def test_a_driver_says_where_teeth_and_tongue_are_and_not_their_colour(head, tmp
     colour = mouth.colour(BOX, np.ones((150, 120), bool), bone, lowered(bone, 0.02), Between(lips, found))
     assert np.abs(colour[115 - 60, 60] - mouth.enamel).max() < 12
     below = colour[145 - 60, 60]
-    assert abs(below.mean() / mouth.flesh.mean() - np.mean(TONGUE) / np.mean(LIP)) < 0.06
+    # A little brighter than the lips, as in the clip; highlights are compressed.
+    assert abs(below.mean() / mouth.flesh.mean() - (0.6 + 0.4 * np.mean(TONGUE) / np.mean(LIP))) < 0.02
     assert np.abs(below / below.mean() - mouth.flesh / mouth.flesh.mean()).max() < 0.03
 
 
