@@ -37,6 +37,8 @@ FEWEST = 12
 LEAST_RED, TOOTH_RED, LEAST_REDNESS = 60, 0.75, 0.03
 """Percentile of redness of bright pixels below which they are taken for teeth; and the most of it that teeth have, in
 shares of the lips', or as such where lips are pale."""
+FLESH = 0.92
+"""Brightness of tongue and gums beside the lips'."""
 LIT_EYES = 90
 """Percentile of brightness of the photo's eyeballs that white enamel takes."""
 SKIN_TO_ENAMEL = 1.35
@@ -109,8 +111,8 @@ class Mouth:
         white = float(np.clip(max(white, SKIN_TO_ENAMEL * skin.mean()), 50.0, 228.0))
         self.enamel = (0.1 * skin + 0.9 * self._toned(ENAMEL) / ENAMEL.mean() * white).astype(np.float32)
         red = self._toned(TONGUE) / TONGUE.mean() * lip.mean()
-        self.lip, self.flesh = lip, (0.5 * (lip + red)).astype(np.float32)
-        """Of tongue and gums, as bright as the lips."""
+        # Lips may be painted: most of the hue is a tongue's own.
+        self.lip, self.flesh = lip, (FLESH * (0.25 * lip + 0.75 * red)).astype(np.float32)
         self.upper_edge = UPPER_EDGE_M
         self._read_teeth(shown)
         self.shown_below = self._without_upper(shown)

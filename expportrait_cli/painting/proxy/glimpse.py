@@ -35,8 +35,8 @@ FAR = 50
 """Frames ahead from which the clip is opened anew rather than read on."""
 STEADY = 2
 """Frames on either side over which trust in the clip is averaged."""
-SKIN_TO_TOOTH = (0.85, 1.6)
-"""Least and greatest brightness of teeth, in shares of the skin's around the mouth."""
+SKIN_TO_TOOTH, UNSEEN = (0.85, 5.0), 1.3
+"""Least and greatest brightness of teeth, in shares of the skin's around the mouth; and that of teeth not seen."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Glimpses:
     def _survey(self, chosen: Int64[np.ndarray, " N"]) -> None:
         """How bright teeth and lips are in this clip, and how red lips."""
         at = np.stack(np.meshgrid(np.linspace(0.1, 0.9, 24), np.linspace(0, 1, 12)), -1)
-        inside, lips, skin = [], [], []
+        inside, lips, beside = [], [], []
         for index, picture in zip(chosen, read_pictures(self.tracking.source, chosen), strict=False):
             glimpse = self._of(picture, int(index))
             inside.append(glimpse.read(at[..., 0], at[..., 1]).reshape(-1, 3))
@@ -91,17 +91,18 @@ class Glimpses:
             middle = np.concatenate(
                 [(rims.upper_outer + rims.upper_inner) / 2, (rims.lower_outer + rims.lower_inner) / 2]
             )
-            beside = middle.mean(0) + 1.35 * (np.concatenate([rims.upper_outer, rims.lower_outer]) - middle.mean(0))
-            for found, px in ((lips, middle), (skin, beside)):
+            outside = middle.mean(0) + 1.35 * (np.concatenate([rims.upper_outer, rims.lower_outer]) - middle.mean(0))
+            for found, px in ((lips, middle), (beside, outside)):
                 column, row = np.clip(px.astype(int), 0, np.array(glimpse.picture.shape[1::-1]) - 1).T
                 found.append(glimpse.picture[row, column].astype(np.float32))
-        inner, lip, around = (np.concatenate(each) for each in (inside, lips, skin))
+        inner, lip, around = (np.concatenate(each) for each in (inside, lips, beside))
         self.redness, self.lip = float(np.median(redness(lip))), max(float(np.median(lip.mean(-1))), 1.0)
-        low, high = (share * float(np.median(around.mean(-1))) for share in SKIN_TO_TOOTH)
+        skin = max(float(np.median(around.mean(-1))), 1.0)
+        low, high = (share * skin for share in SKIN_TO_TOOTH)
         pale = inner[(self._tooth(inner) > 0.5) & (inner.mean(-1) > low)].mean(-1)
         # Without teeth in sight they are as bright as those of most people.
-        white = float(np.percentile(pale, 85)) if len(pale) > FEW * len(inner) else (low + high) / 2
-        self.white = float(np.clip(white, max(low, 1.0), max(high, 1.0)))
+        white = float(np.percentile(pale, 85)) if len(pale) > FEW * len(inner) else UNSEEN * skin
+        self.white = float(np.clip(white, low, high))
 
     def at(self, frame: int) -> Glimpse | None:
         """The driver's mouth in a frame of the film, None where the clip shows nothing of its inside."""
