@@ -22,7 +22,9 @@ SHARP_PX = (20.0, 36.0)
 SURVEYED, BEGINNING = 8, 300
 """How many frames tell how bright the driver's teeth are, and among how many of the first with parted lips."""
 RED = (0.4, 0.8)
-"""Redness, in shares of the driver's lips', between which a bright spot is flesh rather than tooth."""
+"""Redness, on the way from the driver's teeth to its lips, between which a bright spot is flesh rather than tooth."""
+CAST = 0.6
+"""Greatest redness of teeth, in shares of the lips'."""
 COLOURLESS = 0.02
 """Redness of lips below which a clip has no colour: bright spots are teeth then."""
 PALE = (1.1, 1.6)
@@ -75,7 +77,7 @@ class Glimpses:
         self.trust = ramp(gap, PARTED) * calm
         self._frames: Iterator[np.ndarray] | None = None
         self._next = -1
-        self.redness, self.lip, self.white = 0.0, 1.0, 1.0
+        self.redness, self.cast, self.lip, self.white = 0.0, 0.0, 1.0, 1.0
         trusted = np.flatnonzero(self.trust > 0)[:BEGINNING]
         if len(trusted):
             self._survey(np.sort(trusted[np.argsort(gap[trusted])[-SURVEYED:]]))
@@ -97,6 +99,9 @@ class Glimpses:
                 found.append(glimpse.picture[row, column].astype(np.float32))
         inner, lip, around = (np.concatenate(each) for each in (inside, lips, beside))
         self.redness, self.lip = float(np.median(redness(lip))), max(float(np.median(lip.mean(-1))), 1.0)
+        # In red light teeth are red too.
+        bright = redness(inner[inner.mean(-1) > self.lip])
+        self.cast = float(np.clip(np.percentile(bright, 10) if len(bright) else 0.0, 0.0, CAST * self.redness))
         skin = max(float(np.median(around.mean(-1))), 1.0)
         low, high = (share * skin for share in SKIN_TO_TOOTH)
         pale = inner[(self._tooth(inner) > 0.5) & (inner.mean(-1) > low)].mean(-1)
@@ -122,7 +127,7 @@ class Glimpses:
     def _tooth(self, colours):
         if self.redness < COLOURLESS:
             return ramp(colours.mean(-1) / self.lip, PALE).astype(np.float32)
-        return (1 - ramp(redness(colours) / self.redness, RED)).astype(np.float32)
+        return (1 - ramp((redness(colours) - self.cast) / (self.redness - self.cast), RED)).astype(np.float32)
 
     def _picture(self, frame: int) -> UInt8[np.ndarray, "H W 3"] | None:
         """A frame of the clip; None where it has fewer than were tracked."""
