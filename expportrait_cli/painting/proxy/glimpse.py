@@ -119,7 +119,7 @@ class Glimpses:
 
     def light(
         self, colours: Float32[np.ndarray, "*B 3"]
-    ) -> tuple[Float32[np.ndarray, "*B"], Float32[np.ndarray, "*B"], Float32[np.ndarray, "*B"]]:
+    ) -> tuple[Float[np.ndarray, "*B"], Float[np.ndarray, "*B"], Float[np.ndarray, "*B"]]:
         """How bright pixels are beside the driver's teeth and beside its lips (1: as they); how far they are teeth."""
         grey = colours.mean(-1)
         return _soft(grey / self.white), _soft(grey / self.lip), self._tooth(colours)
@@ -151,9 +151,9 @@ class Glimpses:
         return Glimpse(patch, Contours.of(points - [left, top]), float(self.trust[frame]))
 
 
-def redness(colours: Float32[np.ndarray, "*B 3"]) -> Float32[np.ndarray, "*B"]:
+def redness(colours: Float[np.ndarray, "*B 3"]) -> Float[np.ndarray, "*B"]:
     """Excess of red over green, as a share of the brightness: teeth may be yellow."""
-    return (colours[..., 0] - colours[..., 1]) / np.maximum(colours.sum(-1), 24)
+    return np.asarray((colours[..., 0] - colours[..., 1]) / np.maximum(colours.sum(-1), 24))
 
 
 def _soft(bright):
