@@ -237,6 +237,10 @@ class GenerateConfig(Checked):
     """Side of the square crop, px: 256, 512 or 768."""
     paste_back: bool = False
     """Show the whole photo instead of the square crop."""
+    mouth: Literal["driver", "model"] = "driver"
+    """What is seen between the lips: where the driver's clip shows teeth, tongue and darkness, in the person's own
+    colours (driver), or what the head model has there (model). It is the model where driver and photo show one person,
+    and where the clip shows too little."""
     audio: Audio = "driving"
     """Whose sound goes with the film."""
     seed: Seed = 0

@@ -118,12 +118,13 @@ class PairFilms:
                 method=variant.method,
                 representation=variant.representation or making.representation,
             ),
-            # Pasted back, so that film and truth are the same square.
+            # Pasted back, so that film and truth are the same square; and nothing is copied from the truth.
             generate=GenerateConfig(
                 backend=variant.backend or making.backend,
                 size=size,
                 paste_back=True,
                 audio="none",
+                mouth="model",
                 wan=WanConfig(weights="" if variant.backend else making.weights),
             ),
         )

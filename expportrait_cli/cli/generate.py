@@ -45,6 +45,7 @@ def generate(
     smooth: options.Smooth = TransferConfig.smooth,
     curves: options.CurvesFile = None,
     representation: options.Shown = TransferConfig.representation,
+    mouth: Annotated[Literal["driver", "model"], options.setting(GenerateConfig, "mouth")] = GenerateConfig.mouth,
     audio: Annotated[
         Literal["driving", "reference", "none"], options.setting(GenerateConfig, "audio")
     ] = GenerateConfig.audio,
@@ -132,6 +133,7 @@ def generate(
             backend=backend,
             size=int(size),
             paste_back=paste_back,
+            mouth=mouth,
             audio=audio,
             seed=seed,
             wan=WanConfig(

@@ -1,12 +1,13 @@
 """FaceMesh landmarks of one chosen face, in photos and along clips."""
 
+import cv2
 import numpy as np
 from jaxtyping import Float32, UInt8
 
 from expportrait_cli.detect.crop import Crop, crop_image, uncrop_points
 from expportrait_cli.detect.faces import FaceBox, FaceFinder
 from expportrait_cli.detect.nets import LandmarkNet
-from expportrait_cli.head.facemesh import LOWER_LIDS, OUTER_EYES, UPPER_LIDS
+from expportrait_cli.head.facemesh import CHIN, FOREHEAD, LIP_PAIRS, LOWER_LIDS, NOSE_BASE, OUTER_EYES, UPPER_LIDS
 
 Image = UInt8[np.ndarray, "H W 3"]
 Landmarks = Float32[np.ndarray, "478 2"]
@@ -20,6 +21,34 @@ LOOSE, TIGHT, OFF_CENTRE = 1.55, 2.6, 0.13
 RIGHT_EYE, LEFT_EYE = [33, 133], [362, 263]
 LIDS_APART, LIDS_NEAR = 0.025, 0.03
 """In inter-ocular distances: by how much the net shows touching lids too far apart, and the gap at which that ends."""
+
+GAPING = (0.3, 0.42)
+"""Gaps between the lips, in inter-ocular distances, between which the lower face is read in a shortened picture."""
+SHORTENED = 0.75
+"""Height of that picture: the net has seen few screams, and holds lower lip and chin back where a face is too long."""
+
+
+def gaping(landmarks: Landmarks) -> float:
+    """How far (0..1) a mouth is wider open than the net can tell."""
+    upper, lower = landmarks[np.array(LIP_PAIRS).T]
+    size = float(np.linalg.norm(landmarks[OUTER_EYES[0]] - landmarks[OUTER_EYES[1]]))
+    gap = float(np.linalg.norm(upper - lower, axis=1).max()) / max(size, 1e-6)
+    return float(np.clip((gap - GAPING[0]) / (GAPING[1] - GAPING[0]), 0, 1))
+
+
+def shortened(image: Image, landmarks: Landmarks) -> tuple[Image, Float32[np.ndarray, "2 3"]]:
+    """The picture with the face in it `SHORTENED` from forehead to chin, and the map back from its pixels."""
+    axis = landmarks[CHIN] - landmarks[FOREHEAD]
+    axis = axis / max(float(np.linalg.norm(axis)), 1e-6)
+    centre = (landmarks[CHIN] + landmarks[FOREHEAD]) / 2
+    longer = np.eye(2) + (1 / SHORTENED - 1) * np.outer(axis, axis)
+    back = np.c_[longer, centre - longer @ centre].astype(np.float32)
+    # Pixel centres are at +0.5 in the landmarks, and at whole numbers in OpenCV.
+    shift = back[:, :2] @ np.array([0.5, 0.5], np.float32) - 0.5
+    place = np.c_[back[:, :2], back[:, 2] + shift]
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    small = cv2.warpAffine(image, place, image.shape[1::-1], flags=flags, borderMode=cv2.BORDER_REPLICATE)
+    return small.astype(np.uint8), back
 
 
 def meet_lids(landmarks: Landmarks) -> Landmarks:
@@ -126,7 +155,28 @@ class FaceMesh:
         except ValueError:
             return None
         points = self._net(self._seen)
-        return None if points is None else uncrop_points(meet_lids(points), view, VIEW)
+        if points is None:
+            return None
+        return uncrop_points(meet_lids(self._wide(self._seen, points)), view, VIEW)
+
+    def _wide(self, seen: Image, points: Landmarks) -> Landmarks:
+        """The lower face of a mouth wide open, read again in a picture in which the face has its usual length."""
+        share = gaping(points)
+        if share == 0:
+            return points
+        small, back = shortened(seen, points)
+        again = self._net(small)
+        if again is None:
+            return points
+        again = again @ back[:, :2].T + back[:, 2]
+        if gaping(again.astype(np.float32)) == 0:
+            return points
+        axis = points[CHIN] - points[FOREHEAD]
+        down = (points - points[OUTER_EYES, :].mean(0)) @ axis
+        nose = float((points[NOSE_BASE[0]] - points[OUTER_EYES, :].mean(0)) @ axis)
+        # From the middle of the nose on: eyes are best read as they are.
+        below = np.clip(2 * down / max(nose, 1e-6) - 1, 0, 1)[:, None]
+        return (points + share * below * (again - points)).astype(np.float32)
 
     def _follow(self, before: Image | None, view: Crop) -> Landmarks | None:
         """Landmarks from those of the frame before, in the same view."""

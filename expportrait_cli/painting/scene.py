@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Float32, UInt8
 
 from expportrait_cli.artifacts.meshes import Meshes
-from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit
+from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit, Tracking
 from expportrait_cli.config import GenerateConfig
 from expportrait_cli.detect.crop import Crop, crop_image
 from expportrait_cli.detect.matte import Matte
@@ -24,7 +24,9 @@ from expportrait_cli.head.facemesh import CHIN, FOREHEAD, IRIS, LIP_PAIRS
 from expportrait_cli.head.fitted import Bones, fitted_mesh, person_joints, photo_curves, relief_of
 from expportrait_cli.media.video import read_frame
 from expportrait_cli.painting.proxy.compositor import Compositor
+from expportrait_cli.painting.proxy.glimpse import Glimpse, Glimpses
 from expportrait_cli.painting.proxy.layers import lids, prepare
+from expportrait_cli.painting.proxy.lips import around_lips
 from expportrait_cli.render.buffers import Buffers, Bump, render_buffers
 
 
@@ -201,7 +203,7 @@ class Witnesses:
     def __init__(self, canvas: Canvas, verts_cam: Float32[np.ndarray, "V 3"], head: HeadModel) -> None:
         """Read the photo where the fitted head `verts_cam` lies."""
         self._camera = canvas.camera
-        facial = ((head.facial_mask > 0.5) & head.part("skin")).numpy() & ~lids(head)
+        facial = ((head.facial_mask > 0.5) & head.part("skin")).numpy() & ~lids(head) & ~around_lips(head)
         triangles = head.dense_faces.numpy()
         triangles = triangles[facial[triangles].all(1)]
         self._triangles = triangles[:: max(len(triangles) // WITNESSES, 1)]
@@ -255,15 +257,24 @@ class Scene:
     """The photo as it is,"""
     canvas: Canvas
     """and what of it the film shows."""
+    driver: Tracking | None = None
+    """Whose clip says what is between the lips (`GenerateConfig.mouth`); None if the head model does."""
     detail: bool = True
     """Whether normals show the photo's fine static detail."""
 
     @classmethod
-    def of(cls, fit: HeadFit, meshes: Meshes, head: HeadModel, config: GenerateConfig) -> "Scene":
+    def of(
+        cls,
+        fit: HeadFit,
+        meshes: Meshes,
+        head: HeadModel,
+        config: GenerateConfig,
+        driver: Tracking | None = None,
+    ) -> "Scene":
         """Read the photo."""
         photo = read_frame(fit.source, fit.frame)
         make = photo_canvas if config.paste_back else crop_canvas
-        return cls(fit, meshes, head, photo, make(photo, fit, config.size))
+        return cls(fit, meshes, head, photo, make(photo, fit, config.size), driver)
 
     @property
     def still(self) -> Still:
@@ -278,7 +289,7 @@ class Scene:
         for index, verts in enumerate(self.meshes.frames(start), start):
             if not np.isfinite(verts).all():
                 raise FilmError(f"Frame {index} of the meshes holds no numbers (NaN). Make them again, then the film.")
-            proxy, guess = self._compositor.frame(verts, self._bones(index))
+            proxy, guess = self._compositor.frame(verts, self._bones(index), self._glimpse(index))
             if (unlike := self._witnesses.unlike(proxy, verts)) > UNLIKE:
                 raise FilmError(
                     f"Frame {index} of the film does not show the face of the photo: {unlike:.1f} of the variance at "
@@ -290,6 +301,9 @@ class Scene:
     def _landmarks_px(self, verts: Float32[np.ndarray, "V 3"]) -> Float32[np.ndarray, "L 2"]:
         points = landmarks(self.head, torch.from_numpy(np.ascontiguousarray(verts)))
         return self.canvas.camera.project(points).float().numpy()
+
+    def _glimpse(self, index: int) -> Glimpse | None:
+        return self._glimpses.at(index) if self._glimpses is not None else None
 
     def _bones(self, index: int) -> Bones:
         return Bones.of(self._joints, self.meshes.curves, index)
@@ -320,6 +334,10 @@ class Scene:
         return person_joints(self.fit, self.head).numpy()
 
     @cached_property
+    def _glimpses(self) -> Glimpses | None:
+        return Glimpses(self.driver) if self.driver is not None else None
+
+    @cached_property
     def _compositor(self) -> Compositor:
         fit, head, canvas = self.fit, self.head, self.canvas
         layers = prepare(canvas.photo, canvas.alpha, fitted_mesh(fit, head), head, canvas.camera, canvas.hair(fit))
@@ -335,4 +353,5 @@ class Scene:
             irises=np.stack([_iris(points[rows]) for rows in (IRIS[5:], IRIS[:5])]),
             face_height_px=float(np.linalg.norm(points[CHIN] - points[FOREHEAD])),
             chin_y_px=float(points[CHIN, 1]),
+            glimpses=self._glimpses,
         )

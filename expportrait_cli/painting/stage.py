@@ -16,7 +16,7 @@ from expportrait_cli.artifacts import network_file
 from expportrait_cli.artifacts.files import atomic_path, sha256
 from expportrait_cli.artifacts.meshes import Meshes
 from expportrait_cli.artifacts.texts import read_json
-from expportrait_cli.artifacts.types import HeadFit
+from expportrait_cli.artifacts.types import HeadFit, Tracking
 from expportrait_cli.config import GenerateConfig, Representation, WanConfig
 from expportrait_cli.errors import FilmError, UsageError, WeightsError
 from expportrait_cli.head import HeadModel
@@ -219,16 +219,18 @@ def paint(
     start: int = 0,
     end: int | None = None,
     keep: Path | None = None,
+    driver: Tracking | None = None,
 ) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
     """Paint frames `start` to `end`: the crop at `config.size`, or with paste-back the whole photo at its own size.
 
-    In the folder `keep` the painter leaves what it needs to go on in the middle of the film.
+    In the folder `keep` the painter leaves what it needs to go on in the middle of the film. With `driver` its clip
+    says what is between the lips; without, the head model does.
 
     Raises:
         FilmError: a frame is torn, another picture, or one colour.
     """
     painter = painter_of(config)
-    scene = replace(Scene.of(head_fit, meshes, head, config), detail=painter.detail)
+    scene = replace(Scene.of(head_fit, meshes, head, config, driver), detail=painter.detail)
     frames = painter.paint(scene.still, scene.sketches, start=start, count=meshes.frame_count, keep=keep)
     for index, frame in enumerate(islice(frames, None if end is None else end - start), start):
         if frame[::4, ::4].std() < UNIFORM * scene.canvas.photo.std():

@@ -180,17 +180,19 @@ class _Run:
             write_png(job.control_picture, sheet)
             return Film(job.control_picture, job.record, {"frames": meshes.artifact.frame_count})
         driver = Driver.of(tracking.artifact) if tracking is not None else Driver.behind(job.driving)
+        mouth = self._mouth(head_fit.artifact, tracking.artifact if tracking is not None else None)
         shown = representation_of(meshes.artifact.path)
         self.painter.check_shown(shown)
         # The photo's own normals are of the same kind as the film's.
         head_fit = replace(head_fit, artifact=reduced(head_fit.artifact, shown))
         drawn = {"render": f"revision {steps.REVISIONS['render']}"}
         inputs = {"head": head_fit.key, "meshes": meshes.key, **drawn, **self.painter.identity}
+        inputs |= {"mouth": mouth.fingerprint} if mouth is not None else {}
         film_key = steps.made_by("generate", asdict(job.generate), inputs)["key"]
         if film_key != self.known.get("painted"):
             # Sound is added at the end: it makes no frame stale.
             frames = steps.made_by("generate", {**asdict(job.generate), "audio": None}, inputs)
-            self._paint(head_fit.artifact, meshes.artifact, driver, job.work / f"segments-{frames['key'][:16]}")
+            self._paint(head_fit.artifact, meshes.artifact, driver, mouth, job.work / f"segments-{frames['key'][:16]}")
         if job.grid:
             self.stages.run(
                 "draw the grid",
@@ -205,6 +207,7 @@ class _Run:
                 ),
             )
         quality = _quality(head_fit.artifact, tracking.artifact if tracking is not None else None, meshes.artifact)
+        quality["mouth"] = "driver" if mouth is not None else "model"
         record = self._record(key, film_key, meshes.artifact, head_path, perf_counter() - started, quality)
         if job.with_report:
             # Imported here, because only runs with a page need the libraries that measure a film.
@@ -220,14 +223,29 @@ class _Run:
             _remove_work(job.work)
         return Film(job.out, job.record, record)
 
-    def _paint(self, head_fit: HeadFit, meshes: Meshes, driver: Driver | None, folder: Path) -> None:
+    def _mouth(self, head_fit: HeadFit, driver: Tracking | None) -> Tracking | None:
+        """The driver whose clip says what is between the lips: never the person's own, which would show the answer."""
+        if self.job.generate.mouth == "model" or driver is None or same_person(head_fit, driver):
+            return None
+        if not Path(driver.source).is_file():
+            log.warning(
+                "The clip %s is gone: what is between the lips is the head model's (`mouth=model`).", driver.source
+            )
+            return None
+        return driver
+
+    def _paint(
+        self, head_fit: HeadFit, meshes: Meshes, driver: Driver | None, mouth: Tracking | None, folder: Path
+    ) -> None:
         """Paint what `folder` lacks, and join it with the sound."""
         job = self.job
         forget_others(folder)
         segments = self.stages.run(
             "paint the film",
             lambda progress: write_segments(
-                lambda start: paint(head_fit, meshes, self.head, job.generate, start=start, keep=folder / "kept"),
+                lambda start: paint(
+                    head_fit, meshes, self.head, job.generate, start=start, keep=folder / "kept", driver=mouth
+                ),
                 folder,
                 frame_count=meshes.frame_count,
                 rate=meshes.rate,

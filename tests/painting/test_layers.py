@@ -11,7 +11,6 @@ from expportrait_cli.geometry.rotations import from_turns, logarithm
 from expportrait_cli.head.fitted import Bones, fitted_mesh
 from expportrait_cli.head.model import HEAD, JAW, TORSO, HeadPose, bones
 from expportrait_cli.media.image import read_image
-from expportrait_cli.painting.proxy.compositor import lips_together
 from expportrait_cli.painting.proxy.layers import background, diffuse, membrane, unmix
 from expportrait_cli.painting.scene import crop_canvas, photo_canvas
 
@@ -146,19 +145,3 @@ def test_the_whole_photo_is_never_enlarged(fitted):
     small = photo_canvas(image, fitted, 124).photo
     assert small.shape[0] == round(512 * 124 / fitted.crop[2])
     assert cv2.resize(image, small.shape[1::-1], interpolation=cv2.INTER_AREA).tolist() == small.tolist()
-
-
-def test_lips_together_show_no_teeth_and_no_shadow():
-    """Red lips on skin around white teeth, in a dark rim that the mesh takes for lips."""
-    y, x = np.mgrid[:120, :160] - np.array([60, 80])[:, None, None]
-    away = np.hypot(x / 44, y / 10)
-    picture = np.full((120, 160, 3), (200, 150, 120), np.uint8)
-    picture[np.hypot(x / 50, y / 20) < 1] = (170, 80, 80)
-    picture[away < 1.06] = (30, 10, 10)
-    picture[away < 1] = (235, 230, 220)
-    shut = lips_together(picture, away < 0.97, 88.0)
-    assert shut[away < 1.06].min() > 70 and shut[away < 1.06, 2].max() < 125
-    assert np.abs(shut[60, 80].astype(int) - (170, 80, 80)).max() < 12
-    far = np.hypot(x / 60, y / 25) > 1
-    assert np.array_equal(shut[far], picture[far])
-    assert lips_together(picture, np.zeros((120, 160), bool), 88.0) is picture

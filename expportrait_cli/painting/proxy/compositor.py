@@ -3,13 +3,15 @@
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32, UInt8
+from jaxtyping import Float, Float32, UInt8
 
 from expportrait_cli.geometry.rotations import similarity
-from expportrait_cli.head import HeadModel, landmarks
-from expportrait_cli.head.facemesh import LIP_CORNERS, LOWER_LIPS, UPPER_LIPS, lid_travel
+from expportrait_cli.head import HeadModel
+from expportrait_cli.head.facemesh import lid_travel
 from expportrait_cli.head.fitted import Bones
+from expportrait_cli.painting.proxy.anatomy import Between
 from expportrait_cli.painting.proxy.eyes import Eyes
+from expportrait_cli.painting.proxy.glimpse import Glimpse, Glimpses
 from expportrait_cli.painting.proxy.hidden import Hidden
 from expportrait_cli.painting.proxy.layers import (
     DEPTH_SLACK_M,
@@ -17,35 +19,19 @@ from expportrait_cli.painting.proxy.layers import (
     NONE,
     SKIN,
     STILL_PX,
-    SUBPIXEL_BITS,
     Layers,
     diffuse,
     draw,
-    fixed,
-    membrane,
     mix,
     parts_drawn,
-    ramp,
     triangle_ids,
     triangle_parts,
 )
 from expportrait_cli.painting.proxy.lids import Lid
+from expportrait_cli.painting.proxy.lips import Lips
 from expportrait_cli.painting.proxy.mouth import InnerLayers
 from expportrait_cli.render.rasterizer import interpolate
 
-OPEN_M = 0.0015
-"""Gap between the lips from which the mouth of the photo counts as open, m."""
-MOVED = (0.02, 0.06)
-"""Mean motion of the inner lips relative to the photo, in mouth widths, between which the photo's teeth and shadows
-are faded out of lips and cheeks: they belong to the photo's mouth, and not to the one that is painted."""
-SEAM_M, SEAM_WIDTH_M, SEAM = (0.0006, 0.0016), 0.0008, 0.5
-"""Gaps between which the line of shut lips fades, its width, and its brightness, as a share of the lips'."""
-DEEP_M = 0.02
-"""Distance behind the lips from which skin between them is the throat's, seen through the mesh."""
-BESIDE = 0.1
-"""How far beside the lips, in mouth widths, what is inside them may be seen."""
-LIP_SHADOW = (0.09, 0.03)
-"""How far, in mouth widths across and up, teeth and shadow of an open mouth reach over what the mesh takes for lips."""
 HAIR_DEPTH_M = -0.08
 """Depth in the head frame at which hair beyond the mesh is taken to lie: behind the ears."""
 FADE_FACES = 0.35
@@ -63,121 +49,6 @@ HAIR_FRINGE = 0.018
 """Width, in face heights, over which hair that the photo hides thins out towards the outline of the mesh."""
 
 
-def lips_together(
-    foreground: UInt8[np.ndarray, "H W 3"], opening: Bool[np.ndarray, "H W"], width_px: float
-) -> UInt8[np.ndarray, "H W 3"]:
-    """The picture without what an open mouth shows and the rim that it shades: lips and cheeks go on in its place.
-
-    `width_px` is the mouth's. Beside its corners the shadow reaches farther than above and below it.
-    """
-    across, up = (2 * max(round(share * width_px), 1) + 1 for share in LIP_SHADOW)
-    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (across, up))
-    rows, cols = np.nonzero(cv2.dilate(opening.astype(np.uint8), kernel))
-    if not len(rows):
-        return foreground
-    margin = max(round(0.3 * width_px), 4)
-    box = np.s_[max(rows.min() - margin, 0) : rows.max() + margin, max(cols.min() - margin, 0) : cols.max() + margin]
-    known = 1 - cv2.dilate(opening[box].astype(np.uint8), kernel).astype(np.float32)
-    out = foreground.copy()
-    out[box] = np.rint(membrane(foreground[box].astype(np.float32), known)).clip(0, 255).astype(np.uint8)
-    return out
-
-
-class Lips:
-    """Both lips, compared with how the photo shows them."""
-
-    def __init__(self, layers: Layers, head: HeadModel):
-        """Nothing to do where the photo has them shut."""
-        self.head, self.camera = head, layers.camera
-        self.rims = np.array([(LIP_CORNERS[0], *row[-1], LIP_CORNERS[1]) for row in (UPPER_LIPS, LOWER_LIPS)])
-        self.open_m, self.shape = self._gap_m(layers.verts), self._shape(layers.verts)
-        self.width_m = float(np.ptp(self.shape[:, 0]))
-        self.cavity = head.part_names.index("mouth_cavity")
-        self.inside = [head.part_names.index(name) for name in ("teeth_upper", "teeth_lower", "mouth_cavity")]
-        xy = self._px(layers.verts)
-        width_px = float(np.linalg.norm(xy[0, -1] - xy[0, 0]))
-        self.picture = lips_together(layers.foreground, np.isin(layers.part, self.inside), width_px)
-        outer = self.camera.project(landmarks(head, torch.from_numpy(layers.verts))[[*UPPER_LIPS[1], *LOWER_LIPS[1]]])
-        row = np.clip(outer.numpy()[:, 1].astype(int), 0, self.picture.shape[0] - 1)
-        column = np.clip(outer.numpy()[:, 0].astype(int), 0, self.picture.shape[1] - 1)
-        self.seam = SEAM * np.median(self.picture[row, column], axis=0).astype(np.float32)
-
-    def _points(self, verts_cam):
-        return landmarks(self.head, torch.from_numpy(verts_cam)).numpy()[self.rims]
-
-    def _px(self, verts_cam):
-        return np.stack([self.camera.project(torch.from_numpy(rim)).numpy() for rim in self._points(verts_cam)])
-
-    def _shape(self, verts_cam):
-        """The rims about their middle as the camera sees them, m."""
-        points = self._points(verts_cam)[..., :2].reshape(-1, 2)
-        return points - points.mean(0)
-
-    def _gap_m(self, verts_cam) -> float:
-        upper, lower = self._points(verts_cam)[..., :2]
-        return float(np.linalg.norm(upper - lower, axis=-1)[1:-1].mean())
-
-    def inner(
-        self, part: UInt8[np.ndarray, "H W"], rast: torch.Tensor, verts_cam: Float32[np.ndarray, "V 3"]
-    ) -> UInt8[np.ndarray, "H W"]:
-        """The parts drawn, without a mouth beside the lips or skin of the neck between them."""
-        xy = self._px(verts_cam)
-        reach = max(round(BESIDE * float(np.linalg.norm(xy[0, -1] - xy[0, 0]))), 1)
-        outline = np.rint(np.concatenate([xy[0], xy[1][::-1]]) - 0.5).astype(np.int32)
-        corner = np.maximum(outline.min(0) - reach, 0)
-        box = np.s_[corner[1] : max(outline[:, 1].max() + reach, 0), corner[0] : max(outline[:, 0].max() + reach, 0)]
-        part, astray = part.copy(), np.isin(part, self.inside)
-        if part[box].size:
-            between = np.zeros(part[box].shape, np.uint8)
-            cv2.fillPoly(between, [outline - corner], (1,))
-            ids = triangle_ids(rast[:, box[0], box[1]])
-            depth = np.where(ids >= 0, verts_cam[self.head.dense_faces.numpy()[np.maximum(ids, 0), 0], 2], 0)
-            behind = depth > float(self._points(verts_cam)[..., 2].max()) + DEEP_M
-            part[box][(between > 0) & (part[box] == SKIN) & behind] = self.cavity
-            astray[box] &= cv2.dilate(between, np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)) == 0
-        part[astray] = NONE
-        return part
-
-    def clean(
-        self,
-        person: UInt8[np.ndarray, "H W 3"],
-        field: Float32[np.ndarray, "H W 2"],
-        verts_cam: Float32[np.ndarray, "V 3"],
-    ) -> None:
-        """Take the photo's teeth and shadows off lips that lie otherwise than there, in place."""
-        moved = self._shape(verts_cam) - self.shape
-        share = float(ramp(np.linalg.norm(moved, axis=-1).mean() / self.width_m, MOVED))
-        if share == 0 or self.open_m < OPEN_M:
-            return
-        xy = self._px(verts_cam).reshape(-1, 2)
-        low, high = xy.min(0), xy.max(0)
-        margin = 0.5 * float(high[0] - low[0])
-        left, top = np.maximum(low - margin, 0).astype(int)
-        right, bottom = (high + margin).astype(int)
-        box = np.s_[top : max(bottom, top), left : max(right, left)]
-        if person[box].size:
-            closed = cv2.remap(self.picture, field[box], NO_MAP, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
-            person[box] = mix(person[box], closed, np.full(closed.shape[:2], share, np.float32))
-
-    def paint_seam(self, frame: UInt8[np.ndarray, "H W 3"], verts_cam: Float32[np.ndarray, "V 3"]) -> None:
-        """Draw the line where lips meet that the photo has apart, in place."""
-        share = 1 - float(ramp(self._gap_m(verts_cam), SEAM_M))
-        if share == 0 or self.open_m < OPEN_M:
-            return
-        upper, lower = self._px(verts_cam) - 0.5
-        depth = float(self._points(verts_cam)[..., 2].mean())
-        half = 0.5 * SEAM_WIDTH_M * self.camera.focal_px / depth * np.sqrt(np.sin(np.linspace(0, np.pi, len(upper))))
-        shift = np.c_[np.zeros(len(half)), half]
-        canvas = np.zeros(frame.shape[:2], np.uint8)
-        cv2.fillPoly(canvas, [fixed([*(upper - shift), *(lower + shift)[::-1]])], (255.0,), cv2.LINE_AA, SUBPIXEL_BITS)
-        rows, cols = np.flatnonzero(canvas.any(1)), np.flatnonzero(canvas.any(0))
-        if not len(rows):
-            return
-        box = np.s_[max(rows[0] - 2, 0) : rows[-1] + 3, max(cols[0] - 2, 0) : cols[-1] + 3]
-        soft = share * cv2.GaussianBlur(canvas[box].astype(np.float32) / 255, (0, 0), 0.7)[..., None]
-        frame[box] = np.rint(frame[box] * (1 - soft) + self.seam * soft).astype(np.uint8)
-
-
 class Compositor:
     """Paint frames from a prepared photo: one call a frame, the same input always the same frame."""
 
@@ -191,10 +62,12 @@ class Compositor:
         irises: Float[np.ndarray, "2 3"],
         face_height_px: float,
         chin_y_px: float,
+        glimpses: Glimpses | None = None,
     ):
         """`seam` is where the person's closed lips meet, in the head frame; `irises` as `Eyes` takes them."""
         self.layers, self.head, self.reference = layers, head, reference
-        self.inner = InnerLayers(layers, head, reference, seam)
+        self.lips = Lips(layers, head)
+        self.inner = InnerLayers(layers, head, reference, seam, self.lips.colour, glimpses)
         self.faces = head.dense_faces.int()
         self.face_height_px, self.chin_y_px = face_height_px, chin_y_px
         height, width = layers.alpha.shape
@@ -213,7 +86,6 @@ class Compositor:
         self.eyes = Eyes(
             layers, head, irises=irises, lids=self.lids, skin=self.inner.skin, head_turn=reference.head[:, :3]
         )
-        self.lips = Lips(layers, head)
         self.hidden = Hidden(
             head,
             layers.camera,
@@ -231,9 +103,9 @@ class Compositor:
         self.torso_ring = np.c_[0.17 * np.cos(ring), 0.08 * np.sin(ring) - 0.12, np.full(8, -0.02)]
 
     def frame(
-        self, verts_cam: Float32[np.ndarray, "V 3"], bones: Bones
+        self, verts_cam: Float32[np.ndarray, "V 3"], bones: Bones, glimpse: Glimpse | None = None
     ) -> tuple[UInt8[np.ndarray, "H W 3"], Float32[np.ndarray, "H W"]]:
-        """Paint one frame from the posed vertices, and say how far each pixel is a guess (`Sketch.guess`)."""
+        """Paint one frame, and say how far each pixel is a guess (`Sketch.guess`); `glimpse` is the driver's mouth."""
         layers = self.layers
         rast = draw(verts_cam, self.faces, layers.camera)
         part = self.lips.inner(parts_drawn(rast, self.triangle_part), rast, verts_cam)
@@ -268,7 +140,8 @@ class Compositor:
         # Skin, and background, that the photo hides; and outlines, where the matte is a guess.
         bared = (1 - alpha) * layers.alpha
         guess = (moves * np.maximum(np.maximum(hidden, bared), 4 * alpha * (1 - alpha))).astype(np.float32)
-        self.inner.paint(frame, guess, bones, part, source)
+        between = Between(self.lips.contours(verts_cam), glimpse) if glimpse is not None else None
+        self.inner.paint(frame, guess, bones, part, source, between)
         self.eyes.paint(frame, guess, part, verts_cam, bones.head[:, :3])
         self.lips.paint_seam(frame, verts_cam)
         for lid in self.lids:

@@ -1,0 +1,282 @@
+"""Lips: how the photo has them, and how they shut over teeth that the photo shows."""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float32, UInt8
+
+from expportrait_cli.head import HeadModel, dense, landmarks
+from expportrait_cli.head.facemesh import LIP_CORNERS, LIPS, LOWER_LIPS, UPPER_LIPS
+from expportrait_cli.painting.proxy.layers import (
+    NO_MAP,
+    NONE,
+    SKIN,
+    SUBPIXEL_BITS,
+    Layers,
+    fixed,
+    membrane,
+    mix,
+    ramp,
+    triangle_ids,
+)
+
+OPEN_M = 0.0015
+"""Gap between the lips from which the mouth of the photo counts as open, m."""
+MOVED = (0.02, 0.06)
+"""Mean motion of the inner lips relative to the photo, in mouth widths, between which the photo's teeth and shadows
+are faded out of lips and cheeks: they belong to the photo's mouth, and not to the one that is painted."""
+SEAM_M, SEAM_WIDTH_M, SEAM = (0.0006, 0.0016), 0.0008, 0.5
+"""Gaps between which the line of shut lips fades, its width, and its brightness, as a share of the lips'."""
+DEEP_M = 0.02
+"""Distance behind the lips from which skin between them is the throat's, seen through the mesh."""
+BESIDE = 0.1
+"""How far beside the lips, in mouth widths, what is inside them may be seen."""
+LIP_SHADOW = (0.14, 0.05)
+"""How far, in mouth widths across and up, teeth and shadow of an open mouth reach over what the mesh takes for lips."""
+UNLIKE = np.array([14.0, 7.0, 7.0], np.float32)
+"""Differences in L*, a* and b* from which a pixel does not look like lip, or like skin, any more."""
+ON_LIP, BESIDE_LIPS = (0.25, 0.4, 0.55), 0.08
+"""Where the colours of a lip are read, from its outer to its inner border; and of skin, in mouth widths outside it."""
+SPILT = 0.12
+"""How far outside their contour lips may lie, in mouth widths."""
+MIDDLE = slice(3, 8)
+"""Columns of a lip that show its colour best."""
+AROUND_LIPS_M = 0.012
+"""How far from the lips the picture of shut lips differs from the photo."""
+OUTER_CORNERS = (61, 291)
+"""Where the outer borders of the lips meet: the person's right corner, and the left."""
+
+
+@dataclass(frozen=True)
+class Contours:
+    """Lips in a picture, px: from the person's right corner to the left, columns of all four above each other."""
+
+    upper_outer: Float[np.ndarray, "N 2"]
+    upper_inner: Float[np.ndarray, "N 2"]
+    lower_inner: Float[np.ndarray, "N 2"]
+    lower_outer: Float[np.ndarray, "N 2"]
+
+    @classmethod
+    def of(cls, points: Float[np.ndarray, "478 2"]) -> "Contours":
+        """From FaceMesh's landmarks."""
+        inner, outer = LIP_CORNERS, OUTER_CORNERS
+        rows = ((outer, UPPER_LIPS[0]), (inner, UPPER_LIPS[3]), (inner, LOWER_LIPS[3]), (outer, LOWER_LIPS[0]))
+        return cls(*(points[[ends[0], *row, ends[1]]] for ends, row in rows))
+
+    @property
+    def width(self) -> float:
+        """Between the corners."""
+        return float(np.linalg.norm(self.upper_inner[-1] - self.upper_inner[0]))
+
+    def along(self, px: Float[np.ndarray, "*B 2"]) -> tuple[Float[np.ndarray, "*B"], Float[np.ndarray, "*B"]]:
+        """Place of pixels along the mouth, 0..1 from corner to corner, and across it, px downwards."""
+        start = self.upper_inner[0]
+        axis = (self.upper_inner[-1] - start) / max(self.width, 1e-6)
+        away = px - start
+        return away @ axis / max(self.width, 1e-6), away @ np.array([-axis[1], axis[0]])
+
+    def place(self, along: Float[np.ndarray, "*B"], down: Float[np.ndarray, "*B"]) -> Float[np.ndarray, "*B 2"]:
+        """The pixel at a place along and across the mouth: the inverse of `along`."""
+        axis = self.upper_inner[-1] - self.upper_inner[0]
+        across = np.array([-axis[1], axis[0]]) / max(self.width, 1e-6)
+        return self.upper_inner[0] + along[..., None] * axis + down[..., None] * across
+
+    def line(self, rim: Float[np.ndarray, "N 2"], along: Float[np.ndarray, "*B"]) -> Float[np.ndarray, "*B"]:
+        """How far down a rim runs at places along the mouth."""
+        at, down = self.along(rim)
+        return np.interp(along, np.maximum.accumulate(at), down)
+
+
+def shut_lips(
+    foreground: UInt8[np.ndarray, "H W 3"], opening: Bool[np.ndarray, "H W"], lips: Contours
+) -> UInt8[np.ndarray, "H W 3"]:
+    """The picture without what an open mouth shows and the rim that it shades.
+
+    Each lip goes on into the opening from its own side, and along itself to its corners; skin goes on up to the lips.
+    What lies near the opening and looks like neither (teeth, gums, the corners' shadow) is taken for a part of it.
+    """
+    if not opening.any():
+        return foreground
+    margin = 0.35 * lips.width
+    points = np.concatenate([lips.upper_outer, lips.lower_outer])
+    left, top = np.maximum(points.min(0) - margin, 0).astype(int)
+    right, bottom = np.ceil(points.max(0) + margin).astype(int)
+    box = np.s_[top : max(bottom, top), left : max(right, left)]
+    picture = foreground[box]
+    if not picture.size:
+        return foreground
+    rows, cols = np.mgrid[: picture.shape[0], : picture.shape[1]]
+    along, down = lips.along(np.stack([cols, rows], -1) + 0.5 + [left, top])
+    middle = (lips.line(lips.upper_inner, along) + lips.line(lips.lower_inner, along)) / 2
+    lower, between = down > middle, np.zeros(picture.shape[:2], np.uint8)
+    outline = np.concatenate([lips.upper_outer, lips.lower_outer[::-1]]) - [left, top] - 0.5
+    cv2.fillPoly(between, [fixed(outline)], (1,), shift=SUBPIXEL_BITS)
+    regions = np.stack([between == 0, (between > 0) & ~lower, (between > 0) & lower])
+    unknown = _strange(picture, opening[box], regions, lips, np.array([left, top]), along, lower)
+    soft = [cv2.GaussianBlur(region.astype(np.float32), (0, 0), max(0.012 * lips.width, 0.8)) for region in regions]
+    filled = np.zeros(picture.shape, np.float32)
+    for region, share in zip(regions, soft, strict=True):
+        known = region & ~unknown
+        if not known.any():
+            known = region
+        filled += share[..., None] * membrane(picture.astype(np.float32), known.astype(np.float32))
+    near = cv2.GaussianBlur(
+        cv2.dilate(unknown.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(np.float32), (0, 0), 0.8
+    )
+    whole = foreground.copy()
+    whole[box] = mix(picture, np.rint(filled).clip(0, 255).astype(np.uint8), near)
+    return whole
+
+
+def _strange(picture, opening, regions, lips: Contours, corner, along, lower):
+    """Pixels that look otherwise than the region in which they lie: skin, upper lip, or lower lip."""
+    lab = cv2.cvtColor(picture.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
+    # A beard differs from its own mean.
+    window = (2 * max(round(0.04 * lips.width), 1) + 1,) * 2
+    rough = np.sqrt(np.maximum(cv2.blur(lab**2, window) - cv2.blur(lab, window) ** 2, 0))
+    centre = (lips.upper_inner + lips.lower_inner).mean(0) / 2
+    skin, beard, lip = np.zeros((3, *opening.shape))
+    for outer, inner, mine in (
+        (lips.upper_outer, lips.upper_inner, ~lower),
+        (lips.lower_outer, lips.lower_inner, lower),
+    ):
+        away = outer - centre
+        beside = outer + BESIDE_LIPS * lips.width * away / np.linalg.norm(away, axis=1, keepdims=True)
+        place = np.maximum.accumulate(lips.along(outer)[0])
+        colour, spread = (
+            np.stack([np.interp(along[mine], place, channel) for channel in _calm(_read(of, beside - corner)).T], -1)
+            for of in (lab, rough)
+        )
+        skin[mine] = np.linalg.norm((lab[mine] - colour) / UNLIKE, axis=-1)
+        beard[mine] = np.linalg.norm((lab[mine] - colour) / (UNLIKE + 2 * spread), axis=-1)
+        own = np.concatenate([_read(lab, outer + f * (inner - outer) - corner)[MIDDLE] for f in ON_LIP])
+        lip[mine] = np.linalg.norm((lab[mine] - np.median(own, axis=0)) / UNLIKE, axis=-1)
+    across, up = (2 * max(round(share * lips.width), 1) + 1 for share in LIP_SHADOW)
+    zone = cv2.dilate(opening.astype(np.uint8), cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (across, up))) > 0
+    _, pieces = cv2.connectedComponents((zone & (beard > 1) & (lip > 1) | opening).astype(np.uint8))
+    inside = (np.isin(pieces, np.unique(pieces[opening])) & (pieces > 0)).astype(np.uint8)
+    reach = 2 * max(round(SPILT * lips.width), 1) + 1
+    near = cv2.dilate(regions[1:].any(0).astype(np.uint8), np.ones((reach, reach), np.uint8)) > 0
+    edge, grain = (np.ones((2 * max(round(share * lips.width), 1) + 1,) * 2, np.uint8) for share in (0.012, 0.03))
+    spilt = (regions[0] & near & (lip < skin) & (beard > 1)).astype(np.uint8)
+    spilt = cv2.morphologyEx(spilt, cv2.MORPH_CLOSE, grain) * regions[0]
+    strange = cv2.dilate(inside | spilt, edge) > 0
+    return strange | ~regions[0] & (skin < lip) & (lip > 1)
+
+
+def _calm(colours: Float32[np.ndarray, "N 3"]) -> Float32[np.ndarray, "N 3"]:
+    """Each the mean of itself and its neighbours."""
+    return cv2.blur(colours, (1, 3), borderType=cv2.BORDER_REPLICATE)
+
+
+def _read(picture: Float32[np.ndarray, "H W 3"], px: Float[np.ndarray, "N 2"]) -> Float32[np.ndarray, "N 3"]:
+    """Colours at points, with those of the border beyond it."""
+    at = px.astype(np.float32)[None] - 0.5
+    return cv2.remap(picture, at, NO_MAP, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)[0]
+
+
+def around_lips(head: HeadModel) -> Bool[np.ndarray, " V"]:
+    """Vertices on the lips and beside them: what they show changes where a mouth shuts that the photo has open."""
+    at_rest = dense(head, head.template)
+    return (torch.cdist(at_rest, landmarks(head, at_rest)[LIPS]).min(1).values < AROUND_LIPS_M).numpy()
+
+
+class Lips:
+    """Both lips, compared with how the photo shows them."""
+
+    def __init__(self, layers: Layers, head: HeadModel):
+        """Nothing to do where the photo has them shut."""
+        self.head, self.camera = head, layers.camera
+        self.rims = np.array([(LIP_CORNERS[0], *row[-1], LIP_CORNERS[1]) for row in (UPPER_LIPS, LOWER_LIPS)])
+        self.open_m, self.shape = self._gap_m(layers.verts), self._shape(layers.verts)
+        self.width_m = float(np.ptp(self.shape[:, 0]))
+        self.cavity = head.part_names.index("mouth_cavity")
+        self.inside = [head.part_names.index(name) for name in ("teeth_upper", "teeth_lower", "mouth_cavity")]
+        points = self.camera.project(landmarks(head, torch.from_numpy(layers.verts))).numpy().astype(np.float64)
+        opening = np.isin(layers.part, self.inside)
+        self.picture = shut_lips(layers.foreground, opening, Contours.of(points))
+        outer = points[[*UPPER_LIPS[1], *LOWER_LIPS[1]]]
+        column, row = np.clip(outer.astype(int), 0, np.array(self.picture.shape[1::-1]) - 1).T
+        self.colour = np.median(self.picture[row, column], axis=0).astype(np.float32)
+        self.seam = SEAM * self.colour
+
+    def contours(self, verts_cam: Float32[np.ndarray, "V 3"]) -> Contours:
+        """The lips of a posed head."""
+        return Contours.of(self.camera.project(landmarks(self.head, torch.from_numpy(verts_cam))).numpy().astype(float))
+
+    def _points(self, verts_cam):
+        return landmarks(self.head, torch.from_numpy(verts_cam)).numpy()[self.rims]
+
+    def _px(self, verts_cam):
+        return np.stack([self.camera.project(torch.from_numpy(rim)).numpy() for rim in self._points(verts_cam)])
+
+    def _shape(self, verts_cam):
+        """The rims about their middle as the camera sees them, m."""
+        points = self._points(verts_cam)[..., :2].reshape(-1, 2)
+        return points - points.mean(0)
+
+    def _gap_m(self, verts_cam) -> float:
+        upper, lower = self._points(verts_cam)[..., :2]
+        return float(np.linalg.norm(upper - lower, axis=-1)[1:-1].mean())
+
+    def inner(
+        self, part: UInt8[np.ndarray, "H W"], rast: torch.Tensor, verts_cam: Float32[np.ndarray, "V 3"]
+    ) -> UInt8[np.ndarray, "H W"]:
+        """The parts drawn, without a mouth beside the lips or skin of the neck between them."""
+        xy = self._px(verts_cam)
+        reach = max(round(BESIDE * float(np.linalg.norm(xy[0, -1] - xy[0, 0]))), 1)
+        outline = np.rint(np.concatenate([xy[0], xy[1][::-1]]) - 0.5).astype(np.int32)
+        corner = np.maximum(outline.min(0) - reach, 0)
+        box = np.s_[corner[1] : max(outline[:, 1].max() + reach, 0), corner[0] : max(outline[:, 0].max() + reach, 0)]
+        part, astray = part.copy(), np.isin(part, self.inside)
+        if part[box].size:
+            between = np.zeros(part[box].shape, np.uint8)
+            cv2.fillPoly(between, [outline - corner], (1,))
+            ids = triangle_ids(rast[:, box[0], box[1]])
+            depth = np.where(ids >= 0, verts_cam[self.head.dense_faces.numpy()[np.maximum(ids, 0), 0], 2], 0)
+            behind = depth > float(self._points(verts_cam)[..., 2].max()) + DEEP_M
+            part[box][(between > 0) & (part[box] == SKIN) & behind] = self.cavity
+            astray[box] &= cv2.dilate(between, np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)) == 0
+        part[astray] = NONE
+        return part
+
+    def clean(
+        self,
+        person: UInt8[np.ndarray, "H W 3"],
+        field: Float32[np.ndarray, "H W 2"],
+        verts_cam: Float32[np.ndarray, "V 3"],
+    ) -> None:
+        """Take the photo's teeth and shadows off lips that lie otherwise than there, in place."""
+        moved = self._shape(verts_cam) - self.shape
+        share = float(ramp(np.linalg.norm(moved, axis=-1).mean() / self.width_m, MOVED))
+        if share == 0 or self.open_m < OPEN_M:
+            return
+        xy = self._px(verts_cam).reshape(-1, 2)
+        low, high = xy.min(0), xy.max(0)
+        margin = 0.5 * float(high[0] - low[0])
+        left, top = np.maximum(low - margin, 0).astype(int)
+        right, bottom = (high + margin).astype(int)
+        box = np.s_[top : max(bottom, top), left : max(right, left)]
+        if person[box].size:
+            closed = cv2.remap(self.picture, field[box], NO_MAP, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+            person[box] = mix(person[box], closed, np.full(closed.shape[:2], share, np.float32))
+
+    def paint_seam(self, frame: UInt8[np.ndarray, "H W 3"], verts_cam: Float32[np.ndarray, "V 3"]) -> None:
+        """Draw the line where lips meet that the photo has apart, in place."""
+        share = 1 - float(ramp(self._gap_m(verts_cam), SEAM_M))
+        if share == 0 or self.open_m < OPEN_M:
+            return
+        upper, lower = self._px(verts_cam) - 0.5
+        depth = float(self._points(verts_cam)[..., 2].mean())
+        half = 0.5 * SEAM_WIDTH_M * self.camera.focal_px / depth * np.sqrt(np.sin(np.linspace(0, np.pi, len(upper))))
+        shift = np.c_[np.zeros(len(half)), half]
+        canvas = np.zeros(frame.shape[:2], np.uint8)
+        cv2.fillPoly(canvas, [fixed([*(upper - shift), *(lower + shift)[::-1]])], (255.0,), cv2.LINE_AA, SUBPIXEL_BITS)
+        rows, cols = np.flatnonzero(canvas.any(1)), np.flatnonzero(canvas.any(0))
+        if not len(rows):
+            return
+        box = np.s_[max(rows[0] - 2, 0) : rows[-1] + 3, max(cols[0] - 2, 0) : cols[-1] + 3]
+        soft = share * cv2.GaussianBlur(canvas[box].astype(np.float32) / 255, (0, 0), 0.7)[..., None]
+        frame[box] = np.rint(frame[box] * (1 - soft) + self.seam * soft).astype(np.uint8)
