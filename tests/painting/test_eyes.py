@@ -49,7 +49,7 @@ def test_an_eye_has_the_photos_colours_from_the_middle_outwards():
     assert np.abs(pupil - 12).max() < 2
     # Three pixels mirror the light, which is no colour of the iris.
     assert np.abs(iris - [60, 90, 140]).max() < 3
-    assert limbus.mean() < 0.9 * iris.mean()
+    assert limbus.mean() < 0.95 * iris.mean()
     assert np.abs(white - pale[0]).max() < 2
 
 
@@ -57,7 +57,7 @@ def test_what_lids_shade_is_no_white_and_what_one_eye_hides_the_other_shows():
     grey, green = np.tile([70.0, 60.0, 55.0], (20, 1)), np.tile([70.0, 110.0, 80.0], (20, 1))
     eye = bare(white=grey)
     eye.settle(bare(iris=green))
-    assert eye.white.mean() > 170 and saturation(eye.white) < saturation(SKIN)
+    assert eye.white.mean() > 170 and saturation(eye.white[None])[0] < saturation(SKIN[None])[0]
     assert np.array_equal(eye.iris_colour, green[0])
     alone = bare()
     alone.settle(bare())

@@ -196,8 +196,8 @@ class Eye:
         """What lids leave of the light."""
         padded = np.pad(shown.astype(np.uint8), 1)
         inward = cv2.distanceTransform(padded, cv2.DIST_L2, 5)[1:-1, 1:-1]
-        upper = 1 - LID_SHADOW * (1 - ramp(from_top(shown), (0, SHADOW_WIDTH * radius))) ** 2
-        shade = upper * (0.8 + 0.2 * ramp(inward, (0, SOCKET_WIDTH * radius)))
+        upper = 1 - LID_SHADOW * (1 - ramp(from_top(shown), (0.0, SHADOW_WIDTH * radius))) ** 2
+        shade = upper * (0.8 + 0.2 * ramp(inward, (0.0, SOCKET_WIDTH * radius)))
         return cv2.GaussianBlur(np.where(shown, shade, 0.6).astype(np.float32), (0, 0), 0.8)
 
     def gaze(
