@@ -11,18 +11,21 @@ import cv2
 import numpy as np
 import torch
 from jaxtyping import Float16, Float32, Int64, UInt8
+from torch import Tensor
 
-from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit
+from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit, Relief
 from expportrait_cli.detect.crop import Crop, crop_image
 from expportrait_cli.detect.matte import Gaussian, lab_colours, smoothstep
-from expportrait_cli.fitting.clip import dynamic_mask, plain_skin
+from expportrait_cli.fitting.clip import Clip, dynamic_mask, plain_skin
+from expportrait_cli.fitting.parametric import whole_patch
 from expportrait_cli.fitting.silhouette import draw_vertices
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.geometry.mesh import vertex_normals
 from expportrait_cli.head import HeadModel, dense
-from expportrait_cli.head.fitted import fitted_mesh
+from expportrait_cli.head.fitted import fitted_mesh, relief_of
 from expportrait_cli.head.model import NECK, TORSO
-from expportrait_cli.render.buffers import render_buffers
+from expportrait_cli.render.buffers import Buffers, Bump, render_buffers
+from expportrait_cli.render.rasterizer import interpolate, rasterize
 
 CROWN_M, BROW_M, CHIN_M = 0.085, 0.06, -0.09
 """Heights in the template, over the origin between the ears: of the crown, of the brows' upper end and of the chin."""
@@ -132,17 +135,34 @@ def with_detail(
     """
     crop, verts = Crop(*map(float, fit.crop)), fitted_mesh(fit, head)
     drawn = draw_vertices(verts, head, fit.focal_px, size=CROP_SIZE)
-    classes = pixel_classes(crop_image(photo, crop, CROP_SIZE), matte, drawn, head)
     side = int(np.clip(round(crop.side / CROP_SIZE) * CROP_SIZE, CROP_SIZE, LARGEST))
-    shares = classes if side == CROP_SIZE else cv2.resize(classes, (side, side), interpolation=cv2.INTER_LINEAR)
+    picture = crop_image(photo, crop, side)
     px_per_mm = fit.focal_px / (1000 * float(fit.translation[2])) * side / CROP_SIZE
-    heights_mm = relief_heights(crop_image(photo, crop, side), shares, px_per_mm=px_per_mm)
+    heights_mm, classes = read_relief(
+        picture, matte, drawn, head, px_per_mm=px_per_mm, small=crop_image(photo, crop, CROP_SIZE)
+    )
     return replace(
         fit,
         relief=(heights_mm / 1000).astype(np.float16),
         relief_seen=shown(verts, head, matte, fit.focal_px),
         classes=np.rint(255 * classes).astype(np.uint8),
     )
+
+
+def read_relief(
+    picture: UInt8[np.ndarray, "R R 3"],
+    matte: Float32[np.ndarray, "S S"],
+    drawn: Int64[np.ndarray, "S S"],
+    head: HeadModel,
+    *,
+    px_per_mm: float,
+    small: UInt8[np.ndarray, "S S 3"] | None = None,
+) -> tuple[Float32[np.ndarray, "R R"], Float32[np.ndarray, "S S 3"]]:
+    """Heights of the detail of a crop, mm, and its `pixel_classes`, which are told in `small` if it is larger."""
+    classes = pixel_classes(picture if small is None else small, matte, drawn, head)
+    side = len(picture)
+    shares = classes if side == len(classes) else cv2.resize(classes, (side, side), interpolation=cv2.INTER_LINEAR)
+    return relief_heights(picture, shares, px_per_mm=px_per_mm), classes
 
 
 def shown(
@@ -227,3 +247,55 @@ def _blurred(values: Float32[np.ndarray, "H W"], sigma_px: float) -> Float32[np.
 
 def _limited(values: Float32[np.ndarray, "H W"], limit: float) -> Float32[np.ndarray, "H W"]:
     return limit * np.tanh(values / limit)
+
+
+SHOWN = 0.3
+"""How far the photo must show a spot for its detail to be compared."""
+
+
+@dataclass(frozen=True)
+class DrawnClip:
+    """The head of a clip's first frame, drawn as each frame's pose and expression move it."""
+
+    clip: Clip
+    relief: Relief
+    bump: Bump | None
+    offset: Float32[np.ndarray, "1 V 3"]
+    """What the first frame shows beyond identity and expression: it stays, as in a film of a photo."""
+
+    @classmethod
+    def of(cls, clip: Clip, fit: HeadFit) -> "DrawnClip":
+        """Take the motion from the clip, and offsets and detail from the fit of its first frame."""
+        relief = relief_of(fit, clip.head)
+        return cls(clip, relief, Bump.of(relief, scale=1.0), fit.frame_offset[None])
+
+    @property
+    def camera(self) -> Camera:
+        """Of the clip's crop."""
+        return Camera.of_crop(self.clip.focal_px, CROP_SIZE, CROP_SIZE)
+
+    def verts(self, row: int) -> Float32[Tensor, "1 V 3"]:
+        """Vertices of a frame in the camera."""
+        return self.clip.pose(np.array([row]), whole_patch(self.clip), self.offset)[0]
+
+    def vertices(self, verts: Float32[Tensor, "1 V 3"]) -> Int64[np.ndarray, "S S"]:
+        """Vertex that each pixel shows, -1 for background."""
+        return draw_vertices(verts[0].numpy(), self.clip.head, self.clip.focal_px, size=CROP_SIZE)
+
+    def seen(self, verts: Float32[Tensor, "1 V 3"], bump: Bump | None) -> Buffers:
+        """Normals, depth and mask."""
+        with torch.inference_mode():
+            return render_buffers(verts, self.clip.head.dense_faces, self.camera, bump=bump)
+
+    def heights_mm(self, verts: Float32[Tensor, "1 V 3"]) -> Float32[np.ndarray, "S S"]:
+        """Height of the static detail in each pixel; NaN where the photo does not show the surface."""
+        if not self.relief.heights.size:
+            return np.full((CROP_SIZE, CROP_SIZE), np.nan, np.float32)
+        faces = self.clip.head.dense_faces
+        carried = torch.from_numpy(np.c_[self.relief.places, self.relief.seen].astype(np.float32))[None]
+        with torch.inference_mode():
+            rast = rasterize(self.camera.clip(verts), faces, (CROP_SIZE, CROP_SIZE))
+            x, y, seen = interpolate(carried, rast, faces)[0].numpy().transpose(2, 0, 1)
+        scale = len(self.relief.heights) / CROP_SIZE
+        heights = cv2.remap(self.relief.heights.astype(np.float32), x * scale - 0.5, y * scale - 0.5, cv2.INTER_LINEAR)
+        return np.where(seen > SHOWN, 1000 * heights, np.nan).astype(np.float32)
