@@ -302,17 +302,19 @@ def _person(clip: Clip, photo: normals.Frame, light: Light) -> normals.Person:
     head = clip.head
     height, plain, forehead = dense(head, head.template)[:, 1].numpy(), plain_skin(head), above_brows(head)
     bones, skin = head.skinning.numpy(), head.part("skin").numpy()
-    scalp = (bones[:, HEAD] > 0.9) & (dynamic_mask(head) < 0.1) & skin
+    skull = (bones[:, HEAD] > 0.9) & skin
     ears = _ears(clip.fit, head)
+    seen = (photo.matte > 0.9) & (photo.vertices >= 0)
+    cheeks, crown = plain & ~forehead, skull & (height > CROWN_M)
+    colours = normals.Colours.of(photo.picture, *(seen & mask[photo.vertices] for mask in (cheeks, crown)))
+    # Fringes lie over the face's mask: where colours tell skin from hair, they say which is which.
+    hairy = skull & (forehead if colours is not None else False) | skull & (dynamic_mask(head) < 0.1)
     regions = {
         "skin": plain,
         "forehead": plain & forehead,
-        "hair": scalp & ~np.any([ear.vertices for ear in ears], axis=0),
+        "hair": hairy & ~np.any([ear.vertices for ear in ears], axis=0),
         "clothes": (bones[:, TORSO] > CLOTHES) & skin,
     }
-    seen = (photo.matte > 0.9) & (photo.vertices >= 0)
-    cheeks, crown = plain & ~forehead, scalp & (height > CROWN_M)
-    colours = normals.Colours.of(photo.picture, *(seen & mask[photo.vertices] for mask in (cheeks, crown)))
 
     def log_shade(shown: Float32[np.ndarray, "S S 3"]) -> Float32[np.ndarray, "S S"]:
         return light.log_shade(torch.from_numpy(shown)).numpy()

@@ -30,6 +30,8 @@ class Variant:
     method: Method
     has_offsets: bool = True
     """Without them the head is what the head model alone can be."""
+    detail: bool = True
+    """Whether normal maps show strands, wrinkles and folds of clothes."""
     backend: Backend | None = None
     """What paints; None for what paints all."""
 
@@ -38,12 +40,14 @@ OWN = Variant("expportrait", "as `generate` makes it: the transfer network's off
 ABLATIONS = (
     OWN,
     Variant("direct", "the driver's own offsets, copied (paper, Fig. 8)", "direct"),
-    Variant("no-dynamic", "static offsets, and nothing that moves beyond the head model's expressions", "none"),
+    Variant("no-detail", "the same without the fine static detail in normal maps", "learned", detail=False),
+    Variant("no-dynamic", "static offsets and detail; what moves is the head model's expressions alone", "none"),
     Variant(
         "base",
-        "the head model's mesh alone: neither static nor dynamic offsets (paper, Fig. 7)",
+        "the head model's mesh alone: neither static nor dynamic offsets, nor detail (paper, Fig. 7)",
         "none",
         has_offsets=False,
+        detail=False,
     ),
 )
 PAINTED = (
@@ -105,7 +109,13 @@ class PairFilms:
             out=self._path_of(variant),
             transfer=replace(PAPER if self._absolute else TransferConfig(), method=variant.method),
             # Pasted back, so that film and truth are the same square.
-            generate=GenerateConfig(backend=variant.backend or self._backend, size=size, paste_back=True, audio="none"),
+            generate=GenerateConfig(
+                backend=variant.backend or self._backend,
+                size=size,
+                paste_back=True,
+                audio="none",
+                detail=variant.detail,
+            ),
         )
 
     def _head(self, variant: Variant, work: Path) -> Path:

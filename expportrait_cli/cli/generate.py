@@ -49,6 +49,7 @@ def generate(
     paste_back: Annotated[
         bool, options.setting(GenerateConfig, "paste_back", "--paste-back/--no-paste-back")
     ] = GenerateConfig.paste_back,
+    detail: Annotated[bool, options.setting(GenerateConfig, "detail", "--detail/--no-detail")] = GenerateConfig.detail,
     size: options.Size = "512",
     backend: options.BackendName = GenerateConfig.backend,
     weights_folder: options.Weights = None,
@@ -115,6 +116,7 @@ def generate(
             size=int(size),
             paste_back=paste_back,
             audio=audio,
+            detail=detail,
             seed=seed,
             wan=WanConfig(
                 weights=str(weights_folder or ""),
