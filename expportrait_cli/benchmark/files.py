@@ -33,12 +33,13 @@ from expportrait_cli.fitting.clip import (
     plain_skin,
     still_frames,
 )
-from expportrait_cli.fitting.detail import CROWN_M, DrawnClip, read_relief
+from expportrait_cli.fitting.detail import CROWN_M, read_relief
 from expportrait_cli.fitting.dynamic import unseen_folds
 from expportrait_cli.fitting.evidence import log_intensity
 from expportrait_cli.fitting.hair import sides
 from expportrait_cli.fitting.losses import Light, estimate
 from expportrait_cli.fitting.patch import Patch
+from expportrait_cli.fitting.silhouette import DrawnClip
 from expportrait_cli.geometry.rotations import from_turns
 from expportrait_cli.head import HeadModel, dense
 from expportrait_cli.head.finer import finer

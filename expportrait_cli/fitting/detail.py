@@ -5,27 +5,29 @@ the logarithm of brightness becomes a height. Tilts are plausible, not metric. S
 of an edge-preserving filter, and what changes hue together with brightness counts as paint.
 """
 
+import logging
 from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
 import torch
 from jaxtyping import Float16, Float32, Int64, UInt8
-from torch import Tensor
+from scipy.fft import dctn, idctn
 
-from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit, Relief
+from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit
 from expportrait_cli.detect.crop import Crop, crop_image
+from expportrait_cli.detect.estimate import Estimate, Estimator
 from expportrait_cli.detect.matte import Gaussian, lab_colours, smoothstep
-from expportrait_cli.fitting.clip import Clip, dynamic_mask, plain_skin
-from expportrait_cli.fitting.parametric import whole_patch
+from expportrait_cli.fitting.clip import dynamic_mask, plain_skin
 from expportrait_cli.fitting.silhouette import draw_vertices
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.geometry.mesh import vertex_normals
 from expportrait_cli.head import HeadModel, dense
-from expportrait_cli.head.fitted import fitted_mesh, relief_of
+from expportrait_cli.head.fitted import fitted_mesh
 from expportrait_cli.head.model import NECK, TORSO
-from expportrait_cli.render.buffers import Buffers, Bump, render_buffers
-from expportrait_cli.render.rasterizer import interpolate, rasterize
+from expportrait_cli.render.buffers import render_buffers
+
+log = logging.getLogger(__name__)
 
 CROWN_M, BROW_M, CHIN_M = 0.085, 0.06, -0.09
 """Heights in the template, over the origin between the ears: of the crown, of the brows' upper end and of the chin."""
@@ -120,6 +122,9 @@ SOFT_MM = (1.5, 1.2, 1.8)
 
 LARGEST = 1024
 """Side of the largest relief, px: photos of more show pores, which no normal map of a film holds."""
+CLASSES = ("skin", "hair", "clothes")
+STEEP = 0.2
+"""Least cosine to the viewer of normals whose slopes are compared."""
 FACING = (0.08, 0.33)
 """Cosines between a vertex's normal and the view between which the photo is believed to show it."""
 BEHIND_M = 0.006
@@ -127,26 +132,74 @@ BEHIND_M = 0.006
 
 
 def with_detail(
-    fit: HeadFit, head: HeadModel, photo: UInt8[np.ndarray, "H W 3"], matte: Float32[np.ndarray, "S S"]
+    fit: HeadFit,
+    head: HeadModel,
+    photo: UInt8[np.ndarray, "H W 3"],
+    matte: Float32[np.ndarray, "S S"],
+    network: Estimator | None = None,
 ) -> HeadFit:
     """Read classes of pixels and the fine static detail of a fitted head from its photo.
 
-    `photo` is the whole picture, `matte` that of its crop at `CROP_SIZE`.
+    `photo` is the whole picture, `matte` that of its crop at `CROP_SIZE`. With a `network` the detail is that of its
+    normals, and how far the one read from shades agrees with it is said.
     """
     crop, verts = Crop(*map(float, fit.crop)), fitted_mesh(fit, head)
     drawn = draw_vertices(verts, head, fit.focal_px, size=CROP_SIZE)
-    side = int(np.clip(round(crop.side / CROP_SIZE) * CROP_SIZE, CROP_SIZE, LARGEST))
-    picture = crop_image(photo, crop, side)
+    side = int(np.clip(round(crop.side / CROP_SIZE) * CROP_SIZE, CROP_SIZE, LARGEST)) if network is None else CROP_SIZE
+    picture, small = (crop_image(photo, crop, each) for each in (side, CROP_SIZE))
     px_per_mm = fit.focal_px / (1000 * float(fit.translation[2])) * side / CROP_SIZE
-    heights_mm, classes = read_relief(
-        picture, matte, drawn, head, px_per_mm=px_per_mm, small=crop_image(photo, crop, CROP_SIZE)
-    )
+    heights_mm, classes = read_relief(picture, matte, drawn, head, px_per_mm=px_per_mm, small=small)
+    if network is not None:
+        camera = Camera.of_crop(fit.focal_px, CROP_SIZE, CROP_SIZE)
+        with torch.no_grad():
+            mesh = render_buffers(torch.from_numpy(verts)[None], head.dense_faces.int(), camera).normals[0].numpy()
+        shaded_mm = heights_mm
+        heights_mm = heights_from_normals(network(small), mesh, classes, px_per_mm=px_per_mm)
+        found = [f"{name} {_likeness(shaded_mm, heights_mm, classes[..., k]):.2f}" for k, name in enumerate(CLASSES)]
+        log.info("Detail read from shades correlates with that of %s: %s.", network.name, ", ".join(found))
     return replace(
         fit,
         relief=(heights_mm / 1000).astype(np.float16),
         relief_seen=shown(verts, head, matte, fit.focal_px),
         classes=np.rint(255 * classes).astype(np.uint8),
     )
+
+
+def heights_from_normals(
+    estimate: Estimate,
+    mesh: Float32[np.ndarray, "S S 3"],
+    classes: Float32[np.ndarray, "S S 3"],
+    *,
+    px_per_mm: float,
+) -> Float32[np.ndarray, "S S"]:
+    """Heights over the mesh, mm, whose slopes are those of a network's normals beyond the mesh's own.
+
+    Slopes are integrated in the least squares sense by cosine transforms (Simchony et al. 1990). Where either is
+    unknown, or turned far away, there are none.
+    """
+    trust = estimate.confidence * (classes.sum(-1) > 0.5)
+    slopes = np.zeros((*trust.shape, 2), np.float32)
+    known = (trust > 0) & (np.minimum(estimate.normals[..., 2], mesh[..., 2]) > STEEP)
+    slope_of = (-each[known][:, :2] / each[known][:, 2:] for each in (estimate.normals, mesh))
+    slopes[known] = trust[known, None] * np.clip(next(slope_of) - next(slope_of), -1, 1) / px_per_mm
+    across, down = slopes[..., 0], -slopes[..., 1]
+    # Slopes lie on pixels, steps between them.
+    steps = (across[:, :-1] + across[:, 1:]) / 2, (down[:-1] + down[1:]) / 2
+    divergence = np.diff(np.pad(steps[0], ((0, 0), (1, 1))), axis=1) + np.diff(
+        np.pad(steps[1], ((1, 1), (0, 0))), axis=0
+    )
+    waves = 2 * np.cos(np.pi * np.arange(len(trust)) / len(trust)) - 2
+    power = waves[:, None] + waves
+    power[0, 0] = 1.0
+    heights = idctn(dctn(divergence, norm="ortho") / power, norm="ortho")
+    return _settled(heights.astype(np.float32), classes, px_per_mm)
+
+
+def _likeness(a: Float32[np.ndarray, "S S"], b: Float32[np.ndarray, "S S"], share: Float32[np.ndarray, "S S"]) -> float:
+    """Correlation over the pixels of a class; 0 without any."""
+    inside = share > 0.5
+    spread = a[inside].std() * b[inside].std() if inside.any() else 0.0
+    return float(np.corrcoef(a[inside], b[inside])[0, 1]) if spread > 0 else 0.0
 
 
 def read_relief(
@@ -208,9 +261,14 @@ def relief_heights(
         share * _limited(each.gain_mm * signal, each.limit_mm)
         for share, each, signal in zip(np.moveaxis(classes, -1, 0), BANDS, (skin, hair, clothes), strict=True)
     )
-    heights = np.asarray(heights, np.float32) + _layers(classes, px)
-    matte = classes.sum(-1)
-    wide = px(COARSEST_MM)
+    return _settled(np.asarray(heights, np.float32) + _layers(classes, px), classes, px_per_mm)
+
+
+def _settled(
+    heights: Float32[np.ndarray, "S S"], classes: Float32[np.ndarray, "S S 3"], px_per_mm: float
+) -> Float32[np.ndarray, "S S"]:
+    """Leave out what is so wide that it belongs to the mesh, and what lies outside of the person."""
+    matte, wide = classes.sum(-1), COARSEST_MM * px_per_mm
     heights -= _blurred(heights * matte, wide) / np.maximum(_blurred(matte, wide), 0.01)
     inner = _blurred(cv2.erode(matte, np.ones((3, 3), np.uint8)), 1.0)
     return (heights * inner).astype(np.float32)
@@ -247,55 +305,3 @@ def _blurred(values: Float32[np.ndarray, "H W"], sigma_px: float) -> Float32[np.
 
 def _limited(values: Float32[np.ndarray, "H W"], limit: float) -> Float32[np.ndarray, "H W"]:
     return limit * np.tanh(values / limit)
-
-
-SHOWN = 0.3
-"""How far the photo must show a spot for its detail to be compared."""
-
-
-@dataclass(frozen=True)
-class DrawnClip:
-    """The head of a clip's first frame, drawn as each frame's pose and expression move it."""
-
-    clip: Clip
-    relief: Relief
-    bump: Bump | None
-    offset: Float32[np.ndarray, "1 V 3"]
-    """What the first frame shows beyond identity and expression: it stays, as in a film of a photo."""
-
-    @classmethod
-    def of(cls, clip: Clip, fit: HeadFit) -> "DrawnClip":
-        """Take the motion from the clip, and offsets and detail from the fit of its first frame."""
-        relief = relief_of(fit, clip.head)
-        return cls(clip, relief, Bump.of(relief, scale=1.0), fit.frame_offset[None])
-
-    @property
-    def camera(self) -> Camera:
-        """Of the clip's crop."""
-        return Camera.of_crop(self.clip.focal_px, CROP_SIZE, CROP_SIZE)
-
-    def verts(self, row: int) -> Float32[Tensor, "1 V 3"]:
-        """Vertices of a frame in the camera."""
-        return self.clip.pose(np.array([row]), whole_patch(self.clip), self.offset)[0]
-
-    def vertices(self, verts: Float32[Tensor, "1 V 3"]) -> Int64[np.ndarray, "S S"]:
-        """Vertex that each pixel shows, -1 for background."""
-        return draw_vertices(verts[0].numpy(), self.clip.head, self.clip.focal_px, size=CROP_SIZE)
-
-    def seen(self, verts: Float32[Tensor, "1 V 3"], bump: Bump | None) -> Buffers:
-        """Normals, depth and mask."""
-        with torch.inference_mode():
-            return render_buffers(verts, self.clip.head.dense_faces, self.camera, bump=bump)
-
-    def heights_mm(self, verts: Float32[Tensor, "1 V 3"]) -> Float32[np.ndarray, "S S"]:
-        """Height of the static detail in each pixel; NaN where the photo does not show the surface."""
-        if not self.relief.heights.size:
-            return np.full((CROP_SIZE, CROP_SIZE), np.nan, np.float32)
-        faces = self.clip.head.dense_faces
-        carried = torch.from_numpy(np.c_[self.relief.places, self.relief.seen].astype(np.float32))[None]
-        with torch.inference_mode():
-            rast = rasterize(self.camera.clip(verts), faces, (CROP_SIZE, CROP_SIZE))
-            x, y, seen = interpolate(carried, rast, faces)[0].numpy().transpose(2, 0, 1)
-        scale = len(self.relief.heights) / CROP_SIZE
-        heights = cv2.remap(self.relief.heights.astype(np.float32), x * scale - 0.5, y * scale - 0.5, cv2.INTER_LINEAR)
-        return np.where(seen > SHOWN, 1000 * heights, np.nan).astype(np.float32)

@@ -19,7 +19,7 @@ from expportrait_cli.geometry.rotations import from_turns
 from expportrait_cli.head import HeadModel, dense
 from expportrait_cli.head.fitted import fitted_mesh, neutral_mesh
 
-SHORTER = 0.12
+SHORTER = 0.16
 """Share of its depth behind the ears that the model's skull is too long: its cephalic index is 0.74, people's 0.80."""
 BACK_SHARE, BACK_LIMIT_M = 0.6, 0.02
 """Thickness of hair behind, as a share of the lesser of what the outline shows on top and at the sides; its limit."""

@@ -104,7 +104,7 @@ def fit(
     done = _with_dynamic(start, tracking, head, config, progress, network=network, known=known)
     own = head if done.head_model == head.name else finer(head).head
     done = replace(done, silhouette_iou=silhouette_iou(done, own, matte))
-    return with_detail(done, own, photo, matte) if config.detail and config.quality != "draft" else done
+    return with_detail(done, own, photo, matte, network) if config.detail and config.quality != "draft" else done
 
 
 def _warn(own: Tracking, tracking: Tracking, config: FitConfig, known: HeadFit | None) -> None:

@@ -18,10 +18,10 @@ from expportrait_cli.detect.crop import Crop, picture_box
 from expportrait_cli.evaluation import normals
 from expportrait_cli.evaluation.report import NormalScores
 from expportrait_cli.fitting.clip import Clip, above_brows, dynamic_mask, first_frame, plain_skin, still_frames
-from expportrait_cli.fitting.detail import DrawnClip
 from expportrait_cli.fitting.dynamic import unseen_folds
 from expportrait_cli.fitting.hair import ears as ears_of
 from expportrait_cli.fitting.losses import Light
+from expportrait_cli.fitting.silhouette import DrawnClip
 from expportrait_cli.geometry.mesh import vertex_normals
 from expportrait_cli.geometry.rotations import from_turns
 from expportrait_cli.head import HeadModel, dense, load_head
