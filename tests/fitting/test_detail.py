@@ -20,6 +20,7 @@ from expportrait_cli.fitting.detail import (
     along_strands,
     heights_from_normals,
     relief_heights,
+    with_detail,
 )
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.head.fitted import fitted_mesh, relief_of

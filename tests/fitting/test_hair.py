@@ -122,7 +122,7 @@ def test_the_back_of_the_head_has_hair_and_a_usual_skull(bald, head):
     back = skull & (normals[:, 2] < -0.9) & (verts[:, 1] > 0.02)
     assert back.sum() > 50
     bare = hair.behind(np.zeros_like(verts, dtype=np.float64), level, head)
-    # The skull ends 8 % of its depth earlier; the front stays.
+    # The skull ends earlier by a share of its depth; the front stays.
     assert np.allclose(bare[back, 2], -hair.SHORTER * verts[back, 2], atol=1e-6)
     assert np.abs(bare[skull & (normals[:, 2] > 0.2)]).max() == 0
     thick = hair.behind(0.02 * normals * skull[:, None], level, head)
