@@ -180,8 +180,8 @@ def heights_from_normals(
     trust = estimate.confidence * (classes.sum(-1) > 0.5)
     slopes = np.zeros((*trust.shape, 2), np.float32)
     known = (trust > 0) & (np.minimum(estimate.normals[..., 2], mesh[..., 2]) > STEEP)
-    slope_of = (-each[known][:, :2] / each[known][:, 2:] for each in (estimate.normals, mesh))
-    slopes[known] = trust[known, None] * np.clip(next(slope_of) - next(slope_of), -1, 1) / px_per_mm
+    own, plain = (-each[known][:, :2] / each[known][:, 2:] for each in (estimate.normals, mesh))
+    slopes[known] = trust[known, None] * np.clip(own - plain, -1, 1) / px_per_mm
     across, down = slopes[..., 0], -slopes[..., 1]
     # Slopes lie on pixels, steps between them.
     steps = (across[:, :-1] + across[:, 1:]) / 2, (down[:-1] + down[1:]) / 2
@@ -191,8 +191,8 @@ def heights_from_normals(
     waves = 2 * np.cos(np.pi * np.arange(len(trust)) / len(trust)) - 2
     power = waves[:, None] + waves
     power[0, 0] = 1.0
-    heights = idctn(dctn(divergence, norm="ortho") / power, norm="ortho")
-    return _settled(heights.astype(np.float32), classes, px_per_mm)
+    heights = idctn(np.asarray(dctn(divergence, norm="ortho")) / power, norm="ortho")
+    return _settled(np.asarray(heights, np.float32), classes, px_per_mm)
 
 
 def _likeness(a: Float32[np.ndarray, "S S"], b: Float32[np.ndarray, "S S"], share: Float32[np.ndarray, "S S"]) -> float:

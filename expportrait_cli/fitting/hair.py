@@ -96,13 +96,14 @@ def without_background(
     Networks take a branch or a curtain behind a head for hair, and the outline would follow it by ten centimetres.
     """
     view = _View.of(fit, head, image, matte, draw)
-    away_px, nearest = cv2.distanceTransformWithLabels(
+    away_px, labels = cv2.distanceTransformWithLabels(
         (view.drawn < 0).astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
     )
+    nearest = np.asarray(labels, np.int64)
     vertex = np.zeros(nearest.max() + 1, np.int64)
     vertex[nearest[view.drawn >= 0]] = view.drawn[view.drawn >= 0]
     around = (view.drawn < 0) & (view.template[:, 1] > OVER_EARS_M)[vertex[nearest]]
-    over, away_m = around & (matte > 0.5), away_px * view.depth_m / view.focal_px
+    over, away_m = around & (matte > 0.5), np.asarray(away_px, np.float32) * (view.depth_m / view.focal_px)
     # How far the person reaches from each pixel of the skull's outline.
     reach = np.zeros(nearest.max() + 1, np.float32)
     np.maximum.at(reach, nearest[over], away_m[over])
