@@ -263,10 +263,8 @@ def _frames(drawn: DrawnClip, rows: Int64[np.ndarray, " R"], turns_deg: np.ndarr
     box = picture_box(Crop(*map(float, tracking.crop)), tracking.size, CROP_SIZE)
     for row, picture in zip(rows, clip.crops(rows), strict=True):
         verts, matte = drawn.verts(int(row)), matting.matte(picture)
-        shown = drawn.seen(verts, drawn.bump)
-        ids = drawn.vertices(verts)
-        depth_m = float(tracking.translation[row, 2])
-        read_mm, _ = read_relief(picture, matte, ids, head, px_per_mm=clip.focal_px / (1000 * depth_m))
+        shown, ids = drawn.seen(verts, drawn.bump), drawn.vertices(verts)
+        px_per_mm = clip.focal_px / (1000 * float(tracking.translation[row, 2]))
         yield normals.Frame(
             row=int(row),
             turn_deg=float(abs(turns_deg[row])),
@@ -281,7 +279,7 @@ def _frames(drawn: DrawnClip, rows: Int64[np.ndarray, " R"], turns_deg: np.ndarr
             focal_px=clip.focal_px,
             chin_px=tracking.landmarks[row, 152].astype(np.float64),
             relief_drawn=drawn.heights_mm(verts),
-            relief_read=read_mm,
+            relief_read=read_relief(picture, matte, ids, head, px_per_mm=px_per_mm)[0],
             box=box,
         )
 
@@ -306,10 +304,12 @@ def _person(clip: Clip, photo: normals.Frame, light: Light) -> normals.Person:
     skull = (bones[:, HEAD] > 0.9) & skin
     ears = _ears(clip.fit, head)
     seen = (photo.matte > 0.9) & (photo.vertices >= 0)
-    cheeks, crown = plain & ~forehead, skull & (height > CROWN_M)
+    cheeks, scalp, crown = plain & ~forehead, skull & (dynamic_mask(head) < 0.1), skull & (height > CROWN_M)
+    # With the chin up, hardly any of the crown that is seen lies off the face's mask.
+    crown &= scalp | ((seen & (crown & scalp)[photo.vertices]).sum() < normals.LEAST_PX)
     colours = normals.Colours.of(photo.picture, *(seen & mask[photo.vertices] for mask in (cheeks, crown)))
     # Fringes lie over the face's mask: where colours tell skin from hair, they say which is which.
-    hairy = skull & (forehead if colours is not None else False) | skull & (dynamic_mask(head) < 0.1)
+    hairy = scalp | (skull & forehead) if colours is not None else scalp
     regions = {
         "skin": plain,
         "forehead": plain & forehead,

@@ -28,9 +28,8 @@ HIGH_PASS_MM = {"skin": 4.0, "forehead": 4.0, "hair": 4.0, "clothes": 12.0}
 """Standard deviation of the Gaussian of the high-pass filter, mm: smoother variation is light, not detail."""
 SURROUNDED, LEAST_PX = 0.9, 300
 """Share of the Gaussian that has to lie inside the region, and the fewest pixels that are compared."""
-SHIFT_PX = 4
-"""Largest shift of the picture in registration, px."""
-AGREEMENT = ("r", "r_registered", "gain", "explained")
+SHIFT_PX, AGREEMENT = 4, ("r", "r_registered", "gain", "explained")
+"""Largest shift of the picture in registration, px; and what `agreement` gives."""
 EAR_PX, APART = 60, 1.5
 """The fewest pixels of an ear that are judged, and the Mahalanobis distance from which colours tell skin from hair."""
 
@@ -291,8 +290,8 @@ def _by_region(frame: Frame, person: Person, made: Plane, shown: Plane) -> dict[
         # Clothes have colours of their own.
         if is_skin is not None and name != "clothes":
             inside &= is_skin == (name in ("skin", "forehead"))
-        sigma_px = HIGH_PASS_MM[name] / frame.mm_per_px
-        (drawn, trusted), (wanted, _) = (high_passed(each, inside, sigma_px) for each in (made, shown))
+        sides = (high_passed(each, inside, HIGH_PASS_MM[name] / frame.mm_per_px) for each in (made, shown))
+        (drawn, trusted), (wanted, _) = sides
         found[name] = agreement(drawn, wanted, trusted)
     return found
 
