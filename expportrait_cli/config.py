@@ -243,6 +243,8 @@ class GenerateConfig(Checked):
     and where the clip shows too little."""
     audio: Audio = "driving"
     """Whose sound goes with the film."""
+    detail: bool = True
+    """Show the painter the fine static detail of the head: strands of hair, wrinkles, folds of clothes."""
     seed: Seed = 0
     """Seed of everything random."""
     wan: WanConfig = field(default_factory=WanConfig)

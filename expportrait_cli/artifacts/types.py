@@ -174,6 +174,11 @@ class Relief:
     cavity: Bool[np.ndarray, " V"]
     """Vertices inside the mouth, behind lips and teeth: normal maps show no surface there."""
 
+    @property
+    def bare(self) -> "Relief":
+        """The same mesh without detail; its mouth stays hollow."""
+        return replace(self, heights=np.zeros((0, 0), np.float16))
+
     @classmethod
     def none(cls) -> "Relief":
         """No detail."""

@@ -20,7 +20,7 @@ from expportrait_cli.benchmark.report import suite_page
 from expportrait_cli.benchmark.suite import Suite, given_films, read_suite, write_list
 from expportrait_cli.benchmark.variants import Making
 from expportrait_cli.config import FitConfig, TrackConfig
-from expportrait_cli.detect.crop import Crop
+from expportrait_cli.detect.crop import Crop, picture_box
 from expportrait_cli.detect.matte import Matte
 from expportrait_cli.errors import InputError, UsageError, UserError
 from expportrait_cli.evaluation import normals
@@ -34,24 +34,20 @@ from expportrait_cli.fitting.clip import (
     plain_skin,
     still_frames,
 )
-from expportrait_cli.fitting.detail import CROWN_M
+from expportrait_cli.fitting.detail import CROWN_M, read_relief
 from expportrait_cli.fitting.dynamic import unseen_folds
 from expportrait_cli.fitting.evidence import log_intensity
 from expportrait_cli.fitting.hair import sides
 from expportrait_cli.fitting.losses import Light, estimate
-from expportrait_cli.fitting.parametric import whole_patch
 from expportrait_cli.fitting.patch import Patch
-from expportrait_cli.fitting.silhouette import draw_vertices
-from expportrait_cli.geometry.camera import Camera
+from expportrait_cli.fitting.silhouette import DrawnClip
 from expportrait_cli.geometry.rotations import from_turns
 from expportrait_cli.head import HeadModel, dense
 from expportrait_cli.head.finer import finer
-from expportrait_cli.head.fitted import relief_of
 from expportrait_cli.head.model import HEAD, TORSO
 from expportrait_cli.pipeline.heads import head_by_name
 from expportrait_cli.pipeline.provenance import read_record, write_record
 from expportrait_cli.pipeline.steps import Steps
-from expportrait_cli.render.buffers import Bump, render_buffers
 from expportrait_cli.runtime import Progress, Stages, counted
 
 log = logging.getLogger(__name__)
@@ -215,11 +211,12 @@ def judge(tracking: Tracking, head: HeadModel, stages: Stages) -> dict[str, Any]
     if fit.head_model != head.name:
         head = finer(head).head
     clip = Clip.of(tracking, fit, head)
-    bump = Bump.of(relief_of(fit, head), scale=1.0)
-    return stages.run("compare", lambda progress: _compared(clip, bump, progress))
+    drawn = DrawnClip.of(clip, fit)
+    return stages.run("compare", lambda progress: _compared(drawn, progress))
 
 
-def _compared(clip: Clip, bump: Bump | None, progress: Progress) -> dict[str, Any]:
+def _compared(drawn: DrawnClip, progress: Progress) -> dict[str, Any]:
+    clip = drawn.clip
     turns_deg = np.degrees(clip.tracking.rotation[:, 1] - clip.tracking.rotation[0, 1])
     away = np.where(clip.tracking.state == 0, np.abs(turns_deg), 0)
     (slight, _), (_, most) = normals.DETAIL_TURNS_DEG[0], normals.OUTLINE_TURNS_DEG[-1]
@@ -229,10 +226,13 @@ def _compared(clip: Clip, bump: Bump | None, progress: Progress) -> dict[str, An
         _spread(np.flatnonzero((away >= least) & (away < most)), FRAMES),
     ).astype(np.int64)
     pairs = _spread(still_frames(clip.tracking), STILL_FRAMES)
-    photo, *later = counted(_frames(clip, bump, np.r_[0, rows], turns_deg), len(rows) + 1, progress)
+    photo, *later = counted(_frames(drawn, np.r_[0, rows], turns_deg), len(rows) + 1, progress)
     person = _person(clip, photo, _light(later or [photo], plain_skin(clip.head)))
-    changes = [normals.change_deg(*(drawn for drawn, _, _ in _drawn(clip, bump, row + np.arange(2)))) for row in pairs]
-    return {**normals.measure(later, person), "steady_deg": normals.mean(changes)}
+    steady = [_changes_deg(drawn, int(row)) for row in pairs]
+    return {
+        **normals.measure(later, person),
+        **{name: normals.mean([each[name] for each in steady]) for name in STEADY},
+    }
 
 
 def _spread(rows: Int64[np.ndarray, " R"], count: int) -> Int64[np.ndarray, " C"]:
@@ -240,42 +240,47 @@ def _spread(rows: Int64[np.ndarray, " R"], count: int) -> Int64[np.ndarray, " C"
     return rows[np.unique(np.linspace(0, len(rows) - 1, count).astype(int))] if len(rows) else rows
 
 
-Plane = Float32[np.ndarray, "S S"]
+STEADY = ("steady_deg", "steady_mesh_deg", "steady_detail_deg")
 
 
-def _drawn(
-    clip: Clip, bump: Bump | None, rows: Int64[np.ndarray, " R"]
-) -> Iterator[tuple[Float32[np.ndarray, "S S 3"], Plane, Int64[np.ndarray, "S S"]]]:
-    """Normals of the head as each frame poses it, the share of each pixel that it covers, and the vertex there."""
-    head = clip.head
-    camera, patch = Camera.of_crop(clip.focal_px, CROP_SIZE, CROP_SIZE), whole_patch(clip)
-    for row in rows:
-        verts, _ = clip.pose(np.array([row]), patch)
-        with torch.inference_mode():
-            seen = render_buffers(verts, head.dense_faces, camera, bump=bump)
-        ids = draw_vertices(verts[0].numpy(), head, clip.focal_px, size=CROP_SIZE)
-        yield seen.normals[0].numpy(), seen.mask[0].numpy(), ids
+def _changes_deg(drawn: DrawnClip, row: int) -> dict[str, float]:
+    """How far normals change from a frame to the next: all in all, without detail, and the detail's own bends.
+
+    Bends are compared at the same spots of the surface, so that what the pose does is not counted.
+    """
+    verts = [drawn.verts(row + step) for step in range(2)]
+    plain, bent = ([drawn.seen(each, bump).normals[0].numpy() for each in verts] for bump in (None, drawn.bump))
+    bends = [after - before for before, after in zip(plain, bent, strict=True)]
+    shown = [drawn.vertices(each) for each in verts]
+    both = np.intersect1d(*(ids[ids >= 0] for ids in shown))
+    places = [drawn.camera.project(each[0, both]).numpy() for each in verts]
+    own = normals.bend_change_deg(bends, places)
+    return dict(zip(STEADY, (normals.change_deg(*bent), normals.change_deg(*plain), own), strict=True))
 
 
-def _frames(
-    clip: Clip, bump: Bump | None, rows: Int64[np.ndarray, " R"], turns_deg: np.ndarray
-) -> Iterator[normals.Frame]:
-    matte, tracking = Matte(), clip.tracking
-    box = normals.picture_box(Crop(*map(float, tracking.crop)), tracking.size, CROP_SIZE)
-    for row, picture, (normal, covered, ids) in zip(rows, clip.crops(rows), _drawn(clip, bump, rows), strict=True):
+def _frames(drawn: DrawnClip, rows: Int64[np.ndarray, " R"], turns_deg: np.ndarray) -> Iterator[normals.Frame]:
+    clip, matting = drawn.clip, Matte()
+    tracking, head = clip.tracking, clip.head
+    box = picture_box(Crop(*map(float, tracking.crop)), tracking.size, CROP_SIZE)
+    for row, picture in zip(rows, clip.crops(rows), strict=True):
+        verts, matte = drawn.verts(int(row)), matting.matte(picture)
+        shown, ids = drawn.seen(verts, drawn.bump), drawn.vertices(verts)
+        px_per_mm = clip.focal_px / (1000 * float(tracking.translation[row, 2]))
         yield normals.Frame(
             row=int(row),
             turn_deg=float(abs(turns_deg[row])),
             picture=picture,
             log_luminance=log_intensity(picture),
-            matte=matte.matte(picture),
-            normals=normal,
-            covered=covered,
+            matte=matte,
+            normals=shown.normals[0].numpy(),
+            covered=shown.mask[0].numpy(),
             vertices=ids,
             rotation=from_turns(tracking.rotation[row]),
             translation=tracking.translation[row].astype(np.float64),
             focal_px=clip.focal_px,
             chin_px=tracking.landmarks[row, 152].astype(np.float64),
+            relief_drawn=drawn.heights_mm(verts),
+            relief_read=read_relief(picture, matte, ids, head, px_per_mm=px_per_mm)[0],
             box=box,
         )
 
@@ -297,19 +302,23 @@ def _person(clip: Clip, photo: normals.Frame, light: Light) -> normals.Person:
     head = clip.head
     height, plain, forehead = dense(head, head.template)[:, 1].numpy(), plain_skin(head), above_brows(head)
     bones, skin = head.skinning.numpy(), head.part("skin").numpy()
-    scalp = (bones[:, HEAD] > 0.9) & (dynamic_mask(head) < 0.1) & skin
+    skull = (bones[:, HEAD] > 0.9) & skin
     ears = _ears(clip.fit, head)
+    seen = (photo.matte > 0.9) & (photo.vertices >= 0)
+    cheeks, scalp, crown = plain & ~forehead, skull & (dynamic_mask(head) < 0.1), skull & (height > CROWN_M)
+    # With the chin up, hardly any of the crown that is seen lies off the face's mask.
+    crown &= scalp | ((seen & (crown & scalp)[photo.vertices]).sum() < normals.LEAST_PX)
+    colours = normals.Colours.of(photo.picture, *(seen & mask[photo.vertices] for mask in (cheeks, crown)))
+    # Fringes lie over the face's mask: where colours tell skin from hair, they say which is which.
+    hairy = scalp | (skull & forehead) if colours is not None else scalp
     regions = {
         "skin": plain,
         "forehead": plain & forehead,
-        "hair": scalp & ~np.any([ear.vertices for ear in ears], axis=0),
+        "hair": hairy & ~np.any([ear.vertices for ear in ears], axis=0),
         "clothes": (bones[:, TORSO] > CLOTHES) & skin,
     }
-    seen = (photo.matte > 0.9) & (photo.vertices >= 0)
-    cheeks, crown = plain & ~forehead, scalp & (height > CROWN_M)
-    colours = normals.Colours.of(photo.picture, *(seen & mask[photo.vertices] for mask in (cheeks, crown)))
 
-    def log_shade(shown: Float32[np.ndarray, "S S 3"]) -> Plane:
+    def log_shade(shown: Float32[np.ndarray, "S S 3"]) -> Float32[np.ndarray, "S S"]:
         return light.log_shade(torch.from_numpy(shown)).numpy()
 
     return normals.Person(regions, ears, colours, log_shade)

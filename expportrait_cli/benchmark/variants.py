@@ -26,6 +26,8 @@ class Variant:
     method: Method
     representation: Representation | None = None
     """Part of the head that is shown; None for what the others show."""
+    detail: bool = True
+    """Whether normal maps show strands, wrinkles and folds of clothes."""
     backend: Backend | None = None
     """What paints; None for what paints all."""
 
@@ -34,12 +36,14 @@ OWN = Variant("expportrait", "as `generate` makes it: the transfer network's off
 ABLATIONS = (
     OWN,
     Variant("direct", "the driver's own offsets, copied (paper, Fig. 8)", "direct"),
-    Variant("no-dynamic", "static offsets, and nothing that moves beyond the head model's expressions", "none"),
+    Variant("no-detail", "the same without the fine static detail in normal maps", "learned", detail=False),
+    Variant("no-dynamic", "static offsets and detail; what moves is the head model's expressions alone", "none"),
     Variant(
         "base",
-        "the head model's mesh alone: neither static nor dynamic offsets (paper, Fig. 7)",
+        "the head model's mesh alone: neither static nor dynamic offsets, nor detail (paper, Fig. 7)",
         "none",
         representation="base",
+        detail=False,
     ),
 )
 PAINTED = (
@@ -125,6 +129,7 @@ class PairFilms:
                 paste_back=True,
                 audio="none",
                 mouth="model",
+                detail=variant.detail,
                 wan=WanConfig(weights="" if variant.backend else making.weights),
             ),
         )

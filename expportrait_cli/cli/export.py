@@ -32,6 +32,9 @@ def export(
     neutral: Annotated[
         bool, typer.Option("--neutral/--photo", help="The head without expression and pose, or as in the photo.")
     ] = False,
+    detail: Annotated[
+        bool, typer.Option("--detail/--no-detail", help="In a .glb, the fine static detail as a normal map.")
+    ] = True,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
     log_level: options.LogLevel = None,
@@ -50,9 +53,9 @@ def export(
         path = options.result(out, f"{stem(source)}.{chosen}", inputs=(source,), suffixes=(f".{chosen}",))
     with Display() as display, alone(path):
         if kind == "head":
-            summary = pipeline.export_head(source, path, chosen, display.stage, neutral=neutral)
+            summary = pipeline.export_head(source, path, chosen, display.stage, neutral=neutral, detail=detail)
         else:
-            summary = pipeline.export_meshes(source, path, chosen, display.stage, frames=frames)
+            summary = pipeline.export_meshes(source, path, chosen, display.stage, frames=frames, detail=detail)
     options.echo(path, summary, as_json=as_json)
 
 

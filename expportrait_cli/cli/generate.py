@@ -52,6 +52,7 @@ def generate(
     paste_back: Annotated[
         bool, options.setting(GenerateConfig, "paste_back", "--paste-back/--no-paste-back")
     ] = GenerateConfig.paste_back,
+    detail: Annotated[bool, options.setting(GenerateConfig, "detail", "--detail/--no-detail")] = GenerateConfig.detail,
     size: options.Size = "512",
     backend: options.BackendName = GenerateConfig.backend,
     weights_folder: options.Weights = WanConfig.weights,
@@ -135,6 +136,7 @@ def generate(
             paste_back=paste_back,
             mouth=mouth,
             audio=audio,
+            detail=detail,
             seed=seed,
             wan=WanConfig(
                 weights=weights_folder,

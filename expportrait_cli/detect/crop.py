@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Float, Float32, Int64, UInt8
 
 STILL_SIDE, TIGHT_SIDE = 2.3, 1.5
 """Side of the crop of a face that does not move, in face sizes; and how far it shrinks rather than reach over the
@@ -95,6 +95,17 @@ def crop_points(points: Float32[np.ndarray, "*B 2"], crop: Crop, out_size: int) 
     """Source pixels to crop pixels."""
     corner = np.array(crop[:2])
     return ((points - corner) * (out_size / crop.side)).astype(np.float32)
+
+
+Box = tuple[float, float, float, float]
+
+
+def picture_box(crop: Crop, size: Int64[np.ndarray, " 2"], side: int) -> Box:
+    """Left, top, right and bottom of the source picture in its crop of `side` px, which may reach beyond it."""
+    (left, top), (right, bottom) = np.clip(
+        crop_points(np.array([[0, 0], size], np.float32), crop, side), 0, side
+    ).tolist()
+    return left, top, right, bottom
 
 
 def uncrop_points(points: Float32[np.ndarray, "*B 2"], crop: Crop, out_size: int) -> Float32[np.ndarray, "*B 2"]:

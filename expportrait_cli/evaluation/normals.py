@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int64, Shaped, UInt8
 
-from expportrait_cli.detect.crop import Crop, crop_points
+from expportrait_cli.detect.crop import Box
 from expportrait_cli.detect.matte import Gaussian, lab_colours
 
 OUTLINE_TURNS_DEG = ((15, 30), (30, 45), (45, 60))
@@ -28,13 +28,11 @@ HIGH_PASS_MM = {"skin": 4.0, "forehead": 4.0, "hair": 4.0, "clothes": 12.0}
 """Standard deviation of the Gaussian of the high-pass filter, mm: smoother variation is light, not detail."""
 SURROUNDED, LEAST_PX = 0.9, 300
 """Share of the Gaussian that has to lie inside the region, and the fewest pixels that are compared."""
-SHIFT_PX = 4
-"""Largest shift of the picture in registration, px."""
-AGREEMENT = ("r", "r_registered", "gain", "explained")
+SHIFT_PX, AGREEMENT = 4, ("r", "r_registered", "gain", "explained")
+"""Largest shift of the picture in registration, px; and what `agreement` gives."""
 EAR_PX, APART = 60, 1.5
 """The fewest pixels of an ear that are judged, and the Mahalanobis distance from which colours tell skin from hair."""
 
-Box = tuple[float, float, float, float]
 Plane = Float32[np.ndarray, "S S"]
 Mask = Bool[np.ndarray, "S S"]
 
@@ -63,6 +61,10 @@ class Frame:
     """Origin of the head frame in the camera, m."""
     focal_px: float
     chin_px: Float[np.ndarray, " 2"]
+    relief_drawn: Plane
+    """Height of the static detail that is drawn, mm; NaN where the photo does not show the surface."""
+    relief_read: Plane
+    """Height of the detail that this picture shows by itself, read as the photo's was, mm."""
     box: Box
     """Left, top, right and bottom of the source picture in the crop, px: beyond it the crop only repeats its edge."""
 
@@ -76,20 +78,6 @@ class Frame:
         seen = self.rotation @ point + self.translation
         return seen[:2] / seen[2] * self.focal_px + self.covered.shape[0] / 2
 
-    @property
-    def up(self) -> Float[np.ndarray, " 2"]:
-        """Direction of the head's upright axis in the picture."""
-        line = self.project(np.array([0, 0.12, 0])) - self.project(np.array([0, -0.05, 0]))
-        return line / np.linalg.norm(line)
-
-
-def picture_box(crop: Crop, size: Int64[np.ndarray, " 2"], side: int) -> Box:
-    """Where the source picture lies in its crop of `side` px; the crop may reach beyond it."""
-    (left, top), (right, bottom) = np.clip(
-        crop_points(np.array([[0, 0], size], np.float32), crop, side), 0, side
-    ).tolist()
-    return left, top, right, bottom
-
 
 def outline(frame: Frame) -> dict[str, Any]:
     """Overlap above the chin, and distance of the drawn outline and the matte's behind the ear, mm.
@@ -97,7 +85,8 @@ def outline(frame: Frame) -> dict[str, Any]:
     Positive distances: the head is drawn too large. A ray on which the person reaches the picture's border is unknown;
     where only the drawn head does, the border is the least that it can be. NaN if all rays are unknown.
     """
-    up = frame.up
+    upright = frame.project(np.array([0, 0.12, 0])) - frame.project(np.array([0, -0.05, 0]))
+    up = upright / np.linalg.norm(upright)
     y, x = np.mgrid[: len(frame.matte), : len(frame.matte)] + 0.5
     left, top, right, bottom = frame.box
     judged = (x - frame.chin_px[0]) * up[0] + (y - frame.chin_px[1]) * up[1] > 0
@@ -255,6 +244,20 @@ def change_deg(before: Float32[np.ndarray, "S S 3"], after: Float32[np.ndarray, 
     return mean(np.degrees(2 * np.arcsin(np.clip(chord / 2, 0, 1))))
 
 
+def bend_change_deg(
+    bends: Sequence[Float32[np.ndarray, "S S 3"]], places: Sequence[Float32[np.ndarray, "P 2"]]
+) -> float:
+    """Mean angle by which what detail adds to normals changes between two maps, at the same spots of the surface."""
+    if not len(places[0]):
+        return np.nan
+    before, after = (
+        cv2.remap(bend, *(np.ascontiguousarray(place.T[..., None]) - np.float32(0.5)), cv2.INTER_LINEAR)
+        for bend, place in zip(bends, places, strict=True)
+    )
+    chord = np.linalg.norm(before.astype(np.float64) - after, axis=-1)
+    return mean(np.degrees(2 * np.arcsin(np.clip(chord / 2, 0, 1))))
+
+
 @dataclass(frozen=True)
 class Person:
     """What is known of the person and the fitted head apart from single frames."""
@@ -268,10 +271,18 @@ class Person:
 
 
 def detail(frame: Frame, person: Person) -> dict[str, dict[str, float]]:
-    """Agreement of the drawn detail with the picture's, by region."""
+    """Agreement of the detail's shading with the picture's, by region."""
+    return _by_region(frame, person, person.log_shade(frame.normals), frame.log_luminance)
+
+
+def relief(frame: Frame, person: Person) -> dict[str, dict[str, float]]:
+    """Agreement of the photo's static detail, carried here by the head, with what is read here, by region."""
+    return _by_region(frame, person, frame.relief_drawn, frame.relief_read)
+
+
+def _by_region(frame: Frame, person: Person, made: Plane, shown: Plane) -> dict[str, dict[str, float]]:
     seen = (frame.matte > INSIDE) & (frame.covered > 0.99) & (frame.normals[..., 2] > FACING) & (frame.vertices >= 0)
-    seen &= np.isfinite(frame.log_luminance)
-    planes = person.log_shade(frame.normals), frame.log_luminance
+    seen &= np.isfinite(made) & np.isfinite(shown)
     is_skin = person.colours.is_skin(frame.picture) if person.colours is not None else None
     found = {}
     for name, vertices in person.regions.items():
@@ -279,10 +290,13 @@ def detail(frame: Frame, person: Person) -> dict[str, dict[str, float]]:
         # Clothes have colours of their own.
         if is_skin is not None and name != "clothes":
             inside &= is_skin == (name in ("skin", "forehead"))
-        sigma_px = HIGH_PASS_MM[name] / frame.mm_per_px
-        (made, trusted), (shown, _) = (high_passed(each, inside, sigma_px) for each in planes)
-        found[name] = agreement(made, shown, trusted)
+        sides = (high_passed(each, inside, HIGH_PASS_MM[name] / frame.mm_per_px) for each in (made, shown))
+        (drawn, trusted), (wanted, _) = sides
+        found[name] = agreement(drawn, wanted, trusted)
     return found
+
+
+COMPARISONS = {"detail": detail, "relief": relief}
 
 
 def measure(frames: Sequence[Frame], person: Person) -> dict[str, Any]:
@@ -292,7 +306,8 @@ def measure(frames: Sequence[Frame], person: Person) -> dict[str, Any]:
     """
     rows = []
     for frame in frames:
-        row = {"frame": frame.row, "turn_deg": frame.turn_deg, "detail": detail(frame, person)}
+        row = {"frame": frame.row, "turn_deg": frame.turn_deg}
+        row |= {name: compare(frame, person) for name, compare in COMPARISONS.items()}
         if frame.turn_deg >= OUTLINE_TURNS_DEG[0][0]:
             row["outline"] = outline(frame)
         if person.colours is not None:
@@ -300,7 +315,10 @@ def measure(frames: Sequence[Frame], person: Person) -> dict[str, Any]:
         rows.append(row)
     return {
         "outline": {span(*turns): _outlines(rows, *turns) for turns in ((0, 180), *OUTLINE_TURNS_DEG)},
-        "detail": {span(*turns): _details(rows, *turns) for turns in ((0, 180), *DETAIL_TURNS_DEG)},
+        **{
+            name: {span(*turns): _details(rows, name, *turns) for turns in ((0, 180), *DETAIL_TURNS_DEG)}
+            for name in COMPARISONS
+        },
         "ears": mean([row["ears"] for row in rows if "ears" in row]),
         "frames": rows,
     }
@@ -318,10 +336,10 @@ def _outlines(rows: Sequence[dict[str, Any]], low: int, high: int) -> dict[str, 
     return {**means, "max_mm": max(largest, default=np.nan), "frames": len(found)}
 
 
-def _details(rows: Sequence[dict[str, Any]], low: int, high: int) -> dict[str, dict[str, float]]:
-    found = [row["detail"] for row in rows if low <= row["turn_deg"] < high]
+def _details(rows: Sequence[dict[str, Any]], name: str, low: int, high: int) -> dict[str, dict[str, float]]:
+    found = [row[name] for row in rows if low <= row["turn_deg"] < high]
     return {
-        region: {name: mean([each[region][name] for each in found]) for name in AGREEMENT} for region in HIGH_PASS_MM
+        region: {score: mean([each[region][score] for each in found]) for score in AGREEMENT} for region in HIGH_PASS_MM
     }
 
 

@@ -116,7 +116,12 @@ DEFINITIONS = {
     "detail.gain": "strength of the drawn detail along the picture's; 1 is right",
     "detail.explained": "1 - mean |picture - drawn| / mean |picture|; negative where detail is added that is not there",
     "ears": "share of pixels of drawn ears with the photo's colour of skin, or of hair where the head covers the ear",
-    "steady_deg": "mean angle by which normals change between frames that hardly move",
+    "relief.r": "correlation of the photo's static detail, as heights carried here by the head, with the heights that "
+    "this frame shows by itself; both are high-passed",
+    "relief.r_registered": f"the largest r when this frame is moved by up to {SHIFT_PX} px",
+    "steady_deg": "mean angle by which normals change between frames that hardly move, at the same pixels",
+    "steady_mesh_deg": "the same without detail: what the tracked pose does",
+    "steady_detail_deg": "change of what detail adds to the normals, at the same spots of the surface",
     "folds": "r, gain and explained of the folds of the face in frames between those that were fitted",
 }
 """Meaning of each score, by its name in the file."""
@@ -149,15 +154,31 @@ class NormalScores:
         """One row a clip and a mean row; below it, how detail depends on the turn."""
         wide = max([4, *map(len, self.clips)])
         turns = [span(*turn) for turn in OUTLINE_TURNS_DEG]
-        heads = ["frames", "IoU", "mm", "signed", "p90", "max", *turns, *HIGH_PASS_MM, "ears", "steady"]
+        heads = [
+            "frames",
+            "IoU",
+            "mm",
+            "signed",
+            "p90",
+            "max",
+            *turns,
+            *HIGH_PASS_MM,
+            "ears",
+            "steady",
+            "mesh",
+            "bends",
+        ]
         lines = [f"{'clip':<{wide}} " + " ".join(f"{head:>8}" for head in heads)]
         for name, clip in (*self.clips.items(), ("mean", self.mean)):
             if clip:
                 lines.append(f"{name:<{wide}} " + " ".join(f"{shown:>8}" for shown in _cells(clip, turns)))
         lines += ["IoU to 45-60: outline at turns from the first frame, mm behind the ear, also by turn in degrees;"]
-        lines += ["skin to clothes: r of the detail; ears: share of right colour; steady: degrees between still frames"]
+        lines += [
+            "skin to clothes: registered r of the relief carried here and read here; ears: share of right colour;"
+        ]
+        lines += ["steady, mesh, bends: degrees between still frames, all, without detail, detail along the surface"]
         if self.clips:
-            lines += ["", *_by_turn(self.mean["detail"])]
+            lines += ["", *_by_turn("relief", self.mean["relief"]), "", *_by_turn("detail", self.mean["detail"])]
         if folds := self.mean.get("folds"):
             lines += ["", *(f"folds, {region:<9} {_text(values)}" for region, values in folds.items())]
         return "\n".join([*lines, *(f"{name}: {why}" for name, why in self.failed.items())])
@@ -167,18 +188,19 @@ def _cells(clip: Mapping[str, Any], turns: Sequence[str]) -> list[str]:
     edge = clip["outline"]
     whole = edge["all"]
     millimetres = [whole["mm"], whole["signed_mm"], whole["p90_mm"], whole["max_mm"], *(edge[t]["mm"] for t in turns)]
-    detail_r = [clip["detail"]["all"][region]["r"] for region in HIGH_PASS_MM]
+    relief_r = [clip["relief"]["all"][region]["r_registered"] for region in HIGH_PASS_MM]
+    steady = [clip[name] for name in ("steady_deg", "steady_mesh_deg", "steady_detail_deg")]
     return [
         f"{whole['frames']:.0f}",
         _number(whole["iou"], 3),
         *(_number(value, 1) for value in millimetres),
-        *(_number(value, 2) for value in (*detail_r, clip["ears"], clip["steady_deg"])),
+        *(_number(value, 2) for value in (*relief_r, clip["ears"], *steady)),
     ]
 
 
-def _by_turn(found: Mapping[str, Any]) -> list[str]:
+def _by_turn(name: str, found: Mapping[str, Any]) -> list[str]:
     return [
-        f"detail at {turn + ' degrees':<14} {region:<9} {_text(found[turn][region])}"
+        f"{name} at {turn + ' degrees':<14} {region:<9} {_text(found[turn][region])}"
         for turn in (span(*each) for each in DETAIL_TURNS_DEG)
         for region in HIGH_PASS_MM
     ]

@@ -1,7 +1,7 @@
 """Binary glTF 2.0 through pygltflib: a mesh with morph targets, its animation, and the crop's camera.
 
 Sections of the specification (Khronos, glTF 2.0.1) that it follows: 3.7.2.2 morph targets, 3.10 cameras, 3.11
-animations, 3.9.2 vertex colours.
+animations, 3.9.2 vertex colours, 3.9.3 normal maps.
 """
 
 import math
@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pygltflib as gltf
 from jaxtyping import Float, Float32, UInt8
@@ -19,6 +20,7 @@ from expportrait_cli.geometry.rotations import logarithm
 from expportrait_cli.version import __version__
 
 NEAR_M, FAR_M = 0.05, 10.0
+CLAMP_TO_EDGE = 33071
 
 
 @dataclass
@@ -39,14 +41,23 @@ class _Store:
                 bufferView=len(self.views) - 1,
                 componentType={"f": gltf.FLOAT, "u": gltf.UNSIGNED_INT}[array.dtype.kind],
                 count=len(array),
-                type={1: "SCALAR", 3: "VEC3", 4: "VEC4"}[array[0].size],
+                type={1: "SCALAR", 2: "VEC2", 3: "VEC3", 4: "VEC4"}[array[0].size],
                 min=np.atleast_1d(array.min(0)).tolist() if bounds else None,
                 max=np.atleast_1d(array.max(0)).tolist() if bounds else None,
             )
         )
+        self._append(data)
+        return len(self.accessors) - 1
+
+    def add_picture(self, png: bytes) -> int:
+        """Append a file, filled up to four bytes, and return its view."""
+        self.views.append(gltf.BufferView(buffer=0, byteOffset=self.size, byteLength=len(png)))
+        self._append(png + b"\0" * (-len(png) % 4))
+        return len(self.views) - 1
+
+    def _append(self, data: bytes) -> None:
         self.blocks.append(data)
         self.size += len(data)
-        return len(self.accessors) - 1
 
 
 def write_glb(path: Path, shape: Shape, morphs: Morphs, motion: Motion, *, focal_px: float | None, name: str) -> None:
@@ -69,21 +80,18 @@ def write_glb(path: Path, shape: Shape, morphs: Morphs, motion: Motion, *, focal
             )
         ],
         meshes=[_mesh(store, shape, morphs)],
-        materials=[
-            gltf.Material(
-                name="skin",
-                pbrMetallicRoughness=gltf.PbrMetallicRoughness(
-                    # Vertex colours multiply it; without any, white would glare.
-                    baseColorFactor=[0.6, 0.6, 0.6, 1.0] if shape.colours is None else [1.0] * 4,
-                    metallicFactor=0.0,
-                    roughnessFactor=0.8,
-                ),
-                # The bust is open below, and so is the mouth.
-                doubleSided=True,
-                alphaCutoff=None,
-            )
-        ],
+        materials=[_skin(shape)],
     )
+    if shape.detail is not None:
+        _, png = cv2.imencode(".png", shape.detail.image[..., ::-1])
+        model.images = [gltf.Image(name="detail", mimeType="image/png", bufferView=store.add_picture(png.tobytes()))]
+        model.samplers = [
+            gltf.Sampler(
+                magFilter=gltf.LINEAR, minFilter=gltf.LINEAR_MIPMAP_LINEAR, wrapS=CLAMP_TO_EDGE, wrapT=CLAMP_TO_EDGE
+            )
+        ]
+        model.textures = [gltf.Texture(source=0, sampler=0)]
+        model.materials.append(_skin(shape, gltf.NormalMaterialTexture(index=0)))
     if len(motion.times_s) > 1:
         model.animations = [_animation(store, motion, name)]
     if focal_px is not None:
@@ -94,6 +102,22 @@ def write_glb(path: Path, shape: Shape, morphs: Morphs, motion: Motion, *, focal
     model.set_binary_blob(b"".join(store.blocks))
     with path.open("wb") as file:
         file.writelines(model.save_to_bytes())
+
+
+def _skin(shape: Shape, detail: gltf.NormalMaterialTexture | None = None) -> gltf.Material:
+    return gltf.Material(
+        name="skin" if detail is None else "skin with detail",
+        pbrMetallicRoughness=gltf.PbrMetallicRoughness(
+            # Vertex colours multiply it; without any, white would glare.
+            baseColorFactor=[0.6, 0.6, 0.6, 1.0] if shape.colours is None else [1.0] * 4,
+            metallicFactor=0.0,
+            roughnessFactor=0.8,
+        ),
+        normalTexture=detail,
+        # The bust is open below, and so is the mouth.
+        doubleSided=True,
+        alphaCutoff=None,
+    )
 
 
 def quaternions(rotations: Float[np.ndarray, "T 3 3"]) -> Float32[np.ndarray, "T 4"]:
@@ -130,15 +154,24 @@ def _mesh(store: _Store, shape: Shape, morphs: Morphs) -> gltf.Mesh:
         }
         for offset, normals in zip(morphs.offsets, morphs.normals, strict=True)
     ]
-    primitive = gltf.Primitive(
-        attributes=attributes,
-        indices=store.add(shape.faces.astype(np.uint32).reshape(-1), target=gltf.ELEMENT_ARRAY_BUFFER),
-        material=0,
-        targets=targets,
-    )
+    # What the photo does not show has no place in the normal map: the same vertices, a plain material.
+    parts = [np.ones(len(shape.faces), bool)]
+    if shape.detail is not None:
+        attributes.TEXCOORD_0, attributes.TANGENT = vertices(shape.detail.places), vertices(shape.detail.tangents)
+        parts = [~shape.detail.shown, shape.detail.shown]
+    primitives = [
+        gltf.Primitive(
+            attributes=attributes,
+            indices=store.add(shape.faces[part].astype(np.uint32).reshape(-1), target=gltf.ELEMENT_ARRAY_BUFFER),
+            material=material,
+            targets=targets,
+        )
+        for material, part in enumerate(parts)
+        if part.any()
+    ]
     return gltf.Mesh(
         name="head",
-        primitives=[primitive],
+        primitives=primitives,
         weights=morphs.rest.tolist(),
         extras={"targetNames": list(morphs.names)} if targets else {},
     )

@@ -5,19 +5,35 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int64, UInt8
+from jaxtyping import Bool, Float, Float32, Int64, UInt8
+from torch import Tensor
 from trimesh import Trimesh
 from trimesh.exchange.obj import export_obj
 from trimesh.exchange.ply import export_ply
 
-from expportrait_cli.artifacts.types import Curves, HeadFit
-from expportrait_cli.geometry.mesh import vertex_normals
+from expportrait_cli.artifacts.types import CROP_SIZE, Curves, HeadFit, Relief
+from expportrait_cli.geometry.mesh import surface_gradients, vertex_normals
 from expportrait_cli.geometry.rotations import from_turns
 from expportrait_cli.head import HeadModel
 from expportrait_cli.head.fitted import fitted_mesh, neck_in_camera, posed_meshes
+from expportrait_cli.render.buffers import FINENESS, Bump, encode
+from expportrait_cli.render.rasterizer import interpolate, rasterize
 
 FLIP = np.array([1.0, -1.0, -1.0])
 """From the axes of OpenCV's camera to those of glTF, and back."""
+
+
+@dataclass(frozen=True)
+class NormalMap:
+    """Fine static detail as normals in the tangent space of a mesh (glTF 2.0.1, 3.9.3: green points up)."""
+
+    image: UInt8[np.ndarray, "R R 3"]
+    places: Float32[np.ndarray, "V 2"]
+    """Where each vertex lies in the image, 0..1 from its upper left corner."""
+    tangents: Float32[np.ndarray, "V 4"]
+    """Unit vectors to the right of the image, and 1 where the image is seen from outside, else -1."""
+    shown: Bool[np.ndarray, " F"]
+    """Triangles that it belongs to: the photo does not show the others."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +45,7 @@ class Shape:
     """Outward side counter-clockwise."""
     colours: UInt8[np.ndarray, "V 3"] | None = None
     """sRGB; None where no photo is known."""
+    detail: NormalMap | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +95,50 @@ def normals_of(verts: Float32[np.ndarray, "V 3"], faces: Int64[np.ndarray, "F 3"
     """Smooth normals of unit length; a vertex without an area, which has none, gets the z axis."""
     normals = vertex_normals(torch.from_numpy(verts), torch.from_numpy(faces)).numpy()
     return np.where((normals == 0).all(-1, keepdims=True), np.array([0, 0, 1], np.float32), normals)
+
+
+def normal_map(verts: Float32[np.ndarray, "V 3"], faces: Int64[np.ndarray, "F 3"], relief: Relief) -> NormalMap | None:
+    """Bake a relief for a mesh, in the photo's crop; None where there is none, or it was read from another mesh."""
+    if not relief.heights.size or len(relief.places) != len(verts):
+        return None
+    side, normals = len(relief.heights), normals_of(verts, faces).astype(np.float64)
+    bump = Bump.of(relief, scale=side / (FINENESS * CROP_SIZE))
+    assert bump is not None
+    triangles = torch.from_numpy(faces)
+    along = surface_gradients(torch.from_numpy(verts), triangles, bump.places).numpy().astype(np.float64)
+    right = _across(along[:, 0], normals)
+    # The image's rows run down, its green points up.
+    turn = np.where((np.cross(normals, right) * along[:, 1]).sum(-1) > 0, -1.0, 1.0)
+    axes = np.stack([right, turn[:, None] * np.cross(normals, right)], 1)
+    carried = np.c_[np.einsum("vci,vai->vca", along, axes).reshape(-1, 4), relief.seen]
+    shown = (relief.seen > 0)[faces].any(1)
+    drawn = _spread(carried.astype(np.float32), relief.places / CROP_SIZE, triangles[torch.from_numpy(shown)], side)
+    slopes = np.einsum("chw,hwca->hwa", bump.slopes[0, :, 0].numpy(), drawn[..., :4].reshape(side, side, 2, 2))
+    slopes *= drawn[..., 4:] / np.maximum(np.linalg.norm(slopes, axis=-1, keepdims=True), 1)
+    bent = np.concatenate([-slopes, np.ones((side, side, 1))], -1)
+    image = encode(bent / np.linalg.norm(bent, axis=-1, keepdims=True))
+    places, tangents = relief.places / np.float32(CROP_SIZE), np.c_[right, turn].astype(np.float32)
+    return NormalMap(image, places, tangents, shown)
+
+
+def _across(vectors: Float[np.ndarray, "V 3"], normals: Float[np.ndarray, "V 3"]) -> Float[np.ndarray, "V 3"]:
+    """Unit vectors across the normals, next to the given ones; any where these say nothing."""
+    across = vectors - normals * (vectors * normals).sum(-1, keepdims=True)
+    length = np.linalg.norm(across, axis=-1, keepdims=True)
+    other = np.cross(normals, np.where(np.abs(normals[:, :1]) < 0.7, [[1.0, 0, 0]], [[0, 1.0, 0]]))
+    other /= np.maximum(np.linalg.norm(other, axis=-1, keepdims=True), 1e-9)
+    return np.where(length > 1e-6, across / np.maximum(length, 1e-6), other)
+
+
+def _spread(
+    carried: Float32[np.ndarray, "V C"], places: Float32[np.ndarray, "V 2"], faces: Tensor, side: int
+) -> Float32[np.ndarray, "R R C"]:
+    """Draw values of vertices into an image; where triangles overlap, the one that is seen better (last column)."""
+    depth = 0.5 - 0.5 * carried[:, -1:]
+    clip = torch.from_numpy(np.c_[2 * places - 1, depth, np.ones_like(depth)].astype(np.float32))[None]
+    values = torch.from_numpy(carried)[None]
+    rast = rasterize(clip, faces, (side, side))
+    return interpolate(values, rast, faces)[0].numpy()
 
 
 def write_surface(shape: Shape, path: Path, form: str) -> None:

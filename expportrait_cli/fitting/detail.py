@@ -5,15 +5,18 @@ the logarithm of brightness becomes a height. Tilts are plausible, not metric. S
 of an edge-preserving filter, and what changes hue together with brightness counts as paint.
 """
 
+import logging
 from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
 import torch
 from jaxtyping import Float16, Float32, Int64, UInt8
+from scipy.fft import dctn, idctn
 
 from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit
 from expportrait_cli.detect.crop import Crop, crop_image
+from expportrait_cli.detect.estimate import Estimate, Estimator
 from expportrait_cli.detect.matte import Gaussian, lab_colours, smoothstep
 from expportrait_cli.fitting.clip import dynamic_mask, plain_skin
 from expportrait_cli.fitting.silhouette import draw_vertices
@@ -23,6 +26,8 @@ from expportrait_cli.head import HeadModel, dense
 from expportrait_cli.head.fitted import fitted_mesh
 from expportrait_cli.head.model import NECK, TORSO
 from expportrait_cli.render.buffers import render_buffers
+
+log = logging.getLogger(__name__)
 
 CROWN_M, BROW_M, CHIN_M = 0.085, 0.06, -0.09
 """Heights in the template, over the origin between the ears: of the crown, of the brows' upper end and of the chin."""
@@ -117,6 +122,9 @@ SOFT_MM = (1.5, 1.2, 1.8)
 
 LARGEST = 1024
 """Side of the largest relief, px: photos of more show pores, which no normal map of a film holds."""
+CLASSES = ("skin", "hair", "clothes")
+STEEP = 0.2
+"""Least cosine to the viewer of normals whose slopes are compared."""
 FACING = (0.08, 0.33)
 """Cosines between a vertex's normal and the view between which the photo is believed to show it."""
 BEHIND_M = 0.006
@@ -124,25 +132,90 @@ BEHIND_M = 0.006
 
 
 def with_detail(
-    fit: HeadFit, head: HeadModel, photo: UInt8[np.ndarray, "H W 3"], matte: Float32[np.ndarray, "S S"]
+    fit: HeadFit,
+    head: HeadModel,
+    photo: UInt8[np.ndarray, "H W 3"],
+    matte: Float32[np.ndarray, "S S"],
+    network: Estimator | None = None,
 ) -> HeadFit:
     """Read classes of pixels and the fine static detail of a fitted head from its photo.
 
-    `photo` is the whole picture, `matte` that of its crop at `CROP_SIZE`.
+    `photo` is the whole picture, `matte` that of its crop at `CROP_SIZE`. With a `network` the detail is that of its
+    normals, and how far the one read from shades agrees with it is said.
     """
     crop, verts = Crop(*map(float, fit.crop)), fitted_mesh(fit, head)
     drawn = draw_vertices(verts, head, fit.focal_px, size=CROP_SIZE)
-    classes = pixel_classes(crop_image(photo, crop, CROP_SIZE), matte, drawn, head)
-    side = int(np.clip(round(crop.side / CROP_SIZE) * CROP_SIZE, CROP_SIZE, LARGEST))
-    shares = classes if side == CROP_SIZE else cv2.resize(classes, (side, side), interpolation=cv2.INTER_LINEAR)
+    side = int(np.clip(round(crop.side / CROP_SIZE) * CROP_SIZE, CROP_SIZE, LARGEST)) if network is None else CROP_SIZE
+    picture, small = (crop_image(photo, crop, each) for each in (side, CROP_SIZE))
     px_per_mm = fit.focal_px / (1000 * float(fit.translation[2])) * side / CROP_SIZE
-    heights_mm = relief_heights(crop_image(photo, crop, side), shares, px_per_mm=px_per_mm)
+    heights_mm, classes = read_relief(picture, matte, drawn, head, px_per_mm=px_per_mm, small=small)
+    if network is not None:
+        camera = Camera.of_crop(fit.focal_px, CROP_SIZE, CROP_SIZE)
+        with torch.no_grad():
+            mesh = render_buffers(torch.from_numpy(verts)[None], head.dense_faces.int(), camera).normals[0].numpy()
+        shaded_mm = heights_mm
+        heights_mm = heights_from_normals(network(small), mesh, classes, px_per_mm=px_per_mm)
+        found = [f"{name} {_likeness(shaded_mm, heights_mm, classes[..., k]):.2f}" for k, name in enumerate(CLASSES)]
+        log.info("Detail read from shades correlates with that of %s: %s.", network.name, ", ".join(found))
     return replace(
         fit,
         relief=(heights_mm / 1000).astype(np.float16),
         relief_seen=shown(verts, head, matte, fit.focal_px),
         classes=np.rint(255 * classes).astype(np.uint8),
     )
+
+
+def heights_from_normals(
+    estimate: Estimate,
+    mesh: Float32[np.ndarray, "S S 3"],
+    classes: Float32[np.ndarray, "S S 3"],
+    *,
+    px_per_mm: float,
+) -> Float32[np.ndarray, "S S"]:
+    """Heights over the mesh, mm, whose slopes are those of a network's normals beyond the mesh's own.
+
+    Slopes are integrated in the least squares sense by cosine transforms (Simchony et al. 1990). Where either is
+    unknown, or turned far away, there are none.
+    """
+    trust = estimate.confidence * (classes.sum(-1) > 0.5)
+    slopes = np.zeros((*trust.shape, 2), np.float32)
+    known = (trust > 0) & (np.minimum(estimate.normals[..., 2], mesh[..., 2]) > STEEP)
+    own, plain = (-each[known][:, :2] / each[known][:, 2:] for each in (estimate.normals, mesh))
+    slopes[known] = trust[known, None] * np.clip(own - plain, -1, 1) / px_per_mm
+    across, down = slopes[..., 0], -slopes[..., 1]
+    # Slopes lie on pixels, steps between them.
+    steps = (across[:, :-1] + across[:, 1:]) / 2, (down[:-1] + down[1:]) / 2
+    divergence = np.diff(np.pad(steps[0], ((0, 0), (1, 1))), axis=1) + np.diff(
+        np.pad(steps[1], ((1, 1), (0, 0))), axis=0
+    )
+    waves = 2 * np.cos(np.pi * np.arange(len(trust)) / len(trust)) - 2
+    power = waves[:, None] + waves
+    power[0, 0] = 1.0
+    heights = idctn(np.asarray(dctn(divergence, norm="ortho")) / power, norm="ortho")
+    return _settled(np.asarray(heights, np.float32), classes, px_per_mm)
+
+
+def _likeness(a: Float32[np.ndarray, "S S"], b: Float32[np.ndarray, "S S"], share: Float32[np.ndarray, "S S"]) -> float:
+    """Correlation over the pixels of a class; 0 without any."""
+    inside = share > 0.5
+    spread = a[inside].std() * b[inside].std() if inside.any() else 0.0
+    return float(np.corrcoef(a[inside], b[inside])[0, 1]) if spread > 0 else 0.0
+
+
+def read_relief(
+    picture: UInt8[np.ndarray, "R R 3"],
+    matte: Float32[np.ndarray, "S S"],
+    drawn: Int64[np.ndarray, "S S"],
+    head: HeadModel,
+    *,
+    px_per_mm: float,
+    small: UInt8[np.ndarray, "S S 3"] | None = None,
+) -> tuple[Float32[np.ndarray, "R R"], Float32[np.ndarray, "S S 3"]]:
+    """Heights of the detail of a crop, mm, and its `pixel_classes`, which are told in `small` if it is larger."""
+    classes = pixel_classes(picture if small is None else small, matte, drawn, head)
+    side = len(picture)
+    shares = classes if side == len(classes) else cv2.resize(classes, (side, side), interpolation=cv2.INTER_LINEAR)
+    return relief_heights(picture, shares, px_per_mm=px_per_mm), classes
 
 
 def shown(
@@ -188,9 +261,14 @@ def relief_heights(
         share * _limited(each.gain_mm * signal, each.limit_mm)
         for share, each, signal in zip(np.moveaxis(classes, -1, 0), BANDS, (skin, hair, clothes), strict=True)
     )
-    heights = np.asarray(heights, np.float32) + _layers(classes, px)
-    matte = classes.sum(-1)
-    wide = px(COARSEST_MM)
+    return _settled(np.asarray(heights, np.float32) + _layers(classes, px), classes, px_per_mm)
+
+
+def _settled(
+    heights: Float32[np.ndarray, "S S"], classes: Float32[np.ndarray, "S S 3"], px_per_mm: float
+) -> Float32[np.ndarray, "S S"]:
+    """Leave out what is so wide that it belongs to the mesh, and what lies outside of the person."""
+    matte, wide = classes.sum(-1), COARSEST_MM * px_per_mm
     heights -= _blurred(heights * matte, wide) / np.maximum(_blurred(matte, wide), 0.01)
     inner = _blurred(cv2.erode(matte, np.ones((3, 3), np.uint8)), 1.0)
     return (heights * inner).astype(np.float32)

@@ -3,13 +3,14 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import cv2
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float32, Int64, UInt8
 from scipy.sparse.linalg import splu
 
 from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit
-from expportrait_cli.detect.matte import Gaussian, lab_colours, smoothstep
+from expportrait_cli.detect.matte import Gaussian, lab_colours, largest_part, smoothstep
 from expportrait_cli.fitting.clip import dynamic_mask, ear_vertices, plain_skin
 from expportrait_cli.fitting.detail import APART, CROWN_M
 from expportrait_cli.fitting.silhouette import graph_laplacian
@@ -18,9 +19,9 @@ from expportrait_cli.geometry.rotations import from_turns
 from expportrait_cli.head import HeadModel, dense
 from expportrait_cli.head.fitted import fitted_mesh, neutral_mesh
 
-SHORTER = 0.08
-"""Share of its depth behind the ears that the model's skull is too long: its cephalic index is 0.74, people's 0.78."""
-BACK_SHARE, BACK_LIMIT_M = 0.7, 0.02
+SHORTER = 0.16
+"""Share of its depth behind the ears that the model's skull is too long: its cephalic index is 0.74, people's 0.80."""
+BACK_SHARE, BACK_LIMIT_M = 0.6, 0.02
 """Thickness of hair behind, as a share of the lesser of what the outline shows on top and at the sides; its limit."""
 TURN_DEG = (15.0, 30.0)
 """Turns of a photo between which its far side is seen more and more, and hair behind is believed in full."""
@@ -42,6 +43,11 @@ BEYOND_M = 0.01
 """Least extent of the matte beyond an ear, m, from which the ear counts as covered where colours cannot tell."""
 BARE, COVERED = 0.4, 0.55
 """Shares of skin colour above which an ear is bare: if the matte ends at the ear, and if it extends beyond it."""
+OVER_EARS_M = 0.03
+"""Height in the template above which what stands off the skull is looked at."""
+USUAL_PERCENTILE, FAR_SHARE, FAR_M, LEAST_PX = 40, 1.3, 0.008, 200
+"""Percentile of the thickness of hair around a skull that is usual; how far off the skull something is looked at, as
+many times that and so much more, m; and the fewest pixels of anything that is compared."""
 SEPARATED, FEW_PX = 0.5, 30
 """Least difference of what the colours of skin and hair score on themselves, and fewest pixels of an ear, for colours
 to decide whether it is covered."""
@@ -76,6 +82,51 @@ def faded(chosen: Bool[np.ndarray, " V"], faces: Int64[np.ndarray, "F 3"], *, ri
         around = np.bincount(faces.ravel(), np.repeat(share[faces].mean(1), 3), len(share)) / count
         share = np.maximum(chosen, around)
     return share
+
+
+def without_background(
+    fit: HeadFit,
+    head: HeadModel,
+    image: UInt8[np.ndarray, "S S 3"],
+    matte: Float32[np.ndarray, "S S"],
+    draw: Callable[[Float32[np.ndarray, "V 3"]], Int64[np.ndarray, "S S"]],
+) -> Float32[np.ndarray, "S S"]:
+    """Take out of a matte what stands further off the skull than the hair around it, in the background's colours.
+
+    Networks take a branch or a curtain behind a head for hair, and the outline would follow it by ten centimetres.
+    """
+    view = _View.of(fit, head, image, matte, draw)
+    away_px, labels = cv2.distanceTransformWithLabels(
+        (view.drawn < 0).astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
+    )
+    nearest = np.asarray(labels, np.int64)
+    vertex = np.zeros(nearest.max() + 1, np.int64)
+    vertex[nearest[view.drawn >= 0]] = view.drawn[view.drawn >= 0]
+    around = (view.drawn < 0) & (view.template[:, 1] > OVER_EARS_M)[vertex[nearest]]
+    over, away_m = around & (matte > 0.5), np.asarray(away_px, np.float32) * (view.depth_m / view.focal_px)
+    # How far the person reaches from each pixel of the skull's outline.
+    reach = np.zeros(nearest.max() + 1, np.float32)
+    np.maximum.at(reach, nearest[over], away_m[over])
+    if not reach.any():
+        return matte
+    usual = float(np.percentile(reach[reach > 0], USUAL_PERCENTILE))
+    hair = over & (reach[nearest] <= usual) & (matte > 0.9)
+    _, parts, stats, _ = cv2.connectedComponentsWithStats(
+        (over & (away_m > FAR_SHARE * usual + FAR_M)).astype(np.uint8)
+    )
+    gone = np.zeros(matte.shape, bool)
+    for part in 1 + np.flatnonzero(stats[1:, cv2.CC_STAT_AREA] > LEAST_PX):
+        far = parts == part
+        near = cv2.dilate(far.astype(np.uint8), np.ones((61, 61), np.uint8)) > 0
+        background = around & near & (matte < 0.1)
+        if min(hair.sum(), background.sum()) < LEAST_PX:
+            continue
+        strange = Gaussian.of(view.lab[background]).score(view.lab) - Gaussian.of(view.lab[hair]).score(view.lab)
+        if strange[far].mean() > 0:
+            gone |= far | (over & near & (cv2.GaussianBlur(strange, (0, 0), 2.0) > 0) & (away_m > usual / 2))
+    if not gone.any():
+        return matte
+    return largest_part((matte * (1 - cv2.GaussianBlur(gone.astype(np.float32), (0, 0), 1.0))).astype(np.float32))
 
 
 def ears_seen(

@@ -1,19 +1,25 @@
-"""Hair, ears and clothes from the outline of mattes: the smooth offset that brings the silhouette onto it."""
+"""Heads as they are drawn, and the smooth offset of hair, ears and clothes that brings their outline onto a matte's."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
 import scipy.sparse as sp
 import torch
-from jaxtyping import Bool, Float, Float32, Int
+from jaxtyping import Bool, Float, Float32, Int, Int64
 from scipy.sparse.linalg import splu
 from scipy.spatial import KDTree
+from torch import Tensor
 
-from expportrait_cli.artifacts.types import CROP_SIZE
+from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit, Relief
+from expportrait_cli.fitting.clip import Clip
+from expportrait_cli.fitting.parametric import whole_patch
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.head import HeadModel
-from expportrait_cli.render.rasterizer import rasterize
+from expportrait_cli.head.fitted import relief_of
+from expportrait_cli.render.buffers import Buffers, Bump, render_buffers
+from expportrait_cli.render.rasterizer import interpolate, rasterize
 from expportrait_cli.runtime import Progress
 
 SMOOTH_FIRST, SMOOTH_LAST = 1.0, 0.05
@@ -149,3 +155,55 @@ def draw_vertices(verts: Float32[np.ndarray, "V 3"], head: HeadModel, focal_px: 
     rast = rasterize(camera.clip(torch.from_numpy(verts))[None], head.dense_faces, (size, size))
     ids = rast[0, ..., 3].numpy().astype(np.int64) - 1
     return np.where(ids >= 0, head.dense_faces.numpy()[np.maximum(ids, 0), 0], -1)
+
+
+SHOWN = 0.3
+"""How far the photo must show a spot for its detail to be compared."""
+
+
+@dataclass(frozen=True)
+class DrawnClip:
+    """The head of a clip's first frame, drawn as each frame's pose and expression move it."""
+
+    clip: Clip
+    relief: Relief
+    bump: Bump | None
+    offset: Float32[np.ndarray, "1 V 3"]
+    """What the first frame shows beyond identity and expression: it stays, as in a film of a photo."""
+
+    @classmethod
+    def of(cls, clip: Clip, fit: HeadFit) -> "DrawnClip":
+        """Take the motion from the clip, and offsets and detail from the fit of its first frame."""
+        relief = relief_of(fit, clip.head)
+        return cls(clip, relief, Bump.of(relief, scale=1.0), fit.frame_offset[None])
+
+    @property
+    def camera(self) -> Camera:
+        """Of the clip's crop."""
+        return Camera.of_crop(self.clip.focal_px, CROP_SIZE, CROP_SIZE)
+
+    def verts(self, row: int) -> Float32[Tensor, "1 V 3"]:
+        """Vertices of a frame in the camera."""
+        return self.clip.pose(np.array([row]), whole_patch(self.clip), self.offset)[0]
+
+    def vertices(self, verts: Float32[Tensor, "1 V 3"]) -> Int64[np.ndarray, "S S"]:
+        """Vertex that each pixel shows, -1 for background."""
+        return draw_vertices(verts[0].numpy(), self.clip.head, self.clip.focal_px, size=CROP_SIZE)
+
+    def seen(self, verts: Float32[Tensor, "1 V 3"], bump: Bump | None) -> Buffers:
+        """Normals, depth and mask."""
+        with torch.inference_mode():
+            return render_buffers(verts, self.clip.head.dense_faces, self.camera, bump=bump)
+
+    def heights_mm(self, verts: Float32[Tensor, "1 V 3"]) -> Float32[np.ndarray, "S S"]:
+        """Height of the static detail in each pixel; NaN where the photo does not show the surface."""
+        if not self.relief.heights.size:
+            return np.full((CROP_SIZE, CROP_SIZE), np.nan, np.float32)
+        faces = self.clip.head.dense_faces
+        carried = torch.from_numpy(np.c_[self.relief.places, self.relief.seen].astype(np.float32))[None]
+        with torch.inference_mode():
+            rast = rasterize(self.camera.clip(verts), faces, (CROP_SIZE, CROP_SIZE))
+            x, y, seen = interpolate(carried, rast, faces)[0].numpy().transpose(2, 0, 1)
+        scale = len(self.relief.heights) / CROP_SIZE
+        heights = cv2.remap(self.relief.heights.astype(np.float32), x * scale - 0.5, y * scale - 0.5, cv2.INTER_LINEAR)
+        return np.where(seen > SHOWN, 1000 * heights, np.nan).astype(np.float32)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float32, Int64
 
 from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit, Tracking
 from expportrait_cli.config import FitConfig
@@ -29,7 +29,7 @@ from expportrait_cli.fitting.detail import with_detail
 from expportrait_cli.fitting.dynamic import Dynamic, dynamic_offsets
 from expportrait_cli.fitting.evidence import Estimates, Evidence, Shading, checked_axes
 from expportrait_cli.fitting.fine import sharpened
-from expportrait_cli.fitting.hair import ears_seen
+from expportrait_cli.fitting.hair import ears_seen, without_background
 from expportrait_cli.fitting.joint import jointly
 from expportrait_cli.fitting.parametric import (
     neutral_frame,
@@ -92,7 +92,11 @@ def fit(
     start = replace(start, frame_offset=_landmark_offset(start, head))
     photo = read_frame(tracking.source, start.frame)
     image = crop_image(photo, Crop(*map(float, tracking.crop)), CROP_SIZE)
-    matte = Matte().matte(image)
+
+    def draw(verts: Float32[np.ndarray, "V 3"]) -> Int64[np.ndarray, "S S"]:
+        return draw_vertices(verts, head, start.focal_px, size=CROP_SIZE)
+
+    matte = without_background(start, head, image, Matte().matte(image), draw)
     if known is not None:
         # A finer mesh begins with the vertices of the plain one.
         start = replace(start, static_offset=known.static_offset[: len(head.parts)])
@@ -100,14 +104,12 @@ def fit(
         start = replace(start, static_offset=outline_offset(start, head, matte, config, progress))
         if config.quality != "draft":
             start = refined_static(start, KeyFrames.of(start, tracking, head, (image, matte), config), network, config)
-        seen = ears_seen(
-            start, head, image, matte, lambda verts: draw_vertices(verts, head, start.focal_px, size=CROP_SIZE)
-        )
+        seen = ears_seen(start, head, image, matte, draw)
         start = settled_ears(replace(start, ears_seen=seen), head, matte, tracking, config)
     done = _with_dynamic(start, tracking, head, config, progress, network=network, known=known)
     own = head if done.head_model == head.name else finer(head).head
     done = replace(done, silhouette_iou=silhouette_iou(done, own, matte))
-    return with_detail(done, own, photo, matte) if config.detail and config.quality != "draft" else done
+    return with_detail(done, own, photo, matte, network) if config.detail and config.quality != "draft" else done
 
 
 def _warn(own: Tracking, tracking: Tracking, config: FitConfig, known: HeadFit | None) -> None:

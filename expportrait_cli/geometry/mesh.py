@@ -96,6 +96,27 @@ def vertex_normals(verts: Float[Tensor, "*B V 3"], faces: Int[Tensor, "F 3"]) ->
     return normalize(summed).movedim(0, -2)
 
 
+def surface_gradients(
+    verts: Float[Tensor, "*B V 3"], faces: Int[Tensor, "F 3"], values: Float[Tensor, "V C"]
+) -> Float[Tensor, "*B V C 3"]:
+    """How values on vertices change along the surface, per unit of length: the mean of the faces, weighted by area."""
+    points = verts.movedim(-2, 0).contiguous()
+    by_face = _crosses(points, faces)
+    area = by_face.norm(dim=-1, keepdim=True)
+    corners = [points.index_select(0, faces[:, corner]) for corner in range(3)]
+    summed, weight = points.new_zeros(*points.shape[:-1], values.shape[1], 3), torch.zeros_like(points[..., :1])
+    # Twice the area times the gradient of a linear function on a triangle, turned by a quarter.
+    steps = torch.zeros_like(by_face)[..., None, :].repeat(*[1] * (points.ndim - 1), values.shape[1], 1)
+    for corner in range(3):
+        level = values[faces[:, corner]].view(-1, *[1] * (points.ndim - 2), values.shape[1], 1)
+        steps += level * (corners[(corner + 2) % 3] - corners[(corner + 1) % 3])[..., None, :]
+    across = torch.linalg.cross((by_face / area.clamp(min=1e-15))[..., None, :].expand_as(steps), steps)
+    for corner in range(3):
+        summed = summed.index_add(0, faces[:, corner], across)
+        weight = weight.index_add(0, faces[:, corner], area)
+    return (summed / weight[..., None].clamp(min=1e-15)).movedim(0, -3)
+
+
 def _crosses(points: Float[Tensor, "V *B 3"], faces: Int[Tensor, "F 3"]) -> Float[Tensor, "F *B 3"]:
     a, b, c = (points.index_select(0, faces[:, corner]) for corner in range(3))
     return torch.linalg.cross(b - a, c - a)

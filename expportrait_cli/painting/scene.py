@@ -1,7 +1,7 @@
 """What a painter sees of a film, and what a painter is."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -273,6 +273,8 @@ class Scene:
     ) -> "Scene":
         """Read the photo."""
         photo = read_frame(fit.source, fit.frame)
+        if not config.detail:
+            fit = replace(fit, relief=np.zeros((0, 0), np.float16))
         make = photo_canvas if config.paste_back else crop_canvas
         return cls(fit, meshes, head, photo, make(photo, fit, config.size), driver)
 

@@ -15,9 +15,9 @@ from expportrait_cli.artifacts.meshes import Meshes
 from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit
 from expportrait_cli.errors import InputError, OutputError, UsageError
 from expportrait_cli.export import compress, exported_poses, write_glb, write_surface
-from expportrait_cli.export.shape import FLIP, Motion, Shape, canonical, in_head
+from expportrait_cli.export.shape import FLIP, Motion, Shape, canonical, in_head, normal_map
 from expportrait_cli.head import HeadModel
-from expportrait_cli.head.fitted import fitted_mesh
+from expportrait_cli.head.fitted import fitted_mesh, relief_of
 from expportrait_cli.media.video import read_frame
 from expportrait_cli.painting.proxy.layers import DEPTH_SLACK_M, prepare
 from expportrait_cli.painting.proxy.mouth import CAVITY, ENAMEL
@@ -45,8 +45,13 @@ def kind_of(path: Path) -> str:
     return kind
 
 
-def export_head(source: Path, path: Path, form: str, stage: Stage, *, neutral: bool) -> dict[str, Any]:
-    """Write the person's head as in the photo, or the canonical one, with the photo's colours if it is still there."""
+def export_head(
+    source: Path, path: Path, form: str, stage: Stage, *, neutral: bool, detail: bool = True
+) -> dict[str, Any]:
+    """Write the person's head as in the photo, or the canonical one, with the photo's colours if it is still there.
+
+    A .glb also has the fine static detail as a normal map.
+    """
     fit = npz.load(HeadFit, source)
     head = head_behind(source, fit)
     progress = stage("export the head")
@@ -55,26 +60,29 @@ def export_head(source: Path, path: Path, form: str, stage: Stage, *, neutral: b
         made = exported_poses(fit, head, neutral=neutral)
         focal_px = None if neutral else fit.focal_px
         with atomic_path(path) as partial:
-            shape = Shape(made.base, faces, colours)
+            bumps = normal_map(made.base, faces, relief_of(fit, head)) if detail else None
+            shape = Shape(made.base, faces, colours, bumps)
             write_glb(partial, shape, made.morphs, made.motion, focal_px=focal_px, name=stem(source))
-        targets = len(made.morphs.names)
+        targets, has_detail = len(made.morphs.names), bumps is not None
     else:
         verts_cam = fitted_mesh(canonical(fit) if neutral else fit, head)
         with atomic_path(path) as partial:
             write_surface(Shape((verts_cam * FLIP).astype(np.float32), faces, colours), partial, form)
-        targets = 0
+        targets, has_detail = 0, False
     progress(1, 1)
     counts = {"vertices": len(head.parts), "faces": len(faces), "targets": targets}
-    return {"kind": "head", "format": form, **counts, "coloured": colours is not None}
+    return {"kind": "head", "format": form, **counts, "coloured": colours is not None, "detail": has_detail}
 
 
-def export_meshes(source: Path, path: Path, form: str, stage: Stage, *, frames: str) -> dict[str, Any]:
-    """Write an animation: one .glb, one mesh of a single frame, or a folder of them."""
+def export_meshes(
+    source: Path, path: Path, form: str, stage: Stage, *, frames: str, detail: bool = True
+) -> dict[str, Any]:
+    """Write an animation: one .glb, with detail as a normal map, or the mesh of a frame, or a folder of meshes."""
     meshes = Meshes.open(source)
     chosen = chosen_frames(frames, meshes.frame_count)
     progress = stage("export the animation")
     if form == "glb":
-        summary = _animation(meshes, chosen, path, progress)
+        summary = _animation(meshes, chosen, path, progress, detail=detail)
     else:
         is_single = bool(frames) and ":" not in frames
         (_single if is_single else _folder)(meshes, chosen, path, form, progress)
@@ -107,7 +115,7 @@ def _frames(meshes: Meshes, chosen: range) -> Iterator[tuple[int, Float32[np.nda
             yield index, verts_cam
 
 
-def _animation(meshes: Meshes, chosen: range, path: Path, progress: Progress) -> dict[str, Any]:
+def _animation(meshes: Meshes, chosen: range, path: Path, progress: Progress, *, detail: bool) -> dict[str, Any]:
     done = 0
 
     def in_head_frame() -> Iterator[Float32[np.ndarray, "V 3"]]:
@@ -126,11 +134,13 @@ def _animation(meshes: Meshes, chosen: range, path: Path, progress: Progress) ->
             meshes.poses[indices, 1],
             made.weights,
         )
-        shape = Shape(made.base, meshes.faces)
+        bumps = normal_map(made.base, meshes.faces, meshes.relief) if detail else None
+        shape = Shape(made.base, meshes.faces, detail=bumps)
         write_glb(partial, shape, made.morphs, motion, focal_px=meshes.focal_px, name=stem(Path(meshes.path)))
     count, error_mm = len(made.morphs.names), made.max_error_m * 1000
     log.info("%d frames as %d morph targets: no vertex is off by more than %.3f mm.", len(chosen), count, error_mm)
-    return {"vertices": len(made.base), "targets": count, "max_error_mm": round(error_mm, 4), "rate": str(meshes.rate)}
+    counts = {"vertices": len(made.base), "targets": count, "detail": bumps is not None}
+    return {**counts, "max_error_mm": round(error_mm, 4), "rate": str(meshes.rate)}
 
 
 def _single(meshes: Meshes, chosen: range, path: Path, form: str, progress: Progress) -> None:

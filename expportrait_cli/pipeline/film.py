@@ -15,6 +15,7 @@ from expportrait_cli.artifacts.files import alone, content_hash, forget_partials
 from expportrait_cli.artifacts.guard import check_outputs
 from expportrait_cli.artifacts.meshes import Meshes
 from expportrait_cli.artifacts.types import HeadFit, Tracking
+from expportrait_cli.config import RenderConfig
 from expportrait_cli.errors import InputError
 from expportrait_cli.head import HeadModel
 from expportrait_cli.head.fitted import reduced
@@ -202,7 +203,7 @@ class _Run:
                     head_fit.artifact,
                     meshes.artifact,
                     driver,
-                    job.generate.size,
+                    RenderConfig(size=job.generate.size, detail=job.generate.detail),
                     progress,
                 ),
             )

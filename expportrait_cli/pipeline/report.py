@@ -49,6 +49,8 @@ class Run:
     """None of a driver that was given as meshes, or whose tracking is shared with other films."""
     pasted: bool
     """The film shows the whole photo, not the crop."""
+    detail: bool
+    """The painter saw the fine static detail."""
 
     @classmethod
     def of(cls, job: Job) -> "Run":
@@ -63,7 +65,7 @@ class Run:
         for path in (job.out, head, meshes):
             if not path.is_file():
                 raise InputError(f"{path} is gone: a report needs what was made on the way. Run with `keep_work`.")
-        return cls(job.out, head, meshes, own if own.is_file() else None, job.generate.paste_back)
+        return cls(job.out, head, meshes, own if own.is_file() else None, job.generate.paste_back, job.generate.detail)
 
 
 @dataclass(frozen=True)
@@ -255,7 +257,7 @@ def _worst(found: _Found) -> list[str]:
                     data_uri(crop_image(read_frame(driver.source, frame), Crop(*map(float, driver.crop)), PICTURE_PX)),
                 )
             )
-        shown.append(("normals", data_uri(normals_of(found.meshes, frame))))
+        shown.append(("normals", data_uri(normals_of(found.meshes, frame, detail=found.run.detail))))
         shown.append(("film", data_uri(read_frame(found.run.film, frame))))
         why = f"{badness[frame]:.4g}" if np.isfinite(badness[frame]) else "no face found in the film"
         lines.append(f"<h3>Frame {frame}: {why}</h3>{figures(shown, 'sheet', f'frame {frame}')}")

@@ -20,7 +20,7 @@ from expportrait_cli.media.image import is_image, read_image
 from expportrait_cli.media.video import read_frame, read_frames
 from expportrait_cli.media.writer import VideoWriter
 from expportrait_cli.pipeline.performance import Driver
-from expportrait_cli.pipeline.provenance import synthetic_tags
+from expportrait_cli.pipeline.provenance import read_record, synthetic_tags
 from expportrait_cli.render import render_normals
 from expportrait_cli.render.buffers import Bump, encode, render_buffers
 from expportrait_cli.render.stage import preview
@@ -41,12 +41,19 @@ def driver_frames(driver: Driver | None, size: int) -> Iterator[Image]:
 
 
 def write_grid(
-    path: Path, film: Path, head_fit: HeadFit, meshes: Meshes, driver: Driver | None, size: int, progress: Progress
+    path: Path,
+    film: Path,
+    head_fit: HeadFit,
+    meshes: Meshes,
+    driver: Driver | None,
+    config: RenderConfig,
+    progress: Progress,
 ) -> None:
-    """Write photo | driver | normals | result, `size` pixels high, with the film's frames and rate."""
+    """Write photo | driver | normals | result, `config.size` pixels high, with the film's frames and rate."""
+    size = config.size
     photo = crop_image(read_frame(head_fit.source, head_fit.frame), Crop(*map(float, head_fit.crop)), size)
     drivers = driver_frames(driver, size)
-    normals = render_normals(meshes, RenderConfig(size=size))
+    normals = render_normals(meshes, config)
     with VideoWriter(path, rate=meshes.rate, audio=film, metadata=synthetic_tags()) as writer:
         # The driver's iterator may be endless, and ends the others' last.
         for index, (result, normal, drive) in enumerate(zip(read_frames(film), normals, drivers, strict=False), 1):
@@ -87,14 +94,15 @@ def normals_behind(film: Path, frame: int) -> UInt8[np.ndarray, "S S 3"] | None:
     except InputError:
         # A page without that picture is better than none.
         return None
-    return normals_of(meshes, frame)
+    settings = read_record(film.with_suffix(".json")).get("settings", {})
+    return normals_of(meshes, frame, detail=settings.get("generate", {}).get("detail", True))
 
 
-def normals_of(meshes: Meshes, frame: int) -> UInt8[np.ndarray, "S S 3"]:
+def normals_of(meshes: Meshes, frame: int, *, detail: bool) -> UInt8[np.ndarray, "S S 3"]:
     """Normal map of one frame, as `render-normals` draws it."""
     camera, faces = Camera.of_crop(meshes.focal_px, CROP_SIZE, SIDE), torch.from_numpy(meshes.faces).to(torch.int32)
     with torch.inference_mode():
         verts_cam = torch.from_numpy(next(meshes.frames(frame, frame + 1)))
-        bump = Bump.of(meshes.relief, scale=SIDE / CROP_SIZE)
+        bump = Bump.of(meshes.relief if detail else meshes.relief.bare, scale=SIDE / CROP_SIZE)
         buffers = render_buffers(verts_cam[None], faces, camera, antialias=True, edges=edges(faces), bump=bump)
     return encode(buffers.normals[0].numpy())

@@ -4,7 +4,6 @@
 that was trained with another one fails without a word.
 """
 
-import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -173,74 +172,92 @@ class Buffers:
 
 @dataclass(frozen=True)
 class Bump:
-    """Static detail finer than the mesh, as it bends normals: bump mapping in screen space (Mikkelsen 2010)."""
+    """Static detail finer than the mesh, as it bends normals: bump mapping on the surface (Blinn 1978).
 
-    heights: Float32[Tensor, "1 1 R R"]
-    """Height over the mesh along its normals, m."""
-    carried: Float32[Tensor, "V 4"]
-    """Of each vertex: where it lies in `heights` (x and y, -1..1), how far its detail is known, 0..1, and 1 inside the
-    mouth."""
+    Slopes are read from a texture of derivatives, blurred to what a pixel holds, so that detail does not shimmer while
+    the head moves by parts of a pixel.
+    """
+
+    slopes: Float32[Tensor, "1 2 M R R"]
+    """Change of the height over the mesh, m, along x and y of the photo's crop, m per crop px; each of the `M` levels
+    is blurred twice as wide as the one before."""
+    places: Float32[Tensor, "V 2"]
+    """Where each vertex lies in the photo's crop, px."""
+    known: Float32[Tensor, "V 2"]
+    """Of each vertex: how far its detail is known, 0..1, and 1 inside the mouth."""
+    scale: float
+    """Width of a px of the crop in the drawn picture, px."""
 
     @classmethod
     def of(cls, relief: Relief, *, scale: float, device: torch.device | str | None = None) -> "Bump | None":
-        """Prepare a relief for a picture in which a px of the crop is `scale` px wide; None where there is none.
-
-        Details below a pixel are blurred away.
-        """
+        """Prepare a relief for a picture in which a px of the crop is `scale` px wide; None where there is none."""
         if not len(relief.places):
             return None
+        side = max(round(FINENESS * CROP_SIZE * scale), 1) if relief.heights.size else 1
         heights = relief.heights.astype(np.float32) if relief.heights.size else np.zeros((1, 1), np.float32)
-        shrink = len(heights) / CROP_SIZE / scale
-        if shrink > 1:
-            heights = cv2.GaussianBlur(heights, (0, 0), 0.5 * math.sqrt(shrink**2 - 1))
-        carried = np.c_[relief.places * (2 / CROP_SIZE) - 1, relief.seen, relief.cavity].astype(np.float32)
-        return cls(torch.from_numpy(heights)[None, None].to(device), torch.from_numpy(carried).to(device))
+        fine = cv2.resize(
+            heights, (side, side), interpolation=cv2.INTER_CUBIC if side > len(heights) else cv2.INTER_AREA
+        )
+        levels = [cv2.GaussianBlur(fine, (0, 0), FINENESS * PIXEL_SIGMA * 2**level) for level in range(LEVELS)]
+        px = side / CROP_SIZE
+        slopes = [np.stack([cv2.Sobel(each, cv2.CV_32F, *way, ksize=1) * (px / 2) for way in WAYS]) for each in levels]
+        known = np.stack([relief.seen, relief.cavity], -1).astype(np.float32)
+        texture = torch.from_numpy(np.stack(slopes, 1)[None])
+        return cls(
+            texture.to(device), torch.from_numpy(relief.places).to(device), torch.from_numpy(known).to(device), scale
+        )
+
+    def carried(self, verts_cam: Float32[Tensor, "n V 3"], faces: Int[Tensor, "F 3"]) -> Float32[Tensor, "n V 10"]:
+        """What is drawn in each pixel for `bent`: places, `known`, and how the places change along the surface."""
+        along = mesh.surface_gradients(verts_cam, faces, self.places)
+        fixed = torch.cat([self.places, self.known], -1).expand(len(verts_cam), -1, -1)
+        return torch.cat([fixed, along.flatten(-2)], -1)
 
     def bent(
         self,
         normals: Float32[Tensor, "n H W 3"],
-        carried: Float32[Tensor, "n H W 4"],
-        depth: Float32[Tensor, "n H W"],
-        focal_px: float,
+        carried: Float32[Tensor, "n H W 10"],
+        pixel_m: Float32[Tensor, "n H W 1"],
     ) -> Float32[Tensor, "n H W 3"]:
-        """Bend normals of normal maps; `carried` is `Bump.carried` drawn in the same pixels.
+        """Bend normals of normal maps; `carried` is drawn in the same pixels, which are `pixel_m` wide on the surface.
 
-        Over a step in depth, where two surfaces meet in the picture, and at grazing angles the mesh's stays. Inside the
-        mouth they are zero, as in the background: a painter would take a bright cavity for a surface.
+        At grazing angles the mesh's stay. Inside the mouth they are zero, as in the background: a painter would take a
+        bright cavity for a surface.
         """
-        places = carried[..., :2]
-        height = F.grid_sample(
-            self.heights.expand(len(normals), -1, -1, -1), places, align_corners=False, padding_mode="border"
-        )[:, 0]
-        covered = depth > 0
-        # What differs from the neighbours by more than a steep slope of one pixel's width belongs to another surface.
-        pixel_m = depth / focal_px
-        slopes = []
-        for axis in (2, 1):
-            before, after = (_shifted(height, axis, step) for step in (1, -1))
-            near, far = (_shifted(depth, axis, step) for step in (1, -1))
-            is_one = (near > 0) & (far > 0) & ((far - near).abs() < STEEPEST * 2 * pixel_m) & covered
-            slopes.append(torch.where(is_one, (after - before) / (2 * pixel_m).clamp(min=1e-6), 0.0))
-        gradient = torch.stack([slopes[0], -slopes[1], torch.zeros_like(slopes[0])], -1)
-        tangent = gradient - normals * (gradient * normals).sum(-1, keepdim=True)
-        length = tangent.norm(dim=-1, keepdim=True)
-        known = carried[..., 2:3] * ((normals[..., 2:] - GRAZING[0]) / (GRAZING[1] - GRAZING[0])).clamp(0, 1)
-        bent = mesh.normalize(normals - known * tangent / length.clamp(min=1.0))
-        return torch.where(covered[..., None], bent, normals) * (carried[..., 3:] <= 0.5)
+        shown = (carried[..., 2] > 0) & (normals[..., 2] > GRAZING[0])
+        normal, here = normals[shown], carried[shown]
+        along = here[:, 4:].unflatten(-1, (2, 3)) * normals.new_tensor([1.0, -1.0, -1.0])
+        slopes = self._slopes(here[:, :2], _footprint(along, normal, pixel_m[shown]) * self.scale)
+        tangent = (slopes[..., None] * along).sum(-2)
+        tangent = tangent - normal * (tangent * normal).sum(-1, keepdim=True)
+        known = here[:, 2:3] * ((normal[:, 2:] - GRAZING[0]) / (GRAZING[1] - GRAZING[0])).clamp(max=1)
+        bent = mesh.normalize(normal - known * tangent / tangent.norm(dim=-1, keepdim=True).clamp(min=1.0))
+        return normals.masked_scatter(shown[..., None], bent) * (carried[..., 3:4] <= 0.5)
+
+    def _slopes(self, places: Float32[Tensor, "P 2"], footprint: Float32[Tensor, "P 1"]) -> Float32[Tensor, "P 2"]:
+        """Slopes at places of the crop, as blurred as a pixel that covers `footprint` drawn pixels needs."""
+        level = footprint.clamp(1, 2 ** (LEVELS - 1)).log2()
+        where = torch.cat([places * (2 / CROP_SIZE) - 1, (2 * level + 1) / LEVELS - 1], -1)
+        found = F.grid_sample(self.slopes, where[None, None, None], align_corners=False, padding_mode="border")
+        return found[0, :, 0, 0].T
 
 
-STEEPEST = 8.0
-"""Slope of depth, across two pixels, from which two neighbours are taken for two surfaces."""
+LEVELS, FINENESS, PIXEL_SIGMA = 3, 2, 0.7
+"""Levels of blur, texels to a drawn pixel, and the standard deviation of the first blur in drawn pixels: less would
+change with the place of the pixel's centre between the texels."""
+WAYS = ((1, 0), (0, 1))
 GRAZING = (0.1, 0.45)
 """Cosines to the viewer between which the detail of a photo fades in."""
 
 
-def _shifted(image: Float32[Tensor, "n H W"], axis: int, step: int) -> Float32[Tensor, "n H W"]:
-    """The neighbour's value; at the border the pixel's own."""
-    moved = image.roll(step, axis)
-    edge = 0 if step > 0 else image.shape[axis] - 1
-    moved.narrow(axis, edge, 1).copy_(image.narrow(axis, edge, 1))
-    return moved
+def _footprint(
+    along: Float32[Tensor, "P 2 3"], normals: Float32[Tensor, "P 3"], pixel_m: Float32[Tensor, "P 1"]
+) -> Float32[Tensor, "P 1"]:
+    """Width of a pixel on the surface in crop px of the photo: the root of the mean square of both directions."""
+    # One pixel to the right or up leads this far towards the viewer, in its own width.
+    depth = -normals[:, :2] / normals[:, 2:]
+    steps = along[..., :2] + along[..., 2:] * depth[:, None]
+    return pixel_m * (steps.square().sum((-2, -1))[:, None] / 2).sqrt()
 
 
 def render_buffers(
@@ -271,14 +288,14 @@ def render_buffers(
     rast = rasterize(pos, faces, (camera.height, camera.width), backend=backend)
     columns = [mesh.vertex_normals(verts_cam, faces), verts_cam[..., 2:]]
     if bump is not None:
-        columns.append(bump.carried.expand(len(verts_cam), -1, -1))
+        columns.append(bump.carried(verts_cam, faces))
     drawn = interpolate(torch.cat(columns, -1), rast, faces, backend=backend)
     normals_cam, depth, carried = drawn[..., :3], drawn[..., 3:4], drawn[..., 4:]
     covered = (rast[..., 3:] > 0).to(drawn.dtype)
     # Both axes that OpenCV points down and away turn round: y up, z to the viewer.
     normals = mesh.normalize(normals_cam) * normals_cam.new_tensor([1.0, -1.0, -1.0])
     if bump is not None:
-        normals = bump.bent(normals, carried, depth[..., 0], camera.focal_px)
+        normals = bump.bent(normals, carried, depth / camera.focal_px)
     image = torch.cat([normals, covered], -1)
     if antialias:
         image = blend_silhouettes(image, rast, pos, edges or mesh.edges(faces))

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 
 from expportrait_cli.artifacts.meshes import Meshes
-from expportrait_cli.artifacts.types import CROP_SIZE, Relief
+from expportrait_cli.artifacts.types import CROP_SIZE
 from expportrait_cli.config import RenderConfig
 from expportrait_cli.errors import UsageError
 from expportrait_cli.geometry import mesh
@@ -124,7 +124,7 @@ def render_normals(
     faces = torch.from_numpy(meshes.faces).to(device, torch.int32)
     edges = mesh.edges(faces) if config.antialias else None
     scale = config.size / CROP_SIZE
-    relief = meshes.relief if config.detail else replace(meshes.relief, heights=Relief.none().heights)
+    relief = meshes.relief if config.detail else meshes.relief.bare
     bump = Bump.of(relief, scale=scale, device=device)
     rotations = (viewpoint or Viewpoint()).rotations(meshes.frame_count).to(faces.device)
     centres_cam = torch.from_numpy(meshes.curves.translation).to(faces.device)

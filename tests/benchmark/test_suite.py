@@ -320,7 +320,7 @@ def test_a_pair_of_each_kind_of_the_development_suite(media, tmp_path, capsys, m
 def test_each_embedded_painter_is_compared_with_the_other():
     pytest.importorskip("diffusers")
     names = [variant.name for variant in variants(ablation=True, making=Making(backend="proxy"))]
-    assert names == ["expportrait", "direct", "no-dynamic", "base", "mini"]
+    assert names == ["expportrait", "direct", "no-detail", "no-dynamic", "base", "mini"]
     found = [(variant.name, variant.backend) for variant in variants(ablation=True, making=Making(backend="mini"))]
-    assert found[-1] == ("proxy", "proxy") and len(found) == 5
+    assert found[-1] == ("proxy", "proxy") and len(found) == 6
     assert [variant.name for variant in variants(ablation=False, making=Making(backend="mini"))] == ["expportrait"]

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from itertools import islice
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -13,13 +14,14 @@ from support.places import ROOT
 from expportrait_cli.artifacts.types import CROP_SIZE
 from expportrait_cli.benchmark import files
 from expportrait_cli.cli import app
-from expportrait_cli.detect.crop import Crop
+from expportrait_cli.detect.crop import Crop, picture_box
 from expportrait_cli.evaluation import normals
 from expportrait_cli.evaluation.report import NormalScores
 from expportrait_cli.fitting.clip import Clip, above_brows, dynamic_mask, first_frame, plain_skin, still_frames
 from expportrait_cli.fitting.dynamic import unseen_folds
 from expportrait_cli.fitting.hair import ears as ears_of
 from expportrait_cli.fitting.losses import Light
+from expportrait_cli.fitting.silhouette import DrawnClip
 from expportrait_cli.geometry.mesh import vertex_normals
 from expportrait_cli.geometry.rotations import from_turns
 from expportrait_cli.head import HeadModel, dense, load_head
@@ -59,7 +61,10 @@ def inflated(clip: Clip, head: HeadModel, by_m: float) -> Clip:
 
 def frame_of(clip: Clip, row: int, **changed) -> normals.Frame:
     """A frame whose picture is the drawn head under a known light; its matte is where it is drawn."""
-    ((normal, covered, ids),) = files._drawn(clip, None, np.array([row]))
+    drawn = DrawnClip.of(clip, clip.fit)
+    verts = drawn.verts(row)
+    seen, ids = drawn.seen(verts, None), drawn.vertices(verts)
+    normal, covered = seen.normals[0].numpy(), seen.mask[0].numpy()
     shade = LIGHT.log_shade(torch.from_numpy(normal)).numpy()
     grey = np.where(covered > 0.5, 255 * np.exp(shade / 2.2) * 0.7, 90).clip(0, 255).astype(np.uint8)
     rows = {
@@ -75,6 +80,8 @@ def frame_of(clip: Clip, row: int, **changed) -> normals.Frame:
         "translation": clip.tracking.translation[row].astype(np.float64),
         "focal_px": FOCAL_PX,
         "chin_px": np.array([256.0, 330.0]),
+        "relief_drawn": np.full_like(covered, np.nan),
+        "relief_read": np.zeros_like(covered),
         "box": (0.0, 0.0, float(CROP_SIZE), float(CROP_SIZE)),
     }
     return normals.Frame(**{**rows, **changed})
@@ -113,7 +120,7 @@ def test_a_ray_that_leaves_the_picture_is_unknown():
     assert known.tolist() == [False, True, True]
     assert reach[1:] == pytest.approx([12, 12], abs=0.05)
     # The crop goes on beyond the source picture, and repeats its last pixels there.
-    box = normals.picture_box(Crop(-16.0, 0.0, 128.0), np.array([100, 128]), 64)
+    box = picture_box(Crop(-16.0, 0.0, 128.0), np.array([100, 128]), 64)
     assert box == pytest.approx((8, 0, 58, 64))
     mask[:, 52:] = 0
     assert normals.rays(mask, np.array([32.0, 32]), directions, box)[1].all()
@@ -160,8 +167,6 @@ def test_light_of_a_picture_is_found_from_its_skin(wrinkled, known, head):
 
 
 def noise(seed: int) -> np.ndarray:
-    import cv2
-
     return cv2.GaussianBlur(np.random.default_rng(seed).normal(size=(160, 160)), (0, 0), 2.0).astype(np.float32)
 
 
@@ -227,10 +232,34 @@ def test_ears_agree_where_the_picture_has_the_colour_that_the_head_says(known, h
     assert files._person(known.clip, alike, LIGHT).colours is None
 
 
+def test_relief_that_is_carried_is_compared_with_the_relief_that_is_read(known):
+    frame, person = frame_of(known.clip, 1), person_of(known)
+    heights = cv2.GaussianBlur(np.random.default_rng(0).normal(size=frame.covered.shape), (0, 0), 2.0).astype(
+        np.float32
+    )
+    same = normals.relief(replace(frame, relief_drawn=heights, relief_read=2 * heights), person)["skin"]
+    assert same["r"] == pytest.approx(1, abs=1e-5) and same["gain"] == pytest.approx(0.5, abs=1e-3)
+    # Heights count wherever they are wrong by a constant, and not where the photo shows no surface.
+    half = np.where(np.arange(CROP_SIZE) < 256, heights, np.nan)
+    assert normals.relief(replace(frame, relief_drawn=half, relief_read=heights + 3), person)["skin"]["r"] > 0.99
+    assert np.isnan(normals.relief(frame, person)["skin"]["r"])
+
+
+def test_bends_that_move_with_the_surface_do_not_change():
+    bend = np.random.default_rng(0).normal(0, 0.05, (64, 64, 3)).astype(np.float32)
+    places = np.random.default_rng(1).integers(10, 50, (200, 2)).astype(np.float32) + 0.5
+    moved = np.roll(bend, (3, 2), (0, 1))
+    step = np.array([2, 3], np.float32)
+    assert normals.bend_change_deg([bend, moved], [places, places + step]) == pytest.approx(0, abs=1e-6)
+    stronger = normals.bend_change_deg([bend, 1.5 * moved], [places, places + step])
+    x, y = (places - 0.5).astype(int).T
+    assert stronger == pytest.approx(np.degrees(0.5 * np.linalg.norm(bend[y, x], axis=1).mean()), rel=0.01)
+
+
 def test_scores_by_turn_and_over_clips(wrinkled, known):
     person = person_of(known)
     frames = [frame_of(wrinkled, 1), frame_of(wrinkled, 2, turn_deg=8.0)]
-    one = {"source": "a.mp4", **normals.measure(frames, person), "steady_deg": 0.5}
+    one = {"source": "a.mp4", **normals.measure(frames, person), **dict.fromkeys(files.STEADY, 0.5)}
     assert one["outline"]["30-45"]["frames"] == 1 and one["outline"]["all"]["frames"] == 1
     assert one["outline"]["30-45"]["mm"] == 0 and np.isnan(one["outline"]["15-30"]["mm"])
     assert one["detail"]["5-15"]["forehead"]["r"] == pytest.approx(1)

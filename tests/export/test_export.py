@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from fractions import Fraction
 
+import cv2
 import numpy as np
 import pygltflib
 import pytest
@@ -24,9 +25,12 @@ from expportrait_cli.export import compress
 from expportrait_cli.export.gltf import linear_colours, quaternions
 from expportrait_cli.export.morphs import LIMIT, TOLERANCE_M
 from expportrait_cli.geometry.camera import Camera
+from expportrait_cli.geometry.mesh import vertex_normals
 from expportrait_cli.geometry.rotations import rodrigues
-from expportrait_cli.head.fitted import fitted_mesh, neck_in_camera, posed_meshes
+from expportrait_cli.head.fitted import fitted_mesh, neck_in_camera, posed_meshes, relief_of
 from expportrait_cli.pipeline.export import export_head, export_meshes
+from expportrait_cli.render.buffers import Bump, render_buffers
+from expportrait_cli.render.rasterizer import interpolate, rasterize
 
 pytest_plugins = ("support.astronaut",)
 
@@ -93,9 +97,10 @@ class Glb:
     def __init__(self, path):
         self.model = pygltflib.GLTF2().load(str(path))
         self.blob = self.model.binary_blob()
-        (primitive,) = self.model.meshes[0].primitives
+        self.primitives = self.model.meshes[0].primitives
+        primitive = self.primitives[0]
         self.base = self.array(primitive.attributes.POSITION)
-        self.faces = self.array(primitive.indices).reshape(-1, 3)
+        self.faces = np.concatenate([self.array(each.indices).reshape(-1, 3) for each in self.primitives])
         targets = primitive.targets or []
         self.offsets = np.array([self.array(t["POSITION"]) for t in targets]).reshape(-1, *self.base.shape)
         self.names = self.model.meshes[0].extras.get("targetNames", [])
@@ -104,7 +109,7 @@ class Glb:
     def array(self, index):
         accessor = self.model.accessors[index]
         kind = {pygltflib.FLOAT: np.float32, pygltflib.UNSIGNED_INT: np.uint32}[accessor.componentType]
-        width = {"SCALAR": 1, "VEC3": 3, "VEC4": 4}[accessor.type]
+        width = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4}[accessor.type]
         start = self.model.bufferViews[accessor.bufferView].byteOffset
         values = np.frombuffer(self.blob, kind, accessor.count * width, start)
         return values if width == 1 else values.reshape(-1, width)
@@ -243,6 +248,53 @@ def test_a_head_rests_as_in_the_photo_and_can_be_posed(person, fitted, head):
         gaze = np.zeros(4, np.float32)
         gaze[index] = angle_rad
         assert farthest(posed(**{name: 1}), true(gaze=gaze)) < 1e-5
+
+
+def test_a_viewer_shows_the_detail_that_normal_maps_show(person, fitted, head):
+    """The shader of glTF 2.0.1, 3.9.3, at the photo's pose: normal = T x + B y + N z, the bitangent by its sign."""
+    glb, summary = person
+    assert summary["detail"] and len(glb.primitives) == 2
+    plain, detailed = glb.primitives
+    materials = glb.model.materials
+    assert materials[plain.material].normalTexture is None
+    assert materials[detailed.material].normalTexture.index == 0
+    picture = glb.model.bufferViews[glb.model.images[glb.model.textures[0].source].bufferView]
+    png = np.frombuffer(glb.blob, np.uint8, picture.byteLength, picture.byteOffset)
+    texture = cv2.imdecode(png, cv2.IMREAD_COLOR)[..., ::-1]
+    tangents, places = glb.array(detailed.attributes.TANGENT), glb.array(detailed.attributes.TEXCOORD_0)
+    assert np.allclose(np.linalg.norm(tangents[:, :3], axis=1), 1, atol=1e-5) and (np.abs(tangents[:, 3]) == 1).all()
+
+    verts_cam = torch.from_numpy(fitted_mesh(fitted, head))
+    camera, faces = Camera.of_crop(fitted.focal_px, CROP_SIZE, CROP_SIZE), head.dense_faces
+    normal = vertex_normals(verts_cam, faces).numpy() * FLIP
+    turn = Rotation.from_quat(glb.model.nodes[0].rotation).as_matrix()
+    right = tangents[:, :3] @ turn.T
+    carried = np.c_[normal, right, np.cross(normal, right) * tangents[:, 3:], places].astype(np.float32)
+    rast = rasterize(camera.clip(verts_cam)[None], faces.int(), (CROP_SIZE, CROP_SIZE))
+    drawn = interpolate(torch.from_numpy(carried)[None], rast, faces.int())[0].numpy()
+    x, y = (drawn[..., 9:] * len(texture) - 0.5).transpose(2, 0, 1)
+    own = cv2.remap(texture, x, y, cv2.INTER_LINEAR).astype(np.float32) / 127.5 - 1
+    made = np.einsum("hwca,hwc->hwa", np.stack([drawn[..., 3:6], drawn[..., 6:9], drawn[..., :3]], 2), own)
+    made /= np.maximum(np.linalg.norm(made, axis=-1, keepdims=True), 1e-6)
+
+    bump = Bump.of(relief_of(fitted, head), scale=1.0)
+    wanted, mesh = (
+        render_buffers(verts_cam[None], faces, camera, antialias=False, bump=each).normals[0].numpy()
+        for each in (bump, None)
+    )
+    ids = rast[0, ..., 3].numpy().astype(int) - 1
+    is_shown = np.isin(faces.numpy()[ids, 0], np.flatnonzero(fitted.relief_seen > 0.99)) & (ids >= 0)
+    bends, wanted_bends = (made - mesh)[is_shown], (wanted - mesh)[is_shown]
+    assert np.corrcoef(bends.ravel(), wanted_bends.ravel())[0, 1] > 0.9
+    assert 0.8 < np.abs(bends).mean() / np.abs(wanted_bends).mean() < 1.25
+
+
+def test_the_normal_map_can_be_left_out(head_file, tmp_path):
+    out = tmp_path / "plain.glb"
+    summary = export_head(head_file, out, "glb", lambda _: quiet, neutral=True, detail=False)
+    glb = Glb(out)
+    assert not summary["detail"] and len(glb.primitives) == 1 and not glb.model.images
+    assert glb.primitives[0].attributes.TANGENT is None
 
 
 def test_the_photos_colours_are_on_the_head(person, head_file, fitted, head, tmp_path, capsys):

@@ -1,15 +1,30 @@
 """Fine static detail read from a photo, and what normal maps show of it."""
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
+import torch
+from support.david_net import david_file
 from support.performers import quiet
 
 from expportrait_cli.artifacts.types import CROP_SIZE, Tracking
 from expportrait_cli.config import FitConfig
+from expportrait_cli.detect.david import David
+from expportrait_cli.detect.estimate import Estimate
 from expportrait_cli.fitting import fit
-from expportrait_cli.fitting.detail import BANDS, HAIR_LIES_MM, along_strands, relief_heights
+from expportrait_cli.fitting.detail import (
+    BANDS,
+    HAIR_LIES_MM,
+    along_strands,
+    heights_from_normals,
+    relief_heights,
+    with_detail,
+)
+from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.head.fitted import fitted_mesh, relief_of
+from expportrait_cli.render.buffers import Bump, encode, render_buffers
 
 pytest_plugins = ("support.astronaut",)
 
@@ -75,6 +90,24 @@ def test_strands_stay_and_grain_goes():
     assert along_strands(grain, 5.0)[inner].std() < 0.5 * grain.std()
 
 
+def test_heights_come_back_from_the_normals_that_they_bend():
+    """A wrinkled slope as a perfect network sees it, over the plain slope of the mesh."""
+    y, x = np.mgrid[:SIDE, :SIDE].astype(np.float32)
+    heights_mm = (0.3 * np.sin(x / 4) * np.cos(y / 6)).astype(np.float32)
+    slopes = np.stack([np.gradient(heights_mm, axis=1), -np.gradient(heights_mm, axis=0)], -1) * PX_PER_MM
+
+    def normals(slope: np.ndarray) -> np.ndarray:
+        vectors = np.concatenate([-(slope + np.array([0.3, -0.1])), np.ones((SIDE, SIDE, 1))], -1)
+        return (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32)
+
+    sure, inner = np.ones((SIDE, SIDE), np.float32), np.s_[20:-20, 20:-20]
+    estimate = Estimate(normals(slopes), np.full((SIDE, SIDE), np.nan, np.float32), sure)
+    found = heights_from_normals(estimate, normals(0 * slopes), classes(0), px_per_mm=PX_PER_MM)
+    assert np.abs(found - heights_mm)[inner].mean() < 0.1 * np.abs(heights_mm).mean()
+    unsure = replace(estimate, confidence=0 * sure)
+    assert not heights_from_normals(unsure, normals(0 * slopes), classes(0), px_per_mm=PX_PER_MM).any()
+
+
 @pytest.mark.slow
 def test_the_head_of_a_photo_holds_its_detail(fitted, head):
     assert fitted.relief.shape == (CROP_SIZE, CROP_SIZE)
@@ -90,6 +123,33 @@ def test_the_head_of_a_photo_holds_its_detail(fitted, head):
     assert seen[~head.part("skin").numpy()].max() == 0
     back = (fitted_mesh(fitted, head)[:, 2] > fitted.translation[2] + 0.06) & head.part("skin").numpy()
     assert seen[back].mean() < 0.05
+
+
+@pytest.mark.slow
+def test_a_network_shows_the_detail_that_is_in_its_normals(fitted, head, tmp_path, caplog):
+    """A file with DAViD's inputs and outputs, which takes its picture for a normal map: that of the head itself."""
+    fit_here = replace(fitted, crop=np.array([0, 0, CROP_SIZE], np.float32))
+    verts, camera = (
+        torch.from_numpy(fitted_mesh(fitted, head))[None],
+        Camera.of_crop(fitted.focal_px, CROP_SIZE, CROP_SIZE),
+    )
+    bump = Bump.of(relief_of(fitted, head), scale=1.0)
+    seen = render_buffers(verts, head.dense_faces, camera, bump=bump)
+    with caplog.at_level("INFO"):
+        found = with_detail(
+            fit_here,
+            head,
+            encode(seen.normals[0].numpy()),
+            seen.mask[0].numpy(),
+            David(david_file(tmp_path / "d.onnx")),
+        )
+    assert found.relief.shape == (CROP_SIZE, CROP_SIZE)
+    assert "correlates with that of" in caplog.text
+    inner = cv2.erode((seen.normals[0, ..., 2] > 0.5).numpy().astype(np.uint8), np.ones((9, 9), np.uint8)) > 0
+    bent = render_buffers(verts, head.dense_faces, camera, bump=Bump.of(relief_of(found, head), scale=1.0))
+    plain = render_buffers(verts, head.dense_faces, camera)
+    one, other = ((each.normals - plain.normals)[0].numpy()[inner].ravel() for each in (seen, bent))
+    assert np.corrcoef(one, other)[0, 1] > 0.7
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -50,6 +51,22 @@ def test_bare_and_covered_ears_are_told_by_their_colour(bald, head, covered):
     photo, matte, _ = painted(bald, head, covered)
     seen = hair.ears_seen(bald, head, photo, matte, lambda verts: drawn_of(bald, head))
     assert seen.tolist() == [not each for each in covered]
+
+
+@pytest.mark.parametrize("colour", [HAIR, np.array([200, 200, 200])], ids=["a bun", "a branch"])
+def test_background_that_a_matte_takes_for_hair_goes_and_hair_stays(bald, head, colour):
+    photo, matte, _ = painted(bald, head, [False, False])
+    rows, columns = np.nonzero(matte > 0.5)
+    top, middle = rows.min(), int(columns[rows < rows.min() + 20].mean())
+    ring = (cv2.dilate(matte, np.ones((21, 21), np.uint8)) > 0) & (matte == 0)
+    noise = np.random.default_rng(1).normal(0, 4, photo.shape)
+    photo[ring], matte[ring] = np.clip(HAIR + noise, 0, 255).astype(np.uint8)[ring], 1
+    far = np.zeros(matte.shape, bool)
+    far[max(top - 70, 0) : top - 12, middle - 20 : middle + 20] = True
+    photo[far], matte[far] = np.clip(colour + noise, 0, 255).astype(np.uint8)[far], 1
+    kept = hair.without_background(bald, head, photo, matte, lambda verts: drawn_of(bald, head))
+    assert kept[far].mean() > 0.99 if colour is HAIR else kept[far].mean() < 0.2
+    assert kept[ring].mean() > 0.9 and kept[~far & ~ring][matte[~far & ~ring] > 0.5].min() > 0.9
 
 
 def test_classes_of_pixels(bald, head):
@@ -122,7 +139,7 @@ def test_the_back_of_the_head_has_hair_and_a_usual_skull(bald, head):
     back = skull & (normals[:, 2] < -0.9) & (verts[:, 1] > 0.02)
     assert back.sum() > 50
     bare = hair.behind(np.zeros_like(verts, dtype=np.float64), level, head)
-    # The skull ends 8 % of its depth earlier; the front stays.
+    # The skull ends earlier by a share of its depth; the front stays.
     assert np.allclose(bare[back, 2], -hair.SHORTER * verts[back, 2], atol=1e-6)
     assert np.abs(bare[skull & (normals[:, 2] > 0.2)]).max() == 0
     thick = hair.behind(0.02 * normals * skull[:, None], level, head)

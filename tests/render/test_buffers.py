@@ -185,6 +185,42 @@ def test_detail_stays_where_it_is_when_the_sheet_moves():
     assert torch.allclose(there[100:400, 140:400], here[100:400, 108:368], atol=2e-3)
 
 
+def test_fine_detail_keeps_its_strength_wherever_the_pixels_fall():
+    """Strands of 4 px: read between pixels, they must not fade and come back while the head moves by half a pixel."""
+    verts, faces = _sheet(1.0)
+    camera, x = Camera(512.0, 256.0, 256.0, 512, 512), np.arange(512) + 0.5
+    strands = replace(_waves(), heights=np.tile(1e-4 * np.sin(2 * np.pi * x / 4), (512, 1)).astype(np.float16))
+    bump, strength = Bump.of(strands, scale=1.0), []
+    for step in np.linspace(0, 1, 5):
+        moved = verts + torch.tensor([step / 512, 0.0, 0.0], dtype=torch.float32)
+        shown = render_buffers(moved, faces, camera, antialias=False, bump=bump).normals[0]
+        strength.append(float(shown[100:400, 100:400, 0].std()))
+    assert min(strength) > 0.9 * max(strength) > 0.005
+
+
+def test_what_is_finer_than_a_pixel_is_smooth():
+    """Four times as far away, strands of 4 px are one pixel wide: nothing of them may be left as noise."""
+    verts, faces = _sheet(1.0)
+    camera, x = Camera(512.0, 256.0, 256.0, 512, 512), np.arange(512) + 0.5
+    strands = replace(_waves(), heights=np.tile(1e-4 * np.sin(2 * np.pi * x / 4), (512, 1)).astype(np.float16))
+    far = verts * torch.tensor([1.0, 1.0, 4.0])
+    near, away = (
+        render_buffers(each, faces, camera, antialias=False, bump=Bump.of(strands, scale=1.0)).normals[0]
+        for each in (verts, far)
+    )
+    assert float(away[200:312, 200:312, 0].std()) < 0.05 * float(near[200:312, 200:312, 0].std())
+
+
+def test_gradients_along_a_tilted_surface():
+    """A function that is linear in space has its gradient's part in the plane."""
+    verts, faces = _sheet(0.0)
+    turned = verts @ torch.linalg.matrix_exp(torch.tensor([[0.0, 0.3, 0.2], [-0.3, 0.0, 0.5], [-0.2, -0.5, 0.0]]))
+    slope = torch.tensor([0.7, -0.4, 1.1])
+    normal = torch.linalg.cross(turned[0, 1] - turned[0, 0], turned[0, 3] - turned[0, 0])
+    found = mesh.surface_gradients(turned, faces, (turned[0] @ slope)[:, None])[0, :, 0]
+    torch.testing.assert_close(found, (slope - normal * (slope @ normal)).expand(4, 3), atol=1e-5, rtol=1e-5)
+
+
 def test_no_detail_is_drawn_over_an_edge_between_two_surfaces():
     """A near half sheet hides a far one: the step in depth is no slope of the relief."""
     (near, faces), (far, _) = _sheet(0.8), _sheet(1.0)
