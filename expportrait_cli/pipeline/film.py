@@ -172,7 +172,7 @@ class _Run:
         head_fit, head_path = self._head_fit(photo, tracking)
         meshes = self._meshes(head_fit, head_path, tracking)
         driver = Driver.of(tracking.artifact) if tracking is not None else Driver.behind(job.driving)
-        shown = representation_of(meshes.artifact.path)
+        shown = representation_of(Path(meshes.artifact.path))
         self.painter.check_shown(shown)
         # The photo's own normals are of the same kind as the film's.
         head_fit = replace(head_fit, artifact=reduced(head_fit.artifact, shown))
