@@ -32,6 +32,20 @@ class Variant:
     """What paints; None for what paints all."""
 
 
+@dataclass(frozen=True)
+class Making:
+    """How all of our own films are made."""
+
+    backend: Backend = "auto"
+    """What paints."""
+    weights: str = ""
+    """Folder of a Wan painter's weights; empty for the one that `weights fetch` made."""
+    head_model: HeadName = "anny"
+    """3D head."""
+    representation: Representation = "full"
+    """Part of it that is shown, see `TransferConfig`."""
+
+
 OWN = Variant("expportrait", "as `generate` makes it: the transfer network's offsets", "learned")
 ABLATIONS = (
     OWN,
@@ -63,20 +77,6 @@ def variants(*, ablation: bool, making: Making) -> tuple[Variant, ...]:
     painter = choose(GenerateConfig(backend=making.backend, wan=WanConfig(weights=making.weights))).name
     has_nets = find_spec("diffusers") is not None
     return (*ABLATIONS, *(v for v in PAINTED if v.backend != painter and (has_nets or v.backend == "proxy")))
-
-
-@dataclass(frozen=True)
-class Making:
-    """How all of our own films are made."""
-
-    backend: Backend = "auto"
-    """What paints."""
-    weights: str = ""
-    """Folder of a Wan painter's weights; empty for the one that `weights fetch` made."""
-    head_model: HeadName = "anny"
-    """3D head."""
-    representation: Representation = "full"
-    """Part of it that is shown, see `TransferConfig`."""
 
 
 @dataclass(frozen=True)

@@ -114,22 +114,14 @@ def establish_axes(vectors: Float32[np.ndarray, "S S 3"], expected: Float32[np.n
     return Axes(candidates[first], float(scores[first]), margin)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Turned:
     """A network whose vectors are turned into normals."""
 
     network: Estimator
     matrix: Float32[np.ndarray, "3 3"]
-
-    @property
-    def name(self) -> str:
-        """The network's."""
-        return self.network.name
-
-    @property
-    def licence(self) -> str:
-        """The network's."""
-        return self.network.licence
+    name: str
+    licence: str
 
     def __call__(self, crop: UInt8[np.ndarray, "S S 3"]) -> Estimate:
         """Estimate an RGB crop."""
@@ -149,7 +141,7 @@ def turned(network: Estimator, axes: Axes) -> Estimator:
         axes.cosine,
         axes.margin,
     )
-    return Turned(network, axes.matrix)
+    return Turned(network, axes.matrix, network.name, network.licence)
 
 
 def resized(values: Float32[np.ndarray, "h w *C"], side: int) -> Float32[np.ndarray, "S S *C"]:

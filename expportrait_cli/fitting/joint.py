@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Float32, Int64
+from scipy import sparse
 from torch import Tensor
 
 from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit
@@ -94,7 +95,7 @@ class Fields:
             patch,
             patch.mask.to(device),
             torch.from_numpy(patch.vertices).to(device),
-            csr_tensor(patch.laplacian.tocsr()).to(device),
+            csr_tensor(sparse.csr_matrix(patch.laplacian)).to(device),
             patch.preconditioner(smoothness),
         )
 
@@ -269,7 +270,7 @@ def _backward(problem: Problem, targets: Targets) -> float:
 @torch.no_grad()
 def _total(problem: Problem, targets: Targets) -> float:
     terms = [problem.loss(rows, targets) for rows in problem.batches()]
-    return float(sum(sum(each.values()).sum() for each in terms)) / len(problem.rows)
+    return sum(float(torch.stack(list(each.values())).sum()) for each in terms) / len(problem.rows)
 
 
 def jointly(

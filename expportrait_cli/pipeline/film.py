@@ -182,7 +182,7 @@ class _Run:
             return Film(job.control_picture, job.record, {"frames": meshes.artifact.frame_count})
         driver = Driver.of(tracking.artifact) if tracking is not None else Driver.behind(job.driving)
         mouth = self._mouth(head_fit.artifact, tracking.artifact if tracking is not None else None)
-        shown = representation_of(meshes.artifact.path)
+        shown = representation_of(Path(meshes.artifact.path))
         self.painter.check_shown(shown)
         # The photo's own normals are of the same kind as the film's.
         head_fit = replace(head_fit, artifact=reduced(head_fit.artifact, shown))

@@ -207,6 +207,10 @@ class Bump:
             texture.to(device), torch.from_numpy(relief.places).to(device), torch.from_numpy(known).to(device), scale
         )
 
+    def to(self, device: torch.device) -> "Bump":
+        """The same on another device."""
+        return Bump(self.slopes.to(device), self.places.to(device), self.known.to(device), self.scale)
+
     def carried(self, verts_cam: Float32[Tensor, "n V 3"], faces: Int[Tensor, "F 3"]) -> Float32[Tensor, "n V 10"]:
         """What is drawn in each pixel for `bent`: places, `known`, and how the places change along the surface."""
         along = mesh.surface_gradients(verts_cam, faces, self.places)
@@ -279,7 +283,7 @@ def render_buffers(
     if device != home:
         # All of it there: the picture comes back once, and one gradient.
         there = edges and mesh.Edges(edges.verts.to(device), edges.opposite.to(device))
-        there_bump = bump and Bump(bump.heights.to(device), bump.carried.to(device))
+        there_bump = bump and bump.to(device)
         drawn = render_buffers(
             verts_cam.to(device), faces.to(device), camera, antialias=antialias, edges=there, bump=there_bump
         )

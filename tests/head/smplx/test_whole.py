@@ -203,7 +203,7 @@ def test_parameters_of_other_trackers_stand_and_the_pose_is_the_landmarks(head, 
         replace(make_state(head, turn=(0.05 * t, 0.1 * t, 0)), expression=psi[t], jaw=found.jaw[t], gaze=found.gaze[t])
         for t in range(COUNT)
     ]
-    clip = driver_of(head, states, seed=4)
+    clip = driver_of(head, [make_state(head)], seed=4)
     identity = np.pad(found.betas, (0, 290))
     true = performed(clip, head, states, identity=identity)
     mine = replace(true, expression=0 * true.expression, jaw=0 * true.jaw, rotation=0 * true.rotation)
