@@ -250,9 +250,9 @@ def _changes_deg(drawn: DrawnClip, row: int) -> dict[str, float]:
     """
     verts = [drawn.verts(row + step) for step in range(2)]
     plain, bent = ([drawn.seen(each, bump).normals[0].numpy() for each in verts] for bump in (None, drawn.bump))
-    bends = [after - before for before, after in zip(plain, bent, strict=True)]
+    bends = [with_detail - without for without, with_detail in zip(plain, bent, strict=True)]
     shown = [drawn.vertices(each) for each in verts]
-    both = np.intersect1d(*(ids[ids >= 0] for ids in shown))
+    both = np.intersect1d(shown[0][shown[0] >= 0], shown[1][shown[1] >= 0])
     places = [drawn.camera.project(each[0, both]).numpy() for each in verts]
     own = normals.bend_change_deg(bends, places)
     return dict(zip(STEADY, (normals.change_deg(*bent), normals.change_deg(*plain), own), strict=True))

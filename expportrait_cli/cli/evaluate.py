@@ -10,6 +10,7 @@ from expportrait_cli.artifacts.files import alone
 from expportrait_cli.cli import options
 from expportrait_cli.cli.boundary import Display, shown
 from expportrait_cli.cli.options import BackendName
+from expportrait_cli.config import WanConfig
 from expportrait_cli.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def evaluate(
     ] = False,
     own: Annotated[bool, typer.Option("--own/--no-own", help="Make and score films of this tool.")] = True,
     backend: BackendName = "auto",
-    weights_folder: options.Weights = None,
+    weights_folder: options.Weights = WanConfig.weights,
     head_model: options.HeadModelOption = "anny",
     representation: options.Shown = "full",
     stride: Annotated[int | None, typer.Option(min=1, help="Use every so many frames.", show_default=False)] = None,
@@ -81,7 +82,7 @@ def evaluate(
 
     With --suite, make and measure many, and give means over clips. Run it again to make only what is missing.
     """
-    makes = (backend, head_model, representation, weights_folder) != ("auto", "anny", "full", None)
+    makes = (backend, head_model, representation, weights_folder) != ("auto", "anny", "full", "")
     serving = (
         makes,
         method,

@@ -251,7 +251,7 @@ def bend_change_deg(
     if not len(places[0]):
         return np.nan
     before, after = (
-        cv2.remap(bend, *(np.ascontiguousarray(place.T[..., None]) - np.float32(0.5)), cv2.INTER_LINEAR)
+        cv2.remap(bend, place[:, :1] - np.float32(0.5), place[:, 1:] - np.float32(0.5), cv2.INTER_LINEAR)
         for bend, place in zip(bends, places, strict=True)
     )
     chord = np.linalg.norm(before.astype(np.float64) - after, axis=-1)

@@ -7,7 +7,7 @@ import numpy as np
 import scipy.sparse as sp
 from jaxtyping import Bool, Float32, Int64, UInt8
 from scipy.sparse.linalg import splu
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.head import HeadModel, dense
@@ -85,7 +85,7 @@ def hairiness(
     if (own > 0.5).sum() < FEW_HAIRS:
         return share
     points, rest = np.c_[x, y, z], np.flatnonzero(scalp)
-    _, near = cKDTree(points[known]).query(points[rest], min(NEIGHBOURS, len(known)))
+    _, near = KDTree(points[known]).query(points[rest], min(NEIGHBOURS, len(known)))
     share[rest] = own[near.reshape(len(rest), -1)].mean(1)
     share[scalp & behind] = 1
     return share
@@ -124,7 +124,7 @@ def surface_colours(
     count = len(xy)
     free, laplacian = np.flatnonzero(~known), _laplacian(edges, count)
     # The small diagonal lets pieces that nothing is known of (a hidden eyeball) take the mean.
-    laplacian = laplacian + 1e-4 * sp.identity(count, format="csr")
+    laplacian = (laplacian + 1e-4 * sp.identity(count, format="csr")).tocsr()
     mean = colour[known].mean(0) if known.any() else np.full(3, 128.0)
     right = -laplacian[free][:, known] @ colour[known] + 1e-4 * mean
     colour = colour.astype(np.float32)
