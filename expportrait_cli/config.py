@@ -18,6 +18,18 @@ Backend = Literal["auto", "mini", "proxy", "wan-vace", "wan-v2v", "wan-portrait"
 
 
 @dataclass(frozen=True)
+class Stretch(Checked):
+    """Which frames of a clip are taken: a time is written as 3.2s or 1:02.5, a frame, counted from 0, as 75f."""
+
+    start: str = ""
+    """Where the clip begins: a time (3.2s, 1:02.5) or a frame counted from 0 (75f); empty for its first frame."""
+    end: str = ""
+    """Where the clip ends, written as `start`: the first frame that is left out; empty for the end of the file."""
+    max_frames: Count = 0
+    """Take at most so many frames; 0 for all."""
+
+
+@dataclass(frozen=True)
 class TrackConfig(Checked):
     """How a photo or clip is tracked."""
 
@@ -27,6 +39,8 @@ class TrackConfig(Checked):
     """Frames without a face: hold the last pose, interpolate gaps of up to 0.5 s (longer ones are held), or fail."""
     several: Literal["note", "fail"] = "note"
     """Several faces without a choice: take the largest with a note, or refuse."""
+    stretch: Stretch = field(default_factory=Stretch)
+    """Which frames of the clip are tracked."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +139,8 @@ class TransferConfig(Checked):
     pose: Counts = "relative"
     """Pose of the head: the driver's own (absolute), or its change from the neutral frame (relative)."""
     neutral_frame: str = "auto"
-    """Driver frame that counts as neutral, and is taken off an absolute expression: auto, its number, or none."""
+    """Driver frame that counts as neutral, and is taken off an absolute expression: auto, its number among the frames that
+    are taken, from 0, or none."""
     expression_scale: Annotated[float, Between(0, 3)] = 1.0
     """Strength of the expression; 1 is as the driver shows it."""
     pose_scale: Annotated[float, Between(0, 3)] = 1.0

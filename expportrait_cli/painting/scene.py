@@ -250,7 +250,7 @@ class Scene:
     @classmethod
     def of(cls, fit: HeadFit, meshes: Meshes, head: HeadModel, config: GenerateConfig) -> "Scene":
         """Read the photo."""
-        photo = read_frame(fit.source, fit.frame)
+        photo = read_frame(fit.source, fit.picture)
         make = photo_canvas if config.paste_back else crop_canvas
         return cls(fit, meshes, head, photo, make(photo, fit, config.size))
 

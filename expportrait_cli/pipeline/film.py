@@ -15,9 +15,11 @@ from expportrait_cli.artifacts.files import alone, content_hash, forget_partials
 from expportrait_cli.artifacts.guard import check_outputs
 from expportrait_cli.artifacts.meshes import Meshes
 from expportrait_cli.artifacts.types import HeadFit, Tracking
+from expportrait_cli.config import TrackConfig
 from expportrait_cli.errors import InputError
 from expportrait_cli.head import HeadModel
 from expportrait_cli.media.image import is_image
+from expportrait_cli.media.stretch import settled
 from expportrait_cli.media.video import probe
 from expportrait_cli.media.writer import forget_others, join, write_segments
 from expportrait_cli.painting import paint
@@ -160,7 +162,7 @@ class _Run:
         """Run the stages in order; a film that has these frames and this sound already is not painted again."""
         job, started = self.job, perf_counter()
         # The photo first: it shows in a second what would be found out after minutes of the driver.
-        photo = self._tracked("reference", job.reference, job.track.face) if kinds[0] != "head" else None
+        photo = self._tracked("reference", job.reference, job.track) if kinds[0] != "head" else None
         tracking = self._driver(kinds[1])
         head_fit, head_path = self._head_fit(photo, tracking)
         meshes = self._meshes(head_fit, head_path, tracking)
@@ -215,7 +217,7 @@ class _Run:
                 progress=progress,
             ),
         )
-        audio, audio_start_s = self._audio(driver)
+        audio, audio_start_s = self._audio(driver, head_fit)
         join(
             segments,
             job.out,
@@ -226,9 +228,9 @@ class _Run:
             metadata=synthetic_tags(),
         )
 
-    def _tracked(self, role: str, source: Path, face: str) -> Keyed[Tracking]:
+    def _tracked(self, role: str, source: Path, config: TrackConfig) -> Keyed[Tracking]:
         """Tracking of a photo or clip, in the work folder or in the one that several films share."""
-        config, path = replace(self.job.track, face=face), self.job.work / f"{role}.track.npz"
+        config, path = replace(config, stretch=settled(config.stretch, source)), self.job.work / f"{role}.track.npz"
         title = f"track the {WORDS[role]}"
         if self.job.shared is None:
             return self.steps.track(source, path, config, title=title)
@@ -244,7 +246,9 @@ class _Run:
                 return None
             case "track":
                 return steps.given(Tracking, self.job.driving)
-        return self._tracked("driving", self.job.driving, self.job.driving_face)
+        job = self.job
+        config = replace(job.track, face=job.driving_face, stretch=job.driving_stretch)
+        return self._tracked("driving", job.driving, config)
 
     def _head_fit(self, photo: Keyed[Tracking] | None, driver: Keyed[Tracking] | None) -> tuple[Keyed[HeadFit], Path]:
         """The person's head and its file: as given, or fitted to the photo's tracking."""
@@ -268,21 +272,24 @@ class _Run:
             head_fit, tracking, job.meshes, source, head_path=head_path, curves=job.curves, written=self.table.written
         )
 
-    def _audio(self, driver: Driver | None) -> tuple[Path | None, float]:
+    def _audio(self, driver: Driver | None, head_fit: HeadFit) -> tuple[Path | None, float]:
         """File that the sound comes from, and the time in it that frame 0 shows."""
+        first = 0
         match self.job.generate.audio:
             case "none":
                 return None, 0.0
             case "reference":
-                source = self.job.reference
+                source, first = self.job.reference, head_fit.first_frame
+            case "driving" if driver is not None:
+                source, first = driver.source, driver.first_frame
             case "driving":
-                source = driver.source if driver is not None else self.job.driving
+                source = self.job.driving
         if source.suffix == ".npz" or not source.is_file():
             log.warning("The clip behind %s is gone: the film has no sound.", source)
             return None, 0.0
         info = None if is_image(source) else probe(source)
         if info is not None and info.has_audio:
-            return source, info.start_s
+            return source, info.start_s + float(first / info.rate)
         if self.job.generate.audio == "reference":
             log.warning("%s has no sound to take: the film is silent. Leave out `audio=reference`.", source)
         return None, 0.0

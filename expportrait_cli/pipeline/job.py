@@ -9,11 +9,12 @@ from expportrait_cli.artifacts.files import check_file, content_hash, sha256
 from expportrait_cli.artifacts.guard import check_foreign, check_outputs
 from expportrait_cli.artifacts.meshes import Meshes
 from expportrait_cli.artifacts.types import HeadFit
-from expportrait_cli.config import FitConfig, GenerateConfig, TrackConfig, TransferConfig
+from expportrait_cli.config import FitConfig, GenerateConfig, Stretch, TrackConfig, TransferConfig
 from expportrait_cli.detect.faces import check_choice
 from expportrait_cli.errors import InputError, UsageError
 from expportrait_cli.media.ffmpeg import check_sound
 from expportrait_cli.media.image import is_image, read_image
+from expportrait_cli.media.stretch import settled
 from expportrait_cli.media.video import probe
 from expportrait_cli.render.files import SUFFIX, load_info
 from expportrait_cli.retargeting.stage import check_neutral, parse_regions
@@ -34,6 +35,8 @@ class Job:
     track: TrackConfig = field(default_factory=TrackConfig)
     """For both; its face is the reference's."""
     driving_face: str = TrackConfig.face
+    driving_stretch: Stretch = field(default_factory=Stretch)
+    """Frames of the driver's clip that are taken; `track.stretch` is the reference's."""
     fit: FitConfig = field(default_factory=FitConfig)
     transfer: TransferConfig = field(default_factory=TransferConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)
@@ -92,6 +95,7 @@ class Job:
         return {
             **{stage: asdict(getattr(self, stage)) for stage in stages},
             "driving_face": self.driving_face,
+            "driving_stretch": asdict(self.driving_stretch),
             "grid": self.grid,
         }
 
@@ -185,6 +189,8 @@ def check(job: Job) -> tuple[str, str]:
     sounding = {"driving": (driving, job.driving), "reference": (reference, job.reference)}.get(job.generate.audio)
     if sounding is not None and sounding[0] == "clip" and probe(sounding[1]).has_audio:
         check_sound(sounding[1])
+    _check_stretch(reference, job.reference, job.track.stretch, "reference_")
+    _check_stretch(driving, job.driving, job.driving_stretch, "")
     check_choice("face", job.track.face)
     check_choice("driving_face", job.driving_face)
     parse_regions(job.transfer.region)
@@ -195,3 +201,9 @@ def check(job: Job) -> tuple[str, str]:
             "out, or give the photo."
         )
     return reference, driving
+
+
+def _check_stretch(kind: str, path: Path, stretch: Stretch, prefix: str) -> None:
+    if stretch != Stretch() and kind not in ("photo", "clip"):
+        raise UsageError(f"`{prefix}start` chooses frames of a clip, and {path} was made of one. Trim with `track`.")
+    settled(stretch, path, prefix=prefix)

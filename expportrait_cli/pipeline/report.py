@@ -96,7 +96,7 @@ def write_run_report(job: Job, record: Mapping[str, Any], path: Path, progress: 
     fit, meshes = npz.load(HeadFit, run.head), Meshes.open(run.meshes)
     tracking = npz.load(Tracking, run.tracking) if run.tracking is not None else None
     model = landmark_model(tracking_head(head_behind(run.head, fit)))
-    photo = read_frame(fit.source, int(fit.frame))
+    photo = read_frame(fit.source, fit.picture)
     total = meshes.frame_count
     shown = measure_run(
         read_frames(run.film), photo, fit, model, pasted=run.pasted, progress=lambda done, _: progress(done, total)
@@ -219,7 +219,7 @@ def _worst(found: _Found) -> list[str]:
     badness = found.shown.expression_error(found.asked)
     badness[found.shown.found == 0] = np.inf
     crop = Crop(*map(float, found.fit.crop))
-    photo = crop_image(read_frame(found.fit.source, int(found.fit.frame)), crop, PICTURE_PX)
+    photo = crop_image(read_frame(found.fit.source, found.fit.picture), crop, PICTURE_PX)
     driver = Driver.of(found.tracking) if found.tracking is not None else Driver.behind(found.run.meshes)
     lines = ["<p class=note>By the expression error, a tenth of the film apart.</p>"]
     for frame in worst_frames(badness).tolist():
@@ -228,7 +228,7 @@ def _worst(found: _Found) -> list[str]:
             shown.append(
                 (
                     "driver",
-                    data_uri(crop_image(read_frame(driver.source, frame), Crop(*map(float, driver.crop)), PICTURE_PX)),
+                    data_uri(crop_image(driver.picture(frame), Crop(*map(float, driver.crop)), PICTURE_PX)),
                 )
             )
         shown.append(("normals", data_uri(normals_of(found.meshes, frame))))

@@ -36,7 +36,7 @@ def driver_frames(driver: Driver | None, size: int) -> Iterator[Image]:
     elif is_image(driver.source):
         yield from repeat(crop_image(read_image(driver.source), Crop(*map(float, driver.crop)), size))
     else:
-        for frame in read_frames(driver.source):
+        for frame in read_frames(driver.source, start=driver.first_frame):
             yield crop_image(frame, Crop(*map(float, driver.crop)), size)
 
 
@@ -44,7 +44,7 @@ def write_grid(
     path: Path, film: Path, head_fit: HeadFit, meshes: Meshes, driver: Driver | None, size: int, progress: Progress
 ) -> None:
     """Write photo | driver | normals | result, `size` pixels high, with the film's frames and rate."""
-    photo = crop_image(read_frame(head_fit.source, head_fit.frame), Crop(*map(float, head_fit.crop)), size)
+    photo = crop_image(read_frame(head_fit.source, head_fit.picture), Crop(*map(float, head_fit.crop)), size)
     drivers = driver_frames(driver, size)
     normals = render_normals(meshes, RenderConfig(size=size))
     with VideoWriter(path, rate=meshes.rate, audio=film, metadata=synthetic_tags()) as writer:

@@ -19,6 +19,7 @@ from expportrait_cli.config import FitConfig, TrackConfig
 from expportrait_cli.errors import InputError
 from expportrait_cli.fitting import fit as run_fit
 from expportrait_cli.head import HeadModel
+from expportrait_cli.media.stretch import settled
 from expportrait_cli.pipeline.heads import tracking_head
 from expportrait_cli.pipeline.performance import CurvesFile, OffsetSource, write_meshes
 from expportrait_cli.pipeline.provenance import network_of, networks_behind, warn_of_misfit
@@ -138,6 +139,7 @@ class Steps:
             InputError: no face, or nothing that can be read.
         """
         plain = tracking_head(self.head)
+        config = replace(config, stretch=settled(config.stretch, source))
         header = track_header(config, plain.name, content_hash(source))
         made = cached(
             Tracking,

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float32, Int64, UInt8
 
 from expportrait_cli.artifacts.types import CROP_SIZE, DISTRUSTED
-from expportrait_cli.config import TrackConfig
+from expportrait_cli.config import Stretch, TrackConfig
 from expportrait_cli.detect.crop import Crop, crop_image, crop_points, steady_crop
 from expportrait_cli.detect.faces import FaceBox, FaceFinder, check_portrait, choose_face
 from expportrait_cli.detect.flow import CutDetector, RegionFlow, Small
@@ -19,6 +19,7 @@ from expportrait_cli.detect.mesh import FaceMesh, extent
 from expportrait_cli.errors import InputError
 from expportrait_cli.head import LandmarkModel
 from expportrait_cli.media.image import is_image, read_image
+from expportrait_cli.media.stretch import frames_of
 from expportrait_cli.media.video import frame_count, probe, read_frames
 from expportrait_cli.runtime import Progress
 from expportrait_cli.tracking.trust import Skin, Unroller, doubts
@@ -52,6 +53,8 @@ class Observations:
     shot: Int64[np.ndarray, " T"]
     state: UInt8[np.ndarray, " T"]
     doubt: Float32[np.ndarray, " T"]
+    first_frame: int = 0
+    """Frame of the source that row 0 is."""
 
 
 def observe(source: Path, model: LandmarkModel, config: TrackConfig, progress: Progress) -> Observations:
@@ -60,7 +63,14 @@ def observe(source: Path, model: LandmarkModel, config: TrackConfig, progress: P
         image = read_image(source)
         return _gather(_Seen(source, model, config, Fraction(0, 1)), iter([image]), 1, progress)
     rate = probe(source).rate
-    return _gather(_Seen(source, model, config, rate), read_frames(source), frame_count(source), progress)
+    first, end = frames_of(config.stretch, rate)
+    total = frame_count(source, start=first, end=end)
+    if config.stretch != Stretch():
+        if not total:
+            raise InputError(f"{source} ends before frame {first}, where the stretch begins. Begin earlier.")
+        log.info("%s: frames %d to %d are taken.", source, first, first + total - 1)
+    frames = read_frames(source, start=first, end=end)
+    return replace(_gather(_Seen(source, model, config, rate), frames, total, progress), first_frame=first)
 
 
 class _Shot:
@@ -287,8 +297,9 @@ def fill_missing(
         if rows.any()
     ]
     if config.on_missing == "fail":
+        first = frames_of(config.stretch, rate)[0] + int(missing.argmax())
         raise InputError(
-            f"{source}: {' and '.join(counts)} of {len(missing)} frames, first in frame {int(missing.argmax())}. "
+            f"{source}: {' and '.join(counts)} of {len(missing)} frames, first in frame {first}. "
             "Cut them out, or let `on_missing` hold or interpolate fill them."
         )
     known = np.flatnonzero(~missing)

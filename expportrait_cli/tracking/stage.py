@@ -78,7 +78,7 @@ DIFFERENT = 1e-3
 
 
 def track(source: Path, head: HeadModel, config: TrackConfig, progress: Progress) -> Tracking:
-    """Track the chosen face. Every frame of the source gets a row; missing faces are filled as `on_missing` says."""
+    """Track the chosen face. Every frame of `config.stretch` gets a row; missing faces are filled as `on_missing` says."""
     return solve(source, observe(source, landmark_model(head), config, progress), head)
 
 
@@ -108,6 +108,7 @@ def solve(source: Path, seen: Observations, head: HeadModel) -> Tracking:
         state=seen.state,
         error=np.asarray(errors, np.float32),
         doubt=seen.doubt,
+        first_frame=seen.first_frame,
     )
 
 
