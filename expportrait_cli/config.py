@@ -139,8 +139,8 @@ class TransferConfig(Checked):
     pose: Counts = "relative"
     """Pose of the head: the driver's own (absolute), or its change from the neutral frame (relative)."""
     neutral_frame: str = "auto"
-    """Driver frame that counts as neutral, and is taken off an absolute expression: auto, its number among the frames that
-    are taken, from 0, or none."""
+    """Driver frame that counts as neutral, and is taken off an absolute expression: auto, none, or its number among the
+    frames that are taken, from 0."""
     expression_scale: Annotated[float, Between(0, 3)] = 1.0
     """Strength of the expression; 1 is as the driver shows it."""
     pose_scale: Annotated[float, Between(0, 3)] = 1.0
@@ -210,9 +210,12 @@ class GenerateConfig(Checked):
     backend: Backend = "auto"
     """What paints the film; auto is the best that is installed and can run here."""
     size: Annotated[int, Between(16, 4096)] = 512
-    """Side of the square crop, px: 256, 512 or 768."""
+    """Short side of the film, px, where 512 is what painters are made for: 256, 512 or 768."""
+    aspect: str = "1:1"
+    """Width to height of the film, such as 9:16 or 16:9. Other shapes than the square show more of the photo, so placed
+    that head and shoulders fit."""
     paste_back: bool = False
-    """Show the whole photo instead of the square crop."""
+    """Show the whole photo in its own size, instead of a part of it in `aspect` and `size`."""
     audio: Audio = "driving"
     """Whose sound goes with the film."""
     seed: Seed = 0

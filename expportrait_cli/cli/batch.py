@@ -30,8 +30,6 @@ def batch(
         ),
     ] = "1/1",
     as_json: options.Json = False,
-    quiet: options.Quiet = False,
-    log_level: options.LogLevel = None,
 ) -> None:
     """Make one film a row: columns reference, driving, output, and any setting by its name (size, region, ...).
 

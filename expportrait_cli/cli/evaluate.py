@@ -70,8 +70,6 @@ def evaluate(
         typer.Option(metavar="HTML", help="Also write a page: intervals, curves, worst frames.", show_default=False),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the scores as JSON instead of the path.")] = False,
-    quiet: options.Quiet = False,
-    log_level: options.LogLevel = None,
 ) -> None:
     """Measure a film: pixels against the target, landmarks against the driver, identity against the photo.
 

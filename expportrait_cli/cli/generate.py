@@ -8,11 +8,14 @@ import typer
 from expportrait_cli.artifacts.files import film_name
 from expportrait_cli.cli import options
 from expportrait_cli.cli.boundary import Display
-from expportrait_cli.config import FitConfig, GenerateConfig, TrackConfig, TransferConfig, WanConfig
+from expportrait_cli.config import FitConfig, GenerateConfig, Quality, Stretch, TrackConfig, TransferConfig, WanConfig
 from expportrait_cli.errors import UsageError
+
+CLIP, RESULT = options.CLIP, "Result"
 
 
 def generate(
+    ctx: typer.Context,
     reference: Annotated[
         Path | None, typer.Argument(metavar="REF", help="Photo, or a .head.npz.", show_default=False)
     ] = None,
@@ -22,14 +25,32 @@ def generate(
     ] = None,
     *,
     source_option: Annotated[
-        Path | None, typer.Option("--source", "--reference", "-s", metavar="FILE", help="Same as REF.")
+        Path | None,
+        typer.Option("--source", "--reference", "-s", metavar="FILE", help="Same as REF.", rich_help_panel=CLIP),
     ] = None,
     driving_option: Annotated[
-        Path | None, typer.Option("--driving", "-d", metavar="FILE", help="Same as DRIVING.")
+        Path | None, typer.Option("--driving", "-d", metavar="FILE", help="Same as DRIVING.", rich_help_panel=CLIP)
     ] = None,
     out: options.Out = None,
     face: options.Face = TrackConfig.face,
     driving_face: Annotated[str, typer.Option(help="Which face of the driver, as with --face.")] = TrackConfig.face,
+    start: options.Start = Stretch.start,
+    end: options.End = Stretch.end,
+    size: options.Size = "512",
+    aspect: Annotated[str, options.setting(GenerateConfig, "aspect", metavar="W:H")] = GenerateConfig.aspect,
+    quality: Annotated[Quality, options.setting(FitConfig, "quality", rich_help_panel=CLIP)] = FitConfig.quality,
+    max_frames: options.MaxFrames = Stretch.max_frames,
+    reference_start: Annotated[
+        str,
+        typer.Option(metavar="MOMENT", help="As --start, of a clip as REF.", show_default=False, rich_help_panel=CLIP),
+    ] = Stretch.start,
+    reference_end: Annotated[
+        str,
+        typer.Option(metavar="MOMENT", help="As --end, of a clip as REF.", show_default=False, rich_help_panel=CLIP),
+    ] = Stretch.end,
+    reference_max_frames: Annotated[
+        int, typer.Option(min=0, help="As --max-frames, of a clip as REF.", rich_help_panel=CLIP)
+    ] = Stretch.max_frames,
     on_missing: options.OnMissing = TrackConfig.on_missing,
     same_person: options.SamePerson = None,
     method: options.Method = TransferConfig.method,
@@ -44,12 +65,11 @@ def generate(
     smooth: options.Smooth = TransferConfig.smooth,
     curves: options.CurvesFile = None,
     audio: Annotated[
-        Literal["driving", "reference", "none"], options.setting(GenerateConfig, "audio")
+        Literal["driving", "reference", "none"], options.setting(GenerateConfig, "audio", rich_help_panel=RESULT)
     ] = GenerateConfig.audio,
     paste_back: Annotated[
-        bool, options.setting(GenerateConfig, "paste_back", "--paste-back/--no-paste-back")
+        bool, options.setting(GenerateConfig, "paste_back", "--paste-back/--no-paste-back", rich_help_panel=RESULT)
     ] = GenerateConfig.paste_back,
-    size: options.Size = "512",
     backend: options.BackendName = GenerateConfig.backend,
     weights_folder: options.Weights = None,
     steps: options.Steps = WanConfig.steps,
@@ -63,29 +83,45 @@ def generate(
     lora: options.Lora = None,
     cache: options.Cache = WanConfig.cache,
     attention: options.Attention = WanConfig.attention,
-    seed: Annotated[int, options.setting(GenerateConfig, "seed")] = GenerateConfig.seed,
+    seed: Annotated[int, options.setting(GenerateConfig, "seed", rich_help_panel=RESULT)] = GenerateConfig.seed,
     grid: Annotated[
-        bool, typer.Option("--grid/--no-grid", help="Also write a film of photo | driver | normals | result.")
+        bool,
+        typer.Option(
+            "--grid/--no-grid",
+            help="Also write a film of photo | driver | normals | result.",
+            rich_help_panel=RESULT,
+        ),
     ] = False,
     report: Annotated[
-        bool, typer.Option("--report/--no-report", help="Also write a page about the film: OUT.html.")
+        bool,
+        typer.Option(
+            "--report/--no-report", help="Also write a page about the film: OUT.html.", rich_help_panel=RESULT
+        ),
     ] = False,
     keep_work: Annotated[
         bool,
         typer.Option(
-            "--keep-work/--no-keep-work", help="Keep what was made on the way, in OUT.work, for the next run."
+            "--keep-work/--no-keep-work",
+            help="Keep what was made on the way, in OUT.work, for the next run.",
+            rich_help_panel=RESULT,
         ),
     ] = True,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Only say what would be done: stages, what is used again, weights, memory, minutes.",
+            rich_help_panel=options.RUN,
+        ),
+    ] = False,
     as_json: options.Json = False,
-    quiet: options.Quiet = False,
-    log_level: options.LogLevel = None,
 ) -> None:
     """Make the person in REF perform DRIVING: track both, fit the head, transfer, paint the film.
 
     What an earlier run has made with the same inputs and settings is used again; an interrupted run goes on where it
     stopped when the same command is given.
     """
-    ref, drive = options.two(reference, driving, source_option, driving_option)
+    ref, drive = options.two(ctx, reference, driving, source_option, driving_option)
     options.existing(ref)
     options.existing(drive)
     path = options.result(out, film_name(ref, drive), inputs=(ref, drive), suffixes=(".mp4",))
@@ -98,9 +134,14 @@ def generate(
         reference=ref,
         driving=drive,
         out=path,
-        track=TrackConfig(face=face, on_missing=on_missing),
+        track=TrackConfig(
+            face=face,
+            on_missing=on_missing,
+            stretch=Stretch(reference_start, reference_end, reference_max_frames),
+        ),
         driving_face=driving_face,
-        fit=FitConfig(same_person=options.verdict(same_person)),
+        driving_stretch=Stretch(start, end, max_frames),
+        fit=FitConfig(quality=quality, same_person=options.verdict(same_person)),
         transfer=TransferConfig(
             method=method,
             network=network,
@@ -113,6 +154,7 @@ def generate(
         generate=GenerateConfig(
             backend=backend,
             size=int(size),
+            aspect=aspect,
             paste_back=paste_back,
             audio=audio,
             seed=seed,

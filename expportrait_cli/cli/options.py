@@ -23,6 +23,7 @@ from expportrait_cli.config import (
     Backend,
     Counts,
     GenerateConfig,
+    Stretch,
     TrackConfig,
     TransferConfig,
     Verdict,
@@ -30,6 +31,9 @@ from expportrait_cli.config import (
 )
 from expportrait_cli.errors import InputError, OutputError, UsageError
 from expportrait_cli.runtime import between
+
+RUN, CLIP, PERFORMANCE, PAINTER = "How it runs", "Face and clip", "Performance", "Video transformers"
+"""Groups of options in the help, after the first."""
 
 LogLevelName = Literal["debug", "info", "warning", "error"]
 
@@ -80,12 +84,22 @@ def _documented(module: str) -> dict[str, dict[str, str]]:
 
 
 Quiet = Annotated[
-    bool, typer.Option("--quiet", "-q", callback=be_quiet, help="No progress on stderr; warnings and errors remain.")
+    bool,
+    typer.Option(
+        "--quiet",
+        "-q",
+        callback=be_quiet,
+        help="No progress on stderr; warnings and errors remain.",
+        rich_help_panel=RUN,
+    ),
 ]
 LogLevel = Annotated[
-    LogLevelName | None, typer.Option(callback=set_level, help="How much of the log stderr shows.", show_default=False)
+    LogLevelName | None,
+    typer.Option(callback=set_level, help="How much of the log stderr shows.", show_default=False, rich_help_panel=RUN),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print a JSON summary on stdout instead of the path.")]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print a JSON summary on stdout instead of the path.", rich_help_panel=RUN)
+]
 Out = Annotated[
     str | None,
     typer.Option(
@@ -93,13 +107,20 @@ Out = Annotated[
     ),
 ]
 Face = Annotated[str, setting(TrackConfig, "face")]
+Start = Annotated[str, setting(Stretch, "start", metavar="MOMENT", show_default=False)]
+End = Annotated[str, setting(Stretch, "end", metavar="MOMENT", show_default=False)]
+MaxFrames = Annotated[int, setting(Stretch, "max_frames", rich_help_panel=CLIP)]
 OnMissing = Annotated[
     Literal["hold", "interpolate", "fail"],
-    setting(TrackConfig, "on_missing"),
+    setting(TrackConfig, "on_missing", rich_help_panel=CLIP),
 ]
-NeutralFrame = Annotated[str | None, setting(TransferConfig, "neutral_frame", show_default=False)]
-Expression = Annotated[Counts | None, setting(TransferConfig, "expression", show_default=False)]
-Pose = Annotated[Counts | None, setting(TransferConfig, "pose", show_default=False)]
+NeutralFrame = Annotated[
+    str | None, setting(TransferConfig, "neutral_frame", rich_help_panel=PERFORMANCE, show_default=False)
+]
+Expression = Annotated[
+    Counts | None, setting(TransferConfig, "expression", rich_help_panel=PERFORMANCE, show_default=False)
+]
+Pose = Annotated[Counts | None, setting(TransferConfig, "pose", rich_help_panel=PERFORMANCE, show_default=False)]
 Absolute = Annotated[
     bool | None,
     typer.Option(
@@ -107,6 +128,7 @@ Absolute = Annotated[
         help="Short for --expression and --pose: both absolute with --neutral-frame none (the paper's protocol), or "
         "both relative.",
         show_default=False,
+        rich_help_panel=PERFORMANCE,
     ),
 ]
 SamePerson = Annotated[
@@ -115,24 +137,28 @@ SamePerson = Annotated[
         "--same-person/--different-person",
         help="Whether the driver is the person of the photo. Left out, only if a frame of the driver is the photo.",
         show_default=False,
+        rich_help_panel=CLIP,
     ),
 ]
-ExpressionScale = Annotated[float, setting(TransferConfig, "expression_scale")]
-PoseScale = Annotated[float, setting(TransferConfig, "pose_scale")]
-Region = Annotated[str, setting(TransferConfig, "region")]
-Folds = Annotated[float, setting(TransferConfig, "folds")]
-Smooth = Annotated[float, setting(TransferConfig, "smooth")]
+ExpressionScale = Annotated[float, setting(TransferConfig, "expression_scale", rich_help_panel=PERFORMANCE)]
+PoseScale = Annotated[float, setting(TransferConfig, "pose_scale", rich_help_panel=PERFORMANCE)]
+Region = Annotated[str, setting(TransferConfig, "region", rich_help_panel=PERFORMANCE)]
+Folds = Annotated[float, setting(TransferConfig, "folds", rich_help_panel=PERFORMANCE)]
+Smooth = Annotated[float, setting(TransferConfig, "smooth", rich_help_panel=PERFORMANCE)]
 Method = Annotated[
     Literal["learned", "direct", "none"],
-    setting(TransferConfig, "method"),
+    setting(TransferConfig, "method", rich_help_panel=PERFORMANCE),
 ]
-Network = Annotated[str, setting(TransferConfig, "network", metavar="FILE", show_default=False)]
+Network = Annotated[
+    str, setting(TransferConfig, "network", rich_help_panel=PERFORMANCE, metavar="FILE", show_default=False)
+]
 CurvesFile = Annotated[
     Path | None,
     typer.Option(
         "--curves",
         metavar="CSV",
         help="Expression, jaw, gaze and pose, one row a frame: a file that exists is used, a new one is written.",
+        rich_help_panel=PERFORMANCE,
     ),
 ]
 Size = Annotated[
@@ -234,8 +260,14 @@ def echo(path: Path, summary: dict[str, Any], *, as_json: bool) -> None:
     typer.echo(json.dumps({"output": str(path), **summary}) if as_json else str(path))
 
 
-def two(first: Path | None, second: Path | None, source: Path | None, driving: Path | None) -> tuple[Path, Path]:
-    """Photo and driver, by position or by option."""
+def two(
+    ctx: typer.Context, first: Path | None, second: Path | None, source: Path | None, driving: Path | None
+) -> tuple[Path, Path]:
+    """Photo and driver, by position or by option; those of a file of settings give way to either."""
+    if source is not None and _is_from_file(ctx, "reference"):
+        first = None
+    if driving is not None and _is_from_file(ctx, "driving"):
+        second = None
     given = [path for path in (first, second) if path is not None]
     named = [path for path in (source, driving) if path is not None]
     if len(given) + len(named) != 2:
@@ -247,37 +279,53 @@ def two(first: Path | None, second: Path | None, source: Path | None, driving: P
     return reference, driving if driving is not None else given.pop(0)
 
 
+def _is_from_file(ctx: typer.Context, name: str) -> bool:
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name == "DEFAULT_MAP"
+
+
 BackendName = Annotated[
     Backend,
     setting(GenerateConfig, "backend", "--backend"),
 ]
 Weights = Annotated[
     Path | None,
-    setting(WanConfig, "weights", "--weights-folder", metavar="DIR", show_default=False, file_okay=False, exists=True),
+    setting(
+        WanConfig,
+        "weights",
+        "--weights-folder",
+        rich_help_panel=PAINTER,
+        metavar="DIR",
+        show_default=False,
+        file_okay=False,
+        exists=True,
+    ),
 ]
-Steps = Annotated[int, setting(WanConfig, "steps")]
+Steps = Annotated[int, setting(WanConfig, "steps", rich_help_panel=PAINTER)]
 Guidance = Annotated[
     float,
-    setting(WanConfig, "guidance"),
+    setting(WanConfig, "guidance", rich_help_panel=PAINTER),
 ]
-Control = Annotated[Literal["proxy", "depth"], setting(WanConfig, "control")]
-Strength = Annotated[float, setting(WanConfig, "strength")]
+Control = Annotated[Literal["proxy", "depth"], setting(WanConfig, "control", rich_help_panel=PAINTER)]
+Strength = Annotated[float, setting(WanConfig, "strength", rich_help_panel=PAINTER)]
 Chain = Annotated[
     int,
-    setting(WanConfig, "chain"),
+    setting(WanConfig, "chain", rich_help_panel=PAINTER),
 ]
-Precision = Annotated[Literal["auto", "fp32", "bf16", "fp16"], setting(WanConfig, "dtype", "--dtype")]
+Precision = Annotated[
+    Literal["auto", "fp32", "bf16", "fp16"], setting(WanConfig, "dtype", "--dtype", rich_help_panel=PAINTER)
+]
 Offload = Annotated[
     Literal["none", "model", "group"],
-    setting(WanConfig, "offload"),
+    setting(WanConfig, "offload", rich_help_panel=PAINTER),
 ]
-Quantize = Annotated[Literal["none", "fp8", "int8"], setting(WanConfig, "quantize")]
+Quantize = Annotated[Literal["none", "fp8", "int8"], setting(WanConfig, "quantize", rich_help_panel=PAINTER)]
 Lora = Annotated[
     Path | None,
-    setting(WanConfig, "lora", metavar="FILE", show_default=False),
+    setting(WanConfig, "lora", rich_help_panel=PAINTER, metavar="FILE", show_default=False),
 ]
-Cache = Annotated[float, setting(WanConfig, "cache")]
-Attention = Annotated[str, setting(WanConfig, "attention", metavar="NAME", show_default=False)]
+Cache = Annotated[float, setting(WanConfig, "cache", rich_help_panel=PAINTER)]
+Attention = Annotated[str, setting(WanConfig, "attention", rich_help_panel=PAINTER, metavar="NAME", show_default=False)]
 
 
 def launched() -> int:

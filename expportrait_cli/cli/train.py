@@ -10,13 +10,14 @@ import typer
 from expportrait_cli.artifacts.files import alone
 from expportrait_cli.cli import options
 from expportrait_cli.cli.boundary import Display, shown
+from expportrait_cli.cli.command import App
 from expportrait_cli.cli.options import HeadModelOption
 from expportrait_cli.config import PrepareConfig
 from expportrait_cli.errors import UsageError
 from expportrait_cli.runtime import cpu_count
 from expportrait_cli.train.config import GeneratorTask, GeneratorTraining, MiniTraining, TransferTraining
 
-data_app = typer.Typer(help="Make sets to train on.", rich_markup_mode=None)
+data_app = App(help="Make sets to train on.", rich_markup_mode=None)
 
 
 @data_app.callback()
@@ -41,8 +42,6 @@ def prepare(
     min_face: Annotated[int, options.setting(PrepareConfig, "min_face_px", metavar="PX")] = PrepareConfig.min_face_px,
     head_model: HeadModelOption = "anny",
     as_json: options.Json = False,
-    quiet: options.Quiet = False,
-    log_level: options.LogLevel = None,
 ) -> None:
     """Cut videos into clips of one face, leave out what is no use, track and fit the rest; see DATASET/index.html.
 
@@ -59,7 +58,7 @@ def prepare(
     options.echo(out, summary, as_json=as_json)
 
 
-app = typer.Typer(help="Train networks on prepared sets.", rich_markup_mode=None)
+app = App(help="Train networks on prepared sets.", rich_markup_mode=None)
 
 
 @app.callback()
@@ -85,8 +84,6 @@ def transfer(
     synthetic: Synthetic = TransferTraining.synthetic,
     seed: Seed = TransferTraining.seed,
     as_json: options.Json = False,
-    quiet: options.Quiet = False,
-    log_level: options.LogLevel = None,
 ) -> None:
     """Train the network that says how a face moves beyond the head model's expressions.
 
@@ -110,8 +107,6 @@ def ablation(
     synthetic: Synthetic = TransferTraining.synthetic,
     seed: Seed = TransferTraining.seed,
     as_json: options.Json = False,
-    quiet: options.Quiet = False,
-    log_level: options.LogLevel = None,
 ) -> None:
     """Measure what adapting to a face is worth: nothing, copying, and three networks on people none of them has seen.
 
@@ -157,8 +152,6 @@ def generator(
     sample_every: Annotated[int, options.setting(GeneratorTask, "sample_every")] = GeneratorTask.sample_every,
     seed: Seed = GeneratorTraining.seed,
     as_json: options.Json = False,
-    quiet: options.Quiet = False,
-    log_level: options.LogLevel = None,
 ) -> None:
     """Train the generator that paints a film from the photo and normal maps, on top of a public Wan.
 
@@ -212,8 +205,6 @@ def mini(
     photos: Annotated[int, options.setting(MiniTraining, "photos")] = (MiniTraining.photos),
     seed: Seed = MiniTraining.seed,
     as_json: options.Json = False,
-    quiet: options.Quiet = False,
-    log_level: options.LogLevel = None,
 ) -> None:
     """Train the small painter, which corrects what the proxy film had to guess.
 
@@ -234,8 +225,6 @@ def gate(
     datasets: Sets,
     *,
     as_json: options.Json = False,
-    quiet: options.Quiet = False,
-    log_level: options.LogLevel = None,
 ) -> None:
     """Judge the small painter by people that it never saw, and write the verdict into FILE.
 

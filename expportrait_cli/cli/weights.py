@@ -9,18 +9,17 @@ from typing import Annotated
 import typer
 
 from expportrait_cli.cli import options
+from expportrait_cli.cli.command import App
 from expportrait_cli.errors import WeightsError
 from expportrait_cli.weights import catalogue as store
 
 log = logging.getLogger(__name__)
 
-app = typer.Typer(
-    help="List weights with their licences, verify their hashes, download, or convert.", rich_markup_mode=None
-)
+app = App(help="List weights with their licences, verify their hashes, download, or convert.", rich_markup_mode=None)
 
 
 @app.command("list")
-def show(*, as_json: options.Json = False, quiet: options.Quiet = False, log_level: options.LogLevel = None) -> None:
+def show(*, as_json: options.Json = False) -> None:
     """List every file of weights: licence, who needs it, where it came from, where it lies."""
     entries = [(weight, store.locate(weight)) for weight in store.catalogue()]
     if as_json:
@@ -33,7 +32,7 @@ def show(*, as_json: options.Json = False, quiet: options.Quiet = False, log_lev
 
 
 @app.command("verify")
-def verify(*, quiet: options.Quiet = False, log_level: options.LogLevel = None) -> None:
+def verify() -> None:
     """Hash every file and compare with the catalogue; exit code 4 when one is missing or wrong."""
     states: list[tuple[store.Weight, store.State]] = [(weight, store.state(weight)) for weight in store.catalogue()]
     for weight, state in states:
@@ -48,9 +47,6 @@ def verify(*, quiet: options.Quiet = False, log_level: options.LogLevel = None) 
 @app.command("fetch")
 def fetch(
     names: Annotated[list[str], typer.Argument(metavar="NAME", help="Names that `weights list` prints.")],
-    *,
-    quiet: options.Quiet = False,
-    log_level: options.LogLevel = None,
 ) -> None:
     """Download files into the cache folder, and check their hashes; a download that was cut short goes on."""
     from expportrait_cli.artifacts.files import sha256
@@ -88,8 +84,6 @@ def convert(
         ),
     ] = "",
     as_json: options.Json = False,
-    quiet: options.Quiet = False,
-    log_level: options.LogLevel = None,
 ) -> None:
     """Bring a Wan transformer from Wan's own format to the folder that `train generator --base` takes."""
     options.writable(out.parent)

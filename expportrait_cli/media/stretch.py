@@ -67,7 +67,9 @@ def _frame(name: str, text: str, rate: Fraction) -> int:
         raise UsageError(f"`{name}={text[:60]}`: expected a time such as 3.2s or 1:02.5, or a frame such as 75f.")
     hours, minutes, seconds = time.groups()
     if minutes is None and not text.endswith("s"):
-        raise UsageError(f"`{name}={text}`: write {text}s for the time" + (f", {text}f for the frame." if text.isdecimal() else "."))
+        raise UsageError(
+            f"`{name}={text}`: write {text}s for the time" + (f", {text}f for the frame." if text.isdecimal() else ".")
+        )
     if (hours is not None and int(minutes) >= 60) or (minutes is not None and Fraction(seconds) >= 60):
         raise UsageError(f"`{name}={text}`: minutes and seconds after a colon go up to 59.")
     at = 3600 * int(hours or 0) + 60 * int(minutes or 0) + Fraction(seconds)

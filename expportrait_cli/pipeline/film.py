@@ -16,6 +16,7 @@ from expportrait_cli.artifacts.guard import check_outputs
 from expportrait_cli.artifacts.meshes import Meshes
 from expportrait_cli.artifacts.types import HeadFit, Tracking
 from expportrait_cli.config import TrackConfig
+from expportrait_cli.detect.crop import shown_box
 from expportrait_cli.errors import InputError
 from expportrait_cli.head import HeadModel
 from expportrait_cli.media.image import is_image
@@ -163,6 +164,8 @@ class _Run:
         job, started = self.job, perf_counter()
         # The photo first: it shows in a second what would be found out after minutes of the driver.
         photo = self._tracked("reference", job.reference, job.track) if kinds[0] != "head" else None
+        if kinds[0] == "photo" and photo is not None:
+            shown_box(photo.artifact, photo.artifact.landmarks[0], job.generate)  # For what it refuses.
         tracking = self._driver(kinds[1])
         head_fit, head_path = self._head_fit(photo, tracking)
         meshes = self._meshes(head_fit, head_path, tracking)

@@ -10,6 +10,7 @@ from expportrait_cli.artifacts.guard import check_foreign, check_outputs
 from expportrait_cli.artifacts.meshes import Meshes
 from expportrait_cli.artifacts.types import HeadFit
 from expportrait_cli.config import FitConfig, GenerateConfig, Stretch, TrackConfig, TransferConfig
+from expportrait_cli.detect.crop import shape_of
 from expportrait_cli.detect.faces import check_choice
 from expportrait_cli.errors import InputError, UsageError
 from expportrait_cli.media.ffmpeg import check_sound
@@ -19,8 +20,11 @@ from expportrait_cli.media.video import probe
 from expportrait_cli.render.files import SUFFIX, load_info
 from expportrait_cli.retargeting.stage import check_neutral, parse_regions
 
-WORK_FILES = ("reference.track.npz", "driving.track.npz", "reference.head.npz", "driving.meshes.npz")
-"""Artifacts that a run leaves in its work folder."""
+WORK_FILES = (
+    *("reference.track.npz", "driving.track.npz", "reference.head.npz", "driving.meshes.npz"),
+    *("reference.faces.png", "driving.faces.png"),
+)
+"""Artifacts that a run leaves in its work folder, and pictures of the faces that it had to choose from."""
 
 
 @dataclass(frozen=True)
@@ -191,6 +195,9 @@ def check(job: Job) -> tuple[str, str]:
         check_sound(sounding[1])
     _check_stretch(reference, job.reference, job.track.stretch, "reference_")
     _check_stretch(driving, job.driving, job.driving_stretch, "")
+    if job.generate.paste_back and job.generate.aspect != GenerateConfig.aspect:
+        raise UsageError(f"`aspect={job.generate.aspect}` and `paste_back` exclude each other: leave out one of them.")
+    shape_of(job.generate.aspect, job.generate.size)
     check_choice("face", job.track.face)
     check_choice("driving_face", job.driving_face)
     parse_regions(job.transfer.region)

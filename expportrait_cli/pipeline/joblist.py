@@ -3,7 +3,7 @@
 import csv
 import io
 from collections.abc import Iterator
-from dataclasses import fields, replace
+from dataclasses import fields, is_dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from expportrait_cli.config import (
     SIZES,
     FitConfig,
     GenerateConfig,
+    Stretch,
     TrackConfig,
     TransferConfig,
     WanConfig,
@@ -25,13 +26,17 @@ from expportrait_cli.pipeline.job import Job
 from expportrait_cli.runtime import expected
 
 WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-SECTIONS = {"track": TrackConfig, "transfer": TransferConfig, "generate": GenerateConfig}
+SECTIONS = {"track": TrackConfig, "fit": FitConfig, "transfer": TransferConfig, "generate": GenerateConfig}
 LONGEST = 1 << 26
 """Largest list that is read, bytes: a million rows."""
 PATHS = ("reference", "driving", "output", "curves")
-REFUSED = ("several", "wan", "folds")
-"""Settings that a list cannot change. `several`: in a batch, several faces without a choice are always an error. `wan`
-is a section of settings. `folds` needs the driver's head, which a job of a list does not have."""
+REFUSED = (
+    *("several", "stretch", "wan", "folds"),
+    *("supervision", "recenter", "detail", "rounds", "iterations", "descent"),
+)
+"""Settings that a list cannot change. `several`: in a batch, several faces without a choice are always an error.
+`stretch` and `wan` are sections of settings. `folds` needs the driver's head, which a job of a list does not have. Of
+the fit a list has what `generate` has."""
 
 
 def read_jobs(path: Path, folder: Path, *, shared: Path | None = None) -> list[Job]:
@@ -131,27 +136,46 @@ def _job(row: dict[str, Any], base: Path, folder: Path, place: str) -> Job:
         raise InputError(f"{place}: the output's name must end in .mp4, found {out.name}.")
     grid = _value(row.pop("grid", False), False, "grid", place)
     driving_face = str(row.pop("driving_face", TrackConfig.face))
+    stretches = [_stretch(row, prefix, place) for prefix in ("", "reference_")]
     _short_forms(row, place)
-    same = _value(row.pop("same_person", "auto"), "auto", "same_person", place)
-    if wanted := expected(FitConfig, "same_person", same):
-        raise InputError(f"{place}: same_person is {str(same)[:60]!r}, expected {wanted}.")
     sections = {section: _section(cls, row, place) for section, cls in SECTIONS.items()}
-    sections["fit"] = FitConfig(same_person=same)
+    sections["track"] = replace(sections["track"], stretch=stretches[1])
     sections["generate"] = replace(sections["generate"], wan=_wan(row, base, place))
     if row:
-        known = [
-            *PATHS,
-            "driving_face",
-            "grid",
-            "absolute",
-            "same_person",
-            *(f.name for cls in SECTIONS.values() for f in fields(cls)),
-        ]
-        close = get_close_matches(min(row), known, 1)
-        hint = f" Did you mean {close[0]}?" if close else " `expportrait generate --help` lists the settings."
+        close = get_close_matches(min(row), columns(), 1)
+        hint = f" Did you mean {close[0]}?" if close else f" Columns are: {', '.join(columns())}."
         raise InputError(f"{place}: unknown column {', '.join(sorted(row))}.{hint}")
     curves = base / named["curves"] if "curves" in named else None
-    return Job(reference, driving, out, driving_face=driving_face, curves=curves, grid=grid, **sections)
+    return Job(
+        reference,
+        driving,
+        out,
+        driving_face=driving_face,
+        driving_stretch=stretches[0],
+        curves=curves,
+        grid=grid,
+        **sections,
+    )
+
+
+def columns() -> list[str]:
+    """Every column that a list may have."""
+    settings = [field.name for cls in (*SECTIONS.values(), WanConfig) for field in fields(cls)]
+    trims = [f"{prefix}{field.name}" for prefix in ("", "reference_") for field in fields(Stretch)]
+    own = [name for name in settings if name not in REFUSED]
+    names = [*PATHS, "driving_face", *trims, "grid", "absolute", *own]
+    return list(dict.fromkeys(names))
+
+
+def _stretch(row: dict[str, Any], prefix: str, place: str) -> Stretch:
+    """Frames that are taken of the driver's clip, or of the reference's."""
+    chosen = {}
+    for field in fields(Stretch):
+        if (name := f"{prefix}{field.name}") in row:
+            chosen[field.name] = _value(row.pop(name), field.default, name, place)
+            if wanted := expected(Stretch, field.name, chosen[field.name]):
+                raise InputError(f"{place}: {name} is {chosen[field.name]!r}, expected {wanted}.")
+    return Stretch(**chosen)
 
 
 def _short_forms(row: dict[str, Any], place: str) -> None:
@@ -177,7 +201,7 @@ def _section(cls: Any, row: dict[str, Any], place: str) -> Any:
     """Take a stage's settings out of a row."""
     chosen: dict[str, Any] = {"several": "fail"} if cls is TrackConfig else {}
     for field in fields(cls):
-        if field.name not in row or field.name in REFUSED:
+        if field.name not in row or field.name in REFUSED or is_dataclass(field.default_factory):
             continue
         cell = row.pop(field.name)
         value = _value(cell, field.default, field.name, place)

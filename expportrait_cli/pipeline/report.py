@@ -14,7 +14,7 @@ from expportrait_cli.artifacts import npz
 from expportrait_cli.artifacts.files import atomic_path
 from expportrait_cli.artifacts.meshes import Meshes
 from expportrait_cli.artifacts.types import DISTRUSTED, HeadFit, Tracking
-from expportrait_cli.detect.crop import Crop, crop_image
+from expportrait_cli.detect.crop import Crop, crop_image, shown_box
 from expportrait_cli.errors import InputError
 from expportrait_cli.evaluation.own import ANGLES, Asked, Shown, angles_of, measure_run
 from expportrait_cli.evaluation.report import PICTURE_PX, data_uri, worst_frames
@@ -48,8 +48,6 @@ class Run:
     meshes: Path
     tracking: Path | None
     """None of a driver that was given as meshes, or whose tracking is shared with other films."""
-    pasted: bool
-    """The film shows the whole photo, not the crop."""
 
     @classmethod
     def of(cls, job: Job) -> "Run":
@@ -64,7 +62,7 @@ class Run:
         for path in (job.out, head, meshes):
             if not path.is_file():
                 raise InputError(f"{path} is gone: a report needs what was made on the way. Run with `keep_work`.")
-        return cls(job.out, head, meshes, own if own.is_file() else None, job.generate.paste_back)
+        return cls(job.out, head, meshes, own if own.is_file() else None)
 
 
 @dataclass(frozen=True)
@@ -98,8 +96,9 @@ def write_run_report(job: Job, record: Mapping[str, Any], path: Path, progress: 
     model = landmark_model(tracking_head(head_behind(run.head, fit)))
     photo = read_frame(fit.source, fit.picture)
     total = meshes.frame_count
+    box = shown_box(fit, fit.landmarks, job.generate)
     shown = measure_run(
-        read_frames(run.film), photo, fit, model, pasted=run.pasted, progress=lambda done, _: progress(done, total)
+        read_frames(run.film), photo, fit, model, box=box, progress=lambda done, _: progress(done, total)
     )
     found = _Found(run, fit, meshes, tracking, Asked.of(meshes.curves, model), shown)
     with atomic_path(path) as partial:

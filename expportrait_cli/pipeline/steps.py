@@ -8,6 +8,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -23,6 +24,7 @@ from expportrait_cli.media.stretch import settled
 from expportrait_cli.pipeline.heads import tracking_head
 from expportrait_cli.pipeline.performance import CurvesFile, OffsetSource, write_meshes
 from expportrait_cli.pipeline.provenance import network_of, networks_behind, warn_of_misfit
+from expportrait_cli.pipeline.sheets import FACES, write_faces
 from expportrait_cli.runtime import Stages
 from expportrait_cli.tracking import track as run_track
 from expportrait_cli.version import __version__
@@ -141,11 +143,12 @@ class Steps:
         plain = tracking_head(self.head)
         config = replace(config, stretch=settled(config.stretch, source))
         header = track_header(config, plain.name, content_hash(source))
+        show = partial(write_faces, path.with_name(path.name.removesuffix(".track.npz") + FACES))
         made = cached(
             Tracking,
             path,
             header,
-            lambda: self.stages.run(title, lambda progress: run_track(source, plain, config, progress)),
+            lambda: self.stages.run(title, lambda progress: run_track(source, plain, config, progress, show)),
         )
         warn_of_misfit(source, made.artifact)
         # The same content may lie elsewhere than when it was tracked.

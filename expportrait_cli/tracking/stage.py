@@ -15,7 +15,7 @@ from expportrait_cli.head.model import HEAD
 from expportrait_cli.runtime import Progress
 from expportrait_cli.solve.solver import IDENTITY_PRIOR, ITERATIONS, ITERATIONS_FIRST, TEMPORAL, Anchors, Solver
 from expportrait_cli.solve.state import State, columns_of, distinct_rows, focal_for, interocular_px
-from expportrait_cli.tracking.observe import Observations, observe
+from expportrait_cli.tracking.observe import Observations, ShowFaces, observe
 
 TURN_DEG = 20.0
 """Turn out of the image plane at which the flow's similarity has lost 63 % of its say."""
@@ -77,9 +77,11 @@ DIFFERENT = 1e-3
 """Distance of normalised landmarks below which one more frame tells the identity nothing."""
 
 
-def track(source: Path, head: HeadModel, config: TrackConfig, progress: Progress) -> Tracking:
-    """Track the chosen face. Every frame of `config.stretch` gets a row; missing faces are filled as `on_missing` says."""
-    return solve(source, observe(source, landmark_model(head), config, progress), head)
+def track(
+    source: Path, head: HeadModel, config: TrackConfig, progress: Progress, show_faces: ShowFaces | None = None
+) -> Tracking:
+    """Track the chosen face. A row for every frame that is taken; missing faces are filled as `on_missing` says."""
+    return solve(source, observe(source, landmark_model(head), config, progress, show_faces), head)
 
 
 def solve(source: Path, seen: Observations, head: HeadModel) -> Tracking:
