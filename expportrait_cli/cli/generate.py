@@ -1,15 +1,19 @@
 """`expportrait generate`: a photo and a clip to a film."""
 
+import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from expportrait_cli.artifacts.files import film_name
 from expportrait_cli.cli import options
-from expportrait_cli.cli.boundary import Display
+from expportrait_cli.cli.boundary import Display, shown
 from expportrait_cli.config import FitConfig, GenerateConfig, Quality, Stretch, TrackConfig, TransferConfig, WanConfig
 from expportrait_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from expportrait_cli.pipeline.job import Job
 
 CLIP, RESULT = options.CLIP, "Result"
 
@@ -178,6 +182,9 @@ def generate(
         with_report=report,
         keep_work=keep_work,
     )
+    if dry_run:
+        _say_plan(job, as_json=as_json)
+        return
     if options.only_helps(job.generate):
         return
     from expportrait_cli.pipeline import film
@@ -185,3 +192,10 @@ def generate(
     with Display() as display:
         made = film.generate(job, display.stage)
     options.echo(made.path, made.summary, as_json=as_json)
+
+
+def _say_plan(job: "Job", *, as_json: bool) -> None:
+    from expportrait_cli.pipeline.plan import plan
+
+    found = plan(job)
+    typer.echo(json.dumps(found.to_json()) if as_json else shown("\n".join(found.lines()), keep="\n"))

@@ -70,7 +70,7 @@ def _frame(name: str, text: str, rate: Fraction) -> int:
         raise UsageError(
             f"`{name}={text}`: write {text}s for the time" + (f", {text}f for the frame." if text.isdecimal() else ".")
         )
-    if (hours is not None and int(minutes) >= 60) or (minutes is not None and Fraction(seconds) >= 60):
+    if (hours is not None and int(minutes or 0) >= 60) or (minutes is not None and Fraction(seconds) >= 60):
         raise UsageError(f"`{name}={text}`: minutes and seconds after a colon go up to 59.")
     at = 3600 * int(hours or 0) + 60 * int(minutes or 0) + Fraction(seconds)
     return floor(at * rate + Fraction(1, 2))

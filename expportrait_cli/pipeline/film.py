@@ -4,7 +4,7 @@ import json
 import logging
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
@@ -15,12 +15,10 @@ from expportrait_cli.artifacts.files import alone, content_hash, forget_partials
 from expportrait_cli.artifacts.guard import check_outputs
 from expportrait_cli.artifacts.meshes import Meshes
 from expportrait_cli.artifacts.types import HeadFit, Tracking
-from expportrait_cli.config import TrackConfig
 from expportrait_cli.detect.crop import shown_box
 from expportrait_cli.errors import InputError
 from expportrait_cli.head import HeadModel
 from expportrait_cli.media.image import is_image
-from expportrait_cli.media.stretch import settled
 from expportrait_cli.media.video import probe
 from expportrait_cli.media.writer import forget_others, join, write_segments
 from expportrait_cli.painting import paint
@@ -33,7 +31,7 @@ from expportrait_cli.pipeline.heads import (
     kind_of_head,
     tracking_head,
 )
-from expportrait_cli.pipeline.job import WORK_FILES, Job, behind_normals, check
+from expportrait_cli.pipeline.job import Job, behind_normals, check
 from expportrait_cli.pipeline.performance import CurvesFile, Driver, OffsetSource
 from expportrait_cli.pipeline.provenance import (
     check_source,
@@ -84,22 +82,47 @@ def generate(job: Job, stage: Stage = silent) -> Film:
         return _made(job, kinds, stage)
 
 
-def _made(job: Job, kinds: tuple[str, str], stage: Stage) -> Film:
+@dataclass(frozen=True)
+class Found:
+    """What there is before a run."""
+
+    hashes: dict[str, str]
+    """Of the inputs, by role."""
+    known: Mapping[str, Any]
+    """Record of the film that is there; empty without one."""
+    table: CurvesFile
+    painter: Choice
+    key: str
+    """Of the film that is asked for."""
+    is_current: bool
+    """The film is there already, with all that is asked for beside it."""
+
+
+def look(job: Job) -> Found:
+    """Find out what a job, whose inputs were checked, depends on, and whether its film is there.
+
+    Raises:
+        WeightsError, UsageError: a painter that is not there, or whose settings do not fit.
+    """
     hashes = {"reference": content_hash(job.reference), "driving": content_hash(job.driving)}
-    known = read_record(job.record)
-    table = CurvesFile.of(job.curves, job.meshes, _strings(known.get("curves_written")))
+    record = read_record(job.record)
+    table = CurvesFile.of(job.curves, job.meshes, _strings(record.get("curves_written")))
     if edited := table.edited():
         hashes["curves"] = edited
     painter = choose(job.generate)
     key = film_key(job, hashes, painter.identity)
-    is_whole = _is_made(job.out, known.get("sha256"))
-    if is_whole and known.get("key") == key and _has_beside(job, known):
+    known = record if _is_made(job.out, record.get("sha256")) else {}
+    return Found(hashes, known, table, painter, key, known.get("key") == key and _has_beside(job, known))
+
+
+def _made(job: Job, kinds: tuple[str, str], stage: Stage) -> Film:
+    found = look(job)
+    if found.is_current:
         log.info("%s is up to date: same inputs, same settings.", job.out)
         _forget_segments(job.work)
-        return Film(job.out, job.record, known)
+        return Film(job.out, job.record, dict(found.known))
     painter_of(job.generate)  # For what it refuses: better now than after minutes of tracking.
-    run = _Run(job, Stages(stage), hashes, _head_model(job, kinds), painter, known if is_whole else {}, table)
-    return run.film(kinds, key)
+    return _Run(job, Stages(stage), found, head_model_of(job, kinds)).film(kinds, found.key)
 
 
 def _is_made(path: Path, digest: Any) -> bool:
@@ -130,7 +153,7 @@ def film_key(job: Job, hashes: Mapping[str, str], painter: Mapping[str, str]) ->
     return str(steps.made_by("generate", job.settings(), inputs)["key"])
 
 
-def _head_model(job: Job, kinds: tuple[str, str]) -> HeadModel:
+def head_model_of(job: Job, kinds: tuple[str, str]) -> HeadModel:
     """The head model of the artifacts that were given, and the default one for photos and clips."""
     own = npz.load(HeadFit, job.reference) if kinds[0] == "head" else None
     tracking = npz.load(Tracking, job.driving) if kinds[1] == "track" else None
@@ -144,39 +167,28 @@ def _head_model(job: Job, kinds: tuple[str, str]) -> HeadModel:
 class _Run:
     """One run: the head model, the stages, and the artifacts in the work folder."""
 
-    def __init__(
-        self,
-        job: Job,
-        stages: Stages,
-        hashes: dict[str, str],
-        head: HeadModel,
-        painter: Choice,
-        known: Mapping[str, Any],
-        table: CurvesFile,
-    ) -> None:
-        """`known` is the record of the film that is there, empty without one."""
-        self.job, self.stages, self.hashes, self.head, self.painter = job, stages, hashes, head, painter
-        self.known, self.table = known, table
+    def __init__(self, job: Job, stages: Stages, found: Found, head: HeadModel) -> None:
+        """Begin with what `look` found."""
+        self.job, self.stages, self.head = job, stages, head
+        self.hashes, self.painter, self.known, self.table = found.hashes, found.painter, found.known, found.table
         self.steps = Steps(head, stages)
 
     def film(self, kinds: tuple[str, str], key: str) -> Film:
         """Run the stages in order; a film that has these frames and this sound already is not painted again."""
         job, started = self.job, perf_counter()
         # The photo first: it shows in a second what would be found out after minutes of the driver.
-        photo = self._tracked("reference", job.reference, job.track) if kinds[0] != "head" else None
+        photo = self._tracked("reference") if kinds[0] != "head" else None
         if kinds[0] == "photo" and photo is not None:
             shown_box(photo.artifact, photo.artifact.landmarks[0], job.generate)  # For what it refuses.
         tracking = self._driver(kinds[1])
         head_fit, head_path = self._head_fit(photo, tracking)
         meshes = self._meshes(head_fit, head_path, tracking)
         driver = Driver.of(tracking.artifact) if tracking is not None else Driver.behind(job.driving)
-        drawn = {"render": f"revision {steps.REVISIONS['render']}"}
-        inputs = {"head": head_fit.key, "meshes": meshes.key, **drawn, **self.painter.identity}
-        film_key = steps.made_by("generate", asdict(job.generate), inputs)["key"]
-        if film_key != self.known.get("painted"):
+        painted = steps.painted_key(job.generate, head_fit.key, meshes.key, self.painter.identity)
+        if painted != self.known.get("painted"):
             # Sound is added at the end: it makes no frame stale.
-            frames = steps.made_by("generate", {**asdict(job.generate), "audio": None}, inputs)
-            self._paint(head_fit.artifact, meshes.artifact, driver, job.work / f"segments-{frames['key'][:16]}")
+            frames = steps.painted_key(job.generate, head_fit.key, meshes.key, self.painter.identity, audio=None)
+            self._paint(head_fit.artifact, meshes.artifact, driver, job.work / f"segments-{frames[:16]}")
         if job.grid:
             self.stages.run(
                 "draw the grid",
@@ -191,7 +203,7 @@ class _Run:
                 ),
             )
         quality = _quality(head_fit.artifact, tracking.artifact if tracking is not None else None, meshes.artifact)
-        record = self._record(key, film_key, meshes.artifact, head_path, perf_counter() - started, quality)
+        record = self._record(key, painted, meshes.artifact, head_path, perf_counter() - started, quality)
         if job.with_report:
             # Imported here, because only runs with a page need the libraries that measure a film.
             from expportrait_cli.pipeline.report import write_run_report
@@ -203,7 +215,7 @@ class _Run:
         # Segments are removed last, so that a run that stops earlier need not paint again.
         _forget_segments(job.work)
         if not job.keep_work:
-            _remove_work(job.work)
+            job.remove_work()
         return Film(job.out, job.record, record)
 
     def _paint(self, head_fit: HeadFit, meshes: Meshes, driver: Driver | None, folder: Path) -> None:
@@ -231,14 +243,13 @@ class _Run:
             metadata=synthetic_tags(),
         )
 
-    def _tracked(self, role: str, source: Path, config: TrackConfig) -> Keyed[Tracking]:
-        """Tracking of a photo or clip, in the work folder or in the one that several films share."""
-        config, path = replace(config, stretch=settled(config.stretch, source)), self.job.work / f"{role}.track.npz"
+    def _tracked(self, role: str) -> Keyed[Tracking]:
+        source, config = self.job.tracked(role)
         title = f"track the {WORDS[role]}"
+        key = track_header(config, tracking_head(self.head).name, self.hashes[role])["key"]
+        path = self.job.tracking(role, key)
         if self.job.shared is None:
             return self.steps.track(source, path, config, title=title)
-        key = track_header(config, tracking_head(self.head).name, self.hashes[role])["key"]
-        path = self.job.shared / f"{key[:16]}.track.npz"
         # Another part of the list may be at the same clip.
         with alone(path, wait=True):
             return self.steps.track(source, path, config, title=title)
@@ -249,9 +260,7 @@ class _Run:
                 return None
             case "track":
                 return steps.given(Tracking, self.job.driving)
-        job = self.job
-        config = replace(job.track, face=job.driving_face, stretch=job.driving_stretch)
-        return self._tracked("driving", job.driving, config)
+        return self._tracked("driving")
 
     def _head_fit(self, photo: Keyed[Tracking] | None, driver: Keyed[Tracking] | None) -> tuple[Keyed[HeadFit], Path]:
         """The person's head and its file: as given, or fitted to the photo's tracking."""
@@ -323,17 +332,6 @@ class _Run:
         }
         content["licences"] = licence_map(content).to_json()
         return content
-
-
-def _remove_work(folder: Path) -> None:
-    """Remove what runs of the tool left in a work folder, and the folder if nothing else is in it."""
-    for name in WORK_FILES:
-        (folder / name).unlink(missing_ok=True)
-    others = sorted(path.name for path in folder.iterdir())
-    if others:
-        log.warning("%s holds other files (%s), and stays.", folder, others[0])
-    else:
-        folder.rmdir()
 
 
 def _quality(head_fit: HeadFit, tracking: Tracking | None, meshes: Meshes) -> dict[str, Any]:

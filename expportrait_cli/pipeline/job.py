@@ -1,5 +1,6 @@
 """What one film is made of, and everything about it that can be checked before the work starts."""
 
+import logging
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from expportrait_cli.media.stretch import settled
 from expportrait_cli.media.video import probe
 from expportrait_cli.render.files import SUFFIX, load_info
 from expportrait_cli.retargeting.stage import check_neutral, parse_regions
+
+log = logging.getLogger(__name__)
 
 WORK_FILES = (
     *("reference.track.npz", "driving.track.npz", "reference.head.npz", "driving.meshes.npz"),
@@ -63,6 +66,17 @@ class Job:
         """Meshes that were made on the way."""
         return self.work / "driving.meshes.npz"
 
+    def tracking(self, role: str, key: str) -> Path:
+        """Tracking of the `reference` or the `driving` clip, in the work folder or in the one that films share."""
+        return self.work / f"{role}.track.npz" if self.shared is None else self.shared / f"{key[:16]}.track.npz"
+
+    def tracked(self, role: str) -> tuple[Path, TrackConfig]:
+        """Photo or clip of a role, and how it is tracked, its stretch in frames."""
+        if role == "reference":
+            return self.reference, replace(self.track, stretch=settled(self.track.stretch, self.reference))
+        stretch = settled(self.driving_stretch, self.driving)
+        return self.driving, replace(self.track, face=self.driving_face, stretch=stretch)
+
     @property
     def record(self) -> Path:
         """Run record beside the film."""
@@ -92,6 +106,16 @@ class Job:
         """Files that the run writes, replaces or removes; curves among them unless they exist."""
         curves = [self.curves] if self.curves is not None and not self.curves.exists() else []
         return [self.out, *self.side_products(), *(self.work / name for name in WORK_FILES), *curves]
+
+    def remove_work(self) -> None:
+        """Remove what runs of the tool left in the work folder, and the folder if nothing else is in it."""
+        for name in WORK_FILES:
+            (self.work / name).unlink(missing_ok=True)
+        others = sorted(path.name for path in self.work.iterdir())
+        if others:
+            log.warning("%s holds other files (%s), and stays.", self.work, others[0])
+        else:
+            self.work.rmdir()
 
     def settings(self) -> dict[str, Any]:
         """Settings of every stage, as JSON can hold them."""

@@ -16,7 +16,7 @@ from expportrait_cli.artifacts import npz
 from expportrait_cli.artifacts.files import content_hash
 from expportrait_cli.artifacts.meshes import Meshes
 from expportrait_cli.artifacts.types import HeadFit, Tracking
-from expportrait_cli.config import FitConfig, TrackConfig
+from expportrait_cli.config import FitConfig, GenerateConfig, TrackConfig
 from expportrait_cli.errors import InputError
 from expportrait_cli.fitting import fit as run_fit
 from expportrait_cli.head import HeadModel
@@ -127,6 +127,24 @@ def fit_header(config: FitConfig, inputs: dict[str, str], known: Path | None = N
     return {**made_by("fit", asdict(config), {**inputs, **hashes}), "networks": networks}
 
 
+def fit_inputs(trackings: Sequence[str], driver: str = "", head: str = "") -> dict[str, str]:
+    """What a fit depends on, by the keys of its artifacts."""
+    own = {f"track{index or ''}": key for index, key in enumerate(trackings)}
+    return {**own, "driver": driver, "head": head}
+
+
+def transfer_header(source: OffsetSource, head: str, driver: str, edited: str) -> dict[str, Any]:
+    """Header of meshes, from the keys of the head and of the driver's tracking, and the hash of edited curves."""
+    inputs = {"head": head, "driver": driver, "curves": edited, **source.inputs()}
+    return made_by("transfer", asdict(source.config), inputs)
+
+
+def painted_key(config: GenerateConfig, head: str, meshes: str, painter: Mapping[str, str], **other: Any) -> str:
+    """Key of a film's frames and sound, from those of its artifacts; `other` settings take the place of its own."""
+    inputs = {"head": head, "meshes": meshes, "render": f"revision {REVISIONS['render']}", **painter}
+    return str(made_by("generate", {**asdict(config), **other}, inputs)["key"])
+
+
 @dataclass(frozen=True)
 class Steps:
     """Tracking, fit and transfer with one head model. What is there and current is read, otherwise made and saved."""
@@ -164,10 +182,8 @@ class Steps:
         known: Path | None = None,
     ) -> Keyed[HeadFit]:
         """Fit the head to a tracking, or to several of one person; `known` is a head whose frames alone are fitted."""
-        inputs = {f"track{index or ''}": tracking.key for index, tracking in enumerate(trackings)}
-        inputs["driver"] = driver.key if driver is not None else ""
         head = given(HeadFit, known) if known is not None else None
-        inputs["head"] = head.key if head is not None else ""
+        inputs = fit_inputs([each.key for each in trackings], driver.key if driver else "", head.key if head else "")
         made = cached(
             HeadFit,
             path,
@@ -203,8 +219,7 @@ class Steps:
         """
         table = CurvesFile.of(curves, path, written)
         edited = table.edited()
-        inputs = {"head": head_fit.key, "driver": tracking.key, "curves": edited, **source.inputs()}
-        header = made_by("transfer", asdict(source.config), inputs)
+        header = transfer_header(source, head_fit.key, tracking.key, edited)
         meshes = _whole_meshes(path) if is_current(path, header) else None
         if meshes is None:
             self.stages.run(
