@@ -40,7 +40,7 @@ OWN = frozenset(("config", "preset", "help", "progress"))
 """Options that a file of settings cannot set."""
 
 
-def _take_preset(ctx: typer.Context, name: str | None) -> str | None:
+def _take_preset(ctx: options.Context, name: str | None) -> str | None:
     if name is None or ctx.resilient_parsing:
         return name
     path = _own_preset(name)
@@ -67,7 +67,7 @@ def _own_preset(name: str) -> Path:
     return user_config_path("expportrait") / f"{Path(name).name}.toml"
 
 
-def _take_config(ctx: typer.Context, path: Path | None) -> Path | None:
+def _take_config(ctx: options.Context, path: Path | None) -> Path | None:
     if path is not None and not ctx.resilient_parsing:
         ctx.default_map = {**(ctx.default_map or {}), **_settings(ctx, _read(path), str(path), path)}
     return path
@@ -87,17 +87,16 @@ def _read(path: Path) -> Mapping[str, Any]:
     return dict(_of_record(path, found)) if isinstance(found.get("settings"), dict) else found
 
 
-def _parameters(ctx: typer.Context) -> dict[str, Any]:
+def _parameters(ctx: options.Context) -> dict[str, Any]:
     """The command's parameters by their names, and by their options' names."""
-    found = {}
-    for parameter in ctx.command.params:
-        for option in parameter.opts:
-            found[option.lstrip("-").replace("-", "_")] = parameter
-        found[str(parameter.name)] = parameter
+    every = ctx.command.params
+    found = {option.lstrip("-").replace("-", "_"): each for each in every for option in each.opts}
+    # REF is also `--reference`: the argument's name comes first.
+    found |= {str(each.name): each for each in every}
     return {name: parameter for name, parameter in found.items() if name not in OWN}
 
 
-def _settings(ctx: typer.Context, found: Mapping[str, Any], place: str, path: Path) -> dict[str, Any]:
+def _settings(ctx: options.Context, found: Mapping[str, Any], place: str, path: Path) -> dict[str, Any]:
     """Values for the command's parameters.
 
     Raises:

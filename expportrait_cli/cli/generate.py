@@ -19,7 +19,7 @@ CLIP, RESULT = options.CLIP, "Result"
 
 
 def generate(
-    ctx: typer.Context,
+    ctx: options.Context,
     reference: Annotated[
         Path | None, typer.Argument(metavar="REF", help="Photo, or a .head.npz.", show_default=False)
     ] = None,

@@ -10,7 +10,7 @@ from functools import cache
 from itertools import pairwise
 from math import isnan
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -31,6 +31,12 @@ from expportrait_cli.config import (
 )
 from expportrait_cli.errors import InputError, OutputError, UsageError
 from expportrait_cli.runtime import between
+
+if TYPE_CHECKING:
+    Context = typer.Context
+else:
+    # The class of what typer really hands over, which it does not export.
+    Context = typer.Context.__mro__[1]
 
 RUN, CLIP, PERFORMANCE, PAINTER = "How it runs", "Face and clip", "Performance", "Video transformers"
 """Groups of options in the help, after the first."""
@@ -261,7 +267,7 @@ def echo(path: Path, summary: dict[str, Any], *, as_json: bool) -> None:
 
 
 def two(
-    ctx: typer.Context, first: Path | None, second: Path | None, source: Path | None, driving: Path | None
+    ctx: Context, first: Path | None, second: Path | None, source: Path | None, driving: Path | None
 ) -> tuple[Path, Path]:
     """Photo and driver, by position or by option; those of a file of settings give way to either."""
     if source is not None and _is_from_file(ctx, "reference"):
@@ -279,7 +285,7 @@ def two(
     return reference, driving if driving is not None else given.pop(0)
 
 
-def _is_from_file(ctx: typer.Context, name: str) -> bool:
+def _is_from_file(ctx: Context, name: str) -> bool:
     source = ctx.get_parameter_source(name)
     return source is not None and source.name == "DEFAULT_MAP"
 

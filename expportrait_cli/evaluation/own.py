@@ -13,7 +13,7 @@ from jaxtyping import Float32, Float64, UInt8
 from scipy.spatial.transform import Rotation
 
 from expportrait_cli.artifacts.types import CROP_SIZE, Curves, HeadFit
-from expportrait_cli.detect.crop import Crop, crop_points, steady_crop
+from expportrait_cli.detect.crop import Box, Crop, crop_points, steady_crop
 from expportrait_cli.evaluation import image
 from expportrait_cli.evaluation.columns import IDENTITIES
 from expportrait_cli.evaluation.estimators import Likeness, missing_columns

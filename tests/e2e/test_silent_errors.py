@@ -171,6 +171,14 @@ def test_a_long_clip_is_read_and_painted_to_its_end(tmp_path):
 OPTIONS = {
     "--face": ("left", lambda job: job.track.face),
     "--driving-face": ("1", lambda job: job.driving_face),
+    "--start": ("1f", lambda job: job.driving_stretch.start),
+    "--end": ("0.1s", lambda job: job.driving_stretch.end),
+    "--max-frames": ("2", lambda job: job.driving_stretch.max_frames),
+    "--reference-start": ("1f", lambda job: job.track.stretch.start),
+    "--reference-end": ("0.1s", lambda job: job.track.stretch.end),
+    "--reference-max-frames": ("2", lambda job: job.track.stretch.max_frames),
+    "--quality": ("draft", lambda job: job.fit.quality),
+    "--aspect": ("9:16", lambda job: job.generate.aspect),
     "--on-missing": ("fail", lambda job: job.track.on_missing),
     "--method": ("none", lambda job: job.transfer.method),
     "--network": ("mine.safetensors", lambda job: job.transfer.network),
@@ -203,7 +211,10 @@ OPTIONS = {
     "--grid": (None, lambda job: job.grid),
     "--no-keep-work": (None, lambda job: not job.keep_work),
 }
-NOT_SETTINGS = ("--source", "--driving", "--out", "--curves", "--report", "--json", "--quiet", "--log-level", "--help")
+NOT_SETTINGS = (
+    *("--source", "--driving", "--out", "--curves", "--report", "--preset", "--config"),
+    *("--dry-run", "--json", "--progress", "--quiet", "--log-level", "--help"),
+)
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from expportrait_cli.cli import app
-from expportrait_cli.config import GenerateConfig, TrackConfig, TransferConfig, WanConfig
+from expportrait_cli.config import GenerateConfig, Stretch, TrackConfig, TransferConfig, WanConfig
 from expportrait_cli.errors import InputError, UsageError
 from expportrait_cli.pipeline.joblist import REFUSED, part_of, read_jobs
 from expportrait_cli.runtime import between
@@ -26,6 +26,16 @@ def test_csv_rows_become_jobs(tmp_path):
     assert first.track.several == second.track.several == "fail"
 
 
+def test_a_row_may_trim_and_shape_its_film(tmp_path):
+    path = tmp_path / "jobs.csv"
+    path.write_text(
+        "reference,driving,start,end,max_frames,reference_start,aspect,quality\na.mp4,b.mp4,3.2s,1:02,50,75f,9:16,draft\n"
+    )
+    (job,) = read_jobs(path, tmp_path)
+    assert job.driving_stretch == Stretch("3.2s", "1:02", 50) and job.track.stretch == Stretch("75f")
+    assert (job.generate.aspect, job.fit.quality) == ("9:16", "draft")
+
+
 def test_jsonl_rows_become_jobs(tmp_path):
     path = tmp_path / "jobs.jsonl"
     rows = [{"reference": "a.png", "driving": "b.mp4", "grid": True}, {"reference": "a.png", "driving": "c.track.npz"}]
@@ -41,6 +51,8 @@ def test_jsonl_rows_become_jobs(tmp_path):
         ("reference,driving\n", "no jobs"),
         ("reference,driving\na.png,\n", "line 2: no driving"),
         ("reference,driving,colour\na.png,b.mp4,red\n", "line 2: unknown column colour"),
+        ("reference,driving,max_frames\na.png,b.mp4,-1\n", "line 2: max_frames is -1, expected a whole number"),
+        ("reference,driving,refrence_start\na.png,b.mp4,3s\n", "Did you mean reference_start"),
         ("reference,driving,size\na.png,b.mp4,big\n", "line 2: size is 'big'"),
         ("reference,driving,size\na.png,b.mp4,500\n", "line 2: size is '500'"),
         ("reference,driving,audio\na.png,b.mp4,loud\n", "line 2: audio is 'loud'"),
