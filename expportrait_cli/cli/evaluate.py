@@ -10,6 +10,7 @@ from expportrait_cli.artifacts.files import alone
 from expportrait_cli.cli import options
 from expportrait_cli.cli.boundary import Display, shown
 from expportrait_cli.cli.options import BackendName
+from expportrait_cli.config import Stretch
 from expportrait_cli.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -28,6 +29,9 @@ def evaluate(
     reference: Annotated[
         Path | None, typer.Option("--reference", "-s", metavar="PHOTO", help="Photo to compare the identity with.")
     ] = None,
+    start: options.Start = Stretch.start,
+    end: options.End = Stretch.end,
+    max_frames: options.MaxFrames = Stretch.max_frames,
     suite: Annotated[
         Path | None,
         typer.Option(metavar="TOML|FOLDER", help="Instead of one film: a list of pairs, or a folder of clips."),
@@ -75,7 +79,10 @@ def evaluate(
 
     With --suite, make and measure many, and give means over clips. Run it again to make only what is missing.
     """
+    stretch = Stretch(start, end, max_frames)
     serving = (method, ablation, not own, stride, frames, size, layout != "auto", backend != "auto")
+    if stretch != Stretch() and (normals or suite is not None):
+        raise UsageError("--start, --end and --max-frames trim the --target of one film; leave them out.")
     if folds and not normals:
         raise UsageError("--folds can only be used with --normals.")
     if normals:
@@ -105,10 +112,12 @@ def evaluate(
         raise UsageError("Expected one film and its --target, a --suite of pairs, or --normals and clips.")
     if any(serving):
         raise UsageError("Only films are judged without --suite: give one, or leave out what serves it alone.")
-    _one((films[0], target, reference), out, report, as_json=as_json)
+    _one((films[0], target, reference), out, report, stretch, as_json=as_json)
 
 
-def _one(files: tuple[Path, Path, Path | None], out: str | None, report: Path | None, *, as_json: bool) -> None:
+def _one(
+    files: tuple[Path, Path, Path | None], out: str | None, report: Path | None, stretch: Stretch, *, as_json: bool
+) -> None:
     film, target, reference = files
     inputs = tuple(options.existing(path) for path in files if path is not None)
     path = options.result(out, f"{film.stem}.scores.json", inputs=inputs, suffixes=(".json",))
@@ -119,7 +128,15 @@ def _one(files: tuple[Path, Path, Path | None], out: str | None, report: Path | 
     from expportrait_cli.pipeline import commands
 
     with Display() as display:
-        judged = commands.evaluate(film, target, path, reference=reference, page=page, stage=display.stage)
+        judged = commands.evaluate(
+            film,
+            target,
+            path,
+            reference=reference,
+            page=page,
+            stretch=stretch if stretch != Stretch() else None,
+            stage=display.stage,
+        )
     if not as_json:
         typer.echo(shown("\n".join([table(judged.scores), *judged.licences.lines()]), keep="\n"), err=True)
     typer.echo(json.dumps(judged.scores.means) if as_json else str(path))
