@@ -1,6 +1,5 @@
 """Standard error of a command: its progress, its log, and errors as one red line and an exit code."""
 
-import errno
 import json
 import logging
 import os
@@ -16,7 +15,7 @@ from typing import Any, TextIO
 
 import typer
 
-from expportrait_cli.errors import FAULT, USAGE, OutOfMemoryError, OutputError, UsageError, UserError
+from expportrait_cli.errors import FAULT, USAGE, UsageError, known
 from expportrait_cli.runtime import Progress
 
 
@@ -72,27 +71,6 @@ def _options() -> dict[str, tuple[str, str]]:
             if parameter.param_type_name == "option" and parameter.name:
                 found[parameter.name] = (parameter.opts[0], next(iter(parameter.secondary_opts), ""))
     return found
-
-
-def known(error: BaseException) -> UserError | None:
-    """Convert a recognised error to a `UserError`; None for a fault of the tool."""
-    match error:
-        case UserError():
-            return error
-        case MemoryError():
-            return OutOfMemoryError("This machine's memory is full. Close other programs, or choose a smaller --size.")
-        case OSError(errno=errno.ENOSPC | errno.EDQUOT | errno.EFBIG):
-            return OutputError(
-                f"{error.filename or 'The disk'}: no space left. Free some and run the same command again."
-            )
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(error, torch.OutOfMemoryError):
-        return OutOfMemoryError(
-            "The GPU's memory is full. Choose a smaller --size, or hide it: CUDA_VISIBLE_DEVICES= ."
-        )
-    if isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error):
-        return OutOfMemoryError("This machine's memory is full. Close other programs, or choose a smaller --size.")
-    return None
 
 
 USAGE_ERROR = typer.BadParameter.__mro__[1]

@@ -125,7 +125,7 @@ def generate(
     What an earlier run has made with the same inputs and settings is used again; an interrupted run goes on where it
     stopped when the same command is given.
     """
-    ref, drive = options.two(ctx, reference, driving, source_option, driving_option)
+    ref, drive = two(ctx, reference, driving, source_option, driving_option)
     options.existing(ref)
     options.existing(drive)
     path = options.result(out, film_name(ref, drive), inputs=(ref, drive), suffixes=(".mp4",))
@@ -199,3 +199,27 @@ def _say_plan(job: "Job", *, as_json: bool) -> None:
 
     found = plan(job)
     typer.echo(json.dumps(found.to_json()) if as_json else shown("\n".join(found.lines()), keep="\n"))
+
+
+def two(
+    ctx: options.Context, first: Path | None, second: Path | None, source: Path | None, driving: Path | None
+) -> tuple[Path, Path]:
+    """Photo and driver, by position or by option; those of a file of settings give way to either."""
+    if source is not None and _is_from_file(ctx, "reference"):
+        first = None
+    if driving is not None and _is_from_file(ctx, "driving"):
+        second = None
+    given = [path for path in (first, second) if path is not None]
+    named = [path for path in (source, driving) if path is not None]
+    if len(given) + len(named) != 2:
+        raise UsageError(
+            f"Expected a photo and a driving clip, got {len(given) + len(named)} files. "
+            "Write `expportrait generate REF DRIVING`."
+        )
+    reference = source if source is not None else given.pop(0)
+    return reference, driving if driving is not None else given.pop(0)
+
+
+def _is_from_file(ctx: options.Context, name: str) -> bool:
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name == "DEFAULT_MAP"

@@ -266,30 +266,6 @@ def echo(path: Path, summary: dict[str, Any], *, as_json: bool) -> None:
     typer.echo(json.dumps({"output": str(path), **summary}) if as_json else str(path))
 
 
-def two(
-    ctx: Context, first: Path | None, second: Path | None, source: Path | None, driving: Path | None
-) -> tuple[Path, Path]:
-    """Photo and driver, by position or by option; those of a file of settings give way to either."""
-    if source is not None and _is_from_file(ctx, "reference"):
-        first = None
-    if driving is not None and _is_from_file(ctx, "driving"):
-        second = None
-    given = [path for path in (first, second) if path is not None]
-    named = [path for path in (source, driving) if path is not None]
-    if len(given) + len(named) != 2:
-        raise UsageError(
-            f"Expected a photo and a driving clip, got {len(given) + len(named)} files. "
-            "Write `expportrait generate REF DRIVING`."
-        )
-    reference = source if source is not None else given.pop(0)
-    return reference, driving if driving is not None else given.pop(0)
-
-
-def _is_from_file(ctx: Context, name: str) -> bool:
-    source = ctx.get_parameter_source(name)
-    return source is not None and source.name == "DEFAULT_MAP"
-
-
 BackendName = Annotated[
     Backend,
     setting(GenerateConfig, "backend", "--backend"),

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection
+from multiprocessing.process import BaseProcess
 from types import FrameType, TracebackType
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from expportrait_cli.errors import OutOfMemoryError
 
@@ -92,9 +93,86 @@ class Workers:
             yield item, error if error is not None else future.result()
 
 
-def _begin() -> None:
+class Apart(Generic[T, R]):
+    """One process that does tasks one after the other, and keeps what it has loaded; a new one where it was killed."""
+
+    def __init__(self, work: Callable[[T], R], *, threads: int) -> None:
+        """Do `work`, a function of a module, with so many threads."""
+        self._work, self._threads = work, threads
+        self._process: BaseProcess | None = None
+        self._line: connection.Connection | None = None
+
+    def run(self, task: T, *, timeout_s: float | None, is_over: Callable[[], bool]) -> R | int:
+        """What `work` returns; or the number of the signal that the process was killed by, 0 after `timeout_s`.
+
+        Raises:
+            Stopped: `is_over` became true.
+        """
+        self._start()
+        assert self._line is not None and self._process is not None
+        self._line.send(task)
+        until = None if timeout_s is None else time.monotonic() + timeout_s
+        while not self._line.poll(POLL_S):
+            if is_over():
+                self.stop()
+                raise Stopped
+            if until is not None and time.monotonic() > until:
+                self.stop()
+                return 0
+            if not self._process.is_alive() and not self._line.poll(0):
+                return self._killed()
+        try:
+            return self._line.recv()
+        except (EOFError, OSError):
+            return self._killed()
+
+    def _start(self) -> None:
+        if self._process is not None and self._process.is_alive():
+            return
+        # Not forked: torch, mediapipe and Warp do not survive it.
+        spawn = multiprocessing.get_context("spawn")
+        self._line, other = spawn.Pipe()
+        self._process = spawn.Process(target=_serve, args=(other, self._work, self._threads))
+        self._process.start()
+        other.close()
+
+    def _killed(self) -> int:
+        assert self._process is not None
+        self._process.join(END_S)
+        code = self._process.exitcode
+        self.stop()
+        return -code if code is not None and code < 0 else signal.SIGKILL
+
+    def stop(self) -> None:
+        """End the process; it gets some time to remove its partial files."""
+        if self._process is not None:
+            self._process.terminate()
+            self._process.join(END_S)
+            self._process.kill()
+            self._process.join()
+        self._process = None
+
+
+class Stopped(Exception):
+    """Work that was given up because the whole run is over."""
+
+
+POLL_S = 0.1
+
+
+def _serve(line: connection.Connection, work: Callable[[T], R], threads: int) -> None:
+    _begin(threads)
+    while True:
+        try:
+            task = line.recv()
+        except EOFError:
+            return
+        line.send(_do(work, task))
+
+
+def _begin(threads: int = 1) -> None:
     """Prepare a process, before anything heavy is imported."""
-    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ["OMP_NUM_THREADS"] = str(threads)
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
     # Away from the terminal: its Ctrl-C would stop this process's ffmpeg, and cut a clip short that looks whole.
     os.setsid()
