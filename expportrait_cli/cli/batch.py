@@ -93,7 +93,7 @@ def batch(
             f"CUDA_VISIBLE_DEVICES and its share of the list: --part 1/{count}, --part 2/{count}, ..."
         )
     from expportrait_cli.pipeline import rows
-    from expportrait_cli.pipeline.claims import disk_clock
+    from expportrait_cli.pipeline.pool import disk_clock
 
     is_apart = executor != "local" or workers > 1 or timeout is not None
     listing, jobs_of = _listed(jobs, driving, out or Path(), ctx.meta.get(COLUMNS, {}), absolute=is_apart)

@@ -198,11 +198,13 @@ def generate(
     fit: FitConfig | None = None,
     transfer: TransferConfig | None = None,
     paint: GenerateConfig | None = None,
+    stretch: Stretch | None = None,
     stage: Stage = silent,
 ) -> films.Film:
     """Make the person of a photo, or of a `.head.npz`, perform a clip or what was made of one.
 
-    The driver is a clip, a `.track.npz`, a `.meshes.npz` or a `.normals.mkv`. What the stages make on the way lies in
+    The driver is a clip, a `.track.npz`, a `.meshes.npz` or a `.normals.mkv`; `stretch` is what is taken of a clip (that
+    of the reference is in `track`). What the stages make on the way lies in
     `OUT.work`, and is used by the next run.
 
     Raises:
@@ -214,6 +216,7 @@ def generate(
         Path(driving),
         Path(out),
         track=track or TrackConfig(),
+        driving_stretch=stretch or Stretch(),
         fit=fit or FitConfig(),
         transfer=transfer or TransferConfig(),
         generate=paint or GenerateConfig(),

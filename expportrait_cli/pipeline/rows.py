@@ -19,9 +19,8 @@ from expportrait_cli.errors import FAULT, OutOfMemoryError, UserError, known
 from expportrait_cli.pages import page, table
 from expportrait_cli.painting.stage import choose
 from expportrait_cli.pipeline import film
-from expportrait_cli.pipeline.claims import claim, whose
 from expportrait_cli.pipeline.job import Job, behind_normals, check
-from expportrait_cli.pipeline.pool import Apart
+from expportrait_cli.pipeline.pool import Apart, claim, whose
 from expportrait_cli.runtime import Stage, silent
 
 log = logging.getLogger(__name__)

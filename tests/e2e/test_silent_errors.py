@@ -309,6 +309,8 @@ def another(settings, name: str):
             return f"{value}2"
         case int():
             return value + 1
+        case config.Stretch():
+            return replace(value, max_frames=value.max_frames + 1)
         case config.WanConfig():
             return replace(value, steps=value.steps + 1)
         case config.FitWeights():

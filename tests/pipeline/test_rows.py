@@ -10,7 +10,7 @@ import pytest
 from support.rows import batch_of, painted
 
 from expportrait_cli.pipeline import executors
-from expportrait_cli.pipeline.claims import claim
+from expportrait_cli.pipeline.pool import claim
 from expportrait_cli.pipeline.rows import LEFT, TIMED_OUT, Row, run_row, status, work, write_summary
 
 

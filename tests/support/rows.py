@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 
 from expportrait_cli.errors import InputError
-from expportrait_cli.pipeline.claims import disk_clock
 from expportrait_cli.pipeline.job import Job
+from expportrait_cli.pipeline.pool import disk_clock
 from expportrait_cli.pipeline.rows import Batch, Row
 from expportrait_cli.runtime import Stage
 
