@@ -203,8 +203,8 @@ def generate(
 ) -> films.Film:
     """Make the person of a photo, or of a `.head.npz`, perform a clip or what was made of one.
 
-    The driver is a clip, a `.track.npz`, a `.meshes.npz` or a `.normals.mkv`; `stretch` is what is taken of a clip (that
-    of the reference is in `track`). What the stages make on the way lies in
+    The driver is a clip, a `.track.npz`, a `.meshes.npz` or a `.normals.mkv`; `stretch` is what is taken of a clip, and
+    `track.stretch` of the reference. What the stages make on the way lies in
     `OUT.work`, and is used by the next run.
 
     Raises:

@@ -11,21 +11,29 @@ from dataclasses import asdict, dataclass, fields, replace
 from html import escape
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 from expportrait_cli.artifacts.files import atomic_path
 from expportrait_cli.artifacts.texts import read_json
 from expportrait_cli.errors import FAULT, OutOfMemoryError, UserError, known
 from expportrait_cli.pages import page, table
-from expportrait_cli.painting.stage import choose
-from expportrait_cli.pipeline import film
-from expportrait_cli.pipeline.job import Job, behind_normals, check
 from expportrait_cli.pipeline.pool import Apart, claim, whose
 from expportrait_cli.runtime import Stage, silent
 
 log = logging.getLogger(__name__)
 
-Make = Callable[[Job, Stage], Any]
+
+@runtime_checkable
+class Film(Protocol):
+    """What a row makes: a `job.Job`. Its module is heavy, and is loaded by those that make films."""
+
+    @property
+    def out(self) -> Path:
+        """Where it goes."""
+        ...
+
+
+Make = Callable[[Any, Stage], Any]
 KILLED, TIMED_OUT = 128, 124
 """Exit codes of rows whose process was killed (plus the signal's number), or took too long, as shells have them."""
 LEFT = 75
@@ -51,21 +59,25 @@ class Row:
 
     id: str
     """Name of the row's files."""
-    job: Job
+    job: Film
 
     @classmethod
-    def of(cls, job: Job, folder: Path) -> "Row":
+    def of(cls, job: Film, folder: Path) -> "Row":
         """Name it by its output, so that it keeps its files when the list is sorted, cut or grows."""
         place = os.path.relpath(job.out, folder)
         return cls(f"{job.out.stem[:60]}-{hashlib.sha256(place.encode('utf-8', 'replace')).hexdigest()[:8]}", job)
 
 
-def run_row(job: Job, report: Stage = silent, make: Make | None = None) -> RowResult:
+def run_row(job: Film, report: Stage = silent, make: Make | None = None) -> RowResult:
     """Make one film; whatever it dies of becomes the exit code that the command line would end with."""
     since = perf_counter()
     code, reason = 0, ""
     try:
-        (make or film.generate)(job, report)
+        if make is None:
+            from expportrait_cli.pipeline import film
+
+            make = film.generate
+        make(job, report)
     except Exception as error:
         # Whatever one row dies of, the next may be fine: this is the loop that the promise is about.
         mendable = known(error)
@@ -75,12 +87,15 @@ def run_row(job: Job, report: Stage = silent, make: Make | None = None) -> RowRe
     return RowResult(code, reason, round(perf_counter() - since, 3), 1)
 
 
-def checked_row(job: Job) -> RowResult | None:
+def checked_row(job: Film) -> RowResult | None:
     """The result of a row that would fail before its work begins; None of one that can be tried."""
+    from expportrait_cli.painting.stage import choose
+    from expportrait_cli.pipeline.job import behind_normals, check
+
     try:
-        job = behind_normals(job)
-        check(job)
-        choose(job.generate)
+        found = behind_normals(cast(Any, job))
+        check(found)
+        choose(found.generate)
     except UserError as error:
         return RowResult(error.exit_code, str(error), 0.0, 0)
     return None
@@ -90,7 +105,7 @@ def checked_row(job: Job) -> RowResult | None:
 class Task:
     """A row for a process of its own."""
 
-    job: Job
+    job: Film
     log: Path
     make: Make | None
 
@@ -160,6 +175,7 @@ class Batch:
         return [self.result(row) or left for row in self.rows]
 
 
+@runtime_checkable
 class Maker(Protocol):
     """What runs a task: `Apart`, or this process."""
 

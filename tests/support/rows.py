@@ -4,10 +4,10 @@ import json
 import os
 import signal
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from expportrait_cli.errors import InputError
-from expportrait_cli.pipeline.job import Job
 from expportrait_cli.pipeline.pool import disk_clock
 from expportrait_cli.pipeline.rows import Batch, Row
 from expportrait_cli.runtime import Stage
@@ -15,8 +15,16 @@ from expportrait_cli.runtime import Stage
 STEP_S = 0.02
 
 
-def make(job: Job, stage: Stage) -> None:
-    """Write the row's number; the reference's name says what goes wrong: `kill-2` kills two attempts, `bad` fails."""
+@dataclass(frozen=True)
+class Line:
+    """As much of a job as rows look at; its reference's name says what goes wrong."""
+
+    reference: Path
+    out: Path
+
+
+def make(job: Line, stage: Stage) -> None:
+    """Write a line; `kill-2` kills the process of the first two attempts, `bad` is refused."""
     begun = job.out.with_suffix(".begun")
     with begun.open("a") as file:
         file.write(f"{os.getpid()}\n")
@@ -39,7 +47,7 @@ def batch_of(folder: Path, names: list[str], **details) -> Batch:
     """Rows whose references have these names."""
     rows = folder / "list.work" / "rows"
     rows.mkdir(parents=True, exist_ok=True)
-    jobs = [Job(folder / f"{name}.png", folder / "clip.mp4", folder / f"{n:03d}.mp4") for n, name in enumerate(names)]
+    jobs = [Line(folder / f"{name}.png", folder / f"{n:03d}.mp4") for n, name in enumerate(names)]
     listed = tuple(Row.of(job, folder) for job in jobs)
     return Batch(rows, listed, since=disk_clock(rows), make=make, **{"heartbeat_s": 0.2, "stale_s": 2.0, **details})
 
