@@ -116,7 +116,7 @@ def batch(
 
         executors.run(found, executor, workers, told, options=_pairs(slurm))
     else:
-        rows.work(replace(found, retries=0), process=_Here(len(chosen)), told=told)
+        rows.work(found, process=_Here(len(chosen)), told=told)
     rows.write_summary(found, work)
     _report(found, as_json=as_json)
 

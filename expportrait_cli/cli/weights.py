@@ -32,10 +32,13 @@ def show(*, as_json: options.Json = False) -> None:
 
 
 @app.command("verify")
-def verify() -> None:
+def verify(*, as_json: options.Json = False) -> None:
     """Hash every file and compare with the catalogue; exit code 4 when one is missing or wrong."""
     states: list[tuple[store.Weight, store.State]] = [(weight, store.state(weight)) for weight in store.catalogue()]
-    for weight, state in states:
+    if as_json:
+        rows = [{"name": weight.name, "state": state, "optional": weight.optional} for weight, state in states]
+        typer.echo(json.dumps(rows, indent=2))
+    for weight, state in [] if as_json else states:
         note = " (optional)" if weight.optional and state == "missing" else ""
         typer.echo(f"{state:<8} {weight.name}{note}")
     bad = [(weight, state) for weight, state in states if is_bad(weight, state)]
@@ -47,6 +50,8 @@ def verify() -> None:
 @app.command("fetch")
 def fetch(
     names: Annotated[list[str], typer.Argument(metavar="NAME", help="Names that `weights list` prints.")],
+    *,
+    as_json: options.Json = False,
 ) -> None:
     """Download files into the cache folder, and check their hashes; a download that was cut short goes on."""
     from expportrait_cli.artifacts.files import sha256
@@ -66,7 +71,7 @@ def fetch(
             log.info("%s: %s", weight.name, weight.licence)
             if not (weight.sha256 or weight.parts):
                 log.info("%s: nobody published its sha256; this one has %s", weight.name, sha256(path))
-            typer.echo(str(path))
+            options.echo(path, {"name": weight.name, "licence": weight.licence}, as_json=as_json)
 
 
 @app.command("convert")

@@ -252,12 +252,12 @@ def attempted(batch: Batch, row: Row, process: Maker, is_over: Callable[[], bool
             result = ended
         elif ended:
             result = RowResult(
-                KILLED + ended, f"its process was killed (signal {ended}), perhaps by a full memory.", 0, 0
+                KILLED + ended, f"its process was killed (signal {ended}), perhaps by a full memory.", 0.0, 0
             )
         else:
-            result = RowResult(TIMED_OUT, f"it took more than {batch.timeout_s:g} s (`timeout`).", 0, 0)
+            result = RowResult(TIMED_OUT, f"it took more than {batch.timeout_s:g} s (`timeout`).", 0.0, 0)
     if result is None:
-        result = RowResult(KILLED + 9, f"the workers that tried it died, {attempts} in all.", 0, 0)
+        result = RowResult(KILLED + 9, f"the workers that tried it died, {attempts} in all.", 0.0, 0)
     return replace(result, attempts=attempts, seconds=round(perf_counter() - since, 3))
 
 

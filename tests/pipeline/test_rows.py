@@ -71,7 +71,7 @@ def test_claims_of_workers_that_are_gone_are_taken_over(tmp_path, holder, age_s,
     path = tmp_path / "a.claim"
     path.write_text(holder)
     os.utime(path, (time.time() - age_s,) * 2)
-    with claim(path, heartbeat_s=5, stale_s=60) as has:
+    with claim(path, heartbeat_s=5.0, stale_s=60.0) as has:
         assert has == is_taken
     assert path.exists() != is_taken and len(list(tmp_path.iterdir())) == (not is_taken)
 
@@ -84,7 +84,7 @@ def test_a_stale_claim_has_one_heir(tmp_path):
 
     def take() -> None:
         gate.wait()
-        with claim(path, heartbeat_s=5, stale_s=60) as has:
+        with claim(path, heartbeat_s=5.0, stale_s=60.0) as has:
             if has:
                 heirs.append(1)
                 done.wait(5)
