@@ -24,7 +24,7 @@ class Stretch(Checked):
     start: str = ""
     """Where the clip begins: a time (3.2s, 1:02.5) or a frame counted from 0 (75f); empty for its first frame."""
     end: str = ""
-    """Where the clip ends, written as `start`: the first frame that is left out; empty for the end of the file."""
+    """Where the clip ends, in the same form: the first frame that is left out; empty for the end of the file."""
     max_frames: Count = 0
     """Take at most so many frames; 0 for all."""
 
@@ -215,7 +215,7 @@ class GenerateConfig(Checked):
     """Width to height of the film, such as 9:16 or 16:9. Other shapes than the square show more of the photo, so placed
     that head and shoulders fit."""
     paste_back: bool = False
-    """Show the whole photo in its own size, instead of a part of it in `aspect` and `size`."""
+    """Show the whole photo in its own size and shape, instead of a part of it."""
     audio: Audio = "driving"
     """Whose sound goes with the film."""
     seed: Seed = 0

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from expportrait_cli.cli import options
-from expportrait_cli.cli.boundary import Display, output, shown
+from expportrait_cli.cli.boundary import Display, as_options, output, shown
 from expportrait_cli.cli.command import COLUMNS
 from expportrait_cli.cli.options import RUN, launched
 from expportrait_cli.errors import InputError, UsageError
@@ -188,9 +188,13 @@ class _Here:
 
 
 def _tell(row: "Row", result: "RowResult", *, as_json: bool) -> None:
-    output.tell("row", id=row.id, output=str(row.job.out), **asdict(result))
+    output.tell("row", **_as_json(row, result))
     if not as_json and result.exit_code == 0:
         typer.echo(str(row.job.out))
+
+
+def _as_json(row: "Row", result: "RowResult") -> dict[str, Any]:
+    return {"id": row.id, "output": str(row.job.out), **asdict(result), "error": as_options(result.error)}
 
 
 def _say_status(found: list[dict[str, Any]], *, as_json: bool) -> None:
@@ -208,8 +212,7 @@ def _report(found: "Batch", *, as_json: bool) -> None:
     """Say what failed; the first one's exit code is the command's."""
     results = list(zip(found.rows, found.results(), strict=True))
     if as_json:
-        listed = [{"id": row.id, "output": str(row.job.out), **asdict(result)} for row, result in results]
-        typer.echo(json.dumps(listed, indent=2))
+        typer.echo(json.dumps([_as_json(row, result) for row, result in results], indent=2))
     failed = [(row, result) for row, result in results if result.exit_code]
     for row, result in failed:
         log.error("%s: %s", row.job.out, result.error)

@@ -65,9 +65,9 @@ def test_a_file_of_settings_holds_for_all_rows_of_patterns(folder, capsys, monke
     assert "--driving" in run(capsys, "*.png", code=2).err
 
 
-def test_programs_are_told_of_rows(folder, capsys):
+def test_programs_are_told_of_rows(folder, capfd):
     (folder / "jobs.csv").write_text("reference,driving,output\na.png,clip.mp4,1.mp4\n")
-    events = [json.loads(line) for line in run(capsys, "jobs.csv", "--progress", "json").err.splitlines()]
+    events = [json.loads(line) for line in run(capfd, "jobs.csv", "--progress", "json").err.splitlines()]
     (row,) = [event for event in events if event["event"] == "row"]
     assert (row["output"], row["exit_code"], row["attempts"]) == ("1.mp4", 0, 1)
     assert events[-1] == {"event": "end", "exit_code": 0}
