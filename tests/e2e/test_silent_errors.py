@@ -341,8 +341,8 @@ def test_every_setting_counts_for_what_is_used_again(section, name):
     assert made_by("generate", plain.settings(), {})["key"] != made_by("generate", changed.settings(), {})["key"]
 
 
-# 8. A rate that gets lost between two commands: the film at 30 whatever the driver's, and without its sound, or with the
-# sound of another part of the clip.
+# 8. A rate that gets lost between two commands: the film at 30 whatever the driver's, and without its sound, or with
+# the sound of another part of the clip.
 @pytest.mark.slow
 def test_rate_sound_and_trim_survive_the_commands_one_by_one(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
