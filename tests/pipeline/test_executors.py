@@ -30,12 +30,25 @@ def run(batch, executor, meanwhile=lambda done: None, **details):
     assert not list(batch.folder.glob("*.claim"))
 
 
+def started(start):
+    """Start a node, which Ray gives 30 s, whatever else the machine does."""
+    for _ in range(3):
+        try:
+            return start()
+        except Exception as error:
+            if "timed out during startup" not in str(error):
+                raise
+    return pytest.skip("This machine is too busy to start a node of Ray within 30 s.")
+
+
 def test_fifty_rows_on_a_cluster_whose_workers_and_node_die(tmp_path, monkeypatch):
     ray = pytest.importorskip("ray")
     cluster_utils = pytest.importorskip("ray.cluster_utils")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["tests", os.environ.get("PYTHONPATH", "")]))
-    cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
-    node = cluster.add_node(num_cpus=2)
+    # A machine that is busy with other tests answers late.
+    monkeypatch.setenv("RAY_health_check_timeout_ms", "60000")
+    cluster = started(lambda: cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 2}))
+    node = started(lambda: cluster.add_node(num_cpus=2))
     ray.init(address=cluster.address, log_to_driver=False)
     left = [10, 20, 30]
 
