@@ -19,7 +19,6 @@ from expportrait_cli.errors import InputError, UsageError
 from expportrait_cli.runtime import cpu_count
 
 if TYPE_CHECKING:
-    from expportrait_cli.pipeline.executors import Told
     from expportrait_cli.pipeline.job import Job
     from expportrait_cli.pipeline.rows import Batch, Row, RowResult, Task
 
@@ -100,24 +99,28 @@ def batch(
     work = listing.with_name(f"{listing.stem}.work")
     from expportrait_cli.pipeline.joblist import part_of
 
-    chosen = tuple(rows.Row.of(job, listing.parent) for job in part_of(jobs_of(work), part))
-    found = rows.Batch((work / "rows").absolute(), chosen, since=0.0)
+    listed = jobs_of(work)
+    whole = rows.Batch((work / "rows").absolute(), tuple(rows.Row.of(job, listing.parent) for job in listed), since=0.0)
     if status:
-        _say_status(rows.status(found), as_json=as_json)
+        _say_status(rows.status(whole), as_json=as_json)
         return
+    found = replace(whole, rows=tuple(rows.Row.of(job, listing.parent) for job in part_of(listed, part)))
     _check(found, listing)
     found.folder.mkdir(parents=True, exist_ok=True)
-    threads = max(1, cpu_count() // workers) if executor == "local" else 1
+    more = _pairs(slurm)
+    if more and executor != "slurm":
+        raise UsageError("--slurm goes with --executor slurm: leave out one of them.")
+    threads = max(1, cpu_count() // workers) if executor == "local" else more.get("cpus_per_task", min(4, cpu_count()))
     found = replace(found, since=disk_clock(found.folder), retries=retries, timeout_s=timeout, threads=threads)
     told = partial(_tell, as_json=as_json)
-    _refuse(found, told)
+    _refuse(found)
     if is_apart:
         from expportrait_cli.pipeline import executors
 
-        executors.run(found, executor, workers, told, options=_pairs(slurm))
+        executors.run(found, executor, workers, told, options=more)
     else:
-        rows.work(found, process=_Here(len(chosen)), told=told)
-    rows.write_summary(found, work)
+        rows.work(found, process=_Here(len(found.rows)), told=told)
+    rows.write_summary(whole, work)
     _report(found, as_json=as_json)
 
 
@@ -131,7 +134,8 @@ def _listed(
         if not driving:
             raise UsageError(f"{jobs} is a pattern of photos: name the clips with --driving 'clips/*.mp4'.")
         folder = out.absolute() if absolute else out
-        return folder / "batch", lambda work: pattern_jobs(jobs, driving, folder, shared=work, defaults=defaults)
+        photos, clips = (str(Path(text).absolute()) if absolute else text for text in (jobs, driving))
+        return folder / "batch", lambda work: pattern_jobs(photos, clips, folder, shared=work, defaults=defaults)
     if driving:
         raise UsageError("--driving goes with a pattern of photos, such as 'photos/*.jpg'; a list names its clips.")
     path = options.existing(Path(jobs))
@@ -148,7 +152,7 @@ def _check(found: "Batch", listing: Path) -> None:
     check_outputs([path for job in jobs for path in job.outputs()], [*([listing] if listing.exists() else []), *inputs])
 
 
-def _refuse(found: "Batch", told: "Told") -> None:
+def _refuse(found: "Batch") -> None:
     """Look at every row before the first film, and give up those that cannot be made."""
     from expportrait_cli.pipeline.rows import checked_row
 

@@ -209,6 +209,8 @@ def _job(row: dict[str, Any], base: Path, folder: Path, place: str) -> Job:
     _short_forms(row, place)
     sections = {section: _section(cls, row, place) for section, cls in SECTIONS.items()}
     sections["track"] = replace(sections["track"], stretch=stretches[1])
+    if sections["transfer"].network:
+        sections["transfer"] = replace(sections["transfer"], network=str(base / sections["transfer"].network))
     sections["generate"] = replace(sections["generate"], wan=_wan(row, base, place))
     if row:
         close = get_close_matches(min(row), columns(), 1)

@@ -265,6 +265,9 @@ def _is_worth_another(result: RowResult) -> bool:
     return result.exit_code in (OutOfMemoryError.exit_code,) or result.exit_code > KILLED
 
 
+KEPT = ("exit_code", "error", "seconds", "attempts", "by")
+
+
 def status(batch: Batch) -> list[dict[str, Any]]:
     """How each row stands: waiting, running, or done with its result; of whatever run made it last."""
     rows = []
@@ -273,8 +276,7 @@ def status(batch: Batch) -> list[dict[str, Any]]:
         found = {"id": row.id, "output": str(row.job.out), "state": state.get("state", "waiting")}
         if found["state"] == "running" and not (batch.folder / f"{row.id}.claim").exists():
             found["state"] = "interrupted"
-        kept = ("exit_code", "error", "seconds", "attempts", "by")
-        rows.append({**found, **{name: state.get(name, "") for name in kept}})
+        rows.append({**found, **{name: state.get(name, "") for name in KEPT}})
     return rows
 
 
@@ -282,7 +284,7 @@ def write_summary(batch: Batch, folder: Path) -> Path:
     """Write `summary.csv`, and `summary.html` with links to films and logs; returns the page."""
     rows = status(batch)
     with atomic_path(folder / "summary.csv") as partial, partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
+        writer = csv.DictWriter(file, ["id", "output", "state", *KEPT])
         writer.writeheader()
         writer.writerows(rows)
     failed = sum(row["state"] == "done" and row["exit_code"] != 0 for row in rows)
