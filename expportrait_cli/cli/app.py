@@ -146,6 +146,9 @@ def run(arguments: list[str]) -> int:
     code = 1
     try:
         code = _run(arguments)
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else code
+        raise
     finally:
         output.tell("end", exit_code=code)
     return code

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from expportrait_cli.cli import options
-from expportrait_cli.cli.boundary import Display, as_options, output, shown
+from expportrait_cli.cli.boundary import Display, as_options, output, say, shown
 from expportrait_cli.cli.command import COLUMNS
 from expportrait_cli.cli.options import RUN, launched
 from expportrait_cli.errors import InputError, UsageError
@@ -209,7 +209,7 @@ def _say_status(found: list[dict[str, Any]], *, as_json: bool) -> None:
     for row in found:
         said = f"exit code {row['exit_code']}: {row['error']}" if row["exit_code"] else row["by"]
         typer.echo(shown(f"{row['state']:<12} {row['output']}  {said}"))
-    typer.echo(", ".join(f"{count} {state}" for state, count in counts.items()), err=True)
+    say(", ".join(f"{count} {state}" for state, count in counts.items()))
 
 
 def _report(found: "Batch", *, as_json: bool) -> None:

@@ -117,7 +117,18 @@ def say_error(message: str) -> None:
 
 def say_fault(error: Exception) -> None:
     """Print the traceback of a fault of the tool on stderr."""
-    print(shown("".join(traceback.format_exception(error)), keep="\n"), end="", file=sys.stderr)
+    text = shown("".join(traceback.format_exception(error)), keep="\n")
+    output.tell("error", message=text)
+    if not output.is_json:
+        print(text, end="", file=sys.stderr)
+
+
+def say(text: str) -> None:
+    """Print lines for people on stderr, beside the result."""
+    if output.is_json:
+        output.tell("log", level="info", message=shown(text, keep="\n"))
+    else:
+        typer.echo(shown(text, keep="\n"), err=True)
 
 
 class Display:

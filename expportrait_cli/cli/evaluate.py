@@ -8,7 +8,7 @@ import typer
 
 from expportrait_cli.artifacts.files import alone
 from expportrait_cli.cli import options
-from expportrait_cli.cli.boundary import Display, shown
+from expportrait_cli.cli.boundary import Display, say
 from expportrait_cli.cli.options import BackendName
 from expportrait_cli.config import Stretch
 from expportrait_cli.errors import InputError, UsageError
@@ -138,7 +138,7 @@ def _one(
             stage=display.stage,
         )
     if not as_json:
-        typer.echo(shown("\n".join([table(judged.scores), *judged.licences.lines()]), keep="\n"), err=True)
+        say("\n".join([table(judged.scores), *judged.licences.lines()]))
     typer.echo(json.dumps(judged.scores.means) if as_json else str(path))
 
 
@@ -155,7 +155,7 @@ def _many(request: "Request", out: str | None, report: Path | None, *, as_json: 
     with alone(path):
         outcome = files.evaluate(request, path, Display, page=page)
     if not as_json:
-        typer.echo(shown("\n".join([outcome.scores.table(), files.costs(outcome)]), keep="\n"), err=True)
+        say("\n".join([outcome.scores.table(), files.costs(outcome)]))
     typer.echo(json.dumps(outcome.scores.to_json()) if as_json else str(path))
     failed = {pair for pairs in outcome.scores.failed.values() for pair in pairs}
     if failed:
@@ -176,7 +176,7 @@ def _heads(sources: list[Path], out: str | None, *, folds: bool, as_json: bool) 
 
     scores = files.evaluate_normals(sources, path, Display, with_folds=folds)
     if not as_json:
-        typer.echo(scores.table(), err=True)
+        say(scores.table())
     typer.echo(json.dumps(scores.to_json()) if as_json else str(path))
     if scores.failed:
         raise InputError(f"{len(scores.failed)} of {len(scores.failed) + len(scores.clips)} clips have no scores.")

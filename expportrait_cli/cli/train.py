@@ -9,7 +9,7 @@ import typer
 
 from expportrait_cli.artifacts.files import alone
 from expportrait_cli.cli import options
-from expportrait_cli.cli.boundary import Display, shown
+from expportrait_cli.cli.boundary import Display, say
 from expportrait_cli.cli.command import App
 from expportrait_cli.cli.options import HeadModelOption
 from expportrait_cli.config import PrepareConfig
@@ -119,7 +119,7 @@ def ablation(
     with Display() as display, alone(path):
         figures, table = run(datasets or [], path, config, display.stage)
     if not as_json:
-        typer.echo(shown(table, keep="\n"), err=True)
+        say(table)
     options.echo(path, figures, as_json=as_json)
 
 
