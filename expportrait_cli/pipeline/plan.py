@@ -31,11 +31,12 @@ SECONDS = {
     "draw the grid": (1.0, 0.155),
     "write the report": (2.0, 0.115),
 }
-"""Seconds of a stage, and of each of its frames, at 512 px and standard quality: what 25 films of 1 to 178 frames took on
-a quiet server of two cores without a GPU. A busy machine takes as many times longer as it has too few cores."""
+"""Seconds of a stage, and of each of its frames, at 512 px and standard quality: what 25 films of 1 to 178 frames took 
+on a quiet server of two cores without a GPU. A busy machine takes as many times longer as it has too few cores."""
 PAINTED = 512
-MEMORY = 1.8
-"""GB of main memory that a film takes whose painter is none of Wan's, however long it is."""
+MEMORY = 1.5
+"""GB of main memory for a film whose painter is none of Wan's, however long it is: its process was seen to take 1.0 to
+1.3, and ffmpeg takes the rest."""
 GB = 1 << 30
 
 
