@@ -10,7 +10,7 @@ from functools import cache
 from itertools import pairwise
 from math import isnan
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -23,6 +23,7 @@ from expportrait_cli.config import (
     Backend,
     Counts,
     GenerateConfig,
+    Stretch,
     TrackConfig,
     TransferConfig,
     Verdict,
@@ -30,6 +31,15 @@ from expportrait_cli.config import (
 )
 from expportrait_cli.errors import InputError, OutputError, UsageError
 from expportrait_cli.runtime import between, choose_device
+
+if TYPE_CHECKING:
+    Context = typer.Context
+else:
+    # The class of what typer really hands over, which it does not export.
+    Context = typer.Context.__mro__[1]
+
+RUN, CLIP, PERFORMANCE, PAINTER = "How it runs", "Face and clip", "Performance", "Video transformers"
+"""Groups of options in the help, after the first."""
 
 LogLevelName = Literal["debug", "info", "warning", "error"]
 
@@ -87,10 +97,21 @@ def _documented(module: str) -> dict[str, dict[str, str]]:
 
 
 Quiet = Annotated[
-    bool, typer.Option("--quiet", "-q", callback=be_quiet, help="No progress on stderr; warnings and errors remain.")
+    bool,
+    typer.Option(
+        "--quiet",
+        "-q",
+        callback=be_quiet,
+        help="No progress on stderr; warnings and errors remain.",
+        rich_help_panel=RUN,
+    ),
 ]
 LogLevel = Annotated[
-    LogLevelName | None, typer.Option(callback=set_level, help="How much of the log stderr shows.", show_default=False)
+    LogLevelName | None,
+    typer.Option(callback=set_level, help="How much of the log stderr shows.", show_default=False, rich_help_panel=RUN),
+]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print a JSON summary on stdout instead of the path.", rich_help_panel=RUN)
 ]
 Device = Annotated[
     str | None,
@@ -100,9 +121,9 @@ Device = Annotated[
         callback=set_device,
         help="Where tensors are worked on: auto, cpu, cuda or cuda:N. Auto is the first GPU that torch finds.",
         show_default=False,
+        rich_help_panel=RUN,
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print a JSON summary on stdout instead of the path.")]
 Out = Annotated[
     str | None,
     typer.Option(
@@ -110,14 +131,24 @@ Out = Annotated[
     ),
 ]
 Face = Annotated[str, setting(TrackConfig, "face")]
+Start = Annotated[str, setting(Stretch, "start", metavar="MOMENT", show_default=False)]
+End = Annotated[str, setting(Stretch, "end", metavar="MOMENT", show_default=False)]
+MaxFrames = Annotated[int, setting(Stretch, "max_frames", rich_help_panel=CLIP)]
 OnMissing = Annotated[
     Literal["hold", "interpolate", "fail"],
-    setting(TrackConfig, "on_missing"),
+    setting(TrackConfig, "on_missing", rich_help_panel=CLIP),
 ]
-Shown = Annotated[Literal["full", "static", "base"], setting(TransferConfig, "representation", "--representation")]
-NeutralFrame = Annotated[str | None, setting(TransferConfig, "neutral_frame", show_default=False)]
-Expression = Annotated[Counts | None, setting(TransferConfig, "expression", show_default=False)]
-Pose = Annotated[Counts | None, setting(TransferConfig, "pose", show_default=False)]
+Shown = Annotated[
+    Literal["full", "static", "base"],
+    setting(TransferConfig, "representation", "--representation", rich_help_panel=PERFORMANCE),
+]
+NeutralFrame = Annotated[
+    str | None, setting(TransferConfig, "neutral_frame", rich_help_panel=PERFORMANCE, show_default=False)
+]
+Expression = Annotated[
+    Counts | None, setting(TransferConfig, "expression", rich_help_panel=PERFORMANCE, show_default=False)
+]
+Pose = Annotated[Counts | None, setting(TransferConfig, "pose", rich_help_panel=PERFORMANCE, show_default=False)]
 Absolute = Annotated[
     bool | None,
     typer.Option(
@@ -125,6 +156,7 @@ Absolute = Annotated[
         help="Short for --expression and --pose: both absolute with --neutral-frame none (the paper's protocol), or "
         "both relative.",
         show_default=False,
+        rich_help_panel=PERFORMANCE,
     ),
 ]
 SamePerson = Annotated[
@@ -133,24 +165,28 @@ SamePerson = Annotated[
         "--same-person/--different-person",
         help="Whether the driver is the person of the photo. Left out, only if a frame of the driver is the photo.",
         show_default=False,
+        rich_help_panel=CLIP,
     ),
 ]
-ExpressionScale = Annotated[float, setting(TransferConfig, "expression_scale")]
-PoseScale = Annotated[float, setting(TransferConfig, "pose_scale")]
-Region = Annotated[str, setting(TransferConfig, "region")]
-Folds = Annotated[float, setting(TransferConfig, "folds")]
-Smooth = Annotated[float, setting(TransferConfig, "smooth")]
+ExpressionScale = Annotated[float, setting(TransferConfig, "expression_scale", rich_help_panel=PERFORMANCE)]
+PoseScale = Annotated[float, setting(TransferConfig, "pose_scale", rich_help_panel=PERFORMANCE)]
+Region = Annotated[str, setting(TransferConfig, "region", rich_help_panel=PERFORMANCE)]
+Folds = Annotated[float, setting(TransferConfig, "folds", rich_help_panel=PERFORMANCE)]
+Smooth = Annotated[float, setting(TransferConfig, "smooth", rich_help_panel=PERFORMANCE)]
 Method = Annotated[
     Literal["learned", "direct", "none"],
-    setting(TransferConfig, "method"),
+    setting(TransferConfig, "method", rich_help_panel=PERFORMANCE),
 ]
-Network = Annotated[str, setting(TransferConfig, "network", metavar="FILE", show_default=False)]
+Network = Annotated[
+    str, setting(TransferConfig, "network", rich_help_panel=PERFORMANCE, metavar="FILE", show_default=False)
+]
 CurvesFile = Annotated[
     Path | None,
     typer.Option(
         "--curves",
         metavar="CSV",
         help="Expression, jaw, gaze and pose, one row a frame: a file that exists is used, a new one is written.",
+        rich_help_panel=PERFORMANCE,
     ),
 ]
 Size = Annotated[
@@ -252,61 +288,55 @@ def echo(path: Path, summary: dict[str, Any], *, as_json: bool) -> None:
     typer.echo(json.dumps({"output": str(path), **summary}) if as_json else str(path))
 
 
-def two(first: Path | None, second: Path | None, source: Path | None, driving: Path | None) -> tuple[Path, Path]:
-    """Photo and driver, by position or by option."""
-    given = [path for path in (first, second) if path is not None]
-    named = [path for path in (source, driving) if path is not None]
-    if len(given) + len(named) != 2:
-        raise UsageError(
-            f"Expected a photo and a driving clip, got {len(given) + len(named)} files. "
-            "Write `expportrait generate REF DRIVING`."
-        )
-    reference = source if source is not None else given.pop(0)
-    return reference, driving if driving is not None else given.pop(0)
-
-
 BackendName = Annotated[
     Backend,
     setting(GenerateConfig, "backend", "--backend"),
 ]
 Weights = Annotated[
     str,
-    setting(WanConfig, "weights", "--weights-folder", metavar="DIR", show_default=False),
+    setting(WanConfig, "weights", "--weights-folder", rich_help_panel=PAINTER, metavar="DIR", show_default=False),
 ]
-Steps = Annotated[int, setting(WanConfig, "steps")]
+Steps = Annotated[int, setting(WanConfig, "steps", rich_help_panel=PAINTER)]
 Guidance = Annotated[
     float,
-    setting(WanConfig, "guidance"),
+    setting(WanConfig, "guidance", rich_help_panel=PAINTER),
 ]
-Shift = Annotated[float, setting(WanConfig, "shift")]
-Prompt = Annotated[str, setting(WanConfig, "prompt", metavar="TEXT", show_default=False)]
-NegativePrompt = Annotated[str, setting(WanConfig, "negative_prompt", metavar="TEXT", show_default=False)]
-Control = Annotated[Literal["proxy", "holes", "depth", "normals"], setting(WanConfig, "control")]
-Strength = Annotated[float, setting(WanConfig, "strength")]
-Keep = Annotated[bool, setting(WanConfig, "keep", "--keep/--no-keep")]
-Skip = Annotated[int, setting(WanConfig, "skip")]
+Shift = Annotated[float, setting(WanConfig, "shift", rich_help_panel=PAINTER)]
+Prompt = Annotated[str, setting(WanConfig, "prompt", rich_help_panel=PAINTER, metavar="TEXT", show_default=False)]
+NegativePrompt = Annotated[
+    str, setting(WanConfig, "negative_prompt", rich_help_panel=PAINTER, metavar="TEXT", show_default=False)
+]
+Control = Annotated[
+    Literal["proxy", "holes", "depth", "normals"], setting(WanConfig, "control", rich_help_panel=PAINTER)
+]
+Strength = Annotated[float, setting(WanConfig, "strength", rich_help_panel=PAINTER)]
+Keep = Annotated[bool, setting(WanConfig, "keep", "--keep/--no-keep", rich_help_panel=PAINTER)]
+Skip = Annotated[int, setting(WanConfig, "skip", rich_help_panel=PAINTER)]
 Chain = Annotated[
     int,
-    setting(WanConfig, "chain"),
+    setting(WanConfig, "chain", rich_help_panel=PAINTER),
 ]
-Precision = Annotated[Literal["auto", "fp32", "bf16", "fp16"], setting(WanConfig, "dtype", "--dtype")]
+Precision = Annotated[
+    Literal["auto", "fp32", "bf16", "fp16"], setting(WanConfig, "dtype", "--dtype", rich_help_panel=PAINTER)
+]
 Offload = Annotated[
     Literal["none", "model", "group"],
-    setting(WanConfig, "offload"),
+    setting(WanConfig, "offload", rich_help_panel=PAINTER),
 ]
-Quantize = Annotated[Literal["none", "fp8", "int8"], setting(WanConfig, "quantize")]
+Quantize = Annotated[Literal["none", "fp8", "int8"], setting(WanConfig, "quantize", rich_help_panel=PAINTER)]
 Lora = Annotated[
     list[str] | None,
     typer.Option(
         metavar="FILE[:SCALE]",
         help="A .safetensors file of a LoRA to add to the weights, and how much of it; may be given several times.",
         show_default=False,
+        rich_help_panel=PAINTER,
     ),
 ]
-Cache = Annotated[float, setting(WanConfig, "cache")]
-Attention = Annotated[str, setting(WanConfig, "attention", metavar="NAME", show_default=False)]
-Compile = Annotated[bool, setting(WanConfig, "compile", "--compile")]
-VaePrecision = Annotated[Literal["fp32", "bf16"], setting(WanConfig, "vae")]
+Cache = Annotated[float, setting(WanConfig, "cache", rich_help_panel=PAINTER)]
+Attention = Annotated[str, setting(WanConfig, "attention", rich_help_panel=PAINTER, metavar="NAME", show_default=False)]
+Compile = Annotated[bool, setting(WanConfig, "compile", "--compile", rich_help_panel=PAINTER)]
+VaePrecision = Annotated[Literal["fp32", "bf16"], setting(WanConfig, "vae", rich_help_panel=PAINTER)]
 
 
 def loras(given: list[str] | None) -> str:
@@ -335,5 +365,10 @@ HEAD_MODEL_HELP = "3D head: the built-in anny; smplx from your licensed file (EX
 HeadModelOption = Annotated[Literal["anny", "smplx", "gnm"], typer.Option(help=f"{HEAD_MODEL_HELP}.")]
 OwnHeadModel = Annotated[
     Literal["anny", "smplx", "gnm"] | None,
-    typer.Option("--head-model", help=f"{HEAD_MODEL_HELP}; that of given artifacts, else anny.", show_default=False),
+    typer.Option(
+        "--head-model",
+        help=f"{HEAD_MODEL_HELP}; that of given artifacts, else anny.",
+        show_default=False,
+        rich_help_panel=CLIP,
+    ),
 ]
