@@ -5,6 +5,8 @@ import subprocess
 import sys
 from dataclasses import fields, is_dataclass
 
+import pytest
+
 import expportrait_cli
 from expportrait_cli import config
 from expportrait_cli.cli.boundary import as_options, command_line

@@ -48,19 +48,6 @@ PAINTED = (
 )
 
 
-def variants(*, ablation: bool, making: Making) -> tuple[Variant, ...]:
-    """Ways to make a film: one, or all that there is something to compare with.
-
-    Raises:
-        WeightsError: the painter's are missing.
-    """
-    if not ablation:
-        return (OWN,)
-    painter = choose(GenerateConfig(backend=making.backend, wan=WanConfig(weights=making.weights))).name
-    has_nets = find_spec("diffusers") is not None
-    return (*ABLATIONS, *(v for v in PAINTED if v.backend != painter and (has_nets or v.backend == "proxy")))
-
-
 @dataclass(frozen=True)
 class Making:
     """How all of our own films are made."""
@@ -73,6 +60,19 @@ class Making:
     """3D head."""
     representation: Representation = "full"
     """Part of it that is shown, see `TransferConfig`."""
+
+
+def variants(*, ablation: bool, making: Making) -> tuple[Variant, ...]:
+    """Ways to make a film: one, or all that there is something to compare with.
+
+    Raises:
+        WeightsError: the painter's are missing.
+    """
+    if not ablation:
+        return (OWN,)
+    painter = choose(GenerateConfig(backend=making.backend, wan=WanConfig(weights=making.weights))).name
+    has_nets = find_spec("diffusers") is not None
+    return (*ABLATIONS, *(v for v in PAINTED if v.backend != painter and (has_nets or v.backend == "proxy")))
 
 
 @dataclass(frozen=True)

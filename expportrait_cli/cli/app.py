@@ -175,18 +175,22 @@ def _run(arguments: list[str]) -> int:
             return _closed_pipe()
         raise
     except Exception as error:
-        # What a signal raises inside a library in another language may come out of it as any error.
-        match command_line.ended_by:
-            case None:
-                # The boundary: what a user can mend ends in one line, everything else keeps its traceback.
-                return report(error)
-            case signal.SIGINT:
-                return _interrupted()
-            case number:
-                return 128 + number
+        return _failed(error)
     if code == INTERRUPTED:
         return _interrupted()
     return code if isinstance(code, int) else 0
+
+
+def _failed(error: Exception) -> int:
+    # What a signal raises inside a library in another language may come out of it as any error.
+    match command_line.ended_by:
+        case None:
+            # The boundary: what a user can mend ends in one line, everything else keeps its traceback.
+            return report(error)
+        case signal.SIGINT:
+            return _interrupted()
+        case number:
+            return 128 + number
 
 
 def _closed_pipe() -> int:

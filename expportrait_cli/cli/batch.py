@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
@@ -147,7 +147,7 @@ def _check(found: "Batch", listing: Path) -> None:
     """Refuse outputs that are inputs, whichever rows they belong to."""
     from expportrait_cli.artifacts.guard import check_outputs
 
-    jobs = [row.job for row in found.rows]
+    jobs = [cast("Job", row.job) for row in found.rows]
     inputs = [path for job in jobs for path in job.inputs()]
     check_outputs([path for job in jobs for path in job.outputs()], [*([listing] if listing.exists() else []), *inputs])
 

@@ -269,7 +269,7 @@ def _backward(problem: Problem, targets: Targets) -> float:
 @torch.no_grad()
 def _total(problem: Problem, targets: Targets) -> float:
     terms = [problem.loss(rows, targets) for rows in problem.batches()]
-    return float(sum(sum(each.values()).sum() for each in terms)) / len(problem.rows)
+    return float(sum(value.sum() for each in terms for value in each.values())) / len(problem.rows)
 
 
 def jointly(

@@ -81,10 +81,10 @@ def fit(
     if network is not None:
         clip = Clip.of(tracking, _blank(tracking, head), head, config)
         network = checked_axes(network, clip, neutral_frame(tracking))
-    if network is not None and known is None:
-        seen = Estimates(clip, whole_patch(clip), network, plain_skin(head))
-        tracking = with_identity(tracking, refined_identity(clip, seen), head)
-        identity_from = identity_from if same else ""
+        if known is None:
+            seen = Estimates(clip, whole_patch(clip), network, plain_skin(head))
+            tracking = with_identity(tracking, refined_identity(clip, seen), head)
+            identity_from = identity_from if same else ""
     if len(tracking.error) == 1 and known is None and identity_from == trackings[0].fingerprint:
         tracking = with_whole_smile(tracking, head)
     start = replace(_blank(tracking, head), identity_from=identity_from)

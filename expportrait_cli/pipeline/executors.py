@@ -95,6 +95,7 @@ class _Worker:
 def _ray(batch: Batch, workers: int) -> Iterator[IsAlive]:
     try:
         import ray
+        from ray.exceptions import RayActorError
     except ImportError:
         raise WeightsError("Ray is not installed. Install the tool with its extra: pip install '.[ray]'.") from None
     was_up = ray.is_initialized()
@@ -105,8 +106,11 @@ def _ray(batch: Batch, workers: int) -> Iterator[IsAlive]:
             variables[DEVICE] = device
         ray.init(runtime_env={"env_vars": variables}, log_to_driver=False, configure_logging=False)
     has_gpus = ray.cluster_resources().get("GPU", 0) > 0
-    actor = ray.remote(num_cpus=batch.threads, num_gpus=int(has_gpus), max_restarts=-1, max_task_retries=-1)(_Worker)
-    actors = [actor.remote() for _ in range(workers)]
+    # Types of Ray know no classes with options.
+    actor: Any = ray.remote(num_cpus=batch.threads, num_gpus=int(has_gpus), max_restarts=-1, max_task_retries=-1)(
+        _Worker
+    )
+    actors: list[Any] = [actor.remote() for _ in range(workers)]
     shares = [each.work.remote(batch, index) for index, each in enumerate(actors)]
 
     def is_alive() -> bool:
@@ -114,7 +118,7 @@ def _ray(batch: Batch, workers: int) -> Iterator[IsAlive]:
         for each in done:
             try:
                 ray.get(each)
-            except ray.exceptions.RayActorError as error:
+            except RayActorError as error:
                 log.warning(
                     "A worker is gone, and Ray could not start it again: %s", " ".join(str(error).split())[:200]
                 )

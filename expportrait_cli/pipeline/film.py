@@ -199,7 +199,7 @@ class _Run:
             write_png(job.control_picture, sheet)
             return Film(job.control_picture, job.record, {"frames": meshes.artifact.frame_count})
         driver = Driver.of(tracking.artifact) if tracking is not None else Driver.behind(job.driving)
-        shown = representation_of(meshes.artifact.path)
+        shown = representation_of(Path(meshes.artifact.path))
         # The photo's own normals are of the same kind as the film's.
         head_fit = replace(head_fit, artifact=reduced(head_fit.artifact, shown))
         painted = steps.painted_key(job.generate, head_fit.key, meshes.key, self.painter.identity)

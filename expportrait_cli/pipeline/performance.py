@@ -141,7 +141,7 @@ def representation_of(meshes: Path) -> Representation:
     """Part of the head that meshes show."""
     settings = npz.read_header(meshes)["made_by"].get("settings")
     found = settings.get("representation") if isinstance(settings, dict) else None
-    return found if found in get_args(Representation) else "full"
+    return next((each for each in get_args(Representation) if each == found), "full")
 
 
 def rate_of(tracking: Tracking) -> Fraction:

@@ -123,7 +123,7 @@ def plan(job: Job) -> Plan:
     head = head_model_of(job, kinds)
     stages = tuple(_stages(job, kinds, found, head))
     memory = MEMORY
-    if hasattr(painter, "cost"):
+    if painter is not None and hasattr(painter, "cost"):
         cost, speed = painter.cost(shape[1], shape[0], stages[-1].frames)  # pyright: ignore[reportAttributeAccessIssue]
         memory = (cost.weights + cost.work) / GB
         painted = cost.flop / speed * cost.windows

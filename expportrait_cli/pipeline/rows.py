@@ -76,7 +76,7 @@ def run_row(job: Film, report: Stage = silent, make: Make | None = None) -> RowR
         if make is None:
             from expportrait_cli.pipeline import film
 
-            make = film.generate
+            make = cast(Make, film.generate)
         make(job, report)
     except Exception as error:
         # Whatever one row dies of, the next may be fine: this is the loop that the promise is about.

@@ -35,8 +35,8 @@ class Lesson:
 
     head: HeadModel
     face: Face
-    learners: list[Actor]
-    judges: list[Actor]
+    learners: Sequence[Actor]
+    judges: Sequence[Actor]
     sources: dict[str, Any]
     """What of it came from where, for the weights' header."""
 
