@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import sys
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 from math import isnan
 from pathlib import Path
@@ -74,6 +74,10 @@ def setting(config: type, name: str, *declarations: str, **details: Any) -> Any:
     return typer.Option(*declarations, help=_documented(config.__module__)[config.__name__][name], **details)
 
 
+transfer_setting = partial(setting, TransferConfig, rich_help_panel=PERFORMANCE)
+wan_setting = partial(setting, WanConfig, rich_help_panel=PAINTER)
+
+
 def _number(value: int | float | None) -> int | float | None:
     # NaN passes every comparison with bounds.
     if value is not None and isnan(value):
@@ -134,21 +138,11 @@ Face = Annotated[str, setting(TrackConfig, "face")]
 Start = Annotated[str, setting(Stretch, "start", metavar="MOMENT", show_default=False)]
 End = Annotated[str, setting(Stretch, "end", metavar="MOMENT", show_default=False)]
 MaxFrames = Annotated[int, setting(Stretch, "max_frames", rich_help_panel=CLIP)]
-OnMissing = Annotated[
-    Literal["hold", "interpolate", "fail"],
-    setting(TrackConfig, "on_missing", rich_help_panel=CLIP),
-]
-Shown = Annotated[
-    Literal["full", "static", "base"],
-    setting(TransferConfig, "representation", "--representation", rich_help_panel=PERFORMANCE),
-]
-NeutralFrame = Annotated[
-    str | None, setting(TransferConfig, "neutral_frame", rich_help_panel=PERFORMANCE, show_default=False)
-]
-Expression = Annotated[
-    Counts | None, setting(TransferConfig, "expression", rich_help_panel=PERFORMANCE, show_default=False)
-]
-Pose = Annotated[Counts | None, setting(TransferConfig, "pose", rich_help_panel=PERFORMANCE, show_default=False)]
+OnMissing = Annotated[Literal["hold", "interpolate", "fail"], setting(TrackConfig, "on_missing", rich_help_panel=CLIP)]
+Shown = Annotated[Literal["full", "static", "base"], transfer_setting("representation", "--representation")]
+NeutralFrame = Annotated[str | None, transfer_setting("neutral_frame", show_default=False)]
+Expression = Annotated[Counts | None, transfer_setting("expression", show_default=False)]
+Pose = Annotated[Counts | None, transfer_setting("pose", show_default=False)]
 Absolute = Annotated[
     bool | None,
     typer.Option(
@@ -168,18 +162,13 @@ SamePerson = Annotated[
         rich_help_panel=CLIP,
     ),
 ]
-ExpressionScale = Annotated[float, setting(TransferConfig, "expression_scale", rich_help_panel=PERFORMANCE)]
-PoseScale = Annotated[float, setting(TransferConfig, "pose_scale", rich_help_panel=PERFORMANCE)]
-Region = Annotated[str, setting(TransferConfig, "region", rich_help_panel=PERFORMANCE)]
-Folds = Annotated[float, setting(TransferConfig, "folds", rich_help_panel=PERFORMANCE)]
-Smooth = Annotated[float, setting(TransferConfig, "smooth", rich_help_panel=PERFORMANCE)]
-Method = Annotated[
-    Literal["learned", "direct", "none"],
-    setting(TransferConfig, "method", rich_help_panel=PERFORMANCE),
-]
-Network = Annotated[
-    str, setting(TransferConfig, "network", rich_help_panel=PERFORMANCE, metavar="FILE", show_default=False)
-]
+ExpressionScale = Annotated[float, transfer_setting("expression_scale")]
+PoseScale = Annotated[float, transfer_setting("pose_scale")]
+Region = Annotated[str, transfer_setting("region")]
+Folds = Annotated[float, transfer_setting("folds")]
+Smooth = Annotated[float, transfer_setting("smooth")]
+Method = Annotated[Literal["learned", "direct", "none"], transfer_setting("method")]
+Network = Annotated[str, transfer_setting("network", metavar="FILE", show_default=False)]
 CurvesFile = Annotated[
     Path | None,
     typer.Option(
@@ -288,42 +277,21 @@ def echo(path: Path, summary: dict[str, Any], *, as_json: bool) -> None:
     typer.echo(json.dumps({"output": str(path), **summary}) if as_json else str(path))
 
 
-BackendName = Annotated[
-    Backend,
-    setting(GenerateConfig, "backend", "--backend"),
-]
-Weights = Annotated[
-    str,
-    setting(WanConfig, "weights", "--weights-folder", rich_help_panel=PAINTER, metavar="DIR", show_default=False),
-]
-Steps = Annotated[int, setting(WanConfig, "steps", rich_help_panel=PAINTER)]
-Guidance = Annotated[
-    float,
-    setting(WanConfig, "guidance", rich_help_panel=PAINTER),
-]
-Shift = Annotated[float, setting(WanConfig, "shift", rich_help_panel=PAINTER)]
-Prompt = Annotated[str, setting(WanConfig, "prompt", rich_help_panel=PAINTER, metavar="TEXT", show_default=False)]
-NegativePrompt = Annotated[
-    str, setting(WanConfig, "negative_prompt", rich_help_panel=PAINTER, metavar="TEXT", show_default=False)
-]
-Control = Annotated[
-    Literal["proxy", "holes", "depth", "normals"], setting(WanConfig, "control", rich_help_panel=PAINTER)
-]
-Strength = Annotated[float, setting(WanConfig, "strength", rich_help_panel=PAINTER)]
-Keep = Annotated[bool, setting(WanConfig, "keep", "--keep/--no-keep", rich_help_panel=PAINTER)]
-Skip = Annotated[int, setting(WanConfig, "skip", rich_help_panel=PAINTER)]
-Chain = Annotated[
-    int,
-    setting(WanConfig, "chain", rich_help_panel=PAINTER),
-]
-Precision = Annotated[
-    Literal["auto", "fp32", "bf16", "fp16"], setting(WanConfig, "dtype", "--dtype", rich_help_panel=PAINTER)
-]
-Offload = Annotated[
-    Literal["none", "model", "group"],
-    setting(WanConfig, "offload", rich_help_panel=PAINTER),
-]
-Quantize = Annotated[Literal["none", "fp8", "int8"], setting(WanConfig, "quantize", rich_help_panel=PAINTER)]
+BackendName = Annotated[Backend, setting(GenerateConfig, "backend", "--backend")]
+Weights = Annotated[str, wan_setting("weights", "--weights-folder", metavar="DIR", show_default=False)]
+Steps = Annotated[int, wan_setting("steps")]
+Guidance = Annotated[float, wan_setting("guidance")]
+Shift = Annotated[float, wan_setting("shift")]
+Prompt = Annotated[str, wan_setting("prompt", metavar="TEXT", show_default=False)]
+NegativePrompt = Annotated[str, wan_setting("negative_prompt", metavar="TEXT", show_default=False)]
+Control = Annotated[Literal["proxy", "holes", "depth", "normals"], wan_setting("control")]
+Strength = Annotated[float, wan_setting("strength")]
+Keep = Annotated[bool, wan_setting("keep", "--keep/--no-keep")]
+Skip = Annotated[int, wan_setting("skip")]
+Chain = Annotated[int, wan_setting("chain")]
+Precision = Annotated[Literal["auto", "fp32", "bf16", "fp16"], wan_setting("dtype", "--dtype")]
+Offload = Annotated[Literal["none", "model", "group"], wan_setting("offload")]
+Quantize = Annotated[Literal["none", "fp8", "int8"], wan_setting("quantize")]
 Lora = Annotated[
     list[str] | None,
     typer.Option(
@@ -333,10 +301,10 @@ Lora = Annotated[
         rich_help_panel=PAINTER,
     ),
 ]
-Cache = Annotated[float, setting(WanConfig, "cache", rich_help_panel=PAINTER)]
-Attention = Annotated[str, setting(WanConfig, "attention", rich_help_panel=PAINTER, metavar="NAME", show_default=False)]
-Compile = Annotated[bool, setting(WanConfig, "compile", "--compile", rich_help_panel=PAINTER)]
-VaePrecision = Annotated[Literal["fp32", "bf16"], setting(WanConfig, "vae", rich_help_panel=PAINTER)]
+Cache = Annotated[float, wan_setting("cache")]
+Attention = Annotated[str, wan_setting("attention", metavar="NAME", show_default=False)]
+Compile = Annotated[bool, wan_setting("compile", "--compile")]
+VaePrecision = Annotated[Literal["fp32", "bf16"], wan_setting("vae")]
 
 
 def loras(given: list[str] | None) -> str:
