@@ -28,7 +28,7 @@ SECONDS = {
     "track the photo": (1.3, 0.0),
     "track the driver": (0.6, 0.055),
     "fit the head": (8.0, 0.0),
-    "fit the driver's frames": (8.0, 0.4),
+    "fit the driver's frames": (1.5, 0.3),
     "transfer": (0.6, 0.037),
     "paint the film": (0.8, 0.1),
     "draw the control": (1.0, 0.1),
@@ -92,7 +92,7 @@ class Plan:
             return [f"{self.film} is up to date: nothing is to do."]
         done = sum(step.is_made for step in self.steps)
         rows = [
-            f"  {step.name:<20} {'used again' if step.is_made else f'about {step.seconds:.0f} s':<14} "
+            f"  {step.name:<24} {'used again' if step.is_made else f'about {step.seconds:.0f} s':<14} "
             f"{step.frames} frame{'s' * (step.frames != 1)}"
             for step in self.steps
         ]

@@ -163,3 +163,17 @@ def test_without_a_command_one_is_told_how_to_begin(capsys):
 def test_presets_name_settings_that_there_are(asked):
     for name in command.PRESETS:
         assert asked("photo.png", "clip.mp4", "--preset", name).settings() != asked("photo.png", "clip.mp4").settings()
+
+
+def test_what_may_be_given_several_times_is_a_list_in_a_file(asked, tmp_path):
+    path = tmp_path / "run.toml"
+    for written, expected in (('"a.safetensors:0.8"', ["a"]), ('["a.safetensors:0.8", "b.safetensors"]', ["a", "b"])):
+        path.write_text(f'lora = {written}\nweights-folder = "wan-vace-1.3b"\nhead-model = "gnm"\n')
+        one = asked("photo.png", "clip.mp4", "--config", str(path))
+        record = tmp_path / "film.json"
+        record.write_text(json.dumps({"settings": one.settings()}))
+        again = asked("photo.png", "clip.mp4", "--config", str(record))
+        for job_ in (one, again):
+            files = job_.generate.wan.loras()
+            assert files == [(str(tmp_path / f"{name}.safetensors"), 0.8 if name == "a" else 1.0) for name in expected]
+            assert (job_.generate.wan.weights, job_.head_model) == ("wan-vace-1.3b", "gnm")
