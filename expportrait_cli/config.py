@@ -20,6 +20,18 @@ Backend = Literal["auto", "mini", "proxy", "wan-vace", "wan-v2v", "wan-portrait"
 
 
 @dataclass(frozen=True)
+class Stretch(Checked):
+    """Which frames of a clip are taken: a time is written as 3.2s or 1:02.5, a frame, counted from 0, as 75f."""
+
+    start: str = ""
+    """Where the clip begins: a time (3.2s, 1:02.5) or a frame counted from 0 (75f); empty for its first frame."""
+    end: str = ""
+    """Where the clip ends, in the same form: the first frame that is left out; empty for the end of the file."""
+    max_frames: Count = 0
+    """Take at most so many frames; 0 for all."""
+
+
+@dataclass(frozen=True)
 class TrackConfig(Checked):
     """How a photo or clip is tracked."""
 
@@ -29,6 +41,8 @@ class TrackConfig(Checked):
     """Frames without a face: hold the last pose, interpolate gaps of up to 0.5 s (longer ones are held), or fail."""
     several: Literal["note", "fail"] = "note"
     """Several faces without a choice: take the largest with a note, or refuse."""
+    stretch: Stretch = field(default_factory=Stretch)
+    """Which frames of the clip are tracked."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +142,8 @@ class TransferConfig(Checked):
     pose: Counts = "relative"
     """Pose of the head: the driver's own (absolute), or its change from the neutral frame (relative)."""
     neutral_frame: str = "auto"
-    """Driver frame that counts as neutral, and is taken off an absolute expression: auto, its number, or none."""
+    """Driver frame that counts as neutral, and is taken off an absolute expression: auto, none, or its number among the
+    frames that are taken, from 0."""
     expression_scale: Annotated[float, Between(0, 3)] = 1.0
     """Strength of the expression; 1 is as the driver shows it."""
     pose_scale: Annotated[float, Between(0, 3)] = 1.0
@@ -234,9 +249,12 @@ class GenerateConfig(Checked):
     backend: Backend = "auto"
     """What paints the film; auto is the best that is installed and was compared with the proxy here."""
     size: Annotated[int, Between(16, 4096)] = 512
-    """Side of the square crop, px: 256, 512 or 768."""
+    """Short side of the film, px, where 512 is what painters are made for: 256, 512 or 768."""
+    aspect: str = "1:1"
+    """Width to height of the film, such as 9:16 or 16:9. Other shapes than the square show more of the photo, so placed
+    that head and shoulders fit."""
     paste_back: bool = False
-    """Show the whole photo instead of the square crop."""
+    """Show the whole photo in its own size and shape, instead of a part of it."""
     mouth: Literal["driver", "model"] = "driver"
     """What is seen between the lips: where the driver's clip shows teeth, tongue and darkness, in the person's own
     colours (driver), or what the head model has there (model). It is the model where driver and photo show one person,

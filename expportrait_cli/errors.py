@@ -1,5 +1,8 @@
 """What a user can mend, and the exit code that each kind ends with."""
 
+import errno
+import sys
+
 FAULT, USAGE, INTERRUPTED = 1, 2, 130
 """Exit codes of what is no `UserError`: a fault of the tool, wrong usage, Ctrl-C."""
 
@@ -49,3 +52,24 @@ class FilmError(UserError):
 def one_line(error: BaseException, length: int = 160) -> str:
     """What a foreign error says, in one line for the end of ours."""
     return " ".join(str(error).split())[:length]
+
+
+def known(error: BaseException) -> UserError | None:
+    """Convert a recognised error to a `UserError`; None for a fault of the tool."""
+    match error:
+        case UserError():
+            return error
+        case MemoryError():
+            return OutOfMemoryError("This machine's memory is full. Close other programs, or choose a smaller `size`.")
+        case OSError(errno=errno.ENOSPC | errno.EDQUOT | errno.EFBIG):
+            return OutputError(
+                f"{error.filename or 'The disk'}: no space left. Free some and run the same command again."
+            )
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(error, torch.OutOfMemoryError):
+        return OutOfMemoryError(
+            "The GPU's memory is full. Choose a smaller `size`, or hide it: CUDA_VISIBLE_DEVICES= ."
+        )
+    if isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error):
+        return OutOfMemoryError("This machine's memory is full. Close other programs, or choose a smaller `size`.")
+    return None

@@ -5,15 +5,18 @@ import subprocess
 import sys
 from dataclasses import fields, is_dataclass
 
+import pytest
+
 import expportrait_cli
 from expportrait_cli import config
 from expportrait_cli.cli.boundary import as_options, command_line
 from expportrait_cli.cli.options import _documented
 
 SNAPSHOT = {
-    "evaluate": "(film, target, out, *, reference=None, page=None, stage)",
+    "evaluate": "(film, target, out, *, reference=None, page=None, stretch=None, stage)",
     "fit": "(trackings, out, config=None, *, driver=None, known=None, stage)",
-    "generate": "(reference, driving, out, *, track=None, fit=None, transfer=None, paint=None, head_model=None, stage)",
+    "generate": "(reference, driving, out, *, track=None, fit=None, transfer=None, paint=None, head_model=None, "
+    "stretch=None, stage)",
     "load": "(path)",
     "render_normals": "(meshes, out, config=None, *, view='', orbit='', depth=False, mask=False, preview=False, stage)",
     "save": "(artifact, path)",

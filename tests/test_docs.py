@@ -52,6 +52,7 @@ LINES = sorted(
 def test_every_line_of_the_documentation_is_understood(line, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine").mkdir()
+    (tmp_path / "film.json").write_text('{"size": 256}', "utf-8")
     command = typer.main.get_command(app)
     context = command.make_context("expportrait", [])
     words = shlex.split(line)

@@ -27,7 +27,7 @@ def module_of(path: Path) -> str:
 
 
 def test_few_files_and_none_long():
-    assert len(FILES) <= 200
+    assert len(FILES) <= 210
     lengths = {path: len(path.read_text("utf-8").splitlines()) for path in FILES}
     assert max(lengths.values()) <= 350, max(lengths, key=lambda path: lengths[path])
 

@@ -69,9 +69,10 @@ class Tracking:
     """A photo (T = 1, rate 0/1) or a clip, tracked frame by frame."""
 
     KIND: ClassVar[str] = "track"
-    VERSION: ClassVar[int] = 2
+    VERSION: ClassVar[int] = 3
     RANGES: ClassVar[dict[str, Range]] = {
         **POSE,
+        "first_frame": COUNT,
         "size": SIZE,
         "crop": CROP,
         "focal_px": FOCAL,
@@ -127,6 +128,8 @@ class Tracking:
     doubt: Float32[np.ndarray, " T"]
     """Chance, 0..1, that the face found there is covered, blurred, or none of this shot; 0 where none was found. From
     `DISTRUSTED` on the frame is filled like one without a face (`state`)."""
+    first_frame: int = 0
+    """Frame of the source that row 0 shows; the rows follow from there on."""
 
     def frames(self, rows: ArrayLike) -> "Tracking":
         """Some frames, in this order; identity, camera and rate remain the clip's."""
@@ -191,9 +194,10 @@ class HeadFit:
     """A person's head fitted to a photo: identity, static offset, and the photo's own pose and expression."""
 
     KIND: ClassVar[str] = "head"
-    VERSION: ClassVar[int] = 4
+    VERSION: ClassVar[int] = 5
     RANGES: ClassVar[dict[str, Range]] = {
         **POSE,
+        "first_frame": COUNT,
         **{f"dynamic_{name}": limits for name, limits in POSE.items()},
         "frame": COUNT,
         "size": SIZE,
@@ -216,7 +220,7 @@ class HeadFit:
     """Absolute path of the photo, or clip, that textures come from."""
     source_hash: str
     frame: int
-    """Frame of the source that was fitted; 0 for a photo."""
+    """Row of the source's tracking that was fitted; 0 for a photo."""
     head_model: str
     size: Int64[np.ndarray, " 2"]
     """Width and height of the upright photo, px."""
@@ -264,6 +268,13 @@ class HeadFit:
     dynamic_translation: Float32[np.ndarray, "T 3"]
     dynamic_loss: Float32[np.ndarray, "T 2"]
     """How far the pictures were from the head without and with folds, a frame; NaN where they were not compared."""
+    first_frame: int = 0
+    """`Tracking.first_frame` of the source."""
+
+    @property
+    def picture(self) -> int:
+        """Frame of the source that was fitted, as `media.video.read_frame` counts."""
+        return self.first_frame + self.frame
 
     def fault(self) -> str:
         """Describe values that contradict each other, like `Tracking.fault`."""

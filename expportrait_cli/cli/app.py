@@ -9,8 +9,9 @@ from typing import Annotated
 
 import typer
 
-from expportrait_cli.cli import batch, evaluate, export, generate, options, stages, train, weights
-from expportrait_cli.cli.boundary import command_line, report, say_error, start_logging
+from expportrait_cli.cli import batch, evaluate, generate, options, stages, train, weights
+from expportrait_cli.cli.boundary import command_line, output, report, say_error, start_logging
+from expportrait_cli.cli.command import App, ListingCommand
 from expportrait_cli.errors import INTERRUPTED, WeightsError
 from expportrait_cli.runtime import settle_threads
 from expportrait_cli.version import __version__
@@ -18,8 +19,31 @@ from expportrait_cli.version import __version__
 BROKEN_PIPE = 128 + signal.SIGPIPE
 TERMINATED = 128 + signal.SIGTERM
 
-app = typer.Typer(
+CODES = {
+    0: "done",
+    1: "a fault of the tool, with a traceback, or a film that failed its own check",
+    2: "wrong usage: options or settings that do not fit",
+    3: "an input or output that cannot be used",
+    4: "weights that are missing or wrong",
+    5: "out of memory",
+    130: "interrupted (Ctrl-C); 143 by SIGTERM, 129 by SIGHUP, 141 when nobody reads the output",
+}
+"""Words for the exit codes."""
+
+FIRST = """\
+expportrait makes the person in a photo perform a clip. To start with:
+
+  expportrait generate photo.png clip.mp4              a film; what was made on the way is kept beside it
+  expportrait generate photo.png clip.mp4 --dry-run    only what that would do, and how long it would take
+  expportrait doctor                                   what is installed here, and what is missing
+
+`expportrait --help` lists all commands, `expportrait COMMAND --help` their options.
+"""
+
+app = App(
     name="expportrait",
+    # The mark keeps the lines of the table as they are.
+    epilog="\b\nExit codes:\n" + "\n".join(f"  {code:<5}{words}" for code, words in CODES.items()),
     help="Make the person in a photo perform a driving clip, through a 3D head that can be opened and edited.",
     # Plain help: drawing boxes would triple the time that --help takes.
     rich_markup_mode=None,
@@ -55,22 +79,16 @@ app.command("track")(stages.track)
 app.command("fit")(stages.fit)
 app.command("transfer")(stages.transfer)
 app.command("render-normals")(stages.render_normals)
-app.command("export")(export.export)
+app.command("export")(stages.export)
 app.command("eval")(evaluate.evaluate)
-app.command("batch")(batch.batch)
+app.command("batch", cls=ListingCommand)(batch.batch)
 app.add_typer(train.data_app, name="data")
 app.add_typer(train.app, name="train")
 app.add_typer(weights.app, name="weights")
 
 
 @app.command()
-def doctor(
-    *,
-    as_json: options.Json = False,
-    device: options.Device = None,
-    quiet: options.Quiet = False,
-    log_level: options.LogLevel = None,
-) -> None:
+def doctor(*, as_json: options.Json = False) -> None:
     """Say what is installed, which parts were chosen and why; exit code 4 when something needed is missing."""
     import json
 
@@ -114,7 +132,7 @@ def open_streams() -> None:
 
 
 def main() -> None:
-    """Run the command line and exit: 0 done, 1 fault, 2 usage, 3 input, 4 weights, 5 memory, 130 interrupted."""
+    """Run the command line and exit with one of `CODES`."""
     open_streams()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         # What was started with nohup goes on when the terminal is closed.
@@ -124,11 +142,26 @@ def main() -> None:
 
 
 def run(arguments: list[str]) -> int:
-    """Run one command line and return its exit code."""
+    """Run one command line and return its exit code; without a command, say how to begin."""
     start_logging()
     command_line.app, command_line.ended_by = app, None
+    code = 1
     try:
-        code = app(args=arguments or ["--help"], prog_name="expportrait", standalone_mode=False)
+        code = _run(arguments)
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else code
+        raise
+    finally:
+        output.tell("end", exit_code=code)
+    return code
+
+
+def _run(arguments: list[str]) -> int:
+    if not arguments:
+        typer.echo(FIRST, nl=False)
+        return 0
+    try:
+        code = app(args=arguments, prog_name="expportrait", standalone_mode=False)
         sys.stdout.flush()
     except typer.Abort:
         return _interrupted()
@@ -142,18 +175,22 @@ def run(arguments: list[str]) -> int:
             return _closed_pipe()
         raise
     except Exception as error:
-        # What a signal raises inside a library in another language may come out of it as any error.
-        match command_line.ended_by:
-            case None:
-                # The boundary: what a user can mend ends in one line, everything else keeps its traceback.
-                return report(error)
-            case signal.SIGINT:
-                return _interrupted()
-            case number:
-                return 128 + number
+        return _failed(error)
     if code == INTERRUPTED:
         return _interrupted()
     return code if isinstance(code, int) else 0
+
+
+def _failed(error: Exception) -> int:
+    # What a signal raises inside a library in another language may come out of it as any error.
+    match command_line.ended_by:
+        case None:
+            # The boundary: what a user can mend ends in one line, everything else keeps its traceback.
+            return report(error)
+        case signal.SIGINT:
+            return _interrupted()
+        case number:
+            return 128 + number
 
 
 def _closed_pipe() -> int:

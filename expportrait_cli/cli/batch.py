@@ -2,26 +2,75 @@
 
 import json
 import logging
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
 from expportrait_cli.cli import options
-from expportrait_cli.cli.boundary import Display
-from expportrait_cli.cli.options import launched
+from expportrait_cli.cli.boundary import Display, as_options, output, say, shown
+from expportrait_cli.cli.command import COLUMNS
+from expportrait_cli.cli.options import RUN, launched
 from expportrait_cli.errors import InputError, UsageError
+from expportrait_cli.runtime import cpu_count
+
+if TYPE_CHECKING:
+    from expportrait_cli.pipeline.job import Job
+    from expportrait_cli.pipeline.rows import Batch, Row, RowResult, Task
 
 log = logging.getLogger(__name__)
 
 
 def batch(
-    jobs: Annotated[Path, typer.Argument(metavar="JOBS", help="CSV with a header line, or JSONL.", show_default=False)],
+    ctx: options.Context,
+    jobs: Annotated[
+        str,
+        typer.Argument(
+            metavar="JOBS",
+            help="A list: .csv, .tsv, .xlsx or .jsonl. Or a pattern of photos in quotes, such as 'photos/*.jpg'.",
+            show_default=False,
+        ),
+    ],
     *,
+    driving: Annotated[
+        str,
+        typer.Option(
+            "--driving",
+            "-d",
+            metavar="PATTERN",
+            help="With a pattern of photos: clips, each of which drives each photo.",
+        ),
+    ] = "",
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", metavar="FOLDER", help="Folder for films whose row names no output."),
     ] = None,
+    executor: Annotated[
+        Literal["local", "ray", "slurm"],
+        typer.Option(
+            help="Where workers run: on this machine, on a cluster of Ray (RAY_ADDRESS), or as jobs of Slurm."
+        ),
+    ] = "local",
+    workers: Annotated[int, typer.Option(min=1, help="Films that are made at a time.")] = 1,
+    retries: Annotated[
+        int, typer.Option(min=0, help="Further attempts at a film whose process was killed or ran out of memory.")
+    ] = 2,
+    timeout: Annotated[
+        float | None, typer.Option(min=1, help="Longest time for a film, s.", show_default=False)
+    ] = None,
+    slurm: Annotated[
+        str,
+        typer.Option(
+            metavar="KEY=VALUE,...", help="Of a Slurm job, such as partition=gpu,gpus_per_node=1,timeout_min=240."
+        ),
+    ] = "",
+    status: Annotated[
+        bool, typer.Option("--status", help="Only say how each film stands.", rich_help_panel=RUN)
+    ] = False,
     part: Annotated[
         str,
         typer.Option(
@@ -30,55 +79,151 @@ def batch(
         ),
     ] = "1/1",
     as_json: options.Json = False,
-    device: options.Device = None,
-    quiet: options.Quiet = False,
-    log_level: options.LogLevel = None,
 ) -> None:
     """Make one film a row: columns reference, driving, output, and any setting by its name (size, region, ...).
 
     Paths are taken relative to the list. Several faces in a picture need a choice (column face or driving_face). Run
-    the same list again to make only what is missing.
+    the same list again to make only what is missing; on machines that share the disk it may run at the same time. The
+    folder JOBS.work has the state and the log of each film, and summary.html.
     """
-    options.existing(jobs)
     if (count := launched()) > 1:
         raise UsageError(
             f"{count} processes were launched, and each would make every film. Start one for each GPU, with its "
             f"CUDA_VISIBLE_DEVICES and its share of the list: --part 1/{count}, --part 2/{count}, ..."
         )
-    from expportrait_cli.artifacts.guard import check_outputs
-    from expportrait_cli.cli.boundary import known, say_fault
-    from expportrait_cli.errors import FAULT
-    from expportrait_cli.pipeline import film
-    from expportrait_cli.pipeline.joblist import part_of, read_jobs
+    from expportrait_cli.pipeline import rows
+    from expportrait_cli.pipeline.pool import disk_clock
 
-    work = part_of(read_jobs(jobs, out or Path(), shared=jobs.with_name(f"{jobs.stem}.work")), part)
-    check_outputs([path for job in work for path in job.outputs()], [jobs, *(p for job in work for p in job.inputs())])
-    rows = []
-    for number, job in enumerate(work, 1):
-        log.info("%d of %d: %s", number, len(work), job.out)
-        try:
-            options.writable(job.out.parent)
-            with Display() as display:
-                film.generate(job, display.stage)
-        except Exception as error:
-            # Whatever one job dies of, the next may be fine: this is the loop that the promise is about.
-            mendable = known(error)
-            if mendable is None:
-                say_fault(error)
-            code, reason = (
-                (mendable.exit_code, str(mendable)) if mendable else (FAULT, f"{type(error).__name__}: {error}")
-            )
-            rows.append({"output": str(job.out), "exit_code": code, "error": reason})
-        else:
-            rows.append({"output": str(job.out), "exit_code": 0})
-            if not as_json:
-                typer.echo(str(job.out))
+    is_apart = executor != "local" or workers > 1 or timeout is not None
+    listing, jobs_of = _listed(jobs, driving, out or Path(), ctx.meta.get(COLUMNS, {}), absolute=is_apart)
+    work = listing.with_name(f"{listing.stem}.work")
+    from expportrait_cli.pipeline.joblist import part_of
+
+    listed = jobs_of(work)
+    whole = rows.Batch((work / "rows").absolute(), tuple(rows.Row.of(job, listing.parent) for job in listed), since=0.0)
+    if status:
+        _say_status(rows.status(whole), as_json=as_json)
+        return
+    found = replace(whole, rows=tuple(rows.Row.of(job, listing.parent) for job in part_of(listed, part)))
+    _check(found, listing)
+    found.folder.mkdir(parents=True, exist_ok=True)
+    more = _pairs(slurm)
+    if more and executor != "slurm":
+        raise UsageError("--slurm goes with --executor slurm: leave out one of them.")
+    threads = max(1, cpu_count() // workers) if executor == "local" else more.get("cpus_per_task", min(4, cpu_count()))
+    found = replace(found, since=disk_clock(found.folder), retries=retries, timeout_s=timeout, threads=threads)
+    told = partial(_tell, as_json=as_json)
+    _refuse(found)
+    if is_apart:
+        from expportrait_cli.pipeline import executors
+
+        executors.run(found, executor, workers, told, options=more)
+    else:
+        rows.work(found, process=_Here(len(found.rows)), told=told)
+    rows.write_summary(whole, work)
+    _report(found, as_json=as_json)
+
+
+def _listed(
+    jobs: str, driving: str, out: Path, defaults: dict[str, Any], *, absolute: bool
+) -> tuple[Path, Callable[[Path], list["Job"]]]:
+    """The list, or where one would be, and what reads its jobs for a folder of trackings that they share."""
+    from expportrait_cli.pipeline.joblist import is_pattern, pattern_jobs, read_jobs
+
+    if is_pattern(jobs):
+        if not driving:
+            raise UsageError(f"{jobs} is a pattern of photos: name the clips with --driving 'clips/*.mp4'.")
+        folder = out.absolute() if absolute else out
+        photos, clips = (str(Path(text).absolute()) if absolute else text for text in (jobs, driving))
+        return folder / "batch", lambda work: pattern_jobs(photos, clips, folder, shared=work, defaults=defaults)
+    if driving:
+        raise UsageError("--driving goes with a pattern of photos, such as 'photos/*.jpg'; a list names its clips.")
+    path = options.existing(Path(jobs))
+    path, folder = (path.absolute(), out.absolute()) if absolute else (path, out)
+    return path, lambda work: read_jobs(path, folder, shared=work, defaults=defaults)
+
+
+def _check(found: "Batch", listing: Path) -> None:
+    """Refuse outputs that are inputs, whichever rows they belong to."""
+    from expportrait_cli.artifacts.guard import check_outputs
+
+    jobs = [cast("Job", row.job) for row in found.rows]
+    inputs = [path for job in jobs for path in job.inputs()]
+    check_outputs([path for job in jobs for path in job.outputs()], [*([listing] if listing.exists() else []), *inputs])
+
+
+def _refuse(found: "Batch") -> None:
+    """Look at every row before the first film, and give up those that cannot be made."""
+    from expportrait_cli.pipeline.rows import checked_row
+
+    for row in found.rows:
+        if (result := checked_row(row.job)) is not None:
+            found.write(row, "done", result)
+            log.error("%s: %s", row.job.out, result.error)
+
+
+def _pairs(text: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for pair in filter(None, text.split(",")):
+        name, is_pair, value = pair.partition("=")
+        if not is_pair:
+            raise UsageError(f"--slurm {pair}: expected KEY=VALUE, such as partition=gpu.")
+        found[name.strip()] = int(value) if value.strip().isdecimal() else value.strip()
+    return found
+
+
+class _Here:
+    """Makes rows in this process, whose display shows how far they are."""
+
+    def __init__(self, count: int) -> None:
+        self._count, self._number = count, 0
+
+    def run(self, task: "Task", **_: Any) -> "RowResult":
+        """Make a row."""
+        from expportrait_cli.pipeline.rows import run_row
+
+        self._number += 1
+        log.info("film %d of %d: %s", self._number, self._count, task.job.out)
+        with Display() as display:
+            return run_row(task.job, display.stage, task.make)
+
+    def stop(self) -> None:
+        """Nothing is left to stop."""
+
+
+def _tell(row: "Row", result: "RowResult", *, as_json: bool) -> None:
+    output.tell("row", **_as_json(row, result))
+    if not as_json and result.exit_code == 0:
+        typer.echo(str(row.job.out))
+
+
+def _as_json(row: "Row", result: "RowResult") -> dict[str, Any]:
+    return {"id": row.id, "output": str(row.job.out), **asdict(result), "error": as_options(result.error)}
+
+
+def _say_status(found: list[dict[str, Any]], *, as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps(rows, indent=2))
-    failed = [row for row in rows if row["exit_code"]]
-    for row in failed:
-        log.error("%s: %s", row["output"], row["error"])
+        typer.echo(json.dumps(found, indent=2))
+        return
+    counts = Counter("failed" if row["state"] == "done" and row["exit_code"] else row["state"] for row in found)
+    for row in found:
+        said = f"exit code {row['exit_code']}: {row['error']}" if row["exit_code"] else row["by"]
+        typer.echo(shown(f"{row['state']:<12} {row['output']}  {said}"))
+    say(", ".join(f"{count} {state}" for state, count in counts.items()))
+
+
+def _report(found: "Batch", *, as_json: bool) -> None:
+    """Say what failed; the first one's exit code is the command's."""
+    results = list(zip(found.rows, found.results(), strict=True))
+    if as_json:
+        typer.echo(json.dumps([_as_json(row, result) for row, result in results], indent=2))
+    failed = [(row, result) for row, result in results if result.exit_code]
+    for row, result in failed:
+        log.error("%s: %s", row.job.out, result.error)
     if failed:
-        error = InputError(f"{len(failed)} of {len(rows)} films failed; they are listed above.")
-        error.exit_code = failed[0]["exit_code"]
+        error = InputError(
+            f"{len(failed)} of {len(results)} films failed; they are listed above, and in "
+            f"{found.folder.parent / 'summary.html'}."
+        )
+        error.exit_code = failed[0][1].exit_code
         raise error

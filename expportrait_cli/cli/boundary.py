@@ -1,7 +1,8 @@
 """Standard error of a command: its progress, its log, and errors as one red line and an exit code."""
 
-import errno
+import json
 import logging
+import os
 import re
 import signal
 import sys
@@ -10,11 +11,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from time import perf_counter
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 import typer
 
-from expportrait_cli.errors import FAULT, USAGE, OutOfMemoryError, OutputError, UserError
+from expportrait_cli.errors import FAULT, USAGE, UsageError, known
 from expportrait_cli.runtime import Progress
 
 
@@ -72,27 +73,6 @@ def _options() -> dict[str, tuple[str, str]]:
     return found
 
 
-def known(error: BaseException) -> UserError | None:
-    """Convert a recognised error to a `UserError`; None for a fault of the tool."""
-    match error:
-        case UserError():
-            return error
-        case MemoryError():
-            return OutOfMemoryError("This machine's memory is full. Close other programs, or choose a smaller --size.")
-        case OSError(errno=errno.ENOSPC | errno.EDQUOT | errno.EFBIG):
-            return OutputError(
-                f"{error.filename or 'The disk'}: no space left. Free some and run the same command again."
-            )
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(error, torch.OutOfMemoryError):
-        return OutOfMemoryError(
-            "The GPU's memory is full. Choose a smaller --size, or hide it: CUDA_VISIBLE_DEVICES= ."
-        )
-    if isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error):
-        return OutOfMemoryError("This machine's memory is full. Close other programs, or choose a smaller --size.")
-    return None
-
-
 USAGE_ERROR = typer.BadParameter.__mro__[1]
 """Class of all usage errors, which typer does not export."""
 
@@ -129,12 +109,26 @@ def shown(text: str, *, keep: str = "") -> str:
 def say_error(message: str) -> None:
     """Print one red line on stderr."""
     line = shown(" ".join(as_options(message).split()))
+    output.tell("error", message=line)
+    if output.is_json:
+        return
     typer.secho(f"error: {line}", err=True, fg=typer.colors.RED)
 
 
 def say_fault(error: Exception) -> None:
     """Print the traceback of a fault of the tool on stderr."""
-    print(shown("".join(traceback.format_exception(error)), keep="\n"), end="", file=sys.stderr)
+    text = shown("".join(traceback.format_exception(error)), keep="\n")
+    output.tell("error", message=text)
+    if not output.is_json:
+        print(text, end="", file=sys.stderr)
+
+
+def say(text: str) -> None:
+    """Print lines for people on stderr, beside the result."""
+    if output.is_json:
+        output.tell("log", level="info", message=shown(text, keep="\n"))
+    else:
+        typer.echo(shown(text, keep="\n"), err=True)
 
 
 class Display:
@@ -149,7 +143,7 @@ class Display:
 
     def __enter__(self) -> "Display":
         """Take over stderr when it is a terminal."""
-        if not output.quiet and sys.stderr.isatty():
+        if not output.quiet and output.events is None and sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -178,19 +172,23 @@ class Display:
         """Begin a stage; what it returns is told how many of how many steps are done."""
         self._finish()
         name = shown(name)
+        output.tell("stage", stage=name)
         self._name, self._since, self._done, self._total = name, perf_counter(), 0, None
         task = self._bars.add_task(name, total=None) if self._bars is not None else None
 
         def progress(done: int, total: int | None) -> None:
             command_line.check()
             self._done, self._total = done, total
+            output.tell_progress(name, done, total)
             if task is not None:
                 self._bars.update(task, completed=done, total=total)
 
         return progress
 
     def _finish(self) -> None:
-        if self._name and self._bars is None and not output.quiet:
+        if self._name and output.events is not None:
+            output.tell("done", stage=self._name, seconds=round(perf_counter() - self._since, 3))
+        elif self._name and self._bars is None and not output.quiet:
             steps = f"{self._done} of {self._total}, " if self._total else ""
             print(f"{self._name}: {steps}{perf_counter() - self._since:.1f} s", file=sys.stderr)
         elif self._name and self._bars is not None:
@@ -200,11 +198,58 @@ class Display:
         self._name = ""
 
 
+EVERY_S = 0.2
+"""Least time between two reports of one stage's progress."""
+
+
 @dataclass
 class Output:
     """Choices about output that hold for the whole command; set once, when it starts."""
 
     quiet: bool = False
+    events: TextIO | None = None
+    """Where JSON is written, an object a line, in place of progress for people."""
+    _last: tuple[str, float] = ("", 0.0)
+
+    @property
+    def is_json(self) -> bool:
+        """Whether stderr holds nothing but JSON."""
+        return self.events is not None and self.events.fileno() == 2
+
+    def report_as(self, form: str) -> None:
+        """Report as `json` on stderr, or as `json:FD` on a file descriptor that whoever started the process opened.
+
+        Raises:
+            UsageError: another form, or a descriptor that cannot be written to.
+        """
+        name, _, number = form.partition(":")
+        if name != "json" or (number and not number.isdecimal()) or number == "1":
+            raise UsageError(
+                f"`progress={form[:60]}`: expected json, or json:3 for file descriptor 3; 1 is for results."
+            )
+        try:
+            self.events = os.fdopen(int(number or 2), "w", closefd=False, encoding="utf-8")
+        except OSError as error:
+            raise UsageError(f"`progress={form}`: nothing can be written there ({error.strerror}).") from error
+
+    def tell(self, event: str, **details: Any) -> None:
+        """Write one event, if anybody asked for them; when nobody reads any more, the work goes on."""
+        if self.events is None:
+            return
+        try:
+            self.events.write(json.dumps({"event": event, **details}) + "\n")
+            self.events.flush()
+        except OSError:
+            self.events = None
+
+    def tell_progress(self, stage: str, done: int, total: int | None) -> None:
+        """Write how far a stage is, a few times a second and at its end."""
+        if self.events is None:
+            return
+        now = perf_counter()
+        if self._last[0] != stage or done == total or now - self._last[1] >= EVERY_S:
+            self._last = stage, now
+            self.tell("progress", stage=stage, done=done, total=total)
 
 
 output = Output()
@@ -214,6 +259,9 @@ class _Stderr(logging.StreamHandler):
     """Write to whatever stderr is now: a progress display replaces it while it is up."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        if output.is_json:
+            output.tell("log", level=record.levelname.lower(), message=as_options(shown(record.getMessage())))
+            return
         self.stream = sys.stderr
         super().emit(record)
 
@@ -235,4 +283,4 @@ def start_logging() -> None:
     log.handlers = [handler]
     log.propagate = False
     log.setLevel(logging.INFO)
-    output.quiet = False
+    output.quiet, output.events = False, None

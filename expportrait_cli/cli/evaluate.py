@@ -8,9 +8,9 @@ import typer
 
 from expportrait_cli.artifacts.files import alone
 from expportrait_cli.cli import options
-from expportrait_cli.cli.boundary import Display, shown
+from expportrait_cli.cli.boundary import Display, say
 from expportrait_cli.cli.options import BackendName
-from expportrait_cli.config import WanConfig
+from expportrait_cli.config import Stretch, WanConfig
 from expportrait_cli.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -29,6 +29,9 @@ def evaluate(
     reference: Annotated[
         Path | None, typer.Option("--reference", "-s", metavar="PHOTO", help="Photo to compare the identity with.")
     ] = None,
+    start: options.Start = Stretch.start,
+    end: options.End = Stretch.end,
+    max_frames: options.MaxFrames = Stretch.max_frames,
     suite: Annotated[
         Path | None,
         typer.Option(metavar="TOML|FOLDER", help="Instead of one film: a list of pairs, or a folder of clips."),
@@ -74,27 +77,16 @@ def evaluate(
         typer.Option(metavar="HTML", help="Also write a page: intervals, curves, worst frames.", show_default=False),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the scores as JSON instead of the path.")] = False,
-    device: options.Device = None,
-    quiet: options.Quiet = False,
-    log_level: options.LogLevel = None,
 ) -> None:
     """Measure a film: pixels against the target, landmarks against the driver, identity against the photo.
 
     With --suite, make and measure many, and give means over clips. Run it again to make only what is missing.
     """
-    makes = (backend, head_model, representation, weights_folder) != ("auto", "anny", "full", "")
-    serving = (
-        makes,
-        method,
-        ablation,
-        not own,
-        stride,
-        frames,
-        size,
-        layout != "auto",
-        backend != "auto",
-        head_model != "anny",
-    )
+    makes = (backend, head_model, representation, weights_folder) != ("auto", "anny", "full", WanConfig.weights)
+    stretch = Stretch(start, end, max_frames)
+    serving = (makes, method, ablation, not own, stride, frames, size, layout != "auto")
+    if stretch != Stretch() and (normals or suite is not None):
+        raise UsageError("--start, --end and --max-frames trim the --target of one film; leave them out.")
     if folds and not normals:
         raise UsageError("--folds can only be used with --normals.")
     if normals:
@@ -117,7 +109,7 @@ def evaluate(
             methods=tuple(method or ()),
             ablation=ablation,
             own=own,
-            making=Making(backend, str(weights_folder or ""), head_model, representation),
+            making=Making(backend, weights_folder, head_model, representation),
         )
         _many(request, out, report, as_json=as_json)
         return
@@ -125,10 +117,12 @@ def evaluate(
         raise UsageError("Expected one film and its --target, a --suite of pairs, or --normals and clips.")
     if any(serving):
         raise UsageError("Only films are judged without --suite: give one, or leave out what serves it alone.")
-    _one((films[0], target, reference), out, report, as_json=as_json)
+    _one((films[0], target, reference), out, report, stretch, as_json=as_json)
 
 
-def _one(files: tuple[Path, Path, Path | None], out: str | None, report: Path | None, *, as_json: bool) -> None:
+def _one(
+    files: tuple[Path, Path, Path | None], out: str | None, report: Path | None, stretch: Stretch, *, as_json: bool
+) -> None:
     film, target, reference = files
     inputs = tuple(options.existing(path) for path in files if path is not None)
     path = options.result(out, f"{film.stem}.scores.json", inputs=inputs, suffixes=(".json",))
@@ -139,9 +133,17 @@ def _one(files: tuple[Path, Path, Path | None], out: str | None, report: Path | 
     from expportrait_cli.pipeline import commands
 
     with Display() as display:
-        judged = commands.evaluate(film, target, path, reference=reference, page=page, stage=display.stage)
+        judged = commands.evaluate(
+            film,
+            target,
+            path,
+            reference=reference,
+            page=page,
+            stretch=stretch if stretch != Stretch() else None,
+            stage=display.stage,
+        )
     if not as_json:
-        typer.echo(shown("\n".join([table(judged.scores), *judged.licences.lines()]), keep="\n"), err=True)
+        say("\n".join([table(judged.scores), *judged.licences.lines()]))
     typer.echo(json.dumps(judged.scores.means) if as_json else str(path))
 
 
@@ -158,7 +160,7 @@ def _many(request: "Request", out: str | None, report: Path | None, *, as_json: 
     with alone(path):
         outcome = files.evaluate(request, path, Display, page=page)
     if not as_json:
-        typer.echo(shown("\n".join([outcome.scores.table(), files.costs(outcome)]), keep="\n"), err=True)
+        say("\n".join([outcome.scores.table(), files.costs(outcome)]))
     typer.echo(json.dumps(outcome.scores.to_json()) if as_json else str(path))
     failed = {pair for pairs in outcome.scores.failed.values() for pair in pairs}
     if failed:
@@ -179,7 +181,7 @@ def _heads(sources: list[Path], out: str | None, *, folds: bool, as_json: bool) 
 
     scores = files.evaluate_normals(sources, path, Display, with_folds=folds)
     if not as_json:
-        typer.echo(scores.table(), err=True)
+        say(scores.table())
     typer.echo(json.dumps(scores.to_json()) if as_json else str(path))
     if scores.failed:
         raise InputError(f"{len(scores.failed)} of {len(scores.failed) + len(scores.clips)} clips have no scores.")

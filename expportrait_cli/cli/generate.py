@@ -1,18 +1,25 @@
 """`expportrait generate`: a photo and a clip to a film."""
 
+import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from expportrait_cli.artifacts.files import film_name
 from expportrait_cli.cli import options
-from expportrait_cli.cli.boundary import Display
-from expportrait_cli.config import FitConfig, GenerateConfig, TrackConfig, TransferConfig, WanConfig
+from expportrait_cli.cli.boundary import Display, shown
+from expportrait_cli.config import FitConfig, GenerateConfig, Quality, Stretch, TrackConfig, TransferConfig, WanConfig
 from expportrait_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from expportrait_cli.pipeline.job import Job
+
+CLIP, RESULT = options.CLIP, "Result"
 
 
 def generate(
+    ctx: options.Context,
     reference: Annotated[
         Path | None, typer.Argument(metavar="REF", help="Photo, or a .head.npz.", show_default=False)
     ] = None,
@@ -22,14 +29,32 @@ def generate(
     ] = None,
     *,
     source_option: Annotated[
-        Path | None, typer.Option("--source", "--reference", "-s", metavar="FILE", help="Same as REF.")
+        Path | None,
+        typer.Option("--source", "--reference", "-s", metavar="FILE", help="Same as REF.", rich_help_panel=CLIP),
     ] = None,
     driving_option: Annotated[
-        Path | None, typer.Option("--driving", "-d", metavar="FILE", help="Same as DRIVING.")
+        Path | None, typer.Option("--driving", "-d", metavar="FILE", help="Same as DRIVING.", rich_help_panel=CLIP)
     ] = None,
     out: options.Out = None,
     face: options.Face = TrackConfig.face,
     driving_face: Annotated[str, typer.Option(help="Which face of the driver, as with --face.")] = TrackConfig.face,
+    start: options.Start = Stretch.start,
+    end: options.End = Stretch.end,
+    size: options.Size = "512",
+    aspect: Annotated[str, options.setting(GenerateConfig, "aspect", metavar="W:H")] = GenerateConfig.aspect,
+    quality: Annotated[Quality, options.setting(FitConfig, "quality", rich_help_panel=CLIP)] = FitConfig.quality,
+    max_frames: options.MaxFrames = Stretch.max_frames,
+    reference_start: Annotated[
+        str,
+        typer.Option(metavar="MOMENT", help="As --start, of a clip as REF.", show_default=False, rich_help_panel=CLIP),
+    ] = Stretch.start,
+    reference_end: Annotated[
+        str,
+        typer.Option(metavar="MOMENT", help="As --end, of a clip as REF.", show_default=False, rich_help_panel=CLIP),
+    ] = Stretch.end,
+    reference_max_frames: Annotated[
+        int, typer.Option(min=0, help="As --max-frames, of a clip as REF.", rich_help_panel=CLIP)
+    ] = Stretch.max_frames,
     on_missing: options.OnMissing = TrackConfig.on_missing,
     head_model: options.OwnHeadModel = None,
     same_person: options.SamePerson = None,
@@ -45,15 +70,18 @@ def generate(
     smooth: options.Smooth = TransferConfig.smooth,
     curves: options.CurvesFile = None,
     representation: options.Shown = TransferConfig.representation,
-    mouth: Annotated[Literal["driver", "model"], options.setting(GenerateConfig, "mouth")] = GenerateConfig.mouth,
+    mouth: Annotated[
+        Literal["driver", "model"], options.setting(GenerateConfig, "mouth", rich_help_panel=RESULT)
+    ] = GenerateConfig.mouth,
     audio: Annotated[
-        Literal["driving", "reference", "none"], options.setting(GenerateConfig, "audio")
+        Literal["driving", "reference", "none"], options.setting(GenerateConfig, "audio", rich_help_panel=RESULT)
     ] = GenerateConfig.audio,
     paste_back: Annotated[
-        bool, options.setting(GenerateConfig, "paste_back", "--paste-back/--no-paste-back")
+        bool, options.setting(GenerateConfig, "paste_back", "--paste-back/--no-paste-back", rich_help_panel=RESULT)
     ] = GenerateConfig.paste_back,
-    detail: Annotated[bool, options.setting(GenerateConfig, "detail", "--detail/--no-detail")] = GenerateConfig.detail,
-    size: options.Size = "512",
+    detail: Annotated[
+        bool, options.setting(GenerateConfig, "detail", "--detail/--no-detail", rich_help_panel=RESULT)
+    ] = GenerateConfig.detail,
     backend: options.BackendName = GenerateConfig.backend,
     weights_folder: options.Weights = WanConfig.weights,
     steps: options.Steps = WanConfig.steps,
@@ -74,36 +102,53 @@ def generate(
     attention: options.Attention = WanConfig.attention,
     compile: options.Compile = WanConfig.compile,
     vae: options.VaePrecision = WanConfig.vae,
-    seed: Annotated[int, options.setting(GenerateConfig, "seed")] = GenerateConfig.seed,
+    seed: Annotated[int, options.setting(GenerateConfig, "seed", rich_help_panel=RESULT)] = GenerateConfig.seed,
     grid: Annotated[
-        bool, typer.Option("--grid/--no-grid", help="Also write a film of photo | driver | normals | result.")
+        bool,
+        typer.Option(
+            "--grid/--no-grid",
+            help="Also write a film of photo | driver | normals | result.",
+            rich_help_panel=RESULT,
+        ),
     ] = False,
     report: Annotated[
-        bool, typer.Option("--report/--no-report", help="Also write a page about the film: OUT.html.")
+        bool,
+        typer.Option(
+            "--report/--no-report", help="Also write a page about the film: OUT.html.", rich_help_panel=RESULT
+        ),
     ] = False,
     show_control: Annotated[
         bool,
         typer.Option(
-            "--show-control", help="Instead of the film, write a picture of what wan-vace is shown: OUT.control.png."
+            "--show-control",
+            help="Instead of the film, write a picture of what wan-vace is shown: OUT.control.png.",
+            rich_help_panel=options.PAINTER,
         ),
     ] = False,
     keep_work: Annotated[
         bool,
         typer.Option(
-            "--keep-work/--no-keep-work", help="Keep what was made on the way, in OUT.work, for the next run."
+            "--keep-work/--no-keep-work",
+            help="Keep what was made on the way, in OUT.work, for the next run.",
+            rich_help_panel=RESULT,
         ),
     ] = True,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Only say what would be done: stages, what is used again, weights, memory, minutes.",
+            rich_help_panel=options.RUN,
+        ),
+    ] = False,
     as_json: options.Json = False,
-    device: options.Device = None,
-    quiet: options.Quiet = False,
-    log_level: options.LogLevel = None,
 ) -> None:
     """Make the person in REF perform DRIVING: track both, fit the head, transfer, paint the film.
 
     What an earlier run has made with the same inputs and settings is used again; an interrupted run goes on where it
     stopped when the same command is given.
     """
-    ref, drive = options.two(reference, driving, source_option, driving_option)
+    ref, drive = two(ctx, reference, driving, source_option, driving_option)
     options.existing(ref)
     options.existing(drive)
     path = options.result(out, film_name(ref, drive), inputs=(ref, drive), suffixes=(".mp4",))
@@ -116,10 +161,15 @@ def generate(
         reference=ref,
         driving=drive,
         out=path,
-        track=TrackConfig(face=face, on_missing=on_missing),
+        track=TrackConfig(
+            face=face,
+            on_missing=on_missing,
+            stretch=Stretch(reference_start, reference_end, reference_max_frames),
+        ),
         driving_face=driving_face,
+        driving_stretch=Stretch(start, end, max_frames),
         head_model=head_model,
-        fit=FitConfig(same_person=options.verdict(same_person)),
+        fit=FitConfig(quality=quality, same_person=options.verdict(same_person)),
         transfer=TransferConfig(
             method=method,
             network=network,
@@ -133,6 +183,7 @@ def generate(
         generate=GenerateConfig(
             backend=backend,
             size=int(size),
+            aspect=aspect,
             paste_back=paste_back,
             mouth=mouth,
             audio=audio,
@@ -166,6 +217,9 @@ def generate(
         show_control=show_control,
         keep_work=keep_work,
     )
+    if dry_run:
+        _say_plan(job, as_json=as_json)
+        return
     if options.only_helps(job.generate):
         return
     from expportrait_cli.pipeline import film
@@ -191,8 +245,6 @@ def compare_recipes(
     size: options.Size = "512",
     seed: Annotated[int, options.setting(GenerateConfig, "seed")] = GenerateConfig.seed,
     as_json: options.Json = False,
-    quiet: options.Quiet = False,
-    log_level: options.LogLevel = None,
 ) -> None:
     """Paint one film by wan-vace in six ways, measure each beside the proxy, and write one page: FOLDER/index.html.
 
@@ -214,3 +266,34 @@ def compare_recipes(
     with Display() as display:
         page, summary = compare(photo, clip, out, GenerateConfig(size=int(size), seed=seed, wan=wan), display.stage)
     options.echo(page, summary, as_json=as_json)
+
+
+def _say_plan(job: "Job", *, as_json: bool) -> None:
+    from expportrait_cli.pipeline.plan import plan
+
+    found = plan(job)
+    typer.echo(json.dumps(found.to_json()) if as_json else shown("\n".join(found.lines()), keep="\n"))
+
+
+def two(
+    ctx: options.Context, first: Path | None, second: Path | None, source: Path | None, driving: Path | None
+) -> tuple[Path, Path]:
+    """Photo and driver, by position or by option; those of a file of settings give way to either."""
+    if source is not None and _is_from_file(ctx, "reference"):
+        first = None
+    if driving is not None and _is_from_file(ctx, "driving"):
+        second = None
+    given = [path for path in (first, second) if path is not None]
+    named = [path for path in (source, driving) if path is not None]
+    if len(given) + len(named) != 2:
+        raise UsageError(
+            f"Expected a photo and a driving clip, got {len(given) + len(named)} files. "
+            "Write `expportrait generate REF DRIVING`."
+        )
+    reference = source if source is not None else given.pop(0)
+    return reference, driving if driving is not None else given.pop(0)
+
+
+def _is_from_file(ctx: options.Context, name: str) -> bool:
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name == "DEFAULT_MAP"

@@ -6,11 +6,11 @@ import json
 import logging
 import os
 import sys
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 from math import isnan
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -23,6 +23,7 @@ from expportrait_cli.config import (
     Backend,
     Counts,
     GenerateConfig,
+    Stretch,
     TrackConfig,
     TransferConfig,
     Verdict,
@@ -30,6 +31,15 @@ from expportrait_cli.config import (
 )
 from expportrait_cli.errors import InputError, OutputError, UsageError
 from expportrait_cli.runtime import between, choose_device
+
+if TYPE_CHECKING:
+    Context = typer.Context
+else:
+    # The class of what typer really hands over, which it does not export.
+    Context = typer.Context.__mro__[1]
+
+RUN, CLIP, PERFORMANCE, PAINTER = "How it runs", "Face and clip", "Performance", "Video transformers"
+"""Groups of options in the help, after the first."""
 
 LogLevelName = Literal["debug", "info", "warning", "error"]
 
@@ -64,6 +74,10 @@ def setting(config: type, name: str, *declarations: str, **details: Any) -> Any:
     return typer.Option(*declarations, help=_documented(config.__module__)[config.__name__][name], **details)
 
 
+transfer_setting = partial(setting, TransferConfig, rich_help_panel=PERFORMANCE)
+wan_setting = partial(setting, WanConfig, rich_help_panel=PAINTER)
+
+
 def _number(value: int | float | None) -> int | float | None:
     # NaN passes every comparison with bounds.
     if value is not None and isnan(value):
@@ -87,10 +101,21 @@ def _documented(module: str) -> dict[str, dict[str, str]]:
 
 
 Quiet = Annotated[
-    bool, typer.Option("--quiet", "-q", callback=be_quiet, help="No progress on stderr; warnings and errors remain.")
+    bool,
+    typer.Option(
+        "--quiet",
+        "-q",
+        callback=be_quiet,
+        help="No progress on stderr; warnings and errors remain.",
+        rich_help_panel=RUN,
+    ),
 ]
 LogLevel = Annotated[
-    LogLevelName | None, typer.Option(callback=set_level, help="How much of the log stderr shows.", show_default=False)
+    LogLevelName | None,
+    typer.Option(callback=set_level, help="How much of the log stderr shows.", show_default=False, rich_help_panel=RUN),
+]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print a JSON summary on stdout instead of the path.", rich_help_panel=RUN)
 ]
 Device = Annotated[
     str | None,
@@ -100,9 +125,9 @@ Device = Annotated[
         callback=set_device,
         help="Where tensors are worked on: auto, cpu, cuda or cuda:N. Auto is the first GPU that torch finds.",
         show_default=False,
+        rich_help_panel=RUN,
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print a JSON summary on stdout instead of the path.")]
 Out = Annotated[
     str | None,
     typer.Option(
@@ -110,14 +135,14 @@ Out = Annotated[
     ),
 ]
 Face = Annotated[str, setting(TrackConfig, "face")]
-OnMissing = Annotated[
-    Literal["hold", "interpolate", "fail"],
-    setting(TrackConfig, "on_missing"),
-]
-Shown = Annotated[Literal["full", "static", "base"], setting(TransferConfig, "representation", "--representation")]
-NeutralFrame = Annotated[str | None, setting(TransferConfig, "neutral_frame", show_default=False)]
-Expression = Annotated[Counts | None, setting(TransferConfig, "expression", show_default=False)]
-Pose = Annotated[Counts | None, setting(TransferConfig, "pose", show_default=False)]
+Start = Annotated[str, setting(Stretch, "start", metavar="MOMENT", show_default=False)]
+End = Annotated[str, setting(Stretch, "end", metavar="MOMENT", show_default=False)]
+MaxFrames = Annotated[int, setting(Stretch, "max_frames", rich_help_panel=CLIP)]
+OnMissing = Annotated[Literal["hold", "interpolate", "fail"], setting(TrackConfig, "on_missing", rich_help_panel=CLIP)]
+Shown = Annotated[Literal["full", "static", "base"], transfer_setting("representation", "--representation")]
+NeutralFrame = Annotated[str | None, transfer_setting("neutral_frame", show_default=False)]
+Expression = Annotated[Counts | None, transfer_setting("expression", show_default=False)]
+Pose = Annotated[Counts | None, transfer_setting("pose", show_default=False)]
 Absolute = Annotated[
     bool | None,
     typer.Option(
@@ -125,6 +150,7 @@ Absolute = Annotated[
         help="Short for --expression and --pose: both absolute with --neutral-frame none (the paper's protocol), or "
         "both relative.",
         show_default=False,
+        rich_help_panel=PERFORMANCE,
     ),
 ]
 SamePerson = Annotated[
@@ -133,24 +159,23 @@ SamePerson = Annotated[
         "--same-person/--different-person",
         help="Whether the driver is the person of the photo. Left out, only if a frame of the driver is the photo.",
         show_default=False,
+        rich_help_panel=CLIP,
     ),
 ]
-ExpressionScale = Annotated[float, setting(TransferConfig, "expression_scale")]
-PoseScale = Annotated[float, setting(TransferConfig, "pose_scale")]
-Region = Annotated[str, setting(TransferConfig, "region")]
-Folds = Annotated[float, setting(TransferConfig, "folds")]
-Smooth = Annotated[float, setting(TransferConfig, "smooth")]
-Method = Annotated[
-    Literal["learned", "direct", "none"],
-    setting(TransferConfig, "method"),
-]
-Network = Annotated[str, setting(TransferConfig, "network", metavar="FILE", show_default=False)]
+ExpressionScale = Annotated[float, transfer_setting("expression_scale")]
+PoseScale = Annotated[float, transfer_setting("pose_scale")]
+Region = Annotated[str, transfer_setting("region")]
+Folds = Annotated[float, transfer_setting("folds")]
+Smooth = Annotated[float, transfer_setting("smooth")]
+Method = Annotated[Literal["learned", "direct", "none"], transfer_setting("method")]
+Network = Annotated[str, transfer_setting("network", metavar="FILE", show_default=False)]
 CurvesFile = Annotated[
     Path | None,
     typer.Option(
         "--curves",
         metavar="CSV",
         help="Expression, jaw, gaze and pose, one row a frame: a file that exists is used, a new one is written.",
+        rich_help_panel=PERFORMANCE,
     ),
 ]
 Size = Annotated[
@@ -252,61 +277,34 @@ def echo(path: Path, summary: dict[str, Any], *, as_json: bool) -> None:
     typer.echo(json.dumps({"output": str(path), **summary}) if as_json else str(path))
 
 
-def two(first: Path | None, second: Path | None, source: Path | None, driving: Path | None) -> tuple[Path, Path]:
-    """Photo and driver, by position or by option."""
-    given = [path for path in (first, second) if path is not None]
-    named = [path for path in (source, driving) if path is not None]
-    if len(given) + len(named) != 2:
-        raise UsageError(
-            f"Expected a photo and a driving clip, got {len(given) + len(named)} files. "
-            "Write `expportrait generate REF DRIVING`."
-        )
-    reference = source if source is not None else given.pop(0)
-    return reference, driving if driving is not None else given.pop(0)
-
-
-BackendName = Annotated[
-    Backend,
-    setting(GenerateConfig, "backend", "--backend"),
-]
-Weights = Annotated[
-    str,
-    setting(WanConfig, "weights", "--weights-folder", metavar="DIR", show_default=False),
-]
-Steps = Annotated[int, setting(WanConfig, "steps")]
-Guidance = Annotated[
-    float,
-    setting(WanConfig, "guidance"),
-]
-Shift = Annotated[float, setting(WanConfig, "shift")]
-Prompt = Annotated[str, setting(WanConfig, "prompt", metavar="TEXT", show_default=False)]
-NegativePrompt = Annotated[str, setting(WanConfig, "negative_prompt", metavar="TEXT", show_default=False)]
-Control = Annotated[Literal["proxy", "holes", "depth", "normals"], setting(WanConfig, "control")]
-Strength = Annotated[float, setting(WanConfig, "strength")]
-Keep = Annotated[bool, setting(WanConfig, "keep", "--keep/--no-keep")]
-Skip = Annotated[int, setting(WanConfig, "skip")]
-Chain = Annotated[
-    int,
-    setting(WanConfig, "chain"),
-]
-Precision = Annotated[Literal["auto", "fp32", "bf16", "fp16"], setting(WanConfig, "dtype", "--dtype")]
-Offload = Annotated[
-    Literal["none", "model", "group"],
-    setting(WanConfig, "offload"),
-]
-Quantize = Annotated[Literal["none", "fp8", "int8"], setting(WanConfig, "quantize")]
+BackendName = Annotated[Backend, setting(GenerateConfig, "backend", "--backend")]
+Weights = Annotated[str, wan_setting("weights", "--weights-folder", metavar="DIR", show_default=False)]
+Steps = Annotated[int, wan_setting("steps")]
+Guidance = Annotated[float, wan_setting("guidance")]
+Shift = Annotated[float, wan_setting("shift")]
+Prompt = Annotated[str, wan_setting("prompt", metavar="TEXT", show_default=False)]
+NegativePrompt = Annotated[str, wan_setting("negative_prompt", metavar="TEXT", show_default=False)]
+Control = Annotated[Literal["proxy", "holes", "depth", "normals"], wan_setting("control")]
+Strength = Annotated[float, wan_setting("strength")]
+Keep = Annotated[bool, wan_setting("keep", "--keep/--no-keep")]
+Skip = Annotated[int, wan_setting("skip")]
+Chain = Annotated[int, wan_setting("chain")]
+Precision = Annotated[Literal["auto", "fp32", "bf16", "fp16"], wan_setting("dtype", "--dtype")]
+Offload = Annotated[Literal["none", "model", "group"], wan_setting("offload")]
+Quantize = Annotated[Literal["none", "fp8", "int8"], wan_setting("quantize")]
 Lora = Annotated[
     list[str] | None,
     typer.Option(
         metavar="FILE[:SCALE]",
         help="A .safetensors file of a LoRA to add to the weights, and how much of it; may be given several times.",
         show_default=False,
+        rich_help_panel=PAINTER,
     ),
 ]
-Cache = Annotated[float, setting(WanConfig, "cache")]
-Attention = Annotated[str, setting(WanConfig, "attention", metavar="NAME", show_default=False)]
-Compile = Annotated[bool, setting(WanConfig, "compile", "--compile")]
-VaePrecision = Annotated[Literal["fp32", "bf16"], setting(WanConfig, "vae")]
+Cache = Annotated[float, wan_setting("cache")]
+Attention = Annotated[str, wan_setting("attention", metavar="NAME", show_default=False)]
+Compile = Annotated[bool, wan_setting("compile", "--compile")]
+VaePrecision = Annotated[Literal["fp32", "bf16"], wan_setting("vae")]
 
 
 def loras(given: list[str] | None) -> str:
@@ -335,5 +333,10 @@ HEAD_MODEL_HELP = "3D head: the built-in anny; smplx from your licensed file (EX
 HeadModelOption = Annotated[Literal["anny", "smplx", "gnm"], typer.Option(help=f"{HEAD_MODEL_HELP}.")]
 OwnHeadModel = Annotated[
     Literal["anny", "smplx", "gnm"] | None,
-    typer.Option("--head-model", help=f"{HEAD_MODEL_HELP}; that of given artifacts, else anny.", show_default=False),
+    typer.Option(
+        "--head-model",
+        help=f"{HEAD_MODEL_HELP}; that of given artifacts, else anny.",
+        show_default=False,
+        rich_help_panel=CLIP,
+    ),
 ]

@@ -10,7 +10,8 @@ import typer
 
 from expportrait_cli.artifacts.files import alone
 from expportrait_cli.cli import options
-from expportrait_cli.cli.boundary import Display, shown
+from expportrait_cli.cli.boundary import Display, say
+from expportrait_cli.cli.command import App
 from expportrait_cli.cli.options import HeadModelOption
 from expportrait_cli.config import PrepareConfig
 from expportrait_cli.errors import UsageError
@@ -24,7 +25,7 @@ from expportrait_cli.train.config import (
     TransferTraining,
 )
 
-data_app = typer.Typer(help="Make sets to train on.", rich_markup_mode=None)
+data_app = App(help="Make sets to train on.", rich_markup_mode=None)
 
 
 @data_app.callback()
@@ -49,9 +50,6 @@ def prepare(
     min_face: Annotated[int, options.setting(PrepareConfig, "min_face_px", metavar="PX")] = PrepareConfig.min_face_px,
     head_model: HeadModelOption = "anny",
     as_json: options.Json = False,
-    device: options.Device = None,
-    quiet: options.Quiet = False,
-    log_level: options.LogLevel = None,
 ) -> None:
     """Cut videos into clips of one face, leave out what is no use, track and fit the rest; see DATASET/index.html.
 
@@ -68,7 +66,7 @@ def prepare(
     options.echo(out, summary, as_json=as_json)
 
 
-app = typer.Typer(help="Train networks on prepared sets.", rich_markup_mode=None)
+app = App(help="Train networks on prepared sets.", rich_markup_mode=None)
 
 
 @app.callback()
@@ -96,9 +94,6 @@ def transfer(
     seed: Seed = TransferTraining.seed,
     head_model: OwnModel = TransferTraining.head_model,
     as_json: options.Json = False,
-    device: options.Device = None,
-    quiet: options.Quiet = False,
-    log_level: options.LogLevel = None,
 ) -> None:
     """Train the network that says how a face moves beyond the head model's expressions.
 
@@ -123,9 +118,6 @@ def ablation(
     seed: Seed = TransferTraining.seed,
     head_model: OwnModel = TransferTraining.head_model,
     as_json: options.Json = False,
-    device: options.Device = None,
-    quiet: options.Quiet = False,
-    log_level: options.LogLevel = None,
 ) -> None:
     """Measure what adapting to a face is worth: nothing, copying, and three networks on people none of them has seen.
 
@@ -138,7 +130,7 @@ def ablation(
     with Display() as display, alone(path):
         figures, table = run(datasets or [], path, config, display.stage)
     if not as_json:
-        typer.echo(shown(table, keep="\n"), err=True)
+        say(table)
     options.echo(path, figures, as_json=as_json)
 
 
@@ -184,9 +176,6 @@ def generator(
     sample_every: Annotated[int, options.setting(GeneratorTask, "sample_every")] = GeneratorTask.sample_every,
     seed: Seed = GeneratorTraining.seed,
     as_json: options.Json = False,
-    device: options.Device = None,
-    quiet: options.Quiet = False,
-    log_level: options.LogLevel = None,
 ) -> None:
     """Train the generator that paints a film from the photo and normal maps, on top of a public Wan.
 
@@ -253,9 +242,6 @@ def mini(
     photos: Annotated[int, options.setting(MiniTraining, "photos")] = (MiniTraining.photos),
     seed: Seed = MiniTraining.seed,
     as_json: options.Json = False,
-    device: options.Device = None,
-    quiet: options.Quiet = False,
-    log_level: options.LogLevel = None,
 ) -> None:
     """Train the small painter, which corrects what the proxy film had to guess.
 
@@ -276,9 +262,6 @@ def gate(
     datasets: Sets,
     *,
     as_json: options.Json = False,
-    device: options.Device = None,
-    quiet: options.Quiet = False,
-    log_level: options.LogLevel = None,
 ) -> None:
     """Judge the small painter by people that it never saw, and write the verdict into FILE.
 

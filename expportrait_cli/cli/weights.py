@@ -9,18 +9,17 @@ from typing import Annotated
 import typer
 
 from expportrait_cli.cli import options
+from expportrait_cli.cli.command import App
 from expportrait_cli.errors import WeightsError
 from expportrait_cli.weights import catalogue as store
 
 log = logging.getLogger(__name__)
 
-app = typer.Typer(
-    help="List weights with their licences, verify their hashes, download, or convert.", rich_markup_mode=None
-)
+app = App(help="List weights with their licences, verify their hashes, download, or convert.", rich_markup_mode=None)
 
 
 @app.command("list")
-def show(*, as_json: options.Json = False, quiet: options.Quiet = False, log_level: options.LogLevel = None) -> None:
+def show(*, as_json: options.Json = False) -> None:
     """List every file of weights: licence, who needs it, where it came from, where it lies."""
     entries = [(weight, store.locate(weight)) for weight in store.catalogue()]
     if as_json:
@@ -33,10 +32,13 @@ def show(*, as_json: options.Json = False, quiet: options.Quiet = False, log_lev
 
 
 @app.command("verify")
-def verify(*, quiet: options.Quiet = False, log_level: options.LogLevel = None) -> None:
+def verify(*, as_json: options.Json = False) -> None:
     """Hash every file and compare with the catalogue; exit code 4 when one is missing or wrong."""
     states: list[tuple[store.Weight, store.State]] = [(weight, store.state(weight)) for weight in store.catalogue()]
-    for weight, state in states:
+    if as_json:
+        rows = [{"name": weight.name, "state": state, "optional": weight.optional} for weight, state in states]
+        typer.echo(json.dumps(rows, indent=2))
+    for weight, state in [] if as_json else states:
         note = " (optional)" if weight.optional and state == "missing" else ""
         typer.echo(f"{state:<8} {weight.name}{note}")
     bad = [(weight, state) for weight, state in states if is_bad(weight, state)]
@@ -49,8 +51,7 @@ def verify(*, quiet: options.Quiet = False, log_level: options.LogLevel = None) 
 def fetch(
     names: Annotated[list[str], typer.Argument(metavar="NAME", help="Names that `weights list` prints.")],
     *,
-    quiet: options.Quiet = False,
-    log_level: options.LogLevel = None,
+    as_json: options.Json = False,
 ) -> None:
     """Download files into the cache folder, and check their hashes; a download that was cut short goes on."""
     from expportrait_cli.artifacts.files import sha256
@@ -70,7 +71,7 @@ def fetch(
             log.info("%s: %s", weight.name, weight.licence)
             if not (weight.sha256 or weight.parts):
                 log.info("%s: nobody published its sha256; this one has %s", weight.name, sha256(path))
-            typer.echo(str(path))
+            options.echo(path, {"name": weight.name, "licence": weight.licence}, as_json=as_json)
 
 
 @app.command("convert")
@@ -88,8 +89,6 @@ def convert(
         ),
     ] = "",
     as_json: options.Json = False,
-    quiet: options.Quiet = False,
-    log_level: options.LogLevel = None,
 ) -> None:
     """Bring a Wan transformer from Wan's own format to the folder that `train generator --base` takes."""
     options.writable(out.parent)
@@ -119,8 +118,6 @@ def embed_prompt(
             show_default=False,
         ),
     ] = None,
-    quiet: options.Quiet = False,
-    log_level: options.LogLevel = None,
 ) -> None:
     """Ask Wan's text encoder what a prompt says, once: films with `generate --prompt TEXT` read what it said.
 

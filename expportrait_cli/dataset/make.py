@@ -12,7 +12,6 @@ from expportrait_cli.artifacts import npz
 from expportrait_cli.artifacts.types import CROP_SIZE
 from expportrait_cli.config import FitConfig, PrepareConfig, TrackConfig
 from expportrait_cli.dataset.dataset import Clip, Row, clip_of
-from expportrait_cli.dataset.pool import notes
 from expportrait_cli.dataset.scan import Scan, scan, scan_key
 from expportrait_cli.dataset.sheet import write_sheet
 from expportrait_cli.dataset.sources import Source
@@ -22,6 +21,7 @@ from expportrait_cli.errors import InputError
 from expportrait_cli.head import HeadModel, HeadName
 from expportrait_cli.media.writer import VideoWriter
 from expportrait_cli.pipeline.heads import head_by_name
+from expportrait_cli.pipeline.pool import notes
 from expportrait_cli.pipeline.provenance import read_record, write_record
 from expportrait_cli.pipeline.steps import Steps, fit_header, is_current, made_by, track_header
 from expportrait_cli.runtime import Stages

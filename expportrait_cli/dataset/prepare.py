@@ -10,12 +10,12 @@ from expportrait_cli.config import PrepareConfig
 from expportrait_cli.dataset import dataset
 from expportrait_cli.dataset.dataset import Row
 from expportrait_cli.dataset.make import Plan, Workshop, cut_out, finished, make, refused, scanned, worker_head
-from expportrait_cli.dataset.pool import Workers
 from expportrait_cli.dataset.sources import Source, find_sources, person_of
 from expportrait_cli.dataset.summary import write_summary
 from expportrait_cli.errors import FAULT, InputError, UsageError, UserError
 from expportrait_cli.head import HeadName
 from expportrait_cli.pipeline.heads import head_by_name
+from expportrait_cli.pipeline.pool import Workers
 from expportrait_cli.runtime import Stage
 
 log = logging.getLogger(__name__)

@@ -6,6 +6,10 @@ import cv2
 import numpy as np
 from jaxtyping import Float, Float32, Int64, UInt8
 
+from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit, Tracking
+from expportrait_cli.config import GenerateConfig
+from expportrait_cli.errors import InputError, UsageError
+
 STILL_SIDE, TIGHT_SIDE = 2.3, 1.5
 """Side of the crop of a face that does not move, in face sizes; and how far it shrinks rather than reach over the
 border of the picture, where there is nothing but stretched pixels."""
@@ -21,6 +25,82 @@ class Crop(NamedTuple):
     left: float
     top: float
     side: float
+
+
+class Box(NamedTuple):
+    """Part of a picture, px; its corner and sides are whole numbers."""
+
+    left: float
+    top: float
+    width: float
+    height: float
+
+
+WIDEST = 3
+"""Longest side of a film over its shortest."""
+
+
+def shape_of(aspect: str, size: int) -> tuple[int, int]:
+    """Width and height of a film whose short side has `size` px; both are even, which codecs need.
+
+    Raises:
+        UsageError: no two whole numbers, or too long a shape.
+    """
+    across, _, down = aspect.partition(":")
+    if not (across.isdecimal() and down.isdecimal() and 0 < int(across) < 10**4 and 0 < int(down) < 10**4):
+        raise UsageError(f"`aspect={aspect[:40]}`: expected width:height, such as 9:16, 16:9 or 4:5.")
+    ratio = int(across) / int(down)
+    if not 1 / WIDEST <= ratio <= WIDEST:
+        raise UsageError(f"`aspect={aspect}`: expected a shape from 1:{WIDEST} to {WIDEST}:1.")
+    long = 2 * round(size * max(ratio, 1 / ratio) / 2)
+    return (long, size) if ratio > 1 else (size, long)
+
+
+ABOVE = 0.3
+"""Share of the room that head and shoulders leave that is above them: the eyes come near the upper third."""
+
+
+def framing(points: Float32[np.ndarray, "N 2"], crop: Crop, size: tuple[int, int], shape: tuple[int, int]) -> Box:
+    """The part of a picture of `size` that a film of `shape` shows, as wide or high as the square crop, or less.
+
+    `points` are the face's, px of the picture. The part lies inside the picture.
+
+    Raises:
+        InputError: the picture has no part of that shape in which the head fits.
+    """
+    low, high = points.min(axis=0), points.max(axis=0)
+    face = float(high[1] - low[1])
+    unit = min(crop.side / min(shape), size[0] / shape[0], size[1] / shape[1])
+    width, height = int(shape[0] * unit), int(shape[1] * unit)
+    head = float(high[0] - low[0]), face
+    if width < head[0] + 2 * TIGHT * CHEEKS * face or height < (1 + TIGHT * (HAIR + SHOULDERS)) * face:
+        found = f"{width}x{height} px of its {size[0]}x{size[1]}, and the head has {head[0]:.0f}x{head[1]:.0f}"
+        raise InputError(
+            f"The photo's part in the shape of the film is {found}: it does not fit. Choose an `aspect` nearer to the "
+            "photo's, or a photo with more around the head."
+        )
+    room = height - (1 + HAIR + SHOULDERS) * face
+    above = HAIR * face + ABOVE * room if room > 0 else (height - face) * HAIR / (HAIR + SHOULDERS)
+    left = np.clip(round(crop.left + (crop.side - width) / 2), 0, size[0] - width)
+    top = np.clip(round(float(low[1]) - above), 0, size[1] - height)
+    return Box(float(left), float(top), float(width), float(height))
+
+
+def shown_box(fit: HeadFit | Tracking, points: Float32[np.ndarray, "478 2"], config: GenerateConfig) -> Box:
+    """The part of the photo that the film shows; the square crop may reach over the photo's border.
+
+    `points` are the face's, crop px.
+
+    Raises:
+        UsageError, InputError: an aspect that is none, or in which the head does not fit.
+    """
+    crop, size = Crop(*map(float, fit.crop)), (int(fit.size[0]), int(fit.size[1]))
+    if config.paste_back:
+        return Box(0.0, 0.0, float(size[0]), float(size[1]))
+    shape = shape_of(config.aspect, config.size)
+    if shape[0] == shape[1]:
+        return Box(crop.left, crop.top, crop.side, crop.side)
+    return framing(uncrop_points(points, crop, CROP_SIZE), crop, size, shape)
 
 
 def steady_crop(faces: Float[np.ndarray, "T N 2"], size: tuple[int, int]) -> Crop:
@@ -97,10 +177,11 @@ def crop_points(points: Float32[np.ndarray, "*B 2"], crop: Crop, out_size: int) 
     return ((points - corner) * (out_size / crop.side)).astype(np.float32)
 
 
-Box = tuple[float, float, float, float]
+Sides = tuple[float, float, float, float]
+"""Left, top, right and bottom of a rectangle, px."""
 
 
-def picture_box(crop: Crop, size: Int64[np.ndarray, " 2"], side: int) -> Box:
+def picture_box(crop: Crop, size: Int64[np.ndarray, " 2"], side: int) -> Sides:
     """Left, top, right and bottom of the source picture in its crop of `side` px, which may reach beyond it."""
     (left, top), (right, bottom) = np.clip(
         crop_points(np.array([[0, 0], size], np.float32), crop, side), 0, side

@@ -42,8 +42,15 @@ class Estimate:
 class Estimator(Protocol):
     """A network behind its adapter."""
 
-    name: str
-    licence: str
+    @property
+    def name(self) -> str:
+        """Of the network."""
+        ...
+
+    @property
+    def licence(self) -> str:
+        """Of its weights."""
+        ...
 
     def __call__(self, crop: UInt8[np.ndarray, "S S 3"]) -> Estimate:
         """Estimate an RGB crop."""

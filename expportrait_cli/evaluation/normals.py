@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int64, Shaped, UInt8
 
-from expportrait_cli.detect.crop import Box
+from expportrait_cli.detect.crop import Sides
 from expportrait_cli.detect.matte import Gaussian, lab_colours
 
 OUTLINE_TURNS_DEG = ((15, 30), (30, 45), (45, 60))
@@ -65,7 +65,7 @@ class Frame:
     """Height of the static detail that is drawn, mm; NaN where the photo does not show the surface."""
     relief_read: Plane
     """Height of the detail that this picture shows by itself, read as the photo's was, mm."""
-    box: Box
+    box: Sides
     """Left, top, right and bottom of the source picture in the crop, px: beyond it the crop only repeats its edge."""
 
     @property
@@ -112,7 +112,7 @@ def outline(frame: Frame) -> dict[str, Any]:
 
 
 def rays(
-    mask: Plane, centre: Float[np.ndarray, " 2"], directions: Float[np.ndarray, "N 2"], box: Box
+    mask: Plane, centre: Float[np.ndarray, " 2"], directions: Float[np.ndarray, "N 2"], box: Sides
 ) -> tuple[Float[np.ndarray, " N"], Bool[np.ndarray, " N"]]:
     """Distance (px) at which each ray leaves a mask for the last time, and whether that is inside the picture."""
     steps = np.arange(0, REACH_PX, STEP_PX)

@@ -13,7 +13,7 @@ from jaxtyping import Float32, Float64, UInt8
 from scipy.spatial.transform import Rotation
 
 from expportrait_cli.artifacts.types import CROP_SIZE, Curves, HeadFit
-from expportrait_cli.detect.crop import Crop, crop_points, steady_crop
+from expportrait_cli.detect.crop import Box, Crop, crop_points, steady_crop
 from expportrait_cli.evaluation import image
 from expportrait_cli.evaluation.columns import IDENTITIES
 from expportrait_cli.evaluation.estimators import Likeness, missing_columns
@@ -172,12 +172,12 @@ def measure_run(
     head_fit: HeadFit,
     model: LandmarkModel,
     *,
-    pasted: bool,
+    box: Box,
     progress: Progress,
 ) -> Shown:
     """Solve each frame of a film with the very head and camera that it was made from.
 
-    `pasted` films show the whole photo, others the crop. Holds three frames.
+    `box` is the part of the photo that the film shows. Holds three frames.
     """
     missing = missing_columns(has_truth=False, side=CROP_SIZE)
     likeness, looker = Likeness(missing), Looker()
@@ -192,7 +192,7 @@ def measure_run(
         row: dict[str, np.ndarray | float] = {"flicker": image.flicker(list(lumas)) if len(lumas) == 3 else np.nan}
         seen = looker.look(frame)
         if seen is not None:
-            state = solver.frame(identity, _in_crop(seen, frame, head_fit, pasted=pasted), iterations=ITERATIONS)
+            state = solver.frame(identity, _in_crop(seen, frame, head_fit, box), iterations=ITERATIONS)
             row |= {"angles": pitch_yaw_roll_deg(state.rotation), "expression": state.expression}
             row |= {"jaw": state.jaw[0] / model.jaw_full_rad, **likeness.measure(frame, seen)}
         rows.append(row)
@@ -213,10 +213,8 @@ def _column(rows: list[dict], name: str) -> SERIES:
 
 
 def _in_crop(
-    points: Float64[np.ndarray, "478 2"], frame: Image, head_fit: HeadFit, *, pasted: bool
+    points: Float64[np.ndarray, "478 2"], frame: Image, head_fit: HeadFit, box: Box
 ) -> Float32[np.ndarray, "478 2"]:
     """Film px to px of the photo's crop."""
-    if not pasted:
-        return (points * (CROP_SIZE / frame.shape[1])).astype(np.float32)
-    on_photo = (points * (float(head_fit.size[0]) / frame.shape[1])).astype(np.float32)
-    return crop_points(on_photo, Crop(*map(float, head_fit.crop)), CROP_SIZE)
+    on_photo = points * (box.width / frame.shape[1]) + np.array([box.left, box.top])
+    return crop_points(on_photo.astype(np.float32), Crop(*map(float, head_fit.crop)), CROP_SIZE)

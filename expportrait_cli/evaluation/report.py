@@ -274,7 +274,7 @@ def pictures(scores: Scores, frames: Int64[np.ndarray, " R"]) -> dict[int, list[
     rising = np.sort(frames)
     if not len(rising):
         return {}
-    films = (read_pictures(Path(clip), rising) for clip in (scores.target, scores.output))
+    films = read_pictures(Path(scores.target), rising + scores.target_from), read_pictures(Path(scores.output), rising)
     shown = {}
     for frame, target, output in zip(rising.tolist(), *films, strict=True):
         shown[frame] = [("target", data_uri(target)), ("film", data_uri(output))]

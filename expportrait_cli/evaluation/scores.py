@@ -103,6 +103,8 @@ class Scores:
     windows: Float64[np.ndarray, "2 N 400"] = field(default_factory=lambda: np.empty((2, 0, CLASSES)))
     """What FVD's network gave for each window of the film and of its target, from `first_frame` on, for a suite's FVD;
     N is 0 without its weights."""
+    target_from: int = 0
+    """Frame of the target that the film's frame 0 is compared with."""
 
     @property
     def first_frame(self) -> int:
@@ -161,6 +163,7 @@ class Scores:
             "mode": self.mode,
             "output": self.output,
             "target": self.target,
+            "target_from": self.target_from,
             "reference": self.reference,
             "frames": len(self.values),
             "first_frame_of_means": self.first_frame,
@@ -189,9 +192,11 @@ def scores_from_json(document: dict[str, Any]) -> Scores:
     rows = [[row[name] for name in NAMES] for row in document["rows"]]
     values = np.array([[np.nan if value is None else value for value in row] for row in rows], np.float64)
     output, target, reference = (str(document[key]) for key in ("output", "target", "reference"))
+    # Files from before targets could be trimmed have none.
+    target_from = int(document.get("target_from", 0))
     answers = [document["windows"][film] for film in FILMS]
     windows = np.array(answers, np.float64).reshape(2, len(answers[0]), CLASSES)
-    return Scores(document["mode"], output, target, reference, values, dict(document["missing"]), windows)
+    return Scores(document["mode"], output, target, reference, values, dict(document["missing"]), windows, target_from)
 
 
 def _definition(column: dict[str, str | None]) -> dict[str, str | None]:

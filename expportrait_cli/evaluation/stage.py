@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
+from expportrait_cli.config import Stretch
 from expportrait_cli.errors import InputError
 from expportrait_cli.evaluation import face, image, own
 from expportrait_cli.evaluation.columns import IDENTITIES, LOOKS, NAMES, SPARSE_EVERY, TRACKED, Mode
@@ -13,14 +14,22 @@ from expportrait_cli.evaluation.estimators import Likeness, Readers, missing_col
 from expportrait_cli.evaluation.fvd import Windows
 from expportrait_cli.evaluation.scores import Scores, first_frame
 from expportrait_cli.head import landmark_model, load_head
+from expportrait_cli.media.stretch import frames_of, settled
 from expportrait_cli.media.video import frame_count, probe, read_frame, read_frames
 from expportrait_cli.runtime import Progress
 
 Image = UInt8[np.ndarray, "H W 3"]
 
 
-def evaluate(output: Path, target: Path, *, reference: Path | None, progress: Progress) -> Scores:
-    """Measure every frame of `output` against the same frame of `target`.
+def evaluate(
+    output: Path,
+    target: Path,
+    *,
+    reference: Path | None,
+    progress: Progress,
+    stretch: Stretch = Stretch(),  # noqa: B008
+) -> Scores:
+    """Measure every frame of `output` against the same frame of a stretch of `target`.
 
     Without a reference the target is the truth (self): same size, same frames, and its first frame is the reference.
     With a photo as reference the target is the driver (cross): same frames, any size, no pixel metrics. Holds three
@@ -30,7 +39,8 @@ def evaluate(output: Path, target: Path, *, reference: Path | None, progress: Pr
         InputError: the clips do not match, or the reference shows no face.
     """
     mode: Mode = "self" if reference is None else "cross"
-    total = _check_pair(output, target, mode)
+    first, end = frames_of(settled(stretch, target), probe(target).rate)
+    total = _check_pair(output, target, mode, (first, end))
     missing = missing_columns(has_truth=mode == "self", side=min(image_side(target)))
     likeness = Likeness(missing)
     if reference is not None and not likeness.is_empty:
@@ -43,7 +53,7 @@ def evaluate(output: Path, target: Path, *, reference: Path | None, progress: Pr
     pair = _Pair(mode, likeness, missing, total=total)
     image.reuse_memory()
     values, landmarks = np.full((total, len(NAMES)), np.nan), np.full((2, total, 478, 2), np.nan, np.float32)
-    for t, frames in enumerate(zip(read_frames(output), read_frames(target), strict=True)):
+    for t, frames in enumerate(zip(read_frames(output), read_frames(target, start=first, end=end), strict=True)):
         progress(t, total)
         row = pair.measure(*frames)
         if t >= first_frame(mode):
@@ -56,7 +66,7 @@ def evaluate(output: Path, target: Path, *, reference: Path | None, progress: Pr
     if likeness.wants_reference:
         names = [*IDENTITIES, *IDENTITIES.values()]
         missing = dict.fromkeys(names, "the target's first frame shows no face") | missing
-    return Scores(mode, str(output), str(target), str(reference or target), values, missing, windows.answers)
+    return Scores(mode, str(output), str(target), str(reference or target), values, missing, windows.answers, first)
 
 
 def image_side(clip: Path) -> tuple[int, int]:
@@ -85,13 +95,13 @@ def _fill_tracked(
     return {}
 
 
-def _check_pair(output: Path, target: Path, mode: Mode) -> int:
+def _check_pair(output: Path, target: Path, mode: Mode, stretch: tuple[int, int | None]) -> int:
     """Count the frames that both clips have."""
-    counts = frame_count(output), frame_count(target)
+    counts = frame_count(output), frame_count(target, start=stretch[0], end=stretch[1])
     if counts[0] != counts[1]:
         raise InputError(
             f"{output} has {counts[0]} frames, {target} has {counts[1]}. "
-            "Frame by frame scores need as many: cut the longer one."
+            "Frame by frame scores need as many: cut the longer one, or trim the target with `start` and `end`."
         )
     if mode == "cross":
         return counts[0]

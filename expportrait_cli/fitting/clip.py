@@ -274,5 +274,5 @@ class Clip:
     def crops(self, rows: Rows) -> Iterator[UInt8[np.ndarray, "S S 3"]]:
         """The pictures of some frames in rising order, cropped; frames between are read and dropped."""
         crop = Crop(*map(float, self.tracking.crop))
-        for picture in read_pictures(self.tracking.source, rows):
+        for picture in read_pictures(self.tracking.source, self.tracking.first_frame + rows):
             yield crop_image(picture, crop, CROP_SIZE)

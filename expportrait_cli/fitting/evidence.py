@@ -72,7 +72,7 @@ class SharpClip(Clip):
     def crops(self, rows: Int64[np.ndarray, " R"]) -> Iterator[UInt8[np.ndarray, "S S 3"]]:
         """The pictures of some frames, `picture_size` wide; otherwise as those of a clip."""
         crop = Crop(*map(float, self.tracking.crop))
-        for picture in read_pictures(self.tracking.source, rows):
+        for picture in read_pictures(self.tracking.source, self.tracking.first_frame + rows):
             yield crop_image(picture, crop, self.picture_size)
 
 

@@ -91,7 +91,9 @@ def shows_photo(driver: Tracking, photo: Tracking) -> bool:
 
 def _face_pixels(tracking: Tracking, frame: int) -> Float32[np.ndarray, " N"]:
     """Brightness of the square around the inner face of one frame."""
-    image = crop_image(read_frame(tracking.source, frame), Crop(*map(float, tracking.crop)), CROP_SIZE)
+    image = crop_image(
+        read_frame(tracking.source, tracking.first_frame + frame), Crop(*map(float, tracking.crop)), CROP_SIZE
+    )
     points = np.delete(tracking.landmarks[frame], FACE_OVAL + IRIS, axis=0)
     side = float(np.ptp(points, axis=0).max())
     left, top = points.mean(0) - side / 2

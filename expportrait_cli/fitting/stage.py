@@ -90,7 +90,7 @@ def fit(
     start = replace(_blank(tracking, head), identity_from=identity_from)
     # Landmarks first: the outline is compared with a face that lies where it is seen.
     start = replace(start, frame_offset=_landmark_offset(start, head))
-    photo = read_frame(tracking.source, start.frame)
+    photo = read_frame(tracking.source, start.picture)
     image = crop_image(photo, Crop(*map(float, tracking.crop)), CROP_SIZE)
 
     def draw(verts: Float32[np.ndarray, "V 3"]) -> Int64[np.ndarray, "S S"]:
@@ -165,6 +165,7 @@ def _blank(tracking: Tracking, head: HeadModel) -> HeadFit:
         source=tracking.source,
         source_hash=tracking.source_hash,
         frame=frame,
+        first_frame=tracking.first_frame,
         head_model=head.name,
         size=tracking.size,
         crop=tracking.crop,

@@ -10,7 +10,7 @@ from scipy import sparse
 from torch import Tensor
 
 
-def csr_tensor(matrix: sparse.csr_matrix) -> Tensor:
+def csr_tensor(matrix: sparse.csr_matrix | sparse.csr_array) -> Tensor:
     """A sparse matrix in single precision, for products with dense ones."""
     matrix.sort_indices()
     with warnings.catch_warnings():
@@ -20,7 +20,7 @@ def csr_tensor(matrix: sparse.csr_matrix) -> Tensor:
             torch.from_numpy(matrix.indptr.astype(np.int64)),
             torch.from_numpy(matrix.indices.astype(np.int64)),
             torch.from_numpy(matrix.data.astype(np.float32)),
-            size=matrix.get_shape(),
+            size=matrix.shape,
             check_invariants=True,
         )
 

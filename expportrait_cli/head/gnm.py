@@ -277,8 +277,9 @@ def colours(file: GnmFile, head: HeadModel) -> Float32[Tensor, "V 3"]:
     for group in BROWS:
         inside = np.flatnonzero(file.groups.get(group, np.zeros(len(verts))) > 0.5)
         if len(inside) > 3:
-            line = np.polyval(np.polyfit(verts[inside, 0], verts[inside, 1], 2), verts[inside, 0])
-            stroke = np.clip(1.5 - np.abs(verts[inside, 1] - line) / BROW_M, 0, 1)[:, None]
+            x, y = verts[inside, 0], verts[inside, 1]
+            line = np.polyval(np.polyfit(x, y, 2), x)
+            stroke = np.clip(1.5 - np.abs(y - line) / BROW_M, 0, 1)[:, None]
             paint[inside] += stroke * (regions.BROW_COLOUR - paint[inside])
     parts = head.parts.numpy()
     own = np.vstack([regions.PART_COLOURS, [[0.62, 0.3, 0.3]]])

@@ -211,15 +211,15 @@ SWSCALE_MATRIX = {
 }
 
 
-def frame_count(path: str | os.PathLike[str]) -> int:
-    """Count the frames that `read_frames` yields, by decoding the clip once."""
+def frame_count(path: str | os.PathLike[str], *, start: int = 0, end: int | None = None) -> int:
+    """Count the frames that `read_frames` yields, by decoding the clip once; none if it ends before `start`."""
     info = probe(path)
     status, out, report = ffmpeg.run(
-        *["-loglevel", "error", *_opened(info), *_cadence(info, 0, None, [])],
+        *["-loglevel", "error", *_opened(info), *_cadence(info, start, end, [])],
         *["-f", "null", "-progress", "-", "-"],
     )
-    counts = re.findall(r"^frame=(\d+)", out, re.MULTILINE)
-    if status != 0 and not counts:
+    counts = re.findall(r"^frame=(\d+)", out, re.MULTILINE) or (["0"] if status == 0 else [])
+    if not counts:
         raise InputError(f"{path} could not be decoded: {ffmpeg.complaint(report)}.")
     return int(counts[-1])
 

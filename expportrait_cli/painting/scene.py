@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Float32, UInt8
 from expportrait_cli.artifacts.meshes import Meshes
 from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit, Tracking
 from expportrait_cli.config import GenerateConfig
-from expportrait_cli.detect.crop import Crop, crop_image
+from expportrait_cli.detect.crop import Box, Crop, crop_image, shape_of, shown_box
 from expportrait_cli.detect.matte import Matte
 from expportrait_cli.errors import FilmError
 from expportrait_cli.geometry.camera import Camera
@@ -145,14 +145,24 @@ def crop_canvas(image: UInt8[np.ndarray, "H W 3"], fit: HeadFit, size: int) -> C
 
 
 def photo_canvas(image: UInt8[np.ndarray, "H W 3"], fit: HeadFit, size: int) -> Canvas:
-    """The whole photo, so scaled that the crop has at most `size` pixels; the matte of the crop wins inside it."""
+    """The whole photo, so scaled that the crop has at most `size` pixels."""
     height, width = image.shape[:2]
-    crop = Crop(*map(float, fit.crop))
-    shrink = min(1.0, size / crop.side)
+    shrink = min(1.0, size / float(fit.crop[2]))
     shape = (max(round(width * shrink), 2), max(round(height * shrink), 2))
-    photo = image if shrink == 1.0 else cv2.resize(image, shape, interpolation=cv2.INTER_AREA)
-    scale = shrink * crop.side / CROP_SIZE
-    corner = (crop.left * shrink, crop.top * shrink)
+    return box_canvas(image, fit, Box(0.0, 0.0, float(width), float(height)), shape)
+
+
+def box_canvas(image: UInt8[np.ndarray, "H W 3"], fit: HeadFit, box: Box, shape: tuple[int, int]) -> Canvas:
+    """A part of the photo at `shape` (width, height) pixels; the matte of the crop wins inside it."""
+    crop = Crop(*map(float, fit.crop))
+    left, top, width, height = map(int, box)
+    ratio = shape[0] / width
+    photo = image[top : top + height, left : left + width]
+    if photo.shape[1::-1] != shape:
+        photo = cv2.resize(photo, shape, interpolation=cv2.INTER_AREA if ratio < 1 else cv2.INTER_CUBIC)
+    photo = np.ascontiguousarray(photo).astype(np.uint8)
+    scale = ratio * crop.side / CROP_SIZE
+    corner = ((crop.left - left) * ratio, (crop.top - top) * ratio)
     whole = _square_matte(photo)
     inner = Matte().matte(crop_image(image, crop, CROP_SIZE))
     alpha = _merge(whole, inner, scale, corner)
@@ -272,11 +282,16 @@ class Scene:
         driver: Tracking | None = None,
     ) -> "Scene":
         """Read the photo."""
-        photo = read_frame(fit.source, fit.frame)
+        photo = read_frame(fit.source, fit.picture)
         if not config.detail:
             fit = replace(fit, relief=np.zeros((0, 0), np.float16))
-        make = photo_canvas if config.paste_back else crop_canvas
-        return cls(fit, meshes, head, photo, make(photo, fit, config.size), driver)
+        if config.paste_back:
+            canvas = photo_canvas(photo, fit, config.size)
+        elif (shape := shape_of(config.aspect, config.size))[0] == shape[1]:
+            canvas = crop_canvas(photo, fit, config.size)
+        else:
+            canvas = box_canvas(photo, fit, shown_box(fit, fit.landmarks, config), shape)
+        return cls(fit, meshes, head, photo, canvas, driver)
 
     @property
     def still(self) -> Still:

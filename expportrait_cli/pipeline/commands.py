@@ -14,7 +14,7 @@ from expportrait_cli.artifacts.files import alone, atomic_path, content_hash
 from expportrait_cli.artifacts.meshes import KIND as MESHES
 from expportrait_cli.artifacts.meshes import Meshes
 from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit, Tracking
-from expportrait_cli.config import FitConfig, GenerateConfig, RenderConfig, TrackConfig, TransferConfig
+from expportrait_cli.config import FitConfig, GenerateConfig, RenderConfig, Stretch, TrackConfig, TransferConfig
 from expportrait_cli.errors import InputError
 from expportrait_cli.evaluation import Scores, report_page
 from expportrait_cli.evaluation import evaluate as run_evaluate
@@ -25,7 +25,7 @@ from expportrait_cli.pipeline import film as films
 from expportrait_cli.pipeline.heads import check_same, head_behind, head_by_name
 from expportrait_cli.pipeline.job import Job
 from expportrait_cli.pipeline.performance import Driver, OffsetSource
-from expportrait_cli.pipeline.provenance import LicenceMap, check_source, of_film, with_estimators
+from expportrait_cli.pipeline.provenance import LicenceMap, check_source, of_film, stretch_behind, with_estimators
 from expportrait_cli.pipeline.sheets import write_preview
 from expportrait_cli.pipeline.steps import Steps, given
 from expportrait_cli.render import files, rasterizer
@@ -208,11 +208,13 @@ def generate(
     transfer: TransferConfig | None = None,
     paint: GenerateConfig | None = None,
     head_model: HeadName | None = None,
+    stretch: Stretch | None = None,
     stage: Stage = silent,
 ) -> films.Film:
     """Make the person of a photo, or of a `.head.npz`, perform a clip or what was made of one.
 
-    The driver is a clip, a `.track.npz`, a `.meshes.npz` or a `.normals.mkv`. What the stages make on the way lies in
+    The driver is a clip, a `.track.npz`, a `.meshes.npz` or a `.normals.mkv`; `stretch` is what is taken of a clip, and
+    `track.stretch` of the reference. What the stages make on the way lies in
     `OUT.work`, and is used by the next run.
 
     Raises:
@@ -224,6 +226,7 @@ def generate(
         Path(driving),
         Path(out),
         track=track or TrackConfig(),
+        driving_stretch=stretch or Stretch(),
         fit=fit or FitConfig(),
         transfer=transfer or TransferConfig(),
         generate=paint or GenerateConfig(),
@@ -247,11 +250,13 @@ def evaluate(
     *,
     reference: PathLike | None = None,
     page: PathLike | None = None,
+    stretch: Stretch | None = None,
     stage: Stage = silent,
 ) -> Evaluation:
     """Judge a film by its target, and write a `.scores.json`; also an HTML `page` if one is asked for.
 
-    `reference` is the photo of a film that another clip drove.
+    `reference` is the photo of a film that another clip drove. `stretch` is what of the target the film shows; left
+    out, what the film's own record says if the target drove it.
 
     Raises:
         InputError: films that cannot be compared.
@@ -259,7 +264,14 @@ def evaluate(
     stages, photo = Stages(stage), Path(reference) if reference is not None else None
     with alone(out):
         scores = stages.run(
-            "evaluate", lambda progress: run_evaluate(Path(film), Path(target), reference=photo, progress=progress)
+            "evaluate",
+            lambda progress: run_evaluate(
+                Path(film),
+                Path(target),
+                reference=photo,
+                progress=progress,
+                stretch=stretch or stretch_behind(Path(film), Path(target)),
+            ),
         )
         terms = with_estimators(of_film(Path(film)), estimators([scores]))
         document = {**scores.to_json(), "licences": terms.to_json()}

@@ -166,7 +166,7 @@ def _colours(path: Path, fit: HeadFit, head: HeadModel) -> UInt8[np.ndarray, "V 
     except InputError as error:
         log.warning("%s The head is exported without colours.", error)
         return None
-    canvas = crop_canvas(read_frame(fit.source, fit.frame), fit, CROP_SIZE)
+    canvas = crop_canvas(read_frame(fit.source, fit.picture), fit, CROP_SIZE)
     layers = prepare(canvas.photo, canvas.alpha, fitted_mesh(fit, head), head, canvas.camera, canvas.hair(fit))
     colours = np.rint(layers.colour).clip(0, 255).astype(np.uint8)
     column, row = np.clip(np.floor(layers.xy).astype(int), 0, CROP_SIZE - 1).T

@@ -4,7 +4,7 @@ import json
 import logging
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
@@ -16,6 +16,7 @@ from expportrait_cli.artifacts.guard import check_outputs
 from expportrait_cli.artifacts.meshes import Meshes
 from expportrait_cli.artifacts.types import HeadFit, Tracking
 from expportrait_cli.config import RenderConfig
+from expportrait_cli.detect.crop import shown_box
 from expportrait_cli.errors import InputError
 from expportrait_cli.head import HeadModel
 from expportrait_cli.head.fitted import reduced
@@ -33,7 +34,7 @@ from expportrait_cli.pipeline.heads import (
     model_file,
     tracking_head,
 )
-from expportrait_cli.pipeline.job import WORK_FILES, Job, behind_normals, check
+from expportrait_cli.pipeline.job import Job, behind_normals, check
 from expportrait_cli.pipeline.performance import CurvesFile, Driver, OffsetSource, representation_of
 from expportrait_cli.pipeline.provenance import (
     check_source,
@@ -84,25 +85,50 @@ def generate(job: Job, stage: Stage = silent) -> Film:
         return _made(job, kinds, stage)
 
 
-def _made(job: Job, kinds: tuple[str, str], stage: Stage) -> Film:
+@dataclass(frozen=True)
+class Found:
+    """What there is before a run."""
+
+    hashes: dict[str, str]
+    """Of the inputs, by role."""
+    known: Mapping[str, Any]
+    """Record of the film that is there; empty without one."""
+    table: CurvesFile
+    painter: Choice
+    key: str
+    """Of the film that is asked for."""
+    is_current: bool
+    """The film is there already, with all that is asked for beside it."""
+
+
+def look(job: Job, kinds: tuple[str, str]) -> Found:
+    """Find out what a job, whose inputs were checked, depends on, and whether its film is there.
+
+    Raises:
+        WeightsError, UsageError: a painter that is not there, or whose settings do not fit.
+    """
     hashes = {"reference": content_hash(job.reference), "driving": content_hash(job.driving)}
-    known = read_record(job.record)
-    table = CurvesFile.of(job.curves, job.meshes, _strings(known.get("curves_written")))
+    record = read_record(job.record)
+    table = CurvesFile.of(job.curves, job.meshes, _strings(record.get("curves_written")))
     if edited := table.edited():
         hashes["curves"] = edited
     painter = choose(job.generate) if not job.show_control else Choice("proxy")
     key = film_key(job, hashes, painter.identity)
-    is_whole = _is_made(job.out, known.get("sha256")) and not job.show_control
-    if is_whole and known.get("key") == key and _has_beside(job, known):
+    # The representation of meshes that are made is that of the settings.
+    painter.check_shown(representation_of(job.driving) if kinds[1] == "meshes" else job.transfer.representation)
+    known = record if _is_made(job.out, record.get("sha256")) and not job.show_control else {}
+    return Found(hashes, known, table, painter, key, known.get("key") == key and _has_beside(job, known))
+
+
+def _made(job: Job, kinds: tuple[str, str], stage: Stage) -> Film:
+    found = look(job, kinds)
+    if found.is_current:
         log.info("%s is up to date: same inputs, same settings.", job.out)
         _forget_segments(job.work)
-        return Film(job.out, job.record, known)
-    if kinds[1] != "meshes":
-        painter.check_shown(job.transfer.representation)
+        return Film(job.out, job.record, dict(found.known))
     if not job.show_control:
         painter_of(job.generate)  # For what it refuses: better now than after minutes of tracking.
-    run = _Run(job, Stages(stage), hashes, _head_model(job, kinds), painter, known if is_whole else {}, table)
-    return run.film(kinds, key)
+    return _Run(job, Stages(stage), found, head_model_of(job, kinds)).film(kinds, found.key)
 
 
 def _is_made(path: Path, digest: Any) -> bool:
@@ -134,7 +160,7 @@ def film_key(job: Job, hashes: Mapping[str, str], painter: Mapping[str, str]) ->
     return str(steps.made_by("generate", job.settings(), inputs)["key"])
 
 
-def _head_model(job: Job, kinds: tuple[str, str]) -> HeadModel:
+def head_model_of(job: Job, kinds: tuple[str, str]) -> HeadModel:
     """The head model of the artifacts that were given, and the default one for photos and clips."""
     own = npz.load(HeadFit, job.reference) if kinds[0] == "head" else None
     tracking = npz.load(Tracking, job.driving) if kinds[1] == "track" else None
@@ -150,26 +176,19 @@ def _head_model(job: Job, kinds: tuple[str, str]) -> HeadModel:
 class _Run:
     """One run: the head model, the stages, and the artifacts in the work folder."""
 
-    def __init__(
-        self,
-        job: Job,
-        stages: Stages,
-        hashes: dict[str, str],
-        head: HeadModel,
-        painter: Choice,
-        known: Mapping[str, Any],
-        table: CurvesFile,
-    ) -> None:
-        """`known` is the record of the film that is there, empty without one."""
-        self.job, self.stages, self.hashes, self.head, self.painter = job, stages, hashes, head, painter
-        self.known, self.table = known, table
+    def __init__(self, job: Job, stages: Stages, found: Found, head: HeadModel) -> None:
+        """Begin with what `look` found."""
+        self.job, self.stages, self.head = job, stages, head
+        self.hashes, self.painter, self.known, self.table = found.hashes, found.painter, found.known, found.table
         self.steps = Steps(head, stages)
 
     def film(self, kinds: tuple[str, str], key: str) -> Film:
         """Run the stages in order; a film that has these frames and this sound already is not painted again."""
         job, started = self.job, perf_counter()
         # The photo first: it shows in a second what would be found out after minutes of the driver.
-        photo = self._tracked("reference", job.reference, job.track.face) if kinds[0] != "head" else None
+        photo = self._tracked("reference") if kinds[0] != "head" else None
+        if kinds[0] == "photo" and photo is not None:
+            shown_box(photo.artifact, photo.artifact.landmarks[0], job.generate)  # For what it refuses.
         tracking = self._driver(kinds[1])
         head_fit, head_path = self._head_fit(photo, tracking)
         meshes = self._meshes(head_fit, head_path, tracking)
@@ -183,17 +202,17 @@ class _Run:
         driver = Driver.of(tracking.artifact) if tracking is not None else Driver.behind(job.driving)
         mouth = self._mouth(head_fit.artifact, tracking.artifact if tracking is not None else None)
         shown = representation_of(Path(meshes.artifact.path))
-        self.painter.check_shown(shown)
         # The photo's own normals are of the same kind as the film's.
         head_fit = replace(head_fit, artifact=reduced(head_fit.artifact, shown))
-        drawn = {"render": f"revision {steps.REVISIONS['render']}"}
-        inputs = {"head": head_fit.key, "meshes": meshes.key, **drawn, **self.painter.identity}
-        inputs |= {"mouth": mouth.fingerprint} if mouth is not None else {}
-        film_key = steps.made_by("generate", asdict(job.generate), inputs)["key"]
-        if film_key != self.known.get("painted"):
+        # Whether the driver shows its mouth follows from head and meshes, unless its clip is gone.
+        is_there = tracking is None or Path(tracking.artifact.source).is_file()
+        gone = {} if mouth is not None or is_there else {"mouth": "model"}
+        painted = steps.painted_key(job.generate, head_fit.key, meshes.key, self.painter.identity, **gone)
+        if painted != self.known.get("painted"):
             # Sound is added at the end: it makes no frame stale.
-            frames = steps.made_by("generate", {**asdict(job.generate), "audio": None}, inputs)
-            self._paint(head_fit.artifact, meshes.artifact, driver, mouth, job.work / f"segments-{frames['key'][:16]}")
+            own = {**gone, "audio": None}
+            frames = steps.painted_key(job.generate, head_fit.key, meshes.key, self.painter.identity, **own)
+            self._paint(head_fit.artifact, meshes.artifact, driver, mouth, job.work / f"segments-{frames[:16]}")
         if job.grid:
             self.stages.run(
                 "draw the grid",
@@ -209,7 +228,7 @@ class _Run:
             )
         quality = _quality(head_fit.artifact, tracking.artifact if tracking is not None else None, meshes.artifact)
         quality["mouth"] = "driver" if mouth is not None else "model"
-        record = self._record(key, film_key, meshes.artifact, head_path, perf_counter() - started, quality)
+        record = self._record(key, painted, meshes.artifact, head_path, perf_counter() - started, quality)
         if job.with_report:
             # Imported here, because only runs with a page need the libraries that measure a film.
             from expportrait_cli.pipeline.report import write_run_report
@@ -221,7 +240,7 @@ class _Run:
         # Segments are removed last, so that a run that stops earlier need not paint again.
         _forget_segments(job.work)
         if not job.keep_work:
-            _remove_work(job.work)
+            job.remove_work()
         return Film(job.out, job.record, record)
 
     def _mouth(self, head_fit: HeadFit, driver: Tracking | None) -> Tracking | None:
@@ -253,7 +272,7 @@ class _Run:
                 progress=progress,
             ),
         )
-        audio, audio_start_s = self._audio(driver)
+        audio, audio_start_s = self._audio(driver, head_fit)
         join(
             segments,
             job.out,
@@ -264,14 +283,13 @@ class _Run:
             metadata=synthetic_tags(),
         )
 
-    def _tracked(self, role: str, source: Path, face: str) -> Keyed[Tracking]:
-        """Tracking of a photo or clip, in the work folder or in the one that several films share."""
-        config, path = replace(self.job.track, face=face), self.job.work / f"{role}.track.npz"
+    def _tracked(self, role: str) -> Keyed[Tracking]:
+        source, config = self.job.tracked(role)
         title = f"track the {WORDS[role]}"
+        key = track_header(config, tracking_head(self.head).name, self.hashes[role])["key"]
+        path = self.job.tracking(role, key)
         if self.job.shared is None:
             return self.steps.track(source, path, config, title=title)
-        key = track_header(config, tracking_head(self.head).name, self.hashes[role])["key"]
-        path = self.job.shared / f"{key[:16]}.track.npz"
         # Another part of the list may be at the same clip.
         with alone(path, wait=True):
             return self.steps.track(source, path, config, title=title)
@@ -282,7 +300,7 @@ class _Run:
                 return None
             case "track":
                 return steps.given(Tracking, self.job.driving)
-        return self._tracked("driving", self.job.driving, self.job.driving_face)
+        return self._tracked("driving")
 
     def _head_fit(self, photo: Keyed[Tracking] | None, driver: Keyed[Tracking] | None) -> tuple[Keyed[HeadFit], Path]:
         """The person's head and its file: as given, or fitted to the photo's tracking."""
@@ -309,21 +327,24 @@ class _Run:
             head_fit, tracking, job.meshes, source, head_path=head_path, curves=job.curves, written=self.table.written
         )
 
-    def _audio(self, driver: Driver | None) -> tuple[Path | None, float]:
+    def _audio(self, driver: Driver | None, head_fit: HeadFit) -> tuple[Path | None, float]:
         """File that the sound comes from, and the time in it that frame 0 shows."""
+        first = 0
         match self.job.generate.audio:
             case "none":
                 return None, 0.0
             case "reference":
-                source = self.job.reference
+                source, first = self.job.reference, head_fit.first_frame
+            case "driving" if driver is not None:
+                source, first = driver.source, driver.first_frame
             case "driving":
-                source = driver.source if driver is not None else self.job.driving
+                source = self.job.driving
         if source.suffix == ".npz" or not source.is_file():
             log.warning("The clip behind %s is gone: the film has no sound.", source)
             return None, 0.0
         info = None if is_image(source) else probe(source)
         if info is not None and info.has_audio:
-            return source, info.start_s
+            return source, info.start_s + float(first / info.rate)
         if self.job.generate.audio == "reference":
             log.warning("%s has no sound to take: the film is silent. Leave out `audio=reference`.", source)
         return None, 0.0
@@ -354,17 +375,6 @@ class _Run:
         }
         content["licences"] = licence_map(content).to_json()
         return content
-
-
-def _remove_work(folder: Path) -> None:
-    """Remove what runs of the tool left in a work folder, and the folder if nothing else is in it."""
-    for name in WORK_FILES:
-        (folder / name).unlink(missing_ok=True)
-    others = sorted(path.name for path in folder.iterdir())
-    if others:
-        log.warning("%s holds other files (%s), and stays.", folder, others[0])
-    else:
-        folder.rmdir()
 
 
 def _quality(head_fit: HeadFit, tracking: Tracking | None, meshes: Meshes) -> dict[str, Any]:

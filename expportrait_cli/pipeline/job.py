@@ -1,5 +1,6 @@
 """What one film is made of, and everything about it that can be checked before the work starts."""
 
+import logging
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -9,20 +10,25 @@ from expportrait_cli.artifacts.files import check_file, content_hash, sha256
 from expportrait_cli.artifacts.guard import check_foreign, check_outputs
 from expportrait_cli.artifacts.meshes import Meshes
 from expportrait_cli.artifacts.types import HeadFit
-from expportrait_cli.config import FitConfig, GenerateConfig, TrackConfig, TransferConfig
+from expportrait_cli.config import FitConfig, GenerateConfig, Stretch, TrackConfig, TransferConfig
+from expportrait_cli.detect.crop import shape_of
 from expportrait_cli.detect.faces import check_choice
 from expportrait_cli.errors import InputError, UsageError
 from expportrait_cli.head import HeadName
 from expportrait_cli.media.ffmpeg import check_sound
 from expportrait_cli.media.image import is_image, read_image
+from expportrait_cli.media.stretch import settled
 from expportrait_cli.media.video import probe
 from expportrait_cli.render.files import SUFFIX, load_info
 from expportrait_cli.retargeting.stage import check_neutral, parse_regions
 
+log = logging.getLogger(__name__)
+
 WORK_FILES = (
     *("reference.track.npz", "driving.track.npz", "reference.head.npz", "driving.head.npz", "driving.meshes.npz"),
+    *("reference.faces.png", "driving.faces.png"),
 )
-"""Artifacts that a run leaves in its work folder."""
+"""Artifacts that a run leaves in its work folder, and pictures of the faces that it had to choose from."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,8 @@ class Job:
     track: TrackConfig = field(default_factory=TrackConfig)
     """For both; its face is the reference's."""
     driving_face: str = TrackConfig.face
+    driving_stretch: Stretch = field(default_factory=Stretch)
+    """Frames of the driver's clip that are taken; `track.stretch` is the reference's."""
     head_model: HeadName | None = None
     """3D head of photos and clips; None for that of the artifacts that were given, and else the default one."""
     fit: FitConfig = field(default_factory=FitConfig)
@@ -62,6 +70,17 @@ class Job:
     def meshes(self) -> Path:
         """Meshes that were made on the way."""
         return self.work / "driving.meshes.npz"
+
+    def tracking(self, role: str, key: str) -> Path:
+        """Tracking of the `reference` or the `driving` clip, in the work folder or in the one that films share."""
+        return self.work / f"{role}.track.npz" if self.shared is None else self.shared / f"{key[:16]}.track.npz"
+
+    def tracked(self, role: str) -> tuple[Path, TrackConfig]:
+        """Photo or clip of a role, and how it is tracked, its stretch in frames."""
+        if role == "reference":
+            return self.reference, replace(self.track, stretch=settled(self.track.stretch, self.reference))
+        stretch = settled(self.driving_stretch, self.driving)
+        return self.driving, replace(self.track, face=self.driving_face, stretch=stretch)
 
     @property
     def record(self) -> Path:
@@ -99,12 +118,23 @@ class Job:
         curves = [self.curves] if self.curves is not None and not self.curves.exists() else []
         return [self.out, *self.side_products(), *(self.work / name for name in WORK_FILES), *curves]
 
+    def remove_work(self) -> None:
+        """Remove what runs of the tool left in the work folder, and the folder if nothing else is in it."""
+        for name in WORK_FILES:
+            (self.work / name).unlink(missing_ok=True)
+        others = sorted(path.name for path in self.work.iterdir())
+        if others:
+            log.warning("%s holds other files (%s), and stays.", self.work, others[0])
+        else:
+            self.work.rmdir()
+
     def settings(self) -> dict[str, Any]:
         """Settings of every stage, as JSON can hold them."""
         stages = ("track", "fit", "transfer", "generate")
         return {
             **{stage: asdict(getattr(self, stage)) for stage in stages},
             "driving_face": self.driving_face,
+            "driving_stretch": asdict(self.driving_stretch),
             "head_model": self.head_model or "",
             "grid": self.grid,
         }
@@ -199,6 +229,11 @@ def check(job: Job) -> tuple[str, str]:
     sounding = {"driving": (driving, job.driving), "reference": (reference, job.reference)}.get(job.generate.audio)
     if sounding is not None and sounding[0] == "clip" and probe(sounding[1]).has_audio:
         check_sound(sounding[1])
+    _check_stretch(reference, job.reference, job.track.stretch, "reference_")
+    _check_stretch(driving, job.driving, job.driving_stretch, "")
+    if job.generate.paste_back and job.generate.aspect != GenerateConfig.aspect:
+        raise UsageError(f"`aspect={job.generate.aspect}` and `paste_back` exclude each other: leave out one of them.")
+    shape_of(job.generate.aspect, job.generate.size)
     check_choice("face", job.track.face)
     check_choice("driving_face", job.driving_face)
     parse_regions(job.transfer.region)
@@ -209,3 +244,9 @@ def check(job: Job) -> tuple[str, str]:
             "out, or give the photo."
         )
     return reference, driving
+
+
+def _check_stretch(kind: str, path: Path, stretch: Stretch, prefix: str) -> None:
+    if stretch != Stretch() and kind not in ("photo", "clip"):
+        raise UsageError(f"`{prefix}start` chooses frames of a clip, and {path} was made of one. Trim with `track`.")
+    settled(stretch, path, prefix=prefix)

@@ -1,12 +1,14 @@
-"""Lists of jobs: CSV with a header line, or one JSON object a line."""
+"""Lists of jobs: a table with a header line (CSV, or a spreadsheet), one JSON object a line, or patterns of names."""
 
 import csv
 import io
-from collections.abc import Iterator
-from dataclasses import fields, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields, is_dataclass, replace
 from difflib import get_close_matches
+from glob import glob
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 from expportrait_cli.artifacts.files import film_name
 from expportrait_cli.artifacts.texts import parse_json, read_text
@@ -16,41 +18,86 @@ from expportrait_cli.config import (
     SIZES,
     FitConfig,
     GenerateConfig,
+    Stretch,
     TrackConfig,
     TransferConfig,
     WanConfig,
 )
-from expportrait_cli.errors import InputError, UsageError
+from expportrait_cli.errors import InputError, UsageError, WeightsError
 from expportrait_cli.pipeline.job import Job
 from expportrait_cli.runtime import expected
 
 WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-SECTIONS = {"track": TrackConfig, "transfer": TransferConfig, "generate": GenerateConfig}
+SECTIONS = {"track": TrackConfig, "fit": FitConfig, "transfer": TransferConfig, "generate": GenerateConfig}
 LONGEST = 1 << 26
 """Largest list that is read, bytes: a million rows."""
 PATHS = ("reference", "driving", "output", "curves")
-REFUSED = ("several", "wan", "folds")
-"""Settings that a list cannot change. `several`: in a batch, several faces without a choice are always an error. `wan`
-is a section of settings. `folds` needs the driver's head, which a job of a list does not have."""
+REFUSED = (
+    *("several", "stretch", "wan", "folds"),
+    *("supervision", "recenter", "detail", "rounds", "iterations", "descent"),
+)
+"""Settings that a list cannot change. `several`: in a batch, several faces without a choice are always an error.
+`stretch` and `wan` are sections of settings. `folds` needs the driver's head, which a job of a list does not have. Of
+the fit a list has what `generate` has."""
 
 
-def read_jobs(path: Path, folder: Path, *, shared: Path | None = None) -> list[Job]:
+def read_jobs(
+    path: Path, folder: Path, *, shared: Path | None = None, defaults: Mapping[str, Any] | None = None
+) -> list[Job]:
     """Read the list; films whose row names no output go to `folder` as REF--DRIVING.mp4.
 
-    `shared` is the jobs' folder of trackings, so that a clip that drives many photos is tracked once.
+    `shared` is the jobs' folder of trackings, so that a clip that drives many photos is tracked once. `defaults` are
+    columns that hold where a row has none.
 
     Raises:
         InputError: with the line, when a row cannot be understood, or when two rows would write one film.
     """
-    jobs: list[Job] = []
-    for number, row in _rows(path):
-        job = replace(_job(row, path.parent, folder, f"{path}, line {number}"), shared=shared)
-        if any(job.out.absolute() == other.out.absolute() for other in jobs):
-            raise InputError(f"{path}, line {number}: an earlier line writes {job.out} too. Name another output.")
-        jobs.append(job)
+    jobs = _distinct(_rows(path), path, path.parent, folder, shared, defaults or {})
     if not jobs:
         raise InputError(f"{path} holds no jobs. Expected columns reference, driving and output.")
     return jobs
+
+
+def is_pattern(text: str) -> bool:
+    """Whether it names photos by a pattern: no file of that name is there."""
+    return any(sign in text for sign in "*?[") and not Path(text).exists()
+
+
+def pattern_jobs(
+    references: str, driving: str, folder: Path, *, shared: Path, defaults: Mapping[str, Any] | None = None
+) -> list[Job]:
+    """Every file of the pattern `references` performs every clip of the pattern `driving`.
+
+    Raises:
+        InputError: no file has such a name.
+    """
+    found = []
+    for pattern in (references, driving):
+        paths = sorted(Path(name) for name in glob(pattern, recursive=True) if Path(name).is_file())  # noqa: PTH207
+        if not paths:
+            raise InputError(f"No file is named as {pattern}. Put the pattern in quotes, and check the folder.")
+        found.append(paths)
+    pairs = [(str(photo), str(clip)) for photo in found[0] for clip in found[1]]
+    rows = ((number, {"reference": photo, "driving": clip}) for number, (photo, clip) in enumerate(pairs, 1))
+    return _distinct(rows, Path(f"{references} with {driving}"), Path(), folder, shared, defaults or {})
+
+
+def _distinct(
+    rows: Iterable[tuple[int, dict[str, Any]]],
+    path: Path,
+    base: Path,
+    folder: Path,
+    shared: Path | None,
+    defaults: Mapping[str, Any],
+) -> list[Job]:
+    """Jobs of rows, each of which writes another film."""
+    jobs: dict[Path, Job] = {}
+    for number, row in rows:
+        job = replace(_job({**defaults, **row}, base, folder, f"{path}, line {number}"), shared=shared)
+        if job.out.absolute() in jobs:
+            raise InputError(f"{path}, line {number}: an earlier line writes {job.out} too. Name another output.")
+        jobs[job.out.absolute()] = job
+    return list(jobs.values())
 
 
 def part_of(jobs: list[Job], part: str) -> list[Job]:
@@ -66,6 +113,9 @@ def part_of(jobs: list[Job], part: str) -> list[Job]:
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    if path.suffix.lower() == ".xlsx":
+        yield from _named(path, _sheet(path))
+        return
     try:
         text = read_text(path, LONGEST)
     except (OSError, ValueError) as error:
@@ -83,21 +133,45 @@ def _table(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """Rows of CSV by the names of their columns, with the line of each."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text.splitlines()))
     try:
-        header: list[str] | None = None
-        for cells in reader:
-            cells = [cell.strip() for cell in cells]
-            if not any(cells):
-                continue
-            if header is None:
-                header = ["_".join(cell.lower().split()) for cell in cells]
-                if twice := sorted({name for name in header if name and header.count(name) > 1}):
-                    raise InputError(f"{path}, line {reader.line_num}: column {twice[0][:60]} is there twice.")
-                continue
-            if any(cells[len(header) :]):
-                raise InputError(f"{path}, line {reader.line_num}: more cells than the header has columns.")
-            yield reader.line_num, {key: cell for key, cell in zip(header, cells, strict=False) if key and cell}
+        yield from _named(path, ((reader.line_num, cells) for cells in reader))
     except csv.Error as error:
         raise InputError(f"{path}, line {reader.line_num}: no table of cells ({error}). Expected CSV.") from error
+
+
+def _named(path: Path, lines: Iterable[tuple[int, list[str]]]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Rows by the names in the first line that is not blank."""
+    header: list[str] | None = None
+    for number, line in lines:
+        cells = [cell.strip() for cell in line]
+        if not any(cells):
+            continue
+        if header is None:
+            header = ["_".join(cell.lower().split()) for cell in cells]
+            if twice := sorted({name for name in header if name and header.count(name) > 1}):
+                raise InputError(f"{path}, line {number}: column {twice[0][:60]} is there twice.")
+            continue
+        if any(cells[len(header) :]):
+            raise InputError(f"{path}, line {number}: more cells than the header has columns.")
+        yield number, {key: cell for key, cell in zip(header, cells, strict=False) if key and cell}
+
+
+def _sheet(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Cells of the first sheet of a spreadsheet, as texts; of formulas, what they gave when it was saved."""
+    try:
+        from openpyxl import load_workbook
+        from openpyxl.utils.exceptions import InvalidFileException
+    except ImportError:
+        raise WeightsError(
+            f"{path}: spreadsheets need openpyxl. Install the tool with its extra, pip install '.[sheets]', or save it "
+            "as .csv."
+        ) from None
+    try:
+        book = load_workbook(path, read_only=True, data_only=True)
+        for number, row in enumerate(book.worksheets[0].iter_rows(values_only=True), 1):
+            # Spreadsheets keep every number as a fraction: 256.0 is meant as 256.
+            yield number, ["" if v is None else f"{v:g}" if isinstance(v, float) else str(v) for v in row]
+    except (InvalidFileException, BadZipFile, KeyError, ValueError, OSError) as error:
+        raise InputError(f"{path} could not be read as a spreadsheet: {error}. Save it as .xlsx or .csv.") from error
 
 
 def _delimiter(lines: list[str]) -> str:
@@ -131,27 +205,48 @@ def _job(row: dict[str, Any], base: Path, folder: Path, place: str) -> Job:
         raise InputError(f"{place}: the output's name must end in .mp4, found {out.name}.")
     grid = _value(row.pop("grid", False), False, "grid", place)
     driving_face = str(row.pop("driving_face", TrackConfig.face))
+    stretches = [_stretch(row, prefix, place) for prefix in ("", "reference_")]
     _short_forms(row, place)
-    same = _value(row.pop("same_person", "auto"), "auto", "same_person", place)
-    if wanted := expected(FitConfig, "same_person", same):
-        raise InputError(f"{place}: same_person is {str(same)[:60]!r}, expected {wanted}.")
     sections = {section: _section(cls, row, place) for section, cls in SECTIONS.items()}
-    sections["fit"] = FitConfig(same_person=same)
+    sections["track"] = replace(sections["track"], stretch=stretches[1])
+    if sections["transfer"].network:
+        sections["transfer"] = replace(sections["transfer"], network=str(base / sections["transfer"].network))
     sections["generate"] = replace(sections["generate"], wan=_wan(row, base, place))
     if row:
-        known = [
-            *PATHS,
-            "driving_face",
-            "grid",
-            "absolute",
-            "same_person",
-            *(f.name for cls in SECTIONS.values() for f in fields(cls)),
-        ]
-        close = get_close_matches(min(row), known, 1)
-        hint = f" Did you mean {close[0]}?" if close else " `expportrait generate --help` lists the settings."
+        close = get_close_matches(min(row), columns(), 1)
+        hint = f" Did you mean {close[0]}?" if close else f" Columns are: {', '.join(columns())}."
         raise InputError(f"{place}: unknown column {', '.join(sorted(row))}.{hint}")
     curves = base / named["curves"] if "curves" in named else None
-    return Job(reference, driving, out, driving_face=driving_face, curves=curves, grid=grid, **sections)
+    return Job(
+        reference,
+        driving,
+        out,
+        driving_face=driving_face,
+        driving_stretch=stretches[0],
+        curves=curves,
+        grid=grid,
+        **sections,
+    )
+
+
+def columns() -> list[str]:
+    """Every column that a list may have."""
+    settings = [field.name for cls in (*SECTIONS.values(), WanConfig) for field in fields(cls)]
+    trims = [f"{prefix}{field.name}" for prefix in ("", "reference_") for field in fields(Stretch)]
+    own = [name for name in settings if name not in REFUSED]
+    names = [*PATHS, "driving_face", *trims, "grid", "absolute", *own]
+    return list(dict.fromkeys(names))
+
+
+def _stretch(row: dict[str, Any], prefix: str, place: str) -> Stretch:
+    """Frames that are taken of the driver's clip, or of the reference's."""
+    chosen = {}
+    for field in fields(Stretch):
+        if (name := f"{prefix}{field.name}") in row:
+            chosen[field.name] = _value(row.pop(name), field.default, name, place)
+            if wanted := expected(Stretch, field.name, chosen[field.name]):
+                raise InputError(f"{place}: {name} is {chosen[field.name]!r}, expected {wanted}.")
+    return Stretch(**chosen)
 
 
 def _short_forms(row: dict[str, Any], place: str) -> None:
@@ -180,7 +275,7 @@ def _section(cls: Any, row: dict[str, Any], place: str) -> Any:
     """Take a stage's settings out of a row."""
     chosen: dict[str, Any] = {"several": "fail"} if cls is TrackConfig else {}
     for field in fields(cls):
-        if field.name not in row or field.name in REFUSED:
+        if field.name not in row or field.name in REFUSED or is_dataclass(field.default_factory):
             continue
         cell = row.pop(field.name)
         value = _value(cell, field.default, field.name, place)

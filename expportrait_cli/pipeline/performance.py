@@ -9,6 +9,9 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
+from jaxtyping import UInt8
+
 from expportrait_cli.artifacts import npz
 from expportrait_cli.artifacts.curves_csv import csv_of, read_csv, write_csv
 from expportrait_cli.artifacts.files import check_file, content_hash
@@ -19,6 +22,7 @@ from expportrait_cli.errors import InputError, UsageError, WeightsError
 from expportrait_cli.head import HeadModel
 from expportrait_cli.head.finer import finer
 from expportrait_cli.head.fitted import reduced, relief_of
+from expportrait_cli.media.video import read_frame
 from expportrait_cli.pipeline.heads import kind_of_head, tracking_head
 from expportrait_cli.retargeting import Beyond, posed_frames, transfer
 from expportrait_cli.retargeting.network import load_network
@@ -105,16 +109,22 @@ class Driver:
 
     source: Path
     crop: tuple[float, float, float]
+    first_frame: int
+    """Frame of the source that the film's frame 0 follows."""
 
     def row(self) -> dict[str, Any]:
         """As the header holds it."""
-        return {"source": str(self.source), "crop": list(self.crop)}
+        return {"source": str(self.source), "crop": list(self.crop), "first_frame": self.first_frame}
+
+    def picture(self, frame: int) -> UInt8[np.ndarray, "H W 3"]:
+        """Read what a frame of the film follows."""
+        return read_frame(self.source, self.first_frame + frame)
 
     @classmethod
     def of(cls, tracking: Tracking) -> "Driver":
         """The driver that a tracking shows."""
         left, top, side = (float(n) for n in tracking.crop)
-        return cls(Path(tracking.source), (left, top, side))
+        return cls(Path(tracking.source), (left, top, side), tracking.first_frame)
 
     @classmethod
     def behind(cls, meshes: Path) -> "Driver | None":
@@ -123,7 +133,8 @@ class Driver:
         if not isinstance(row, dict) or not Path(str(row.get("source"))).is_file():
             return None
         left, top, side = (float(n) for n in row["crop"])
-        return cls(Path(row["source"]), (left, top, side))
+        # Earlier versions of the tool took every clip from its beginning.
+        return cls(Path(row["source"]), (left, top, side), int(row.get("first_frame", 0)))
 
 
 def representation_of(meshes: Path) -> Representation:

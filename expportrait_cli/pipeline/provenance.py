@@ -17,9 +17,9 @@ from expportrait_cli.artifacts import npz
 from expportrait_cli.artifacts.files import atomic_path, content_hash
 from expportrait_cli.artifacts.texts import read_json
 from expportrait_cli.artifacts.types import HeadFit, Tracking
-from expportrait_cli.config import FitConfig
+from expportrait_cli.config import FitConfig, Stretch
 from expportrait_cli.detect.estimator import available, sapiens_file
-from expportrait_cli.errors import InputError
+from expportrait_cli.errors import InputError, UsageError
 from expportrait_cli.version import __version__
 from expportrait_cli.weights.catalogue import Weight, catalogue, entries, entry, locate
 
@@ -301,6 +301,17 @@ def of_film(film: Path) -> LicenceMap | None:
     if record.get("sha256") != content_hash(film):
         return None
     return licence_map(record)
+
+
+def stretch_behind(film: Path, target: Path) -> Stretch:
+    """What of a clip a film of this tool shows, by the record beside it; all of it without one."""
+    record = read_record(film.with_suffix(".json"))
+    try:
+        recorded = Stretch(**record["settings"]["driving_stretch"])
+        is_driver = record["inputs"]["driving"]["sha256"] == content_hash(target)
+    except (KeyError, TypeError, UsageError):
+        return Stretch()
+    return recorded if is_driver and record.get("sha256") == content_hash(film) else Stretch()
 
 
 def together(maps: Iterable[LicenceMap]) -> LicenceMap:

@@ -14,7 +14,7 @@ from expportrait_cli.artifacts import npz
 from expportrait_cli.artifacts.files import atomic_path
 from expportrait_cli.artifacts.meshes import Meshes
 from expportrait_cli.artifacts.types import DISTRUSTED, HeadFit, Tracking
-from expportrait_cli.detect.crop import Crop, crop_image
+from expportrait_cli.detect.crop import Crop, crop_image, shown_box
 from expportrait_cli.errors import InputError
 from expportrait_cli.evaluation.own import ANGLES, Asked, Shown, angles_of, measure_run
 from expportrait_cli.evaluation.report import PICTURE_PX, data_uri, worst_frames
@@ -47,8 +47,6 @@ class Run:
     meshes: Path
     tracking: Path | None
     """None of a driver that was given as meshes, or whose tracking is shared with other films."""
-    pasted: bool
-    """The film shows the whole photo, not the crop."""
     detail: bool
     """The painter saw the fine static detail."""
 
@@ -65,7 +63,7 @@ class Run:
         for path in (job.out, head, meshes):
             if not path.is_file():
                 raise InputError(f"{path} is gone: a report needs what was made on the way. Run with `keep_work`.")
-        return cls(job.out, head, meshes, own if own.is_file() else None, job.generate.paste_back, job.generate.detail)
+        return cls(job.out, head, meshes, own if own.is_file() else None, job.generate.detail)
 
 
 @dataclass(frozen=True)
@@ -97,10 +95,11 @@ def write_run_report(job: Job, record: Mapping[str, Any], path: Path, progress: 
     fit, meshes = npz.load(HeadFit, run.head), Meshes.open(run.meshes)
     tracking = npz.load(Tracking, run.tracking) if run.tracking is not None else None
     model = landmark_model(tracking_head(head_behind(run.head, fit)))
-    photo = read_frame(fit.source, int(fit.frame))
+    photo = read_frame(fit.source, fit.picture)
     total = meshes.frame_count
+    box = shown_box(fit, fit.landmarks, job.generate)
     shown = measure_run(
-        read_frames(run.film), photo, fit, model, pasted=run.pasted, progress=lambda done, _: progress(done, total)
+        read_frames(run.film), photo, fit, model, box=box, progress=lambda done, _: progress(done, total)
     )
     found = _Found(run, fit, meshes, tracking, Asked.of(meshes.curves, model), shown)
     with atomic_path(path) as partial:
@@ -245,7 +244,7 @@ def _worst(found: _Found) -> list[str]:
     badness = found.shown.expression_error(found.asked)
     badness[found.shown.found == 0] = np.inf
     crop = Crop(*map(float, found.fit.crop))
-    photo = crop_image(read_frame(found.fit.source, int(found.fit.frame)), crop, PICTURE_PX)
+    photo = crop_image(read_frame(found.fit.source, found.fit.picture), crop, PICTURE_PX)
     driver = Driver.of(found.tracking) if found.tracking is not None else Driver.behind(found.run.meshes)
     lines = ["<p class=note>By the expression error, a tenth of the film apart.</p>"]
     for frame in worst_frames(badness).tolist():
@@ -254,7 +253,7 @@ def _worst(found: _Found) -> list[str]:
             shown.append(
                 (
                     "driver",
-                    data_uri(crop_image(read_frame(driver.source, frame), Crop(*map(float, driver.crop)), PICTURE_PX)),
+                    data_uri(crop_image(driver.picture(frame), Crop(*map(float, driver.crop)), PICTURE_PX)),
                 )
             )
         shown.append(("normals", data_uri(normals_of(found.meshes, frame, detail=found.run.detail))))

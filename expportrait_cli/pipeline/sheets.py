@@ -1,6 +1,6 @@
 """Films that show several pictures side by side: the preview, and the grid."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import repeat
 from pathlib import Path
 
@@ -13,10 +13,11 @@ from expportrait_cli.artifacts.meshes import Meshes
 from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit
 from expportrait_cli.config import RenderConfig
 from expportrait_cli.detect.crop import Crop, crop_image
+from expportrait_cli.detect.faces import FaceBox
 from expportrait_cli.errors import InputError
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.geometry.mesh import edges
-from expportrait_cli.media.image import is_image, read_image
+from expportrait_cli.media.image import is_image, read_image, write_png
 from expportrait_cli.media.video import read_frame, read_frames
 from expportrait_cli.media.writer import VideoWriter
 from expportrait_cli.pipeline.performance import Driver
@@ -36,7 +37,7 @@ def driver_frames(driver: Driver | None, size: int) -> Iterator[Image]:
     elif is_image(driver.source):
         yield from repeat(crop_image(read_image(driver.source), Crop(*map(float, driver.crop)), size))
     else:
-        for frame in read_frames(driver.source):
+        for frame in read_frames(driver.source, start=driver.first_frame):
             yield crop_image(frame, Crop(*map(float, driver.crop)), size)
 
 
@@ -51,7 +52,7 @@ def write_grid(
 ) -> None:
     """Write photo | driver | normals | result, `config.size` pixels high, with the film's frames and rate."""
     size = config.size
-    photo = crop_image(read_frame(head_fit.source, head_fit.frame), Crop(*map(float, head_fit.crop)), size)
+    photo = crop_image(read_frame(head_fit.source, head_fit.picture), Crop(*map(float, head_fit.crop)), size)
     drivers = driver_frames(driver, size)
     normals = render_normals(meshes, config)
     with VideoWriter(path, rate=meshes.rate, audio=film, metadata=synthetic_tags()) as writer:
@@ -78,6 +79,32 @@ def _fit_height(image: Image, height: int) -> Image:
         return image
     width = max(2, round(image.shape[1] * height / image.shape[0] / 2) * 2)
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA).astype(np.uint8)
+
+
+FACES = ".faces.png"
+"""End of the name of a picture of faces."""
+FACES_PX = 1280
+"""Its longer side, px."""
+MARK = (255, 210, 0)
+
+
+def write_faces(path: Path, image: Image, faces: Sequence[FaceBox]) -> Path:
+    """Write a picture with a box, the number and the place of each face, from left to right."""
+    scale = FACES_PX / max(image.shape[:2])
+    sheet = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+    sheet = np.ascontiguousarray(sheet).astype(np.uint8)
+    for index, face in enumerate(faces):
+        x0, y0, x1, y1 = (round(scale * edge) for edge in (face.x0, face.y0, face.x1, face.y1))
+        cv2.rectangle(sheet, (x0, y0), (x1, y1), MARK, 3)
+        _write(sheet, str(index), (x0 + 6, max(y1 - 10, 30)), 1.6)
+        _write(sheet, f"({face.centre[0]:.0f}, {face.centre[1]:.0f})", (x0, min(y1 + 24, sheet.shape[0] - 6)), 0.6)
+    return write_png(path, sheet)
+
+
+def _write(sheet: Image, text: str, place: tuple[int, int], size: float) -> None:
+    # Black below yellow can be read on any photo.
+    for colour, thickness in (((0, 0, 0), round(4 * size) + 3), (MARK, round(2 * size))):
+        cv2.putText(sheet, text, place, cv2.FONT_HERSHEY_SIMPLEX, size, colour, thickness, cv2.LINE_AA)
 
 
 SIDE = 360

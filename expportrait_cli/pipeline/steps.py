@@ -8,6 +8,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -15,14 +16,16 @@ from expportrait_cli.artifacts import npz
 from expportrait_cli.artifacts.files import content_hash
 from expportrait_cli.artifacts.meshes import Meshes
 from expportrait_cli.artifacts.types import HeadFit, Tracking
-from expportrait_cli.config import FitConfig, Method, Quality, TrackConfig
+from expportrait_cli.config import FitConfig, GenerateConfig, Method, Quality, TrackConfig
 from expportrait_cli.errors import InputError
 from expportrait_cli.fitting import fit as run_fit
 from expportrait_cli.head import HeadModel
 from expportrait_cli.head.model import is_finer
+from expportrait_cli.media.stretch import settled
 from expportrait_cli.pipeline.heads import tracking_head
 from expportrait_cli.pipeline.performance import CurvesFile, OffsetSource, write_meshes
 from expportrait_cli.pipeline.provenance import network_of, networks_behind, warn_of_misfit
+from expportrait_cli.pipeline.sheets import FACES, write_faces
 from expportrait_cli.retargeting.stage import same_person
 from expportrait_cli.runtime import Progress, Stages
 from expportrait_cli.tracking import Pretracked, with_parameters
@@ -133,6 +136,36 @@ def fit_header(config: FitConfig, inputs: dict[str, str], known: Path | None = N
     return {**made_by("fit", asdict(config), {**inputs, **hashes}), "networks": networks}
 
 
+def fit_inputs(trackings: Sequence[str], driver: str = "", head: str = "") -> dict[str, str]:
+    """What a fit depends on, by the keys of its artifacts."""
+    own = {f"track{index or ''}": key for index, key in enumerate(trackings)}
+    return {**own, "driver": driver, "head": head}
+
+
+def transfer_header(source: OffsetSource, head: str, driver: str, edited: str) -> dict[str, Any]:
+    """Header of meshes, from the keys of the head and of the driver's tracking, and the hash of edited curves."""
+    inputs = {"head": head, "driver": driver, "curves": edited, **source.inputs()}
+    return made_by("transfer", asdict(source.config), inputs)
+
+
+def painted_key(config: GenerateConfig, head: str, meshes: str, painter: Mapping[str, str], **other: Any) -> str:
+    """Key of a film's frames and sound, from those of its artifacts; `other` settings take the place of its own."""
+    inputs = {"head": head, "meshes": meshes, "render": f"revision {REVISIONS['render']}", **painter}
+    return str(made_by("generate", {**asdict(config), **other}, inputs)["key"])
+
+
+def fits_driver(config: FitConfig, method: Method, frames: int, *, same: bool) -> bool:
+    """Whether a transfer takes folds that are fitted to the driver's own frames; `same` if the driver is the person."""
+    has_folds = frames > 1 and config.quality != "draft"
+    return has_folds and (method == "direct" or (same and method != "none"))
+
+
+def driver_config(config: FitConfig, head: HeadModel) -> FitConfig:
+    """How the driver's own frames are fitted, for a head that was fitted by `config`."""
+    quality: Quality = "high" if is_finer(head.name) else config.quality
+    return replace(config, quality=quality, detail=False)
+
+
 @dataclass(frozen=True)
 class Steps:
     """Tracking, fit and transfer with one head model. What is there and current is read, otherwise made and saved."""
@@ -151,11 +184,13 @@ class Steps:
             InputError: no face, or nothing that can be read.
         """
         plain = tracking_head(self.head)
+        config = replace(config, stretch=settled(config.stretch, source))
         header = track_header(config, plain.name, content_hash(source), parameters)
         given = Pretracked.read(parameters) if parameters is not None else None
+        show = partial(write_faces, path.with_name(path.name.removesuffix(".track.npz") + FACES))
 
         def tracked(progress: Progress) -> Tracking:
-            own = run_track(source, plain, config, progress)
+            own = run_track(source, plain, config, progress, show)
             return own if given is None or parameters is None else with_parameters(own, given, plain, parameters)
 
         made = cached(
@@ -179,10 +214,8 @@ class Steps:
         title: str = "fit the head",
     ) -> Keyed[HeadFit]:
         """Fit the head to a tracking, or to several of one person; `known` is a head whose frames alone are fitted."""
-        inputs = {f"track{index or ''}": tracking.key for index, tracking in enumerate(trackings)}
-        inputs["driver"] = driver.key if driver is not None else ""
         head = given(HeadFit, known) if known is not None else None
-        inputs["head"] = head.key if head is not None else ""
+        inputs = fit_inputs([each.key for each in trackings], driver.key if driver else "", head.key if head else "")
         made = cached(
             HeadFit,
             path,
@@ -217,16 +250,14 @@ class Steps:
         """
         driver = tracking.artifact
         same = same_person(own.artifact, driver)
-        has_folds = len(driver.error) > 1 and config.quality != "draft"
-        if method == "none" or not has_folds or not (same or method == "direct"):
+        if not fits_driver(config, method, len(driver.error), same=same):
             return None
         if not Path(driver.source).is_file():
             log.warning("%s is gone: its landmarks stand for the offsets of its frames.", driver.source)
             return None
-        quality: Quality = "high" if is_finer(self.head.name) else config.quality
-        config, known = replace(config, quality=quality, detail=False), head_path if same else None
         plain = Steps(tracking_head(self.head), self.stages)
-        plain.fit([tracking], path, config, known=known, title="fit the driver's frames")
+        known = head_path if same else None
+        plain.fit([tracking], path, driver_config(config, self.head), known=known, title="fit the driver's frames")
         return path
 
     def transfer(
@@ -246,8 +277,7 @@ class Steps:
         """
         table = CurvesFile.of(curves, path, written)
         edited = table.edited()
-        inputs = {"head": head_fit.key, "driver": tracking.key, "curves": edited, **source.inputs()}
-        header = made_by("transfer", asdict(source.config), inputs)
+        header = transfer_header(source, head_fit.key, tracking.key, edited)
         meshes = _whole_meshes(path) if is_current(path, header) else None
         if meshes is None:
             self.stages.run(

@@ -1,8 +1,8 @@
 """One pass over a source: the chosen face's landmarks, shoulders and image motion, frame by frame, nothing dropped."""
 
 import logging
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float32, Int64, UInt8
 
 from expportrait_cli.artifacts.types import CROP_SIZE, DISTRUSTED
-from expportrait_cli.config import TrackConfig
+from expportrait_cli.config import Stretch, TrackConfig
 from expportrait_cli.detect.crop import Crop, crop_image, crop_points, steady_crop
 from expportrait_cli.detect.faces import FaceBox, FaceFinder, check_portrait, choose_face
 from expportrait_cli.detect.flow import CutDetector, RegionFlow, Small
@@ -19,6 +19,7 @@ from expportrait_cli.detect.mesh import FaceMesh, extent
 from expportrait_cli.errors import InputError
 from expportrait_cli.head import LandmarkModel
 from expportrait_cli.media.image import is_image, read_image
+from expportrait_cli.media.stretch import frames_of
 from expportrait_cli.media.video import frame_count, probe, read_frames
 from expportrait_cli.runtime import Progress
 from expportrait_cli.tracking.trust import Skin, Unroller, doubts
@@ -52,15 +53,39 @@ class Observations:
     shot: Int64[np.ndarray, " T"]
     state: UInt8[np.ndarray, " T"]
     doubt: Float32[np.ndarray, " T"]
+    first_frame: int = 0
+    """Frame of the source that row 0 is."""
 
 
-def observe(source: Path, model: LandmarkModel, config: TrackConfig, progress: Progress) -> Observations:
-    """Look at every frame once, holding one frame in memory."""
+ShowFaces = Callable[[UInt8[np.ndarray, "H W 3"], list[FaceBox]], Path]
+"""Write a picture in which the faces have the numbers that `TrackConfig.face` takes; returns where."""
+
+
+def observe(
+    source: Path,
+    model: LandmarkModel,
+    config: TrackConfig,
+    progress: Progress,
+    show_faces: ShowFaces | None = None,
+) -> Observations:
+    """Look at every frame once, holding two frames in memory.
+
+    `show_faces` is called when the faces are several and the choice is missing, or is none of them.
+    """
     if is_image(source):
         image = read_image(source)
-        return _gather(_Seen(source, model, config, Fraction(0, 1)), iter([image]), 1, progress)
+        seen = _Seen(source, model, config, Fraction(0, 1), show_faces)
+        return _gather(seen, iter([image]), 1, progress)
     rate = probe(source).rate
-    return _gather(_Seen(source, model, config, rate), read_frames(source), frame_count(source), progress)
+    first, end = frames_of(config.stretch, rate)
+    total = frame_count(source, start=first, end=end)
+    if config.stretch != Stretch():
+        if not total:
+            raise InputError(f"{source} ends before frame {first}, where the stretch begins. Begin earlier.")
+        log.info("%s: frames %d to %d are taken.", source, first, first + total - 1)
+    frames = read_frames(source, start=first, end=end)
+    seen = _Seen(source, model, config, rate, show_faces)
+    return replace(_gather(seen, frames, total, progress), first_frame=first)
 
 
 class _Shot:
@@ -161,7 +186,11 @@ class _Shots:
 class _Seen:
     """What was seen so far: one row a frame, source px."""
 
-    def __init__(self, source: Path, model: LandmarkModel, config: TrackConfig, rate: Fraction) -> None:
+    def __init__(
+        self, source: Path, model: LandmarkModel, config: TrackConfig, rate: Fraction, show_faces: ShowFaces | None
+    ) -> None:
+        self._show_faces = show_faces
+        self._most: tuple[UInt8[np.ndarray, "H W 3"], list[FaceBox]] | None = None
         self.source, self.config, self.rate = source, config, rate
         self.shots, self.choice, self.is_clip = _Shots(rate), _Choice(config.face), rate > 0
         self.landmarks: list[np.ndarray] = []
@@ -197,12 +226,24 @@ class _Seen:
             self._following = False
         if self._following:
             return self._mesh.landmarks(image)
-        box = self.choice.face(self._finder.find(image), (image.shape[1], image.shape[0]))
+        faces = self._finder.find(image)
+        if faces and (self._most is None or len(faces) > len(self._most[1])):
+            self._most = image, faces
+        box = self.choice.face(faces, (image.shape[1], image.shape[0]))
         points = self._mesh.landmarks(image, box) if box is not None else None
         self._following = points is not None
         if not self.is_clip and self.choice.refusal is None:
             _check_photo(self.source, image, box, points)
         return points
+
+    def faces(self) -> str:
+        """Where the faces are, of the frame that showed most, and where a picture of them was written."""
+        if self._most is None:
+            return ""
+        image, faces = self._most
+        places = ", ".join(f"{index} at ({x:.0f}, {y:.0f})" for index, (x, y) in enumerate(f.centre for f in faces))
+        sheet = f"; {self._show_faces(image, faces)} shows them by number" if self._show_faces is not None else ""
+        return f"Faces, px: {places}{sheet}."
 
 
 def _gather(seen: _Seen, frames: Iterator, total: int | None, progress: Progress) -> Observations:
@@ -215,13 +256,13 @@ def _gather(seen: _Seen, frames: Iterator, total: int | None, progress: Progress
     points, choice = np.stack(seen.landmarks), seen.choice
     if np.isnan(points).all():
         if choice.refusal is not None:
-            raise InputError(f"{source}: {choice.refusal}")
+            raise InputError(f"{source}: {choice.refusal} {seen.faces()}")
         raise InputError(
             f"{source}: no face in any of {len(points)} frames; expected one person, face to the camera. "
             "Choose another file."
         )
     if choice.rivals > 1 and config.face == "largest":
-        _several(source, config, choice.rivals)
+        _several(seen)
     shot = np.array(seen.shots.index)
     doubt = doubts(points, seen.skins, shot, seen.rate, seen.unroll.mouth)
     doubt[seen.shots.glimpses] = 1.0
@@ -252,11 +293,11 @@ def _check_photo(source, image, box, points):
         raise InputError(f"{source}: {error}") from error
 
 
-def _several(source, config, count):
-    line = f"{source}: {count} faces found; `face` left, right or a number chooses one."
-    if config.several == "fail":
-        raise InputError(line)
-    log.warning("%s The largest was taken.", line)
+def _several(seen: _Seen) -> None:
+    line = f"{seen.source}: {seen.choice.rivals} faces found; `face` left, right or a number chooses one."
+    if seen.config.several == "fail":
+        raise InputError(f"{line} {seen.faces()}")
+    log.warning("%s The largest was taken. %s", line, seen.faces())
 
 
 def fill_missing(
@@ -287,8 +328,9 @@ def fill_missing(
         if rows.any()
     ]
     if config.on_missing == "fail":
+        first = frames_of(config.stretch, rate)[0] + int(missing.argmax())
         raise InputError(
-            f"{source}: {' and '.join(counts)} of {len(missing)} frames, first in frame {int(missing.argmax())}. "
+            f"{source}: {' and '.join(counts)} of {len(missing)} frames, first in frame {first}. "
             "Cut them out, or let `on_missing` hold or interpolate fill them."
         )
     known = np.flatnonzero(~missing)

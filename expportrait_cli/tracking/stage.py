@@ -20,7 +20,7 @@ from expportrait_cli.head.model import HEAD
 from expportrait_cli.runtime import Progress
 from expportrait_cli.solve.solver import IDENTITY_PRIOR, ITERATIONS, ITERATIONS_FIRST, TEMPORAL, Anchors, Solver
 from expportrait_cli.solve.state import State, columns_of, distinct_rows, focal_for, initial_state, interocular_px
-from expportrait_cli.tracking.observe import Observations, observe
+from expportrait_cli.tracking.observe import Observations, ShowFaces, observe
 
 TURN_DEG = 20.0
 """Turn out of the image plane at which the flow's similarity has lost 63 % of its say."""
@@ -82,9 +82,11 @@ DIFFERENT = 1e-3
 """Distance of normalised landmarks below which one more frame tells the identity nothing."""
 
 
-def track(source: Path, head: HeadModel, config: TrackConfig, progress: Progress) -> Tracking:
-    """Track the chosen face. Every frame of the source gets a row; missing faces are filled as `on_missing` says."""
-    return solve(source, observe(source, landmark_model(head), config, progress), head)
+def track(
+    source: Path, head: HeadModel, config: TrackConfig, progress: Progress, show_faces: ShowFaces | None = None
+) -> Tracking:
+    """Track the chosen face. A row for every frame that is taken; missing faces are filled as `on_missing` says."""
+    return solve(source, observe(source, landmark_model(head), config, progress, show_faces), head)
 
 
 def solve(source: Path, seen: Observations, head: HeadModel) -> Tracking:
@@ -113,6 +115,7 @@ def solve(source: Path, seen: Observations, head: HeadModel) -> Tracking:
         state=seen.state,
         error=np.asarray(errors, np.float32),
         doubt=seen.doubt,
+        first_frame=seen.first_frame,
     )
 
 

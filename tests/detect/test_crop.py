@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
 
+from expportrait_cli.detect import crop
 from expportrait_cli.detect.crop import Crop, crop_image, crop_points, steady_crop, uncrop_points
+from expportrait_cli.errors import InputError, UsageError
 
 
 def blob(size: tuple[int, int], x: float, y: float, sigma: float) -> np.ndarray:
@@ -74,3 +76,43 @@ def test_a_tight_portrait_is_used_to_its_border_and_not_beyond() -> None:
     assert steady_crop(np.array([square(256, 270, 280)]), (512, 512)) == Crop(0, 0, 512)
     crop = steady_crop(np.array([square(120, 300, 200)]), (1000, 620))
     assert crop.left == 0 and crop.top >= 0 and crop.top + crop.side <= 620
+
+
+def face_at(x: float, y: float, width: float, height: float) -> np.ndarray:
+    return np.array([[x, y], [x + width, y + height]], np.float32)
+
+
+@pytest.mark.parametrize(
+    ("aspect", "size", "shape"),
+    [("1:1", 512, (512, 512)), ("9:16", 512, (512, 910)), ("16:9", 256, (456, 256)), ("4:5", 512, (512, 640))],
+)
+def test_the_short_side_has_the_size(aspect, size, shape):
+    assert crop.shape_of(aspect, size) == shape
+
+
+@pytest.mark.parametrize("aspect", ["9x16", "0:1", "1:4", "16:0", "a:b", "-9:16", "9:16:1"])
+def test_shapes_that_are_none_are_refused(aspect):
+    with pytest.raises(UsageError, match="expected"):
+        crop.shape_of(aspect, 512)
+
+
+def test_a_tall_film_keeps_the_crops_width_and_room_above_the_head():
+    face = face_at(450, 400, 150, 200)
+    box = crop.framing(face, crop.Crop(295, 300, 460), (1080, 1920), (512, 910))
+    assert abs(box.width - 460) <= 1 and abs(box.height - 460 * 910 / 512) <= 1 and box.left == 295
+    # The head with its hair begins above the upper third's line, and the shoulders are below the chin.
+    assert box.top < 400 - 0.38 * 200 and box.top + box.height > 600 + 0.52 * 200
+    eyes = (460 - box.top) / box.height
+    assert 0.28 < eyes < 0.42
+
+
+def test_a_film_shows_nothing_beside_the_photo():
+    face = face_at(150, 60, 150, 200)
+    box = crop.framing(face, crop.Crop(-5, -30, 460), (450, 700), (512, 910))
+    assert box.left >= 0 and box.top >= 0 and box.left + box.width <= 450 and box.top + box.height <= 700
+    assert abs(box.width / box.height - 512 / 910) < 0.01
+
+
+def test_a_shape_in_which_the_head_does_not_fit_is_refused():
+    with pytest.raises(InputError, match="does not fit"):
+        crop.framing(face_at(150, 150, 150, 200), crop.Crop(0, 70, 400), (400, 600), (910, 512))

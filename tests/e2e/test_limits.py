@@ -78,8 +78,17 @@ def test_small_faces_are_no_rivals():
 
 
 def test_the_file_is_named_when_the_chosen_face_is_not_in_it(photo):
-    with pytest.raises(InputError, match=r"photo\.png: Face 3 was asked for"):
-        observe.observe(photo, landmark_model(load_head()), TrackConfig(face="3"), lambda done, total: None)
+    drawn = []
+
+    def show(image, faces):
+        drawn.append((image.shape, len(faces)))
+        return photo.with_suffix(".faces.png")
+
+    with pytest.raises(
+        InputError, match=r"photo\.png: Face 3 was asked for.*0 at \(\d+, \d+\); .*photo\.faces\.png shows"
+    ):
+        observe.observe(photo, landmark_model(load_head()), TrackConfig(face="3"), lambda done, total: None, show)
+    assert len(drawn) == 1 and drawn[0][1] == 1
 
 
 def tracking_of(error: float) -> Tracking:

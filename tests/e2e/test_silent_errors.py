@@ -30,6 +30,7 @@ from expportrait_cli.media.video import frame_count, probe, read_frames
 from expportrait_cli.media.writer import VideoWriter, join
 from expportrait_cli.pipeline import film, job
 from expportrait_cli.pipeline.joblist import read_jobs
+from expportrait_cli.pipeline.performance import Driver
 from expportrait_cli.pipeline.steps import made_by
 from expportrait_cli.tracking.observe import HELD, INTERPOLATED, TRACKED, Observations, observe
 
@@ -172,6 +173,14 @@ def test_a_long_clip_is_read_and_painted_to_its_end(tmp_path):
 OPTIONS = {
     "--face": ("left", lambda job: job.track.face),
     "--driving-face": ("1", lambda job: job.driving_face),
+    "--start": ("1f", lambda job: job.driving_stretch.start),
+    "--end": ("0.1s", lambda job: job.driving_stretch.end),
+    "--max-frames": ("2", lambda job: job.driving_stretch.max_frames),
+    "--reference-start": ("1f", lambda job: job.track.stretch.start),
+    "--reference-end": ("0.1s", lambda job: job.track.stretch.end),
+    "--reference-max-frames": ("2", lambda job: job.track.stretch.max_frames),
+    "--quality": ("draft", lambda job: job.fit.quality),
+    "--aspect": ("9:16", lambda job: job.generate.aspect),
     "--on-missing": ("fail", lambda job: job.track.on_missing),
     "--method": ("none", lambda job: job.transfer.method),
     "--network": ("mine.safetensors", lambda job: job.transfer.network),
@@ -204,7 +213,10 @@ OPTIONS = {
     "--grid": (None, lambda job: job.grid),
     "--no-keep-work": (None, lambda job: not job.keep_work),
 }
-NOT_SETTINGS = ("--source", "--driving", "--out", "--curves", "--report", "--json", "--quiet", "--log-level", "--help")
+NOT_SETTINGS = (
+    *("--source", "--driving", "--out", "--curves", "--report", "--preset", "--config"),
+    *("--dry-run", "--json", "--progress", "--quiet", "--log-level", "--help"),
+)
 
 
 @pytest.fixture
@@ -299,6 +311,8 @@ def another(settings, name: str):
             return f"{value}2"
         case int():
             return value + 1
+        case config.Stretch():
+            return replace(value, max_frames=value.max_frames + 1)
         case config.WanConfig():
             return replace(value, steps=value.steps + 1)
         case config.FitWeights():
@@ -328,18 +342,21 @@ def test_every_setting_counts_for_what_is_used_again(section, name):
     assert made_by("generate", plain.settings(), {})["key"] != made_by("generate", changed.settings(), {})["key"]
 
 
-# 8. A rate that gets lost between two commands: the film at 30 whatever the driver's, and without its sound.
+# 8. A rate that gets lost between two commands: the film at 30 whatever the driver's, and without its sound, or with
+# the sound of another part of the clip.
 @pytest.mark.slow
-def test_rate_and_sound_survive_the_commands_one_by_one(tmp_path, capsys, monkeypatch):
+def test_rate_sound_and_trim_survive_the_commands_one_by_one(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Image.fromarray(skimage.data.astronaut()[:300, 74:374]).save("photo.png")
-    ffmpeg.run("-f", "lavfi", "-i", "sine=duration=1", "-y", "sound.m4a")
-    with VideoWriter("drive.mp4", rate=Fraction(24000, 1001), audio="sound.m4a") as writer:
-        for index in range(9):
+    # Loud from frame 3 on, which is where the trimmed clip begins.
+    loud = f"aevalsrc=if(lt(t\\,{3 * 1001 / 24000})\\,0\\,sin(2764*t)):d=1"
+    ffmpeg.run("-f", "lavfi", "-i", loud, "-y", "sound.flac")
+    with VideoWriter("drive.mp4", rate=Fraction(24000, 1001), audio="sound.flac") as writer:
+        for index in range(12):
             writer.write(np.roll(skimage.data.astronaut()[:300, 74:374], index, axis=1))
     for line in (
         ["track", "photo.png"],
-        ["track", "drive.mp4"],
+        ["track", "drive.mp4", "--start", "3f"],
         ["fit", "photo.track.npz"],
         ["transfer", "photo.head.npz", "drive.track.npz"],
         ["render-normals", "photo--drive.meshes.npz", "--size", "256"],
@@ -351,6 +368,15 @@ def test_rate_and_sound_survive_the_commands_one_by_one(tmp_path, capsys, monkey
         if written.suffix != ".npz":
             assert (probe(written).rate, frame_count(written)) == (Fraction(24000, 1001), 9)
     assert sound_length_s(Path("film.mp4")) == pytest.approx(9 * 1001 / 24000, abs=0.05)
+    ffmpeg.run(*ffmpeg.input_file(Path("film.mp4")), "-ac", "1", "-ar", "8000", "-f", "s16le", "-y", "sound.raw")
+    heard = np.fromfile("sound.raw", np.int16).astype(float)
+    assert np.abs(heard[200:600]).mean() > 0.5 * np.abs(heard[1000:2000]).mean()
+    assert npz.load(Tracking, "drive.track.npz").first_frame == 3
+    driver = Driver.behind(Path("photo--drive.meshes.npz"))
+    assert driver is not None
+    shown = driver.picture(2).astype(float)
+    own = [np.abs(frame - shown).mean() for frame in read_frames("drive.mp4")]
+    assert int(np.argmin(own)) == 5
 
 
 # 9. A name cut at its first dot: `./out` becomes an empty name, and files land somewhere else.

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from expportrait_cli.cli import app
-from expportrait_cli.config import GenerateConfig, TrackConfig, TransferConfig, WanConfig
+from expportrait_cli.config import GenerateConfig, Stretch, TrackConfig, TransferConfig, WanConfig
 from expportrait_cli.errors import InputError, UsageError
-from expportrait_cli.pipeline.joblist import REFUSED, part_of, read_jobs
+from expportrait_cli.pipeline.joblist import REFUSED, is_pattern, part_of, pattern_jobs, read_jobs
 from expportrait_cli.runtime import between
 
 
@@ -26,6 +26,16 @@ def test_csv_rows_become_jobs(tmp_path):
     assert first.track.several == second.track.several == "fail"
 
 
+def test_a_row_may_trim_and_shape_its_film(tmp_path):
+    path = tmp_path / "jobs.csv"
+    path.write_text(
+        "reference,driving,start,end,max_frames,reference_start,aspect,quality\na.mp4,b.mp4,3.2s,1:02,50,75f,9:16,draft\n"
+    )
+    (job,) = read_jobs(path, tmp_path)
+    assert job.driving_stretch == Stretch("3.2s", "1:02", 50) and job.track.stretch == Stretch("75f")
+    assert (job.generate.aspect, job.fit.quality) == ("9:16", "draft")
+
+
 def test_jsonl_rows_become_jobs(tmp_path):
     path = tmp_path / "jobs.jsonl"
     rows = [{"reference": "a.png", "driving": "b.mp4", "grid": True}, {"reference": "a.png", "driving": "c.track.npz"}]
@@ -41,6 +51,8 @@ def test_jsonl_rows_become_jobs(tmp_path):
         ("reference,driving\n", "no jobs"),
         ("reference,driving\na.png,\n", "line 2: no driving"),
         ("reference,driving,colour\na.png,b.mp4,red\n", "line 2: unknown column colour"),
+        ("reference,driving,max_frames\na.png,b.mp4,-1\n", "line 2: max_frames is -1, expected a whole number"),
+        ("reference,driving,refrence_start\na.png,b.mp4,3s\n", "Did you mean reference_start"),
         ("reference,driving,size\na.png,b.mp4,big\n", "line 2: size is 'big'"),
         ("reference,driving,size\na.png,b.mp4,500\n", "line 2: size is '500'"),
         ("reference,driving,audio\na.png,b.mp4,loud\n", "line 2: audio is 'loud'"),
@@ -185,3 +197,44 @@ def test_a_list_the_command_line_and_python_have_the_same_bounds(cls, name, limi
     if name != "turn_limit_deg":  # Which has no option.
         assert app.run(["generate", "a.png", "b.mp4", f"--{name.replace('_', '-')}", above]) == 2
         assert f"--{name.replace('_', '-')}" in capsys.readouterr().err
+
+
+def test_patterns_are_pairs_of_every_photo_with_every_clip(tmp_path):
+    for name in ("b.jpg", "a.jpg", "note.txt", "x.mp4", "y.mp4"):
+        (tmp_path / name).write_bytes(b"1")
+    photos, clips = str(tmp_path / "*.jpg"), str(tmp_path / "*.mp4")
+    assert is_pattern(photos) and not is_pattern(str(tmp_path / "a.jpg"))
+    jobs = pattern_jobs(photos, clips, tmp_path / "out", shared=tmp_path, defaults={"size": 256, "start": "3f"})
+    assert [job.out.name for job in jobs] == ["a--x.mp4", "a--y.mp4", "b--x.mp4", "b--y.mp4"]
+    assert {job.generate.size for job in jobs} == {256} and jobs[0].driving_stretch == Stretch("3f")
+    with pytest.raises(InputError, match="No file is named as"):
+        pattern_jobs(photos, str(tmp_path / "*.mov"), tmp_path, shared=tmp_path)
+
+
+def test_what_holds_for_all_rows_gives_way_to_a_row(tmp_path):
+    path = tmp_path / "jobs.csv"
+    path.write_text("reference,driving,size\na.png,b.mp4,\na.png,c.mp4,768\n")
+    first, second = read_jobs(path, tmp_path, defaults={"size": 256, "grid": True})
+    assert (first.generate.size, second.generate.size, first.grid, second.grid) == (256, 768, True, True)
+
+
+def test_spreadsheets_are_lists(tmp_path):
+    openpyxl = pytest.importorskip("openpyxl")
+    book = openpyxl.Workbook()
+    for row in (
+        ["Reference", "driving", "size", "expression scale", "paste_back"],
+        [],
+        ["a.png", "b.mp4", 256.0, 1.25, True],
+    ):
+        book.active.append(row)
+    book.save(tmp_path / "jobs.xlsx")
+    (job,) = read_jobs(tmp_path / "jobs.xlsx", tmp_path)
+    assert job.reference == tmp_path / "a.png" and job.generate.paste_back
+    assert (job.generate.size, job.transfer.expression_scale) == (256, 1.25)
+    book.active["C3"] = "big"
+    book.save(tmp_path / "jobs.xlsx")
+    with pytest.raises(InputError, match=r"jobs\.xlsx, line 3: size is 'big'"):
+        read_jobs(tmp_path / "jobs.xlsx", tmp_path)
+    (tmp_path / "no.xlsx").write_text("reference,driving")
+    with pytest.raises(InputError, match="could not be read as a spreadsheet"):
+        read_jobs(tmp_path / "no.xlsx", tmp_path)

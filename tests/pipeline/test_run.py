@@ -91,6 +91,16 @@ def test_a_film_its_record_and_a_second_run(photo, clip, tmp_path, capsys):
     assert out == f"{path}\n" and "up to date" in err
     assert path.stat().st_mtime_ns == before
 
+    out, _ = run(capsys, "generate", photo, clip, "-o", path, "--size", 256, "--dry-run")
+    assert "nothing is to do" in out
+    out, _ = run(capsys, "generate", photo, clip, "-o", path, "--size", 256, "--smooth", 2, "--dry-run", "--json")
+    plan = json.loads(out)
+    stages = {stage["name"]: stage["is_made"] for stage in plan["stages"]}
+    assert [name for name, is_made in stages.items() if not is_made] == ["transfer", "paint the film"]
+    assert len(stages) == 5 and plan["painter"] == "proxy" and plan["minutes"] > 0 and not plan["up_to_date"]
+    assert {"transfer-anny", "head-anny"} <= {weight["name"] for weight in plan["weights"]}
+    assert path.stat().st_mtime_ns == before
+
     # Other settings run again only what depends on them.
     out, _ = run(capsys, "generate", photo, clip, "-o", path, "--size", 256, "--audio", "none", "--json")
     summary = json.loads(out)

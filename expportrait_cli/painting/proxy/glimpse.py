@@ -86,7 +86,9 @@ class Glimpses:
         """How bright teeth and lips are in this clip, and how red lips."""
         at = np.stack(np.meshgrid(np.linspace(0.1, 0.9, 24), np.linspace(0, 1, 12)), -1)
         inside, lips, beside = [], [], []
-        for index, picture in zip(chosen, read_pictures(self.tracking.source, chosen), strict=False):
+        for index, picture in zip(
+            chosen, read_pictures(self.tracking.source, chosen + self.tracking.first_frame), strict=False
+        ):
             glimpse = self._of(picture, int(index))
             inside.append(glimpse.read(at[..., 0], at[..., 1]).reshape(-1, 3))
             rims = glimpse.lips
@@ -134,7 +136,7 @@ class Glimpses:
         if is_image(self.tracking.source):
             return read_frame(self.tracking.source, 0)
         if self._frames is None or not 0 <= frame - self._next < FAR:
-            self._frames, self._next = read_frames(self.tracking.source, start=frame), frame
+            self._frames, self._next = read_frames(self.tracking.source, start=self.tracking.first_frame + frame), frame
         picture = next(islice(self._frames, frame - self._next, None), None)
         self._next = frame + 1
         return picture

@@ -132,8 +132,8 @@ class WanPainter:
     def _loaded(self) -> Loaded:
         return _load(self._name, self._folder, self._identity, self._config, self._device, self._dtype)
 
-    def _announce(self, height: int, width: int, count: int) -> None:
-        """Say what the film costs, or that it cannot be painted here."""
+    def cost(self, height: int, width: int, count: int) -> tuple[Cost, float]:
+        """Cost of a film, and how many operations a second this machine does."""
         grid = Grid(latent_count(count), self._sampling.length, self._sampling.overlap)
         slots = min(grid.length, grid.count) + (self._name != "wan-v2v")
         sides = [-(-side // (2 * SPACE)) for side in (height, width)]
@@ -150,9 +150,13 @@ class WanPainter:
             device=self._device.type,
             resident=min(1.0, GROUPS / self._shape.layers) if config.offload == "group" else 1.0,
         )
+        return cost, together.count() * speed_of(self._device, self._dtype)
+
+    def _announce(self, height: int, width: int, count: int) -> None:
+        """Say what the film costs, or that it cannot be painted here."""
         where = "the GPU" if self._device.type == "cuda" else "this machine"
+        cost, speed = self.cost(height, width, count)
         cost.check(free_bytes(self._device), where)
-        speed = together.count() * speed_of(self._device, self._dtype)
         log.info("%s, %s: %s.", self._name, where, cost.line(speed))
 
 

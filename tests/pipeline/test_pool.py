@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from expportrait_cli.dataset.pool import Workers
 from expportrait_cli.errors import OutOfMemoryError
+from expportrait_cli.pipeline.pool import Workers
 
 
 def is_alive(pid: int) -> bool:
@@ -63,7 +63,7 @@ def test_an_interrupt_does_not_wait_for_the_work():
 def test_processes_end_when_the_parent_is_killed():
     code = (
         "import os, time\n"
-        "from expportrait_cli.dataset.pool import Workers\n"
+        "from expportrait_cli.pipeline.pool import Workers\n"
         "if __name__ == '__main__':\n"
         "    with Workers(1) as workers:\n"
         "        print([pid for _, pid in workers.run(os.getsid, [0])][0], flush=True)\n"

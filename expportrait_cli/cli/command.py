@@ -1,0 +1,316 @@
+"""What every command has: options about how it runs, settings from a preset or a file, and a help in groups."""
+
+import json
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from difflib import get_close_matches
+from functools import wraps
+from inspect import signature
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from expportrait_cli.artifacts.texts import read_json, read_text
+from expportrait_cli.cli import options
+from expportrait_cli.cli.boundary import output
+from expportrait_cli.config import FitConfig, GenerateConfig, Stretch, TrackConfig, TransferConfig
+from expportrait_cli.errors import InputError, UsageError
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "draft": {"quality": "draft", "size": 256, "backend": "proxy"},
+    "fine": {"quality": "high", "size": 768},
+    "paper": {"absolute": True},
+    "small-gpu": {"offload": "group", "quantize": "int8"},
+}
+"""Sets of options under one name: a quick look, the most that the head can show, the paper's protocol, and the least
+memory for a Wan transformer."""
+LONGEST = 1 << 20
+PATHS = frozenset(
+    (
+        *("reference", "driving", "source_option", "driving_option", "source", "head", "driver", "trackings"),
+        *("driver_head", "meshes", "films", "target", "suite", "report", "jobs", "folder", "out"),
+        *("curves", "network", "weights_folder", "lora"),
+    )
+)
+"""Parameters that name files: in a file of settings they are relative to its folder."""
+OWN = frozenset(("config", "preset", "help", "progress"))
+"""Options that a file of settings cannot set."""
+
+
+def _take_preset(ctx: options.Context, name: str | None) -> str | None:
+    if name is None or ctx.resilient_parsing:
+        return name
+    path = _own_preset(name)
+    if name not in PRESETS and not path.is_file():
+        close = get_close_matches(name, PRESETS, 1)
+        hint = f" Did you mean {close[0]}?" if close else ""
+        raise UsageError(f"`preset={name[:60]}`: expected {', '.join(PRESETS)}, or a file {path}.{hint}")
+    if name in PRESETS:
+        known = _parameters(ctx)
+        chosen = {key: value for key, value in PRESETS[name].items() if key in known}
+        if not chosen:
+            raise UsageError(f"`preset={name}` sets nothing that this command has: {', '.join(PRESETS[name])}.")
+        found = _settings(ctx, chosen, f"preset {name}", path)
+    else:
+        found = _settings(ctx, _read(path), str(path), path)
+    # A file of settings wins, whichever was named first.
+    ctx.default_map = {**found, **(ctx.default_map or {})}
+    return name
+
+
+def _own_preset(name: str) -> Path:
+    from platformdirs import user_config_path
+
+    return user_config_path("expportrait") / f"{Path(name).name}.toml"
+
+
+def _take_config(ctx: options.Context, path: Path | None) -> Path | None:
+    if path is not None and not ctx.resilient_parsing:
+        ctx.default_map = {**(ctx.default_map or {}), **_settings(ctx, _read(path), str(path), path)}
+    return path
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    """Settings by name, from TOML, or JSON such as the record of an earlier film."""
+    options.existing(path)
+    if path.suffix.lower() not in (".toml", ".json"):
+        raise UsageError(f"{path}: a file of settings ends in .toml, or .json for the record of an earlier film.")
+    try:
+        found = read_json(path) if path.suffix.lower() == ".json" else tomllib.loads(read_text(path, LONGEST))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} could not be read as {path.suffix[1:].upper()}: {error}.") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{path} holds no settings by name, such as `size = 256`.")
+    return dict(_of_record(path, found)) if isinstance(found.get("settings"), dict) else found
+
+
+def _parameters(ctx: options.Context) -> dict[str, Any]:
+    """The command's parameters by their names, and by their options' names."""
+    every = ctx.command.params
+    found = {option.lstrip("-").replace("-", "_"): each for each in every for option in each.opts}
+    # REF is also `--reference`: the argument's name comes first.
+    found |= {str(each.name): each for each in every}
+    return {name: parameter for name, parameter in found.items() if name not in OWN}
+
+
+def _settings(ctx: options.Context, found: Mapping[str, Any], place: str, path: Path) -> dict[str, Any]:
+    """Values for the command's parameters.
+
+    Raises:
+        UsageError: a name that is no option of the command, or a value of the wrong type.
+    """
+    known, more = _parameters(ctx), ctx.command.columns() if isinstance(ctx.command, ListCommand) else ()
+    chosen: dict[str, Any] = {}
+    for key, value in found.items():
+        name = str(key).replace("-", "_")
+        if name not in known and name in more:
+            ctx.meta.setdefault(COLUMNS, {})[name] = value
+            continue
+        if name not in known:
+            close = get_close_matches(name, [*known, *more], 1)
+            hint = f" Did you mean {close[0]}?" if close else f" `{ctx.command_path} --help` lists the options."
+            raise UsageError(f"{place}: unknown setting {str(key)[:60]}.{hint}")
+        parameter = known[name]
+        chosen[str(parameter.name)] = _value(parameter, value, f"{place}: {key}", path.parent)
+    return chosen
+
+
+COLUMNS = "expportrait.columns"
+"""Where a list's command finds settings that hold for all its rows."""
+
+
+class ListCommand(TyperCommand):
+    """A command whose file of settings may also hold what its rows may hold."""
+
+    def columns(self) -> list[str]:
+        """Names of the columns."""
+        from expportrait_cli.pipeline.joblist import columns
+
+        return columns()
+
+
+def _value(parameter: Any, value: Any, place: str, folder: Path) -> Any:
+    is_flag = bool(getattr(parameter, "is_flag", False))
+    if is_flag or isinstance(value, bool):
+        if not (is_flag and isinstance(value, bool)):
+            raise UsageError(f"{place} is {str(value)[:60]!r}, expected {'true or false' if is_flag else 'a value'}.")
+        return value
+    several = value if isinstance(value, list) else [value]
+    if not all(isinstance(each, str | int | float) and not isinstance(each, bool) for each in several):
+        raise UsageError(f"{place} is {str(value)[:60]!r}, expected a text or a number.")
+    texts = [_beside(folder, str(parameter.name), str(each)) for each in several]
+    # An option that may be given several times takes a list, of one if need be.
+    return texts if isinstance(value, list) or getattr(parameter, "multiple", False) else texts[0]
+
+
+def _beside(folder: Path, name: str, value: str) -> str:
+    """A file's name, relative to the folder of the settings; a plain name may be that of fetched weights."""
+    is_fetched = name == "weights_folder" and len(Path(value).parts) == 1 and not (folder / value).is_dir()
+    return str(folder / value) if name in PATHS and value and not is_fetched else value
+
+
+def _of_record(path: Path, record: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Settings of an earlier film that differ from the defaults, and its photo and clip, from its run record.
+
+    Raises:
+        UsageError: the film was made from Python, with settings that no option gives, or by another version.
+    """
+    settings = dict(record["settings"])
+    for role, row in dict(record.get("inputs") or {}).items():
+        if role in ("reference", "driving", "curves") and isinstance(row, dict):
+            yield role, str(Path(str(row.get("path"))).absolute())
+    sections = {"track": TrackConfig, "fit": FitConfig, "transfer": TransferConfig, "generate": GenerateConfig}
+    for name, cls in sections.items():
+        yield from _changed(path, cls, dict(settings.pop(name, {})), "reference_")
+    yield from _changed(path, Stretch, dict(settings.pop("driving_stretch", {})), "")
+    for name, plain in (("driving_face", TrackConfig.face), ("head_model", ""), ("grid", False)):
+        if settings.get(name, plain) != plain:
+            yield name, settings[name]
+
+
+RECORDED = {"weights": "weights_folder", "same_person": "same_person"}
+"""Options that have another name than the setting, or other values."""
+NO_OPTION = (
+    "several",
+    "iterations",
+    "descent",
+    "folds",
+    "turn_limit_deg",
+    "supervision",
+    "recenter",
+    "detail",
+    "rounds",
+)
+
+
+def _changed(path: Path, cls: Any, values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    """Fields of a recorded section that do not have the default, by the names of their options."""
+    known = {field.name: field for field in fields(cls)}
+    for name, value in values.items():
+        if name not in known:
+            raise UsageError(f"{path} holds the setting {name}, of another version of the tool. Use a .toml file.")
+        field = known[name]
+        default = field.default if field.default is not MISSING else field.default_factory()  # pyright: ignore
+        if is_dataclass(default) and name in ("stretch", "wan"):
+            yield from _changed(path, type(default), value, prefix)
+        elif _plain(value) == _plain(default) or name == "several":
+            continue
+        elif is_dataclass(default) or name in NO_OPTION:
+            raise UsageError(f"{path} was made with {name} = {value}, which no option of `generate` gives.")
+        elif name == "same_person":
+            yield name, value == "yes"
+        elif name == "lora":
+            yield name, [str(Path(file).absolute()) for file in value.split(",")]
+        else:
+            # A plain name may be that of fetched weights.
+            is_path = name in PATHS or (name == "weights" and (len(Path(value).parts) > 1 or Path(value).is_dir()))
+            text = str(Path(value).absolute()) if is_path else value
+            yield (prefix if cls is Stretch else "") + RECORDED.get(name, name), text
+
+
+def _plain(value: Any) -> str:
+    return json.dumps(value, default=vars, sort_keys=True)
+
+
+def _report_progress(value: str | None) -> str | None:
+    if value is not None:
+        output.report_as(value)
+    return value
+
+
+def _shared(
+    *,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            callback=_take_preset,
+            is_eager=True,
+            metavar="NAME",
+            help=f"Options under one name: {', '.join(PRESETS)}, or a .toml file of your own.",
+            show_default=False,
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            callback=_take_config,
+            is_eager=True,
+            metavar="FILE",
+            help="Options from a .toml file, or from the record of an earlier film (OUT.json). Options given here win.",
+            show_default=False,
+        ),
+    ] = None,
+    progress: Annotated[
+        str | None,
+        typer.Option(
+            callback=_report_progress,
+            is_eager=True,
+            metavar="json|json:FD",
+            help="Progress, log and end as JSON, an object a line, on stderr or on a file descriptor.",
+            show_default=False,
+            rich_help_panel=options.RUN,
+        ),
+    ] = None,
+    device: options.Device = None,
+    quiet: options.Quiet = False,
+    log_level: options.LogLevel = None,
+) -> None:
+    """Options that act as they are read."""
+
+
+def shared(function: Callable[..., None]) -> Callable[..., None]:
+    """The same command with the options that every command has."""
+    own = signature(function)
+    more = [parameter for name, parameter in signature(_shared).parameters.items() if name not in own.parameters]
+
+    @wraps(function)
+    def call(**values: Any) -> None:
+        function(**{name: value for name, value in values.items() if name in own.parameters})
+
+    call.__signature__ = own.replace(parameters=[*own.parameters.values(), *more])  # pyright: ignore
+    call.__annotations__ = {**function.__annotations__, **{each.name: each.annotation for each in more}}
+    return call
+
+
+class Command(TyperCommand):
+    """A command whose help lists its options in the groups that their `rich_help_panel` names."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write a section for each group, in the order in which they begin; that of the shared options is last."""
+        groups: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
+        last: list[tuple[str, str]] = []
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is None:
+                continue
+            panel = getattr(parameter, "rich_help_panel", None)
+            if panel == options.RUN or parameter.name == "help":
+                last.append(record)
+            else:
+                first = "Arguments" if parameter.param_type_name == "argument" else "Options"
+                groups.setdefault(panel or first, []).append(record)
+        for title, rows in {**groups, options.RUN: last}.items():
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
+
+
+class ListingCommand(ListCommand, Command):
+    """A command that reads a list of jobs."""
+
+
+class App(typer.Typer):
+    """A group of commands, each with what `_shared` lists."""
+
+    def command(self, name: str | None = None, **details: Any) -> Callable[..., Any]:
+        """Register a function as a command, which stays as it is."""
+        register = super().command(name, **{"cls": Command, **details})
+
+        def registered(function: Callable[..., None]) -> Callable[..., None]:
+            register(shared(function))
+            return function
+
+        return registered

@@ -1,0 +1,76 @@
+"""The frames of a clip that a stretch names, by times or by numbers."""
+
+import os
+import re
+from fractions import Fraction
+from math import floor
+
+from expportrait_cli.config import Stretch
+from expportrait_cli.errors import InputError, UsageError
+from expportrait_cli.media.image import is_image
+from expportrait_cli.media.video import probe
+
+FRAME = re.compile(r"(\d{1,9})f", re.ASCII)
+TIME = re.compile(r"(?:(?:(\d{1,4}):)?(\d{1,4}):)?(\d{1,6}(?:\.\d{1,9})?)s?", re.ASCII)
+SLACK = 2
+"""Frames by which the length that a file states may be wrong."""
+
+
+def settled(stretch: Stretch, source: str | os.PathLike[str], *, prefix: str = "") -> Stretch:
+    """The same stretch in frames of this clip, in one form: what is asked for in several ways gets one key.
+
+    `prefix` belongs to the names of the parameters that the stretch came from (`reference_start`).
+
+    Raises:
+        UsageError: it cannot be read, ends before it begins, or the source is a photo.
+        InputError: the clip is over before it begins, or no clip.
+    """
+    if stretch == Stretch():
+        return stretch
+    given = next(name for name in ("start", "end", "max_frames") if getattr(stretch, name))
+    if is_image(source):
+        raise UsageError(f"`{prefix}{given}={getattr(stretch, given)}` is for clips, and {source} is a photo.")
+    info = probe(source)
+    first, end = frames_of(stretch, info.rate, prefix=prefix)
+    length = round(info.duration_s * info.rate)
+    if first >= length + SLACK:
+        raise InputError(
+            f"{source} has {length} frames ({info.duration_s:.2f} s), and `{prefix}start={stretch.start}` is frame "
+            f"{first}. Begin earlier."
+        )
+    return Stretch(f"{first}f" if first else "", f"{end}f" if end is not None else "")
+
+
+def frames_of(stretch: Stretch, rate: Fraction, *, prefix: str = "") -> tuple[int, int | None]:
+    """First frame, and the first one left out; None for the end of the file.
+
+    A time means the frame that shows nearest to it, so that clips cut at one time lose and share none.
+
+    Raises:
+        UsageError: a moment that cannot be read, or an end that is not after the start.
+    """
+    first = _frame(f"{prefix}start", stretch.start, rate) if stretch.start else 0
+    end = _frame(f"{prefix}end", stretch.end, rate) if stretch.end else None
+    if end is not None and end <= first:
+        start = f"`{prefix}start={stretch.start}`" if stretch.start else "the clip's beginning"
+        raise UsageError(f"`{prefix}end={stretch.end}` is frame {end} and not after {start}, frame {first}.")
+    if stretch.max_frames:
+        end = min(first + stretch.max_frames, end) if end is not None else first + stretch.max_frames
+    return first, end
+
+
+def _frame(name: str, text: str, rate: Fraction) -> int:
+    if frame := FRAME.fullmatch(text):
+        return int(frame[1])
+    time = TIME.fullmatch(text)
+    if time is None:
+        raise UsageError(f"`{name}={text[:60]}`: expected a time such as 3.2s or 1:02.5, or a frame such as 75f.")
+    hours, minutes, seconds = time.groups()
+    if minutes is None and not text.endswith("s"):
+        raise UsageError(
+            f"`{name}={text}`: write {text}s for the time" + (f", {text}f for the frame." if text.isdecimal() else ".")
+        )
+    if (hours is not None and int(minutes or 0) >= 60) or (minutes is not None and Fraction(seconds) >= 60):
+        raise UsageError(f"`{name}={text}`: minutes and seconds after a colon go up to 59.")
+    at = 3600 * int(hours or 0) + 60 * int(minutes or 0) + Fraction(seconds)
+    return floor(at * rate + Fraction(1, 2))

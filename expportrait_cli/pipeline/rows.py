@@ -1,0 +1,306 @@
+"""Rows of a list: each is made once, by whichever worker claims it, on this machine or another that shares the disk."""
+
+import csv
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, replace
+from html import escape
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Literal, Protocol, cast, runtime_checkable
+
+from expportrait_cli.artifacts.files import atomic_path
+from expportrait_cli.artifacts.texts import read_json
+from expportrait_cli.errors import FAULT, OutOfMemoryError, UserError, known
+from expportrait_cli.pages import page, table
+from expportrait_cli.pipeline.pool import Apart, claim, whose
+from expportrait_cli.runtime import Stage, silent
+
+log = logging.getLogger(__name__)
+
+
+@runtime_checkable
+class Film(Protocol):
+    """What a row makes: a `job.Job`. Its module is heavy, and is loaded by those that make films."""
+
+    @property
+    def out(self) -> Path:
+        """Where it goes."""
+        ...
+
+
+Make = Callable[[Any, Stage], Any]
+KILLED, TIMED_OUT = 128, 124
+"""Exit codes of rows whose process was killed (plus the signal's number), or took too long, as shells have them."""
+LEFT = 75
+"""Exit code of rows that no worker was left to make; the same command makes them."""
+WAIT_S = 0.3
+
+
+@dataclass(frozen=True)
+class RowResult:
+    """How a row ended."""
+
+    exit_code: int
+    """As the command line's."""
+    error: str
+    """Empty for a film that was made."""
+    seconds: float
+    attempts: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """One film of a list."""
+
+    id: str
+    """Name of the row's files."""
+    job: Film
+
+    @classmethod
+    def of(cls, job: Film, folder: Path) -> "Row":
+        """Name it by its output, so that it keeps its files when the list is sorted, cut or grows."""
+        place = os.path.relpath(job.out, folder)
+        return cls(f"{job.out.stem[:60]}-{hashlib.sha256(place.encode('utf-8', 'replace')).hexdigest()[:8]}", job)
+
+
+def run_row(job: Film, report: Stage = silent, make: Make | None = None) -> RowResult:
+    """Make one film; whatever it dies of becomes the exit code that the command line would end with."""
+    since = perf_counter()
+    code, reason = 0, ""
+    try:
+        if make is None:
+            from expportrait_cli.pipeline import film
+
+            make = cast(Make, film.generate)
+        make(job, report)
+    except Exception as error:
+        # Whatever one row dies of, the next may be fine: this is the loop that the promise is about.
+        mendable = known(error)
+        if mendable is None:
+            log.error("%s: a fault of the tool", job.out, exc_info=error)
+        code, reason = (mendable.exit_code, str(mendable)) if mendable else (FAULT, f"{type(error).__name__}: {error}")
+    return RowResult(code, reason, round(perf_counter() - since, 3), 1)
+
+
+def checked_row(job: Film) -> RowResult | None:
+    """The result of a row that would fail before its work begins; None of one that can be tried."""
+    from expportrait_cli.painting.stage import choose
+    from expportrait_cli.pipeline.job import behind_normals, check
+
+    try:
+        found = behind_normals(cast(Any, job))
+        check(found)
+        choose(found.generate)
+    except UserError as error:
+        return RowResult(error.exit_code, str(error), 0.0, 0)
+    return None
+
+
+@dataclass(frozen=True)
+class Task:
+    """A row for a process of its own."""
+
+    job: Film
+    log: Path
+    make: Make | None
+
+
+def make_apart(task: Task) -> RowResult:
+    """Make a row, and write what the process says to the row's log."""
+    task.log.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(task.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+    own = logging.getLogger("expportrait_cli")
+    own.handlers = [logging.StreamHandler(open(2, "w", closefd=False, encoding="utf-8", errors="backslashreplace"))]  # noqa: SIM115
+    own.handlers[0].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    own.setLevel(logging.INFO)
+
+    def begin(name: str) -> Callable[[int, int | None], None]:
+        own.info("%s", name)
+        return lambda done, total: None
+
+    return run_row(task.job, begin, task.make)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows that workers share out among themselves through files in `folder`; goes to other machines as it is."""
+
+    folder: Path
+    """ID.claim while a worker has a row, ID.json with its state, ID.log."""
+    rows: tuple[Row, ...]
+    since: float
+    """When this run began, by the clock of the folder's disk: what ended before is tried again."""
+    retries: int = 2
+    """Further attempts at a row whose process was killed, or ran out of memory."""
+    timeout_s: float | None = None
+    threads: int = 1
+    heartbeat_s: float = 5.0
+    stale_s: float = 60.0
+    """Age of the last sign of life from which a claim counts for nothing."""
+    make: Make | None = None
+
+    def state(self, row: Row) -> dict[str, Any]:
+        """What is written about a row in this run; empty if nothing is."""
+        path = self.folder / f"{row.id}.json"
+        try:
+            found = read_json(path) if path.stat().st_mtime >= self.since else {}
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def result(self, row: Row) -> RowResult | None:
+        """How a row ended in this run."""
+        state = self.state(row)
+        if state.get("state") != "done":
+            return None
+        return RowResult(**{field.name: state[field.name] for field in fields(RowResult)})
+
+    def write(self, row: Row, state: Literal["running", "done"], result: RowResult) -> None:
+        """Write how a row stands."""
+        content = {"id": row.id, "output": str(row.job.out), "state": state, "by": whose(), **asdict(result)}
+        with atomic_path(self.folder / f"{row.id}.json") as partial:
+            partial.write_text(json.dumps(content, indent=2) + "\n", "utf-8", "replace")
+
+    def results(self) -> list[RowResult]:
+        """Of all rows; those that nobody has made are among them."""
+        left = RowResult(LEFT, "no worker was left to make it. Run the same command again.", 0.0, 0)
+        return [self.result(row) or left for row in self.rows]
+
+
+@runtime_checkable
+class Maker(Protocol):
+    """What runs a task: `Apart`, or this process."""
+
+    def run(self, task: Task, *, timeout_s: float | None, is_over: Callable[[], bool]) -> RowResult | int:
+        """As `Apart.run`."""
+        ...
+
+    def stop(self) -> None:
+        """End it."""
+        ...
+
+
+def work(
+    batch: Batch,
+    index: int = 0,
+    is_over: Callable[[], bool] = lambda: False,
+    process: Maker | None = None,
+    told: Callable[[Row, RowResult], None] = lambda row, result: None,
+) -> None:
+    """Make rows that nobody else has claimed until all rows of the batch are done, by whichever worker.
+
+    `index` is the worker's number: each begins elsewhere in the list. A worker that dies leaves its row to the others.
+    Rows are made in a process apart unless another `process` is given.
+
+    Raises:
+        Stopped: `is_over` became true.
+    """
+    begin = index % max(len(batch.rows), 1)
+    pending = [*batch.rows[begin:], *batch.rows[:begin]]
+    process = process or Apart(make_apart, threads=batch.threads)
+    try:
+        while pending and not is_over():
+            left = [row for row in pending if not _try(batch, row, process, is_over, told)]
+            if len(left) == len(pending):
+                time.sleep(WAIT_S)
+            pending = left
+    finally:
+        process.stop()
+
+
+def _try(
+    batch: Batch,
+    row: Row,
+    process: Maker,
+    is_over: Callable[[], bool],
+    told: Callable[[Row, RowResult], None],
+) -> bool:
+    """Make a row if it is free; true once it is done, by this worker or another."""
+    result = batch.result(row)
+    if result is None and not is_over():
+        path = batch.folder / f"{row.id}.claim"
+        with claim(path, heartbeat_s=batch.heartbeat_s, stale_s=batch.stale_s) as is_free:
+            # Between the look and the claim another worker may have ended it.
+            result = batch.result(row) if is_free else None
+            if is_free and result is None:
+                result = attempted(batch, row, process, is_over)
+                batch.write(row, "done", result)
+    if result is not None:
+        told(row, result)
+    return result is not None
+
+
+def attempted(batch: Batch, row: Row, process: Maker, is_over: Callable[[], bool]) -> RowResult:
+    """Make a row, again if its process was killed or ran out of memory; attempts of workers that died count."""
+    earlier = batch.state(row).get("attempts", 0)
+    attempts, result = earlier if isinstance(earlier, int) else 0, None
+    since = perf_counter()
+    while attempts <= batch.retries and (result is None or _is_worth_another(result)):
+        attempts += 1
+        batch.write(row, "running", RowResult(0, "", 0.0, attempts))
+        task = Task(row.job, batch.folder / f"{row.id}.log", batch.make)
+        ended = process.run(task, timeout_s=batch.timeout_s, is_over=is_over)
+        if isinstance(ended, RowResult):
+            result = ended
+        elif ended:
+            result = RowResult(
+                KILLED + ended, f"its process was killed (signal {ended}), perhaps by a full memory.", 0.0, 0
+            )
+        else:
+            result = RowResult(TIMED_OUT, f"it took more than {batch.timeout_s:g} s (`timeout`).", 0.0, 0)
+    if result is None:
+        result = RowResult(KILLED + 9, f"the workers that tried it died, {attempts} in all.", 0.0, 0)
+    return replace(result, attempts=attempts, seconds=round(perf_counter() - since, 3))
+
+
+def _is_worth_another(result: RowResult) -> bool:
+    return result.exit_code in (OutOfMemoryError.exit_code,) or result.exit_code > KILLED
+
+
+KEPT = ("exit_code", "error", "seconds", "attempts", "by")
+
+
+def status(batch: Batch) -> list[dict[str, Any]]:
+    """How each row stands: waiting, running, or done with its result; of whatever run made it last."""
+    rows = []
+    for row in batch.rows:
+        state = replace(batch, since=0.0).state(row)
+        found = {"id": row.id, "output": str(row.job.out), "state": state.get("state", "waiting")}
+        if found["state"] == "running" and not (batch.folder / f"{row.id}.claim").exists():
+            found["state"] = "interrupted"
+        rows.append({**found, **{name: state.get(name, "") for name in KEPT}})
+    return rows
+
+
+def write_summary(batch: Batch, folder: Path) -> Path:
+    """Write `summary.csv`, and `summary.html` with links to films and logs; returns the page."""
+    rows = status(batch)
+    with atomic_path(folder / "summary.csv") as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, ["id", "output", "state", *KEPT])
+        writer.writeheader()
+        writer.writerows(rows)
+    failed = sum(row["state"] == "done" and row["exit_code"] != 0 for row in rows)
+    done = sum(row["state"] == "done" for row in rows) - failed
+    heads = [("", "film"), ("", "state"), ("n", "exit code"), ("n", "seconds"), ("n", "attempts"), ("", "error")]
+    cells = []
+    for row in rows:
+        film_link = f'<a href="{escape(os.path.relpath(row["output"], folder))}">{escape(Path(row["output"]).name)}</a>'
+        said = escape(str(row["error"]))
+        if (batch.folder / f"{row['id']}.log").is_file():
+            said += f' <a href="{escape(os.path.relpath(batch.folder, folder))}/{escape(row["id"])}.log">log</a>'
+        cells.append(
+            [film_link, row["state"], *(str(row[name]) for name in ("exit_code", "seconds", "attempts")), said]
+        )
+    title = f"{done} of {len(rows)} films made, {failed} failed"
+    path = folder / "summary.html"
+    with atomic_path(path) as partial:
+        partial.write_text(page(title, [table(heads, cells)]), "utf-8", "replace")
+    return path
