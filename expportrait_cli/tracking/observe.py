@@ -341,12 +341,7 @@ def fill_missing(
             before, after = (own[own < t], own[own > t]) if len(own) else (before, after)
             filled[t] = landmarks[before[-1] if len(before) else after[0]]
             state[t] = HELD
-    log.warning(
-        "%s: %s of %d frames: %d interpolated, %d held.",
-        source,
-        " and ".join(counts),
-        len(missing),
-        (state == INTERPOLATED).sum(),
-        (state == HELD).sum(),
-    )
+    between, held = (state == INTERPOLATED).sum(), (state == HELD).sum()
+    said = f"{' and '.join(counts)} of {len(missing)} frames"
+    log.warning("%s: %s: %d interpolated, %d held.", source, said, between, held)
     return filled, state
