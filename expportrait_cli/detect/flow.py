@@ -263,3 +263,13 @@ def _residual(
 def _grey(image: Image) -> UInt8[np.ndarray, "S S"]:
     small = cv2.resize(image, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
     return cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
+
+
+def rebased(
+    row: Float32[np.ndarray, "4"] | Float64[np.ndarray, "4"], k: float, corner: Float64[np.ndarray, "2"]
+) -> Float64[np.ndarray, "4"]:
+    """A similarity (a, b, c, d: turn and scale, then shift) of points p in terms of points k p + corner."""
+    a, b, c, d = row
+    turn = np.array([[a, -b], [b, a]])
+    shift = k * np.array([c, d]) + corner - turn @ corner
+    return np.array([a, b, *shift])

@@ -26,14 +26,7 @@ from expportrait_cli.media.writer import forget_others, join, write_segments
 from expportrait_cli.painting import paint
 from expportrait_cli.painting.stage import Choice, choose, painter_of, shown_control
 from expportrait_cli.pipeline import steps
-from expportrait_cli.pipeline.heads import (
-    check_same,
-    head_behind,
-    head_by_name,
-    kind_of_head,
-    model_file,
-    tracking_head,
-)
+from expportrait_cli.pipeline.heads import head_model_of, kind_of_head, model_file, tracking_head
 from expportrait_cli.pipeline.job import Job, behind_normals, check
 from expportrait_cli.pipeline.performance import CurvesFile, Driver, OffsetSource, representation_of
 from expportrait_cli.pipeline.provenance import (
@@ -158,19 +151,6 @@ def film_key(job: Job, hashes: Mapping[str, str], painter: Mapping[str, str]) ->
     networks |= model_file(job.head_model or "anny")
     inputs = {**hashes, **painter, **networks, "revisions": json.dumps(steps.REVISIONS, sort_keys=True)}
     return str(steps.made_by("generate", job.settings(), inputs)["key"])
-
-
-def head_model_of(job: Job, kinds: tuple[str, str]) -> HeadModel:
-    """The head model of the artifacts that were given, and the default one for photos and clips."""
-    own = npz.load(HeadFit, job.reference) if kinds[0] == "head" else None
-    tracking = npz.load(Tracking, job.driving) if kinds[1] == "track" else None
-    if own is not None and tracking is not None:
-        check_same(job.reference, own, job.driving, tracking)
-    if own is not None:
-        return head_behind(job.reference, own, wanted=job.head_model)
-    if tracking is not None:
-        return head_behind(job.driving, tracking, wanted=job.head_model)
-    return head_by_name(job.head_model or "anny")
 
 
 class _Run:

@@ -6,6 +6,7 @@ from typing import get_args
 from jaxtyping import Float32
 from torch import Tensor
 
+from expportrait_cli.artifacts import npz
 from expportrait_cli.artifacts.files import content_hash
 from expportrait_cli.artifacts.meshes import Meshes
 from expportrait_cli.artifacts.types import HeadFit, Tracking
@@ -15,6 +16,7 @@ from expportrait_cli.head import HeadModel, HeadName, find_model, load_head
 from expportrait_cli.head.embed import embed
 from expportrait_cli.head.finer import finer
 from expportrait_cli.head.model import base_name, is_finer
+from expportrait_cli.pipeline.job import Job
 from expportrait_cli.render.rasterizer import rasterize
 
 
@@ -97,3 +99,16 @@ def check_same(first: Path, own: Tracking | HeadFit, second: Path, other: Tracki
 
 def _find_landmarks(head: HeadModel, colours: Float32[Tensor, "V 3"]) -> HeadModel:
     return embed(head, colours, rasterize=rasterize, detect=LandmarkNet(video=False))
+
+
+def head_model_of(job: Job, kinds: tuple[str, str]) -> HeadModel:
+    """The head model of the artifacts that were given, and the default one for photos and clips."""
+    own = npz.load(HeadFit, job.reference) if kinds[0] == "head" else None
+    tracking = npz.load(Tracking, job.driving) if kinds[1] == "track" else None
+    if own is not None and tracking is not None:
+        check_same(job.reference, own, job.driving, tracking)
+    if own is not None:
+        return head_behind(job.reference, own, wanted=job.head_model)
+    if tracking is not None:
+        return head_behind(job.driving, tracking, wanted=job.head_model)
+    return head_by_name(job.head_model or "anny")

@@ -16,8 +16,8 @@ from expportrait_cli.media.stretch import frames_of
 from expportrait_cli.media.video import frame_count, probe
 from expportrait_cli.painting.stage import painter_of
 from expportrait_cli.pipeline import steps
-from expportrait_cli.pipeline.film import Found, head_model_of, look
-from expportrait_cli.pipeline.heads import kind_of_head, tracking_head
+from expportrait_cli.pipeline.film import Found, look
+from expportrait_cli.pipeline.heads import head_model_of, kind_of_head, tracking_head
 from expportrait_cli.pipeline.job import Job, behind_normals, check
 from expportrait_cli.pipeline.performance import OffsetSource
 from expportrait_cli.pipeline.provenance import network_of

@@ -13,7 +13,7 @@ from expportrait_cli.artifacts.types import CROP_SIZE, DISTRUSTED
 from expportrait_cli.config import Stretch, TrackConfig
 from expportrait_cli.detect.crop import Crop, crop_image, crop_points, steady_crop
 from expportrait_cli.detect.faces import FaceBox, FaceFinder, check_portrait, choose_face
-from expportrait_cli.detect.flow import CutDetector, RegionFlow, Small
+from expportrait_cli.detect.flow import CutDetector, RegionFlow, Small, rebased
 from expportrait_cli.detect.matte import Matte, Shoulders
 from expportrait_cli.detect.mesh import FaceMesh, extent
 from expportrait_cli.errors import InputError
@@ -103,15 +103,7 @@ class _Shot:
         motion = self.flow.step(crop_image(image, self.crop, CROP_SIZE))
         k = self.crop.side / CROP_SIZE
         corner = np.array([self.crop.left, self.crop.top])
-        return np.stack([_rebase(row, k, corner) for row in motion.flow]), motion.confidence
-
-
-def _rebase(row, k, corner):
-    """A similarity of points p in terms of points k p + corner."""
-    a, b, c, d = row
-    turn = np.array([[a, -b], [b, a]])
-    shift = k * np.array([c, d]) + corner - turn @ corner
-    return np.array([a, b, *shift])
+        return np.stack([rebased(row, k, corner) for row in motion.flow]), motion.confidence
 
 
 class _Choice:
@@ -271,7 +263,7 @@ def _gather(seen: _Seen, frames: Iterator, total: int | None, progress: Progress
     crop = steady_crop(points[state == TRACKED], size)
     k = CROP_SIZE / crop.side
     corner = -k * np.array([crop.left, crop.top])
-    moved = np.stack([[_rebase(row, k, corner) for row in pair] for pair in seen.flow])
+    moved = np.stack([[rebased(row, k, corner) for row in pair] for pair in seen.flow])
     return Observations(
         size=size,
         rate=seen.rate,
@@ -349,12 +341,7 @@ def fill_missing(
             before, after = (own[own < t], own[own > t]) if len(own) else (before, after)
             filled[t] = landmarks[before[-1] if len(before) else after[0]]
             state[t] = HELD
-    log.warning(
-        "%s: %s of %d frames: %d interpolated, %d held.",
-        source,
-        " and ".join(counts),
-        len(missing),
-        (state == INTERPOLATED).sum(),
-        (state == HELD).sum(),
-    )
+    between, held = (state == INTERPOLATED).sum(), (state == HELD).sum()
+    said = f"{' and '.join(counts)} of {len(missing)} frames"
+    log.warning("%s: %s: %d interpolated, %d held.", source, said, between, held)
     return filled, state

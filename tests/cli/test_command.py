@@ -148,7 +148,7 @@ def test_every_command_has_the_shared_options(capsys):
     for name in (["track"], ["weights", "list"], ["data", "prepare"], ["train", "gate"], ["doctor"]):
         assert app.run([*name, "--help"]) == 0
         text = capsys.readouterr().out
-        assert all(f"--{option}" in text for option in ("preset", "config", "progress", "quiet", "log-level"))
+        assert all(f"--{option}" in text for option in ("preset", "config", "progress", "device", "quiet", "log-level"))
 
 
 def test_without_a_command_one_is_told_how_to_begin(capsys):

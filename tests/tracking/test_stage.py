@@ -67,8 +67,9 @@ def test_a_photo_has_one_frame_and_no_rate(photo_tracking):
 
 def test_every_frame_has_a_row(sliding):
     _, tracking = sliding
+    whole = ["source", "source_hash", "head_model", "size", "rate", "crop", "focal_px", "identity", "first_frame"]
     for field in fields(Tracking):
-        if field.name not in ("source", "source_hash", "head_model", "size", "rate", "crop", "focal_px", "identity"):
+        if field.name not in whole:
             assert len(getattr(tracking, field.name)) == len(SHIFTS), field.name
     assert tracking.rate.tolist() == [25, 1]
     assert tracking.size.tolist() == [320, 300]
