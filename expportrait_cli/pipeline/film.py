@@ -1,9 +1,7 @@
 """A photo and a clip in, a film out: run the stages that are missing, keep what they made, write down how."""
 
-import json
 import logging
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,7 +9,7 @@ from time import perf_counter
 from typing import Any
 
 from expportrait_cli.artifacts import npz
-from expportrait_cli.artifacts.files import alone, content_hash, forget_partials, sha256
+from expportrait_cli.artifacts.files import alone, content_hash, forget_partials
 from expportrait_cli.artifacts.guard import check_outputs
 from expportrait_cli.artifacts.meshes import Meshes
 from expportrait_cli.artifacts.types import HeadFit, Tracking
@@ -24,19 +22,18 @@ from expportrait_cli.media.image import is_image, write_png
 from expportrait_cli.media.video import probe
 from expportrait_cli.media.writer import forget_others, join, write_segments
 from expportrait_cli.painting import paint
-from expportrait_cli.painting.stage import Choice, choose, painter_of, shown_control
+from expportrait_cli.painting.stage import painter_of, shown_control
 from expportrait_cli.pipeline import steps
-from expportrait_cli.pipeline.heads import head_model_of, kind_of_head, model_file, tracking_head
+from expportrait_cli.pipeline.heads import head_model_of, kind_of_head, tracking_head
 from expportrait_cli.pipeline.job import Job, behind_normals, check
 from expportrait_cli.pipeline.performance import CurvesFile, Driver, OffsetSource, representation_of
+from expportrait_cli.pipeline.plan import Found, look
 from expportrait_cli.pipeline.provenance import (
     check_source,
     fit_quality,
     licence_map,
     licences,
-    network_of,
     networks_behind,
-    read_record,
     synthetic_tags,
     tracking_quality,
     versions,
@@ -78,41 +75,6 @@ def generate(job: Job, stage: Stage = silent) -> Film:
         return _made(job, kinds, stage)
 
 
-@dataclass(frozen=True)
-class Found:
-    """What there is before a run."""
-
-    hashes: dict[str, str]
-    """Of the inputs, by role."""
-    known: Mapping[str, Any]
-    """Record of the film that is there; empty without one."""
-    table: CurvesFile
-    painter: Choice
-    key: str
-    """Of the film that is asked for."""
-    is_current: bool
-    """The film is there already, with all that is asked for beside it."""
-
-
-def look(job: Job, kinds: tuple[str, str]) -> Found:
-    """Find out what a job, whose inputs were checked, depends on, and whether its film is there.
-
-    Raises:
-        WeightsError, UsageError: a painter that is not there, or whose settings do not fit.
-    """
-    hashes = {"reference": content_hash(job.reference), "driving": content_hash(job.driving)}
-    record = read_record(job.record)
-    table = CurvesFile.of(job.curves, job.meshes, _strings(record.get("curves_written")))
-    if edited := table.edited():
-        hashes["curves"] = edited
-    painter = choose(job.generate) if not job.show_control else Choice("proxy")
-    key = film_key(job, hashes, painter.identity)
-    # The representation of meshes that are made is that of the settings.
-    painter.check_shown(representation_of(job.driving) if kinds[1] == "meshes" else job.transfer.representation)
-    known = record if _is_made(job.out, record.get("sha256")) and not job.show_control else {}
-    return Found(hashes, known, table, painter, key, known.get("key") == key and _has_beside(job, known))
-
-
 def _made(job: Job, kinds: tuple[str, str], stage: Stage) -> Film:
     found = look(job, kinds)
     if found.is_current:
@@ -124,33 +86,9 @@ def _made(job: Job, kinds: tuple[str, str], stage: Stage) -> Film:
     return _Run(job, Stages(stage), found, head_model_of(job, kinds)).film(kinds, found.key)
 
 
-def _is_made(path: Path, digest: Any) -> bool:
-    return path.is_file() and sha256(path) == digest
-
-
-def _has_beside(job: Job, known: Mapping[str, Any]) -> bool:
-    """Whether all that is asked for beside the film is there, as the run left it that `known` is the record of."""
-    beside = known.get("beside")
-    hashes = beside if isinstance(beside, dict) else {}
-    wanted = {job.grid_path: job.grid, job.report: job.with_report, job.curves: job.curves is not None}
-    return all(_is_made(path, hashes.get(path.name)) for path, is_wanted in wanted.items() if is_wanted and path)
-
-
 def _forget_segments(work: Path) -> None:
     for segments in work.glob("segments-*"):
         shutil.rmtree(segments)
-
-
-def _strings(found: Any) -> list[str]:
-    return [str(each) for each in found] if isinstance(found, list) else []
-
-
-def film_key(job: Job, hashes: Mapping[str, str], painter: Mapping[str, str]) -> str:
-    """What a whole film depends on: inputs, settings, painter, networks of the fit, and the revisions of all stages."""
-    networks = {row["name"]: row["sha256"] for row in network_of(job.fit)}
-    networks |= model_file(job.head_model or "anny")
-    inputs = {**hashes, **painter, **networks, "revisions": json.dumps(steps.REVISIONS, sort_keys=True)}
-    return str(steps.made_by("generate", job.settings(), inputs)["key"])
 
 
 class _Run:

@@ -1,12 +1,13 @@
-"""What a film would take: the stages that are to do, weights, memory and minutes; nothing is made."""
+"""What there is of a film, and what it would take: stages that are to do, weights, memory, minutes; nothing is made."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from expportrait_cli.artifacts import npz
-from expportrait_cli.artifacts.files import content_hash
+from expportrait_cli.artifacts.files import content_hash, sha256
 from expportrait_cli.artifacts.meshes import Meshes
 from expportrait_cli.artifacts.types import HeadFit, Tracking
 from expportrait_cli.detect.crop import shape_of
@@ -14,13 +15,12 @@ from expportrait_cli.head import HeadModel
 from expportrait_cli.media.image import is_image
 from expportrait_cli.media.stretch import frames_of
 from expportrait_cli.media.video import frame_count, probe
-from expportrait_cli.painting.stage import painter_of
+from expportrait_cli.painting.stage import Choice, choose, painter_of
 from expportrait_cli.pipeline import steps
-from expportrait_cli.pipeline.film import Found, look
-from expportrait_cli.pipeline.heads import head_model_of, kind_of_head, tracking_head
+from expportrait_cli.pipeline.heads import head_model_of, kind_of_head, model_file, tracking_head
 from expportrait_cli.pipeline.job import Job, behind_normals, check
-from expportrait_cli.pipeline.performance import OffsetSource
-from expportrait_cli.pipeline.provenance import network_of
+from expportrait_cli.pipeline.performance import CurvesFile, OffsetSource, representation_of
+from expportrait_cli.pipeline.provenance import network_of, read_record
 from expportrait_cli.retargeting.stage import same_person
 from expportrait_cli.weights.catalogue import catalogue, locate
 
@@ -42,6 +42,65 @@ MEMORY = 1.5
 """GB of main memory for a film whose painter is none of Wan's, however long it is: its process was seen to take 1.0 to
 1.3, and ffmpeg takes the rest."""
 GB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Found:
+    """What there is before a run."""
+
+    hashes: dict[str, str]
+    """Of the inputs, by role."""
+    known: Mapping[str, Any]
+    """Record of the film that is there; empty without one."""
+    table: CurvesFile
+    painter: Choice
+    key: str
+    """Of the film that is asked for."""
+    is_current: bool
+    """The film is there already, with all that is asked for beside it."""
+
+
+def look(job: Job, kinds: tuple[str, str]) -> Found:
+    """Find out what a job, whose inputs were checked, depends on, and whether its film is there.
+
+    Raises:
+        WeightsError, UsageError: a painter that is not there, or whose settings do not fit.
+    """
+    hashes = {"reference": content_hash(job.reference), "driving": content_hash(job.driving)}
+    record = read_record(job.record)
+    table = CurvesFile.of(job.curves, job.meshes, _strings(record.get("curves_written")))
+    if edited := table.edited():
+        hashes["curves"] = edited
+    painter = choose(job.generate) if not job.show_control else Choice("proxy")
+    key = film_key(job, hashes, painter.identity)
+    # The representation of meshes that are made is that of the settings.
+    painter.check_shown(representation_of(job.driving) if kinds[1] == "meshes" else job.transfer.representation)
+    known = record if _is_made(job.out, record.get("sha256")) and not job.show_control else {}
+    return Found(hashes, known, table, painter, key, known.get("key") == key and _has_beside(job, known))
+
+
+def _is_made(path: Path, digest: Any) -> bool:
+    return path.is_file() and sha256(path) == digest
+
+
+def _has_beside(job: Job, known: Mapping[str, Any]) -> bool:
+    """Whether all that is asked for beside the film is there, as the run left it that `known` is the record of."""
+    beside = known.get("beside")
+    hashes = beside if isinstance(beside, dict) else {}
+    wanted = {job.grid_path: job.grid, job.report: job.with_report, job.curves: job.curves is not None}
+    return all(_is_made(path, hashes.get(path.name)) for path, is_wanted in wanted.items() if is_wanted and path)
+
+
+def _strings(found: Any) -> list[str]:
+    return [str(each) for each in found] if isinstance(found, list) else []
+
+
+def film_key(job: Job, hashes: Mapping[str, str], painter: Mapping[str, str]) -> str:
+    """What a whole film depends on: inputs, settings, painter, networks of the fit, and the revisions of all stages."""
+    networks = {row["name"]: row["sha256"] for row in network_of(job.fit)}
+    networks |= model_file(job.head_model or "anny")
+    inputs = {**hashes, **painter, **networks, "revisions": json.dumps(steps.REVISIONS, sort_keys=True)}
+    return str(steps.made_by("generate", job.settings(), inputs)["key"])
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from support.david_net import david_file
 from support.places import TESTS
 from support.stage_results import stage_results
 
-from expportrait_cli.pipeline.film import film_key
 from expportrait_cli.pipeline.job import Job
+from expportrait_cli.pipeline.plan import film_key
 from expportrait_cli.pipeline.steps import REVISIONS
 from expportrait_cli.weights.catalogue import entry
 
