@@ -11,7 +11,7 @@ from expportrait_cli.head import HeadModel, landmark_model
 from expportrait_cli.head.facemesh import CHIN, FOREHEAD, LID_PAIRS, LOWER_LIPS, UPPER_LIPS
 from expportrait_cli.head.fitted import person_joints
 from expportrait_cli.head.model import NECK
-from expportrait_cli.retargeting.steady import FACE_M, lid_gaps, steady_torso, within_frame
+from expportrait_cli.retargeting.steady import FACE_M, eased_as_torso, lid_gaps, steady_torso, within_frame
 from expportrait_cli.solve.state import Projection, State, interocular_px, photo_distance
 
 TORN = 0.04
@@ -139,11 +139,11 @@ def torso_motion(
     place = np.einsum("tij,tj->ti", matrices, np.c_[neck_px[firsts], np.ones(len(neck_px))])[:, :2]
     size = np.log(np.hypot(matrices[:, 0, 0], matrices[:, 1, 0]))
     roll = np.arctan2(matrices[:, 1, 0], matrices[:, 0, 0])
-    # Both depths as logarithms of their ratio to the photo's.
-    head_depth = np.log(translation[:, 2] / motion.translation_ref[2])
-    columns = steady_torso(np.c_[place, size, roll, head_depth], tracking)
+    columns = steady_torso(np.c_[place, size, roll], tracking)
+    # Both depths as logarithms of their ratio to the photo's. The head's has neither gaps nor jumps of a flow.
+    head_depth = eased_as_torso(np.log(translation[:, 2] / motion.translation_ref[2]), tracking)
     moved, size, roll = (scale * (c - c[motion.starts]) for c in (columns[:, :2], columns[:, 2], columns[:, 3]))
-    depth = start[2] * np.exp(np.clip(-size, columns[:, 4] - TORN, columns[:, 4] + TORN))
+    depth = start[2] * np.exp(np.clip(-size, head_depth - TORN, head_depth + TORN))
     px = start[:2] / start[2] * motion.focal_ref_px + moved * motion.scale[:, None] - taken_px
     turn = rodrigues(np.c_[np.zeros((len(roll), 2)), roll])
     rotation = to_turns(turn @ from_turns(head_fit.torso_rotation))

@@ -108,14 +108,19 @@ def _size_px(tracking: Tracking) -> float:
 def steady_torso(values: Float[np.ndarray, "T *C"], tracking: Tracking) -> Float64[np.ndarray, "T *C"]:
     """A torso's motion without jumps that the head has no part in, and without gaps (`unseen_torso`)."""
     gaps, rows = unseen_torso(tracking), np.array(values, np.float64)
-    # A shoulder moves a moment before or after the head does.
-    change = maximum_filter1d(motion_of_landmarks(tracking, percentile=50.0), 3, mode="nearest")
     for index in np.unique(tracking.shot):
         own = np.flatnonzero(tracking.shot == index)
         rows[own] = bridged(rows[own], gaps[own])
         size = (MEDIAN_FRAMES,) + (1,) * (rows.ndim - 1)
         rows[own] = median_filter(rows[own], size=size, mode="nearest")
-    return eased(rows, tracking.shot, change, STILL_TORSO)
+    return eased_as_torso(rows, tracking)
+
+
+def eased_as_torso(values: Float[np.ndarray, "T *C"], tracking: Tracking) -> Float64[np.ndarray, "T *C"]:
+    """Smooth over time where the head rests: what holds the torso must be as steady as it is."""
+    # A shoulder moves a moment before or after the head does.
+    change = maximum_filter1d(motion_of_landmarks(tracking, percentile=50.0), 3, mode="nearest")
+    return eased(values, tracking.shot, change, STILL_TORSO)
 
 
 def unseen_torso(tracking: Tracking) -> Bool[np.ndarray, " T"]:

@@ -507,7 +507,10 @@ def test_a_change_needs_a_frame_to_count_from(fitted, stranger, head):
 def test_jumps_of_the_torso_are_none_of_the_person(fitted, stranger, head):
     """A driver who stands still, with two frames of wild flow; a slow walk goes through."""
     still = unmoved(stranger, 40)
-    jump, walk = still.flow.copy(), still.flow.copy()
+    flow = still.flow.copy()
+    # A flow that turns by exactly nothing was not measured.
+    flow[:, 1] = [1, 1e-7, 0, 0]
+    jump, walk = flow.copy(), flow.copy()
     jump[17:19, 1] = [1.1, 0.2, 73, -40]
     walk[:, 1, 2] = np.linspace(0, 40, 40)
     px = {}
@@ -522,9 +525,13 @@ def test_jumps_of_the_torso_are_none_of_the_person(fitted, stranger, head):
 
 def test_a_head_does_not_leave_its_torso(fitted, stranger, head):
     """The driver leans back by a tenth, the flow on the clothes sees nothing of it."""
-    curves = curves_of(fitted, stranger, head, neutral_frame="0")
+    leaning = stranger.frames([0] * 8 + [4] * 8 + [0] * 8)
+    curves = curves_of(fitted, leaning, head, neutral_frame="0")
     ratio = curves.translation[:, 2] / curves.torso_translation[:, 2]
-    assert np.abs(np.log(ratio / ratio[0])).max() == pytest.approx(0.04, abs=1e-4)
+    parted = np.abs(np.log(ratio / ratio[0]))
+    assert parted[12] == pytest.approx(0.04, abs=1e-3)
+    # The torso is smoothed where the head sets off.
+    assert parted.max() < 0.06
 
 
 def test_brows_rise_as_far_as_the_drivers(fitted, head, photo_tracking):
