@@ -22,6 +22,7 @@ from expportrait_cli.retargeting import posed_frames, transfer
 from expportrait_cli.retargeting.face import expression_map, parse_regions
 from expportrait_cli.retargeting.motion import LIMIT_IOD, SOFT_DEG, Rest, at_rest, limit_turn
 from expportrait_cli.retargeting.stage import smooth
+from expportrait_cli.retargeting.steady import steady
 from expportrait_cli.solve.state import Projection, interocular_px
 
 pytest_plugins = ("support.astronaut",)
@@ -250,6 +251,20 @@ def test_a_wink_shuts_one_eye(fitted, winker, head):
     # Of the last step to where the lids touch, the ridge of the spread keeps a part.
     assert left[-1] < 0.2 * left[0]
     assert np.ptp(right) < 0.05 * right[0]
+
+
+def test_what_the_landmarks_show_is_no_step_of_the_fit(winker, stranger, head):
+    """Winks, dropped jaws and turns stay to the last bit; smiles that no landmark shows are smoothed."""
+    eyes = expression_map(head, parse_regions("eyes"))
+    for clip in (winker.frames([0, 4, 4, 0]), stranger):
+        moved = steady(clip, eyes)
+        for name in ("expression", "jaw", "rotation", "translation"):
+            assert np.abs(getattr(moved, name) - getattr(clip, name)).max() < 1e-6, name
+    psi = np.zeros_like(winker.expression)
+    psi[2:, head.expression_names.index("mouthSmileLeft")] = 0.5
+    unseen = steady(replace(unmoved(winker, 5), expression=psi), eyes).expression
+    assert np.abs(np.diff(unseen, axis=0)).max() < 0.15
+    assert np.abs(unseen.sum(0) - psi.sum(0)).max() < 1e-5
 
 
 def test_lids_close_by_the_drivers_share(fitted, winker, head):
