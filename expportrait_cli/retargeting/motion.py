@@ -11,7 +11,7 @@ from expportrait_cli.head import HeadModel, landmark_model
 from expportrait_cli.head.facemesh import CHIN, FOREHEAD, LID_PAIRS, LOWER_LIPS, UPPER_LIPS
 from expportrait_cli.head.fitted import person_joints
 from expportrait_cli.head.model import NECK
-from expportrait_cli.retargeting.steady import FACE_M, steady_torso, within_frame
+from expportrait_cli.retargeting.steady import FACE_M, eased_as_torso, lid_gaps, steady_torso, within_frame
 from expportrait_cli.solve.state import Projection, State, interocular_px, photo_distance
 
 TORN = 0.04
@@ -139,11 +139,11 @@ def torso_motion(
     place = np.einsum("tij,tj->ti", matrices, np.c_[neck_px[firsts], np.ones(len(neck_px))])[:, :2]
     size = np.log(np.hypot(matrices[:, 0, 0], matrices[:, 1, 0]))
     roll = np.arctan2(matrices[:, 1, 0], matrices[:, 0, 0])
-    # Both depths as logarithms of their ratio to the photo's.
-    head_depth = np.log(translation[:, 2] / motion.translation_ref[2])
-    columns = steady_torso(np.c_[place, size, roll, head_depth], tracking)
+    columns = steady_torso(np.c_[place, size, roll], tracking)
+    # Both depths as logarithms of their ratio to the photo's. The head's has neither gaps nor jumps of a flow.
+    head_depth = eased_as_torso(np.log(translation[:, 2] / motion.translation_ref[2]), tracking)
     moved, size, roll = (scale * (c - c[motion.starts]) for c in (columns[:, :2], columns[:, 2], columns[:, 3]))
-    depth = start[2] * np.exp(np.clip(-size, columns[:, 4] - TORN, columns[:, 4] + TORN))
+    depth = start[2] * np.exp(np.clip(-size, head_depth - TORN, head_depth + TORN))
     px = start[:2] / start[2] * motion.focal_ref_px + moved * motion.scale[:, None] - taken_px
     turn = rodrigues(np.c_[np.zeros((len(roll), 2)), roll])
     rotation = to_turns(turn @ from_turns(head_fit.torso_rotation))
@@ -267,7 +267,7 @@ class Rest:
     @classmethod
     def seen(cls, head_fit: HeadFit, tracking: Tracking, neutral: int) -> "Rest":
         """As the photo and the neutral frame show them."""
-        return cls(_lid_gaps(head_fit.landmarks), _lid_gaps(tracking.landmarks[neutral]))
+        return cls(lid_gaps(head_fit.landmarks), lid_gaps(tracking.landmarks[neutral]))
 
     @classmethod
     def neutral(cls, head_fit: HeadFit, tracking: Tracking, head: HeadModel, neutral: int) -> "Rest":
@@ -276,26 +276,21 @@ class Rest:
         No gap of the driver is larger than its wide open eyes (`WIDE_PERCENT`). The person's is theirs and the
         driver's in equal parts: how wide the eyes stand open is as much a look as it is a face.
         """
-        widest = np.percentile([_lid_gaps(frame) for frame in tracking.landmarks], WIDE_PERCENT, axis=0)
+        widest = np.percentile([lid_gaps(frame) for frame in tracking.landmarks], WIDE_PERCENT, axis=0)
         driver = _rest_gaps(tracking, tracking.landmarks[neutral], states(tracking)[neutral], head)
         driver = np.minimum(driver, widest)
         own = _rest_gaps(head_fit, head_fit.landmarks, photo_state(head_fit), head)
         return cls(np.sqrt(own * driver), driver)
 
 
-def _lid_gaps(landmarks: Float[np.ndarray, "478 2"]) -> Float[np.ndarray, " 6"]:
-    upper, lower = np.array(LID_PAIRS).T
-    return np.linalg.norm(landmarks[upper] - landmarks[lower], axis=-1) / interocular_px(landmarks)
-
-
 def _rest_gaps(rows: HeadFit | Tracking, landmarks: np.ndarray, state: State, head: HeadModel):
     view = Projection(landmark_model(head), focal_px=rows.focal_px, centre_px=CROP_SIZE / 2)
     shape = rows.identity.astype(np.float64)
-    seen = _lid_gaps(landmarks)
-    rest = _lid_gaps(landmarks + view.predict(shape, at_rest(state, head)) - view.predict(shape, state))
+    seen = lid_gaps(landmarks)
+    rest = lid_gaps(landmarks + view.predict(shape, at_rest(state, head)) - view.predict(shape, state))
     still = replace(state, expression=0 * state.expression, jaw=0 * state.jaw, gaze=0 * state.gaze)
     trust = np.exp(-np.abs(rest - seen) / TRUST_IOD)
-    return trust * rest + (1 - trust) * _lid_gaps(view.predict(0 * shape, still))
+    return trust * rest + (1 - trust) * lid_gaps(view.predict(0 * shape, still))
 
 
 def _fitted(tracking: Tracking, view: Projection) -> Float[np.ndarray, "T 478 2"]:
@@ -308,7 +303,7 @@ def _lid_steps(measured, predicted, rest: Rest):
     """Close the person's lids by the share by which the driver's close: a wink ends shut on any face."""
     steps = np.zeros_like(predicted)
     size = np.array([interocular_px(frame) for frame in predicted])
-    shares = np.array([_lid_gaps(frame) for frame in measured]) / np.maximum(rest.driver, 0.02)
+    shares = np.array([lid_gaps(frame) for frame in measured]) / np.maximum(rest.driver, 0.02)
     wanted_gaps = shares.clip(0.0, 1.6) * rest.person * size[:, None]
     for (upper, lower), wanted in zip(LID_PAIRS, wanted_gaps.T, strict=True):
         line = predicted[:, lower] - predicted[:, upper]

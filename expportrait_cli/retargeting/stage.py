@@ -163,7 +163,10 @@ def transfer(
         config, beyond = replace(config, method="none"), None
     beyond = beyond or Beyond()
     regions = parse_regions(config.region)
-    same, tracking = same_person(head_fit, tracking), steady(tracking)
+    same = same_person(head_fit, tracking)
+    if config.neutral_frame != "none":
+        # Without a frame that is taken off, what was tracked is meant as it is: the paper's protocol.
+        tracking = steady(tracking, expression_map(head, frozenset({"eyes"})))
     cost = neutral_cost(head_fit, tracking, head, same=same)
     neutral = _neutral(config, cost)
     whole = same and regions >= {"pose", "expression", "gaze"} and config.pose_scale == config.expression_scale == 1

@@ -9,7 +9,7 @@ from scipy.ndimage import maximum_filter1d, median_filter, minimum_filter1d
 
 from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit, Tracking
 from expportrait_cli.geometry.rotations import from_turns, logarithm, rodrigues, to_turns
-from expportrait_cli.head.facemesh import LIP_PAIRS
+from expportrait_cli.head.facemesh import LID_PAIRS, LIP_PAIRS
 from expportrait_cli.solve.state import interocular_px
 
 STILL_FACE = 0.008
@@ -23,8 +23,9 @@ MOVING_LANDMARKS = 90.0
 STILL_TORSO = 0.2
 """Motion of the head from a frame to the next, in inter-ocular distances, below which a step of the torso is mostly
 the flow's: clothes slide, and hair falls over them, but shoulders seldom jump under a head that rests."""
-STIFFEST = 5.0
-"""How many frames around it a frame is smoothed with, at most: in a picture that rests altogether."""
+STIFFEST, CLEAR = 5.0, 4.0
+"""How many frames around it a frame is smoothed with, at most: in a picture that rests altogether. And how many times
+the motion of a resting picture is clearly motion: it is left as it is, to the last bit."""
 MEDIAN_FRAMES = 5
 """Length of the median that takes jumps out: the flow on clothes is wrong for a frame or two at a time."""
 
@@ -35,14 +36,14 @@ def eased(
     """Smooth over time where the picture rests, and leave as it is what moves with it.
 
     Minimises, in each shot, the sum of |y_t - values_t|^2 and of
-    min(still / change_t, STIFFEST)^2 |y_t+1 - y_t|^2. It looks ahead
-    as far as back, so nothing lags. Linear: what is a function of several channels is smoothed with them. `change` is
+    (min(still / change_t, STIFFEST)^2 - 1 / CLEAR^2) |y_t+1 - y_t|^2, where that is above 0. It looks ahead as far as
+    back, so nothing lags. Linear: what is a function of several channels is smoothed with them. `change` is
     the picture's, from each frame to the next, in the unit of `still`.
     """
     flat = np.asarray(values, np.float64).reshape(len(values), -1)
     if len(flat) < 2:
         return flat.reshape(np.shape(values))
-    stiff = (still / np.maximum(change, still / STIFFEST)) ** 2 * (shot[1:] == shot[:-1])
+    stiff = np.maximum(0, (still / np.maximum(change, still / STIFFEST)) ** 2 - CLEAR**-2) * (shot[1:] == shot[:-1])
     bands = np.zeros((2, len(flat)))
     bands[0, 1:] = -stiff
     bands[1] = 1 + np.r_[stiff, 0] + np.r_[0, stiff]
@@ -56,18 +57,23 @@ def motion_of_landmarks(tracking: Tracking, *, percentile: float) -> Float64[np.
     return np.percentile(moved, percentile, axis=1) if len(moved) else np.zeros(0)
 
 
-def steady(tracking: Tracking) -> Tracking:
+def steady(tracking: Tracking, eyes: Float[np.ndarray, "E E"]) -> Tracking:
     """The tracking without steps of pose, jaw and expression that its landmarks do not show.
 
-    All are smoothed alike: to first order they still put the landmarks where they were. Gaze stays, its own landmarks
-    are too few to tell.
+    All are smoothed alike: to first order they still put the landmarks where they were. But a blink moves few of them:
+    what of the expression is the `eyes`' (`expression_map`) stays as well where the lids move. Gaze stays, its own
+    landmarks are too few to tell.
     """
     turns = from_turns(tracking.rotation)
     change = motion_of_landmarks(tracking, percentile=MOVING_LANDMARKS) * _explained(tracking, turns)
     middle = turns[len(turns) // 2]
     away = logarithm(turns @ middle.T)
-    columns = (away, tracking.translation, tracking.expression, tracking.jaw)
+    lids = tracking.expression @ eyes.T
+    columns = (away, tracking.translation, tracking.expression - lids, tracking.jaw)
     away, translation, expression, jaw = (eased(c, tracking.shot, change, STILL_FACE) for c in columns)
+    gaps = np.array([lid_gaps(frame) for frame in tracking.landmarks])
+    blink = np.maximum(change, np.abs(np.diff(gaps, axis=0)).max(1))
+    expression += eased(lids, tracking.shot, blink, STILL_FACE)
     return replace(
         tracking,
         rotation=to_turns(rodrigues(away) @ middle).astype(np.float32),
@@ -82,9 +88,17 @@ def _explained(tracking: Tracking, turns: Float64[np.ndarray, "T 3 3"]) -> Float
     crown = turns[:, :, 1] * CROWN_M + tracking.translation
     px = crown[:, :2] / crown[:, 2:] * tracking.focal_px
     leap = np.linalg.norm(np.diff(px, axis=0), axis=1) / _size_px(tracking)
-    share = np.minimum(1, motion_of_landmarks(tracking, percentile=50.0) / np.maximum(CROWN_SHOWS * leap, 1e-9)) ** 2
+    # A head that does not move at all has nothing to show.
+    shown = motion_of_landmarks(tracking, percentile=50.0) + 1e-6
+    share = np.minimum(1, shown / (CROWN_SHOWS * leap + 1e-6)) ** 2
     # The frames around it are pulled in: else the leap is but moved to them.
     return minimum_filter1d(share, LEAP_FRAMES, mode="nearest") if len(share) else share
+
+
+def lid_gaps(landmarks: Float[np.ndarray, "478 2"]) -> Float[np.ndarray, " 6"]:
+    """Gaps of `LID_PAIRS`, in inter-ocular distances."""
+    upper, lower = np.array(LID_PAIRS).T
+    return np.linalg.norm(landmarks[upper] - landmarks[lower], axis=-1) / interocular_px(landmarks)
 
 
 def _size_px(tracking: Tracking) -> float:
@@ -94,14 +108,19 @@ def _size_px(tracking: Tracking) -> float:
 def steady_torso(values: Float[np.ndarray, "T *C"], tracking: Tracking) -> Float64[np.ndarray, "T *C"]:
     """A torso's motion without jumps that the head has no part in, and without gaps (`unseen_torso`)."""
     gaps, rows = unseen_torso(tracking), np.array(values, np.float64)
-    # A shoulder moves a moment before or after the head does.
-    change = maximum_filter1d(motion_of_landmarks(tracking, percentile=50.0), 3, mode="nearest")
     for index in np.unique(tracking.shot):
         own = np.flatnonzero(tracking.shot == index)
         rows[own] = bridged(rows[own], gaps[own])
         size = (MEDIAN_FRAMES,) + (1,) * (rows.ndim - 1)
         rows[own] = median_filter(rows[own], size=size, mode="nearest")
-    return eased(rows, tracking.shot, change, STILL_TORSO)
+    return eased_as_torso(rows, tracking)
+
+
+def eased_as_torso(values: Float[np.ndarray, "T *C"], tracking: Tracking) -> Float64[np.ndarray, "T *C"]:
+    """Smooth over time where the head rests: what holds the torso must be as steady as it is."""
+    # A shoulder moves a moment before or after the head does.
+    change = maximum_filter1d(motion_of_landmarks(tracking, percentile=50.0), 3, mode="nearest")
+    return eased(values, tracking.shot, change, STILL_TORSO)
 
 
 def unseen_torso(tracking: Tracking) -> Bool[np.ndarray, " T"]:
@@ -124,7 +143,8 @@ def bridged(values: Float64[np.ndarray, "T *C"], gaps: Bool[np.ndarray, " T"]) -
     for begin, end in edges.reshape(-1, 2):
         before = values[begin - 1] - values[begin] if begin else values[end] - values[end - 1]
         after = values[end] - values[end - 1] if end < len(values) else before
-        share = np.linspace(0, 1, end - begin).reshape((-1,) + (1,) * (values.ndim - 1))
+        # What is missing is spread over the steps into the gap and out of it as well: nothing pauses at its ends.
+        share = np.arange(1, end - begin + 1).reshape((-1,) + (1,) * (values.ndim - 1)) / (end - begin + 1)
         out[begin:end] = values[begin:end] + (1 - share) * before + share * after
     return out
 

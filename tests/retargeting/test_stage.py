@@ -22,6 +22,7 @@ from expportrait_cli.retargeting import posed_frames, transfer
 from expportrait_cli.retargeting.face import expression_map, parse_regions
 from expportrait_cli.retargeting.motion import LIMIT_IOD, SOFT_DEG, Rest, at_rest, limit_turn
 from expportrait_cli.retargeting.stage import smooth
+from expportrait_cli.retargeting.steady import steady
 from expportrait_cli.solve.state import Projection, interocular_px
 
 pytest_plugins = ("support.astronaut",)
@@ -250,6 +251,20 @@ def test_a_wink_shuts_one_eye(fitted, winker, head):
     # Of the last step to where the lids touch, the ridge of the spread keeps a part.
     assert left[-1] < 0.2 * left[0]
     assert np.ptp(right) < 0.05 * right[0]
+
+
+def test_what_the_landmarks_show_is_no_step_of_the_fit(winker, stranger, head):
+    """Winks, dropped jaws and turns stay to the last bit; smiles that no landmark shows are smoothed."""
+    eyes = expression_map(head, parse_regions("eyes"))
+    for clip in (winker.frames([0, 4, 4, 0]), stranger):
+        moved = steady(clip, eyes)
+        for name in ("expression", "jaw", "rotation", "translation"):
+            assert np.abs(getattr(moved, name) - getattr(clip, name)).max() < 1e-6, name
+    psi = np.zeros_like(winker.expression)
+    psi[2:, head.expression_names.index("mouthSmileLeft")] = 0.5
+    unseen = steady(replace(unmoved(winker, 5), expression=psi), eyes).expression
+    assert np.abs(np.diff(unseen, axis=0)).max() < 0.15
+    assert np.abs(unseen.sum(0) - psi.sum(0)).max() < 1e-5
 
 
 def test_lids_close_by_the_drivers_share(fitted, winker, head):
@@ -507,7 +522,10 @@ def test_a_change_needs_a_frame_to_count_from(fitted, stranger, head):
 def test_jumps_of_the_torso_are_none_of_the_person(fitted, stranger, head):
     """A driver who stands still, with two frames of wild flow; a slow walk goes through."""
     still = unmoved(stranger, 40)
-    jump, walk = still.flow.copy(), still.flow.copy()
+    flow = still.flow.copy()
+    # A flow that turns by exactly nothing was not measured.
+    flow[:, 1] = [1, 1e-7, 0, 0]
+    jump, walk = flow.copy(), flow.copy()
     jump[17:19, 1] = [1.1, 0.2, 73, -40]
     walk[:, 1, 2] = np.linspace(0, 40, 40)
     px = {}
@@ -522,9 +540,13 @@ def test_jumps_of_the_torso_are_none_of_the_person(fitted, stranger, head):
 
 def test_a_head_does_not_leave_its_torso(fitted, stranger, head):
     """The driver leans back by a tenth, the flow on the clothes sees nothing of it."""
-    curves = curves_of(fitted, stranger, head, neutral_frame="0")
+    leaning = stranger.frames([0] * 8 + [4] * 8 + [0] * 8)
+    curves = curves_of(fitted, leaning, head, neutral_frame="0")
     ratio = curves.translation[:, 2] / curves.torso_translation[:, 2]
-    assert np.abs(np.log(ratio / ratio[0])).max() == pytest.approx(0.04, abs=1e-4)
+    parted = np.abs(np.log(ratio / ratio[0]))
+    assert parted[12] == pytest.approx(0.04, abs=1e-3)
+    # The torso is smoothed where the head sets off.
+    assert parted.max() < 0.06
 
 
 def test_brows_rise_as_far_as_the_drivers(fitted, head, photo_tracking):

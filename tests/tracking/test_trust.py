@@ -91,9 +91,9 @@ def test_a_blink_is_believed(clean, head):
             hull = cv2.convexHull(np.rint(at[ring]).astype(np.int32))
             cv2.fillConvexPoly(image, hull, (60, 40, 34) if t in SPOILT else (250, 250, 250))
         skins.append(unroll(image, at))
-    assert doubts(points, skins, np.zeros(COUNT, int), RATE).max() < DISTRUSTED
+    assert doubts(points, skins, np.zeros(COUNT, int), RATE, unroll.mouth).max() < DISTRUSTED
     dark = [replace(skin, texture=skin.texture // 4) if t in SPOILT else skin for t, skin in enumerate(skins)]
-    assert doubts(points, dark, np.zeros(COUNT, int), RATE)[list(SPOILT)].min() >= DISTRUSTED
+    assert doubts(points, dark, np.zeros(COUNT, int), RATE, unroll.mouth)[list(SPOILT)].min() >= DISTRUSTED
 
 
 @pytest.mark.slow
