@@ -20,7 +20,7 @@ from expportrait_cli.artifacts.files import sha256
 from expportrait_cli.detect.mediapipe_adapter import LandmarkNet
 from expportrait_cli.head import anny
 from expportrait_cli.head.embed import embed
-from expportrait_cli.head.subdivision import Subdivision, subdivide
+from expportrait_cli.head.finer import Subdivision, subdivide
 from expportrait_cli.render.rasterizer import rasterize
 
 OUT = Path(__file__).with_name("head_anny.npz")

@@ -13,9 +13,8 @@ from expportrait_cli.artifacts.types import CROP_SIZE
 from expportrait_cli.config import FitConfig, PrepareConfig, TrackConfig
 from expportrait_cli.dataset.dataset import Clip, Row, clip_of
 from expportrait_cli.dataset.scan import Scan, scan, scan_key
-from expportrait_cli.dataset.sheet import write_sheet
 from expportrait_cli.dataset.sources import Source
-from expportrait_cli.dataset.summary import counts, fitted_figures, tracked_figures, tracked_refusal
+from expportrait_cli.dataset.summary import counts, fitted_figures, tracked_figures, tracked_refusal, write_sheet
 from expportrait_cli.detect.crop import Crop, crop_image
 from expportrait_cli.errors import InputError
 from expportrait_cli.head import HeadModel, HeadName

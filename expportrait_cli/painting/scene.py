@@ -9,24 +9,22 @@ from typing import Protocol, runtime_checkable
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32, UInt8
+from jaxtyping import Float, Float32, UInt8
 
 from expportrait_cli.artifacts.meshes import Meshes
-from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit, Tracking
+from expportrait_cli.artifacts.types import HeadFit, Tracking
 from expportrait_cli.config import GenerateConfig
-from expportrait_cli.detect.crop import Box, Crop, crop_image, shape_of, shown_box
-from expportrait_cli.detect.matte import Matte
+from expportrait_cli.detect.crop import shape_of, shown_box
 from expportrait_cli.errors import FilmError
-from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.geometry.mesh import Edges, edges
 from expportrait_cli.head import HeadModel, landmark_model, landmarks
 from expportrait_cli.head.facemesh import CHIN, FOREHEAD, IRIS, LIP_PAIRS
 from expportrait_cli.head.fitted import Bones, fitted_mesh, person_joints, photo_curves, relief_of
 from expportrait_cli.media.video import read_frame
+from expportrait_cli.painting.canvas import UNLIKE, Canvas, Witnesses, box_canvas, crop_canvas, photo_canvas
 from expportrait_cli.painting.proxy.compositor import Compositor
 from expportrait_cli.painting.proxy.glimpse import Glimpse, Glimpses
-from expportrait_cli.painting.proxy.layers import lids, prepare
-from expportrait_cli.painting.proxy.lips import around_lips
+from expportrait_cli.painting.proxy.layers import prepare
 from expportrait_cli.render.buffers import Buffers, Bump, render_buffers
 
 
@@ -109,143 +107,6 @@ class ProxyPainter:
     ) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
         """Yield the proxy's frames."""
         return (sketch.proxy for sketch in sketches(start))
-
-
-@dataclass(frozen=True)
-class Canvas:
-    """Pixels that are painted, and how the photo's crop lies in them."""
-
-    photo: UInt8[np.ndarray, "H W 3"]
-    alpha: Float32[np.ndarray, "H W"]
-    camera: Camera
-    scale: float
-    """Canvas px for one px of the crop."""
-    corner: tuple[float, float]
-    """Crop's corner on the canvas, px."""
-
-    def hair(self, fit: HeadFit) -> Float32[np.ndarray, "H W"]:
-        """Share of hair in each pixel (`HeadFit.classes`); none outside the crop, and where a head was not asked."""
-        shape = self.alpha.shape
-        if not fit.classes.size:
-            return np.zeros(shape, np.float32)
-        shift = (self.scale - 1) / 2
-        place = np.array([[self.scale, 0, self.corner[0] + shift], [0, self.scale, self.corner[1] + shift]])
-        share = np.ascontiguousarray(fit.classes[..., 1], np.float32) / 255
-        return cv2.warpAffine(share, place, shape[::-1], flags=cv2.INTER_LINEAR)
-
-
-def crop_canvas(image: UInt8[np.ndarray, "H W 3"], fit: HeadFit, size: int) -> Canvas:
-    """The photo's crop at `size` pixels."""
-    crop = Crop(*map(float, fit.crop))
-    alpha = Matte().matte(crop_image(image, crop, CROP_SIZE))
-    if size != CROP_SIZE:
-        alpha = cv2.resize(alpha, (size, size), interpolation=cv2.INTER_LINEAR)
-    camera = Camera.of_crop(fit.focal_px, CROP_SIZE, size)
-    return Canvas(crop_image(image, crop, size), alpha, camera, size / CROP_SIZE, (0.0, 0.0))
-
-
-def photo_canvas(image: UInt8[np.ndarray, "H W 3"], fit: HeadFit, size: int) -> Canvas:
-    """The whole photo, so scaled that the crop has at most `size` pixels."""
-    height, width = image.shape[:2]
-    shrink = min(1.0, size / float(fit.crop[2]))
-    shape = (max(round(width * shrink), 2), max(round(height * shrink), 2))
-    return box_canvas(image, fit, Box(0.0, 0.0, float(width), float(height)), shape)
-
-
-def box_canvas(image: UInt8[np.ndarray, "H W 3"], fit: HeadFit, box: Box, shape: tuple[int, int]) -> Canvas:
-    """A part of the photo at `shape` (width, height) pixels; the matte of the crop wins inside it."""
-    crop = Crop(*map(float, fit.crop))
-    left, top, width, height = map(int, box)
-    ratio = shape[0] / width
-    photo = image[top : top + height, left : left + width]
-    if photo.shape[1::-1] != shape:
-        photo = cv2.resize(photo, shape, interpolation=cv2.INTER_AREA if ratio < 1 else cv2.INTER_CUBIC)
-    photo = np.ascontiguousarray(photo).astype(np.uint8)
-    scale = ratio * crop.side / CROP_SIZE
-    corner = ((crop.left - left) * ratio, (crop.top - top) * ratio)
-    whole = _square_matte(photo)
-    inner = Matte().matte(crop_image(image, crop, CROP_SIZE))
-    alpha = _merge(whole, inner, scale, corner)
-    camera = Camera(fit.focal_px * scale, corner[0] + CROP_SIZE / 2 * scale, corner[1] + CROP_SIZE / 2 * scale, *shape)
-    return Canvas(photo, alpha, camera, scale, corner)
-
-
-def _square_matte(photo):
-    """Matte of the whole photo, read through the smallest square around it."""
-    height, width = photo.shape[:2]
-    side = max(height, width)
-    square = Crop(round((width - side) / 2), round((height - side) / 2), side)
-    k = CROP_SIZE / side
-    matte = Matte().matte(crop_image(photo, square, CROP_SIZE))
-    x, y = np.meshgrid(np.arange(width) + 0.5 - square.left, np.arange(height) + 0.5 - square.top)
-    return cv2.remap(matte, (x * k - 0.5).astype(np.float32), (y * k - 0.5).astype(np.float32), cv2.INTER_LINEAR)
-
-
-def _merge(whole, inner, scale, corner):
-    """Put the crop's finer matte over the whole one, with a soft seam at the crop's border."""
-    height, width = whole.shape
-    x, y = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
-    x, y = ((x - corner[0]) / scale).astype(np.float32), ((y - corner[1]) / scale).astype(np.float32)
-    fine = cv2.remap(inner, x - 0.5, y - 0.5, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    edge = np.minimum(np.minimum(x, CROP_SIZE - x), np.minimum(y, CROP_SIZE - y))
-    weight = np.clip(edge / 24, 0, 1)
-    return (fine * weight + whole * (1 - weight)).astype(np.float32)
-
-
-UNLIKE = 0.2
-"""Difference from the photo (`Witnesses.unlike`) from which a frame is torn or another picture."""
-WITNESSES = 900
-"""Approximate number of triangles of the face that are compared."""
-FACING = 0.35
-"""Least area of a triangle in the picture, as a share of its area seen from the front, for it to be compared."""
-LEAST_SPREAD = 12.0
-"""Levels by which the witnesses of any photo are taken to differ: compression and grain are no fault."""
-FEWEST = 60
-"""Witnesses in sight below which a head that is turned away says nothing."""
-
-
-class Witnesses:
-    """Triangles of the face and their colours in the photo: what a frame has to show where they now lie.
-
-    They are read pixel by pixel, by none of the operations that paint a frame, so that a fault in those shows.
-    """
-
-    def __init__(self, canvas: Canvas, verts_cam: Float32[np.ndarray, "V 3"], head: HeadModel) -> None:
-        """Read the photo where the fitted head `verts_cam` lies."""
-        self._camera = canvas.camera
-        facial = ((head.facial_mask > 0.5) & head.part("skin")).numpy() & ~lids(head) & ~around_lips(head)
-        triangles = head.dense_faces.numpy()
-        triangles = triangles[facial[triangles].all(1)]
-        self._triangles = triangles[:: max(len(triangles) // WITNESSES, 1)]
-        self._colours, self._seen = self._look(canvas.photo, verts_cam)
-
-    def unlike(self, frame: UInt8[np.ndarray, "H W 3"], verts_cam: Float32[np.ndarray, "V 3"]) -> float:
-        """Squared difference from the photo at the witnesses, as a share of how much they differ among themselves.
-
-        0 where they show the photo's colours, about 2 where they show anything; 0 too if too few are in sight.
-        """
-        colours, seen = self._look(frame, verts_cam)
-        both = seen & self._seen
-        if both.sum() < FEWEST:
-            return 0.0
-        expected = self._colours[both]
-        spread = ((expected - expected.mean((0, 1))) ** 2).mean()
-        return float(((colours[both] - expected) ** 2).mean() / max(spread, LEAST_SPREAD**2))
-
-    def _look(
-        self, frame: UInt8[np.ndarray, "H W 3"], verts_cam: Float32[np.ndarray, "V 3"]
-    ) -> tuple[Float32[np.ndarray, "N 3"], Bool[np.ndarray, " N"]]:
-        """Colours at the triangles, and which of them face the camera inside the picture."""
-        corners = verts_cam[self._triangles]
-        px = corners[..., :2] / corners[..., 2:] * self._camera.focal_px + [self._camera.cx, self._camera.cy]
-        a, b = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
-        normal = np.cross(a, b)
-        facing = normal[:, 2] < -FACING * np.linalg.norm(normal, axis=1)
-        height, width = frame.shape[:2]
-        column, row = np.floor(px.mean(1)).astype(int).T
-        inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-        colours = cv2.blur(frame, (3, 3))[np.clip(row, 0, height - 1), np.clip(column, 0, width - 1)]
-        return colours.astype(np.float32), facing & inside
 
 
 UPPER_LIP, LOWER_LIP = LIP_PAIRS[0]

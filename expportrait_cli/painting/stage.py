@@ -20,8 +20,9 @@ from expportrait_cli.artifacts.types import HeadFit, Tracking
 from expportrait_cli.config import GenerateConfig, Representation, WanConfig
 from expportrait_cli.errors import FilmError, UsageError, WeightsError
 from expportrait_cli.head import HeadModel
+from expportrait_cli.painting.canvas import Canvas
 from expportrait_cli.painting.mini import KIND
-from expportrait_cli.painting.scene import Canvas, Painter, ProxyPainter, Scene
+from expportrait_cli.painting.scene import Painter, ProxyPainter, Scene
 from expportrait_cli.painting.wan import require_packages
 from expportrait_cli.runtime import best_device
 from expportrait_cli.weights.catalogue import (

@@ -19,9 +19,9 @@ from expportrait_cli.export.shape import FLIP, Motion, Shape, canonical, in_head
 from expportrait_cli.head import HeadModel
 from expportrait_cli.head.fitted import fitted_mesh, relief_of
 from expportrait_cli.media.video import read_frame
+from expportrait_cli.painting.canvas import crop_canvas
 from expportrait_cli.painting.proxy.anatomy import CAVITY, ENAMEL
 from expportrait_cli.painting.proxy.layers import DEPTH_SLACK_M, prepare
-from expportrait_cli.painting.scene import crop_canvas
 from expportrait_cli.pipeline.heads import head_behind
 from expportrait_cli.pipeline.provenance import check_source
 from expportrait_cli.runtime import Progress, Stage

@@ -12,8 +12,14 @@ from support.performers import make_state, performed
 from expportrait_cli.config import PrepareConfig
 from expportrait_cli.dataset import dataset
 from expportrait_cli.dataset.dataset import Dataset, Row, clip_of
-from expportrait_cli.dataset.sheet import telling_frames
-from expportrait_cli.dataset.summary import AXES, counts, tracked_figures, tracked_refusal, write_summary
+from expportrait_cli.dataset.summary import (
+    AXES,
+    counts,
+    telling_frames,
+    tracked_figures,
+    tracked_refusal,
+    write_summary,
+)
 from expportrait_cli.errors import InputError
 
 pytest_plugins = ("support.astronaut",)

@@ -28,8 +28,8 @@ from expportrait_cli.config import FitConfig, PrepareConfig
 from expportrait_cli.dataset.dataset import Dataset, Row
 from expportrait_cli.dataset.make import Plan, Workshop, finished, plan_of, scanned
 from expportrait_cli.dataset.prepare import Book
-from expportrait_cli.dataset.sheet import clip_meshes
 from expportrait_cli.dataset.sources import find_sources
+from expportrait_cli.dataset.summary import clip_meshes
 from expportrait_cli.errors import FAULT, InputError, OutputError
 from expportrait_cli.head import landmarks, load_head
 from expportrait_cli.media.image import read_image

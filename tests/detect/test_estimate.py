@@ -19,9 +19,8 @@ from support.david_net import david_file
 from expportrait_cli.artifacts.types import CROP_SIZE
 from expportrait_cli.detect import estimator as estimator_module
 from expportrait_cli.detect.crop import Crop, crop_image
-from expportrait_cli.detect.david import AXES, David
 from expportrait_cli.detect.estimate import KNOWN, assemble, establish_axes
-from expportrait_cli.detect.estimator import estimator
+from expportrait_cli.detect.estimator import AXES, David, estimator
 from expportrait_cli.detect.sapiens import AXES as SAPIENS_AXES
 from expportrait_cli.detect.sapiens import MEAN, STD, Sapiens
 from expportrait_cli.errors import InputError, WeightsError

@@ -11,9 +11,8 @@ from PIL import Image
 from support.scored_films import clip, moved, portrait, score
 
 from expportrait_cli.errors import WeightsError
-from expportrait_cli.evaluation import deep3d, smirk
-from expportrait_cli.evaluation.deep3d import Deep3D
-from expportrait_cli.evaluation.smirk import Smirk
+from expportrait_cli.evaluation import coefficients
+from expportrait_cli.evaluation.coefficients import POINTS, TEMPLATE, Deep3D, Smirk, around_landmarks, at_template
 
 SIDE = 224
 SMIRK = {"expression_params": 50, "cam": 3, "pose_params": 3, "jaw_params": 3}
@@ -39,7 +38,7 @@ def network(path: Path, outputs: dict[str, int], *, side: int = SIDE) -> dict[st
 def landmarks(five: np.ndarray) -> np.ndarray:
     """478 points of which some are the five that the crop looks at; the corners of an eye lie around its middle."""
     points = np.full((478, 2), 150.0)
-    for (first, *rest), place in zip(deep3d.POINTS, five, strict=True):
+    for (first, *rest), place in zip(POINTS, five, strict=True):
         points[[first, *rest]] = place + (np.array([[-9.0, 1.0], [9.0, -1.0]]) if rest else 0.0)
     return points
 
@@ -61,9 +60,9 @@ def brightest(image: np.ndarray, near: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize(("unit_px", "centre"), [(150.0, (300.0, 260.0)), (70.0, (90.0, 400.0))])
 def test_deep3d_s_crop_puts_the_template_where_it_belongs(unit_px, centre):
     # The template seen from the front: y points down in a picture.
-    offsets = deep3d.TEMPLATE[:, :2] * [1, -1]
+    offsets = TEMPLATE[:, :2] * [1, -1]
     five = np.array(centre) + unit_px * offsets
-    crop = deep3d.aligned(spots((640, 480), five), landmarks(five))
+    crop = at_template(spots((640, 480), five), landmarks(five))
     assert crop.shape == (SIDE, SIDE, 3)
     for place in 112 + 102 * offsets:
         # Sizes and edges are whole pixels, and the published crop lies half a pixel off: 1 px in all.
@@ -73,7 +72,7 @@ def test_deep3d_s_crop_puts_the_template_where_it_belongs(unit_px, centre):
 @pytest.mark.parametrize(("unit_px", "centre"), [(170.0, (250.0, 200.0)), (21.3, (60.0, 330.0)), (90.0, (15.0, 390.0))])
 def test_deep3d_s_crop_is_cut_from_the_scaled_picture(unit_px, centre):
     noise = np.random.default_rng(3).integers(0, 256, (400, 500, 3), dtype=np.uint8)
-    points = landmarks(np.array(centre) + unit_px * deep3d.TEMPLATE[:, :2] * [1, -1])
+    points = landmarks(np.array(centre) + unit_px * TEMPLATE[:, :2] * [1, -1])
     scale = 102 / unit_px
     size = int(500 * scale), int(400 * scale)
     left = int(size[0] / 2 - 112 + (centre[0] - 0.5 - 250) * scale)
@@ -81,13 +80,13 @@ def test_deep3d_s_crop_is_cut_from_the_scaled_picture(unit_px, centre):
     whole = Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC)
     expected = np.array(whole.crop((left, top, left + 224, top + 224))).astype(int)
     # PIL's weights are rounded.
-    assert np.abs(deep3d.aligned(noise, points) - expected).max() <= 1
+    assert np.abs(at_template(noise, points) - expected).max() <= 1
 
 
 def test_the_place_is_that_of_the_camera_that_saw_the_template():
     random = np.random.default_rng(2)
     turn, _ = np.linalg.qr(random.normal(size=(3, 3)))
-    where, unit_px = deep3d.place(deep3d.TEMPLATE @ (130 * turn[:2]).T + [20.0, -7.0])
+    where, unit_px = coefficients.place(TEMPLATE @ (130 * turn[:2]).T + [20.0, -7.0])
     assert unit_px == pytest.approx(130) and where == pytest.approx([20, -7])
 
 
@@ -95,7 +94,7 @@ def test_smirk_s_crop_is_the_box_of_the_landmarks_made_wider():
     low, high = np.array([200.0, 120.0]), np.array([300.0, 260.0])
     points = np.linspace(low, high, 478)
     picture = spots((640, 480), np.stack([low, high]))
-    crop = smirk.aligned(picture, points)
+    crop = around_landmarks(picture, points)
     side = 1.4 * 120
     for corner in (low, high):
         # The published crop takes landmarks for pixel centres: half a pixel apart.
@@ -105,10 +104,10 @@ def test_smirk_s_crop_is_the_box_of_the_landmarks_made_wider():
 
 def test_a_crop_beyond_the_picture_is_black():
     white, far = np.full((200, 200, 3), 255, np.uint8), np.array([10.0, 190.0])
-    five = far + 80 * deep3d.TEMPLATE[:, :2] * [1, -1]
+    five = far + 80 * TEMPLATE[:, :2] * [1, -1]
     for crop in (
-        deep3d.aligned(white, landmarks(five)),
-        smirk.aligned(white, np.linspace(far - 60, far + 60, 478)),
+        at_template(white, landmarks(five)),
+        around_landmarks(white, np.linspace(far - 60, far + 60, 478)),
     ):
         assert crop[0, -1].min() == 255 and not crop[0, 0].any() and not crop[-1].any()
 
@@ -116,7 +115,7 @@ def test_a_crop_beyond_the_picture_is_black():
 def test_networks_see_rgb_between_0_and_1_and_their_numbers_are_taken_from_their_places(tmp_path):
     colour = np.array([200, 120, 30], np.uint8)
     picture = np.full((600, 600, 3), colour)
-    five = 300 + 100 * deep3d.TEMPLATE[:, :2] * [1, -1]
+    five = 300 + 100 * TEMPLATE[:, :2] * [1, -1]
     weights = network(tmp_path / "deep3d.onnx", {"anything": 257})["anything"]
     expression, angles = Deep3D(tmp_path / "deep3d.onnx").read(picture, landmarks(five))
     whole = colour / 255 @ weights
@@ -166,10 +165,10 @@ def test_columns_are_mean_absolute_differences_frame_by_frame(mode, tmp_path, mo
 
     points = [Looker().look(picture) for picture in (darker[1], frames[1])]
     for name, matrix, aligned in (
-        ("aed_deep3d_mean", deep[:, 80:144], deep3d.aligned),
-        ("apd_deep3d_mean_rad", deep[:, 224:227], deep3d.aligned),
-        ("aed_smirk_mean", weights["expression_params"], smirk.aligned),
-        ("apd_smirk_mean_rad", weights["pose_params"], smirk.aligned),
+        ("aed_deep3d_mean", deep[:, 80:144], at_template),
+        ("apd_deep3d_mean_rad", deep[:, 224:227], at_template),
+        ("aed_smirk_mean", weights["expression_params"], around_landmarks),
+        ("apd_smirk_mean_rad", weights["pose_params"], around_landmarks),
     ):
         colours = [
             aligned(picture, seen).mean((0, 1)) / 255

@@ -13,9 +13,9 @@ from support.scored_films import clip, moved, portrait, score
 from torch import nn
 
 from expportrait_cli.errors import WeightsError
-from expportrait_cli.evaluation import identity, lpips
+from expportrait_cli.evaluation import lpips
+from expportrait_cli.evaluation.estimators import TEMPLATE, ArcFace, arcface_crop
 from expportrait_cli.evaluation.face import Looker
-from expportrait_cli.evaluation.identity import ArcFace, aligned
 from expportrait_cli.evaluation.lpips import Lpips
 from expportrait_cli.evaluation.onnx_net import first_operators
 from expportrait_cli.weights.catalogue import entry
@@ -126,11 +126,11 @@ def test_a_face_is_aligned_wherever_it_lies():
     turn[:, 2] += [9, -4]
     turned = cv2.warpAffine(picture, turn, (400, 360))
     moved_points = (points - 0.5) @ turn[:, :2].T + turn[:, 2] + 0.5
-    one, two = aligned(picture, points), aligned(turned, moved_points)
+    one, two = arcface_crop(picture, points), arcface_crop(turned, moved_points)
     assert np.abs(one.astype(float) - two).mean() < 4
     # The eyes lie where the network was trained to have them: a dark spot, in a brighter face.
     grey = cv2.GaussianBlur(cv2.cvtColor(one, cv2.COLOR_RGB2GRAY), (0, 0), 1.5)
-    for x, y in identity.TEMPLATE[:2].round().astype(int):
+    for x, y in TEMPLATE[:2].round().astype(int):
         assert grey[y - 2 : y + 3, x - 2 : x + 3].min() < np.median(grey) - 40
 
 

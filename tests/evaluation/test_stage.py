@@ -7,8 +7,7 @@ import pytest
 from support.scored_films import clip, moved, portrait, score
 
 from expportrait_cli.errors import InputError
-from expportrait_cli.evaluation import COLUMNS, Scores, table
-from expportrait_cli.evaluation import identity as identity_module
+from expportrait_cli.evaluation import COLUMNS, Scores, estimators, table
 from expportrait_cli.media.image import write_png
 
 pytestmark = pytest.mark.slow
@@ -47,7 +46,7 @@ def test_a_film_equals_itself(same):
 
 
 def test_a_face_is_at_no_distance_from_itself(same, truth):
-    if identity_module.missing_packages():
+    if estimators.missing_packages():
         pytest.skip("needs dlib")
     assert same.rows[0]["identity_dlib"] == 0
     # The same face, a few pixels further.
@@ -119,7 +118,7 @@ def test_a_driver_needs_no_size_and_gives_no_pixel_metrics(frames, truth, tmp_pa
 
 
 def test_without_dlib_the_cell_is_empty_and_says_why(truth, frames, tmp_path, monkeypatch):
-    monkeypatch.setattr(identity_module, "find_spec", lambda name: None)
+    monkeypatch.setattr(estimators, "find_spec", lambda name: None)
     scores = score(clip(tmp_path / "two.mkv", frames[:2]), clip(tmp_path / "truth.mkv", frames[:2]))
     assert scores.means["identity_dlib"] is None
     assert "pip install" in scores.missing["identity_dlib"]
@@ -160,7 +159,7 @@ def test_one_frame_is_no_film(frames, tmp_path):
 
 
 def test_a_photo_without_a_face_is_refused(frames, truth, tmp_path):
-    if identity_module.missing_packages():
+    if estimators.missing_packages():
         pytest.skip("needs dlib")
     wall = write_png(tmp_path / "wall.png", np.full((128, 128, 3), 90, np.uint8))
     with pytest.raises(InputError, match="shows no face"):

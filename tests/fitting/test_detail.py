@@ -11,8 +11,8 @@ from support.performers import quiet
 
 from expportrait_cli.artifacts.types import CROP_SIZE, Tracking
 from expportrait_cli.config import FitConfig
-from expportrait_cli.detect.david import David
 from expportrait_cli.detect.estimate import Estimate
+from expportrait_cli.detect.estimator import David
 from expportrait_cli.fitting import fit
 from expportrait_cli.fitting.detail import (
     BANDS,

@@ -23,7 +23,8 @@ from expportrait_cli.head.facemesh import CHIN, FACE_OVAL, LIP_PAIRS
 from expportrait_cli.head.fitted import neck_in_camera, posed_meshes
 from expportrait_cli.media.image import read_image
 from expportrait_cli.painting import paint as paint_film
-from expportrait_cli.painting.scene import Canvas, ProxyPainter
+from expportrait_cli.painting.canvas import Canvas
+from expportrait_cli.painting.scene import ProxyPainter
 from expportrait_cli.painting.stage import paste
 
 pytest_plugins = ("support.astronaut",)

@@ -6,8 +6,8 @@ import pytest
 
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.head import dense
+from expportrait_cli.painting.canvas import Canvas
 from expportrait_cli.painting.proxy.hidden import Hidden, hairiness, scalp_of, strands
-from expportrait_cli.painting.scene import Canvas
 from expportrait_cli.painting.stage import paste
 
 SIDE = 128

@@ -11,8 +11,8 @@ from expportrait_cli.geometry.rotations import from_turns, logarithm
 from expportrait_cli.head.fitted import Bones, fitted_mesh
 from expportrait_cli.head.model import HEAD, JAW, TORSO, HeadPose, bones
 from expportrait_cli.media.image import read_image
+from expportrait_cli.painting.canvas import crop_canvas, photo_canvas
 from expportrait_cli.painting.proxy.layers import background, diffuse, membrane, unmix
-from expportrait_cli.painting.scene import crop_canvas, photo_canvas
 
 pytest_plugins = ("support.astronaut",)
 

@@ -127,6 +127,8 @@ def anatomy(photo: np.ndarray, shown: np.ndarray, glimpses=None) -> tuple[Mouth,
         xy=points[:, :2].copy(),
         depth=row,
         cosine=row,
+        hair=plane,
+        hairy=row,
     )
     bone = np.array([[1.0, 0, 0, 0], [0, -1, 0, 0], [0, 0, -1, DEPTH]])
     eyes = np.full((50, 3), 200, np.float32)

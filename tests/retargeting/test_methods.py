@@ -17,7 +17,7 @@ from expportrait_cli.artifacts.meshes import Meshes
 from expportrait_cli.artifacts.types import HeadFit, Tracking
 from expportrait_cli.cli import app
 from expportrait_cli.config import TransferConfig
-from expportrait_cli.dataset.sheet import clip_meshes
+from expportrait_cli.dataset.summary import clip_meshes
 from expportrait_cli.geometry.mesh import vertex_normals
 from expportrait_cli.head.finer import finer
 from expportrait_cli.head.fitted import fitted_mesh, neutral_mesh, posed_meshes, reduced

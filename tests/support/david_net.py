@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from expportrait_cli.detect.david import AXES
+from expportrait_cli.detect.estimator import AXES
 
 
 def david_file(

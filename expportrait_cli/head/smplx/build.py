@@ -24,9 +24,9 @@ from torch import Tensor
 from expportrait_cli.errors import WeightsError
 from expportrait_cli.geometry.mesh import csr_tensor
 from expportrait_cli.head.embed import with_landmarks
+from expportrait_cli.head.finer import Cut, cut_above, subdivide_triangles
 from expportrait_cli.head.model import EYE_LEFT, EYE_RIGHT, FindLandmarks, HeadModel
 from expportrait_cli.head.smplx import regions as regions
-from expportrait_cli.head.subdivision import Cut, cut_above, subdivide_triangles
 from expportrait_cli.weights.catalogue import folders
 
 ENVIRONMENT = "EXPPORTRAIT_SMPLX"

@@ -11,8 +11,8 @@ from torch import Tensor
 from expportrait_cli.geometry.mesh import vertex_normals
 from expportrait_cli.head import model
 from expportrait_cli.head.facemesh import FACE_OVAL
+from expportrait_cli.head.finer import Subdivision
 from expportrait_cli.head.model import HeadModel
-from expportrait_cli.head.subdivision import Subdivision
 
 PARTS = ("skin", "eye_left", "eye_right", "teeth_upper", "teeth_lower", "mouth_cavity", "eye_socket")
 """SMPL-X has no teeth: those parts are there, and empty, so that every head has the same ones."""

@@ -23,7 +23,7 @@ from expportrait_cli.artifacts.files import atomic_path, content_hash
 from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit, Tracking
 from expportrait_cli.config import Representation
 from expportrait_cli.dataset.dataset import Clip
-from expportrait_cli.dataset.sheet import clip_meshes
+from expportrait_cli.dataset.summary import clip_meshes
 from expportrait_cli.detect.crop import Crop, crop_image
 from expportrait_cli.errors import InputError
 from expportrait_cli.geometry import mesh

@@ -20,8 +20,7 @@ from expportrait_cli.pipeline.heads import head_by_name, kind_of_head
 from expportrait_cli.runtime import Stage
 from expportrait_cli.train.config import MiniTraining
 from expportrait_cli.train.curves import History
-from expportrait_cli.train.mini.loop import train, window
-from expportrait_cli.train.mini.proxies import Lesson, lessons
+from expportrait_cli.train.mini.loop import Lesson, lessons, train, window
 from expportrait_cli.train.transfer.performers import held_out
 from expportrait_cli.train.transfer.run import begun
 from expportrait_cli.version import __version__

@@ -23,9 +23,9 @@ from support.smplx_bodies import (
 from expportrait_cli.errors import WeightsError
 from expportrait_cli.geometry import rotations
 from expportrait_cli.head import HeadModel, coarse, dense, joints, landmarks, load_head
+from expportrait_cli.head.finer import subdivide_triangles
 from expportrait_cli.head.model import EYE_LEFT, EYE_RIGHT
 from expportrait_cli.head.smplx.build import ENVIRONMENT, JAW_FULL_RAD, build, read
-from expportrait_cli.head.subdivision import subdivide_triangles
 from expportrait_cli.pipeline.heads import head_by_name
 
 pytestmark = pytest.mark.slow

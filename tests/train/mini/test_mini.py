@@ -22,8 +22,7 @@ from expportrait_cli.media.writer import VideoWriter
 from expportrait_cli.painting.mini import MiniNet, MiniShape
 from expportrait_cli.tracking import track
 from expportrait_cli.train.config import MiniTraining
-from expportrait_cli.train.mini.loop import Lessons, train
-from expportrait_cli.train.mini.proxies import SIZE, TIMES, Lesson, lessons
+from expportrait_cli.train.mini.loop import SIZE, TIMES, Lesson, Lessons, lessons, train
 from expportrait_cli.train.mini.run import judge, passes
 
 pytest.importorskip("diffusers")

@@ -1,23 +1,31 @@
-"""Expression and pose by Deep3DFaceRecon (Deng et al. 2019), which the user brings as ONNX: the AED and APD of GOHA.
+"""Expression and pose by networks that the user brings as ONNX: Deep3DFaceRecon and SMIRK's encoders.
 
-Facts are those of github.com/sicxu/Deep3DFaceRecon_pytorch: the crop from util/preprocess.py and util/load_mats.py at
-3730e134 and 147e60d1, the range and the order of the channels from test.py at 1d8e2b80, the coefficients from
-`split_coeff` and `compute_rotation` of models/bfm.py at 3730e134. Nothing here was compared with the published network:
-it was not at hand.
+Deep3DFaceRecon (Deng et al. 2019) gives the AED and APD of GOHA. Facts are those of
+github.com/sicxu/Deep3DFaceRecon_pytorch: the crop from util/preprocess.py and util/load_mats.py at 3730e134 and
+147e60d1, the range and the order of the channels from test.py at 1d8e2b80, the coefficients from `split_coeff` and
+`compute_rotation` of models/bfm.py at 3730e134.
+
+SMIRK (Retsinas et al., CVPR 2024): facts are those of github.com/georgeretsi/smirk: the crop, its scale, range and
+channels from demo.py at 18ef7036, names and sizes of the outputs from src/smirk_encoder.py at 66fd6f60.
+
+Nothing here was compared with the published networks: they were not at hand.
 """
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 from jaxtyping import Float64, UInt8
 from PIL import Image
 
 from expportrait_cli.evaluation.onnx_net import OnnxNet
 
-WEIGHTS = "deep3d"
-"""Entry of the catalogue."""
-SIDE, FACTOR = 224, 102.0
-"""Of the crop, px; and px that a unit of the template is long in it (`rescale_factor`)."""
+DEEP3D, SMIRK = "deep3d", "smirk"
+"""Entries of the catalogue."""
+SIDE = 224
+"""Of either crop, px."""
+FACTOR = 102.0
+"""Px that a unit of the template is long in Deep3DFaceRecon's crop (`rescale_factor`)."""
 TEMPLATE = np.array(
     [
         [-0.31148657, 0.29036078, 0.13377953],
@@ -37,7 +45,7 @@ EXPRESSION, ANGLES = slice(80, 144), slice(224, 227)
 
 
 class Deep3D:
-    """A network that takes [1, 3, 224, 224], RGB in 0..1, and gives the 257 coefficients."""
+    """Deep3DFaceRecon: takes [1, 3, 224, 224], RGB in 0..1, and gives the 257 coefficients."""
 
     columns = ("aed_deep3d_mean", "apd_deep3d_mean_rad")
 
@@ -55,12 +63,14 @@ class Deep3D:
 
     def read(self, image: UInt8[np.ndarray, "H W 3"], points: Float64[np.ndarray, "478 2"]) -> list[np.ndarray]:
         """Expression (64) and angles (3, radians) of the face with these landmarks. 4 GMAC."""
-        picture = aligned(image, points).astype(np.float32).transpose(2, 0, 1) / 255
+        picture = at_template(image, points).astype(np.float32).transpose(2, 0, 1) / 255
         (found,) = self._net.run(picture, self._names)
         return [found[EXPRESSION], found[ANGLES]]
 
 
-def aligned(image: UInt8[np.ndarray, "H W 3"], points: Float64[np.ndarray, "478 2"]) -> UInt8[np.ndarray, "224 224 3"]:
+def at_template(
+    image: UInt8[np.ndarray, "H W 3"], points: Float64[np.ndarray, "478 2"]
+) -> UInt8[np.ndarray, "224 224 3"]:
     """The face at the template's size and place, not turned, RGB; black beyond the picture.
 
     As if the whole picture were scaled, with PIL's bicubic filter, and cut at whole pixels, as published: the crop
@@ -94,3 +104,45 @@ def place(five: Float64[np.ndarray, "5 2"]) -> tuple[Float64[np.ndarray, " 2"], 
     known = np.c_[TEMPLATE, np.ones(len(TEMPLATE))]
     rows = np.linalg.lstsq(known, five, rcond=None)[0]
     return rows[3], float(np.linalg.norm(rows[:3], axis=0).mean())
+
+
+SCALE = 1.4
+"""How much wider SMIRK's crop is than the mean side of the landmarks' box."""
+OUTPUTS = {"expression_params": 50, "pose_params": 3}
+"""By the names that SMIRK gives them: coefficients of FLAME's expression, and the head's turn as an axis times radians.
+A file may give others, too."""
+
+
+class Smirk:
+    """SMIRK's encoders: take [1, 3, 224, 224], RGB in 0..1, and give `OUTPUTS`."""
+
+    columns = ("aed_smirk_mean", "apd_smirk_mean_rad")
+
+    def __init__(self, path: Path) -> None:
+        """Open the network.
+
+        Raises:
+            WeightsError: it takes or gives something else.
+        """
+        self._net = OnnxNet(path, "SMIRK's encoders", SIDE)
+        given = {name: shape[-1] for name, shape in self._net.outputs.items() if shape}
+        if any(given.get(name) != size for name, size in OUTPUTS.items()):
+            wanted = " and ".join(f"{name} [1, {size}]" for name, size in OUTPUTS.items())
+            raise self._net.refused(f"gives {self._net.outputs}", wanted)
+
+    def read(self, image: UInt8[np.ndarray, "H W 3"], points: Float64[np.ndarray, "478 2"]) -> list[np.ndarray]:
+        """Expression (50) and turn (3, radians) of the face with these landmarks."""
+        picture = around_landmarks(image, points).astype(np.float32).transpose(2, 0, 1) / 255
+        return self._net.run(picture, list(OUTPUTS))
+
+
+def around_landmarks(
+    image: UInt8[np.ndarray, "H W 3"], points: Float64[np.ndarray, "478 2"]
+) -> UInt8[np.ndarray, "224 224 3"]:
+    """The landmarks' box, made square and wider, RGB; black beyond the picture."""
+    low, high = points.min(0), points.max(0)
+    side = max(int((high - low).mean() * SCALE), 1)
+    # As published, landmarks count pixels from their edges and the picture from their centres: half a pixel apart.
+    corner, scale = (low + high) / 2 - side / 2, (SIDE - 1) / side
+    matrix = np.c_[np.eye(2) * scale, -corner * scale]
+    return cv2.warpAffine(image, matrix, (SIDE, SIDE), flags=cv2.INTER_LINEAR)
