@@ -40,12 +40,12 @@ A = TypeVar("A")
 REVISIONS = {
     "scan": 1,
     "clip": 1,
-    "track": 2,
-    "fit": 2,
-    "transfer": 2,
-    "render": 2,
-    "generate": 2,
-    "generator-cache": 2,
+    "track": 3,
+    "fit": 3,
+    "transfer": 3,
+    "render": 3,
+    "generate": 3,
+    "generator-cache": 3,
 }
 """Revision of each stage. Raise one when the same inputs and settings give another result: what earlier versions of the
 tool left is then made again. `tests/pipeline/test_revisions.py` holds results of every stage and tells when it is time.
