@@ -94,8 +94,8 @@ class _Worker:
 @contextmanager
 def _ray(batch: Batch, workers: int) -> Iterator[IsAlive]:
     try:
-        import ray
-        from ray.exceptions import RayActorError
+        import ray  # pyright: ignore[reportMissingImports]
+        from ray.exceptions import RayActorError  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise WeightsError("Ray is not installed. Install the tool with its extra: pip install '.[ray]'.") from None
     was_up = ray.is_initialized()
@@ -137,7 +137,7 @@ def _ray(batch: Batch, workers: int) -> Iterator[IsAlive]:
 @contextmanager
 def _slurm(batch: Batch, workers: int, options: dict[str, Any]) -> Iterator[IsAlive]:
     try:
-        import submitit
+        import submitit  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise WeightsError(
             "submitit is not installed. Install the tool with its extra: pip install '.[slurm]'."
