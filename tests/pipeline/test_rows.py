@@ -66,6 +66,7 @@ def test_one_worker_at_a_time_has_a_claim(tmp_path):
         (f"process {2**22 + 1} on {socket.gethostname()} x", 0, True),
         (f"process {os.getpid()} on {socket.gethostname()} x", 0, False),
     ],
+    ids=("elsewhere", "elsewhere-stale", "dead", "alive"),
 )
 def test_claims_of_workers_that_are_gone_are_taken_over(tmp_path, holder, age_s, is_taken):
     path = tmp_path / "a.claim"
