@@ -139,7 +139,7 @@ def torso_motion(
     place = np.einsum("tij,tj->ti", matrices, np.c_[neck_px[firsts], np.ones(len(neck_px))])[:, :2]
     size = np.log(np.hypot(matrices[:, 0, 0], matrices[:, 1, 0]))
     roll = np.arctan2(matrices[:, 1, 0], matrices[:, 0, 0])
-    columns = steady_torso(np.c_[place, size, roll], tracking)
+    columns = steady_torso(np.c_[place, size, roll], tracking, beside=np.c_[neck_px, 0 * neck_px])
     # Both depths as logarithms of their ratio to the photo's. The head's has neither gaps nor jumps of a flow.
     head_depth = eased_as_torso(np.log(translation[:, 2] / motion.translation_ref[2]), tracking)
     moved, size, roll = (scale * (c - c[motion.starts]) for c in (columns[:, :2], columns[:, 2], columns[:, 3]))

@@ -105,15 +105,21 @@ def _size_px(tracking: Tracking) -> float:
     return float(np.median([interocular_px(frame) for frame in tracking.landmarks.astype(np.float64)]))
 
 
-def steady_torso(values: Float[np.ndarray, "T *C"], tracking: Tracking) -> Float64[np.ndarray, "T *C"]:
-    """A torso's motion without jumps that the head has no part in, and without gaps (`unseen_torso`)."""
+def steady_torso(
+    values: Float[np.ndarray, "T *C"], tracking: Tracking, *, beside: Float[np.ndarray, "T *C"]
+) -> Float64[np.ndarray, "T *C"]:
+    """A torso's motion without jumps that the head has no part in, and without gaps (`unseen_torso`).
+
+    What is smoothed is the difference to `beside`, the head's own motion in the same channels: a camera that pans moves
+    both, and is no noise of the flow.
+    """
     gaps, rows = unseen_torso(tracking), np.array(values, np.float64)
     for index in np.unique(tracking.shot):
         own = np.flatnonzero(tracking.shot == index)
-        rows[own] = bridged(rows[own], gaps[own])
+        rows[own] = bridged(rows[own], gaps[own]) - beside[own]
         size = (MEDIAN_FRAMES,) + (1,) * (rows.ndim - 1)
         rows[own] = median_filter(rows[own], size=size, mode="nearest")
-    return eased_as_torso(rows, tracking)
+    return eased_as_torso(rows, tracking) + beside
 
 
 def eased_as_torso(values: Float[np.ndarray, "T *C"], tracking: Tracking) -> Float64[np.ndarray, "T *C"]:

@@ -97,7 +97,7 @@ def test_a_film_its_record_and_a_second_run(photo, clip, tmp_path, capsys):
     plan = json.loads(out)
     stages = {stage["name"]: stage["is_made"] for stage in plan["stages"]}
     assert [name for name, is_made in stages.items() if not is_made] == ["transfer", "paint the film"]
-    assert len(stages) == 5 and plan["painter"] == "proxy" and plan["minutes"] > 0 and not plan["up_to_date"]
+    assert len(stages) == 6 and plan["painter"] == "proxy" and plan["minutes"] > 0 and not plan["up_to_date"]
     assert {"transfer-anny", "head-anny"} <= {weight["name"] for weight in plan["weights"]}
     assert path.stat().st_mtime_ns == before
 

@@ -364,8 +364,9 @@ def test_a_torso_stays_with_the_head_across_a_cut(fitted, stranger, head):
     flow[3:, 1] = [1, 0, 70, 20]
     still = replace(stranger, shot=shot, flow=flow, translation=stranger.translation[[0] * 6])
     curves = curves_of(fitted, still, head, neutral_frame="0")
-    # What another shot's flow counts from is not known: it has no say.
-    assert np.linalg.norm(curves.torso_translation[5] - curves.torso_translation[0]) < 1e-5
+    # What another shot's flow counts from is not known: it has no say. The neck, beside which the torso is steadied,
+    # moves by a quarter of a millimetre as the head turns.
+    assert np.linalg.norm(curves.torso_translation[5] - curves.torso_translation[0]) < 5e-4
     assert np.abs(curves.torso_rotation - curves.torso_rotation[0]).max() < 1e-6
 
 
@@ -570,3 +571,25 @@ def test_eyes_at_rest_stand_open_between_the_persons_and_the_drivers(fitted, hea
     own = Rest.neutral(fitted, replace(clip, landmarks=np.repeat(fitted.landmarks[None], 3, 0)), head, 0)
     assert np.abs(wide.driver - own.driver).min() > 1e-3
     assert np.abs(wide.person**2 / wide.driver - own.person**2 / own.driver).max() < 1e-9
+
+
+def test_a_pan_moves_the_torso_with_the_head(fitted, stranger, head):
+    """A camera that pans slowly moves both alike: neither lags behind the other."""
+    step, count = 2.5, len(stranger.state)
+    flow = stranger.flow.copy()
+    flow[:, :, 0], flow[:, :, 1] = 1 + 1e-7, 0
+    flow[:, :, 2], flow[:, :, 3] = step * np.arange(count)[:, None], 0
+    start = stranger.translation[0]
+    shift = np.outer(np.arange(count), [step / stranger.focal_px * start[2], 0, 0])
+    pan = replace(
+        stranger,
+        flow=flow,
+        rotation=stranger.rotation[[0] * count],
+        translation=(start + shift).astype(np.float32),
+        landmarks=stranger.landmarks[:1] + np.arange(count, dtype=np.float32)[:, None, None] * np.float32([step, 0]),
+    )
+    curves = curves_of(fitted, pan, head, neutral_frame="0")
+    head_px = (curves.translation[:, 0] / curves.translation[:, 2]) * fitted.focal_px
+    torso_px = (curves.torso_translation[:, 0] / curves.torso_translation[:, 2]) * fitted.focal_px
+    assert np.ptp(head_px) > 5
+    assert np.allclose(torso_px - torso_px[0], head_px - head_px[0], rtol=0.05, atol=0.1)

@@ -355,9 +355,12 @@ def test_layers_that_come_and_go_paint_the_same():
 def test_the_best_painter_that_is_there_is_chosen(folders, work, tmp_path, monkeypatch):
     """Only where there is a GPU, and only among downloads that are complete."""
     monkeypatch.setattr(stage, "folders", lambda: (tmp_path,))
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(stage, "best_device", lambda: torch.device("cuda"))
     for name in ("wan-vace", "wan-portrait"):
         (tmp_path / stage.FOLDERS[name]).symlink_to(folders[name])
+    assert stage.choose(GenerateConfig()).name == "proxy", "they were not compared with it"
+    for name in ("wan-vace", "wan-portrait"):
+        stage.note_comparison(stage.read_folder(tmp_path / stage.FOLDERS[name], name), tmp_path / "index.html")
     assert stage.choose(GenerateConfig()).name == "wan-portrait"
     (tmp_path / "wan-portrait").unlink()
     assert stage.choose(GenerateConfig()).name == "proxy"
@@ -366,7 +369,7 @@ def test_the_best_painter_that_is_there_is_chosen(folders, work, tmp_path, monke
     try:
         choice = stage.choose(GenerateConfig())
         assert choice.name == "wan-vace" and choice.identity["weights"] and choice.licences
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        monkeypatch.setattr(stage, "best_device", lambda: torch.device("cpu"))
         assert stage.choose(GenerateConfig()).name == "proxy"
     finally:
         note.unlink()
