@@ -14,7 +14,7 @@ from expportrait_cli.detect.crop import Crop, crop_image
 from expportrait_cli.detect.estimate import Estimator
 from expportrait_cli.detect.estimator import available, estimator
 from expportrait_cli.detect.matte import Matte
-from expportrait_cli.errors import WeightsError
+from expportrait_cli.errors import InputError, WeightsError
 from expportrait_cli.fitting.clip import (
     Clip,
     distinct_frames,
@@ -80,7 +80,12 @@ def fit(
     _warn(trackings[0], tracking, config, known)
     if network is not None:
         clip = Clip.of(tracking, _blank(tracking, head), head, config)
-        network = checked_axes(network, clip, neutral_frame(tracking))
+        try:
+            network = checked_axes(network, clip, neutral_frame(tracking))
+        except InputError as error:
+            if known is None:
+                raise
+            log.warning("%s The network's own axes are taken.", error)
         if known is None:
             seen = Estimates(clip, whole_patch(clip), network, plain_skin(head))
             tracking = with_identity(tracking, refined_identity(clip, seen), head)

@@ -182,6 +182,7 @@ OPTIONS = {
     "--quality": ("draft", lambda job: job.fit.quality),
     "--aspect": ("9:16", lambda job: job.generate.aspect),
     "--on-missing": ("fail", lambda job: job.track.on_missing),
+    "--head-model": ("smplx", lambda job: job.head_model or "anny"),
     "--method": ("none", lambda job: job.transfer.method),
     "--network": ("mine.safetensors", lambda job: job.transfer.network),
     "--same-person": (None, lambda job: job.fit.same_person == "yes"),
@@ -193,6 +194,9 @@ OPTIONS = {
     "--pose-scale": ("0.25", lambda job: job.transfer.pose_scale),
     "--region": ("lips,eyes", lambda job: job.transfer.region),
     "--smooth": ("1.5", lambda job: job.transfer.smooth),
+    "--representation": ("static", lambda job: job.transfer.representation),
+    "--mouth": ("model", lambda job: job.generate.mouth),
+    "--no-detail": (None, lambda job: not job.generate.detail),
     "--audio": ("none", lambda job: job.generate.audio),
     "--paste-back": (None, lambda job: job.generate.paste_back),
     "--size": ("768", lambda job: job.generate.size),
@@ -202,6 +206,13 @@ OPTIONS = {
     "--guidance": ("1.5", lambda job: job.generate.wan.guidance),
     "--control": ("depth", lambda job: job.generate.wan.control),
     "--strength": ("0.5", lambda job: job.generate.wan.strength),
+    "--shift": ("5.0", lambda job: job.generate.wan.shift),
+    "--prompt": ("a portrait", lambda job: job.generate.wan.prompt),
+    "--negative-prompt": ("blurred", lambda job: job.generate.wan.negative_prompt),
+    "--no-keep": (None, lambda job: not job.generate.wan.keep),
+    "--skip": ("2", lambda job: job.generate.wan.skip),
+    "--compile": (None, lambda job: job.generate.wan.compile),
+    "--vae": ("bf16", lambda job: job.generate.wan.vae),
     "--chain": ("5", lambda job: job.generate.wan.chain),
     "--dtype": ("bf16", lambda job: job.generate.wan.dtype),
     "--offload": ("group", lambda job: job.generate.wan.offload),
@@ -215,7 +226,7 @@ OPTIONS = {
 }
 NOT_SETTINGS = (
     *("--source", "--driving", "--out", "--curves", "--report", "--preset", "--config"),
-    *("--dry-run", "--json", "--progress", "--quiet", "--log-level", "--help"),
+    *("--dry-run", "--show-control", "--json", "--progress", "--device", "--quiet", "--log-level", "--help"),
 )
 
 
@@ -263,6 +274,8 @@ def test_every_option_is_known_here_and_help_tells_the_true_default(capsys, aske
         "--no-grid",
         "--no-report",
         "--keep-work",
+        "--keep",
+        "--detail",
         "--reference",
     }
     assert named - alternatives == {*OPTIONS, *NOT_SETTINGS}
