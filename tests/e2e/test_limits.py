@@ -123,7 +123,7 @@ def test_a_full_disk_leaves_no_partial_file(photo, tmp_path, capsys):
     clip, path = swaying(tmp_path / "clip.mp4", 10), tmp_path / "out" / "film.mp4"
     line = ["-q", "generate", str(photo), str(clip), "-o", str(path)]
     usual, most = resource.getrlimit(resource.RLIMIT_FSIZE)
-    for kilobytes, whole in ((2, 0), (300, 2), (900, 3)):
+    for kilobytes, whole in ((2, 0), (300, 2), (900, 4)):
         resource.setrlimit(resource.RLIMIT_FSIZE, (kilobytes * 1024, most))
         try:
             code = app.run(line)
