@@ -217,7 +217,9 @@ class WanPortrait(nn.Module):
         still = reference_normals[:, :, 0] if reference_normals.ndim == 5 else reference_normals
         # Of normals that change slowly over a picture, 16 bits would leave a few distinct values.
         with torch.autocast(normals.device.type, enabled=False):
-            normals, still = normals.float(), still.float()
+            # Float32, unless a launcher that shares out the weights keeps them in half precision.
+            dtype = next(self.pose.parameters()).dtype
+            normals, still = normals.to(dtype), still.to(dtype)
             if torch.is_grad_enabled() and self.transformer.gradient_checkpointing:
                 # At full size its layers would hold more than the transformer's blocks.
                 pose = checkpoint(self.pose, normals, use_reentrant=False)
