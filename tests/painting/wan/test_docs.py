@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import shlex
 import shutil
@@ -91,6 +92,8 @@ def test_the_first_line_brings_what_wan_needs(lines):
     assert {re.split(r"[>=!]", row)[0] for row in extras} == set(PACKAGES) and all(map(find_spec, PACKAGES))
 
 
+@pytest.mark.slow
+@pytest.mark.skipif("EXPPORTRAIT_LONG" not in os.environ, reason="eight films: set EXPPORTRAIT_LONG=1")
 def test_the_other_lines_make_a_film(lines, hub, photo, tmp_path, monkeypatch, capsys):
     """On three frames, at 256 px and with few steps: otherwise as they stand."""
     parts = {
