@@ -14,7 +14,7 @@ from expportrait_cli import fit
 from expportrait_cli.artifacts import npz
 from expportrait_cli.artifacts.types import Tracking
 from expportrait_cli.cli import app
-from expportrait_cli.config import FitConfig, TrackConfig
+from expportrait_cli.config import TrackConfig
 from expportrait_cli.dataset import dataset
 from expportrait_cli.dataset.dataset import Clip
 from expportrait_cli.head import HeadModel, load_head
@@ -125,7 +125,7 @@ def clip(tmp_path_factory) -> tuple[Clip, HeadModel]:
         for frame in islice(read_frames(DRIVING), 40, 60):
             writer.write(frame)
     npz.save(track(made.video, head, TrackConfig(), quiet), made.tracking, {})
-    fit([made.tracking], made.head, FitConfig(quality="draft"))
+    fit([made.tracking], made.head)
     row = dataset.Row("driver", "driver", "driver.mp4", "", 0, 20, "25", "accepted", "", head.name)
     dataset.write(folder, [row], source=folder, head_model=head.name, settings={}, complete=True)
     return made, head
