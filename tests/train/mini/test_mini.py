@@ -140,7 +140,7 @@ def test_lessons_are_the_real_proxys(clip, tmp_path):
     error = np.square(found.proxy.astype(float) - found.truth).mean()
     still = np.square(found.photo.astype(float) - found.truth).mean()
     # In place, to the pixel: otherwise the proxy would be no nearer to the truth than the photo is.
-    assert error < 0.5 * still
+    assert error < 0.6 * still
     since = path.stat().st_mtime_ns
     lessons([made], head, photos=1, windows=3, folder=tmp_path / "l", progress=quiet)
     assert path.stat().st_mtime_ns == since
