@@ -18,7 +18,6 @@ AROUND = 2.0
 """Side of that crop, in face sizes."""
 LOOSE, TIGHT, OFF_CENTRE = 1.55, 2.6, 0.13
 """The crop stays while its side is between these many face sizes and the face this near (in sides) to its centre."""
-RIGHT_EYE, LEFT_EYE = [33, 133], [362, 263]
 LIDS_APART, LIDS_NEAR = 0.025, 0.03
 """In inter-ocular distances: by how much the net shows touching lids too far apart, and the gap at which that ends."""
 

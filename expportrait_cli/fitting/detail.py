@@ -29,8 +29,8 @@ from expportrait_cli.render.buffers import render_buffers
 
 log = logging.getLogger(__name__)
 
-CROWN_M, BROW_M, CHIN_M = 0.085, 0.06, -0.09
-"""Heights in the template, over the origin between the ears: of the crown, of the brows' upper end and of the chin."""
+CROWN_M, BROW_M = 0.085, 0.06
+"""Heights in the template, over the origin between the ears: of the crown, and of the brows' upper end."""
 APART = 1.5
 """Least Mahalanobis distance of the crown's colours from the face's: below it the crown is taken for bare skin."""
 OTHER = -0.5 * 3.5**2

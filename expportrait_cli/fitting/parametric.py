@@ -16,7 +16,6 @@ from expportrait_cli.fitting.evidence import Evidence
 from expportrait_cli.fitting.losses import LandmarkLoss
 from expportrait_cli.fitting.patch import Patch, Surface
 from expportrait_cli.geometry import rotations
-from expportrait_cli.geometry.rotations import from_turns
 from expportrait_cli.head import HeadModel, coarse, dense, joints, landmark_model, pose
 from expportrait_cli.head.facemesh import FACE_OVAL, IRIS
 from expportrait_cli.head.fitted import pose_of
@@ -37,13 +36,6 @@ KEY_FRAMES = 8
 def solver_of(tracking: Tracking, head: HeadModel) -> Solver:
     """Solver in the camera of a tracking."""
     return Solver(landmark_model(head), focal_px=tracking.focal_px, centre_px=CROP_SIZE / 2)
-
-
-def state_of(tracking: Tracking, frame: int) -> State:
-    """Parameters of one frame."""
-    columns = (tracking.expression, tracking.jaw, tracking.gaze, tracking.translation)
-    psi, jaw, gaze, shift = (c[frame].astype(np.float64) for c in columns)
-    return State(psi, jaw, gaze, from_turns(tracking.rotation[frame]), shift)
 
 
 def neutral_frame(tracking: Tracking) -> int:

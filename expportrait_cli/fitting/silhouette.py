@@ -16,6 +16,7 @@ from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit, Relief
 from expportrait_cli.fitting.clip import Clip
 from expportrait_cli.fitting.parametric import whole_patch
 from expportrait_cli.geometry.camera import Camera
+from expportrait_cli.geometry.mesh import directed_edges
 from expportrait_cli.head import HeadModel
 from expportrait_cli.head.fitted import relief_of
 from expportrait_cli.render.buffers import Buffers, Bump, render_buffers
@@ -47,9 +48,8 @@ def outline(mask: Float[np.ndarray, "H W"], *, step: int) -> tuple[Float[np.ndar
 
 
 def graph_laplacian(faces: Int[np.ndarray, "F 3"], count: int) -> sp.csr_matrix:
-    """What a vertex differs by from the mean of its neighbours."""
-    edges = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
-    edges = np.concatenate([edges, edges[:, ::-1]])
+    """Matrix [V, V] that gives the difference of every vertex from the mean of its neighbours; `count` is V."""
+    edges = directed_edges(faces)
     adjacency = sp.coo_matrix((np.ones(len(edges)), edges.T), (count, count)).tocsr()
     adjacency.data[:] = 1.0
     degree = np.maximum(np.asarray(adjacency.sum(1))[:, 0], 1.0)

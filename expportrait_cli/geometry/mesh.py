@@ -151,6 +151,12 @@ def edges(faces: Int[Tensor, "F 3"]) -> Edges:
     )
 
 
+def directed_edges(faces: Int[np.ndarray, "F 3"]) -> Int[np.ndarray, "E 2"]:
+    """Both directions of the three sides of every triangle, E = 6F: an edge of two triangles is there four times."""
+    sides = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
+    return np.concatenate([sides, sides[:, ::-1]])
+
+
 def laplacian(faces: Int[Tensor, "F 3"], vertex_count: int) -> Float[Tensor, "V V"]:
     """Combinatorial Laplacian D - W as a coalesced sparse matrix: symmetric, positive semi-definite.
 

@@ -164,27 +164,30 @@ def transfer(
     beyond = beyond or Beyond()
     regions = parse_regions(config.region)
     same = same_person(head_fit, tracking)
-    if config.neutral_frame != "none":
+    whole = same and regions >= {"pose", "expression", "gaze"} and config.pose_scale == config.expression_scale == 1
+    # Frames that were fitted with this very head need neither their change from the photo nor their landmarks.
+    refitted = beyond.driver if whole and config.method != "none" else None
+    if refitted is not None:
+        # Expressions and offsets go with the pose that they were fitted beside.
+        tracking = replace(tracking, rotation=refitted.dynamic_rotation, translation=refitted.dynamic_translation)
+    elif config.neutral_frame != "none":
         # Without a frame that is taken off, what was tracked is meant as it is: the paper's protocol.
         tracking = steady(tracking, expression_map(head, frozenset({"eyes"})))
     cost = neutral_cost(head_fit, tracking, head, same=same)
     neutral = _neutral(config, cost)
-    whole = same and regions >= {"pose", "expression", "gaze"} and config.pose_scale == config.expression_scale == 1
-    # Frames that were fitted with this very head need neither their change from the photo nor their landmarks.
-    refitted = whole and beyond.driver is not None and config.method != "none"
     motion = Motion.between(head_fit, tracking, neutral, cost)
     scale = config.pose_scale * ("pose" in regions)
-    is_own = config.pose == "absolute" if not same else refitted and motion.turn_deg(tracking) < SAME_TURN_DEG
+    is_own = (
+        config.pose == "absolute" if not same else refitted is not None and motion.turn_deg(tracking) < SAME_TURN_DEG
+    )
     rotation, translation, taken_deg, taken_px = head_motion(
         motion, tracking, scale=scale, absolute=is_own, limit_deg=config.turn_limit_deg, framed=not same
     )
     torso_rotation, torso_translation = torso_motion(
         motion, tracking, head_fit, head, translation=translation, taken_px=taken_px, scale=scale
     )
-    if refitted and beyond.driver is not None:
-        # Offsets go with the expressions that they were fitted beside.
-        own = beyond.driver
-        face = (own.dynamic_expression, own.dynamic_jaw, own.dynamic_gaze)
+    if refitted is not None:
+        face = (refitted.dynamic_expression, refitted.dynamic_jaw, refitted.dynamic_gaze)
     else:
         face = _face_curves(head_fit, tracking, head, config, neutral, same=same)
     columns = (*face, rotation, translation, torso_rotation, torso_translation)
@@ -198,7 +201,7 @@ def transfer(
     follows = bool(strength > 0 and config.method != "none")
     offsets, used = _offsets(head_fit, head, config, beyond, neutral, same=same)
     steps = np.zeros((len(cost), 478, 2))
-    if not refitted:
+    if refitted is None:
         copied = np.full(len(head.landmark_triangles), float(config.method == "direct" and beyond.driver is None))
         if follows and regions & {"expression", "eyes"}:
             # The model's expressions hold less than half of what brows do.

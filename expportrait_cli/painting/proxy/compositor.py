@@ -12,10 +12,9 @@ from expportrait_cli.head.fitted import Bones
 from expportrait_cli.painting.proxy.anatomy import Between, Mouth
 from expportrait_cli.painting.proxy.eyes import Eyes
 from expportrait_cli.painting.proxy.glimpse import Glimpse, Glimpses
-from expportrait_cli.painting.proxy.hidden import Hidden
+from expportrait_cli.painting.proxy.hidden import NO_MAP, Hidden
 from expportrait_cli.painting.proxy.layers import (
     DEPTH_SLACK_M,
-    NO_MAP,
     NONE,
     SKIN,
     STILL_PX,

@@ -12,7 +12,8 @@ from expportrait_cli.artifacts.types import CROP_SIZE, Tracking
 from expportrait_cli.head.facemesh import LIP_PAIRS, LIPS
 from expportrait_cli.media.image import is_image
 from expportrait_cli.media.video import read_frame, read_frames, read_pictures
-from expportrait_cli.painting.proxy.layers import NO_MAP, ramp
+from expportrait_cli.painting.proxy.hidden import NO_MAP
+from expportrait_cli.painting.proxy.layers import ramp
 from expportrait_cli.painting.proxy.lips import Contours
 
 PARTED = (0.04, 0.09)

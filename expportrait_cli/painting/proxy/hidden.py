@@ -10,10 +10,12 @@ from scipy.sparse.linalg import splu
 from scipy.spatial import KDTree
 
 from expportrait_cli.geometry.camera import Camera
+from expportrait_cli.geometry.mesh import directed_edges
 from expportrait_cli.head import HeadModel, dense
 
 NO_MAP: Any = None
-"""Second map of `cv2.remap`, for which its types want an array. OpenCV 5 reads an empty array as a map, and garbage."""
+"""Second map of `cv2.remap` where the first holds x and y. Its types want an array, but OpenCV 5 reads garbage from an
+empty one."""
 EAR_BOX_M = ((0.055, -0.045, -0.05), (0.2, 0.045, 0.03))
 """Corners of the box around an ear in the template: distance from the middle, height, and depth, m."""
 EAR_STANDS_M = 0.006
@@ -46,22 +48,20 @@ def scalp_of(head: HeadModel) -> Bool[np.ndarray, " V"]:
     beside = np.c_[np.abs(place[:, 0]), place[:, 1:]]
     near = head.part("skin").numpy() & ((beside > low) & (beside < high)).all(1)
     free, fixed = np.flatnonzero(near), np.flatnonzero(~near)
-    rows = _laplacian(_edges(head.dense_faces.numpy()), len(place))[free]
+    rows = _laplacian(directed_edges(head.dense_faces.numpy()), len(place))[free]
     film = splu(rows[:, free].tocsc()).solve(-(rows[:, fixed] @ place[fixed]).astype(np.float64))
     ears = near.copy()
     ears[free] = np.linalg.norm(place[free] - film, axis=1) > EAR_STANDS_M
     return (head.scalp | nape) & ~ears
 
 
-def _edges(faces: Int64[np.ndarray, "F 3"]) -> Int64[np.ndarray, "E 2"]:
-    """Edges of triangles, both ways."""
-    edges = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
-    return np.concatenate([edges, edges[:, ::-1]])
-
-
 def _laplacian(edges: Int64[np.ndarray, "E 2"], count: int) -> sp.csr_matrix:
+    """Laplacian D - W of the graph of `count` vertices; an edge weighs as much as it is often in `edges`.
+
+    Of a mesh, that is the number of triangles beside it. `geometry.mesh.laplacian` counts every edge once.
+    """
     adjacency = sp.coo_matrix((np.ones(len(edges)), edges.T), (count, count)).tocsr()
-    return (sp.diags(np.asarray(adjacency.sum(1))[:, 0]) - adjacency).tocsr()
+    return sp.csr_matrix(sp.diags(np.asarray(adjacency.sum(1))[:, 0]) - adjacency)
 
 
 def _template(head: HeadModel) -> Float32[np.ndarray, "V 3"]:
@@ -119,7 +119,7 @@ def surface_colours(
     smooth = cv2.GaussianBlur(foreground, (0, 0), 2.0)
     colour = smooth[row, column]
     region = torso + 2 * (scalp & has_hair)
-    edges = _edges(faces)
+    edges = directed_edges(faces)
     edges = edges[region[edges[:, 0]] == region[edges[:, 1]]]
     count = len(xy)
     free, laplacian = np.flatnonzero(~known), _laplacian(edges, count)

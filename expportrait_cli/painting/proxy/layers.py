@@ -12,7 +12,6 @@ from expportrait_cli.geometry.mesh import grown, vertex_normals
 from expportrait_cli.head import HeadModel
 from expportrait_cli.head.facemesh import lid_travel
 from expportrait_cli.head.model import TORSO
-from expportrait_cli.painting.proxy.hidden import NO_MAP as NO_MAP
 from expportrait_cli.painting.proxy.hidden import hairiness, scalp_of, surface_colours
 from expportrait_cli.render.rasterizer import rasterize
 

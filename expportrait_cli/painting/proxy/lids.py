@@ -9,7 +9,8 @@ from scipy.ndimage import gaussian_filter1d
 from expportrait_cli.head import HeadModel, landmarks
 from expportrait_cli.head.facemesh import LOWER_LIDS, UPPER_LIDS
 from expportrait_cli.head.model import dense
-from expportrait_cli.painting.proxy.layers import LID_TRAVEL_M, NO_MAP, SUBPIXEL_BITS, Layers, fixed, ramp, triangle_ids
+from expportrait_cli.painting.proxy.hidden import NO_MAP
+from expportrait_cli.painting.proxy.layers import LID_TRAVEL_M, SUBPIXEL_BITS, Layers, fixed, ramp, triangle_ids
 from expportrait_cli.render.rasterizer import interpolate
 
 GROWTH = (2.0, 4.0)

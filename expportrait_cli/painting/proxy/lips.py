@@ -9,8 +9,8 @@ from jaxtyping import Bool, Float, Float32, UInt8
 
 from expportrait_cli.head import HeadModel, dense, landmarks
 from expportrait_cli.head.facemesh import LIP_CORNERS, LIPS, LOWER_LIPS, UPPER_LIPS
+from expportrait_cli.painting.proxy.hidden import NO_MAP
 from expportrait_cli.painting.proxy.layers import (
-    NO_MAP,
     NONE,
     SKIN,
     SUBPIXEL_BITS,
