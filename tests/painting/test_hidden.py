@@ -10,6 +10,8 @@ from expportrait_cli.painting.canvas import Canvas
 from expportrait_cli.painting.proxy.hidden import Hidden, hairiness, scalp_of, strands
 from expportrait_cli.painting.stage import paste
 
+pytest_plugins = ("support.astronaut",)
+
 SIDE = 128
 
 
