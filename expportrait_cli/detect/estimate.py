@@ -27,7 +27,7 @@ MARGIN = 0.1
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a network says about a square crop."""
+    """A network's normals, depth and confidence in a square crop."""
 
     normals: Float32[np.ndarray, "S S 3"]
     """x right, y up, z to the viewer; unit length, zero where nothing is known."""
@@ -44,12 +44,12 @@ class Estimator(Protocol):
 
     @property
     def name(self) -> str:
-        """Of the network."""
+        """Name of the network."""
         ...
 
     @property
     def licence(self) -> str:
-        """Of its weights."""
+        """Licence of its weights."""
         ...
 
     def __call__(self, crop: UInt8[np.ndarray, "S S 3"]) -> Estimate:
@@ -59,7 +59,7 @@ class Estimator(Protocol):
 
 @dataclass(frozen=True)
 class Axes:
-    """How a network's vectors turn into normals."""
+    """The signed permutation of axes that turns a network's vectors into normals."""
 
     matrix: Float32[np.ndarray, "3 3"]
     """A signed permutation: normal = matrix @ vector."""

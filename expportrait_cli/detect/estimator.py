@@ -1,4 +1,4 @@
-"""Which network estimates normals and depth on this machine; and DAViD, the one that everybody may use.
+"""Choice of the network that estimates normals and depth; and DAViD, the one that everybody may use.
 
 DAViD (Saleh et al., ICCV 2025) runs through onnxruntime and gives normals, relative depth and a matte from one picture:
 the published multi-task model; MIT, also its code. Trained on rendered people only.
@@ -104,7 +104,7 @@ class David:
         return [list(value.shape) for value in self._session.run(None, {self._input: picture})]
 
     def raw(self, crop: UInt8[np.ndarray, "S S 3"]) -> dict[str, Float32[np.ndarray, "S S *C"]]:
-        """What the model says itself, at the crop's size: `normals` in its own axes, `depth`, `matte`."""
+        """Return what the model gives, at the crop's size: `normals` in its own axes, `depth`, `matte`."""
         side = crop.shape[0]
         # As the published code has it, which reads pictures with OpenCV: blue first, 0..1, nothing subtracted.
         picture = resized(crop[..., ::-1].astype(np.float32) / 255, SIDE).transpose(2, 0, 1)[None]

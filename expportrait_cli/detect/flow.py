@@ -1,4 +1,4 @@
-"""What changes from frame to frame: optical flow of head and torso, and cuts."""
+"""Optical flow of head and torso from frame to frame, and cuts."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -32,7 +32,7 @@ class CutDetector:
         self._now: Small | None = None
 
     def is_cut(self, frame: UInt8[np.ndarray, "H W 3"]) -> bool:
-        """Whether picture and colours differ from those of the frame before. False for the first frame."""
+        """Return True if picture and colours differ from those of the frame before; False for the first frame."""
         small = cv2.resize(frame, (CUT_SIDE, CUT_SIDE), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
         self._before, self._now = self._now, small
         return self._before is not None and differs(self._before, small)
@@ -105,7 +105,7 @@ Plane = Float32[np.ndarray, "H W"]
 
 
 class Motion(NamedTuple):
-    """Where two regions of the first frame lie now."""
+    """Similarities that carry two regions of the first frame to where they lie now."""
 
     flow: Float32[np.ndarray, "2 4"]
     """Similarity of hair and forehead, then of the torso, crop px: x' = a x - b y + c, y' = b x + a y + d."""

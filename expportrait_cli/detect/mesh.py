@@ -28,7 +28,7 @@ SHORTENED = 0.75
 
 
 def gaping(landmarks: Landmarks) -> float:
-    """How far (0..1) a mouth is wider open than the net can tell."""
+    """Share (0..1) by which a mouth is wider open than the net can tell."""
     upper, lower = landmarks[np.array(LIP_PAIRS).T]
     size = float(np.linalg.norm(landmarks[OUTER_EYES[0]] - landmarks[OUTER_EYES[1]]))
     gap = float(np.linalg.norm(upper - lower, axis=1).max()) / max(size, 1e-6)
@@ -212,7 +212,7 @@ class FaceMesh:
         self._lost = 0
 
     def _same(self, points: Landmarks) -> bool:
-        """Whether landmarks continue those of the frame before: no face halves, doubles or jumps between frames."""
+        """Return True if landmarks continue the frame before: no face halves, doubles or jumps between frames."""
         if self._last is None:
             return True
         (centre, size), (before, size_before) = extent(points), self._last

@@ -97,7 +97,7 @@ def at_template(
 
 
 def place(five: Float64[np.ndarray, "5 2"]) -> tuple[Float64[np.ndarray, " 2"], float]:
-    """Where the template's origin lies among the points that it was seen at, and how many px its unit is long.
+    """Place, px, of the template's origin among the points that it was seen at, and length of its unit, px.
 
     The least-squares affine camera; its scale is the mean length of its two rows.
     """

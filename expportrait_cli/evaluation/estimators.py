@@ -1,4 +1,4 @@
-"""What looks at pictures beyond plain arithmetic, as far as this machine has it."""
+"""Networks that look at pictures for the metrics, as far as this machine has them."""
 
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
@@ -134,7 +134,7 @@ def arcface_crop(
 
 
 class Likeness:
-    """How alike faces are to one reference face."""
+    """Similarity of faces to one reference face."""
 
     def __init__(self, missing: dict[str, str]) -> None:
         """Load the networks of `IDENTITIES` that are not missing."""
@@ -148,17 +148,17 @@ class Likeness:
 
     @property
     def wants_reference(self) -> bool:
-        """Whether there is a network, and no reference yet."""
+        """True while there is a network, and no reference yet."""
         return bool(self._nets) and not self._reference
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is no network."""
+        """True without a network."""
         return not self._nets
 
     @property
     def columns(self) -> list[str]:
-        """What `measure` gives once there is a reference."""
+        """Names of the values that `measure` gives once there is a reference."""
         return list(self._nets)
 
     def compare_with(self, photo: Image, points: face.Points) -> None:
@@ -175,7 +175,7 @@ class Likeness:
 
 
 class Readers:
-    """What the networks of `READERS` read in pairs of faces; needs nothing of one frame for the next."""
+    """Reads pairs of faces with the networks of `READERS`; needs nothing of one frame for the next."""
 
     def __init__(self, missing: dict[str, str]) -> None:
         """Load the networks whose columns are not missing."""

@@ -1,4 +1,4 @@
-"""How well a head that was fitted to one photo, and its normal maps, stand in later frames of the same person.
+"""Scores of a head that was fitted to one photo, and of its normal maps, in later frames of the same person.
 
 No ground truth is needed: later pictures, none of which took part in the fit, take its place. Pure functions on arrays;
 pictures, mattes and normal maps are those of the square crop, `S` px wide.
@@ -260,7 +260,7 @@ def bend_change_deg(
 
 @dataclass(frozen=True)
 class Person:
-    """What is known of the person and the fitted head apart from single frames."""
+    """The person and the fitted head, apart from single frames."""
 
     regions: Mapping[str, Bool[np.ndarray, " V"]]
     """Vertices of `HIGH_PASS_MM`'s regions."""

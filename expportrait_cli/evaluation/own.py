@@ -113,7 +113,7 @@ Image = UInt8[np.ndarray, "H W 3"]
 
 @dataclass(frozen=True)
 class Asked:
-    """What the meshes ask for, one value a frame."""
+    """Values that the meshes ask for, one a frame."""
 
     angles_deg: Float64[np.ndarray, "T 3"]
     """Pitch, yaw and roll away from the frontal pose, in the crop's camera."""
@@ -123,7 +123,7 @@ class Asked:
 
     @classmethod
     def of(cls, curves: Curves, model: LandmarkModel) -> "Asked":
-        """From the curves that the meshes were posed by."""
+        """Read the values from the curves that the meshes were posed by."""
         return cls(
             angles_of(curves.rotation),
             curves.expression.astype(np.float64),
@@ -133,7 +133,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Shown:
-    """What a film shows, one value a frame; NaN without a face."""
+    """Values that a film shows, one a frame; NaN without a face."""
 
     angles_deg: Float64[np.ndarray, "T 3"]
     expression: Float64[np.ndarray, "T E"]

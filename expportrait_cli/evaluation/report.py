@@ -91,7 +91,7 @@ def _curve(scores: Scores, column: Column) -> str:
 
 
 def definitions(columns: Sequence[Column] = COLUMNS) -> str:
-    """What every metric is."""
+    """Explain every metric."""
     rows = [
         [column.name, escape(column.definition), escape(column.unit), escape(column.estimator), escape(column.source)]
         for column in columns
@@ -145,7 +145,7 @@ class NormalScores:
         return _over_clips([{k: v for k, v in clip.items() if k != "frames"} for clip in self.clips.values()])
 
     def to_json(self) -> dict[str, Any]:
-        """As plain JSON types; what is unknown is null."""
+        """Convert to plain JSON types; what is unknown is null."""
         scores = {"clips": dict(self.clips), "mean": self.mean, "failed": dict(self.failed)}
         header = {"kind": self.KIND, "version": self.VERSION, "made_by": f"expportrait {__version__}"}
         return {**header, "definitions": DEFINITIONS, **_known(scores)}

@@ -86,7 +86,7 @@ def first_frame(mode: Mode) -> int:
 
 @dataclass(frozen=True)
 class Scores:
-    """What a film scored, frame by frame."""
+    """Scores of a film, frame by frame."""
 
     KIND: ClassVar[str] = "scores"
     VERSION: ClassVar[int] = 5
@@ -124,7 +124,7 @@ class Scores:
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many frames each mean is over: frames without a face are in `found`, and in no other mean."""
+        """Number of frames that each mean is over: frames without a face are in `found`, and in no other mean."""
         return {name: n for name, _, n in self._scored()}
 
     @property

@@ -1,4 +1,4 @@
-"""What is exported of a head: its mesh, neutral or posed, its surface and its poses."""
+"""The exported parts of a head: its mesh, neutral or posed, its surface and its poses."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -63,7 +63,7 @@ class Morphs:
 
 @dataclass(frozen=True)
 class Motion:
-    """Where the mesh stands and how it is deformed, frame by frame; a single frame stands still."""
+    """Place of the mesh and weights of its deformations, frame by frame; a single frame stands still."""
 
     times_s: Float32[np.ndarray, " T"]
     rotations: Float[np.ndarray, "T 3 3"]

@@ -46,7 +46,7 @@ BROW_M = 0.004
 
 
 def ear_vertices(head: HeadModel) -> Bool[np.ndarray, " V"]:
-    """What stands out beside the head at the height of its origin, which lies between the ears."""
+    """Vertices that stand out beside the head at the height of its origin, which lies between the ears."""
     x, y, z = dense(head, head.template).numpy().T
     return (np.abs(x) > EAR_M) & (np.abs(y) < 0.045) & (z > -0.045) & (z < 0.03)
 
@@ -62,12 +62,12 @@ def _ears(head: HeadModel) -> Float[np.ndarray, " V"]:
 
 
 def dynamic_mask(head: HeadModel) -> Float32[np.ndarray, " V"]:
-    """Where Delta f lives: the face, fading out over its border; exactly 0 elsewhere."""
+    """Mask of Delta f, 0..1: the face, fading out over its border; exactly 0 elsewhere."""
     return head.facial_mask.numpy().astype(np.float32)
 
 
 def static_mask(head: HeadModel, share: float) -> Float32[np.ndarray, " V"]:
-    """Where Delta g lives: skin, hair and clothes off the face, and the face itself by `share` (0..1)."""
+    """Mask of Delta g, 0..1: skin, hair and clothes off the face, and the face itself by `share` (0..1)."""
     mask = 1 - (1 - share) * dynamic_mask(head)
     mask = mask * (1 - (1 - EAR_SHARE) * _ears(head))
     return (mask * head.part("skin").numpy()).astype(np.float32)
@@ -110,7 +110,7 @@ def distinct_frames(rotation: Float[np.ndarray, "T 3"], expression: Float[np.nda
 
 
 def face_share(distinct: int) -> float:
-    """How far the static field may enter the face: 0 for one photo, whose expression cannot be told from its shape."""
+    """Share (0..1) of the static field in the face: 0 for one photo, which does not tell its expression from its shape."""
     return float(np.clip((distinct - FEW) / (MANY - FEW), 0, 1))
 
 
@@ -233,7 +233,7 @@ class Clip:
 
     @property
     def focal_px(self) -> float:
-        """Of the clip's crop."""
+        """Focal length of the clip's crop, px."""
         return self.tracking.focal_px
 
     def tracked(self) -> Rows:
@@ -265,7 +265,7 @@ class Clip:
         return verts, posed
 
     def landmark_offsets(self, rows: Rows, patch: Patch, spread: LandmarkSpread) -> Float32[np.ndarray, "R P 3"]:
-        """What each frame's landmarks say beyond identity and expression: smooth, canonical, before the mask, m."""
+        """Offsets by which each frame's landmarks differ from the model: smooth, canonical, before the mask, m."""
         verts, posed = self.pose(rows, patch)
         seen = self.tracking.landmarks[rows]
         steps = landmark_steps(self.head, verts, seen, spread, focal_px=self.focal_px)

@@ -221,7 +221,7 @@ def read_relief(
 def shown(
     verts: Float32[np.ndarray, "V 3"], head: HeadModel, matte: Float32[np.ndarray, "S S"], focal_px: float
 ) -> Float16[np.ndarray, " V"]:
-    """How far a photo shows each vertex of skin, hair and clothes, 0..1: it faces the camera and nothing hides it."""
+    """Share (0..1) of each vertex of skin, hair and clothes that a photo shows: 1 faces it and is hidden by nothing."""
     points, faces = torch.from_numpy(verts), head.dense_faces
     camera = Camera.of_crop(focal_px, CROP_SIZE, CROP_SIZE)
     with torch.no_grad():

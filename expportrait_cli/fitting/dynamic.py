@@ -236,7 +236,7 @@ def _solved(curvature, right: Heights, preconditioner: Preconditioner) -> Height
 
 @dataclass(frozen=True)
 class Slopes:
-    """How the log shade of every vertex follows the heights around it, block diagonal [T x P, T x P], per m."""
+    """Derivative of the log shade of every vertex by the heights around it, block diagonal [T x P, T x P], per m."""
 
     matrix: sparse.csr_matrix
     turned: sparse.csr_matrix

@@ -1,4 +1,4 @@
-"""What frames say of the surface: normals, depth and shading, sampled where the mesh lies."""
+"""Evidence of the surface in frames: normals, depth and shading, sampled where the mesh lies."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -48,7 +48,7 @@ GAMMA = 2.2
 
 @dataclass(frozen=True)
 class View:
-    """Where some vertices lie in one picture, and how well they are seen."""
+    """Places of some vertices in one picture, and weights of how well they are seen."""
 
     px: Float32[np.ndarray, "P 2"]
     """Crop px, pixel centres at +0.5."""
@@ -150,7 +150,7 @@ class Evidence(Protocol):
 
 
 def views_of(verts: Float32[Tensor, "T V 3"], clip: Clip, vertices: Int64[np.ndarray, " P"]) -> list[View]:
-    """How some vertices of posed heads are seen."""
+    """Make the view of some vertices in each frame of posed heads."""
     return [look(np.ascontiguousarray(frame), clip.head, vertices, clip.focal_px) for frame in verts.numpy()]
 
 
@@ -308,7 +308,7 @@ def resting_albedo(
 
 
 def _eroded(mask: Bool[np.ndarray, "T P"], patch: Patch) -> Float32[np.ndarray, "T P"]:
-    """How much of the surroundings a mask covers."""
+    """Share (0..1) of the surroundings of each vertex that a mask covers."""
     return patch.smooth(torch.from_numpy(mask.astype(np.float32))[..., None], SURROUNDINGS)[..., 0].numpy()
 
 
@@ -319,7 +319,7 @@ def at_vertices(pictures: Sequence[Float32[np.ndarray, "H W"]], views: Sequence[
 
 
 def weights_of(views: Sequence[View]) -> Float32[np.ndarray, "T P"]:
-    """How well the vertices are seen."""
+    """Weights (0..1) of how well the vertices are seen."""
     return np.stack([view.weight for view in views])
 
 

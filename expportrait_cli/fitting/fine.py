@@ -60,7 +60,7 @@ class FineClip:
         return cls(clip, patch, moving, frames(neutral_normals(clip, patch), looseness(mesh.head)[patch.vertices]))
 
     def smooth(self, rows: Rows) -> Float32[np.ndarray, "R P 3"]:
-        """What the landmarks say."""
+        """Offsets that follow the landmarks, lifted to the finer mesh, m."""
         return self.below.lifted(self.moving.smooth[rows])
 
     def folds(self, rows: Rows) -> Float32[np.ndarray, "R P 3"]:
@@ -69,12 +69,12 @@ class FineClip:
 
     @property
     def below(self):
-        """The way up."""
+        """The patch of the mesh with one subdivision less, and the way up from it."""
         assert self.patch.below is not None
         return self.patch.below
 
     def landmarks(self, rows: Rows) -> LandmarkLoss:
-        """What the landmarks of lips and lids say of them."""
+        """Loss of the landmarks of lips and lids."""
         head, tracking = self.clip.head, self.clip.tracking
         index = np.full(len(head.parts), -1)
         index[self.patch.vertices] = np.arange(len(self.patch.vertices))
@@ -191,7 +191,7 @@ def sharpened(
 def _further(
     clip: FineClip, seen: Evidence, progress: Progress
 ) -> tuple[Float16[np.ndarray, "T P 3"], Float32[np.ndarray, "T 2"]]:
-    """What every frame moves beyond what was carried up, masked; and its loss without any folds and with all."""
+    """Masked offsets of every frame beyond those from below; and its loss without any folds and with all."""
     count, points = len(clip.moving.smooth), len(clip.patch.vertices)
     offset, loss = np.zeros((count, points, 3), np.float16), np.full((count, 2), np.nan, np.float32)
     rows = clip.clip.tracked()

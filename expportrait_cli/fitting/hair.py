@@ -1,4 +1,4 @@
-"""What one photo does not show of a head: the skull behind, the hair over it, and ears that are bare or covered."""
+"""Parts of a head that one photo does not show: the skull behind, the hair over it, and ears, bare or covered."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -170,7 +170,7 @@ class _View:
         return (self.drawn >= 0) & chosen[np.maximum(self.drawn, 0)]
 
     def columns(self, chosen: Bool[np.ndarray, " V"]) -> Float[np.ndarray, "P 2"]:
-        """Where chosen vertices lie, px."""
+        """Places of chosen vertices, px."""
         points = self.verts[chosen]
         return points[:, :2] / points[:, 2:] * self.focal_px + CROP_SIZE / 2
 
@@ -198,7 +198,7 @@ class _View:
         return beyond < BEYOND_M
 
     def _beyond(self, outward: float, rim: float, top: int, bottom: int) -> float:
-        """How far the person goes on beyond the ear, m."""
+        """Extent of the person beyond the ear, m."""
         steps = []
         for row in range(top, bottom):
             inside = np.flatnonzero(self.matte[row] > 0.5)
@@ -216,7 +216,7 @@ class _View:
     def _skin_share(
         self, ear: Bool[np.ndarray, "S S"], cheek: Bool[np.ndarray, "S S"], hair: Bool[np.ndarray, "S S"]
     ) -> float | None:
-        """How far the ear has the colours of the cheek (1) and not of hair (0); None where these do not differ."""
+        """Share of the ear that has the colours of the cheek, not of hair; None where these do not differ."""
         skin_colours, hair_colours = Gaussian.of(self.lab[cheek]), Gaussian.of(self.lab[hair])
 
         def share(where):
@@ -310,7 +310,7 @@ def _bare(fit: HeadFit, head: HeadModel) -> Float[np.ndarray, "V 3"]:
 
 
 def outline_mask(head: HeadModel, seen: Bool[np.ndarray, " 2"]) -> Float32[np.ndarray, " V"]:
-    """Where the outline may move the head once its ears are settled: not the face, not bare ears; over covered ones."""
+    """Vertices that the outline may move once its ears are settled: not the face, not bare ears; over covered ones."""
     faces, face = head.dense_faces.numpy(), dynamic_mask(head).astype(np.float64)
     held = np.zeros(len(face))
     for ear, is_seen in zip(sides(head), seen, strict=True):

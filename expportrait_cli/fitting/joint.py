@@ -45,7 +45,7 @@ SURE = 0.5
 
 @dataclass(frozen=True)
 class Targets:
-    """What a network says of `T` frames, at one size."""
+    """A network's maps of `T` frames, at one size."""
 
     normals: Float32[Tensor, "T S S 3"]
     depth: Float32[Tensor, "T S S"]
@@ -73,13 +73,13 @@ class Targets:
         return self.normals.shape[1]
 
     def at(self, rows: Tensor, device: torch.device) -> "Targets":
-        """Some frames on a device."""
+        """Take some frames, and move them to a device."""
         return Targets(*(getattr(self, field.name)[rows].to(device) for field in fields(Targets)))
 
 
 @dataclass(frozen=True)
 class Fields:
-    """A field of offsets: where it lives, and how its variable is smoothed."""
+    """A field of offsets: the patch that it is on, and how its variable is smoothed."""
 
     patch: Patch
     mask: Float32[Tensor, " P"]
@@ -90,7 +90,7 @@ class Fields:
 
     @classmethod
     def of(cls, patch: Patch, smoothness: float, device: torch.device) -> "Fields":
-        """Over a patch of the head."""
+        """Prepare a field over a patch of the head."""
         return cls(
             patch,
             patch.mask.to(device),
@@ -107,7 +107,7 @@ class Fields:
 
 
 class Problem:
-    """Everything that stays, and the loss of what moves."""
+    """The parameters that the optimisation moves, all that stays fixed, and the loss."""
 
     def __init__(
         self,
@@ -146,7 +146,7 @@ class Problem:
         self.moving = {name: value.to(self.device).requires_grad_() for name, value in self.moving.items()}
 
     def offsets(self, rows: Tensor) -> tuple[Float[Tensor, "1 Q 3"], Float[Tensor, "R P 3"]]:
-        """What is added to Delta g, and Delta f of some frames; canonical, m."""
+        """The change of Delta g, and Delta f of some frames; canonical, m."""
         static = self.static.mask[:, None] * self.static.preconditioner.field(self.moving["static"])
         field = self.dynamic.preconditioner.field(self.moving["dynamic"][rows])
         return static, self.dynamic_start[rows] + self.dynamic.mask[:, None] * field

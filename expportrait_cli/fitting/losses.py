@@ -221,7 +221,7 @@ def shown_folds(
 
 
 def _seen_share(patch: Patch, weight: Float[Tensor, "T P"]) -> Float[Tensor, "T P 1"]:
-    """How much of the surroundings is seen, by which smoothed values are divided.
+    """Share of the surroundings that is seen, by which smoothed values are divided.
 
     Beside a hole a slow error would look like folds.
     """

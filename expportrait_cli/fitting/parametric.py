@@ -30,7 +30,7 @@ SAME_PIXELS, FACE_SIDE = 0.9, 32
 """Correlation of the brightness of both faces from which the frame is the photo, and side of the compared faces, px.
 One picture coded twice has 0.99, with landmarks that are 2 px off 0.9; strangers stay below 0.75."""
 KEY_FRAMES = 8
-"""Of each clip, for an identity that several share."""
+"""Number of frames of each clip that an identity which several clips share is read from."""
 
 
 def solver_of(tracking: Tracking, head: HeadModel) -> Solver:
@@ -69,7 +69,7 @@ def key_frames(tracking: Tracking, head: HeadModel) -> Int64[np.ndarray, " R"]:
 
 
 def shows_photo(driver: Tracking, photo: Tracking) -> bool:
-    """Whether a frame of the driver is the photo: landmarks and pixels of the face agree.
+    """Return True if a frame of the driver is the photo: landmarks and pixels of the face agree.
 
     How well one identity fits both says too little: of 255 pairs of strangers it takes 22 for one person.
     """
@@ -128,7 +128,7 @@ RATES = {"identity": 3e-2, "expression": 1e-2, "jaw": 3e-3, "turn": 1e-3, "trans
 
 @dataclass(frozen=True)
 class _Frames:
-    """What stays as it is."""
+    """The parts of the problem that no step changes."""
 
     clip: Clip
     tracked: HeadPose

@@ -120,11 +120,11 @@ class Preconditioner:
         self._factor = splu(matrix, "MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True})
 
     def variable(self, field: Float[Tensor, "T P C"]) -> Float[Tensor, "T P C"]:
-        """U of a given field."""
+        """The variable u of a given field."""
         return _columnwise(self._matrix.__matmul__, field)
 
     def field(self, variable: Float[Tensor, "T P C"]) -> Float[Tensor, "T P C"]:
-        """D of a given u. Differentiable; M is symmetric, so the backward pass is the same solve."""
+        """The field d of a given u. Differentiable; M is symmetric, so the backward pass is the same solve."""
         return _Solve.apply(variable, self._factor)
 
 
@@ -141,11 +141,11 @@ class LocalPreconditioner(Preconditioner):
         self._local = Preconditioner(sp.eye(len(part), format="csc") + smoothness * local)
 
     def variable(self, field: Float[Tensor, "T P 3"]) -> Float[Tensor, "T P 3"]:
-        """U of a given field."""
+        """The variable u of a given field."""
         return self._each(field, super().variable, self._local.variable)
 
     def field(self, variable: Float[Tensor, "T P 3"]) -> Float[Tensor, "T P 3"]:
-        """D of a given u, differentiable."""
+        """The field d of a given u, differentiable."""
         return self._each(variable, super().field, self._local.field)
 
     def _each(self, values: Tensor, whole, local) -> Tensor:

@@ -179,7 +179,7 @@ class DrawnClip:
 
     @property
     def camera(self) -> Camera:
-        """Of the clip's crop."""
+        """Camera of the clip's crop."""
         return Camera.of_crop(self.clip.focal_px, CROP_SIZE, CROP_SIZE)
 
     def verts(self, row: int) -> Float32[Tensor, "1 V 3"]:

@@ -151,7 +151,7 @@ def _identity(
 
 
 def _is_same(trackings: Sequence[Tracking], driver: Tracking, config: FitConfig) -> bool:
-    """Whether the driver shows the person of a photo, as the user says or the pictures prove; said if so."""
+    """Return True, and log it, if the user says or the pictures prove that the driver shows the photo's person."""
     photo = trackings[0]
     if len(trackings) > 1 or driver.head_model != photo.head_model or config.same_person == "no":
         return False
@@ -203,7 +203,7 @@ def _blank(tracking: Tracking, head: HeadModel) -> HeadFit:
 
 
 def _landmark_offset(fit: HeadFit, head: HeadModel) -> Float32[np.ndarray, "V 3"]:
-    """What the photo's landmarks say beyond identity and expression, spread over the face."""
+    """Offsets by which the photo's landmarks differ from the model, spread over the face."""
     verts = fitted_mesh(replace(fit, frame_offset=np.zeros_like(fit.frame_offset)), head)
     spread = LandmarkSpread(head, fit.identity)
     steps = landmark_steps(head, torch.from_numpy(verts[None]), fit.landmarks[None], spread, focal_px=fit.focal_px)
@@ -268,7 +268,7 @@ def _with_dynamic(
 
 
 def _evidence(clip: Clip, patch: Patch, field, network: Estimator | None, config: FitConfig) -> Evidence | None:
-    """What folds are read from: a network, or the light on a clip."""
+    """Evidence that folds are read from: a network, or the light on a clip."""
     plain = plain_skin(clip.head)
     if network is not None:
         return Estimates(clip, patch, network, plain)

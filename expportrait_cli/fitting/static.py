@@ -75,7 +75,7 @@ class OutlineLoss:
         return blend_silhouettes((rast[..., 3:] > 0).to(verts.dtype), rast, pos, self.edges)[..., 0]
 
     def doubting(self, surface: Surface) -> "OutlineLoss":
-        """The same, with less belief in mattes that are off by more than most; the first weighs as all others.
+        """Return a copy that trusts mattes less if they are off by more than most; the first weighs as all others.
 
         Hair and clothes move, hands pass: what one frame says against all others is not the person's shape.
         """

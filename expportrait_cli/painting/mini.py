@@ -163,7 +163,7 @@ def planes(
 def correct(
     network: MiniNet, frames: Float[Tensor, "B T 7 H W"], still: Float[Tensor, "B 7 H W"]
 ) -> Float[Tensor, "B T 3 H W"]:
-    """What to add to the proxies (colours in -1..1): nothing but what the proxy guessed.
+    """Return what to add to the proxies (colours in -1..1): nothing but what the proxy guessed.
 
     Elsewhere it shows the photo's own pixels, which are sharper, and nearer to the truth by 0.5 dB than corrected ones.
     """

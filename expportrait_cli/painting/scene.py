@@ -1,4 +1,4 @@
-"""What a painter sees of a film, and what a painter is."""
+"""The inputs of a painter, frame by frame, and the interface of painters."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -78,12 +78,12 @@ class Painter(Protocol):
 
     @property
     def name(self) -> str:
-        """As in `GenerateConfig.backend`."""
+        """Name of the painter, as in `GenerateConfig.backend`."""
         ...
 
     @property
     def detail(self) -> bool:
-        """Whether it was made for normal maps with fine static detail (`Scene.detail`)."""
+        """True if it was made for normal maps with fine static detail (`Scene.detail`)."""
         ...
 
     def paint(

@@ -67,7 +67,7 @@ class Choice:
 
     @property
     def identity(self) -> dict[str, str]:
-        """What the film depends on beside the settings: the painter, and the hashes of its weights."""
+        """The inputs of a film beside the settings: name of the painter, and the hashes of its weights."""
         weights = self.folder.sha256 if self.folder is not None else sha256(self.file) if self.file is not None else ""
         return {"painter": self.name, "weights": weights, "lora": self.lora}
 
@@ -117,12 +117,12 @@ COMPARED = "compared.json"
 
 
 def is_compared(folder: Folder) -> bool:
-    """Whether these very weights were compared with the proxy here (`compare-recipes`): before, `auto` leaves them."""
+    """Return True if `compare-recipes` compared these very weights with the proxy here; else `auto` leaves them."""
     return folder.sha256 in _compared()
 
 
 def note_comparison(folder: Folder, page: Path) -> None:
-    """From now on `auto` may choose these weights."""
+    """Record that these weights were compared with the proxy: from now on `auto` may choose them."""
     path = folders()[-1] / COMPARED
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as partial:
@@ -245,7 +245,7 @@ def paint(
 def shown_control(
     head_fit: HeadFit, meshes: Meshes, head: HeadModel, config: GenerateConfig
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """What wan-vace is shown of a film (`control_sheet`), without any weights.
+    """Draw the inputs of wan-vace for a film (`control_sheet`), without any weights.
 
     Raises:
         WeightsError: packages are missing.
@@ -314,7 +314,7 @@ def paste(
 
 
 def has_passed(path: Path) -> bool:
-    """Whether these weights were found better than the proxy (`expportrait train gate`).
+    """Return True if these weights were found better than the proxy (`expportrait train gate`).
 
     Raises:
         WeightsError: the file is no such network.

@@ -1,4 +1,4 @@
-"""From vertices in the camera to normals, depth and mask with antialiased silhouettes, and normals as 8-bit RGB.
+"""Normals, depth and mask with antialiased silhouettes from vertices in the camera, and normals as 8-bit RGB.
 
 `encode` is the one place that knows the convention of normal maps. Every generator's manifest names it, because a model
 that was trained with another one fails without a word.
@@ -22,7 +22,7 @@ from expportrait_cli.render.rasterizer import Backend, interpolate, rasterize, w
 
 
 class _Crossings(NamedTuple):
-    """Where silhouette edges pass between two neighbouring pixel centres, `P` times."""
+    """`P` places where silhouette edges pass between two neighbouring pixel centres."""
 
     frame: Int64[Tensor, " P"]
     ends: Int64[Tensor, "P 2"]
@@ -160,7 +160,7 @@ def decode(rgb: UInt8[np.ndarray, "*B H W 3"]) -> Float[np.ndarray, "*B H W 3"]:
 
 @dataclass(frozen=True)
 class Buffers:
-    """What a camera sees, `n` frames."""
+    """Maps of what a camera sees, `n` frames."""
 
     normals: Float32[Tensor, "n H W 3"]
     """x right, y up, z to the viewer; unit length, zero in the background, between the two at a blended edge."""
@@ -208,11 +208,11 @@ class Bump:
         )
 
     def to(self, device: torch.device) -> "Bump":
-        """The same on another device."""
+        """Move to another device."""
         return Bump(self.slopes.to(device), self.places.to(device), self.known.to(device), self.scale)
 
     def carried(self, verts_cam: Float32[Tensor, "n V 3"], faces: Int[Tensor, "F 3"]) -> Float32[Tensor, "n V 10"]:
-        """What is drawn in each pixel for `bent`: places, `known`, and how the places change along the surface."""
+        """Values of vertices that are drawn for `bent`: places, `known`, and the places' change along the surface."""
         along = mesh.surface_gradients(verts_cam, faces, self.places)
         fixed = torch.cat([self.places, self.known], -1).expand(len(verts_cam), -1, -1)
         return torch.cat([fixed, along.flatten(-2)], -1)

@@ -40,7 +40,7 @@ def choose(device: torch.device) -> tuple[Backend, str]:
 
 @cache
 def _fault(device: str) -> str:
-    """What stops nvdiffrast from drawing a triangle, forward and backward, on a device; empty if nothing does.
+    """Return what stops nvdiffrast from drawing a triangle, forward and backward, on a device; empty if nothing does.
 
     Its package can be found although its compiled part fits neither this torch nor this GPU.
     """
@@ -69,7 +69,7 @@ def tried(backend: Any, device: torch.device) -> float:
 
 
 def working_device(tensor: Tensor) -> torch.device:
-    """Where a tensor is drawn: on its own GPU, else on the run's device."""
+    """Device that a tensor is drawn on: its own GPU, else the run's device."""
     return tensor.device if tensor.device.type != "cpu" else best_device()
 
 

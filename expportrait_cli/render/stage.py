@@ -23,7 +23,7 @@ _LIMITS_DEG = {"yaw": 180.0, "pitch": 90.0, "roll": 180.0}
 
 @dataclass(frozen=True)
 class Viewpoint:
-    """How far the camera moves around the head, at the first and at the last frame, degrees."""
+    """Angles of the camera around the head, at the first and at the last frame, degrees."""
 
     yaw: tuple[float, float] = (0.0, 0.0)
     """Positive moves the camera to the right of the picture."""
@@ -99,7 +99,7 @@ def _angle(name: str, value: str, text: str) -> float:
 
 @dataclass(frozen=True)
 class NormalFrame:
-    """What the camera sees in one frame."""
+    """Maps of what the camera sees in one frame."""
 
     normals: UInt8[np.ndarray, "H W 3"]
     """RGB as `encode` says."""

@@ -62,7 +62,7 @@ class Face:
         )
 
     def to(self, device: torch.device | str) -> "Face":
-        """The same on a device; numbers of vertices stay where they are."""
+        """Move to a device; numbers of vertices stay where they are."""
         return replace(self, **{k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)})
 
 
@@ -94,11 +94,11 @@ class Neutral:
         return cls(points, frames, normals, torch.stack(rest, -1))
 
     def to(self, device: torch.device | str) -> "Neutral":
-        """The same on a device."""
+        """Move to a device."""
         return Neutral(*(getattr(self, field.name).to(device) for field in fields(Neutral)))
 
     def at(self, rows: Int64[Tensor, " R"]) -> "Neutral":
-        """The same person at some vertices only."""
+        """Take some vertices of the same person only."""
         return Neutral(*(getattr(self, field.name)[rows] for field in fields(Neutral)))
 
 
@@ -131,7 +131,7 @@ def shortest_turn(start: Float[Tensor, "P 3"], end: Float[Tensor, "P 3"]) -> Flo
 
 @runtime_checkable
 class Offsets(Protocol):
-    """What moves beyond the expressions, as change from the photo: nothing where the photo's own expression is."""
+    """Offsets beyond the expressions, as change from the photo: nothing where the photo's own expression is."""
 
     @property
     def vertices(self) -> Int64[np.ndarray, " P"]:
@@ -284,5 +284,5 @@ def expression_map(head: HeadModel, regions: frozenset[str]) -> Float[np.ndarray
 
 
 def moves_jaw(regions: frozenset[str]) -> bool:
-    """Whether the jaw follows the driver."""
+    """Return True if the jaw follows the driver."""
     return bool(regions & {"expression", "lips"})

@@ -22,7 +22,7 @@ SOFT_DEG = 15.0
 
 @dataclass(frozen=True)
 class Motion:
-    """Where photo and driver start from, and the scale between their crops."""
+    """Poses that photo and driver start from, and the scale between their crops."""
 
     neutral: int
     """Driver frame that expressions count from."""
@@ -60,9 +60,9 @@ class Motion:
 
 
 def neutral_cost(head_fit: HeadFit, tracking: Tracking, head: HeadModel, *, same: bool) -> Float[np.ndarray, " T"]:
-    """How far each driver frame is from a neutral one in a pose like the photo's.
+    """Distance of each driver frame, without a unit, from a neutral one in a pose like the photo's.
 
-    For the same person, how far it is from the photo. Frames that were not seen, or not believed, come last.
+    For the same person, its distance from the photo. Frames that were not seen, or not believed, come last.
     """
     unsure = 100.0 * ~tracking.sure
     if same:
@@ -167,7 +167,7 @@ def photo_state(fit: HeadFit) -> State:
 
 
 def at_rest(state: State, head: HeadModel) -> State:
-    """The same head with a neutral face: what goes beyond the range in which neutral faces differ is taken away.
+    """Make the face of a state neutral: what goes beyond the range in which neutral faces differ is taken away.
 
     What lies in the range stays: there it is more likely the face than its expression.
     """
@@ -266,7 +266,7 @@ class Rest:
 
     @classmethod
     def seen(cls, head_fit: HeadFit, tracking: Tracking, neutral: int) -> "Rest":
-        """As the photo and the neutral frame show them."""
+        """Take the gaps as the photo and the neutral frame show them."""
         return cls(lid_gaps(head_fit.landmarks), lid_gaps(tracking.landmarks[neutral]))
 
     @classmethod

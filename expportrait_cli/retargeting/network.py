@@ -127,7 +127,7 @@ class TransferNetwork(nn.Module):
     def coefficients(
         self, code: Float[Tensor, "*B G"], psi: Float[Tensor, "*B T E"], jaw: Float[Tensor, "*B T 3"]
     ) -> Float[Tensor, "*B T K"]:
-        """How much of each field an expression takes: zero at rest, exactly."""
+        """Weights of the fields for an expression: zero at rest, exactly."""
         rest = self._mixed(code, torch.zeros_like(psi[..., :1, :]), torch.zeros_like(jaw[..., :1, :]))
         return self._mixed(code, psi, jaw) - rest + self.linear(self._scaled(psi, jaw))
 
@@ -221,7 +221,7 @@ class Trained:
 
 
 def topology(face: Face) -> str:
-    """What tells one head model's face from another's: its vertices, triangles and mean shape."""
+    """Hash that tells one head model's face from another's: of its vertices, triangles and mean shape."""
     digest = hashlib.sha256(face.vertices.astype(np.int64).tobytes())
     digest.update(face.faces.numpy().astype(np.int64).tobytes())
     digest.update((face.template.numpy().astype(np.float64) * 1e5).round().astype(np.int64).tobytes())

@@ -102,12 +102,12 @@ BATCH = 16
 SAME_TURN_DEG = 3.0
 """Turn between the photo and the driver's frame that is most like it, up to which they are one picture."""
 LIMITED_DEG = 2.0
-"""Degrees taken from a turn at which the driver's own landmarks have lost 63 % of their say."""
+"""Degrees taken from a turn at which the weight of the driver's own landmarks has fallen to 1/e."""
 
 
 @dataclass(frozen=True)
 class Beyond:
-    """What moves the face beyond the head model's expressions."""
+    """Sources of motion beyond the head model's expressions."""
 
     trained: Trained | None = None
     """The transfer network."""
@@ -119,7 +119,7 @@ class Beyond:
 
 @dataclass(frozen=True)
 class Performance:
-    """What moves the person's head: the editable curves, and what the driver's landmarks say beyond them."""
+    """Motion of the person's head: the editable curves, and what the driver's landmarks add to them."""
 
     curves: Curves
     steps: Float32[np.ndarray, "T 478 2"]
@@ -140,7 +140,7 @@ class Performance:
 
 
 def same_person(head_fit: HeadFit, tracking: Tracking) -> bool:
-    """Whether the driver is known to show the person of the head: then its landmarks are the person's own."""
+    """Return True if the driver is known to show the person of the head: then its landmarks are the person's own."""
     return head_fit.identity_from == tracking.fingerprint
 
 

@@ -1,4 +1,4 @@
-"""What of a tracked motion is not carried over: steps of a picture that rests, gaps, and what a photo cannot show."""
+"""Cleaning of a tracked motion: noise of a picture that rests, gaps, and what a photo cannot show are held back."""
 
 from dataclasses import dataclass, replace
 
@@ -51,7 +51,7 @@ def eased(
 
 
 def motion_of_landmarks(tracking: Tracking, *, percentile: float) -> Float64[np.ndarray, " S"]:
-    """How far the face's landmarks move from each frame to the next, in the clip's median inter-ocular distance."""
+    """Motion of the face's landmarks from each frame to the next, in the clip's median inter-ocular distance."""
     points = tracking.landmarks.astype(np.float64)
     moved = np.linalg.norm(np.diff(points, axis=0), axis=-1) / _size_px(tracking)
     return np.percentile(moved, percentile, axis=1) if len(moved) else np.zeros(0)
@@ -84,14 +84,14 @@ def steady(tracking: Tracking, eyes: Float[np.ndarray, "E E"]) -> Tracking:
 
 
 def _explained(tracking: Tracking, turns: Float64[np.ndarray, "T 3 3"]) -> Float64[np.ndarray, " S"]:
-    """How far, 0..1, each step of the pose is one that the landmarks show: no head leaps behind a face that stays."""
+    """Share (0..1) of each step of the pose that the landmarks show: no head leaps behind a face that stays."""
     crown = turns[:, :, 1] * CROWN_M + tracking.translation
     px = crown[:, :2] / crown[:, 2:] * tracking.focal_px
     leap = np.linalg.norm(np.diff(px, axis=0), axis=1) / _size_px(tracking)
     # A head that does not move at all has nothing to show.
     shown = motion_of_landmarks(tracking, percentile=50.0) + 1e-6
     share = np.minimum(1, shown / (CROWN_SHOWS * leap + 1e-6)) ** 2
-    # The frames around it are pulled in: else the leap is but moved to them.
+    # The frames around it get the same share: else the leap would only move to them.
     return minimum_filter1d(share, LEAP_FRAMES, mode="nearest") if len(share) else share
 
 
@@ -139,7 +139,7 @@ def unseen_torso(tracking: Tracking) -> Bool[np.ndarray, " T"]:
 def bridged(values: Float64[np.ndarray, "T *C"], gaps: Bool[np.ndarray, " T"]) -> Float64[np.ndarray, "T *C"]:
     """Fit what is in each gap between the values around it: their changes within the gap stay.
 
-    What all rows but the first are gaps of is left as it is.
+    If all rows but one are gaps, the values are left as they are.
     """
     out = values.copy()
     seen = np.flatnonzero(~gaps)
@@ -173,14 +173,14 @@ def within_frame(
 
 
 DAMPED_DEG, DAMPED_PX = 1.0, 4.0
-"""Degrees of a turn, and px of a shift, that nobody misses."""
+"""Degrees of a turn, and px of a shift, up to which what was taken is not reported."""
 SHUT_IOD, OPEN_IOD = 0.02, 0.06
 """Gaps between the lips, in inter-ocular distances: of a shut mouth, and of one that shows what is inside."""
 
 
 @dataclass(frozen=True)
 class HeldBack:
-    """What of the driver's performance a film does not show as it was, frame by frame."""
+    """The parts of the driver's performance that a film does not show as they were, frame by frame."""
 
     turn_deg: Float64[np.ndarray, " T"]
     """Degrees by which turns were damped."""
@@ -206,7 +206,7 @@ class HeldBack:
         return cls(turn_deg.astype(np.float64), shift.astype(np.float64), unseen_torso(tracking), unseen)
 
     def row(self) -> dict[str, dict[str, object]]:
-        """By kind, first and last frame of each stretch, and the most that was taken, where it has a size."""
+        """Return, by kind, first and last frame of each stretch, and the most that was taken, where it has a size."""
         sized = {
             "turn_damped": (self.turn_deg, DAMPED_DEG, "degrees"),
             "kept_in_frame": (self.shift_px, DAMPED_PX, "px"),

@@ -41,7 +41,7 @@ GLIMPSE_S = 0.2
 
 @dataclass(frozen=True)
 class Observations:
-    """What was seen, every frame filled; px of the crop."""
+    """Measurements of a clip, every frame filled; px of the crop."""
 
     size: tuple[int, int]
     rate: Fraction
@@ -89,7 +89,7 @@ def observe(
 
 
 class _Shot:
-    """What is measured against the first frame of a shot."""
+    """Measurements against the first frame of a shot."""
 
     def __init__(self, image, landmarks, matte: Matte):
         height, width = image.shape[:2]
@@ -107,7 +107,7 @@ class _Shot:
 
 
 class _Choice:
-    """Which of the faces in a picture is followed: chosen once, and found again after each cut."""
+    """Choice of the face that is followed: made once; the same face is found again after each cut."""
 
     def __init__(self, choice: str) -> None:
         self._choice = choice
@@ -137,7 +137,7 @@ class _Choice:
         self._last = extent(points)
 
     def _change(self, face: FaceBox) -> float:
-        """How far a face is from where the followed one was before the cut, in place and size."""
+        """Distance in place and size of a face from the one that was followed before the cut."""
         assert self._last is not None
         centre, size = self._last
         away = float(np.hypot(*(np.array(face.centre) - centre))) / max(BOX_TO_MESH * face.side, size)
@@ -176,7 +176,7 @@ class _Shots:
 
 
 class _Seen:
-    """What was seen so far: one row a frame, source px."""
+    """Measurements so far: one row a frame, source px."""
 
     def __init__(
         self, source: Path, model: LandmarkModel, config: TrackConfig, rate: Fraction, show_faces: ShowFaces | None
@@ -229,7 +229,7 @@ class _Seen:
         return points
 
     def faces(self) -> str:
-        """Where the faces are, of the frame that showed most, and where a picture of them was written."""
+        """Places of the faces in the frame that showed most, and where a picture of them was written."""
         if self._most is None:
             return ""
         image, faces = self._most

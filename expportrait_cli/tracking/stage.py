@@ -34,7 +34,7 @@ LOWEST_M = -0.01
 
 
 def hair_points(head: HeadModel) -> np.ndarray:
-    """What a camera in front sees of forehead, scalp and temples, in the head frame, m."""
+    """Points of forehead, scalp and temples that a camera in front sees, in the head frame, m."""
     verts = dense(head, head.template)
     ahead = vertex_normals(verts, head.dense_faces)[:, 2] > 0.1
     scalp = (head.skinning[:, HEAD] > 0.9) & (verts[:, 1] > LOWEST_M) & (head.facial_mask < 0.6)
@@ -52,7 +52,7 @@ class Start:
 def anchors(
     points: np.ndarray, t: int, start: Start, rigid: State, seen: Observations, solver: Solver
 ) -> Anchors | None:
-    """Where the flow says that the first frame's points are in frame `t`; None if it has no say.
+    """Places that the flow gives the first frame's points in frame `t`; None if it gives none.
 
     `rigid` is the pose that the landmarks alone give: gating on a pose that anchors have moved would confirm itself.
     """
@@ -235,7 +235,7 @@ def _pitch_yaw(turn: Float64[np.ndarray, "T 3 3"]) -> Float64[np.ndarray, "T 2"]
 
 
 def with_parameters(tracking: Tracking, found: Pretracked, head: HeadModel, path: Path) -> Tracking:
-    """The same clip with identity, expression, jaw and gaze that another program tracked (paper 3.1: "pre-tracked").
+    """Replace a clip's identity, expression, jaw and gaze by what another program tracked (paper 3.1: "pre-tracked").
 
     Pose and camera stay the landmarks': other programs crop and project in ways of their own. `path` is for messages.
 

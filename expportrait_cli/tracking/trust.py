@@ -1,4 +1,4 @@
-"""Which frames' landmarks can be believed: the skin under them is compared with what the same shot shows around it."""
+"""Tests of the landmarks of frames: the skin under them is compared with what the same shot shows around it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ GREY = 4.0
 
 @dataclass(frozen=True)
 class Skin:
-    """What is seen where the landmarks say that the face is, unrolled: the same place for the same skin."""
+    """Picture of the face under its landmarks, unrolled: every pixel shows the same skin in every frame."""
 
     texture: UInt8[np.ndarray, "S S 3"]
     sharpness: float
@@ -173,7 +173,7 @@ def cues(
     sharpness: Float64[np.ndarray, " T"],
     window: int,
 ) -> Float64[np.ndarray, "T 4"]:
-    """What is odd about each frame of a shot, against the median of `window` frames on each side.
+    """Measure how each frame of a shot differs from the median of `window` frames on each side.
 
     Share of the skin that has another colour; loss of sharpness, as a logarithm; loss of correlation of the features'
     picture with the nearest frames; distance of the landmarks' shape from the nearest frames', in inter-ocular
@@ -201,7 +201,7 @@ def cues(
 
 
 def presence(pictures: Float32[np.ndarray, "T N"], window: int) -> Float64[np.ndarray, " T"]:
-    """How much of the usual picture each frame shows: 1 all of it, 0 nothing, below 0 its opposite."""
+    """Share of the usual picture that each frame shows: 1 all of it, 0 nothing, below 0 its opposite."""
     pictures = pictures - pictures.mean(1, keepdims=True)
     shown = np.ones(len(pictures))
     for t, picture in enumerate(pictures):

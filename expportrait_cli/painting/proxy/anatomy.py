@@ -1,4 +1,4 @@
-"""What is behind the lips: teeth, gums, tongue and cavity, placed in the skull and in the jaw."""
+"""The inside of the mouth: teeth, gums, tongue and cavity, placed in the skull and in the jaw."""
 
 from dataclasses import dataclass
 
@@ -51,7 +51,7 @@ PIXELS = 20
 
 @dataclass(frozen=True)
 class Sheet:
-    """Where pixels meet a sheet of one bone."""
+    """Points where the rays of pixels meet the curved sheet that holds one row of teeth."""
 
     across: Float[np.ndarray, "h w"]
     """To the person's left of the middle, m."""
@@ -63,7 +63,7 @@ class Sheet:
 
 @dataclass(frozen=True)
 class Between:
-    """What lies between the lips of one frame, by the driver's clip."""
+    """The lips of one frame of the film, and the driver's picture of what lies between them."""
 
     lips: Contours
     """Of the film, canvas px."""
@@ -148,7 +148,7 @@ class Mouth:
         self.upper_edge = float(np.clip(np.percentile(up, 8), LONGEST_M, UPPER_EDGE_M))
 
     def _without_upper(self, shown):
-        """What the photo shows of the jaw's sheet: the upper row hangs before it, and stays with the skull."""
+        """Share (0..1) of each photo pixel that shows the jaw's sheet: not where the upper row hides it."""
         out = self.shown.copy()
         rows, cols = np.nonzero(shown)
         if not len(rows):
@@ -199,7 +199,7 @@ class Mouth:
         return (colour + between.glimpse.trust * (seen - colour)).astype(np.float32)
 
     def _anatomy(self, box, opening, skull, jaw):
-        """From the back to the front: cavity, tongue, lower row, upper row."""
+        """Draw from the back to the front: cavity, tongue, lower row, upper row."""
         upper, lower = self._cast(box, skull, self.skull), self._cast(box, jaw, self.jaw)
         padded = cv2.copyMakeBorder(opening.astype(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT)
         inward = cv2.distanceTransform(padded, cv2.DIST_L2, 3)[1:-1, 1:-1]

@@ -149,14 +149,14 @@ class Compositor:
         return frame, guess
 
     def _seen(self, skin, source):
-        """How well the photo shows the skin that each pixel shows: 0 hidden or grazing, 1 facing the camera."""
+        """Weight of the photo for the skin in each pixel: 0 hidden or grazing there, 1 facing its camera."""
         at = source[..., :2] - 0.5
         nearest = cv2.remap(self.layers.zbuffer, at, NO_MAP, cv2.INTER_NEAREST, borderMode=cv2.BORDER_REPLICATE)
         facing = np.clip((source[..., 3] - 0.08) / 0.2, 0, 1)
         return facing * (source[..., 2] < nearest + DEPTH_SLACK_M) * skin
 
     def _step(self, skin, source, seen, away, bones):
-        """From each pixel to where in the photo it comes from, px."""
+        """Steps (px) from each pixel to the place in the photo that its colour comes from."""
         own = source[..., :2] - self.grid
         # Half the resolution is enough for what is smooth by construction.
         height, width = seen.shape
@@ -173,7 +173,7 @@ class Compositor:
         return step
 
     def _within(self, alpha, field, cover):
-        """What the photo's border cuts off is not known: of a head, only the mesh goes on beyond it."""
+        """Fade the matte out beyond the photo's border, where only the mesh is known."""
         last = np.array(alpha.shape[::-1], np.float32) - 1
         beyond = np.maximum(np.maximum(-field, field - last), 0).max(-1) / (BORDER_FACES * self.face_height_px)
         return alpha * np.maximum(np.maximum(np.exp(-(beyond**2)), cover), self.below)
@@ -185,7 +185,7 @@ class Compositor:
         return mix(self.layers.close_plate, self.layers.plate, safe)
 
     def _lid_skin(self, unfolded, rast):
-        """How far each pixel shows skin of a lid that the photo has folded away."""
+        """Share (0..1) of each pixel that shows skin of a lid that the photo has folded away."""
         share = np.zeros(len(self.triangle_part), np.float32)
         for lid, own in zip(self.lids, unfolded, strict=True):
             share[lid.triangles] = own

@@ -49,11 +49,11 @@ class View:
 
     @property
     def radius_px(self) -> float:
-        """Of the eyeball."""
+        """Radius of the eyeball, px."""
         return float(np.linalg.svd(self.slope, compute_uv=False).mean())
 
     def place(self, rays: Float[np.ndarray, "*S 3"]) -> Float[np.ndarray, "*S 2"]:
-        """Where directions are seen, px."""
+        """Places, px, where directions from the eyeball's centre are seen."""
         return rays @ self.slope + self.centre
 
     def rays(self, px: Float[np.ndarray, "*S 2"]) -> Float[np.ndarray, "*S 3"]:
@@ -97,7 +97,7 @@ class Eye:
         self._read(layers.part == self.part)
 
     def view(self, verts_cam: Float32[np.ndarray, "V 3"]) -> View:
-        """Where a posed head has this eyeball."""
+        """View of this eyeball in a posed head."""
         xy = self.camera.project(torch.from_numpy(verts_cam[self.ball])).numpy()
         found = self._solve @ xy
         return View(found[:3], found[3])
@@ -193,7 +193,7 @@ class Eye:
 
     @staticmethod
     def _shade(shown, radius):
-        """What lids leave of the light."""
+        """Share (0..1) of the light that the lids let onto the eyeball."""
         padded = np.pad(shown.astype(np.uint8), 1)
         inward = cv2.distanceTransform(padded, cv2.DIST_L2, 5)[1:-1, 1:-1]
         upper = 1 - LID_SHADOW * (1 - ramp(from_top(shown), (0.0, SHADOW_WIDTH * radius))) ** 2
@@ -259,7 +259,7 @@ class Eyes:
 
 
 def from_top(shown: Bool[np.ndarray, "h w"]) -> Float[np.ndarray, "h w"]:
-    """How many pixels each one lies below the upper end of its column, at its centre; 0 outside."""
+    """Distance, px, from the upper end of its column to each pixel's centre; 0 outside."""
     first = np.where(shown.any(0), shown.argmax(0), 0)
     return np.where(shown, np.arange(shown.shape[0])[:, None] - first + 0.5, 0.0)
 

@@ -1,4 +1,4 @@
-"""What the driver's clip shows between the lips: where teeth, tongue and darkness are, and how they are lit."""
+"""Pictures of the driver's mouth between the lips: where teeth, tongue and darkness are, and how they are lit."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -84,7 +84,7 @@ class Glimpses:
             self._survey(np.sort(trusted[np.argsort(gap[trusted])[-SURVEYED:]]))
 
     def _survey(self, chosen: Int64[np.ndarray, " N"]) -> None:
-        """How bright teeth and lips are in this clip, and how red lips."""
+        """Measure the brightness of teeth and lips in this clip, and the redness of lips."""
         at = np.stack(np.meshgrid(np.linspace(0.1, 0.9, 24), np.linspace(0, 1, 12)), -1)
         inside, lips, beside = [], [], []
         for index, picture in zip(
@@ -123,7 +123,7 @@ class Glimpses:
     def light(
         self, colours: Float32[np.ndarray, "*B 3"]
     ) -> tuple[Float[np.ndarray, "*B"], Float[np.ndarray, "*B"], Float[np.ndarray, "*B"]]:
-        """How bright pixels are beside the driver's teeth and beside its lips (1: as they); how far they are teeth."""
+        """Brightness of pixels as shares of the teeth's and of the lips' in this clip; share (0..1) of tooth."""
         grey = colours.mean(-1)
         return _soft(grey / self.white), _soft(grey / self.lip), self._tooth(colours)
 

@@ -1,4 +1,4 @@
-"""What a photo hides of a head that turns: which of its pixels still count, and what takes the place of the others."""
+"""A turned head beyond what its photo shows: which pixels still count, and what takes the place of the others."""
 
 from typing import Any
 
@@ -71,7 +71,7 @@ def _template(head: HeadModel) -> Float32[np.ndarray, "V 3"]:
 def hairiness(
     head: HeadModel, hair: Float32[np.ndarray, "H W"], xy: Float32[np.ndarray, "V 2"], shown: Bool[np.ndarray, " V"]
 ) -> Float32[np.ndarray, " V"]:
-    """How far (0..1) each vertex is covered by hair: as the photo shows it, or as what it shows around the vertex.
+    """Share (0..1) of hair at each vertex: as the photo shows it there, or as it shows it around a hidden vertex.
 
     The back of a head has hair if its front has. 0 off the scalp, and on the head of somebody without hair.
     """
@@ -162,7 +162,7 @@ class Hidden:
     def believed(
         self, seen: Float32[np.ndarray, "H W"], source: Float32[np.ndarray, "H W C"]
     ) -> Float32[np.ndarray, "H W"]:
-        """Of what the photo shows there, what can be the head's: no background, and no ear or cheek on hair."""
+        """Weight (0..1) of the photo: `seen` without pixels of the background, and without an ear or cheek on hair."""
         at = np.ascontiguousarray(source[..., :2] - 0.5)
         maps = cv2.merge([self.solid, self.hair])
         solid, hair = cv2.split(cv2.remap(maps, at, NO_MAP, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE))
@@ -191,7 +191,7 @@ class Hidden:
         bare: UInt8[np.ndarray, "H W"],
         width_px: float,
     ) -> Float32[np.ndarray, "H W"]:
-        """How far the mesh covers each pixel: skin up to its outline, hair in strands that thin out before it."""
+        """Share (0..1) of each pixel that the mesh covers: skin up to its outline, hair thins out before it."""
         sharp = cv2.GaussianBlur(1 - cv2.dilate(bare, np.ones((3, 3), np.uint8)).astype(np.float32), (0, 0), 1.0)
         inward = cv2.distanceTransform(1 - bare, cv2.DIST_L2, 3)
         soft = np.clip(inward / max(width_px, 1.0) + detail, 0, 1)

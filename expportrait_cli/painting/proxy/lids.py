@@ -124,13 +124,13 @@ class Lid:
         colours[box] = np.where(own[..., None], skin, colours[box])
 
     def unfolded(self, verts_cam: Float32[np.ndarray, "V 3"]) -> Float32[np.ndarray, " F_lid"]:
-        """How far (0..1) each of the lid's triangles shows skin that the photo has folded away."""
+        """Share (0..1) of each of the lid's triangles that shows skin that the photo has folded away."""
         growth = shown_areas(verts_cam, self.corners) / self.areas
         share = np.maximum(ramp(growth, GROWTH), ramp(self.closure(verts_cam), CLOSES))
         return (share * self.inner).astype(np.float32)
 
     def closure(self, verts_cam: Float32[np.ndarray, "V 3"]) -> float:
-        """How far (up to 1) the lid has come down from where the photo has it; below 0 if the eye is wider open."""
+        """Closing of the lid from the photo's state (0) to shut (1); below 0 if the eye is wider open."""
         return 1 - self._gap_m(verts_cam) / max(self.open_m, 1e-6)
 
     def _gap_m(self, verts_cam: Float32[np.ndarray, "V 3"]) -> float:

@@ -60,14 +60,14 @@ class Contours:
 
     @classmethod
     def of(cls, points: Float[np.ndarray, "478 2"]) -> "Contours":
-        """From FaceMesh's landmarks."""
+        """Take the rims from FaceMesh's landmarks, px."""
         inner, outer = LIP_CORNERS, OUTER_CORNERS
         rows = ((outer, UPPER_LIPS[0]), (inner, UPPER_LIPS[3]), (inner, LOWER_LIPS[3]), (outer, LOWER_LIPS[0]))
         return cls(*(points[[ends[0], *row, ends[1]]] for ends, row in rows))
 
     @property
     def width(self) -> float:
-        """Between the corners."""
+        """Distance between the inner corners, px."""
         return float(np.linalg.norm(self.upper_inner[-1] - self.upper_inner[0]))
 
     def along(self, px: Float[np.ndarray, "*B 2"]) -> tuple[Float[np.ndarray, "*B"], Float[np.ndarray, "*B"]]:
@@ -84,7 +84,7 @@ class Contours:
         return self.upper_inner[0] + along[..., None] * axis + down[..., None] * across
 
     def line(self, rim: Float[np.ndarray, "N 2"], along: Float[np.ndarray, "*B"]) -> Float[np.ndarray, "*B"]:
-        """How far down a rim runs at places along the mouth."""
+        """Height of a rim, px downwards, at places along the mouth (see `along`)."""
         at, down = self.along(rim)
         return np.interp(along, np.maximum.accumulate(at), down)
 
