@@ -110,7 +110,7 @@ def distinct_frames(rotation: Float[np.ndarray, "T 3"], expression: Float[np.nda
 
 
 def face_share(distinct: int) -> float:
-    """Share (0..1) of the static field in the face: 0 for one photo, which does not tell its expression from its shape."""
+    """Share (0..1) of the static field in the face: 0 for one photo: its expression may be its shape."""
     return float(np.clip((distinct - FEW) / (MANY - FEW), 0, 1))
 
 
