@@ -1,6 +1,5 @@
 """Run a benchmark and write its files: scores, times and a page for a suite; scores for normal maps."""
 
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Int64
 
-from expportrait_cli.artifacts.files import atomic_path
+from expportrait_cli.artifacts.files import atomic_path, write_json, write_text
 from expportrait_cli.artifacts.guard import check_foreign
 from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit, Tracking
 from expportrait_cli.benchmark import run as suites
@@ -114,12 +113,9 @@ def evaluate(
     outcome = suites.run(plan, open_display)
     outcome = replace(outcome, seconds=_whole(outcome.seconds, read_record(work / "times.json").get("films")))
     if page is not None:
-        with open_display() as display, atomic_path(page) as partial:
-            partial.write_text(
-                suite_page(plan, outcome, outcome.licences, display.stage("write the page")), "utf-8", "replace"
-            )
-    with atomic_path(out) as partial:
-        partial.write_text(json.dumps(outcome.scores.to_json(), indent=2) + "\n", "utf-8")
+        with open_display() as display:
+            write_text(page, suite_page(plan, outcome, outcome.licences, display.stage("write the page")))
+    write_json(out, outcome.scores.to_json())
     write_record(work / "times.json", {"unit": "s", "films": outcome.seconds})
     return outcome
 
@@ -175,8 +171,7 @@ def evaluate_normals(
                 log.warning("%s: %s", name, error)
                 failed[name] = str(error)
     found = NormalScores(scores, failed)
-    with atomic_path(out) as partial:
-        partial.write_text(json.dumps(found.to_json(), indent=2) + "\n", "utf-8")
+    write_json(out, found.to_json())
     return found
 
 

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Float32, Int64, UInt8
 from PIL import Image
 
-from expportrait_cli.artifacts.files import atomic_path
+from expportrait_cli.artifacts.files import atomic_path, write_text
 from expportrait_cli.artifacts.types import CROP_SIZE, Curves, HeadFit, Tracking
 from expportrait_cli.config import PrepareConfig
 from expportrait_cli.dataset.dataset import Row
@@ -133,8 +133,7 @@ def write_summary(folder: Path, rows: Sequence[Row]) -> None:
         f"<p>{COLUMNS}</p>",
         f"<div class=row>{''.join(sheet(row) for row in accepted)}</div>",
     ]
-    with atomic_path(folder / "index.html") as partial:
-        partial.write_text(page(title, body), "utf-8", "replace")
+    write_text(folder / "index.html", page(title, body))
 
 
 def _chart(axis: Axis, rows: Sequence[Row]) -> str:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from expportrait_cli.artifacts import npz
-from expportrait_cli.artifacts.files import atomic_path, content_hash
+from expportrait_cli.artifacts.files import content_hash, write_json
 from expportrait_cli.artifacts.texts import read_json
 from expportrait_cli.artifacts.types import HeadFit, Tracking
 from expportrait_cli.config import FitConfig, Stretch
@@ -150,8 +150,7 @@ CHECKSUM = "checksum"
 
 def write_record(path: Path, content: Mapping[str, Any]) -> None:
     """Write the record as JSON, in full or not at all, with a hash of all of it, so that damage shows."""
-    with atomic_path(path) as partial:
-        partial.write_text(json.dumps({**content, CHECKSUM: _checksum(content)}, indent=2) + "\n", "utf-8")
+    write_json(path, {**content, CHECKSUM: _checksum(content)})
 
 
 def read_record(path: Path) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import csv
 import hashlib
-import json
 import logging
 import os
 import time
@@ -13,7 +12,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal, Protocol, cast, runtime_checkable
 
-from expportrait_cli.artifacts.files import atomic_path
+from expportrait_cli.artifacts.files import atomic_path, write_json, write_text
 from expportrait_cli.artifacts.texts import read_json
 from expportrait_cli.errors import FAULT, OutOfMemoryError, UserError, known
 from expportrait_cli.pages import page, table
@@ -166,8 +165,7 @@ class Batch:
     def write(self, row: Row, state: Literal["running", "done"], result: RowResult) -> None:
         """Write how a row stands."""
         content = {"id": row.id, "output": str(row.job.out), "state": state, "by": whose(), **asdict(result)}
-        with atomic_path(self.folder / f"{row.id}.json") as partial:
-            partial.write_text(json.dumps(content, indent=2) + "\n", "utf-8", "replace")
+        write_json(self.folder / f"{row.id}.json", content)
 
     def results(self) -> list[RowResult]:
         """Of all rows; those that nobody has made are among them."""
@@ -262,7 +260,7 @@ def attempted(batch: Batch, row: Row, process: Maker, is_over: Callable[[], bool
 
 
 def _is_worth_another(result: RowResult) -> bool:
-    return result.exit_code in (OutOfMemoryError.exit_code,) or result.exit_code > KILLED
+    return result.exit_code == OutOfMemoryError.exit_code or result.exit_code > KILLED
 
 
 KEPT = ("exit_code", "error", "seconds", "attempts", "by")
@@ -301,6 +299,5 @@ def write_summary(batch: Batch, folder: Path) -> Path:
         )
     title = f"{done} of {len(rows)} films made, {failed} failed"
     path = folder / "summary.html"
-    with atomic_path(path) as partial:
-        partial.write_text(page(title, [table(heads, cells)]), "utf-8", "replace")
+    write_text(path, page(title, [table(heads, cells)]))
     return path
