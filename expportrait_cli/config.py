@@ -269,6 +269,10 @@ class GenerateConfig(Checked):
     """How a Wan transformer paints."""
 
 
+SECTIONS = {"track": TrackConfig, "fit": FitConfig, "transfer": TransferConfig, "generate": GenerateConfig}
+"""Settings of a film, by the names that its record gives them."""
+
+
 @dataclass(frozen=True)
 class PrepareConfig(Checked):
     """Which stretches of a folder's videos are taken for training."""

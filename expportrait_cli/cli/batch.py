@@ -99,12 +99,12 @@ def batch(
     work = listing.with_name(f"{listing.stem}.work")
     from expportrait_cli.pipeline.joblist import part_of
 
-    listed = jobs_of(work)
-    whole = rows.Batch((work / "rows").absolute(), tuple(rows.Row.of(job, listing.parent) for job in listed), since=0.0)
+    listed = tuple(rows.Row.of(job, listing.parent) for job in jobs_of(work))
+    whole = rows.Batch((work / "rows").absolute(), listed, since=0.0)
     if status:
         _say_status(rows.status(whole), as_json=as_json)
         return
-    found = replace(whole, rows=tuple(rows.Row.of(job, listing.parent) for job in part_of(listed, part)))
+    found = replace(whole, rows=tuple(part_of(listed, part)))
     _check(found, listing)
     found.folder.mkdir(parents=True, exist_ok=True)
     more = _pairs(slurm)

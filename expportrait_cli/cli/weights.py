@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from expportrait_cli.cli import options
+from expportrait_cli.cli.boundary import Display
 from expportrait_cli.cli.command import App
 from expportrait_cli.errors import WeightsError
 from expportrait_cli.weights import catalogue as store
@@ -55,7 +56,6 @@ def fetch(
 ) -> None:
     """Download files into the cache folder, and check their hashes; a download that was cut short goes on."""
     from expportrait_cli.artifacts.files import sha256
-    from expportrait_cli.cli.boundary import Display
     from expportrait_cli.weights.download import fetch as download
     from expportrait_cli.weights.download import fetch_folder
 

@@ -66,11 +66,12 @@ def generate(job: Job, stage: Stage = silent) -> Film:
     Raises:
         InputError, UsageError: as `job.check`.
     """
+    # A film of normal maps is an input too, and the job names it only until its meshes take its place.
     check_outputs(job.outputs(), [job.driving])
     job = behind_normals(job)
     kinds = check(job)
     with alone(job.out), alone(job.work):
-        for path in (*job.outputs(), job.grid_path, job.report):
+        for path in (*job.outputs(), job.grid_path, job.report, job.control_picture):
             forget_partials(path)
         return _made(job, kinds, stage)
 

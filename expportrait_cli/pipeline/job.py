@@ -111,7 +111,8 @@ class Job:
 
     def side_products(self) -> list[Path]:
         """Files beside the film that are written under names that the user did not choose."""
-        return [self.record, *([self.grid_path] if self.grid else []), *([self.report] if self.with_report else [])]
+        wanted = {self.grid_path: self.grid, self.report: self.with_report, self.control_picture: self.show_control}
+        return [self.record, *(path for path, is_wanted in wanted.items() if is_wanted)]
 
     def outputs(self) -> list[Path]:
         """Files that the run writes, replaces or removes; curves among them unless they exist."""
