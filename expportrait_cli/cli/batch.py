@@ -94,8 +94,8 @@ def batch(
     from expportrait_cli.pipeline import rows
     from expportrait_cli.pipeline.pool import disk_clock
 
-    is_apart = executor != "local" or workers > 1 or timeout is not None
-    listing, jobs_of = _listed(jobs, driving, out or Path(), ctx.meta.get(COLUMNS, {}), absolute=is_apart)
+    in_processes = executor != "local" or workers > 1 or timeout is not None
+    listing, jobs_of = _listed(jobs, driving, out or Path(), ctx.meta.get(COLUMNS, {}), absolute=in_processes)
     work = listing.with_name(f"{listing.stem}.work")
     from expportrait_cli.pipeline.joblist import part_of
 
@@ -114,12 +114,12 @@ def batch(
     found = replace(found, since=disk_clock(found.folder), retries=retries, timeout_s=timeout, threads=threads)
     told = partial(_tell, as_json=as_json)
     _refuse(found)
-    if is_apart:
+    if in_processes:
         from expportrait_cli.pipeline import executors
 
         executors.run(found, executor, workers, told, options=more)
     else:
-        rows.work(found, process=_Here(len(found.rows)), told=told)
+        rows.work(found, process=_ThisProcess(len(found.rows)), told=told)
     rows.write_summary(whole, work)
     _report(found, as_json=as_json)
 
@@ -172,7 +172,7 @@ def _pairs(text: str) -> dict[str, Any]:
     return found
 
 
-class _Here:
+class _ThisProcess:
     """Makes rows in this process, whose display shows how far they are."""
 
     def __init__(self, count: int) -> None:

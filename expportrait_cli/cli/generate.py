@@ -148,7 +148,7 @@ def generate(
     What an earlier run has made with the same inputs and settings is used again; an interrupted run goes on where it
     stopped when the same command is given.
     """
-    ref, drive = two(ctx, reference, driving, source_option, driving_option)
+    ref, drive = photo_and_driver(ctx, reference, driving, source_option, driving_option)
     options.existing(ref)
     options.existing(drive)
     path = options.result(out, film_name(ref, drive), inputs=(ref, drive), suffixes=(".mp4",))
@@ -275,7 +275,7 @@ def _say_plan(job: "Job", *, as_json: bool) -> None:
     typer.echo(json.dumps(found.to_json()) if as_json else shown("\n".join(found.lines()), keep="\n"))
 
 
-def two(
+def photo_and_driver(
     ctx: options.Context, first: Path | None, second: Path | None, source: Path | None, driving: Path | None
 ) -> tuple[Path, Path]:
     """Photo and driver, by position or by option; those of a file of settings give way to either."""

@@ -101,7 +101,7 @@ class Workers:
             yield item, error if error is not None else future.result()
 
 
-class Apart(Generic[T, R]):
+class WorkerProcess(Generic[T, R]):
     """One process that does tasks one after the other, and keeps what it has loaded; a new one where it was killed."""
 
     def __init__(self, work: Callable[[T], R], *, threads: int) -> None:
@@ -228,7 +228,7 @@ def disk_clock(folder: Path) -> float:
         probe.unlink(missing_ok=True)
 
 
-def whose() -> str:
+def this_process() -> str:
     """This process, and its machine."""
     return f"process {os.getpid()} on {socket.gethostname()}"
 
@@ -236,7 +236,7 @@ def whose() -> str:
 @contextmanager
 def claim(path: Path, *, heartbeat_s: float, stale_s: float) -> Iterator[bool]:
     """Keep what `path` stands for to this worker; false if another one has it. A thread shows that this one lives."""
-    own = f"{whose()} {uuid.uuid4().hex}"
+    own = f"{this_process()} {uuid.uuid4().hex}"
     if not (_take(path, own) or (_forget_stale(path, stale_s) and _take(path, own))):
         yield False
         return

@@ -16,7 +16,7 @@ from expportrait_cli.artifacts.files import atomic_path, write_json, write_text
 from expportrait_cli.artifacts.texts import read_json
 from expportrait_cli.errors import FAULT, OutOfMemoryError, UserError, known
 from expportrait_cli.pages import page, table
-from expportrait_cli.pipeline.pool import Apart, claim, whose
+from expportrait_cli.pipeline.pool import WorkerProcess, claim, this_process
 from expportrait_cli.runtime import Stage, silent
 
 log = logging.getLogger(__name__)
@@ -109,7 +109,7 @@ class Task:
     make: Make | None
 
 
-def make_apart(task: Task) -> RowResult:
+def make_in_process(task: Task) -> RowResult:
     """Make a row, and write what the process says to the row's log."""
     task.log.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(task.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
@@ -164,7 +164,7 @@ class Batch:
 
     def write(self, row: Row, state: Literal["running", "done"], result: RowResult) -> None:
         """Write how a row stands."""
-        content = {"id": row.id, "output": str(row.job.out), "state": state, "by": whose(), **asdict(result)}
+        content = {"id": row.id, "output": str(row.job.out), "state": state, "by": this_process(), **asdict(result)}
         write_json(self.folder / f"{row.id}.json", content)
 
     def results(self) -> list[RowResult]:
@@ -175,10 +175,10 @@ class Batch:
 
 @runtime_checkable
 class Maker(Protocol):
-    """What runs a task: `Apart`, or this process."""
+    """What runs a task: `WorkerProcess`, or this process."""
 
     def run(self, task: Task, *, timeout_s: float | None, is_over: Callable[[], bool]) -> RowResult | int:
-        """As `Apart.run`."""
+        """As `WorkerProcess.run`."""
         ...
 
     def stop(self) -> None:
@@ -203,7 +203,7 @@ def work(
     """
     begin = index % max(len(batch.rows), 1)
     pending = [*batch.rows[begin:], *batch.rows[:begin]]
-    process = process or Apart(make_apart, threads=batch.threads)
+    process = process or WorkerProcess(make_in_process, threads=batch.threads)
     try:
         while pending and not is_over():
             left = [row for row in pending if not _try(batch, row, process, is_over, told)]
