@@ -54,7 +54,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked for; None and empty leave what the list says."""
+    """Settings of one benchmark; None and empty leave the list's own."""
 
     source: Path
     """A list of pairs in TOML, or a folder of clips."""
@@ -67,11 +67,11 @@ class Request:
     ablation: bool = False
     own: bool = True
     making: Making = field(default_factory=Making)
-    """How our own films are made."""
+    """Settings of our own films."""
 
 
 def work_folder(out: Path) -> Path:
-    """Where everything is kept that a second run can use again."""
+    """Folder of everything that a second run can use again."""
     return out.with_name(f"{out.name.removesuffix('.json').removesuffix('.scores')}.work")
 
 
@@ -231,7 +231,7 @@ def _compared(drawn: DrawnClip, progress: Progress) -> dict[str, Any]:
 
 
 def _spread(rows: Int64[np.ndarray, " R"], count: int) -> Int64[np.ndarray, " C"]:
-    """At most so many of the rows, evenly."""
+    """Choose at most so many of the rows, evenly."""
     return rows[np.unique(np.linspace(0, len(rows) - 1, count).astype(int))] if len(rows) else rows
 
 
@@ -239,7 +239,7 @@ STEADY = ("steady_deg", "steady_mesh_deg", "steady_detail_deg")
 
 
 def _changes_deg(drawn: DrawnClip, row: int) -> dict[str, float]:
-    """How far normals change from a frame to the next: all in all, without detail, and the detail's own bends.
+    """Measure the change of normals from a frame to the next: as drawn, without detail, and of the detail's own bends.
 
     Bends are compared at the same spots of the surface, so that what the pose does is not counted.
     """

@@ -127,7 +127,7 @@ def batch(
 def _listed(
     jobs: str, driving: str, out: Path, defaults: dict[str, Any], *, absolute: bool
 ) -> tuple[Path, Callable[[Path], list["Job"]]]:
-    """The list, or where one would be, and what reads its jobs for a folder of trackings that they share."""
+    """Path of the list, or the path that one would have, and a function from their shared folder to the jobs."""
     from expportrait_cli.pipeline.joblist import is_pattern, pattern_jobs, read_jobs
 
     if is_pattern(jobs):
@@ -188,7 +188,7 @@ class _ThisProcess:
             return run_row(task.job, display.stage, task.make)
 
     def stop(self) -> None:
-        """Nothing is left to stop."""
+        """Do nothing: this process goes on."""
 
 
 def _tell(row: "Row", result: "RowResult", *, as_json: bool) -> None:

@@ -1,4 +1,4 @@
-"""What every command has: options about how it runs, settings from a preset or a file, and a help in groups."""
+"""Parts of every command: options about how it runs, settings from a preset or a file, and a help in groups."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -117,7 +117,7 @@ def _settings(ctx: options.Context, found: Mapping[str, Any], place: str, path: 
 
 
 COLUMNS = "expportrait.columns"
-"""Where a list's command finds settings that hold for all its rows."""
+"""Key in the context of a list's command under which the settings for all its rows are kept."""
 
 
 class ListCommand(TyperCommand):

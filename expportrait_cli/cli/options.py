@@ -227,9 +227,9 @@ MAKERS = {
 def result(
     out: str | Path | None, default: str, *, inputs: tuple[Path, ...], suffixes: tuple[str, ...] = (".npz",)
 ) -> Path:
-    """Where a command writes: `out`, or `default` in it when it is a folder or ends in a slash, or in the current one.
+    """Path of a command's result: `out`, or `default` in the folder that `out` names, or in the current folder.
 
-    Checked before any work: the folder can be written to, the name has a suffix that fits, and no input is overwritten.
+    It is checked before any work: the folder can be written to, the suffix fits, and no input is overwritten.
     """
     path = Path(out or default)
     if out is not None and (path.is_dir() or os.fspath(out).endswith(("/", os.sep))):
@@ -321,7 +321,7 @@ def launched() -> int:
 
 
 def only_helps(config: GenerateConfig) -> bool:
-    """Do this process's part if several were launched for one film; true if so, for only the first makes the film."""
+    """Help the first of several processes that were launched for one film; true if this process is not the first."""
     if launched() == 1:
         return False
     from expportrait_cli.painting.stage import only_helps

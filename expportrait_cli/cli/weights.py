@@ -139,5 +139,5 @@ def embed_prompt(
 
 
 def is_bad(weight: store.Weight, state: store.State) -> bool:
-    """Whether the tool cannot do its work because of it."""
+    """Tell whether the state of a weight keeps the tool from its work."""
     return state == "wrong" or (state == "missing" and not weight.optional)

@@ -142,7 +142,7 @@ def transfer(
 
 @dataclass(frozen=True)
 class NormalFilm:
-    """What `render_normals` wrote."""
+    """A film of normal maps that `render_normals` wrote."""
 
     path: Path
     sidecar: Path
@@ -212,8 +212,8 @@ def generate(
 ) -> films.Film:
     """Make the person of a photo, or of a `.head.npz`, perform a clip or what was made of one.
 
-    The driver is a clip, a `.track.npz`, a `.meshes.npz` or a `.normals.mkv`; `stretch` is what is taken of a clip, and
-    `track.stretch` of the reference. What the stages make on the way lies in
+    The driver is a clip, a `.track.npz`, a `.meshes.npz` or a `.normals.mkv`; `stretch` is the range of its
+    frames that is taken, and `track.stretch` that of the reference's. What the stages make on the way lies in
     `OUT.work`, and is used by the next run.
 
     Raises:

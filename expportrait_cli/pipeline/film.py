@@ -51,7 +51,7 @@ WORDS = {"reference": "photo", "driving": "driver"}
 
 @dataclass(frozen=True)
 class Film:
-    """What a run left."""
+    """A film that a run made, or found up to date."""
 
     path: Path
     record: Path
@@ -297,7 +297,7 @@ class _Run:
 
 
 def _quality(head_fit: HeadFit, tracking: Tracking | None, meshes: Meshes) -> dict[str, Any]:
-    """What the artifacts themselves say about the result."""
+    """Collect what the artifacts themselves say about the quality of the result."""
     tracked = tracking_quality(tracking) if tracking is not None else {}
     made_by = npz.read_header(meshes.path)["made_by"]
     # Frames whose expression the transfer network has not learned, and what was not carried over, and why.

@@ -64,14 +64,14 @@ def read_jobs(
 
 
 def is_pattern(text: str) -> bool:
-    """Whether it names photos by a pattern: no file of that name is there."""
+    """Tell whether a text is a pattern of names: it has a sign of one, and no file has that very name."""
     return any(sign in text for sign in "*?[") and not Path(text).exists()
 
 
 def pattern_jobs(
     references: str, driving: str, folder: Path, *, shared: Path, defaults: Mapping[str, Any] | None = None
 ) -> list[Job]:
-    """Every file of the pattern `references` performs every clip of the pattern `driving`.
+    """Pair every file of the pattern `references` with every clip of the pattern `driving`.
 
     Raises:
         InputError: no file has such a name.
@@ -95,7 +95,7 @@ def _distinct(
     shared: Path | None,
     defaults: Mapping[str, Any],
 ) -> list[Job]:
-    """Jobs of rows, each of which writes another film."""
+    """Make the jobs of rows; no two may write the same film."""
     jobs: dict[Path, Job] = {}
     for number, row in rows:
         job = replace(_job({**defaults, **row}, base, folder, f"{path}, line {number}"), shared=shared)
@@ -180,7 +180,7 @@ def _sheet(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _delimiter(lines: list[str]) -> str:
-    """What parts the cells of the first line that is not blank: spreadsheets write commas, semicolons or tabs."""
+    """Find the sign between the cells of the first line that is not blank: a comma, a semicolon or a tab."""
     first = next((line for line in lines if line.strip()), "")
     return max(",;\t", key=first.count)
 
@@ -241,7 +241,7 @@ def _job(row: dict[str, Any], base: Path, folder: Path, place: str) -> Job:
 
 
 def columns() -> list[str]:
-    """Every column that a list may have."""
+    """List every column that a list may have."""
     sections = (*SECTIONS.values(), WanConfig)
     own = [field.name for cls in sections for field in fields(cls) if field.name not in REFUSED.get(cls, ())]
     trims = [f"{prefix}{field.name}" for prefix in ("", "reference_") for field in fields(Stretch)]

@@ -29,7 +29,7 @@ RECIPES: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("start", "and a start from the proxy film, strength 0.7", {"strength": 0.7}),
     ("keep", "and the proxy's own pixels where nothing is to be repainted", {"keep": True}),
 )
-"""Each adds one change to those before it."""
+"""Recipes: name, description, and the change that is added to those of the recipes before."""
 MEASURES = {
     "lip_gap_error": "lips, % of the eye distance",
     "lid_gap_error": "lids, % of the eye distance",

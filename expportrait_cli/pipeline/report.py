@@ -68,7 +68,7 @@ class Run:
 
 @dataclass(frozen=True)
 class _Found:
-    """What the page is made of."""
+    """Everything that the page is made of."""
 
     run: Run
     fit: HeadFit
@@ -170,7 +170,7 @@ def _words(value: Any) -> str:
 
 
 def warnings(asked: Asked, shown: Shown, tracking: Tracking | None, turn_deg: Series) -> list[str]:
-    """What a user should look at before they show the film: one line each, with frames and limits."""
+    """List what a user should look at before they show the film: one line each, with frames and limits."""
     lines = []
     if tracking is not None:
         error = float(tracking.error.mean())

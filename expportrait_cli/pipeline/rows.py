@@ -24,11 +24,11 @@ log = logging.getLogger(__name__)
 
 @runtime_checkable
 class Film(Protocol):
-    """What a row makes: a `job.Job`. Its module is heavy, and is loaded by those that make films."""
+    """The job of a row: a `job.Job`, whose heavy module is imported only where films are made."""
 
     @property
     def out(self) -> Path:
-        """Where it goes."""
+        """Path of the film."""
         ...
 
 
@@ -42,12 +42,12 @@ WAIT_S = 0.3
 
 @dataclass(frozen=True)
 class RowResult:
-    """How a row ended."""
+    """Result of a row."""
 
     exit_code: int
-    """As the command line's."""
+    """Exit code, with the meanings of the command line's."""
     error: str
-    """Empty for a film that was made."""
+    """Message of the error; empty for a film that was made."""
     seconds: float
     attempts: int
 
@@ -136,7 +136,7 @@ class Batch:
     """ID.claim while a worker has a row, ID.json with its state, ID.log."""
     rows: tuple[Row, ...]
     since: float
-    """When this run began, by the clock of the folder's disk: what ended before is tried again."""
+    """Beginning of this run by the clock of the folder's disk: rows that ended before are tried again."""
     retries: int = 2
     """Further attempts at a row whose process was killed, or ran out of memory."""
     timeout_s: float | None = None
@@ -147,7 +147,7 @@ class Batch:
     make: Make | None = None
 
     def state(self, row: Row) -> dict[str, Any]:
-        """What is written about a row in this run; empty if nothing is."""
+        """Read what was written about a row in this run; empty if nothing was."""
         path = self.folder / f"{row.id}.json"
         try:
             found = read_json(path) if path.stat().st_mtime >= self.since else {}
@@ -156,7 +156,7 @@ class Batch:
         return found if isinstance(found, dict) else {}
 
     def result(self, row: Row) -> RowResult | None:
-        """How a row ended in this run."""
+        """Read the result of a row in this run; None while there is none."""
         state = self.state(row)
         if state.get("state") != "done":
             return None
@@ -168,17 +168,17 @@ class Batch:
         write_json(self.folder / f"{row.id}.json", content)
 
     def results(self) -> list[RowResult]:
-        """Of all rows; those that nobody has made are among them."""
+        """List the results of all rows; a row that nobody has made has the exit code `LEFT`."""
         left = RowResult(LEFT, "no worker was left to make it. Run the same command again.", 0.0, 0)
         return [self.result(row) or left for row in self.rows]
 
 
 @runtime_checkable
 class Maker(Protocol):
-    """What runs a task: `WorkerProcess`, or this process."""
+    """A place where tasks run: a `WorkerProcess`, or this process."""
 
     def run(self, task: Task, *, timeout_s: float | None, is_over: Callable[[], bool]) -> RowResult | int:
-        """As `WorkerProcess.run`."""
+        """Run a task, with the results of `WorkerProcess.run`."""
         ...
 
     def stop(self) -> None:
@@ -267,7 +267,7 @@ KEPT = ("exit_code", "error", "seconds", "attempts", "by")
 
 
 def status(batch: Batch) -> list[dict[str, Any]]:
-    """How each row stands: waiting, running, or done with its result; of whatever run made it last."""
+    """List the state of each row (waiting, running, interrupted or done), from the last run that reached it."""
     rows = []
     for row in batch.rows:
         state = replace(batch, since=0.0).state(row)
