@@ -256,10 +256,10 @@ class GenerateConfig(Checked):
     paste_back: bool = False
     """Show the whole photo in its own size and shape, instead of a part of it."""
     mouth: Literal["driver", "model"] = "driver"
-    """Inside of the mouth: teeth, tongue and darkness of the driver's clip, in the person's own colours (driver), or those
-    of the head model (model). The model is taken if both show one person, and where the clip shows too little."""
+    """Inside of the mouth: teeth, tongue and darkness of the driver's clip, in the person's own colours (driver), or
+    those of the head model (model). It is the model's if the driver is the person, or the clip shows too little."""
     audio: Audio = "driving"
-    """Sound of the film: that of the driver's clip (driving), that of the reference (reference), or none at all (none)."""
+    """Sound of the film: that of the driver's clip (driving), that of the reference (reference), or none (none)."""
     detail: bool = True
     """Show the painter the fine static detail of the head: strands of hair, wrinkles, folds of clothes."""
     seed: Seed = 0

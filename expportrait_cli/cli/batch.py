@@ -42,7 +42,7 @@ def batch(
             "--driving",
             "-d",
             metavar="PATTERN",
-            help="With a pattern of photos: clips, each of which drives each photo.",
+            help="Pattern of clips, for a pattern of photos: each clip drives each photo.",
         ),
     ] = "",
     out: Annotated[
@@ -51,9 +51,7 @@ def batch(
     ] = None,
     executor: Annotated[
         Literal["local", "ray", "slurm"],
-        typer.Option(
-            help="Where workers run: on this machine, on a cluster of Ray (RAY_ADDRESS), or as jobs of Slurm."
-        ),
+        typer.Option(help="Place of the workers: this machine, a cluster of Ray (RAY_ADDRESS), or jobs of Slurm."),
     ] = "local",
     workers: Annotated[int, typer.Option(min=1, help="Films that are made at a time.")] = 1,
     retries: Annotated[
@@ -65,11 +63,12 @@ def batch(
     slurm: Annotated[
         str,
         typer.Option(
-            metavar="KEY=VALUE,...", help="Of a Slurm job, such as partition=gpu,gpus_per_node=1,timeout_min=240."
+            metavar="KEY=VALUE,...",
+            help="Options of a Slurm job, such as partition=gpu,gpus_per_node=1,timeout_min=240.",
         ),
     ] = "",
     status: Annotated[
-        bool, typer.Option("--status", help="Only say how each film stands.", rich_help_panel=RUN)
+        bool, typer.Option("--status", help="Only list the state of each film.", rich_help_panel=RUN)
     ] = False,
     part: Annotated[
         str,

@@ -37,7 +37,9 @@ def generate(
     ] = None,
     out: options.Out = None,
     face: options.Face = TrackConfig.face,
-    driving_face: Annotated[str, typer.Option(help="Which face of the driver, as with --face.")] = TrackConfig.face,
+    driving_face: Annotated[
+        str, typer.Option(help="Face to follow in the driver, written as for --face.")
+    ] = TrackConfig.face,
     start: options.Start = Stretch.start,
     end: options.End = Stretch.end,
     size: options.Size = "512",
@@ -46,14 +48,16 @@ def generate(
     max_frames: options.MaxFrames = Stretch.max_frames,
     reference_start: Annotated[
         str,
-        typer.Option(metavar="MOMENT", help="As --start, of a clip as REF.", show_default=False, rich_help_panel=CLIP),
+        typer.Option(
+            metavar="MOMENT", help="Like --start, for a clip as REF.", show_default=False, rich_help_panel=CLIP
+        ),
     ] = Stretch.start,
     reference_end: Annotated[
         str,
-        typer.Option(metavar="MOMENT", help="As --end, of a clip as REF.", show_default=False, rich_help_panel=CLIP),
+        typer.Option(metavar="MOMENT", help="Like --end, for a clip as REF.", show_default=False, rich_help_panel=CLIP),
     ] = Stretch.end,
     reference_max_frames: Annotated[
-        int, typer.Option(min=0, help="As --max-frames, of a clip as REF.", rich_help_panel=CLIP)
+        int, typer.Option(min=0, help="Like --max-frames, for a clip as REF.", rich_help_panel=CLIP)
     ] = Stretch.max_frames,
     on_missing: options.OnMissing = TrackConfig.on_missing,
     head_model: options.OwnHeadModel = None,

@@ -112,7 +112,9 @@ Quiet = Annotated[
 ]
 LogLevel = Annotated[
     LogLevelName | None,
-    typer.Option(callback=set_level, help="How much of the log stderr shows.", show_default=False, rich_help_panel=RUN),
+    typer.Option(
+        callback=set_level, help="Lowest level of the log that stderr shows.", show_default=False, rich_help_panel=RUN
+    ),
 ]
 Json = Annotated[
     bool, typer.Option("--json", help="Print a JSON summary on stdout instead of the path.", rich_help_panel=RUN)
@@ -123,7 +125,7 @@ Device = Annotated[
         "--device",
         metavar="NAME",
         callback=set_device,
-        help="Where tensors are worked on: auto, cpu, cuda or cuda:N. Auto is the first GPU that torch finds.",
+        help="Device of the computations: auto, cpu, cuda or cuda:N. Auto is the first GPU that torch finds.",
         show_default=False,
         rich_help_panel=RUN,
     ),
@@ -157,7 +159,7 @@ SamePerson = Annotated[
     bool | None,
     typer.Option(
         "--same-person/--different-person",
-        help="Whether the driver is the person of the photo. Left out, only if a frame of the driver is the photo.",
+        help="The driver is (is not) the person of the photo. Left out: it is if a frame of the driver is the photo.",
         show_default=False,
         rich_help_panel=CLIP,
     ),

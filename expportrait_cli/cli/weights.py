@@ -85,7 +85,7 @@ def convert(
         str,
         typer.Option(
             metavar="FOLDER",
-            help="Wan in the form of diffusers, by folder or by name in the cache: what else a base needs is its.",
+            help="Wan in the form of diffusers, a folder or a name in the cache: the base takes its other parts from it.",
         ),
     ] = "",
     as_json: options.Json = False,
