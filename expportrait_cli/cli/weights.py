@@ -85,7 +85,7 @@ def convert(
         str,
         typer.Option(
             metavar="FOLDER",
-            help="Wan in the form of diffusers, a folder or a name in the cache: the base takes its other parts from it.",
+            help="Wan in the form of diffusers, a folder or a name in the cache: it gives the other parts of the base.",
         ),
     ] = "",
     as_json: options.Json = False,
