@@ -1,4 +1,4 @@
-"""Every default of every stage, once; those of trainings are in `train/config.py`."""
+"""Settings and defaults of every stage, each in this one place; those of trainings are in `train/config.py`."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
@@ -21,28 +21,28 @@ Backend = Literal["auto", "mini", "proxy", "wan-vace", "wan-v2v", "wan-portrait"
 
 @dataclass(frozen=True)
 class Stretch(Checked):
-    """Which frames of a clip are taken: a time is written as 3.2s or 1:02.5, a frame, counted from 0, as 75f."""
+    """Range of a clip's frames. A time is written as 3.2s or 1:02.5; a frame, counted from 0, as 75f."""
 
     start: str = ""
-    """Where the clip begins: a time (3.2s, 1:02.5) or a frame counted from 0 (75f); empty for its first frame."""
+    """First frame: a time (3.2s, 1:02.5), or a number counted from 0 (75f); empty for the first frame of the file."""
     end: str = ""
-    """Where the clip ends, in the same form: the first frame that is left out; empty for the end of the file."""
+    """End, in the same form: the first frame that is left out; empty for the end of the file."""
     max_frames: Count = 0
-    """Take at most so many frames; 0 for all."""
+    """Largest number of frames that is taken; 0 for all."""
 
 
 @dataclass(frozen=True)
 class TrackConfig(Checked):
-    """How a photo or clip is tracked."""
+    """Settings of the tracking of a photo or clip."""
 
     face: str = "largest"
-    """Which face to follow: largest, left, right, center, or its number from the left, from 0."""
+    """Face to follow: largest, left, right, center, or its number from the left, from 0."""
     on_missing: OnMissing = "interpolate"
     """Frames without a face: hold the last pose, interpolate gaps of up to 0.5 s (longer ones are held), or fail."""
     several: Literal["note", "fail"] = "note"
     """Several faces without a choice: take the largest with a note, or refuse."""
     stretch: Stretch = field(default_factory=Stretch)
-    """Which frames of the clip are tracked."""
+    """Range of frames that is tracked."""
 
 
 @dataclass(frozen=True)
@@ -106,15 +106,15 @@ class FitDescent(Checked):
 
 @dataclass(frozen=True)
 class FitConfig(Checked):
-    """How the head is fitted."""
+    """Settings of the fit of the head."""
 
     quality: Quality = "standard"
     """draft: landmarks and outline alone; standard: folds too; high: finer folds on a mesh of half the edge length;
     paper: then parameters and offsets together, by rendered normals and depth (needs a network; meant for a GPU)."""
     supervision: Supervision = "auto"
-    """What folds are read from: auto is the best network that is installed, otherwise shading for clips."""
+    """Source of the folds: auto is the best network that is installed, otherwise shading for clips."""
     same_person: Verdict = "auto"
-    """Whether the driver shows the person of the photo: yes, no, or auto: if a frame of the driver is the photo."""
+    """The driver shows the person of the photo: yes, no, or auto (yes if a frame of the driver is the photo)."""
     recenter: Recenter = "neutral"
     """Mean over a clip's frames that counts as the person's own shape: of its neutral frames, or of all."""
     detail: bool = True
@@ -131,10 +131,10 @@ class FitConfig(Checked):
 
 @dataclass(frozen=True)
 class TransferConfig(Checked):
-    """How the driver's performance is put onto the person's head."""
+    """Settings of the transfer of the driver's performance to the person's head."""
 
     method: Method = "learned"
-    """What moves beyond the model's expressions: what a network expects (learned), the driver's (direct), or none."""
+    """Motion beyond the head model's expressions: from a network (learned), the driver's own (direct), or none."""
     network: str = ""
     """Weights of a transfer network of your own, from `train transfer`; empty for the head model's."""
     expression: Counts = "absolute"
@@ -158,8 +158,8 @@ class TransferConfig(Checked):
     turn_limit_deg: Annotated[float | None, Between(0, 1000)] = 45.0
     """Turn of the head away from the photo's, degrees, beyond which it is damped; None leaves every turn as it is."""
     representation: Representation = "full"
-    """What the head is: all of it (full), without what moves beyond the head model's expressions (static), or the head
-    model's mesh alone (base; paper, Fig. 7). A generator paints what it was trained on."""
+    """Part of the head that is shown: all of it (full), all but motion beyond the head model's expressions (static), or
+    the head model's mesh alone (base; paper, Fig. 7). A generator paints what it was trained on."""
 
 
 PAPER = TransferConfig(expression="absolute", pose="absolute", neutral_frame="none")
@@ -169,7 +169,7 @@ CHANGES = TransferConfig(expression="relative", pose="relative")
 
 @dataclass(frozen=True)
 class RenderConfig(Checked):
-    """How meshes become normal maps."""
+    """Settings of the normal maps that are drawn of meshes."""
 
     size: Annotated[int, Between(16, 4096)] = 512
     """Side of the square crop, px: 256, 512 or 768."""
@@ -181,7 +181,7 @@ class RenderConfig(Checked):
 
 @dataclass(frozen=True)
 class WanConfig(Checked):
-    """How a Wan transformer paints, and how it is fitted into the machine."""
+    """Settings of a Wan transformer: how it paints, and how it is fitted into the machine."""
 
     weights: str = ""
     """Folder of the transformer, or its name among those of `weights fetch`; empty for the painter's usual one."""
@@ -199,8 +199,8 @@ class WanConfig(Checked):
     """Classifier-free guidance: how far to go from the negative prompt, for wan-portrait from a film without normals;
     1 is none and twice as fast, 0 as the weights were made for."""
     control: Literal["proxy", "holes", "depth", "normals"] = "proxy"
-    """What wan-vace is shown: the proxy film with grey levels where it guessed (proxy), or with nothing there (holes);
-    or the head's depth, or its normal maps, for a LoRA that was trained on them."""
+    """Film that wan-vace is shown: the proxy film with grey levels where it guessed (proxy), or with nothing there
+    (holes); or the head's depth, or its normal maps, for a LoRA that was trained on them."""
     keep: bool = True
     """Keep the proxy's own pixels where wan-vace has nothing to repaint."""
     skip: Annotated[int, Between(0, 10)] = 0
@@ -210,7 +210,7 @@ class WanConfig(Checked):
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Precision of the transformer; auto is bf16 on GPUs that have it, otherwise fp16, and fp32 on a CPU."""
     offload: Literal["none", "model", "group"] = "none"
-    """What waits in main memory: nothing (none), idle models (model), or all but a few layers (group)."""
+    """Weights that wait in main memory: nothing (none), idle models (model), or all but a few layers (group)."""
     quantize: Literal["none", "fp8", "int8"] = "none"
     """Precision in which weights are kept between uses: as they are (none), fp8 or int8."""
     lora: str = ""
@@ -244,10 +244,10 @@ class WanConfig(Checked):
 
 @dataclass(frozen=True)
 class GenerateConfig(Checked):
-    """How the film is painted."""
+    """Settings of the painting of the film."""
 
     backend: Backend = "auto"
-    """What paints the film; auto is the best that is installed and was compared with the proxy here."""
+    """Painter of the film; auto is the best one that is installed and was compared with the proxy on this machine."""
     size: Annotated[int, Between(16, 4096)] = 512
     """Short side of the film, px, where 512 is what painters are made for: 256, 512 or 768."""
     aspect: str = "1:1"
@@ -256,22 +256,25 @@ class GenerateConfig(Checked):
     paste_back: bool = False
     """Show the whole photo in its own size and shape, instead of a part of it."""
     mouth: Literal["driver", "model"] = "driver"
-    """What is seen between the lips: where the driver's clip shows teeth, tongue and darkness, in the person's own
-    colours (driver), or what the head model has there (model). It is the model where driver and photo show one person,
-    and where the clip shows too little."""
+    """Inside of the mouth: teeth, tongue and darkness of the driver's clip, in the person's own colours (driver), or
+    those of the head model (model). It is the model's if the driver is the person, or the clip shows too little."""
     audio: Audio = "driving"
-    """Whose sound goes with the film."""
+    """Sound of the film: that of the driver's clip (driving), that of the reference (reference), or none (none)."""
     detail: bool = True
     """Show the painter the fine static detail of the head: strands of hair, wrinkles, folds of clothes."""
     seed: Seed = 0
     """Seed of everything random."""
     wan: WanConfig = field(default_factory=WanConfig)
-    """How a Wan transformer paints."""
+    """Settings of a Wan transformer."""
+
+
+SECTIONS = {"track": TrackConfig, "fit": FitConfig, "transfer": TransferConfig, "generate": GenerateConfig}
+"""Settings of a film, by the names that its record gives them."""
 
 
 @dataclass(frozen=True)
 class PrepareConfig(Checked):
-    """Which stretches of a folder's videos are taken for training."""
+    """Limits on the parts of a folder's videos that are taken for training."""
 
     frames: Annotated[int, Between(24, MANY)] = 240
     """Longest clip, frames; a longer shot becomes several clips of equal length."""

@@ -1,4 +1,4 @@
-"""What a user can mend, and the exit code that each kind ends with."""
+"""Errors that a user can mend, and the exit code of each kind."""
 
 import errno
 import sys
@@ -50,7 +50,7 @@ class FilmError(UserError):
 
 
 def one_line(error: BaseException, length: int = 160) -> str:
-    """What a foreign error says, in one line for the end of ours."""
+    """Shorten the text of another library's error to one line, for the end of ours."""
     return " ".join(str(error).split())[:length]
 
 

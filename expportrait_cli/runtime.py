@@ -125,7 +125,7 @@ class Stages:
         """`begin` is told the name of each stage that really runs."""
         self._begin = begin
         self.seconds: dict[str, float] = {}
-        """By name, in the order of running; what was read from an earlier run is absent."""
+        """Seconds by the stage's name, in the order of running, without stages whose results were there already."""
 
     def run(self, name: str, work: Callable[[Progress], T]) -> T:
         """Run one stage; `work` is given what to report its progress to."""
@@ -170,7 +170,7 @@ def between(cls: type, name: str) -> Between | None:
 
 
 def expected(cls: type, name: str, value: Any) -> str:
-    """What a setting should be, in words; empty if the value fits."""
+    """Describe in words what a setting should be; empty if the value fits."""
     kind, limits = _forms(cls)[name]
     if get_origin(kind) is Literal:
         return "" if value in get_args(kind) else f"one of {', '.join(map(str, get_args(kind)))}"

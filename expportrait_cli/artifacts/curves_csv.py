@@ -25,7 +25,7 @@ COLUMNS = {
 """Columns of each field of `Curves` but `expression`, whose columns are the head model's expression names."""
 
 ANGLES = ("jaw", "gaze", "rotation", "torso_rotation")
-"""In degrees in the table. Everything else is as in `Curves`: 0..1 and metres."""
+"""Fields that the table has in degrees. Everything else is as in `Curves`: 0..1 and metres."""
 
 
 def csv_of(curves: Curves, names: Sequence[str]) -> str:

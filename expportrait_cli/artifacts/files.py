@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import json
 import logging
 import os
 import re
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from expportrait_cli.errors import InputError, OutputError
 
@@ -201,6 +203,17 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write a text in UTF-8, in full or not at all; a name in it whose bytes are no text gets question marks."""
+    with atomic_path(path) as partial:
+        partial.write_text(text, "utf-8", "replace")
+
+
+def write_json(path: str | os.PathLike[str], content: Any) -> None:
+    """Write JSON with an indent of two, in full or not at all."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def _settle(path: Path) -> None:

@@ -134,7 +134,7 @@ class Meshes:
     path: str
     faces: Int64[np.ndarray, "F 3"]
     focal_px: float
-    """Of the crop camera, px of the crop."""
+    """Focal length of the crop camera, px of the crop."""
     rate: Fraction
     head_model: str
     head_hash: str

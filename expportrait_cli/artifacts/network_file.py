@@ -25,9 +25,9 @@ class NetworkKind:
     name: str
     version: int
     title: str
-    """As in "holds no ...": transfer network, ..."""
+    """Name for messages, such as "transfer network"."""
     remedy: str
-    """What to do about a file that is none."""
+    """Advice for a file that holds no such network."""
 
 
 def write(path: Path, kind: NetworkKind, tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any]) -> None:
@@ -43,7 +43,7 @@ def _halved(value: torch.Tensor) -> torch.Tensor:
 
 
 def read_header(path: Path, kind: NetworkKind) -> dict[str, Any]:
-    """What a network's file says of itself.
+    """Read the header of a network's file.
 
     Raises:
         WeightsError: it is none of this kind.

@@ -31,7 +31,7 @@ ADVICE = {
     ("track", "meshes"): "Make meshes with `expportrait transfer HEAD TRACK`.",
     ("head", "meshes"): "Make meshes with `expportrait transfer HEAD TRACK`.",
 }
-"""What to do with one kind of artifact where another was expected."""
+"""Advice for one kind of artifact where another was expected, by both kinds."""
 EPOCH = (1980, 1, 1, 0, 0, 0)
 MEMBERS_BYTES = 1 << 24
 """Largest table of members that is read, bytes: enough for 200,000 members, or three million frames of meshes."""

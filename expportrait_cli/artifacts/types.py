@@ -171,9 +171,9 @@ class Relief:
     heights: Float16[np.ndarray, "R R"]
     """Height over the mesh along its normals, m, in the photo's crop scaled to R px; no pixels where there is none."""
     places: Float32[np.ndarray, "V 2"]
-    """Where each dense vertex lies in `heights`, in crop px (x, y)."""
+    """Place of each dense vertex in `heights`, in crop px (x, y)."""
     seen: Float16[np.ndarray, " V"]
-    """How far the photo shows each vertex, 0..1: detail fades out towards what it does not show."""
+    """Visibility of each vertex in the photo, 0..1: detail fades out towards what it does not show."""
     cavity: Bool[np.ndarray, " V"]
     """Vertices inside the mouth, behind lips and teeth: normal maps show no surface there."""
 
@@ -253,7 +253,7 @@ class HeadFit:
     classes: UInt8[np.ndarray, "S S 3"]
     """Share (0..255) of skin, hair and clothes in each pixel of the photo's crop; the rest is background."""
     ears_seen: Bool[np.ndarray, " 2"]
-    """Whether the photo shows the person's left and right ear bare; hair or cloth covers it otherwise."""
+    """True if the photo shows the person's left (right) ear bare; hair or cloth covers it otherwise."""
     silhouette_iou: float
     """Overlap of the posed head and the matte inside the crop."""
     dynamic_vertices: Int64[np.ndarray, " P"]
@@ -267,7 +267,7 @@ class HeadFit:
     dynamic_rotation: Float32[np.ndarray, "T 3"]
     dynamic_translation: Float32[np.ndarray, "T 3"]
     dynamic_loss: Float32[np.ndarray, "T 2"]
-    """How far the pictures were from the head without and with folds, a frame; NaN where they were not compared."""
+    """Distance of the pictures from the head without and with folds, a frame; NaN where they were not compared."""
     first_frame: int = 0
     """`Tracking.first_frame` of the source."""
 
@@ -285,7 +285,7 @@ class HeadFit:
 
 @dataclass(frozen=True)
 class Curves:
-    """What moves the head, one row a frame: the editable part of a performance."""
+    """Motion of the head, one row a frame: the editable part of a performance."""
 
     RANGES: ClassVar[dict[str, Range]] = {**POSE, "torso_rotation": TURN, "torso_translation": PLACE}
 

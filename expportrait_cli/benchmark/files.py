@@ -1,6 +1,5 @@
 """Run a benchmark and write its files: scores, times and a page for a suite; scores for normal maps."""
 
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Int64
 
-from expportrait_cli.artifacts.files import atomic_path
+from expportrait_cli.artifacts.files import atomic_path, write_json, write_text
 from expportrait_cli.artifacts.guard import check_foreign
 from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit, Tracking
 from expportrait_cli.benchmark import run as suites
@@ -55,7 +54,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked for; None and empty leave what the list says."""
+    """Settings of one benchmark; None and empty leave the list's own."""
 
     source: Path
     """A list of pairs in TOML, or a folder of clips."""
@@ -68,11 +67,11 @@ class Request:
     ablation: bool = False
     own: bool = True
     making: Making = field(default_factory=Making)
-    """How our own films are made."""
+    """Settings of our own films."""
 
 
 def work_folder(out: Path) -> Path:
-    """Where everything is kept that a second run can use again."""
+    """Folder of everything that a second run can use again."""
     return out.with_name(f"{out.name.removesuffix('.json').removesuffix('.scores')}.work")
 
 
@@ -114,12 +113,9 @@ def evaluate(
     outcome = suites.run(plan, open_display)
     outcome = replace(outcome, seconds=_whole(outcome.seconds, read_record(work / "times.json").get("films")))
     if page is not None:
-        with open_display() as display, atomic_path(page) as partial:
-            partial.write_text(
-                suite_page(plan, outcome, outcome.licences, display.stage("write the page")), "utf-8", "replace"
-            )
-    with atomic_path(out) as partial:
-        partial.write_text(json.dumps(outcome.scores.to_json(), indent=2) + "\n", "utf-8")
+        with open_display() as display:
+            write_text(page, suite_page(plan, outcome, outcome.licences, display.stage("write the page")))
+    write_json(out, outcome.scores.to_json())
     write_record(work / "times.json", {"unit": "s", "films": outcome.seconds})
     return outcome
 
@@ -175,8 +171,7 @@ def evaluate_normals(
                 log.warning("%s: %s", name, error)
                 failed[name] = str(error)
     found = NormalScores(scores, failed)
-    with atomic_path(out) as partial:
-        partial.write_text(json.dumps(found.to_json(), indent=2) + "\n", "utf-8")
+    write_json(out, found.to_json())
     return found
 
 
@@ -236,7 +231,7 @@ def _compared(drawn: DrawnClip, progress: Progress) -> dict[str, Any]:
 
 
 def _spread(rows: Int64[np.ndarray, " R"], count: int) -> Int64[np.ndarray, " C"]:
-    """At most so many of the rows, evenly."""
+    """Choose at most so many of the rows, evenly."""
     return rows[np.unique(np.linspace(0, len(rows) - 1, count).astype(int))] if len(rows) else rows
 
 
@@ -244,7 +239,7 @@ STEADY = ("steady_deg", "steady_mesh_deg", "steady_detail_deg")
 
 
 def _changes_deg(drawn: DrawnClip, row: int) -> dict[str, float]:
-    """How far normals change from a frame to the next: all in all, without detail, and the detail's own bends.
+    """Measure the change of normals from a frame to the next: as drawn, without detail, and of the detail's own bends.
 
     Bends are compared at the same spots of the surface, so that what the pose does is not counted.
     """

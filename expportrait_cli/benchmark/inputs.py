@@ -38,7 +38,7 @@ FRONTAL = "cam_222200037"
 PERSON = re.compile(r"\d{3}")
 PEOPLE, PER_PERSON = 20, 4
 KINDS = ("EMO", "EXP", "SEN", "FREE")
-"""What sequences are called: acted emotions, single expressions, sentences, and what the person likes."""
+"""Kinds of sequences by their names: acted emotions, single expressions, sentences, and what the person likes."""
 RULES = {
     "clips": "every clip of the folder, in the order of their names",
     "ravdess": f"speech; the first {ACTORS} actors by number; the k-th has the k-th of the emotions happy, sad, angry, "

@@ -31,7 +31,7 @@ CURVES = {
     "self": ("psnr_head", "l1_frame", "lmk_nme", "aed_own", "apd_own_deg", "identity_dlib"),
     "cross": ("lmk_nme_aligned", "lip_gap_error", "aed_own", "aed_motion_own", "apd_motion_own_deg", "identity_dlib"),
 }
-"""What is drawn of each pair."""
+"""Columns that are drawn of each pair, by the pair's mode."""
 
 
 @dataclass(frozen=True)

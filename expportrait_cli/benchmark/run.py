@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 @runtime_checkable
 class Display(Protocol):
-    """What shows a stage's progress."""
+    """Display of the progress of stages."""
 
     def stage(self, name: str) -> Progress:
         """Begin a stage."""
@@ -41,20 +41,20 @@ OpenDisplay = Callable[[], AbstractContextManager[Display]]
 
 @dataclass(frozen=True)
 class Plan:
-    """What is scored, and where everything is kept."""
+    """The methods and pairs that are scored, and the places of all files."""
 
     suite: Suite
     work: Path
     variants: tuple[Variant, ...] = (OWN,)
     """Ways to make our own films."""
     making: Making = field(default_factory=Making)
-    """How our own films are made."""
+    """Settings of our own films."""
     given: dict[str, Path] = field(default_factory=dict)
     """Folders of films that others made, by the name of the method."""
 
     @property
     def methods(self) -> dict[str, str]:
-        """Every method and what it is; our own come first."""
+        """Methods and their descriptions; our own come first."""
         own = {variant.name: variant.what for variant in self.variants}
         return own | dict.fromkeys(self.given, "films that another program made")
 
@@ -63,23 +63,23 @@ class Plan:
         return self.work / "inputs" / pair.name
 
     def film(self, variant: Variant, pair: Pair) -> Path:
-        """Where our own film goes."""
+        """Path of our own film."""
         return self.work / "films" / variant.name / f"{pair.name}.mp4"
 
     def scores(self, method: str, pair: Pair) -> Path:
-        """Where the scores of a film go."""
+        """Path of the scores of a film."""
         return self.work / "scores" / method / f"{pair.name}.json"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run found."""
+    """Results of a run."""
 
     scores: SuiteScores
     seconds: dict[str, dict[str, float]]
-    """Method, pair: what our own film took."""
+    """Seconds of our own films, by method and pair."""
     licences: LicenceMap | None
-    """Of the weights behind our own films, and of those that the scores rest on; None without scores."""
+    """Licences of the weights behind our own films, and of those that the scores rest on; None without scores."""
 
 
 def plan(

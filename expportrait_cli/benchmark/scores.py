@@ -37,9 +37,9 @@ class PublishedRow:
 
     method: str
     self_scores: tuple[float, ...]
-    """As `SELF_COLUMNS`."""
+    """Scores of self mode, in the order of `SELF_COLUMNS`."""
     cross_scores: tuple[float, ...]
-    """As `CROSS_COLUMNS`."""
+    """Scores of cross mode, in the order of `CROSS_COLUMNS`."""
 
 
 SELF_COLUMNS = ("PSNR", "SSIM", "LPIPS", "L1", "AED", "APD", "CSIM")
@@ -111,17 +111,17 @@ class SuiteScores:
     version 3: the columns of its version 5."""
 
     settings: dict[str, Any]
-    """How frames were taken, as JSON holds it."""
+    """Settings by which frames were taken, as plain JSON types."""
     pairs: Mapping[str, dict[str, Any]]
-    """By name: mode, files and their hashes."""
+    """Mode, files and their hashes of each pair, by its name."""
     methods: Mapping[str, str]
-    """By name: what it is. The first is what the others are compared with."""
+    """Description of each method, by its name. The others are compared with the first."""
     scores: Mapping[str, Mapping[str, Scores]]
-    """Method, pair."""
+    """Scores by method and pair."""
     failed: Mapping[str, Mapping[str, str]]
-    """Method, pair: why there are no scores."""
+    """Reasons why there are no scores, by method and pair."""
     licences: dict[str, Any] = field(default_factory=dict)
-    """What the weights behind the films, and behind these figures, allow."""
+    """Licences of the weights behind the films, and behind these figures."""
 
     def films(self, method: str, mode: Mode) -> dict[str, Scores]:
         """Scores of one method in one mode, by pair."""
@@ -247,7 +247,7 @@ def shown(summary: dict[str, Any] | None) -> str:
 
 
 def _windows(films: Sequence[Scores]) -> Float64[np.ndarray, "2 N 400"]:
-    """What FVD's network gave for all windows of films and of their targets."""
+    """Collect what FVD's network gave for all windows of films and of their targets."""
     return np.concatenate([np.empty((2, 0, CLASSES)), *(film.windows for film in films)], axis=1)
 
 
@@ -272,7 +272,7 @@ def _difference(own: dict[str, Any] | None, first: dict[str, Any] | None) -> dic
 
 
 def _too_few(windows: int) -> str:
-    """Why so many windows give no FVD."""
+    """Explain why so many windows give no FVD."""
     why = missing_file("i3d") if not windows else None
     return why or f"needs {LEAST_WINDOWS} windows of {WINDOW} frames, there are {windows}"
 

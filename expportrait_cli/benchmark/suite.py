@@ -1,4 +1,4 @@
-"""What a suite compares: pairs of a photo and a clip, and how frames are taken from them."""
+"""The contents of a suite: pairs of a photo and a clip, and how frames are taken from them."""
 
 import json
 import os
@@ -24,7 +24,7 @@ KINDS = {
     "cross_absolute": (bool, "true or false"),
     "rule": TEXT,
 }
-"""What a list may say of all its pairs."""
+"""Settings that a list may have for all its pairs."""
 NAME = re.compile(r"(?!\.{1,2}$)[^/\\\0\ud800-\udc7f\udd00-\udfff]+")
 LONGEST_NAME = 200
 """Longest name of a pair, bytes: file systems take 255, and suffixes are added to the name."""
@@ -51,21 +51,21 @@ class Suite:
 
     name: str
     folder: Path
-    """What the pairs' files are relative to."""
+    """Folder that the pairs' files are relative to."""
     pairs: tuple[Pair, ...]
     stride: int = 1
-    """Every so many frames of a clip are used; the film's rate falls with it, so that time runs as in the clip."""
+    """Step between the frames of a clip that are used; the film's rate falls with it, so that time stays true."""
     frames: int = 0
-    """At most so many frames of a clip, after the stride; 0 for all."""
+    """Largest number of frames of a clip, after the stride; 0 for all."""
     size: int = 512
     """Side of the square crop around the face, px."""
     cross_absolute: bool = False
-    """In cross mode our films take the driver's own pose and expression, not their change from its neutral frame."""
+    """True if cross mode takes the driver's own pose and expression, not their change from its neutral frame."""
     rule: str = "as listed"
-    """How the pairs were chosen."""
+    """Rule by which the pairs were chosen."""
 
     def path(self, name: str) -> Path:
-        """Where a pair's file lies."""
+        """Path of a pair's file."""
         return self.folder / name
 
     def settings(self) -> dict[str, Any]:

@@ -27,17 +27,17 @@ class Variant:
     representation: Representation | None = None
     """Part of the head that is shown; None for what the others show."""
     detail: bool = True
-    """Whether normal maps show strands, wrinkles and folds of clothes."""
+    """Show strands, wrinkles and folds of clothes in normal maps."""
     backend: Backend | None = None
-    """What paints; None for what paints all."""
+    """Painter of this variant; None for that of `Making`."""
 
 
 @dataclass(frozen=True)
 class Making:
-    """How all of our own films are made."""
+    """Settings of all of our own films."""
 
     backend: Backend = "auto"
-    """What paints."""
+    """Painter."""
     weights: str = ""
     """Folder of a Wan painter's weights; empty for the one that `weights fetch` made."""
     head_model: HeadName = "anny"
@@ -85,7 +85,7 @@ class Made:
 
     path: Path
     seconds: float
-    """Of all stages that this film needs, tracking and fit included; of what an earlier run left, what it noted."""
+    """Seconds of all stages that this film needs, with tracking and fit; those of an earlier run as noted."""
 
 
 class PairFilms:

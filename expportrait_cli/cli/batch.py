@@ -42,7 +42,7 @@ def batch(
             "--driving",
             "-d",
             metavar="PATTERN",
-            help="With a pattern of photos: clips, each of which drives each photo.",
+            help="Pattern of clips, for a pattern of photos: each clip drives each photo.",
         ),
     ] = "",
     out: Annotated[
@@ -51,9 +51,7 @@ def batch(
     ] = None,
     executor: Annotated[
         Literal["local", "ray", "slurm"],
-        typer.Option(
-            help="Where workers run: on this machine, on a cluster of Ray (RAY_ADDRESS), or as jobs of Slurm."
-        ),
+        typer.Option(help="Place of the workers: this machine, a cluster of Ray (RAY_ADDRESS), or jobs of Slurm."),
     ] = "local",
     workers: Annotated[int, typer.Option(min=1, help="Films that are made at a time.")] = 1,
     retries: Annotated[
@@ -65,11 +63,12 @@ def batch(
     slurm: Annotated[
         str,
         typer.Option(
-            metavar="KEY=VALUE,...", help="Of a Slurm job, such as partition=gpu,gpus_per_node=1,timeout_min=240."
+            metavar="KEY=VALUE,...",
+            help="Options of a Slurm job, such as partition=gpu,gpus_per_node=1,timeout_min=240.",
         ),
     ] = "",
     status: Annotated[
-        bool, typer.Option("--status", help="Only say how each film stands.", rich_help_panel=RUN)
+        bool, typer.Option("--status", help="Only list the state of each film.", rich_help_panel=RUN)
     ] = False,
     part: Annotated[
         str,
@@ -94,17 +93,17 @@ def batch(
     from expportrait_cli.pipeline import rows
     from expportrait_cli.pipeline.pool import disk_clock
 
-    is_apart = executor != "local" or workers > 1 or timeout is not None
-    listing, jobs_of = _listed(jobs, driving, out or Path(), ctx.meta.get(COLUMNS, {}), absolute=is_apart)
+    in_processes = executor != "local" or workers > 1 or timeout is not None
+    listing, jobs_of = _listed(jobs, driving, out or Path(), ctx.meta.get(COLUMNS, {}), absolute=in_processes)
     work = listing.with_name(f"{listing.stem}.work")
     from expportrait_cli.pipeline.joblist import part_of
 
-    listed = jobs_of(work)
-    whole = rows.Batch((work / "rows").absolute(), tuple(rows.Row.of(job, listing.parent) for job in listed), since=0.0)
+    listed = tuple(rows.Row.of(job, listing.parent) for job in jobs_of(work))
+    whole = rows.Batch((work / "rows").absolute(), listed, since=0.0)
     if status:
         _say_status(rows.status(whole), as_json=as_json)
         return
-    found = replace(whole, rows=tuple(rows.Row.of(job, listing.parent) for job in part_of(listed, part)))
+    found = replace(whole, rows=tuple(part_of(listed, part)))
     _check(found, listing)
     found.folder.mkdir(parents=True, exist_ok=True)
     more = _pairs(slurm)
@@ -114,12 +113,12 @@ def batch(
     found = replace(found, since=disk_clock(found.folder), retries=retries, timeout_s=timeout, threads=threads)
     told = partial(_tell, as_json=as_json)
     _refuse(found)
-    if is_apart:
+    if in_processes:
         from expportrait_cli.pipeline import executors
 
         executors.run(found, executor, workers, told, options=more)
     else:
-        rows.work(found, process=_Here(len(found.rows)), told=told)
+        rows.work(found, process=_ThisProcess(len(found.rows)), told=told)
     rows.write_summary(whole, work)
     _report(found, as_json=as_json)
 
@@ -127,7 +126,7 @@ def batch(
 def _listed(
     jobs: str, driving: str, out: Path, defaults: dict[str, Any], *, absolute: bool
 ) -> tuple[Path, Callable[[Path], list["Job"]]]:
-    """The list, or where one would be, and what reads its jobs for a folder of trackings that they share."""
+    """Path of the list, or the path that one would have, and a function from their shared folder to the jobs."""
     from expportrait_cli.pipeline.joblist import is_pattern, pattern_jobs, read_jobs
 
     if is_pattern(jobs):
@@ -172,7 +171,7 @@ def _pairs(text: str) -> dict[str, Any]:
     return found
 
 
-class _Here:
+class _ThisProcess:
     """Makes rows in this process, whose display shows how far they are."""
 
     def __init__(self, count: int) -> None:
@@ -188,7 +187,7 @@ class _Here:
             return run_row(task.job, display.stage, task.make)
 
     def stop(self) -> None:
-        """Nothing is left to stop."""
+        """Do nothing: this process goes on."""
 
 
 def _tell(row: "Row", result: "RowResult", *, as_json: bool) -> None:

@@ -61,7 +61,7 @@ def _as_option(match: re.Match[str]) -> str:
 
 @lru_cache(maxsize=1)
 def _options() -> dict[str, tuple[str, str]]:
-    """Every option of every command by its parameter: its name, and that of its opposite."""
+    """Names of every option of every command, by its parameter: its own, and that of its opposite."""
     found: dict[str, tuple[str, str]] = {}
     commands = [typer.main.get_command(command_line.app)] if command_line.app is not None else []
     while commands:
@@ -208,12 +208,12 @@ class Output:
 
     quiet: bool = False
     events: TextIO | None = None
-    """Where JSON is written, an object a line, in place of progress for people."""
+    """Stream for JSON, an object a line, in place of progress for people; None without `--progress json`."""
     _last: tuple[str, float] = ("", 0.0)
 
     @property
     def is_json(self) -> bool:
-        """Whether stderr holds nothing but JSON."""
+        """True if stderr holds nothing but JSON."""
         return self.events is not None and self.events.fileno() == 2
 
     def report_as(self, form: str) -> None:

@@ -1,11 +1,10 @@
-"""What every command has: options about how it runs, settings from a preset or a file, and a help in groups."""
+"""Parts of every command: options about how it runs, settings from a preset or a file, and a help in groups."""
 
 import json
-import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from difflib import get_close_matches
-from functools import wraps
+from functools import partial, wraps
 from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,10 +12,10 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from expportrait_cli.artifacts.texts import read_json, read_text
+from expportrait_cli.artifacts.texts import read_json, read_toml
 from expportrait_cli.cli import options
 from expportrait_cli.cli.boundary import output
-from expportrait_cli.config import FitConfig, GenerateConfig, Stretch, TrackConfig, TransferConfig
+from expportrait_cli.config import SECTIONS, FitConfig, Stretch, TrackConfig, TransferConfig
 from expportrait_cli.errors import InputError, UsageError
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -27,7 +26,6 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 """Sets of options under one name: a quick look, the most that the head can show, the paper's protocol, and the least
 memory for a Wan transformer."""
-LONGEST = 1 << 20
 PATHS = frozenset(
     (
         *("reference", "driving", "source_option", "driving_option", "source", "head", "driver", "trackings"),
@@ -79,7 +77,7 @@ def _read(path: Path) -> Mapping[str, Any]:
     if path.suffix.lower() not in (".toml", ".json"):
         raise UsageError(f"{path}: a file of settings ends in .toml, or .json for the record of an earlier film.")
     try:
-        found = read_json(path) if path.suffix.lower() == ".json" else tomllib.loads(read_text(path, LONGEST))
+        found = read_json(path) if path.suffix.lower() == ".json" else read_toml(path)
     except (OSError, ValueError) as error:
         raise InputError(f"{path} could not be read as {path.suffix[1:].upper()}: {error}.") from error
     if not isinstance(found, dict):
@@ -119,7 +117,7 @@ def _settings(ctx: options.Context, found: Mapping[str, Any], place: str, path: 
 
 
 COLUMNS = "expportrait.columns"
-"""Where a list's command finds settings that hold for all its rows."""
+"""Key in the context of a list's command under which the settings for all its rows are kept."""
 
 
 class ListCommand(TyperCommand):
@@ -162,8 +160,7 @@ def _of_record(path: Path, record: Mapping[str, Any]) -> Iterator[tuple[str, Any
     for role, row in dict(record.get("inputs") or {}).items():
         if role in ("reference", "driving", "curves") and isinstance(row, dict):
             yield role, str(Path(str(row.get("path"))).absolute())
-    sections = {"track": TrackConfig, "fit": FitConfig, "transfer": TransferConfig, "generate": GenerateConfig}
-    for name, cls in sections.items():
+    for name, cls in SECTIONS.items():
         yield from _changed(path, cls, dict(settings.pop(name, {})), "reference_")
     yield from _changed(path, Stretch, dict(settings.pop("driving_stretch", {})), "")
     for name, plain in (("driving_face", TrackConfig.face), ("head_model", ""), ("grid", False)):
@@ -171,19 +168,11 @@ def _of_record(path: Path, record: Mapping[str, Any]) -> Iterator[tuple[str, Any
             yield name, settings[name]
 
 
-RECORDED = {"weights": "weights_folder", "same_person": "same_person"}
-"""Options that have another name than the setting, or other values."""
-NO_OPTION = (
-    "several",
-    "iterations",
-    "descent",
-    "folds",
-    "turn_limit_deg",
-    "supervision",
-    "recenter",
-    "detail",
-    "rounds",
-)
+NO_OPTION: dict[Any, tuple[str, ...]] = {
+    FitConfig: ("iterations", "supervision", "recenter", "detail", "rounds"),
+    TransferConfig: ("folds", "turn_limit_deg"),
+}
+"""Settings that no option of `generate` gives, by the section that they belong to."""
 
 
 def _changed(path: Path, cls: Any, values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
@@ -198,7 +187,7 @@ def _changed(path: Path, cls: Any, values: Mapping[str, Any], prefix: str) -> It
             yield from _changed(path, type(default), value, prefix)
         elif _plain(value) == _plain(default) or name == "several":
             continue
-        elif is_dataclass(default) or name in NO_OPTION:
+        elif is_dataclass(default) or name in NO_OPTION.get(cls, ()):
             raise UsageError(f"{path} was made with {name} = {value}, which no option of `generate` gives.")
         elif name == "same_person":
             yield name, value == "yes"
@@ -208,7 +197,8 @@ def _changed(path: Path, cls: Any, values: Mapping[str, Any], prefix: str) -> It
             # A plain name may be that of fetched weights.
             is_path = name in PATHS or (name == "weights" and (len(Path(value).parts) > 1 or Path(value).is_dir()))
             text = str(Path(value).absolute()) if is_path else value
-            yield (prefix if cls is Stretch else "") + RECORDED.get(name, name), text
+            option = "weights_folder" if name == "weights" else name
+            yield (prefix if cls is Stretch else "") + option, text
 
 
 def _plain(value: Any) -> str:
@@ -221,36 +211,34 @@ def _report_progress(value: str | None) -> str | None:
     return value
 
 
+_early = partial(typer.Option, is_eager=True, show_default=False)
+"""An option that acts before the others are read, because it says what they are."""
+
+
 def _shared(
     *,
     preset: Annotated[
         str | None,
-        typer.Option(
+        _early(
             callback=_take_preset,
-            is_eager=True,
             metavar="NAME",
             help=f"Options under one name: {', '.join(PRESETS)}, or a .toml file of your own.",
-            show_default=False,
         ),
     ] = None,
     config: Annotated[
         Path | None,
-        typer.Option(
+        _early(
             callback=_take_config,
-            is_eager=True,
             metavar="FILE",
             help="Options from a .toml file, or from the record of an earlier film (OUT.json). Options given here win.",
-            show_default=False,
         ),
     ] = None,
     progress: Annotated[
         str | None,
-        typer.Option(
+        _early(
             callback=_report_progress,
-            is_eager=True,
             metavar="json|json:FD",
             help="Progress, log and end as JSON, an object a line, on stderr or on a file descriptor.",
-            show_default=False,
             rich_help_panel=options.RUN,
         ),
     ] = None,

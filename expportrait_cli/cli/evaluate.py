@@ -24,7 +24,9 @@ def evaluate(
     *,
     target: Annotated[
         Path | None,
-        typer.Option(metavar="CLIP", help="What drove it, or what it should look like.", show_default=False),
+        typer.Option(
+            metavar="CLIP", help="The clip that drove the film, or that it should look like.", show_default=False
+        ),
     ] = None,
     reference: Annotated[
         Path | None, typer.Option("--reference", "-s", metavar="PHOTO", help="Photo to compare the identity with.")
@@ -48,29 +50,32 @@ def evaluate(
         bool, typer.Option("--folds", help="With --normals: also judge the folds of every frame; takes long.")
     ] = False,
     layout: Annotated[
-        Literal["auto", "clips", "ravdess", "nersemble"], typer.Option(help="How the suite's folder is sorted.")
+        Literal["auto", "clips", "ravdess", "nersemble"], typer.Option(help="Order of the files in the suite's folder.")
     ] = "auto",
     method: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=DIR", help="Also score another program's films, named as the pairs are."),
     ] = None,
     ablation: Annotated[
-        bool, typer.Option("--ablation", help="Also make and score films without this and that.")
+        bool,
+        typer.Option("--ablation", help="Also make and score films without some parts, to see what each is worth."),
     ] = False,
     own: Annotated[bool, typer.Option("--own/--no-own", help="Make and score films of this tool.")] = True,
     backend: BackendName = "auto",
     weights_folder: options.Weights = WanConfig.weights,
     head_model: options.HeadModelOption = "anny",
     representation: options.Shown = "full",
-    stride: Annotated[int | None, typer.Option(min=1, help="Use every so many frames.", show_default=False)] = None,
+    stride: Annotated[
+        int | None, typer.Option(min=1, help="Step between the frames that are used.", show_default=False)
+    ] = None,
     frames: Annotated[
-        int | None, typer.Option(min=2, help="At most so many frames a clip.", show_default=False)
+        int | None, typer.Option(min=2, help="Largest number of frames of a clip.", show_default=False)
     ] = None,
     size: Annotated[
         Literal["256", "512", "768"] | None, typer.Option(help="Side of the suite's crop, px.", show_default=False)
     ] = None,
     out: Annotated[
-        str | None, typer.Option("--out", "-o", metavar="PATH", help="Where the scores go; a file or a folder.")
+        str | None, typer.Option("--out", "-o", metavar="PATH", help="File of the scores, or a folder for it.")
     ] = None,
     report: Annotated[
         Path | None,

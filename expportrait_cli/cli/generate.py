@@ -37,7 +37,9 @@ def generate(
     ] = None,
     out: options.Out = None,
     face: options.Face = TrackConfig.face,
-    driving_face: Annotated[str, typer.Option(help="Which face of the driver, as with --face.")] = TrackConfig.face,
+    driving_face: Annotated[
+        str, typer.Option(help="Face to follow in the driver, written as for --face.")
+    ] = TrackConfig.face,
     start: options.Start = Stretch.start,
     end: options.End = Stretch.end,
     size: options.Size = "512",
@@ -46,14 +48,16 @@ def generate(
     max_frames: options.MaxFrames = Stretch.max_frames,
     reference_start: Annotated[
         str,
-        typer.Option(metavar="MOMENT", help="As --start, of a clip as REF.", show_default=False, rich_help_panel=CLIP),
+        typer.Option(
+            metavar="MOMENT", help="Like --start, for a clip as REF.", show_default=False, rich_help_panel=CLIP
+        ),
     ] = Stretch.start,
     reference_end: Annotated[
         str,
-        typer.Option(metavar="MOMENT", help="As --end, of a clip as REF.", show_default=False, rich_help_panel=CLIP),
+        typer.Option(metavar="MOMENT", help="Like --end, for a clip as REF.", show_default=False, rich_help_panel=CLIP),
     ] = Stretch.end,
     reference_max_frames: Annotated[
-        int, typer.Option(min=0, help="As --max-frames, of a clip as REF.", rich_help_panel=CLIP)
+        int, typer.Option(min=0, help="Like --max-frames, for a clip as REF.", rich_help_panel=CLIP)
     ] = Stretch.max_frames,
     on_missing: options.OnMissing = TrackConfig.on_missing,
     head_model: options.OwnHeadModel = None,
@@ -148,7 +152,7 @@ def generate(
     What an earlier run has made with the same inputs and settings is used again; an interrupted run goes on where it
     stopped when the same command is given.
     """
-    ref, drive = two(ctx, reference, driving, source_option, driving_option)
+    ref, drive = photo_and_driver(ctx, reference, driving, source_option, driving_option)
     options.existing(ref)
     options.existing(drive)
     path = options.result(out, film_name(ref, drive), inputs=(ref, drive), suffixes=(".mp4",))
@@ -275,7 +279,7 @@ def _say_plan(job: "Job", *, as_json: bool) -> None:
     typer.echo(json.dumps(found.to_json()) if as_json else shown("\n".join(found.lines()), keep="\n"))
 
 
-def two(
+def photo_and_driver(
     ctx: options.Context, first: Path | None, second: Path | None, source: Path | None, driving: Path | None
 ) -> tuple[Path, Path]:
     """Photo and driver, by position or by option; those of a file of settings give way to either."""

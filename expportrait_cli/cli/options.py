@@ -112,7 +112,9 @@ Quiet = Annotated[
 ]
 LogLevel = Annotated[
     LogLevelName | None,
-    typer.Option(callback=set_level, help="How much of the log stderr shows.", show_default=False, rich_help_panel=RUN),
+    typer.Option(
+        callback=set_level, help="Lowest level of the log that stderr shows.", show_default=False, rich_help_panel=RUN
+    ),
 ]
 Json = Annotated[
     bool, typer.Option("--json", help="Print a JSON summary on stdout instead of the path.", rich_help_panel=RUN)
@@ -123,7 +125,7 @@ Device = Annotated[
         "--device",
         metavar="NAME",
         callback=set_device,
-        help="Where tensors are worked on: auto, cpu, cuda or cuda:N. Auto is the first GPU that torch finds.",
+        help="Device of the computations: auto, cpu, cuda or cuda:N. Auto is the first GPU that torch finds.",
         show_default=False,
         rich_help_panel=RUN,
     ),
@@ -157,7 +159,7 @@ SamePerson = Annotated[
     bool | None,
     typer.Option(
         "--same-person/--different-person",
-        help="Whether the driver is the person of the photo. Left out, only if a frame of the driver is the photo.",
+        help="The driver is (is not) the person of the photo. Left out: it is if a frame of the driver is the photo.",
         show_default=False,
         rich_help_panel=CLIP,
     ),
@@ -227,9 +229,9 @@ MAKERS = {
 def result(
     out: str | Path | None, default: str, *, inputs: tuple[Path, ...], suffixes: tuple[str, ...] = (".npz",)
 ) -> Path:
-    """Where a command writes: `out`, or `default` in it when it is a folder or ends in a slash, or in the current one.
+    """Path of a command's result: `out`, or `default` in the folder that `out` names, or in the current folder.
 
-    Checked before any work: the folder can be written to, the name has a suffix that fits, and no input is overwritten.
+    It is checked before any work: the folder can be written to, the suffix fits, and no input is overwritten.
     """
     path = Path(out or default)
     if out is not None and (path.is_dir() or os.fspath(out).endswith(("/", os.sep))):
@@ -321,7 +323,7 @@ def launched() -> int:
 
 
 def only_helps(config: GenerateConfig) -> bool:
-    """Do this process's part if several were launched for one film; true if so, for only the first makes the film."""
+    """Help the first of several processes that were launched for one film; true if this process is not the first."""
     if launched() == 1:
         return False
     from expportrait_cli.painting.stage import only_helps

@@ -103,7 +103,9 @@ def fit(
     from expportrait_cli.pipeline.provenance import fit_quality
 
     if same_person is not None and (driver is None or head is not None):
-        raise UsageError("--same-person and --different-person speak of --driver, and of a head that is new.")
+        raise UsageError(
+            "--same-person and --different-person need --driver, and cannot be used with --head. Leave them out."
+        )
     config = FitConfig(
         quality=quality,
         supervision=supervision,
@@ -228,13 +230,16 @@ def export(
         Format | None, typer.Option("--format", help="Kind of file; taken from the name of -o, else glb.")
     ] = None,
     frames: Annotated[
-        str, typer.Option(metavar="N|START:END:STEP", help="Frames of an animation: 40, or 0:100:5; all of them.")
+        str,
+        typer.Option(
+            metavar="N|START:END:STEP", help="Frames of an animation: one (40) or several (0:100:5); all if left out."
+        ),
     ] = "",
     neutral: Annotated[
         bool, typer.Option("--neutral/--photo", help="The head without expression and pose, or as in the photo.")
     ] = False,
     detail: Annotated[
-        bool, typer.Option("--detail/--no-detail", help="In a .glb, the fine static detail as a normal map.")
+        bool, typer.Option("--detail/--no-detail", help="Add the fine static detail to a .glb, as a normal map.")
     ] = True,
     as_json: options.Json = False,
 ) -> None:

@@ -155,16 +155,16 @@ def generator(
     ] = False,
     epochs: Annotated[int, options.setting(GeneratorTraining, "epochs")] = GeneratorTraining.epochs,
     steps: Annotated[int, options.setting(GeneratorTraining, "steps")] = GeneratorTraining.steps,
-    size: Annotated[int, options.setting(GeneratorTraining, "size")] = (GeneratorTraining.size),
+    size: Annotated[int, options.setting(GeneratorTraining, "size")] = GeneratorTraining.size,
     frames: Annotated[int, options.setting(GeneratorTraining, "frames")] = GeneratorTraining.frames,
     batch: Annotated[int, options.setting(GeneratorTraining, "batch")] = GeneratorTraining.batch,
     rate: Annotated[float, options.setting(GeneratorTraining, "rate")] = GeneratorTraining.rate,
-    trunk: Annotated[float, options.setting(GeneratorTraining, "trunk")] = (GeneratorTraining.trunk),
+    trunk: Annotated[float, options.setting(GeneratorTraining, "trunk")] = GeneratorTraining.trunk,
     lora: Annotated[int, options.setting(GeneratorTraining, "lora")] = GeneratorTraining.lora,
     representation: Annotated[
         Literal["full", "static", "base"], options.setting(GeneratorTraining, "representation")
     ] = GeneratorTraining.representation,
-    loss: Annotated[Literal["velocity", "epsilon"], options.setting(GeneratorTask, "loss")] = (GeneratorTask.loss),
+    loss: Annotated[Literal["velocity", "epsilon"], options.setting(GeneratorTask, "loss")] = GeneratorTask.loss,
     face: Annotated[float, options.setting(GeneratorTask, "face")] = GeneratorTask.face,
     features: Annotated[float, options.setting(GeneratorTask, "features")] = GeneratorTask.features,
     hint: Annotated[bool, options.setting(GeneratorTask, "hint", "--hint")] = GeneratorTask.hint,
@@ -239,7 +239,7 @@ def mini(
     *,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="A .safetensors file.", show_default=False)],
     steps: Annotated[int, options.setting(MiniTraining, "steps")] = MiniTraining.steps,
-    photos: Annotated[int, options.setting(MiniTraining, "photos")] = (MiniTraining.photos),
+    photos: Annotated[int, options.setting(MiniTraining, "photos")] = MiniTraining.photos,
     seed: Seed = MiniTraining.seed,
     as_json: options.Json = False,
 ) -> None:

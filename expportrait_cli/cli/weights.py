@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from expportrait_cli.cli import options
+from expportrait_cli.cli.boundary import Display
 from expportrait_cli.cli.command import App
 from expportrait_cli.errors import WeightsError
 from expportrait_cli.weights import catalogue as store
@@ -55,7 +56,6 @@ def fetch(
 ) -> None:
     """Download files into the cache folder, and check their hashes; a download that was cut short goes on."""
     from expportrait_cli.artifacts.files import sha256
-    from expportrait_cli.cli.boundary import Display
     from expportrait_cli.weights.download import fetch as download
     from expportrait_cli.weights.download import fetch_folder
 
@@ -85,7 +85,7 @@ def convert(
         str,
         typer.Option(
             metavar="FOLDER",
-            help="Wan in the form of diffusers, by folder or by name in the cache: what else a base needs is its.",
+            help="Wan in the form of diffusers, a folder or a name in the cache: it gives the other parts of the base.",
         ),
     ] = "",
     as_json: options.Json = False,
@@ -139,5 +139,5 @@ def embed_prompt(
 
 
 def is_bad(weight: store.Weight, state: store.State) -> bool:
-    """Whether the tool cannot do its work because of it."""
+    """Tell whether the state of a weight keeps the tool from its work."""
     return state == "wrong" or (state == "missing" and not weight.optional)

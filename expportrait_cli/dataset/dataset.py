@@ -39,7 +39,7 @@ class Clip:
 
 @dataclass(frozen=True)
 class Row:
-    """What `dataset.json` says of a clip, or of a stretch of video that became none."""
+    """Row of `dataset.json`: a clip, or a part of a video that became none."""
 
     name: str
     person: str
@@ -51,7 +51,7 @@ class Row:
     rate: str
     status: Literal["accepted", "rejected"]
     reason: str
-    """Of a rejection: what was measured, and the limit."""
+    """Reason of a rejection: what was measured, and the limit."""
     head_model: str
     figures: dict[str, Any] = field(default_factory=dict)
     histograms: dict[str, list[int]] = field(default_factory=dict)
@@ -95,7 +95,7 @@ class Dataset:
 
 
 def clip_of(folder: Path, name: str, person: str) -> Clip:
-    """Where the files of a clip lie."""
+    """Find the files of a clip."""
     place = folder / CLIPS / name
     return Clip(name, person, place / VIDEO, place / TRACKING, place / HEAD)
 
@@ -125,7 +125,7 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def _is_row(row: Any) -> bool:
-    """Whether it has what is read of it; a video that is no clip has no name."""
+    """Tell whether a row has what is read of it; a video that is no clip has no name."""
     texts = ("name", "person", "status", "head_model")
     return (
         isinstance(row, dict)

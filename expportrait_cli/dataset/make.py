@@ -1,4 +1,4 @@
-"""What a worker process does: look at a video and cut its clips out; track and fit one clip."""
+"""The work of a worker process: look at a video and cut its clips out; track and fit one clip."""
 
 import shutil
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ TRACK, FIT = TrackConfig(), FitConfig()
 
 @dataclass(frozen=True)
 class Workshop:
-    """Where the set is made, and how."""
+    """Folder and settings of the set that is made."""
 
     folder: Path
     config: PrepareConfig
@@ -50,7 +50,7 @@ class Plan:
     """Its row as far as it is known before tracking."""
     clip: Clip
     key: str
-    """What the finished clip depends on."""
+    """Key of everything that the finished clip depends on."""
     shop: Workshop
 
 

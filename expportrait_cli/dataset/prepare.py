@@ -26,7 +26,7 @@ UPDATE_S, UPDATE_SHARE = 10.0, 0.05
 
 @dataclass(frozen=True)
 class Found:
-    """What came of one video: the clips to make, and the rows of what is no clip."""
+    """Results of the look at one video: the clips to make, and the rows of what is no clip."""
 
     source: Source
     digest: str
@@ -42,7 +42,7 @@ class Look:
     shop: Workshop
 
     def person(self) -> str:
-        """Who it shows."""
+        """Name of the person that the video shows."""
         return person_of(self.source.relative)
 
 
@@ -79,7 +79,7 @@ def prepare(
 
 
 def look(task: Look) -> Found:
-    """In a worker: scan a video and cut its clips out. One that cannot be read has a row that says so."""
+    """Scan a video and cut its clips out, in a worker. A video that cannot be read has a row that says so."""
     source, shop = task.source, task.shop
     try:
         found = scanned(source, shop)
@@ -112,7 +112,7 @@ def unreadable(task: Look, reason: str) -> Row:
 
 
 def finish(plan: Plan) -> Row:
-    """In a worker: track and fit one clip."""
+    """Track and fit one clip, in a worker."""
     try:
         return make(plan)
     except InputError as error:

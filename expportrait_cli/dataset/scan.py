@@ -36,7 +36,7 @@ class Sample:
 
     frame: int
     landmarks: Float32[np.ndarray, "478 2"]
-    """Of the largest face, px of the source."""
+    """Landmarks of the largest face, px of the source."""
     face_px: float = 0.0
     """Longer side of its landmarks' box."""
     rival: float = 0.0
@@ -46,13 +46,13 @@ class Sample:
     sharpness: float = 0.0
     """Variance of the Laplacian of grey levels 0..255 in the view of the face."""
     brightness: float = 0.0
-    """Mean grey level there,"""
+    """Mean grey level in that view."""
     contrast: float = 0.0
-    """and its standard deviation."""
+    """Standard deviation of the grey levels in that view."""
 
     @property
     def is_seen(self) -> bool:
-        """Whether there is a face."""
+        """True if there is a face."""
         return bool(np.isfinite(self.landmarks).all())
 
 
@@ -84,7 +84,7 @@ def measure(
 
 
 def motion_percent(landmarks: Float32[np.ndarray, "T 478 2"]) -> float:
-    """How far landmarks move against each other, percent of the inter-ocular distance.
+    """Measure the motion of landmarks against each other, percent of the inter-ocular distance.
 
     Place, size and turn in the picture are taken out, so that a photo that is panned and zoomed over moves by the
     landmarks' noise alone.
@@ -102,7 +102,7 @@ def motion_percent(landmarks: Float32[np.ndarray, "T 478 2"]) -> float:
 
 
 def figures_of(samples: Sequence[Sample], config: PrepareConfig) -> Figures:
-    """What the samples of one clip say together; without a face only the share of faces."""
+    """Combine the samples of one clip to its figures; without a face only the share of faces."""
     seen = [sample for sample in samples if sample.is_seen]
     share = len(seen) / max(1, len(samples))
     if not seen:
@@ -118,7 +118,7 @@ def figures_of(samples: Sequence[Sample], config: PrepareConfig) -> Figures:
 
 
 def refusal(figures: Figures, config: PrepareConfig) -> str:
-    """Why a clip is not taken, with what was measured and the limit; empty when it is."""
+    """Explain why a clip is not taken, with what was measured and the limit; empty when it is."""
     least, most = config.face_share, round(1 - config.face_share, 3)
     if figures["face_share"] < least:
         return f"a face in {figures['face_share']:.0%} of the frames, at least {least:.0%}"
@@ -157,18 +157,18 @@ class Stretch:
 
 @dataclass(frozen=True)
 class Scan:
-    """What one pass over a video found."""
+    """Results of one pass over a video."""
 
     digest: str
     """sha256 of the source."""
     rate: Fraction
     stretches: tuple[Stretch, ...]
-    """In order; together they are the video."""
+    """Parts of the video, in their order; together they are the whole."""
     notes: tuple[str, ...] = ()
     """Warnings of the reader: damage, above all."""
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON holds it."""
+        """Convert to plain JSON types."""
         return {**asdict(self), "rate": str(self.rate)}
 
     @classmethod
@@ -179,7 +179,7 @@ class Scan:
 
 
 def scan_key(digest: str, config: PrepareConfig) -> str:
-    """What a scan depends on."""
+    """Key of everything that a scan depends on."""
     settings = {name: value for name, value in asdict(config).items() if name != "max_error_percent"}
     return str(made_by("scan", settings, {"source": digest})["key"])
 
@@ -220,7 +220,7 @@ def look(index: int, image: UInt8[np.ndarray, "H W 3"], finder: FaceFinder, mesh
 
 
 def apart(boxes: list[FaceBox]) -> list[FaceBox]:
-    """Each face once, by its surest box: in large pictures one around the whole head may come with the face's own."""
+    """Keep each face once, by its surest box: in large pictures a second box may lie around the whole head."""
     kept: list[FaceBox] = []
     for box in sorted(boxes, key=lambda box: -box.score):
         if not any(_holds(box, other) or _holds(other, box) for other in kept):

@@ -52,7 +52,7 @@ def person_of(relative: PurePath) -> str:
 
 
 def is_random(word: str) -> bool:
-    """Whether a word looks drawn from letters of both cases, digits and dashes, and is not `interview_1`."""
+    """Tell if a word looks random: letters of both cases, digits and dashes, but not a word such as `interview_1`."""
     kinds = (any(c.islower() for c in word), any(c.isupper() for c in word), any(c.isdigit() for c in word))
     return sum(kinds) >= 2 and not re.fullmatch(r"[A-Z]?[a-z]+[_-]?\d*", word)
 
@@ -88,7 +88,7 @@ class Source:
         return PICTURE_RATE if self.pictures else probe(self.path).rate
 
     def frames(self, *, end: int | None = None) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
-        """Every frame up to `end`, upright, holding one in memory.
+        """Yield every frame up to `end`, upright, holding one in memory.
 
         Raises:
             InputError: no video, damaged, or a picture of another size.
@@ -106,7 +106,7 @@ class Source:
 
 
 def find_sources(folder: Path, *, skipped: Path) -> list[Source]:
-    """Every video below a folder, sorted by path; nothing hidden, nothing in the folder `skipped`.
+    """List every video below a folder, sorted by path; nothing hidden, nothing in the folder `skipped`.
 
     Raises:
         InputError: there is none, or no such folder.

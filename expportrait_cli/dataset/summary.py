@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Float32, Int64, UInt8
 from PIL import Image
 
-from expportrait_cli.artifacts.files import atomic_path
+from expportrait_cli.artifacts.files import atomic_path, write_text
 from expportrait_cli.artifacts.types import CROP_SIZE, Curves, HeadFit, Tracking
 from expportrait_cli.config import PrepareConfig
 from expportrait_cli.dataset.dataset import Row
@@ -61,7 +61,7 @@ AXES = (
 
 
 def per_frame(tracking: Tracking) -> dict[str, Float[np.ndarray, " T"]]:
-    """What the histograms count, frame by frame; frames without a face are left out."""
+    """Collect the values that the histograms count, frame by frame; frames without a face are left out."""
     seen = tracking.state == 0
     turns = np.degrees(tracking.rotation[seen])
     return {
@@ -91,7 +91,7 @@ def fitted_figures(fit: HeadFit) -> dict[str, Any]:
 
 
 def tracked_refusal(figures: dict[str, Any], config: PrepareConfig) -> str:
-    """Why a tracked clip is not taken; empty when it is."""
+    """Explain why a tracked clip is not taken; empty when it is."""
     error, filled = figures["landmark_error_percent"], figures["filled_share"]
     if error > config.max_error_percent:
         return (
@@ -133,12 +133,11 @@ def write_summary(folder: Path, rows: Sequence[Row]) -> None:
         f"<p>{COLUMNS}</p>",
         f"<div class=row>{''.join(sheet(row) for row in accepted)}</div>",
     ]
-    with atomic_path(folder / "index.html") as partial:
-        partial.write_text(page(title, body), "utf-8", "replace")
+    write_text(folder / "index.html", page(title, body))
 
 
 def _chart(axis: Axis, rows: Sequence[Row]) -> str:
-    """How many frames fall into each bin of an axis; the ends include what lies beyond."""
+    """Draw how many frames fall into each bin of an axis; the ends include what lies beyond."""
     total = np.sum([row.histograms[axis.name] for row in rows if row.histograms], axis=0, initial=0)
     counts = np.broadcast_to(total, axis.bins).astype(np.int64)
     return f"<div><h3>{escape(axis.label)}</h3>{bars(counts, escape(axis.label), (axis.low, axis.high))}</div>"
@@ -178,7 +177,7 @@ def _range(percentiles: Sequence[float]) -> str:
 
 
 def clip_curves(fit: HeadFit, tracking: Tracking, head: HeadModel, rows: Int64[np.ndarray, " R"]) -> Curves:
-    """What moves the head in some frames of its own clip; the torso hangs at the head's neck joint."""
+    """Motion of the head in some frames of its own clip; the torso hangs at the head's neck joint."""
     rotation, translation = fit.dynamic_rotation[rows], fit.dynamic_translation[rows]
     neck = person_joints(fit, head)[NECK].numpy()
     return Curves(

@@ -98,7 +98,7 @@ def power(gamma: float) -> Curve:
 
 
 def declared(path: str | os.PathLike[str], image: Image.Image) -> bytes | Space | None:
-    """What a loaded photo says of its colours: an ICC profile, else a space; None is sRGB.
+    """Read what a loaded photo says of its colours: an ICC profile, else a space; None is sRGB.
 
     The order is that of the PNG specification, 3rd edition: cICP, iCCP, sRGB, gAMA and cHRM. Without any of them,
     cameras name Adobe RGB in EXIF alone.

@@ -116,7 +116,7 @@ def too_large(path: str | os.PathLike[str], size: str) -> str:
 
 @dataclass(frozen=True)
 class Timing:
-    """When the frames of a clip show; fields as in `VideoInfo`."""
+    """Timing of the frames of a clip; fields as in `VideoInfo`."""
 
     rate: Fraction
     variable: bool
@@ -264,7 +264,7 @@ class Track:
     mixing: list[str]
     """Filters that make two channels or one of those that no encoder takes."""
     note: str
-    """What is done that a user would not expect, in one line; else empty."""
+    """Note, in one line, on what is done that a user would not expect; else empty."""
 
 
 def choose_track(path: str | os.PathLike[str]) -> Track | None:

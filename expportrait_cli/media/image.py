@@ -208,7 +208,7 @@ def _refusal(path: str | os.PathLike[str], form: str, error: Exception, image: I
 
 
 def _whole_length(form: str, data: bytes) -> int:
-    """How long the file is by its own account; `UNKNOWN` when only its end is missing, 0 when it is whole."""
+    """Read the length that a file says it has; `UNKNOWN` when only its end is missing, 0 when it is whole."""
     match form:
         case "WEBP":
             return int.from_bytes(data[4:8], "little") + 8
@@ -248,7 +248,7 @@ def _list(tags: Tags, tag: int, default: int = 0) -> list[int]:
 
 
 def _pieces(tags: Tags) -> tuple[list[int], list[int]]:
-    """Where the strips or tiles lie, and how long they are."""
+    """Places of the strips or tiles, and their lengths."""
     pair = next((pair for pair in PIECES if pair[0] in tags), None)
     return (_list(tags, pair[0]), _list(tags, pair[1])) if pair else ([], [])
 
@@ -321,7 +321,7 @@ def _with_raw(image: Image.Image, raw: str) -> Image.Image:
 
 
 def _planes(tags: Tags, data: bytes) -> Iterator[io.BytesIO]:
-    """Each plane of a TIFF of separate planes as a TIFF of its own; Pillow reads 8 of their 16 bits."""
+    """Yield each plane of a TIFF of separate planes as a TIFF of its own; Pillow reads 8 of their 16 bits."""
     order = "<" if tags.prefix == b"II" else ">"
     pair = PIECES[0] if PIECES[0][0] in tags else PIECES[1]
     starts, lengths = _pieces(tags)

@@ -52,7 +52,7 @@ SHOWINFO = re.compile(
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a clip shows, as `read_frames` yields it."""
+    """Properties of a clip, as `read_frames` yields it."""
 
     path: str
     stream: int
@@ -76,7 +76,7 @@ class VideoInfo:
     is_interlaced: bool
     duration_s: float
     start_s: float
-    """When the first frame shows, counted from the start of the file (its audio may start before)."""
+    """Time of the first frame, counted from the start of the file (its audio may start before)."""
     matrix: str
     """YUV matrix of the file as ffmpeg names it, or the usual one for its size when the file is silent."""
     primaries: str

@@ -85,7 +85,7 @@ def notes(lines: Sequence[str]) -> str:
 
 
 def key(names: Sequence[str]) -> str:
-    """Which colour stands for what."""
+    """Legend of the curves' colours."""
     return "<p>" + "".join(f"<span class='key {colour(i)}'></span>{escape(n)}" for i, n in enumerate(names)) + "</p>"
 
 

@@ -3,14 +3,13 @@
 Nothing here prints: `stage` is told of the progress, and a result that is there and current is not made again.
 """
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from expportrait_cli.artifacts import npz
-from expportrait_cli.artifacts.files import alone, atomic_path, content_hash
+from expportrait_cli.artifacts.files import alone, content_hash, write_json, write_text
 from expportrait_cli.artifacts.meshes import KIND as MESHES
 from expportrait_cli.artifacts.meshes import Meshes
 from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit, Tracking
@@ -143,7 +142,7 @@ def transfer(
 
 @dataclass(frozen=True)
 class NormalFilm:
-    """What `render_normals` wrote."""
+    """A film of normal maps that `render_normals` wrote."""
 
     path: Path
     sidecar: Path
@@ -213,8 +212,8 @@ def generate(
 ) -> films.Film:
     """Make the person of a photo, or of a `.head.npz`, perform a clip or what was made of one.
 
-    The driver is a clip, a `.track.npz`, a `.meshes.npz` or a `.normals.mkv`; `stretch` is what is taken of a clip, and
-    `track.stretch` of the reference. What the stages make on the way lies in
+    The driver is a clip, a `.track.npz`, a `.meshes.npz` or a `.normals.mkv`; `stretch` is the range of its
+    frames that is taken, and `track.stretch` that of the reference's. What the stages make on the way lies in
     `OUT.work`, and is used by the next run.
 
     Raises:
@@ -274,13 +273,10 @@ def evaluate(
             ),
         )
         terms = with_estimators(of_film(Path(film)), estimators([scores]))
-        document = {**scores.to_json(), "licences": terms.to_json()}
-        with atomic_path(out) as partial:
-            partial.write_text(json.dumps(document, indent=2) + "\n", "utf-8")
+        write_json(out, {**scores.to_json(), "licences": terms.to_json()})
         if page is not None:
             text = stages.run("write the report", lambda _: report_page(scores, licences=terms.lines()))
-            with atomic_path(page) as partial:
-                partial.write_text(text, "utf-8", "replace")
+            write_text(page, text)
     return Evaluation(scores, terms)
 
 

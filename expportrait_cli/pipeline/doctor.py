@@ -1,4 +1,4 @@
-"""What the tool finds on this machine, for `expportrait doctor`."""
+"""The examination of this machine by `expportrait doctor`."""
 
 import os
 import platform
@@ -29,12 +29,12 @@ class Check:
     ok: bool = True
 
     def row(self) -> dict[str, Any]:
-        """As JSON holds it."""
+        """Convert to plain JSON types."""
         return asdict(self)
 
 
 def examine() -> list[Check]:
-    """Everything that a result on this machine depends on."""
+    """Check everything that a result on this machine depends on."""
     return [*_system(), *_packages(), _ffmpeg(), *_devices(), _estimator(), *_weights(), *_folders()]
 
 
@@ -92,7 +92,7 @@ def _run(name: str, part: Callable[["torch.device"], str], device: "torch.device
 
 
 def _drawn(device: "torch.device") -> str:
-    """Normals of a whole head, and the gradient back to its vertices."""
+    """Draw the normals of a whole head, and compute the gradient back to its vertices."""
     import torch
 
     from expportrait_cli.geometry.camera import Camera
@@ -112,7 +112,7 @@ def _drawn(device: "torch.device") -> str:
 
 
 def _transferred(device: "torch.device") -> str:
-    """Offsets of one expression."""
+    """Compute the offsets of one expression with the transfer network."""
     import torch
 
     from expportrait_cli.retargeting.face import Neutral
@@ -130,7 +130,7 @@ def _transferred(device: "torch.device") -> str:
 
 
 def _posed(device: "torch.device") -> str:
-    """The chain of Eq. 1 to 4."""
+    """Pose a head by the whole chain of Eq. 1 to 4."""
     import torch
 
     head = load_head("anny", device)

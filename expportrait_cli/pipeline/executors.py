@@ -1,6 +1,6 @@
-"""Where the workers of a batch run: processes here, actors of Ray, or an array of Slurm's jobs.
+"""Executors of a batch: its workers are processes on this machine, actors of Ray, or an array of Slurm's jobs.
 
-Workers share out the rows by themselves (`rows.claim`), so that none is lost when one dies. Whoever started them only
+Workers share out the rows by themselves (`pool.claim`), so that none is lost when one dies. Whoever started them only
 watches the folder.
 """
 

@@ -51,7 +51,7 @@ WORDS = {"reference": "photo", "driving": "driver"}
 
 @dataclass(frozen=True)
 class Film:
-    """What a run left."""
+    """A film that a run made, or found up to date."""
 
     path: Path
     record: Path
@@ -66,11 +66,12 @@ def generate(job: Job, stage: Stage = silent) -> Film:
     Raises:
         InputError, UsageError: as `job.check`.
     """
+    # A film of normal maps is an input too, and the job names it only until its meshes take its place.
     check_outputs(job.outputs(), [job.driving])
     job = behind_normals(job)
     kinds = check(job)
     with alone(job.out), alone(job.work):
-        for path in (*job.outputs(), job.grid_path, job.report):
+        for path in (*job.outputs(), job.grid_path, job.report, job.control_picture):
             forget_partials(path)
         return _made(job, kinds, stage)
 
@@ -296,7 +297,7 @@ class _Run:
 
 
 def _quality(head_fit: HeadFit, tracking: Tracking | None, meshes: Meshes) -> dict[str, Any]:
-    """What the artifacts themselves say about the result."""
+    """Collect what the artifacts themselves say about the quality of the result."""
     tracked = tracking_quality(tracking) if tracking is not None else {}
     made_by = npz.read_header(meshes.path)["made_by"]
     # Frames whose expression the transfer network has not learned, and what was not carried over, and why.

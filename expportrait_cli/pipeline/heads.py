@@ -1,4 +1,4 @@
-"""Which head model a run works with: the one that its artifacts were made with."""
+"""The head model of a run: the one that its artifacts were made with."""
 
 from pathlib import Path
 from typing import get_args

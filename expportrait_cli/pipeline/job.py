@@ -1,4 +1,4 @@
-"""What one film is made of, and everything about it that can be checked before the work starts."""
+"""The job of one film: inputs, settings and files, and all that can be checked before the work starts."""
 
 import logging
 from dataclasses import asdict, dataclass, field, replace
@@ -41,7 +41,7 @@ class Job:
     """A clip, a photo, a `.track.npz`, a `.meshes.npz`, or the `.normals.mkv` of meshes that are still there."""
     out: Path
     track: TrackConfig = field(default_factory=TrackConfig)
-    """For both; its face is the reference's."""
+    """Settings of the tracking of both; face and stretch are the reference's."""
     driving_face: str = TrackConfig.face
     driving_stretch: Stretch = field(default_factory=Stretch)
     """Frames of the driver's clip that are taken; `track.stretch` is the reference's."""
@@ -54,9 +54,9 @@ class Job:
     """Curves to use when the file exists, else where they are written."""
     grid: bool = False
     with_report: bool = False
-    """Whether a page is written beside the film."""
+    """Write a page beside the film."""
     show_control: bool = False
-    """Whether, instead of the film, a picture is written of what wan-vace would be shown."""
+    """Instead of the film, write a picture of what wan-vace would be shown."""
     keep_work: bool = True
     shared: Path | None = None
     """Folder of trackings that several films share; each film's own work folder without it."""
@@ -111,7 +111,8 @@ class Job:
 
     def side_products(self) -> list[Path]:
         """Files beside the film that are written under names that the user did not choose."""
-        return [self.record, *([self.grid_path] if self.grid else []), *([self.report] if self.with_report else [])]
+        wanted = {self.grid_path: self.grid, self.report: self.with_report, self.control_picture: self.show_control}
+        return [self.record, *(path for path, is_wanted in wanted.items() if is_wanted)]
 
     def outputs(self) -> list[Path]:
         """Files that the run writes, replaces or removes; curves among them unless they exist."""

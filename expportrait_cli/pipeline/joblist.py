@@ -2,12 +2,12 @@
 
 import csv
 import io
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from difflib import get_close_matches
 from glob import glob
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_args
 from zipfile import BadZipFile
 
 from expportrait_cli.artifacts.files import film_name
@@ -15,6 +15,7 @@ from expportrait_cli.artifacts.texts import parse_json, read_text
 from expportrait_cli.config import (
     CHANGES,
     PAPER,
+    SECTIONS,
     SIZES,
     FitConfig,
     GenerateConfig,
@@ -24,21 +25,25 @@ from expportrait_cli.config import (
     WanConfig,
 )
 from expportrait_cli.errors import InputError, UsageError, WeightsError
+from expportrait_cli.head import HeadName
 from expportrait_cli.pipeline.job import Job
 from expportrait_cli.runtime import expected
 
+T = TypeVar("T")
+
 WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-SECTIONS = {"track": TrackConfig, "fit": FitConfig, "transfer": TransferConfig, "generate": GenerateConfig}
 LONGEST = 1 << 26
 """Largest list that is read, bytes: a million rows."""
 PATHS = ("reference", "driving", "output", "curves")
-REFUSED = (
-    *("several", "stretch", "wan", "folds"),
-    *("supervision", "recenter", "detail", "rounds", "iterations", "descent"),
-)
-"""Settings that a list cannot change. `several`: in a batch, several faces without a choice are always an error.
-`stretch` and `wan` are sections of settings. `folds` needs the driver's head, which a job of a list does not have. Of
-the fit a list has what `generate` has."""
+REFUSED: dict[Any, tuple[str, ...]] = {
+    TrackConfig: ("several", "stretch"),
+    FitConfig: ("supervision", "recenter", "detail", "rounds", "iterations", "descent"),
+    TransferConfig: ("folds",),
+    GenerateConfig: ("wan",),
+}
+"""Settings of each section that a list cannot change. `several`: in a batch, several faces without a choice are always
+an error. `stretch` and `wan` are sections of settings. `folds` needs the driver's head, which a job of a list does not
+have. Of the fit a list has what `generate` has."""
 
 
 def read_jobs(
@@ -59,14 +64,14 @@ def read_jobs(
 
 
 def is_pattern(text: str) -> bool:
-    """Whether it names photos by a pattern: no file of that name is there."""
+    """Tell whether a text is a pattern of names: it has a sign of one, and no file has that very name."""
     return any(sign in text for sign in "*?[") and not Path(text).exists()
 
 
 def pattern_jobs(
     references: str, driving: str, folder: Path, *, shared: Path, defaults: Mapping[str, Any] | None = None
 ) -> list[Job]:
-    """Every file of the pattern `references` performs every clip of the pattern `driving`.
+    """Pair every file of the pattern `references` with every clip of the pattern `driving`.
 
     Raises:
         InputError: no file has such a name.
@@ -90,7 +95,7 @@ def _distinct(
     shared: Path | None,
     defaults: Mapping[str, Any],
 ) -> list[Job]:
-    """Jobs of rows, each of which writes another film."""
+    """Make the jobs of rows; no two may write the same film."""
     jobs: dict[Path, Job] = {}
     for number, row in rows:
         job = replace(_job({**defaults, **row}, base, folder, f"{path}, line {number}"), shared=shared)
@@ -100,8 +105,8 @@ def _distinct(
     return list(jobs.values())
 
 
-def part_of(jobs: list[Job], part: str) -> list[Job]:
-    """Every N-th job from the I-th on, for `part` I/N: what one of N machines, or of N GPUs, has to do.
+def part_of(jobs: Sequence[T], part: str) -> Sequence[T]:
+    """Take every N-th job from the I-th on, for `part` I/N: the share of one of N machines, or of N GPUs.
 
     Raises:
         UsageError: no such part.
@@ -175,7 +180,7 @@ def _sheet(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _delimiter(lines: list[str]) -> str:
-    """What parts the cells of the first line that is not blank: spreadsheets write commas, semicolons or tabs."""
+    """Find the sign between the cells of the first line that is not blank: a comma, a semicolon or a tab."""
     first = next((line for line in lines if line.strip()), "")
     return max(",;\t", key=first.count)
 
@@ -205,6 +210,11 @@ def _job(row: dict[str, Any], base: Path, folder: Path, place: str) -> Job:
         raise InputError(f"{place}: the output's name must end in .mp4, found {out.name}.")
     grid = _value(row.pop("grid", False), False, "grid", place)
     driving_face = str(row.pop("driving_face", TrackConfig.face))
+    head_model = row.pop("head_model", None)
+    if head_model not in (None, *get_args(HeadName)):
+        raise InputError(
+            f"{place}: head_model is {str(head_model)[:60]!r}, expected one of {', '.join(get_args(HeadName))}."
+        )
     stretches = [_stretch(row, prefix, place) for prefix in ("", "reference_")]
     _short_forms(row, place)
     sections = {section: _section(cls, row, place) for section, cls in SECTIONS.items()}
@@ -223,6 +233,7 @@ def _job(row: dict[str, Any], base: Path, folder: Path, place: str) -> Job:
         out,
         driving_face=driving_face,
         driving_stretch=stretches[0],
+        head_model=head_model,
         curves=curves,
         grid=grid,
         **sections,
@@ -230,11 +241,11 @@ def _job(row: dict[str, Any], base: Path, folder: Path, place: str) -> Job:
 
 
 def columns() -> list[str]:
-    """Every column that a list may have."""
-    settings = [field.name for cls in (*SECTIONS.values(), WanConfig) for field in fields(cls)]
+    """List every column that a list may have."""
+    sections = (*SECTIONS.values(), WanConfig)
+    own = [field.name for cls in sections for field in fields(cls) if field.name not in REFUSED.get(cls, ())]
     trims = [f"{prefix}{field.name}" for prefix in ("", "reference_") for field in fields(Stretch)]
-    own = [name for name in settings if name not in REFUSED]
-    names = [*PATHS, "driving_face", *trims, "grid", "absolute", *own]
+    names = [*PATHS, "driving_face", "head_model", *trims, "grid", "absolute", *own]
     return list(dict.fromkeys(names))
 
 
@@ -275,7 +286,7 @@ def _section(cls: Any, row: dict[str, Any], place: str) -> Any:
     """Take a stage's settings out of a row."""
     chosen: dict[str, Any] = {"several": "fail"} if cls is TrackConfig else {}
     for field in fields(cls):
-        if field.name not in row or field.name in REFUSED or is_dataclass(field.default_factory):
+        if field.name not in row or field.name in REFUSED.get(cls, ()) or is_dataclass(field.default_factory):
             continue
         cell = row.pop(field.name)
         value = _value(cell, field.default, field.name, place)

@@ -105,7 +105,7 @@ STILL_RATE = Fraction(25)
 
 @dataclass(frozen=True)
 class Driver:
-    """Where the driver's pictures are, as a `.meshes.npz` remembers it."""
+    """The driver's pictures, as a `.meshes.npz` names them."""
 
     source: Path
     crop: tuple[float, float, float]
@@ -113,7 +113,7 @@ class Driver:
     """Frame of the source that the film's frame 0 follows."""
 
     def row(self) -> dict[str, Any]:
-        """As the header holds it."""
+        """Convert to plain types for the header."""
         return {"source": str(self.source), "crop": list(self.crop), "first_frame": self.first_frame}
 
     def picture(self, frame: int) -> UInt8[np.ndarray, "H W 3"]:

@@ -1,4 +1,4 @@
-"""What there is of a film, and what it would take: stages that are to do, weights, memory, minutes; nothing is made."""
+"""The plan of a run: what is there already, and what is to do, with weights, memory and minutes; nothing is made."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -46,18 +46,18 @@ GB = 1 << 30
 
 @dataclass(frozen=True)
 class Found:
-    """What there is before a run."""
+    """The state of a job before a run."""
 
     hashes: dict[str, str]
-    """Of the inputs, by role."""
+    """Hashes of the inputs, by role."""
     known: Mapping[str, Any]
     """Record of the film that is there; empty without one."""
     table: CurvesFile
     painter: Choice
     key: str
-    """Of the film that is asked for."""
+    """Key of the film that is asked for."""
     is_current: bool
-    """The film is there already, with all that is asked for beside it."""
+    """True if the film is there already, with all that is asked for beside it."""
 
 
 def look(job: Job, kinds: tuple[str, str]) -> Found:
@@ -84,7 +84,7 @@ def _is_made(path: Path, digest: Any) -> bool:
 
 
 def _has_beside(job: Job, known: Mapping[str, Any]) -> bool:
-    """Whether all that is asked for beside the film is there, as the run left it that `known` is the record of."""
+    """Tell whether all that is asked for beside the film is there, unchanged since the run whose record is `known`."""
     beside = known.get("beside")
     hashes = beside if isinstance(beside, dict) else {}
     wanted = {job.grid_path: job.grid, job.report: job.with_report, job.curves: job.curves is not None}
@@ -96,7 +96,7 @@ def _strings(found: Any) -> list[str]:
 
 
 def film_key(job: Job, hashes: Mapping[str, str], painter: Mapping[str, str]) -> str:
-    """What a whole film depends on: inputs, settings, painter, networks of the fit, and the revisions of all stages."""
+    """Key of a whole film: of inputs, settings, painter, networks of the fit, and the revisions of all stages."""
     networks = {row["name"]: row["sha256"] for row in network_of(job.fit)}
     networks |= model_file(job.head_model or "anny")
     inputs = {**hashes, **painter, **networks, "revisions": json.dumps(steps.REVISIONS, sort_keys=True)}
@@ -109,7 +109,7 @@ class Step:
 
     name: str
     is_made: bool
-    """What an earlier run made is used again."""
+    """True if the result of an earlier run is used again."""
     frames: int
     seconds: float
     """An estimate; 0 if it is used again."""
@@ -117,7 +117,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run would do."""
+    """The plan of a run."""
 
     film: Path
     steps: tuple[Step, ...]
@@ -133,7 +133,7 @@ class Plan:
         return sum(step.seconds for step in self.steps)
 
     def to_json(self) -> dict[str, Any]:
-        """As plain JSON types."""
+        """Convert to plain JSON types."""
         weights = [dict(zip(("name", "licence", "path"), row, strict=True)) for row in self.weights]
         return {
             "output": str(self.film),
@@ -146,7 +146,7 @@ class Plan:
         }
 
     def lines(self) -> list[str]:
-        """As text."""
+        """Format as lines of text."""
         if not self.steps:
             return [f"{self.film} is up to date: nothing is to do."]
         done = sum(step.is_made for step in self.steps)

@@ -101,17 +101,17 @@ class Workers:
             yield item, error if error is not None else future.result()
 
 
-class Apart(Generic[T, R]):
+class WorkerProcess(Generic[T, R]):
     """One process that does tasks one after the other, and keeps what it has loaded; a new one where it was killed."""
 
     def __init__(self, work: Callable[[T], R], *, threads: int) -> None:
-        """Do `work`, a function of a module, with so many threads."""
+        """Prepare a process that does `work`, a function of a module, with so many threads."""
         self._work, self._threads = work, threads
         self._process: BaseProcess | None = None
         self._line: connection.Connection | None = None
 
     def run(self, task: T, *, timeout_s: float | None, is_over: Callable[[], bool]) -> R | int:
-        """What `work` returns; or the number of the signal that the process was killed by, 0 after `timeout_s`.
+        """Return what `work` returns; or the signal that killed the process, or 0 if it took longer than `timeout_s`.
 
         Raises:
             Stopped: `is_over` became true.
@@ -219,7 +219,7 @@ def _do(work: Callable[[T], R], item: T) -> R:
 
 
 def disk_clock(folder: Path) -> float:
-    """Time as the disk knows it, which all machines that share it have in common."""
+    """Read the time from the disk's clock, which all machines that share the disk have in common."""
     probe = folder / f".clock-{uuid.uuid4().hex[:8]}"
     probe.touch()
     try:
@@ -228,15 +228,15 @@ def disk_clock(folder: Path) -> float:
         probe.unlink(missing_ok=True)
 
 
-def whose() -> str:
-    """This process, and its machine."""
+def this_process() -> str:
+    """Name this process and its machine."""
     return f"process {os.getpid()} on {socket.gethostname()}"
 
 
 @contextmanager
 def claim(path: Path, *, heartbeat_s: float, stale_s: float) -> Iterator[bool]:
-    """Keep what `path` stands for to this worker; false if another one has it. A thread shows that this one lives."""
-    own = f"{whose()} {uuid.uuid4().hex}"
+    """Claim what `path` stands for; yields False if another worker has it. A thread shows that this worker lives."""
+    own = f"{this_process()} {uuid.uuid4().hex}"
     if not (_take(path, own) or (_forget_stale(path, stale_s) and _take(path, own))):
         yield False
         return
@@ -300,7 +300,7 @@ def _forget_stale(path: Path, stale_s: float) -> bool:
 
 
 def _has_ended(claimed: str) -> bool:
-    """Whether a claim's worker was a process of this machine that is there no more."""
+    """Tell whether a claim's worker was a process of this machine that has ended."""
     words = claimed.split()
     if len(words) < 5 or words[3] != socket.gethostname() or not words[1].isdecimal():
         return False

@@ -1,4 +1,4 @@
-"""Where a result comes from: versions, weights, networks, licences, how well it was made, and the run record."""
+"""The origin of a result: versions, weights, networks, licences, how well it was made, and the run record."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from expportrait_cli.artifacts import npz
-from expportrait_cli.artifacts.files import atomic_path, content_hash
+from expportrait_cli.artifacts.files import content_hash, write_json
 from expportrait_cli.artifacts.texts import read_json
 from expportrait_cli.artifacts.types import HeadFit, Tracking
 from expportrait_cli.config import FitConfig, Stretch
@@ -51,7 +51,7 @@ def warn_of_misfit(source: Path, tracking: Tracking) -> None:
 
 
 def tracking_quality(tracking: Tracking) -> dict[str, Any]:
-    """How well the tracking explains what was seen."""
+    """Measure how well the tracking explains what was seen."""
     return {
         "frames": len(tracking.error),
         "frames_interpolated": int((tracking.state == 1).sum()),
@@ -62,7 +62,7 @@ def tracking_quality(tracking: Tracking) -> dict[str, Any]:
 
 
 def fit_quality(head_fit: HeadFit) -> dict[str, Any]:
-    """How well the head covers the person."""
+    """Measure how well the head covers the person."""
     quality: dict[str, Any] = {"silhouette_iou": round(float(head_fit.silhouette_iou), 4)}
     if len(head_fit.dynamic_offset):
         quality["frames"] = len(head_fit.dynamic_offset)
@@ -150,8 +150,7 @@ CHECKSUM = "checksum"
 
 def write_record(path: Path, content: Mapping[str, Any]) -> None:
     """Write the record as JSON, in full or not at all, with a hash of all of it, so that damage shows."""
-    with atomic_path(path) as partial:
-        partial.write_text(json.dumps({**content, CHECKSUM: _checksum(content)}, indent=2) + "\n", "utf-8")
+    write_json(path, {**content, CHECKSUM: _checksum(content)})
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -177,12 +176,12 @@ INPUTS = "the rights in it, and the consent of the person it shows, are yours to
 
 @dataclass(frozen=True)
 class Terms:
-    """What one licence allows."""
+    """The terms of one licence."""
 
     commercial: Use
-    """May what it covers be used commercially."""
+    """Permission to use commercially what the licence covers."""
     attribution: str
-    """Whom or what has to be named."""
+    """Names and notices that have to be given."""
 
 
 NOTICE = Terms("yes", "keep the licence and copyright notice with copies of the weights")
@@ -235,7 +234,7 @@ class LicenceMap:
 
     @property
     def commercial(self) -> Use:
-        """Whether all weights allow commercial use: no if one does not, unknown if one does not say.
+        """Verdict on commercial use of the weights: no if one excludes it, unknown if one does not say.
 
         Data and inputs do not decide: whether they reach through weights that are licensed otherwise is disputed, and
         inputs are the user's own matter. Nor do estimators: they only looked at the film.
@@ -244,7 +243,7 @@ class LicenceMap:
 
     @property
     def commercial_scores(self) -> Use | None:
-        """Whether all estimators do, so that they may be run for commercial ends; None if nothing was scored."""
+        """Verdict on running the estimators for commercial ends; None if nothing was scored."""
         return self._verdict("estimator")
 
     def _verdict(self, kind: Kind) -> Use | None:
@@ -254,7 +253,7 @@ class LicenceMap:
         return "no" if "no" in uses else "unknown" if "unknown" in uses else "yes"
 
     def to_json(self) -> dict[str, Any]:
-        """As plain JSON types."""
+        """Convert to plain JSON types."""
         return {
             "commercial_use_of_the_weights": self.commercial,
             "commercial_use_of_the_estimators": self.commercial_scores,
@@ -262,7 +261,7 @@ class LicenceMap:
         }
 
     def lines(self) -> list[str]:
-        """As text: a verdict on the film, if something is known of it, and on its scores, if any; one line a part."""
+        """Format as text: verdicts on the film and on its scores, as far as they are known, and a line a part."""
         scores = self.commercial_scores
         is_about_film = scores is None or any(part.kind == "weights" for part in self.parts)
         verdicts = [VERDICTS[self.commercial].format(what="weights behind this film")] if is_about_film else []
@@ -304,7 +303,7 @@ def of_film(film: Path) -> LicenceMap | None:
 
 
 def stretch_behind(film: Path, target: Path) -> Stretch:
-    """What of a clip a film of this tool shows, by the record beside it; all of it without one."""
+    """Find the range of a clip that a film of this tool shows, by the film's record; the whole clip without one."""
     record = read_record(film.with_suffix(".json"))
     try:
         recorded = Stretch(**record["settings"]["driving_stretch"])

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from expportrait_cli.artifacts.files import atomic_path
+from expportrait_cli.artifacts.files import write_text
 from expportrait_cli.config import GenerateConfig, WanConfig
 from expportrait_cli.evaluation.report import data_uri
 from expportrait_cli.media.video import frame_count, read_pictures
@@ -29,7 +29,7 @@ RECIPES: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("start", "and a start from the proxy film, strength 0.7", {"strength": 0.7}),
     ("keep", "and the proxy's own pixels where nothing is to be repainted", {"keep": True}),
 )
-"""Each adds one change to those before it."""
+"""Recipes: name, description, and the change that is added to those of the recipes before."""
 MEASURES = {
     "lip_gap_error": "lips, % of the eye distance",
     "lid_gap_error": "lids, % of the eye distance",
@@ -66,8 +66,7 @@ def compare(photo: Path, clip: Path, folder: Path, config: GenerateConfig, stage
         generate(job, stage)
         scores[name] = _scores(job.out, photo, clip, stage)
     path = folder / "index.html"
-    with atomic_path(path) as partial:
-        partial.write_text(_page(folder, scores), "utf-8")
+    write_text(path, _page(folder, scores))
     note_comparison(weights, path)
     return path, {"scores": scores}
 

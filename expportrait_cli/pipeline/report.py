@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float64
 
 from expportrait_cli.artifacts import npz
-from expportrait_cli.artifacts.files import atomic_path
+from expportrait_cli.artifacts.files import write_text
 from expportrait_cli.artifacts.meshes import Meshes
 from expportrait_cli.artifacts.types import DISTRUSTED, HeadFit, Tracking
 from expportrait_cli.detect.crop import Crop, crop_image, shown_box
@@ -68,7 +68,7 @@ class Run:
 
 @dataclass(frozen=True)
 class _Found:
-    """What the page is made of."""
+    """Everything that the page is made of."""
 
     run: Run
     fit: HeadFit
@@ -102,8 +102,7 @@ def write_run_report(job: Job, record: Mapping[str, Any], path: Path, progress: 
         read_frames(run.film), photo, fit, model, box=box, progress=lambda done, _: progress(done, total)
     )
     found = _Found(run, fit, meshes, tracking, Asked.of(meshes.curves, model), shown)
-    with atomic_path(path) as partial:
-        partial.write_text(_page(found, record), "utf-8", "replace")
+    write_text(path, _page(found, record))
     return path
 
 
@@ -171,7 +170,7 @@ def _words(value: Any) -> str:
 
 
 def warnings(asked: Asked, shown: Shown, tracking: Tracking | None, turn_deg: Series) -> list[str]:
-    """What a user should look at before they show the film: one line each, with frames and limits."""
+    """List what a user should look at before they show the film: one line each, with frames and limits."""
     lines = []
     if tracking is not None:
         error = float(tracking.error.mean())

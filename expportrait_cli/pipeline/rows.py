@@ -2,7 +2,6 @@
 
 import csv
 import hashlib
-import json
 import logging
 import os
 import time
@@ -13,11 +12,11 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal, Protocol, cast, runtime_checkable
 
-from expportrait_cli.artifacts.files import atomic_path
+from expportrait_cli.artifacts.files import atomic_path, write_json, write_text
 from expportrait_cli.artifacts.texts import read_json
 from expportrait_cli.errors import FAULT, OutOfMemoryError, UserError, known
 from expportrait_cli.pages import page, table
-from expportrait_cli.pipeline.pool import Apart, claim, whose
+from expportrait_cli.pipeline.pool import WorkerProcess, claim, this_process
 from expportrait_cli.runtime import Stage, silent
 
 log = logging.getLogger(__name__)
@@ -25,11 +24,11 @@ log = logging.getLogger(__name__)
 
 @runtime_checkable
 class Film(Protocol):
-    """What a row makes: a `job.Job`. Its module is heavy, and is loaded by those that make films."""
+    """The job of a row: a `job.Job`, whose heavy module is imported only where films are made."""
 
     @property
     def out(self) -> Path:
-        """Where it goes."""
+        """Path of the film."""
         ...
 
 
@@ -43,12 +42,12 @@ WAIT_S = 0.3
 
 @dataclass(frozen=True)
 class RowResult:
-    """How a row ended."""
+    """Result of a row."""
 
     exit_code: int
-    """As the command line's."""
+    """Exit code, with the meanings of the command line's."""
     error: str
-    """Empty for a film that was made."""
+    """Message of the error; empty for a film that was made."""
     seconds: float
     attempts: int
 
@@ -110,7 +109,7 @@ class Task:
     make: Make | None
 
 
-def make_apart(task: Task) -> RowResult:
+def make_in_process(task: Task) -> RowResult:
     """Make a row, and write what the process says to the row's log."""
     task.log.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(task.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
@@ -137,7 +136,7 @@ class Batch:
     """ID.claim while a worker has a row, ID.json with its state, ID.log."""
     rows: tuple[Row, ...]
     since: float
-    """When this run began, by the clock of the folder's disk: what ended before is tried again."""
+    """Beginning of this run by the clock of the folder's disk: rows that ended before are tried again."""
     retries: int = 2
     """Further attempts at a row whose process was killed, or ran out of memory."""
     timeout_s: float | None = None
@@ -148,7 +147,7 @@ class Batch:
     make: Make | None = None
 
     def state(self, row: Row) -> dict[str, Any]:
-        """What is written about a row in this run; empty if nothing is."""
+        """Read what was written about a row in this run; empty if nothing was."""
         path = self.folder / f"{row.id}.json"
         try:
             found = read_json(path) if path.stat().st_mtime >= self.since else {}
@@ -157,7 +156,7 @@ class Batch:
         return found if isinstance(found, dict) else {}
 
     def result(self, row: Row) -> RowResult | None:
-        """How a row ended in this run."""
+        """Read the result of a row in this run; None while there is none."""
         state = self.state(row)
         if state.get("state") != "done":
             return None
@@ -165,22 +164,21 @@ class Batch:
 
     def write(self, row: Row, state: Literal["running", "done"], result: RowResult) -> None:
         """Write how a row stands."""
-        content = {"id": row.id, "output": str(row.job.out), "state": state, "by": whose(), **asdict(result)}
-        with atomic_path(self.folder / f"{row.id}.json") as partial:
-            partial.write_text(json.dumps(content, indent=2) + "\n", "utf-8", "replace")
+        content = {"id": row.id, "output": str(row.job.out), "state": state, "by": this_process(), **asdict(result)}
+        write_json(self.folder / f"{row.id}.json", content)
 
     def results(self) -> list[RowResult]:
-        """Of all rows; those that nobody has made are among them."""
+        """List the results of all rows; a row that nobody has made has the exit code `LEFT`."""
         left = RowResult(LEFT, "no worker was left to make it. Run the same command again.", 0.0, 0)
         return [self.result(row) or left for row in self.rows]
 
 
 @runtime_checkable
 class Maker(Protocol):
-    """What runs a task: `Apart`, or this process."""
+    """A place where tasks run: a `WorkerProcess`, or this process."""
 
     def run(self, task: Task, *, timeout_s: float | None, is_over: Callable[[], bool]) -> RowResult | int:
-        """As `Apart.run`."""
+        """Run a task, with the results of `WorkerProcess.run`."""
         ...
 
     def stop(self) -> None:
@@ -205,7 +203,7 @@ def work(
     """
     begin = index % max(len(batch.rows), 1)
     pending = [*batch.rows[begin:], *batch.rows[:begin]]
-    process = process or Apart(make_apart, threads=batch.threads)
+    process = process or WorkerProcess(make_in_process, threads=batch.threads)
     try:
         while pending and not is_over():
             left = [row for row in pending if not _try(batch, row, process, is_over, told)]
@@ -262,14 +260,14 @@ def attempted(batch: Batch, row: Row, process: Maker, is_over: Callable[[], bool
 
 
 def _is_worth_another(result: RowResult) -> bool:
-    return result.exit_code in (OutOfMemoryError.exit_code,) or result.exit_code > KILLED
+    return result.exit_code == OutOfMemoryError.exit_code or result.exit_code > KILLED
 
 
 KEPT = ("exit_code", "error", "seconds", "attempts", "by")
 
 
 def status(batch: Batch) -> list[dict[str, Any]]:
-    """How each row stands: waiting, running, or done with its result; of whatever run made it last."""
+    """List the state of each row (waiting, running, interrupted or done), from the last run that reached it."""
     rows = []
     for row in batch.rows:
         state = replace(batch, since=0.0).state(row)
@@ -301,6 +299,5 @@ def write_summary(batch: Batch, folder: Path) -> Path:
         )
     title = f"{done} of {len(rows)} films made, {failed} failed"
     path = folder / "summary.html"
-    with atomic_path(path) as partial:
-        partial.write_text(page(title, [table(heads, cells)]), "utf-8", "replace")
+    write_text(path, page(title, [table(heads, cells)]))
     return path

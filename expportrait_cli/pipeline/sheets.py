@@ -84,7 +84,7 @@ def _fit_height(image: Image, height: int) -> Image:
 FACES = ".faces.png"
 """End of the name of a picture of faces."""
 FACES_PX = 1280
-"""Its longer side, px."""
+"""Longer side of a picture of faces, px."""
 MARK = (255, 210, 0)
 
 
@@ -108,7 +108,7 @@ def _write(sheet: Image, text: str, place: tuple[int, int], size: float) -> None
 
 
 SIDE = 360
-"""Of the normals, px."""
+"""Side of the picture of normals, px."""
 
 
 def normals_behind(film: Path, frame: int) -> UInt8[np.ndarray, "S S 3"] | None:

@@ -84,7 +84,7 @@ def made_by(stage: str, settings: Mapping[str, Any], inputs: Mapping[str, str]) 
 
 
 def is_current(path: Path, header: Mapping[str, Any]) -> bool:
-    """Whether the artifact at `path` was made from the same inputs with the same settings."""
+    """Tell whether the artifact at `path` was made from the same inputs with the same settings."""
     if not path.is_file():
         return False
     try:
@@ -137,7 +137,7 @@ def fit_header(config: FitConfig, inputs: dict[str, str], known: Path | None = N
 
 
 def fit_inputs(trackings: Sequence[str], driver: str = "", head: str = "") -> dict[str, str]:
-    """What a fit depends on, by the keys of its artifacts."""
+    """Name the keys of the artifacts that a fit depends on."""
     own = {f"track{index or ''}": key for index, key in enumerate(trackings)}
     return {**own, "driver": driver, "head": head}
 
@@ -155,13 +155,13 @@ def painted_key(config: GenerateConfig, head: str, meshes: str, painter: Mapping
 
 
 def fits_driver(config: FitConfig, method: Method, frames: int, *, same: bool) -> bool:
-    """Whether a transfer takes folds that are fitted to the driver's own frames; `same` if the driver is the person."""
+    """Tell if a transfer takes folds that are fitted to the driver's own frames; `same` if the driver is the person."""
     has_folds = frames > 1 and config.quality != "draft"
     return has_folds and (method == "direct" or (same and method != "none"))
 
 
 def driver_config(config: FitConfig, head: HeadModel) -> FitConfig:
-    """How the driver's own frames are fitted, for a head that was fitted by `config`."""
+    """Settings of the fit of the driver's own frames, for a head that was fitted by `config`."""
     quality: Quality = "high" if is_finer(head.name) else config.quality
     return replace(config, quality=quality, detail=False)
 

@@ -134,3 +134,9 @@ def test_rows_may_share_curves_that_exist_and_not_write_the_same(tmp_path):
         check_outputs([path for job in jobs for path in job.outputs()], [])
     (tmp_path / "c.csv").write_text("frame\n")
     check_outputs([path for job in jobs for path in job.outputs()], [path for job in jobs for path in job.inputs()])
+
+
+def test_the_picture_of_the_control_does_not_replace_the_photo(tmp_path):
+    job = Job(tmp_path / "film.control.png", tmp_path / "b.mp4", tmp_path / "film.mp4", show_control=True)
+    with pytest.raises(UsageError, match=r"film\.control\.png would be written, and is also an input"):
+        check_outputs(job.outputs(), job.inputs())

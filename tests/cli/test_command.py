@@ -82,6 +82,7 @@ def test_the_record_of_a_film_gives_its_settings_again(asked, tmp_path):
     options = (
         *("--size", "256", "--face", "left", "--start", "3f", "--reference-end", "9f", "--different-person", "--grid"),
         *("--relative", "--steps", "4", "--backend", "wan-v2v", "--quality", "draft", "--aspect", "9:16"),
+        "--no-detail",
     )
     first = asked("photo.png", "clip.mp4", "-o", "a.mp4", *options)
     inputs = {"reference": {"path": "photo.png"}, "driving": {"path": "clip.mp4"}}

@@ -182,7 +182,7 @@ BOUNDED = [
     (cls, name, limits)
     for cls in (TrackConfig, TransferConfig, GenerateConfig, WanConfig)
     for name in vars(cls)["__dataclass_fields__"]
-    if (limits := between(cls, name)) and name not in ("size", *REFUSED)
+    if (limits := between(cls, name)) and name not in ("size", *REFUSED.get(cls, ()))
 ]
 
 
@@ -216,6 +216,17 @@ def test_what_holds_for_all_rows_gives_way_to_a_row(tmp_path):
     path.write_text("reference,driving,size\na.png,b.mp4,\na.png,c.mp4,768\n")
     first, second = read_jobs(path, tmp_path, defaults={"size": 256, "grid": True})
     assert (first.generate.size, second.generate.size, first.grid, second.grid) == (256, 768, True, True)
+
+
+def test_a_list_has_the_head_model_and_the_detail_that_generate_has(tmp_path):
+    path = tmp_path / "jobs.csv"
+    path.write_text("reference,driving,head_model,detail\na.png,b.mp4,gnm,no\na.png,c.mp4,,\n")
+    chosen, plain = read_jobs(path, tmp_path)
+    assert (chosen.head_model, chosen.generate.detail, chosen.fit.detail) == ("gnm", False, True)
+    assert (plain.head_model, plain.generate.detail) == (None, True)
+    path.write_text("reference,driving,head_model\na.png,b.mp4,flame\n")
+    with pytest.raises(InputError, match="line 2: head_model is 'flame', expected one of anny, smplx, gnm"):
+        read_jobs(path, tmp_path)
 
 
 def test_spreadsheets_are_lists(tmp_path):
