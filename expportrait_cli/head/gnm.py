@@ -15,7 +15,7 @@ what the components do beyond it as the jaw's corrective, so that an open mouth 
 import os
 import zipfile
 import zlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -64,7 +64,7 @@ BROW_M = 0.004
 
 @dataclass(frozen=True)
 class GnmFile:
-    """What is needed of a file."""
+    """Arrays of a GNM file that the head is built from: `S` vertices, `J` joints, metres."""
 
     template: Float[np.ndarray, "S 3"]
     identity: Float[np.ndarray, "I S 3"]
@@ -107,12 +107,11 @@ def load(
     path = file or find_file()
     found = read(path)
     head = build(found)
-    head = with_landmarks(path, head, lambda: colours(found, head), find_landmarks)
-    return replace(head, facial_mask=regions.facial_mask(head)).to(device)
+    return with_landmarks(path, head, lambda: colours(found, head), find_landmarks).to(device)
 
 
 def read(path: Path) -> GnmFile:
-    """Read the members that are needed.
+    """Read the arrays that are needed.
 
     Raises:
         WeightsError: it is damaged, or another file.
