@@ -132,7 +132,7 @@ def landmark_model(head: HeadModel) -> LandmarkModel:
 
 
 def lid_travel(head: HeadModel) -> Float32[np.ndarray, "2 V"]:
-    """How far a blink moves the skin of the left and of the right eye, m; zero for a head without that expression."""
+    """Distance, m, that a blink of the left and of the right eye moves the skin; 0 for a head without blinks."""
     travel = torch.zeros(2, len(head.parts))
     for side, name in enumerate(("eyeBlinkLeft", "eyeBlinkRight")):
         if name in head.expression_names:

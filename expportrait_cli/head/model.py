@@ -244,7 +244,7 @@ MARK = "@2"
 
 
 def is_finer(name: str) -> bool:
-    """Whether a head model's name is that of a finer one."""
+    """Say whether the name is that of a head with two subdivisions (`anny@2`)."""
     return name.endswith(MARK)
 
 

@@ -1,4 +1,4 @@
-"""Every default of every training, once."""
+"""Settings of all trainings; each default stands here and nowhere else."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -8,7 +8,7 @@ from expportrait_cli.runtime import MANY, Between, Checked, Count, Positive, Rat
 
 @dataclass(frozen=True)
 class TransferTraining(Checked):
-    """How the transfer network is trained."""
+    """Settings of the training of the transfer network."""
 
     steps: Positive = 12000
     """Batches to train on."""
@@ -46,7 +46,7 @@ class TransferTraining(Checked):
 
 @dataclass(frozen=True)
 class MiniTraining(Checked):
-    """How the small painter is trained."""
+    """Settings of the training of `mini`, the small painter."""
 
     steps: Positive = 6000
     """Batches to train on."""
@@ -76,7 +76,7 @@ class MiniTraining(Checked):
 
 @dataclass(frozen=True)
 class GeneratorTraining(Checked):
-    """How the generator is trained; rate, batch, epochs and size are the paper's."""
+    """Settings of the training of the generator; rate, batch, epochs and size are the paper's."""
 
     epochs: Positive = 30
     """Passes through the clips."""
@@ -111,7 +111,7 @@ class GeneratorTraining(Checked):
 
 @dataclass(frozen=True)
 class GeneratorTask(Checked):
-    """What the generator learns in each step (paper Eq. 10), and how often it reports."""
+    """Loss and weights of the generator's steps (paper Eq. 10), and the intervals of its reports."""
 
     loss: Literal["velocity", "epsilon"] = "velocity"
     """Error that is minimised: of the velocity, or of the noise (epsilon) that follows from it, as in Eq. 10: the same

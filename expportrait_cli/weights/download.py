@@ -176,7 +176,7 @@ def _pieces(response: http.client.HTTPResponse, url: str) -> Iterator[bytes]:
 
 
 def _mark(response: http.client.HTTPResponse) -> str:
-    """What the server knows this version of a file by; empty when it says nothing that may be relied upon."""
+    """Identifier that the server gives this version of a file (ETag or date); empty if it gives no reliable one."""
     tag = response.headers.get("ETag", "")
     return tag if tag and not tag.startswith("W/") else response.headers.get("Last-Modified", "")
 

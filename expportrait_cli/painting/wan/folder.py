@@ -140,7 +140,7 @@ def _no_model(folder: Path, what: str, error: Exception) -> WeightsError:
 
 
 def is_lora(transformer: nn.Module) -> bool:
-    """Whether a LoRA was added to a transformer."""
+    """Say whether a LoRA was added to a transformer."""
     return bool(getattr(transformer, "peft_config", None))
 
 

@@ -1,4 +1,4 @@
-"""What of the proxy film is painted anew: steady boxes on the transformer's own grid."""
+"""Mask of the parts of the proxy film that are painted anew: steady boxes on the transformer's grid."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -101,7 +101,7 @@ class Masks:
 
 
 def _large(mask: Bool[np.ndarray, "b c"]) -> Bool[np.ndarray, "b c"]:
-    """The regions of a mask that are larger than a few boxes."""
+    """Keep the regions of a mask that are larger than a few boxes."""
     _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
     boxes = np.asarray(stats)[:, cv2.CC_STAT_AREA]
     return mask & (boxes[np.asarray(labels, np.intp)] >= FEWEST)

@@ -79,7 +79,7 @@ class WanPainter:
 
     @property
     def name(self) -> str:
-        """As in `GenerateConfig.backend`."""
+        """Name of the painter, as in `GenerateConfig.backend`."""
         return self._name
 
     detail = True
@@ -108,7 +108,7 @@ class WanPainter:
             yield from paint_windows(model, loaded.vae, sketches, sampling, start=start, count=count)
 
     def transformer(self) -> tuple[together.Run, Callable[[], None]]:
-        """The transformer, and what to call before it is used: for processes that only help the one that paints."""
+        """Return the transformer and the function to call before its use, for processes that help to paint."""
         loaded = self._loaded()
         return loaded.transformer, loaded.wake
 
@@ -221,7 +221,7 @@ def by_several(drawn: Sketches, start: int, count: int, *, workers: int, depth: 
 
 
 def sampling_of(name: WanName, folder: Path, config: WanConfig, seed: int) -> Sampling:
-    """How windows are sampled: as the weights were made for, where the user does not say otherwise."""
+    """Settings of the sampler: those that the weights were made for, unless the user gives others."""
     length, overlap = Sampling.length, Sampling.overlap
     if name == "wan-portrait":
         manifest = read_manifest(folder)

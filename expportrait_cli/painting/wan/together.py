@@ -217,7 +217,7 @@ def _announce(what: int, inputs: Sequence[Tensor | None] = ()) -> None:
 
 
 def _listen() -> tuple[int, list[list[int]]]:
-    """What comes next, and what announces its inputs."""
+    """Receive the number of the next task, and the shapes of its inputs."""
     header = torch.empty(1 + len(SENT), HEADER, dtype=torch.int64)
     dist.broadcast(header, 0)
     return int(header[0, 0]), header[1:].tolist()

@@ -153,7 +153,7 @@ class Lessons:
         self._held: dict[int, Lesson] = {}
 
     def batch(self, step: int) -> Batch:
-        """The batch of a step: crops, mirrored and coloured at random, with faults added to some proxies."""
+        """Draw the batch of a step: crops, mirrored and coloured at random, with faults added to some proxies."""
         draw = np.random.default_rng((self._config.seed, step))
         first = step // EXCHANGE
         here = [self._in_order(first + k) for k in range(min(HELD, len(self._paths)))]
@@ -248,6 +248,6 @@ def train(
 
 
 def _share(step: int, steps: int) -> float:
-    """Of the full rate: a warm-up, then a cosine down to a twentieth."""
+    """Share of the full learning rate: it rises during the warm-up, then falls as a cosine to 0.05."""
     warm = min(1.0, (step + 1) / WARM_UP)
     return warm * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / steps)))

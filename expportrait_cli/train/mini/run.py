@@ -49,7 +49,7 @@ def judge(network: MiniNet, paths: Sequence[Path]) -> tuple[Figures, list[Figure
 
 
 def passes(figures: Mapping[str, float]) -> bool:
-    """Whether a network may take the proxy's place unasked."""
+    """Say whether a network is so much better than the proxy that `auto` may choose it."""
     gains = all(figures.get(name, 0.0) >= least for name, least in LEAST.items())
     return gains and figures.get("sharp", 0.0) >= SHARP and figures.get("flicker", np.inf) <= STEADY
 
@@ -160,7 +160,7 @@ def _clips(datasets: Sequence[Path]) -> list[Clip]:
 
 
 def _head(datasets: Sequence[Path]) -> HeadModel:
-    """The head model of all sets: the painter sees pictures alone, whichever it is."""
+    """Load the head model that all sets share; the painter itself sees only pictures."""
     models = sorted({Dataset.open(folder).head_model for folder in datasets})
     if len(models) > 1:
         raise InputError(f"The sets mix the head models {' and '.join(models)}. Prepare them with one of them.")

@@ -1,4 +1,4 @@
-"""Where skin folds, and how deep, when an expression shortens it: synthetic, after the anatomy of expression lines."""
+"""Synthetic folds: places and depths of the lines that expressions draw, after the anatomy of expression lines."""
 
 from dataclasses import dataclass
 

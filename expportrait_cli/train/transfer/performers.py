@@ -1,4 +1,4 @@
-"""What the transfer network learns from: faces at rest and frames of them, of prepared clips and synthetic people."""
+"""Training data of the transfer network: faces at rest and frames of them, of prepared clips and synthetic people."""
 
 import hashlib
 from collections.abc import Sequence
@@ -28,11 +28,11 @@ GOOD_IOD = 2.0
 
 @runtime_checkable
 class Person(Protocol):
-    """What belongs to somebody."""
+    """Anything that belongs to one person."""
 
     @property
     def person(self) -> str:
-        """Who it is."""
+        """Name of the person."""
         ...
 
 
@@ -60,7 +60,7 @@ class Performer:
 
     @property
     def is_synthetic(self) -> bool:
-        """Whether nobody was filmed."""
+        """True for a made-up person, of whom there is no film."""
         return self.person.startswith("synthetic")
 
 
@@ -70,37 +70,37 @@ class Actor(Person, Protocol):
 
     @property
     def name(self) -> str:
-        """Of the clip."""
+        """Name of the clip."""
         ...
 
     @property
     def neutral(self) -> Float32[np.ndarray, "P 3"]:
-        """As a performer's."""
+        """Same as `Performer.neutral`."""
         ...
 
     @property
     def expression(self) -> Float32[np.ndarray, "T E"]:
-        """As a performer's."""
+        """Same as `Performer.expression`."""
         ...
 
     @property
     def jaw(self) -> Float32[np.ndarray, "T 3"]:
-        """As a performer's."""
+        """Same as `Performer.jaw`."""
         ...
 
     @property
     def offset(self) -> Float16[np.ndarray, "T P 3"]:
-        """As a performer's."""
+        """Same as `Performer.offset`."""
         ...
 
     @property
     def weight(self) -> Float32[np.ndarray, " T"]:
-        """As a performer's."""
+        """Same as `Performer.weight`."""
         ...
 
     @property
     def is_synthetic(self) -> bool:
-        """Whether nobody was filmed."""
+        """True for a made-up person, of whom there is no film."""
         ...
 
 
@@ -120,7 +120,7 @@ class Stored:
 
     @property
     def neutral(self) -> Float32[np.ndarray, "P 3"]:
-        """As a performer's."""
+        """Same as `Performer.neutral`."""
         return np.load(self._folder / "neutral.npy")
 
     @property
