@@ -52,7 +52,7 @@ EYES_M = np.array([0.0, 0.0222, 0.0791])
 NECK_FADE_M = 0.04
 """Height below the neck joint over which the neck becomes torso."""
 OPENING_M = 0.02
-"""How far the lower teeth come down when the jaw is fully open."""
+"""Way of the lower teeth down when the jaw is fully open."""
 LEAST_M = 1e-3
 """Motion of a rigid jaw below which a vertex says nothing about its weight."""
 EXPRESSION_MAX, EXPRESSION_PRIOR, EXPRESSION_NEUTRAL = 3.0, 10.0, 0.15

@@ -127,11 +127,11 @@ class GeneratorTask(Checked):
     drop_reference: Share = 0.1
     """Share of the samples without the photo."""
     face: Annotated[float, Between(0, 100)] = 1.0
-    """What the error in the face counts more than outside of it, in shares; 0 in the paper."""
+    """Extra weight of the error in the face, where outside of it is 1; 0 in the paper."""
     features: Annotated[float, Between(0, 100)] = 1.0
-    """What the error of eyes and lips counts more than the rest of the face, in shares; 0 in the paper."""
+    """Extra weight of the error of eyes and lips, in the same unit; 0 in the paper."""
     control: Literal["none", "normals"] = "none"
-    """What VACE learns to follow by a LoRA on the branch of its control; none trains a generator of our own."""
+    """Control that VACE learns to follow, by a LoRA on the branch for it; none trains a generator of our own."""
     checkpointing: bool = True
     """Gradient checkpointing: recompute activations to save memory."""
     report_every: Positive = 500

@@ -51,13 +51,13 @@ class Weight:
     optional: bool = False
     """Missing is fine: the part that needs it is an extra."""
     interface: str = ""
-    """Only used where mediapipe is spoken to through this interface; empty for what every machine uses."""
+    """Interface of mediapipe that needs the file; empty for what every machine uses."""
     form: str = ""
     """Page where the user has to accept a licence to get the file; empty where none stands before it."""
     parts: tuple[str, ...] = ()
-    """For a folder instead of a file: what of the repository `source` it is made of,"""
+    """For a folder instead of a file: names of the parts of the repository `source` that are fetched."""
     pinned: tuple[tuple[str, str], ...] = ()
-    """and the sha256 of files in it, where it is known beforehand: the hub has to list the same."""
+    """Files of the folder with their sha256, where it is known beforehand: the hub has to list the same."""
     data: tuple[tuple[str, str], ...] = ()
     """Data that it was made from or rests on, and the licence of each; empty where it is not known."""
 

@@ -201,9 +201,9 @@ class Listed:
     file: str
     bytes: int
     sha256: str
-    """Of large files;"""
+    """Hash of a large file; empty for a small one."""
     git: str
-    """and git's own hash, for small ones."""
+    """Git's own hash of the file, by which small files are checked."""
 
 
 def fetch_folder(weight: Weight, folder: Path, progress: Progress) -> Path:

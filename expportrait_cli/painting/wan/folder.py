@@ -29,7 +29,7 @@ SHARD = "5GB"
 """Largest file of a transformer."""
 M = TypeVar("M", WanTransformer3DModel, WanVACETransformer3DModel, AutoencoderKLWan)
 NO_MODEL = (OSError, ValueError, TypeError, LookupError, RuntimeError, SafetensorError)
-"""What diffusers raises about a folder that holds no model of the class."""
+"""Errors that diffusers raises about a folder that holds no model of the class."""
 
 
 @dataclass(frozen=True)

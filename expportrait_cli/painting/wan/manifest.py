@@ -42,7 +42,7 @@ class Sampler(Checked):
     kind: Literal["euler"] = "euler"
     steps: Annotated[int, Between(1, 1000)] = 20
     shift: Annotated[float, Between(0.01, 1000)] = 3.0
-    """Of the share of noise s: shift s / (1 + (shift - 1) s), as in training."""
+    """Shift of the share of noise s to shift s / (1 + (shift - 1) s), as in training."""
     guidance: Annotated[float, Between(0, 100)] = 1.0
 
 
@@ -52,7 +52,7 @@ class Manifest(Checked):
 
     base: Literal["t2v", "i2v"]
     has_hint: bool
-    """Whether it is shown the proxy film beside the normals."""
+    """True if it is shown the proxy film beside the normals."""
     origin: Mapping[str, str]
     """`repo`, `revision` and `license` of the model that it was trained from."""
     vae: str = VAE

@@ -17,14 +17,14 @@ BOX = 2 * SPACE
 AROUND = 6
 """Latent frames before and after one whose doubts count for its mask, so that it moves slowly."""
 LEAST = 0.05
-"""Mean doubt of a box from which it is painted,"""
+"""Mean doubt of a box from which it is painted."""
 MOST = 0.15
-"""and the largest share of the picture that is, the most doubtful boxes first."""
+"""Largest share of the picture that is painted; the most doubtful boxes come first."""
 CHANGED = (12.0, 60.0)
 """Levels between which a pixel outside the head that differs from the photo's becomes doubtful: what moves there is
 extrapolated."""
 OUTSIDE = 0.5
-"""What such a pixel counts, beside one that the proxy made up."""
+"""Weight of such a pixel, where one that the proxy made up has 1."""
 FEWEST = 3
 """Boxes of the smallest region."""
 OPEN = 0.12

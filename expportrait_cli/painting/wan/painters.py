@@ -54,7 +54,7 @@ class Loaded:
     vae: Vae
     transformer: nn.Module
     wake: Callable[[], None]
-    """What to call before the transformer is used."""
+    """Function to call before the transformer is used."""
 
 
 class WanPainter:
@@ -195,7 +195,7 @@ PUBLISHED: dict[WanName, Sampler] = {
     "wan-v2v": Sampler(steps=30, shift=3.0, guidance=5.0),
 }
 FEW_STEPS = Sampler(steps=4, shift=5.0, guidance=1.0)
-"""What LoRAs for few steps are published with: noise levels 1, .9375, .833 and .625."""
+"""Settings that LoRAs for few steps are published with: noise levels 1, .9375, .833 and .625."""
 STRENGTH: dict[WanName, float] = {"wan-vace": 0.7, "wan-v2v": 0.35, "wan-portrait": 1.0}
 
 

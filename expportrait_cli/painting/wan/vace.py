@@ -34,7 +34,7 @@ GREY = 127
 FAR = 0.3
 """Level, of 1, of the head's farthest point in a film of depth; black is the background."""
 REACH = 1.1
-"""How much nearer or farther than in the photo the head may be in a film of depth before its levels are cut."""
+"""Factor by which the head may be nearer or farther than in the photo before its levels in a film of depth are cut."""
 Control = Literal["proxy", "holes", "depth", "normals"]
 AHEAD = 16
 """Latent frames whose masks are found before they are asked for: as many as a window has more than the one before."""

@@ -25,9 +25,9 @@ from expportrait_cli.train.generator.state import Average, load_state, save_stat
 
 LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"]
 NEW = ("patch_embedding", "lora_")
-"""Parts of the transformer that did not come with the base, as far as they matter;"""
+"""Parts of the transformer that did not come with the base, as far as they matter."""
 FOR_IMAGES = ("image_embedder", "add_k_proj", "add_v_proj", "norm_added")
-"""and those that see CLIP's tokens, which are given where the base has an image encoder."""
+"""Parts that see CLIP's tokens, which are given if the base has an image encoder."""
 CLIP = 1.0
 """Largest norm of the gradient."""
 SPREADS = ("NO", "MULTI_CPU", "MULTI_GPU", "FSDP")

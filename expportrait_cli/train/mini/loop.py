@@ -30,7 +30,7 @@ from expportrait_cli.train.scenes import own_scene, photo_rows
 from expportrait_cli.train.state import follow, load_state, save_state
 
 SIZE = 256
-"""Of the pictures, px: what the painter works at."""
+"""Side of the pictures, px, that the painter works on."""
 TIMES = 4
 """Frames of a window."""
 STRIDES = (1, 2, 3)
@@ -118,7 +118,7 @@ EXCHANGE = 8
 WARM_UP = 100
 GUESS = 0.5
 GUESSED, HEAD = 4.0, 1.0
-"""What pixels count more where the proxy guessed, and on the head."""
+"""Extra weights of pixels that the proxy guessed, and of pixels on the head."""
 EDGES = 1.0
 """Weight of the difference between neighbours, beside that of the pixels."""
 

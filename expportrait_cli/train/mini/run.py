@@ -27,11 +27,11 @@ from expportrait_cli.version import __version__
 
 GUESSED, ON_HEAD = 0.5, 0.25
 LEAST = {"head_db": 0.3, "guessed_db": 3.0}
-"""What has to be gained over the proxy, dB of PSNR,"""
+"""Least gains over the proxy, dB of PSNR."""
 SHARP = 0.9
-"""of the truth's edges that have to be left, on the head,"""
+"""Least share of the truth's edges on the head that has to be left."""
 STEADY = 1.0
-"""and the most flicker, in that of the proxy."""
+"""Largest flicker, as a multiple of the proxy's."""
 
 Figures = dict[str, float]
 

@@ -78,7 +78,7 @@ class Predicted:
 
 @dataclass(frozen=True)
 class Direct:
-    """Offsets of the next of the cast, in the frame whose expression is nearest, turned into the person's surface."""
+    """Copies offsets of another of the cast, from the frame of nearest expression, turned into the person's surface."""
 
     cast: Sequence[Actor]
     face: Face

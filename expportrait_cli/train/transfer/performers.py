@@ -21,9 +21,9 @@ from expportrait_cli.head.fitted import neutral_mesh
 from expportrait_cli.retargeting.face import Face
 
 WORST_IOD = 4.0
-"""Landmark error above which a frame teaches nothing, percent of the inter-ocular distance,"""
+"""Landmark error from which a frame has weight 0, percent of the inter-ocular distance."""
 GOOD_IOD = 2.0
-"""and up to which it counts in full."""
+"""Landmark error up to which a frame has weight 1, in the same unit."""
 
 
 @runtime_checkable
@@ -56,7 +56,7 @@ class Performer:
     offset: Float16[np.ndarray, "T P 3"]
     """Dynamic offsets, canonical, m; what is common to the neutral frames is not among them."""
     weight: Float32[np.ndarray, " T"]
-    """How far each frame is to be believed, 0..1."""
+    """Weight, 0..1, of each frame: 0 for one that is not believed."""
 
     @property
     def is_synthetic(self) -> bool:
@@ -185,7 +185,7 @@ def _on_face(fit: HeadFit, face: Face) -> Float16[np.ndarray, "T P 3"]:
 
 
 def centred(offset: Float[np.ndarray, "T P 3"], weights: Float[np.ndarray, " T"]) -> Float16[np.ndarray, "T P 3"]:
-    """Offsets without their mean over neutral frames: a clip's static remainder would teach who, not what."""
+    """Subtract the mean over neutral frames: a clip's static remainder would tell the person, not the expression."""
     mean = np.einsum("t,tpc->pc", weights.astype(np.float32), offset.astype(np.float32))
     return (offset - mean).astype(np.float16)
 

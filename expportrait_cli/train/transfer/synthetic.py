@@ -26,8 +26,8 @@ from expportrait_cli.train.transfer.performers import Performer
 log = logging.getLogger(__name__)
 
 ANCHOR = 1e-3
-"""How firmly each vertex stays at the plain step, against the gradients: it fixes what gradients leave open, the place
-of each piece of the mesh."""
+"""Weight of each vertex's plain step against the gradients: it fixes the place of each piece of the mesh, which
+gradients leave open."""
 
 
 class Proportion:
