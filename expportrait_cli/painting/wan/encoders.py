@@ -104,8 +104,8 @@ def _woken(layers: nn.Sequential) -> nn.Sequential:
 
 IMAGE_ENCODER, CONFIG = "image_encoder", "config.json"
 MEAN, DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-"""Mean and standard deviation of the colours (0..1, RGB) that every CLIP was trained with (`preprocessor_config.json` of
-Wan2.1-I2V-14B-480P-Diffusers)."""
+"""Mean and standard deviation of the colours (0..1, RGB) that every CLIP was trained with
+(`preprocessor_config.json` of Wan2.1-I2V-14B-480P-Diffusers)."""
 
 
 def find_image_encoder(folder: Path) -> Path | None:
