@@ -21,7 +21,7 @@ def commands(command: Any, path: str) -> list[tuple[str, Any]]:
 
 
 def command_page() -> str:
-    """The help of every command."""
+    """Make the page with the help of every command."""
     lines = ["# Commands", "", "Made from the command line's own help: `expportrait COMMAND --help` says the same.", ""]
     for path, command in commands(typer.main.get_command(app), "expportrait"):
         with command.context_class(command, info_name=path, terminal_width=100, max_content_width=100) as context:
@@ -30,7 +30,7 @@ def command_page() -> str:
 
 
 def described(kind: Any) -> dict[str, str]:
-    """The sentence under each attribute of a class, by the attribute's name."""
+    """Sentence under each attribute of a class, by the attribute's name."""
     body = ast.parse(inspect.cleandoc(inspect.getsource(kind))).body[0]
     assert isinstance(body, ast.ClassDef)
     texts = {}

@@ -1,4 +1,4 @@
-"""What each stage costs, as a ratio to the floor: decoding, FaceMesh and encoding of the same clip.
+"""Print the time of each stage as a ratio to the floor: decoding, FaceMesh and encoding of the same clip.
 
 python examples/bench.py [PHOTO CLIP]
 """

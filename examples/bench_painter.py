@@ -1,4 +1,4 @@
-"""What the windows around a Wan transformer cost, as a ratio to a bare loop over the same models in diffusers.
+"""Measure the windows around a Wan transformer against a bare loop over the same models in diffusers.
 
 python examples/bench_painter.py [FRAMES [SIDE]]
 
@@ -22,7 +22,7 @@ STRENGTH = 0.99
 
 
 def models():
-    """A trunk of 45 M parameters and an autoencoder a sixth as wide as Wan's."""
+    """Make a transformer of 45 M parameters and an autoencoder a sixth as wide as Wan's."""
     import torch
     from diffusers import AutoencoderKLWan, WanTransformer3DModel
 
@@ -34,12 +34,12 @@ def models():
 
 
 def film(frames: int, side: int) -> np.ndarray:
-    """Noise."""
+    """Frames of noise, RGB."""
     return np.random.default_rng(0).integers(0, 256, (frames, side, side, 3), dtype=np.uint8)
 
 
 def sigmas() -> list[float]:
-    """Of both, so that both do the same work."""
+    """Noise levels of both loops, so that both do the same work."""
     from expportrait_cli.painting.wan.film import sigmas_of
 
     return sigmas_of(STEPS, shift=3.0, strength=STRENGTH)
@@ -71,7 +71,7 @@ def bare(frames: int, side: int) -> np.ndarray:
 
 
 def ours(frames: int, side: int) -> np.ndarray:
-    """The same by the painter."""
+    """Encode, sample and decode by the painter's windows."""
     import torch
 
     from expportrait_cli.painting.scene import Sketch

@@ -26,6 +26,7 @@ from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.head import model
 from expportrait_cli.head.facemesh import LIP_PAIRS
 from expportrait_cli.head.model import FindLandmarks, HeadModel
+from expportrait_cli.head.smplx.regions import facial_mask
 from expportrait_cli.version import __version__
 
 log = logging.getLogger(__name__)
@@ -288,9 +289,10 @@ class KeptLandmarks:
 def with_landmarks(
     path: Path, head: HeadModel, colours: Callable[[], Tensor], find_landmarks: FindLandmarks | None
 ) -> HeadModel:
-    """Add FaceMesh's landmarks to a head that was read from a file of the user's, and name it after the file.
+    """Add FaceMesh's landmarks and the facial mask to a head from a file of the user's, and name it after the file.
 
-    They come from the cache, or are found now, the first time that a file is seen, on the head in its `colours`.
+    The landmarks come from the cache; a file that is seen for the first time has them found now, on the head in its
+    `colours`.
 
     Raises:
         WeightsError: they were not found yet, and `find_landmarks` is not given.
@@ -305,15 +307,15 @@ def with_landmarks(
                 "once."
             )
         log.info("Looking for FaceMesh's landmarks on %s: once for each file, for a minute or two.", path)
-        marked = find_landmarks(head, colours())
+        embedded = find_landmarks(head, colours())
         found = KeptLandmarks(
             digest,
-            marked.landmark_triangles.numpy().astype(np.int64),
-            marked.landmark_barycentrics.numpy().astype(np.float32),
-            marked.landmark_spread.numpy().astype(np.float32),
+            embedded.landmark_triangles.numpy().astype(np.int64),
+            embedded.landmark_barycentrics.numpy().astype(np.float32),
+            embedded.landmark_spread.numpy().astype(np.float32),
         )
         npz.save(found, kept, {"tool": f"expportrait {__version__}"})
-    return replace(
+    marked = replace(
         head,
         # The files of the sexes, and of the years, are as many models: their parameters do not mix.
         name=f"{head.name}-{digest[:8]}",
@@ -321,6 +323,7 @@ def with_landmarks(
         landmark_barycentrics=torch.from_numpy(found.barycentrics),
         landmark_spread=torch.from_numpy(found.spread),
     )
+    return replace(marked, facial_mask=facial_mask(marked))
 
 
 def _cached(path: Path, digest: str, vertices: int) -> KeptLandmarks | None:

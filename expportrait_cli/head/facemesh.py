@@ -66,7 +66,7 @@ LOWER_LIPS = (
 )
 """Rows of each lip without the corners, from its outer to its inner border; columns of both lie above each other."""
 LIP_CORNERS = (78, 308)
-"""Where the inner borders meet: the person's right corner, and the left."""
+"""Points where the inner borders meet: the person's right corner, and the left."""
 EYE_CORNERS = ((263, 362), (33, 133))
 """Outer and inner corner of the left eye, then of the right."""
 NOSE_BASE, JAW_FRONT = (2, 97, 326, 164), (152, 175, 199, 200)
@@ -98,7 +98,7 @@ class LandmarkModel:
     joint_template: Float64[np.ndarray, "6 3"]
     joint_basis: Float64[np.ndarray, "6 3 K"]
     spread: Float64[np.ndarray, " L"]
-    """How far the landmark wandered over views and identities, m."""
+    """Spread of the landmark's place over views and identities, m."""
 
 
 def landmark_model(head: HeadModel) -> LandmarkModel:
@@ -132,7 +132,7 @@ def landmark_model(head: HeadModel) -> LandmarkModel:
 
 
 def lid_travel(head: HeadModel) -> Float32[np.ndarray, "2 V"]:
-    """How far a blink moves the skin of the left and of the right eye, m; zero for a head without that expression."""
+    """Distance, m, that a blink of the left and of the right eye moves the skin; 0 for a head without blinks."""
     travel = torch.zeros(2, len(head.parts))
     for side, name in enumerate(("eyeBlinkLeft", "eyeBlinkRight")):
         if name in head.expression_names:
@@ -147,9 +147,9 @@ RIDGE = 0.1
 REACH_M = 0.035
 FEATHER_M = 0.012
 OPEN_RAD = 0.3
-"""Jaw angle of the head in which distances are taken,"""
+"""Jaw angle of the head in which distances are taken."""
 APART_M = 0.02
-"""and how far the upper lids stand out of it, so that they and the lower ones do not pull each other."""
+"""Distance by which the upper lids stand out of that head, so that they and the lower ones do not pull each other."""
 
 
 def open_mouth(head: HeadModel, identity: Float32[np.ndarray, " K"]) -> Float32[np.ndarray, "V 3"]:

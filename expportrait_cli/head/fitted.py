@@ -118,7 +118,7 @@ def posed_meshes(
 
 
 def blend_matrices(fit: HeadFit, head: HeadModel) -> Float32[np.ndarray, "V 3 3"]:
-    """What skinning does to a canonical step of each vertex in the photo's pose."""
+    """Matrices that turn a canonical step of each vertex into its step in the camera, in the photo's pose."""
     placed = pose_of(fit, neck_in_camera(fit, head))
     turns, _ = bones(person_joints(fit, head), placed)
     return torch.einsum("vj,jab->vab", head.skinning, turns).numpy()

@@ -15,7 +15,7 @@ what the components do beyond it as the jaw's corrective, so that an open mouth 
 import os
 import zipfile
 import zlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -52,7 +52,7 @@ EYES_M = np.array([0.0, 0.0222, 0.0791])
 NECK_FADE_M = 0.04
 """Height below the neck joint over which the neck becomes torso."""
 OPENING_M = 0.02
-"""How far the lower teeth come down when the jaw is fully open."""
+"""Way of the lower teeth down when the jaw is fully open."""
 LEAST_M = 1e-3
 """Motion of a rigid jaw below which a vertex says nothing about its weight."""
 EXPRESSION_MAX, EXPRESSION_PRIOR, EXPRESSION_NEUTRAL = 3.0, 10.0, 0.15
@@ -64,7 +64,7 @@ BROW_M = 0.004
 
 @dataclass(frozen=True)
 class GnmFile:
-    """What is needed of a file."""
+    """Arrays of a GNM file that the head is built from: `S` vertices, `J` joints, metres."""
 
     template: Float[np.ndarray, "S 3"]
     identity: Float[np.ndarray, "I S 3"]
@@ -107,12 +107,11 @@ def load(
     path = file or find_file()
     found = read(path)
     head = build(found)
-    head = with_landmarks(path, head, lambda: colours(found, head), find_landmarks)
-    return replace(head, facial_mask=regions.facial_mask(head)).to(device)
+    return with_landmarks(path, head, lambda: colours(found, head), find_landmarks).to(device)
 
 
 def read(path: Path) -> GnmFile:
-    """Read the members that are needed.
+    """Read the arrays that are needed.
 
     Raises:
         WeightsError: it is damaged, or another file.

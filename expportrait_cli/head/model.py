@@ -49,7 +49,7 @@ class HeadModel:
     gaze_full_rad: Float[Tensor, " 8"]
     """Rotation of the eyeball at which the lids have moved by `gaze_basis`."""
     jaw_corrective: Float[Tensor, "N 3"]
-    """What skinning leaves of an open mouth, at `jaw_full_rad`."""
+    """Step, m, that the jaw's rotation by `jaw_full_rad` lacks to the model's open mouth."""
     jaw_full_rad: float
     joint_template: Float[Tensor, "6 3"]
     joint_basis: Float[Tensor, "6 3 K"]
@@ -70,7 +70,7 @@ class HeadModel:
     """Dense vertices around each FaceMesh landmark."""
     landmark_barycentrics: Float[Tensor, "L 3"]
     landmark_spread: Float[Tensor, " L"]
-    """How far the landmark wandered over views and identities, m: large means unreliable."""
+    """Spread of the landmark's place over views and identities, m: large means unreliable."""
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "HeadModel":
         """Move every tensor; `dtype` is for the real-valued ones."""
@@ -244,7 +244,7 @@ MARK = "@2"
 
 
 def is_finer(name: str) -> bool:
-    """Whether a head model's name is that of a finer one."""
+    """Say whether the name is that of a head with two subdivisions (`anny@2`)."""
     return name.endswith(MARK)
 
 

@@ -1,4 +1,4 @@
-"""Every default of every training, once."""
+"""Settings of all trainings; each default stands here and nowhere else."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -8,7 +8,7 @@ from expportrait_cli.runtime import MANY, Between, Checked, Count, Positive, Rat
 
 @dataclass(frozen=True)
 class TransferTraining(Checked):
-    """How the transfer network is trained."""
+    """Settings of the training of the transfer network."""
 
     steps: Positive = 12000
     """Batches to train on."""
@@ -46,7 +46,7 @@ class TransferTraining(Checked):
 
 @dataclass(frozen=True)
 class MiniTraining(Checked):
-    """How the small painter is trained."""
+    """Settings of the training of `mini`, the small painter."""
 
     steps: Positive = 6000
     """Batches to train on."""
@@ -76,7 +76,7 @@ class MiniTraining(Checked):
 
 @dataclass(frozen=True)
 class GeneratorTraining(Checked):
-    """How the generator is trained; rate, batch, epochs and size are the paper's."""
+    """Settings of the training of the generator; rate, batch, epochs and size are the paper's."""
 
     epochs: Positive = 30
     """Passes through the clips."""
@@ -111,7 +111,7 @@ class GeneratorTraining(Checked):
 
 @dataclass(frozen=True)
 class GeneratorTask(Checked):
-    """What the generator learns in each step (paper Eq. 10), and how often it reports."""
+    """Loss and weights of the generator's steps (paper Eq. 10), and the intervals of its reports."""
 
     loss: Literal["velocity", "epsilon"] = "velocity"
     """Error that is minimised: of the velocity, or of the noise (epsilon) that follows from it, as in Eq. 10: the same
@@ -127,11 +127,11 @@ class GeneratorTask(Checked):
     drop_reference: Share = 0.1
     """Share of the samples without the photo."""
     face: Annotated[float, Between(0, 100)] = 1.0
-    """What the error in the face counts more than outside of it, in shares; 0 in the paper."""
+    """Extra weight of the error in the face, where outside of it is 1; 0 in the paper."""
     features: Annotated[float, Between(0, 100)] = 1.0
-    """What the error of eyes and lips counts more than the rest of the face, in shares; 0 in the paper."""
+    """Extra weight of the error of eyes and lips, in the same unit; 0 in the paper."""
     control: Literal["none", "normals"] = "none"
-    """What VACE learns to follow by a LoRA on the branch of its control; none trains a generator of our own."""
+    """Control that VACE learns to follow, by a LoRA on the branch for it; none trains a generator of our own."""
     checkpointing: bool = True
     """Gradient checkpointing: recompute activations to save memory."""
     report_every: Positive = 500

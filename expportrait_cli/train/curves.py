@@ -1,4 +1,4 @@
-"""How a training went: one line a report in a file, TensorBoard, and a page with curves and predictions."""
+"""Record of a training: one line a report in a file, TensorBoard, and a page with curves and predictions."""
 
 import json
 import logging
@@ -44,7 +44,7 @@ class History:
 
     @classmethod
     def read(cls, path: Path) -> "History":
-        """What a run has reported so far; of a step that was reported twice, the later."""
+        """Read what a run has reported so far; of a step that was reported twice, the later report."""
         by_step: dict[float, dict[str, float]] = {}
         for number, line in enumerate(path.read_bytes().splitlines() if path.is_file() else [], 1):
             try:

@@ -45,7 +45,7 @@ def photo_rows(tracking: Tracking, count: int, *, end: int | None = None) -> np.
 
 @contextmanager
 def own_scene(clip: Clip, tracking: Tracking, row: int, head: HeadModel, *, size: int) -> Iterator[Scene]:
-    """The person of a clip in frame `row` performing the whole clip, in that photo's own crop at `size` px.
+    """Make a scene whose photo is frame `row` of a clip and whose driver is the clip; the photo's crop, `size` px.
 
     The scene reads its meshes from a folder that is gone afterwards.
 

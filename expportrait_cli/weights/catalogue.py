@@ -51,24 +51,24 @@ class Weight:
     optional: bool = False
     """Missing is fine: the part that needs it is an extra."""
     interface: str = ""
-    """Only used where mediapipe is spoken to through this interface; empty for what every machine uses."""
+    """Interface of mediapipe that needs the file; empty for what every machine uses."""
     form: str = ""
     """Page where the user has to accept a licence to get the file; empty where none stands before it."""
     parts: tuple[str, ...] = ()
-    """For a folder instead of a file: what of the repository `source` it is made of,"""
+    """For a folder instead of a file: names of the parts of the repository `source` that are fetched."""
     pinned: tuple[tuple[str, str], ...] = ()
-    """and the sha256 of files in it, where it is known beforehand: the hub has to list the same."""
+    """Files of the folder with their sha256, where it is known beforehand: the hub has to list the same."""
     data: tuple[tuple[str, str], ...] = ()
-    """What it was made from or rests on, and the licence of that; empty where it is not known."""
+    """Data that it was made from or rests on, and the licence of each; empty where it is not known."""
 
     @property
     def downloads(self) -> bool:
-        """Whether `expportrait weights fetch` can get it."""
+        """True if `expportrait weights fetch` can download it."""
         return self.source.startswith(("https://", "http://")) and not self.form
 
 
 def folders() -> tuple[Path, ...]:
-    """Where weights are looked for, first match wins: the user's choice, the wheel, the checkout, the cache."""
+    """Folders of weights in the order of search: the user's choice, the wheel, the checkout, the cache."""
     import platformdirs
 
     chosen = os.environ.get("EXPPORTRAIT_WEIGHTS")
@@ -93,7 +93,7 @@ def weights_file(name: str) -> Path:
 
 
 def mediapipe_interface() -> Interface:
-    """How the installed mediapipe is spoken to: its own solutions, with models inside, or Tasks, which reads files.
+    """Interface of the installed mediapipe: `solutions`, with models inside, or Tasks, which reads files.
 
     Looks without importing it. Without any mediapipe it is the solutions, which then say what to install.
     """
@@ -171,7 +171,7 @@ def locate(weight: Weight) -> Path | None:
 
 
 def state(weight: Weight) -> State:
-    """Whether an entry's file is there and is the one that the catalogue names."""
+    """Check that an entry's file is there and is the one that the catalogue names."""
     path = locate(weight)
     if path is None:
         return "missing"
@@ -183,7 +183,7 @@ def state(weight: Weight) -> State:
 
 
 def _is_as_fetched(folder: Path) -> bool:
-    """Whether every file of a folder has the hash that was noted when it arrived."""
+    """Check that every file of a folder has the hash that was noted when it arrived."""
     try:
         rows = read_json(folder / FETCHED)["files"]
         return bool(rows) and all(sha256(folder / row["file"]) == row["sha256"] for row in rows)
@@ -205,7 +205,7 @@ def entry(name: str) -> Weight:
 
 
 def how_to_get(weight: Weight) -> str:
-    """What the user has to do for a file that is missing, in a sentence."""
+    """Say in a sentence what the user has to do for a file that is missing."""
     if weight.downloads:
         return (
             f"Run `expportrait weights fetch {weight.name}`, or put {weight.source} into {folders()[-1]} or into the "
@@ -248,15 +248,15 @@ class Folder:
     source: str
 
     def row(self) -> dict[str, str]:
-        """As the run record lists weights."""
+        """Entry of the run record's list of weights."""
         return {"name": self.kind, "licence": self.licence, "source": self.source, "sha256": self.sha256}
 
 
 def kind_of(path: Path) -> FolderName:
-    """Whose weights a folder holds.
+    """Find which painter the weights of a folder are for.
 
     Raises:
-        WeightsError: nobody's that the tool knows.
+        WeightsError: of no painter that the tool knows.
     """
     if (path / MANIFEST).is_file():
         return "wan-portrait"
@@ -292,7 +292,10 @@ def read_folder(path: Path, kind: FolderName) -> Folder:
         return Folder(path, kind, _hash_of(files, path), licence, f"trained from {source}")
     files = [file for part in READ for file in _files(path / part)]
     files += [file for file in (path / "prompt_embeds.safetensors",) if file.is_file()]
-    return Folder(path, kind, _hash_of(files, path), _licence(path), str(path))
+    named = licence_of(path)
+    if named == "unknown":
+        named += ": see where it came from"
+    return Folder(path, kind, _hash_of(files, path), named, str(path))
 
 
 def _files(folder: Path) -> list[Path]:
@@ -306,14 +309,13 @@ def _hash_of(files: list[Path], root: Path) -> str:
     return hashlib.sha256("".join(rows).encode()).hexdigest()
 
 
-def _licence(path: Path) -> str:
-    """As the front matter of a model's README says."""
-    try:
-        lines = (path / "README.md").read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
-        return "unknown: see where it came from"
-    named = [line.partition(":")[2].strip() for line in lines[:40] if line.startswith("license:")]
-    return named[0] if named else "unknown: see where it came from"
+def licence_of(folder: Path) -> str:
+    """Licence in the front matter of a model's README.md; `unknown` if none is named."""
+    page = folder / "README.md"
+    text = page.read_text("utf-8", errors="replace") if page.is_file() else ""
+    head = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
+    found = re.search(r"^license:\s*(\S+)", head[1], re.MULTILINE) if head else None
+    return found[1] if found else "unknown"
 
 
 def _remembered(files: list[Path]) -> dict[Path, str]:

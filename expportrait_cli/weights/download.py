@@ -176,7 +176,7 @@ def _pieces(response: http.client.HTTPResponse, url: str) -> Iterator[bytes]:
 
 
 def _mark(response: http.client.HTTPResponse) -> str:
-    """What the server knows this version of a file by; empty when it says nothing that may be relied upon."""
+    """Identifier that the server gives this version of a file (ETag or date); empty if it gives no reliable one."""
     tag = response.headers.get("ETag", "")
     return tag if tag and not tag.startswith("W/") else response.headers.get("Last-Modified", "")
 
@@ -201,9 +201,9 @@ class Listed:
     file: str
     bytes: int
     sha256: str
-    """Of large files;"""
+    """Hash of a large file; empty for a small one."""
     git: str
-    """and git's own hash, for small ones."""
+    """Git's own hash of the file, by which small files are checked."""
 
 
 def fetch_folder(weight: Weight, folder: Path, progress: Progress) -> Path:

@@ -12,7 +12,7 @@ import os
 import zipfile
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -44,7 +44,7 @@ on the collars, jaw and eyes on the head. Left is before right."""
 
 @dataclass(frozen=True)
 class SmplxBody:
-    """What a file holds of a body: `S` vertices, metres, y up, looking along z, arms out to the sides."""
+    """Arrays of an SMPL-X file: `S` vertices, metres, y up, looking along z, arms out to the sides."""
 
     template: Float[np.ndarray, "S 3"]
     shape_basis: Float[np.ndarray, "S 3 300"]
@@ -222,7 +222,7 @@ def build(body: SmplxBody) -> tuple[HeadModel, Float[np.ndarray, "51 3"]]:
 
 @dataclass(frozen=True)
 class _Linear:
-    """What the head is linear in; a `person` is the mean or one component of the shape."""
+    """Arrays that the head depends on linearly, m; a `person` is the mean or one component of the shape."""
 
     shape: Float[np.ndarray, "people N 3"]
     expression: Float[np.ndarray, "E N 3"]
@@ -318,5 +318,4 @@ def load(
     """
     path = file or find_file()
     head, marks = build(read(path))
-    head = with_landmarks(path, head, lambda: regions.colours(head, marks), find_landmarks)
-    return replace(head, facial_mask=regions.facial_mask(head)).to(device)
+    return with_landmarks(path, head, lambda: regions.colours(head, marks), find_landmarks).to(device)

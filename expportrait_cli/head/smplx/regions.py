@@ -24,10 +24,10 @@ MOUTH_REACH_M, MOUTH_BELOW_EYES_M = 0.055, 0.02
 NOSE_BASE, NOSTRILS_M = 16, 0.018
 LIPS_M = 0.005
 SOCKET_REACH = 1.9
-"""Of the eyeball's radius, around its joint."""
+"""Size of the socket around the eye joint, in radii of the eyeball."""
 MASK_SOFT_M = 0.012
 BROWS, OUTER_LIPS, INNER_LIPS = (range(0, 5), range(5, 10)), range(31, 43), range(43, 51)
-"""Of the file's own 51 landmarks."""
+"""Indices among the file's own 51 landmarks."""
 BROW_M, LIP_BORDER_M = 0.0035, 0.0015
 SKIN_COLOUR, LIP_COLOUR, BROW_COLOUR = np.array([[0.82, 0.62, 0.52], [0.62, 0.22, 0.24], [0.33, 0.22, 0.17]])
 PART_COLOURS = np.array([SKIN_COLOUR, *[[0.95] * 3] * 2, *[[0.9, 0.9, 0.85]] * 2, [0.25, 0.05, 0.05], [0.5, 0.3, 0.3]])

@@ -1,7 +1,6 @@
 """A base for the generator: from a folder of diffusers', or from files in Wan's own names."""
 
 import logging
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from expportrait_cli.painting.wan.encoders import IMAGE_ENCODER, encoder_for, fi
 from expportrait_cli.painting.wan.folder import SHARD, copy_model, load_folder, load_transformer
 from expportrait_cli.painting.wan.portrait import HEAD_DIM, WanPortrait, base_of, from_original
 from expportrait_cli.painting.wan.prompts import PROMPT_TEXT, embedded, encoded, has_encoder
-from expportrait_cli.weights.catalogue import folders
+from expportrait_cli.weights.catalogue import folders, licence_of
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class BaseModel:
 
     @property
     def is_generator(self) -> bool:
-        """Whether it was trained by this tool."""
+        """True for a generator that this tool trained."""
         return (self.folder / facts.FILE).is_file()
 
 
@@ -57,11 +56,11 @@ def find_base(name: str) -> BaseModel:
     folder = next((place for place in (Path(name), *(root / name for root in folders())) if place.is_dir()), None)
     if folder is None:
         folder = _cached(name)
-        found = BaseModel(folder, {"repo": name, "revision": folder.name, "license": licence(folder)})
+        found = BaseModel(folder, {"repo": name, "revision": folder.name, "license": licence_of(folder)})
     elif (folder / facts.FILE).is_file():
         found = BaseModel(folder, dict(facts.read_manifest(folder).origin))
     else:
-        found = BaseModel(folder, {"repo": folder.resolve().name, "revision": "", "license": licence(folder)})
+        found = BaseModel(folder, {"repo": folder.resolve().name, "revision": "", "license": licence_of(folder)})
     for part in (facts.TRANSFORMER, *(() if found.is_generator else (facts.VAE,))):
         if not (folder / part / "config.json").is_file():
             raise WeightsError(
@@ -82,15 +81,6 @@ def _cached(name: str) -> Path:
             f"{name} is no folder, none of the weights folders, and not in Hugging Face's cache. Run `expportrait "
             "weights fetch wan-t2v-1.3b` and name that, or name a folder."
         ) from None
-
-
-def licence(folder: Path) -> str:
-    """What a repository's page says of its licence."""
-    page = folder / "README.md"
-    text = page.read_text("utf-8", errors="replace") if page.is_file() else ""
-    head = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
-    found = re.search(r"^license:\s*(\S+)", head[1], re.MULTILINE) if head else None
-    return found[1] if found else "unknown"
 
 
 def check_hint(base: BaseModel, has_hint: bool) -> None:
@@ -117,7 +107,7 @@ def fresh_portrait(base: BaseModel, *, has_hint: bool = False, dtype: torch.dtyp
 
 
 def prompt_embeds(folder: Path) -> Float[Tensor, "L D"]:
-    """What the base's text encoder says of the prompt: from a file, as it was kept, or asked of it once.
+    """Embed the prompt for the base: from the base's file, from an earlier command, or by its text encoder, once.
 
     Raises:
         WeightsError: there is none of these.

@@ -23,19 +23,19 @@ REACH = 320
 
 @dataclass(frozen=True)
 class Link:
-    """Where a segment begins: with the last frames of the one before."""
+    """Beginning of a segment: the last frames of the segment before it."""
 
     begin: int
     painted: list[Picture]
 
     @property
     def end(self) -> int:
-        """The first frame that is still to be painted."""
+        """First frame that is still to be painted."""
         return self.begin + len(self.painted)
 
     @classmethod
     def before(cls, frame: int, folder: Path | None) -> "Link":
-        """The last one in `folder` from which `frame` can be reached; without one, the beginning of the film."""
+        """Read the last link in `folder` from which `frame` can be reached; without one, the beginning of the film."""
         for path in reversed([path for path in _kept(folder) if int(path.stem) <= frame]):
             try:
                 with np.load(path, allow_pickle=False) as file:

@@ -72,7 +72,7 @@ class ReferenceEncoder(nn.Module):
     """N^R of the photo to features of the reference."""
 
     def __init__(self, channels: int = CHANNELS):
-        """As the pose encoder, for one picture."""
+        """Make layers like those of the pose encoder, for one picture."""
         super().__init__()
         layers: list[nn.Module] = []
         for depth, stride in zip((3, *[WIDTH] * 5), (1, 1, 1, 2, 2, 2), strict=True):
@@ -104,7 +104,8 @@ def _woken(layers: nn.Sequential) -> nn.Sequential:
 
 IMAGE_ENCODER, CONFIG = "image_encoder", "config.json"
 MEAN, DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-"""Of the colours that every CLIP was trained with (`preprocessor_config.json` of Wan2.1-I2V-14B-480P-Diffusers)."""
+"""Mean and standard deviation of the colours (0..1, RGB) that every CLIP was trained with
+(`preprocessor_config.json` of Wan2.1-I2V-14B-480P-Diffusers)."""
 
 
 def find_image_encoder(folder: Path) -> Path | None:
@@ -184,7 +185,7 @@ class ImageEncoder:
 
 
 def fitted(picture: UInt8[np.ndarray, "H W 3"], size: int) -> Float[Tensor, "1 3 S S"]:
-    """The middle of a picture at `size` px, in CLIP's colours: bicubic to the shorter side, as CLIP was trained."""
+    """Scale the shorter side to `size` px (bicubic, as CLIP was trained), crop the middle, normalise for CLIP."""
     height, width = picture.shape[:2]
     scale = size / min(height, width)
     shape = (max(size, int(width * scale)), max(size, int(height * scale)))

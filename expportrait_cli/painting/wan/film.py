@@ -63,7 +63,7 @@ def sample(velocity: Velocity, state: Latents, sigmas: list[float]) -> Latents:
 
 
 def _extrapolated(film: Tensor, sigma: float, following: float, earlier: tuple[float, Tensor]) -> Tensor:
-    """The film as it will look half a step on, from how it changed since the last step."""
+    """Extrapolate the film to the middle of the next step from its change since the last one."""
     if following == 0 or earlier[0] >= 1:
         # The logarithmic signal-to-noise ratio is infinite there: what is left is first order.
         return film
@@ -133,10 +133,10 @@ class Painted(Sketch):
 
 @dataclass(frozen=True)
 class Told:
-    """What the painter knows of a window, or of one latent frame, before it is painted."""
+    """Inputs of a window, or of one latent frame, that are known before it is painted."""
 
     control: Float[Tensor, "1 C T h w"]
-    """What the transformer is told."""
+    """Control channels of the transformer."""
     film: Float[Tensor, "1 c T h w"] | None = None
     """The proxy film, which sampling starts from with noise on it; without it, it starts from noise alone."""
     keep: Float[Tensor, "1 1 T h w"] | None = None
@@ -144,7 +144,7 @@ class Told:
 
     @classmethod
     def joined(cls, parts: list["Told"]) -> "Told":
-        """One after the other."""
+        """Concatenate over time."""
 
         def one(tensors: list[Tensor | None]) -> Tensor | None:
             known = [tensor for tensor in tensors if tensor is not None]
@@ -170,7 +170,7 @@ class Model(Protocol):
         ...
 
     def controls(self, frames: Chunks, first: int) -> Iterator[Told]:
-        """What is known of each latent frame from `first` on, where `frames` begins."""
+        """Yield the inputs of each latent frame from `first` on, where `frames` begins."""
         ...
 
     def velocity(self, control: Float[Tensor, "1 C T h w"]) -> Velocity:
@@ -184,7 +184,7 @@ class Model(Protocol):
 
 @dataclass(frozen=True)
 class Sampling:
-    """How every window is sampled."""
+    """Settings of the sampler, the same for every window."""
 
     sigmas: list[float]
     guidance: float = 1.0
@@ -197,7 +197,7 @@ class Sampling:
 
     @property
     def calls(self) -> int:
-        """How often a window asks the transformer."""
+        """Number of calls of the transformer for a window."""
         return (len(self.sigmas) - 1 - len(self.skipped)) * (1 if self.guidance == 1 else 2)
 
 
@@ -245,7 +245,7 @@ def pasted(frames: list[Picture], proxies: list[Picture], keep: Float[Tensor, "1
 
 
 class _Told:
-    """What is known of the film, latent frame by latent frame, as far as windows still need it."""
+    """Inputs of the latent frames of a film, kept as long as windows need them."""
 
     def __init__(self, model: Model, frames: Iterator[Sketch], begin: int, count: int) -> None:
         self.height = self.width = 0
@@ -255,14 +255,14 @@ class _Told:
         self._kept: dict[int, Told] = {}
 
     def of(self, window: Window) -> Told:
-        """Of a window; nothing more than a stride before it can be asked for afterwards."""
+        """Inputs of a window. Afterwards nothing that lies more than a stride before it can be asked for."""
         while window.end - 1 not in self._kept:
             index, known = next(self._controls)
             self._kept[index] = known
         return Told.joined([self._kept[index] for index in range(window.begin, window.end)])
 
     def taken(self, latent: int) -> tuple[list[Picture], Told]:
-        """The proxy's frames of a latent frame that is painted, and what was known of it; lets go of those before."""
+        """Proxy frames and inputs of a latent frame that is painted; drops the frames before it."""
         # Not a new dictionary: a thread that looks ahead may be adding to this one.
         for index in [index for index in list(self._proxies) if index < latent]:
             del self._proxies[index]
@@ -307,7 +307,7 @@ def _owned(latents: Tensor, window: Window, grid: Grid) -> Iterable[tuple[int, T
 
 
 def _between(earlier: Tensor, later: Tensor | None, bridge: Window, grid: Grid) -> Float[Tensor, "1 C T h w"]:
-    """What the anchors beside a bridge show of it; zero where they show nothing."""
+    """Latents of a bridge as far as the anchors beside it have them; zero elsewhere."""
     shape = (*earlier.shape[:2], bridge.end - bridge.begin, *earlier.shape[3:])
     film = earlier.new_zeros(shape)
     film[:, :, : grid.overlap] = earlier[:, :, -grid.overlap :]

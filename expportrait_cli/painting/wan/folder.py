@@ -29,7 +29,7 @@ SHARD = "5GB"
 """Largest file of a transformer."""
 M = TypeVar("M", WanTransformer3DModel, WanVACETransformer3DModel, AutoencoderKLWan)
 NO_MODEL = (OSError, ValueError, TypeError, LookupError, RuntimeError, SafetensorError)
-"""What diffusers raises about a folder that holds no model of the class."""
+"""Errors that diffusers raises about a folder that holds no model of the class."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def _no_model(folder: Path, what: str, error: Exception) -> WeightsError:
 
 
 def is_lora(transformer: nn.Module) -> bool:
-    """Whether a LoRA was added to a transformer."""
+    """Say whether a LoRA was added to a transformer."""
     return bool(getattr(transformer, "peft_config", None))
 
 

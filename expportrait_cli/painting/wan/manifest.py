@@ -25,7 +25,7 @@ HOW = "Train one with `expportrait train generator`, or copy the folder again."
 
 @dataclass(frozen=True)
 class FrameRule(Checked):
-    """How many frames the transformer takes at a time."""
+    """Numbers of frames that the transformer takes at a time."""
 
     multiple: Annotated[int, Between(1, 64)] = 4
     offset: Annotated[int, Between(0, 64)] = 1
@@ -37,22 +37,22 @@ class FrameRule(Checked):
 
 @dataclass(frozen=True)
 class Sampler(Checked):
-    """How films are sampled unless the user says otherwise."""
+    """Settings of the sampler for films, unless the user gives others."""
 
     kind: Literal["euler"] = "euler"
     steps: Annotated[int, Between(1, 1000)] = 20
     shift: Annotated[float, Between(0.01, 1000)] = 3.0
-    """Of the share of noise s: shift s / (1 + (shift - 1) s), as in training."""
+    """Shift of the share of noise s to shift s / (1 + (shift - 1) s), as in training."""
     guidance: Annotated[float, Between(0, 100)] = 1.0
 
 
 @dataclass(frozen=True)
 class Manifest(Checked):
-    """What a generator's folder says of itself, beside the hashes of its files."""
+    """Facts about a generator that its folder holds, beside the hashes of its files."""
 
     base: Literal["t2v", "i2v"]
     has_hint: bool
-    """Whether it is shown the proxy film beside the normals."""
+    """True if it is shown the proxy film beside the normals."""
     origin: Mapping[str, str]
     """`repo`, `revision` and `license` of the model that it was trained from."""
     vae: str = VAE

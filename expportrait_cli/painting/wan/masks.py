@@ -1,4 +1,4 @@
-"""What of the proxy film is painted anew: steady boxes on the transformer's own grid."""
+"""Mask of the parts of the proxy film that are painted anew: steady boxes on the transformer's grid."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -17,14 +17,14 @@ BOX = 2 * SPACE
 AROUND = 6
 """Latent frames before and after one whose doubts count for its mask, so that it moves slowly."""
 LEAST = 0.05
-"""Mean doubt of a box from which it is painted,"""
+"""Mean doubt of a box from which it is painted."""
 MOST = 0.15
-"""and the largest share of the picture that is, the most doubtful boxes first."""
+"""Largest share of the picture that is painted; the most doubtful boxes come first."""
 CHANGED = (12.0, 60.0)
 """Levels between which a pixel outside the head that differs from the photo's becomes doubtful: what moves there is
 extrapolated."""
 OUTSIDE = 0.5
-"""What such a pixel counts, beside one that the proxy made up."""
+"""Weight of such a pixel, where one that the proxy made up has 1."""
 FEWEST = 3
 """Boxes of the smallest region."""
 OPEN = 0.12
@@ -101,7 +101,7 @@ class Masks:
 
 
 def _large(mask: Bool[np.ndarray, "b c"]) -> Bool[np.ndarray, "b c"]:
-    """The regions of a mask that are larger than a few boxes."""
+    """Keep the regions of a mask that are larger than a few boxes."""
     _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
     boxes = np.asarray(stats)[:, cv2.CC_STAT_AREA]
     return mask & (boxes[np.asarray(labels, np.intp)] >= FEWEST)

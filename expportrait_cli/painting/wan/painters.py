@@ -54,7 +54,7 @@ class Loaded:
     vae: Vae
     transformer: nn.Module
     wake: Callable[[], None]
-    """What to call before the transformer is used."""
+    """Function to call before the transformer is used."""
 
 
 class WanPainter:
@@ -79,7 +79,7 @@ class WanPainter:
 
     @property
     def name(self) -> str:
-        """As in `GenerateConfig.backend`."""
+        """Name of the painter, as in `GenerateConfig.backend`."""
         return self._name
 
     detail = True
@@ -108,7 +108,7 @@ class WanPainter:
             yield from paint_windows(model, loaded.vae, sketches, sampling, start=start, count=count)
 
     def transformer(self) -> tuple[together.Run, Callable[[], None]]:
-        """The transformer, and what to call before it is used: for processes that only help the one that paints."""
+        """Return the transformer and the function to call before its use, for processes that help to paint."""
         loaded = self._loaded()
         return loaded.transformer, loaded.wake
 
@@ -195,7 +195,7 @@ PUBLISHED: dict[WanName, Sampler] = {
     "wan-v2v": Sampler(steps=30, shift=3.0, guidance=5.0),
 }
 FEW_STEPS = Sampler(steps=4, shift=5.0, guidance=1.0)
-"""What LoRAs for few steps are published with: noise levels 1, .9375, .833 and .625."""
+"""Settings that LoRAs for few steps are published with: noise levels 1, .9375, .833 and .625."""
 STRENGTH: dict[WanName, float] = {"wan-vace": 0.7, "wan-v2v": 0.35, "wan-portrait": 1.0}
 
 
@@ -221,7 +221,7 @@ def by_several(drawn: Sketches, start: int, count: int, *, workers: int, depth: 
 
 
 def sampling_of(name: WanName, folder: Path, config: WanConfig, seed: int) -> Sampling:
-    """How windows are sampled: as the weights were made for, where the user does not say otherwise."""
+    """Settings of the sampler: those that the weights were made for, unless the user gives others."""
     length, overlap = Sampling.length, Sampling.overlap
     if name == "wan-portrait":
         manifest = read_manifest(folder)

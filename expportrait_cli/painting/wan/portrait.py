@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from expportrait_cli.errors import InputError, WeightsError, one_line
 from expportrait_cli.painting.wan.encoders import CHANNELS, PoseEncoder, ReferenceEncoder
+from expportrait_cli.painting.wan.prompts import TOKENS, padded
 
 PATCH = "patch_embedding.weight"
 HEAD_DIM = 128
@@ -105,12 +106,10 @@ TIMESTEPS = 1000
 """Timestep of pure noise."""
 LATENT, MASK = 16, 4
 """Channels of the Wan 2.1 VAE, and of the mask that says which frames are given."""
-TEXT_TOKENS = 512
-"""Wan pads what the text encoder says with zeros to that length."""
 
 
 def base_of(transformer: WanTransformer3DModel) -> Base:
-    """What kind of transformer one can be made from, by its channels.
+    """Kind of base that a transformer is, by its channels: text-to-video or image-to-video.
 
     Raises:
         WeightsError: none that this generator is made for.
@@ -127,7 +126,7 @@ def base_of(transformer: WanTransformer3DModel) -> Base:
 
 
 class WanPortrait(nn.Module):
-    """Transformer, both encoders of normals, and what a text encoder said of the one prompt."""
+    """Transformer, both encoders of normals, and the one prompt, embedded."""
 
     def __init__(
         self, transformer: WanTransformer3DModel, prompt_embeds: Float[Tensor, "L D"], *, base: Base, has_hint: bool
@@ -140,10 +139,10 @@ class WanPortrait(nn.Module):
                 f"The transformer takes {transformer.config['in_channels']} channels, expected {needed}: the folder's "
                 "parts are not of one generator. Copy it again."
             )
-        if prompt_embeds.shape[1] != transformer.config["text_dim"] or len(prompt_embeds) > TEXT_TOKENS:
+        if prompt_embeds.shape[1] != transformer.config["text_dim"] or len(prompt_embeds) > TOKENS:
             raise WeightsError(
                 f"The prompt is {len(prompt_embeds)} tokens of {prompt_embeds.shape[1]} numbers, expected "
-                f"{TEXT_TOKENS} or fewer of {transformer.config['text_dim']}: it is another text encoder's."
+                f"{TOKENS} or fewer of {transformer.config['text_dim']}: it is another text encoder's."
             )
         self.base: Base = base
         self.has_hint = has_hint
@@ -270,17 +269,13 @@ class WanPortrait(nn.Module):
         x = torch.cat([torch.cat(slot, 1), torch.cat(film, 1)], 2).to(dtype)
         if image_embeds is not None:
             image_embeds = (image_embeds * _kept(drop_reference, image_embeds).reshape(-1, 1, 1)).to(dtype)
-        text = self._text(len(x)).to(dtype)
+        text = padded(self.prompt).expand(len(x), -1, -1).to(dtype)
         velocity = self.transformer(x, timestep, text, image_embeds, return_dict=False)[0]
         return velocity[:, :, 1:].to(latents.dtype)
 
-    def _text(self, count: int) -> Float[Tensor, "B 512 D"]:
-        padded = nn.functional.pad(self.prompt, (0, 0, 0, TEXT_TOKENS - len(self.prompt)))
-        return padded.expand(count, -1, -1)
-
 
 def _kept(drop: Bool[Tensor, " B"] | None, like: Tensor) -> Tensor:
-    """Factor of each sample: 0 where something is dropped."""
+    """Factors of the samples: 0 where something is dropped, else 1."""
     if drop is None:
         return like.new_ones(1)
     return (~drop).to(like)[:, None, None, None, None]

@@ -11,11 +11,9 @@ from torch import Tensor
 from expportrait_cli.painting.scene import Still
 from expportrait_cli.painting.wan.encoders import ImageEncoder
 from expportrait_cli.painting.wan.film import Chunks, Told, Velocity
-from expportrait_cli.painting.wan.portrait import WanPortrait
+from expportrait_cli.painting.wan.portrait import TIMESTEPS, WanPortrait
 from expportrait_cli.painting.wan.vae import Encoding, Vae, filled, pixels
 
-STEPS = 1000
-"""Timestep of pure noise."""
 BLOCK = 4
 """Latent frames whose pose features are read at once."""
 POSE_MEMORY = BLOCK + 2
@@ -73,7 +71,7 @@ class PortraitModel:
             with model.transformer.cache_context("untold" if drop else "told"):
                 return model.denoise(
                     state,
-                    torch.full((1,), sigma * STEPS, device=state.device),
+                    torch.full((1,), sigma * TIMESTEPS, device=state.device),
                     pose,
                     self._still.to(state),
                     self._photo.to(state),
@@ -85,7 +83,7 @@ class PortraitModel:
         return velocity
 
     def _features(self, chunks: Iterator[list[Map]], first: int) -> Iterator[Float[Tensor, "1 16 1 h w"]]:
-        """What the pose encoder makes of the whole film, one latent frame at a time.
+        """Yield the pose encoder's features of the whole film, one latent frame at a time.
 
         A latent frame is read off its own frames, those of the two before and those of the one after. Blocks lie on the
         film's own grid, so that all of one are read off as many frames wherever painting began.

@@ -1,4 +1,4 @@
-"""What Wan's text encoder says of a prompt: made once by a command, kept, and read when films are painted."""
+"""Prompts embedded by Wan's text encoder: made once by a command, kept, and read when films are painted."""
 
 import hashlib
 from dataclasses import dataclass
@@ -38,11 +38,11 @@ HOW = f"Run `expportrait weights fetch {ENCODER}` and `expportrait weights embed
 
 @dataclass(frozen=True, eq=False)
 class Prompts:
-    """What a film is told in words."""
+    """Embedded prompts of a film."""
 
     positive: Float[Tensor, "1 512 D"]
     negative: Float[Tensor, "1 512 D"] | None = None
-    """What guidance leads away from; None where there is no guidance."""
+    """Negative prompt, which guidance leads away from; None without guidance."""
 
     def against(self) -> Float[Tensor, "1 512 D"]:
         """The negative prompt of a film with guidance."""
@@ -63,18 +63,18 @@ def read_prompts(folder: Path, width: int, *, prompt: str, negative: str, guided
 
     def find(name: str, text: str, usual: str) -> Tensor:
         if name in kept and not text:
-            return _padded(_checked(kept[name], own, width))
-        return _padded(embedded(text or usual, width))
+            return padded(_checked(kept[name], own, width))
+        return padded(embedded(text or usual, width))
 
     positive = find(EMBEDS, prompt, PROMPT_TEXT)
     return Prompts(positive, find(f"negative_{EMBEDS}", negative, NEGATIVE_TEXT) if guided else None)
 
 
 def embedded(text: str, width: int = 0) -> Float[Tensor, "L D"]:
-    """What the text encoder said of a text when it was asked, for a transformer of that width.
+    """Read a text that was embedded before, for a transformer that reads `width` numbers a token; 0 for any.
 
     Raises:
-        WeightsError: it was never asked, or it was another encoder.
+        WeightsError: the text was never embedded, or by another encoder.
     """
     path = next((found for root in folders() if (found := root / _name(text)).is_file()), None)
     if path is None:
@@ -99,7 +99,7 @@ def embed(text: str, encoder: Path) -> Path:
 
 
 def has_encoder(folder: Path) -> bool:
-    """Whether a folder holds Wan's text encoder, as diffusers keeps it."""
+    """Say whether a folder holds Wan's text encoder, as diffusers keeps it."""
     return all((folder / part).is_dir() for part in (TOKENIZER, TEXT_ENCODER))
 
 
@@ -164,5 +164,6 @@ def _checked(embeds: Tensor | None, path: Path, width: int) -> Float[Tensor, "L 
     return embeds.float()
 
 
-def _padded(embeds: Float[Tensor, "L D"]) -> Float[Tensor, "1 512 D"]:
+def padded(embeds: Float[Tensor, "L D"]) -> Float[Tensor, "1 512 D"]:
+    """Pad an embedded prompt with zeros to the length that Wan reads."""
     return nn.functional.pad(embeds, (0, 0, 0, TOKENS - len(embeds)))[None]

@@ -1,4 +1,4 @@
-"""Where and how a transformer runs: device, precision, what is kept on the device, and what that costs."""
+"""Device, precision and memory of a transformer: where it runs, what is kept on the device, and what that costs."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -107,14 +107,14 @@ def add_lora(transformer: Any, path: Path, scale: float = 1.0) -> None:
 
 
 class Seat:
-    """The one place on the device, for modules that take turns."""
+    """Keeps one of several modules on the device, the others on the CPU: they take turns."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._seated: nn.Module | None = None
 
     def waker(self, module: nn.Module) -> Callable[[], None]:
-        """What to call before `module` is used: it takes the seat, and who had it goes back to the CPU."""
+        """Make the function to call before `module` is used: it moves that to the device, the last one to the CPU."""
 
         def wake() -> None:
             if self._seated is module:
@@ -209,12 +209,12 @@ def _count(path: Path) -> int:
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one film."""
+    """Memory and operations that one film takes."""
 
     weights: int
-    """Bytes on the device,"""
+    """Bytes of weights on the device."""
     work: int
-    """and bytes beside them, at the worst moment."""
+    """Largest number of bytes that are needed beside the weights at a time."""
     windows: int
     flop: float
     """Operations of a window."""
@@ -254,7 +254,7 @@ class Cost:
         )
 
     def line(self, speed: float) -> str:
-        """In words, at a speed in operations a second."""
+        """Describe the cost in words; `speed` is in operations a second."""
         seconds = self.flop / speed
         return (
             f"{self.weights / GB:.1f} GB of weights and about {self.work / GB:.1f} GB to work in; "

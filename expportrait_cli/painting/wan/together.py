@@ -35,7 +35,7 @@ from expportrait_cli.painting.wan.manifest import TRANSFORMER
 CAN = ("wan-portrait", "wan-v2v")
 """Painters whose transformer can be shared out."""
 PATIENCE = timedelta(days=7)
-"""How long the others wait: the first process fits heads and writes films between two windows."""
+"""Longest time that the others wait: the first process fits heads and writes films between two windows."""
 SENT = ("hidden_states", "timestep", "encoder_hidden_states", "encoder_hidden_states_image")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 HEADER = 2 + 5
@@ -217,7 +217,7 @@ def _announce(what: int, inputs: Sequence[Tensor | None] = ()) -> None:
 
 
 def _listen() -> tuple[int, list[list[int]]]:
-    """What comes next, and what announces its inputs."""
+    """Receive the number of the next task, and the shapes of its inputs."""
     header = torch.empty(1 + len(SENT), HEADER, dtype=torch.int64)
     dist.broadcast(header, 0)
     return int(header[0, 0]), header[1:].tolist()

@@ -22,7 +22,8 @@ from expportrait_cli.errors import WeightsError
 from expportrait_cli.painting.scene import Sketch, Sketches, Still
 from expportrait_cli.painting.wan.film import Chunks, Painted, Picture, Told, Velocity
 from expportrait_cli.painting.wan.masks import Masks
-from expportrait_cli.painting.wan.prompts import TOKENS, Prompts
+from expportrait_cli.painting.wan.portrait import TIMESTEPS
+from expportrait_cli.painting.wan.prompts import Prompts, padded
 from expportrait_cli.painting.wan.vae import CHANNELS, SPACE, Encoding, Vae, pixels
 from expportrait_cli.painting.wan.windows import STRIDE, chunks, latent_of
 from expportrait_cli.render.buffers import encode
@@ -33,12 +34,10 @@ GREY = 127
 FAR = 0.3
 """Level, of 1, of the head's farthest point in a film of depth; black is the background."""
 REACH = 1.1
-"""How much nearer or farther than in the photo the head may be in a film of depth before its levels are cut."""
+"""Factor by which the head may be nearer or farther than in the photo before its levels in a film of depth are cut."""
 Control = Literal["proxy", "holes", "depth", "normals"]
 AHEAD = 16
 """Latent frames whose masks are found before they are asked for: as many as a window has more than the one before."""
-STEPS = 1000
-"""Timestep of pure noise."""
 
 
 class VaceModel:
@@ -74,7 +73,7 @@ class VaceModel:
         self._reference = torch.cat([self.front, blank], 1)
 
     def controls(self, frames: Chunks, first: int) -> Iterator[Told]:
-        """What is kept, what guides the rest, and the mask, all on the latent grid; and the proxy film."""
+        """Yield what is kept, what guides the rest, and the mask, all on the latent grid; and the proxy film."""
         encoding = Encoding(self._vae)
         for proxies, guides, cells in read_ahead(self._prepared(frames), AHEAD):
             mask = torch.from_numpy(cells.repeat(SPACE, 0).repeat(SPACE, 1))
@@ -102,7 +101,7 @@ class VaceModel:
         return self._told(control, self._prompts.positive)
 
     def untold(self, control: Float[Tensor, "1 C T h w"]) -> Velocity:
-        """With the negative prompt, as its pipeline: proxy and photo stay."""
+        """Velocity of the same window with the negative prompt; proxy and photo stay, as in VACE's own pipeline."""
         return self._told(control, self._prompts.against())
 
     def _told(self, control: Tensor, prompt: Tensor) -> Velocity:
@@ -114,7 +113,7 @@ class VaceModel:
             shown = told.to(state.device, transformer.dtype)
             return transformer(
                 hidden_states=state.to(transformer.dtype),
-                timestep=torch.full((1,), sigma * STEPS, device=state.device),
+                timestep=torch.full((1,), sigma * TIMESTEPS, device=state.device),
                 encoder_hidden_states=prompt.to(state.device, transformer.dtype),
                 control_hidden_states=shown,
                 control_hidden_states_scale=shown.new_ones(len(transformer.config["vace_layers"])),
@@ -125,7 +124,7 @@ class VaceModel:
 
 
 def guide_of(sketch: Sketch, control: Control, still: Still) -> Picture:
-    """What VACE sees where it paints: a kind of film that it, or a LoRA, was trained to follow."""
+    """Picture that guides VACE inside the mask: a kind of film that it, or a LoRA, was trained to follow."""
     if isinstance(sketch, Painted):
         return sketch.proxy
     match control:
@@ -148,7 +147,7 @@ class VaceBranch(nn.Module):
     base, has_hint, image_encoder = "vace", False, None
 
     def __init__(self, transformer: WanVACETransformer3DModel, prompt_embeds: Float[Tensor, "L D"]) -> None:
-        """Take a transformer and what the text encoder said of the prompt."""
+        """Take a transformer and the embedded prompt, without padding."""
         super().__init__()
         self.transformer = transformer
         self.register_buffer("prompt", prompt_embeds.float(), persistent=False)
@@ -167,13 +166,13 @@ class VaceBranch(nn.Module):
         `control` are latents of a film of grey and of the normal maps; the photo is the first frame of both, in the
         state with its own noise.
         """
-        sigma = (timestep / STEPS).view(-1, 1, 1, 1, 1)
+        sigma = (timestep / TIMESTEPS).view(-1, 1, 1, 1, 1)
         front = torch.lerp(reference_latents, reference_noise, sigma.to(reference_latents))
         masks = control.new_ones(len(control), SPACE**2, *control.shape[2:])
         told = nn.functional.pad(reference_latents, (0, 0, 0, 0, 0, 0, 0, CHANNELS + SPACE**2))
         told = torch.cat([told, torch.cat([control, masks], 1)], 2)
         dtype = self.transformer.dtype
-        text = nn.functional.pad(self.prompt, (0, 0, 0, TOKENS - len(self.prompt))).expand(len(latents), -1, -1)
+        text = padded(self.prompt).expand(len(latents), -1, -1)
         velocity = self.transformer(
             hidden_states=torch.cat([front, latents], 2).to(dtype),
             timestep=timestep,
@@ -186,7 +185,7 @@ class VaceBranch(nn.Module):
 
 
 def control_sheet(still: Still, sketches: Sketches, count: int, control: Control, *, columns: int = 5) -> Picture:
-    """What VACE is shown of a film, as one picture: rows of the proxy, of what guides VACE in it, and of the mask.
+    """Draw the inputs of VACE as one picture: a row of the proxy, one of what guides VACE in it, and one of the mask.
 
     In front of them is the photo. No weights are needed.
     """
@@ -279,7 +278,7 @@ class FinishModel:
         return self._told(self._prompts.positive, "told")
 
     def untold(self, control: Float[Tensor, "1 C T h w"]) -> Velocity:
-        """With the negative prompt."""
+        """Velocity of a window with the negative prompt."""
         return self._told(self._prompts.against(), "untold")
 
     def _told(self, prompt: Tensor, context: str) -> Velocity:
@@ -290,7 +289,7 @@ class FinishModel:
             with transformer.cache_context(context):
                 return transformer(
                     hidden_states=state.to(transformer.dtype),
-                    timestep=torch.full((1,), sigma * STEPS, device=state.device),
+                    timestep=torch.full((1,), sigma * TIMESTEPS, device=state.device),
                     encoder_hidden_states=prompt.to(state.device, transformer.dtype),
                     return_dict=False,
                 )[0].float()

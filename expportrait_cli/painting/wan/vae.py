@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from expportrait_cli.errors import WeightsError
 
 SPACE = 8
-"""Pixels of the film for one of a latent frame,"""
+"""Side, px of the film, of the square that one latent pixel stands for."""
 CHANNELS = 16
-"""and the numbers that stand for them."""
+"""Numbers of a latent pixel."""
 
 
 class Vae:

@@ -1,4 +1,4 @@
-"""How a film of any length is cut into windows that a transformer can see, and how they are joined again.
+"""Cut a film of any length into overlapping windows that fit the transformer, and join them again.
 
 Windows lie on one grid of latent frames, whichever frame painting starts at. Those with an even number, the anchors,
 are painted alone; those with an odd number, the bridges, are painted between the two anchors beside them and are led
@@ -42,7 +42,7 @@ class Window:
 
     @property
     def is_bridge(self) -> bool:
-        """Whether it is painted between its neighbours."""
+        """True for a window that is painted after both of its neighbours, which hold its ends."""
         return self.index % 2 == 1
 
 
@@ -71,7 +71,7 @@ class Grid:
         return 1 + max(0, -(-(self.count - self.length) // self.step))
 
     def __getitem__(self, index: int) -> Window:
-        """The window of that number; the last one ends with the film."""
+        """Window of that number; the last one ends with the film."""
         begin = index * self.step
         return Window(index, begin, min(begin + self.length, self.count))
 
@@ -91,7 +91,7 @@ class Grid:
         return begin, min((window.index + 1) * self.step, window.end) if window.index + 1 < len(self) else window.end
 
     def hold(self, window: Window) -> Float[Tensor, " W"]:
-        """How firmly a bridge is held to its neighbours: from nearly 1 at its ends down to 0 where it is alone."""
+        """Weights, 0..1, of the neighbours in a bridge: nearly 1 at its ends, 0 where it does not overlap them."""
         ramp = torch.arange(self.overlap, 0, -1) / (self.overlap + 1)
         weights = torch.zeros(window.end - window.begin)
         weights[: self.overlap] = ramp

@@ -52,7 +52,7 @@ POSED = 16
 
 @dataclass(frozen=True)
 class Latents:
-    """What the transformer is shown of one clip, normalised."""
+    """Latents of one clip, normalised, and what goes with them."""
 
     film: Float[Tensor, "16 T h w"]
     photos: Float[Tensor, "R 16 h w"]
@@ -63,7 +63,7 @@ class Latents:
     tokens: Float[Tensor, "M I E"]
     """CLIP's image tokens of each photo; none without an image encoder."""
     control: Float[Tensor, "K T h w"]
-    """Of a film of grey and of the normal maps, 32 channels; none unless VACE is to follow them."""
+    """Latents of a grey film and of the normal maps, 32 channels; K is 0 unless VACE is to follow them."""
     features: Float[Tensor, "P T h w"]
     """Share of each latent pixel that shows the face, and that shows eyes or lips; none in sets of balls."""
 
@@ -99,7 +99,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Maker:
-    """What entries are made with."""
+    """Models and settings that entries of the cache are made with."""
 
     head: HeadModel
     vae: Vae
@@ -110,7 +110,7 @@ class Maker:
     """Frames of a clip that a proxy film is drawn from, which are then its photos; 0 for no proxy films."""
     image_encoder: ImageEncoder | None = None
     control: bool = False
-    """Whether VACE is to follow the normal maps."""
+    """True if VACE is to follow the normal maps."""
     representation: Representation = "full"
     """Part of the fitted head that is drawn."""
 
@@ -148,7 +148,7 @@ def build_cache(clips: Sequence[Clip], folder: Path, maker: Maker, *, progress: 
 
 
 def entry_of(clip: Clip, folder: Path) -> Entry:
-    """Where the files of a clip lie."""
+    """Name the files of a clip in the cache folder."""
     return Entry(clip.name, clip.person, folder / f"{clip.name}.safetensors", folder / f"{clip.name}.mkv")
 
 
@@ -230,7 +230,7 @@ def _by_latent(features: list[np.ndarray]) -> Float[Tensor, "2 T h w"]:
 
 @torch.inference_mode()
 def _control(entry: Entry, vae: Vae) -> Float[Tensor, "32 T h w"]:
-    """What VACE is told of normal maps, as `VaceModel` has it: nothing that is kept, and the maps."""
+    """VACE's control, as in `VaceModel`: latents of a grey film (no pixels are kept) and of the normal maps."""
     latents, encoding, rest = [], Encoding(vae), read_frames(entry.normals)
     while chunk := list(islice(rest, TEMPORAL if latents else 1)):
         maps = pixels(chunk)
@@ -264,7 +264,7 @@ def _film(frames: Iterable[UInt8[np.ndarray, "S S 3"]], vae: Vae) -> Float[Tenso
 
 @torch.inference_mode()
 def _latents(clip: Clip, tracking: Tracking, rows: list[int], count: int, maker: Maker) -> dict[str, Tensor]:
-    """Of the film, and of the photos, which are some `rows` of it, with their image tokens."""
+    """Encode the film, and the photos, which are the frames `rows` of it, with their image tokens."""
     crop, wanted, photos = Crop(*tracking.crop.tolist()), set(rows), []
 
     def frames() -> Iterator[UInt8[np.ndarray, "S S 3"]]:
@@ -288,5 +288,5 @@ def _latents(clip: Clip, tracking: Tracking, rows: list[int], count: int, maker:
 
 
 def _stored(latent: Float[Tensor, "1 16 1 h w"]) -> Float[Tensor, "16 1 h w"]:
-    """In 16 bits: latents are of size 1, and rounded by a two-thousandth."""
+    """Round to 16 bits; latents are about 1 in size, so that the error is up to 0.0005."""
     return latent[0].half().cpu()

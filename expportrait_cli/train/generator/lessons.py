@@ -1,4 +1,4 @@
-"""What the generator is shown in each step: all of it follows from the seed and the number of the lesson.
+"""Training examples of the generator; the seed and the number of a lesson determine all of it.
 
 So a run needs no memory of random numbers to go on, and processes agree without talking to each other.
 """
@@ -31,7 +31,7 @@ class Lesson:
 
     film: Float[Tensor, "1 16 T h w"]
     normals: Float[Tensor, "1 3 F H W"]
-    """Of the window, and of some frames around it."""
+    """Normal maps of the window, and of some frames around it."""
     lead: int
     """Latent frames of normals before the window."""
     photo: Float[Tensor, "1 16 1 h w"]
@@ -40,28 +40,28 @@ class Lesson:
     sigma: float
     """Share of noise, 0..1."""
     hint: Float[Tensor, "1 16 T h w"] | None = None
-    """Of the proxy film that is drawn from this photo."""
+    """Latents of the proxy film that is drawn from this photo."""
     tokens: Float[Tensor, "1 I E"] | None = None
-    """Of the photo, CLIP's."""
+    """CLIP's image tokens of the photo."""
     control: Float[Tensor, "1 32 T h w"] | None = None
-    """What VACE is told of the normals,"""
+    """VACE's control: latents of a grey film and of the normal maps."""
     photo_noise: Float[Tensor, "1 16 1 h w"] | None = None
-    """and the noise on the photo, which it is to paint as well."""
+    """Noise on the photo, which VACE paints as the first frame."""
     weight: Float[Tensor, "1 1 T h w"] | None = None
-    """What the error of each latent pixel counts; None where all count the same."""
+    """Weight of each latent pixel's error, mean 1; None if all count the same."""
     drop_control: bool = False
     drop_reference: bool = False
 
     def noisy(self) -> Float[Tensor, "1 16 T h w"]:
-        """The state at sigma."""
+        """Mix film and noise: (1 - sigma) film + sigma noise."""
         return torch.lerp(self.film, self.noise, self.sigma)
 
     def target(self) -> Float[Tensor, "1 16 T h w"]:
-        """The velocity that leads there."""
+        """Velocity from the film to the noise: noise - film."""
         return self.noise - self.film
 
     def told(self, device: torch.device) -> dict[str, Tensor | int | None]:
-        """What the generator is told, as arguments of `WanPortrait`, or of `VaceBranch` where there is a control."""
+        """Return the conditions as arguments of `WanPortrait`, or of `VaceBranch` where there is a control."""
         timestep = torch.full((1,), TIMESTEPS * self.sigma, device=device)
         if self.control is not None and self.photo_noise is not None:
             return {

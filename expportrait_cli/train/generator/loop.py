@@ -25,9 +25,9 @@ from expportrait_cli.train.generator.state import Average, load_state, save_stat
 
 LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"]
 NEW = ("patch_embedding", "lora_")
-"""Parts of the transformer that did not come with the base, as far as they matter;"""
+"""Parts of the transformer that did not come with the base, as far as they matter."""
 FOR_IMAGES = ("image_embedder", "add_k_proj", "add_v_proj", "norm_added")
-"""and those that see CLIP's tokens, which are given where the base has an image encoder."""
+"""Parts that see CLIP's tokens, which are given if the base has an image encoder."""
 CLIP = 1.0
 """Largest norm of the gradient."""
 SPREADS = ("NO", "MULTI_CPU", "MULTI_GPU", "FSDP")
@@ -36,7 +36,7 @@ SPREADS = ("NO", "MULTI_CPU", "MULTI_GPU", "FSDP")
 
 @dataclass(frozen=True)
 class School:
-    """What is taught, asked and told."""
+    """Lessons, examination, length and outputs of one training."""
 
     lessons: Lessons
     exam: Sequence[Lesson]
@@ -166,7 +166,7 @@ def _spread(
 
 @dataclass(frozen=True)
 class _Rate:
-    """What of a step depends on its number."""
+    """Learning rates of one step: they rise during the warm-up."""
 
     config: GeneratorTraining
     task: GeneratorTask
@@ -208,7 +208,10 @@ def error_of(model: nn.Module, lesson: Lesson, device: torch.device) -> Float[Te
 
 
 def weight_of(sigma: float, task: GeneratorTask) -> float:
-    """What the error counts: with z_s = (1 - s) z + s e and v = e - z, e is off by 1 - s times what v is off by."""
+    """Weight of a lesson's error by the loss: 1 for `velocity`, (1 - sigma)^2 for `epsilon`.
+
+    With z_s = (1 - s) z + s e and v = e - z, an error d of v is an error (1 - s) d of e.
+    """
     return (1 - sigma) ** 2 if task.loss == "epsilon" else 1.0
 
 
@@ -232,19 +235,19 @@ def _mean(errors: Sequence[float], accelerator: Accelerator) -> float:
 
 
 class Stop:
-    """Turns the first signal that would end the program into a question between two steps; the second ends it."""
+    """Delays the first SIGINT or SIGTERM to the end of a step; the second one ends the program at once."""
 
     def __init__(self) -> None:
         self._number = 0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Stop":
-        """Listen."""
+        """Install the handlers."""
         self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Listen no more."""
+        """Put the earlier handlers back."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -253,7 +256,7 @@ class Stop:
         signal.signal(number, self._before[number])
 
     def is_asked(self, accelerator: Accelerator) -> bool:
-        """Whether any process was asked to stop; all processes have to ask together."""
+        """Say whether any process got such a signal; all processes have to call this together."""
         if accelerator.num_processes == 1:
             return bool(self._number)
         numbers = accelerator.gather(torch.tensor([self._number], device=accelerator.device))
@@ -261,7 +264,7 @@ class Stop:
         return bool(self._number)
 
     def go_on(self) -> None:
-        """Hand the signal on to whom it was for, who ends the program."""
+        """Call the handler that was set before, which ends the program."""
         handler = self._before[self._number]
         if callable(handler):
             # Not by raising the signal again: what it raises would be lost if it came while Python collects garbage.

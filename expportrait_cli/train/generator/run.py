@@ -107,11 +107,11 @@ class Run:
 
     @property
     def halved(self) -> bool:
-        """Whether what does not learn is in half precision, which is all that it needs."""
+        """True if the frozen weights are kept in bfloat16: with a LoRA, on a GPU."""
         return bool(self.config.lora) and best_device().type == "cuda"
 
     def portrait(self) -> WanPortrait | VaceBranch:
-        """The generator before the first step, the same every time."""
+        """Make the generator as it is before the first step; the same seed gives the same weights."""
         torch.manual_seed(self.config.seed)
         dtype = torch.bfloat16 if self.halved else torch.float32
         if self.task.control == "normals":
@@ -199,7 +199,7 @@ def _check(run: Run) -> None:
 
 
 def _precision() -> str | None:
-    """What the launcher says, or bfloat16 where the GPU has it."""
+    """Mixed precision for accelerate: None if the launcher sets it, else bfloat16 where the GPU has it."""
     if "ACCELERATE_MIXED_PRECISION" in os.environ:
         return None
     return "bf16" if best_device().type == "cuda" and torch.cuda.is_bf16_supported() else "no"

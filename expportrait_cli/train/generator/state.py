@@ -104,7 +104,7 @@ def load_state(path: Path, model: nn.Module, average: Average, optimizer: torch.
 
 
 def averaged_weights(path: Path) -> dict[str, Tensor]:
-    """The average that a state holds."""
+    """Read the averaged weights out of a state's file."""
     with safe_open(path, "pt") as file:
         names = [name for name in file.keys() if name.startswith(AVERAGE)]  # noqa: SIM118
         return {name.removeprefix(AVERAGE): file.get_tensor(name) for name in names}
@@ -116,7 +116,7 @@ def _names(model: nn.Module) -> dict[nn.Parameter, str]:
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:
-    """What learns, in memory of its own; buffers are the base's. Empty but in the main process."""
+    """Copies of the weights that are trained, on the CPU; empty in all processes but the main one."""
     learning, found = set(_names(model).values()), get_model_state_dict(model, options=WHOLE)
     return {k: v.detach().cpu().clone() for k, v in found.items() if k in learning and isinstance(v, Tensor)}
 
@@ -126,7 +126,7 @@ def _set_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
 
 
 def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Of the main process; the others take part and get nothing."""
+    """State of the optimiser; all processes have to call this, and all but the main one get an empty one."""
     state: dict[str, Any] = {**get_optimizer_state_dict(model, optimizer, options=WHOLE)}
     return state.get("state", {})
 

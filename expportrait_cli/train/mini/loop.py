@@ -30,7 +30,7 @@ from expportrait_cli.train.scenes import own_scene, photo_rows
 from expportrait_cli.train.state import follow, load_state, save_state
 
 SIZE = 256
-"""Of the pictures, px: what the painter works at."""
+"""Side of the pictures, px, that the painter works on."""
 TIMES = 4
 """Frames of a window."""
 STRIDES = (1, 2, 3)
@@ -118,7 +118,7 @@ EXCHANGE = 8
 WARM_UP = 100
 GUESS = 0.5
 GUESSED, HEAD = 4.0, 1.0
-"""What pixels count more where the proxy guessed, and on the head."""
+"""Extra weights of pixels that the proxy guessed, and of pixels on the head."""
 EDGES = 1.0
 """Weight of the difference between neighbours, beside that of the pixels."""
 
@@ -153,7 +153,7 @@ class Lessons:
         self._held: dict[int, Lesson] = {}
 
     def batch(self, step: int) -> Batch:
-        """The batch of a step: crops, mirrored and coloured at random, with faults added to some proxies."""
+        """Draw the batch of a step: crops, mirrored and coloured at random, with faults added to some proxies."""
         draw = np.random.default_rng((self._config.seed, step))
         first = step // EXCHANGE
         here = [self._in_order(first + k) for k in range(min(HELD, len(self._paths)))]
@@ -248,6 +248,6 @@ def train(
 
 
 def _share(step: int, steps: int) -> float:
-    """Of the full rate: a warm-up, then a cosine down to a twentieth."""
+    """Share of the full learning rate: it rises during the warm-up, then falls as a cosine to 0.05."""
     warm = min(1.0, (step + 1) / WARM_UP)
     return warm * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / steps)))

@@ -27,11 +27,11 @@ from expportrait_cli.version import __version__
 
 GUESSED, ON_HEAD = 0.5, 0.25
 LEAST = {"head_db": 0.3, "guessed_db": 3.0}
-"""What has to be gained over the proxy, dB of PSNR,"""
+"""Least gains over the proxy, dB of PSNR."""
 SHARP = 0.9
-"""of the truth's edges that have to be left, on the head,"""
+"""Least share of the truth's edges on the head that has to be left."""
 STEADY = 1.0
-"""and the most flicker, in that of the proxy."""
+"""Largest flicker, as a multiple of the proxy's."""
 
 Figures = dict[str, float]
 
@@ -49,7 +49,7 @@ def judge(network: MiniNet, paths: Sequence[Path]) -> tuple[Figures, list[Figure
 
 
 def passes(figures: Mapping[str, float]) -> bool:
-    """Whether a network may take the proxy's place unasked."""
+    """Say whether a network is so much better than the proxy that `auto` may choose it."""
     gains = all(figures.get(name, 0.0) >= least for name, least in LEAST.items())
     return gains and figures.get("sharp", 0.0) >= SHARP and figures.get("flicker", np.inf) <= STEADY
 
@@ -160,7 +160,7 @@ def _clips(datasets: Sequence[Path]) -> list[Clip]:
 
 
 def _head(datasets: Sequence[Path]) -> HeadModel:
-    """The head model of all sets: the painter sees pictures alone, whichever it is."""
+    """Load the head model that all sets share; the painter itself sees only pictures."""
     models = sorted({Dataset.open(folder).head_model for folder in datasets})
     if len(models) > 1:
         raise InputError(f"The sets mix the head models {' and '.join(models)}. Prepare them with one of them.")

@@ -141,7 +141,7 @@ def dose(predict: Predict, synthesis: Synthesis, frame: Performer) -> np.ndarray
 
 
 def _amplitude_ratios(theatre: Theatre, truth: Theatre, cast: Sequence[Performer]) -> list[float]:
-    """How far lips, brows and lids move against how far they truly do; the driver's expressions are everybody's."""
+    """Motion of lips, brows and lids as shares of the true motion; everybody has the driver's expressions."""
     pairs = [[each.amplitudes(FIRST_SEED + k, cast[k]) for each in (theatre, truth)] for k in range(CYCLES)]
     own, true = np.mean(pairs, 0)
     return (own / true).tolist()
@@ -163,7 +163,7 @@ def _basic(error: Errors, none: Errors) -> dict[str, float]:
 
 
 def table(figures: Mapping[str, Any]) -> str:
-    """The figures to read."""
+    """Format the figures as a text table."""
     lines = []
     for title in ("made_up", "filmed"):
         rows = figures.get(title)

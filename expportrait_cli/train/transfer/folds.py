@@ -1,4 +1,4 @@
-"""Where skin folds, and how deep, when an expression shortens it: synthetic, after the anatomy of expression lines."""
+"""Synthetic folds: places and depths of the lines that expressions draw, after the anatomy of expression lines."""
 
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ OUTER_EYES, MOUTH_CORNERS, NOSTRILS = (263, 33), (291, 61), (358, 129)
 SLACK_AT, FULL_AT = 0.02, 0.18
 """Shortening of skin at which folds begin, and have reached most of their depth."""
 DEPTH_M = 0.0011
-"""Of a full fold in the slackest skin, from its crest to the mean."""
+"""Depth of a full fold in the slackest skin, from its crest to the mean."""
 BULGE_M = 0.006
 """Thickness of what bulges: skin that is shortened by a tenth rises by a tenth of it."""
 SMOOTHING = 14

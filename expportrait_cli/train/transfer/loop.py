@@ -49,7 +49,7 @@ class Pupil:
     code: Float[Tensor, " G"]
 
     def read(self) -> tuple[Neutral, Float[Tensor, " P"]]:
-        """The face at rest, and the chance of each vertex to be drawn."""
+        """Read the face at rest, and the probability of each vertex to be drawn."""
         rows = torch.from_numpy(np.load(self.file))
         points, frames, normals, curvature, chance = rows.split([3, 9, 3, 2, 1], -1)
         return Neutral(points, frames.unflatten(-1, (3, 3)), normals, curvature), chance[:, 0]

@@ -31,7 +31,7 @@ Predict = Callable[[Actor], Float[Tensor, "T P 3"]]
 
 @dataclass(frozen=True)
 class Errors:
-    """Of one method, a person each."""
+    """Errors of one method, one number for each person."""
 
     offset_mm: Float64[np.ndarray, " N"]
     """Root mean square distance of the vertices."""
@@ -45,7 +45,7 @@ class Errors:
 
 
 def predictors(networks: Mapping[str, TransferNetwork], cast: Sequence[Actor], face: Face) -> dict[str, Predict]:
-    """The methods by name: nothing, copying, and each network."""
+    """Make the methods by name: no offsets, copied offsets, and each network."""
     methods: dict[str, Predict] = {"none": _nothing, "direct": Direct(cast, face)}
     return methods | {kind: Predicted(network) for kind, network in networks.items()}
 
@@ -78,7 +78,7 @@ class Predicted:
 
 @dataclass(frozen=True)
 class Direct:
-    """Offsets of the next of the cast, in the frame whose expression is nearest, turned into the person's surface."""
+    """Copies offsets of another of the cast, from the frame of nearest expression, turned into the person's surface."""
 
     cast: Sequence[Actor]
     face: Face
@@ -99,7 +99,7 @@ class Direct:
 
 
 def errors(predict: Predict, people: Sequence[Actor], face: Face) -> Errors:
-    """How far a method is from what these people's faces did."""
+    """Measure a method against the true offsets and normals of these people."""
     distances, angles = [], []
     for person in people:
         true, found = torch.from_numpy(person.offset.astype(np.float32)), predict(person)
@@ -141,7 +141,7 @@ def swap_penalty(network: TransferNetwork, people: Sequence[Actor]) -> float:
 
 @torch.inference_mode()
 def leak(network: TransferNetwork, people: Sequence[Actor]) -> tuple[float, float]:
-    """How often a linear probe tells from the expression code who performs, and how often chance would.
+    """Shares, 0..1, with which a linear probe finds the performer from the expression code, and with which chance does.
 
     All people do the same and were tracked, so what is left of who they are has leaked through the tracking. Learned on
     every other frame, judged on those between.
@@ -201,7 +201,7 @@ class Theatre:
         return s.jawed(canonical, joints(s.head, identity), matrix(torch.from_numpy(performer.jaw)))
 
     def amplitudes(self, seed: int, performer: Performer) -> Float64[np.ndarray, " 3"]:
-        """How far lips, brows and lids move: deviation over the frames, in distances between the eyes."""
+        """Motion of lips, brows and lids: standard deviation over the frames, in distances between the eyes."""
         return amplitudes(self.synthesis, self.heads(seed, performer))
 
     def cycle_deg(self, first: int, second: int, performer: Performer) -> float:

@@ -1,4 +1,4 @@
-"""What the transfer network learns from: faces at rest and frames of them, of prepared clips and synthetic people."""
+"""Training data of the transfer network: faces at rest and frames of them, of prepared clips and synthetic people."""
 
 import hashlib
 from collections.abc import Sequence
@@ -21,18 +21,18 @@ from expportrait_cli.head.fitted import neutral_mesh
 from expportrait_cli.retargeting.face import Face
 
 WORST_IOD = 4.0
-"""Landmark error above which a frame teaches nothing, percent of the inter-ocular distance,"""
+"""Landmark error from which a frame has weight 0, percent of the inter-ocular distance."""
 GOOD_IOD = 2.0
-"""and up to which it counts in full."""
+"""Landmark error up to which a frame has weight 1, in the same unit."""
 
 
 @runtime_checkable
 class Person(Protocol):
-    """What belongs to somebody."""
+    """Anything that belongs to one person."""
 
     @property
     def person(self) -> str:
-        """Who it is."""
+        """Name of the person."""
         ...
 
 
@@ -56,11 +56,11 @@ class Performer:
     offset: Float16[np.ndarray, "T P 3"]
     """Dynamic offsets, canonical, m; what is common to the neutral frames is not among them."""
     weight: Float32[np.ndarray, " T"]
-    """How far each frame is to be believed, 0..1."""
+    """Weight, 0..1, of each frame: 0 for one that is not believed."""
 
     @property
     def is_synthetic(self) -> bool:
-        """Whether nobody was filmed."""
+        """True for a made-up person, of whom there is no film."""
         return self.person.startswith("synthetic")
 
 
@@ -70,37 +70,37 @@ class Actor(Person, Protocol):
 
     @property
     def name(self) -> str:
-        """Of the clip."""
+        """Name of the clip."""
         ...
 
     @property
     def neutral(self) -> Float32[np.ndarray, "P 3"]:
-        """As a performer's."""
+        """Same as `Performer.neutral`."""
         ...
 
     @property
     def expression(self) -> Float32[np.ndarray, "T E"]:
-        """As a performer's."""
+        """Same as `Performer.expression`."""
         ...
 
     @property
     def jaw(self) -> Float32[np.ndarray, "T 3"]:
-        """As a performer's."""
+        """Same as `Performer.jaw`."""
         ...
 
     @property
     def offset(self) -> Float16[np.ndarray, "T P 3"]:
-        """As a performer's."""
+        """Same as `Performer.offset`."""
         ...
 
     @property
     def weight(self) -> Float32[np.ndarray, " T"]:
-        """As a performer's."""
+        """Same as `Performer.weight`."""
         ...
 
     @property
     def is_synthetic(self) -> bool:
-        """Whether nobody was filmed."""
+        """True for a made-up person, of whom there is no film."""
         ...
 
 
@@ -120,7 +120,7 @@ class Stored:
 
     @property
     def neutral(self) -> Float32[np.ndarray, "P 3"]:
-        """As a performer's."""
+        """Same as `Performer.neutral`."""
         return np.load(self._folder / "neutral.npy")
 
     @property
@@ -185,7 +185,7 @@ def _on_face(fit: HeadFit, face: Face) -> Float16[np.ndarray, "T P 3"]:
 
 
 def centred(offset: Float[np.ndarray, "T P 3"], weights: Float[np.ndarray, " T"]) -> Float16[np.ndarray, "T P 3"]:
-    """Offsets without their mean over neutral frames: a clip's static remainder would teach who, not what."""
+    """Subtract the mean over neutral frames: a clip's static remainder would tell the person, not the expression."""
     mean = np.einsum("t,tpc->pc", weights.astype(np.float32), offset.astype(np.float32))
     return (offset - mean).astype(np.float16)
 

@@ -31,14 +31,14 @@ FEWEST = 3
 
 @dataclass(frozen=True)
 class Lesson:
-    """What a network is trained on and judged by."""
+    """People that a network is trained on, and people that judge it."""
 
     head: HeadModel
     face: Face
     learners: Sequence[Actor]
     judges: Sequence[Actor]
     sources: dict[str, Any]
-    """What of it came from where, for the weights' header."""
+    """Numbers and hashes of the sources, for the header of the weights."""
 
 
 def prepare_lesson(datasets: Sequence[Path], work: Path, config: TransferTraining, stage: Stage) -> Lesson:
@@ -117,7 +117,7 @@ def train_network(lesson: Lesson, work: Path, config: TransferTraining, stage: S
 
 
 def trained_of(network: TransferNetwork, learners: Sequence[Actor]) -> Trained:
-    """The network with the range of what it was trained on."""
+    """Put the network together with the largest expressions and jaw angles that it was trained on."""
     psi = np.max([np.abs(p.expression).max(0) for p in learners], 0)
     jaw = np.max([np.abs(p.jaw).max(0) for p in learners], 0)
     return Trained(network, psi.astype(np.float32), jaw.astype(np.float32))

@@ -26,8 +26,8 @@ from expportrait_cli.train.transfer.performers import Performer
 log = logging.getLogger(__name__)
 
 ANCHOR = 1e-3
-"""How firmly each vertex stays at the plain step, against the gradients: it fixes what gradients leave open, the place
-of each piece of the mesh."""
+"""Weight of each vertex's plain step against the gradients: it fixes the place of each piece of the mesh, which
+gradients leave open."""
 
 
 class Proportion:
@@ -47,7 +47,7 @@ class Proportion:
         return torch.stack([b - a, c - a, normalize(face_normals(verts, self.faces))], -1)
 
     def beyond(self, coarse_neutral: Float[Tensor, "N 3"]) -> Float64[np.ndarray, "E N 3"]:
-        """What each expression does to a face in proportion, less the model's own step; m at full weight.
+        """Steps beyond the model's own with which each expression deforms this face in proportion; m at full weight.
 
         Least squares over the sides of the face's own triangles, each turned and stretched as the mean head's is.
         """
@@ -115,7 +115,7 @@ class Synthesis:
         return dense(self.head, shape)
 
     def identity(self, seed: int) -> Float32[Tensor, " K"]:
-        """Whose face it is."""
+        """Draw the identity coefficients of a made-up person, standard normal, by the seed."""
         return torch.randn(self.head.identity_basis.shape[-1], generator=torch.Generator().manual_seed(seed))
 
     def performer(self, seed: int, frames: int, *, script: int | None = None) -> Performer:
@@ -138,7 +138,7 @@ class Synthesis:
     def offsets(
         self, identity: Float32[Tensor, " K"], psi: Float32[Tensor, "T E"], jaw: Float32[Tensor, "T 3"], slack: float
     ) -> Float32[np.ndarray, "T P 3"]:
-        """What a person's face does beyond the model's expressions, canonical, m."""
+        """Dynamic offsets of a made-up person: steps beyond the model's expressions, canonical, m."""
         head, rows = self.head, self.face.vertices
         beyond = self.proportion.beyond(head.template + head.identity_basis @ identity)
         correction = dense(head, torch.einsum("te,enc->tnc", psi, torch.from_numpy(beyond).float()))

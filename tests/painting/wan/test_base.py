@@ -10,10 +10,11 @@ from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from expportrait_cli.errors import WeightsError
 from expportrait_cli.painting.wan import base as module
-from expportrait_cli.painting.wan.base import find_base, fresh_portrait, licence
+from expportrait_cli.painting.wan.base import find_base, fresh_portrait
 from expportrait_cli.painting.wan.folder import save_folder
 from expportrait_cli.painting.wan.manifest import Manifest
 from expportrait_cli.painting.wan.prompts import PROMPT_TEXT
+from expportrait_cli.weights.catalogue import licence_of
 
 
 def add_text_encoder(folder: Path) -> Path:
@@ -98,8 +99,8 @@ def test_other_folders_are_no_base(tmp_path):
 )
 def test_the_licence_is_the_pages(text, said, tmp_path):
     (tmp_path / "README.md").write_text(text)
-    assert licence(tmp_path) == said
-    assert licence(tmp_path / "none") == "unknown"
+    assert licence_of(tmp_path) == said
+    assert licence_of(tmp_path / "none") == "unknown"
 
 
 def test_the_text_encoder_is_asked_where_there_is_no_file(tmp_path):

@@ -10,14 +10,15 @@ from expportrait_cli.errors import InputError, WeightsError
 from expportrait_cli.painting import wan
 from expportrait_cli.painting.wan import require_packages
 from expportrait_cli.painting.wan.encoders import PoseEncoder, ReferenceEncoder, latent_frames
-from expportrait_cli.painting.wan.portrait import MASK, PATCH, TEXT_TOKENS, WanPortrait, base_of, from_original, widened
+from expportrait_cli.painting.wan.portrait import MASK, PATCH, WanPortrait, base_of, from_original, widened
+from expportrait_cli.painting.wan.prompts import TOKENS
 
 pytestmark = pytest.mark.slow
 
 
 def padded_prompt(count: int = 1) -> torch.Tensor:
     text = prompt_embeds()
-    return torch.cat([text, text.new_zeros(TEXT_TOKENS - len(text), text.shape[1])]).expand(count, -1, -1)
+    return torch.cat([text, text.new_zeros(TOKENS - len(text), text.shape[1])]).expand(count, -1, -1)
 
 
 @pytest.mark.parametrize(("frames", "latent"), [(1, 1), (5, 2), (9, 3), (81, 21)])
