@@ -235,9 +235,13 @@ def this_process() -> str:
 
 @contextmanager
 def claim(path: Path, *, heartbeat_s: float, stale_s: float) -> Iterator[bool]:
-    """Claim what `path` stands for; yields False if another worker has it. A thread shows that this worker lives."""
-    own = f"{this_process()} {uuid.uuid4().hex}"
-    if not (_take(path, own) or (_forget_stale(path, stale_s) and _take(path, own))):
+    """Keep what `path` stands for to this worker; false if another one has it. A thread shows that this one lives.
+
+    `path` is a folder with a file for each worker that claimed it, numbered from 0; the highest number has it. A
+    stale claim stays where it is, and its heir takes the next number: a file that only one worker can create.
+    """
+    own = _take(path, stale_s)
+    if own is None:
         yield False
         return
     ended = threading.Event()
@@ -245,8 +249,7 @@ def claim(path: Path, *, heartbeat_s: float, stale_s: float) -> Iterator[bool]:
     def beat() -> None:
         while not ended.wait(heartbeat_s):
             with suppress(OSError):
-                if _read(path) == own:
-                    os.utime(path)
+                os.utime(own)
 
     heart = threading.Thread(target=beat, daemon=True)
     heart.start()
@@ -255,18 +258,44 @@ def claim(path: Path, *, heartbeat_s: float, stale_s: float) -> Iterator[bool]:
     finally:
         ended.set()
         heart.join()
-        if _read(path) == own:
-            path.unlink(missing_ok=True)
+        # Stale ones go first: without this one above them they would be free to take.
+        is_highest = _numbers(path)[-1:] == [int(own.name)]
+        for number in _numbers(path) if is_highest else [int(own.name)]:
+            (path / str(number)).unlink(missing_ok=True)
+        with suppress(OSError):
+            path.rmdir()
 
 
-def _take(path: Path, own: str) -> bool:
+def _take(path: Path, stale_s: float) -> Path | None:
+    """Create this worker's claim; None where another worker has it."""
+    path.mkdir(exist_ok=True)
+    earlier = _numbers(path)
+    last = path / str(earlier[-1]) if earlier else None
+    seen = _read(last) if last else None
+    if last and not _is_stale(last, seen, stale_s):
+        return None
+    own = path / str(earlier[-1] + 1 if earlier else 0)
     try:
-        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
-    except FileExistsError:
-        return False
+        descriptor = os.open(own, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    except OSError:
+        # Another worker was faster, or has just ended and removed the folder.
+        return None
     with os.fdopen(descriptor, "w") as file:
-        file.write(own)
-    return True
+        file.write(f"{this_process()} {uuid.uuid4().hex}")
+    # Since the look the last claim may have been removed, and a lower number been given to someone else.
+    if _numbers(path)[-1:] == [int(own.name)] and (last is None or _read(last) == seen):
+        return own
+    own.unlink(missing_ok=True)
+    with suppress(OSError):
+        path.rmdir()
+    return None
+
+
+def _numbers(path: Path) -> list[int]:
+    """List the numbers of all claims, the lowest first."""
+    with suppress(OSError):
+        return sorted(int(child.name) for child in path.iterdir() if child.name.isdecimal())
+    return []
 
 
 def _read(path: Path) -> str | None:
@@ -276,27 +305,13 @@ def _read(path: Path) -> str | None:
         return None
 
 
-def _forget_stale(path: Path, stale_s: float) -> bool:
-    """Remove the claim of a worker that is gone; true if it was removed here, and by nobody else."""
-    seen = _read(path)
+def _is_stale(path: Path, seen: str | None, stale_s: float) -> bool:
+    """Whether the worker of a claim is gone; one that was removed since is not stale, but over."""
     try:
-        age_s = disk_clock(path.parent) - path.stat().st_mtime
-    except OSError:
-        return True
-    if seen is None or (age_s <= stale_s and not _has_ended(seen)):
-        return False
-    # Of several that find it stale one moves it away; a fresh one, made in the meantime, is put back.
-    away = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        path.rename(away)
+        age_s = disk_clock(path.parent.parent) - path.stat().st_mtime
     except OSError:
         return False
-    is_it = _read(away) == seen
-    if not is_it:
-        with suppress(OSError):
-            os.link(away, path)
-    away.unlink(missing_ok=True)
-    return is_it
+    return seen is not None and (age_s > stale_s or _has_ended(seen))
 
 
 def _has_ended(claimed: str) -> bool:

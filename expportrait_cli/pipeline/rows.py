@@ -133,7 +133,7 @@ class Batch:
     """Rows that workers share out among themselves through files in `folder`; goes to other machines as it is."""
 
     folder: Path
-    """ID.claim while a worker has a row, ID.json with its state, ID.log."""
+    """ID.claim, a folder, while a worker has a row, ID.json with its state, ID.log."""
     rows: tuple[Row, ...]
     since: float
     """Beginning of this run by the clock of the folder's disk: rows that ended before are tried again."""

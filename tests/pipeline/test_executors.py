@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+from contextlib import suppress
 
 import pytest
 from support.rows import batch_of, painted
@@ -14,6 +15,16 @@ pytestmark = pytest.mark.slow
 NAMES = ["good"] * 43 + ["kill-1"] * 5 + ["bad"] * 2
 """Fifty rows: five kill the process that makes them, once; two cannot be made."""
 EXPECTED = [0] * 48 + [3] * 2
+
+
+def holders(batch):
+    """List the processes that have a row at present, in random order."""
+    found = []
+    for path in batch.folder.glob("*.claim/*"):
+        with suppress(OSError):
+            found.append(int(path.read_text().split()[1]))
+    random.shuffle(found)
+    return found
 
 
 def run(batch, executor, meanwhile=lambda done: None, **details):
@@ -56,9 +67,8 @@ def test_fifty_rows_on_a_cluster_whose_workers_and_node_die(tmp_path, monkeypatc
         if left and done >= left[0]:
             left.pop(0)
             if left:
-                holders = [int(path.read_text().split()[1]) for path in batch.folder.glob("*.claim")]
-                if holders:
-                    os.kill(random.choice(holders), signal.SIGKILL)
+                for holder in holders(batch)[:1]:
+                    os.kill(holder, signal.SIGKILL)
             else:
                 cluster.remove_node(node, allow_graceful=False)
 
@@ -78,9 +88,9 @@ def test_fifty_rows_by_slurms_stand_in_whose_workers_die(tmp_path, monkeypatch):
 
     def meanwhile(done: int) -> None:
         if done >= 15 and not killed:
-            for path in list(batch.folder.glob("*.claim"))[:1]:
-                killed.append(int(path.read_text().split()[1]))
-                os.kill(killed[0], signal.SIGKILL)
+            killed.extend(holders(batch)[:1])
+            for holder in killed:
+                os.kill(holder, signal.SIGKILL)
 
     run(batch, "slurm", meanwhile, options={"cluster": "local", "timeout_min": 5})
     assert killed

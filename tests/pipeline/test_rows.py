@@ -5,11 +5,12 @@ import os
 import socket
 import threading
 import time
+from contextlib import ExitStack
 
 import pytest
 from support.rows import batch_of, painted
 
-from expportrait_cli.pipeline import executors
+from expportrait_cli.pipeline import executors, pool
 from expportrait_cli.pipeline.pool import claim
 from expportrait_cli.pipeline.rows import LEFT, TIMED_OUT, Row, run_row, status, work, write_summary
 
@@ -58,6 +59,13 @@ def test_one_worker_at_a_time_has_a_claim(tmp_path):
     assert not path.exists()
 
 
+def leave_claim(path, holder, time_s):
+    """Leave the claim of a worker whose last sign of life was at `time_s`."""
+    path.mkdir()
+    (path / "0").write_text(holder)
+    os.utime(path / "0", (time_s, time_s))
+
+
 @pytest.mark.parametrize(
     ("holder", "age_s", "is_taken"),
     [
@@ -70,8 +78,7 @@ def test_one_worker_at_a_time_has_a_claim(tmp_path):
 )
 def test_claims_of_workers_that_are_gone_are_taken_over(tmp_path, holder, age_s, is_taken):
     path = tmp_path / "a.claim"
-    path.write_text(holder)
-    os.utime(path, (time.time() - age_s,) * 2)
+    leave_claim(path, holder, time.time() - age_s)
     with claim(path, heartbeat_s=5.0, stale_s=60.0) as has:
         assert has == is_taken
     assert path.exists() != is_taken and len(list(tmp_path.iterdir())) == (not is_taken)
@@ -79,25 +86,48 @@ def test_claims_of_workers_that_are_gone_are_taken_over(tmp_path, holder, age_s,
 
 def test_a_stale_claim_has_one_heir(tmp_path):
     path, heirs = tmp_path / "a.claim", []
-    path.write_text("process 1 on elsewhere x")
-    os.utime(path, (0, 0))
-    gate, done = threading.Barrier(8), threading.Event()
+    leave_claim(path, "process 1 on elsewhere x", 0)
+    begin, all_tried = threading.Barrier(8), threading.Barrier(8)
 
     def take() -> None:
-        gate.wait()
+        begin.wait()
         with claim(path, heartbeat_s=5.0, stale_s=60.0) as has:
-            if has:
-                heirs.append(1)
-                done.wait(5)
+            heirs.append(has)
+            # The heir keeps it until each of the others has tried.
+            all_tried.wait()
 
     threads = [threading.Thread(target=take) for _ in range(8)]
     for thread in threads:
         thread.start()
-    time.sleep(0.5)
-    done.set()
     for thread in threads:
         thread.join()
-    assert len(heirs) == 1
+    assert sorted(heirs) == [False] * 7 + [True]
+    assert not path.exists()
+
+
+def test_a_slow_worker_does_not_take_what_was_taken_over_in_the_meantime(tmp_path, monkeypatch):
+    path, times = tmp_path / "a.claim", {"heartbeat_s": 5.0, "stale_s": 60.0}
+    leave_claim(path, "process 1 on elsewhere x", 0)
+    is_stale, held = pool._is_stale, ExitStack()
+
+    def slowly(*given):
+        found = is_stale(*given)
+        monkeypatch.setattr(pool, "_is_stale", is_stale)
+        # Between its look and its claim an heir has come, has ended, and another worker has begun.
+        with claim(path, **times) as heir:
+            assert heir
+        assert held.enter_context(claim(path, **times))
+        return found
+
+    monkeypatch.setattr(pool, "_is_stale", slowly)
+    with held:
+        with claim(path, **times) as has:
+            assert not has
+        with claim(path, **times) as has:
+            assert not has
+    with claim(path, **times) as has:
+        assert has
+    assert not path.exists()
 
 
 class Here:
