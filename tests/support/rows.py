@@ -25,6 +25,9 @@ class Line:
 
 def make(job: Line, stage: Stage) -> None:
     """Write a line; `kill-2` kills the process of the first two attempts, `bad` is refused."""
+    if job.out.exists():
+        # As a film: a worker that died after it had made one, and before it could say so, leaves it to be found.
+        return
     begun = job.out.with_suffix(".begun")
     with begun.open("a") as file:
         file.write(f"{os.getpid()}\n")
