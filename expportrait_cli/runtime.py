@@ -63,17 +63,40 @@ def choose_device(name: str) -> None:
     best_device()
 
 
-def settle_threads() -> None:
-    """Give torch the processors that this process may really use; call it before torch and numpy are imported.
+THREADS = "EXPPORTRAIT_THREADS"
+"""Number of threads of a training and of a large network, for the processes that a run starts too."""
+LIBRARIES = (
+    *("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"),
+    *("NUMEXPR_NUM_THREADS", "OPENCV_FOR_THREADS_NUM"),
+)
+"""Variables from which torch, numpy, scipy and OpenCV take their number of threads when they are imported."""
 
-    Threads that spin while they wait slow torch tenfold beside a busy neighbour, hence the passive wait. The linear
-    algebra of numpy and scipy gets one: its sums depend on how many threads share them, and its matrices are small.
-    That of torch is asked for the same sums whatever their number, and wherever the numbers lie in memory.
+
+def settle_threads() -> None:
+    """Give every library one thread; call it before torch, numpy and OpenCV are imported.
+
+    The work is shared out frame by frame and stage by stage instead: the matrices are small, threads that wait for them
+    take more time than they save, and sums depend on how many threads share them. What torch computes with more
+    (`use_threads`) is asked for the same sums whatever their number, and wherever the numbers lie in memory.
     """
-    os.environ.setdefault("OMP_NUM_THREADS", str(cpu_count()))
+    os.environ.setdefault(THREADS, os.environ.get("OMP_NUM_THREADS") or str(cpu_count()))
+    os.environ.update(dict.fromkeys(LIBRARIES, "1"))
+    # Threads that spin while they wait slow torch tenfold beside a busy neighbour.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+
+
+def thread_count() -> int:
+    """Count the threads of a training or of a large network: what the user set, else one for each processor."""
+    named = os.environ.get(THREADS, "")
+    return int(named) if named.isdecimal() and int(named) > 0 else cpu_count()
+
+
+def use_threads() -> None:
+    """Let torch take `thread_count` threads: for trainings and diffusion, whose matrices are large."""
+    import torch
+
+    torch.set_num_threads(thread_count())
 
 
 def read_ahead(items: Iterable[T], depth: int) -> Iterator[T]:

@@ -11,6 +11,7 @@ import pytest
 # Test processes that share cores wait for each other's threads, minutes instead of seconds. Torch reads this when it is
 # first imported, which is later; xdist's workers inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("EXPPORTRAIT_THREADS", "1")
 
 MakeClip = Callable[..., Path]
 

@@ -10,7 +10,7 @@ from itertools import islice
 import pytest
 
 from expportrait_cli.errors import UsageError
-from expportrait_cli.runtime import DEVICE, ahead, best_device, choose_device, read_ahead
+from expportrait_cli.runtime import DEVICE, THREADS, ahead, best_device, choose_device, read_ahead
 
 
 def counted(made: list[int], end: int = 1000) -> Iterator[int]:
@@ -63,28 +63,51 @@ def test_an_error_comes_where_the_item_would_have():
 
 SUMS = """
 import hashlib
-from expportrait_cli.runtime import settle_threads
+from expportrait_cli.runtime import settle_threads, use_threads
 settle_threads()
 import numpy as np, torch
+use_threads()
 generator = torch.Generator().manual_seed(0)
 identity, basis = torch.randn(1, 6, 80, generator=generator), torch.randn(1, 80, 17919, generator=generator)
 found = [(identity @ basis).numpy(), basis[0, :, :50].numpy().T @ basis[0].numpy()]
-print(hashlib.sha256(b"".join(each.tobytes() for each in found)).hexdigest())
+print(torch.get_num_threads(), hashlib.sha256(b"".join(each.tobytes() for each in found)).hexdigest())
 """
 
 
 @pytest.mark.slow
 def test_products_do_not_depend_on_the_number_of_threads():
-    found = set()
+    found = {}
     for count in ("1", "2", "5"):
-        surroundings = {**os.environ, "OMP_NUM_THREADS": count}
-        for name in ("MKL_CBWR", "OPENBLAS_NUM_THREADS"):
-            surroundings.pop(name, None)
         done = subprocess.run(
-            [sys.executable, "-c", SUMS], env=surroundings, capture_output=True, text=True, check=True
+            [sys.executable, "-c", SUMS],
+            env={**os.environ, THREADS: count},
+            capture_output=True,
+            text=True,
+            check=True,
         )
-        found.add(done.stdout)
-    assert len(found) == 1
+        taken, digest = done.stdout.split()
+        found[taken] = digest
+    assert [*found] == ["1", "2", "5"] and len({*found.values()}) == 1
+
+
+SETTLED = """
+import os
+from expportrait_cli.runtime import settle_threads, thread_count
+settle_threads()
+import cv2, numpy as np, scipy.linalg, torch
+large = np.ones((600, 600), np.float32)
+large @ large, scipy.linalg.solve(large + np.eye(600), large), torch.from_numpy(large) @ torch.from_numpy(large)
+cv2.GaussianBlur(large, (0, 0), 9.0)
+print(torch.get_num_threads(), cv2.getNumThreads(), len(os.listdir("/proc/self/task")), thread_count())
+"""
+
+
+@pytest.mark.slow
+def test_every_library_has_one_thread_whatever_the_user_set():
+    surroundings = {**os.environ, "OMP_NUM_THREADS": "3", "OPENBLAS_NUM_THREADS": "4"}
+    surroundings.pop(THREADS, None)
+    done = subprocess.run([sys.executable, "-c", SETTLED], env=surroundings, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1", "1", "1", "3"]
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:x", "cpu:0", "cuda:-1"])

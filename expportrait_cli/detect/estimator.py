@@ -15,7 +15,7 @@ from jaxtyping import Float32, UInt8
 
 from expportrait_cli.detect.estimate import INSTALL, Estimate, Estimator, assemble, resized
 from expportrait_cli.errors import WeightsError, one_line
-from expportrait_cli.runtime import cpu_count
+from expportrait_cli.runtime import thread_count
 from expportrait_cli.weights.catalogue import Weight, downloaded_file, entry, locate
 
 log = logging.getLogger(__name__)
@@ -139,7 +139,7 @@ def _session(runtime: ModuleType, path: Path) -> Any:
 
     options = runtime.SessionOptions()
     options.log_severity_level = 3
-    options.intra_op_num_threads = cpu_count()
+    options.intra_op_num_threads = thread_count()
     # Threads that spin while they wait slow down everything else on a busy machine.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     wanted = [one for one in ("CUDAExecutionProvider",) if one in runtime.get_available_providers()]

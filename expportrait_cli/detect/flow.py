@@ -79,7 +79,7 @@ def _bins(image: Small) -> np.ndarray:
 SIZE = 256
 MIN_PIXELS = 250
 """Smallest region that is measured, px of the small image."""
-MAX_PIXELS = 2000
+MAX_PIXELS = 600
 """About as many pixels of a region are fitted: more only cost time."""
 ROUNDS = 6
 CAUCHY_PX = 1.0
@@ -151,12 +151,12 @@ class Region:
 
 
 class RegionFlow:
-    """Similarity of hair and torso from a shot's first frame to each later one. About 10 ms a frame."""
+    """Similarity of hair and torso from a shot's first frame to each later one. About 5 ms a frame."""
 
     def __init__(self, first: Image, landmarks: Float32[np.ndarray, "478 2"], matte: Plane) -> None:
         self._scale = first.shape[0] / SIZE
         self._first = _grey(first)
-        self._dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+        self._dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
         texture = cv2.cornerMinEigenVal(self._first, 5)
         self._regions = [_region(mask, texture) for mask in head_and_torso(landmarks, matte)]
 

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float32
 
-from expportrait_cli.detect.mediapipe_adapter import GREY, NEEDED, Image, silenced
+from expportrait_cli.detect.mediapipe_adapter import GREY, NEEDED, PLOTS, Image, silenced, without
 from expportrait_cli.errors import WeightsError
 from expportrait_cli.weights.catalogue import downloaded_file
 
@@ -38,7 +38,7 @@ def vision() -> ModuleType:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     # Without PortAudio mediapipe keeps the exception that says so, and with it the frames of all who wait for the
     # import, with every picture and net in them. A thread of its own has no such frames.
-    with silenced(), ThreadPoolExecutor(1) as aside:
+    with silenced(), without(*PLOTS), ThreadPoolExecutor(1) as aside:
         try:
             return aside.submit(importlib.import_module, "mediapipe.tasks.python.vision").result()
         except ModuleNotFoundError as error:

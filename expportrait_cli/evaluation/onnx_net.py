@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float32, Float64
 
 from expportrait_cli.errors import WeightsError
-from expportrait_cli.runtime import cpu_count
+from expportrait_cli.runtime import thread_count
 from expportrait_cli.weights.catalogue import entry, folders, locate
 
 
@@ -104,7 +104,7 @@ class OnnxNet:
         unreadable = (errors.Fail, errors.InvalidArgument, errors.InvalidGraph, errors.InvalidProtobuf)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        options.intra_op_num_threads = cpu_count()
+        options.intra_op_num_threads = thread_count()
         # Threads that spin while they wait slow down everything else on a busy machine.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:

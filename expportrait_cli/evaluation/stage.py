@@ -16,7 +16,7 @@ from expportrait_cli.evaluation.scores import Scores, first_frame
 from expportrait_cli.head import landmark_model, load_head
 from expportrait_cli.media.stretch import frames_of, settled
 from expportrait_cli.media.video import frame_count, probe, read_frame, read_frames
-from expportrait_cli.runtime import Progress
+from expportrait_cli.runtime import Progress, use_threads
 
 Image = UInt8[np.ndarray, "H W 3"]
 
@@ -38,6 +38,7 @@ def evaluate(
     Raises:
         InputError: the clips do not match, or the reference shows no face.
     """
+    use_threads()
     mode: Mode = "self" if reference is None else "cross"
     first, end = frames_of(settled(stretch, target), probe(target).rate)
     total = _check_pair(output, target, mode, (first, end))

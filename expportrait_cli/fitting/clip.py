@@ -173,9 +173,16 @@ Rows = Int64[np.ndarray, " R"]
 
 
 def torso_turns(tracking: Tracking) -> Float32[np.ndarray, "T 3"]:
-    """Turn of the torso in each frame: the shoulders' slope, 0 where none are seen, and a third of the head's yaw."""
-    line = tracking.shoulders[:, 0] - tracking.shoulders[:, 1]
-    roll = np.where(np.isfinite(line).all(1), np.arctan2(line[:, 1], line[:, 0]), 0.0)
+    """Turn of the torso in each frame: the shoulders' slope, and a third of the head's yaw.
+
+    Between frames that show the shoulders the slope goes over evenly; it is 0 in a shot that never shows them.
+    """
+    line, frames = tracking.shoulders[:, 0] - tracking.shoulders[:, 1], np.arange(len(tracking.shot))
+    is_seen, roll = np.isfinite(line).all(1), np.zeros(len(line))
+    for shot in np.unique(tracking.shot):
+        own = tracking.shot == shot
+        if (seen := np.flatnonzero(own & is_seen)).size:
+            roll[own] = np.interp(frames[own], seen, np.arctan2(line[seen, 1], line[seen, 0]))
     limit = np.radians(SHOULDER_LIMIT_DEG)
     turns = np.stack([np.zeros_like(roll), tracking.rotation[:, 1] / 3, roll], -1)
     return np.clip(turns, -limit, limit).astype(np.float32)

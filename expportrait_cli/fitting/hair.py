@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -53,23 +54,29 @@ SEPARATED, FEW_PX = 0.5, 30
 to decide whether it is covered."""
 
 
-def membrane(
-    points: Float[np.ndarray, "V 3"], known: Bool[np.ndarray, " V"], faces: Int64[np.ndarray, "F 3"]
-) -> Float[np.ndarray, "V 3"]:
-    """Points that span the gap between the known ones with the least bending: discrete harmonic functions."""
-    free, fixed = np.flatnonzero(~known), np.flatnonzero(known)
-    rows = graph_laplacian(faces, len(points)).tocsr()[free]
-    result = np.array(points, np.float64)
-    result[free] = splu(rows[:, free].tocsc()).solve(-rows[:, fixed] @ result[fixed])
-    return result
+class Membrane:
+    """Span of a gap between known points with the least bending: discrete harmonic functions."""
+
+    def __init__(self, known: Bool[np.ndarray, " V"], faces: Int64[np.ndarray, "F 3"]):
+        """Factorise the system of the points that are not `known`; it serves any points."""
+        self._free, self._fixed = np.flatnonzero(~known), np.flatnonzero(known)
+        rows = graph_laplacian(faces, len(known)).tocsr()[self._free]
+        self._factor, self._border = splu(rows[:, self._free].tocsc()), rows[:, self._fixed]
+
+    def __call__(self, points: Float[np.ndarray, "V 3"]) -> Float[np.ndarray, "V 3"]:
+        """The known points, and the span of the gap between them."""
+        result = np.array(points, np.float64)
+        result[self._free] = self._factor.solve(-self._border @ result[self._fixed])
+        return result
 
 
+@lru_cache(8)
 def ears(head: HeadModel) -> Bool[np.ndarray, " V"]:
     """The ears alone: what stands off a membrane over the region around them."""
     template, faces = dense(head, head.template).numpy().astype(np.float64), head.dense_faces.numpy()
     place = np.c_[np.abs(template[:, 0]), template[:, 1:]]
     near = head.part("skin").numpy() & ((place > EAR_BOX_M[0]) & (place < EAR_BOX_M[1] + [0, 0.012, 0])).all(1)
-    stands = np.linalg.norm(template - membrane(template, ~near, faces), axis=1)
+    stands = np.linalg.norm(template - Membrane(~near, faces)(template), axis=1)
     is_ear = (stands > EAR_STANDS_M) | (ear_vertices(head) & (stands > 0.8 * EAR_STANDS_M))
     return near & is_ear & (place[:, 1] < EAR_BOX_M[1, 1])
 
@@ -79,7 +86,7 @@ def faded(chosen: Bool[np.ndarray, " V"], faces: Int64[np.ndarray, "F 3"], *, ri
     share = chosen.astype(np.float64)
     count = np.maximum(np.bincount(faces.ravel(), minlength=len(share)), 1)
     for _ in range(rings):
-        around = np.bincount(faces.ravel(), np.repeat(share[faces].mean(1), 3), len(share)) / count
+        around = np.bincount(faces.ravel(), np.repeat(_centres(share, faces), 3), len(share)) / count
         share = np.maximum(chosen, around)
     return share
 
@@ -257,13 +264,24 @@ def relaxed(
 ) -> Float[np.ndarray, "V 3"]:
     """Points moved towards the mean of the triangles around them, by `weight` 0..1 in each step."""
     count = np.maximum(np.bincount(faces.ravel(), minlength=len(points)), 1)[:, None]
+    # Only where something moves: an ear is a hundredth of a head.
+    faces = faces[(weight > 0)[faces].any(1)]
+    moving = np.flatnonzero(weight)
+    share, points = weight[moving, None], points.copy()
     for _ in range(steps):
-        centres = points[faces].mean(1)
-        around = np.stack([np.bincount(faces.ravel(), np.repeat(c, 3), len(points)) for c in centres.T], -1) / count
-        points = points + weight[:, None] * (around - points)
+        centres = _centres(points, faces)
+        around = np.stack([np.bincount(faces.ravel(), np.repeat(c, 3), len(points)) for c in centres.T], -1)[moving]
+        points[moving] += share * (around / count[moving] - points[moving])
     return points
 
 
+def _centres(values: Float[np.ndarray, "V *C"], faces: Int64[np.ndarray, "F 3"]) -> Float[np.ndarray, "F *C"]:
+    """Mean of each triangle's corners."""
+    a, b, c = faces.T
+    return (values[a] + values[b] + values[c]) / 3
+
+
+@lru_cache(8)
 def sides(head: HeadModel) -> tuple[Bool[np.ndarray, " V"], Bool[np.ndarray, " V"]]:
     """The person's left and right ear."""
     x, both = dense(head, head.template)[:, 0].numpy(), ears(head)
@@ -283,7 +301,7 @@ def with_ears(fit: HeadFit, head: HeadModel, seen: Bool[np.ndarray, " 2"]) -> He
             offset = relaxed(offset, around * (held < 0.5) * (1 - dynamic_mask(head)), faces, CREASE_STEPS)
         else:
             zone = grown(ear, faces, rings=ROOT_RINGS)
-            spanned = membrane(bare + offset, ~zone, faces)
+            spanned = Membrane(~zone, faces)(bare + offset)
             # The rim of a membrane is a crease.
             wide = grown(zone, faces, rings=ROOT_RINGS).astype(np.float64)
             offset = relaxed(spanned, wide, faces, CREASE_STEPS) - bare
@@ -297,11 +315,20 @@ def smoothed_ears(fit: HeadFit, head: HeadModel, seen: Bool[np.ndarray, " 2"]) -
     """
     faces, bare = head.dense_faces.numpy(), _bare(fit, head)
     offset = fit.static_offset.astype(np.float64)
-    for ear, is_seen in zip(sides(head), seen, strict=True):
+    for (span, around), is_seen in zip(_closed(head), seen, strict=True):
         if not is_seen:
-            around = faded(grown(ear, faces, rings=ROOT_RINGS + 2), faces, rings=HELD_RINGS)
-            offset = relaxed(membrane(bare + offset, ~ear, faces), around, faces, SMOOTH_STEPS) - bare
+            offset = relaxed(span(bare + offset), around, faces, SMOOTH_STEPS) - bare
     return replace(fit, static_offset=offset.astype(np.float32))
+
+
+@lru_cache(8)
+def _closed(head: HeadModel) -> list[tuple[Membrane, Float[np.ndarray, " V"]]]:
+    """The skin over each ear where it is covered, and how much of what lies around it is smoothed with it."""
+    faces = head.dense_faces.numpy()
+    return [
+        (Membrane(~ear, faces), faded(grown(ear, faces, rings=ROOT_RINGS + 2), faces, rings=HELD_RINGS))
+        for ear in sides(head)
+    ]
 
 
 def _bare(fit: HeadFit, head: HeadModel) -> Float[np.ndarray, "V 3"]:

@@ -1,6 +1,7 @@
 """FaceMesh's landmarks on a head model: which they are, what moves them, and what their steps move."""
 
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
@@ -101,6 +102,7 @@ class LandmarkModel:
     """Spread of the landmark's place over views and identities, m."""
 
 
+@lru_cache(8)
 def landmark_model(head: HeadModel) -> LandmarkModel:
     """Apply the subdivision and the landmarks' barycentrics to every basis, once."""
     double = head.to("cpu", torch.float64)
@@ -179,20 +181,30 @@ class LandmarkSpread:
         nearest = distance.min(1)
         self.vertices = np.flatnonzero((nearest < REACH_M) & head.part("skin", "mouth_cavity").numpy())
         gram = self._kernel(np.linalg.norm(centres[:, None] - centres[None], axis=-1))
-        field = np.linalg.solve(gram + RIDGE * np.eye(len(used)), self._kernel(distance[self.vertices]).T).T
         feather = np.clip((REACH_M - nearest[self.vertices]) / FEATHER_M, 0, 1)
-        rows = np.zeros((len(shape), 478), np.float32)
-        rows[np.ix_(self.vertices, used)] = field * feather[:, None]
+        self._used = used
+        near = distance[self.vertices].astype(np.float32)
+        self._near = self._kernel(near) * feather[:, None].astype(np.float32)
+        self._settled = np.linalg.inv(gram + RIDGE * np.eye(len(used))).astype(np.float32)
         # Eyeballs and teeth are rigid: they follow the corners of their eye, the base of the nose, the chin.
-        for part, around in (
-            ("eye_left", EYE_CORNERS[0]),
-            ("eye_right", EYE_CORNERS[1]),
-            ("teeth_upper", NOSE_BASE),
-            ("teeth_lower", JAW_FRONT),
-        ):
-            rows[np.ix_(np.flatnonzero(head.part(part).numpy()), np.array(around))] = 1 / len(around)
-        self.vertices = np.flatnonzero(np.abs(rows).sum(1) > 0)
-        self.matrix = rows[self.vertices]
+        rigid = [
+            (np.flatnonzero(head.part(part).numpy()), np.array(around))
+            for part, around in (
+                ("eye_left", EYE_CORNERS[0]),
+                ("eye_right", EYE_CORNERS[1]),
+                ("teeth_upper", NOSE_BASE),
+                ("teeth_lower", JAW_FRONT),
+            )
+        ]
+        skin = self.vertices
+        self.vertices = np.union1d(skin, np.concatenate([rows for rows, _ in rigid]))
+        self._skin = np.searchsorted(self.vertices, skin)
+        self._rigid = [(np.searchsorted(self.vertices, rows), around) for rows, around in rigid]
+
+    @cached_property
+    def matrix(self) -> Float32[np.ndarray, "P 478"]:
+        """The map as one matrix, from steps of all landmarks to those of `vertices`."""
+        return self(np.eye(478, dtype=np.float32)[..., None].repeat(2, -1))[..., 0].T
 
     @staticmethod
     def _kernel(distance):
@@ -201,4 +213,9 @@ class LandmarkSpread:
     def __call__(self, steps: Float32[np.ndarray, "T 478 2"]) -> Float32[np.ndarray, "T P 2"]:
         """Steps of `self.vertices`, in the unit of the landmarks' steps. Many frames cost hardly more than one."""
         columns = steps.transpose(1, 0, 2).reshape(steps.shape[1], -1)
-        return (self.matrix @ columns).reshape(len(self.vertices), -1, 2).transpose(1, 0, 2)
+        moved = np.empty((len(self.vertices), columns.shape[1]), np.float32)
+        # Two small products: the matrix of the whole map takes as long to make as the map of a hundred clips.
+        moved[self._skin] = self._near @ (self._settled @ columns[self._used])
+        for rows, around in self._rigid:
+            moved[rows] = columns[around].mean(0)
+        return moved.reshape(len(self.vertices), -1, 2).transpose(1, 0, 2)

@@ -204,9 +204,10 @@ def skin(
     Rs: Float[Tensor, "*B 6 3 3"],
     ts: Float[Tensor, "*B 6 3"],
 ) -> Float[Tensor, "*B P 3"]:
-    """Move each point by every bone and blend what comes of it: six large products, not one small one a point."""
-    moved = points[..., None, :, :] @ Rs.mT + ts[..., None, :]
-    return (moved * weights.T[..., None]).sum(-3)
+    """Blend the bones' motions at each point, and move it by the blend: whole columns, not a small product a point."""
+    motions = torch.cat([Rs.mT, ts[..., None, :]], -2).flatten(-2)
+    x, y, z, shift = (weights @ motions).unflatten(-1, (4, 3)).unbind(-2)
+    return x * points[..., :1] + y * points[..., 1:2] + z * points[..., 2:] + shift
 
 
 def default_torso(

@@ -17,7 +17,7 @@ from expportrait_cli.artifacts.network_file import NetworkKind
 from expportrait_cli.errors import UsageError, WeightsError
 from expportrait_cli.painting.scene import Sketch, Sketches, Still
 from expportrait_cli.painting.wan import require_packages
-from expportrait_cli.runtime import Between, Checked
+from expportrait_cli.runtime import Between, Checked, use_threads
 
 PLANES = 7
 """Colour (3), guess (1), normals (3)."""
@@ -193,6 +193,7 @@ def load_mini(path: Path) -> MiniNet:
         WeightsError: the file is no such network, or diffusers is not installed.
     """
     require_packages()
+    use_threads()
     header = network_file.read_header(path, KIND)
     try:
         sizes = dict(header["network"])

@@ -13,7 +13,7 @@ from expportrait_cli.head import HeadPose, coarse, dense, joints, load_head, pos
 from expportrait_cli.head.model import NECK
 from expportrait_cli.pipeline.provenance import versions
 from expportrait_cli.retargeting.network import on_device
-from expportrait_cli.runtime import DEVICE, best_device, cpu_count
+from expportrait_cli.runtime import DEVICE, THREADS, best_device, cpu_count, thread_count
 from expportrait_cli.weights.catalogue import catalogue, entry, folders, locate, mediapipe_interface, state
 
 if TYPE_CHECKING:
@@ -40,9 +40,7 @@ def examine() -> list[Check]:
 
 def _system() -> list[Check]:
     allowed = cpu_count()
-    threads = (
-        f"{os.environ.get('OMP_NUM_THREADS', 'unset')} threads, waiting {os.environ.get('OMP_WAIT_POLICY', 'unset')}"
-    )
+    threads = f"{thread_count()} threads for trainings and large networks ({THREADS}), else one a library"
     return [
         Check("system", f"{platform.platform()}, {platform.machine()}"),
         Check("processors", f"{allowed} of {os.cpu_count()} may be used; {threads}"),

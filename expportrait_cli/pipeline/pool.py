@@ -23,6 +23,7 @@ from types import FrameType, TracebackType
 from typing import Generic, TypeVar
 
 from expportrait_cli.errors import OutOfMemoryError
+from expportrait_cli.runtime import THREADS, settle_threads
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -180,8 +181,8 @@ def _serve(line: connection.Connection, work: Callable[[T], R], threads: int) ->
 
 def _begin(threads: int = 1) -> None:
     """Prepare a process, before anything heavy is imported."""
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    os.environ[THREADS] = str(threads)
+    settle_threads()
     # Away from the terminal: its Ctrl-C would stop this process's ffmpeg, and cut a clip short that looks whole.
     os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)

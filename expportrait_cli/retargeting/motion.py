@@ -226,7 +226,7 @@ def landmark_steps(
     view = Projection(model, focal_px=head_fit.focal_px, centre_px=CROP_SIZE / 2)
     identity = head_fit.identity.astype(np.float64)
     points, joints = view.points(identity), view.joints(identity)
-    posed = np.stack([view.project(points + o, joints, state)[0] for o, state in zip(own, states(curves), strict=True)])
+    posed = np.stack([view.placed(points + o, joints, state) for o, state in zip(own, states(curves), strict=True)])
     shown = view.predict(identity, photo_state(head_fit))
     measured = tracking.landmarks.astype(np.float64)
     n = motion.neutral

@@ -153,6 +153,16 @@ class TransferNetwork(nn.Module):
         """Offsets, m: the sum of the basis's fields, bounded."""
         return bounded(torch.einsum("...rkc,...tk->...trc", fields, coefficients) * UNIT_M)
 
+    @staticmethod
+    def flat(fields: Float[Tensor, "R K 3"]) -> Float[Tensor, "K C"]:
+        """The fields of one person as rows of one matrix, for `mixed_flat`."""
+        return fields.transpose(0, 1).flatten(1).contiguous()
+
+    @staticmethod
+    def mixed_flat(fields: Float[Tensor, "K C"], coefficients: Float[Tensor, "T K"]) -> Float[Tensor, "T R 3"]:
+        """Offsets as `mixed` gives them, by one product of matrices."""
+        return bounded((coefficients @ fields).unflatten(1, (-1, 3)) * UNIT_M)
+
     def _mixed(self, code: Tensor, psi: Tensor, jaw: Tensor) -> Tensor:
         q = self.drive(psi, jaw)
         if self.config.kind == "learned":

@@ -64,23 +64,28 @@ class Learned:
             on_device(network, self._device)
             self._code = network.code(self._neutral)
             self._rows = torch.arange(len(self.vertices), device=self._device)
-            is_split = network.config.kind != "concat"
-            self._fields = network.fields(self._neutral, self._code, self._rows) if is_split else None
-            self._photo = self._frame(head_fit.expression, head_fit.jaw)
+            self._fields = None
+            if network.config.kind != "concat":
+                self._fields = network.flat(network.fields(self._neutral, self._code, self._rows))
+            self._photo = self._frames(head_fit.expression[None], head_fit.jaw[None])
 
     def __call__(self, rows: slice, curves: Curves) -> Float32[np.ndarray, "T P 3"]:
         """See `Offsets`."""
         with torch.inference_mode():
             frames = [
-                self._frame(psi, jaw) - self._photo for psi, jaw in zip(curves.expression, curves.jaw, strict=True)
+                self._frames(curves.expression[begin : begin + BATCH], curves.jaw[begin : begin + BATCH]) - self._photo
+                for begin in range(0, len(curves.jaw), BATCH)
             ]
-        return torch.stack(frames).cpu().numpy()
+        return torch.cat(frames).cpu().numpy()
 
-    def _frame(self, psi: np.ndarray, jaw: np.ndarray) -> Float32[Tensor, "P 3"]:
-        given = tuple(torch.from_numpy(c.astype(np.float32))[None].to(self._device) for c in (psi, jaw))
+    def _frames(self, psi: np.ndarray, jaw: np.ndarray) -> Float32[Tensor, "T P 3"]:
+        # Always a product of as many rows: how a matrix library sums depends on its size.
+        count = len(psi)
+        given = [np.concatenate([c, np.zeros((BATCH - count, c.shape[1]))]).astype(np.float32) for c in (psi, jaw)]
+        tensors = [torch.from_numpy(each).to(self._device) for each in given]
         if self._fields is None:
-            return self._network.offsets(self._neutral, self._code, *given, rows=self._rows)[0]
-        return self._network.mixed(self._fields, self._network.coefficients(self._code, *given))[0]
+            return self._network.offsets(self._neutral, self._code, *tensors, rows=self._rows)[:count]
+        return self._network.mixed_flat(self._fields, self._network.coefficients(self._code, *tensors))[:count]
 
 
 class Lifted:

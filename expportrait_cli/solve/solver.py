@@ -30,15 +30,15 @@ class Quadratic:
         out = np.zeros((own, len(self.gradient) - own + 1))
         out[~free, -1] = held[~free]
         slope = self.gradient[:own] + self.hessian[:own, :own] @ out[:, -1]
-        right = np.c_[self.hessian[:own, own:], slope][free]
-        out[free] = -np.linalg.solve(self.hessian[:own, :own][np.ix_(free, free)], right)
+        right = np.concatenate([self.hessian[:own, own:], slope[:, None]], 1)[free]
+        out[free] = -np.linalg.solve(self.hessian[:own, :own][free][:, free], right)
         return out
 
     def hold(
         self, held: Float[np.ndarray, " P"], step: Float[np.ndarray, " P"], shared: Float[np.ndarray, " K"]
     ) -> Float[np.ndarray, " P"]:
         """Hold what leaves its bounds, and keep holding what still pushes against them."""
-        push = -(self.hessian[: len(held)] @ np.r_[step, shared] + self.gradient[: len(held)])
+        push = -(self.hessian[: len(held)] @ np.concatenate([step, shared]) + self.gradient[: len(held)])
         at_low = (step < self.low - SLACK) | ((held == self.low) & (push < 0))
         at_high = (step > self.high + SLACK) | ((held == self.high) & (push > 0))
         return np.where(at_low, self.low, np.where(at_high, self.high, np.nan))
@@ -62,7 +62,7 @@ def least(
             reduced += frame.hessian[own:, own:] + frame.hessian[own:, :own] @ reply[:, :-1]
             slope += frame.gradient[own:] + frame.hessian[own:, :own] @ reply[:, -1]
         shared = -np.linalg.solve(reduced, slope)
-        steps = [reply @ np.r_[shared, 1.0] for reply in replies]
+        steps = [reply[:, :-1] @ shared + reply[:, -1] for reply in replies]
         before = held
         held = [frame.hold(fixed, step, shared) for frame, fixed, step in zip(frames, before, steps, strict=True)]
         if all(np.array_equal(a, b, equal_nan=True) for a, b in zip(before, held, strict=True)):
@@ -101,10 +101,7 @@ class Solver(Projection):
 
     def __init__(self, model: LandmarkModel, *, focal_px: float, centre_px: float):
         super().__init__(model, focal_px=focal_px, centre_px=centre_px)
-        weights = np.ones(len(model.template))
-        weights[FACE_OVAL] = 0.0
-        weights[IRIS] = 0.0
-        self.weights = weights
+        self.inner = np.setdiff1d(np.arange(len(model.template)), [*FACE_OVAL, *IRIS])
         self.pairs = np.array(LID_PAIRS + LIP_PAIRS)
         self.pair_weights = np.sqrt([LID_WEIGHT] * len(LID_PAIRS) + [LIP_WEIGHT] * len(LIP_PAIRS))
         self.prior = np.concatenate([model.expression_prior, JAW_PRIOR, np.full(4, GAZE_PRIOR)])
@@ -126,24 +123,21 @@ class Solver(Projection):
         """Normal equations of one frame, with identity behind its own parameters, and how far expressions may go."""
         e = self.model.expression.shape[2]
         unit = UNIT_IOD * interocular_px(landmarks)
-        px, jac, by_canonical = self.project(points, joints, state)
-        by_identity = by_canonical @ self.model.identity if with_identity else np.zeros((len(px), 2, 0))
-        full = np.concatenate([jac, by_identity], -1)
+        px, full, by_canonical = self.project(points, joints, state)
+        if with_identity:
+            full = np.concatenate([full, by_canonical @ self.model.identity], -1)
         residual = (px - landmarks) / unit
         # Huber: a landmark that a hand or a strand of hair has pulled away must not drag the face along.
-        length = np.linalg.norm(residual, axis=1)
-        robust = self.weights / np.maximum(1.0, length / 3.0)
-        iris = full[IRIS].copy()
+        length = np.sqrt((residual**2).sum(1))[self.inner]
+        robust = np.sqrt(1 / np.maximum(1.0, length / 3.0))[:, None]
+        iris = full[IRIS] * (np.sqrt(IRIS_WEIGHT) / unit)
         iris[:, :, :e] = iris[:, :, e : e + 3] = 0
         iris[:, :, e + 7 :] = 0
-        a, b = self.pairs.T
+        (a, b), by_pair = self.pairs.T, self.pair_weights[:, None]
         rows = [
-            (full / unit * np.sqrt(robust)[:, None, None], residual * np.sqrt(robust)[:, None]),
-            (
-                (full[a] - full[b]) / unit * self.pair_weights[:, None, None],
-                (residual[a] - residual[b]) * self.pair_weights[:, None],
-            ),
-            (iris / unit * np.sqrt(IRIS_WEIGHT), residual[IRIS] * np.sqrt(IRIS_WEIGHT)),
+            (full[self.inner] * (robust / unit)[..., None], residual[self.inner] * robust),
+            ((full[a] - full[b]) * (by_pair / unit)[..., None], (residual[a] - residual[b]) * by_pair),
+            (iris, residual[IRIS] * np.sqrt(IRIS_WEIGHT)),
         ]
         if anchors is not None:
             rows.append(self._anchor_rows(anchors, state, unit, full.shape[2]))
@@ -183,15 +177,16 @@ class Solver(Projection):
         identity: Float[np.ndarray, " K"],
         landmarks: Float[np.ndarray, "478 2"],
         *,
+        rigid: State | None = None,
         start: State | None = None,
         temporal: float = 0.0,
         iterations: int = 5,
         anchors: Anchors | None = None,
     ) -> State:
-        """Solve one frame, from the previous one where there is one."""
+        """Solve one frame, from the previous one where there is one; `rigid` is its pose by PnP, if that is known."""
         points, joints = self.points(identity), self.joints(identity)
+        fresh = rigid or self.rigid(identity, landmarks)
         landmarks = landmarks.astype(np.float64)
-        fresh = initial_state(self.model, points, landmarks, focal_px=self.focal_px, centre_px=self.centre_px)
         # The pose starts anew from PnP: it is better than the last frame's after a fast turn.
         state = fresh if start is None else replace(start, rotation=fresh.rotation, translation=fresh.translation)
         weight = temporal if start is not None else 0.0
@@ -227,4 +222,4 @@ class Solver(Projection):
     ) -> float:
         """Mean distance over the inner face (no oval, no irises), percent of the inter-ocular distance."""
         distance = np.linalg.norm(self.predict(identity, state) - landmarks, axis=1)
-        return float(distance[self.weights > 0].mean() / interocular_px(landmarks) * 100)
+        return float(distance[self.inner].mean() / interocular_px(landmarks) * 100)

@@ -20,13 +20,14 @@ from expportrait_cli.errors import InputError
 from expportrait_cli.head import LandmarkModel
 from expportrait_cli.media.image import is_image, read_image
 from expportrait_cli.media.stretch import frames_of
-from expportrait_cli.media.video import frame_count, probe, read_frames
+from expportrait_cli.media.video import probe, read_frames
 from expportrait_cli.runtime import Progress
 from expportrait_cli.tracking.trust import Skin, Unroller, doubts
 
 log = logging.getLogger(__name__)
 
-SHOULDERS_EVERY = 5
+SHOULDERS_EVERY = 12
+"""Frames from one look at the shoulders to the next: they move slowly, and a look costs as much as three at a face."""
 INTERPOLATE_S = 0.5
 RIVAL = 0.5
 """Faces less than this share of the largest one's size are no rivals of it: people in the background, a poster."""
@@ -76,16 +77,15 @@ def observe(
         image = read_image(source)
         seen = _Seen(source, model, config, Fraction(0, 1), show_faces)
         return _gather(seen, iter([image]), 1, progress)
-    rate = probe(source).rate
-    first, end = frames_of(config.stretch, rate)
-    total = frame_count(source, start=first, end=end)
-    if config.stretch != Stretch():
-        if not total:
-            raise InputError(f"{source} ends before frame {first}, where the stretch begins. Begin earlier.")
-        log.info("%s: frames %d to %d are taken.", source, first, first + total - 1)
+    info = probe(source)
+    first, end = frames_of(config.stretch, info.rate)
+    total = max(round(info.duration_s * info.rate), 1)
     frames = read_frames(source, start=first, end=end)
-    seen = _Seen(source, model, config, rate, show_faces)
-    return replace(_gather(seen, frames, total, progress), first_frame=first)
+    seen = _Seen(source, model, config, info.rate, show_faces)
+    found = _gather(seen, frames, max(min(total, end or total) - first, 1), progress)
+    if config.stretch != Stretch():
+        log.info("%s: frames %d to %d are taken.", source, first, first + len(found.shot) - 1)
+    return replace(found, first_frame=first)
 
 
 class _Shot:
@@ -238,13 +238,16 @@ class _Seen:
         return f"Faces, px: {places}{sheet}."
 
 
-def _gather(seen: _Seen, frames: Iterator, total: int | None, progress: Progress) -> Observations:
+def _gather(seen: _Seen, frames: Iterator, total: int, progress: Progress) -> Observations:
     size, source, config = (0, 0), seen.source, seen.config
     for t, image in enumerate(frames):
         progress(t, total)
         size = (image.shape[1], image.shape[0])
         seen.add(image)
-    progress(len(seen.landmarks), total)
+    if not seen.landmarks:
+        first, _ = frames_of(config.stretch, seen.rate)
+        raise InputError(f"{source} ends before frame {first}, where the stretch begins. Begin earlier.")
+    progress(len(seen.landmarks), len(seen.landmarks))
     points, choice = np.stack(seen.landmarks), seen.choice
     if np.isnan(points).all():
         if choice.refusal is not None:

@@ -127,12 +127,20 @@ def solve_frames(solver: Solver, identity: np.ndarray, seen: Observations, head:
     for t, landmarks in enumerate(seen.landmarks):
         rigid = solver.rigid(identity, landmarks)
         if start is None or seen.shot[t] != seen.shot[t - 1]:
-            states.append(solver.frame(identity, landmarks, iterations=ITERATIONS_FIRST))
+            states.append(solver.frame(identity, landmarks, rigid=rigid, iterations=ITERATIONS_FIRST))
             start = Start(states[-1], rigid)
             continue
         still = anchors(points, t, start, rigid, seen, solver)
         states.append(
-            solver.frame(identity, landmarks, start=states[-1], temporal=TEMPORAL, iterations=ITERATIONS, anchors=still)
+            solver.frame(
+                identity,
+                landmarks,
+                rigid=rigid,
+                start=states[-1],
+                temporal=TEMPORAL,
+                iterations=ITERATIONS,
+                anchors=still,
+            )
         )
     return states
 

@@ -93,7 +93,7 @@ def test_a_membrane_spans_a_gap_with_a_plane():
     plane = np.stack([x.ravel(), y.ravel(), 0.3 * x.ravel() - 0.2 * y.ravel()], -1)
     inner = ((x > 1) & (x < 7) & (y > 1) & (y < 7)).ravel()
     dented = plane + inner[:, None] * np.array([0.2, 0.1, -3.0])
-    assert np.abs(hair.membrane(dented, ~inner, faces) - plane).max() < 1e-9
+    assert np.abs(hair.Membrane(~inner, faces)(dented) - plane).max() < 1e-9
 
 
 def heights_of_ears(fit: HeadFit, head) -> tuple[float, float]:
@@ -102,7 +102,7 @@ def heights_of_ears(fit: HeadFit, head) -> tuple[float, float]:
     found = []
     for ear in hair.sides(head):
         zone = grown(ear, faces, rings=hair.ROOT_RINGS)
-        found.append(float(np.linalg.norm(verts - hair.membrane(verts, ~zone, faces), axis=1)[zone].max()))
+        found.append(float(np.linalg.norm(verts - hair.Membrane(~zone, faces)(verts), axis=1)[zone].max()))
     return found[0], found[1]
 
 

@@ -23,6 +23,7 @@ from expportrait_cli.painting.wan import manifest as facts
 from expportrait_cli.painting.wan.encoders import IMAGE_ENCODER, find_image_encoder
 from expportrait_cli.painting.wan.manifest import HOW, Manifest
 from expportrait_cli.painting.wan.portrait import WanPortrait
+from expportrait_cli.runtime import use_threads
 
 ENCODERS_FILE = "model.safetensors"
 SHARD = "5GB"
@@ -127,6 +128,7 @@ def load_vae(folder: Path, dtype: torch.dtype = torch.float32) -> AutoencoderKLW
 
 
 def _read(kind: type[M], folder: Path, dtype: torch.dtype, title: str) -> M:
+    use_threads()
     try:
         model = kind.from_pretrained(str(folder), torch_dtype=dtype, use_safetensors=True, local_files_only=True)
     except NO_MODEL as error:

@@ -30,7 +30,7 @@ from expportrait_cli.painting.wan.vace import VaceBranch
 from expportrait_cli.painting.wan.vae import Decoding, Encoding, Vae, pictures
 from expportrait_cli.pipeline.heads import head_by_name, kind_of_head
 from expportrait_cli.render.buffers import CONVENTION, encode
-from expportrait_cli.runtime import Stage, best_device
+from expportrait_cli.runtime import Stage, best_device, use_threads
 from expportrait_cli.train.config import VACE_RANK, GeneratorTask, GeneratorTraining
 from expportrait_cli.train.curves import History
 from expportrait_cli.train.generator.cache import Entry, Maker, build_cache, entry_of
@@ -141,6 +141,7 @@ def train_generator(
     """
     latent_frames(config.frames)
     check_place(out)
+    use_threads()
     if task.control == "normals":
         config = replace(config, lora=config.lora or VACE_RANK)
     run = Run(datasets, out, find_base(base), config, task, stage)

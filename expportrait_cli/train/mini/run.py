@@ -17,7 +17,7 @@ from expportrait_cli.errors import InputError
 from expportrait_cli.head import HeadModel
 from expportrait_cli.painting.mini import KIND, MiniNet, correct, load_mini, save_mini
 from expportrait_cli.pipeline.heads import head_by_name, kind_of_head
-from expportrait_cli.runtime import Stage
+from expportrait_cli.runtime import Stage, use_threads
 from expportrait_cli.train.config import MiniTraining
 from expportrait_cli.train.curves import History
 from expportrait_cli.train.mini.loop import Lesson, lessons, train, window
@@ -97,6 +97,7 @@ def train_mini(datasets: Sequence[Path], out: Path, config: MiniTraining, stage:
     Raises:
         InputError: no prepared set, or sets of different head models.
     """
+    use_threads()
     work = out.with_name(f"{out.stem}.work")
     work.mkdir(parents=True, exist_ok=True)
     run = {"settings": asdict(config), "datasets": [str(d.resolve()) for d in datasets]}

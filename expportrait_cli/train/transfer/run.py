@@ -17,7 +17,7 @@ from expportrait_cli.pipeline.heads import head_by_name, kind_of_head
 from expportrait_cli.pipeline.provenance import read_record
 from expportrait_cli.retargeting.face import Face
 from expportrait_cli.retargeting.network import Kind, Trained, TransferNetwork, save_network
-from expportrait_cli.runtime import Stage, counted, silent
+from expportrait_cli.runtime import Stage, counted, silent, use_threads
 from expportrait_cli.train.config import TransferTraining
 from expportrait_cli.train.curves import History, write_page
 from expportrait_cli.train.transfer.loop import fresh_network, judged_by, train
@@ -81,6 +81,7 @@ def train_transfer(
     datasets: Sequence[Path], out: Path, config: TransferTraining, stage: Stage, *, kind: Kind = "learned"
 ) -> dict[str, Any]:
     """Train, or go on where the last run stopped; write the weights, the curves, and what held-out people get."""
+    use_threads()
     work = out.with_name(f"{out.stem}.work")
     work.mkdir(parents=True, exist_ok=True)
     run = {"settings": asdict(config), "kind": kind, "datasets": [str(d.resolve()) for d in datasets]}
