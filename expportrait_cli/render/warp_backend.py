@@ -135,7 +135,8 @@ def _nearest(
         y = wp.float64(row) - p0[1]
         r1 = y1 * y
         r2 = y2 * y
-        is_inside = int(0)
+        # A literal would be a constant to Warp.
+        is_inside = int(0)  # noqa: RUF046, UP018
         for column in range(left, right + 1):
             x = wp.float64(column) - p0[0]
             w1 = x1 * x + r1
@@ -281,8 +282,8 @@ def _interpolate_backward(
     grad_rast[frame, row, column] = wp.vec4(float(grad_u), float(grad_v), 0.0, 0.0)
 
 
-def _launch(kernel: Any, dim: tuple[int, ...], arrays: list[Any], device: torch.device) -> None:
-    """Run on torch's device, on CUDA also on torch's stream."""
+def launch(kernel: Any, dim: tuple[int, ...], arrays: list[Any], device: torch.device) -> None:
+    """Run a kernel on torch's device, on CUDA also on torch's stream."""
     stream = wp.stream_from_torch(torch.cuda.current_stream(device)) if device.type == "cuda" else None
     wp.launch(kernel, dim=dim, inputs=arrays, device=wp.device_from_torch(device), stream=stream)
 
@@ -297,10 +298,10 @@ class _Rasterize(torch.autograd.Function):
         keys = torch.full((len(pos), *resolution), EMPTY, dtype=torch.int64, device=pos.device)
         rast = torch.empty((*keys.shape, 4), dtype=torch.float32, device=pos.device)
         screen = wp.from_torch(torch.empty((*pos.shape[:2], 4), dtype=torch.float64, device=pos.device), dtype=wp.vec4d)
-        _launch(_project, tuple(pos.shape[:2]), [wp.from_torch(pos.detach()), *resolution, screen], pos.device)
+        launch(_project, tuple(pos.shape[:2]), [wp.from_torch(pos.detach()), *resolution, screen], pos.device)
         arrays = [screen, wp.from_torch(tri), wp.from_torch(keys)]
-        _launch(_nearest, (len(pos), len(tri)), arrays, pos.device)
-        _launch(_resolve, tuple(keys.shape), [*arrays, _pixels(rast)], pos.device)
+        launch(_nearest, (len(pos), len(tri)), arrays, pos.device)
+        launch(_resolve, tuple(keys.shape), [*arrays, _pixels(rast)], pos.device)
         ctx.save_for_backward(pos, tri, rast)
         return rast
 
@@ -313,7 +314,7 @@ class _Rasterize(torch.autograd.Function):
         grad_pos = torch.zeros_like(pos)
         arrays = [wp.from_torch(pos.detach()), wp.from_torch(tri), _pixels(rast.detach())]
         arrays += [_pixels(grad_outputs[0].contiguous()), wp.from_torch(grad_pos)]
-        _launch(_rasterize_backward, tuple(rast.shape[:3]), arrays, pos.device)
+        launch(_rasterize_backward, tuple(rast.shape[:3]), arrays, pos.device)
         return grad_pos, None, None
 
 
@@ -322,7 +323,7 @@ class _Interpolate(torch.autograd.Function):
     def forward(ctx: FunctionCtx, attr: Tensor, rast: Tensor, tri: Tensor) -> Tensor:
         image = torch.zeros((*rast.shape[:3], attr.shape[-1]), dtype=torch.float32, device=attr.device)
         arrays = [wp.from_torch(attr.detach()), wp.from_torch(tri), _pixels(rast.detach()), wp.from_torch(image)]
-        _launch(_interpolate, tuple(rast.shape[:3]), arrays, attr.device)
+        launch(_interpolate, tuple(rast.shape[:3]), arrays, attr.device)
         ctx.save_for_backward(attr, rast, tri)
         return image
 
@@ -335,7 +336,7 @@ class _Interpolate(torch.autograd.Function):
         grad_attr, grad_rast = torch.zeros_like(attr), torch.zeros_like(rast)
         arrays = [wp.from_torch(attr.detach()), wp.from_torch(tri), _pixels(rast.detach())]
         arrays += [wp.from_torch(grad_outputs[0].contiguous()), wp.from_torch(grad_attr), _pixels(grad_rast)]
-        _launch(_interpolate_backward, tuple(rast.shape[:3]), arrays, attr.device)
+        launch(_interpolate_backward, tuple(rast.shape[:3]), arrays, attr.device)
         return grad_attr, grad_rast, None
 
 

@@ -22,19 +22,27 @@ def diffuse(values: Float32[np.ndarray, "H W C"], weight: Float32[np.ndarray, "H
     The weights are carried through the pyramid: without them the unknown's zeros bleed in.
     """
     level: np.ndarray = np.dstack([values * weight[..., None], weight]).astype(np.float32)
-    stack: list[np.ndarray] = [level]
+    return _kept(level, spread(level))
+
+
+def spread(level: Float32[np.ndarray, "H W D"]) -> Float32[np.ndarray, "h w C"]:
+    """Spread what is known over the picture at half its size; the last channel is its weight, the others hold it."""
+    stack: list[np.ndarray] = []
     while max(level.shape[:2]) > 1:
         height, width = level.shape[:2]
         level = cv2.resize(level, ((width + 1) // 2, (height + 1) // 2), interpolation=cv2.INTER_AREA)
         stack.append(level)
     filled = stack[-1][..., :-1] / np.maximum(stack[-1][..., -1:], 1e-6)
     for level in reversed(stack[:-1]):
-        height, width = level.shape[:2]
-        coarse = cv2.resize(filled, (width, height), interpolation=cv2.INTER_LINEAR)
-        coarse = coarse.reshape(height, width, -1)
-        known = np.minimum(level[..., -1:], 1.0)
-        filled = level[..., :-1] + coarse * (1 - known)
+        filled = _kept(level, filled)
     return filled
+
+
+def _kept(level: Float32[np.ndarray, "H W D"], coarse: Float32[np.ndarray, "h w C"]) -> Float32[np.ndarray, "H W C"]:
+    """What is known, and where it is not what was spread."""
+    height, width = level.shape[:2]
+    coarse = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR).reshape(height, width, -1)
+    return level[..., :-1] + coarse * (1 - np.minimum(level[..., -1:], 1.0))
 
 
 TRACES = (0.12, 0.03)
