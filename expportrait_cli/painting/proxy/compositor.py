@@ -178,14 +178,15 @@ class Compositor:
 
     def _fold(self, maps: "_Maps", rast, verts_cam) -> None:
         """Write the share of each pixel that shows skin of a lid that the photo has folded away, and shade the lids."""
+        maps.folded[:] = 0
         share = np.zeros(len(self.triangle_part), np.float32)
         for lid in self.lids:
             share[lid.triangles] = lid.unfolded(verts_cam)
-        maps.folded[:] = 0
-        if share.any():
-            ids = triangle_ids(rast)
-            cv2.blur(np.where(ids >= 0, share[np.maximum(ids, 0)], 0).astype(np.float32), (3, 3), maps.folded)
-        for lid in self.lids:
+            if share.any():
+                box = lid.box(verts_cam)
+                ids = triangle_ids(rast[:, *box])
+                maps.folded[box] = np.maximum(maps.folded[box], cv2.blur(np.where(ids >= 0, share[ids], 0), (3, 3)))
+                share[lid.triangles] = 0
             lid.skin(maps.colour, rast, verts_cam)
 
     def _far(self, bones):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Bool, Float32, UInt8
+from jaxtyping import Bool, Float32, Int64, UInt8
 
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.geometry.mesh import grown, vertex_normals
@@ -110,6 +110,14 @@ def draw(verts_cam: Float32[np.ndarray, "V 3"], faces: torch.Tensor, camera: Cam
     """Rasterise one mesh on the canvas: [1, H, W, 4]."""
     clip = camera.clip(torch.from_numpy(np.ascontiguousarray(verts_cam)))[None]
     return rasterize(clip, faces, (camera.height, camera.width))
+
+
+def spots(
+    head: HeadModel, verts_cam: Float32[np.ndarray, "V 3"], which: Int64[np.ndarray, "*N"]
+) -> Float32[np.ndarray, "*N 3"]:
+    """Some of FaceMesh's landmarks on a posed head."""
+    corners, weights = head.landmark_triangles.numpy()[which], head.landmark_barycentrics.numpy()[which]
+    return (verts_cam[corners] * weights[..., None]).sum(-2)
 
 
 def triangle_ids(rast: torch.Tensor) -> np.ndarray:

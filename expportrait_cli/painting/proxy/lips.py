@@ -19,6 +19,7 @@ from expportrait_cli.painting.proxy.layers import (
     membrane,
     mix,
     ramp,
+    spots,
     triangle_ids,
 )
 
@@ -205,13 +206,14 @@ class Lips:
 
     def contours(self, verts_cam: Float32[np.ndarray, "V 3"]) -> Contours:
         """The lips of a posed head."""
-        return Contours.of(self.camera.project(landmarks(self.head, torch.from_numpy(verts_cam))).numpy().astype(float))
+        points = spots(self.head, verts_cam, np.arange(len(self.head.landmark_triangles)))
+        return Contours.of(self.camera.project(torch.from_numpy(points)).numpy().astype(float))
 
     def _points(self, verts_cam):
-        return landmarks(self.head, torch.from_numpy(verts_cam)).numpy()[self.rims]
+        return spots(self.head, verts_cam, self.rims)
 
     def _px(self, verts_cam):
-        return np.stack([self.camera.project(torch.from_numpy(rim)).numpy() for rim in self._points(verts_cam)])
+        return self.camera.project(torch.from_numpy(self._points(verts_cam))).numpy()
 
     def _shape(self, verts_cam):
         """The rims about their middle as the camera sees them, m."""
