@@ -51,6 +51,7 @@ _SLACK = wp.constant(wp.float64(EDGE_SLACK))
 _STEPS = wp.constant(wp.float64(DEPTH_STEPS))
 _ID_RANGE = wp.constant(wp.int64(2**31))
 _EMPTY = wp.constant(wp.int64(EMPTY))
+_ROUNDING = wp.constant(wp.float64(1e-6))
 
 
 @no_type_check
@@ -69,83 +70,92 @@ def _centre(index: int, count: int):
 
 
 @no_type_check
-@wp.func
-def _first(low_ndc: wp.float64, count: int):
-    """First pixel whose centre is not left of a coordinate, within the image."""
-    pixel = (low_ndc + wp.float64(1.0)) * wp.float64(0.5) * wp.float64(count) - wp.float64(0.500001)
-    return int(wp.ceil(wp.clamp(pixel, wp.float64(0.0), wp.float64(count))))
+@wp.kernel
+def _project(pos: wp.array3d(dtype=wp.float32), height: int, width: int, screen: wp.array2d(dtype=wp.vec4d)):
+    """Write each vertex as (column, row, z/w, 1/w) with pixel centres at whole numbers; 1/w is 0 behind the camera."""
+    frame, vertex = wp.tid()
+    h = _corner(pos, frame, vertex)
+    inverse = wp.float64(0.0)
+    if h[2] > wp.float64(0.0):
+        inverse = wp.float64(1.0) / h[2]
+    half = wp.float64(0.5)
+    screen[frame, vertex] = wp.vec4d(
+        (h[0] * inverse + wp.float64(1.0)) * half * wp.float64(width) - half,
+        (h[1] * inverse + wp.float64(1.0)) * half * wp.float64(height) - half,
+        wp.float64(pos[frame, vertex, 2]) * inverse,
+        inverse,
+    )
 
 
 @no_type_check
 @wp.func
-def _last(high_ndc: wp.float64, count: int):
-    pixel = (high_ndc + wp.float64(1.0)) * wp.float64(0.5) * wp.float64(count) - wp.float64(0.499999)
-    return int(wp.floor(wp.clamp(pixel, wp.float64(-1.0), wp.float64(count - 1))))
+def _first(low: wp.float64, count: int):
+    """First pixel whose centre is not left of a coordinate, within the image."""
+    return int(wp.ceil(wp.clamp(low - _ROUNDING, wp.float64(0.0), wp.float64(count))))
+
+
+@no_type_check
+@wp.func
+def _last(high: wp.float64, count: int):
+    return int(wp.floor(wp.clamp(high + _ROUNDING, wp.float64(-1.0), wp.float64(count - 1))))
 
 
 @no_type_check
 @wp.kernel
 def _nearest(
-    pos: wp.array3d(dtype=wp.float32),
+    screen: wp.array2d(dtype=wp.vec4d),
     tri: wp.array2d(dtype=wp.int32),
     keys: wp.array3d(dtype=wp.int64),
 ):
     """Leave in each pixel the smallest (depth, id) of the triangles over it."""
     frame, face = wp.tid()
-    h0 = _corner(pos, frame, tri[face, 0])
-    h1 = _corner(pos, frame, tri[face, 1])
-    h2 = _corner(pos, frame, tri[face, 2])
+    p0 = screen[frame, tri[face, 0]]
+    p1 = screen[frame, tri[face, 1]]
+    p2 = screen[frame, tri[face, 2]]
     zero = wp.float64(0.0)
-    if not (h0[2] > zero and h1[2] > zero and h2[2] > zero):
+    one = wp.float64(1.0)
+    left = _first(wp.min(p0[0], wp.min(p1[0], p2[0])), keys.shape[2])
+    right = _last(wp.max(p0[0], wp.max(p1[0], p2[0])), keys.shape[2])
+    top = _first(wp.min(p0[1], wp.min(p1[1], p2[1])), keys.shape[1])
+    bottom = _last(wp.max(p0[1], wp.max(p1[1], p2[1])), keys.shape[1])
+    if left > right or top > bottom or not (p0[3] > zero and p1[3] > zero and p2[3] > zero):
         return
-    e0 = wp.cross(h1, h2)
-    volume = wp.dot(h0, e0)
-    if not (wp.abs(volume) > zero):
+    a = p1 - p0
+    b = p2 - p0
+    area = a[0] * b[1] - a[1] * b[0]
+    if not (wp.abs(area) > zero):
         return
-    e0 = e0 / volume
-    e1 = wp.cross(h2, h0) / volume
-    e2 = wp.cross(h0, h1) / volume
-    depth = (
-        e0 * wp.float64(pos[frame, tri[face, 0], 2])
-        + e1 * wp.float64(pos[frame, tri[face, 1], 2])
-        + e2 * wp.float64(pos[frame, tri[face, 2], 2])
-    )
-    slack = (e0 + e1 + e2) * _SLACK
-    e0 += slack
-    e1 += slack
-    e2 += slack
-
-    height = keys.shape[1]
-    width = keys.shape[2]
-    x0 = h0[0] / h0[2]
-    x1 = h1[0] / h1[2]
-    x2 = h2[0] / h2[2]
-    y0 = h0[1] / h0[2]
-    y1 = h1[1] / h1[2]
-    y2 = h2[1] / h2[2]
-    left = _first(wp.min(x0, wp.min(x1, x2)), width)
-    right = _last(wp.max(x0, wp.max(x1, x2)), width)
-    top = _first(wp.min(y0, wp.min(y1, y2)), height)
-    bottom = _last(wp.max(y0, wp.max(y1, y2)), height)
+    scale = one / area
+    # The weights of the second and third corner are linear on the screen, and so is z/w.
+    x1 = b[1] * scale
+    y1 = -b[0] * scale
+    x2 = -a[1] * scale
+    y2 = a[0] * scale
     for row in range(top, bottom + 1):
-        y = _centre(row, height)
-        r0 = e0[1] * y + e0[2]
-        r1 = e1[1] * y + e1[2]
-        r2 = e2[1] * y + e2[2]
-        rz = depth[1] * y + depth[2]
+        y = wp.float64(row) - p0[1]
+        r1 = y1 * y
+        r2 = y2 * y
+        # A literal would be a constant to Warp.
+        is_inside = int(0)  # noqa: RUF046, UP018
         for column in range(left, right + 1):
-            x = _centre(column, width)
-            if e0[0] * x + r0 >= zero and e1[0] * x + r1 >= zero and e2[0] * x + r2 >= zero:
-                z = depth[0] * x + rz
-                if wp.abs(z) <= wp.float64(1.0):
-                    step = wp.int64((z + wp.float64(1.0)) * _STEPS)
+            x = wp.float64(column) - p0[0]
+            w1 = x1 * x + r1
+            w2 = x2 * x + r2
+            if wp.min(wp.min(w1, w2), one - w1 - w2) >= -_SLACK:
+                is_inside = 1
+                z = p0[2] + w1 * a[2] + w2 * b[2]
+                if wp.abs(z) <= one:
+                    step = wp.int64((z + one) * _STEPS)
                     wp.atomic_min(keys, frame, row, column, step * _ID_RANGE + wp.int64(face))
+            elif is_inside == 1:
+                # A row of a triangle has no gap.
+                break
 
 
 @no_type_check
 @wp.kernel
 def _resolve(
-    pos: wp.array3d(dtype=wp.float32),
+    screen: wp.array2d(dtype=wp.vec4d),
     tri: wp.array2d(dtype=wp.int32),
     keys: wp.array3d(dtype=wp.int64),
     rast: wp.array3d(dtype=wp.vec4),
@@ -157,20 +167,22 @@ def _resolve(
         rast[frame, row, column] = wp.vec4(0.0, 0.0, 0.0, 0.0)
         return
     face = int(key % _ID_RANGE)
-    h0 = _corner(pos, frame, tri[face, 0])
-    h1 = _corner(pos, frame, tri[face, 1])
-    h2 = _corner(pos, frame, tri[face, 2])
-    pixel = wp.vec3d(_centre(column, keys.shape[2]), _centre(row, keys.shape[1]), wp.float64(1.0))
-    a0 = wp.dot(wp.cross(h1, h2), pixel)
-    a1 = wp.dot(wp.cross(h2, h0), pixel)
-    a2 = wp.dot(wp.cross(h0, h1), pixel)
-    z = (
-        a0 * wp.float64(pos[frame, tri[face, 0], 2])
-        + a1 * wp.float64(pos[frame, tri[face, 1], 2])
-        + a2 * wp.float64(pos[frame, tri[face, 2], 2])
-    ) / (a0 * h0[2] + a1 * h1[2] + a2 * h2[2])
-    total = a0 + a1 + a2
-    rast[frame, row, column] = wp.vec4(float(a0 / total), float(a1 / total), float(z), float(face + 1))
+    p0 = screen[frame, tri[face, 0]]
+    p1 = screen[frame, tri[face, 1]]
+    p2 = screen[frame, tri[face, 2]]
+    a = p1 - p0
+    b = p2 - p0
+    x = wp.float64(column) - p0[0]
+    y = wp.float64(row) - p0[1]
+    scale = wp.float64(1.0) / (a[0] * b[1] - a[1] * b[0])
+    w1 = (b[1] * x - b[0] * y) * scale
+    w2 = (a[0] * y - a[1] * x) * scale
+    # Over w, and then over their sum, they are the weights on the surface.
+    share0 = (wp.float64(1.0) - w1 - w2) * p0[3]
+    share1 = w1 * p1[3]
+    total = wp.float64(1.0) / (share0 + share1 + w2 * p2[3])
+    z = p0[2] + w1 * a[2] + w2 * b[2]
+    rast[frame, row, column] = wp.vec4(float(share0 * total), float(share1 * total), float(z), float(face + 1))
 
 
 @no_type_check
@@ -270,8 +282,8 @@ def _interpolate_backward(
     grad_rast[frame, row, column] = wp.vec4(float(grad_u), float(grad_v), 0.0, 0.0)
 
 
-def _launch(kernel: Any, dim: tuple[int, ...], arrays: list[Any], device: torch.device) -> None:
-    """Run on torch's device, on CUDA also on torch's stream."""
+def launch(kernel: Any, dim: tuple[int, ...], arrays: list[Any], device: torch.device) -> None:
+    """Run a kernel on torch's device, on CUDA also on torch's stream."""
     stream = wp.stream_from_torch(torch.cuda.current_stream(device)) if device.type == "cuda" else None
     wp.launch(kernel, dim=dim, inputs=arrays, device=wp.device_from_torch(device), stream=stream)
 
@@ -285,9 +297,11 @@ class _Rasterize(torch.autograd.Function):
     def forward(ctx: FunctionCtx, pos: Tensor, tri: Tensor, resolution: tuple[int, int]) -> Tensor:
         keys = torch.full((len(pos), *resolution), EMPTY, dtype=torch.int64, device=pos.device)
         rast = torch.empty((*keys.shape, 4), dtype=torch.float32, device=pos.device)
-        arrays = [wp.from_torch(pos.detach()), wp.from_torch(tri), wp.from_torch(keys)]
-        _launch(_nearest, (len(pos), len(tri)), arrays, pos.device)
-        _launch(_resolve, tuple(keys.shape), [*arrays, _pixels(rast)], pos.device)
+        screen = wp.from_torch(torch.empty((*pos.shape[:2], 4), dtype=torch.float64, device=pos.device), dtype=wp.vec4d)
+        launch(_project, tuple(pos.shape[:2]), [wp.from_torch(pos.detach()), *resolution, screen], pos.device)
+        arrays = [screen, wp.from_torch(tri), wp.from_torch(keys)]
+        launch(_nearest, (len(pos), len(tri)), arrays, pos.device)
+        launch(_resolve, tuple(keys.shape), [*arrays, _pixels(rast)], pos.device)
         ctx.save_for_backward(pos, tri, rast)
         return rast
 
@@ -300,7 +314,7 @@ class _Rasterize(torch.autograd.Function):
         grad_pos = torch.zeros_like(pos)
         arrays = [wp.from_torch(pos.detach()), wp.from_torch(tri), _pixels(rast.detach())]
         arrays += [_pixels(grad_outputs[0].contiguous()), wp.from_torch(grad_pos)]
-        _launch(_rasterize_backward, tuple(rast.shape[:3]), arrays, pos.device)
+        launch(_rasterize_backward, tuple(rast.shape[:3]), arrays, pos.device)
         return grad_pos, None, None
 
 
@@ -309,7 +323,7 @@ class _Interpolate(torch.autograd.Function):
     def forward(ctx: FunctionCtx, attr: Tensor, rast: Tensor, tri: Tensor) -> Tensor:
         image = torch.zeros((*rast.shape[:3], attr.shape[-1]), dtype=torch.float32, device=attr.device)
         arrays = [wp.from_torch(attr.detach()), wp.from_torch(tri), _pixels(rast.detach()), wp.from_torch(image)]
-        _launch(_interpolate, tuple(rast.shape[:3]), arrays, attr.device)
+        launch(_interpolate, tuple(rast.shape[:3]), arrays, attr.device)
         ctx.save_for_backward(attr, rast, tri)
         return image
 
@@ -322,7 +336,7 @@ class _Interpolate(torch.autograd.Function):
         grad_attr, grad_rast = torch.zeros_like(attr), torch.zeros_like(rast)
         arrays = [wp.from_torch(attr.detach()), wp.from_torch(tri), _pixels(rast.detach())]
         arrays += [wp.from_torch(grad_outputs[0].contiguous()), wp.from_torch(grad_attr), _pixels(grad_rast)]
-        _launch(_interpolate_backward, tuple(rast.shape[:3]), arrays, attr.device)
+        launch(_interpolate_backward, tuple(rast.shape[:3]), arrays, attr.device)
         return grad_attr, grad_rast, None
 
 

@@ -1,34 +1,34 @@
 """Compose a frame of the proxy film: the photo's layers on the posed mesh, lids, mouth."""
 
+import threading
+
 import cv2
 import numpy as np
-import torch
+import warp as wp
 from jaxtyping import Float, Float32, UInt8
 
 from expportrait_cli.geometry.rotations import similarity
 from expportrait_cli.head import HeadModel
 from expportrait_cli.head.facemesh import lid_travel
 from expportrait_cli.head.fitted import Bones
+from expportrait_cli.painting.proxy import kernels
 from expportrait_cli.painting.proxy.anatomy import Between, Mouth
 from expportrait_cli.painting.proxy.eyes import Eyes
 from expportrait_cli.painting.proxy.glimpse import Glimpse, Glimpses
-from expportrait_cli.painting.proxy.hidden import NO_MAP, Hidden
+from expportrait_cli.painting.proxy.hidden import SHADE, Hidden
 from expportrait_cli.painting.proxy.layers import (
     DEPTH_SLACK_M,
     NONE,
-    SKIN,
     STILL_PX,
     Layers,
-    diffuse,
     draw,
-    mix,
-    parts_drawn,
+    ramp,
+    spread,
     triangle_ids,
     triangle_parts,
 )
 from expportrait_cli.painting.proxy.lids import Lid
 from expportrait_cli.painting.proxy.lips import Lips
-from expportrait_cli.render.rasterizer import interpolate
 
 HAIR_DEPTH_M = -0.08
 """Depth in the head frame at which hair beyond the mesh is taken to lie: behind the ears."""
@@ -70,17 +70,6 @@ class Compositor:
         self.inner = InnerLayers(layers, head, reference, seam, self.lips.colour, glimpses)
         self.faces = head.dense_faces.int()
         self.face_height_px, self.chin_y_px = face_height_px, chin_y_px
-        height, width = layers.alpha.shape
-        self.grid = np.stack(np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5), -1).astype(np.float32)
-        half_y, half_x = (height + 1) // 2, (width + 1) // 2
-        half = np.stack(np.meshgrid(np.arange(half_x) * 2 + 1.0, np.arange(half_y) * 2 + 1.0), -1)
-        self.half_grid = half.astype(np.float32)
-        down = np.clip((self.half_grid[..., 1:] - chin_y_px) / (0.5 * face_height_px), 0, 1)
-        self.half_down = (down * down * (3 - 2 * down)).astype(np.float32)
-        self.below = np.clip((self.grid[..., 1] - chin_y_px) / np.float32(0.3 * face_height_px), 0, 1)
-        start, end = (chin_y_px + f * face_height_px for f in SITS_FACES)
-        sits = np.clip((self.grid[..., 1:] - start) / (end - start), 0, 1)
-        self.moves = (1 - sits * sits * (3 - 2 * sits)).astype(np.float32)
         self.triangle_part = triangle_parts(head)
         self.lids = [Lid(layers, head, travel, side) for side, travel in enumerate(lid_travel(head)) if travel.any()]
         self.eyes = Eyes(
@@ -96,114 +85,119 @@ class Compositor:
             depth_m=float(layers.depth[head.scalp].mean()),
             face_height_px=face_height_px,
         )
-        columns = (layers.xy, layers.depth, layers.cosine, layers.colour, self.hidden.attributes)
-        self.attributes = torch.from_numpy(np.column_stack(columns).astype(np.float32))[None]
+        self.photo = self._prepared()
+        self._own = threading.local()
         ring = np.linspace(0, 2 * np.pi, 8, endpoint=False)
         self.head_ring = np.c_[0.09 * np.cos(ring), 0.11 * np.sin(ring) + 0.02, np.full(8, HAIR_DEPTH_M)]
         self.torso_ring = np.c_[0.17 * np.cos(ring), 0.08 * np.sin(ring) - 0.12, np.full(8, -0.02)]
+
+    def _prepared(self):
+        """What all frames share, as the kernels take it."""
+        layers, hidden, rows = self.layers, self.hidden, np.arange(self.layers.alpha.shape[0]) + 0.5
+        columns = (layers.xy, layers.depth, layers.cosine, layers.colour, hidden.attributes)
+        start, end = (self.chin_y_px + f * self.face_height_px for f in SITS_FACES)
+        strands = hidden.strands if hidden.strands is not None else np.zeros((1, 1), np.float32)
+        single = {
+            "matte": layers.alpha,
+            "zbuffer": layers.zbuffer,
+            "known": np.dstack([hidden.solid, hidden.hair]),
+            "strands": strands,
+            "attributes": np.column_stack(columns),
+            "moves": 1 - _smooth(ramp(rows, (start, end))),
+            "below": ramp(rows - self.chin_y_px, (0, 0.3 * self.face_height_px)),
+            "down": _smooth(ramp(rows[: len(rows) + 1 >> 1] * 2 - self.chin_y_px, (0, 0.5 * self.face_height_px))),
+        }
+        return kernels.filled(
+            kernels.Photo,
+            photo=layers.photo,
+            plate=layers.plate,
+            close_plate=layers.close_plate,
+            foreground=_with_room(layers.foreground),
+            shut=_with_room(self.lips.picture),
+            tri=self.faces.numpy(),
+            triangle_part=self.triangle_part,
+            **{name: array.astype(np.float32) for name, array in single.items()},
+        )
+
+    @property
+    def _maps(self) -> "_Maps":
+        """Memory for the maps of a frame; frames may be painted in several threads at a time."""
+        if not hasattr(self._own, "maps"):
+            self._own.maps = _Maps(self.layers.alpha.shape)
+        return self._own.maps
 
     def frame(
         self, verts_cam: Float32[np.ndarray, "V 3"], bones: Bones, glimpse: Glimpse | None = None
     ) -> tuple[UInt8[np.ndarray, "H W 3"], Float32[np.ndarray, "H W"]]:
         """Paint one frame, and say how far each pixel is a guess (`Sketch.guess`); `glimpse` is the driver's mouth."""
-        layers = self.layers
-        rast = draw(verts_cam, self.faces, layers.camera)
-        part = self.lips.inner(parts_drawn(rast, self.triangle_part), rast, verts_cam)
-        skin, bare = part == SKIN, (part == NONE).astype(np.uint8)
-        source = interpolate(self.attributes, rast, self.faces)[0].numpy()
-        seen = self._seen(skin, source)
-        away = cv2.distanceTransform(bare, cv2.DIST_L2, 3)
-        step = self._step(skin, source, seen, away, bones)
-        field = self.grid + step
-        # Beyond the photo's border its mirror image goes on: the last column alone would draw streaks.
-        # Remap samples at integer centres: half a pixel off would soften and shift the whole film.
-        field -= 0.5
-        alpha = cv2.remap(layers.alpha, field, NO_MAP, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
-        turned, detail = self._turned(bones), self.hidden.detail(source)
-        cover = self.hidden.cover(source, detail, bare, HAIR_FRINGE * self.face_height_px)
-        alpha = self._rim(self._within(alpha, field, cover), cover, away, turned)
-        person = cv2.remap(layers.foreground, field, NO_MAP, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101)
-        self.lips.clean(person, field, verts_cam)
-        unfolded = [lid.unfolded(verts_cam) for lid in self.lids]
-        believed = cv2.blur(self.hidden.believed(seen, source), (5, 5))
-        hidden = np.maximum((1 - believed) * turned, self._lid_skin(unfolded, rast)) * skin
-        if hidden.any():
-            for lid in self.lids:
-                lid.skin(source[..., 4:7], rast, verts_cam)
-            person = mix(person, self.hidden.colours(source, detail), hidden)
-        moved = cv2.magnitude(step[..., 0], step[..., 1])
-        frame = mix(self._behind(moved), person, alpha)
-        low, high = STILL_PX
+        maps, photo, (height, width) = self._maps, self.photo, self.layers.alpha.shape
+        look = self._look(bones, verts_cam)
+        rast = draw(verts_cam, self.faces, self.layers.camera)
+        drawn = wp.from_torch(rast[0], dtype=wp.vec4)
+        kernels.run(kernels.parts, (height, width), photo, drawn, maps.all)
+        self.lips.inner(maps.part, rast, verts_cam)
+        kernels.run(kernels.shade, maps.beyond.shape[:2], photo, look, drawn, maps.all)
+        bare = (maps.part == NONE).astype(np.uint8)
+        cv2.distanceTransform(bare, cv2.DIST_L2, 3, maps.away)
+        cv2.distanceTransform(1 - bare, cv2.DIST_L2, 3, maps.inward)
+        solid = 1 - cv2.dilate(bare, np.ones((3, 3), np.uint8)).astype(np.float32)
+        cv2.GaussianBlur(solid, (0, 0), 1.0, maps.sharp)
+        coarse = wp.array(spread(maps.carried), dtype=wp.vec2, copy=False, device="cpu")
+        kernels.run(kernels.fade, maps.beyond.shape[:2], photo, look, coarse, maps.all)
+        kernels.run(kernels.move, (height, width), photo, look, maps.all)
         # Where nothing moves by a pixel the photo itself is the best picture.
-        moves = cv2.blur(np.clip((moved - low) / (high - low), 0, 1), (5, 5))
-        frame = mix(layers.photo, frame, moves)
-        # Skin, and background, that the photo hides; and outlines, where the matte is a guess.
-        bared = (1 - alpha) * layers.alpha
-        guess = (moves * np.maximum(np.maximum(hidden, bared), 4 * alpha * (1 - alpha))).astype(np.float32)
+        for blurred, size in ((maps.moved, 5), (maps.bared, 9), (maps.believed, 5)):
+            cv2.blur(blurred, (size, size), blurred)
+        self._fold(maps, rast, verts_cam)
+        frame, guess = np.empty((height, width, 3), np.uint8), np.empty((height, width), np.float32)
+        out = (wp.array(frame, dtype=wp.vec3ub, copy=False, device="cpu"), wp.array(guess, copy=False, device="cpu"))
+        kernels.run(kernels.paint, (height, width), photo, look, maps.all, *out)
         between = Between(self.lips.contours(verts_cam), glimpse) if glimpse is not None else None
-        self.inner.paint(frame, guess, bones, part, source, between)
-        self.eyes.paint(frame, guess, part, verts_cam, bones.head[:, :3])
+        self.inner.paint(frame, guess, bones, maps.part, maps.own, between)
+        self.eyes.paint(frame, guess, maps.part, verts_cam, bones.head[:, :3])
         self.lips.paint_seam(frame, verts_cam)
         for lid in self.lids:
             lid.paint_lashes(frame, verts_cam)
         return frame, guess
 
-    def _seen(self, skin, source):
-        """Weight of the photo for the skin in each pixel: 0 hidden or grazing there, 1 facing its camera."""
-        at = source[..., :2] - 0.5
-        nearest = cv2.remap(self.layers.zbuffer, at, NO_MAP, cv2.INTER_NEAREST, borderMode=cv2.BORDER_REPLICATE)
-        facing = np.clip((source[..., 3] - 0.08) / 0.2, 0, 1)
-        return facing * (source[..., 2] < nearest + DEPTH_SLACK_M) * skin
+    def _look(self, bones: Bones, verts_cam):
+        """Numbers of a frame for the kernels."""
+        look, height = kernels.Look(), self.face_height_px
+        least, added, _ = RIM
+        look.turned = self._turned(bones)
+        above, below = self._far(bones)
+        look.above, look.below = kernels.Affine(above), kernels.Affine(below)
+        look.slack_m, look.reach_px = DEPTH_SLACK_M, FADE_FACES * height
+        look.limit_px, look.soft_px = height * (least + added * (1 - look.turned)), 0.02 * height
+        look.border_px, look.fringe_px = BORDER_FACES * height, max(HAIR_FRINGE * height, 1.0)
+        look.still_px = wp.vec2(STILL_PX)
+        look.bare_px = wp.vec2([f * height for f in BARE_FACES])
+        look.lips, box = self.lips.cleaned(verts_cam)
+        look.box, look.shade = wp.vec4i(box), SHADE
+        return look
 
-    def _step(self, skin, source, seen, away, bones):
-        """Steps (px) from each pixel to the place in the photo that its colour comes from."""
-        own = source[..., :2] - self.grid
-        # Half the resolution is enough for what is smooth by construction.
-        height, width = seen.shape
-        half = (self.half_grid.shape[1], self.half_grid.shape[0])
-        weight = cv2.resize(seen, half, interpolation=cv2.INTER_AREA)
-        carried = cv2.resize(cv2.merge([own[..., 0] * seen, own[..., 1] * seen]), half, interpolation=cv2.INTER_AREA)
-        far = self._far(bones)
-        beyond = diffuse(carried / np.maximum(weight, 1e-3)[..., None] - far, weight)
-        reach = cv2.resize(away, half, interpolation=cv2.INTER_AREA) / (FADE_FACES * self.face_height_px)
-        beyond = far + beyond * np.exp(-(reach**2))[..., None]
-        step = cv2.resize(beyond, (width, height), interpolation=cv2.INTER_LINEAR)
-        step += (seen * skin)[..., None] * (own - step)
-        step *= self.moves
-        return step
-
-    def _within(self, alpha, field, cover):
-        """Fade the matte out beyond the photo's border, where only the mesh is known."""
-        last = np.array(alpha.shape[::-1], np.float32) - 1
-        beyond = np.maximum(np.maximum(-field, field - last), 0).max(-1) / (BORDER_FACES * self.face_height_px)
-        return alpha * np.maximum(np.maximum(np.exp(-(beyond**2)), cover), self.below)
-
-    def _behind(self, moved):
-        """The background: the photo's own as far as the motion is too small to bare what mattes miss."""
-        low, high = (f * self.face_height_px for f in BARE_FACES)
-        safe = cv2.blur(np.clip((moved - low) / (high - low), 0, 1), (9, 9))
-        return mix(self.layers.close_plate, self.layers.plate, safe)
-
-    def _lid_skin(self, unfolded, rast):
-        """Share (0..1) of each pixel that shows skin of a lid that the photo has folded away."""
+    def _fold(self, maps: "_Maps", rast, verts_cam) -> None:
+        """Write the share of each pixel that shows skin of a lid that the photo has folded away, and shade the lids."""
+        maps.folded[:] = 0
         share = np.zeros(len(self.triangle_part), np.float32)
-        for lid, own in zip(self.lids, unfolded, strict=True):
-            share[lid.triangles] = own
-        if not share.any():
-            return np.float32(0)
-        ids = triangle_ids(rast)
-        return cv2.blur(np.where(ids >= 0, share[np.maximum(ids, 0)], 0).astype(np.float32), (3, 3))
+        for lid in self.lids:
+            share[lid.triangles] = lid.unfolded(verts_cam)
+            if share.any():
+                box = lid.box(verts_cam)
+                ids = triangle_ids(rast[:, *box])
+                maps.folded[box] = np.maximum(maps.folded[box], cv2.blur(np.where(ids >= 0, share[ids], 0), (3, 3)))
+                share[lid.triangles] = 0
+            lid.skin(maps.colour, rast, verts_cam)
 
     def _far(self, bones):
-        """Steps beyond the mesh at half the resolution: the hair's above, the torso's below."""
+        """Motions beyond the mesh, to the photo: the hair's above, the torso's below."""
         maps = []
         for ring, now, then in (
             (self.head_ring, bones.head, self.reference.head),
             (self.torso_ring, bones.torso, self.reference.torso),
         ):
             maps.append(similarity(self._project(ring, now), self._project(ring, then)))
-        above, below = (cv2.transform(self.half_grid, m.astype(np.float32)) for m in maps)
-        return above + self.half_down * (below - above) - self.half_grid
+        return maps
 
     def _project(self, points, bone):
         camera = self.layers.camera
@@ -216,15 +210,31 @@ class Compositor:
         angle = np.degrees(np.arccos(np.clip(turn[2, 2], -1, 1)))
         return 1 - float(np.exp(-((angle / RIM[2]) ** 2)))
 
-    def _rim(self, alpha, cover, away, turned):
-        """Let the posed mesh, not the photo's matte, say where a turned head ends."""
-        least, added, _ = RIM
-        limit = self.face_height_px * (least + added * (1 - turned))
-        cut = np.clip((limit - away) / (0.02 * self.face_height_px) + 1, 0, 1)
-        alpha = alpha * np.maximum(cut, self.below)
-        if turned < 0.02:
-            return alpha
-        return np.maximum(alpha, cover * turned * (1 - self.below))
+
+class _Maps:
+    """Memory for the maps of one frame: `all` of them as the kernels take them, and those that are used beside them."""
+
+    def __init__(self, shape: tuple[int, int]):
+        """`shape` is height and width."""
+        half = ((shape[0] + 1) // 2, (shape[1] + 1) // 2)
+        channels = {"own": 2, "hair": 2, "colour": 3, "field": 2}
+        names = ("seen", "believed", "away", "inward", "sharp", "alpha", "moved", "bared", "folded", *channels)
+        arrays = {name: np.zeros((*shape, channels[name]) if name in channels else shape, np.float32) for name in names}
+        self.part = np.zeros(shape, np.uint8)
+        self.carried, self.beyond = np.zeros((*half, 3), np.float32), np.zeros((*half, 2), np.float32)
+        self.away, self.inward, self.sharp = arrays["away"], arrays["inward"], arrays["sharp"]
+        self.believed, self.moved, self.bared = arrays["believed"], arrays["moved"], arrays["bared"]
+        self.own, self.colour, self.folded = arrays["own"], arrays["colour"], arrays["folded"]
+        self.all = kernels.filled(kernels.Maps, part=self.part, carried=self.carried, beyond=self.beyond, **arrays)
+
+
+def _with_room(picture: UInt8[np.ndarray, "H W 3"]) -> Float32[np.ndarray, "H W 4"]:
+    """A picture whose pixels a processor loads at once."""
+    return np.dstack([picture, np.zeros(picture.shape[:2], np.uint8)]).astype(np.float32)
+
+
+def _smooth(share):
+    return share * share * (3 - 2 * share)
 
 
 class InnerLayers:
@@ -245,39 +255,39 @@ class InnerLayers:
         """
         self.layers = layers
         index = {name: head.part_names.index(name) for name in head.part_names}
-        self.mouth = (index["teeth_upper"], index["teeth_lower"], index["mouth_cavity"])
+        mouth = (index["teeth_upper"], index["teeth_lower"], index["mouth_cavity"])
+        self.is_mouth = np.isin(np.arange(256), mouth)
         face = head.facial_mask.numpy()
         inside = (face > 0.8) & (head.parts.numpy() == 0)
         xy = np.rint(layers.xy[inside] - 0.5).astype(int)
         height, width = layers.alpha.shape
         xy = xy[(xy >= 0).all(1) & (xy < [width, height]).all(1)]
         self.skin = np.median(layers.photo[xy[:, 1], xy[:, 0]].astype(np.float32), axis=0) if len(xy) else SKIN_COLOUR
-        shown = np.isin(layers.part, self.mouth)
+        shown = self.is_mouth[layers.part]
         eyes = layers.photo[np.isin(layers.part, (index["eye_left"], index["eye_right"]))].astype(np.float32)
         bones = {"skull": reference.head, "jaw": reference.jaw}
         self.inside = Mouth(layers, seam, shown, self.skin, **bones, eyes=eyes, lip=lip, glimpses=glimpses)
 
-    def paint(self, frame, guess, bones: Bones, part, source, between: Between | None = None):
-        """Paint the mouth over a frame where its triangles are seen, and raise `guess` there, both in place."""
-        mask = np.isin(part, self.mouth)
+    def paint(self, frame, guess, bones: Bones, part, own, between: Between | None = None):
+        """Paint the mouth over a frame where its triangles are seen, and raise `guess` there, both in place.
+
+        `own` are the steps to the places in the photo of what is seen.
+        """
+        mask = self.is_mouth[part]
         rows, cols = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
         if not len(rows):
             return
         box = np.s_[max(rows[0] - 2, 0) : rows[-1] + 3, max(cols[0] - 2, 0) : cols[-1] + 3]
         colour = self.inside.colour(_exact(box, mask.shape), mask[box], bones.head, bones.jaw, between)
-        soft = cv2.GaussianBlur(mask[box].astype(np.float32), (0, 0), 0.7) * self._changed(box, part, source)
+        soft = cv2.GaussianBlur(mask[box].astype(np.float32), (0, 0), 0.7) * self._changed(box, part, own)
         guess[box] = np.maximum(guess[box], soft)
         soft = soft[..., None]
         frame[box] = np.clip(frame[box] * (1 - soft) + colour * soft + 0.5, 0, 255).astype(np.uint8)
 
-    def _changed(self, box, part, source):
+    def _changed(self, box, part, own):
         """0 where the photo shows the same spot of the same part in the same place, 1 where it does not."""
-        rows, cols = np.mgrid[_exact(box, part.shape)] + 0.5
-        moved = np.hypot(source[box][..., 0] - cols, source[box][..., 1] - rows)
-        low, high = STILL_PX
-        moved = np.clip((moved - low) / (high - low), 0, 1)
-        inner = np.isin(part[box], self.mouth)
-        same = np.isin(self.layers.part[box], self.mouth)
+        moved = ramp(np.hypot(own[box][..., 0], own[box][..., 1]), STILL_PX)
+        inner, same = self.is_mouth[part[box]], self.is_mouth[self.layers.part[box]]
         changed = np.where(inner, np.where(same, moved, 1.0), 0.0).astype(np.float32)
         return cv2.blur(cv2.dilate(changed, np.ones((3, 3), np.uint8)), (3, 3))
 

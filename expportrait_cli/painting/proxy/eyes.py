@@ -1,6 +1,7 @@
 """Eyeballs that turn in their sockets: the photo's own pixels, and a model of white, iris and pupil in its colours."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import cv2
 import numpy as np
@@ -47,7 +48,7 @@ class View:
     """Px for one radius, by direction in the head's frame at rest."""
     centre: Float[np.ndarray, " 2"]
 
-    @property
+    @cached_property
     def radius_px(self) -> float:
         """Radius of the eyeball, px."""
         return float(np.linalg.svd(self.slope, compute_uv=False).mean())

@@ -159,44 +159,6 @@ class Hidden:
         self.hair = np.clip((hair - low) / (high - low), 0, 1).astype(np.float32)
         self.strands = strands(foreground, np.minimum(hair, self.solid), face_height_px)
 
-    def believed(
-        self, seen: Float32[np.ndarray, "H W"], source: Float32[np.ndarray, "H W C"]
-    ) -> Float32[np.ndarray, "H W"]:
-        """Weight (0..1) of the photo: `seen` without pixels of the background, and without an ear or cheek on hair."""
-        at = np.ascontiguousarray(source[..., :2] - 0.5)
-        maps = cv2.merge([self.solid, self.hair])
-        solid, hair = cv2.split(cv2.remap(maps, at, NO_MAP, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE))
-        return seen * solid * (1 - source[..., -1] * (1 - hair))
-
-    def detail(self, source: Float32[np.ndarray, "H W C"]) -> Float32[np.ndarray, "H W"]:
-        """Relative brightness of strands where the surface has hair."""
-        if self.strands is None:
-            return np.zeros(source.shape[:2], np.float32)
-        place = np.ascontiguousarray(source[..., 7:9])
-        found = cv2.remap(self.strands, place, NO_MAP, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
-        return found * source[..., 9]
-
-    def colours(
-        self, source: Float32[np.ndarray, "H W C"], detail: Float32[np.ndarray, "H W"]
-    ) -> UInt8[np.ndarray, "H W 3"]:
-        """Colours of the surface (columns 4 to 6), with strands where it has hair."""
-        # In proportion: dark hair has fainter strands than the bright hair beside it. And it lies in the shade.
-        strength = 1 + detail - SHADE * source[..., 9]
-        return np.clip(source[..., 4:7] * strength[..., None] + 0.5, 0, 255).astype(np.uint8)
-
-    def cover(
-        self,
-        source: Float32[np.ndarray, "H W C"],
-        detail: Float32[np.ndarray, "H W"],
-        bare: UInt8[np.ndarray, "H W"],
-        width_px: float,
-    ) -> Float32[np.ndarray, "H W"]:
-        """Share (0..1) of each pixel that the mesh covers: skin up to its outline, hair thins out before it."""
-        sharp = cv2.GaussianBlur(1 - cv2.dilate(bare, np.ones((3, 3), np.uint8)).astype(np.float32), (0, 0), 1.0)
-        inward = cv2.distanceTransform(1 - bare, cv2.DIST_L2, 3)
-        soft = np.clip(inward / max(width_px, 1.0) + detail, 0, 1)
-        return sharp + source[..., 9] * (np.minimum(sharp, soft) - sharp)
-
 
 def strands(
     foreground: UInt8[np.ndarray, "H W 3"], hair: Float32[np.ndarray, "H W"], face_height_px: float

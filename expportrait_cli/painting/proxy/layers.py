@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Bool, Float32, UInt8
+from jaxtyping import Bool, Float32, Int64, UInt8
 
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.geometry.mesh import grown, vertex_normals
@@ -22,19 +22,27 @@ def diffuse(values: Float32[np.ndarray, "H W C"], weight: Float32[np.ndarray, "H
     The weights are carried through the pyramid: without them the unknown's zeros bleed in.
     """
     level: np.ndarray = np.dstack([values * weight[..., None], weight]).astype(np.float32)
-    stack: list[np.ndarray] = [level]
+    return _kept(level, spread(level))
+
+
+def spread(level: Float32[np.ndarray, "H W D"]) -> Float32[np.ndarray, "h w C"]:
+    """Spread what is known over the picture at half its size; the last channel is its weight, the others hold it."""
+    stack: list[np.ndarray] = []
     while max(level.shape[:2]) > 1:
         height, width = level.shape[:2]
         level = cv2.resize(level, ((width + 1) // 2, (height + 1) // 2), interpolation=cv2.INTER_AREA)
         stack.append(level)
     filled = stack[-1][..., :-1] / np.maximum(stack[-1][..., -1:], 1e-6)
     for level in reversed(stack[:-1]):
-        height, width = level.shape[:2]
-        coarse = cv2.resize(filled, (width, height), interpolation=cv2.INTER_LINEAR)
-        coarse = coarse.reshape(height, width, -1)
-        known = np.minimum(level[..., -1:], 1.0)
-        filled = level[..., :-1] + coarse * (1 - known)
+        filled = _kept(level, filled)
     return filled
+
+
+def _kept(level: Float32[np.ndarray, "H W D"], coarse: Float32[np.ndarray, "h w C"]) -> Float32[np.ndarray, "H W C"]:
+    """What is known, and where it is not what was spread."""
+    height, width = level.shape[:2]
+    coarse = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR).reshape(height, width, -1)
+    return level[..., :-1] + coarse * (1 - np.minimum(level[..., -1:], 1.0))
 
 
 TRACES = (0.12, 0.03)
@@ -102,6 +110,14 @@ def draw(verts_cam: Float32[np.ndarray, "V 3"], faces: torch.Tensor, camera: Cam
     """Rasterise one mesh on the canvas: [1, H, W, 4]."""
     clip = camera.clip(torch.from_numpy(np.ascontiguousarray(verts_cam)))[None]
     return rasterize(clip, faces, (camera.height, camera.width))
+
+
+def spots(
+    head: HeadModel, verts_cam: Float32[np.ndarray, "V 3"], which: Int64[np.ndarray, "*N"]
+) -> Float32[np.ndarray, "*N 3"]:
+    """Some of FaceMesh's landmarks on a posed head."""
+    corners, weights = head.landmark_triangles.numpy()[which], head.landmark_barycentrics.numpy()[which]
+    return (verts_cam[corners] * weights[..., None]).sum(-2)
 
 
 def triangle_ids(rast: torch.Tensor) -> np.ndarray:

@@ -10,8 +10,7 @@ from expportrait_cli.head import HeadModel, landmarks
 from expportrait_cli.head.facemesh import LOWER_LIDS, UPPER_LIDS
 from expportrait_cli.head.model import dense
 from expportrait_cli.painting.proxy.hidden import NO_MAP
-from expportrait_cli.painting.proxy.layers import LID_TRAVEL_M, SUBPIXEL_BITS, Layers, fixed, ramp, triangle_ids
-from expportrait_cli.render.rasterizer import interpolate
+from expportrait_cli.painting.proxy.layers import LID_TRAVEL_M, SUBPIXEL_BITS, Layers, fixed, ramp, spots, triangle_ids
 
 GROWTH = (2.0, 4.0)
 """Growth of a lid's triangles from which, and up to which, skin takes the place of what the photo shows on them."""
@@ -69,6 +68,8 @@ class Lid:
         faces = head.dense_faces.numpy()
         self.triangles = np.flatnonzero((travel_m > LID_TRAVEL_M)[faces].any(1))
         self.corners = faces[self.triangles]
+        self.vertices, self.is_own = np.unique(self.corners), np.zeros(len(faces), bool)
+        self.is_own[self.triangles] = True
         self.areas = shown_areas(layers.verts, self.corners) + 1e-8
         height = height_of(dense(head, head.template).numpy()[:, 0], travel_m)
         self.inner = ramp(height[self.corners].max(1), FADES)
@@ -100,7 +101,7 @@ class Lid:
         fine = grey - coarse
         name = ("eyeBlinkLeft", "eyeBlinkRight")[side]
         shut = dense(head, head.template + head.expression_basis[..., head.expression_names.index(name)]).numpy()[:, :2]
-        own = np.unique(self.corners)
+        own = self.vertices
         self.places = (cheek + (shut - shut[own].mean(0)) * [px_per_m, -px_per_m]).astype(np.float32)
         row, column = np.clip(self.places[own, ::-1].astype(int), 0, np.array(fine.shape) - 1).T
         self.grain = np.clip(fine, *(GRAIN * np.median(np.abs(fine[row, column])) * np.array([-1, 1])))
@@ -109,19 +110,24 @@ class Lid:
         self, colours: Float32[np.ndarray, "H W 3"], rast: torch.Tensor, verts_cam: Float32[np.ndarray, "V 3"]
     ) -> None:
         """Shade the smooth colours of the lid, and give them the grain of skin, in place."""
-        xy = self.camera.project(torch.from_numpy(verts_cam[np.unique(self.corners)])).numpy()
-        ends = np.maximum([xy.min(0) - 2, xy.max(0) + 3], 0).astype(int)
-        box = np.s_[ends[0, 1] : ends[1, 1], ends[0, 0] : ends[1, 0]]
-        part = rast[:, box[0], box[1]].contiguous()
-        if not part.numel():
+        box = self.box(verts_cam)
+        ids = triangle_ids(rast[:, *box])
+        own = self.is_own[ids] & (ids >= 0)
+        if not own.any():
             return
-        given = torch.from_numpy(np.c_[self.places, self.shade])[None]
-        found = interpolate(given, part, self.head.dense_faces.int())[0].numpy()
-        own = np.isin(triangle_ids(part), self.triangles)
-        at = found[..., :2] - 0.5
-        grain = cv2.remap(self.grain, at, NO_MAP, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-        skin = colours[box] * found[..., 2:] + grain[..., None]
-        colours[box] = np.where(own[..., None], skin, colours[box])
+        weights = rast[0, *box].numpy()[own][:, :2]
+        weights = np.column_stack([weights, 1 - weights.sum(1)])
+        corners = self.head.dense_faces.numpy()[ids[own]]
+        at = (self.places[corners] * weights[..., None]).sum(1) - 0.5
+        grain = cv2.remap(self.grain, at[None], NO_MAP, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)[0]
+        shade = (self.shade[corners] * weights).sum(1)
+        colours[box][own] = colours[box][own] * shade[:, None] + grain[:, None]
+
+    def box(self, verts_cam: Float32[np.ndarray, "V 3"]) -> tuple[slice, slice]:
+        """Rows and columns of the picture around the lid."""
+        xy = self.camera.project(torch.from_numpy(verts_cam[self.vertices])).numpy()
+        (left, top), (right, bottom) = np.maximum([xy.min(0) - 2, xy.max(0) + 3], 0).astype(int)
+        return np.s_[top:bottom, left:right]
 
     def unfolded(self, verts_cam: Float32[np.ndarray, "V 3"]) -> Float32[np.ndarray, " F_lid"]:
         """Share (0..1) of each of the lid's triangles that shows skin that the photo has folded away."""
@@ -134,7 +140,7 @@ class Lid:
         return 1 - self._gap_m(verts_cam) / max(self.open_m, 1e-6)
 
     def _gap_m(self, verts_cam: Float32[np.ndarray, "V 3"]) -> float:
-        upper, lower = landmarks(self.head, torch.from_numpy(verts_cam)).numpy()[self.rims]
+        upper, lower = spots(self.head, verts_cam, self.rims)
         # Only x and y, as the camera sees the gap: landmark steps leave the depth as it was.
         return float(np.linalg.norm((upper - lower)[:, :2], axis=-1).mean())
 
@@ -155,8 +161,8 @@ class Lid:
 
     def _rim_px(self, verts_cam):
         """Both rims, px, the way down the face at each point of the upper one, and the length of one metre."""
-        rims = landmarks(self.head, torch.from_numpy(verts_cam)).numpy()[self.rims]
-        upper, lower = (self.camera.project(torch.from_numpy(rim)).numpy() - 0.5 for rim in rims)
+        rims = spots(self.head, verts_cam, self.rims)
+        upper, lower = self.camera.project(torch.from_numpy(rims)).numpy() - 0.5
         along = upper[-1] - upper[0]
         down = np.array([-along[1], along[0]]) / max(float(np.linalg.norm(along)), 1e-6)
         down = down * (1 if down[1] > 0 else -1)

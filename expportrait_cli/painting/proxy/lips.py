@@ -19,6 +19,7 @@ from expportrait_cli.painting.proxy.layers import (
     membrane,
     mix,
     ramp,
+    spots,
     triangle_ids,
 )
 
@@ -194,6 +195,7 @@ class Lips:
         self.width_m = float(np.ptp(self.shape[:, 0]))
         self.cavity = head.part_names.index("mouth_cavity")
         self.inside = [head.part_names.index(name) for name in ("teeth_upper", "teeth_lower", "mouth_cavity")]
+        self.is_inside = np.isin(np.arange(256), self.inside)
         points = self.camera.project(landmarks(head, torch.from_numpy(layers.verts))).numpy().astype(np.float64)
         opening = np.isin(layers.part, self.inside)
         self.picture = shut_lips(layers.foreground, opening, Contours.of(points))
@@ -204,13 +206,14 @@ class Lips:
 
     def contours(self, verts_cam: Float32[np.ndarray, "V 3"]) -> Contours:
         """The lips of a posed head."""
-        return Contours.of(self.camera.project(landmarks(self.head, torch.from_numpy(verts_cam))).numpy().astype(float))
+        points = spots(self.head, verts_cam, np.arange(len(self.head.landmark_triangles)))
+        return Contours.of(self.camera.project(torch.from_numpy(points)).numpy().astype(float))
 
     def _points(self, verts_cam):
-        return landmarks(self.head, torch.from_numpy(verts_cam)).numpy()[self.rims]
+        return spots(self.head, verts_cam, self.rims)
 
     def _px(self, verts_cam):
-        return np.stack([self.camera.project(torch.from_numpy(rim)).numpy() for rim in self._points(verts_cam)])
+        return self.camera.project(torch.from_numpy(self._points(verts_cam))).numpy()
 
     def _shape(self, verts_cam):
         """The rims about their middle as the camera sees them, m."""
@@ -221,16 +224,14 @@ class Lips:
         upper, lower = self._points(verts_cam)[..., :2]
         return float(np.linalg.norm(upper - lower, axis=-1)[1:-1].mean())
 
-    def inner(
-        self, part: UInt8[np.ndarray, "H W"], rast: torch.Tensor, verts_cam: Float32[np.ndarray, "V 3"]
-    ) -> UInt8[np.ndarray, "H W"]:
-        """The parts drawn, without a mouth beside the lips or skin of the neck between them."""
+    def inner(self, part: UInt8[np.ndarray, "H W"], rast: torch.Tensor, verts_cam: Float32[np.ndarray, "V 3"]) -> None:
+        """Take a mouth beside the lips out of the parts drawn, and skin of the neck between them, in place."""
         xy = self._px(verts_cam)
         reach = max(round(BESIDE * float(np.linalg.norm(xy[0, -1] - xy[0, 0]))), 1)
         outline = np.rint(np.concatenate([xy[0], xy[1][::-1]]) - 0.5).astype(np.int32)
         corner = np.maximum(outline.min(0) - reach, 0)
         box = np.s_[corner[1] : max(outline[:, 1].max() + reach, 0), corner[0] : max(outline[:, 0].max() + reach, 0)]
-        part, astray = part.copy(), np.isin(part, self.inside)
+        astray = self.is_inside[part]
         if part[box].size:
             between = np.zeros(part[box].shape, np.uint8)
             cv2.fillPoly(between, [outline - corner], (1,))
@@ -240,28 +241,22 @@ class Lips:
             part[box][(between > 0) & (part[box] == SKIN) & behind] = self.cavity
             astray[box] &= cv2.dilate(between, np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)) == 0
         part[astray] = NONE
-        return part
 
-    def clean(
-        self,
-        person: UInt8[np.ndarray, "H W 3"],
-        field: Float32[np.ndarray, "H W 2"],
-        verts_cam: Float32[np.ndarray, "V 3"],
-    ) -> None:
-        """Take the photo's teeth and shadows off lips that lie otherwise than there, in place."""
+    def cleaned(self, verts_cam: Float32[np.ndarray, "V 3"]) -> tuple[float, tuple[int, int, int, int]]:
+        """Say how far lips lie otherwise than in the photo, whose teeth and shadows do not belong on them, and where.
+
+        The share (0..1) of the picture of shut lips, and the box, px, in which it counts: left, top, right, bottom.
+        """
         moved = self._shape(verts_cam) - self.shape
         share = float(ramp(np.linalg.norm(moved, axis=-1).mean() / self.width_m, MOVED))
         if share == 0 or self.open_m < OPEN_M:
-            return
+            return 0.0, (0, 0, 0, 0)
         xy = self._px(verts_cam).reshape(-1, 2)
         low, high = xy.min(0), xy.max(0)
         margin = 0.5 * float(high[0] - low[0])
-        left, top = np.maximum(low - margin, 0).astype(int)
-        right, bottom = (high + margin).astype(int)
-        box = np.s_[top : max(bottom, top), left : max(right, left)]
-        if person[box].size:
-            closed = cv2.remap(self.picture, field[box], NO_MAP, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
-            person[box] = mix(person[box], closed, np.full(closed.shape[:2], share, np.float32))
+        left, top = np.maximum(low - margin, 0).astype(int).tolist()
+        right, bottom = (high + margin).astype(int).tolist()
+        return share, (left, top, right, bottom)
 
     def paint_seam(self, frame: UInt8[np.ndarray, "H W 3"], verts_cam: Float32[np.ndarray, "V 3"]) -> None:
         """Draw the line where lips meet that the photo has apart, in place."""

@@ -1,0 +1,334 @@
+"""What the compositor does pixel by pixel over the whole picture, as Warp kernels for the CPU and for CUDA.
+
+On the CPU Warp runs a launch in one thread, in order. `no_type_check` keeps the type checker of the tests away from
+kernels, whose annotations belong to Warp.
+"""
+
+from typing import Any, no_type_check
+
+import numpy as np
+import warp as wp
+
+from expportrait_cli.painting.proxy.layers import NONE, SKIN
+from expportrait_cli.render.sampling import cubic, mirror_sample, sample
+
+wp.set_module_options({"enable_backward": False, "max_unroll": 1})
+
+SPAN = 32
+"""Pixels of a row that one thread goes through: by itself each would first fetch where all its maps lie."""
+_SPAN = wp.constant(SPAN)
+_NONE, _SKIN = wp.constant(wp.uint8(NONE)), wp.constant(wp.uint8(SKIN))
+
+Affine = wp.types.matrix(shape=(2, 3), dtype=wp.float32)
+Attributes = wp.types.vector(length=10, dtype=wp.float32)
+"""Of a vertex: place in the photo (px), depth there (m), cosine to its camera, colour, place on the head (px), hair."""
+
+
+@no_type_check
+@wp.struct
+class Photo:
+    """What all frames share: see `layers.Layers` for what is not explained here."""
+
+    photo: wp.array2d(dtype=wp.vec3ub)
+    plate: wp.array2d(dtype=wp.vec3ub)
+    close_plate: wp.array2d(dtype=wp.vec3ub)
+    foreground: wp.array2d(dtype=wp.vec4)
+    shut: wp.array2d(dtype=wp.vec4)
+    """The same with shut lips."""
+    matte: wp.array2d(dtype=float)
+    zbuffer: wp.array2d(dtype=float)
+    known: wp.array2d(dtype=wp.vec2)
+    """Shares of person and of hair."""
+    strands: wp.array2d(dtype=float)
+    tri: wp.array2d(dtype=wp.int32)
+    triangle_part: wp.array(dtype=wp.uint8)
+    attributes: wp.array(dtype=Attributes)
+    moves: wp.array(dtype=float)
+    """Of each row: share of its motion; """
+    below: wp.array(dtype=float)
+    """how far it lies below the chin;"""
+    down: wp.array(dtype=float)
+    """and, of two rows, how far they follow the torso."""
+
+
+@no_type_check
+@wp.struct
+class Maps:
+    """What is drawn anew in each frame, pixel by pixel."""
+
+    part: wp.array2d(dtype=wp.uint8)
+    own: wp.array2d(dtype=wp.vec2)
+    """Step to the place in the photo of the surface."""
+    seen: wp.array2d(dtype=float)
+    """How far the photo shows that place,"""
+    believed: wp.array2d(dtype=float)
+    """and how far its colour there is believed to be the surface's."""
+    hair: wp.array2d(dtype=wp.vec2)
+    """Share of hair on the surface, and relative brightness of its strands."""
+    colour: wp.array2d(dtype=wp.vec3)
+    """Smooth colour of the surface."""
+    away: wp.array2d(dtype=float)
+    """Distance from the mesh;"""
+    inward: wp.array2d(dtype=float)
+    """distance from the background;"""
+    sharp: wp.array2d(dtype=float)
+    """share that the mesh covers."""
+    carried: wp.array2d(dtype=wp.vec3)
+    """Of squares of four pixels: mean step beyond the far field's, each as it is seen, and mean of how far it is;"""
+    beyond: wp.array2d(dtype=wp.vec2)
+    """steps there, also beyond the mesh."""
+    field: wp.array2d(dtype=wp.vec2)
+    """Place in the photo, centres at whole numbers."""
+    alpha: wp.array2d(dtype=float)
+    moved: wp.array2d(dtype=float)
+    """How far the moved layers replace the photo,"""
+    bared: wp.array2d(dtype=float)
+    """and the safe plate the close one."""
+    folded: wp.array2d(dtype=float)
+    """Share of skin of a lid that the photo has folded away."""
+
+
+@no_type_check
+@wp.struct
+class Look:
+    """Numbers of a frame."""
+
+    slack_m: float
+    """Depth behind the photo's surface up to which a spot counts as seen."""
+    turned: float
+    """0 for a head that faces as in the photo, 1 for one that shows what the photo does not."""
+    above: Affine
+    below: Affine
+    """Motion of what lies beyond the mesh: hair above, the torso below."""
+    reach_px: float
+    """Distance from the mesh over which its motion fades into that;"""
+    limit_px: float
+    """distance up to which the photo's matte counts;"""
+    soft_px: float
+    """width over which it ends there,"""
+    border_px: float
+    """over which hair that the photo cuts off fades out,"""
+    fringe_px: float
+    """and over which hair that the photo hides does."""
+    still_px: wp.vec2
+    """Motions between which the photo gives way to the moved layers,"""
+    bare_px: wp.vec2
+    """and between which the safe plate takes over from the close one."""
+    lips: float
+    """Share of the picture of shut lips,"""
+    box: wp.vec4i
+    """and where it counts: left, top, right, bottom."""
+    shade: float
+    """How much darker hidden hair is than hair in sight."""
+
+
+@no_type_check
+@wp.func
+def _level(value: float):
+    """Levels are whole: every layer is one that could be a picture."""
+    return wp.rint(wp.clamp(value, 0.0, 255.0))
+
+
+@no_type_check
+@wp.func
+def _levels(colour: wp.vec4):
+    return wp.vec4(_level(colour[0]), _level(colour[1]), _level(colour[2]), 0.0)
+
+
+@no_type_check
+@wp.func
+def _opaque(colour: wp.vec3ub):
+    return wp.vec4(float(colour[0]), float(colour[1]), float(colour[2]), 0.0)
+
+
+@no_type_check
+@wp.func
+def _ramp(value: float, ends: wp.vec2):
+    return wp.clamp((value - ends[0]) / (ends[1] - ends[0]), 0.0, 1.0)
+
+
+@no_type_check
+@wp.func
+def _far(p: Photo, look: Look, i: int, j: int):
+    """Step of a square of four pixels far from the mesh: the hair's above, the torso's below."""
+    centre = wp.vec3(2.0 * float(j) + 1.0, 2.0 * float(i) + 1.0, 1.0)
+    high = look.above * centre
+    return high + p.down[i] * (look.below * centre - high) - wp.vec2(centre[0], centre[1])
+
+
+@no_type_check
+@wp.kernel
+def parts(p: Photo, rast: wp.array2d(dtype=wp.vec4), m: Maps):
+    """Write the part of each pixel, 255 in the background."""
+    row, span = wp.tid()
+    for column in range(span * _SPAN, wp.min(span * _SPAN + _SPAN, rast.shape[1])):
+        face = int(rast[row, column][3]) - 1
+        here = _NONE
+        if face >= 0:
+            here = p.triangle_part[face]
+        m.part[row, column] = here
+
+
+@no_type_check
+@wp.kernel
+def shade(p: Photo, look: Look, rast: wp.array2d(dtype=wp.vec4), m: Maps):
+    """Look up what the photo has of the surface in each pixel; one thread a square of four.
+
+    Written are the step to the place in the photo, how far the photo shows the spot at all and how far it is believed,
+    hair and strands, the smooth colour, and what `carried` says.
+    """
+    i, span = wp.tid()
+    for j in range(span * _SPAN, wp.min(span * _SPAN + _SPAN, m.carried.shape[1])):
+        height = rast.shape[0]
+        width = rast.shape[1]
+        total = wp.vec3(0.0, 0.0, 0.0)
+        for k in range(4):
+            row = 2 * i + k / 2
+            column = 2 * j + k % 2
+            if row >= height or column >= width:
+                continue
+            here = rast[row, column]
+            face = int(here[3]) - 1
+            step = wp.vec2(0.0, 0.0)
+            sees = 0.0
+            believes = 0.0
+            fibre = wp.vec2(0.0, 0.0)
+            smooth = wp.vec3(0.0, 0.0, 0.0)
+            if face >= 0:
+                value = (
+                    here[0] * p.attributes[p.tri[face, 0]]
+                    + here[1] * p.attributes[p.tri[face, 1]]
+                    + (1.0 - here[0] - here[1]) * p.attributes[p.tri[face, 2]]
+                )
+                step = wp.vec2(value[0] - float(column) - 0.5, value[1] - float(row) - 0.5)
+                if m.part[row, column] == _SKIN:
+                    at = wp.vec2(value[0] - 0.5, value[1] - 0.5)
+                    x = wp.clamp(int(wp.rint(at[0])), 0, width - 1)
+                    y = wp.clamp(int(wp.rint(at[1])), 0, height - 1)
+                    if value[2] < p.zbuffer[y, x] + look.slack_m:
+                        sees = wp.clamp((value[3] - 0.08) / 0.2, 0.0, 1.0)
+                        shares = sample(p.known, at)
+                        believes = sees * shares[0] * (1.0 - value[9] * (1.0 - shares[1]))
+                    if value[9] > 0.0:
+                        fibre = wp.vec2(value[9], value[9] * mirror_sample(p.strands, wp.vec2(value[7], value[8])))
+                    smooth = wp.vec3(value[4], value[5], value[6])
+            m.own[row, column] = step
+            m.seen[row, column] = sees
+            m.believed[row, column] = believes
+            m.hair[row, column] = fibre
+            m.colour[row, column] = smooth
+            total += wp.vec3(step[0] * sees, step[1] * sees, sees) * 0.25
+        far = _far(p, look, i, j)
+        m.carried[i, j] = total - total[2] * wp.vec3(far[0], far[1], 0.0)
+
+
+@no_type_check
+@wp.kernel
+def fade(p: Photo, look: Look, coarse: wp.array2d(dtype=wp.vec2), m: Maps):
+    """Write the steps beyond the mesh, of squares of four pixels: the mesh's own near it, and the far field's.
+
+    `coarse` holds the differences between the two at half that resolution again, spread over the picture.
+    """
+    i, span = wp.tid()
+    for j in range(span * _SPAN, wp.min(span * _SPAN + _SPAN, m.carried.shape[1])):
+        scale = wp.vec2(
+            float(coarse.shape[1]) / float(m.carried.shape[1]), float(coarse.shape[0]) / float(m.carried.shape[0])
+        )
+        at = wp.vec2((float(j) + 0.5) * scale[0] - 0.5, (float(i) + 0.5) * scale[1] - 0.5)
+        here = m.carried[i, j]
+        spread = wp.vec2(here[0], here[1]) + (1.0 - wp.min(here[2], 1.0)) * sample(coarse, at)
+        last_row = m.away.shape[0] - 1
+        last_column = m.away.shape[1] - 1
+        right = wp.min(2 * j + 1, last_column)
+        bottom = wp.min(2 * i + 1, last_row)
+        reach = (
+            (m.away[2 * i, 2 * j] + m.away[2 * i, right] + m.away[bottom, 2 * j] + m.away[bottom, right])
+            * 0.25
+            / look.reach_px
+        )
+        m.beyond[i, j] = _far(p, look, i, j) + spread * wp.exp(-reach * reach)
+
+
+@no_type_check
+@wp.kernel
+def move(p: Photo, look: Look, m: Maps):
+    """Write the place in the photo of each pixel (centres at whole numbers), the matte there, and ramps of the motion.
+
+    The matte fades out beyond the photo's border, where only the mesh is known; of a turned head the mesh says where it
+    ends.
+    """
+    row, span = wp.tid()
+    for column in range(span * _SPAN, wp.min(span * _SPAN + _SPAN, m.alpha.shape[1])):
+        height = m.own.shape[0]
+        width = m.own.shape[1]
+        step = sample(m.beyond, wp.vec2(0.5 * float(column) - 0.25, 0.5 * float(row) - 0.25))
+        step = (step + m.seen[row, column] * (m.own[row, column] - step)) * p.moves[row]
+        at = wp.vec2(float(column), float(row)) + step
+        m.field[row, column] = at
+        length = wp.length(step)
+        m.moved[row, column] = _ramp(length, look.still_px)
+        m.bared[row, column] = _ramp(length, look.bare_px)
+        share = mirror_sample(p.matte, at)
+        fibre = m.hair[row, column]
+        edge = m.sharp[row, column]
+        soft = wp.clamp(m.inward[row, column] / look.fringe_px + fibre[1], 0.0, 1.0)
+        cover = edge + fibre[0] * (wp.min(edge, soft) - edge)
+        out = wp.max(wp.max(-at[0], at[0] - float(width - 1)), wp.max(-at[1], at[1] - float(height - 1)))
+        if out > 0.0:
+            out = out / look.border_px
+            share *= wp.max(wp.max(wp.exp(-out * out), cover), p.below[row])
+        cut = wp.clamp((look.limit_px - m.away[row, column]) / look.soft_px + 1.0, 0.0, 1.0)
+        share *= wp.max(cut, p.below[row])
+        if look.turned >= 0.02:
+            share = wp.max(share, cover * look.turned * (1.0 - p.below[row]))
+        m.alpha[row, column] = share
+
+
+@no_type_check
+@wp.kernel
+def paint(p: Photo, look: Look, m: Maps, frame: wp.array2d(dtype=wp.vec3ub), guess: wp.array2d(dtype=float)):
+    """Lay the layers over each other: plates, the person, surfaces that the photo hides, and what nothing moves."""
+    row, span = wp.tid()
+    for column in range(span * _SPAN, wp.min(span * _SPAN + _SPAN, m.alpha.shape[1])):
+        share = m.moved[row, column]
+        if share <= 0.0:
+            frame[row, column] = p.photo[row, column]
+            guess[row, column] = 0.0
+            continue
+        cover = m.alpha[row, column]
+        hidden = 0.0
+        if m.part[row, column] == _SKIN:
+            hidden = wp.max((1.0 - m.believed[row, column]) * look.turned, m.folded[row, column])
+        safe = m.bared[row, column]
+        out = _levels((1.0 - safe) * _opaque(p.close_plate[row, column]) + safe * _opaque(p.plate[row, column]))
+        if cover > 0.0:
+            at = m.field[row, column]
+            person = _levels(cubic(p.foreground, at))
+            box = look.box
+            if look.lips > 0.0 and column >= box[0] and row >= box[1] and column < box[2] and row < box[3]:
+                person = _levels((1.0 - look.lips) * person + look.lips * _levels(cubic(p.shut, at)))
+            if hidden > 0.0:
+                fibre = m.hair[row, column]
+                smooth = m.colour[row, column] * (1.0 + fibre[1] - look.shade * fibre[0])
+                person = _levels(
+                    (1.0 - hidden) * person + hidden * _levels(wp.vec4(smooth[0], smooth[1], smooth[2], 0.0))
+                )
+            out = _levels((1.0 - cover) * out + cover * person)
+        out = _levels((1.0 - share) * _opaque(p.photo[row, column]) + share * out)
+        frame[row, column] = wp.vec3ub(wp.uint8(out[0]), wp.uint8(out[1]), wp.uint8(out[2]))
+        unsure = wp.max(hidden, wp.max((1.0 - cover) * p.matte[row, column], 4.0 * cover * (1.0 - cover)))
+        guess[row, column] = share * unsure
+
+
+def filled(struct: Any, **arrays: np.ndarray) -> Any:
+    """Make a struct of kernels from arrays, whose memory it shares."""
+    made = struct()
+    for name, array in arrays.items():
+        dtype = struct.vars[name].type.dtype
+        setattr(made, name, wp.array(np.ascontiguousarray(array), dtype=dtype, copy=False, device="cpu"))
+    return made
+
+
+def run(kernel: Any, shape: tuple[int, int], *inputs: Any) -> None:
+    """Run a kernel over pixels, or squares of four."""
+    wp.launch(kernel, dim=(shape[0], -(-shape[1] // SPAN)), inputs=inputs, device="cpu")
