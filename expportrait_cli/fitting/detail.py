@@ -22,6 +22,7 @@ from expportrait_cli.fitting.clip import dynamic_mask, plain_skin
 from expportrait_cli.fitting.silhouette import draw_vertices
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.geometry.mesh import vertex_normals
+from expportrait_cli.geometry.rotations import from_turns
 from expportrait_cli.head import HeadModel, dense
 from expportrait_cli.head.fitted import fitted_mesh
 from expportrait_cli.head.model import NECK, TORSO
@@ -81,6 +82,48 @@ def pixel_classes(
     smooth = cv2.ximgproc.guidedFilter(image, shares, radius, 0.02**2 * 255**2)
     smooth = np.clip(smooth, 0, None)
     return (smooth / np.maximum(smooth.sum(-1, keepdims=True), 1e-6) * matte[..., None]).astype(np.float32)
+
+
+BRIGHT = 0.62
+"""Brightness, in shares of the brightest spot between the lips, from which a pixel is a tooth."""
+LEAST_LIT = 0.8
+"""Least brightness of teeth in shares of the skin's: below it the mouth shows no teeth, or not enough light."""
+LONGEST_M = 0.007
+"""How far teeth may reach below where those of most people end."""
+FRONT_M = 0.010
+"""Half the width of the row of teeth whose edge is read."""
+FEW_PX = 12
+
+
+def longer_teeth(fit: HeadFit, head: HeadModel, image: UInt8[np.ndarray, "S S 3"]) -> HeadFit:
+    """Bring the upper teeth down to the edge at which a photo shows them to end, if it does.
+
+    Landmarks do not tell a lip that was raised from a jaw that was opened, and behind the first there are teeth.
+    """
+    verts, front = fitted_mesh(fit, head), head.part(*({"teeth_upper"} & set(head.part_names))).numpy()
+    front &= np.abs(dense(head, head.template)[:, 0].numpy()) < FRONT_M
+    drawn = draw_vertices(verts, head, fit.focal_px, size=CROP_SIZE)
+    inner = head.part(*({"teeth_upper", "teeth_lower", "mouth_cavity"} & set(head.part_names))).numpy()
+    inside = cv2.erode(((drawn >= 0) & inner[drawn]).astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
+    if inside.sum() < FEW_PX or not front.any():
+        return fit
+    lab, skin = cv2.cvtColor(image, cv2.COLOR_RGB2LAB).astype(np.float32), (drawn >= 0) & plain_skin(head)[drawn]
+    light, red = lab[..., 0], lab[..., 1]
+    top = np.percentile(light[inside], 95)
+    tooth = inside & (light > BRIGHT * top) & (red < np.median(red[skin])) if skin.any() else inside & False
+    up = from_turns(fit.rotation)[:2, 1] / np.linalg.norm(from_turns(fit.rotation)[:2, 1])
+    px = verts[front, :2] / verts[front, 2:] * fit.focal_px + CROP_SIZE / 2
+    rows, columns = np.nonzero(tooth)
+    places = np.stack([columns, rows], -1) + 0.5 - px.mean(0)
+    m_per_px = float(verts[front, 2].mean()) / fit.focal_px
+    heights = (places @ up)[np.abs(places @ [-up[1], up[0]]) * m_per_px < FRONT_M]
+    if len(heights) < FEW_PX or top < LEAST_LIT * np.median(light[skin]):
+        return fit
+    edge = float(((px - px.mean(0)) @ up).min())
+    step = np.clip((np.percentile(heights, 8) - edge) * m_per_px, -LONGEST_M, 0)
+    static = fit.static_offset.copy()
+    static[head.part("teeth_upper").numpy(), 1] += np.float32(step)
+    return replace(fit, static_offset=static)
 
 
 GAMMA = 2.2
@@ -221,7 +264,7 @@ def read_relief(
 def shown(
     verts: Float32[np.ndarray, "V 3"], head: HeadModel, matte: Float32[np.ndarray, "S S"], focal_px: float
 ) -> Float16[np.ndarray, " V"]:
-    """Share (0..1) of each vertex of skin, hair and clothes that a photo shows: 1 faces it and is hidden by nothing."""
+    """Share (0..1) of each vertex of skin, hair, clothes and teeth that a photo shows: 1 faces it, nothing hides it."""
     points, faces = torch.from_numpy(verts), head.dense_faces
     camera = Camera.of_crop(focal_px, CROP_SIZE, CROP_SIZE)
     with torch.no_grad():
@@ -232,7 +275,8 @@ def shown(
     front = cv2.dilate(depth, np.ones((3, 3), np.uint8))
     x, y = np.clip(place.astype(int), 0, CROP_SIZE - 1).T
     is_front = verts[:, 2] < front[y, x] + BEHIND_M
-    inside = ((place >= 0) & (place < CROP_SIZE)).all(1) & head.part("skin").numpy()
+    told = head.part("skin", *({"teeth_upper", "teeth_lower"} & set(head.part_names))).numpy()
+    inside = ((place >= 0) & (place < CROP_SIZE)).all(1) & told
     facing = smoothstep(-away.numpy(), *FACING)
     return (facing * is_front * inside * matte[y, x]).astype(np.float16)
 

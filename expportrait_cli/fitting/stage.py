@@ -25,7 +25,7 @@ from expportrait_cli.fitting.clip import (
     plain_skin,
     torso_turns,
 )
-from expportrait_cli.fitting.detail import with_detail
+from expportrait_cli.fitting.detail import longer_teeth, with_detail
 from expportrait_cli.fitting.dynamic import Dynamic, dynamic_offsets
 from expportrait_cli.fitting.evidence import Estimates, Evidence, Shading, checked_axes
 from expportrait_cli.fitting.fine import sharpened
@@ -46,7 +46,7 @@ from expportrait_cli.fitting.static import KeyFrames, outline_offset, refined_st
 from expportrait_cli.head import HeadModel
 from expportrait_cli.head.facemesh import LandmarkSpread
 from expportrait_cli.head.finer import finer
-from expportrait_cli.head.fitted import blend_matrices, fitted_mesh
+from expportrait_cli.head.fitted import blend_matrices, fitted_mesh, mouth_offset
 from expportrait_cli.media.video import read_frame
 from expportrait_cli.runtime import Progress
 
@@ -111,6 +111,8 @@ def fit(
             start = refined_static(start, KeyFrames.of(start, tracking, head, (image, matte), config), network, config)
         seen = ears_seen(start, head, image, matte, draw)
         start = settled_ears(replace(start, ears_seen=seen), head, matte, tracking, config)
+        static = start.static_offset + mouth_offset(start.identity, head)
+        start = longer_teeth(replace(start, static_offset=static), head, image)
     done = _with_dynamic(start, tracking, head, config, progress, network=network, known=known)
     own = head if done.head_model == head.name else finer(head).head
     done = replace(done, silhouette_iou=silhouette_iou(done, own, matte))
