@@ -11,18 +11,17 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Float16, Float32, Int64, UInt8
+from jaxtyping import Bool, Float16, Float32, Int64, UInt8
 from scipy.fft import dctn, idctn
 
 from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit
 from expportrait_cli.detect.crop import Crop, crop_image
 from expportrait_cli.detect.estimate import Estimate, Estimator
-from expportrait_cli.detect.matte import Gaussian, lab_colours, smoothstep
+from expportrait_cli.detect.matte import Look, lab_colours, roughness, smoothstep
 from expportrait_cli.fitting.clip import dynamic_mask, plain_skin
 from expportrait_cli.fitting.silhouette import draw_vertices
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.geometry.mesh import vertex_normals
-from expportrait_cli.geometry.rotations import from_turns
 from expportrait_cli.head import HeadModel, dense
 from expportrait_cli.head.fitted import fitted_mesh
 from expportrait_cli.head.model import NECK, TORSO
@@ -37,6 +36,18 @@ APART = 1.5
 OTHER = -0.5 * 3.5**2
 """Log density, relative to the peak of a class, below which a pixel over the torso counts as clothes."""
 SMALL_PX = 60
+EYE_M, NOSE_M, CHEEK_M = 0.015, -0.02, 0.045
+"""Heights in the template of the lower lids and of the base of the nose, below which beards grow, and half the width
+between the cheekbones."""
+
+
+def _loose(
+    hair: Bool[np.ndarray, "S S"], low: Bool[np.ndarray, "S S"], scalp: Bool[np.ndarray, "S S"]
+) -> Bool[np.ndarray, "S S"]:
+    """Parts of the hair that lie low, and do not reach the scalp."""
+    count, parts = cv2.connectedComponents(hair.astype(np.uint8))
+    area, below, above = (np.bincount(parts[hair & where], minlength=count) for where in (hair, low, scalp))
+    return ((below > 0.7 * area) & (above < SMALL_PX))[parts] & hair
 
 
 def pixel_classes(
@@ -47,83 +58,50 @@ def pixel_classes(
 ) -> Float32[np.ndarray, "S S 3"]:
     """Share of skin, hair and clothes in every pixel of a crop; their sum is the matte.
 
-    `drawn` is the dense vertex that each pixel shows, -1 where the head is not drawn. Skin and hair are a Gaussian each
-    of this photo's face and crown; where a pixel lies on the head says what to expect.
+    `drawn` is the dense vertex that each pixel shows, -1 where the head is not drawn. Skin and hair look as this
+    photo's face and crown do; where a pixel lies on the head says what to expect.
     """
     template = dense(head, head.template).numpy()
     is_drawn, vertex = drawn >= 0, np.maximum(drawn, 0)
-    height, lab = template[vertex, 1], lab_colours(image)
-    face = is_drawn & plain_skin(head)[vertex] & (height < BROW_M)
+    height, lab = template[vertex, 1], np.dstack([lab_colours(image), roughness(image)])
+    plain, inner = (is_drawn & mask[vertex] for mask in (plain_skin(head), dynamic_mask(head) > 0.5))
+    # Cheeks alone: with brows, fringes and beards, skin would have all colours.
+    cheek = plain & (np.abs(template[vertex, 0]) < CHEEK_M) & (height < EYE_M) & (height > NOSE_M)
     crown = is_drawn & (height > CROWN_M) & (matte > 0.9)
     torso = is_drawn & (head.skinning[:, TORSO].numpy() > 0.6)[vertex]
     neck = is_drawn & ((head.skinning[:, NECK].numpy() > 0.3) & (template[:, 2] > 0))[vertex] & ~torso
     below = np.zeros_like(matte, bool)
     if torso.any():
         below[np.nonzero(torso)[0].min() :] = True
-    skin_colours = Gaussian.of(lab[face]) if face.sum() > SMALL_PX else None
-    hair_colours = Gaussian.of(lab[crown]) if crown.sum() > SMALL_PX else None
-    if skin_colours is None:
+    skin_look = Look.of(lab, cheek) if cheek.sum() > SMALL_PX else None
+    hair_look = Look.of(lab, crown) if crown.sum() > SMALL_PX else None
+    if skin_look is None:
         odds = np.full(matte.shape, -30.0)
-    elif hair_colours is None or skin_colours.distance(hair_colours) < APART:
+    elif hair_look is None or skin_look.distance(hair_look) < APART:
         odds = np.where(is_drawn | below, 30.0, -30.0)
     else:
-        odds = skin_colours.score(lab) - hair_colours.score(lab)
-    inner = is_drawn & (dynamic_mask(head) > 0.5)[vertex]
-    odds = odds + 3.0 * (inner & (height < BROW_M)) + 1.5 * neck - 2.0 * (crown | ~(is_drawn | below))
+        # Wrinkles, eyes and lips are as rough as hair.
+        smooth = lab.copy()
+        smooth[inner, 3] = (skin_look.rough[0] + hair_look.rough[0]) / 2
+        odds = skin_look.score(smooth) - hair_look.score(smooth)
+    beard = plain & (height < NOSE_M)
+    odds = (
+        odds + 3.0 * (inner & (height < BROW_M) & ~beard) + 1.5 * (neck | beard) - 1.0 * (head.scalp[vertex] & is_drawn)
+    )
+    odds = odds - 2.0 * (crown | ~(is_drawn | below)) + 30.0 * (is_drawn & ~head.part("skin").numpy()[vertex])
     hair = 1 / (1 + np.exp(np.clip(odds, -30, 30)))
     clothes = (torso | (below & ~is_drawn)).astype(np.float64)
-    if skin_colours is not None:
-        known = [
-            each.score(lab) - each.score(each.mean[None]) for each in (skin_colours, hair_colours) if each is not None
-        ]
+    if skin_look is not None:
+        known = [each.likeness(lab) for each in (skin_look, hair_look) if each is not None]
         clothes *= 1 / (1 + np.exp(np.clip(np.max(known, 0) - OTHER, -30, 30)))
+    # Cloth in the colours of hair does not hang down from it.
+    cloth = _loose(hair * (1 - clothes) * matte > 0.5, below | neck, is_drawn & head.scalp[vertex])
+    clothes = np.where(cloth, 1.0, clothes)
     shares = np.stack([(1 - clothes) * (1 - hair), (1 - clothes) * hair, clothes], -1).astype(np.float32)
     radius = max(round(4 * image.shape[0] / CROP_SIZE), 1)
     smooth = cv2.ximgproc.guidedFilter(image, shares, radius, 0.02**2 * 255**2)
     smooth = np.clip(smooth, 0, None)
     return (smooth / np.maximum(smooth.sum(-1, keepdims=True), 1e-6) * matte[..., None]).astype(np.float32)
-
-
-BRIGHT = 0.62
-"""Brightness, in shares of the brightest spot between the lips, from which a pixel is a tooth."""
-LEAST_LIT = 0.8
-"""Least brightness of teeth in shares of the skin's: below it the mouth shows no teeth, or not enough light."""
-LONGEST_M = 0.007
-"""How far teeth may reach below where those of most people end."""
-FRONT_M = 0.010
-"""Half the width of the row of teeth whose edge is read."""
-FEW_PX = 12
-
-
-def longer_teeth(fit: HeadFit, head: HeadModel, image: UInt8[np.ndarray, "S S 3"]) -> HeadFit:
-    """Bring the upper teeth down to the edge at which a photo shows them to end, if it does.
-
-    Landmarks do not tell a lip that was raised from a jaw that was opened, and behind the first there are teeth.
-    """
-    verts, front = fitted_mesh(fit, head), head.part(*({"teeth_upper"} & set(head.part_names))).numpy()
-    front &= np.abs(dense(head, head.template)[:, 0].numpy()) < FRONT_M
-    drawn = draw_vertices(verts, head, fit.focal_px, size=CROP_SIZE)
-    inner = head.part(*({"teeth_upper", "teeth_lower", "mouth_cavity"} & set(head.part_names))).numpy()
-    inside = cv2.erode(((drawn >= 0) & inner[drawn]).astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
-    if inside.sum() < FEW_PX or not front.any():
-        return fit
-    lab, skin = cv2.cvtColor(image, cv2.COLOR_RGB2LAB).astype(np.float32), (drawn >= 0) & plain_skin(head)[drawn]
-    light, red = lab[..., 0], lab[..., 1]
-    top = np.percentile(light[inside], 95)
-    tooth = inside & (light > BRIGHT * top) & (red < np.median(red[skin])) if skin.any() else inside & False
-    up = from_turns(fit.rotation)[:2, 1] / np.linalg.norm(from_turns(fit.rotation)[:2, 1])
-    px = verts[front, :2] / verts[front, 2:] * fit.focal_px + CROP_SIZE / 2
-    rows, columns = np.nonzero(tooth)
-    places = np.stack([columns, rows], -1) + 0.5 - px.mean(0)
-    m_per_px = float(verts[front, 2].mean()) / fit.focal_px
-    heights = (places @ up)[np.abs(places @ [-up[1], up[0]]) * m_per_px < FRONT_M]
-    if len(heights) < FEW_PX or top < LEAST_LIT * np.median(light[skin]):
-        return fit
-    edge = float(((px - px.mean(0)) @ up).min())
-    step = np.clip((np.percentile(heights, 8) - edge) * m_per_px, -LONGEST_M, 0)
-    static = fit.static_offset.copy()
-    static[head.part("teeth_upper").numpy(), 1] += np.float32(step)
-    return replace(fit, static_offset=static)
 
 
 GAMMA = 2.2

@@ -39,6 +39,9 @@ SLOPE_RINGS = 8
 """Rings around a bare ear over which the offset of the hair beside it falls to nothing."""
 CREASE_STEPS, SMOOTH_STEPS = 25, 6
 """Steps of relaxation after an ear was closed over, and after each descent on the outline."""
+SPIKE_M, SPIKE_RINGS, SPIKE_ROUNDS = 0.004, 3, 6
+"""Distance of an offset from the mean of so many rings around it from which it is a spike, and how often it is relaxed:
+hair and clothes reach 2 mm in 5 of 1,000 vertices."""
 BEYOND_M = 0.01
 """Least extent of the matte beyond an ear, m, from which the ear counts as covered where colours cannot tell."""
 BARE, COVERED = 0.4, 0.55
@@ -301,6 +304,23 @@ def smoothed_ears(fit: HeadFit, head: HeadModel, seen: Bool[np.ndarray, " 2"]) -
         if not is_seen:
             around = faded(grown(ear, faces, rings=ROOT_RINGS + 2), faces, rings=HELD_RINGS)
             offset = relaxed(membrane(bare + offset, ~ear, faces), around, faces, SMOOTH_STEPS) - bare
+    return replace(fit, static_offset=offset.astype(np.float32))
+
+
+def without_spikes(fit: HeadFit, head: HeadModel) -> HeadFit:
+    """Relax what the outline has drawn out to points and ridges, off the face and off bare ears.
+
+    Where the end of long hair meets a shoulder, one sheet would have to fold back: what descents leave there is a
+    crest, which is a horn as soon as the head turns.
+    """
+    faces, free = head.dense_faces.numpy(), outline_mask(head, fit.ears_seen).astype(np.float64)
+    offset, everywhere = fit.static_offset.astype(np.float64), np.ones(len(free))
+    for _ in range(SPIKE_ROUNDS):
+        away = np.linalg.norm(relaxed(offset, everywhere, faces, SPIKE_RINGS) - offset, axis=1)
+        spikes = (away > SPIKE_M) & (free > 0)
+        if not spikes.any():
+            break
+        offset = relaxed(offset, faded(spikes, faces, rings=SPIKE_RINGS + 1) * free, faces, CREASE_STEPS)
     return replace(fit, static_offset=offset.astype(np.float32))
 
 
