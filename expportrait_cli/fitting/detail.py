@@ -37,7 +37,7 @@ OTHER = -0.5 * 3.5**2
 """Log density, relative to the peak of a class, below which a pixel over the torso counts as clothes."""
 SMALL_PX = 60
 EYE_M, NOSE_M, CHEEK_M = 0.015, -0.02, 0.045
-"""Heights in the template of the lower lids and of the base of the nose, below which beards grow, and half the width
+"""Heights in the template of the lower lids and of the base of the nose, above which no beard grows, and half the width
 between the cheekbones."""
 
 
@@ -84,10 +84,7 @@ def pixel_classes(
         smooth = lab.copy()
         smooth[inner, 3] = (skin_look.rough[0] + hair_look.rough[0]) / 2
         odds = skin_look.score(smooth) - hair_look.score(smooth)
-    beard = plain & (height < NOSE_M)
-    odds = (
-        odds + 3.0 * (inner & (height < BROW_M) & ~beard) + 1.5 * (neck | beard) - 1.0 * (head.scalp[vertex] & is_drawn)
-    )
+    odds = odds + 3.0 * (inner & (height < BROW_M)) + 1.5 * neck - 1.0 * (head.scalp[vertex] & is_drawn)
     odds = odds - 2.0 * (crown | ~(is_drawn | below)) + 30.0 * (is_drawn & ~head.part("skin").numpy()[vertex])
     hair = 1 / (1 + np.exp(np.clip(odds, -30, 30)))
     clothes = (torso | (below & ~is_drawn)).astype(np.float64)

@@ -14,10 +14,11 @@ from expportrait_cli.detect.matte import Gaussian, lab_colours, largest_part, sm
 from expportrait_cli.fitting.clip import dynamic_mask, ear_vertices, plain_skin
 from expportrait_cli.fitting.detail import APART, CROWN_M
 from expportrait_cli.fitting.silhouette import graph_laplacian
-from expportrait_cli.geometry.mesh import grown, vertex_normals
+from expportrait_cli.geometry.mesh import faded, grown, relaxed, vertex_normals
 from expportrait_cli.geometry.rotations import from_turns
 from expportrait_cli.head import HeadModel, dense
 from expportrait_cli.head.fitted import fitted_mesh, neutral_mesh
+from expportrait_cli.head.model import TORSO
 
 SHORTER = 0.16
 """Share of its depth behind the ears that the model's skull is too long: its cephalic index is 0.74, people's 0.80."""
@@ -42,6 +43,9 @@ CREASE_STEPS, SMOOTH_STEPS = 25, 6
 SPIKE_M, SPIKE_RINGS, SPIKE_ROUNDS = 0.004, 3, 6
 """Distance of an offset from the mean of so many rings around it from which it is a spike, and how often it is relaxed:
 hair and clothes reach 2 mm in 5 of 1,000 vertices."""
+BESIDE_M, HAND_M, HAND_PX, CLEARLY, CLOTHED = 0.005, 0.04, 600, 2.5, 0.6
+"""What stands so far off the head, m, in the colours of its skin is a hand, if it reaches so far, has so many pixels and
+hair differs so clearly (Mahalanobis distance); and the share of the torso bone in a spot of the shoulders."""
 BEYOND_M = 0.01
 """Least extent of the matte beyond an ear, m, from which the ear counts as covered where colours cannot tell."""
 BARE, COVERED = 0.4, 0.55
@@ -77,16 +81,6 @@ def ears(head: HeadModel) -> Bool[np.ndarray, " V"]:
     return near & is_ear & (place[:, 1] < EAR_BOX_M[1, 1])
 
 
-def faded(chosen: Bool[np.ndarray, " V"], faces: Int64[np.ndarray, "F 3"], *, rings: int) -> Float[np.ndarray, " V"]:
-    """1 on the chosen vertices, falling to 0 over so many rings of triangles."""
-    share = chosen.astype(np.float64)
-    count = np.maximum(np.bincount(faces.ravel(), minlength=len(share)), 1)
-    for _ in range(rings):
-        around = np.bincount(faces.ravel(), np.repeat(share[faces].mean(1), 3), len(share)) / count
-        share = np.maximum(chosen, around)
-    return share
-
-
 def without_background(
     fit: HeadFit,
     head: HeadModel,
@@ -96,7 +90,8 @@ def without_background(
 ) -> Float32[np.ndarray, "S S"]:
     """Take out of a matte what stands further off the skull than the hair around it, in the background's colours.
 
-    Networks take a branch or a curtain behind a head for hair, and the outline would follow it by ten centimetres.
+    Networks take a branch or a curtain behind a head for hair, and the outline would follow it by ten centimetres. Nor
+    is a hand beside the face a part of the head.
     """
     view = _View.of(fit, head, image, matte, draw)
     away_px, labels = cv2.distanceTransformWithLabels(
@@ -105,8 +100,10 @@ def without_background(
     nearest = np.asarray(labels, np.int64)
     vertex = np.zeros(nearest.max() + 1, np.int64)
     vertex[nearest[view.drawn >= 0]] = view.drawn[view.drawn >= 0]
+    away_m = np.asarray(away_px, np.float32) * (view.depth_m / view.focal_px)
+    matte = _without(matte, view.hands(away_m, vertex[nearest]))
     around = (view.drawn < 0) & (view.template[:, 1] > OVER_EARS_M)[vertex[nearest]]
-    over, away_m = around & (matte > 0.5), np.asarray(away_px, np.float32) * (view.depth_m / view.focal_px)
+    over = around & (matte > 0.5)
     # How far the person reaches from each pixel of the skull's outline.
     reach = np.zeros(nearest.max() + 1, np.float32)
     np.maximum.at(reach, nearest[over], away_m[over])
@@ -127,6 +124,11 @@ def without_background(
         strange = Gaussian.of(view.lab[background]).score(view.lab) - Gaussian.of(view.lab[hair]).score(view.lab)
         if strange[far].mean() > 0:
             gone |= far | (over & near & (cv2.GaussianBlur(strange, (0, 0), 2.0) > 0) & (away_m > usual / 2))
+    return _without(matte, gone)
+
+
+def _without(matte: Float32[np.ndarray, "S S"], gone: Bool[np.ndarray, "S S"]) -> Float32[np.ndarray, "S S"]:
+    """The largest part of a matte without some pixels."""
     if not gone.any():
         return matte
     return largest_part((matte * (1 - cv2.GaussianBlur(gone.astype(np.float32), (0, 0), 1.0))).astype(np.float32))
@@ -209,6 +211,25 @@ class _View:
                 steps.append(outward * ((inside.max() if outward > 0 else inside.min()) - rim))
         return float(np.median(steps)) * self.depth_m / self.focal_px if steps else 0.0
 
+    def hands(self, away_m: Float32[np.ndarray, "S S"], nearest: Int64[np.ndarray, "S S"]) -> Bool[np.ndarray, "S S"]:
+        """Skin that stands off the head beside it: a hand. `nearest` is the vertex of the head nearest to a pixel."""
+        face, crown = self.where(plain_skin(self.head)), self._crown()
+        beside = (away_m > BESIDE_M) & (self.matte > 0.5)
+        beside &= (self.head.skinning[:, TORSO].numpy() < CLOTHED)[nearest]
+        if min(face.sum(), crown.sum()) < LEAST_PX or not beside.any():
+            return np.zeros_like(beside)
+        skin, hair = Gaussian.of(self.lab[face]), Gaussian.of(self.lab[crown])
+        if skin.distance(hair) < CLEARLY:
+            return np.zeros_like(beside)
+        is_skin = beside & (skin.score(self.lab) > hair.score(self.lab)) & (skin.peak_score(self.lab) > -0.5 * 3**2)
+        _, parts = cv2.connectedComponents(
+            cv2.morphologyEx(is_skin.astype(np.uint8), cv2.MORPH_OPEN, np.ones((13, 13)))
+        )
+        size, reach = np.bincount(parts.ravel()), np.zeros(parts.max() + 1, np.float32)
+        np.maximum.at(reach, parts, away_m)
+        is_hand = (size > HAND_PX) & (reach > HAND_M) & (np.arange(len(size)) > 0)
+        return (cv2.dilate(is_hand[parts].astype(np.uint8), np.ones((15, 15), np.uint8)) > 0) & (away_m > 0)
+
     def _crown(self) -> Bool[np.ndarray, "S S"]:
         """Hair on top: on the crown, and above the head as far as it goes down by 10 cm."""
         drawn = self.drawn >= 0
@@ -253,18 +274,6 @@ def behind(offset: Float[np.ndarray, "V 3"], fit: HeadFit, head: HeadModel) -> F
     wanted[:, 2] += SHORTER * np.maximum(-verts[:, 2], 0)
     weight = smoothstep(away, *AWAY) * skull * smoothstep(verts[:, 1], -0.05, 0.0)
     return offset + weight[:, None] * (wanted - offset)
-
-
-def relaxed(
-    points: Float[np.ndarray, "V 3"], weight: Float[np.ndarray, " V"], faces: Int64[np.ndarray, "F 3"], steps: int
-) -> Float[np.ndarray, "V 3"]:
-    """Points moved towards the mean of the triangles around them, by `weight` 0..1 in each step."""
-    count = np.maximum(np.bincount(faces.ravel(), minlength=len(points)), 1)[:, None]
-    for _ in range(steps):
-        centres = points[faces].mean(1)
-        around = np.stack([np.bincount(faces.ravel(), np.repeat(c, 3), len(points)) for c in centres.T], -1) / count
-        points = points + weight[:, None] * (around - points)
-    return points
 
 
 def sides(head: HeadModel) -> tuple[Bool[np.ndarray, " V"], Bool[np.ndarray, " V"]]:
