@@ -44,7 +44,7 @@ SPIKE_M, SPIKE_RINGS, SPIKE_ROUNDS = 0.004, 3, 6
 """Distance of an offset from the mean of so many rings around it from which it is a spike, and how often it is relaxed:
 hair and clothes reach 2 mm in 5 of 1,000 vertices."""
 BESIDE_M, HAND_M, HAND_PX, CLEARLY, CLOTHED = 0.005, 0.04, 600, 2.5, 0.6
-"""What stands so far off the head, m, in the colours of its skin is a hand, if it reaches so far, has so many pixels and
+"""What is so far off the head, m, in the colours of its skin is a hand, if it reaches so far, has so many pixels, and
 hair differs so clearly (Mahalanobis distance); and the share of the torso bone in a spot of the shoulders."""
 BEYOND_M = 0.01
 """Least extent of the matte beyond an ear, m, from which the ear counts as covered where colours cannot tell."""
