@@ -32,12 +32,9 @@ EAR_BOX_M = np.array([[0.055, -0.05, -0.05], [np.inf, 0.038, 0.03]])
 """Lowest and highest |x|, y, z of the ears in the template; the origin of the head frame lies between them."""
 EAR_STANDS_M = 0.0075
 """Height over the skin around it from which a vertex belongs to an ear."""
-ROOT_RINGS = 3
-"""Rings of triangles around an ear that go with it when the skin closes over it."""
-HELD_RINGS = 4
-"""Rings of triangles over which the weight of a change around an ear fades to 0."""
-SLOPE_RINGS = 8
-"""Rings around a bare ear over which the offset of the hair beside it falls to nothing."""
+ROOT_RINGS, HELD_RINGS, SLOPE_RINGS = 3, 4, 8
+"""Rings of triangles around an ear: those that go with it when the skin closes over it, those over which the weight of
+a change around it fades to 0, and those over which the offset of the hair beside a bare one falls to nothing."""
 CREASE_STEPS, SMOOTH_STEPS = 25, 6
 """Steps of relaxation after an ear was closed over, and after each descent on the outline."""
 SPIKE_M, SPIKE_RINGS, SPIKE_ROUNDS = 0.004, 3, 6
@@ -55,6 +52,8 @@ OVER_EARS_M = 0.03
 USUAL_PERCENTILE, FAR_SHARE, FAR_M, LEAST_PX = 40, 1.3, 0.008, 200
 """Percentile of the thickness of hair around a skull that is usual; how far off the skull something is looked at, as
 many times that and so much more, m; and the fewest pixels of anything that is compared."""
+HARDLY = 0.05
+"""Share of the other ear's pixels below which a photo hardly shows an ear."""
 SEPARATED, FEW_PX = 0.5, 30
 """Least difference of what the colours of skin and hair score on themselves, and fewest pixels of an ear, for colours
 to decide whether it is covered."""
@@ -144,10 +143,12 @@ def ears_seen(
     """Tell whether the photo shows the person's left and right ear bare, or covered by hair or cloth.
 
     Colours of the side's cheek and of the hair decide where they differ, else how far the person goes on beyond the
-    ear. An ear that the photo does not show counts as bare.
+    ear. An ear that the photo hardly shows is as the other one.
     """
-    view = _View.of(fit, head, image, matte, draw)
-    return np.array([view.shows_ear(side, ear) for side, ear in zip((1, -1), sides(head), strict=True)])
+    view, both = _View.of(fit, head, image, matte, draw), sides(head)
+    seen = np.array([view.shows_ear(side, ear) for side, ear in zip((1, -1), both, strict=True)])
+    shown = np.array([view.where(ear).sum() for ear in both])
+    return np.where(shown < HARDLY * shown[::-1], seen[::-1], seen)
 
 
 @dataclass(frozen=True)
