@@ -47,6 +47,8 @@ from expportrait_cli.head.model import HEAD, TORSO
 from expportrait_cli.pipeline.heads import head_by_name
 from expportrait_cli.pipeline.provenance import read_record, write_record
 from expportrait_cli.pipeline.steps import Steps
+from expportrait_cli.retargeting.face import expression_map
+from expportrait_cli.retargeting.steady import steady
 from expportrait_cli.runtime import Progress, Stages, counted
 
 log = logging.getLogger(__name__)
@@ -223,10 +225,13 @@ def _compared(drawn: DrawnClip, progress: Progress) -> dict[str, Any]:
     pairs = _spread(still_frames(clip.tracking), STILL_FRAMES)
     photo, *later = counted(_frames(drawn, np.r_[0, rows], turns_deg), len(rows) + 1, progress)
     person = _person(clip, photo, _light(later or [photo], plain_skin(clip.head)))
-    steady = [_changes_deg(drawn, int(row)) for row in pairs]
+    # As in a film: where the landmarks rest, the pose does.
+    resting = steady(clip.tracking, expression_map(clip.head, frozenset({"eyes"})))
+    calm = replace(drawn, clip=Clip.of(resting, clip.fit, clip.head))
+    changes = [_changes_deg(calm, int(row)) for row in pairs]
     return {
         **normals.measure(later, person),
-        **{name: normals.mean([each[name] for each in steady]) for name in STEADY},
+        **{name: normals.mean([each[name] for each in changes]) for name in STEADY},
     }
 
 

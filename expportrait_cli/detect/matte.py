@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Bool, Float, Float32, UInt8
 
 from expportrait_cli.artifacts.types import CROP_SIZE
 from expportrait_cli.detect.nets import PoseNet, SelfieNet
@@ -143,3 +143,44 @@ def lab_colours(image: UInt8[np.ndarray, "H W 3"]) -> Float32[np.ndarray, "H W 3
     """CIE Lab as OpenCV scales it to 0..255, blurred by 1.2 px of a crop of `CROP_SIZE`."""
     blurred = cv2.GaussianBlur(image, (0, 0), 1.2 * image.shape[0] / CROP_SIZE)
     return cv2.cvtColor(blurred, cv2.COLOR_RGB2LAB).astype(np.float32)
+
+
+LEAST_SPREAD, LEAST_CONTRAST = 0.25, 0.008
+"""Standard deviation of the logarithm of roughness that any class has, and contrast of a camera's grain."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """Colours and roughness of a class of pixels: blond hair differs from skin by its strands more than by its hue."""
+
+    colours: Gaussian
+    rough: tuple[float, float]
+    """Mean and standard deviation of the logarithm."""
+
+    @classmethod
+    def of(cls, lab: Float32[np.ndarray, "S S 4"], where: Bool[np.ndarray, "S S"]) -> "Look":
+        """Measure it on some pixels; the fourth channel is `roughness`."""
+        rough = lab[where][:, 3]
+        return cls(Gaussian.of(lab[where][:, :3]), (float(rough.mean()), float(rough.std()) + LEAST_SPREAD))
+
+    def likeness(self, lab: Float32[np.ndarray, "S S 4"]) -> Float[np.ndarray, "S S"]:
+        """Logarithm of the density of colours over that of their mean."""
+        return self.colours.peak_score(lab[..., :3])
+
+    def score(self, lab: Float32[np.ndarray, "S S 4"]) -> Float[np.ndarray, "S S"]:
+        """Logarithm of the density, up to a constant that all classes share."""
+        mean, spread = self.rough
+        return self.colours.score(lab[..., :3]) - 0.5 * ((lab[..., 3] - mean) / spread) ** 2 - np.log(spread)
+
+    def distance(self, other: "Look") -> float:
+        """Mahalanobis distance of the means under the mean covariance."""
+        rough = (self.rough[0] - other.rough[0]) ** 2 / ((self.rough[1] ** 2 + other.rough[1] ** 2) / 2)
+        return float(np.hypot(self.colours.distance(other.colours), np.sqrt(rough)))
+
+
+def roughness(image: UInt8[np.ndarray, "S S 3"]) -> Float32[np.ndarray, "S S"]:
+    """Logarithm of the contrast between neighbouring pixels."""
+    px = len(image) / CROP_SIZE
+    light = np.log(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32) + 16)
+    band = light - cv2.GaussianBlur(light, (0, 0), 2.0 * px)
+    return 0.5 * np.log(cv2.GaussianBlur(band * band, (0, 0), 4.0 * px) + LEAST_CONTRAST**2)

@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Float16, Float32, Int64, UInt8
+from jaxtyping import Bool, Float16, Float32, Int64, UInt8
 from scipy.fft import dctn, idctn
 
 from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit
 from expportrait_cli.detect.crop import Crop, crop_image
 from expportrait_cli.detect.estimate import Estimate, Estimator
-from expportrait_cli.detect.matte import Gaussian, lab_colours, smoothstep
+from expportrait_cli.detect.matte import Look, lab_colours, roughness, smoothstep
 from expportrait_cli.fitting.clip import dynamic_mask, plain_skin
 from expportrait_cli.fitting.silhouette import draw_vertices
 from expportrait_cli.geometry.camera import Camera
@@ -36,6 +36,18 @@ APART = 1.5
 OTHER = -0.5 * 3.5**2
 """Log density, relative to the peak of a class, below which a pixel over the torso counts as clothes."""
 SMALL_PX = 60
+EYE_M, NOSE_M, CHEEK_M = 0.015, -0.02, 0.045
+"""Heights in the template of the lower lids and of the base of the nose, above which no beard grows, and half the width
+between the cheekbones."""
+
+
+def _loose(
+    hair: Bool[np.ndarray, "S S"], low: Bool[np.ndarray, "S S"], scalp: Bool[np.ndarray, "S S"]
+) -> Bool[np.ndarray, "S S"]:
+    """Parts of the hair that lie low, and do not reach the scalp."""
+    count, parts = cv2.connectedComponents(hair.astype(np.uint8))
+    area, below, above = (np.bincount(parts[hair & where], minlength=count) for where in (hair, low, scalp))
+    return ((below > 0.7 * area) & (above < SMALL_PX))[parts] & hair
 
 
 def pixel_classes(
@@ -46,36 +58,42 @@ def pixel_classes(
 ) -> Float32[np.ndarray, "S S 3"]:
     """Share of skin, hair and clothes in every pixel of a crop; their sum is the matte.
 
-    `drawn` is the dense vertex that each pixel shows, -1 where the head is not drawn. Skin and hair are a Gaussian each
-    of this photo's face and crown; where a pixel lies on the head says what to expect.
+    `drawn` is the dense vertex that each pixel shows, -1 where the head is not drawn. Skin and hair look as this
+    photo's face and crown do; where a pixel lies on the head says what to expect.
     """
     template = dense(head, head.template).numpy()
     is_drawn, vertex = drawn >= 0, np.maximum(drawn, 0)
-    height, lab = template[vertex, 1], lab_colours(image)
-    face = is_drawn & plain_skin(head)[vertex] & (height < BROW_M)
+    height, lab = template[vertex, 1], np.dstack([lab_colours(image), roughness(image)])
+    plain, inner = (is_drawn & mask[vertex] for mask in (plain_skin(head), dynamic_mask(head) > 0.5))
+    # Cheeks alone: with brows, fringes and beards, skin would have all colours.
+    cheek = plain & (np.abs(template[vertex, 0]) < CHEEK_M) & (height < EYE_M) & (height > NOSE_M)
     crown = is_drawn & (height > CROWN_M) & (matte > 0.9)
     torso = is_drawn & (head.skinning[:, TORSO].numpy() > 0.6)[vertex]
     neck = is_drawn & ((head.skinning[:, NECK].numpy() > 0.3) & (template[:, 2] > 0))[vertex] & ~torso
     below = np.zeros_like(matte, bool)
     if torso.any():
         below[np.nonzero(torso)[0].min() :] = True
-    skin_colours = Gaussian.of(lab[face]) if face.sum() > SMALL_PX else None
-    hair_colours = Gaussian.of(lab[crown]) if crown.sum() > SMALL_PX else None
-    if skin_colours is None:
+    skin_look = Look.of(lab, cheek) if cheek.sum() > SMALL_PX else None
+    hair_look = Look.of(lab, crown) if crown.sum() > SMALL_PX else None
+    if skin_look is None:
         odds = np.full(matte.shape, -30.0)
-    elif hair_colours is None or skin_colours.distance(hair_colours) < APART:
+    elif hair_look is None or skin_look.distance(hair_look) < APART:
         odds = np.where(is_drawn | below, 30.0, -30.0)
     else:
-        odds = skin_colours.score(lab) - hair_colours.score(lab)
-    inner = is_drawn & (dynamic_mask(head) > 0.5)[vertex]
-    odds = odds + 3.0 * (inner & (height < BROW_M)) + 1.5 * neck - 2.0 * (crown | ~(is_drawn | below))
+        # Wrinkles, eyes and lips are as rough as hair.
+        smooth = lab.copy()
+        smooth[inner, 3] = (skin_look.rough[0] + hair_look.rough[0]) / 2
+        odds = skin_look.score(smooth) - hair_look.score(smooth)
+    odds = odds + 3.0 * (inner & (height < BROW_M)) + 1.5 * neck - 1.0 * (head.scalp[vertex] & is_drawn)
+    odds = odds - 2.0 * (crown | ~(is_drawn | below)) + 30.0 * (is_drawn & ~head.part("skin").numpy()[vertex])
     hair = 1 / (1 + np.exp(np.clip(odds, -30, 30)))
     clothes = (torso | (below & ~is_drawn)).astype(np.float64)
-    if skin_colours is not None:
-        known = [
-            each.score(lab) - each.score(each.mean[None]) for each in (skin_colours, hair_colours) if each is not None
-        ]
+    if skin_look is not None:
+        known = [each.likeness(lab) for each in (skin_look, hair_look) if each is not None]
         clothes *= 1 / (1 + np.exp(np.clip(np.max(known, 0) - OTHER, -30, 30)))
+    # Cloth in the colours of hair does not hang down from it.
+    cloth = _loose(hair * (1 - clothes) * matte > 0.5, below | neck, is_drawn & head.scalp[vertex])
+    clothes = np.where(cloth, 1.0, clothes)
     shares = np.stack([(1 - clothes) * (1 - hair), (1 - clothes) * hair, clothes], -1).astype(np.float32)
     radius = max(round(4 * image.shape[0] / CROP_SIZE), 1)
     smooth = cv2.ximgproc.guidedFilter(image, shares, radius, 0.02**2 * 255**2)
@@ -221,7 +239,7 @@ def read_relief(
 def shown(
     verts: Float32[np.ndarray, "V 3"], head: HeadModel, matte: Float32[np.ndarray, "S S"], focal_px: float
 ) -> Float16[np.ndarray, " V"]:
-    """Share (0..1) of each vertex of skin, hair and clothes that a photo shows: 1 faces it and is hidden by nothing."""
+    """Share (0..1) of each vertex of skin, hair, clothes and teeth that a photo shows: 1 faces it, nothing hides it."""
     points, faces = torch.from_numpy(verts), head.dense_faces
     camera = Camera.of_crop(focal_px, CROP_SIZE, CROP_SIZE)
     with torch.no_grad():
@@ -232,7 +250,8 @@ def shown(
     front = cv2.dilate(depth, np.ones((3, 3), np.uint8))
     x, y = np.clip(place.astype(int), 0, CROP_SIZE - 1).T
     is_front = verts[:, 2] < front[y, x] + BEHIND_M
-    inside = ((place >= 0) & (place < CROP_SIZE)).all(1) & head.part("skin").numpy()
+    told = head.part("skin", *({"teeth_upper", "teeth_lower"} & set(head.part_names))).numpy()
+    inside = ((place >= 0) & (place < CROP_SIZE)).all(1) & told
     facing = smoothstep(-away.numpy(), *FACING)
     return (facing * is_front * inside * matte[y, x]).astype(np.float16)
 

@@ -15,10 +15,11 @@ from expportrait_cli.detect.matte import Gaussian, lab_colours, largest_part, sm
 from expportrait_cli.fitting.clip import dynamic_mask, ear_vertices, plain_skin
 from expportrait_cli.fitting.detail import APART, CROWN_M
 from expportrait_cli.fitting.silhouette import graph_laplacian
-from expportrait_cli.geometry.mesh import grown, vertex_normals
+from expportrait_cli.geometry.mesh import faded, grown, relaxed, vertex_normals
 from expportrait_cli.geometry.rotations import from_turns
 from expportrait_cli.head import HeadModel, dense
 from expportrait_cli.head.fitted import fitted_mesh, neutral_mesh
+from expportrait_cli.head.model import TORSO
 
 SHORTER = 0.16
 """Share of its depth behind the ears that the model's skull is too long: its cephalic index is 0.74, people's 0.80."""
@@ -32,14 +33,17 @@ EAR_BOX_M = np.array([[0.055, -0.05, -0.05], [np.inf, 0.038, 0.03]])
 """Lowest and highest |x|, y, z of the ears in the template; the origin of the head frame lies between them."""
 EAR_STANDS_M = 0.0075
 """Height over the skin around it from which a vertex belongs to an ear."""
-ROOT_RINGS = 3
-"""Rings of triangles around an ear that go with it when the skin closes over it."""
-HELD_RINGS = 4
-"""Rings of triangles over which the weight of a change around an ear fades to 0."""
-SLOPE_RINGS = 8
-"""Rings around a bare ear over which the offset of the hair beside it falls to nothing."""
+ROOT_RINGS, HELD_RINGS, SLOPE_RINGS = 3, 4, 8
+"""Rings of triangles around an ear: those that go with it when the skin closes over it, those over which the weight of
+a change around it fades to 0, and those over which the offset of the hair beside a bare one falls to nothing."""
 CREASE_STEPS, SMOOTH_STEPS = 25, 6
 """Steps of relaxation after an ear was closed over, and after each descent on the outline."""
+SPIKE_M, SPIKE_RINGS, SPIKE_ROUNDS = 0.004, 3, 6
+"""Distance of an offset from the mean of so many rings around it from which it is a spike, and how often it is relaxed:
+hair and clothes reach 2 mm in 5 of 1,000 vertices."""
+BESIDE_M, HAND_M, HAND_PX, CLEARLY, CLOTHED = 0.005, 0.04, 600, 2.5, 0.6
+"""What is so far off the head, m, in the colours of its skin is a hand, if it reaches so far, has so many pixels, and
+hair differs so clearly (Mahalanobis distance); and the share of the torso bone in a spot of the shoulders."""
 BEYOND_M = 0.01
 """Least extent of the matte beyond an ear, m, from which the ear counts as covered where colours cannot tell."""
 BARE, COVERED = 0.4, 0.55
@@ -49,6 +53,8 @@ OVER_EARS_M = 0.03
 USUAL_PERCENTILE, FAR_SHARE, FAR_M, LEAST_PX = 40, 1.3, 0.008, 200
 """Percentile of the thickness of hair around a skull that is usual; how far off the skull something is looked at, as
 many times that and so much more, m; and the fewest pixels of anything that is compared."""
+HARDLY = 0.05
+"""Share of the other ear's pixels below which a photo hardly shows an ear."""
 SEPARATED, FEW_PX = 0.5, 30
 """Least difference of what the colours of skin and hair score on themselves, and fewest pixels of an ear, for colours
 to decide whether it is covered."""
@@ -81,16 +87,6 @@ def ears(head: HeadModel) -> Bool[np.ndarray, " V"]:
     return near & is_ear & (place[:, 1] < EAR_BOX_M[1, 1])
 
 
-def faded(chosen: Bool[np.ndarray, " V"], faces: Int64[np.ndarray, "F 3"], *, rings: int) -> Float[np.ndarray, " V"]:
-    """1 on the chosen vertices, falling to 0 over so many rings of triangles."""
-    share = chosen.astype(np.float64)
-    count = np.maximum(np.bincount(faces.ravel(), minlength=len(share)), 1)
-    for _ in range(rings):
-        around = np.bincount(faces.ravel(), np.repeat(_centres(share, faces), 3), len(share)) / count
-        share = np.maximum(chosen, around)
-    return share
-
-
 def without_background(
     fit: HeadFit,
     head: HeadModel,
@@ -100,7 +96,8 @@ def without_background(
 ) -> Float32[np.ndarray, "S S"]:
     """Take out of a matte what stands further off the skull than the hair around it, in the background's colours.
 
-    Networks take a branch or a curtain behind a head for hair, and the outline would follow it by ten centimetres.
+    Networks take a branch or a curtain behind a head for hair, and the outline would follow it by ten centimetres. Nor
+    is a hand beside the face a part of the head.
     """
     view = _View.of(fit, head, image, matte, draw)
     away_px, labels = cv2.distanceTransformWithLabels(
@@ -109,8 +106,10 @@ def without_background(
     nearest = np.asarray(labels, np.int64)
     vertex = np.zeros(nearest.max() + 1, np.int64)
     vertex[nearest[view.drawn >= 0]] = view.drawn[view.drawn >= 0]
+    away_m = np.asarray(away_px, np.float32) * (view.depth_m / view.focal_px)
+    matte = _without(matte, view.hands(away_m, vertex[nearest]))
     around = (view.drawn < 0) & (view.template[:, 1] > OVER_EARS_M)[vertex[nearest]]
-    over, away_m = around & (matte > 0.5), np.asarray(away_px, np.float32) * (view.depth_m / view.focal_px)
+    over = around & (matte > 0.5)
     # How far the person reaches from each pixel of the skull's outline.
     reach = np.zeros(nearest.max() + 1, np.float32)
     np.maximum.at(reach, nearest[over], away_m[over])
@@ -131,6 +130,11 @@ def without_background(
         strange = Gaussian.of(view.lab[background]).score(view.lab) - Gaussian.of(view.lab[hair]).score(view.lab)
         if strange[far].mean() > 0:
             gone |= far | (over & near & (cv2.GaussianBlur(strange, (0, 0), 2.0) > 0) & (away_m > usual / 2))
+    return _without(matte, gone)
+
+
+def _without(matte: Float32[np.ndarray, "S S"], gone: Bool[np.ndarray, "S S"]) -> Float32[np.ndarray, "S S"]:
+    """The largest part of a matte without some pixels."""
     if not gone.any():
         return matte
     return largest_part((matte * (1 - cv2.GaussianBlur(gone.astype(np.float32), (0, 0), 1.0))).astype(np.float32))
@@ -146,10 +150,12 @@ def ears_seen(
     """Tell whether the photo shows the person's left and right ear bare, or covered by hair or cloth.
 
     Colours of the side's cheek and of the hair decide where they differ, else how far the person goes on beyond the
-    ear. An ear that the photo does not show counts as bare.
+    ear. An ear that the photo hardly shows is as the other one.
     """
-    view = _View.of(fit, head, image, matte, draw)
-    return np.array([view.shows_ear(side, ear) for side, ear in zip((1, -1), sides(head), strict=True)])
+    view, both = _View.of(fit, head, image, matte, draw), sides(head)
+    seen = np.array([view.shows_ear(side, ear) for side, ear in zip((1, -1), both, strict=True)])
+    shown = np.array([view.where(ear).sum() for ear in both])
+    return np.where(shown < HARDLY * shown[::-1], seen[::-1], seen)
 
 
 @dataclass(frozen=True)
@@ -213,6 +219,25 @@ class _View:
                 steps.append(outward * ((inside.max() if outward > 0 else inside.min()) - rim))
         return float(np.median(steps)) * self.depth_m / self.focal_px if steps else 0.0
 
+    def hands(self, away_m: Float32[np.ndarray, "S S"], nearest: Int64[np.ndarray, "S S"]) -> Bool[np.ndarray, "S S"]:
+        """Skin that stands off the head beside it: a hand. `nearest` is the vertex of the head nearest to a pixel."""
+        face, crown = self.where(plain_skin(self.head)), self._crown()
+        beside = (away_m > BESIDE_M) & (self.matte > 0.5)
+        beside &= (self.head.skinning[:, TORSO].numpy() < CLOTHED)[nearest]
+        if min(face.sum(), crown.sum()) < LEAST_PX or not beside.any():
+            return np.zeros_like(beside)
+        skin, hair = Gaussian.of(self.lab[face]), Gaussian.of(self.lab[crown])
+        if skin.distance(hair) < CLEARLY:
+            return np.zeros_like(beside)
+        is_skin = beside & (skin.score(self.lab) > hair.score(self.lab)) & (skin.peak_score(self.lab) > -0.5 * 3**2)
+        _, parts = cv2.connectedComponents(
+            cv2.morphologyEx(is_skin.astype(np.uint8), cv2.MORPH_OPEN, np.ones((13, 13)))
+        )
+        size, reach = np.bincount(parts.ravel()), np.zeros(parts.max() + 1, np.float32)
+        np.maximum.at(reach, parts, away_m)
+        is_hand = (size > HAND_PX) & (reach > HAND_M) & (np.arange(len(size)) > 0)
+        return (cv2.dilate(is_hand[parts].astype(np.uint8), np.ones((15, 15), np.uint8)) > 0) & (away_m > 0)
+
     def _crown(self) -> Bool[np.ndarray, "S S"]:
         """Hair on top: on the crown, and above the head as far as it goes down by 10 cm."""
         drawn = self.drawn >= 0
@@ -257,28 +282,6 @@ def behind(offset: Float[np.ndarray, "V 3"], fit: HeadFit, head: HeadModel) -> F
     wanted[:, 2] += SHORTER * np.maximum(-verts[:, 2], 0)
     weight = smoothstep(away, *AWAY) * skull * smoothstep(verts[:, 1], -0.05, 0.0)
     return offset + weight[:, None] * (wanted - offset)
-
-
-def relaxed(
-    points: Float[np.ndarray, "V 3"], weight: Float[np.ndarray, " V"], faces: Int64[np.ndarray, "F 3"], steps: int
-) -> Float[np.ndarray, "V 3"]:
-    """Points moved towards the mean of the triangles around them, by `weight` 0..1 in each step."""
-    count = np.maximum(np.bincount(faces.ravel(), minlength=len(points)), 1)[:, None]
-    # Only where something moves: an ear is a hundredth of a head.
-    faces = faces[(weight > 0)[faces].any(1)]
-    moving = np.flatnonzero(weight)
-    share, points = weight[moving, None], points.copy()
-    for _ in range(steps):
-        centres = _centres(points, faces)
-        around = np.stack([np.bincount(faces.ravel(), np.repeat(c, 3), len(points)) for c in centres.T], -1)[moving]
-        points[moving] += share * (around / count[moving] - points[moving])
-    return points
-
-
-def _centres(values: Float[np.ndarray, "V *C"], faces: Int64[np.ndarray, "F 3"]) -> Float[np.ndarray, "F *C"]:
-    """Mean of each triangle's corners."""
-    a, b, c = faces.T
-    return (values[a] + values[b] + values[c]) / 3
 
 
 @lru_cache(8)
@@ -329,6 +332,23 @@ def _closed(head: HeadModel) -> list[tuple[Membrane, Float[np.ndarray, " V"]]]:
         (Membrane(~ear, faces), faded(grown(ear, faces, rings=ROOT_RINGS + 2), faces, rings=HELD_RINGS))
         for ear in sides(head)
     ]
+
+
+def without_spikes(fit: HeadFit, head: HeadModel) -> HeadFit:
+    """Relax what the outline has drawn out to points and ridges, off the face and off bare ears.
+
+    Where the end of long hair meets a shoulder, one sheet would have to fold back: what descents leave there is a
+    crest, which is a horn as soon as the head turns.
+    """
+    faces, free = head.dense_faces.numpy(), outline_mask(head, fit.ears_seen).astype(np.float64)
+    offset, everywhere = fit.static_offset.astype(np.float64), np.ones(len(free))
+    for _ in range(SPIKE_ROUNDS):
+        away = np.linalg.norm(relaxed(offset, everywhere, faces, SPIKE_RINGS) - offset, axis=1)
+        spikes = (away > SPIKE_M) & (free > 0)
+        if not spikes.any():
+            break
+        offset = relaxed(offset, faded(spikes, faces, rings=SPIKE_RINGS + 1) * free, faces, CREASE_STEPS)
+    return replace(fit, static_offset=offset.astype(np.float32))
 
 
 def _bare(fit: HeadFit, head: HeadModel) -> Float[np.ndarray, "V 3"]:

@@ -1,24 +1,25 @@
 """Heads as they are drawn, and the smooth offset of hair, ears and clothes that brings their outline onto a matte's."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
 import scipy.sparse as sp
 import torch
-from jaxtyping import Bool, Float, Float32, Int, Int64
+from jaxtyping import Bool, Float, Float32, Int, Int64, UInt8
 from scipy.sparse.linalg import splu
 from scipy.spatial import KDTree
 from torch import Tensor
 
 from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit, Relief
-from expportrait_cli.fitting.clip import Clip
+from expportrait_cli.fitting.clip import Clip, plain_skin
 from expportrait_cli.fitting.parametric import whole_patch
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.geometry.mesh import directed_edges
-from expportrait_cli.head import HeadModel
-from expportrait_cli.head.fitted import relief_of
+from expportrait_cli.geometry.rotations import from_turns
+from expportrait_cli.head import HeadModel, dense
+from expportrait_cli.head.fitted import fitted_mesh, relief_of
 from expportrait_cli.render.buffers import Buffers, Bump, render_buffers
 from expportrait_cli.render.rasterizer import interpolate, rasterize
 from expportrait_cli.runtime import Progress
@@ -209,3 +210,45 @@ class DrawnClip:
         scale = len(self.relief.heights) / CROP_SIZE
         heights = cv2.remap(self.relief.heights.astype(np.float32), x * scale - 0.5, y * scale - 0.5, cv2.INTER_LINEAR)
         return np.where(seen > SHOWN, 1000 * heights, np.nan).astype(np.float32)
+
+
+BRIGHT = 0.62
+"""Brightness, in shares of the brightest spot between the lips, from which a pixel is a tooth."""
+LEAST_LIT = 0.8
+"""Least brightness of teeth in shares of the skin's: below it the mouth shows no teeth, or not enough light."""
+LONGEST_M = 0.007
+"""How far teeth may reach below where those of most people end."""
+FRONT_M = 0.010
+"""Half the width of the row of teeth whose edge is read."""
+FEW_PX = 12
+
+
+def longer_teeth(fit: HeadFit, head: HeadModel, image: UInt8[np.ndarray, "S S 3"]) -> HeadFit:
+    """Bring the upper teeth down to the edge at which a photo shows them to end, if it does.
+
+    Landmarks do not tell a lip that was raised from a jaw that was opened, and behind the first there are teeth.
+    """
+    verts, front = fitted_mesh(fit, head), head.part(*({"teeth_upper"} & set(head.part_names))).numpy()
+    front &= np.abs(dense(head, head.template)[:, 0].numpy()) < FRONT_M
+    drawn = draw_vertices(verts, head, fit.focal_px, size=CROP_SIZE)
+    inner = head.part(*({"teeth_upper", "teeth_lower", "mouth_cavity"} & set(head.part_names))).numpy()
+    inside = cv2.erode(((drawn >= 0) & inner[drawn]).astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
+    if inside.sum() < FEW_PX or not front.any():
+        return fit
+    lab, skin = cv2.cvtColor(image, cv2.COLOR_RGB2LAB).astype(np.float32), (drawn >= 0) & plain_skin(head)[drawn]
+    light, red = lab[..., 0], lab[..., 1]
+    top = np.percentile(light[inside], 95)
+    tooth = inside & (light > BRIGHT * top) & (red < np.median(red[skin])) if skin.any() else inside & False
+    up = from_turns(fit.rotation)[:2, 1] / np.linalg.norm(from_turns(fit.rotation)[:2, 1])
+    px = verts[front, :2] / verts[front, 2:] * fit.focal_px + CROP_SIZE / 2
+    rows, columns = np.nonzero(tooth)
+    places = np.stack([columns, rows], -1) + 0.5 - px.mean(0)
+    m_per_px = float(verts[front, 2].mean()) / fit.focal_px
+    heights = (places @ up)[np.abs(places @ [-up[1], up[0]]) * m_per_px < FRONT_M]
+    if len(heights) < FEW_PX or top < LEAST_LIT * np.median(light[skin]):
+        return fit
+    edge = float(((px - px.mean(0)) @ up).min())
+    step = np.clip((np.percentile(heights, 8) - edge) * m_per_px, -LONGEST_M, 0)
+    static = fit.static_offset.copy()
+    static[head.part("teeth_upper").numpy(), 1] += np.float32(step)
+    return replace(fit, static_offset=static)

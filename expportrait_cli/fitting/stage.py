@@ -29,7 +29,7 @@ from expportrait_cli.fitting.detail import with_detail
 from expportrait_cli.fitting.dynamic import Dynamic, dynamic_offsets
 from expportrait_cli.fitting.evidence import Estimates, Evidence, Shading, checked_axes
 from expportrait_cli.fitting.fine import sharpened
-from expportrait_cli.fitting.hair import ears_seen, without_background
+from expportrait_cli.fitting.hair import ears_seen, without_background, without_spikes
 from expportrait_cli.fitting.joint import jointly
 from expportrait_cli.fitting.parametric import (
     neutral_frame,
@@ -41,12 +41,12 @@ from expportrait_cli.fitting.parametric import (
     with_whole_smile,
 )
 from expportrait_cli.fitting.patch import Patch
-from expportrait_cli.fitting.silhouette import draw_vertices
+from expportrait_cli.fitting.silhouette import draw_vertices, longer_teeth
 from expportrait_cli.fitting.static import KeyFrames, outline_offset, refined_static, settled_ears, silhouette_iou
 from expportrait_cli.head import HeadModel
 from expportrait_cli.head.facemesh import LandmarkSpread
 from expportrait_cli.head.finer import finer
-from expportrait_cli.head.fitted import blend_matrices, fitted_mesh
+from expportrait_cli.head.fitted import blend_matrices, fitted_mesh, mouth_offset
 from expportrait_cli.media.video import read_frame
 from expportrait_cli.runtime import Progress
 
@@ -110,7 +110,9 @@ def fit(
         if config.quality != "draft":
             start = refined_static(start, KeyFrames.of(start, tracking, head, (image, matte), config), network, config)
         seen = ears_seen(start, head, image, matte, draw)
-        start = settled_ears(replace(start, ears_seen=seen), head, matte, tracking, config)
+        start = without_spikes(settled_ears(replace(start, ears_seen=seen), head, matte, tracking, config), head)
+        static = start.static_offset + mouth_offset(start.identity, head)
+        start = longer_teeth(replace(start, static_offset=static), head, image)
     done = _with_dynamic(start, tracking, head, config, progress, network=network, known=known)
     own = head if done.head_model == head.name else finer(head).head
     done = replace(done, silhouette_iou=silhouette_iou(done, own, matte))

@@ -189,3 +189,35 @@ def grown(chosen: Bool[np.ndarray, " V"], faces: Int[np.ndarray, "F 3"], *, ring
     for _ in range(rings):
         more[faces[more[faces].any(1)]] = True
     return more
+
+
+def faded(chosen: Bool[np.ndarray, " V"], faces: Int64[np.ndarray, "F 3"], *, rings: int) -> Float[np.ndarray, " V"]:
+    """1 on the chosen vertices, falling to 0 over so many rings of triangles."""
+    share = chosen.astype(np.float64)
+    count = np.maximum(np.bincount(faces.ravel(), minlength=len(share)), 1)
+    for _ in range(rings):
+        around = np.bincount(faces.ravel(), np.repeat(_centres(share, faces), 3), len(share)) / count
+        share = np.maximum(chosen, around)
+    return share
+
+
+def relaxed(
+    points: Float[np.ndarray, "V 3"], weight: Float[np.ndarray, " V"], faces: Int64[np.ndarray, "F 3"], steps: int
+) -> Float[np.ndarray, "V 3"]:
+    """Points moved towards the mean of the triangles around them, by `weight` 0..1 in each step."""
+    count = np.maximum(np.bincount(faces.ravel(), minlength=len(points)), 1)[:, None]
+    # Only where something moves: an ear is a hundredth of a head.
+    faces = faces[(weight > 0)[faces].any(1)]
+    moving = np.flatnonzero(weight)
+    share, points = weight[moving, None], points.copy()
+    for _ in range(steps):
+        centres = _centres(points, faces)
+        around = np.stack([np.bincount(faces.ravel(), np.repeat(c, 3), len(points)) for c in centres.T], -1)[moving]
+        points[moving] += share * (around / count[moving] - points[moving])
+    return points
+
+
+def _centres(values: Float[np.ndarray, "V *C"], faces: Int64[np.ndarray, "F 3"]) -> Float[np.ndarray, "F *C"]:
+    """Mean of each triangle's corners."""
+    a, b, c = faces.T
+    return (values[a] + values[b] + values[c]) / 3

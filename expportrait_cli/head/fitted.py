@@ -4,12 +4,24 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int64
+from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor
 
 from expportrait_cli.artifacts.types import CROP_SIZE, Curves, HeadFit, Relief
+from expportrait_cli.geometry.mesh import vertex_normals
 from expportrait_cli.geometry.rotations import from_turns, logarithm, rodrigues
-from expportrait_cli.head.model import JAW, NECK, HeadModel, HeadPose, bones, coarse, dense, joints, pose
+from expportrait_cli.head.model import JAW, NECK, HeadModel, HeadPose, bones, coarse, dense, joints, landmarks, pose
+
+INNER_LIPS = (13, 14)
+"""Landmarks in the middle of the upper and the lower lip, where closed lips meet."""
+UPPER_EDGE_M, LOWER_EDGE_M = -0.0022, -0.0026
+"""Cutting edges of the teeth above (+) the line where the closed lips meet."""
+TONGUE_TOP_M = 0.003
+"""How far the tongue's back rises above the edge of the lower teeth in the middle,"""
+TONGUE_WIDE_M = 0.024
+"""and its half width."""
+TONGUE_TIP_M, TONGUE_ROOT_M = 0.010, 0.060
+"""Where the tongue begins and ends, behind the line of the closed lips."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +104,41 @@ def fitted_mesh(fit: HeadFit, head: HeadModel) -> Float32[np.ndarray, "V 3"]:
     return pose(head, canonical_mesh(fit, head, fit), person_joints(fit, head), placed).numpy()
 
 
+def tongue(head: HeadModel) -> Bool[np.ndarray, " V"]:
+    """The floor of the mouth that rises to a tongue; none where a head model has no teeth to lie between."""
+    verts = dense(head, head.template)
+    down = vertex_normals(verts, head.dense_faces)[:, 1].numpy() < 0.3
+    place = (verts - landmarks(head, verts)[list(INNER_LIPS)].mean(0)).numpy()
+    hollow = head.part(*({"mouth_cavity"} & set(head.part_names))).numpy()
+    if not head.part(*({"teeth_lower"} & set(head.part_names))).any():
+        return np.zeros_like(hollow)
+    long = (place[:, 2] < -TONGUE_TIP_M) & (place[:, 2] > -TONGUE_ROOT_M) & (np.abs(place[:, 0]) < TONGUE_WIDE_M)
+    return hollow & long & ~down & (head.skinning[:, JAW].numpy() > 0.5) & (place[:, 1] < LOWER_EDGE_M)
+
+
+def mouth_offset(identity: Float32[np.ndarray, " K"], head: HeadModel) -> Float32[np.ndarray, "V 3"]:
+    """Offsets (canonical, m) that put teeth where those of people are, and raise the mouth's floor to a tongue.
+
+    Teeth of a head model stand so far from the lips that a smile would show none.
+    """
+    zero = head.template.new_zeros
+    verts = dense(head, coarse(head, torch.from_numpy(identity), zero(len(head.expression_names)), zero(3), zero(4)))
+    place = (verts - landmarks(head, verts)[list(INNER_LIPS)].mean(0)).numpy()
+    offset = np.zeros_like(place)
+    for name, edge_m, lowest in (("teeth_upper", UPPER_EDGE_M, np.min), ("teeth_lower", LOWER_EDGE_M, np.max)):
+        teeth = head.part(*({name} & set(head.part_names))).numpy()
+        front = teeth & (np.abs(place[:, 0]) < TONGUE_WIDE_M / 3)
+        if front.any():
+            offset[teeth, 1] = edge_m - lowest(place[front, 1])
+    floor = tongue(head)
+    across, _, along = place[floor].T
+    side, length = np.abs(across) / TONGUE_WIDE_M, (-along - TONGUE_TIP_M) / (TONGUE_ROOT_M - TONGUE_TIP_M)
+    top = LOWER_EDGE_M + TONGUE_TOP_M * (1 - side**2) - 0.006 * np.clip(1 - 4 * length, 0, 1) ** 2
+    rise = np.clip(4 * (1 - side), 0, 1) * np.clip(8 * length, 0, 1)
+    offset[floor, 1] = rise * np.maximum(top - place[floor, 1], 0)
+    return offset.astype(np.float32)
+
+
 def relief_of(fit: HeadFit, head: HeadModel) -> Relief:
     """Static detail of the photo and where it lies on the mesh: each vertex keeps the pixel that shows it there.
 
@@ -99,8 +146,8 @@ def relief_of(fit: HeadFit, head: HeadModel) -> Relief:
     """
     verts = fitted_mesh(fit, head)
     places = verts[:, :2] / verts[:, 2:] * fit.focal_px + CROP_SIZE / 2
-    cavity = head.part(*({"mouth_cavity"} & set(head.part_names))).numpy()
-    return Relief(fit.relief, places.astype(np.float32), fit.relief_seen, cavity)
+    hollow = head.part(*({"mouth_cavity"} & set(head.part_names))).numpy() & ~tongue(head)
+    return Relief(fit.relief, places.astype(np.float32), fit.relief_seen, hollow)
 
 
 def posed_meshes(

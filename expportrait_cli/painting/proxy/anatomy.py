@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float, Float32
 
+from expportrait_cli.head.fitted import LOWER_EDGE_M, TONGUE_TOP_M, TONGUE_WIDE_M, UPPER_EDGE_M
 from expportrait_cli.painting.proxy.glimpse import Glimpse, Glimpses, redness
 from expportrait_cli.painting.proxy.layers import Layers, ramp
 from expportrait_cli.painting.proxy.lips import Contours
@@ -15,8 +16,6 @@ ARCH_M = 0.022
 """Radius of the dental arch in front."""
 WIDTH_M, LOWER_WIDTH_M = 0.027, 0.022
 """Half widths of the upper and the lower row."""
-UPPER_EDGE_M, LOWER_EDGE_M = -0.0022, -0.0026
-"""Cutting edges above (+) the line where the closed lips meet."""
 LONGEST_M = -0.009
 """Lowest upper edge that a photo is believed to show."""
 TOOTH_M, CROWN_M = 0.0082, 0.0095
@@ -26,10 +25,6 @@ ENAMEL = np.array([214.0, 207.0, 194.0], np.float32)
 CAVITY = np.array([44.0, 18.0, 18.0], np.float32)
 TONGUE = np.array([168.0, 88.0, 86.0], np.float32)
 GUM = np.array([176.0, 96.0, 94.0], np.float32)
-TONGUE_TOP_M = 0.003
-"""How far the tongue's back rises above the edge of the lower teeth in the middle,"""
-TONGUE_WIDE_M = 0.024
-"""and its half width."""
 BRIGHT = 0.62
 """Brightness, in shares of the brightest spot of the photo's mouth, from which a pixel is a tooth."""
 FEWEST = 12
