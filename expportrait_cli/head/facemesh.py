@@ -65,8 +65,8 @@ LOWER_LIPS = (
     (95, 88, 178, 87, 14, 317, 402, 318, 324),
 )
 """Rows of each lip without the corners, from its outer to its inner border; columns of both lie above each other."""
-LIP_CORNERS = (78, 308)
-"""Points where the inner borders meet: the person's right corner, and the left."""
+LIP_CORNERS, MOUTH_CORNERS = (78, 308), (61, 291)
+"""Points where the inner, and the outer, borders meet: the person's right corner, and the left."""
 EYE_CORNERS = ((263, 362), (33, 133))
 """Outer and inner corner of the left eye, then of the right."""
 NOSE_BASE, JAW_FRONT = (2, 97, 326, 164), (152, 175, 199, 200)

@@ -8,7 +8,17 @@ from jaxtyping import Float, Float64, Int64
 from expportrait_cli.artifacts.types import CROP_SIZE, Curves, HeadFit, Tracking
 from expportrait_cli.geometry.rotations import from_turns, logarithm, rodrigues, to_turns
 from expportrait_cli.head import HeadModel, landmark_model
-from expportrait_cli.head.facemesh import CHIN, FOREHEAD, LID_PAIRS, LOWER_LIPS, UPPER_LIPS
+from expportrait_cli.head.facemesh import (
+    CHIN,
+    FOREHEAD,
+    LID_PAIRS,
+    LIPS,
+    LOWER_LIDS,
+    LOWER_LIPS,
+    MOUTH_CORNERS,
+    UPPER_LIDS,
+    UPPER_LIPS,
+)
 from expportrait_cli.head.fitted import person_joints
 from expportrait_cli.head.model import NECK
 from expportrait_cli.retargeting.steady import FACE_M, eased_as_torso, lid_gaps, steady_torso, within_frame
@@ -243,7 +253,7 @@ def landmark_steps(
         if eyes:
             beyond += _lid_steps(measured, seen + beyond, rest)
         if lips:
-            beyond += _lip_steps(measured, seen + beyond, strength)
+            beyond += _lip_steps(measured, seen + beyond, rest, strength)
         weight = direct[:, None, None]
         steps = weight * steps + (1 - weight) * beyond
     limit = LIMIT_IOD * interocular_px(head_fit.landmarks)
@@ -253,44 +263,52 @@ def landmark_steps(
 
 WIDE_PERCENT = 90
 """Percentile of a clip's lid gaps that counts as wide open eyes."""
-TRUST_IOD = 0.02
-"""Part of a lid gap due to expression, in inter-ocular distances, at which its weight in the rest gap is 1/e."""
+TRUST_IOD = {"lids": 0.02, "mouth": 0.06}
+"""Part of a lid gap, or of the mouth's width, due to expression, in inter-ocular distances, at which its weight in the
+gap at rest is 1/e."""
+DRIVERS_SHARE = 2 / 3
+"""Weight of the driver's gap at rest beside the person's: how wide an eye stands open is more a look than a face."""
 
 
 @dataclass(frozen=True)
 class Rest:
-    """Gaps of both faces' lids that count as open, in distances between the eyes, as `LID_PAIRS`."""
+    """Lid gaps that count as open, as `LID_PAIRS`, and last the mouth's width: both in inter-ocular distances."""
 
-    person: Float[np.ndarray, " 6"]
-    driver: Float[np.ndarray, " 6"]
+    person: Float[np.ndarray, " 7"]
+    driver: Float[np.ndarray, " 7"]
 
     @classmethod
     def seen(cls, head_fit: HeadFit, tracking: Tracking, neutral: int) -> "Rest":
-        """Take the gaps as the photo and the neutral frame show them."""
-        return cls(lid_gaps(head_fit.landmarks), lid_gaps(tracking.landmarks[neutral]))
+        """Take them as the photo and the neutral frame show them."""
+        return cls(_gaps(head_fit.landmarks), _gaps(tracking.landmarks[neutral]))
 
     @classmethod
     def neutral(cls, head_fit: HeadFit, tracking: Tracking, head: HeadModel, neutral: int) -> "Rest":
         """Gaps without expression: the more of a gap is due to expression, the more the mean head's gap replaces it.
 
-        No gap of the driver is larger than its wide open eyes (`WIDE_PERCENT`). The person's is theirs and the
-        driver's in equal parts: how wide the eyes stand open is as much a look as it is a face.
+        No lid gap of the driver is larger than its wide open eyes (`WIDE_PERCENT`). The person's are a mean of theirs
+        and the driver's (`DRIVERS_SHARE`).
         """
-        widest = np.percentile([lid_gaps(frame) for frame in tracking.landmarks], WIDE_PERCENT, axis=0)
+        widest = np.percentile([_gaps(frame) for frame in tracking.landmarks], WIDE_PERCENT, axis=0)
         driver = _rest_gaps(tracking, tracking.landmarks[neutral], states(tracking)[neutral], head)
-        driver = np.minimum(driver, widest)
+        driver[:-1] = np.minimum(driver, widest)[:-1]
         own = _rest_gaps(head_fit, head_fit.landmarks, photo_state(head_fit), head)
-        return cls(np.sqrt(own * driver), driver)
+        return cls(own ** (1 - DRIVERS_SHARE) * driver**DRIVERS_SHARE, driver)
+
+
+def _gaps(landmarks: np.ndarray) -> Float[np.ndarray, " 7"]:
+    right, left = landmarks[list(MOUTH_CORNERS)]
+    return np.r_[lid_gaps(landmarks), np.linalg.norm(left - right) / interocular_px(landmarks)]
 
 
 def _rest_gaps(rows: HeadFit | Tracking, landmarks: np.ndarray, state: State, head: HeadModel):
     view = Projection(landmark_model(head), focal_px=rows.focal_px, centre_px=CROP_SIZE / 2)
     shape = rows.identity.astype(np.float64)
-    seen = lid_gaps(landmarks)
-    rest = lid_gaps(landmarks + view.predict(shape, at_rest(state, head)) - view.predict(shape, state))
+    seen = _gaps(landmarks)
+    rest = _gaps(landmarks + view.predict(shape, at_rest(state, head)) - view.predict(shape, state))
     still = replace(state, expression=0 * state.expression, jaw=0 * state.jaw, gaze=0 * state.gaze)
-    trust = np.exp(-np.abs(rest - seen) / TRUST_IOD)
-    return trust * rest + (1 - trust) * lid_gaps(view.predict(0 * shape, still))
+    trust = np.exp(-np.abs(rest - seen) / np.r_[np.full(6, TRUST_IOD["lids"]), TRUST_IOD["mouth"]])
+    return trust * rest + (1 - trust) * _gaps(view.predict(0 * shape, still))
 
 
 def _fitted(tracking: Tracking, view: Projection) -> Float[np.ndarray, "T 478 2"]:
@@ -303,20 +321,33 @@ def _lid_steps(measured, predicted, rest: Rest):
     """Close the person's lids by the share by which the driver's close: a wink ends shut on any face."""
     steps = np.zeros_like(predicted)
     size = np.array([interocular_px(frame) for frame in predicted])
-    shares = np.array([lid_gaps(frame) for frame in measured]) / np.maximum(rest.driver, 0.02)
-    wanted_gaps = shares.clip(0.0, 1.6) * rest.person * size[:, None]
-    for (upper, lower), wanted in zip(LID_PAIRS, wanted_gaps.T, strict=True):
+    shares = np.array([lid_gaps(frame) for frame in measured]) / np.maximum(rest.driver[:-1], 0.02)
+    wanted = shares.clip(0.0, 1.6) * rest.person[:-1] * size[:, None]
+    for upper, lower in zip(UPPER_LIDS, LOWER_LIDS, strict=True):
+        pairs = sorted((upper.index(pair[0]), k) for k, pair in enumerate(LID_PAIRS) if pair[0] in upper)
+        columns, gaps = (list(each) for each in zip(*pairs, strict=True))
         line = predicted[:, lower] - predicted[:, upper]
         length = np.linalg.norm(line, axis=-1)
-        down = line / np.maximum(length, 1e-6)[:, None]
-        change = (length - wanted)[:, None] * down
-        steps[:, upper] += UPPER_SHARE * change
-        steps[:, lower] -= (1 - UPPER_SHARE) * change
+        change = (length[:, columns] - wanted[:, gaps])[:, np.clip(np.arange(len(upper)) - columns[0], 0, 2)]
+        # Beside the pairs a lid is an arch that ends in the corners.
+        axis = predicted[:, upper[-1]] - predicted[:, upper[0]]
+        at = ((predicted[:, upper] - predicted[:, upper[:1]]) * axis[:, None]).sum(-1)
+        at = (at / np.maximum((axis**2).sum(-1), 1e-6)[:, None]).clip(0, 1)
+        arch = at * (1 - at)
+        nearest = arch[:, np.clip(np.arange(len(upper)), columns[0], columns[-1])]
+        change = np.minimum(change * (arch / np.maximum(nearest, 1e-3)).clip(0, 1), length)
+        down = np.stack([-axis[:, 1], axis[:, 0]], -1) * np.sign((axis * [1, 0]).sum(-1))[:, None]
+        down = down / np.maximum(np.linalg.norm(down, axis=-1), 1e-6)[:, None]
+        steps[:, upper] += UPPER_SHARE * change[..., None] * down[:, None]
+        steps[:, lower] -= (1 - UPPER_SHARE) * change[..., None] * down[:, None]
     return steps
 
 
-def _lip_steps(measured, predicted, strength):
-    """Part the person's lips as far as the driver's, in distances between the eyes: shut is shut on any face."""
+def _lip_steps(measured, predicted, rest: Rest, strength):
+    """Part the person's lips as far as the driver's, in distances between the eyes: shut is shut on any face.
+
+    And widen or purse them by the driver's share of its mouth's width at rest.
+    """
     steps = np.zeros_like(predicted)
     size, wanted_size = (np.array([interocular_px(frame) for frame in points]) for points in (measured, predicted))
     wanted = strength * np.maximum(_lip_gaps(measured)[0], 0) / size[:, None] * wanted_size[:, None]
@@ -326,6 +357,13 @@ def _lip_steps(measured, predicted, strength):
         steps[:, ring] += UPPER_LIP_SHARE * change
     for ring in LOWER_LIPS:
         steps[:, ring] -= (1 - UPPER_LIP_SHARE) * change
+    share = np.array([_gaps(frame)[-1] for frame in measured]) / rest.driver[-1]
+    right, left = (predicted[:, corner] for corner in MOUTH_CORNERS)
+    length = np.linalg.norm(left - right, axis=-1)
+    axis = (left - right) / np.maximum(length, 1e-6)[:, None]
+    wider = (1 + strength * (share - 1)) * rest.person[-1] * wanted_size / np.maximum(length, 1e-6) - 1
+    along = ((predicted[:, LIPS] - (right + left)[:, None] / 2) * axis[:, None]).sum(-1)
+    steps[:, LIPS] += (wider[:, None] * along)[..., None] * axis[:, None]
     return steps
 
 

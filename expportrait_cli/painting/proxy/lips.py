@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Float32, UInt8
 
 from expportrait_cli.head import HeadModel, dense, landmarks
-from expportrait_cli.head.facemesh import LIP_CORNERS, LIPS, LOWER_LIPS, UPPER_LIPS
+from expportrait_cli.head.facemesh import LIP_CORNERS, LIPS, LOWER_LIPS, MOUTH_CORNERS, UPPER_LIPS
 from expportrait_cli.painting.proxy.hidden import NO_MAP
 from expportrait_cli.painting.proxy.layers import (
     NONE,
@@ -45,8 +45,18 @@ MIDDLE = slice(3, 8)
 """Columns of a lip that show its colour best."""
 AROUND_LIPS_M = 0.012
 """How far from the lips the picture of shut lips differs from the photo."""
-OUTER_CORNERS = (61, 291)
-"""Where the outer borders of the lips meet: the person's right corner, and the left."""
+MEETS, MEETS_DARK, CREASES = 0.05, 0.25, 0.012
+"""Width and depth of the shade on shut lips along the line where they meet, in mouth widths and shares of their
+brightness; and the contrast of the creases that run over them."""
+FOLDS = ((203, 206, 216, 212, 202), (423, 426, 436, 432, 422))
+"""Course of the fold from the nose past the corner of the mouth, on each side."""
+FOLD_REACH, FOLD_WIDE, FADED = 0.12, 0.11, 0.75
+"""How far from that course a fold may run, the widest groove that is taken for one, both in mouth widths of the photo;
+and the share of its darkness that goes with a smile."""
+AROUND_MOUTH = 0.75
+"""How far from the lips lies what changes with them, in mouth widths."""
+NARROWER = (0.05, 0.22)
+"""Shares of the photo's mouth width by which the mouth is narrower between which a smile's folds fade."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +71,7 @@ class Contours:
     @classmethod
     def of(cls, points: Float[np.ndarray, "478 2"]) -> "Contours":
         """Take the rims from FaceMesh's landmarks, px."""
-        inner, outer = LIP_CORNERS, OUTER_CORNERS
+        inner, outer = LIP_CORNERS, MOUTH_CORNERS
         rows = ((outer, UPPER_LIPS[0]), (inner, UPPER_LIPS[3]), (inner, LOWER_LIPS[3]), (outer, LOWER_LIPS[0]))
         return cls(*(points[[ends[0], *row, ends[1]]] for ends, row in rows))
 
@@ -115,18 +125,58 @@ def shut_lips(
     cv2.fillPoly(between, [fixed(outline)], (1,), shift=SUBPIXEL_BITS)
     regions = np.stack([between == 0, (between > 0) & ~lower, (between > 0) & lower])
     unknown = _strange(picture, opening[box], regions, lips, np.array([left, top]), along, lower)
-    soft = [cv2.GaussianBlur(region.astype(np.float32), (0, 0), max(0.012 * lips.width, 0.8)) for region in regions]
+    soft = [cv2.GaussianBlur(region.astype(np.float32), (0, 0), max(0.02 * lips.width, 0.8)) for region in regions]
     filled = np.zeros(picture.shape, np.float32)
     for region, share in zip(regions, soft, strict=True):
         known = region & ~unknown
         if not known.any():
             known = region
         filled += share[..., None] * membrane(picture.astype(np.float32), known.astype(np.float32))
+    filled *= (1 - (1 - _lip_shade(lips, along, down - middle)) * (1 - soft[0]))[..., None]
     near = cv2.GaussianBlur(
         cv2.dilate(unknown.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(np.float32), (0, 0), 0.8
     )
     whole = foreground.copy()
     whole[box] = mix(picture, np.rint(filled).clip(0, 255).astype(np.uint8), near)
+    return whole
+
+
+def _lip_shade(lips: Contours, along, below):
+    """Brightness of shut lips at places along the mouth, and px below the line where they meet."""
+    meets = 1 - MEETS_DARK * np.exp(-((below / (MEETS * lips.width)) ** 2))
+    # Creases fan out, and no two are alike.
+    fan = 2 * np.pi * (along - 0.5) * (1 - 0.6 * np.abs(below) / lips.width)
+    creases = np.sin(17 * fan + 1.3 * np.sin(5 * fan)) + 0.6 * np.sin(29 * fan + 2.1 * np.cos(3 * fan))
+    return meets * (1 + CREASES * creases * (1 - np.exp(-((below / (0.5 * MEETS * lips.width)) ** 2))))
+
+
+def without_folds(
+    picture: UInt8[np.ndarray, "H W 3"], points: Float[np.ndarray, "478 2"], lips: Contours
+) -> UInt8[np.ndarray, "H W 3"]:
+    """The picture with the grooves filled that a smile digs beside the mouth; `points` are FaceMesh's, px."""
+    width = lips.width
+    courses = [points[list(course)] for course in FOLDS]
+    ends = np.concatenate(courses)
+    left, top = np.maximum(ends.min(0) - 0.4 * width, 0).astype(int)
+    right, bottom = np.maximum(ends.max(0) + 0.4 * width, 0).astype(int)
+    box = np.s_[top : max(bottom, top), left : max(right, left)]
+    shown = picture[box].astype(np.float32)
+    if min(shown.shape[:2]) < 8:
+        return picture
+    away = np.ones(shown.shape[:2], np.uint8)
+    cv2.polylines(away, [fixed(course - [left, top] - 0.5) for course in courses], False, (0,), 1, shift=SUBPIXEL_BITS)
+    zone = 1 - ramp(cv2.distanceTransform(away, cv2.DIST_L2, 5) / width, (0.5 * FOLD_REACH, FOLD_REACH))
+    lip = np.ones(shown.shape[:2], np.uint8)
+    outline = np.concatenate([lips.upper_outer, lips.lower_outer[::-1]]) - [left, top] - 0.5
+    cv2.fillPoly(lip, [fixed(outline)], (0,), shift=SUBPIXEL_BITS)
+    zone = zone * ramp(cv2.distanceTransform(lip, cv2.DIST_L2, 5) / width, (0.02, 0.06))
+    side = 2 * max(round(FOLD_WIDE * width / 2), 1) + 1
+    base = cv2.GaussianBlur(shown, (0, 0), max(0.008 * width, 0.6))
+    filled = cv2.morphologyEx(base, cv2.MORPH_CLOSE, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side)))
+    lighter = np.maximum(cv2.GaussianBlur(filled, (0, 0), max(0.02 * width, 0.6)) - base, 0)
+    zone = cv2.GaussianBlur(zone.astype(np.float32), (0, 0), max(0.02 * width, 0.6))[..., None]
+    whole = picture.copy()
+    whole[box] = np.rint(shown + FADED * zone * lighter).clip(0, 255).astype(np.uint8)
     return whole
 
 
@@ -191,12 +241,13 @@ class Lips:
         self.head, self.camera = head, layers.camera
         self.rims = np.array([(LIP_CORNERS[0], *row[-1], LIP_CORNERS[1]) for row in (UPPER_LIPS, LOWER_LIPS)])
         self.open_m, self.shape = self._gap_m(layers.verts), self._shape(layers.verts)
-        self.width_m = float(np.ptp(self.shape[:, 0]))
+        self.width_m, self.corners_m = float(np.ptp(self.shape[:, 0])), self._width_m(layers.verts)
         self.cavity = head.part_names.index("mouth_cavity")
         self.inside = [head.part_names.index(name) for name in ("teeth_upper", "teeth_lower", "mouth_cavity")]
         points = self.camera.project(landmarks(head, torch.from_numpy(layers.verts))).numpy().astype(np.float64)
         opening = np.isin(layers.part, self.inside)
         self.picture = shut_lips(layers.foreground, opening, Contours.of(points))
+        self.calm, self.width_px = without_folds(self.picture, points, Contours.of(points)), Contours.of(points).width
         outer = points[[*UPPER_LIPS[1], *LOWER_LIPS[1]]]
         column, row = np.clip(outer.astype(int), 0, np.array(self.picture.shape[1::-1]) - 1).T
         self.colour = np.median(self.picture[row, column], axis=0).astype(np.float32)
@@ -216,6 +267,10 @@ class Lips:
         """The rims about their middle as the camera sees them, m."""
         points = self._points(verts_cam)[..., :2].reshape(-1, 2)
         return points - points.mean(0)
+
+    def _width_m(self, verts_cam) -> float:
+        rim = self._points(verts_cam)[0]
+        return float(np.linalg.norm(rim[-1] - rim[0]))
 
     def _gap_m(self, verts_cam) -> float:
         upper, lower = self._points(verts_cam)[..., :2]
@@ -248,20 +303,23 @@ class Lips:
         field: Float32[np.ndarray, "H W 2"],
         verts_cam: Float32[np.ndarray, "V 3"],
     ) -> None:
-        """Take the photo's teeth and shadows off lips that lie otherwise than there, in place."""
+        """Take the photo's teeth and shadows off lips that lie otherwise than there, and a smile's folds, in place."""
         moved = self._shape(verts_cam) - self.shape
-        share = float(ramp(np.linalg.norm(moved, axis=-1).mean() / self.width_m, MOVED))
-        if share == 0 or self.open_m < OPEN_M:
+        share = float(ramp(np.linalg.norm(moved, axis=-1).mean() / self.width_m, MOVED)) * (self.open_m >= OPEN_M)
+        calm = float(ramp(1 - self._width_m(verts_cam) / self.corners_m, NARROWER))
+        if max(share, calm) == 0:
             return
         xy = self._px(verts_cam).reshape(-1, 2)
         low, high = xy.min(0), xy.max(0)
-        margin = 0.5 * float(high[0] - low[0])
+        margin = AROUND_MOUTH * max(float(high[0] - low[0]), self.width_px)
         left, top = np.maximum(low - margin, 0).astype(int)
         right, bottom = (high + margin).astype(int)
         box = np.s_[top : max(bottom, top), left : max(right, left)]
         if person[box].size:
-            closed = cv2.remap(self.picture, field[box], NO_MAP, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
-            person[box] = mix(person[box], closed, np.full(closed.shape[:2], share, np.float32))
+            for picture, weight in ((self.picture, share), (self.calm, calm)):
+                if weight > 0:
+                    shown = cv2.remap(picture, field[box], NO_MAP, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+                    person[box] = mix(person[box], shown, np.full(shown.shape[:2], weight, np.float32))
 
     def paint_seam(self, frame: UInt8[np.ndarray, "H W 3"], verts_cam: Float32[np.ndarray, "V 3"]) -> None:
         """Draw the line where lips meet that the photo has apart, in place."""
