@@ -142,8 +142,9 @@ def lid_travel(head: HeadModel) -> Float32[np.ndarray, "2 V"]:
 
 
 SIGMA_M = 0.012
-RIDGE = 0.1
-"""Added to the Gram matrix: landmarks jitter by about a tenth of what they move."""
+RIDGE, RIM_RIDGE = 0.1, 0.02
+"""Added to the Gram matrix: landmarks jitter by about a tenth of what they move; on the rims of lids and lips, whose
+gaps are a few millimetres, what smoothing takes shows more than the jitter."""
 REACH_M = 0.035
 FEATHER_M = 0.012
 OPEN_RAD = 0.3
@@ -179,7 +180,8 @@ class LandmarkSpread:
         nearest = distance.min(1)
         self.vertices = np.flatnonzero((nearest < REACH_M) & head.part("skin", "mouth_cavity").numpy())
         gram = self._kernel(np.linalg.norm(centres[:, None] - centres[None], axis=-1))
-        field = np.linalg.solve(gram + RIDGE * np.eye(len(used)), self._kernel(distance[self.vertices]).T).T
+        ridge = np.where(np.isin(used, [*EYE_RINGS, *LIPS]), RIM_RIDGE, RIDGE)
+        field = np.linalg.solve(gram + np.diag(ridge), self._kernel(distance[self.vertices]).T).T
         feather = np.clip((REACH_M - nearest[self.vertices]) / FEATHER_M, 0, 1)
         rows = np.zeros((len(shape), 478), np.float32)
         rows[np.ix_(self.vertices, used)] = field * feather[:, None]
