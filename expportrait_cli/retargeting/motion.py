@@ -196,8 +196,9 @@ def at_rest(state: State, head: HeadModel) -> State:
 
 LIMIT_IOD = 0.12
 """Largest step of a landmark beyond the model: more is a wrong landmark, not an expression."""
-UPPER_SHARE = 0.9
-"""Part of a lid gap's change that the upper lid makes."""
+UPPER_SHARE, OPENING_SHARE = 0.9, 0.65
+"""Parts of a lid gap's change that the upper lid makes: where it closes, and where a squint opens in which the lower lid
+has come up too."""
 UPPER_LIP_SHARE = 0.35
 """Part of a lip gap's change that the upper lip makes."""
 
@@ -338,8 +339,9 @@ def _lid_steps(measured, predicted, rest: Rest):
         change = np.minimum(change * (arch / np.maximum(nearest, 1e-3)).clip(0, 1), length)
         down = np.stack([-axis[:, 1], axis[:, 0]], -1) * np.sign((axis * [1, 0]).sum(-1))[:, None]
         down = down / np.maximum(np.linalg.norm(down, axis=-1), 1e-6)[:, None]
-        steps[:, upper] += UPPER_SHARE * change[..., None] * down[:, None]
-        steps[:, lower] -= (1 - UPPER_SHARE) * change[..., None] * down[:, None]
+        share = np.where(change > 0, UPPER_SHARE, OPENING_SHARE)
+        steps[:, upper] += (share * change)[..., None] * down[:, None]
+        steps[:, lower] -= ((1 - share) * change)[..., None] * down[:, None]
     return steps
 
 
