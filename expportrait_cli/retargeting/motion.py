@@ -197,8 +197,8 @@ def at_rest(state: State, head: HeadModel) -> State:
 LIMIT_IOD = 0.12
 """Largest step of a landmark beyond the model: more is a wrong landmark, not an expression."""
 UPPER_SHARE, OPENING_SHARE = 0.9, 0.65
-"""Parts of a lid gap's change that the upper lid makes: where it closes, and where a squint opens in which the lower lid
-has come up too."""
+"""Parts of a lid gap's change that the upper lid makes: where it closes, and where a squint opens: there the lower lid
+had come up too."""
 UPPER_LIP_SHARE = 0.35
 """Part of a lip gap's change that the upper lip makes."""
 

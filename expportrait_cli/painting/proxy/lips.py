@@ -45,9 +45,11 @@ MIDDLE = slice(3, 8)
 """Columns of a lip that show its colour best."""
 AROUND_LIPS_M = 0.012
 """How far from the lips the picture of shut lips differs from the photo."""
-MEETS, MEETS_DARK, CREASES = 0.05, 0.25, 0.012
+MEETS, MEETS_DARK, CREASES = 0.05, 0.25, 0.008
 """Width and depth of the shade on shut lips along the line where they meet, in mouth widths and shares of their
 brightness; and the contrast of the creases that run over them."""
+TURNED_IN, WIDE_OPEN = 0.45, (0.15, 0.5)
+"""Share of a lip at its inner rim that a wide open mouth shades, and gaps, in mouth widths, over which it grows."""
 FOLDS = ((203, 206, 216, 212, 202), (423, 426, 436, 432, 422))
 """Course of the fold from the nose past the corner of the mouth, on each side."""
 FOLD_REACH, FOLD_WIDE, FADED = 0.12, 0.11, 0.75
@@ -79,6 +81,12 @@ class Contours:
     def width(self) -> float:
         """Distance between the inner corners, px."""
         return float(np.linalg.norm(self.upper_inner[-1] - self.upper_inner[0]))
+
+    @property
+    def wide_open(self) -> float:
+        """How far (0..1) the mouth is open wide: the rims of its lips turn into its shadow."""
+        gap = np.linalg.norm(self.lower_inner - self.upper_inner, axis=1).max()
+        return float(ramp(gap / max(self.width, 1e-6), WIDE_OPEN))
 
     def along(self, px: Float[np.ndarray, "*B 2"]) -> tuple[Float[np.ndarray, "*B"], Float[np.ndarray, "*B"]]:
         """Place of pixels along the mouth, 0..1 from corner to corner, and across it, px downwards."""
@@ -125,6 +133,7 @@ def shut_lips(
     cv2.fillPoly(between, [fixed(outline)], (1,), shift=SUBPIXEL_BITS)
     regions = np.stack([between == 0, (between > 0) & ~lower, (between > 0) & lower])
     unknown = _strange(picture, opening[box], regions, lips, np.array([left, top]), along, lower)
+    unknown |= ~regions[0] & _turned_in(lips, along, down)
     soft = [cv2.GaussianBlur(region.astype(np.float32), (0, 0), max(0.02 * lips.width, 0.8)) for region in regions]
     filled = np.zeros(picture.shape, np.float32)
     for region, share in zip(regions, soft, strict=True):
@@ -213,7 +222,15 @@ def _strange(picture, opening, regions, lips: Contours, corner, along, lower):
     spilt = (regions[0] & near & (lip < skin) & (beard > 1)).astype(np.uint8)
     spilt = cv2.morphologyEx(spilt, cv2.MORPH_CLOSE, grain) * regions[0]
     strange = cv2.dilate(inside | spilt, edge) > 0
-    return strange | ~regions[0] & (skin < lip) & (lip > 1)
+    return strange | ~regions[0] & (lip > 1) & ((skin < lip) | (lips.wide_open == 1))
+
+
+def _turned_in(lips: Contours, along, down):
+    """Pixels between the lips and at their inner rims: the wider the mouth, the more of a rim lies in its shadow."""
+    rims = (lips.upper_outer, lips.upper_inner, lips.lower_inner, lips.lower_outer)
+    top, high, low, bottom = (lips.line(rim, along) for rim in rims)
+    reach = TURNED_IN * lips.wide_open
+    return (down > high - reach * (high - top)) & (down < low + reach * (bottom - low))
 
 
 def _calm(colours: Float32[np.ndarray, "N 3"]) -> Float32[np.ndarray, "N 3"]:
