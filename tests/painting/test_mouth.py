@@ -10,7 +10,7 @@ from support.known_head import tracking_of
 
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.head import dense, landmarks
-from expportrait_cli.head.facemesh import LIP_CORNERS, LOWER_LIPS, OUTER_EYES, UPPER_LIPS
+from expportrait_cli.head.facemesh import LIP_CORNERS, LOWER_LIPS, MOUTH_CORNERS, OUTER_EYES, UPPER_LIPS
 from expportrait_cli.painting.proxy.anatomy import Between, Mouth
 from expportrait_cli.painting.proxy.glimpse import Glimpses
 from expportrait_cli.painting.proxy.layers import Layers

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Float32, UInt8
 
 from expportrait_cli.head import HeadModel, dense, landmarks
 from expportrait_cli.head.facemesh import LIP_CORNERS, LIPS, LOWER_LIPS, MOUTH_CORNERS, UPPER_LIPS
+from expportrait_cli.painting.proxy.folds import without_folds
 from expportrait_cli.painting.proxy.hidden import NO_MAP
 from expportrait_cli.painting.proxy.layers import (
     NONE,
@@ -50,11 +51,6 @@ MEETS, MEETS_DARK, CREASES = 0.05, 0.25, 0.008
 brightness; and the contrast of the creases that run over them."""
 TURNED_IN, WIDE_OPEN = 0.45, (0.15, 0.5)
 """Share of a lip at its inner rim that a wide open mouth shades, and gaps, in mouth widths, over which it grows."""
-FOLDS = ((203, 206, 216, 212, 202), (423, 426, 436, 432, 422))
-"""Course of the fold from the nose past the corner of the mouth, on each side."""
-FOLD_REACH, FOLD_WIDE, FADED = 0.12, 0.11, 0.75
-"""How far from that course a fold may run, the widest groove that is taken for one, both in mouth widths of the photo;
-and the share of its darkness that goes with a smile."""
 AROUND_MOUTH = 0.75
 """How far from the lips lies what changes with them, in mouth widths."""
 NARROWER = (0.05, 0.22)
@@ -159,36 +155,6 @@ def _lip_shade(lips: Contours, along, below):
     return meets * (1 + CREASES * creases * (1 - np.exp(-((below / (0.5 * MEETS * lips.width)) ** 2))))
 
 
-def without_folds(
-    picture: UInt8[np.ndarray, "H W 3"], points: Float[np.ndarray, "478 2"], lips: Contours
-) -> UInt8[np.ndarray, "H W 3"]:
-    """The picture with the grooves filled that a smile digs beside the mouth; `points` are FaceMesh's, px."""
-    width = lips.width
-    courses = [points[list(course)] for course in FOLDS]
-    ends = np.concatenate(courses)
-    left, top = np.maximum(ends.min(0) - 0.4 * width, 0).astype(int)
-    right, bottom = np.maximum(ends.max(0) + 0.4 * width, 0).astype(int)
-    box = np.s_[top : max(bottom, top), left : max(right, left)]
-    shown = picture[box].astype(np.float32)
-    if min(shown.shape[:2]) < 8:
-        return picture
-    away = np.ones(shown.shape[:2], np.uint8)
-    cv2.polylines(away, [fixed(course - [left, top] - 0.5) for course in courses], False, (0,), 1, shift=SUBPIXEL_BITS)
-    zone = 1 - ramp(cv2.distanceTransform(away, cv2.DIST_L2, 5) / width, (0.5 * FOLD_REACH, FOLD_REACH))
-    lip = np.ones(shown.shape[:2], np.uint8)
-    outline = np.concatenate([lips.upper_outer, lips.lower_outer[::-1]]) - [left, top] - 0.5
-    cv2.fillPoly(lip, [fixed(outline)], (0,), shift=SUBPIXEL_BITS)
-    zone = zone * ramp(cv2.distanceTransform(lip, cv2.DIST_L2, 5) / width, (0.02, 0.06))
-    side = 2 * max(round(FOLD_WIDE * width / 2), 1) + 1
-    base = cv2.GaussianBlur(shown, (0, 0), max(0.008 * width, 0.6))
-    filled = cv2.morphologyEx(base, cv2.MORPH_CLOSE, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side)))
-    lighter = np.maximum(cv2.GaussianBlur(filled, (0, 0), max(0.02 * width, 0.6)) - base, 0)
-    zone = cv2.GaussianBlur(zone.astype(np.float32), (0, 0), max(0.02 * width, 0.6))[..., None]
-    whole = picture.copy()
-    whole[box] = np.rint(shown + FADED * zone * lighter).clip(0, 255).astype(np.uint8)
-    return whole
-
-
 def _strange(picture, opening, regions, lips: Contours, corner, along, lower):
     """Pixels that look otherwise than the region in which they lie: skin, upper lip, or lower lip."""
     lab = cv2.cvtColor(picture.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
@@ -263,8 +229,9 @@ class Lips:
         self.inside = [head.part_names.index(name) for name in ("teeth_upper", "teeth_lower", "mouth_cavity")]
         points = self.camera.project(landmarks(head, torch.from_numpy(layers.verts))).numpy().astype(np.float64)
         opening = np.isin(layers.part, self.inside)
-        self.picture = shut_lips(layers.foreground, opening, Contours.of(points))
-        self.calm, self.width_px = without_folds(self.picture, points, Contours.of(points)), Contours.of(points).width
+        rims = Contours.of(points)
+        self.picture, self.width_px = shut_lips(layers.foreground, opening, rims), rims.width
+        self.calm = without_folds(self.picture, points, np.concatenate([rims.upper_outer, rims.lower_outer[::-1]]))
         outer = points[[*UPPER_LIPS[1], *LOWER_LIPS[1]]]
         column, row = np.clip(outer.astype(int), 0, np.array(self.picture.shape[1::-1]) - 1).T
         self.colour = np.median(self.picture[row, column], axis=0).astype(np.float32)
