@@ -66,8 +66,8 @@ LOWER_LIPS = (
     (95, 88, 178, 87, 14, 317, 402, 318, 324),
 )
 """Rows of each lip without the corners, from its outer to its inner border; columns of both lie above each other."""
-LIP_CORNERS = (78, 308)
-"""Points where the inner borders meet: the person's right corner, and the left."""
+LIP_CORNERS, MOUTH_CORNERS = (78, 308), (61, 291)
+"""Points where the inner, and the outer, borders meet: the person's right corner, and the left."""
 EYE_CORNERS = ((263, 362), (33, 133))
 """Outer and inner corner of the left eye, then of the right."""
 NOSE_BASE, JAW_FRONT = (2, 97, 326, 164), (152, 175, 199, 200)
@@ -144,8 +144,9 @@ def lid_travel(head: HeadModel) -> Float32[np.ndarray, "2 V"]:
 
 
 SIGMA_M = 0.012
-RIDGE = 0.1
-"""Added to the Gram matrix: landmarks jitter by about a tenth of what they move."""
+RIDGE, RIM_RIDGE = 0.1, 0.02
+"""Added to the Gram matrix: landmarks jitter by about a tenth of what they move; on the rims of lids and lips, whose
+gaps are a few millimetres, what smoothing takes shows more than the jitter."""
 REACH_M = 0.035
 FEATHER_M = 0.012
 OPEN_RAD = 0.3
@@ -181,11 +182,12 @@ class LandmarkSpread:
         nearest = distance.min(1)
         self.vertices = np.flatnonzero((nearest < REACH_M) & head.part("skin", "mouth_cavity").numpy())
         gram = self._kernel(np.linalg.norm(centres[:, None] - centres[None], axis=-1))
+        ridge = np.where(np.isin(used, [*EYE_RINGS, *LIPS]), RIM_RIDGE, RIDGE)
         feather = np.clip((REACH_M - nearest[self.vertices]) / FEATHER_M, 0, 1)
         self._used = used
         near = distance[self.vertices].astype(np.float32)
         self._near = self._kernel(near) * feather[:, None].astype(np.float32)
-        self._settled = np.linalg.inv(gram + RIDGE * np.eye(len(used))).astype(np.float32)
+        self._settled = np.linalg.inv(gram + np.diag(ridge)).astype(np.float32)
         # Eyeballs and teeth are rigid: they follow the corners of their eye, the base of the nose, the chin.
         rigid = [
             (np.flatnonzero(head.part(part).numpy()), np.array(around))

@@ -1,6 +1,6 @@
 """Motion of the driver's head, torso and landmarks, carried into the photo's camera."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Float64, Int64
@@ -8,11 +8,11 @@ from jaxtyping import Float, Float64, Int64
 from expportrait_cli.artifacts.types import CROP_SIZE, Curves, HeadFit, Tracking
 from expportrait_cli.geometry.rotations import from_turns, logarithm, rodrigues, to_turns
 from expportrait_cli.head import HeadModel, landmark_model
-from expportrait_cli.head.facemesh import CHIN, FOREHEAD, LID_PAIRS, LOWER_LIPS, UPPER_LIPS
 from expportrait_cli.head.fitted import person_joints
 from expportrait_cli.head.model import NECK
-from expportrait_cli.retargeting.steady import FACE_M, eased_as_torso, lid_gaps, steady_torso, within_frame
-from expportrait_cli.solve.state import Projection, State, interocular_px, photo_distance
+from expportrait_cli.retargeting.gaps import Rest, lid_steps, lip_steps, photo_state, states
+from expportrait_cli.retargeting.steady import FACE_M, eased_as_torso, steady_torso, within_frame
+from expportrait_cli.solve.state import Projection, interocular_px, photo_distance
 
 TORN = 0.04
 """How far the depths of head and torso may part, as a share of their ratio in the photo: beyond, the neck tears."""
@@ -155,49 +155,8 @@ def _affine(row: Float[np.ndarray, " 4"]) -> Float[np.ndarray, "3 3"]:
     return np.array([[a, -b, c], [b, a, d], [0, 0, 1]])
 
 
-NEUTRAL_JAW_RAD, NEUTRAL_JAW_ASIDE_RAD = (-0.02, 0.045), 0.01
-NEUTRAL_PITCH_RAD, NEUTRAL_YAW_RAD = (-0.14, 0.0), (-0.15, 0.2)
-"""Ranges of jaw opening, of the jaw's other two angles (both signs), and of gaze pitch and yaw in a neutral face."""
-
-
-def photo_state(fit: HeadFit) -> State:
-    """State of the photo: its expression, jaw, gaze and pose."""
-    psi, jaw, gaze, shift = (getattr(fit, n).astype(np.float64) for n in ("expression", "jaw", "gaze", "translation"))
-    return State(psi, jaw, gaze, from_turns(fit.rotation), shift)
-
-
-def at_rest(state: State, head: HeadModel) -> State:
-    """Make the face of a state neutral: what goes beyond the range in which neutral faces differ is taken away.
-
-    What lies in the range stays: there it is more likely the face than its expression.
-    """
-    most = head.expression_neutral.cpu().numpy().astype(np.float64)
-    low = np.where(head.expression_low.cpu().numpy() < 0, -most, 0.0)
-    aside = NEUTRAL_JAW_ASIDE_RAD
-    jaw_low, jaw_high = np.array([[NEUTRAL_JAW_RAD[0], -aside, -aside], [NEUTRAL_JAW_RAD[1], aside, aside]])
-    eyes = np.array([NEUTRAL_PITCH_RAD, NEUTRAL_YAW_RAD] * 2)
-    return replace(
-        state,
-        expression=np.clip(state.expression, low, most),
-        jaw=np.clip(state.jaw, jaw_low, jaw_high),
-        gaze=np.clip(state.gaze, *eyes.T),
-    )
-
-
 LIMIT_IOD = 0.12
 """Largest step of a landmark beyond the model: more is a wrong landmark, not an expression."""
-UPPER_SHARE = 0.9
-"""Part of a lid gap's change that the upper lid makes."""
-UPPER_LIP_SHARE = 0.35
-"""Part of a lip gap's change that the upper lip makes."""
-
-
-def states(rows: Tracking | Curves) -> list[State]:
-    """States of all frames: expression, jaw, gaze and pose."""
-    columns = [c.astype(np.float64) for c in (rows.expression, rows.jaw, rows.gaze, rows.translation)]
-    rotations = from_turns(rows.rotation)
-    psi, jaw, gaze, shift = columns
-    return [State(psi[t], jaw[t], gaze[t], rotations[t], shift[t]) for t in range(len(rotations))]
 
 
 def landmark_steps(
@@ -208,7 +167,7 @@ def landmark_steps(
     motion: Motion,
     *,
     direct: Float[np.ndarray, " T"],
-    rest: "Rest",
+    rest: Rest,
     strength: float,
     eyes: bool,
     lips: bool,
@@ -241,9 +200,9 @@ def landmark_steps(
             beyond = scale * strength * copied[:, None] * (residual - residual[n])
         seen = posed + (head_fit.landmarks - shown)
         if eyes:
-            beyond += _lid_steps(measured, seen + beyond, rest)
+            beyond += lid_steps(measured, seen + beyond, rest)
         if lips:
-            beyond += _lip_steps(measured, seen + beyond, strength)
+            beyond += lip_steps(measured, seen + beyond, rest, strength)
         weight = direct[:, None, None]
         steps = weight * steps + (1 - weight) * beyond
     limit = LIMIT_IOD * interocular_px(head_fit.landmarks)
@@ -251,86 +210,7 @@ def landmark_steps(
     return steps * np.minimum(1.0, limit / np.maximum(length, 1e-9))
 
 
-WIDE_PERCENT = 90
-"""Percentile of a clip's lid gaps that counts as wide open eyes."""
-TRUST_IOD = 0.02
-"""Part of a lid gap due to expression, in inter-ocular distances, at which its weight in the rest gap is 1/e."""
-
-
-@dataclass(frozen=True)
-class Rest:
-    """Gaps of both faces' lids that count as open, in distances between the eyes, as `LID_PAIRS`."""
-
-    person: Float[np.ndarray, " 6"]
-    driver: Float[np.ndarray, " 6"]
-
-    @classmethod
-    def seen(cls, head_fit: HeadFit, tracking: Tracking, neutral: int) -> "Rest":
-        """Take the gaps as the photo and the neutral frame show them."""
-        return cls(lid_gaps(head_fit.landmarks), lid_gaps(tracking.landmarks[neutral]))
-
-    @classmethod
-    def neutral(cls, head_fit: HeadFit, tracking: Tracking, head: HeadModel, neutral: int) -> "Rest":
-        """Gaps without expression: the more of a gap is due to expression, the more the mean head's gap replaces it.
-
-        No gap of the driver is larger than its wide open eyes (`WIDE_PERCENT`). The person's is theirs and the
-        driver's in equal parts: how wide the eyes stand open is as much a look as it is a face.
-        """
-        widest = np.percentile([lid_gaps(frame) for frame in tracking.landmarks], WIDE_PERCENT, axis=0)
-        driver = _rest_gaps(tracking, tracking.landmarks[neutral], states(tracking)[neutral], head)
-        driver = np.minimum(driver, widest)
-        own = _rest_gaps(head_fit, head_fit.landmarks, photo_state(head_fit), head)
-        return cls(np.sqrt(own * driver), driver)
-
-
-def _rest_gaps(rows: HeadFit | Tracking, landmarks: np.ndarray, state: State, head: HeadModel):
-    view = Projection(landmark_model(head), focal_px=rows.focal_px, centre_px=CROP_SIZE / 2)
-    shape = rows.identity.astype(np.float64)
-    seen = lid_gaps(landmarks)
-    rest = lid_gaps(landmarks + view.predict(shape, at_rest(state, head)) - view.predict(shape, state))
-    still = replace(state, expression=0 * state.expression, jaw=0 * state.jaw, gaze=0 * state.gaze)
-    trust = np.exp(-np.abs(rest - seen) / TRUST_IOD)
-    return trust * rest + (1 - trust) * lid_gaps(view.predict(0 * shape, still))
-
-
 def _fitted(tracking: Tracking, view: Projection) -> Float[np.ndarray, "T 478 2"]:
     """The driver's landmarks as the head model has them, px of their crop."""
     shape = tracking.identity.astype(np.float64)
     return np.stack([view.predict(shape, state) for state in states(tracking)])
-
-
-def _lid_steps(measured, predicted, rest: Rest):
-    """Close the person's lids by the share by which the driver's close: a wink ends shut on any face."""
-    steps = np.zeros_like(predicted)
-    size = np.array([interocular_px(frame) for frame in predicted])
-    shares = np.array([lid_gaps(frame) for frame in measured]) / np.maximum(rest.driver, 0.02)
-    wanted_gaps = shares.clip(0.0, 1.6) * rest.person * size[:, None]
-    for (upper, lower), wanted in zip(LID_PAIRS, wanted_gaps.T, strict=True):
-        line = predicted[:, lower] - predicted[:, upper]
-        length = np.linalg.norm(line, axis=-1)
-        down = line / np.maximum(length, 1e-6)[:, None]
-        change = (length - wanted)[:, None] * down
-        steps[:, upper] += UPPER_SHARE * change
-        steps[:, lower] -= (1 - UPPER_SHARE) * change
-    return steps
-
-
-def _lip_steps(measured, predicted, strength):
-    """Part the person's lips as far as the driver's, in distances between the eyes: shut is shut on any face."""
-    steps = np.zeros_like(predicted)
-    size, wanted_size = (np.array([interocular_px(frame) for frame in points]) for points in (measured, predicted))
-    wanted = strength * np.maximum(_lip_gaps(measured)[0], 0) / size[:, None] * wanted_size[:, None]
-    gaps, down = _lip_gaps(predicted)
-    change = (gaps - wanted)[..., None] * down[:, None]
-    for ring in UPPER_LIPS:
-        steps[:, ring] += UPPER_LIP_SHARE * change
-    for ring in LOWER_LIPS:
-        steps[:, ring] -= (1 - UPPER_LIP_SHARE) * change
-    return steps
-
-
-def _lip_gaps(points):
-    """Gaps between the inner lips, columns as `LOWER_LIPS`, and the way down the face in the picture."""
-    down = points[:, CHIN] - points[:, FOREHEAD]
-    down = down / np.linalg.norm(down, axis=-1, keepdims=True)
-    return ((points[:, LOWER_LIPS[-1]] - points[:, UPPER_LIPS[-1]]) * down[:, None]).sum(-1), down

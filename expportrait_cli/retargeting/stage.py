@@ -26,17 +26,8 @@ from expportrait_cli.retargeting.face import (
     moves_jaw,
     parse_regions,
 )
-from expportrait_cli.retargeting.motion import (
-    Motion,
-    Rest,
-    at_rest,
-    head_motion,
-    landmark_steps,
-    neutral_cost,
-    photo_state,
-    states,
-    torso_motion,
-)
+from expportrait_cli.retargeting.gaps import Rest, at_rest, photo_state, states
+from expportrait_cli.retargeting.motion import Motion, head_motion, landmark_steps, neutral_cost, torso_motion
 from expportrait_cli.retargeting.network import Trained, on_device
 from expportrait_cli.retargeting.steady import HeldBack, steady
 from expportrait_cli.runtime import best_device

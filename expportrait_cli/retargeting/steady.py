@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float64, Int64
 from scipy.linalg import solveh_banded
 from scipy.ndimage import maximum_filter1d, median_filter, minimum_filter1d
+from scipy.signal import savgol_filter
 
 from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit, Tracking
 from expportrait_cli.geometry.rotations import from_turns, logarithm, rodrigues, to_turns
@@ -26,6 +27,8 @@ the flow's: clothes slide, and hair falls over them, but shoulders seldom jump u
 STIFFEST, CLEAR = 5.0, 4.0
 """How many frames around it a frame is smoothed with, at most: in a picture that rests altogether. And how many times
 the motion of a resting picture is clearly motion: it is left as it is, to the last bit."""
+COURSE_FRAMES = 25
+"""Length over which the course of a head is taken as straight."""
 MEDIAN_FRAMES = 5
 """Length of the median that takes jumps out: the flow on clothes is wrong for a frame or two at a time."""
 
@@ -110,16 +113,19 @@ def steady_torso(
 ) -> Float64[np.ndarray, "T *C"]:
     """A torso's motion without jumps that the head has no part in, and without gaps (`unseen_torso`).
 
-    What is smoothed is the difference to `beside`, the head's own motion in the same channels: a camera that pans moves
-    both, and is no noise of the flow.
+    What is smoothed is the difference to the course of `beside`, the head's own motion in the same channels: a camera
+    that pans moves both, and is no noise of the flow. Only its course, straight over `COURSE_FRAMES`: a nod, or a leap
+    of the fit, is no motion of shoulders.
     """
-    gaps, rows = unseen_torso(tracking), np.array(values, np.float64)
+    gaps, rows, course = unseen_torso(tracking), np.array(values, np.float64), np.array(beside, np.float64)
     for index in np.unique(tracking.shot):
         own = np.flatnonzero(tracking.shot == index)
-        rows[own] = bridged(rows[own], gaps[own]) - beside[own]
+        length = min(COURSE_FRAMES, len(own) - (len(own) + 1) % 2)
+        course[own] = savgol_filter(beside[own], length, 1, axis=0) if length > 1 else beside[own]
+        rows[own] = bridged(rows[own], gaps[own]) - course[own]
         size = (MEDIAN_FRAMES,) + (1,) * (rows.ndim - 1)
         rows[own] = median_filter(rows[own], size=size, mode="nearest")
-    return eased_as_torso(rows, tracking) + beside
+    return eased_as_torso(rows, tracking) + course
 
 
 def eased_as_torso(values: Float[np.ndarray, "T *C"], tracking: Tracking) -> Float64[np.ndarray, "T *C"]:

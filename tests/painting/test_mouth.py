@@ -10,11 +10,11 @@ from support.known_head import tracking_of
 
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.head import dense, landmarks
-from expportrait_cli.head.facemesh import LIP_CORNERS, LOWER_LIPS, OUTER_EYES, UPPER_LIPS
+from expportrait_cli.head.facemesh import LIP_CORNERS, LOWER_LIPS, MOUTH_CORNERS, OUTER_EYES, UPPER_LIPS
 from expportrait_cli.painting.proxy.anatomy import Between, Mouth
 from expportrait_cli.painting.proxy.glimpse import Glimpses
 from expportrait_cli.painting.proxy.layers import Layers
-from expportrait_cli.painting.proxy.lips import OUTER_CORNERS, Contours, around_lips, shut_lips
+from expportrait_cli.painting.proxy.lips import Contours, around_lips, shut_lips
 
 pytest_plugins = ("support.astronaut",)
 
@@ -29,7 +29,7 @@ def mouth_points(centre, half_width: float, lip: float, gap: float) -> np.ndarra
     across = np.linspace(-1, 1, 11) * half_width
     for rows, side in ((UPPER_LIPS, -1), (LOWER_LIPS, 1)):
         for row, share in zip(rows, (1, 0.66, 0.33, 0), strict=True):
-            corners = OUTER_CORNERS if share == 1 else LIP_CORNERS
+            corners = MOUTH_CORNERS if share == 1 else LIP_CORNERS
             down = side * arch * (gap / 2 + share * lip)
             points[[corners[0], *row, corners[1]]] = np.c_[across, down] + centre
     return points

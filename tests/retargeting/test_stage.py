@@ -20,7 +20,8 @@ from expportrait_cli.head.fitted import fitted_mesh
 from expportrait_cli.head.model import landmarks
 from expportrait_cli.retargeting import posed_frames, transfer
 from expportrait_cli.retargeting.face import expression_map, parse_regions
-from expportrait_cli.retargeting.motion import LIMIT_IOD, SOFT_DEG, Rest, at_rest, limit_turn
+from expportrait_cli.retargeting.gaps import Rest, at_rest
+from expportrait_cli.retargeting.motion import LIMIT_IOD, SOFT_DEG, limit_turn
 from expportrait_cli.retargeting.stage import smooth
 from expportrait_cli.retargeting.steady import steady
 from expportrait_cli.solve.state import Projection, interocular_px

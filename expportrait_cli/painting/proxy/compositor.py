@@ -45,6 +45,8 @@ BORDER_FACES = 0.04
 """Width, in face heights, over which hair that the photo cuts off fades out beyond it."""
 HAIR_FRINGE = 0.018
 """Width, in face heights, over which hair that the photo hides thins out towards the outline of the mesh."""
+PARTED_M = (0.0006, 0.002)
+"""Heights of the opening between the lips, m, between which what is inside fades in."""
 SKIN_COLOUR = np.array([205.0, 200.0, 190.0], np.float32)
 """Colour of the skin of a face that lies outside of its photo."""
 
@@ -114,6 +116,7 @@ class Compositor:
             close_plate=layers.close_plate,
             foreground=_with_room(layers.foreground),
             shut=_with_room(self.lips.picture),
+            calm=_with_room(self.lips.calm),
             tri=self.faces.numpy(),
             triangle_part=self.triangle_part,
             **{name: array.astype(np.float32) for name, array in single.items()},
@@ -172,7 +175,7 @@ class Compositor:
         look.border_px, look.fringe_px = BORDER_FACES * height, max(HAIR_FRINGE * height, 1.0)
         look.still_px = wp.vec2(STILL_PX)
         look.bare_px = wp.vec2([f * height for f in BARE_FACES])
-        look.lips, box = self.lips.cleaned(verts_cam)
+        look.lips, look.calm, box = self.lips.cleaned(verts_cam)
         look.box, look.shade = wp.vec4i(box), SHADE
         return look
 
@@ -280,9 +283,16 @@ class InnerLayers:
         box = np.s_[max(rows[0] - 2, 0) : rows[-1] + 3, max(cols[0] - 2, 0) : cols[-1] + 3]
         colour = self.inside.colour(_exact(box, mask.shape), mask[box], bones.head, bones.jaw, between)
         soft = cv2.GaussianBlur(mask[box].astype(np.float32), (0, 0), 0.7) * self._changed(box, part, own)
+        soft *= self._parted(mask[box], bones)
         guess[box] = np.maximum(guess[box], soft)
         soft = soft[..., None]
         frame[box] = np.clip(frame[box] * (1 - soft) + colour * soft + 0.5, 0, 255).astype(np.uint8)
+
+    def _parted(self, mask, bones):
+        """0 in columns of pixels where the lips all but meet: a sliver of the mouth is the mesh's, and no gap."""
+        metre = self.layers.camera.focal_px / max(float(bones.head[2, 3]), 1e-3)
+        height = cv2.blur(mask.sum(0, dtype=np.float32)[None], (5, 1)) / metre
+        return ramp(height, PARTED_M).astype(np.float32)
 
     def _changed(self, box, part, own):
         """0 where the photo shows the same spot of the same part in the same place, 1 where it does not."""

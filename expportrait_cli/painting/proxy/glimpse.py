@@ -21,11 +21,12 @@ PARTED = (0.04, 0.09)
 SHARP_PX = (20.0, 36.0)
 """Widths of the driver's mouth, px of the clip, between which teeth and tongue are told apart."""
 SURVEYED, BEGINNING = 8, 300
-"""How many frames tell how bright the driver's teeth are, and among how many of the first with parted lips."""
-RED = (0.4, 0.8)
+"""How many frames, of the widest mouths and spread over the clip, tell how the driver's teeth look; among how many of
+the first with parted lips."""
+RED = (0.2, 0.5)
 """Redness, on the way from the driver's teeth to its lips, between which a bright spot is flesh rather than tooth."""
-CAST = 0.6
-"""Greatest redness of teeth, in shares of the lips'."""
+CAST, LEAST_RED = 0.6, 5
+"""Greatest redness of teeth, in shares of the lips', and percentile of redness of bright spots at which it is read."""
 COLOURLESS = 0.02
 """Redness of lips below which a clip has no colour: bright spots are teeth then."""
 PALE = (1.1, 1.6)
@@ -65,7 +66,7 @@ class Glimpses:
     """The driver's mouth in every frame of a film, asked for in order or from any frame on."""
 
     def __init__(self, tracking: Tracking) -> None:
-        """Look at the frames with the widest mouths."""
+        """Look at some frames with parted lips."""
         self.tracking = tracking
         self.points = tracking.landmarks * (float(tracking.crop[2]) / CROP_SIZE) + tracking.crop[:2]
         pairs = np.array(LIP_PAIRS)
@@ -81,7 +82,10 @@ class Glimpses:
         self.redness, self.cast, self.lip, self.white = 0.0, 0.0, 1.0, 1.0
         trusted = np.flatnonzero(self.trust > 0)[:BEGINNING]
         if len(trusted):
-            self._survey(np.sort(trusted[np.argsort(gap[trusted])[-SURVEYED:]]))
+            # The widest mouths may show a tongue and no teeth.
+            widest = trusted[np.argsort(gap[trusted])[-SURVEYED:]]
+            spread = trusted[np.linspace(0, len(trusted) - 1, SURVEYED).astype(int)]
+            self._survey(np.union1d(widest, spread))
 
     def _survey(self, chosen: Int64[np.ndarray, " N"]) -> None:
         """Measure the brightness of teeth and lips in this clip, and the redness of lips."""
@@ -104,7 +108,7 @@ class Glimpses:
         self.redness, self.lip = float(np.median(redness(lip))), max(float(np.median(lip.mean(-1))), 1.0)
         # In red light teeth are red too.
         bright = redness(inner[inner.mean(-1) > self.lip])
-        self.cast = float(np.clip(np.percentile(bright, 10) if len(bright) else 0.0, 0.0, CAST * self.redness))
+        self.cast = float(np.clip(np.percentile(bright, LEAST_RED) if len(bright) else 0.0, 0.0, CAST * self.redness))
         skin = max(float(np.median(around.mean(-1))), 1.0)
         low, high = (share * skin for share in SKIN_TO_TOOTH)
         pale = inner[(self._tooth(inner) > 0.5) & (inner.mean(-1) > low)].mean(-1)

@@ -34,7 +34,9 @@ class Photo:
     close_plate: wp.array2d(dtype=wp.vec3ub)
     foreground: wp.array2d(dtype=wp.vec4)
     shut: wp.array2d(dtype=wp.vec4)
-    """The same with shut lips."""
+    """The foreground with shut lips."""
+    calm: wp.array2d(dtype=wp.vec4)
+    """The foreground with shut lips and without the folds of a smile."""
     matte: wp.array2d(dtype=float)
     zbuffer: wp.array2d(dtype=float)
     known: wp.array2d(dtype=wp.vec2)
@@ -111,13 +113,15 @@ class Look:
     fringe_px: float
     """and over which hair that the photo hides does."""
     still_px: wp.vec2
-    """Motions between which the photo gives way to the moved layers,"""
+    """Motions between which the photo gives way to the moved layers."""
     bare_px: wp.vec2
-    """and between which the safe plate takes over from the close one."""
+    """Motions between which the safe plate takes over from the close one."""
     lips: float
-    """Share of the picture of shut lips,"""
+    """Share of the picture of shut lips."""
+    calm: float
+    """Share of the picture without the folds of a smile."""
     box: wp.vec4i
-    """and where it counts: left, top, right, bottom."""
+    """Box in which both shares count: left, top, right, bottom."""
     shade: float
     """How much darker hidden hair is than hair in sight."""
 
@@ -305,8 +309,11 @@ def paint(p: Photo, look: Look, m: Maps, frame: wp.array2d(dtype=wp.vec3ub), gue
             at = m.field[row, column]
             person = _levels(cubic(p.foreground, at))
             box = look.box
-            if look.lips > 0.0 and column >= box[0] and row >= box[1] and column < box[2] and row < box[3]:
-                person = _levels((1.0 - look.lips) * person + look.lips * _levels(cubic(p.shut, at)))
+            if column >= box[0] and row >= box[1] and column < box[2] and row < box[3]:
+                if look.lips > 0.0:
+                    person = _levels((1.0 - look.lips) * person + look.lips * _levels(cubic(p.shut, at)))
+                if look.calm > 0.0:
+                    person = _levels((1.0 - look.calm) * person + look.calm * _levels(cubic(p.calm, at)))
             if hidden > 0.0:
                 fibre = m.hair[row, column]
                 smooth = m.colour[row, column] * (1.0 + fibre[1] - look.shade * fibre[0])

@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Bool, Float, Float32, UInt8
 
 from expportrait_cli.head import HeadModel, dense, landmarks
-from expportrait_cli.head.facemesh import LIP_CORNERS, LIPS, LOWER_LIPS, UPPER_LIPS
+from expportrait_cli.head.facemesh import LIP_CORNERS, LIPS, LOWER_LIPS, MOUTH_CORNERS, UPPER_LIPS
+from expportrait_cli.painting.proxy.folds import without_folds
 from expportrait_cli.painting.proxy.hidden import NO_MAP
 from expportrait_cli.painting.proxy.layers import (
     NONE,
@@ -46,8 +47,15 @@ MIDDLE = slice(3, 8)
 """Columns of a lip that show its colour best."""
 AROUND_LIPS_M = 0.012
 """How far from the lips the picture of shut lips differs from the photo."""
-OUTER_CORNERS = (61, 291)
-"""Where the outer borders of the lips meet: the person's right corner, and the left."""
+MEETS, MEETS_DARK, CREASES = 0.05, 0.25, 0.008
+"""Width and depth of the shade on shut lips along the line where they meet, in mouth widths and shares of their
+brightness; and the contrast of the creases that run over them."""
+TURNED_IN, WIDE_OPEN = 0.45, (0.15, 0.5)
+"""Share of a lip at its inner rim that a wide open mouth shades, and gaps, in mouth widths, over which it grows."""
+AROUND_MOUTH = 0.75
+"""How far from the lips lies what changes with them, in mouth widths."""
+NARROWER = (0.05, 0.22)
+"""Shares of the photo's mouth width by which the mouth is narrower between which a smile's folds fade."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +70,7 @@ class Contours:
     @classmethod
     def of(cls, points: Float[np.ndarray, "478 2"]) -> "Contours":
         """Take the rims from FaceMesh's landmarks, px."""
-        inner, outer = LIP_CORNERS, OUTER_CORNERS
+        inner, outer = LIP_CORNERS, MOUTH_CORNERS
         rows = ((outer, UPPER_LIPS[0]), (inner, UPPER_LIPS[3]), (inner, LOWER_LIPS[3]), (outer, LOWER_LIPS[0]))
         return cls(*(points[[ends[0], *row, ends[1]]] for ends, row in rows))
 
@@ -70,6 +78,12 @@ class Contours:
     def width(self) -> float:
         """Distance between the inner corners, px."""
         return float(np.linalg.norm(self.upper_inner[-1] - self.upper_inner[0]))
+
+    @property
+    def wide_open(self) -> float:
+        """How far (0..1) the mouth is open wide: the rims of its lips turn into its shadow."""
+        gap = np.linalg.norm(self.lower_inner - self.upper_inner, axis=1).max()
+        return float(ramp(gap / max(self.width, 1e-6), WIDE_OPEN))
 
     def along(self, px: Float[np.ndarray, "*B 2"]) -> tuple[Float[np.ndarray, "*B"], Float[np.ndarray, "*B"]]:
         """Place of pixels along the mouth, 0..1 from corner to corner, and across it, px downwards."""
@@ -116,19 +130,30 @@ def shut_lips(
     cv2.fillPoly(between, [fixed(outline)], (1,), shift=SUBPIXEL_BITS)
     regions = np.stack([between == 0, (between > 0) & ~lower, (between > 0) & lower])
     unknown = _strange(picture, opening[box], regions, lips, np.array([left, top]), along, lower)
-    soft = [cv2.GaussianBlur(region.astype(np.float32), (0, 0), max(0.012 * lips.width, 0.8)) for region in regions]
+    unknown |= ~regions[0] & _turned_in(lips, along, down)
+    soft = [cv2.GaussianBlur(region.astype(np.float32), (0, 0), max(0.02 * lips.width, 0.8)) for region in regions]
     filled = np.zeros(picture.shape, np.float32)
     for region, share in zip(regions, soft, strict=True):
         known = region & ~unknown
         if not known.any():
             known = region
         filled += share[..., None] * membrane(picture.astype(np.float32), known.astype(np.float32))
+    filled *= (1 - (1 - _lip_shade(lips, along, down - middle)) * (1 - soft[0]))[..., None]
     near = cv2.GaussianBlur(
         cv2.dilate(unknown.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(np.float32), (0, 0), 0.8
     )
     whole = foreground.copy()
     whole[box] = mix(picture, np.rint(filled).clip(0, 255).astype(np.uint8), near)
     return whole
+
+
+def _lip_shade(lips: Contours, along, below):
+    """Brightness of shut lips at places along the mouth, and px below the line where they meet."""
+    meets = 1 - MEETS_DARK * np.exp(-((below / (MEETS * lips.width)) ** 2))
+    # Creases fan out, and no two are alike.
+    fan = 2 * np.pi * (along - 0.5) * (1 - 0.6 * np.abs(below) / lips.width)
+    creases = np.sin(17 * fan + 1.3 * np.sin(5 * fan)) + 0.6 * np.sin(29 * fan + 2.1 * np.cos(3 * fan))
+    return meets * (1 + CREASES * creases * (1 - np.exp(-((below / (0.5 * MEETS * lips.width)) ** 2))))
 
 
 def _strange(picture, opening, regions, lips: Contours, corner, along, lower):
@@ -164,7 +189,15 @@ def _strange(picture, opening, regions, lips: Contours, corner, along, lower):
     spilt = (regions[0] & near & (lip < skin) & (beard > 1)).astype(np.uint8)
     spilt = cv2.morphologyEx(spilt, cv2.MORPH_CLOSE, grain) * regions[0]
     strange = cv2.dilate(inside | spilt, edge) > 0
-    return strange | ~regions[0] & (skin < lip) & (lip > 1)
+    return strange | ~regions[0] & (lip > 1) & ((skin < lip) | (lips.wide_open == 1))
+
+
+def _turned_in(lips: Contours, along, down):
+    """Pixels between the lips and at their inner rims: the wider the mouth, the more of a rim lies in its shadow."""
+    rims = (lips.upper_outer, lips.upper_inner, lips.lower_inner, lips.lower_outer)
+    top, high, low, bottom = (lips.line(rim, along) for rim in rims)
+    reach = TURNED_IN * lips.wide_open
+    return (down > high - reach * (high - top)) & (down < low + reach * (bottom - low))
 
 
 def _calm(colours: Float32[np.ndarray, "N 3"]) -> Float32[np.ndarray, "N 3"]:
@@ -192,13 +225,15 @@ class Lips:
         self.head, self.camera = head, layers.camera
         self.rims = np.array([(LIP_CORNERS[0], *row[-1], LIP_CORNERS[1]) for row in (UPPER_LIPS, LOWER_LIPS)])
         self.open_m, self.shape = self._gap_m(layers.verts), self._shape(layers.verts)
-        self.width_m = float(np.ptp(self.shape[:, 0]))
+        self.width_m, self.corners_m = float(np.ptp(self.shape[:, 0])), self._width_m(layers.verts)
         self.cavity = head.part_names.index("mouth_cavity")
         self.inside = [head.part_names.index(name) for name in ("teeth_upper", "teeth_lower", "mouth_cavity")]
         self.is_inside = np.isin(np.arange(256), self.inside)
         points = self.camera.project(landmarks(head, torch.from_numpy(layers.verts))).numpy().astype(np.float64)
         opening = np.isin(layers.part, self.inside)
-        self.picture = shut_lips(layers.foreground, opening, Contours.of(points))
+        rims = Contours.of(points)
+        self.picture, self.width_px = shut_lips(layers.foreground, opening, rims), rims.width
+        self.calm = without_folds(self.picture, points, np.concatenate([rims.upper_outer, rims.lower_outer[::-1]]))
         outer = points[[*UPPER_LIPS[1], *LOWER_LIPS[1]]]
         column, row = np.clip(outer.astype(int), 0, np.array(self.picture.shape[1::-1]) - 1).T
         self.colour = np.median(self.picture[row, column], axis=0).astype(np.float32)
@@ -219,6 +254,10 @@ class Lips:
         """The rims about their middle as the camera sees them, m."""
         points = self._points(verts_cam)[..., :2].reshape(-1, 2)
         return points - points.mean(0)
+
+    def _width_m(self, verts_cam) -> float:
+        rim = self._points(verts_cam)[0]
+        return float(np.linalg.norm(rim[-1] - rim[0]))
 
     def _gap_m(self, verts_cam) -> float:
         upper, lower = self._points(verts_cam)[..., :2]
@@ -242,21 +281,23 @@ class Lips:
             astray[box] &= cv2.dilate(between, np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)) == 0
         part[astray] = NONE
 
-    def cleaned(self, verts_cam: Float32[np.ndarray, "V 3"]) -> tuple[float, tuple[int, int, int, int]]:
-        """Say how far lips lie otherwise than in the photo, whose teeth and shadows do not belong on them, and where.
+    def cleaned(self, verts_cam: Float32[np.ndarray, "V 3"]) -> tuple[float, float, tuple[int, int, int, int]]:
+        """Say how far the photo's teeth and shadows are to be taken off the lips, and a smile's folds from beside them.
 
-        The share (0..1) of the picture of shut lips, and the box, px, in which it counts: left, top, right, bottom.
+        Returns the shares (0..1) of the picture of shut lips and of that without folds, and the box, px, in which they
+        count: left, top, right, bottom.
         """
         moved = self._shape(verts_cam) - self.shape
-        share = float(ramp(np.linalg.norm(moved, axis=-1).mean() / self.width_m, MOVED))
-        if share == 0 or self.open_m < OPEN_M:
-            return 0.0, (0, 0, 0, 0)
+        share = float(ramp(np.linalg.norm(moved, axis=-1).mean() / self.width_m, MOVED)) * (self.open_m >= OPEN_M)
+        calm = float(ramp(1 - self._width_m(verts_cam) / self.corners_m, NARROWER))
+        if max(share, calm) == 0:
+            return 0.0, 0.0, (0, 0, 0, 0)
         xy = self._px(verts_cam).reshape(-1, 2)
         low, high = xy.min(0), xy.max(0)
-        margin = 0.5 * float(high[0] - low[0])
+        margin = AROUND_MOUTH * max(float(high[0] - low[0]), self.width_px)
         left, top = np.maximum(low - margin, 0).astype(int).tolist()
         right, bottom = (high + margin).astype(int).tolist()
-        return share, (left, top, right, bottom)
+        return share, calm, (left, top, right, bottom)
 
     def paint_seam(self, frame: UInt8[np.ndarray, "H W 3"], verts_cam: Float32[np.ndarray, "V 3"]) -> None:
         """Draw the line where lips meet that the photo has apart, in place."""

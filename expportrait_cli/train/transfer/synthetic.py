@@ -18,7 +18,7 @@ from expportrait_cli.head import HeadModel, coarse, dense, joints, landmarks
 from expportrait_cli.head.facemesh import LID_PAIRS, LIP_PAIRS, LandmarkSpread
 from expportrait_cli.head.model import JAW
 from expportrait_cli.retargeting.face import Face
-from expportrait_cli.retargeting.motion import UPPER_SHARE
+from expportrait_cli.retargeting.gaps import UPPER_SHARE
 from expportrait_cli.runtime import Progress
 from expportrait_cli.train.transfer import folds
 from expportrait_cli.train.transfer.performers import Performer
