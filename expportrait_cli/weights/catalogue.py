@@ -24,6 +24,9 @@ HASH, NAME = re.compile("([0-9a-f]{64})?"), re.compile(r"[\w ./+-]{1,200}")
 FETCHED = "fetched.json"
 """Note in a folder that was downloaded: from where, which commit, and the hash of each file."""
 
+TINY_DECODER = "taew2.1"
+"""Entry of the decoder for previews of Wan films."""
+
 PAIRS = ("data", "pinned")
 """Settings of an entry that are lists of pairs."""
 
@@ -42,7 +45,7 @@ class Weight:
     """Path in the weights folder, or in the package that ships it."""
     source: str
     sha256: str
-    """Empty where nobody published it: then any file of that name is taken."""
+    """Empty where nobody published it: then any file of that name is taken, and its first download pins it."""
     licence: str
     needed_by: tuple[str, ...]
     """Parts that cannot work without it."""
@@ -177,9 +180,24 @@ def state(weight: Weight) -> State:
         return "missing"
     if weight.parts:
         return "ok" if _is_as_fetched(path) else "wrong"
-    if not weight.sha256:
+    expected = weight.sha256 or noted(path)
+    if not expected:
         return "unknown"
-    return "ok" if sha256(path) == weight.sha256 else "wrong"
+    return "ok" if sha256(path) == expected else "wrong"
+
+
+def note_of(path: Path) -> Path:
+    """Where the hash of a file's first download stands, as `sha256sum` writes it, if nobody published one."""
+    return path.with_name(f"{path.name}.sha256")
+
+
+def noted(path: Path) -> str:
+    """Hash that a file had when it was first downloaded; empty if it was not downloaded, or one was published."""
+    try:
+        found = note_of(path).read_text("utf-8")[:64]
+    except (OSError, UnicodeDecodeError):
+        return ""
+    return found if HASH.fullmatch(found) else ""
 
 
 def _is_as_fetched(folder: Path) -> bool:

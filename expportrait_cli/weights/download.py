@@ -24,20 +24,23 @@ from expportrait_cli.artifacts.texts import parse_json
 from expportrait_cli.errors import OutputError, WeightsError, one_line
 from expportrait_cli.runtime import Progress
 from expportrait_cli.version import __version__
-from expportrait_cli.weights.catalogue import FETCHED, Weight, how_to_get
+from expportrait_cli.weights.catalogue import FETCHED, Weight, how_to_get, note_of, noted
 
 PIECE = 1 << 18
 TIMEOUT_S = 30.0
 """Longest silence of the other side."""
 RANGE_NOT_SATISFIABLE = 416
 TEXTS = (".json", ".md", ".txt")
+LARGE = ".safetensors"
+"""Files that hubs list with a sha256."""
 
 
 def fetch(weight: Weight, folder: Path, progress: Progress) -> Path:
     """Download a file into `folder`, unless it is there already.
 
     What has arrived stays in `.NAME.partial` when the connection breaks or the user interrupts; the next call goes on
-    from there, provided that the other side still has the same file.
+    from there, provided that the other side still has the same file. Where nobody published a hash, that of the first
+    download is noted (`note_of`), and every later one has to have it.
 
     Raises:
         WeightsError: the file cannot be downloaded at all, the other side cannot be reached or breaks off, or what
@@ -47,21 +50,26 @@ def fetch(weight: Weight, folder: Path, progress: Progress) -> Path:
     if not weight.downloads:
         raise WeightsError(f"{weight.name} cannot be downloaded by this command. {how_to_get(weight)}")
     target = folder / weight.file
-    if target.is_file() and (not weight.sha256 or sha256(target) == weight.sha256):
+    digest = weight.sha256 or noted(target)
+    if target.is_file() and (not digest or sha256(target) == digest):
         return target
     partial = target.with_name(f".{target.name}.partial")
     version = partial.with_name(f"{partial.name}.version")
     with _alone(partial) as stream:
-        _download(weight.source, stream, version, progress, has_hash=bool(weight.sha256))
+        _download(weight.source, stream, version, progress, has_hash=bool(digest))
         stream.flush()
-        fault = _fault(partial, target.suffix, weight.sha256)
+        fault = _fault(partial, target.suffix, digest)
         if fault:
             # It can never become right, and would be gone on with for ever.
             partial.unlink()
             version.unlink(missing_ok=True)
             raise WeightsError(
-                f"{weight.source} {fault}: thrown away. Try again; if it stays so, its publisher has replaced it."
+                f"{weight.source} {fault}: thrown away. Try again; if it stays so, its publisher has replaced it"
+                + ("." if weight.sha256 else f", and without {note_of(target)} the new one is taken.")
             )
+        if not digest:
+            with atomic_path(note_of(target)) as note:
+                note.write_text(f"{sha256(partial)}  {target.name}\n", "utf-8")
         partial.replace(target)
         version.unlink(missing_ok=True)
     return target
@@ -210,14 +218,14 @@ def fetch_folder(weight: Weight, folder: Path, progress: Progress) -> Path:
     """Download `weight.parts` of the repository `weight.source` into a folder of `folder`.
 
     What is there already is not fetched again, and a file that was cut short goes on. All files are of one commit,
-    which is noted beside them, so that a second call takes the same.
+    which is noted beside them with their hashes: a later call takes the same ones, and only them.
 
     Raises:
         WeightsError: the hub cannot be reached, lists nothing of the kind, or what arrived has another hash.
         OutputError: the disk is too small, or cannot be written to.
     """
     target = folder / weight.file
-    revision, files = _listing(weight)
+    revision, files = _listing(weight, target / FETCHED)
     _check_room(folder, target, files)
     total = sum(listed.bytes for listed in files)
     done = 0
@@ -231,7 +239,7 @@ def fetch_folder(weight: Weight, folder: Path, progress: Progress) -> Path:
         )
         path = target / listed.file
         if not listed.sha256 and path.is_file() and _git_hash(path) != listed.git:
-            # Of an earlier commit: for lack of a sha256 it would be taken for the right one.
+            # Of another commit: for lack of a sha256 it would be taken for the right one.
             path.unlink()
         fetch(one, folder, lambda have, _, before=done: progress(before + have, total))
         _check(path, listed, one.source)
@@ -244,26 +252,38 @@ def fetch_folder(weight: Weight, folder: Path, progress: Progress) -> Path:
     return target
 
 
-def _listing(weight: Weight) -> tuple[str, list[Listed]]:
-    """Commit that the hub has now, and the files of it that are needed."""
+def _listing(weight: Weight, note: Path) -> tuple[str, list[Listed]]:
+    """The commit that was noted, else the one that the hub has now, and the files of it that are needed."""
+    first, known = _noted(note)
     place = urllib.parse.urlsplit(weight.source)
     api = f"{place.scheme}://{place.netloc}/api/models{place.path}"
     try:
-        revision = str(_json(f"{api}/revision/{REVISION}")["sha"])
+        revision = first or str(_json(f"{api}/revision/{REVISION}")["sha"])
         rows = _json(f"{api}/tree/{revision}?recursive=true")
         files = [_listed(row) for row in rows if row["type"] == "file" and _is_wanted(row["path"], weight.parts)]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise WeightsError(f"{api} does not list files as a model hub does. Look on {weight.source}.") from error
     for listed in files:
-        if listed.sha256 != (known := dict(weight.pinned).get(listed.file, listed.sha256)):
+        expected = {**known, **dict(weight.pinned)}.get(listed.file, listed.sha256)
+        if listed.sha256 != expected:
             raise WeightsError(
-                f"{weight.source} lists {listed.file} with the sha256 {listed.sha256}, expected {known}: its "
+                f"{weight.source} lists {listed.file} with the sha256 {listed.sha256}, expected {expected}: its "
                 "publisher has replaced it. Update the tool."
             )
     missing = [part for part in weight.parts if not any(_is_under(listed.file, part) for listed in files)]
     if missing:
         raise WeightsError(f"{weight.source} has no {', '.join(missing)}: its publisher has changed it.")
     return revision, files
+
+
+def _noted(note: Path) -> tuple[str, dict[str, str]]:
+    """Commit of a folder that was fetched before, and the hashes of its large files; empty if there is none."""
+    try:
+        content = parse_json(note.read_bytes())
+        hashes = {str(row["file"]): str(row["sha256"]) for row in content["files"] if row["file"].endswith(LARGE)}
+        return str(content["revision"]), hashes
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return "", {}
 
 
 def _is_under(path: str, part: str) -> bool:

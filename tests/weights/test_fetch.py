@@ -205,6 +205,22 @@ def test_an_unknown_hash_is_told(publisher, monkeypatch, tmp_path, capsys):
     assert f"net: nobody published its sha256; this one has {SHA256}\n" in capsys.readouterr().err
 
 
+def test_the_first_download_pins_a_hash_that_nobody_published(publisher, monkeypatch, tmp_path):
+    weight = entry(publisher, sha256="")
+    path = fetch(weight, tmp_path, silent)
+    monkeypatch.setenv("EXPPORTRAIT_WEIGHTS", str(tmp_path))
+    assert catalogue.note_of(path).read_text() == f"{SHA256}  net.onnx\n" and catalogue.state(weight) == "ok"
+    path.write_bytes(b"other")
+    assert catalogue.state(weight) == "wrong"
+    assert fetch(weight, tmp_path, silent).read_bytes() == CONTENT
+    path.unlink()
+    publisher.content = CONTENT[::-1]
+    with pytest.raises(WeightsError, match=f"expected {SHA256}.* without .*net.onnx.sha256 the new one is taken"):
+        fetch(weight, tmp_path, silent)
+    catalogue.note_of(path).unlink()
+    assert fetch(weight, tmp_path, silent).read_bytes() == CONTENT[::-1]
+
+
 def offline() -> str:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         return f"http://127.0.0.1:{closed.getsockname()[1]}/net.onnx"

@@ -19,10 +19,9 @@ LEAST = 0.02
 MOST = 0.15
 """Largest share of the picture that is painted; the most doubtful cells come first."""
 SHARES = (0.3, 0.25, 0.45)
-"""Shares in the doubt of a pixel: that the proxy made it up; outside the face, that it differs from the photo's, because
+"""Shares in the doubt of a pixel: that the proxy made it up; outside the face, that it differs from the photo's, since
 what moves there is extrapolated; and that it does so at an edge, which shows a wrong place most. Fitted, on films of
-four people who perform their own clip, to where the proxy is wrong by more than 24 levels; each person's coverage is
-the same within 0.01 when the fit leaves that person out."""
+four people who perform their own clip, to where the proxy is wrong by more than 24 levels."""
 CHANGED = (12.0, 60.0)
 """Difference from the photo, levels, between whose ends a pixel becomes doubtful."""
 EDGE = 24.0
