@@ -1,16 +1,17 @@
-"""Mask of the parts of the proxy film that are painted anew: steady cells of the latent grid."""
+"""Mask of what is painted anew of the proxy film, steady cells of the latent grid; and how it comes back into it."""
 
 from collections import deque
 from collections.abc import Iterator
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Float32
+from jaxtyping import Bool, Float, Float32
+from torch import Tensor
 
 from expportrait_cli.head.facemesh import EYE_RINGS, LID_PAIRS, LIPS
 from expportrait_cli.painting.scene import Sketch, Still
-from expportrait_cli.painting.wan.film import Chunks, Painted
 from expportrait_cli.painting.wan.vae import SPACE, filled
+from expportrait_cli.painting.wan.windows import Chunks, Painted, Picture
 
 AROUND = 6
 """Latent frames before and after one whose doubts count for its mask, so that it moves slowly."""
@@ -34,6 +35,8 @@ COVERED = 0.2
 """Share of a latent pixel that eyes or lips cover, from which it is theirs and is kept."""
 INSIDE = 0.5
 """Share of a latent pixel that shows a mouth that the proxy made up, from which it is painted."""
+FEATHER = 12 / 512
+"""Width, in heights of the picture, over which what is painted fades in beside what is kept."""
 EYES = (EYE_RINGS[:16], EYE_RINGS[16:])
 LIDS = (LID_PAIRS[:3], LID_PAIRS[3:])
 OUTER_LIPS, INNER_LIPS = LIPS[:20], LIPS[20:]
@@ -103,6 +106,23 @@ class Masks:
             known[mouth > 0] = 0
             mouth *= sketch.guess
         return _means(known), _means(mouth)
+
+
+def pasted(frames: list[Picture], proxies: list[Picture], keep: Float[Tensor, "1 1 1 h w"] | None) -> list[Picture]:
+    """Put the proxy's own pixels where they are kept; what is painted fades in inside its own region."""
+    if keep is None:
+        return frames
+    painted = (keep[0, 0, 0].cpu().numpy() < 1).astype(np.uint8).repeat(SPACE, 0).repeat(SPACE, 1)
+    if not painted.any():
+        return proxies
+    height, width = frames[0].shape[:2]
+    # The grid reaches over the picture where its sides do not divide by the transformer's.
+    inward = cv2.distanceTransform(np.ascontiguousarray(painted[:height, :width]), cv2.DIST_L2, 5)
+    share = np.clip(inward / max(1.0, FEATHER * height), 0, 1)[..., None]
+    return [
+        np.rint(proxy + share * (frame.astype(np.float32) - proxy)).astype(np.uint8)
+        for frame, proxy in zip(frames, proxies, strict=True)
+    ]
 
 
 def _large(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:

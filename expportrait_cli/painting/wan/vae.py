@@ -223,9 +223,11 @@ def _memory(part: nn.Module, *, frames_each: int) -> int:
     return int(total) + 2
 
 
-def pixels(pictures: Sequence[UInt8[np.ndarray, "H W 3"]]) -> Float[Tensor, "1 3 F h w"]:
+def pixels(
+    pictures: Sequence[UInt8[np.ndarray, "H W 3"]], device: torch.device | None = None
+) -> Float[Tensor, "1 3 F h w"]:
     """Pictures as the autoencoder sees them, -1..1; filled up to sides that divide by 16 with their last pixels."""
-    stack = torch.from_numpy(np.stack([filled(picture) for picture in pictures]))
+    stack = torch.from_numpy(np.stack([filled(picture) for picture in pictures])).to(device)
     return (stack.permute(3, 0, 1, 2).float() / 127.5 - 1)[None]
 
 

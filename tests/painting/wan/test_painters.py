@@ -17,12 +17,12 @@ from torch import Tensor
 
 from expportrait_cli.errors import WeightsError
 from expportrait_cli.painting.scene import Sketch
-from expportrait_cli.painting.wan.film import Model, Painted, Sampling, Told, paint_window, paint_windows, sigmas_of
+from expportrait_cli.painting.wan.film import Model, Sampling, Told, paint_window, paint_windows, sigmas_of
 from expportrait_cli.painting.wan.masks import Masks
 from expportrait_cli.painting.wan.portrait_model import PortraitModel
 from expportrait_cli.painting.wan.vace import Control, FinishModel, VaceModel, control_sheet, guide_of
 from expportrait_cli.painting.wan.vae import pixels
-from expportrait_cli.painting.wan.windows import Window, chunks, latent_of, noise_of
+from expportrait_cli.painting.wan.windows import Painted, Window, chunks, latent_of, noise_of
 from expportrait_cli.render.buffers import encode
 
 pytestmark = pytest.mark.slow
