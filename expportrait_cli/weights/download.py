@@ -50,29 +50,35 @@ def fetch(weight: Weight, folder: Path, progress: Progress) -> Path:
     if not weight.downloads:
         raise WeightsError(f"{weight.name} cannot be downloaded by this command. {how_to_get(weight)}")
     target = folder / weight.file
-    digest = weight.sha256 or noted(target)
-    if target.is_file() and (not digest or sha256(target) == digest):
-        return target
+    pinned = weight.sha256 or noted(target)
+    # A file that was put there by hand says nothing of what its publisher has.
+    is_first = not pinned and not target.is_file()
+    _fetch(replace(weight, sha256=pinned), target, progress)
+    if is_first:
+        with atomic_path(note_of(target)) as note:
+            note.write_text(f"{sha256(target)}  {target.name}\n", "utf-8")
+    return target
+
+
+def _fetch(weight: Weight, target: Path, progress: Progress) -> None:
+    if target.is_file() and (not weight.sha256 or sha256(target) == weight.sha256):
+        return
     partial = target.with_name(f".{target.name}.partial")
     version = partial.with_name(f"{partial.name}.version")
     with _alone(partial) as stream:
-        _download(weight.source, stream, version, progress, has_hash=bool(digest))
+        _download(weight.source, stream, version, progress, has_hash=bool(weight.sha256))
         stream.flush()
-        fault = _fault(partial, target.suffix, digest)
+        fault = _fault(partial, target.suffix, weight.sha256)
         if fault:
             # It can never become right, and would be gone on with for ever.
             partial.unlink()
             version.unlink(missing_ok=True)
             raise WeightsError(
                 f"{weight.source} {fault}: thrown away. Try again; if it stays so, its publisher has replaced it"
-                + ("." if weight.sha256 else f", and without {note_of(target)} the new one is taken.")
+                + (f", and without {note_of(target)} the new one is taken." if noted(target) else ".")
             )
-        if not digest:
-            with atomic_path(note_of(target)) as note:
-                note.write_text(f"{sha256(partial)}  {target.name}\n", "utf-8")
         partial.replace(target)
         version.unlink(missing_ok=True)
-    return target
 
 
 def _fault(path: Path, suffix: str, digest: str) -> str:
@@ -241,7 +247,7 @@ def fetch_folder(weight: Weight, folder: Path, progress: Progress) -> Path:
         if not listed.sha256 and path.is_file() and _git_hash(path) != listed.git:
             # Of another commit: for lack of a sha256 it would be taken for the right one.
             path.unlink()
-        fetch(one, folder, lambda have, _, before=done: progress(before + have, total))
+        _fetch(one, path, lambda have, _, before=done: progress(before + have, total))
         _check(path, listed, one.source)
         done += listed.bytes
         progress(done, total)

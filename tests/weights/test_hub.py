@@ -228,9 +228,9 @@ def test_the_first_fetch_pins_commit_and_hashes(server, tmp_path):
     asked = len(server.asked)
     assert files_of(fetch_folder(server.weight, tmp_path, silent)) == WANTED
     assert not [way for way in server.asked[asked:] if "/revision/" in way]
-    server.files[name] = LARGE[::-1]
-    (path / name).unlink()
-    with pytest.raises(WeightsError, match=f"expected {hashlib.sha256(LARGE).hexdigest()}: its publisher has"):
+    note = (path / "fetched.json").read_text()
+    (path / "fetched.json").write_text(note.replace(hashlib.sha256(LARGE).hexdigest(), "ab" * 32))
+    with pytest.raises(WeightsError, match=f"lists {name} with the sha256 .*, expected abab.*: its publisher has"):
         fetch_folder(server.weight, tmp_path, silent)
 
 
