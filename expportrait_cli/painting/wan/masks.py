@@ -27,8 +27,8 @@ CHANGED = (12.0, 60.0)
 """Difference from the photo, levels, between whose ends a pixel becomes doubtful."""
 EDGE = 24.0
 """Differences between neighbouring pixels, and from the photo, levels, from which an edge counts in full."""
-FEWEST = 12
-"""Cells of the smallest region."""
+LARGE = 0.003
+"""Share of the picture of the smallest region."""
 OPEN = 0.12
 """Gap between the lids of an eye, in its widths, from which the photo shows it."""
 COVERED = 0.2
@@ -126,10 +126,10 @@ def pasted(frames: list[Picture], proxies: list[Picture], keep: Float[Tensor, "1
 
 
 def _large(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
-    """Keep the regions of a mask that are larger than a few cells."""
+    """Keep the regions of a mask that are more than specks."""
     _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
     cells = np.asarray(stats)[:, cv2.CC_STAT_AREA]
-    return mask & (cells[np.asarray(labels, np.intp)] >= FEWEST)
+    return mask & (cells[np.asarray(labels, np.intp)] >= LARGE * mask.size)
 
 
 def _opening(points: Float32[np.ndarray, "L 2"], eye: int) -> float:

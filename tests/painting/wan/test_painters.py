@@ -78,7 +78,7 @@ def pipeline_of(kind, transformer, shift: float):
     return pipeline
 
 
-SIDE, COUNT = 128, 33
+SIDE, COUNT = 64, 33
 
 
 def moving() -> list[Sketch]:
@@ -86,7 +86,7 @@ def moving() -> list[Sketch]:
     frames = []
     for index in range(COUNT):
         guess = np.zeros((SIDE, SIDE), np.float32)
-        guess[16:64, 2 * index : 2 * index + 40] = 1
+        guess[8:32, index : index + 20] = 1
         frames.append(replace(sketch(index, SIDE, SIDE), guess=guess))
     return frames
 
