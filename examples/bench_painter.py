@@ -68,7 +68,9 @@ def bare(frames: int, side: int) -> int:
         state = torch.lerp(known, torch.randn_like(known), SIGMAS[0])
         for sigma, following in pairwise(SIGMAS):
             time = torch.full((1,), 1000 * sigma)
-            velocity = trunk(state, time, prompt, told, scale, return_dict=False)[0]
+            velocity = trunk(
+                state, time, prompt, control_hidden_states=told, control_hidden_states_scale=scale, return_dict=False
+            )[0]
             state = state + (following - sigma) * velocity
         frames_out = vae.decode(state[:, :, 1:] * deviation + mean).sample
         painted += len(((frames_out[0] + 1) * 127.5).round().byte().permute(1, 2, 3, 0).numpy())

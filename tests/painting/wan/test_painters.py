@@ -118,7 +118,7 @@ def test_vace_is_its_pipeline(shift, guidance):
         num_frames=COUNT,
         num_inference_steps=4,
         guidance_scale=guidance,
-        latents=noise_of(0, range(-1, 9), (16, 16, 16)),
+        latents=noise_of(0, range(-1, 9), (16, SIDE // 8, SIDE // 8)),
         output_type="np",
     ).frames[0]
     settings = Sampling(sigmas_of(4, shift=shift), guidance=guidance)
