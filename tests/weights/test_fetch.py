@@ -141,7 +141,7 @@ def test_what_cannot_be_gone_on_with_starts_anew(publisher, tmp_path, why):
     publisher.knows_ranges = why != "no ranges"
     # Without a hash in the catalogue nothing else would notice a file that is half old and half new.
     assert fetch(entry(publisher, sha256=""), tmp_path, silent).read_bytes() == CONTENT
-    assert left(tmp_path) == ["net.onnx"]
+    assert left(tmp_path) == ["net.onnx", "net.onnx.sha256"]
 
 
 def test_a_server_that_goes_on_elsewhere_is_not_believed(publisher, tmp_path):
