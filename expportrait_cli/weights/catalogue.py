@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from expportrait_cli.artifacts.files import atomic_path, sha256
+from expportrait_cli.artifacts.files import atomic_path, noted, sha256
 from expportrait_cli.artifacts.texts import read_json, read_toml
 from expportrait_cli.errors import OutputError, UsageError, WeightsError, one_line
 
@@ -184,20 +184,6 @@ def state(weight: Weight) -> State:
     if not expected:
         return "unknown"
     return "ok" if sha256(path) == expected else "wrong"
-
-
-def note_of(path: Path) -> Path:
-    """Where the hash of a file's first download stands, as `sha256sum` writes it, if nobody published one."""
-    return path.with_name(f"{path.name}.sha256")
-
-
-def noted(path: Path) -> str:
-    """Hash that a file had when it was first downloaded; empty if it was not downloaded, or one was published."""
-    try:
-        found = note_of(path).read_text("utf-8")[:64]
-    except (OSError, UnicodeDecodeError):
-        return ""
-    return found if HASH.fullmatch(found) else ""
 
 
 def _is_as_fetched(folder: Path) -> bool:

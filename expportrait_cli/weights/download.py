@@ -19,12 +19,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
-from expportrait_cli.artifacts.files import atomic_path, sha256
+from expportrait_cli.artifacts.files import atomic_path, note_of, noted, sha256
 from expportrait_cli.artifacts.texts import parse_json
 from expportrait_cli.errors import OutputError, WeightsError, one_line
 from expportrait_cli.runtime import Progress
 from expportrait_cli.version import __version__
-from expportrait_cli.weights.catalogue import FETCHED, Weight, how_to_get, note_of, noted
+from expportrait_cli.weights.catalogue import FETCHED, Weight, how_to_get
 
 PIECE = 1 << 18
 TIMEOUT_S = 30.0

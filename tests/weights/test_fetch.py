@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from support.server import QuietHandler, serving
 
+from expportrait_cli.artifacts.files import note_of
 from expportrait_cli.cli import app
 from expportrait_cli.errors import OutputError, UsageError, WeightsError
 from expportrait_cli.weights import catalogue
@@ -209,7 +210,7 @@ def test_the_first_download_pins_a_hash_that_nobody_published(publisher, monkeyp
     weight = entry(publisher, sha256="")
     path = fetch(weight, tmp_path, silent)
     monkeypatch.setenv("EXPPORTRAIT_WEIGHTS", str(tmp_path))
-    assert catalogue.note_of(path).read_text() == f"{SHA256}  net.onnx\n" and catalogue.state(weight) == "ok"
+    assert note_of(path).read_text() == f"{SHA256}  net.onnx\n" and catalogue.state(weight) == "ok"
     path.write_bytes(b"other")
     assert catalogue.state(weight) == "wrong"
     assert fetch(weight, tmp_path, silent).read_bytes() == CONTENT
@@ -217,7 +218,7 @@ def test_the_first_download_pins_a_hash_that_nobody_published(publisher, monkeyp
     publisher.content = CONTENT[::-1]
     with pytest.raises(WeightsError, match=f"expected {SHA256}.* without .*net.onnx.sha256 the new one is taken"):
         fetch(weight, tmp_path, silent)
-    catalogue.note_of(path).unlink()
+    note_of(path).unlink()
     assert fetch(weight, tmp_path, silent).read_bytes() == CONTENT[::-1]
 
 
