@@ -83,7 +83,8 @@ class VaceModel:
             latents = encoding.push(torch.cat([kept, guide, proxy]))
             control = latents[:2].flatten(0, 1)[None]
             told = torch.cat([control, _on_grid(mask).to(control)], 1)
-            keep = torch.from_numpy(~cells)[None, None, None].to(control) if self._keep else None
+            # In main memory, where it is needed to paste; a GPU gets its own copy.
+            keep = torch.from_numpy(~cells)[None, None, None].float() if self._keep else None
             yield Told(told, latents[2:], keep)
 
     def _prepared(self, frames: Chunks) -> Iterator[tuple[list[Picture], list[Picture], Bool[np.ndarray, "h w"]]]:
