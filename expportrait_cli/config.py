@@ -221,8 +221,9 @@ class WanConfig(Checked):
     """Name of diffusers' attention backend: sage, flash, xformers, ...; empty for torch's own."""
     compile: bool = False
     """Compile the transformer's blocks: minutes once, then faster steps."""
-    vae: Literal["fp32", "bf16"] = "fp32"
-    """Precision of the autoencoder."""
+    vae: Literal["fp32", "bf16", "tiny"] = "fp32"
+    """Autoencoder: Wan's own in that precision, or for previews a tiny decoder (`weights fetch taew2.1`), whose
+    pictures are softer."""
 
     def loras(self) -> list[tuple[str, float]]:
         """Files of `lora`, and the scale of each.

@@ -117,6 +117,16 @@ def read_ahead(items: Iterable[T], depth: int) -> Iterator[T]:
                 future.cancel()
 
 
+def late(items: Iterable[tuple[T, Future]], depth: int) -> Iterator[tuple[T, Future]]:
+    """Yield what a thread has done; what it has not, up to `depth` items later, so that nobody waits for it."""
+    waiting: deque[tuple[T, Future]] = deque()
+    for item in items:
+        waiting.append(item)
+        while waiting and (len(waiting) > depth or waiting[0][1].done()):
+            yield waiting.popleft()
+    yield from waiting
+
+
 def ahead(make: Callable[[int], T], begin: int, end: int) -> Iterator[tuple[int, T]]:
     """Yield numbers and what `make` gives for them, which a thread makes one ahead."""
     return zip(range(begin, end), read_ahead(map(make, range(begin, end)), 1), strict=True)

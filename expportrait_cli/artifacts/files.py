@@ -38,6 +38,20 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def note_of(path: Path) -> Path:
+    """Where the hash of a file's first download stands, as `sha256sum` writes it, if nobody published one."""
+    return path.with_name(f"{path.name}.sha256")
+
+
+def noted(path: Path) -> str:
+    """Hash that a file had when it was first downloaded; empty if it was not downloaded, or one was published."""
+    try:
+        found = note_of(path).read_text("utf-8")[:64]
+    except (OSError, UnicodeDecodeError):
+        return ""
+    return found if re.fullmatch("[0-9a-f]{64}", found) else ""
+
+
 @contextmanager
 def alone(path: str | os.PathLike[str], *, wait: bool = False) -> Iterator[None]:
     """Keep an output to this run while it is made. With `wait`, a second run waits for the first and goes on.

@@ -105,7 +105,7 @@ def generate(
     cache: options.Cache = WanConfig.cache,
     attention: options.Attention = WanConfig.attention,
     compile: options.Compile = WanConfig.compile,
-    vae: options.VaePrecision = WanConfig.vae,
+    vae: options.VaeKind = WanConfig.vae,
     seed: Annotated[int, options.setting(GenerateConfig, "seed", rich_help_panel=RESULT)] = GenerateConfig.seed,
     grid: Annotated[
         bool,

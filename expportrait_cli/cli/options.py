@@ -306,7 +306,7 @@ Lora = Annotated[
 Cache = Annotated[float, wan_setting("cache")]
 Attention = Annotated[str, wan_setting("attention", metavar="NAME", show_default=False)]
 Compile = Annotated[bool, wan_setting("compile", "--compile")]
-VaePrecision = Annotated[Literal["fp32", "bf16"], wan_setting("vae")]
+VaeKind = Annotated[Literal["fp32", "bf16", "tiny"], wan_setting("vae")]
 
 
 def loras(given: list[str] | None) -> str:

@@ -28,8 +28,11 @@ from expportrait_cli.runtime import best_device
 from expportrait_cli.weights.catalogue import (
     FETCHED,
     MANIFEST,
+    TINY_DECODER,
     Folder,
     FolderName,
+    downloaded_file,
+    entry,
     folders,
     kind_of,
     read_folder,
@@ -64,12 +67,15 @@ class Choice:
     """Weights of the small painter."""
     lora: str = ""
     """Hash of what is worked into them."""
+    decoder: Path | None = None
+    """Tiny decoder that shows the frames, where Wan's own does not."""
 
     @property
     def identity(self) -> dict[str, str]:
         """The inputs of a film beside the settings: name of the painter, and the hashes of its weights."""
         weights = self.folder.sha256 if self.folder is not None else sha256(self.file) if self.file is not None else ""
-        return {"painter": self.name, "weights": weights, "lora": self.lora}
+        decoder = {"decoder": sha256(self.decoder)} if self.decoder is not None else {}
+        return {"painter": self.name, "weights": weights, "lora": self.lora, **decoder}
 
     def check_shown(self, representation: Representation) -> None:
         """Raise UsageError if this is a generator that was trained on another part of the head."""
@@ -88,7 +94,12 @@ class Choice:
     @property
     def licences(self) -> list[dict[str, str]]:
         """Weights that the tool did not bring along, as the run record lists them."""
-        return [self.folder.row()] if self.folder is not None else []
+        rows = [self.folder.row()] if self.folder is not None else []
+        if self.decoder is not None:
+            weight = entry(TINY_DECODER)
+            digest = sha256(self.decoder)
+            rows.append({"name": weight.name, "licence": weight.licence, "source": weight.source, "sha256": digest})
+        return rows
 
 
 def choose(config: GenerateConfig) -> Choice:
@@ -109,7 +120,8 @@ def choose(config: GenerateConfig) -> Choice:
                 "or leave them out."
             )
         return Choice(name, file=weights_file(MINI) if name == "mini" else None)
-    return Choice(name, _folder(name, named), lora=_hash_of(config.wan))
+    decoder = downloaded_file(TINY_DECODER) if config.wan.vae == "tiny" else None
+    return Choice(name, _folder(name, named), lora=_hash_of(config.wan), decoder=decoder)
 
 
 COMPARED = "compared.json"
@@ -150,7 +162,7 @@ def painter_of(config: GenerateConfig) -> Painter:
             require_packages()
             from expportrait_cli.painting.wan.painters import WanPainter
 
-            identity = folder.sha256 + choice.lora
+            identity = "".join(choice.identity.values())
             return WanPainter(folder.kind, folder.path, config.wan, config.seed, identity=identity)
         case Choice(name="mini", file=Path() as file):
             from expportrait_cli.painting.mini import MiniPainter, load_mini

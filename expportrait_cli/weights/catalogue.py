@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from expportrait_cli.artifacts.files import atomic_path, sha256
+from expportrait_cli.artifacts.files import atomic_path, noted, sha256
 from expportrait_cli.artifacts.texts import read_json, read_toml
 from expportrait_cli.errors import OutputError, UsageError, WeightsError, one_line
 
@@ -23,6 +23,9 @@ HASH, NAME = re.compile("([0-9a-f]{64})?"), re.compile(r"[\w ./+-]{1,200}")
 
 FETCHED = "fetched.json"
 """Note in a folder that was downloaded: from where, which commit, and the hash of each file."""
+
+TINY_DECODER = "taew2.1"
+"""Entry of the decoder for previews of Wan films."""
 
 PAIRS = ("data", "pinned")
 """Settings of an entry that are lists of pairs."""
@@ -42,7 +45,7 @@ class Weight:
     """Path in the weights folder, or in the package that ships it."""
     source: str
     sha256: str
-    """Empty where nobody published it: then any file of that name is taken."""
+    """Empty where nobody published it: then any file of that name is taken, and its first download pins it."""
     licence: str
     needed_by: tuple[str, ...]
     """Parts that cannot work without it."""
@@ -177,9 +180,10 @@ def state(weight: Weight) -> State:
         return "missing"
     if weight.parts:
         return "ok" if _is_as_fetched(path) else "wrong"
-    if not weight.sha256:
+    expected = weight.sha256 or noted(path)
+    if not expected:
         return "unknown"
-    return "ok" if sha256(path) == weight.sha256 else "wrong"
+    return "ok" if sha256(path) == expected else "wrong"
 
 
 def _is_as_fetched(folder: Path) -> bool:

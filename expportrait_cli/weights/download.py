@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
-from expportrait_cli.artifacts.files import atomic_path, sha256
+from expportrait_cli.artifacts.files import atomic_path, note_of, noted, sha256
 from expportrait_cli.artifacts.texts import parse_json
 from expportrait_cli.errors import OutputError, WeightsError, one_line
 from expportrait_cli.runtime import Progress
@@ -31,13 +31,16 @@ TIMEOUT_S = 30.0
 """Longest silence of the other side."""
 RANGE_NOT_SATISFIABLE = 416
 TEXTS = (".json", ".md", ".txt")
+LARGE = ".safetensors"
+"""Files that hubs list with a sha256."""
 
 
 def fetch(weight: Weight, folder: Path, progress: Progress) -> Path:
     """Download a file into `folder`, unless it is there already.
 
     What has arrived stays in `.NAME.partial` when the connection breaks or the user interrupts; the next call goes on
-    from there, provided that the other side still has the same file.
+    from there, provided that the other side still has the same file. Where nobody published a hash, that of the first
+    download is noted (`note_of`), and every later one has to have it.
 
     Raises:
         WeightsError: the file cannot be downloaded at all, the other side cannot be reached or breaks off, or what
@@ -47,8 +50,19 @@ def fetch(weight: Weight, folder: Path, progress: Progress) -> Path:
     if not weight.downloads:
         raise WeightsError(f"{weight.name} cannot be downloaded by this command. {how_to_get(weight)}")
     target = folder / weight.file
+    pinned = weight.sha256 or noted(target)
+    # A file that was put there by hand says nothing of what its publisher has.
+    is_first = not pinned and not target.is_file()
+    _fetch(replace(weight, sha256=pinned), target, progress)
+    if is_first:
+        with atomic_path(note_of(target)) as note:
+            note.write_text(f"{sha256(target)}  {target.name}\n", "utf-8")
+    return target
+
+
+def _fetch(weight: Weight, target: Path, progress: Progress) -> None:
     if target.is_file() and (not weight.sha256 or sha256(target) == weight.sha256):
-        return target
+        return
     partial = target.with_name(f".{target.name}.partial")
     version = partial.with_name(f"{partial.name}.version")
     with _alone(partial) as stream:
@@ -60,11 +74,11 @@ def fetch(weight: Weight, folder: Path, progress: Progress) -> Path:
             partial.unlink()
             version.unlink(missing_ok=True)
             raise WeightsError(
-                f"{weight.source} {fault}: thrown away. Try again; if it stays so, its publisher has replaced it."
+                f"{weight.source} {fault}: thrown away. Try again; if it stays so, its publisher has replaced it"
+                + (f", and without {note_of(target)} the new one is taken." if noted(target) else ".")
             )
         partial.replace(target)
         version.unlink(missing_ok=True)
-    return target
 
 
 def _fault(path: Path, suffix: str, digest: str) -> str:
@@ -210,14 +224,14 @@ def fetch_folder(weight: Weight, folder: Path, progress: Progress) -> Path:
     """Download `weight.parts` of the repository `weight.source` into a folder of `folder`.
 
     What is there already is not fetched again, and a file that was cut short goes on. All files are of one commit,
-    which is noted beside them, so that a second call takes the same.
+    which is noted beside them with their hashes: a later call takes the same ones, and only them.
 
     Raises:
         WeightsError: the hub cannot be reached, lists nothing of the kind, or what arrived has another hash.
         OutputError: the disk is too small, or cannot be written to.
     """
     target = folder / weight.file
-    revision, files = _listing(weight)
+    revision, files = _listing(weight, target / FETCHED)
     _check_room(folder, target, files)
     total = sum(listed.bytes for listed in files)
     done = 0
@@ -231,9 +245,9 @@ def fetch_folder(weight: Weight, folder: Path, progress: Progress) -> Path:
         )
         path = target / listed.file
         if not listed.sha256 and path.is_file() and _git_hash(path) != listed.git:
-            # Of an earlier commit: for lack of a sha256 it would be taken for the right one.
+            # Of another commit: for lack of a sha256 it would be taken for the right one.
             path.unlink()
-        fetch(one, folder, lambda have, _, before=done: progress(before + have, total))
+        _fetch(one, path, lambda have, _, before=done: progress(before + have, total))
         _check(path, listed, one.source)
         done += listed.bytes
         progress(done, total)
@@ -244,26 +258,38 @@ def fetch_folder(weight: Weight, folder: Path, progress: Progress) -> Path:
     return target
 
 
-def _listing(weight: Weight) -> tuple[str, list[Listed]]:
-    """Commit that the hub has now, and the files of it that are needed."""
+def _listing(weight: Weight, note: Path) -> tuple[str, list[Listed]]:
+    """The commit that was noted, else the one that the hub has now, and the files of it that are needed."""
+    first, known = _noted(note)
     place = urllib.parse.urlsplit(weight.source)
     api = f"{place.scheme}://{place.netloc}/api/models{place.path}"
     try:
-        revision = str(_json(f"{api}/revision/{REVISION}")["sha"])
+        revision = first or str(_json(f"{api}/revision/{REVISION}")["sha"])
         rows = _json(f"{api}/tree/{revision}?recursive=true")
         files = [_listed(row) for row in rows if row["type"] == "file" and _is_wanted(row["path"], weight.parts)]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise WeightsError(f"{api} does not list files as a model hub does. Look on {weight.source}.") from error
     for listed in files:
-        if listed.sha256 != (known := dict(weight.pinned).get(listed.file, listed.sha256)):
+        expected = {**known, **dict(weight.pinned)}.get(listed.file, listed.sha256)
+        if listed.sha256 != expected:
             raise WeightsError(
-                f"{weight.source} lists {listed.file} with the sha256 {listed.sha256}, expected {known}: its "
+                f"{weight.source} lists {listed.file} with the sha256 {listed.sha256}, expected {expected}: its "
                 "publisher has replaced it. Update the tool."
             )
     missing = [part for part in weight.parts if not any(_is_under(listed.file, part) for listed in files)]
     if missing:
         raise WeightsError(f"{weight.source} has no {', '.join(missing)}: its publisher has changed it.")
     return revision, files
+
+
+def _noted(note: Path) -> tuple[str, dict[str, str]]:
+    """Commit of a folder that was fetched before, and the hashes of its large files; empty if there is none."""
+    try:
+        content = parse_json(note.read_bytes())
+        hashes = {str(row["file"]): str(row["sha256"]) for row in content["files"] if row["file"].endswith(LARGE)}
+        return str(content["revision"]), hashes
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return "", {}
 
 
 def _is_under(path: str, part: str) -> bool:

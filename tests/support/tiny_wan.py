@@ -146,6 +146,27 @@ def add_image_encoder(folder: Path, *, width: int = IMAGE_DIM) -> Path:
     return folder
 
 
+def tiny_decoder_file(path: Path, *, seed: int = 0) -> Path:
+    """Random weights with the names and shapes of the published `taew2_1.safetensors`, whose encoder is not read."""
+    shapes: dict[str, tuple[int, ...]] = {"encoder.0.weight": (64, 3, 3, 3), "decoder.1.weight": (256, 16, 3, 3)}
+    shapes |= {"decoder.7.conv.weight": (256, 256, 1, 1), "decoder.8.weight": (128, 256, 3, 3)}
+    shapes |= {"decoder.13.conv.weight": (256, 128, 1, 1), "decoder.14.weight": (64, 128, 3, 3)}
+    shapes |= {"decoder.19.conv.weight": (128, 64, 1, 1), "decoder.20.weight": (64, 64, 3, 3)}
+    shapes |= {"decoder.22.weight": (3, 64, 3, 3), "decoder.1.bias": (256,), "decoder.22.bias": (3,)}
+    for width, first in ((256, 3), (128, 9), (64, 15)):
+        for block in range(first, first + 3):
+            for layer, taken in ((0, 2 * width), (2, width), (4, width)):
+                shapes[f"decoder.{block}.conv.{layer}.weight"] = (width, taken, 3, 3)
+                shapes[f"decoder.{block}.conv.{layer}.bias"] = (width,)
+    random = torch.Generator().manual_seed(seed)
+    tensors = {
+        name: torch.randn(shape, generator=random) / max(1, torch.Size(shape[1:]).numel()) ** 0.5
+        for name, shape in shapes.items()
+    }
+    save_file({name: value.half() for name, value in tensors.items()}, path)
+    return path
+
+
 WORDS = ["<pad>", "</s>", "<unk>", "a", "person", "is", "talking", "in", "front", "of", "blurred", "static"]
 
 

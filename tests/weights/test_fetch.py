@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from support.server import QuietHandler, serving
 
+from expportrait_cli.artifacts.files import note_of
 from expportrait_cli.cli import app
 from expportrait_cli.errors import OutputError, UsageError, WeightsError
 from expportrait_cli.weights import catalogue
@@ -141,7 +142,7 @@ def test_what_cannot_be_gone_on_with_starts_anew(publisher, tmp_path, why):
     publisher.knows_ranges = why != "no ranges"
     # Without a hash in the catalogue nothing else would notice a file that is half old and half new.
     assert fetch(entry(publisher, sha256=""), tmp_path, silent).read_bytes() == CONTENT
-    assert left(tmp_path) == ["net.onnx"]
+    assert left(tmp_path) == ["net.onnx", "net.onnx.sha256"]
 
 
 def test_a_server_that_goes_on_elsewhere_is_not_believed(publisher, tmp_path):
@@ -203,6 +204,22 @@ def test_the_command_prints_the_path(publisher, monkeypatch, tmp_path, capsys):
 def test_an_unknown_hash_is_told(publisher, monkeypatch, tmp_path, capsys):
     assert run(monkeypatch, tmp_path, entry(publisher, sha256="")) == 0
     assert f"net: nobody published its sha256; this one has {SHA256}\n" in capsys.readouterr().err
+
+
+def test_the_first_download_pins_a_hash_that_nobody_published(publisher, monkeypatch, tmp_path):
+    weight = entry(publisher, sha256="")
+    path = fetch(weight, tmp_path, silent)
+    monkeypatch.setenv("EXPPORTRAIT_WEIGHTS", str(tmp_path))
+    assert note_of(path).read_text() == f"{SHA256}  net.onnx\n" and catalogue.state(weight) == "ok"
+    path.write_bytes(b"other")
+    assert catalogue.state(weight) == "wrong"
+    assert fetch(weight, tmp_path, silent).read_bytes() == CONTENT
+    path.unlink()
+    publisher.content = CONTENT[::-1]
+    with pytest.raises(WeightsError, match=f"expected {SHA256}.* without .*net.onnx.sha256 the new one is taken"):
+        fetch(weight, tmp_path, silent)
+    note_of(path).unlink()
+    assert fetch(weight, tmp_path, silent).read_bytes() == CONTENT[::-1]
 
 
 def offline() -> str:

@@ -126,7 +126,7 @@ def test_what_is_needed_arrives_and_is_noted(server, tmp_path, monkeypatch):
     }
     before = len(server.asked)
     fetch_folder(server.weight, tmp_path, silent)
-    assert len(server.asked) == before + 2
+    assert len(server.asked) == before + 1
     monkeypatch.setenv("EXPPORTRAIT_WEIGHTS", str(tmp_path))
     assert catalogue.locate(server.weight) == path and catalogue.state(server.weight) == "ok"
     (path / "vae" / "config.json").write_bytes(b"other")
@@ -219,6 +219,19 @@ def test_files_whose_hash_is_known_are_those_or_none(server, tmp_path):
     with pytest.raises(WeightsError, match=f"lists {name} with the sha256 .*, expected abab.*: its publisher has"):
         fetch_folder(other, tmp_path / "b", silent)
     assert not (tmp_path / "b").exists()
+
+
+def test_the_first_fetch_pins_commit_and_hashes(server, tmp_path):
+    name = "transformer/diffusion_pytorch_model.safetensors"
+    path = fetch_folder(server.weight, tmp_path, silent)
+    (path / name).unlink()
+    asked = len(server.asked)
+    assert files_of(fetch_folder(server.weight, tmp_path, silent)) == WANTED
+    assert not [way for way in server.asked[asked:] if "/revision/" in way]
+    note = (path / "fetched.json").read_text()
+    (path / "fetched.json").write_text(note.replace(hashlib.sha256(LARGE).hexdigest(), "ab" * 32))
+    with pytest.raises(WeightsError, match=f"lists {name} with the sha256 .*, expected abab.*: its publisher has"):
+        fetch_folder(server.weight, tmp_path, silent)
 
 
 def test_published_hashes_are_in_the_catalogue():

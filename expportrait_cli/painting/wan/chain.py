@@ -11,9 +11,10 @@ import numpy as np
 from expportrait_cli.artifacts.files import atomic_path
 from expportrait_cli.artifacts.npz import BROKEN
 from expportrait_cli.painting.scene import Sketch, Sketches
-from expportrait_cli.painting.wan.film import Model, Painted, Picture, Sampling, Told, paint_window, pasted
+from expportrait_cli.painting.wan.film import Model, Sampling, Told, paint_window
+from expportrait_cli.painting.wan.masks import pasted
 from expportrait_cli.painting.wan.vae import Decoding, Vae, pictures
-from expportrait_cli.painting.wan.windows import STRIDE, Window, chunks, latent_of
+from expportrait_cli.painting.wan.windows import STRIDE, Painted, Picture, Window, chunks, latent_of
 
 log = logging.getLogger(__name__)
 

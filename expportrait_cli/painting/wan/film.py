@@ -2,27 +2,30 @@
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol, runtime_checkable
 
-import cv2
-import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from expportrait_cli.painting.scene import Sketch, Sketches
-from expportrait_cli.painting.wan.vae import CHANNELS, SPACE, Decoding, Vae, pictures
+from expportrait_cli.painting.wan.masks import pasted
+from expportrait_cli.painting.wan.vae import CHANNELS, Decoding, Vae, pictures
 from expportrait_cli.painting.wan.windows import (
     STRIDE,
+    Chunks,
     Grid,
+    Picture,
     Window,
     chunks,
     latent_count,
     latent_of,
     noise_of,
 )
+from expportrait_cli.runtime import late
 
 Latents = Float[Tensor, "B C T h w"]
 Velocity = Callable[[Tensor, float], Tensor]
@@ -30,8 +33,6 @@ Velocity = Callable[[Tensor, float], Tensor]
 
 FEW = 8
 """Steps up to which a step of first order is taken: weights that were distilled to few steps were taught with it."""
-FEATHER = 12 / 512
-"""Width, in heights of the picture, over which what is painted fades in beside what is kept."""
 
 
 def sigmas_of(steps: int, *, shift: float, strength: float = 1.0) -> list[float]:
@@ -122,14 +123,6 @@ def skipping(velocity: Velocity, skipped: frozenset[float]) -> Velocity:
 
 log = logging.getLogger(__name__)
 
-Chunks = Iterator[list[Sketch]]
-"""Frames of one latent frame after the other: one, and then four each."""
-Picture = UInt8[np.ndarray, "H W 3"]
-
-
-class Painted(Sketch):
-    """A frame that is painted already, and is given to what follows."""
-
 
 @dataclass(frozen=True)
 class Told:
@@ -215,33 +208,21 @@ def paint_windows(
     begin = max(0, grid[anchor].begin - model.memory)
     told = _Told(model, sketches(STRIDE * begin), begin, count)
     decoding = Decoding(vae)
-    for latent, content in _latents(model, told, grid, anchor, sampling):
-        proxies, known = told.taken(latent)
-        if latent < first:
-            continue
-        frames = pictures(decoding.push(content), told.height, told.width)
-        # The decoder begins with one frame, which is the last one of its latent frame.
-        frames = pasted(frames, proxies[-len(frames) :], known.keep)
-        for index, frame in enumerate(frames, STRIDE * latent - len(frames) + 1):
-            if start <= index < count:
-                yield frame
+    with ThreadPoolExecutor(1) as pool:
 
+        def finished() -> Iterator[tuple[int, Future[list[Picture]]]]:
+            for latent, content in _latents(model, told, grid, anchor, sampling):
+                proxies, known = told.taken(latent)
+                if latent >= first:
+                    frames = pictures(decoding.push(content), told.height, told.width)
+                    # The decoder begins with one frame, which is the last one of its latent frame.
+                    yield latent, pool.submit(pasted, frames, proxies[-len(frames) :], known.keep)
 
-def pasted(frames: list[Picture], proxies: list[Picture], keep: Float[Tensor, "1 1 1 h w"] | None) -> list[Picture]:
-    """Put the proxy's own pixels where they are kept; what is painted fades in inside its own region."""
-    if keep is None:
-        return frames
-    painted = (keep[0, 0, 0].cpu().numpy() < 1).astype(np.uint8).repeat(SPACE, 0).repeat(SPACE, 1)
-    if not painted.any():
-        return proxies
-    height, width = frames[0].shape[:2]
-    # The grid reaches over the picture where its sides do not divide by the transformer's.
-    inward = cv2.distanceTransform(np.ascontiguousarray(painted[:height, :width]), cv2.DIST_L2, 5)
-    share = np.clip(inward / max(1.0, FEATHER * height), 0, 1)[..., None]
-    return [
-        np.rint(proxy + share * (frame.astype(np.float32) - proxy)).astype(np.uint8)
-        for frame, proxy in zip(frames, proxies, strict=True)
-    ]
+        for latent, future in late(finished(), sampling.length):
+            frames = future.result()
+            for index, frame in enumerate(frames, STRIDE * latent - len(frames) + 1):
+                if start <= index < count:
+                    yield frame
 
 
 class _Told:

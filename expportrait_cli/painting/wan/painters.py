@@ -29,9 +29,10 @@ from expportrait_cli.painting.wan.portrait_model import PortraitModel
 from expportrait_cli.painting.wan.prompts import Prompts, read_prompts
 from expportrait_cli.painting.wan.runtime import Cost, Shape, free_bytes, speed_of
 from expportrait_cli.painting.wan.vace import FinishModel, VaceModel
-from expportrait_cli.painting.wan.vae import SPACE, Vae
+from expportrait_cli.painting.wan.vae import SPACE, TinyDecoder, Vae
 from expportrait_cli.painting.wan.windows import STRIDE, Grid, latent_count
 from expportrait_cli.runtime import best_device, cpu_count, read_ahead
+from expportrait_cli.weights.catalogue import TINY_DECODER, downloaded_file
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +41,8 @@ VAE_WIDTH = 96
 """Channels of the first layer of Wan's autoencoder."""
 MOST_WORKERS, BLOCK = 6, 16
 """Threads that draw the proxy, and frames that each draws at a time, as many as meshes hold in one piece."""
-VAE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+VAE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "tiny": torch.bfloat16}
+"""Precision of the autoencoder, by `WanConfig.vae`; beside the tiny decoder only its encoder is used."""
 GROUPS = 3
 """Blocks that are on the device at a time when they come and go."""
 
@@ -65,7 +67,7 @@ class WanPainter:
 
         Raises:
             UsageError: options that do not fit the painter, this machine, or each other.
-            WeightsError: the folder is none of this painter.
+            WeightsError: the folder is none of this painter, or the tiny decoder is missing.
         """
         self._name: WanName = name
         self._folder, self._config, self._identity = folder, config, identity
@@ -73,6 +75,8 @@ class WanPainter:
         self._dtype = runtime.dtype_of(config, self._device)
         check_options(name, config)
         runtime.check(config, self._device)
+        if config.vae == "tiny":
+            downloaded_file(TINY_DECODER)
         self._shape = Shape.of(folder / TRANSFORMER)
         self._sampling = sampling_of(name, folder, config, seed)
         self._prompts = _prompts(name, folder, config, guided=self._sampling.guidance != 1)
@@ -258,7 +262,7 @@ def _load(
         runtime.settle(transformer, config, device, dtype)
         vae = load_vae(folder / VAE, VAE_DTYPES[config.vae])
         wake = runtime.place({"transformer": transformer, "vae": vae}, config, device)
-        own = Vae(vae, wake["vae"])
+        own = Vae(vae, wake["vae"], _tiny(config, device))
     wakened = wake["transformer"]
     together.begin(transformer, device)
 
@@ -283,7 +287,7 @@ def _portrait(folder: Path, config: WanConfig, device: torch.device, dtype: torc
             part.to(device)
     for name, buffer in loaded.portrait.named_buffers(recurse=False):
         setattr(loaded.portrait, name, buffer.to(device))
-    own = Vae(vae, wake["vae"])
+    own = Vae(vae, wake["vae"], _tiny(config, device))
     transformer = loaded.portrait.transformer
     together.begin(transformer, device)
     wakened = wake["transformer"]
@@ -292,6 +296,10 @@ def _portrait(folder: Path, config: WanConfig, device: torch.device, dtype: torc
         return PortraitModel(loaded.portrait, own, still, wake=wakened)
 
     return Loaded(show, own, transformer, wakened)
+
+
+def _tiny(config: WanConfig, device: torch.device) -> TinyDecoder | None:
+    return TinyDecoder.load(downloaded_file(TINY_DECODER), device) if config.vae == "tiny" else None
 
 
 def _prompts(name: WanName, folder: Path, config: WanConfig, *, guided: bool) -> Prompts | None:

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from expportrait_cli.painting.scene import Still
 from expportrait_cli.painting.wan.encoders import ImageEncoder
-from expportrait_cli.painting.wan.film import Chunks, Told, Velocity
+from expportrait_cli.painting.wan.film import Told, Velocity
 from expportrait_cli.painting.wan.portrait import TIMESTEPS, WanPortrait
 from expportrait_cli.painting.wan.vae import Encoding, Vae, filled, pixels
+from expportrait_cli.painting.wan.windows import Chunks
 
 BLOCK = 4
 """Latent frames whose pose features are read at once."""

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 
 from expportrait_cli.errors import WeightsError
 from expportrait_cli.painting.scene import Sketch, Sketches, Still
-from expportrait_cli.painting.wan.film import Chunks, Painted, Picture, Told, Velocity
+from expportrait_cli.painting.wan.film import Told, Velocity
 from expportrait_cli.painting.wan.masks import Masks
 from expportrait_cli.painting.wan.portrait import TIMESTEPS
 from expportrait_cli.painting.wan.prompts import Prompts, padded
 from expportrait_cli.painting.wan.vae import CHANNELS, SPACE, Encoding, Vae, pixels
-from expportrait_cli.painting.wan.windows import STRIDE, chunks, latent_of
+from expportrait_cli.painting.wan.windows import STRIDE, Chunks, Painted, Picture, chunks, latent_of
 from expportrait_cli.render.buffers import encode
 from expportrait_cli.runtime import read_ahead
 
@@ -75,14 +75,16 @@ class VaceModel:
     def controls(self, frames: Chunks, first: int) -> Iterator[Told]:
         """Yield what is kept, what guides the rest, and the mask, all on the latent grid; and the proxy film."""
         encoding = Encoding(self._vae)
+        device = self._vae.model.device
         for proxies, guides, cells in read_ahead(self._prepared(frames), AHEAD):
-            mask = torch.from_numpy(cells.repeat(SPACE, 0).repeat(SPACE, 1))
-            proxy = pixels(proxies)
-            kept, guide = proxy * ~mask, pixels(guides) * mask
+            mask = torch.from_numpy(cells.repeat(SPACE, 0).repeat(SPACE, 1)).to(device)
+            proxy = pixels(proxies, device)
+            kept, guide = proxy * ~mask, pixels(guides, device) * mask
             latents = encoding.push(torch.cat([kept, guide, proxy]))
             control = latents[:2].flatten(0, 1)[None]
             told = torch.cat([control, _on_grid(mask).to(control)], 1)
-            keep = torch.from_numpy(~cells)[None, None, None].to(control) if self._keep else None
+            # In main memory, where it is needed to paste; a GPU gets its own copy.
+            keep = torch.from_numpy(~cells)[None, None, None].float() if self._keep else None
             yield Told(told, latents[2:], keep)
 
     def _prepared(self, frames: Chunks) -> Iterator[tuple[list[Picture], list[Picture], Bool[np.ndarray, "h w"]]]:
@@ -268,7 +270,7 @@ class FinishModel:
         """Latents of the proxy film, which are all that it is told."""
         encoding = Encoding(self._vae)
         for chunk in frames:
-            film = encoding.push(pixels([sketch.proxy for sketch in chunk]))
+            film = encoding.push(pixels([sketch.proxy for sketch in chunk], self._vae.model.device))
             yield Told(film, film)
 
     def velocity(self, control: Float[Tensor, "1 C T h w"]) -> Velocity:

@@ -2,18 +2,23 @@
 
 The class of diffusers takes a whole film and keeps, inside, what its causal convolutions remember; here that is kept
 outside. Read one chunk after the other, the result is that of the whole film to the last bit.
+
+For previews a tiny decoder takes the place of its decoder: taew2_1 of https://github.com/madebyollin/taehv.
 """
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan, WanCausalConv3d, WanResample
 from jaxtyping import Float, UInt8
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from expportrait_cli.errors import WeightsError
+from expportrait_cli.errors import WeightsError, one_line
 
 SPACE = 8
 """Side, px of the film, of the square that one latent pixel stands for."""
@@ -24,15 +29,17 @@ CHANNELS = 16
 class Vae:
     """An autoencoder and the scale of its latents."""
 
-    def __init__(self, model: AutoencoderKLWan, wake: Callable[[], None] = lambda: None) -> None:
-        """`wake` is called before the model is: it may have been put aside."""
+    def __init__(
+        self, model: AutoencoderKLWan, wake: Callable[[], None] = lambda: None, tiny: "TinyDecoder | None" = None
+    ) -> None:
+        """`wake` is called before the model is: it may have been put aside. `tiny` decodes in place of the model."""
         shrinks = model.config["scale_factor_spatial"]
         if (shrinks, model.config["z_dim"]) != (SPACE, CHANNELS):
             raise WeightsError(
                 f"The autoencoder shrinks pictures {shrinks} times, expected {SPACE} times: "
                 "take weights that are made from Wan 2.1 or Wan 2.2 A14B, not from Wan 2.2 5B."
             )
-        self.model, self.wake = model, wake
+        self.model, self.wake, self.tiny = model, wake, tiny
         shape = (1, -1, 1, 1, 1)
         self._mean = torch.tensor(model.config["latents_mean"]).view(shape)
         self._deviation = torch.tensor(model.config["latents_std"]).view(shape)
@@ -45,6 +52,8 @@ class Vae:
     @property
     def decoder_memory(self) -> int:
         """Latent frames after which the decoder has forgotten where it began."""
+        if self.tiny is not None:
+            return self.tiny.memory
         return _memory(self.model.decoder, frames_each=1)
 
     def encode(self, picture: Float[Tensor, "B 3 1 H W"]) -> Float[Tensor, "B C 1 h w"]:
@@ -82,11 +91,16 @@ class Decoding:
 
     def __init__(self, vae: Vae) -> None:
         self._vae = vae
-        self._remembered: list[Any] = [None] * _convolutions(vae.model.decoder)
+        self._remembered: list[Any] = [None] * _convolutions(vae.model.decoder if vae.tiny is None else vae.tiny)
         self._is_first = True
 
     def push(self, latent: Float[Tensor, "B C 1 h w"]) -> Float[Tensor, "B 3 F H W"]:
         """Frames of the next latent frame, -1..1: one at the beginning, then four a call."""
+        if self._vae.tiny is not None:
+            frames = self._vae.tiny(latent, self._remembered)
+            # What its first frame grows into ends with that frame, as in the autoencoder that it imitates.
+            frames, self._is_first = frames[:, :, -1:] if self._is_first else frames, False
+            return frames
         self._vae.wake()
         model = self._vae.model
         inner = model.post_quant_conv(self._vae.raw(latent.to(model.device)).to(model.dtype))
@@ -95,8 +109,102 @@ class Decoding:
         return frames.float().clamp(-1, 1)
 
 
+class TinyDecoder(nn.Module):
+    """The decoder of taew2_1: some hundred times less work than Wan's own, and softer pictures.
+
+    Its layers have the names and numbers that the published file gives them.
+    """
+
+    memory = 3 * 2 + 2
+    """Latent frames after which it has forgotten where it began: nine blocks look back by one frame, three at each of
+    the rates 1, 2 and 4 a latent frame."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [_Squash(), _conv(CHANNELS, 256), nn.ReLU()]
+        # Width of a stage and of the next, and frames that each of its frames becomes.
+        for width, following, times in ((256, 128, 1), (128, 64, 2), (64, 64, 2)):
+            layers += [*(_Remembering(width) for _ in range(3)), nn.Upsample(scale_factor=2)]
+            layers += [_Growing(width, times), _conv(width, following, bias=False)]
+        self.decoder = nn.ModuleList([*layers, nn.ReLU(), _conv(64, 3)])
+
+    @classmethod
+    def load(cls, path: Path, device: torch.device) -> "TinyDecoder":
+        """Read `taew2_1.safetensors`, in half precision on GPUs.
+
+        Raises:
+            WeightsError: it is damaged, or another network's.
+        """
+        tiny = cls()
+        try:
+            tensors = {name: value for name, value in load_file(path).items() if name.startswith("decoder.")}
+            for number, layer in enumerate(tiny.decoder):
+                if isinstance(layer, _Growing) and (name := f"decoder.{number}.conv.weight") in tensors:
+                    # Where a file grows time more often, the last of a frame's successors is the one that is meant.
+                    tensors[name] = tensors[name][-len(layer.conv.weight) :]
+            tiny.load_state_dict(tensors)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise WeightsError(
+                f"{path} is no tiny decoder of Wan 2.1: {one_line(error)}. Remove it, and run `expportrait weights "
+                "fetch taew2.1`."
+            ) from error
+        dtype = torch.float16 if device.type == "cuda" else torch.float32
+        return tiny.to(device, dtype).eval().requires_grad_(False)
+
+    def forward(self, latent: Float[Tensor, "1 C 1 h w"], remembered: list[Any]) -> Float[Tensor, "1 3 4 H W"]:
+        """Frames of the next latent frame, -1..1; its normalised latents are what the network was trained on.
+
+        `remembered` holds what its blocks saw last, as many values as `_convolutions` counts, at first None.
+        """
+        kind = next(self.parameters())
+        frames, at = latent[0].transpose(0, 1).to(kind.device, kind.dtype), 0
+        for layer in self.decoder:
+            if isinstance(layer, _Remembering):
+                past = torch.zeros_like(frames[:1]) if remembered[at] is None else remembered[at]
+                remembered[at], at = frames[-1:], at + 1
+                frames = layer(frames, torch.cat([past, frames[:-1]]))
+            else:
+                frames = layer(frames)
+        return 2 * frames.float().clamp(0, 1).transpose(0, 1)[None] - 1
+
+
+class _Remembering(nn.Module):
+    """A residual block that sees the frame before each."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        inner = (_conv(width, width), nn.ReLU(), _conv(width, width))
+        self.conv = nn.Sequential(_conv(2 * width, width), nn.ReLU(), *inner)
+
+    def forward(self, frames: Float[Tensor, "F C h w"], past: Float[Tensor, "F C h w"]) -> Float[Tensor, "F C h w"]:
+        return torch.relu(self.conv(torch.cat([frames, past], 1)) + frames)
+
+
+class _Growing(nn.Module):
+    """Each frame becomes several."""
+
+    def __init__(self, width: int, times: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width * times, 1, bias=False)
+
+    def forward(self, frames: Float[Tensor, "F C h w"]) -> Float[Tensor, "G C h w"]:
+        return self.conv(frames).reshape(-1, *frames.shape[1:])
+
+
+class _Squash(nn.Module):
+    """Keeps latents within -3..3."""
+
+    def forward(self, frames: Float[Tensor, "F C h w"]) -> Float[Tensor, "F C h w"]:
+        return 3 * torch.tanh(frames / 3)
+
+
+def _conv(taken: int, given: int, *, bias: bool = True) -> nn.Conv2d:
+    return nn.Conv2d(taken, given, 3, padding=1, bias=bias)
+
+
 def _convolutions(part: nn.Module) -> int:
-    return sum(isinstance(module, WanCausalConv3d) for module in part.modules())
+    """Number of layers of a part that remember."""
+    return sum(isinstance(module, WanCausalConv3d | _Remembering) for module in part.modules())
 
 
 def _memory(part: nn.Module, *, frames_each: int) -> int:
@@ -115,9 +223,11 @@ def _memory(part: nn.Module, *, frames_each: int) -> int:
     return int(total) + 2
 
 
-def pixels(pictures: Sequence[UInt8[np.ndarray, "H W 3"]]) -> Float[Tensor, "1 3 F h w"]:
+def pixels(
+    pictures: Sequence[UInt8[np.ndarray, "H W 3"]], device: torch.device | None = None
+) -> Float[Tensor, "1 3 F h w"]:
     """Pictures as the autoencoder sees them, -1..1; filled up to sides that divide by 16 with their last pixels."""
-    stack = torch.from_numpy(np.stack([filled(picture) for picture in pictures]))
+    stack = torch.from_numpy(np.stack([filled(picture) for picture in pictures])).to(device)
     return (stack.permute(3, 0, 1, 2).float() / 127.5 - 1)[None]
 
 

@@ -13,8 +13,10 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
+
+from expportrait_cli.painting.scene import Sketch
 
 STRIDE = 4
 """Frames of the film that one latent frame stands for; the first one stands for frame 0 alone."""
@@ -110,6 +112,15 @@ def _noise(seed: int, index: int, shape: tuple[int, int, int]) -> Tensor:
     words = np.random.SeedSequence([seed, abs(index), int(index < 0)]).generate_state(2, np.uint32)
     generator = torch.Generator().manual_seed(int(words[0]) << 31 | int(words[1]) >> 1)
     return torch.randn(shape, generator=generator)
+
+
+Chunks = Iterator[list[Sketch]]
+"""Frames of one latent frame after the other: one, and then four each."""
+Picture = UInt8[np.ndarray, "H W 3"]
+
+
+class Painted(Sketch):
+    """A frame that is painted already, and is given to what follows."""
 
 
 def chunks(frames: Iterator[Item], *, first: int, count: int) -> Iterator[list[Item]]:

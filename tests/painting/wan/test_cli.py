@@ -12,10 +12,10 @@ import torch
 from peft import LoraConfig, get_peft_model_state_dict
 from PIL import Image
 from safetensors.torch import save_file
-from support.tiny_wan import prompt_embeds, tiny_transformer, tiny_vace, tiny_vae
+from support.tiny_wan import prompt_embeds, tiny_decoder_file, tiny_transformer, tiny_vace, tiny_vae
 from support.wan_film import portrait_folder, sketches_of, still, swaying, v2v_folder, vace_folder
 
-from expportrait_cli.artifacts.files import content_hash
+from expportrait_cli.artifacts.files import content_hash, sha256
 from expportrait_cli.cli import app
 from expportrait_cli.config import GenerateConfig, WanConfig
 from expportrait_cli.errors import UsageError
@@ -122,18 +122,33 @@ def test_the_control_is_shown_without_weights(inputs, capsys, tmp_path):
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("wan-vace", ["--control", "depth"]),
-        ("wan-vace", ["--control", "holes", "--no-keep", "--skip", 1, "--steps", 5]),
-        ("wan-vace", ["--guidance", 1.5, "--quantize", "fp8", "--dtype", "bf16", "--chain", 1, "--vae", "bf16"]),
-        ("wan-v2v", ["--shift", 16, "--guidance", 1]),
-        ("wan-v2v", ["--strength", 0.8]),
-        ("wan-portrait", ["--guidance", 1.5, "--attention", "native"]),
+        ("wan-vace", {"control": "depth"}),
+        ("wan-vace", {"control": "holes", "keep": False, "skip": 1, "steps": 5}),
+        ("wan-vace", {"guidance": 1.5, "quantize": "fp8", "dtype": "bf16", "chain": 1, "vae": "bf16"}),
+        ("wan-v2v", {"shift": 16.0, "guidance": 1.0}),
+        ("wan-v2v", {"strength": 0.8}),
+        ("wan-portrait", {"guidance": 1.5, "attention": "native"}),
     ],
 )
-def test_options_change_the_film(name, options, folders, plain, film, tmp_path):
-    film(tmp_path / "other.mp4", "--weights-folder", folders[name], "--steps", 2, *options)
-    assert frame_count(tmp_path / "other.mp4") == COUNT
-    assert content_hash(tmp_path / "other.mp4") != plain(name)
+def test_options_change_the_film(name, options, folders):
+    def film(**changes) -> np.ndarray:
+        painter = WanPainter(name, folders[name], WanConfig(**{"steps": 2, **changes}), 0)
+        return np.stack(list(painter.paint(still(), sketches_of(5), start=0, count=5)))
+
+    changed = film(**options)
+    assert changed.shape == (5, 32, 32, 3) and not np.array_equal(changed, film())
+
+
+def test_a_preview_by_the_tiny_decoder(folders, plain, film, tmp_path, monkeypatch):
+    path, options = tmp_path / "film.mp4", ("--weights-folder", folders["wan-v2v"], "--steps", 2, "--vae", "tiny")
+    assert "expportrait weights fetch taew2.1" in film(path, *options, code=4)
+    monkeypatch.setenv("EXPPORTRAIT_WEIGHTS", str(tmp_path))
+    digest = sha256(tiny_decoder_file(tmp_path / "taew2_1.safetensors"))
+    film(path, *options, "--strength", 0.8)
+    assert frame_count(path) == COUNT and content_hash(path) != plain("wan-v2v")
+    record = json.loads(path.with_suffix(".json").read_text())
+    (row,) = [row for row in record["weights"] if row["name"] == "taew2.1"]
+    assert record["painter"]["decoder"] == row["sha256"] == digest and row["licence"] == "MIT"
 
 
 @pytest.mark.parametrize("naming", ["diffusers", "wan"])

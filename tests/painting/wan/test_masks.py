@@ -32,6 +32,10 @@ def photo(**face: float) -> Still:
     return replace(still(SIDE, SIDE), photo=np.full((SIDE, SIDE, 3), 128, np.uint8), landmarks_px=landmarks(**face))
 
 
+def still_of(picture: np.ndarray) -> Still:
+    return replace(still(SIDE, SIDE), photo=picture)
+
+
 def film(guess: np.ndarray, count: int, **face: float) -> list[Sketch]:
     frame = replace(sketch(0, SIDE, SIDE), proxy=photo().photo, guess=guess, landmarks_px=landmarks(**face))
     return [frame] * count
@@ -74,7 +78,20 @@ def test_of_too_much_doubt_the_most_doubtful_part_is_painted():
     assert mask[:32, :128].all() and 1 / 16 <= mask.mean() <= MOST
 
 
-@pytest.mark.parametrize("count", [1, 2, 9, 60])
+def test_moved_edges_are_doubted_before_moved_areas():
+    proxy = photo().photo.copy()
+    proxy[:64, :128] = 128 + 20 * np.sign(np.sin(np.pi * (np.arange(128) + 0.5) / 4))[:, None]
+    proxy[128:, :] = 152
+    (mask,) = masks(still_of(photo().photo), [replace(sketch(0, SIDE, SIDE, holes=0), proxy=proxy)])
+    assert mask[:64, :128].all() and 1 / 8 <= mask.mean() <= MOST
+
+
+def test_nothing_is_doubted_where_nothing_moves():
+    (mask,) = masks(still_of(photo().photo), [replace(sketch(0, SIDE, SIDE, holes=0), proxy=photo().photo)])
+    assert not mask.any()
+
+
+@pytest.mark.parametrize("count", [1, 2, 9, 30])
 def test_a_mask_lasts_and_ends_with_the_film(count):
     frames = film(everywhere(), count)
     assert all(np.array_equal(mask, masks(photo(), frames)[0]) for mask in masks(photo(), frames))

@@ -9,7 +9,12 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, WanVACEPipeline, WanVideoToVideoPipeline
+from diffusers import (
+    FlowMatchEulerDiscreteScheduler,
+    WanVACEPipeline,
+    WanVACETransformer3DModel,
+    WanVideoToVideoPipeline,
+)
 from PIL import Image
 from support.tiny_wan import tiny_prompts, tiny_transformer, tiny_vace, tiny_vae
 from support.wan_film import sketch, sketches_of, still, tiny_portrait, vae
@@ -17,12 +22,13 @@ from torch import Tensor
 
 from expportrait_cli.errors import WeightsError
 from expportrait_cli.painting.scene import Sketch
-from expportrait_cli.painting.wan.film import Model, Painted, Sampling, Told, paint_window, paint_windows, sigmas_of
+from expportrait_cli.painting.wan.film import Model, Sampling, Told, paint_window, paint_windows, sigmas_of
 from expportrait_cli.painting.wan.masks import Masks
 from expportrait_cli.painting.wan.portrait_model import PortraitModel
+from expportrait_cli.painting.wan.prompts import Prompts
 from expportrait_cli.painting.wan.vace import Control, FinishModel, VaceModel, control_sheet, guide_of
 from expportrait_cli.painting.wan.vae import pixels
-from expportrait_cli.painting.wan.windows import Window, chunks, latent_of, noise_of
+from expportrait_cli.painting.wan.windows import Painted, Window, chunks, latent_of, noise_of
 from expportrait_cli.render.buffers import encode
 
 pytestmark = pytest.mark.slow
@@ -72,7 +78,7 @@ def pipeline_of(kind, transformer, shift: float):
     return pipeline
 
 
-SIDE, COUNT = 128, 33
+SIDE, COUNT = 64, 33
 
 
 def moving() -> list[Sketch]:
@@ -80,7 +86,7 @@ def moving() -> list[Sketch]:
     frames = []
     for index in range(COUNT):
         guess = np.zeros((SIDE, SIDE), np.float32)
-        guess[16:64, 2 * index : 2 * index + 40] = 1
+        guess[8:32, index : index + 20] = 1
         frames.append(replace(sketch(index, SIDE, SIDE), guess=guess))
     return frames
 
@@ -112,12 +118,30 @@ def test_vace_is_its_pipeline(shift, guidance):
         num_frames=COUNT,
         num_inference_steps=4,
         guidance_scale=guidance,
-        latents=noise_of(0, range(-1, 9), (16, 16, 16)),
+        latents=noise_of(0, range(-1, 9), (16, SIDE // 8, SIDE // 8)),
         output_type="np",
     ).frames[0]
     settings = Sampling(sigmas_of(4, shift=shift), guidance=guidance)
     ours = list(paint_windows(model, vae(), lambda start: iter(frames[start:]), settings, start=0, count=COUNT))
     assert np.abs(np.stack(ours) - theirs * 255).max() < 1.01
+
+
+PUBLISHED = {
+    "wan-vace-1.3b": {"num_attention_heads": 12, "num_layers": 30, "ffn_dim": 8960, "vace_layers": [*range(0, 30, 2)]},
+    "wan-vace-14b": {"num_attention_heads": 40, "num_layers": 40, "ffn_dim": 13824, "vace_layers": [*range(0, 40, 5)]},
+}
+
+
+@pytest.mark.parametrize(("name", "parameters"), [("wan-vace-1.3b", 2.154e9), ("wan-vace-14b", 17.3e9)])
+def test_both_published_sizes_take_what_vace_is_told(name, parameters):
+    """Their settings, without their weights."""
+    with torch.device("meta"):
+        transformer = WanVACETransformer3DModel(**PUBLISHED[name], vace_in_channels=96, text_dim=4096)
+    assert sum(parameter.numel() for parameter in transformer.parameters()) == pytest.approx(parameters, rel=0.01)
+    model = VaceModel(transformer, vae(), Prompts(torch.zeros(1, 512, 4096), None), still())
+    control = told(model, 9)
+    state = torch.zeros(1, 16, 1 + control.shape[2], *control.shape[3:], device="meta")
+    assert model.velocity(control)(state, 0.5).shape == state.shape
 
 
 @pytest.mark.parametrize(("shift", "guidance"), [(3.0, 5.0), (16.0, 5.0)])

@@ -1,16 +1,20 @@
 """Windows, noise, sampling and the autoencoder that goes on where it stopped."""
 
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKLWan
 from jaxtyping import TypeCheckError
-from support.tiny_wan import tiny_vae
+from safetensors.torch import load_file, save_file
+from support.tiny_wan import tiny_decoder_file, tiny_vae
 from support.wan_film import sketches_of, vae
 from torch import Tensor
+from torch.nn import functional as F
 
+from expportrait_cli.errors import WeightsError
 from expportrait_cli.painting.wan.film import (
     FEW,
     Sampling,
@@ -22,7 +26,7 @@ from expportrait_cli.painting.wan.film import (
     sigmas_of,
     skipping,
 )
-from expportrait_cli.painting.wan.vae import Decoding, Encoding, Vae, filled, pictures, pixels
+from expportrait_cli.painting.wan.vae import Decoding, Encoding, TinyDecoder, Vae, filled, pictures, pixels
 from expportrait_cli.painting.wan.windows import Grid, chunks, latent_count, latent_of, noise_of
 
 pytestmark = pytest.mark.slow
@@ -214,6 +218,68 @@ def test_what_lies_further_back_than_its_memory_is_forgotten(make):
     at = own.decoder_memory
     whole_film, part_film = decoded(0), decoded(4)
     assert torch.equal(whole_film[4 + at], part_film[at]) and not torch.equal(whole_film[6], part_film[2])
+
+
+@pytest.fixture(scope="module")
+def taew(tmp_path_factory) -> Path:
+    return tiny_decoder_file(tmp_path_factory.mktemp("taew") / "taew2_1.safetensors")
+
+
+def as_published(path: Path, latents: Tensor) -> Tensor:
+    """What the published network makes of a whole film, layer by layer and all frames at once: [frames, 3, H, W]."""
+    tensors = {name: value.float() for name, value in load_file(path).items()}
+
+    def conv(frames: Tensor, name: str) -> Tensor:
+        weight = tensors[f"decoder.{name}.weight"]
+        return F.conv2d(frames, weight, tensors.get(f"decoder.{name}.bias"), padding=weight.shape[-1] // 2)
+
+    frames = F.relu(conv(3 * torch.tanh(latents[0].transpose(0, 1) / 3), "1"))
+    for first in (3, 9, 15):
+        for block in range(first, first + 3):
+            past = torch.cat([torch.zeros_like(frames[:1]), frames[:-1]])
+            inner = F.relu(conv(torch.cat([frames, past], 1), f"{block}.conv.0"))
+            frames = F.relu(conv(F.relu(conv(inner, f"{block}.conv.2")), f"{block}.conv.4") + frames)
+        frames = F.interpolate(frames, scale_factor=2)
+        frames = conv(frames, f"{first + 4}.conv").reshape(-1, *frames.shape[1:])
+        frames = conv(frames, f"{first + 5}")
+    return conv(F.relu(frames), "22").clamp(0, 1)[3:]
+
+
+def test_the_tiny_decoder_in_pieces_is_the_published_one(taew):
+    own = Vae(tiny_vae(), tiny=TinyDecoder.load(taew, torch.device("cpu")))
+    latents = torch.randn(1, 16, 4, 2, 3, generator=torch.Generator().manual_seed(0))
+    decoding = Decoding(own)
+    frames = torch.cat([decoding.push(part) for part in latents.split(1, 2)], 2)
+    whole = as_published(taew, latents)
+    assert frames.shape == (1, 3, 13, 16, 24) and 0.1 < whole.std() < 0.5
+    assert torch.allclose(frames[0].transpose(0, 1), 2 * whole - 1, atol=1e-4)
+
+
+def test_what_lies_further_back_than_the_tiny_decoder_remembers_is_forgotten(taew):
+    own = Vae(tiny_vae(), tiny=TinyDecoder.load(taew, torch.device("cpu")))
+    latents = list(torch.randn(own.decoder_memory + 6, 1, 16, 1, 1, 1, generator=torch.Generator().manual_seed(1)))
+    whole, part = Decoding(own), Decoding(own)
+    films = [whole.push(latent) for latent in latents], [part.push(latent) for latent in latents[4:]]
+    at = own.decoder_memory
+    assert torch.equal(films[0][4 + at], films[1][at]) and not torch.equal(films[0][6], films[1][2])
+
+
+def test_a_file_that_grows_time_more_often_shows_the_last_frames(taew, tmp_path):
+    tensors = load_file(taew)
+    name = "decoder.7.conv.weight"
+    save_file({**tensors, name: torch.cat([torch.ones_like(tensors[name]), tensors[name]])}, tmp_path / "b.safetensors")
+    a, b = (TinyDecoder.load(path, torch.device("cpu")) for path in (taew, tmp_path / "b.safetensors"))
+    assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("damage", ["cut", "other"])
+def test_another_file_is_no_tiny_decoder(damage, taew, tmp_path):
+    path = tmp_path / "taew2_1.safetensors"
+    path.write_bytes(taew.read_bytes()[:100_000])
+    if damage == "other":
+        save_file({"decoder.1.weight": torch.zeros(8, 48, 3, 3)}, path)
+    with pytest.raises(WeightsError, match=r"is no tiny decoder of Wan 2\.1: .*weights fetch taew2\.1"):
+        TinyDecoder.load(path, torch.device("cpu"))
 
 
 def test_pictures_keep_every_level_and_their_size():
