@@ -31,9 +31,9 @@ from expportrait_cli.weights.catalogue import (
     Folder,
     FolderName,
     folders,
+    found_file,
     kind_of,
     read_folder,
-    weights_file,
 )
 
 FOLDERS: dict[FolderName, str] = {
@@ -108,7 +108,7 @@ def choose(config: GenerateConfig) -> Choice:
                 f"Options of Wan transformers were given, and {name} paints this film. Name a `backend` that is one, "
                 "or leave them out."
             )
-        return Choice(name, file=weights_file(MINI) if name == "mini" else None)
+        return Choice(name, file=found_file(entry("mini")) if name == "mini" else None)
     return Choice(name, _folder(name, named), lora=_hash_of(config.wan))
 
 
