@@ -30,6 +30,7 @@ from expportrait_cli.weights.catalogue import (
     MANIFEST,
     Folder,
     FolderName,
+    entry,
     folders,
     found_file,
     kind_of,
