@@ -17,7 +17,7 @@ from makehuman import Source, read_unit
 from scipy import sparse
 
 from expportrait_cli.artifacts.files import sha256
-from expportrait_cli.detect.mediapipe_adapter import LandmarkNet
+from expportrait_cli.detect.nets import LandmarkNet
 from expportrait_cli.head import anny
 from expportrait_cli.head.embed import embed
 from expportrait_cli.head.finer import Subdivision, subdivide

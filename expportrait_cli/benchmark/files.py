@@ -44,6 +44,7 @@ from expportrait_cli.geometry.rotations import from_turns
 from expportrait_cli.head import HeadModel, dense
 from expportrait_cli.head.finer import finer
 from expportrait_cli.head.model import HEAD, TORSO
+from expportrait_cli.pipeline.executors import Place
 from expportrait_cli.pipeline.heads import head_by_name
 from expportrait_cli.pipeline.provenance import read_record, write_record
 from expportrait_cli.pipeline.steps import Steps
@@ -70,6 +71,7 @@ class Request:
     own: bool = True
     making: Making = field(default_factory=Making)
     """Settings of our own films."""
+    place: Place = field(default_factory=Place)
 
 
 def work_folder(out: Path) -> Path:
@@ -112,7 +114,7 @@ def evaluate(
     )
     with atomic_path(work / "pairs.toml") as partial:
         write_list(suite, partial)
-    outcome = suites.run(plan, open_display)
+    outcome = suites.run_at(request.place, plan, open_display)
     outcome = replace(outcome, seconds=_whole(outcome.seconds, read_record(work / "times.json").get("films")))
     if page is not None:
         with open_display() as display:

@@ -4,9 +4,9 @@ import hashlib
 import json
 import logging
 from collections import defaultdict
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -20,8 +20,9 @@ from expportrait_cli.evaluation import COLUMNS, evaluate
 from expportrait_cli.evaluation.columns import Mode
 from expportrait_cli.evaluation.scores import Scores, estimators, scores_from_json, versions
 from expportrait_cli.pipeline import provenance
+from expportrait_cli.pipeline.executors import Place, spread
 from expportrait_cli.pipeline.provenance import LicenceMap, read_record, write_record
-from expportrait_cli.runtime import Progress
+from expportrait_cli.runtime import Progress, Stage
 from expportrait_cli.version import __version__
 
 log = logging.getLogger(__name__)
@@ -101,8 +102,47 @@ def plan(
     return Plan(suite, work, chosen, making, given)
 
 
-def run(plan: Plan, open_display: OpenDisplay) -> Outcome:
-    """Make and score what is missing. A pair that cannot be done is noted, and the others go on."""
+@dataclass(frozen=True)
+class Part:
+    """One pair of a plan, for a worker on another machine."""
+
+    plan: Plan
+    pair: Pair
+
+    @property
+    def out(self) -> Path:
+        """Folder of the pair's inputs, which names the part."""
+        return self.plan.inputs(self.pair)
+
+
+class _Log:
+    """Display of a worker: its row's log."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+
+
+def make_part(part: Part, stage: Stage) -> None:
+    """Make and score one pair; `run` finds what it leaves on the disk."""
+    alone = replace(part.plan, suite=replace(part.plan.suite, pairs=(part.pair,)))
+    run(alone, lambda: nullcontext(_Log(stage)))
+
+
+def run_at(place: Place, plan: Plan, open_display: OpenDisplay) -> Outcome:
+    """Make and score what is missing with workers at `place`, a row each pair, and collect what they left."""
+    if place.executor == "local" and place.workers == 1:
+        return run(plan, open_display)
+    parts = [Part(plan, pair) for pair in plan.suite.pairs]
+    with open_display() as display:
+        lost = spread(place, plan.work / "rows", parts, make_part, display.stage("make and score the pairs"))
+    return run(plan, open_display, {part.pair.name: lost[part.out] for part in parts if part.out in lost})
+
+
+def run(plan: Plan, open_display: OpenDisplay, lost: Mapping[str, str] | None = None) -> Outcome:
+    """Make and score what is missing. A pair that cannot be done is noted, and the others go on.
+
+    `lost` are pairs that are not tried, and why.
+    """
     suite, total = plan.suite, len(plan.suite.pairs)
     rows: dict[str, dict[str, Any]] = {}
     scores: dict[str, dict[str, Scores]] = {method: {} for method in plan.methods}
@@ -113,6 +153,8 @@ def run(plan: Plan, open_display: OpenDisplay) -> Outcome:
         rows[pair.name] = {"mode": pair.mode, "driving": pair.driving, "reference": pair.reference}
         with open_display() as display:
             try:
+                if error := (lost or {}).get(pair.name):
+                    raise InputError(error)
                 inputs = prepare(suite, pair, plan.inputs(pair), display.stage("crop the pair"))
             except UserError as error:
                 log.warning("%s is left out: %s", pair.name, error)

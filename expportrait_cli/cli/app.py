@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from expportrait_cli.cli import batch, evaluate, generate, options, stages, train, weights
+from expportrait_cli.cli import batch, evaluate, generate, options, stages, train, ui, weights
 from expportrait_cli.cli.boundary import command_line, output, report, say_error, start_logging
 from expportrait_cli.cli.command import App, ListingCommand
 from expportrait_cli.errors import INTERRUPTED, WeightsError
@@ -82,6 +82,7 @@ app.command("render-normals")(stages.render_normals)
 app.command("export")(stages.export)
 app.command("eval")(evaluate.evaluate)
 app.command("batch", cls=ListingCommand)(batch.batch)
+app.command("ui")(ui.ui)
 app.add_typer(train.data_app, name="data")
 app.add_typer(train.app, name="train")
 app.add_typer(weights.app, name="weights")

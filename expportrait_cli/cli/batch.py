@@ -24,6 +24,17 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+ExecutorName = Annotated[
+    Literal["local", "ray", "slurm"],
+    typer.Option(help="Place of the workers: this machine, a cluster of Ray (RAY_ADDRESS), or jobs of Slurm."),
+]
+SlurmOptions = Annotated[
+    str,
+    typer.Option(
+        metavar="KEY=VALUE,...", help="Options of a Slurm job, such as partition=gpu,gpus_per_node=1,timeout_min=240."
+    ),
+]
+
 
 def batch(
     ctx: options.Context,
@@ -49,10 +60,7 @@ def batch(
         Path | None,
         typer.Option("--out", "-o", metavar="FOLDER", help="Folder for films whose row names no output."),
     ] = None,
-    executor: Annotated[
-        Literal["local", "ray", "slurm"],
-        typer.Option(help="Place of the workers: this machine, a cluster of Ray (RAY_ADDRESS), or jobs of Slurm."),
-    ] = "local",
+    executor: ExecutorName = "local",
     workers: Annotated[int, typer.Option(min=1, help="Films that are made at a time.")] = 1,
     retries: Annotated[
         int, typer.Option(min=0, help="Further attempts at a film whose process was killed or ran out of memory.")
@@ -60,13 +68,7 @@ def batch(
     timeout: Annotated[
         float | None, typer.Option(min=1, help="Longest time for a film, s.", show_default=False)
     ] = None,
-    slurm: Annotated[
-        str,
-        typer.Option(
-            metavar="KEY=VALUE,...",
-            help="Options of a Slurm job, such as partition=gpu,gpus_per_node=1,timeout_min=240.",
-        ),
-    ] = "",
+    slurm: SlurmOptions = "",
     status: Annotated[
         bool, typer.Option("--status", help="Only list the state of each film.", rich_help_panel=RUN)
     ] = False,
@@ -106,9 +108,7 @@ def batch(
     found = replace(whole, rows=tuple(part_of(listed, part)))
     _check(found, listing)
     found.folder.mkdir(parents=True, exist_ok=True)
-    more = _pairs(slurm)
-    if more and executor != "slurm":
-        raise UsageError("--slurm goes with --executor slurm: leave out one of them.")
+    more = slurm_options(slurm, executor)
     threads = max(1, cpu_count() // workers) if executor == "local" else more.get("cpus_per_task", min(4, cpu_count()))
     found = replace(found, since=disk_clock(found.folder), retries=retries, timeout_s=timeout, threads=threads)
     told = partial(_tell, as_json=as_json)
@@ -161,7 +161,10 @@ def _refuse(found: "Batch") -> None:
             log.error("%s: %s", row.job.out, result.error)
 
 
-def _pairs(text: str) -> dict[str, Any]:
+def slurm_options(text: str, executor: str) -> dict[str, Any]:
+    """The parameters of a Slurm job by name; numbers are numbers."""
+    if text and executor != "slurm":
+        raise UsageError("--slurm goes with --executor slurm: leave out one of them.")
     found: dict[str, Any] = {}
     for pair in filter(None, text.split(",")):
         name, is_pair, value = pair.partition("=")

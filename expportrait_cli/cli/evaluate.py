@@ -1,6 +1,7 @@
 """`expportrait eval`: how close a film is to what it should show; or all films of a suite."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -8,6 +9,7 @@ import typer
 
 from expportrait_cli.artifacts.files import alone
 from expportrait_cli.cli import options
+from expportrait_cli.cli.batch import ExecutorName, SlurmOptions, slurm_options
 from expportrait_cli.cli.boundary import Display, say
 from expportrait_cli.cli.options import BackendName
 from expportrait_cli.config import Stretch, WanConfig
@@ -74,6 +76,9 @@ def evaluate(
     size: Annotated[
         Literal["256", "512", "768"] | None, typer.Option(help="Side of the suite's crop, px.", show_default=False)
     ] = None,
+    executor: ExecutorName = "local",
+    workers: Annotated[int, typer.Option(min=1, help="Pairs of a suite that are worked on at a time.")] = 1,
+    slurm: SlurmOptions = "",
     out: Annotated[
         str | None, typer.Option("--out", "-o", metavar="PATH", help="File of the scores, or a folder for it.")
     ] = None,
@@ -89,7 +94,17 @@ def evaluate(
     """
     makes = (backend, head_model, representation, weights_folder) != ("auto", "anny", "full", WanConfig.weights)
     stretch = Stretch(start, end, max_frames)
-    serving = (makes, method, ablation, not own, stride, frames, size, layout != "auto")
+    serving = (
+        makes,
+        method,
+        ablation,
+        not own,
+        stride,
+        frames,
+        size,
+        layout != "auto",
+        (executor, workers) != ("local", 1),
+    )
     if stretch != Stretch() and (normals or suite is not None):
         raise UsageError("--start, --end and --max-frames trim the --target of one film; leave them out.")
     if folds and not normals:
@@ -104,7 +119,9 @@ def evaluate(
             raise UsageError("--suite names all files itself: leave out OUT, --target and --reference.")
         from expportrait_cli.benchmark.files import Request
         from expportrait_cli.benchmark.variants import Making
+        from expportrait_cli.pipeline.executors import Place
 
+        place = Place(executor, workers, tuple(slurm_options(slurm, executor).items()))
         request = Request(
             suite,
             layout,
@@ -115,6 +132,7 @@ def evaluate(
             ablation=ablation,
             own=own,
             making=Making(backend, weights_folder, head_model, representation),
+            place=place,
         )
         _many(request, out, report, as_json=as_json)
         return
@@ -161,7 +179,11 @@ def _many(request: "Request", out: str | None, report: Path | None, *, as_json: 
     if report is not None:
         page = options.result(report, f"{stem}.report.html", inputs=(request.source, path), suffixes=(".html", ".htm"))
     from expportrait_cli.benchmark import files
+    from expportrait_cli.pipeline.executors import Place
 
+    if request.place != Place():
+        # Workers start in folders of their own.
+        request, path = replace(request, source=request.source.absolute()), path.absolute()
     with alone(path):
         outcome = files.evaluate(request, path, Display, page=page)
     if not as_json:

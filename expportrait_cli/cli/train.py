@@ -10,6 +10,7 @@ import typer
 
 from expportrait_cli.artifacts.files import alone
 from expportrait_cli.cli import options
+from expportrait_cli.cli.batch import ExecutorName, SlurmOptions, slurm_options
 from expportrait_cli.cli.boundary import Display, say
 from expportrait_cli.cli.command import App
 from expportrait_cli.cli.options import HeadModelOption
@@ -44,8 +45,11 @@ def prepare(
         typer.Option("--out", "-o", metavar="DATASET", help="Folder of the set; it may exist.", show_default=False),
     ],
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="Processes at a time; one for each processor.", show_default=False)
+        int | None,
+        typer.Option(min=1, help="Workers at a time; one for each processor of this machine.", show_default=False),
     ] = None,
+    executor: ExecutorName = "local",
+    slurm: SlurmOptions = "",
     frames: Annotated[int, options.setting(PrepareConfig, "frames")] = PrepareConfig.frames,
     min_face: Annotated[int, options.setting(PrepareConfig, "min_face_px", metavar="PX")] = PrepareConfig.min_face_px,
     head_model: HeadModelOption = "anny",
@@ -57,12 +61,16 @@ def prepare(
     """
     options.writable(out)
     from expportrait_cli.dataset.prepare import prepare as run
+    from expportrait_cli.pipeline.executors import Place
 
-    count = jobs or cpu_count()
+    place = Place(executor, jobs or cpu_count(), tuple(slurm_options(slurm, executor).items()))
+    if executor != "local":
+        # Workers of other machines start in folders of their own.
+        folder, out = folder.absolute(), out.absolute()
     config = PrepareConfig(frames=frames, min_face_px=min_face)
     # Within the set, whose own folder may be all that can be written to.
     with Display() as display, alone(out / "dataset.json"):
-        summary = run(folder, out, config, display.stage, head_model=head_model, jobs=count)
+        summary = run(folder, out, config, display.stage, head_model=head_model, place=place)
     options.echo(out, summary, as_json=as_json)
 
 

@@ -53,6 +53,11 @@ class Plan:
     """Key of everything that the finished clip depends on."""
     shop: Workshop
 
+    @property
+    def out(self) -> Path:
+        """Path of the clip's video, which names the task."""
+        return self.clip.video
+
 
 def scanned(source: Source, shop: Workshop) -> Scan:
     """Look at a video, unless that was done already."""

@@ -1,10 +1,12 @@
 """A folder of videos to a set for training: clips cut out, judged, tracked and fitted, with a page that shows them."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import Any, TypeVar
 
 from expportrait_cli.config import PrepareConfig
 from expportrait_cli.dataset import dataset
@@ -14,9 +16,10 @@ from expportrait_cli.dataset.sources import Source, find_sources, person_of
 from expportrait_cli.dataset.summary import write_summary
 from expportrait_cli.errors import FAULT, InputError, UsageError, UserError
 from expportrait_cli.head import HeadName
+from expportrait_cli.pipeline.executors import Place, spread
 from expportrait_cli.pipeline.heads import head_by_name
 from expportrait_cli.pipeline.pool import Workers
-from expportrait_cli.runtime import Stage
+from expportrait_cli.runtime import Progress, Stage
 
 log = logging.getLogger(__name__)
 
@@ -41,26 +44,35 @@ class Look:
     source: Source
     shop: Workshop
 
+    @property
+    def out(self) -> Path:
+        """Path of the video, which names the task."""
+        return self.source.path
+
     def person(self) -> str:
         """Name of the person that the video shows."""
         return person_of(self.source.relative)
 
 
 def prepare(
-    folder: Path, out: Path, config: PrepareConfig, stage: Stage, *, head_model: HeadName, jobs: int
+    folder: Path, out: Path, config: PrepareConfig, stage: Stage, *, head_model: HeadName, place: Place
 ) -> dict[str, Any]:
-    """Make the set, or go on with it. `jobs` processes work at a time.
+    """Make the set, or go on with it, with workers at `place`. Those of other machines need the same disk.
 
     Raises:
         InputError: no videos, a set of another folder, nothing accepted, or a fault in some clips.
+        WeightsError: the executor's package is not installed.
     """
     check_folder(folder, out)
     sources = find_sources(folder, skipped=out)
     shop = Workshop(out, config, head_model)
     book = Book(shop, folder, head_by_name(head_model).name)
-    with Workers(jobs) as workers:
+    is_here = place.executor == "local"
+    with Workers(place.workers if is_here else 1) as workers:
         looked, plans = stage("look at the videos"), []
         tasks = [Look(source, shop) for source in sources]
+        if not is_here:
+            tasks = _elsewhere(place, shop, tasks, look, looked, book)
         for done, (task, result) in enumerate(workers.run(look, tasks), 1):
             looked(done, len(tasks))
             if isinstance(result, Exception):
@@ -69,6 +81,8 @@ def prepare(
                 plans.append(result)
         todo = book.take(plans)
         made = stage("track and fit the clips")
+        if not is_here:
+            todo = _elsewhere(place, shop, todo, finish, made, book)
         for done, (plan, result) in enumerate(workers.run(finish, todo), 1):
             made(done, len(todo))
             if isinstance(result, Exception):
@@ -76,6 +90,23 @@ def prepare(
             else:
                 book.add(result)
     return book.close()
+
+
+T = TypeVar("T", Look, Plan)
+
+
+def _elsewhere(
+    place: Place, shop: Workshop, tasks: list[T], work: Callable[[T], Any], progress: Progress, book: "Book"
+) -> list[T]:
+    """Have tasks done on other machines; those whose results are on the disk now, and come at once."""
+    lost = spread(place, shop.folder / "work" / "rows", tasks, partial(_row, work), progress)
+    for name, error in lost.items():
+        book.fail(str(name), RuntimeError(error))
+    return [task for task in tasks if task.out not in lost]
+
+
+def _row(work: Callable[[T], Any], task: T, stage: Stage) -> None:
+    work(task)
 
 
 def look(task: Look) -> Found:

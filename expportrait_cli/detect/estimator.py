@@ -16,7 +16,7 @@ from jaxtyping import Float32, UInt8
 from expportrait_cli.detect.estimate import INSTALL, Estimate, Estimator, assemble, resized
 from expportrait_cli.errors import WeightsError, one_line
 from expportrait_cli.runtime import thread_count
-from expportrait_cli.weights.catalogue import Weight, downloaded_file, entry, locate
+from expportrait_cli.weights.catalogue import Weight, checked_file, entry, locate
 
 log = logging.getLogger(__name__)
 
@@ -57,12 +57,12 @@ def estimator(name: EstimatorName) -> Estimator | None:
             log.info("normals and depth: %s", reason if found == "none" else f"{found}, {reason}")
             return estimator(found)
         case "david":
-            return David(downloaded_file("david"))
+            return David(checked_file("david"))
         case "sapiens":
             from expportrait_cli.detect.sapiens import Sapiens
 
             weight = sapiens_file()
-            return Sapiens(downloaded_file(weight.name if weight else SAPIENS_NORMALS[0]))
+            return Sapiens(checked_file(weight.name if weight else SAPIENS_NORMALS[0]))
 
 
 SIDE = 512

@@ -1,11 +1,243 @@
-"""The nets that this machine can run: from the wheel of mediapipe, or from files through MediaPipe Tasks."""
+"""The nets that find faces, landmarks, persons and shoulders, through MediaPipe Tasks, as functions of numpy images.
 
-from expportrait_cli.weights.catalogue import mediapipe_interface
+Their models lie in the weights folder: the wheels of mediapipe 1 and later hold none.
+Coordinates are pixels of the image that was passed in, pixel centres at +0.5.
+"""
 
-match mediapipe_interface():
-    case "legacy":
-        from expportrait_cli.detect.mediapipe_adapter import FaceDetector, LandmarkNet, PoseNet, SelfieNet
-    case "tasks":
-        from expportrait_cli.detect.tasks_adapter import FaceDetector, LandmarkNet, PoseNet, SelfieNet
+import importlib
+import os
+import sys
+import weakref
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
 
-__all__ = ["FaceDetector", "LandmarkNet", "PoseNet", "SelfieNet"]
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from expportrait_cli.errors import WeightsError, one_line
+from expportrait_cli.weights.catalogue import checked_file
+
+Image = UInt8[np.ndarray, "H W 3"]
+NEEDED = "Run `pip install 'mediapipe>=1'`."
+GREY = np.full((64, 64, 3), 128, np.uint8)
+STEP_MS = 3_600_000
+"""Between two frames. Tasks smooths landmarks along a clip, which nobody here wants, and cannot be told to stop.
+The filter counts the time that a landmark had to move: after an hour, 0.1 % of the frame before is left."""
+
+
+@contextmanager
+def silenced() -> Iterator[None]:
+    """Keep what C++ writes to stderr away from the terminal: absl logs before mediapipe can be told not to."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+@contextmanager
+def _without(*names: str) -> Iterator[None]:
+    """Let modules that nobody here needs be imported as empty ones."""
+    absent = [name for name in names if name not in sys.modules]
+    sys.modules.update({name: ModuleType(name) for name in absent})
+    try:
+        yield
+    finally:
+        for name in absent:
+            sys.modules.pop(name, None)
+
+
+@cache
+def vision() -> ModuleType:
+    """Import MediaPipe Tasks.
+
+    Raises:
+        WeightsError: mediapipe is missing, older than 1, or cannot be loaded.
+    """
+    os.environ.setdefault("GLOG_minloglevel", "3")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    try:
+        found = version("mediapipe")
+    except PackageNotFoundError as error:
+        raise WeightsError(f"The Python package mediapipe is not installed. {NEEDED}") from error
+    if found.startswith("0."):
+        # Its graph for small faces has the anchors of another model, and finds none.
+        raise WeightsError(f"mediapipe {found} is installed, expected version 1 or later. {NEEDED}")
+    # Without PortAudio mediapipe keeps the exception that says so, and with it the frames of all who wait for the
+    # import, with every picture and net in them. A thread of its own has no such frames. Its module for drawing asks
+    # for matplotlib, which takes seconds to load.
+    with silenced(), _without("matplotlib", "matplotlib.pyplot"), ThreadPoolExecutor(1) as aside:
+        try:
+            return aside.submit(importlib.import_module, "mediapipe.tasks.python.vision").result()
+        except (ImportError, OSError) as error:
+            raise WeightsError(f"mediapipe {found} cannot be loaded: {one_line(error)}. {NEEDED}") from error
+
+
+class Task:
+    """One graph of Tasks, silent until it `spoke`: its interpreters warn when they first find something."""
+
+    def __init__(
+        self, weight: str, make: Callable[[ModuleType, Any], Any], run: Callable[[Any, Any, int], Any]
+    ) -> None:
+        tasks, file = vision(), checked_file(weight)
+        from mediapipe import Image as Picture
+        from mediapipe import ImageFormat
+        from mediapipe.tasks.python import BaseOptions
+
+        self._wrap = lambda image: Picture(image_format=ImageFormat.SRGB, data=np.ascontiguousarray(image))
+        self._run = run
+        self._time_ms = 0
+        self.spoke = False
+        try:
+            with silenced():
+                self._task = make(tasks, BaseOptions(model_asset_path=str(file)))
+            self(GREY)
+        except (RuntimeError, ValueError, OSError) as error:
+            raise WeightsError(_unreadable(file, error)) from error
+        # Upstream's own end would come with the next collection of garbage, and talk; when Python ends, it raises.
+        weakref.finalize(self, _close, self._task).atexit = False
+
+    def __call__(self, image: Image) -> Any:
+        """What the task finds in the next image."""
+        self._time_ms += STEP_MS
+        with nullcontext() if self.spoke else silenced():
+            return self._run(self._task, self._wrap(image), self._time_ms)
+
+
+def _close(task: Any) -> None:
+    with silenced():
+        task.close()
+
+
+def _unreadable(file: Path, error: Exception) -> str:
+    reason = str(error).strip().partition("\n")[0]
+    return f"{file} cannot be read by mediapipe ({reason}). Run `expportrait weights verify`: it says how to mend it."
+
+
+class FaceDetector:
+    """BlazeFace, short range (selfies) or full range (small faces)."""
+
+    def __init__(self, reach: Literal["short", "full"], *, min_score: float) -> None:
+        self._task = Task(
+            f"face-detector-{reach}",
+            lambda tasks, base: tasks.FaceDetector.create_from_options(
+                tasks.FaceDetectorOptions(base_options=base, min_detection_confidence=min_score)
+            ),
+            _look,
+        )
+        self._task.spoke = True
+
+    def __call__(self, image: Image) -> Float32[np.ndarray, "N 17"]:
+        """Rows of x0, y0, x1, y1, score and six points: right and left eye, nose, mouth, right and left ear.
+
+        Tasks rounds the boxes to whole pixels, not the points.
+        """
+        height, width = image.shape[:2]
+        rows = []
+        for found in self._task(image).detections:
+            box = found.bounding_box
+            corners = [box.origin_x, box.origin_y, box.origin_x + box.width, box.origin_y + box.height]
+            points = [value for p in found.keypoints for value in (p.x * width, p.y * height)]
+            rows.append([*corners, found.categories[0].score, *points])
+        return np.array(rows, np.float32).reshape(-1, 17)
+
+
+class LandmarkNet:
+    """FaceMesh with refined eyes and lips on an image that holds one face.
+
+    With `video`, the region that the net looks at follows the landmarks of the previous image.
+    """
+
+    def __init__(self, *, video: bool, min_score: float = 0.5) -> None:
+        self._task = Task(
+            "face-landmarks",
+            lambda tasks, base: tasks.FaceLandmarker.create_from_options(
+                tasks.FaceLandmarkerOptions(
+                    base_options=base,
+                    running_mode=tasks.RunningMode.VIDEO if video else tasks.RunningMode.IMAGE,
+                    num_faces=1,
+                    min_face_detection_confidence=min_score,
+                    min_face_presence_confidence=min_score,
+                )
+            ),
+            _follow if video else _look,
+        )
+
+    def __call__(self, image: Image) -> Float32[np.ndarray, "478 2"] | None:
+        """Landmarks, px; None where no face is seen."""
+        faces = self._task(image).face_landmarks
+        self._task.spoke |= bool(faces)
+        if not faces:
+            return None
+        height, width = image.shape[:2]
+        points = np.array([(p.x, p.y) for p in faces[0]], np.float32)
+        return points * np.array([width, height], np.float32)
+
+    def forget(self) -> None:
+        """Lose the previous landmarks: a grey image, because starting anew costs 70 ms."""
+        self._task(GREY)
+
+
+class SelfieNet:
+    """Person segmentation, general (square) model."""
+
+    def __init__(self) -> None:
+        self._task = Task(
+            "selfie-segmenter",
+            lambda tasks, base: tasks.ImageSegmenter.create_from_options(
+                tasks.ImageSegmenterOptions(base_options=base, output_confidence_masks=True)
+            ),
+            lambda task, picture, _: task.segment(picture),
+        )
+        self._task.spoke = True
+
+    def __call__(self, image: Image) -> Float32[np.ndarray, "H W"]:
+        """How much of each pixel is a person, 0..1."""
+        # The person comes last, whether or not the background has a mask of its own.
+        mask = self._task(image).confidence_masks[-1].numpy_view()
+        return np.array(mask, np.float32).reshape(image.shape[:2])
+
+
+class PoseNet:
+    """BlazePose, the full model."""
+
+    def __init__(self, *, video: bool) -> None:
+        self._task = Task(
+            "pose-landmarks",
+            lambda tasks, base: tasks.PoseLandmarker.create_from_options(
+                tasks.PoseLandmarkerOptions(
+                    base_options=base,
+                    running_mode=tasks.RunningMode.VIDEO if video else tasks.RunningMode.IMAGE,
+                )
+            ),
+            _follow if video else _look,
+        )
+
+    def __call__(self, image: Image) -> Float32[np.ndarray, "33 3"] | None:
+        """Body points: x, y in pixels and visibility 0..1."""
+        bodies = self._task(image).pose_landmarks
+        self._task.spoke |= bool(bodies)
+        if not bodies:
+            return None
+        height, width = image.shape[:2]
+        points = np.array([(p.x, p.y, p.visibility) for p in bodies[0]], np.float32)
+        return points * np.array([width, height, 1], np.float32)
+
+
+def _look(task: Any, picture: Any, time_ms: int) -> Any:
+    return task.detect(picture)
+
+
+def _follow(task: Any, picture: Any, time_ms: int) -> Any:
+    return task.detect_for_video(picture, time_ms)

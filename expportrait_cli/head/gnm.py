@@ -30,7 +30,7 @@ from expportrait_cli.geometry.mesh import csr_tensor
 from expportrait_cli.head.embed import with_landmarks
 from expportrait_cli.head.model import FindLandmarks, HeadModel
 from expportrait_cli.head.smplx import regions
-from expportrait_cli.weights.catalogue import downloaded_file
+from expportrait_cli.weights.catalogue import checked_file
 
 ENVIRONMENT = "EXPPORTRAIT_GNM"
 HOW = f"Run `expportrait weights fetch gnm`, or name the published gnm_head.npz in {ENVIRONMENT}."
@@ -90,7 +90,7 @@ def find_file() -> Path:
     """
     chosen = os.environ.get(ENVIRONMENT)
     if not chosen:
-        return downloaded_file("gnm")
+        return checked_file("gnm")
     if not Path(chosen).is_file():
         raise WeightsError(f"{ENVIRONMENT} names {chosen}, which is no file. {HOW}")
     return Path(chosen)

@@ -31,12 +31,12 @@ from expportrait_cli.weights.catalogue import (
     TINY_DECODER,
     Folder,
     FolderName,
-    downloaded_file,
+    checked_file,
     entry,
     folders,
+    found_file,
     kind_of,
     read_folder,
-    weights_file,
 )
 
 FOLDERS: dict[FolderName, str] = {
@@ -119,8 +119,8 @@ def choose(config: GenerateConfig) -> Choice:
                 f"Options of Wan transformers were given, and {name} paints this film. Name a `backend` that is one, "
                 "or leave them out."
             )
-        return Choice(name, file=weights_file(MINI) if name == "mini" else None)
-    decoder = downloaded_file(TINY_DECODER) if config.wan.vae == "tiny" else None
+        return Choice(name, file=found_file(entry("mini")) if name == "mini" else None)
+    decoder = checked_file(TINY_DECODER) if config.wan.vae == "tiny" else None
     return Choice(name, _folder(name, named), lora=_hash_of(config.wan), decoder=decoder)
 
 

@@ -14,7 +14,7 @@ from expportrait_cli.head.model import NECK
 from expportrait_cli.pipeline.provenance import versions
 from expportrait_cli.retargeting.network import on_device
 from expportrait_cli.runtime import DEVICE, THREADS, best_device, cpu_count, thread_count
-from expportrait_cli.weights.catalogue import catalogue, entry, folders, locate, mediapipe_interface, state
+from expportrait_cli.weights.catalogue import catalogue, entry, folders, locate, state
 
 if TYPE_CHECKING:
     import torch
@@ -153,8 +153,7 @@ def _estimator() -> Check:
 
 
 def _weights() -> list[Check]:
-    models = {"legacy": "solutions: models in its wheel", "tasks": "Tasks: models in files that you download"}
-    checks = [Check("mediapipe through", models[mediapipe_interface()])]
+    checks = []
     for weight in catalogue():
         found = state(weight)
         absent = weight.optional and found == "missing"

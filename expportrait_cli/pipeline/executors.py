@@ -1,4 +1,4 @@
-"""Executors of a batch: its workers are processes on this machine, actors of Ray, or an array of Slurm's jobs.
+"""Executors of rows: workers are processes on this machine, actors of Ray, or an array of Slurm's jobs.
 
 Workers share out the rows by themselves (`pool.claim`), so that none is lost when one dies. Whoever started them only
 watches the folder.
@@ -9,21 +9,61 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from expportrait_cli.errors import UsageError, WeightsError
-from expportrait_cli.pipeline.pool import Stopped
-from expportrait_cli.pipeline.rows import WAIT_S, Batch, Row, RowResult, work
-from expportrait_cli.runtime import DEVICE
+from expportrait_cli.pipeline.pool import Stopped, disk_clock
+from expportrait_cli.pipeline.rows import KILLED, LEFT, TIMED_OUT, WAIT_S, Batch, Make, Row, RowResult, Work, work
+from expportrait_cli.runtime import DEVICE, Progress
 
 log = logging.getLogger(__name__)
 
 Executor = Literal["local", "ray", "slurm"]
 Told = Callable[[Row, RowResult], None]
 IsAlive = Callable[[], bool]
+LOST = (LEFT, TIMED_OUT)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the workers of a command run, and how many there are."""
+
+    executor: Executor = "local"
+    workers: int = 1
+    options: tuple[tuple[str, Any], ...] = ()
+    """Parameters of a Slurm job."""
+
+
+def spread(
+    place: Place, folder: Path, jobs: Sequence[Work], make: Make, progress: Progress, *, retries: int = 2
+) -> dict[Path, str]:
+    """Do each job by `make`, a function of a module, which leaves its results on the disk that all machines share.
+
+    What was killed or ran out of memory is tried again. Returns the errors of jobs that nobody could end, by the path
+    that names them; whatever else a job raises, it raises again when it is asked for its results.
+
+    Raises:
+        WeightsError, UsageError: as `run`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    rows, done = tuple(Row.of(job, folder) for job in jobs), 0
+    batch = Batch(folder, rows, since=disk_clock(folder), retries=retries, make=make)
+
+    def told(row: Row, result: RowResult) -> None:
+        nonlocal done
+        done += 1
+        progress(done, len(rows))
+
+    run(batch, place.executor, place.workers, told, options=dict(place.options))
+    results = zip(rows, batch.results(), strict=True)
+    return {
+        row.job.out: result.error for row, result in results if result.exit_code in LOST or result.exit_code > KILLED
+    }
 
 
 def run(batch: Batch, executor: Executor, workers: int, told: Told, *, options: dict[str, Any] | None = None) -> None:

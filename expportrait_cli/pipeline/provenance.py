@@ -21,7 +21,7 @@ from expportrait_cli.config import FitConfig, Stretch
 from expportrait_cli.detect.estimator import available, sapiens_file
 from expportrait_cli.errors import InputError, UsageError
 from expportrait_cli.version import __version__
-from expportrait_cli.weights.catalogue import Weight, catalogue, entries, entry, locate
+from expportrait_cli.weights.catalogue import Weight, catalogue, entry, locate
 
 log = logging.getLogger(__name__)
 
@@ -327,7 +327,7 @@ def _map(parts: Iterable[Part]) -> LicenceMap:
 
 def _with_data(part: Part) -> list[Part]:
     """Weights and what is behind them, as the catalogue has it; or that it does not say."""
-    known = next((weight.data for weight in entries() if weight.name == part.name), ())
+    known = next((weight.data for weight in catalogue() if weight.name == part.name), ())
     data = known or ((f"what {part.name} was trained on", UNSTATED),)
     return [part, *(_part(what, "data", licence, f"behind {part.name}") for what, licence in data)]
 

@@ -16,19 +16,19 @@ from expportrait_cli.artifacts.files import atomic_path, write_json, write_text
 from expportrait_cli.artifacts.texts import read_json
 from expportrait_cli.errors import FAULT, OutOfMemoryError, UserError, known
 from expportrait_cli.pages import page, table
-from expportrait_cli.pipeline.pool import WorkerProcess, claim, this_process
+from expportrait_cli.pipeline.pool import WorkerProcess, claim, notes, this_process
 from expportrait_cli.runtime import Stage, silent
 
 log = logging.getLogger(__name__)
 
 
 @runtime_checkable
-class Film(Protocol):
-    """The job of a row: a `job.Job`, whose heavy module is imported only where films are made."""
+class Work(Protocol):
+    """The job of a row: a `job.Job`, whose heavy module is imported only where films are made, or another's part."""
 
     @property
     def out(self) -> Path:
-        """Path of the film."""
+        """Path of the film, or another path that no other row has: it names the row."""
         ...
 
 
@@ -58,16 +58,16 @@ class Row:
 
     id: str
     """Name of the row's files."""
-    job: Film
+    job: Work
 
     @classmethod
-    def of(cls, job: Film, folder: Path) -> "Row":
+    def of(cls, job: Work, folder: Path) -> "Row":
         """Name it by its output, so that it keeps its files when the list is sorted, cut or grows."""
         place = os.path.relpath(job.out, folder)
         return cls(f"{job.out.stem[:60]}-{hashlib.sha256(place.encode('utf-8', 'replace')).hexdigest()[:8]}", job)
 
 
-def run_row(job: Film, report: Stage = silent, make: Make | None = None) -> RowResult:
+def run_row(job: Work, report: Stage = silent, make: Make | None = None) -> RowResult:
     """Make one film; whatever it dies of becomes the exit code that the command line would end with."""
     since = perf_counter()
     code, reason = 0, ""
@@ -86,7 +86,7 @@ def run_row(job: Film, report: Stage = silent, make: Make | None = None) -> RowR
     return RowResult(code, reason, round(perf_counter() - since, 3), 1)
 
 
-def checked_row(job: Film) -> RowResult | None:
+def checked_row(job: Work) -> RowResult | None:
     """The result of a row that would fail before its work begins; None of one that can be tried."""
     from expportrait_cli.painting.stage import choose
     from expportrait_cli.pipeline.job import behind_normals, check
@@ -104,7 +104,7 @@ def checked_row(job: Film) -> RowResult | None:
 class Task:
     """A row for a process of its own."""
 
-    job: Film
+    job: Work
     log: Path
     make: Make | None
 
@@ -117,8 +117,9 @@ def make_in_process(task: Task) -> RowResult:
     os.dup2(descriptor, 2)
     os.close(descriptor)
     own = logging.getLogger("expportrait_cli")
-    own.handlers = [logging.StreamHandler(open(2, "w", closefd=False, encoding="utf-8", errors="backslashreplace"))]  # noqa: SIM115
-    own.handlers[0].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    said = logging.StreamHandler(open(2, "w", closefd=False, encoding="utf-8", errors="backslashreplace"))  # noqa: SIM115
+    said.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    own.handlers = [notes, said]
     own.setLevel(logging.INFO)
 
     def begin(name: str) -> Callable[[int, int | None], None]:

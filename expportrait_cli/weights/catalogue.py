@@ -31,7 +31,6 @@ PAIRS = ("data", "pinned")
 """Settings of an entry that are lists of pairs."""
 
 State = Literal["ok", "missing", "wrong", "unknown"]
-Interface = Literal["legacy", "tasks"]
 
 log = logging.getLogger(__name__)
 
@@ -53,8 +52,6 @@ class Weight:
     """Import name of the package whose wheel holds the file; empty for a file of the weights folder."""
     optional: bool = False
     """Missing is fine: the part that needs it is an extra."""
-    interface: str = ""
-    """Interface of mediapipe that needs the file; empty for what every machine uses."""
     form: str = ""
     """Page where the user has to accept a licence to get the file; empty where none stands before it."""
     parts: tuple[str, ...] = ()
@@ -95,18 +92,8 @@ def weights_file(name: str) -> Path:
     )
 
 
-def mediapipe_interface() -> Interface:
-    """Interface of the installed mediapipe: `solutions`, with models inside, or Tasks, which reads files.
-
-    Looks without importing it. Without any mediapipe it is the solutions, which then say what to install.
-    """
-    spec = importlib.util.find_spec("mediapipe")
-    roots = [Path(root) for root in (spec.submodule_search_locations or ())] if spec else []
-    return "tasks" if roots and not any((root / "python" / "solutions").is_dir() for root in roots) else "legacy"
-
-
 @cache
-def entries() -> tuple[Weight, ...]:
+def catalogue() -> tuple[Weight, ...]:
     """Every entry of weights/catalogue.toml.
 
     Raises:
@@ -154,13 +141,6 @@ def _hashable(value: Any) -> Any:
     return tuple(map(_hashable, value)) if isinstance(value, list) else value
 
 
-@cache
-def catalogue() -> tuple[Weight, ...]:
-    """The entries that this machine uses: one of the two sets of mediapipe's models, and all others."""
-    used = ("", mediapipe_interface())
-    return tuple(entry for entry in entries() if entry.interface in used)
-
-
 def locate(weight: Weight) -> Path | None:
     """Path of an entry's file, or None. Does not import the package that ships it."""
     if weight.package:
@@ -196,14 +176,14 @@ def _is_as_fetched(folder: Path) -> bool:
 
 
 def entry(name: str) -> Weight:
-    """Entry of that name, whether or not this machine uses it.
+    """Entry of that name.
 
     Raises:
         UsageError: there is none.
     """
-    found = next((weight for weight in entries() if weight.name == name), None)
+    found = next((weight for weight in catalogue() if weight.name == name), None)
     if found is None:
-        known = ", ".join(weight.name for weight in entries() if weight.downloads)
+        known = ", ".join(weight.name for weight in catalogue() if weight.downloads)
         raise UsageError(f"{name!r} is not in the catalogue of weights. These can be downloaded: {known}.")
     return found
 
@@ -217,19 +197,31 @@ def how_to_get(weight: Weight) -> str:
         )
     if weight.form:
         return f"Accept its licence on {weight.form}, and put {weight.file} into {folders()[-1]}."
+    if weight.optional and not weight.package:
+        return f"It is not in the wheel: copy it from the folder `weights` of a checkout to {folders()[-1]}."
     return f"Install {weight.source}." if weight.package else "Install the tool again."
 
 
-def downloaded_file(name: str) -> Path:
-    """Path of the entry `name`, a file that the user has to download. Warns when it is not the published one.
+def found_file(weight: Weight) -> Path:
+    """Path of an entry's file.
+
+    Raises:
+        WeightsError: it is in none of the folders.
+    """
+    path = locate(weight)
+    if path is None:
+        raise WeightsError(f"{weight.file} is missing. {how_to_get(weight)}")
+    return path
+
+
+def checked_file(name: str) -> Path:
+    """Path of the entry `name`. Warns when it is not the file that the catalogue names.
 
     Raises:
         WeightsError: it is in none of the folders.
     """
     weight = entry(name)
-    path = locate(weight)
-    if path is None:
-        raise WeightsError(f"{weight.file} is missing. {how_to_get(weight)}")
+    path = found_file(weight)
     if weight.sha256 and sha256(path) != weight.sha256:
         log.warning("%s is not the published %s: the figures of this tool may not hold.", path, weight.file)
     return path

@@ -7,10 +7,10 @@ from expportrait_cli.artifacts.files import content_hash
 from expportrait_cli.evaluation.columns import CLASSES, NAMES
 from expportrait_cli.evaluation.scores import SERVES, Scores, estimators
 from expportrait_cli.pipeline.provenance import TERMS, LicenceMap, Part, licence_map, of_film, together, with_estimators
-from expportrait_cli.weights.catalogue import catalogue, entries, entry
+from expportrait_cli.weights.catalogue import catalogue, entry
 
-ALWAYS = {"head-anny", "face-detector-short", "face-mesh", "blaze-face-short", "face-landmarker"}
-"""What every evaluation looks through, by either of mediapipe's interfaces."""
+ALWAYS = {"head-anny", "face-detector-short", "face-landmarks"}
+"""What every evaluation looks through."""
 
 
 def row(name: str) -> dict[str, str]:
@@ -58,7 +58,7 @@ def test_the_map_names_weights_data_and_inputs():
 
 def test_every_licence_of_the_catalogue_is_known_and_every_file_of_our_own_says_what_it_was_made_from():
     assert {weight.licence for weight in catalogue()} <= set(TERMS)
-    assert {licence for weight in entries() for _, licence in weight.data} <= set(TERMS)
+    assert {licence for weight in catalogue() for _, licence in weight.data} <= set(TERMS)
     shipped = {weight.name for weight in catalogue() if not weight.package and not weight.optional and not weight.form}
     assert {name for name in shipped if not entry(name).downloads and not entry(name).data} == set()
 
@@ -104,7 +104,7 @@ def test_figures_rest_on_what_measured_them():
 
 
 def test_every_estimator_of_the_catalogue_has_its_column_or_serves_all():
-    serving = {weight.name for weight in entries() if "eval" in weight.needed_by}
+    serving = {weight.name for weight in catalogue() if "eval" in weight.needed_by}
     assert serving - ALWAYS == set(SERVES) and serving >= ALWAYS
 
 

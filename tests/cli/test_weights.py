@@ -15,7 +15,9 @@ def test_every_file_of_weights_is_in_the_catalogue():
     listed = {
         weight.file for weight in catalogue.catalogue() if not (weight.package or weight.downloads or weight.form)
     }
-    shipped = {path.name for path in FOLDER.iterdir() if path.suffix in (".npz", ".safetensors", ".onnx", ".task")}
+    shipped = {
+        path.name for path in FOLDER.iterdir() if path.suffix in (".npz", ".safetensors", ".onnx", ".task", ".tflite")
+    }
     assert shipped == listed
 
 
@@ -55,3 +57,14 @@ def test_a_missing_file_is_named(monkeypatch):
     monkeypatch.setattr(catalogue, "folders", lambda: ())
     with pytest.raises(catalogue.WeightsError, match=r"nothing\.npz"):
         catalogue.weights_file("nothing.npz")
+
+
+def test_what_the_wheel_leaves_out_is_taken_from_a_checkout(monkeypatch, tmp_path):
+    monkeypatch.setattr(catalogue, "folders", lambda: (tmp_path / "wheel", tmp_path / "cache"))
+    mini = next(weight for weight in catalogue.catalogue() if weight.name == "mini")
+    with pytest.raises(catalogue.WeightsError) as caught:
+        catalogue.found_file(mini)
+    assert str(caught.value) == (
+        f"mini.safetensors is missing. It is not in the wheel: copy it from the folder `weights` of a checkout to "
+        f"{tmp_path / 'cache'}."
+    )

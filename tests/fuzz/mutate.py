@@ -173,7 +173,7 @@ def make_scores(path: Path) -> None:
 def read_catalogue(path: Path) -> Any:
     """The entries of a catalogue in EXPPORTRAIT_WEIGHTS, and where their files would lie."""
     os.environ["EXPPORTRAIT_WEIGHTS"] = str(path.parent)
-    found = catalogue.entries.__wrapped__()
+    found = catalogue.catalogue.__wrapped__()
     return [[catalogue.locate(weight), catalogue.how_to_get(weight)] for weight in found]
 
 

@@ -60,9 +60,12 @@ def test_fifty_rows_on_a_cluster_whose_workers_and_node_die(tmp_path, monkeypatc
     cluster_utils = pytest.importorskip("ray.cluster_utils")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["tests", os.environ.get("PYTHONPATH", "")]))
     # A machine that is busy with other tests answers late.
-    monkeypatch.setenv("RAY_health_check_timeout_ms", "60000")
-    cluster = started(lambda: cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 2}))
-    node = started(lambda: cluster.add_node(num_cpus=2))
+    monkeypatch.setenv("RAY_health_check_timeout_ms", "15000")
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    # A node's dashboard and its store of a third of the memory are what takes long to start, and rows use neither.
+    small = {"num_cpus": 2, "object_store_memory": 100 << 20, "include_dashboard": False}
+    cluster = started(lambda: cluster_utils.Cluster(initialize_head=True, head_node_args=small))
+    node = started(lambda: cluster.add_node(**small))
     ray.init(address=cluster.address, log_to_driver=False)
     left = [10, 20, 30]
 

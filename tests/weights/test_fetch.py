@@ -189,7 +189,7 @@ def test_a_silent_server_is_not_waited_for(monkeypatch, tmp_path):
 
 
 def run(monkeypatch: pytest.MonkeyPatch, folder: Path, weight: Weight) -> int:
-    monkeypatch.setattr(catalogue, "entries", lambda: (weight,))
+    monkeypatch.setattr(catalogue, "catalogue", lambda: (weight,))
     monkeypatch.setattr(catalogue, "folders", lambda: (folder,))
     return app.run(["weights", "fetch", "net"])
 
@@ -322,10 +322,10 @@ def test_a_catalogue_of_ones_own(changes, says, tmp_path, monkeypatch):
     (tmp_path / "catalogue.toml").write_text("[[weight]]\n" + "\n".join(lines))
     monkeypatch.setenv("EXPPORTRAIT_WEIGHTS", str(tmp_path))
     if not says:
-        assert [weight.file for weight in catalogue.entries.__wrapped__()] == ["a.onnx"]
+        assert [weight.file for weight in catalogue.catalogue.__wrapped__()] == ["a.onnx"]
         return
     with pytest.raises(WeightsError, match="is no catalogue of weights") as caught:
-        catalogue.entries.__wrapped__()
+        catalogue.catalogue.__wrapped__()
     assert says in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -333,8 +333,8 @@ def test_a_place_for_weights_that_is_none(tmp_path, monkeypatch):
     (tmp_path / "catalogue.toml").mkdir()
     monkeypatch.setenv("EXPPORTRAIT_WEIGHTS", str(tmp_path))
     with pytest.raises(WeightsError, match="is a folder, expected a file"):
-        catalogue.entries.__wrapped__()
+        catalogue.catalogue.__wrapped__()
     (tmp_path / "file").touch()
     monkeypatch.setenv("EXPPORTRAIT_WEIGHTS", str(tmp_path / "file"))
     with pytest.raises(WeightsError, match=r"EXPPORTRAIT_WEIGHTS names .*, which is no folder"):
-        catalogue.entries.__wrapped__()
+        catalogue.catalogue.__wrapped__()

@@ -199,7 +199,7 @@ def test_what_a_hub_cannot_give_is_said(change, server, tmp_path, monkeypatch):
 
 def test_the_command(server, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(catalogue, "folders", lambda: (tmp_path,))
-    monkeypatch.setattr(catalogue, "entries", lambda: (server.weight,))
+    monkeypatch.setattr(catalogue, "catalogue", lambda: (server.weight,))
     assert app.run(["weights", "fetch", "big"]) == 0
     out, err = capsys.readouterr()
     assert out == f"{tmp_path / 'big'}\n" and "Apache-2.0" in err and "nobody published" not in err

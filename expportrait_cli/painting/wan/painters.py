@@ -32,7 +32,7 @@ from expportrait_cli.painting.wan.vace import FinishModel, VaceModel
 from expportrait_cli.painting.wan.vae import SPACE, TinyDecoder, Vae
 from expportrait_cli.painting.wan.windows import STRIDE, Grid, latent_count
 from expportrait_cli.runtime import best_device, cpu_count, read_ahead
-from expportrait_cli.weights.catalogue import TINY_DECODER, downloaded_file
+from expportrait_cli.weights.catalogue import TINY_DECODER, checked_file
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ class WanPainter:
         check_options(name, config)
         runtime.check(config, self._device)
         if config.vae == "tiny":
-            downloaded_file(TINY_DECODER)
+            checked_file(TINY_DECODER)
         self._shape = Shape.of(folder / TRANSFORMER)
         self._sampling = sampling_of(name, folder, config, seed)
         self._prompts = _prompts(name, folder, config, guided=self._sampling.guidance != 1)
@@ -299,7 +299,7 @@ def _portrait(folder: Path, config: WanConfig, device: torch.device, dtype: torc
 
 
 def _tiny(config: WanConfig, device: torch.device) -> TinyDecoder | None:
-    return TinyDecoder.load(downloaded_file(TINY_DECODER), device) if config.vae == "tiny" else None
+    return TinyDecoder.load(checked_file(TINY_DECODER), device) if config.vae == "tiny" else None
 
 
 def _prompts(name: WanName, folder: Path, config: WanConfig, *, guided: bool) -> Prompts | None:

@@ -104,8 +104,8 @@ def test_the_other_lines_make_a_film(lines, hub, photo, tmp_path, monkeypatch, c
     entries = tuple(
         catalogue.Weight(name, name, f"{source}/{name}", "", "Apache-2.0", (), parts=own) for name, own in parts.items()
     )
-    others = tuple(entry for entry in catalogue.entries() if entry.name not in parts)
-    monkeypatch.setattr(catalogue, "entries", lambda: (*entries, *others))
+    others = tuple(entry for entry in catalogue.catalogue() if entry.name not in parts)
+    monkeypatch.setattr(catalogue, "catalogue", lambda: (*entries, *others))
     cache = tmp_path / "cache"
     places = (*catalogue.folders()[:-1], cache)
     for module in (catalogue, prompts, stage):
