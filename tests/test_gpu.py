@@ -13,7 +13,8 @@ from support.performers import make_state, quiet
 from support.transfer_faces import driver_of, photo_of, tiny, trained
 
 from expportrait_cli.config import TransferConfig
-from expportrait_cli.fitting.joint import Problem, Targets, descend
+from expportrait_cli.fitting.joint import OF_FRAMES, SHARED, descend
+from expportrait_cli.fitting.rendered import Problem, Targets
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.geometry.mesh import vertex_normals
 from expportrait_cli.head import HeadModel, dense, load_head
@@ -131,6 +132,6 @@ def test_the_joint_optimisation_runs_and_falls(head, monkeypatch, tmp_path):
         targets = Targets.of(known.clip, np.arange(2), NumberedOracle(known), 128)
         problem = Problem(known.clip, np.arange(2), known.patch, 0 * known.offset, share=0.0)
         assert problem.moving["static"].device.type == device.type
-        curves[name] = descend(problem, [targets], quiet, steps=8)
+        curves[name] = descend(problem, [targets], quiet, steps=8, moves=(*SHARED, *OF_FRAMES))
     assert min(curves["cuda"]) < 0.9 * curves["cuda"][0]
     assert curves["cuda"][0] == pytest.approx(curves["cpu"][0], rel=0.02)

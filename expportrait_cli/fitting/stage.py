@@ -30,7 +30,7 @@ from expportrait_cli.fitting.dynamic import Dynamic, dynamic_offsets
 from expportrait_cli.fitting.evidence import Estimates, Evidence, Shading, checked_axes
 from expportrait_cli.fitting.fine import sharpened
 from expportrait_cli.fitting.hair import ears_seen, without_background, without_spikes
-from expportrait_cli.fitting.joint import jointly
+from expportrait_cli.fitting.joint import jointly, person_first
 from expportrait_cli.fitting.parametric import (
     neutral_frame,
     refined_identity,
@@ -238,6 +238,9 @@ def _with_dynamic(
     weights = neutral_weights(head.shares(tracking.expression), tracking.jaw, tracking.sure)
     if config.recenter == "mean":
         weights = tracking.sure / tracking.sure.sum()
+    if config.quality == "paper" and network is not None and known is None:
+        fit, tracking = person_first(fit, clip, patch, network, progress, share=share)
+        clip = Clip.of(tracking, fit, head, config)
     moving = dynamic_offsets(
         clip,
         patch,

@@ -6,17 +6,18 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import torch
 from support.known_head import (
     FOCAL_PX,
     KnownHead,
     NumberedOracle,
+    Skin,
     blank_fit,
     folds,
+    found_by,
     lively,
     numbered_film,
-    perturbed,
-    solved,
+    rigid_rms_mm,
+    tracked_again,
     tracking_of,
     wrinkles,
     write_film,
@@ -26,16 +27,13 @@ from support.performers import quiet
 from expportrait_cli.artifacts.types import CROP_SIZE
 from expportrait_cli.config import FitConfig
 from expportrait_cli.fitting import static
-from expportrait_cli.fitting.clip import Clip, plain_skin
-from expportrait_cli.fitting.dynamic import Dynamic, dynamic_offsets
-from expportrait_cli.fitting.evidence import Estimates, Shading
-from expportrait_cli.fitting.patch import Patch
+from expportrait_cli.fitting.clip import Clip
+from expportrait_cli.fitting.dynamic import dynamic_offsets
+from expportrait_cli.fitting.evidence import Shading
 from expportrait_cli.fitting.silhouette import draw_vertices
-from expportrait_cli.geometry.mesh import vertex_normals
 from expportrait_cli.geometry.rotations import from_turns, logarithm
-from expportrait_cli.head import dense, landmark_model, landmarks
+from expportrait_cli.head import landmarks
 from expportrait_cli.head.fitted import canonical_mesh, fitted_mesh, neutral_mesh
-from expportrait_cli.solve.solver import IDENTITY_PRIOR, Solver
 
 pytest_plugins = ("support.astronaut",)
 
@@ -45,32 +43,13 @@ SEEDS = range(5)
 FEW = 1, 4
 """Of them, for what takes seconds."""
 FRAMES = 8
-BIAS_IOD, JITTER_IOD = 0.012, 0.0022
 MM = 1e3
-BAND_STEPS = 25
-"""Smoothing steps that leave waves longer than about 15 mm."""
 
 
 def still_face(head, seed: int, **options) -> KnownHead:
     """A head without offsets."""
     nothing = np.zeros((FRAMES, len(head.parts)))
     return KnownHead.make(head, nothing, np.zeros((len(head.parts), 3)), seed=seed, source=Path(), **options)
-
-
-def tracked_again(known: KnownHead, seed: int):
-    """Identity from all frames, then every frame, from landmarks with bias and jitter, in the true camera."""
-    head, seen = known.head, perturbed(known.clip.tracking, seed, bias_iod=BIAS_IOD, jitter_iod=JITTER_IOD)
-    solver = Solver(landmark_model(head), focal_px=FOCAL_PX, centre_px=CROP_SIZE / 2)
-    identity, _ = solver.identity(seen.landmarks, prior=IDENTITY_PRIOR)
-    return solved(seen, identity, head)
-
-
-def rigid_rms_mm(found: np.ndarray, true: np.ndarray) -> float:
-    """Rms distance after the rotation and shift that are best for it; no scale (Kabsch)."""
-    a, b = found - found.mean(0), true - true.mean(0)
-    u, _, v = np.linalg.svd(a.T @ b)
-    turn = u @ np.diag([1, 1, np.sign(np.linalg.det(u @ v))]) @ v
-    return MM * float(np.sqrt(((a @ turn - b) ** 2).sum(1).mean()))
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -100,43 +79,6 @@ def test_expressions_are_found_about_their_mean(head):
     assert min(np.corrcoef(*pair)[0, 1] for pair in pairs) >= 0.8
 
 
-class Skin:
-    """Facial skin that the camera sees plainly, and distances along its normals."""
-
-    def __init__(self, head):
-        self.verts = dense(head, head.template).numpy()
-        self.normals = vertex_normals(torch.from_numpy(self.verts), head.dense_faces).numpy()
-        self.plain = plain_skin(head)
-        self.seen = self.plain & (self.normals[:, 2] > 0.3)
-
-    def without_pose(self, heights: np.ndarray, rms_m: float) -> np.ndarray:
-        """Heights [V] less what an offset along the view, or linear in depth, would do: networks' depth has neither."""
-        z = self.normals[:, 2]
-        basis = np.stack([z, z * self.verts[:, 2]], 1)
-        rest = heights - basis @ np.linalg.lstsq(basis[self.seen], heights[self.seen], rcond=None)[0]
-        return rest * (rms_m / rest[self.seen].std())
-
-    def heights(self, known: KnownHead, offset: np.ndarray) -> np.ndarray:
-        """Offsets [T,P,3] along the normals, m."""
-        return (offset * self.normals[known.patch.vertices]).sum(-1)
-
-    def error_mm(self, known: KnownHead, offset: np.ndarray) -> float:
-        """Rms distance along the normal from the true offsets."""
-        error = self.heights(known, offset - known.offset)[:, self.seen[known.patch.vertices]]
-        return MM * float(np.sqrt((error**2).mean()))
-
-    def band(self, known: KnownHead, offset: np.ndarray) -> np.ndarray:
-        """Heights without their long waves."""
-        heights = torch.from_numpy(self.heights(known, offset).astype(np.float32))[..., None]
-        return (heights - known.patch.smooth(heights, BAND_STEPS))[..., 0].numpy()
-
-    def agreement(self, known: KnownHead, found: Dynamic, height: np.ndarray, rows) -> float:
-        """Correlation of found and true wrinkles where there are any; what is there in most frames is left out."""
-        here = (self.seen & (np.abs(height) > 0.25 * np.abs(height).max()))[known.patch.vertices]
-        bands = [self.band(known, offset)[:, here] for offset in (found.offset().astype(np.float32), known.offset)]
-        return float(np.corrcoef(*[(band - np.median(band, 0))[rows].ravel() for band in bands])[0, 1])
-
-
 @pytest.fixture(scope="module")
 def skin(head) -> Skin:
     return Skin(head)
@@ -149,19 +91,6 @@ def without_landmarks(known: KnownHead) -> Clip:
     points = landmarks(known.head, verts).numpy()
     shown = points[..., :2] / points[..., 2:] * FOCAL_PX + CROP_SIZE / 2
     return Clip.of(replace(tracking, landmarks=shown.astype(np.float32)), known.clip.fit, known.head)
-
-
-def found_by(oracle: NumberedOracle, clip: Clip, patch: Patch) -> Dynamic:
-    """Every frame's offset, as at the default settings; nothing of it static."""
-    count = len(clip.tracking.error)
-    return dynamic_offsets(
-        clip,
-        patch,
-        weights=np.full(count, 1 / count),
-        share=0.0,
-        evidence=lambda field: Estimates(clip, patch, oracle, plain_skin(clip.head)),
-        progress=quiet,
-    )
 
 
 def test_the_default_takes_no_more_steps_than_were_asked_for():

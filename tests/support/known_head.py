@@ -10,21 +10,29 @@ import torch
 
 from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit, Tracking
 from expportrait_cli.detect.estimate import Estimate
-from expportrait_cli.fitting.clip import Clip, dynamic_mask
+from expportrait_cli.fitting.clip import Clip, dynamic_mask, plain_skin
+from expportrait_cli.fitting.dynamic import Dynamic, dynamic_offsets
+from expportrait_cli.fitting.evidence import Estimates
 from expportrait_cli.fitting.patch import Patch
 from expportrait_cli.geometry.camera import Camera
+from expportrait_cli.geometry.mesh import vertex_normals
 from expportrait_cli.geometry.rotations import to_turns
 from expportrait_cli.head import HeadModel, dense, landmark_model, landmarks
 from expportrait_cli.media.writer import VideoWriter
 from expportrait_cli.render.buffers import Buffers, render_buffers
-from expportrait_cli.solve.solver import Solver
+from expportrait_cli.solve.solver import IDENTITY_PRIOR, Solver
 from expportrait_cli.solve.state import interocular_px
 from expportrait_cli.tracking.observe import Crop, Observations
 from expportrait_cli.tracking.stage import solve_frames
+from support.performers import quiet
 
 FOCAL_PX = 2200.0
 FACE_DEPTH_M = 0.08
 RATE = Fraction(25)
+BIAS_IOD, JITTER_IOD = 0.012, 0.0022
+MM = 1e3
+BAND_STEPS = 25
+"""Smoothing steps that leave waves longer than about 15 mm."""
 GRAIN_PX = 8
 """Size of the blobs of noise."""
 LIGHT = np.array([0.55, 0.3, 0.35, 0.75])
@@ -238,7 +246,6 @@ class KnownHead:
 
     def picture(self, row: int, albedo: np.ndarray) -> np.ndarray:
         """The head under a light: uint8 [S,S,3]; `albedo` [V] sticks to the surface."""
-        from expportrait_cli.geometry.mesh import vertex_normals
         from expportrait_cli.render.rasterizer import interpolate, rasterize
 
         camera = Camera.of_crop(FOCAL_PX, CROP_SIZE, CROP_SIZE)
@@ -297,3 +304,69 @@ class NumberedOracle(Oracle):
         self._row = int(crop[0, 0, 0])
         self._rng = np.random.default_rng([self._seed, self._row])
         return super().__call__(crop)
+
+
+def tracked_again(known: KnownHead, seed: int):
+    """Identity from all frames, then every frame, from landmarks with bias and jitter, in the true camera."""
+    head, seen = known.head, perturbed(known.clip.tracking, seed, bias_iod=BIAS_IOD, jitter_iod=JITTER_IOD)
+    solver = Solver(landmark_model(head), focal_px=FOCAL_PX, centre_px=CROP_SIZE / 2)
+    identity, _ = solver.identity(seen.landmarks, prior=IDENTITY_PRIOR)
+    return solved(seen, identity, head)
+
+
+def rigid_rms_mm(found: np.ndarray, true: np.ndarray) -> float:
+    """Rms distance after the rotation and shift that are best for it; no scale (Kabsch)."""
+    a, b = found - found.mean(0), true - true.mean(0)
+    u, _, v = np.linalg.svd(a.T @ b)
+    turn = u @ np.diag([1, 1, np.sign(np.linalg.det(u @ v))]) @ v
+    return MM * float(np.sqrt(((a @ turn - b) ** 2).sum(1).mean()))
+
+
+class Skin:
+    """Facial skin that the camera sees plainly, and distances along its normals."""
+
+    def __init__(self, head):
+        self.verts = dense(head, head.template).numpy()
+        self.normals = vertex_normals(torch.from_numpy(self.verts), head.dense_faces).numpy()
+        self.plain = plain_skin(head)
+        self.seen = self.plain & (self.normals[:, 2] > 0.3)
+
+    def without_pose(self, heights: np.ndarray, rms_m: float) -> np.ndarray:
+        """Heights [V] less what an offset along the view, or linear in depth, would do: networks' depth has neither."""
+        z = self.normals[:, 2]
+        basis = np.stack([z, z * self.verts[:, 2]], 1)
+        rest = heights - basis @ np.linalg.lstsq(basis[self.seen], heights[self.seen], rcond=None)[0]
+        return rest * (rms_m / rest[self.seen].std())
+
+    def heights(self, known: KnownHead, offset: np.ndarray) -> np.ndarray:
+        """Offsets [T,P,3] along the normals, m."""
+        return (offset * self.normals[known.patch.vertices]).sum(-1)
+
+    def error_mm(self, known: KnownHead, offset: np.ndarray) -> float:
+        """Rms distance along the normal from the true offsets."""
+        error = self.heights(known, offset - known.offset)[:, self.seen[known.patch.vertices]]
+        return MM * float(np.sqrt((error**2).mean()))
+
+    def band(self, known: KnownHead, offset: np.ndarray) -> np.ndarray:
+        """Heights without their long waves."""
+        heights = torch.from_numpy(self.heights(known, offset).astype(np.float32))[..., None]
+        return (heights - known.patch.smooth(heights, BAND_STEPS))[..., 0].numpy()
+
+    def agreement(self, known: KnownHead, found: Dynamic, height: np.ndarray, rows) -> float:
+        """Correlation of found and true wrinkles where there are any; what is there in most frames is left out."""
+        here = (self.seen & (np.abs(height) > 0.25 * np.abs(height).max()))[known.patch.vertices]
+        bands = [self.band(known, offset)[:, here] for offset in (found.offset().astype(np.float32), known.offset)]
+        return float(np.corrcoef(*[(band - np.median(band, 0))[rows].ravel() for band in bands])[0, 1])
+
+
+def found_by(oracle: NumberedOracle, clip: Clip, patch: Patch) -> Dynamic:
+    """Every frame's offset, as at the default settings; nothing of it static."""
+    count = len(clip.tracking.error)
+    return dynamic_offsets(
+        clip,
+        patch,
+        weights=np.full(count, 1 / count),
+        share=0.0,
+        evidence=lambda field: Estimates(clip, patch, oracle, plain_skin(clip.head)),
+        progress=quiet,
+    )
