@@ -242,21 +242,26 @@ class Lips:
             astray[box] &= cv2.dilate(between, np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)) == 0
         part[astray] = NONE
 
-    def cleaned(self, verts_cam: Float32[np.ndarray, "V 3"]) -> tuple[float, tuple[int, int, int, int]]:
-        """Say how far lips lie otherwise than in the photo, whose teeth and shadows do not belong on them, and where.
-
-        The share (0..1) of the picture of shut lips, and the box, px, in which it counts: left, top, right, bottom.
-        """
+    def clean(
+        self,
+        person: UInt8[np.ndarray, "H W 3"],
+        field: Float32[np.ndarray, "H W 2"],
+        verts_cam: Float32[np.ndarray, "V 3"],
+    ) -> None:
+        """Take the photo's teeth and shadows off lips that lie otherwise than there, in place."""
         moved = self._shape(verts_cam) - self.shape
         share = float(ramp(np.linalg.norm(moved, axis=-1).mean() / self.width_m, MOVED))
         if share == 0 or self.open_m < OPEN_M:
-            return 0.0, (0, 0, 0, 0)
+            return
         xy = self._px(verts_cam).reshape(-1, 2)
         low, high = xy.min(0), xy.max(0)
         margin = 0.5 * float(high[0] - low[0])
-        left, top = np.maximum(low - margin, 0).astype(int).tolist()
-        right, bottom = (high + margin).astype(int).tolist()
-        return share, (left, top, right, bottom)
+        left, top = np.maximum(low - margin, 0).astype(int)
+        right, bottom = (high + margin).astype(int)
+        box = np.s_[top : max(bottom, top), left : max(right, left)]
+        if person[box].size:
+            closed = cv2.remap(self.picture, field[box], NO_MAP, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+            person[box] = mix(person[box], closed, np.full(closed.shape[:2], share, np.float32))
 
     def paint_seam(self, frame: UInt8[np.ndarray, "H W 3"], verts_cam: Float32[np.ndarray, "V 3"]) -> None:
         """Draw the line where lips meet that the photo has apart, in place."""
