@@ -123,7 +123,8 @@ class Compositor:
     def _maps(self) -> "_Maps":
         """Memory for the maps of a frame; frames may be painted in several threads at a time."""
         if not hasattr(self._own, "maps"):
-            self._own.maps = _Maps(self.layers.alpha.shape)
+            height, width = self.layers.alpha.shape
+            self._own.maps = _Maps((height, width))
         return self._own.maps
 
     def frame(
@@ -131,19 +132,20 @@ class Compositor:
     ) -> tuple[UInt8[np.ndarray, "H W 3"], Float32[np.ndarray, "H W"]]:
         """Paint one frame, and say how far each pixel is a guess (`Sketch.guess`); `glimpse` is the driver's mouth."""
         maps, photo, (height, width) = self._maps, self.photo, self.layers.alpha.shape
+        squares = ((height + 1) // 2, (width + 1) // 2)
         look = self._look(bones)
         rast = draw(verts_cam, self.faces, self.layers.camera)
         drawn = wp.from_torch(rast[0], dtype=wp.vec4)
         kernels.run(kernels.parts, (height, width), photo, drawn, maps.all)
         self.lips.inner(maps.part, rast, verts_cam)
-        kernels.run(kernels.shade, maps.beyond.shape[:2], photo, look, drawn, maps.all)
+        kernels.run(kernels.shade, squares, photo, look, drawn, maps.all)
         bare = (maps.part == NONE).astype(np.uint8)
         cv2.distanceTransform(bare, cv2.DIST_L2, 3, maps.away)
         cv2.distanceTransform(1 - bare, cv2.DIST_L2, 3, maps.inward)
         solid = 1 - cv2.dilate(bare, np.ones((3, 3), np.uint8)).astype(np.float32)
         cv2.GaussianBlur(solid, (0, 0), 1.0, maps.sharp)
         coarse = wp.array(spread(maps.carried), dtype=wp.vec2, copy=False, device="cpu")
-        kernels.run(kernels.fade, maps.beyond.shape[:2], photo, look, coarse, maps.all)
+        kernels.run(kernels.fade, squares, photo, look, coarse, maps.all)
         kernels.run(kernels.move, (height, width), photo, look, maps.all)
         # Where nothing moves by a pixel the photo itself is the best picture.
         for blurred, size in ((maps.moved, 5), (maps.bared, 9), (maps.believed, 5)):

@@ -7,12 +7,14 @@ kernels, whose annotations belong to Warp.
 # pyright: reportInvalidTypeForm=false
 # The types of Warp's structs are made by calls.
 
+import sys
 from typing import Any, no_type_check
 
 import numpy as np
 import warp as wp
 
 from expportrait_cli.painting.proxy.layers import NONE, SKIN
+from expportrait_cli.render import warp_backend
 from expportrait_cli.render.sampling import cubic, finer, mirror_sample, sample
 from expportrait_cli.render.warp_backend import SPAN
 
@@ -343,3 +345,9 @@ def filled(struct: Any, **arrays: np.ndarray) -> Any:
 def run(kernel: Any, shape: tuple[int, int], *inputs: Any) -> None:
     """Run a kernel over pixels, or squares of four."""
     wp.launch(kernel, dim=(shape[0], -(-shape[1] // SPAN)), inputs=inputs, device="cpu")
+
+
+def compile_all() -> None:
+    """Compile every kernel of the tool into Warp's cache, for each device."""
+    for module in (warp_backend, sys.modules[__name__]):
+        wp.load_module(module)
