@@ -14,7 +14,7 @@ import numpy as np
 import warp as wp
 
 from expportrait_cli.painting.proxy.layers import NONE, SKIN
-from expportrait_cli.render import warp_backend
+from expportrait_cli.render import surface, warp_backend
 from expportrait_cli.render.sampling import cubic, finer, mirror_sample, sample
 from expportrait_cli.render.warp_backend import SPAN
 
@@ -349,5 +349,5 @@ def run(kernel: Any, shape: tuple[int, int], *inputs: Any) -> None:
 
 def compile_all() -> None:
     """Compile every kernel of the tool into Warp's cache, for each device."""
-    for module in (warp_backend, sys.modules[__name__]):
+    for module in (warp_backend, surface, sys.modules[__name__]):
         wp.load_module(module)
