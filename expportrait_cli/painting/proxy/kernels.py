@@ -1,8 +1,4 @@
-"""What the compositor does pixel by pixel over the whole picture, as Warp kernels for the CPU and for CUDA.
-
-On the CPU Warp runs a launch in one thread, in order. `no_type_check` keeps the type checker of the tests away from
-kernels, whose annotations belong to Warp.
-"""
+"""What the compositor does pixel by pixel over the whole picture, as Warp kernels for the CPU and for CUDA."""
 
 # pyright: reportInvalidTypeForm=false
 # The types of Warp's structs are made by calls.
