@@ -358,9 +358,11 @@ def test_kernels_paint_what_numpy_does(scene):
         bones = scene._bones(index)
         (frame, guess), (expected, unsure) = (each.frame(verts, bones) for each in (own, plain))
         assert psnr(expected, own.layers.photo) < 45
-        # OpenCV's places are whole 32nds of a pixel, and it halves an odd side into squares that are no whole pixels.
-        assert psnr(frame, expected) > 56
-        assert (np.abs(frame.astype(int) - expected) > 2).mean() < 4e-3
+        # OpenCV's places are whole 32nds of a pixel; and it halves an odd side into squares that are no whole pixels,
+        # so that the two fields beyond the mesh differ by parts of a pixel there.
+        is_even = not (frame.shape[0] % 2 or frame.shape[1] % 2)
+        assert psnr(frame, expected) > (56 if is_even else 47)
+        assert (np.abs(frame.astype(int) - expected) > 2).mean() < (2e-3 if is_even else 2e-2)
         assert np.abs(guess - unsure).mean() < 1e-3
 
 
