@@ -119,10 +119,13 @@ class MeshesWriter:
             return
         verts_head = np.stack(self._pending)
         low, high = verts_head.min((0, 1)), verts_head.max((0, 1))
-        steps = np.rint((verts_head - low) * (65535 / np.maximum(high - low, 1e-9))).astype(np.uint16)
+        steps = verts_head - low
+        steps *= 65535 / np.maximum(high - low, 1e-9)
+        steps = np.rint(steps, out=steps).astype(np.uint16)
         # The difference wraps around, and so does the sum that undoes it.
         steps[1:] -= steps[:-1].copy()
-        npz.write_member(self._archive, _chunk_name(len(self._boxes)), steps, level=1)
+        # Packing them took longer than posing them, and saved a quarter.
+        npz.write_member(self._archive, _chunk_name(len(self._boxes)), steps, level=0)
         self._boxes.append(np.stack([low, high]))
         self._pending.clear()
 
@@ -208,9 +211,13 @@ class Meshes:
                 vertices = steps.shape[1]
                 low, high = self.boxes[chunk].astype(np.float64)
                 for index in range(max(start, first), min(end, first + len(steps))):
-                    verts_head = low + steps[index - first] * ((high - low) / 65535)
                     rotation, translation = self.poses[index].astype(np.float64)
-                    yield (verts_head @ from_turns(rotation).T + translation).astype(np.float32)
+                    turn = from_turns(rotation).T
+                    # One product in single precision, off by 0.1 um; what a frame shares is multiplied out before.
+                    scaled = ((high - low) / 65535)[:, None] * turn
+                    verts_cam = steps[index - first].astype(np.float32) @ scaled.astype(np.float32)
+                    verts_cam += (low @ turn + translation).astype(np.float32)
+                    yield verts_cam
 
     def check(self) -> None:
         """Read all vertices once, which takes less than a millisecond a frame.

@@ -91,9 +91,9 @@ def write_header(archive: zipfile.ZipFile, kind: str, version: int, made_by: Map
 
 
 def write_member(archive: zipfile.ZipFile, name: str, array: np.ndarray, *, level: int = 6) -> None:
-    """Add one array, without a time stamp; `level` is zlib's."""
+    """Add one array, without a time stamp; `level` is zlib's, 0 for an array as it is."""
     member = zipfile.ZipInfo(f"{name}.npy", EPOCH)
-    member.compress_type = zipfile.ZIP_DEFLATED
+    member.compress_type = zipfile.ZIP_DEFLATED if level else zipfile.ZIP_STORED
     member._compresslevel = level  # pyright: ignore[reportAttributeAccessIssue]
     with archive.open(member, "w", force_zip64=True) as file:
         np.lib.format.write_array(cast(BinaryIO, file), array, allow_pickle=False)

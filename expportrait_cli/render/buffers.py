@@ -213,7 +213,10 @@ class Bump:
 
     def carried(self, verts_cam: Float32[Tensor, "n V 3"], faces: Int[Tensor, "F 3"]) -> Float32[Tensor, "n V 10"]:
         """Values of vertices that are drawn for `bent`: places, `known`, and the places' change along the surface."""
-        along = mesh.surface_gradients(verts_cam, faces, self.places)
+        # Imported where something is drawn: Warp takes a third of a second to start.
+        from expportrait_cli.render.surface import surface_gradients
+
+        along = surface_gradients(verts_cam, faces, self.places)
         fixed = torch.cat([self.places, self.known], -1).expand(len(verts_cam), -1, -1)
         return torch.cat([fixed, along.flatten(-2)], -1)
 
@@ -288,9 +291,11 @@ def render_buffers(
             verts_cam.to(device), faces.to(device), camera, antialias=antialias, edges=there, bump=there_bump
         )
         return Buffers(drawn.normals.to(home), drawn.depth.to(home), drawn.mask.to(home))
+    from expportrait_cli.render.surface import vertex_normals
+
     pos = camera.clip(verts_cam)
     rast = rasterize(pos, faces, (camera.height, camera.width), backend=backend)
-    columns = [mesh.vertex_normals(verts_cam, faces), verts_cam[..., 2:]]
+    columns = [vertex_normals(verts_cam, faces), verts_cam[..., 2:]]
     if bump is not None:
         columns.append(bump.carried(verts_cam, faces))
     drawn = interpolate(torch.cat(columns, -1), rast, faces, backend=backend)

@@ -88,3 +88,18 @@ def cubic(picture: wp.array2d(dtype=wp.vec4), at: wp.vec2):
         line = s[0] * picture[row, x0] + s[1] * picture[row, x1] + s[2] * picture[row, x2] + s[3] * picture[row, x3]
         total += t[i] * line
     return total
+
+
+@no_type_check
+@wp.func
+def finer(squares: wp.array2d(dtype=wp.vec2), row: int, column: int):
+    """A map of squares of four pixels, at one pixel: linear between their centres."""
+    top = wp.max((row + 1) / 2 - 1, 0)
+    left = wp.max((column + 1) / 2 - 1, 0)
+    bottom = wp.min((row + 1) / 2, squares.shape[0] - 1)
+    right = wp.min((column + 1) / 2, squares.shape[1] - 1)
+    s = 0.75 - 0.5 * float(column % 2)
+    t = 0.75 - 0.5 * float(row % 2)
+    above = squares[top, left] + s * (squares[top, right] - squares[top, left])
+    below = squares[bottom, left] + s * (squares[bottom, right] - squares[bottom, left])
+    return above + t * (below - above)

@@ -46,7 +46,10 @@ def _start_warp() -> None:
 _start_warp()
 wp.set_module_options({"enable_backward": False})
 
+SPAN = 32
+"""Pixels of a row that one thread goes through: by itself each would first fetch where all its arrays lie."""
 EMPTY = 2**63 - 1
+_SPAN = wp.constant(SPAN)
 _SLACK = wp.constant(wp.float64(EDGE_SLACK))
 _STEPS = wp.constant(wp.float64(DEPTH_STEPS))
 _ID_RANGE = wp.constant(wp.int64(2**31))
@@ -89,15 +92,9 @@ def _project(pos: wp.array3d(dtype=wp.float32), height: int, width: int, screen:
 
 @no_type_check
 @wp.func
-def _first(low: wp.float64, count: int):
-    """First pixel whose centre is not left of a coordinate, within the image."""
-    return int(wp.ceil(wp.clamp(low - _ROUNDING, wp.float64(0.0), wp.float64(count))))
-
-
-@no_type_check
-@wp.func
-def _last(high: wp.float64, count: int):
-    return int(wp.floor(wp.clamp(high + _ROUNDING, wp.float64(-1.0), wp.float64(count - 1))))
+def _within(place: wp.float64, count: int):
+    """Keep a coordinate in reach of the image, so that it can become a pixel's."""
+    return wp.clamp(place, wp.float64(-1.0), wp.float64(count))
 
 
 @no_type_check
@@ -112,12 +109,11 @@ def _nearest(
     p0 = screen[frame, tri[face, 0]]
     p1 = screen[frame, tri[face, 1]]
     p2 = screen[frame, tri[face, 2]]
-    zero = wp.float64(0.0)
-    one = wp.float64(1.0)
-    left = _first(wp.min(p0[0], wp.min(p1[0], p2[0])), keys.shape[2])
-    right = _last(wp.max(p0[0], wp.max(p1[0], p2[0])), keys.shape[2])
-    top = _first(wp.min(p0[1], wp.min(p1[1], p2[1])), keys.shape[1])
-    bottom = _last(wp.max(p0[1], wp.max(p1[1], p2[1])), keys.shape[1])
+    zero, one = wp.float64(0.0), wp.float64(1.0)
+    left = wp.max(int(wp.ceil(_within(wp.min(p0[0], wp.min(p1[0], p2[0])) - _ROUNDING, keys.shape[2]))), 0)
+    right = int(wp.floor(_within(wp.max(p0[0], wp.max(p1[0], p2[0])) + _ROUNDING, keys.shape[2] - 1)))
+    top = wp.max(int(wp.ceil(_within(wp.min(p0[1], wp.min(p1[1], p2[1])) - _ROUNDING, keys.shape[1]))), 0)
+    bottom = int(wp.floor(_within(wp.max(p0[1], wp.max(p1[1], p2[1])) + _ROUNDING, keys.shape[1] - 1)))
     if left > right or top > bottom or not (p0[3] > zero and p1[3] > zero and p2[3] > zero):
         return
     a = p1 - p0
@@ -127,10 +123,8 @@ def _nearest(
         return
     scale = one / area
     # The weights of the second and third corner are linear on the screen, and so is z/w.
-    x1 = b[1] * scale
-    y1 = -b[0] * scale
-    x2 = -a[1] * scale
-    y2 = a[0] * scale
+    x1, y1 = b[1] * scale, -b[0] * scale
+    x2, y2 = -a[1] * scale, a[0] * scale
     for row in range(top, bottom + 1):
         y = wp.float64(row) - p0[1]
         r1 = y1 * y
@@ -161,28 +155,29 @@ def _resolve(
     rast: wp.array3d(dtype=wp.vec4),
 ):
     """Turn each pixel's winner into (u, v, z/w, id + 1)."""
-    frame, row, column = wp.tid()
-    key = keys[frame, row, column]
-    if key == _EMPTY:
-        rast[frame, row, column] = wp.vec4(0.0, 0.0, 0.0, 0.0)
-        return
-    face = int(key % _ID_RANGE)
-    p0 = screen[frame, tri[face, 0]]
-    p1 = screen[frame, tri[face, 1]]
-    p2 = screen[frame, tri[face, 2]]
-    a = p1 - p0
-    b = p2 - p0
-    x = wp.float64(column) - p0[0]
-    y = wp.float64(row) - p0[1]
-    scale = wp.float64(1.0) / (a[0] * b[1] - a[1] * b[0])
-    w1 = (b[1] * x - b[0] * y) * scale
-    w2 = (a[0] * y - a[1] * x) * scale
-    # Over w, and then over their sum, they are the weights on the surface.
-    share0 = (wp.float64(1.0) - w1 - w2) * p0[3]
-    share1 = w1 * p1[3]
-    total = wp.float64(1.0) / (share0 + share1 + w2 * p2[3])
-    z = p0[2] + w1 * a[2] + w2 * b[2]
-    rast[frame, row, column] = wp.vec4(float(share0 * total), float(share1 * total), float(z), float(face + 1))
+    frame, row, span = wp.tid()
+    for column in range(span * _SPAN, wp.min(span * _SPAN + _SPAN, keys.shape[2])):
+        key = keys[frame, row, column]
+        if key == _EMPTY:
+            rast[frame, row, column] = wp.vec4(0.0, 0.0, 0.0, 0.0)
+            continue
+        face = int(key % _ID_RANGE)
+        p0 = screen[frame, tri[face, 0]]
+        p1 = screen[frame, tri[face, 1]]
+        p2 = screen[frame, tri[face, 2]]
+        a = p1 - p0
+        b = p2 - p0
+        x = wp.float64(column) - p0[0]
+        y = wp.float64(row) - p0[1]
+        scale = wp.float64(1.0) / (a[0] * b[1] - a[1] * b[0])
+        w1 = (b[1] * x - b[0] * y) * scale
+        w2 = (a[0] * y - a[1] * x) * scale
+        # Over w, and then over their sum, they are the weights on the surface.
+        share0 = (wp.float64(1.0) - w1 - w2) * p0[3]
+        share1 = w1 * p1[3]
+        total = wp.float64(1.0) / (share0 + share1 + w2 * p2[3])
+        z = p0[2] + w1 * a[2] + w2 * b[2]
+        rast[frame, row, column] = wp.vec4(float(share0 * total), float(share1 * total), float(z), float(face + 1))
 
 
 @no_type_check
@@ -238,17 +233,18 @@ def _interpolate(
     rast: wp.array3d(dtype=wp.vec4),
     image: wp.array4d(dtype=wp.float32),
 ):
-    frame, row, column = wp.tid()
-    here = rast[frame, row, column]
-    face = int(here[3]) - 1
-    if face < 0:
-        return
-    for c in range(attr.shape[2]):
-        image[frame, row, column, c] = (
-            here[0] * attr[frame, tri[face, 0], c]
-            + here[1] * attr[frame, tri[face, 1], c]
-            + (1.0 - here[0] - here[1]) * attr[frame, tri[face, 2], c]
-        )
+    frame, row, span = wp.tid()
+    for column in range(span * _SPAN, wp.min(span * _SPAN + _SPAN, rast.shape[2])):
+        here = rast[frame, row, column]
+        face = int(here[3]) - 1
+        if face < 0:
+            continue
+        for c in range(attr.shape[2]):
+            image[frame, row, column, c] = (
+                here[0] * attr[frame, tri[face, 0], c]
+                + here[1] * attr[frame, tri[face, 1], c]
+                + (1.0 - here[0] - here[1]) * attr[frame, tri[face, 2], c]
+            )
 
 
 @no_type_check
@@ -301,7 +297,7 @@ class _Rasterize(torch.autograd.Function):
         launch(_project, tuple(pos.shape[:2]), [wp.from_torch(pos.detach()), *resolution, screen], pos.device)
         arrays = [screen, wp.from_torch(tri), wp.from_torch(keys)]
         launch(_nearest, (len(pos), len(tri)), arrays, pos.device)
-        launch(_resolve, tuple(keys.shape), [*arrays, _pixels(rast)], pos.device)
+        launch(_resolve, (*keys.shape[:2], -(-keys.shape[2] // SPAN)), [*arrays, _pixels(rast)], pos.device)
         ctx.save_for_backward(pos, tri, rast)
         return rast
 
@@ -323,7 +319,7 @@ class _Interpolate(torch.autograd.Function):
     def forward(ctx: FunctionCtx, attr: Tensor, rast: Tensor, tri: Tensor) -> Tensor:
         image = torch.zeros((*rast.shape[:3], attr.shape[-1]), dtype=torch.float32, device=attr.device)
         arrays = [wp.from_torch(attr.detach()), wp.from_torch(tri), _pixels(rast.detach()), wp.from_torch(image)]
-        launch(_interpolate, tuple(rast.shape[:3]), arrays, attr.device)
+        launch(_interpolate, (*rast.shape[:2], -(-rast.shape[2] // SPAN)), arrays, attr.device)
         ctx.save_for_backward(attr, rast, tri)
         return image
 

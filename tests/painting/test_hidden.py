@@ -3,6 +3,7 @@
 import cv2
 import numpy as np
 import pytest
+from support.plain_compositor import believed
 
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.head import dense
@@ -71,7 +72,7 @@ def test_no_ear_and_no_background_is_believed_on_hair(head):
     # Hair that shows hair, hair that shows skin, skin that shows skin, and skin that shows the background.
     source[0, :, :2] = [[40, 20], [40, 100], [40, 100], [120, 100]]
     source[0, :2, -1] = 1
-    assert hidden.believed(np.ones((1, 4), np.float32), source).round(3).tolist() == [[1, 0, 1, 0]]
+    assert believed(hidden, np.ones((1, 4), np.float32), source).round(3).tolist() == [[1, 0, 1, 0]]
 
 
 def test_pasting_touches_what_changed_alone():

@@ -8,6 +8,7 @@ from support.render_shapes import sphere
 from expportrait_cli.artifacts.types import Relief
 from expportrait_cli.geometry import mesh
 from expportrait_cli.geometry.camera import Camera
+from expportrait_cli.render import surface
 from expportrait_cli.render.buffers import BACKGROUND, Bump, decode, encode, render_buffers
 
 CENTRE_CAM = torch.tensor([0.02, -0.01, 0.75])
@@ -243,3 +244,22 @@ def test_inside_the_mouth_there_is_no_surface():
     assert (drawn.mask[0] == 1).all()
     assert (drawn.normals[0, :, 257:] == 0).all()
     assert (drawn.normals[0, :, :255, 2] > 0.999).all()
+
+
+def test_sums_of_triangles_are_those_that_carry_gradients():
+    verts, faces = sphere(12, 16)
+    generator = torch.Generator().manual_seed(0)
+    # A vertex without triangles, and a triangle without area.
+    verts = torch.cat([verts, torch.ones(1, 3)])
+    faces = torch.cat([faces, torch.tensor([[1, 1, 2]], dtype=faces.dtype)])
+    batch = torch.stack([verts, verts * torch.tensor([1.0, 2.0, 0.5])]) + 0.01 * torch.rand(
+        2, *verts.shape, generator=generator
+    )
+    values = torch.rand(len(verts), 2, generator=generator)
+    torch.testing.assert_close(surface.vertex_normals(batch, faces), mesh.vertex_normals(batch, faces))
+    along = [each.surface_gradients(batch, faces, values) for each in (surface, mesh)]
+    assert along[1].abs().max() > 1
+    torch.testing.assert_close(*along, rtol=1e-4, atol=1e-4)
+    leaf = batch.clone().requires_grad_()
+    surface.vertex_normals(leaf, faces).sum().backward()
+    assert leaf.grad is not None and leaf.grad.abs().max() > 0

@@ -96,7 +96,8 @@ class Compositor:
     def _prepared(self):
         """What all frames share, as the kernels take it."""
         layers, hidden, rows = self.layers, self.hidden, np.arange(self.layers.alpha.shape[0]) + 0.5
-        columns = (layers.xy, layers.depth, layers.cosine, layers.colour, hidden.attributes)
+        spare = np.zeros((len(layers.xy), 2))
+        columns = (layers.xy, layers.depth, layers.cosine, layers.colour, hidden.attributes, spare)
         start, end = (self.chin_y_px + f * self.face_height_px for f in SITS_FACES)
         strands = hidden.strands if hidden.strands is not None else np.zeros((1, 1), np.float32)
         single = {
@@ -106,8 +107,8 @@ class Compositor:
             "strands": strands,
             "attributes": np.column_stack(columns),
             "moves": 1 - _smooth(ramp(rows, (start, end))),
-            "below": ramp(rows - self.chin_y_px, (0, 0.3 * self.face_height_px)),
-            "down": _smooth(ramp(rows[: len(rows) + 1 >> 1] * 2 - self.chin_y_px, (0, 0.5 * self.face_height_px))),
+            "below": ramp(rows - self.chin_y_px, (0.0, 0.3 * self.face_height_px)),
+            "down": _smooth(ramp(rows[: len(rows) + 1 >> 1] * 2 - self.chin_y_px, (0.0, 0.5 * self.face_height_px))),
         }
         return kernels.filled(
             kernels.Photo,
@@ -115,8 +116,6 @@ class Compositor:
             plate=layers.plate,
             close_plate=layers.close_plate,
             foreground=_with_room(layers.foreground),
-            shut=_with_room(self.lips.picture),
-            calm=_with_room(self.lips.calm),
             tri=self.faces.numpy(),
             triangle_part=self.triangle_part,
             **{name: array.astype(np.float32) for name, array in single.items()},
@@ -126,7 +125,8 @@ class Compositor:
     def _maps(self) -> "_Maps":
         """Memory for the maps of a frame; frames may be painted in several threads at a time."""
         if not hasattr(self._own, "maps"):
-            self._own.maps = _Maps(self.layers.alpha.shape)
+            height, width = self.layers.alpha.shape
+            self._own.maps = _Maps((height, width))
         return self._own.maps
 
     def frame(
@@ -134,24 +134,27 @@ class Compositor:
     ) -> tuple[UInt8[np.ndarray, "H W 3"], Float32[np.ndarray, "H W"]]:
         """Paint one frame, and say how far each pixel is a guess (`Sketch.guess`); `glimpse` is the driver's mouth."""
         maps, photo, (height, width) = self._maps, self.photo, self.layers.alpha.shape
-        look = self._look(bones, verts_cam)
+        squares = ((height + 1) // 2, (width + 1) // 2)
+        look = self._look(bones)
         rast = draw(verts_cam, self.faces, self.layers.camera)
         drawn = wp.from_torch(rast[0], dtype=wp.vec4)
         kernels.run(kernels.parts, (height, width), photo, drawn, maps.all)
         self.lips.inner(maps.part, rast, verts_cam)
-        kernels.run(kernels.shade, maps.beyond.shape[:2], photo, look, drawn, maps.all)
+        kernels.run(kernels.shade, squares, photo, look, drawn, maps.all)
         bare = (maps.part == NONE).astype(np.uint8)
         cv2.distanceTransform(bare, cv2.DIST_L2, 3, maps.away)
         cv2.distanceTransform(1 - bare, cv2.DIST_L2, 3, maps.inward)
         solid = 1 - cv2.dilate(bare, np.ones((3, 3), np.uint8)).astype(np.float32)
         cv2.GaussianBlur(solid, (0, 0), 1.0, maps.sharp)
         coarse = wp.array(spread(maps.carried), dtype=wp.vec2, copy=False, device="cpu")
-        kernels.run(kernels.fade, maps.beyond.shape[:2], photo, look, coarse, maps.all)
+        kernels.run(kernels.fade, squares, photo, look, coarse, maps.all)
         kernels.run(kernels.move, (height, width), photo, look, maps.all)
         # Where nothing moves by a pixel the photo itself is the best picture.
         for blurred, size in ((maps.moved, 5), (maps.bared, 9), (maps.believed, 5)):
             cv2.blur(blurred, (size, size), blurred)
         self._fold(maps, rast, verts_cam)
+        kernels.run(kernels.carry, (height, width), photo, maps.all)
+        self.lips.clean(maps.person, maps.field, verts_cam)
         frame, guess = np.empty((height, width, 3), np.uint8), np.empty((height, width), np.float32)
         out = (wp.array(frame, dtype=wp.vec3ub, copy=False, device="cpu"), wp.array(guess, copy=False, device="cpu"))
         kernels.run(kernels.paint, (height, width), photo, look, maps.all, *out)
@@ -163,20 +166,19 @@ class Compositor:
             lid.paint_lashes(frame, verts_cam)
         return frame, guess
 
-    def _look(self, bones: Bones, verts_cam):
+    def _look(self, bones: Bones):
         """Numbers of a frame for the kernels."""
         look, height = kernels.Look(), self.face_height_px
         least, added, _ = RIM
         look.turned = self._turned(bones)
         above, below = self._far(bones)
         look.above, look.below = kernels.Affine(above), kernels.Affine(below)
-        look.slack_m, look.reach_px = DEPTH_SLACK_M, FADE_FACES * height
-        look.limit_px, look.soft_px = height * (least + added * (1 - look.turned)), 0.02 * height
-        look.border_px, look.fringe_px = BORDER_FACES * height, max(HAIR_FRINGE * height, 1.0)
-        look.still_px = wp.vec2(STILL_PX)
-        look.bare_px = wp.vec2([f * height for f in BARE_FACES])
-        look.lips, look.calm, box = self.lips.cleaned(verts_cam)
-        look.box, look.shade = wp.vec4i(box), SHADE
+        look.slack_m, look.reach = DEPTH_SLACK_M, 1 / (FADE_FACES * height)
+        look.limit_px, look.soft = height * (least + added * (1 - look.turned)), 1 / (0.02 * height)
+        look.border, look.fringe = 1 / (BORDER_FACES * height), 1 / max(HAIR_FRINGE * height, 1.0)
+        for name, (low, high) in (("still", STILL_PX), ("bare", [f * height for f in BARE_FACES])):
+            setattr(look, name, wp.vec2(low, 1 / (high - low)))
+        look.shade = SHADE
         return look
 
     def _fold(self, maps: "_Maps", rast, verts_cam) -> None:
@@ -223,12 +225,15 @@ class _Maps:
         channels = {"own": 2, "hair": 2, "colour": 3, "field": 2}
         names = ("seen", "believed", "away", "inward", "sharp", "alpha", "moved", "bared", "folded", *channels)
         arrays = {name: np.zeros((*shape, channels[name]) if name in channels else shape, np.float32) for name in names}
-        self.part = np.zeros(shape, np.uint8)
+        self.part, self.person = np.zeros(shape, np.uint8), np.zeros((*shape, 3), np.uint8)
         self.carried, self.beyond = np.zeros((*half, 3), np.float32), np.zeros((*half, 2), np.float32)
         self.away, self.inward, self.sharp = arrays["away"], arrays["inward"], arrays["sharp"]
         self.believed, self.moved, self.bared = arrays["believed"], arrays["moved"], arrays["bared"]
         self.own, self.colour, self.folded = arrays["own"], arrays["colour"], arrays["folded"]
-        self.all = kernels.filled(kernels.Maps, part=self.part, carried=self.carried, beyond=self.beyond, **arrays)
+        self.field = arrays["field"]
+        self.all = kernels.filled(
+            kernels.Maps, part=self.part, person=self.person, carried=self.carried, beyond=self.beyond, **arrays
+        )
 
 
 def _with_room(picture: UInt8[np.ndarray, "H W 3"]) -> Float32[np.ndarray, "H W 4"]:

@@ -1,27 +1,28 @@
-"""What the compositor does pixel by pixel over the whole picture, as Warp kernels for the CPU and for CUDA.
+"""What the compositor does pixel by pixel over the whole picture, as Warp kernels for the CPU and for CUDA."""
 
-On the CPU Warp runs a launch in one thread, in order. `no_type_check` keeps the type checker of the tests away from
-kernels, whose annotations belong to Warp.
-"""
+# pyright: reportInvalidTypeForm=false
+# The types of Warp's structs are made by calls.
 
+import sys
 from typing import Any, no_type_check
 
 import numpy as np
 import warp as wp
 
 from expportrait_cli.painting.proxy.layers import NONE, SKIN
-from expportrait_cli.render.sampling import cubic, mirror_sample, sample
+from expportrait_cli.render import surface, warp_backend
+from expportrait_cli.render.sampling import cubic, finer, mirror_sample, sample
+from expportrait_cli.render.warp_backend import SPAN
 
 wp.set_module_options({"enable_backward": False, "max_unroll": 1})
 
-SPAN = 32
-"""Pixels of a row that one thread goes through: by itself each would first fetch where all its maps lie."""
 _SPAN = wp.constant(SPAN)
 _NONE, _SKIN = wp.constant(wp.uint8(NONE)), wp.constant(wp.uint8(SKIN))
 
 Affine = wp.types.matrix(shape=(2, 3), dtype=wp.float32)
-Attributes = wp.types.vector(length=10, dtype=wp.float32)
-"""Of a vertex: place in the photo (px), depth there (m), cosine to its camera, colour, place on the head (px), hair."""
+Attributes = wp.types.vector(length=12, dtype=wp.float32)
+"""Of a vertex: place in the photo (px), depth there (m), cosine to its camera, colour, place on the head (px), hair;
+two are spare, because a processor loads four at once."""
 
 
 @no_type_check
@@ -33,10 +34,6 @@ class Photo:
     plate: wp.array2d(dtype=wp.vec3ub)
     close_plate: wp.array2d(dtype=wp.vec3ub)
     foreground: wp.array2d(dtype=wp.vec4)
-    shut: wp.array2d(dtype=wp.vec4)
-    """The foreground with shut lips."""
-    calm: wp.array2d(dtype=wp.vec4)
-    """The foreground with shut lips and without the folds of a smile."""
     matte: wp.array2d(dtype=float)
     zbuffer: wp.array2d(dtype=float)
     known: wp.array2d(dtype=wp.vec2)
@@ -83,9 +80,11 @@ class Maps:
     """Place in the photo, centres at whole numbers."""
     alpha: wp.array2d(dtype=float)
     moved: wp.array2d(dtype=float)
-    """How far the moved layers replace the photo,"""
+    """Share of the moved layers in the picture; the rest is the photo's."""
     bared: wp.array2d(dtype=float)
-    """and the safe plate the close one."""
+    """Share of the safe plate in the background; the rest is the close plate's."""
+    person: wp.array2d(dtype=wp.vec3ub)
+    """The person moved, where anything moves and the matte has any of them."""
     folded: wp.array2d(dtype=float)
     """Share of skin of a lid that the photo has folded away."""
 
@@ -102,26 +101,20 @@ class Look:
     above: Affine
     below: Affine
     """Motion of what lies beyond the mesh: hair above, the torso below."""
-    reach_px: float
-    """Distance from the mesh over which its motion fades into that;"""
+    reach: float
+    """One over the distance from the mesh over which its motion fades into that of what lies beyond, 1/px."""
     limit_px: float
-    """distance up to which the photo's matte counts;"""
-    soft_px: float
-    """width over which it ends there,"""
-    border_px: float
-    """over which hair that the photo cuts off fades out,"""
-    fringe_px: float
-    """and over which hair that the photo hides does."""
-    still_px: wp.vec2
-    """Motions between which the photo gives way to the moved layers."""
-    bare_px: wp.vec2
-    """Motions between which the safe plate takes over from the close one."""
-    lips: float
-    """Share of the picture of shut lips."""
-    calm: float
-    """Share of the picture without the folds of a smile."""
-    box: wp.vec4i
-    """Box in which both shares count: left, top, right, bottom."""
+    """Distance from the mesh up to which the photo's matte counts."""
+    soft: float
+    """One over the width over which the matte ends there, 1/px."""
+    border: float
+    """One over the width over which hair that the photo cuts off fades out, 1/px."""
+    fringe: float
+    """One over the width over which hair that the photo hides fades out, 1/px."""
+    still: wp.vec2
+    """Motion, px, from which the photo gives way to the moved layers, and one over the width of that ramp."""
+    bare: wp.vec2
+    """Motion, px, from which the safe plate takes over from the close one, and one over the width of that ramp."""
     shade: float
     """How much darker hidden hair is than hair in sight."""
 
@@ -148,7 +141,7 @@ def _opaque(colour: wp.vec3ub):
 @no_type_check
 @wp.func
 def _ramp(value: float, ends: wp.vec2):
-    return wp.clamp((value - ends[0]) / (ends[1] - ends[0]), 0.0, 1.0)
+    return wp.clamp((value - ends[0]) * ends[1], 0.0, 1.0)
 
 
 @no_type_check
@@ -210,7 +203,7 @@ def shade(p: Photo, look: Look, rast: wp.array2d(dtype=wp.vec4), m: Maps):
                     x = wp.clamp(int(wp.rint(at[0])), 0, width - 1)
                     y = wp.clamp(int(wp.rint(at[1])), 0, height - 1)
                     if value[2] < p.zbuffer[y, x] + look.slack_m:
-                        sees = wp.clamp((value[3] - 0.08) / 0.2, 0.0, 1.0)
+                        sees = wp.clamp((value[3] - 0.08) * 5.0, 0.0, 1.0)
                         shares = sample(p.known, at)
                         believes = sees * shares[0] * (1.0 - value[9] * (1.0 - shares[1]))
                     if value[9] > 0.0:
@@ -248,7 +241,7 @@ def fade(p: Photo, look: Look, coarse: wp.array2d(dtype=wp.vec2), m: Maps):
         reach = (
             (m.away[2 * i, 2 * j] + m.away[2 * i, right] + m.away[bottom, 2 * j] + m.away[bottom, right])
             * 0.25
-            / look.reach_px
+            * look.reach
         )
         m.beyond[i, j] = _far(p, look, i, j) + spread * wp.exp(-reach * reach)
 
@@ -265,27 +258,43 @@ def move(p: Photo, look: Look, m: Maps):
     for column in range(span * _SPAN, wp.min(span * _SPAN + _SPAN, m.alpha.shape[1])):
         height = m.own.shape[0]
         width = m.own.shape[1]
-        step = sample(m.beyond, wp.vec2(0.5 * float(column) - 0.25, 0.5 * float(row) - 0.25))
+        step = finer(m.beyond, row, column)
         step = (step + m.seen[row, column] * (m.own[row, column] - step)) * p.moves[row]
         at = wp.vec2(float(column), float(row)) + step
         m.field[row, column] = at
         length = wp.length(step)
-        m.moved[row, column] = _ramp(length, look.still_px)
-        m.bared[row, column] = _ramp(length, look.bare_px)
+        m.moved[row, column] = _ramp(length, look.still)
+        m.bared[row, column] = _ramp(length, look.bare)
         share = mirror_sample(p.matte, at)
         fibre = m.hair[row, column]
         edge = m.sharp[row, column]
-        soft = wp.clamp(m.inward[row, column] / look.fringe_px + fibre[1], 0.0, 1.0)
+        soft = wp.clamp(m.inward[row, column] * look.fringe + fibre[1], 0.0, 1.0)
         cover = edge + fibre[0] * (wp.min(edge, soft) - edge)
         out = wp.max(wp.max(-at[0], at[0] - float(width - 1)), wp.max(-at[1], at[1] - float(height - 1)))
         if out > 0.0:
-            out = out / look.border_px
+            out = out * look.border
             share *= wp.max(wp.max(wp.exp(-out * out), cover), p.below[row])
-        cut = wp.clamp((look.limit_px - m.away[row, column]) / look.soft_px + 1.0, 0.0, 1.0)
+        cut = wp.clamp((look.limit_px - m.away[row, column]) * look.soft + 1.0, 0.0, 1.0)
         share *= wp.max(cut, p.below[row])
         if look.turned >= 0.02:
             share = wp.max(share, cover * look.turned * (1.0 - p.below[row]))
         m.alpha[row, column] = share
+
+
+@no_type_check
+@wp.func
+def _bytes(colour: wp.vec4):
+    return wp.vec3ub(wp.uint8(colour[0]), wp.uint8(colour[1]), wp.uint8(colour[2]))
+
+
+@no_type_check
+@wp.kernel
+def carry(p: Photo, m: Maps):
+    """Write the person moved; what is not seen of them stays as it was."""
+    row, span = wp.tid()
+    for column in range(span * _SPAN, wp.min(span * _SPAN + _SPAN, m.alpha.shape[1])):
+        if m.alpha[row, column] > 0.0 and m.moved[row, column] > 0.0:
+            m.person[row, column] = _bytes(_levels(cubic(p.foreground, m.field[row, column])))
 
 
 @no_type_check
@@ -306,14 +315,7 @@ def paint(p: Photo, look: Look, m: Maps, frame: wp.array2d(dtype=wp.vec3ub), gue
         safe = m.bared[row, column]
         out = _levels((1.0 - safe) * _opaque(p.close_plate[row, column]) + safe * _opaque(p.plate[row, column]))
         if cover > 0.0:
-            at = m.field[row, column]
-            person = _levels(cubic(p.foreground, at))
-            box = look.box
-            if column >= box[0] and row >= box[1] and column < box[2] and row < box[3]:
-                if look.lips > 0.0:
-                    person = _levels((1.0 - look.lips) * person + look.lips * _levels(cubic(p.shut, at)))
-                if look.calm > 0.0:
-                    person = _levels((1.0 - look.calm) * person + look.calm * _levels(cubic(p.calm, at)))
+            person = _opaque(m.person[row, column])
             if hidden > 0.0:
                 fibre = m.hair[row, column]
                 smooth = m.colour[row, column] * (1.0 + fibre[1] - look.shade * fibre[0])
@@ -322,7 +324,7 @@ def paint(p: Photo, look: Look, m: Maps, frame: wp.array2d(dtype=wp.vec3ub), gue
                 )
             out = _levels((1.0 - cover) * out + cover * person)
         out = _levels((1.0 - share) * _opaque(p.photo[row, column]) + share * out)
-        frame[row, column] = wp.vec3ub(wp.uint8(out[0]), wp.uint8(out[1]), wp.uint8(out[2]))
+        frame[row, column] = _bytes(out)
         unsure = wp.max(hidden, wp.max((1.0 - cover) * p.matte[row, column], 4.0 * cover * (1.0 - cover)))
         guess[row, column] = share * unsure
 
@@ -339,3 +341,9 @@ def filled(struct: Any, **arrays: np.ndarray) -> Any:
 def run(kernel: Any, shape: tuple[int, int], *inputs: Any) -> None:
     """Run a kernel over pixels, or squares of four."""
     wp.launch(kernel, dim=(shape[0], -(-shape[1] // SPAN)), inputs=inputs, device="cpu")
+
+
+def compile_all() -> None:
+    """Compile every kernel of the tool into Warp's cache, for each device."""
+    for module in (warp_backend, surface, sys.modules[__name__]):
+        wp.load_module(module)

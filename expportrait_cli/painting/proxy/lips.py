@@ -281,23 +281,29 @@ class Lips:
             astray[box] &= cv2.dilate(between, np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)) == 0
         part[astray] = NONE
 
-    def cleaned(self, verts_cam: Float32[np.ndarray, "V 3"]) -> tuple[float, float, tuple[int, int, int, int]]:
-        """Say how far the photo's teeth and shadows are to be taken off the lips, and a smile's folds from beside them.
-
-        Returns the shares (0..1) of the picture of shut lips and of that without folds, and the box, px, in which they
-        count: left, top, right, bottom.
-        """
+    def clean(
+        self,
+        person: UInt8[np.ndarray, "H W 3"],
+        field: Float32[np.ndarray, "H W 2"],
+        verts_cam: Float32[np.ndarray, "V 3"],
+    ) -> None:
+        """Take the photo's teeth and shadows off lips that lie otherwise than there, and a smile's folds, in place."""
         moved = self._shape(verts_cam) - self.shape
         share = float(ramp(np.linalg.norm(moved, axis=-1).mean() / self.width_m, MOVED)) * (self.open_m >= OPEN_M)
         calm = float(ramp(1 - self._width_m(verts_cam) / self.corners_m, NARROWER))
         if max(share, calm) == 0:
-            return 0.0, 0.0, (0, 0, 0, 0)
+            return
         xy = self._px(verts_cam).reshape(-1, 2)
         low, high = xy.min(0), xy.max(0)
         margin = AROUND_MOUTH * max(float(high[0] - low[0]), self.width_px)
-        left, top = np.maximum(low - margin, 0).astype(int).tolist()
-        right, bottom = (high + margin).astype(int).tolist()
-        return share, calm, (left, top, right, bottom)
+        left, top = np.maximum(low - margin, 0).astype(int)
+        right, bottom = (high + margin).astype(int)
+        box = np.s_[top : max(bottom, top), left : max(right, left)]
+        if person[box].size:
+            for picture, weight in ((self.picture, share), (self.calm, calm)):
+                if weight > 0:
+                    shown = cv2.remap(picture, field[box], NO_MAP, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+                    person[box] = mix(person[box], shown, np.full(shown.shape[:2], weight, np.float32))
 
     def paint_seam(self, frame: UInt8[np.ndarray, "H W 3"], verts_cam: Float32[np.ndarray, "V 3"]) -> None:
         """Draw the line where lips meet that the photo has apart, in place."""
