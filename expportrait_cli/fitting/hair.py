@@ -38,8 +38,7 @@ a change around it fades to 0, and those over which the offset of the hair besid
 CREASE_STEPS, SMOOTH_STEPS = 25, 6
 """Steps of relaxation after an ear was closed over, and after each descent on the outline."""
 SPIKE_M, SPIKE_RINGS, SPIKE_ROUNDS = 0.004, 3, 6
-"""Distance of an offset from the mean of so many rings around it from which it is a spike, and how often it is relaxed:
-hair and clothes reach 2 mm in 5 of 1,000 vertices."""
+"""Distance of an offset from the mean of so many rings around it from which it is a spike, and relaxations."""
 BESIDE_M, HAND_M, HAND_PX, CLEARLY, CLOTHED = 0.005, 0.04, 600, 2.5, 0.6
 """What is so far off the head, m, in the colours of its skin is a hand, if it reaches so far, has so many pixels, and
 hair differs so clearly (Mahalanobis distance); and the share of the torso bone in a spot of the shoulders."""
