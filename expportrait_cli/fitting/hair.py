@@ -19,7 +19,7 @@ from expportrait_cli.geometry.mesh import faded, grown, relaxed, vertex_normals
 from expportrait_cli.geometry.rotations import from_turns
 from expportrait_cli.head import HeadModel, dense
 from expportrait_cli.head.fitted import fitted_mesh, neutral_mesh
-from expportrait_cli.head.model import TORSO
+from expportrait_cli.head.model import HEAD, TORSO
 
 SHORTER = 0.16
 """Share of its depth behind the ears that the model's skull is too long: its cephalic index is 0.74, people's 0.80."""
@@ -31,16 +31,14 @@ AWAY = (-0.1, 0.5)
 """Cosines between a normal and the view, away from the camera, between which the prior takes over from the outline."""
 EAR_BOX_M = np.array([[0.055, -0.05, -0.05], [np.inf, 0.038, 0.03]])
 """Lowest and highest |x|, y, z of the ears in the template; the origin of the head frame lies between them."""
-EAR_STANDS_M = 0.0075
-"""Height over the skin around it from which a vertex belongs to an ear."""
+EAR_STANDS_M = 0.0075  # Over the skin around it.
 ROOT_RINGS, HELD_RINGS, SLOPE_RINGS = 3, 4, 8
 """Rings of triangles around an ear: those that go with it when the skin closes over it, those over which the weight of
 a change around it fades to 0, and those over which the offset of the hair beside a bare one falls to nothing."""
 CREASE_STEPS, SMOOTH_STEPS = 25, 6
 """Steps of relaxation after an ear was closed over, and after each descent on the outline."""
-SPIKE_M, SPIKE_RINGS, SPIKE_ROUNDS = 0.004, 3, 6
-"""Distance of an offset from the mean of so many rings around it from which it is a spike, and how often it is relaxed:
-hair and clothes reach 2 mm in 5 of 1,000 vertices."""
+SPIKE_M, SPIKE_RINGS, SPIKE_ROUNDS = 0.0025, 3, 6
+"""Distance of an offset from the mean of so many rings around it from which it is a spike, and relaxations."""
 BESIDE_M, HAND_M, HAND_PX, CLEARLY, CLOTHED = 0.005, 0.04, 600, 2.5, 0.6
 """What is so far off the head, m, in the colours of its skin is a hand, if it reaches so far, has so many pixels, and
 hair differs so clearly (Mahalanobis distance); and the share of the torso bone in a spot of the shoulders."""
@@ -53,11 +51,9 @@ OVER_EARS_M = 0.03
 USUAL_PERCENTILE, FAR_SHARE, FAR_M, LEAST_PX = 40, 1.3, 0.008, 200
 """Percentile of the thickness of hair around a skull that is usual; how far off the skull something is looked at, as
 many times that and so much more, m; and the fewest pixels of anything that is compared."""
-HARDLY = 0.05
-"""Share of the other ear's pixels below which a photo hardly shows an ear."""
-SEPARATED, FEW_PX = 0.5, 30
+SEPARATED, FEW_PX, HARDLY = 0.5, 30, 0.05
 """Least difference of what the colours of skin and hair score on themselves, and fewest pixels of an ear, for colours
-to decide whether it is covered."""
+to decide whether it is covered; and share of the other ear's pixels below which a photo hardly shows an ear."""
 
 
 class Membrane:
@@ -335,12 +331,15 @@ def _closed(head: HeadModel) -> list[tuple[Membrane, Float[np.ndarray, " V"]]]:
 
 
 def without_spikes(fit: HeadFit, head: HeadModel) -> HeadFit:
-    """Relax what the outline has drawn out to points and ridges, off the face and off bare ears.
+    """Relax what the outline has drawn out to points and ridges, off the face and off a side whose ear is bare.
 
     Where the end of long hair meets a shoulder, one sheet would have to fold back: what descents leave there is a
-    crest, which is a horn as soon as the head turns.
+    crest, which is a horn as soon as the head turns. Over a bare ear, hair does stand off like that.
     """
     faces, free = head.dense_faces.numpy(), outline_mask(head, fit.ears_seen).astype(np.float64)
+    across, skull = dense(head, head.template)[:, 0].numpy(), head.skinning[:, HEAD].numpy()
+    for side, is_seen in zip((1, -1), fit.ears_seen, strict=True):
+        free *= 1 - is_seen * skull * smoothstep(side * across, 0.0, 0.02)
     offset, everywhere = fit.static_offset.astype(np.float64), np.ones(len(free))
     for _ in range(SPIKE_ROUNDS):
         away = np.linalg.norm(relaxed(offset, everywhere, faces, SPIKE_RINGS) - offset, axis=1)

@@ -36,8 +36,12 @@ STAGES = ((DRAW_SIZE, 20, 30.0), (DRAW_SIZE, 20, 10.0), (CROP_SIZE, 3, 10.0))
 KEY_FRAMES, KEY_TURN_DEG = 6, 4.0
 """Frames whose mattes are fitted together, and the least turn between two of them: what does not turn shows nothing
 new."""
-USUAL, DOUBTFUL = 0.005, 1.8
-"""Differences (shares of the person's area) that any matte has, and how many times the median is believed no more."""
+USUAL, DOUBTFUL = 0.005, 3.0
+"""Differences (shares of the person's area) that any matte has, and how many times the median is believed no more: what
+a turned head shows anew differs most."""
+CHIN = 152
+KEY_ROUNDS, LEAST_GAIN = 3, 0.002
+"""Descents on key frames, and the gain in overlap below which another is not worth its time."""
 FAR_M = 0.03
 """Distance from a matte's outline at which it is believed by a quarter."""
 LIMIT_M = 0.1
@@ -182,6 +186,7 @@ def refined_offset(
 def outline_loss(posed: PosedPatch, mattes: Sequence[Float32[np.ndarray, "S S"]], size: int) -> OutlineLoss:
     """The loss on mattes drawn `size` px wide; of several, what lies far from the outline of one is hardly believed."""
     small = np.stack([cv2.resize(matte, (size, size), interpolation=cv2.INTER_AREA) for matte in mattes])
+    is_known, small = np.isfinite(small), np.nan_to_num(small)
     loss = OutlineLoss(
         Camera.of_crop(posed.focal_px, CROP_SIZE, size),
         posed.patch.faces,
@@ -192,7 +197,13 @@ def outline_loss(posed: PosedPatch, mattes: Sequence[Float32[np.ndarray, "S S"]]
         return loss
     away_px = np.stack([_outline_distance(matte) for matte in small]) * CROP_SIZE / size
     away_m = away_px / posed.focal_px * float(posed.verts[..., 2].mean(1).mean())
-    return replace(loss, belief=torch.from_numpy((1 / (1 + (away_m / FAR_M) ** 2) ** 2).astype(np.float32)))
+    belief = is_known / (1 + (away_m / FAR_M) ** 2) ** 2
+    return replace(loss, belief=torch.from_numpy(belief.astype(np.float32)))
+
+
+def _above(matte: Float32[np.ndarray, "S S"], row: int) -> Float32[np.ndarray, "S S"]:
+    """A matte that is unknown from a row downwards."""
+    return np.where(np.arange(len(matte))[:, None] < row, matte, np.float32(np.nan))
 
 
 def _outline_distance(matte: Float32[np.ndarray, "H W"]) -> Float32[np.ndarray, "H W"]:
@@ -215,6 +226,7 @@ class KeyFrames:
     rows: Rows
     pictures: Sequence[Picture]
     mattes: Sequence[Float32[np.ndarray, "S S"]]
+    """NaN below the chin in all but the own frame."""
     offset: Float32[np.ndarray, "R P 3"]
     """What the landmarks of each say beyond identity and expression, on `static_patch`."""
 
@@ -237,7 +249,9 @@ class KeyFrames:
         if len(others):
             moved = clip.landmark_offsets(others, patch, LandmarkSpread(head, fit.identity))
             offset = np.concatenate([offset, limited(moved, config.descent.dynamic_limit_m)])
-        mattes = [own[1], *map(Matte().matte, pictures)]
+        # How the torso stands in other frames is a guess.
+        chins = tracking.landmarks[others, CHIN, 1].astype(int)
+        mattes = [own[1], *(_above(Matte().matte(each), chin) for each, chin in zip(pictures, chins, strict=True))]
         return cls(tracking, head, rows, [own[0], *pictures], mattes, offset)
 
     def own(self) -> "KeyFrames":
@@ -275,7 +289,14 @@ def refined_static(fit: HeadFit, frames: KeyFrames, network: Estimator | None, c
     better = replace(fit, static_offset=refined_offset(fit, head, own.mattes, own.posed(fit)[1], config))
     fit = max(fit, better, key=lambda each: silhouette_iou(each, head, own.mattes[0]))
     if len(frames.rows) > 1:
-        shared = replace(fit, static_offset=refined_offset(fit, head, frames.mattes, frames.posed(fit)[1], config))
+        shared, overlap = fit, 0.0
+        for _ in range(KEY_ROUNDS):
+            offset = refined_offset(shared, head, frames.mattes, frames.posed(shared)[1], config)
+            better = replace(shared, static_offset=offset)
+            after = float(frames.overlaps(better).mean())
+            if after <= overlap + LEAST_GAIN:
+                break
+            shared, overlap = better, after
         # Hair and clothes have moved between the frames: the head's own picture has the last word.
         fit = frames.towards(fit, refined_offset(shared, head, own.mattes, own.posed(shared)[1], config))
     if network is None:
@@ -301,6 +322,6 @@ def silhouette_iou(fit: HeadFit, head: HeadModel, matte: Float32[np.ndarray, "S 
 def _iou(
     verts: Float32[np.ndarray, "V 3"], matte: Float32[np.ndarray, "S S"], head: HeadModel, focal_px: float
 ) -> float:
-    drawn = draw_vertices(verts, head, focal_px, size=CROP_SIZE) >= 0
+    drawn = (draw_vertices(verts, head, focal_px, size=CROP_SIZE) >= 0) & np.isfinite(matte)
     person = matte > 0.5
     return float((drawn & person).sum() / max((drawn | person).sum(), 1))

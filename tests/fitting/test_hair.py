@@ -9,11 +9,21 @@ import torch
 
 from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit
 from expportrait_cli.fitting import hair, static
+from expportrait_cli.fitting.clip import dynamic_mask, plain_skin
 from expportrait_cli.fitting.detail import pixel_classes
-from expportrait_cli.fitting.silhouette import draw_vertices
+from expportrait_cli.fitting.silhouette import draw_vertices, longer_teeth
 from expportrait_cli.geometry.mesh import grown, vertex_normals
-from expportrait_cli.head import dense
-from expportrait_cli.head.fitted import fitted_mesh, neutral_mesh
+from expportrait_cli.head import dense, landmarks
+from expportrait_cli.head.fitted import (
+    INNER_LIPS,
+    LOWER_EDGE_M,
+    UPPER_EDGE_M,
+    fitted_mesh,
+    mouth_offset,
+    neutral_mesh,
+    relief_of,
+    tongue,
+)
 from expportrait_cli.head.model import HEAD, TORSO
 
 pytest_plugins = ("support.astronaut",)
@@ -53,6 +63,47 @@ def test_bare_and_covered_ears_are_told_by_their_colour(bald, head, covered):
     assert seen.tolist() == [not each for each in covered]
 
 
+@pytest.mark.parametrize("covered", [False, True])
+def test_an_ear_that_is_turned_away_is_as_the_other_one(bald, head, covered):
+    turned = replace(bald, rotation=np.array([0, np.radians(35), 0], np.float32))
+    photo, matte, _ = painted(turned, head, [covered, covered])
+    seen = hair.ears_seen(turned, head, photo, matte, lambda verts: drawn_of(turned, head))
+    shown = [(np.isin(drawn_of(turned, head), np.flatnonzero(ear))).sum() for ear in hair.sides(head)]
+    assert min(shown) < 0.05 * max(shown)
+    assert seen.tolist() == [not covered] * 2
+
+
+def test_a_hand_beside_the_face_is_no_part_of_the_head(bald, head):
+    photo, matte, _ = painted(bald, head, [False, False])
+    verts = fitted_mesh(bald, head)
+    ear = verts[hair.sides(head)[0]].mean(0)
+    column, row = (ear[:2] / ear[2] * bald.focal_px + CROP_SIZE / 2).astype(int)
+    beside = matte == 0
+    beside[:, : column + 8] = beside[:, column + 90 :] = False
+    beside[: row - 25] = beside[row + 25 :] = False
+    noise = np.random.default_rng(2).normal(0, 4, photo.shape)
+    for colour, is_hand in ((SKIN, True), (HAIR, False)):
+        photo[beside], matte[beside] = np.clip(colour + noise, 0, 255).astype(np.uint8)[beside], 1
+        kept = hair.without_background(bald, head, photo, matte, lambda verts: drawn_of(bald, head))
+        assert kept[beside].mean() < 0.1 if is_hand else kept[beside].mean() > 0.9
+        assert kept[~beside & (matte > 0.5)].mean() > 0.98
+
+
+def test_a_horn_of_the_outline_goes_and_a_slope_stays(bald, head):
+    template, faces = dense(head, head.template).numpy(), head.dense_faces.numpy()
+    slope = np.zeros_like(template)
+    slope[:, 0] = 0.05 * template[:, 1] * (1 - dynamic_mask(head))
+    fit = replace(bald, static_offset=slope.astype(np.float32))
+    assert np.abs(hair.without_spikes(fit, head).static_offset - fit.static_offset).max() < 1e-6
+    horned = slope.copy()
+    low = np.where(head.skinning[:, TORSO].numpy() > 0.6, np.abs(template[:, 0]), 0)
+    horn = grown(np.arange(len(slope)) == np.argmin(np.abs(low - 0.1)), faces)
+    horned[horn, 1] += 0.03
+    found = hair.without_spikes(replace(fit, static_offset=horned.astype(np.float32)), head).static_offset
+    assert np.abs(found - slope)[:, 1].max() < 0.008
+    assert np.abs(found - slope)[dynamic_mask(head) > 0.99].max() < 1e-6
+
+
 @pytest.mark.parametrize("colour", [HAIR, np.array([200, 200, 200])], ids=["a bun", "a branch"])
 def test_background_that_a_matte_takes_for_hair_goes_and_hair_stays(bald, head, colour):
     photo, matte, _ = painted(bald, head, [False, False])
@@ -77,6 +128,72 @@ def test_classes_of_pixels(bald, head):
         where = kinds == kind
         assert where.sum() > 2000
         assert shares[where][:, kind].mean() > 0.9, kind
+
+
+def test_blond_hair_is_told_by_its_strands_and_a_beard_by_its_colour(bald, head):
+    photo, matte, kinds = painted(bald, head, [False, False])
+    strands = np.random.default_rng(3).normal(0, 30, (CROP_SIZE, CROP_SIZE, 1))
+    photo[kinds == 1] = np.clip(SKIN + strands, 0, 255).astype(np.uint8)[kinds == 1]
+    drawn = drawn_of(bald, head)
+    template = dense(head, head.template).numpy()
+    chin = (plain_skin(head) & (template[:, 1] < -0.065))[np.maximum(drawn, 0)] & (drawn >= 0)
+    photo[chin] = np.clip(HAIR + strands / 6, 0, 255).astype(np.uint8)[chin]
+    blond = pixel_classes(photo, matte, drawn, head)
+    assert blond[kinds == 1][:, 1].mean() > 0.85
+    photo[kinds == 1] = np.clip(HAIR + strands / 6, 0, 255).astype(np.uint8)[kinds == 1]
+    dark = pixel_classes(photo, matte, drawn, head)
+    assert dark[chin][:, 1].mean() > 0.85
+    assert dark[(kinds == 0) & ~chin][:, 0].mean() > 0.9
+
+
+def test_a_vest_in_the_colour_of_hair_is_cloth(bald, head):
+    photo, matte, kinds = painted(bald, head, [False, False])
+    photo[kinds == 2] = np.clip(HAIR + np.random.default_rng(4).normal(0, 4, photo.shape), 0, 255)[kinds == 2]
+    shares = pixel_classes(photo, matte, drawn_of(bald, head), head)
+    assert shares[kinds == 2][:, 2].mean() > 0.9
+    assert shares[kinds == 1][:, 1].mean() > 0.9
+
+
+def white(fit: HeadFit, head, bottom_m: float) -> np.ndarray:
+    """A photo of a smile with white teeth down to a height over the line of the closed lips, and red below."""
+    drawn = drawn_of(fit, head)
+    verts, seam = neutral_mesh(fit, head), landmarks(head, neutral_mesh(fit, head))[list(INNER_LIPS)].mean(0)
+    teeth = head.part("teeth_upper").numpy() & (np.abs(verts[:, 0].numpy()) < 0.01)
+    point = fitted_mesh(fit, head)[teeth]
+    edge = point[verts[teeth, 1].argmin()]
+    below_m = float(verts[teeth, 1].min() - seam[1]) - bottom_m
+    row = int((edge[1] + below_m) / edge[2] * fit.focal_px + CROP_SIZE / 2)
+    photo = np.tile(SKIN.astype(np.uint8), (CROP_SIZE, CROP_SIZE, 1))
+    inner = head.part("teeth_upper", "teeth_lower", "mouth_cavity").numpy()
+    mouth = (drawn >= 0) & inner[np.maximum(drawn, 0)]
+    photo[mouth] = [225, 220, 205]
+    photo[mouth & (np.arange(CROP_SIZE)[:, None] > row)] = [120, 40, 40]
+    return photo
+
+
+def test_teeth_end_where_a_smile_shows_their_edge(bald, head):
+    static = mouth_offset(bald.identity, head)
+    smile = replace(bald, static_offset=static, jaw=np.array([0.25, 0, 0], np.float32), rotation=bald.rotation * 0)
+    upper = head.part("teeth_upper").numpy()
+    found = longer_teeth(smile, head, white(smile, head, -0.0072)).static_offset - static
+    assert np.ptp(found[upper, 1]) < 1e-6
+    assert -0.0065 < found[upper, 1].mean() < -0.0035
+    assert np.abs(found[~upper]).max() == 0
+    dark = np.where(white(smile, head, 1.0) == 40, 30, white(smile, head, 1.0)).astype(np.uint8)
+    assert np.array_equal(longer_teeth(smile, head, dark).static_offset, static)
+
+
+def test_teeth_and_tongue_lie_between_the_lips(bald, head):
+    fit = replace(bald, static_offset=mouth_offset(bald.identity, head))
+    verts, before = neutral_mesh(fit, head).numpy(), neutral_mesh(bald, head).numpy()
+    seam = landmarks(head, torch.from_numpy(before))[list(INNER_LIPS)].mean(0).numpy()
+    middle = np.abs(verts[:, 0]) < 0.005
+    upper, lower = (verts[head.part(name).numpy() & middle, 1] - seam[1] for name in ("teeth_upper", "teeth_lower"))
+    assert abs(upper.min() - UPPER_EDGE_M) < 5e-4 and abs(lower.max() - LOWER_EDGE_M) < 5e-4
+    back = tongue(head)
+    assert (verts[back, 1] >= before[back, 1]).all()
+    assert 0 < (verts[back, 1] - seam[1]).max() - LOWER_EDGE_M < 0.0035
+    assert relief_of(fit, head).cavity.sum() == head.part("mouth_cavity").sum() - back.sum()
 
 
 def test_a_membrane_spans_a_gap_with_a_plane():
