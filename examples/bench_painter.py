@@ -59,7 +59,7 @@ def bare(trunk, vae, frames: int, side: int) -> int:
     for begin in range(0, max(1, frames - 4 * OVERLAP), 4 * (WINDOW - OVERLAP)):
         part = torch.from_numpy(pictures[begin : begin + 4 * (WINDOW - 1) + 1])
         pixels = part.permute(3, 0, 1, 2)[None].float() / 127.5 - 1
-        kept, guide, known = (encoded(pixels) for _ in range(3))
+        kept, guide, known = encoded(pixels.repeat(3, 1, 1, 1, 1)).split(1)
         masks = torch.ones(1, 64, *kept.shape[2:])
         blank = torch.zeros(1, 80, *front.shape[2:])
         told = torch.cat([torch.cat([front, blank], 1), torch.cat([kept, guide, masks], 1)], 2)
