@@ -45,9 +45,8 @@ def film(frames: int, side: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (frames, side, side, 3), dtype=np.uint8)
 
 
-def bare(frames: int, side: int) -> int:
+def bare(trunk, vae, frames: int, side: int) -> int:
     """Encode, sample and decode, as a script around diffusers would; the number of frames."""
-    trunk, vae = models()
     prompt, scale = torch.zeros(1, 512, 64), torch.ones(4)
     mean, deviation = (torch.tensor(vae.config[f"latents_{name}"]).view(1, -1, 1, 1, 1) for name in ("mean", "std"))
     pictures = film(frames, side)
@@ -60,7 +59,7 @@ def bare(frames: int, side: int) -> int:
     for begin in range(0, max(1, frames - 4 * OVERLAP), 4 * (WINDOW - OVERLAP)):
         part = torch.from_numpy(pictures[begin : begin + 4 * (WINDOW - 1) + 1])
         pixels = part.permute(3, 0, 1, 2)[None].float() / 127.5 - 1
-        kept, guide, known = (encoded(pixels) for _ in range(3))
+        kept, guide, known = encoded(pixels.repeat(3, 1, 1, 1, 1)).split(1)
         masks = torch.ones(1, 64, *kept.shape[2:])
         blank = torch.zeros(1, 80, *front.shape[2:])
         told = torch.cat([torch.cat([front, blank], 1), torch.cat([kept, guide, masks], 1)], 2)
@@ -77,9 +76,8 @@ def bare(frames: int, side: int) -> int:
     return painted
 
 
-def ours(frames: int, side: int) -> int:
+def ours(trunk, autoencoder, frames: int, side: int) -> int:
     """Encode, sample and decode by the painter's windows, with masks that move; the number of frames."""
-    trunk, autoencoder = models()
     vae, prompt = Vae(autoencoder), torch.zeros(1, 512, 64)
     pictures = film(frames, side)
     still = Still(pictures[0], np.zeros((side, side, 3), np.float32))
@@ -107,9 +105,10 @@ def measure(name: str, frames: int, side: int) -> dict[str, float]:
 def run(name: str, frames: int, side: int) -> None:
     """Paint, and print seconds and peak memory."""
     torch.set_num_threads(1)
+    parts = models()
     since, since_all = thread_time(), process_time()
     with torch.inference_mode():
-        painted = (bare if name == "bare" else ours)(frames, side)
+        painted = (bare if name == "bare" else ours)(*parts, frames, side)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     seconds, together = thread_time() - since, process_time() - since_all
     print(json.dumps({"path_s": seconds, "all_s": together, "peak_mb": peak, "frames": painted}))

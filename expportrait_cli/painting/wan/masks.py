@@ -35,8 +35,9 @@ COVERED = 0.2
 """Share of a latent pixel that eyes or lips cover, from which it is theirs and is kept."""
 INSIDE = 0.5
 """Share of a latent pixel that shows a mouth that the proxy made up, from which it is painted."""
-FEATHER = 12 / 512
-"""Width, in heights of the picture, over which what is painted fades in beside what is kept."""
+FEATHER = 6 / 512
+"""Width, in heights of the picture, over which what is painted fades in beside what is kept: three quarters of a cell,
+so that the narrowest region comes through."""
 EYES = (EYE_RINGS[:16], EYE_RINGS[16:])
 LIDS = (LID_PAIRS[:3], LID_PAIRS[3:])
 OUTER_LIPS, INNER_LIPS = LIPS[:20], LIPS[20:]

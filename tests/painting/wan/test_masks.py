@@ -98,10 +98,10 @@ def test_a_mask_lasts_and_ends_with_the_film(count):
 
 
 def test_a_moment_of_doubt_changes_the_mask_slowly():
-    """A box that is doubtful in one latent frame of thirty comes and goes with its mean over those around it."""
+    """A box that is doubtful in one latent frame of many comes and goes with its mean over those around it."""
     guess = np.zeros((SIDE, SIDE), np.float32)
     guess[32:96, 32:96] = 1
-    frames = [film(guess * (57 <= index <= 60), 1)[0] for index in range(120)]
+    frames = [film(guess * (57 <= index <= 60), 1)[0] for index in range(92)]
     shown = [mask.any() for mask in masks(photo(), frames)]
     assert np.flatnonzero(shown).tolist() == list(range(15 - AROUND, 15 + AROUND + 1))
 

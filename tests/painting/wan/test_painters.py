@@ -126,20 +126,14 @@ def test_vace_is_its_pipeline(shift, guidance):
     assert np.abs(np.stack(ours) - theirs * 255).max() < 1.01
 
 
-PUBLISHED = {
-    "wan-vace-1.3b": {"num_attention_heads": 12, "num_layers": 30, "ffn_dim": 8960, "vace_layers": [*range(0, 30, 2)]},
-    "wan-vace-14b": {"num_attention_heads": 40, "num_layers": 40, "ffn_dim": 13824, "vace_layers": [*range(0, 40, 5)]},
-}
-
-
-@pytest.mark.parametrize(("name", "parameters"), [("wan-vace-1.3b", 2.154e9), ("wan-vace-14b", 17.3e9)])
-def test_both_published_sizes_take_what_vace_is_told(name, parameters):
-    """Their settings, without their weights."""
+def test_the_second_size_of_vace_takes_what_it_is_told():
+    """The settings of the 14B, without its weights."""
+    sizes = {"num_attention_heads": 40, "num_layers": 40, "ffn_dim": 13824, "vace_layers": [*range(0, 40, 5)]}
     with torch.device("meta"):
-        transformer = WanVACETransformer3DModel(**PUBLISHED[name], vace_in_channels=96, text_dim=4096)
-    assert sum(parameter.numel() for parameter in transformer.parameters()) == pytest.approx(parameters, rel=0.01)
+        transformer = WanVACETransformer3DModel(**sizes, vace_in_channels=96, text_dim=4096)
+    assert sum(parameter.numel() for parameter in transformer.parameters()) == pytest.approx(17.3e9, rel=0.01)
     model = VaceModel(transformer, vae(), Prompts(torch.zeros(1, 512, 4096), None), still())
-    control = told(model, 9)
+    control = told(model, 5)
     state = torch.zeros(1, 16, 1 + control.shape[2], *control.shape[3:], device="meta")
     assert model.velocity(control)(state, 0.5).shape == state.shape
 
@@ -265,7 +259,7 @@ def test_painting_can_begin_anywhere(make: Callable[..., Model]):
         return sketches_of(count, height=16, width=16)(first)
 
     model = make(16, 16)
-    settings = sampling(2, strength=0.5 if isinstance(model, FinishModel) else 1.0)
+    settings = sampling(1, strength=0.5 if isinstance(model, FinishModel) else 1.0)
     whole = list(paint_windows(model, vae(), sketches, settings, start=0, count=count))
     part = list(paint_windows(make(16, 16), vae(), sketches, settings, start=start, count=count))
     assert opened[0] == 0 and opened[1] > 0
@@ -317,7 +311,7 @@ def test_frames_that_are_given_stay_as_they_are(control: Control):
     frames = [replace(sketch(index), guess=np.ones((32, 32), np.float32)) for index in range(9)]
     given = Painted(frames[0].proxy, np.zeros((32, 32), np.float32), frames[0].draw)
     known = list(vace(control=control, keep=True).controls(chunks(iter([given, *frames[1:]]), first=0, count=9), 0))
-    assert known[0].keep.all() and known[1].keep.all() == (control == "proxy")  # pyright: ignore
+    assert known[0].keep.all() and not known[1].keep.all()  # pyright: ignore
     assert np.array_equal(guide_of(given, control, still()), given.proxy)
 
 
