@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
+from itertools import islice
 from math import inf, isfinite
 from numbers import Integral, Real
 from time import perf_counter
@@ -16,8 +17,11 @@ if TYPE_CHECKING:
     import torch
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 END = object()
+MOST_AT_ONCE = 4
+"""Most items that are made at once: each holds pictures."""
 
 
 def cpu_count() -> int:
@@ -112,6 +116,28 @@ def read_ahead(items: Iterable[T], depth: int) -> Iterator[T]:
             while (item := coming.popleft().result()) is not END:
                 coming.append(pool.submit(next, source, END))
                 yield item
+        finally:
+            for future in coming:
+                future.cancel()
+
+
+def in_order(make: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """Yield what `make` gives for each item, in their order, while `thread_count` threads make the next ones.
+
+    The first is made alone: what it loads is not loaded twice.
+    """
+    source, workers = iter(items), min(thread_count(), MOST_AT_ONCE)
+    for item in islice(source, 1):
+        yield make(item)
+    with ThreadPoolExecutor(workers) as pool:
+        coming: deque[Future[R]] = deque()
+        try:
+            for item in source:
+                coming.append(pool.submit(make, item))
+                if len(coming) > workers:
+                    yield coming.popleft().result()
+            while coming:
+                yield coming.popleft().result()
         finally:
             for future in coming:
                 future.cancel()

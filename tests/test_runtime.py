@@ -4,13 +4,14 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from itertools import islice
 
 import pytest
 
 from expportrait_cli.errors import UsageError
-from expportrait_cli.runtime import DEVICE, THREADS, ahead, best_device, choose_device, read_ahead
+from expportrait_cli.runtime import DEVICE, THREADS, ahead, best_device, choose_device, in_order, read_ahead
 
 
 def counted(made: list[int], end: int = 1000) -> Iterator[int]:
@@ -59,6 +60,32 @@ def test_an_error_comes_where_the_item_would_have():
     assert list(islice(made, 3)) == [0, 1, 2]
     with pytest.raises(OSError, match="the disk is gone"):
         next(made)
+
+
+@pytest.mark.parametrize("threads", ["1", "3"])
+def test_items_that_are_made_at_once_come_in_order(monkeypatch, threads):
+    monkeypatch.setenv(THREADS, threads)
+
+    def late(number: int) -> int:
+        time.sleep(0.02 * (number % 3 == 1))
+        return -number
+
+    asked: list[int] = []
+    made = in_order(late, counted(asked))
+    assert list(islice(made, 20)) == [-number for number in range(20)]
+    # As many as threads are at work, and one to come.
+    assert len(asked) <= 20 + int(threads) + 1
+    made.close()
+    assert list(in_order(late, [])) == []
+
+
+def test_an_item_that_cannot_be_made_ends_those_after_it(monkeypatch):
+    monkeypatch.setenv(THREADS, "2")
+    made = in_order(lambda number: 1 // number, [2, 1, 0, 1])
+    assert next(made) == 0 and next(made) == 1
+    with pytest.raises(ZeroDivisionError):
+        next(made)
+    assert list(made) == []
 
 
 SUMS = """
