@@ -262,8 +262,8 @@ class GenerateConfig(Checked):
     audio: Audio = "driving"
     """Sound of the film: that of the driver's clip (driving), that of the reference (reference), or none (none)."""
     encode_quality: EncodeQuality = "fast"
-    """Encoding of the film: fast takes half the time and keeps a little more of what was painted, small makes the file
-    a third smaller."""
+    """Encoding of the film, as near to what was painted either way: fast takes half the time, small makes the file a
+    third smaller."""
     detail: bool = True
     """Show the painter the fine static detail of the head: strands of hair, wrinkles, folds of clothes."""
     seed: Seed = 0

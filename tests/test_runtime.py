@@ -6,12 +6,12 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from itertools import islice
+from itertools import count, islice
 
 import pytest
 
 from expportrait_cli.errors import UsageError
-from expportrait_cli.runtime import DEVICE, THREADS, ahead, best_device, choose_device, in_order, read_ahead
+from expportrait_cli.runtime import DEVICE, THREADS, ahead, beside, best_device, choose_device, in_order, read_ahead
 
 
 def counted(made: list[int], end: int = 1000) -> Iterator[int]:
@@ -88,6 +88,25 @@ def test_an_item_that_cannot_be_made_ends_those_after_it(monkeypatch):
     assert list(made) == []
 
 
+def test_work_beside_is_waited_for_and_ends_when_nobody_waits():
+    with beside(lambda progress: 7) as done:
+        assert done() == 7
+    begun, ended = threading.Event(), threading.Event()
+
+    def endless(progress):
+        try:
+            for number in count():
+                begun.set()
+                progress(number, None)
+        finally:
+            ended.set()
+
+    with pytest.raises(KeyboardInterrupt), beside(endless):
+        assert begun.wait(10)
+        raise KeyboardInterrupt
+    assert ended.is_set()
+
+
 SUMS = """
 import hashlib
 from expportrait_cli.runtime import settle_threads, use_threads
@@ -104,10 +123,10 @@ print(torch.get_num_threads(), hashlib.sha256(b"".join(each.tobytes() for each i
 @pytest.mark.slow
 def test_products_do_not_depend_on_the_number_of_threads():
     found = {}
-    for count in ("1", "2", "5"):
+    for threads in ("1", "2", "5"):
         done = subprocess.run(
             [sys.executable, "-c", SUMS],
-            env={**os.environ, THREADS: count},
+            env={**os.environ, THREADS: threads},
             capture_output=True,
             text=True,
             check=True,

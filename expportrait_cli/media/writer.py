@@ -25,8 +25,8 @@ from expportrait_cli.runtime import Progress
 
 FORMATS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
 X264 = {"fast": ("veryfast", "14"), "small": ("medium", "17")}
-"""Preset and quality of the encoder. On films of 512 px the first takes 7 ms of processor time a frame and the second
-14; it is 0.2 dB nearer to the frames, in files half as large again."""
+"""Preset and quality of the encoder. On films of 512 px the first takes half the processor time of the second (7 ms a
+frame instead of 14), at a distance from the frames that differs by less than 0.5 dB, in files half as large again."""
 THREADS = "4"
 """Threads of the encoder, the same on every machine, because the encoded bytes depend on their number."""
 
