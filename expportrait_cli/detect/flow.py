@@ -189,12 +189,12 @@ class Region:
 
 
 class RegionFlow:
-    """Similarity of hair and torso from a shot's first frame to each later one. About 5 ms a frame."""
+    """Similarity of hair and torso from a shot's first frame to each later one. About 10 ms a frame."""
 
     def __init__(self, first: Image, landmarks: Float32[np.ndarray, "478 2"], matte: Plane) -> None:
         self._scale = first.shape[0] / SIZE
         self._first = _grey(first)
-        self._dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+        self._dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
         texture = cv2.cornerMinEigenVal(self._first, 5)
         self._regions = [_region(mask, texture) for mask in head_and_torso(landmarks, matte)]
 
