@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Tests of a module stay together, so that what they share is made once.
 PYTEST := $(BIN)/python -m pytest -q -n auto --dist worksteal
+COMPILE := import warp, expportrait_cli.painting.proxy.compositor, expportrait_cli.render.warp_backend; \
+	warp.force_load(warp.get_devices())
 STAMP := $(VENV)/.installed
 
 .PHONY: setup demo test check types fast fuzz bench docs clean
@@ -13,6 +15,8 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,eval]'
+	# Warp compiles its kernels on their first use, and keeps them.
+	$(BIN)/python -c "$(COMPILE)" > /dev/null
 	touch $@
 
 demo: setup

@@ -16,6 +16,7 @@ Method = Literal["learned", "direct", "none"]
 Counts = Literal["absolute", "relative"]
 Representation = Literal["full", "static", "base"]
 Audio = Literal["driving", "reference", "none"]
+EncodeQuality = Literal["fast", "small"]
 Backend = Literal["auto", "mini", "proxy", "wan-vace", "wan-v2v", "wan-portrait"]
 
 
@@ -261,6 +262,9 @@ class GenerateConfig(Checked):
     those of the head model (model). It is the model's if the driver is the person, or the clip shows too little."""
     audio: Audio = "driving"
     """Sound of the film: that of the driver's clip (driving), that of the reference (reference), or none (none)."""
+    encode_quality: EncodeQuality = "fast"
+    """Encoding of the film, as near to what was painted either way: fast takes half the time, small makes the file a
+    third smaller."""
     detail: bool = True
     """Show the painter the fine static detail of the head: strands of hair, wrinkles, folds of clothes."""
     seed: Seed = 0

@@ -4,9 +4,12 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache
+from itertools import islice
 from math import inf, isfinite
 from numbers import Integral, Real
+from threading import Event
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
@@ -16,8 +19,11 @@ if TYPE_CHECKING:
     import torch
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 END = object()
+MOST_AT_ONCE = 4
+"""Most items that are made at once: each holds pictures."""
 
 
 def cpu_count() -> int:
@@ -127,6 +133,52 @@ def late(items: Iterable[tuple[T, Future]], depth: int) -> Iterator[tuple[T, Fut
     yield from waiting
 
 
+def in_order(make: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """Yield what `make` gives for each item, in their order, while `thread_count` threads make the next ones.
+
+    The first is made alone: what it loads is not loaded twice.
+    """
+    source, workers = iter(items), min(thread_count(), MOST_AT_ONCE)
+    for item in islice(source, 1):
+        yield make(item)
+    with ThreadPoolExecutor(workers) as pool:
+        coming: deque[Future[R]] = deque()
+        try:
+            for item in source:
+                coming.append(pool.submit(make, item))
+                if len(coming) > workers:
+                    yield coming.popleft().result()
+            while coming:
+                yield coming.popleft().result()
+        finally:
+            for future in coming:
+                future.cancel()
+
+
+class _Abandoned(Exception):
+    """Work that nobody waits for any more."""
+
+
+@contextmanager
+def beside(work: Callable[["Progress"], T]) -> Iterator[Callable[[], T]]:
+    """Do work in a thread beside the block, which is given what waits for the result.
+
+    When the block is left, work that is still under way ends at its next report of progress.
+    """
+    is_over = Event()
+
+    def progress(done: int, total: int | None) -> None:
+        if is_over.is_set():
+            raise _Abandoned
+
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(work, progress)
+        try:
+            yield future.result
+        finally:
+            is_over.set()
+
+
 def ahead(make: Callable[[int], T], begin: int, end: int) -> Iterator[tuple[int, T]]:
     """Yield numbers and what `make` gives for them, which a thread makes one ahead."""
     return zip(range(begin, end), read_ahead(map(make, range(begin, end)), 1), strict=True)
@@ -151,6 +203,11 @@ def counted(items: Iterable[T], total: int | None, progress: Progress) -> Iterat
         progress(done, total)
 
 
+def cpu_seconds() -> float:
+    """Processor time of this process and of those that it started and that have ended, s."""
+    return sum(os.times()[:4])
+
+
 class Stages:
     """Stages of one run, one after the other: each is announced, and the seconds that it took are kept."""
 
@@ -159,12 +216,15 @@ class Stages:
         self._begin = begin
         self.seconds: dict[str, float] = {}
         """Seconds by the stage's name, in the order of running, without stages whose results were there already."""
+        self.cpu_seconds: dict[str, float] = {}
+        """Processor time of the same, of all threads and of the processes of ffmpeg that ended meanwhile."""
 
     def run(self, name: str, work: Callable[[Progress], T]) -> T:
         """Run one stage; `work` is given what to report its progress to."""
-        progress, since = self._begin(name), perf_counter()
+        progress, since, before = self._begin(name), perf_counter(), cpu_seconds()
         done = work(progress)
         self.seconds[name] = round(self.seconds.get(name, 0.0) + perf_counter() - since, 3)
+        self.cpu_seconds[name] = round(self.cpu_seconds.get(name, 0.0) + cpu_seconds() - before, 3)
         return done
 
 

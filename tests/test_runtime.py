@@ -4,13 +4,14 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
-from itertools import islice
+from itertools import count, islice
 
 import pytest
 
 from expportrait_cli.errors import UsageError
-from expportrait_cli.runtime import DEVICE, THREADS, ahead, best_device, choose_device, read_ahead
+from expportrait_cli.runtime import DEVICE, THREADS, ahead, beside, best_device, choose_device, in_order, read_ahead
 
 
 def counted(made: list[int], end: int = 1000) -> Iterator[int]:
@@ -61,6 +62,51 @@ def test_an_error_comes_where_the_item_would_have():
         next(made)
 
 
+@pytest.mark.parametrize("threads", ["1", "3"])
+def test_items_that_are_made_at_once_come_in_order(monkeypatch, threads):
+    monkeypatch.setenv(THREADS, threads)
+
+    def late(number: int) -> int:
+        time.sleep(0.02 * (number % 3 == 1))
+        return -number
+
+    asked: list[int] = []
+    made = in_order(late, counted(asked))
+    assert list(islice(made, 20)) == [-number for number in range(20)]
+    # As many as threads are at work, and one to come.
+    assert len(asked) <= 20 + int(threads) + 1
+    made.close()
+    assert list(in_order(late, [])) == []
+
+
+def test_an_item_that_cannot_be_made_ends_those_after_it(monkeypatch):
+    monkeypatch.setenv(THREADS, "2")
+    made = in_order(lambda number: 1 // number, [2, 1, 0, 1])
+    assert next(made) == 0 and next(made) == 1
+    with pytest.raises(ZeroDivisionError):
+        next(made)
+    assert list(made) == []
+
+
+def test_work_beside_is_waited_for_and_ends_when_nobody_waits():
+    with beside(lambda progress: 7) as done:
+        assert done() == 7
+    begun, ended = threading.Event(), threading.Event()
+
+    def endless(progress):
+        try:
+            for number in count():
+                begun.set()
+                progress(number, None)
+        finally:
+            ended.set()
+
+    with pytest.raises(KeyboardInterrupt), beside(endless):
+        assert begun.wait(10)
+        raise KeyboardInterrupt
+    assert ended.is_set()
+
+
 SUMS = """
 import hashlib
 from expportrait_cli.runtime import settle_threads, use_threads
@@ -77,10 +123,10 @@ print(torch.get_num_threads(), hashlib.sha256(b"".join(each.tobytes() for each i
 @pytest.mark.slow
 def test_products_do_not_depend_on_the_number_of_threads():
     found = {}
-    for count in ("1", "2", "5"):
+    for threads in ("1", "2", "5"):
         done = subprocess.run(
             [sys.executable, "-c", SUMS],
-            env={**os.environ, THREADS: count},
+            env={**os.environ, THREADS: threads},
             capture_output=True,
             text=True,
             check=True,

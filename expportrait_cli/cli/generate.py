@@ -80,6 +80,9 @@ def generate(
     audio: Annotated[
         Literal["driving", "reference", "none"], options.setting(GenerateConfig, "audio", rich_help_panel=RESULT)
     ] = GenerateConfig.audio,
+    encode_quality: Annotated[
+        Literal["fast", "small"], options.setting(GenerateConfig, "encode_quality", rich_help_panel=RESULT)
+    ] = GenerateConfig.encode_quality,
     paste_back: Annotated[
         bool, options.setting(GenerateConfig, "paste_back", "--paste-back/--no-paste-back", rich_help_panel=RESULT)
     ] = GenerateConfig.paste_back,
@@ -191,6 +194,7 @@ def generate(
             paste_back=paste_back,
             mouth=mouth,
             audio=audio,
+            encode_quality=encode_quality,
             detail=detail,
             seed=seed,
             wan=WanConfig(

@@ -1,6 +1,7 @@
 """Optical flow of head and torso from frame to frame, and cuts."""
 
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import NamedTuple
 
 import cv2
@@ -74,6 +75,43 @@ def colour_change(a: Small, b: Small) -> float:
 def _bins(image: Small) -> np.ndarray:
     levels = np.minimum((image * BINS).astype(np.int64), BINS - 1)
     return (levels @ np.array([BINS * BINS, BINS, 1])).ravel()
+
+
+GLIMPSE_S = 0.2
+"""Longest flash of light, or glimpse of another scene, that does not end a shot, s."""
+
+
+class Shots:
+    """Numbers the shots. A change that ends within `GLIMPSE_S`, after which the shot goes on, is a flash, not a cut."""
+
+    def __init__(self, rate: Fraction) -> None:
+        """`rate` is that of the frames."""
+        self._cuts, self._longest = CutDetector(), max(1, round(GLIMPSE_S * float(rate)))
+        self._left: tuple[Small, int, int] | None = None
+        """Picture and frame where the last cut ended a shot, and that shot's scene."""
+        self.index: list[int] = []
+        self.glimpses: list[int] = []
+        """Frames of flashes: black ones, or of another scene."""
+        self.scene, self._scenes = 0, 0
+        """Number of the pictures that go on from each other: a shot's, also after a glimpse of another."""
+
+    def is_new(self, image: UInt8[np.ndarray, "H W 3"]) -> bool:
+        """Take the next frame, and tell whether it goes on from another than the one before."""
+        is_cut, t = self._cuts.is_cut(image), len(self.index)
+        if self._left is not None and t - self._left[1] > self._longest:
+            self._left = None
+        if self._left is not None and self._cuts.is_back(self._left[0]):
+            _, since, self.scene = self._left
+            self.index[since:] = [self.index[since - 1]] * (t - since + 1)
+            self.glimpses += range(since, t)
+            self._left = None
+            return True
+        if is_cut:
+            self._left = self._left or (self._cuts.before, t, self.scene)
+            self._scenes += 1
+            self.scene = self._scenes
+        self.index.append(self.index[-1] + is_cut if self.index else 0)
+        return is_cut
 
 
 SIZE = 256
@@ -151,12 +189,12 @@ class Region:
 
 
 class RegionFlow:
-    """Similarity of hair and torso from a shot's first frame to each later one. About 5 ms a frame."""
+    """Similarity of hair and torso from a shot's first frame to each later one. About 10 ms a frame."""
 
     def __init__(self, first: Image, landmarks: Float32[np.ndarray, "478 2"], matte: Plane) -> None:
         self._scale = first.shape[0] / SIZE
         self._first = _grey(first)
-        self._dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+        self._dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
         texture = cv2.cornerMinEigenVal(self._first, 5)
         self._regions = [_region(mask, texture) for mask in head_and_torso(landmarks, matte)]
 

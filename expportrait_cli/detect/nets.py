@@ -7,6 +7,7 @@ Coordinates are pixels of the image that was passed in, pixel centres at +0.5.
 import importlib
 import os
 import sys
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -31,19 +32,24 @@ STEP_MS = 3_600_000
 The filter counts the time that a landmark had to move: after an hour, 0.1 % of the frame before is left."""
 
 
+_stderr = threading.RLock()
+"""Held while stderr leads nowhere: of two threads, the second would take that for where it leads to."""
+
+
 @contextmanager
 def silenced() -> Iterator[None]:
     """Keep what C++ writes to stderr away from the terminal: absl logs before mediapipe can be told not to."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+    with _stderr:
+        sys.stderr.flush()
+        kept = os.dup(2)
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            os.close(nowhere)
 
 
 @contextmanager

@@ -4,3 +4,4 @@ The solver from landmarks to parameters is in `solve`; losses, masks and descent
 """
 
 from expportrait_cli.fitting.stage import fit as fit
+from expportrait_cli.fitting.stage import shares_identity as shares_identity

@@ -74,7 +74,7 @@ def fit(
     network = _network(config)
     if config.quality == "paper" and network is None:
         raise WeightsError(f"`quality=paper` compares rendered normals with a network's: {available()[1]}.")
-    same = driver is not None and known is None and _is_same(trackings, driver, config)
+    same = driver is not None and known is None and shares_identity(trackings, driver, config)
     identity, identity_from = _identity(trackings, head, driver if same else None, known)
     tracking = with_identity(trackings[0], identity, head)
     _warn(trackings[0], tracking, config, known)
@@ -110,7 +110,8 @@ def fit(
         if config.quality != "draft":
             start = refined_static(start, KeyFrames.of(start, tracking, head, (image, matte), config), network, config)
         seen = ears_seen(start, head, image, matte, draw)
-        start = without_spikes(settled_ears(replace(start, ears_seen=seen), head, matte, tracking, config), head)
+        start = settled_ears(replace(start, ears_seen=seen), head, matte, tracking, config, progress)
+        start = without_spikes(start, head)
         static = start.static_offset + mouth_offset(start.identity, head)
         start = longer_teeth(replace(start, static_offset=static), head, image)
     done = _with_dynamic(start, tracking, head, config, progress, network=network, known=known)
@@ -152,8 +153,11 @@ def _identity(
     return own.identity, own.fingerprint
 
 
-def _is_same(trackings: Sequence[Tracking], driver: Tracking, config: FitConfig) -> bool:
-    """Return True, and log it, if the user says or the pictures prove that the driver shows the photo's person."""
+def shares_identity(trackings: Sequence[Tracking], driver: Tracking, config: FitConfig) -> bool:
+    """Return True, and log it, if the user says or the pictures prove that the driver shows the photo's person.
+
+    Otherwise a fit is the same with the driver and without.
+    """
     photo = trackings[0]
     if len(trackings) > 1 or driver.head_model != photo.head_model or config.same_person == "no":
         return False

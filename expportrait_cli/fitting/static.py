@@ -128,13 +128,15 @@ def settled_ears(
     matte: Float32[np.ndarray, "S S"],
     tracking: Tracking,
     config: FitConfig,
+    progress: Progress,
 ) -> HeadFit:
     """Put the ears where they belong, and bring the outline back to the matte where they were closed over."""
     seen = fit.ears_seen
     fit = with_ears(fit, head, seen)
     patch = Patch.of(head.dense_faces.numpy(), outline_mask(head, seen))
     overlap = silhouette_iou(fit, head, matte)
-    for _ in range(EAR_ROUNDS):
+    for done in range(EAR_ROUNDS):
+        progress(done, EAR_ROUNDS)
         clip = Clip.of(tracking, fit, head)
         _, posed = clip.pose(np.array([fit.frame]), patch, fit.frame_offset[patch.vertices][None])
         better = replace(fit, static_offset=refined_offset(fit, head, [matte], posed, config).astype(np.float32))
@@ -143,6 +145,7 @@ def settled_ears(
         if after <= overlap:
             break
         fit, overlap = better, after
+    progress(EAR_ROUNDS, EAR_ROUNDS)
     return fit
 
 

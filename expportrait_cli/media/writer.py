@@ -17,13 +17,16 @@ import numpy as np
 from jaxtyping import UInt8, UInt16
 
 from expportrait_cli.artifacts.files import atomic_path, sha256
+from expportrait_cli.config import EncodeQuality, GenerateConfig
 from expportrait_cli.errors import OutputError
 from expportrait_cli.media import ffmpeg
 from expportrait_cli.media.ffmpeg import Sound, sound
 from expportrait_cli.runtime import Progress
 
 FORMATS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
-CRF = "17"
+X264 = {"fast": ("veryfast", "14"), "small": ("medium", "17")}
+"""Preset and quality of the encoder. On films of 512 px the first takes half the processor time of the second (7 ms a
+frame instead of 14), at a distance from the frames that differs by less than 0.5 dB, in files half as large again."""
 THREADS = "4"
 """Threads of the encoder, the same on every machine, because the encoded bytes depend on their number."""
 
@@ -48,6 +51,7 @@ class VideoWriter:
         audio: str | os.PathLike[str] | None = None,
         audio_start_s: float = 0.0,
         metadata: Mapping[str, str] | None = None,
+        encode: EncodeQuality = GenerateConfig.encode_quality,
         lossless: bool = False,
     ) -> None:
         """Say what to write.
@@ -60,6 +64,7 @@ class VideoWriter:
                 is fine.
             audio_start_s: the time in that file that frame 0 shows: `VideoInfo.start_s`, plus the start of a range.
             metadata: title, comment, description and the like, as the container knows them.
+            encode: speed, or small files.
             lossless: keep every bit.
         """
         suffix = Path(path).suffix.lower()
@@ -73,7 +78,7 @@ class VideoWriter:
         self._audio = audio
         self._audio_start_s = audio_start_s
         self._metadata = [f"{key}={value}" for key, value in (metadata or {}).items()]
-        self._lossless = lossless
+        self._encode, self._lossless = X264[encode], lossless
         self._shape: tuple[int, ...] = ()
         self._process: subprocess.Popen[bytes] | None = None
         self._stack = ExitStack()
@@ -123,38 +128,25 @@ class VideoWriter:
         if frame.dtype == np.uint16 and not self._lossless:
             raise ValueError("16-bit frames need lossless=True")
         pixels = "gray16le" if frame.dtype == np.uint16 else "rgb24"
-        raw = [
-            "-f",
-            "rawvideo",
-            "-pixel_format",
-            pixels,
-            "-video_size",
-            f"{width}x{height}",
-            "-framerate",
-            str(self._rate),
-        ]
+        raw = ["-f", "rawvideo", "-pixel_format", pixels, "-video_size", f"{width}x{height}"]
         if self._lossless:
-            codec = [
-                "-c:v",
-                "ffv1",
-                "-level",
-                "3",
-                "-g",
-                "1",
-                "-pix_fmt",
-                "gray16le" if pixels == "gray16le" else "bgr0",
-            ]
+            grey = "gray16le" if pixels == "gray16le" else "bgr0"
+            codec = ["-c:v", "ffv1", "-level", "3", "-g", "1", "-pix_fmt", grey]
         else:
             chroma = "yuv420p" if width % 2 == 0 and height % 2 == 0 else "yuv444p"
             to_yuv = f"scale=flags={ffmpeg.SCALE_FLAGS}:out_color_matrix=bt709:out_range=tv,format={chroma}"
             tags = "setparams=range=tv:colorspace=bt709:color_primaries=bt709:color_trc=bt709"
-            codec = ["-vf", f"{to_yuv},{tags}", "-c:v", "libx264", "-crf", CRF, "-threads", THREADS]
+            preset, crf = self._encode
+            x264 = ["-c:v", "libx264", "-preset", preset, "-crf", crf, "-threads", THREADS]
+            codec = ["-vf", f"{to_yuv},{tags}", *x264]
         last = [] if self._audio else self._container()
         return ffmpeg.start(
             *[
                 "-loglevel",
                 "error",
                 *raw,
+                "-framerate",
+                str(self._rate),
                 "-i",
                 "pipe:0",
                 *codec,
@@ -280,6 +272,7 @@ def write_segments(
     frame_count: int,
     rate: Fraction,
     progress: Progress,
+    encode: EncodeQuality = GenerateConfig.encode_quality,
 ) -> list[Path]:
     """Write the segments that `folder` lacks; `paint` yields the frames from a given one on.
 
@@ -307,7 +300,7 @@ def write_segments(
     frames = paint(first)
     for start, expected in zip(starts[done:], counts[done:], strict=True):
         path = folder / f"{start:08d}.mp4"
-        with VideoWriter(path, rate=rate) as writer:
+        with VideoWriter(path, rate=rate, encode=encode) as writer:
             for index, frame in enumerate(islice(frames, expected), start + 1):
                 writer.write(frame)
                 progress(index, frame_count)

@@ -26,6 +26,7 @@ from expportrait_cli.painting.proxy.compositor import Compositor
 from expportrait_cli.painting.proxy.glimpse import Glimpse, Glimpses
 from expportrait_cli.painting.proxy.layers import prepare
 from expportrait_cli.render.buffers import Buffers, Bump, render_buffers
+from expportrait_cli.runtime import in_order, read_ahead
 
 
 @dataclass(frozen=True)
@@ -163,18 +164,23 @@ class Scene:
         return Still(self.canvas.photo, normals, self._landmarks_px(verts), depth)
 
     def sketches(self, start: int) -> Iterator[Sketch]:
-        """Frames from `start` on, painted by the compositor."""
-        for index, verts in enumerate(self.meshes.frames(start), start):
-            if not np.isfinite(verts).all():
-                raise FilmError(f"Frame {index} of the meshes holds no numbers (NaN). Make them again, then the film.")
-            proxy, guess = self._compositor.frame(verts, self._bones(index), self._glimpse(index))
-            if (unlike := self._witnesses.unlike(proxy, verts)) > UNLIKE:
-                raise FilmError(
-                    f"Frame {index} of the film does not show the face of the photo: {unlike:.1f} of the variance at "
-                    f"its points differs, expected below {UNLIKE}. This is a fault of the tool or of OpenCV "
-                    f"{cv2.__version__}; install the versions of constraints.txt, and report it."
-                )
-            yield Sketch(proxy, guess, partial(self._buffers, verts), self._landmarks_px(verts))
+        """Frames from `start` on, painted by the compositor, several at once."""
+        frames = enumerate(read_ahead(self.meshes.frames(start), 2), start)
+        # The driver's clip is read in order.
+        given = ((index, verts, self._glimpse(index)) for index, verts in frames)
+        return in_order(lambda each: self._sketch(*each), given)
+
+    def _sketch(self, index: int, verts: Float32[np.ndarray, "V 3"], glimpse: Glimpse | None) -> Sketch:
+        if not np.isfinite(verts).all():
+            raise FilmError(f"Frame {index} of the meshes holds no numbers (NaN). Make them again, then the film.")
+        proxy, guess = self._compositor.frame(verts, self._bones(index), glimpse)
+        if (unlike := self._witnesses.unlike(proxy, verts)) > UNLIKE:
+            raise FilmError(
+                f"Frame {index} of the film does not show the face of the photo: {unlike:.1f} of the variance at "
+                f"its points differs, expected below {UNLIKE}. This is a fault of the tool or of OpenCV "
+                f"{cv2.__version__}; install the versions of constraints.txt, and report it."
+            )
+        return Sketch(proxy, guess, partial(self._buffers, verts), self._landmarks_px(verts))
 
     def _landmarks_px(self, verts: Float32[np.ndarray, "V 3"]) -> Float32[np.ndarray, "L 2"]:
         points = landmarks(self.head, torch.from_numpy(np.ascontiguousarray(verts)))

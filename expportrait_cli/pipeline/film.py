@@ -2,6 +2,8 @@
 
 import logging
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +18,7 @@ from expportrait_cli.artifacts.types import HeadFit, Tracking
 from expportrait_cli.config import RenderConfig
 from expportrait_cli.detect.crop import shown_box
 from expportrait_cli.errors import InputError
+from expportrait_cli.fitting import fit
 from expportrait_cli.head import HeadModel
 from expportrait_cli.head.fitted import reduced
 from expportrait_cli.media.image import is_image, write_png
@@ -42,7 +45,7 @@ from expportrait_cli.pipeline.provenance import (
 from expportrait_cli.pipeline.sheets import write_grid
 from expportrait_cli.pipeline.steps import Keyed, Steps, track_header
 from expportrait_cli.retargeting.stage import same_person
-from expportrait_cli.runtime import Stage, Stages, silent
+from expportrait_cli.runtime import Stage, Stages, beside, silent, thread_count
 
 log = logging.getLogger(__name__)
 
@@ -108,8 +111,9 @@ class _Run:
         photo = self._tracked("reference") if kinds[0] != "head" else None
         if kinds[0] == "photo" and photo is not None:
             shown_box(photo.artifact, photo.artifact.landmarks[0], job.generate)  # For what it refuses.
-        tracking = self._driver(kinds[1])
-        head_fit, head_path = self._head_fit(photo, tracking)
+        with self._fit_begun(photo, kinds[1]) as begun:
+            tracking = self._driver(kinds[1])
+            head_fit, head_path = self._head_fit(photo, tracking, begun)
         meshes = self._meshes(head_fit, head_path, tracking)
         if job.show_control:
             sheet = self.stages.run(
@@ -188,6 +192,7 @@ class _Run:
                 folder,
                 frame_count=meshes.frame_count,
                 rate=meshes.rate,
+                encode=job.generate.encode_quality,
                 progress=progress,
             ),
         )
@@ -205,8 +210,7 @@ class _Run:
     def _tracked(self, role: str) -> Keyed[Tracking]:
         source, config = self.job.tracked(role)
         title = f"track the {WORDS[role]}"
-        key = track_header(config, tracking_head(self.head).name, self.hashes[role])["key"]
-        path = self.job.tracking(role, key)
+        path = self.job.tracking(role, self._tracking_header(role)["key"])
         if self.job.shared is None:
             return self.steps.track(source, path, config, title=title)
         # Another part of the list may be at the same clip.
@@ -221,14 +225,37 @@ class _Run:
                 return steps.given(Tracking, self.job.driving)
         return self._tracked("driving")
 
-    def _head_fit(self, photo: Keyed[Tracking] | None, driver: Keyed[Tracking] | None) -> tuple[Keyed[HeadFit], Path]:
+    @contextmanager
+    def _fit_begun(self, photo: Keyed[Tracking] | None, kind: str) -> Iterator[Callable[[], HeadFit] | None]:
+        """Fit the head to the photo while the driver is tracked, which it needs only if it shows the same person."""
+        job, config = self.job, self.job.fit
+        key = self._tracking_header("driving")["key"] if kind in ("photo", "clip") else ""
+        header = steps.fit_header(config, steps.fit_inputs([photo.key], key)) if photo is not None else {}
+        is_there = not key or self._is_tracked("driving") or steps.is_current(job.work / "reference.head.npz", header)
+        if photo is None or is_there or config.same_person == "yes" or thread_count() == 1:
+            yield None
+            return
+        with beside(lambda progress: fit([photo.artifact], self.head, config, progress)) as begun:
+            yield begun
+
+    def _tracking_header(self, role: str) -> dict[str, Any]:
+        _, config = self.job.tracked(role)
+        return track_header(config, tracking_head(self.head).name, self.hashes[role])
+
+    def _is_tracked(self, role: str) -> bool:
+        header = self._tracking_header(role)
+        return steps.is_current(self.job.tracking(role, header["key"]), header)
+
+    def _head_fit(
+        self, photo: Keyed[Tracking] | None, driver: Keyed[Tracking] | None, begun: Callable[[], HeadFit] | None
+    ) -> tuple[Keyed[HeadFit], Path]:
         """The person's head and its file: as given, or fitted to the photo's tracking."""
         if photo is None:
             head_fit = steps.given(HeadFit, self.job.reference)
             check_source(self.job.reference, head_fit.artifact)
             return head_fit, self.job.reference
         path = self.job.work / "reference.head.npz"
-        return self.steps.fit([photo], path, self.job.fit, driver=driver), path
+        return self.steps.fit([photo], path, self.job.fit, driver=driver, begun=begun), path
 
     def _meshes(self, head_fit: Keyed[HeadFit], head_path: Path, tracking: Keyed[Tracking] | None) -> Keyed[Meshes]:
         job = self.job
@@ -287,6 +314,7 @@ class _Run:
             "settings": self.job.settings(),
             "quality": quality,
             "seconds": {**self.stages.seconds, "whole run": round(seconds, 3)},
+            "cpu_seconds": self.stages.cpu_seconds,
             "curves_written": list(CurvesFile.of(self.job.curves, self.job.meshes, self.table.written).written),
             "versions": versions(),
             "painter": self.painter.identity,

@@ -19,6 +19,7 @@ from expportrait_cli.artifacts.types import HeadFit, Tracking
 from expportrait_cli.config import FitConfig, GenerateConfig, Method, Quality, TrackConfig
 from expportrait_cli.errors import InputError
 from expportrait_cli.fitting import fit as run_fit
+from expportrait_cli.fitting import shares_identity
 from expportrait_cli.head import HeadModel
 from expportrait_cli.head.model import is_finer
 from expportrait_cli.media.stretch import settled
@@ -212,25 +213,28 @@ class Steps:
         driver: Keyed[Tracking] | None = None,
         known: Path | None = None,
         title: str = "fit the head",
+        begun: Callable[[], HeadFit] | None = None,
     ) -> Keyed[HeadFit]:
-        """Fit the head to a tracking, or to several of one person; `known` is a head whose frames alone are fitted."""
+        """Fit the head to a tracking, or to several of one person; `known` is a head whose frames alone are fitted.
+
+        `begun` gives the fit of one tracking without a driver, which was begun before there was one.
+        """
         head = given(HeadFit, known) if known is not None else None
         inputs = fit_inputs([each.key for each in trackings], driver.key if driver else "", head.key if head else "")
+        own = [tracking.artifact for tracking in trackings]
+        other = driver.artifact if driver is not None else None
+
+        def fitted(progress: Progress) -> HeadFit:
+            if begun is not None and other is not None and not shares_identity(own, other, config):
+                return begun()
+            known_head = head.artifact if head is not None else None
+            return run_fit(own, self.head, config, progress, driver=other, known=known_head)
+
         made = cached(
             HeadFit,
             path,
             fit_header(config, inputs, known),
-            lambda: self.stages.run(
-                title,
-                lambda progress: run_fit(
-                    [tracking.artifact for tracking in trackings],
-                    self.head,
-                    config,
-                    progress,
-                    driver=driver.artifact if driver is not None else None,
-                    known=head.artifact if head is not None else None,
-                ),
-            ),
+            lambda: self.stages.run(title, fitted),
         )
         return replace(made, artifact=replace(made.artifact, source=trackings[0].artifact.source))
 

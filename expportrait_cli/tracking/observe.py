@@ -1,10 +1,11 @@
 """One pass over a source: the chosen face's landmarks, shoulders and image motion, frame by frame, nothing dropped."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8
@@ -13,7 +14,7 @@ from expportrait_cli.artifacts.types import CROP_SIZE, DISTRUSTED
 from expportrait_cli.config import Stretch, TrackConfig
 from expportrait_cli.detect.crop import Crop, crop_image, crop_points, steady_crop
 from expportrait_cli.detect.faces import FaceBox, FaceFinder, check_portrait, choose_face
-from expportrait_cli.detect.flow import CutDetector, RegionFlow, Small, rebased
+from expportrait_cli.detect.flow import RegionFlow, Shots, rebased
 from expportrait_cli.detect.matte import Matte, Shoulders
 from expportrait_cli.detect.mesh import FaceMesh, extent
 from expportrait_cli.errors import InputError
@@ -21,7 +22,7 @@ from expportrait_cli.head import LandmarkModel
 from expportrait_cli.media.image import is_image, read_image
 from expportrait_cli.media.stretch import frames_of
 from expportrait_cli.media.video import probe, read_frames
-from expportrait_cli.runtime import Progress
+from expportrait_cli.runtime import Progress, read_ahead
 from expportrait_cli.tracking.trust import Skin, Unroller, doubts
 
 log = logging.getLogger(__name__)
@@ -36,8 +37,10 @@ BOX_TO_MESH = 1.25
 TRACKED, INTERPOLATED, HELD = 0, 1, 2
 STILL = np.array([1.0, 0.0, 0.0, 0.0])
 NO_MOTION = np.stack([STILL, STILL])
-GLIMPSE_S = 0.2
-"""Longest flash of light, or glimpse of another scene, that does not end a shot, s."""
+AHEAD = 3
+"""Frames that are decoded, and looked at, before they are asked for."""
+MEASURES = 16
+"""Most scenes whose first frame is kept: a shot goes on after glimpses of a few others."""
 
 
 @dataclass(frozen=True)
@@ -144,35 +147,12 @@ class _Choice:
         return away + abs(float(np.log(BOX_TO_MESH * face.side / size)))
 
 
-class _Shots:
-    """Numbers the shots. A change that ends within `GLIMPSE_S`, after which the shot goes on, is a flash, not a cut."""
+class _Look(NamedTuple):
+    """One frame, and where the chosen face lies in it."""
 
-    def __init__(self, rate: Fraction) -> None:
-        self._cuts, self._longest = CutDetector(), max(1, round(GLIMPSE_S * float(rate)))
-        self._left: tuple[Small, int, _Shot | None] | None = None
-        """Picture, frame and measure of the shot that the last cut ended."""
-        self.index: list[int] = []
-        self.glimpses: list[int] = []
-        """Frames of flashes: black ones, or of another scene."""
-        self.measure: _Shot | None = None
-        """What is measured against the first frame of the shot that runs."""
-
-    def is_new(self, image: UInt8[np.ndarray, "H W 3"]) -> bool:
-        """Take the next frame, and tell whether it goes on from another than the one before."""
-        is_cut, t = self._cuts.is_cut(image), len(self.index)
-        if self._left is not None and t - self._left[1] > self._longest:
-            self._left = None
-        if self._left is not None and self._cuts.is_back(self._left[0]):
-            _, since, self.measure = self._left
-            self.index[since:] = [self.index[since - 1]] * (t - since + 1)
-            self.glimpses += range(since, t)
-            self._left = None
-            return True
-        if is_cut:
-            self._left = self._left or (self._cuts.before, t, self.measure)
-            self.measure = None
-        self.index.append(self.index[-1] + is_cut if self.index else 0)
-        return is_cut
+    image: UInt8[np.ndarray, "H W 3"]
+    points: Float32[np.ndarray, "478 2"] | None
+    scene: int
 
 
 class _Seen:
@@ -184,26 +164,36 @@ class _Seen:
         self._show_faces = show_faces
         self._most: tuple[UInt8[np.ndarray, "H W 3"], list[FaceBox]] | None = None
         self.source, self.config, self.rate = source, config, rate
-        self.shots, self.choice, self.is_clip = _Shots(rate), _Choice(config.face), rate > 0
+        self.shots, self.choice, self.is_clip = Shots(rate), _Choice(config.face), rate > 0
         self.landmarks: list[np.ndarray] = []
         self.shoulders: list[np.ndarray] = []
         self.flow: list[np.ndarray] = []
         self.trust: list[np.ndarray] = []
         self.skins: list[Skin | None] = []
         self._finder, self._mesh, self._matte = FaceFinder(), FaceMesh(video=self.is_clip), Matte()
+        self._measures: dict[int, _Shot] = {}
+        """What is measured against the first frame of each of the latest scenes."""
         self._pose, self.unroll, self._following = Shoulders(), Unroller(model), False
 
-    def add(self, image: UInt8[np.ndarray, "H W 3"]) -> None:
-        """Look at the next frame."""
-        is_new = self.shots.is_new(image)
-        points = self._face(image, is_new)
-        if points is not None:
-            self.choice.keep(points)
+    def looks(self, frames: Iterable[UInt8[np.ndarray, "H W 3"]]) -> Iterator["_Look"]:
+        """Find the face in each frame."""
+        for image in frames:
+            is_new = self.shots.is_new(image)
+            points = self._face(image, is_new)
+            if points is not None:
+                self.choice.keep(points)
+            yield _Look(image, points, self.shots.scene)
+
+    def add(self, look: "_Look") -> None:
+        """Measure in the next frame what moves with its face."""
+        image, points, scene = look
         self.landmarks.append(np.full((478, 2), np.nan, np.float32) if points is None else points)
         self.skins.append(self.unroll(image, points) if points is not None and self.is_clip else None)
-        if points is not None and self.shots.measure is None and self.is_clip:
-            self.shots.measure = _Shot(image, points, self._matte)
-        measure = self.shots.measure
+        if points is not None and scene not in self._measures and self.is_clip:
+            self._measures[scene] = _Shot(image, points, self._matte)
+            if len(self._measures) > MEASURES:
+                del self._measures[min(self._measures)]
+        measure = self._measures.get(scene)
         similar, sure = measure.measure(image) if measure is not None else (NO_MOTION, np.zeros(2))
         self.flow.append(similar)
         self.trust.append(sure)
@@ -240,10 +230,11 @@ class _Seen:
 
 def _gather(seen: _Seen, frames: Iterator, total: int, progress: Progress) -> Observations:
     size, source, config = (0, 0), seen.source, seen.config
-    for t, image in enumerate(frames):
+    # Decoding, the face, and what moves with it: each in a thread of its own, a few frames ahead of the next.
+    for t, look in enumerate(read_ahead(seen.looks(read_ahead(frames, AHEAD)), AHEAD)):
         progress(t, total)
-        size = (image.shape[1], image.shape[0])
-        seen.add(image)
+        size = (look.image.shape[1], look.image.shape[0])
+        seen.add(look)
     if not seen.landmarks:
         first, _ = frames_of(config.stretch, seen.rate)
         raise InputError(f"{source} ends before frame {first}, where the stretch begins. Begin earlier.")

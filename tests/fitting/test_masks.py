@@ -3,12 +3,13 @@
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from support.known_head import KnownHead, Oracle, folds, wrinkles
+from support.known_head import KnownHead, Oracle, folds, tracking_of, wrinkles
 from support.performers import quiet
 
 from expportrait_cli.artifacts.types import CROP_SIZE
@@ -24,6 +25,7 @@ from expportrait_cli.fitting.clip import (
     plain_skin,
     recentred,
     static_mask,
+    torso_turns,
 )
 from expportrait_cli.fitting.dynamic import Dynamic, dynamic_offsets
 from expportrait_cli.fitting.evidence import Estimates
@@ -258,3 +260,17 @@ def test_frames_that_repeat_count_once():
     assert distinct_frames(still, lively) == 6
     assert distinct_frames(still[:1], calm[:1]) == 1
     assert distinct_frames(0.5 * turned[:4], calm[:4]) == 2
+
+
+def test_the_torso_turns_evenly_between_looks_at_the_shoulders(head):
+    nobody = np.zeros(head.identity_basis.shape[-1], np.float32)
+    tracking = tracking_of(head, nobody, 12, 0, Path("clip.mp4"))
+    shoulders, shot = tracking.shoulders.copy(), np.repeat([0, 1, 2], [5, 4, 3])
+    for frame, slope_deg in ((0, 2.0), (4, 6.0), (6, -3.0)):
+        up = 60 * np.tan(np.radians(slope_deg))
+        shoulders[frame] = [[160, 200 + up], [100, 200]]
+    turns = torso_turns(replace(tracking, shoulders=shoulders, shot=shot))
+    # A shot has its own shoulders; one that never shows them has none.
+    expected = [2, 3, 4, 5, 6, -3, -3, -3, -3, 0, 0, 0]
+    np.testing.assert_allclose(np.degrees(turns[:, 2]), expected, atol=1e-3)
+    np.testing.assert_allclose(turns[:, 1], tracking.rotation[:, 1] / 3, atol=1e-6)

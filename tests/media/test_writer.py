@@ -5,6 +5,7 @@ from fractions import Fraction
 import imageio_ffmpeg
 import numpy as np
 import pytest
+from skimage import data
 from support.media_files import read_gray16
 
 from expportrait_cli.errors import OutputError
@@ -217,3 +218,13 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, count):
 def test_the_size_may_not_change(tmp_path, picture):
     with pytest.raises(ValueError, match="the film is"):
         write(tmp_path / "a.mp4", [picture[:64, :64], picture[:64, :32]])
+
+
+def test_a_small_film_is_smaller_and_as_near(tmp_path):
+    frames = moving(data.astronaut()[60:240, 150:330], 24)
+    found = {}
+    for encode in ("fast", "small"):
+        path = write(tmp_path / f"{encode}.mp4", frames, encode=encode)
+        found[encode] = path.stat().st_size, psnr(list(read_frames(path)), frames)
+    assert found["fast"][0] > 1.1 * found["small"][0]
+    assert found["fast"][1] == pytest.approx(found["small"][1], abs=0.5) and found["small"][1] > 37
