@@ -66,6 +66,8 @@ UPPER_LIP_SHARE = 0.35
 """Part of a lip gap's change that the upper lip makes."""
 
 
+WIDENED = 0.25
+"""Largest share of its width by which a mouth is widened or pursed beyond the model: more of it tears at the cheeks."""
 WIDE_PERCENT = 90
 """Percentile of a clip's lid gaps that counts as wide open eyes."""
 TRUST_IOD = {"lids": 0.02, "mouth": 0.06}
@@ -166,6 +168,7 @@ def lip_steps(
     length = np.linalg.norm(left - right, axis=-1)
     axis = (left - right) / np.maximum(length, 1e-6)[:, None]
     wider = (1 + strength * (share - 1)) * rest.person[-1] * wanted_size / np.maximum(length, 1e-6) - 1
+    wider = np.clip(wider, -WIDENED, WIDENED)
     along = ((predicted[:, LIPS] - (right + left)[:, None] / 2) * axis[:, None]).sum(-1)
     steps[:, LIPS] += (wider[:, None] * along)[..., None] * axis[:, None]
     return steps

@@ -22,8 +22,9 @@ def test_steps_under_a_picture_that_rests_are_smoothed_and_others_stay():
 
 
 def test_a_torso_follows_a_pan_and_no_leap_of_the_head(head, tmp_path):
+    points = np.random.default_rng(0).uniform(0, 512, (478, 2)).astype(np.float32)
     still = tracking_of(head, np.zeros(head.identity_basis.shape[2]), 40, 0, tmp_path / "clip.mp4")
-    still = replace(still, landmarks=np.repeat(still.landmarks[:1], 40, axis=0), shot=np.zeros_like(still.shot))
+    still = replace(still, landmarks=np.repeat(points[None], 40, axis=0), shot=np.zeros_like(still.shot))
     still.flow[:, 1, 0] = 1 + 1e-6
     leap = np.zeros((40, 2))
     leap[20] = [10, 30]
