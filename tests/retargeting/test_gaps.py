@@ -58,7 +58,7 @@ def test_a_mouth_is_pursed_by_the_drivers_share():
     points[152], points[10] = [50, 120], [50, 0]
     driver = points.copy()
     driver[[right, left]] = [[30.0, 90], [70.0, 90]]
-    rest = Rest(np.r_[np.zeros(6), 0.46], np.r_[np.zeros(6), 0.5])
+    rest = Rest(np.r_[np.zeros(6), 0.52], np.r_[np.zeros(6), 0.5])
     moved = points + lip_steps(driver[None], points[None], rest, 1.0)[0]
     # Its own width at rest, times the four fifths that are left of the driver's.
-    assert moved[left, 0] - moved[right, 0] == pytest.approx(0.8 * 46, rel=1e-6)
+    assert moved[left, 0] - moved[right, 0] == pytest.approx(0.8 * 52, rel=1e-6)

@@ -8,6 +8,8 @@ from support.known_head import tracking_of
 
 from expportrait_cli.retargeting.steady import bridged, eased, steady_torso, stretches, within_frame
 
+pytest_plugins = ("support.astronaut",)
+
 
 def test_steps_under_a_picture_that_rests_are_smoothed_and_others_stay():
     values = np.r_[np.zeros(10), np.ones(10)]
