@@ -66,6 +66,8 @@ UPPER_LIP_SHARE = 0.35
 """Part of a lip gap's change that the upper lip makes."""
 
 
+WIDENED = 0.25
+"""Largest share of its width by which a mouth is widened or pursed beyond the model: more of it tears at the cheeks."""
 WIDE_PERCENT = 90
 """Percentile of a clip's lid gaps that counts as wide open eyes."""
 TRUST_IOD = {"lids": 0.02, "mouth": 0.06}
@@ -128,17 +130,21 @@ def lid_steps(
         pairs = sorted((upper.index(pair[0]), k) for k, pair in enumerate(LID_PAIRS) if pair[0] in upper)
         columns, gaps = (list(each) for each in zip(*pairs, strict=True))
         line = predicted[:, lower] - predicted[:, upper]
-        length = np.linalg.norm(line, axis=-1)
-        change = (length[:, columns] - wanted[:, gaps])[:, np.clip(np.arange(len(upper)) - columns[0], 0, 2)]
-        # Beside the pairs a lid is an arch that ends in the corners.
         axis = predicted[:, upper[-1]] - predicted[:, upper[0]]
+        down = np.stack([-axis[:, 1], axis[:, 0]], -1) * np.sign((axis * [1, 0]).sum(-1))[:, None]
+        down = down / np.maximum(np.linalg.norm(down, axis=-1), 1e-6)[:, None]
+        # Points of a pair need not lie straight above each other: what is closed is the height between them.
+        drop = (line * down[:, None]).sum(-1)
+        length = np.linalg.norm(line, axis=-1)
+        change = (drop[:, columns] * (1 - wanted[:, gaps] / np.maximum(length[:, columns], 1e-6)))[
+            :, np.clip(np.arange(len(upper)) - columns[0], 0, 2)
+        ]
+        # Beside the pairs a lid is an arch that ends in the corners.
         at = ((predicted[:, upper] - predicted[:, upper[:1]]) * axis[:, None]).sum(-1)
         at = (at / np.maximum((axis**2).sum(-1), 1e-6)[:, None]).clip(0, 1)
         arch = at * (1 - at)
         nearest = arch[:, np.clip(np.arange(len(upper)), columns[0], columns[-1])]
-        change = np.minimum(change * (arch / np.maximum(nearest, 1e-3)).clip(0, 1), length)
-        down = np.stack([-axis[:, 1], axis[:, 0]], -1) * np.sign((axis * [1, 0]).sum(-1))[:, None]
-        down = down / np.maximum(np.linalg.norm(down, axis=-1), 1e-6)[:, None]
+        change = np.minimum(change * (arch / np.maximum(nearest, 1e-3)).clip(0, 1), drop)
         share = np.where(change > 0, UPPER_SHARE, OPENING_SHARE)
         steps[:, upper] += (share * change)[..., None] * down[:, None]
         steps[:, lower] -= ((1 - share) * change)[..., None] * down[:, None]
@@ -166,6 +172,7 @@ def lip_steps(
     length = np.linalg.norm(left - right, axis=-1)
     axis = (left - right) / np.maximum(length, 1e-6)[:, None]
     wider = (1 + strength * (share - 1)) * rest.person[-1] * wanted_size / np.maximum(length, 1e-6) - 1
+    wider = np.clip(wider, -WIDENED, WIDENED)
     along = ((predicted[:, LIPS] - (right + left)[:, None] / 2) * axis[:, None]).sum(-1)
     steps[:, LIPS] += (wider[:, None] * along)[..., None] * axis[:, None]
     return steps

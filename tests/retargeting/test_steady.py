@@ -1,9 +1,14 @@
 """Motion that a film does not take over: steps of the fit, gaps of the flow, heads that would leave the picture."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from support.known_head import tracking_of
 
-from expportrait_cli.retargeting.steady import bridged, eased, stretches, within_frame
+from expportrait_cli.retargeting.steady import bridged, eased, steady_torso, stretches, within_frame
+
+pytest_plugins = ("support.astronaut",)
 
 
 def test_steps_under_a_picture_that_rests_are_smoothed_and_others_stay():
@@ -16,6 +21,18 @@ def test_steps_under_a_picture_that_rests_are_smoothed_and_others_stay():
     assert np.abs(smooth + smooth[::-1] - 1).max() < 1e-9
     assert np.array_equal(eased(values, shot, moves, 0.01), values)
     assert np.abs(eased(values, np.r_[np.zeros(10), np.ones(10)].astype(np.int64), rests, 0.01) - values).max() < 1e-9
+
+
+def test_a_torso_follows_a_pan_and_no_leap_of_the_head(head, tmp_path):
+    points = np.random.default_rng(0).uniform(0, 512, (478, 2)).astype(np.float32)
+    still = tracking_of(head, np.zeros(head.identity_basis.shape[2]), 40, 0, tmp_path / "clip.mp4")
+    still = replace(still, landmarks=np.repeat(points[None], 40, axis=0), shot=np.zeros_like(still.shot))
+    still.flow[:, 1, 0] = 1 + 1e-6
+    leap = np.zeros((40, 2))
+    leap[20] = [10, 30]
+    assert np.abs(np.diff(steady_torso(np.zeros((40, 2)), still, beside=leap), axis=0)).max() < 0.5
+    pan = np.outer(np.arange(40.0), [3, 1])
+    assert np.abs(steady_torso(pan, still, beside=pan) - pan).max() < 1e-6
 
 
 def test_a_gap_keeps_its_shape_and_meets_what_is_around_it():
