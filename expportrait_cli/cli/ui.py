@@ -19,6 +19,8 @@ from expportrait_cli.runtime import Progress
 LARGEST = "largest"
 HEIGHT_PX = 360
 """Height of the photo and the clip on the page, px."""
+BUTTONS = ["download", "fullscreen"]
+"""Of pictures: without Gradio's own for sharing, which would send them to a server."""
 
 
 def ui(
@@ -64,7 +66,7 @@ def build(folder: Path) -> Any:
         with gr.Row():
             look, make = gr.Button("Show the normals"), gr.Button("Make the film", variant="primary")
         with gr.Row():
-            normals, head = gr.Image(label="Normals of the photo"), gr.Model3D(label="Head (.glb)")
+            normals, head = gr.Image(label="Normals of the photo", buttons=BUTTONS), gr.Model3D(label="Head (.glb)")
             film = gr.Video(label="Film")
         with gr.Accordion("Change expressions of the whole film", open=False):
             sliders = []
@@ -85,7 +87,7 @@ def build(folder: Path) -> Any:
 def _choice(gr: Any, label: str, source: Any, desk: "Desk") -> Any:
     """A picture of the faces of what was uploaded, and the choice of one; returns the choice."""
     with gr.Column():
-        sheet = gr.Image(label=f"Faces of the {label}", interactive=False, visible=False)
+        sheet = gr.Image(label=f"Faces of the {label}", interactive=False, visible=False, buttons=BUTTONS)
         face = gr.Dropdown([LARGEST], value=LARGEST, label=f"Face of the {label}")
 
     def show(path: str | None) -> tuple[Any, Any]:
