@@ -49,7 +49,7 @@ def ui(
 
 def build(folder: Path) -> Any:
     """Lay out the page; `folder` takes everything that it makes. Returns Gradio's `Blocks`, not yet launched."""
-    import gradio as gr
+    import gradio as gr  # pyright: ignore[reportMissingImports]
 
     from expportrait_cli.pipeline.heads import head_by_name
 
@@ -113,7 +113,7 @@ def _told(gr: Any, work: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _stage(name: str) -> Progress:
-    import gradio as gr
+    import gradio as gr  # pyright: ignore[reportMissingImports]
 
     bar = gr.Progress()
     return lambda done, total: bar((done, total) if total else None, desc=name)
