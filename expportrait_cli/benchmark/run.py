@@ -118,8 +118,12 @@ class Part:
 class _Log:
     """Display of a worker: its row's log."""
 
-    def __init__(self, stage: Stage) -> None:
-        self.stage = stage
+    def __init__(self, begin: Stage) -> None:
+        self._begin = begin
+
+    def stage(self, name: str) -> Progress:
+        """Begin a stage."""
+        return self._begin(name)
 
 
 def make_part(part: Part, stage: Stage) -> None:

@@ -17,6 +17,10 @@ from expportrait_cli.errors import InputError, UserError, WeightsError
 from expportrait_cli.runtime import Progress
 
 LARGEST = "largest"
+HEIGHT_PX = 360
+"""Height of the photo and the clip on the page, px."""
+BUTTONS = ["download", "fullscreen"]
+"""Of pictures: without Gradio's own for sharing, which would send them to a server."""
 
 
 def ui(
@@ -45,7 +49,7 @@ def ui(
 
 def build(folder: Path) -> Any:
     """Lay out the page; `folder` takes everything that it makes. Returns Gradio's `Blocks`, not yet launched."""
-    import gradio as gr
+    import gradio as gr  # pyright: ignore[reportMissingImports]
 
     from expportrait_cli.pipeline.heads import head_by_name
 
@@ -53,16 +57,22 @@ def build(folder: Path) -> Any:
     with gr.Blocks(title="expportrait", analytics_enabled=False) as page:
         gr.Markdown("# expportrait\nThe person in the photo performs the clip.")
         with gr.Row():
-            photo, clip = gr.Image(type="filepath", label="Photo"), gr.Video(label="Clip")
+            photo, clip = (
+                gr.Image(type="filepath", label="Photo", height=HEIGHT_PX),
+                gr.Video(label="Clip", height=HEIGHT_PX),
+            )
         with gr.Row():
             faces = [_choice(gr, label, source, desk) for label, source in (("photo", photo), ("clip", clip))]
         with gr.Row():
             look, make = gr.Button("Show the normals"), gr.Button("Make the film", variant="primary")
         with gr.Row():
-            normals, head = gr.Image(label="Normals of the photo"), gr.Model3D(label="Head (.glb)")
+            normals, head = gr.Image(label="Normals of the photo", buttons=BUTTONS), gr.Model3D(label="Head (.glb)")
             film = gr.Video(label="Film")
         with gr.Accordion("Change expressions of the whole film", open=False):
-            sliders = [gr.Slider(-1, 1, 0, step=0.05, label=name) for name in names]
+            sliders = []
+            for start in range(0, len(names), 4):
+                with gr.Row():
+                    sliders += [gr.Slider(-1, 1, 0, step=0.05, label=name) for name in names[start : start + 4]]
             change = gr.Button("Write the curves and make the film again")
             curves = gr.File(label="Curves (.csv)")
         report = gr.HTML(label="Quality")
@@ -77,12 +87,13 @@ def build(folder: Path) -> Any:
 def _choice(gr: Any, label: str, source: Any, desk: "Desk") -> Any:
     """A picture of the faces of what was uploaded, and the choice of one; returns the choice."""
     with gr.Column():
-        sheet = gr.Image(label=f"Faces of the {label}", interactive=False)
+        sheet = gr.Image(label=f"Faces of the {label}", interactive=False, visible=False, buttons=BUTTONS)
         face = gr.Dropdown([LARGEST], value=LARGEST, label=f"Face of the {label}")
 
-    def show(path: str | None) -> tuple[str | None, Any]:
+    def show(path: str | None) -> tuple[Any, Any]:
         found, count = desk.faces(Path(path)) if path else (None, 0)
-        return found, gr.Dropdown([LARGEST, *map(str, range(count))], value=LARGEST)
+        picture = gr.Image(found, visible=found is not None)
+        return picture, gr.Dropdown([LARGEST, *map(str, range(count))], value=LARGEST)
 
     source.change(_told(gr, show), source, [sheet, face], api_name=f"faces_of_{label}")
     return face
@@ -102,7 +113,7 @@ def _told(gr: Any, work: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _stage(name: str) -> Progress:
-    import gradio as gr
+    import gradio as gr  # pyright: ignore[reportMissingImports]
 
     bar = gr.Progress()
     return lambda done, total: bar((done, total) if total else None, desc=name)

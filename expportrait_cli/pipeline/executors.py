@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from expportrait_cli.errors import UsageError, WeightsError
-from expportrait_cli.pipeline.pool import Stopped, disk_clock
+from expportrait_cli.pipeline.pool import END_S, Stopped, disk_clock
 from expportrait_cli.pipeline.rows import KILLED, LEFT, TIMED_OUT, WAIT_S, Batch, Make, Row, RowResult, Work, work
 from expportrait_cli.runtime import DEVICE, Progress
 
@@ -194,6 +194,10 @@ def _slurm(batch: Batch, workers: int, options: dict[str, Any]) -> Iterator[IsAl
     jobs = executor.map_array(work, [batch] * workers, range(workers))
     try:
         yield lambda: not all(job.done() for job in jobs)
+        # Once all rows are done, workers end by themselves; one that is cancelled at it would talk of an interruption.
+        until = time.monotonic() + END_S
+        while time.monotonic() < until and not all(job.done() for job in jobs):
+            time.sleep(WAIT_S)
     finally:
         for job in jobs:
             if not job.done():

@@ -241,6 +241,20 @@ def test_films_of_others_side_by_side(clips, others, tmp_path, capsys, monkeypat
     assert (tmp_path / "a.scores.json").read_bytes() == (tmp_path / "b.scores.json").read_bytes()
 
 
+def test_jobs_of_slurm_score_what_this_process_scores(clips, others, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("submitit")
+    method = f"perfect={others['perfect']}"
+    command = ["eval", "--size", 256, "--frames", USED, "--no-own", "--method", method, "--suite", clips]
+    run(capsys, *command, "-o", tmp_path / "here.scores.json")
+    # The stand-in for Slurm that submitit brings: processes of this machine.
+    far = ("--executor", "slurm", "--slurm", "cluster=local,timeout_min=5", "--workers", 2)
+    with monkeypatch.context() as patch:
+        # This process only collects.
+        patch.setattr(suites, "evaluate", None)
+        run(capsys, *command, *far, "-o", tmp_path / "far.scores.json")
+    assert (tmp_path / "far.scores.json").read_bytes() == (tmp_path / "here.scores.json").read_bytes()
+
+
 def test_a_pair_without_a_face_is_noted_and_the_others_go_on(clips, others, tmp_path, capsys):
     with VideoWriter(tmp_path / "grey.mkv", rate=RATE, lossless=True) as writer:
         for _ in range(3):

@@ -131,6 +131,20 @@ def test_it_goes_on_with_what_there_was(interrupted, prepared):
 
 
 @pytest.mark.slow
+def test_jobs_of_slurm_make_the_same_set(folder, prepared, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("submitit")
+    monkeypatch.chdir(folder.parent)
+    far = ("--executor", "slurm", "--slurm", "cluster=local,timeout_min=10", "--jobs", 2)
+    run(capsys, "data", "prepare", folder.name, "-o", tmp_path / "far", *far)
+    found, expected = rows_of(tmp_path / "far"), rows_of(prepared)
+    assert found == expected
+    done = [json.loads(path.read_text()) for path in (tmp_path / "far" / "work" / "rows").glob("*.json")]
+    # Six videos and one clip, each a row that another process made.
+    assert [row["exit_code"] for row in done] == [0] * 7
+    assert f"process {os.getpid()} " not in {row["by"] for row in done}
+
+
+@pytest.mark.slow
 def test_every_video_is_taken_or_has_a_reason(prepared):
     rows = rows_of(prepared)
     assert {name: row["status"] for name, row in rows.items()} == {
