@@ -231,10 +231,8 @@ def _compared(drawn: DrawnClip, progress: Progress) -> dict[str, Any]:
     resting = steady(clip.tracking, expression_map(clip.head, frozenset({"eyes"})))
     calm = replace(drawn, clip=Clip.of(resting, clip.fit, clip.head))
     changes = [_changes_deg(calm, int(row)) for row in pairs]
-    return {
-        **normals.measure(later, person),
-        **{name: normals.mean([each[name] for each in changes]) for name in STEADY},
-    }
+    means = {name: normals.mean([each[name] for each in changes]) for name in STEADY}
+    return {**normals.measure(later, person), **means}
 
 
 def _spread(rows: Int64[np.ndarray, " R"], count: int) -> Int64[np.ndarray, " C"]:

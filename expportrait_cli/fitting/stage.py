@@ -29,7 +29,7 @@ from expportrait_cli.fitting.detail import with_detail
 from expportrait_cli.fitting.dynamic import Dynamic, dynamic_offsets
 from expportrait_cli.fitting.evidence import Estimates, Evidence, Shading, checked_axes
 from expportrait_cli.fitting.fine import sharpened
-from expportrait_cli.fitting.hair import ears_seen, without_background, without_spikes
+from expportrait_cli.fitting.hair import without_spikes
 from expportrait_cli.fitting.joint import jointly, person_first
 from expportrait_cli.fitting.parametric import (
     neutral_frame,
@@ -41,6 +41,7 @@ from expportrait_cli.fitting.parametric import (
     with_whole_smile,
 )
 from expportrait_cli.fitting.patch import Patch
+from expportrait_cli.fitting.seen import ears_seen, without_background
 from expportrait_cli.fitting.silhouette import draw_vertices, longer_teeth
 from expportrait_cli.fitting.static import KeyFrames, outline_offset, refined_static, settled_ears, silhouette_iou
 from expportrait_cli.head import HeadModel

@@ -9,6 +9,7 @@ import torch
 
 from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit
 from expportrait_cli.fitting import hair, static
+from expportrait_cli.fitting import seen as fit_seen
 from expportrait_cli.fitting.clip import dynamic_mask, plain_skin
 from expportrait_cli.fitting.detail import pixel_classes
 from expportrait_cli.fitting.silhouette import draw_vertices, longer_teeth
@@ -59,7 +60,7 @@ def painted(fit: HeadFit, head, covered: list[bool]) -> tuple[np.ndarray, np.nda
 @pytest.mark.parametrize("covered", [[False, False], [True, False], [False, True], [True, True]])
 def test_bare_and_covered_ears_are_told_by_their_colour(bald, head, covered):
     photo, matte, _ = painted(bald, head, covered)
-    seen = hair.ears_seen(bald, head, photo, matte, lambda verts: drawn_of(bald, head))
+    seen = fit_seen.ears_seen(bald, head, photo, matte, lambda verts: drawn_of(bald, head))
     assert seen.tolist() == [not each for each in covered]
 
 
@@ -67,7 +68,7 @@ def test_bare_and_covered_ears_are_told_by_their_colour(bald, head, covered):
 def test_an_ear_that_is_turned_away_is_as_the_other_one(bald, head, covered):
     turned = replace(bald, rotation=np.array([0, np.radians(35), 0], np.float32))
     photo, matte, _ = painted(turned, head, [covered, covered])
-    seen = hair.ears_seen(turned, head, photo, matte, lambda verts: drawn_of(turned, head))
+    seen = fit_seen.ears_seen(turned, head, photo, matte, lambda verts: drawn_of(turned, head))
     shown = [(np.isin(drawn_of(turned, head), np.flatnonzero(ear))).sum() for ear in hair.sides(head)]
     assert min(shown) < 0.05 * max(shown)
     assert seen.tolist() == [not covered] * 2
@@ -84,7 +85,7 @@ def test_a_hand_beside_the_face_is_no_part_of_the_head(bald, head):
     noise = np.random.default_rng(2).normal(0, 4, photo.shape)
     for colour, is_hand in ((SKIN, True), (HAIR, False)):
         photo[beside], matte[beside] = np.clip(colour + noise, 0, 255).astype(np.uint8)[beside], 1
-        kept = hair.without_background(bald, head, photo, matte, lambda verts: drawn_of(bald, head))
+        kept = fit_seen.without_background(bald, head, photo, matte, lambda verts: drawn_of(bald, head))
         assert kept[beside].mean() < 0.1 if is_hand else kept[beside].mean() > 0.9
         assert kept[~beside & (matte > 0.5)].mean() > 0.98
 
@@ -115,7 +116,7 @@ def test_background_that_a_matte_takes_for_hair_goes_and_hair_stays(bald, head, 
     far = np.zeros(matte.shape, bool)
     far[max(top - 70, 0) : top - 12, middle - 20 : middle + 20] = True
     photo[far], matte[far] = np.clip(colour + noise, 0, 255).astype(np.uint8)[far], 1
-    kept = hair.without_background(bald, head, photo, matte, lambda verts: drawn_of(bald, head))
+    kept = fit_seen.without_background(bald, head, photo, matte, lambda verts: drawn_of(bald, head))
     assert kept[far].mean() > 0.99 if colour is HAIR else kept[far].mean() < 0.2
     assert kept[ring].mean() > 0.9 and kept[~far & ~ring][matte[~far & ~ring] > 0.5].min() > 0.9
 

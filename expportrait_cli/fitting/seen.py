@@ -1,0 +1,207 @@
+"""What the pixels of a photo say about a head: background, hands beside the face, ears that are bare or covered."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, Float, Float32, Int64, UInt8
+
+from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit
+from expportrait_cli.detect.matte import Gaussian, lab_colours, largest_part
+from expportrait_cli.fitting.clip import ear_vertices, plain_skin
+from expportrait_cli.fitting.detail import APART, CROWN_M
+from expportrait_cli.fitting.hair import sides
+from expportrait_cli.head import HeadModel, dense
+from expportrait_cli.head.fitted import fitted_mesh
+from expportrait_cli.head.model import TORSO
+
+BESIDE_M, HAND_M, HAND_PX, CLEARLY, CLOTHED = 0.005, 0.04, 600, 2.5, 0.6
+"""What is so far off the head, m, in the colours of its skin is a hand, if it reaches so far, has so many pixels, and
+hair differs so clearly (Mahalanobis distance); and the share of the torso bone in a spot of the shoulders."""
+BEYOND_M = 0.01
+"""Least extent of the matte beyond an ear, m, from which the ear counts as covered where colours cannot tell."""
+BARE, COVERED = 0.4, 0.55
+"""Shares of skin colour above which an ear is bare: if the matte ends at the ear, and if it extends beyond it."""
+OVER_EARS_M = 0.03
+"""Height in the template above which what stands off the skull is looked at."""
+USUAL_PERCENTILE, FAR_SHARE, FAR_M, LEAST_PX = 40, 1.3, 0.008, 200
+"""Percentile of the thickness of hair around a skull that is usual; how far off the skull something is looked at, as
+many times that and so much more, m; and the fewest pixels of anything that is compared."""
+SEPARATED, FEW_PX, HARDLY = 0.5, 30, 0.05
+"""Least difference of what the colours of skin and hair score on themselves, and fewest pixels of an ear, for colours
+to decide whether it is covered; and share of the other ear's pixels below which a photo hardly shows an ear."""
+
+
+def without_background(
+    fit: HeadFit,
+    head: HeadModel,
+    image: UInt8[np.ndarray, "S S 3"],
+    matte: Float32[np.ndarray, "S S"],
+    draw: Callable[[Float32[np.ndarray, "V 3"]], Int64[np.ndarray, "S S"]],
+) -> Float32[np.ndarray, "S S"]:
+    """Take out of a matte what stands further off the skull than the hair around it, in the background's colours.
+
+    Networks take a branch or a curtain behind a head for hair, and the outline would follow it by ten centimetres. Nor
+    is a hand beside the face a part of the head.
+    """
+    view = _View.of(fit, head, image, matte, draw)
+    away_px, labels = cv2.distanceTransformWithLabels(
+        (view.drawn < 0).astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
+    )
+    nearest = np.asarray(labels, np.int64)
+    vertex = np.zeros(nearest.max() + 1, np.int64)
+    vertex[nearest[view.drawn >= 0]] = view.drawn[view.drawn >= 0]
+    away_m = np.asarray(away_px, np.float32) * (view.depth_m / view.focal_px)
+    matte = _without(matte, view.hands(away_m, vertex[nearest]))
+    around = (view.drawn < 0) & (view.template[:, 1] > OVER_EARS_M)[vertex[nearest]]
+    over = around & (matte > 0.5)
+    # How far the person reaches from each pixel of the skull's outline.
+    reach = np.zeros(nearest.max() + 1, np.float32)
+    np.maximum.at(reach, nearest[over], away_m[over])
+    if not reach.any():
+        return matte
+    usual = float(np.percentile(reach[reach > 0], USUAL_PERCENTILE))
+    hair = over & (reach[nearest] <= usual) & (matte > 0.9)
+    _, parts, stats, _ = cv2.connectedComponentsWithStats(
+        (over & (away_m > FAR_SHARE * usual + FAR_M)).astype(np.uint8)
+    )
+    gone = np.zeros(matte.shape, bool)
+    for part in 1 + np.flatnonzero(stats[1:, cv2.CC_STAT_AREA] > LEAST_PX):
+        far = parts == part
+        near = cv2.dilate(far.astype(np.uint8), np.ones((61, 61), np.uint8)) > 0
+        background = around & near & (matte < 0.1)
+        if min(hair.sum(), background.sum()) < LEAST_PX:
+            continue
+        strange = Gaussian.of(view.lab[background]).score(view.lab) - Gaussian.of(view.lab[hair]).score(view.lab)
+        if strange[far].mean() > 0:
+            gone |= far | (over & near & (cv2.GaussianBlur(strange, (0, 0), 2.0) > 0) & (away_m > usual / 2))
+    return _without(matte, gone)
+
+
+def _without(matte: Float32[np.ndarray, "S S"], gone: Bool[np.ndarray, "S S"]) -> Float32[np.ndarray, "S S"]:
+    """The largest part of a matte without some pixels."""
+    if not gone.any():
+        return matte
+    return largest_part((matte * (1 - cv2.GaussianBlur(gone.astype(np.float32), (0, 0), 1.0))).astype(np.float32))
+
+
+def ears_seen(
+    fit: HeadFit,
+    head: HeadModel,
+    image: UInt8[np.ndarray, "S S 3"],
+    matte: Float32[np.ndarray, "S S"],
+    draw: Callable[[Float32[np.ndarray, "V 3"]], Int64[np.ndarray, "S S"]],
+) -> Bool[np.ndarray, " 2"]:
+    """Tell whether the photo shows the person's left and right ear bare, or covered by hair or cloth.
+
+    Colours of the side's cheek and of the hair decide where they differ, else how far the person goes on beyond the
+    ear. An ear that the photo hardly shows is as the other one.
+    """
+    view, both = _View.of(fit, head, image, matte, draw), sides(head)
+    seen = np.array([view.shows_ear(side, ear) for side, ear in zip((1, -1), both, strict=True)])
+    shown = np.array([view.where(ear).sum() for ear in both])
+    return np.where(shown < HARDLY * shown[::-1], seen[::-1], seen)
+
+
+@dataclass(frozen=True)
+class _View:
+    """The bare head over its photo."""
+
+    head: HeadModel
+    verts: Float32[np.ndarray, "V 3"]
+    template: Float32[np.ndarray, "V 3"]
+    drawn: Int64[np.ndarray, "S S"]
+    lab: Float32[np.ndarray, "S S 3"]
+    matte: Float32[np.ndarray, "S S"]
+    focal_px: float
+    depth_m: float
+
+    @classmethod
+    def of(cls, fit, head, image, matte, draw) -> "_View":
+        verts = fitted_mesh(replace(fit, static_offset=np.zeros_like(fit.static_offset)), head)
+        template = dense(head, head.template).numpy()
+        depth_m = float(fit.translation[2])
+        return cls(head, verts, template, draw(verts), lab_colours(image), matte, fit.focal_px, depth_m)
+
+    def where(self, chosen: Bool[np.ndarray, " V"]) -> Bool[np.ndarray, "S S"]:
+        """Pixels that show chosen vertices."""
+        return (self.drawn >= 0) & chosen[np.maximum(self.drawn, 0)]
+
+    def columns(self, chosen: Bool[np.ndarray, " V"]) -> Float[np.ndarray, "P 2"]:
+        """Places of chosen vertices, px."""
+        points = self.verts[chosen]
+        return points[:, :2] / points[:, 2:] * self.focal_px + CROP_SIZE / 2
+
+    def shows_ear(self, side: int, alone: Bool[np.ndarray, " V"]) -> bool:
+        """One ear, `alone` without the skin around it: `side` is 1 for the person's left, which has positive x."""
+        around = ear_vertices(self.head) & (side * self.template[:, 0] > 0)
+        ear, points = self.where(alone) & (self.matte > 0.8), self.columns(around)
+        outward = float(np.sign(points[:, 0].mean() - self.columns(plain_skin(self.head))[:, 0].mean()))
+        rim = outward * float(np.percentile(outward * points[:, 0], 98))
+        top, bottom = np.clip(np.percentile(points[:, 1], [10, 90]), 0, CROP_SIZE - 1).astype(int).tolist()
+        beyond = self._beyond(outward, rim, top, bottom)
+        hair = self._crown()
+        if beyond > BEYOND_M:
+            rows, columns = np.arange(CROP_SIZE)[:, None], np.arange(CROP_SIZE)
+            level = (rows >= top - 0.3 * (bottom - top)) & (rows <= bottom)
+            hair |= (self.matte > 0.9) & (outward * (columns - rim) > 3) & level & (self.drawn < 0)
+        x, y, _ = self.template.T
+        face = self.where(plain_skin(self.head))
+        cheek = face & self.where((side * x > 0.03) & (y < 0.03) & (y > -0.05))
+        cheek = cheek if cheek.sum() >= 150 else face
+        if ear.sum() >= FEW_PX and hair.sum() > 100 and cheek.sum() > 50:
+            share = self._skin_share(ear, cheek, hair)
+            if share is not None:
+                return share > (BARE if beyond < BEYOND_M else COVERED)
+        return beyond < BEYOND_M
+
+    def _beyond(self, outward: float, rim: float, top: int, bottom: int) -> float:
+        """Extent of the person beyond the ear, m."""
+        steps = []
+        for row in range(top, bottom):
+            inside = np.flatnonzero(self.matte[row] > 0.5)
+            if len(inside):
+                steps.append(outward * ((inside.max() if outward > 0 else inside.min()) - rim))
+        return float(np.median(steps)) * self.depth_m / self.focal_px if steps else 0.0
+
+    def hands(self, away_m: Float32[np.ndarray, "S S"], nearest: Int64[np.ndarray, "S S"]) -> Bool[np.ndarray, "S S"]:
+        """Skin that stands off the head beside it: a hand. `nearest` is the vertex of the head nearest to a pixel."""
+        face, crown = self.where(plain_skin(self.head)), self._crown()
+        beside = (away_m > BESIDE_M) & (self.matte > 0.5)
+        beside &= (self.head.skinning[:, TORSO].numpy() < CLOTHED)[nearest]
+        if min(face.sum(), crown.sum()) < LEAST_PX or not beside.any():
+            return np.zeros_like(beside)
+        skin, hair = Gaussian.of(self.lab[face]), Gaussian.of(self.lab[crown])
+        if skin.distance(hair) < CLEARLY:
+            return np.zeros_like(beside)
+        is_skin = beside & (skin.score(self.lab) > hair.score(self.lab)) & (skin.peak_score(self.lab) > -0.5 * 3**2)
+        _, parts = cv2.connectedComponents(
+            cv2.morphologyEx(is_skin.astype(np.uint8), cv2.MORPH_OPEN, np.ones((13, 13)))
+        )
+        size, reach = np.bincount(parts.ravel()), np.zeros(parts.max() + 1, np.float32)
+        np.maximum.at(reach, parts, away_m)
+        is_hand = (size > HAND_PX) & (reach > HAND_M) & (np.arange(len(size)) > 0)
+        return (cv2.dilate(is_hand[parts].astype(np.uint8), np.ones((15, 15), np.uint8)) > 0) & (away_m > 0)
+
+    def _crown(self) -> Bool[np.ndarray, "S S"]:
+        """Hair on top: on the crown, and above the head as far as it goes down by 10 cm."""
+        drawn = self.drawn >= 0
+        top = np.nonzero(drawn)[0].min() + 0.10 / self.depth_m * self.focal_px
+        above = ~drawn & (np.arange(CROP_SIZE)[:, None] < top)
+        return (self.where(self.head.scalp & (self.template[:, 1] > CROWN_M)) | above) & (self.matte > 0.9)
+
+    def _skin_share(
+        self, ear: Bool[np.ndarray, "S S"], cheek: Bool[np.ndarray, "S S"], hair: Bool[np.ndarray, "S S"]
+    ) -> float | None:
+        """Share of the ear that has the colours of the cheek, not of hair; None where these do not differ."""
+        skin_colours, hair_colours = Gaussian.of(self.lab[cheek]), Gaussian.of(self.lab[hair])
+
+        def share(where):
+            odds = skin_colours.score(self.lab[where]) - hair_colours.score(self.lab[where])
+            return (1 / (1 + np.exp(-np.clip(odds, -30, 30)))).mean()
+
+        high, low = share(cheek), share(hair)
+        if high - low < SEPARATED or skin_colours.distance(hair_colours) < APART:
+            return None
+        return float((share(ear) - low) / (high - low))
