@@ -80,7 +80,7 @@ def assemble(
 
     A vector or depth that is not finite counts as unknown.
     """
-    finite = np.isfinite(vectors).all(-1)
+    finite = np.all(np.isfinite(vectors), axis=-1)
     vectors = np.where(finite[..., None], vectors, np.float32(0))
     length = np.linalg.norm(vectors, axis=-1)
     confidence = np.minimum(length, 1) * (1 if matte is None else np.clip(matte, 0, 1))

@@ -111,7 +111,7 @@ def normal_map(verts: Float32[np.ndarray, "V 3"], faces: Int64[np.ndarray, "F 3"
     turn = np.where((np.cross(normals, right) * along[:, 1]).sum(-1) > 0, -1.0, 1.0)
     axes = np.stack([right, turn[:, None] * np.cross(normals, right)], 1)
     carried = np.c_[np.einsum("vci,vai->vca", along, axes).reshape(-1, 4), relief.seen]
-    shown = (relief.seen > 0)[faces].any(1)
+    shown = np.any((relief.seen > 0)[faces], axis=1)
     drawn = _spread(carried.astype(np.float32), relief.places / CROP_SIZE, triangles[torch.from_numpy(shown)], side)
     slopes = np.einsum("chw,hwca->hwa", bump.slopes[0, :, 0].numpy(), drawn[..., :4].reshape(side, side, 2, 2))
     slopes *= drawn[..., 4:] / np.maximum(np.linalg.norm(slopes, axis=-1, keepdims=True), 1)

@@ -47,7 +47,7 @@ def _loose(
     """Parts of the hair that lie low, and do not reach the scalp."""
     count, parts = cv2.connectedComponents(hair.astype(np.uint8))
     area, below, above = (np.bincount(parts[hair & where], minlength=count) for where in (hair, low, scalp))
-    return ((below > 0.7 * area) & (above < SMALL_PX))[parts] & hair
+    return ((below > 0.7 * area) & (above < SMALL_PX))[np.asarray(parts, np.int64)] & hair
 
 
 def pixel_classes(

@@ -274,7 +274,7 @@ def like_skin(
     log_colour: Float32[np.ndarray, "T P"], seen: Bool[np.ndarray, "T P"], log_albedo: Float32[np.ndarray, " P"]
 ) -> Bool[np.ndarray, " P"]:
     """Vertices that have the colour of most, and keep it: no brows, beards, strands of hair or glasses."""
-    ever = seen.any(0)
+    ever = np.any(seen, axis=0)
     if not ever.any():
         return ever
     typical = np.median(log_albedo[ever])

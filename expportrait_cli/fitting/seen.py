@@ -176,9 +176,8 @@ class _View:
         if skin.distance(hair) < CLEARLY:
             return np.zeros_like(beside)
         is_skin = beside & (skin.score(self.lab) > hair.score(self.lab)) & (skin.peak_score(self.lab) > -0.5 * 3**2)
-        _, parts = cv2.connectedComponents(
-            cv2.morphologyEx(is_skin.astype(np.uint8), cv2.MORPH_OPEN, np.ones((13, 13)))
-        )
+        found = cv2.connectedComponents(cv2.morphologyEx(is_skin.astype(np.uint8), cv2.MORPH_OPEN, np.ones((13, 13))))
+        parts = np.asarray(found[1], np.int64)
         size, reach = np.bincount(parts.ravel()), np.zeros(parts.max() + 1, np.float32)
         np.maximum.at(reach, parts, away_m)
         is_hand = (size > HAND_PX) & (reach > HAND_M) & (np.arange(len(size)) > 0)

@@ -73,7 +73,7 @@ def embed(head: HeadModel, colours: Float[Tensor, "V 3"], *, rasterize: Rasteriz
     opened = _canonical(head, torch.zeros_like(head.template[0, :1]).expand(head.identity_basis.shape[-1]), open_jaw)
     surface = opened.numpy().astype(float)
     faces = head.dense_faces.numpy()
-    skin, eyes = head.part("skin").numpy()[faces].all(1), head.part("eye_left", "eye_right").numpy()[faces].all(1)
+    skin, eyes = (np.all(head.part(*names).numpy()[faces], axis=1) for names in (["skin"], ["eye_left", "eye_right"]))
 
     points, weights = [], []
     for view in _views(head, colours, rasterize):

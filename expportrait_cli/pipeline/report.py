@@ -182,7 +182,7 @@ def warnings(asked: Asked, shown: Shown, tracking: Tracking | None, turn_deg: Se
             filled = tracking.state == state
             lines += _where(filled & ~tracking.distrusted, f"No face in the driver, {what}")
             lines += _where(filled & tracking.distrusted, f"The driver's face is covered, blurred or foreign, {what}")
-    lines += _where((asked.expression > STRONG).any(1), f"Asks for an expression above {100 * STRONG:.0f} %")
+    lines += _where(np.any(asked.expression > STRONG, axis=1), f"Asks for an expression above {100 * STRONG:.0f} %")
     lines += _where(turn_deg > FAR_DEG, f"Asks for a turn of more than {FAR_DEG:.0f} degrees away from the photo")
     lines += _where(shown.found == 0, "No face found in the film")
     if "identity_dlib" in shown.identity:

@@ -134,7 +134,7 @@ def doubts(
         rows = np.flatnonzero(seen & (shots == shot))
         if len(rows) < FEW:
             continue
-        own = [skin for row in rows if (skin := skins[row]) is not None]
+        own = [skin for row in rows.tolist() if (skin := skins[row]) is not None]
         textures, sharpness = np.stack([s.texture for s in own]), np.array([s.sharpness for s in own])
         window = max(FEW, round(WINDOW_S * float(rate)))
         inside = textures.any((0, 3))

@@ -163,7 +163,7 @@ def _strange(picture, opening, regions, lips: Contours, corner, along, lower):
     window = (2 * max(round(0.04 * lips.width), 1) + 1,) * 2
     rough = np.sqrt(np.maximum(cv2.blur(lab**2, window) - cv2.blur(lab, window) ** 2, 0))
     centre = (lips.upper_inner + lips.lower_inner).mean(0) / 2
-    skin, beard, lip = np.zeros((3, *opening.shape))
+    skin, beard, lip = (np.zeros(opening.shape) for _ in range(3))
     for outer, inner, mine in (
         (lips.upper_outer, lips.upper_inner, ~lower),
         (lips.lower_outer, lips.lower_inner, lower),

@@ -209,7 +209,7 @@ def _normals(
 
 def _features(points: Float32[np.ndarray, "L 2"], mask: Float32[np.ndarray, "S S"]) -> Float32[np.ndarray, "2 s s"]:
     """Share of each latent pixel that shows the face in front, and that shows eyes or lips."""
-    face, inner = np.zeros((2, *mask.shape), np.float32)
+    face, inner = np.zeros(mask.shape, np.float32), np.zeros(mask.shape, np.float32)
     cv2.fillConvexPoly(face, cv2.convexHull(np.rint(points).astype(np.int32)), (1.0,))
     for ring in FEATURES:
         cv2.fillConvexPoly(inner, cv2.convexHull(np.rint(points[list(ring)]).astype(np.int32)), (1.0,))
