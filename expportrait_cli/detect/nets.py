@@ -11,7 +11,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -97,6 +97,7 @@ class Task:
         self, weight: str, make: Callable[[ModuleType, Any], Any], run: Callable[[Any, Any, int], Any]
     ) -> None:
         tasks, file = vision(), checked_file(weight)
+        _close_ended()
         from mediapipe import Image as Picture
         from mediapipe import ImageFormat
         from mediapipe.tasks.python import BaseOptions
@@ -111,8 +112,9 @@ class Task:
             self(GREY)
         except (RuntimeError, ValueError, OSError) as error:
             raise WeightsError(_unreadable(file, error)) from error
-        # Upstream's own end would come with the next collection of garbage, and talk; when Python ends, it raises.
-        weakref.finalize(self, _close, self._task).atexit = False
+        # Upstream's own end would come with a collection of garbage, which may fall into a moment in which this very
+        # thread holds the lock that the end waits for; and it talks, and raises when Python ends.
+        weakref.finalize(self, _ended.append, self._task).atexit = False
 
     def __call__(self, image: Image) -> Any:
         """What the task finds in the next image."""
@@ -121,9 +123,14 @@ class Task:
             return self._run(self._task, self._wrap(image), self._time_ms)
 
 
-def _close(task: Any) -> None:
-    with silenced():
-        task.close()
+_ended: list[Any] = []
+"""Graphs of tasks that nobody has any more, still open."""
+
+
+def _close_ended() -> None:
+    while _ended:
+        with silenced(), suppress(IndexError):
+            _ended.pop().close()
 
 
 def _unreadable(file: Path, error: Exception) -> str:

@@ -249,8 +249,8 @@ def winker(photo_tracking, head):
 def test_a_wink_shuts_one_eye(fitted, winker, head):
     verts = meshes(fitted, winker, head, neutral_frame="0")
     left, right = (lid_gaps(fitted, verts, head, pairs) for pairs in (LEFT, RIGHT))
-    # Of the last step to where the lids touch, the ridge of the spread keeps a part.
-    assert left[-1] < 0.2 * left[0]
+    # The points of a pair do not lie straight above each other: apart from that the lids touch.
+    assert left[-1] < 0.25 * left[0]
     assert np.ptp(right) < 0.05 * right[0]
 
 
