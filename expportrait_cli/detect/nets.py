@@ -4,6 +4,7 @@ Their models lie in the weights folder: the wheels of mediapipe 1 and later hold
 Coordinates are pixels of the image that was passed in, pixel centres at +0.5.
 """
 
+import atexit
 import importlib
 import os
 import sys
@@ -131,6 +132,13 @@ def _close_ended() -> None:
     while _ended:
         with silenced(), suppress(IndexError):
             _ended.pop().close()
+
+
+@atexit.register
+def _leave_open() -> None:
+    """Python's end is no time to close anything: mediapipe's threads are gone by then, and it would raise."""
+    for graph in _ended:
+        graph.close = lambda: None
 
 
 def _unreadable(file: Path, error: Exception) -> str:
