@@ -114,23 +114,15 @@ def test_a_known_head_is_found_better(known, head):
     assert np.array_equal(kept.identity, start.identity) and np.array_equal(kept.static_offset, start.static_offset)
 
 
-LONG = pytest.mark.skipif("EXPPORTRAIT_LONG" not in os.environ, reason="five minutes: set EXPPORTRAIT_LONG=1")
+def both_ways(head, folder: Path, seed: int, *, noise_deg: float, depth_noise: float) -> np.ndarray:
+    """Errors of identity and offsets, mm, of one stage after the other and of the joint optimisation: [2, 2].
 
-
-@pytest.mark.parametrize(
-    ("seed", "noise_deg", "depth_noise"),
-    [
-        (1, 0.0, 0.0),
-        *(pytest.param(seed, 0.0, 0.0, marks=LONG) for seed in (0, 2, 3, 4)),
-        *(pytest.param(seed, 6.0, 0.05, marks=LONG) for seed in range(5)),
-    ],
-)
-def test_a_head_is_found_better_than_by_one_stage_after_the_other(head, tmp_path, seed, noise_deg, depth_noise):
-    """From landmarks with a bias of 1.2 % of the distance between the eyes; the stages have the same network."""
+    From landmarks with a bias of 1.2 % of the distance between the eyes; the stages have the same network.
+    """
     skin, acting = Skin(head), np.array([0.0, 1.0, 0.5])
     long = skin.without_pose(folds(head, seed + 100, wave_m=0.13, rms_m=1.5e-3), 1.5e-3)
     heights = acting[:, None] * (wrinkles(head) + long)
-    film = numbered_film(tmp_path / "a.mkv", len(acting))
+    film = numbered_film(folder / "a.mkv", len(acting))
     known = KnownHead.make(head, heights, skin.normals, seed=seed, source=film)
     oracle = NumberedOracle(known, noise_deg=noise_deg, depth_noise=depth_noise, seed=seed)
     face, weights = head.facial_mask.numpy() > 0.5, np.full(len(acting), 1 / len(acting))
@@ -160,5 +152,20 @@ def test_a_head_is_found_better_than_by_one_stage_after_the_other(head, tmp_path
     )
     done = jointly(fit, clip, known.patch, oracle, quiet, weights=weights, share=0.0, steps=20, sizes=[128])
     together = errors_mm(done, done.dynamic_offset)
-    print(f"identity {staged[0]:.2f} -> {together[0]:.2f} mm, offsets {staged[1]:.2f} -> {together[1]:.2f} mm")
-    assert together[0] < staged[0] and together[1] < 1.02 * staged[1]
+    return np.array([staged, together])
+
+
+def test_a_head_is_found_better_than_by_one_stage_after_the_other(head, tmp_path):
+    staged, together = both_ways(head, tmp_path, 1, noise_deg=0.0, depth_noise=0.0)
+    assert together[0] < 0.9 * staged[0] and together[1] < staged[1]
+
+
+@pytest.mark.skipif("EXPPORTRAIT_LONG" not in os.environ, reason="five minutes: set EXPPORTRAIT_LONG=1")
+@pytest.mark.parametrize(("noise_deg", "depth_noise"), [(0.0, 0.0), (6.0, 0.05)])
+def test_five_heads_are_found_better(head, tmp_path, noise_deg, depth_noise):
+    """The worst of them, and offsets of each; with noise, single identities may be found worse by a few hundredths."""
+    found = [both_ways(head, tmp_path, seed, noise_deg=noise_deg, depth_noise=depth_noise) for seed in range(5)]
+    print(np.array2string(np.array(found), precision=2))
+    staged, together = np.array(found).swapaxes(0, 1)
+    assert (together.max(0) < staged.max(0)).all() and (together.mean(0) < staged.mean(0)).all()
+    assert (together[:, 1] < staged[:, 1]).all() and (together[:, 0] < staged[:, 0] + 0.1).all()
