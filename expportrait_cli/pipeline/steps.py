@@ -40,7 +40,7 @@ A = TypeVar("A")
 
 REVISIONS = {
     "scan": 1,
-    "clip": 1,
+    "clip": 2,
     "track": 3,
     "fit": 3,
     "transfer": 3,
