@@ -70,13 +70,16 @@ class Learned:
         return torch.cat(frames).cpu().numpy()
 
     def _frames(self, psi: np.ndarray, jaw: np.ndarray) -> Float32[Tensor, "T P 3"]:
-        # Always a product of as many rows: how a matrix library sums depends on its size.
+        # How a matrix library sums depends on the size of a product, and in small ones on the row.
         count = len(psi)
-        given = [np.concatenate([c, np.zeros((BATCH - count, c.shape[1]))]).astype(np.float32) for c in (psi, jaw)]
-        tensors = [torch.from_numpy(each).to(self._device) for each in given]
+        given = [torch.from_numpy(each.astype(np.float32)).to(self._device) for each in (psi, jaw)]
         if self._fields is None:
-            return self._network.offsets(self._neutral, self._code, *tensors, rows=self._rows)[:count]
-        return self._network.mixed_flat(self._fields, self._network.coefficients(self._code, *tensors))[:count]
+            padded = [torch.cat([each, each.new_zeros(BATCH - count, each.shape[1])]) for each in given]
+            return self._network.offsets(self._neutral, self._code, *padded, rows=self._rows)[:count]
+        one_by_one = zip(*(each.split(1) for each in given), strict=True)
+        weights = torch.cat([self._network.coefficients(self._code, *frame) for frame in one_by_one])
+        padded = torch.cat([weights, weights.new_zeros(BATCH - count, weights.shape[1])])
+        return self._network.mixed_flat(self._fields, padded)[:count]
 
 
 class Lifted:

@@ -37,7 +37,7 @@ def state(folder: Path) -> dict[str, bytes]:
     """Every file, without what a record and a page say of the time."""
     found = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     record = json.loads(found["film.json"])
-    for name in ("finished", "seconds", "checksum"):
+    for name in ("finished", "seconds", "cpu_seconds", "checksum"):
         record.pop(name)
     record["beside"].pop("film.html")
     return {**found, "film.json": json.dumps(record).encode(), "film.html": b""}
