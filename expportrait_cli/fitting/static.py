@@ -253,7 +253,7 @@ class KeyFrames:
             moved = clip.landmark_offsets(others, patch, LandmarkSpread(head, fit.identity))
             offset = np.concatenate([offset, limited(moved, config.descent.dynamic_limit_m)])
         # How the torso stands in other frames is a guess.
-        chins = tracking.landmarks[others, CHIN, 1].astype(int)
+        chins = tracking.landmarks[others, CHIN, 1].astype(int).tolist()
         mattes = [own[1], *(_above(Matte().matte(each), chin) for each, chin in zip(pictures, chins, strict=True))]
         return cls(tracking, head, rows, [own[0], *pictures], mattes, offset)
 

@@ -145,8 +145,8 @@ def lid_travel(head: HeadModel) -> Float32[np.ndarray, "2 V"]:
 
 SIGMA_M = 0.012
 RIDGE, RIM_RIDGE = 0.1, 0.02
-"""Added to the Gram matrix: landmarks jitter by about a tenth of what they move; on the rims of lids and lips, whose
-gaps are a few millimetres, what smoothing takes shows more than the jitter."""
+"""Added to the Gram matrix: landmarks jitter by about a tenth of what they move. The second is for a film's rims of lids
+and lips, whose gaps are a few millimetres: what smoothing takes shows more there than the jitter."""
 REACH_M = 0.035
 FEATHER_M = 0.012
 OPEN_RAD = 0.3
@@ -168,8 +168,8 @@ def open_mouth(head: HeadModel, identity: Float32[np.ndarray, " K"]) -> Float32[
 class LandmarkSpread:
     """Linear map from 2-D steps of the 478 landmarks to steps of the vertices near them."""
 
-    def __init__(self, head: HeadModel, identity: Float32[np.ndarray, " K"]):
-        """Distances are the person's own."""
+    def __init__(self, head: HeadModel, identity: Float32[np.ndarray, " K"], *, rim_ridge: float = RIDGE):
+        """Distances are the person's own; `rim_ridge` smooths the steps of the rims of lids and lips."""
         shape = open_mouth(head, identity)
         triangles, weights = head.landmark_triangles.numpy(), head.landmark_barycentrics.numpy()
         travel = lid_travel(head).max(0)
@@ -182,7 +182,7 @@ class LandmarkSpread:
         nearest = distance.min(1)
         self.vertices = np.flatnonzero((nearest < REACH_M) & head.part("skin", "mouth_cavity").numpy())
         gram = self._kernel(np.linalg.norm(centres[:, None] - centres[None], axis=-1))
-        ridge = np.where(np.isin(used, [*EYE_RINGS, *LIPS]), RIM_RIDGE, RIDGE)
+        ridge = np.where(np.isin(used, [*EYE_RINGS, *LIPS]), rim_ridge, RIDGE)
         feather = np.clip((REACH_M - nearest[self.vertices]) / FEATHER_M, 0, 1)
         self._used = used
         near = distance[self.vertices].astype(np.float32)

@@ -13,7 +13,7 @@ from expportrait_cli.artifacts.types import Curves, HeadFit, Tracking
 from expportrait_cli.config import TransferConfig
 from expportrait_cli.errors import UsageError
 from expportrait_cli.head import HeadModel
-from expportrait_cli.head.facemesh import BROWS, LandmarkSpread
+from expportrait_cli.head.facemesh import BROWS, RIM_RIDGE, LandmarkSpread
 from expportrait_cli.head.finer import Finer
 from expportrait_cli.head.fitted import neutral_mesh, posed_meshes
 from expportrait_cli.retargeting.face import (
@@ -304,7 +304,7 @@ def _batches(curves: Curves) -> Iterator[tuple[slice, Curves]]:
 
 def posed_frames(head_fit: HeadFit, head: HeadModel, performance: Performance) -> Iterator[Float32[np.ndarray, "V 3"]]:
     """Vertices of the person's head in every frame, in the photo's crop camera."""
-    spread, offsets = LandmarkSpread(head, head_fit.identity), performance.offsets
+    spread, offsets = LandmarkSpread(head, head_fit.identity, rim_ridge=RIM_RIDGE), performance.offsets
     for rows, curves in _batches(performance.curves):
         beyond = None if offsets is None else (offsets.vertices, offsets(rows, curves))
         moved = spread(performance.steps[rows]) / head_fit.focal_px

@@ -198,6 +198,7 @@ OPTIONS = {
     "--mouth": ("model", lambda job: job.generate.mouth),
     "--no-detail": (None, lambda job: not job.generate.detail),
     "--audio": ("none", lambda job: job.generate.audio),
+    "--encode-quality": ("small", lambda job: job.generate.encode_quality),
     "--paste-back": (None, lambda job: job.generate.paste_back),
     "--size": ("768", lambda job: job.generate.size),
     "--backend": ("proxy", lambda job: job.generate.backend),

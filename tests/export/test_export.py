@@ -286,7 +286,7 @@ def test_a_viewer_shows_the_detail_that_normal_maps_show(person, fitted, head):
     is_shown = np.isin(faces.numpy()[ids, 0], np.flatnonzero(fitted.relief_seen > 0.99)) & (ids >= 0)
     bends, wanted_bends = (made - mesh)[is_shown], (wanted - mesh)[is_shown]
     assert np.corrcoef(bends.ravel(), wanted_bends.ravel())[0, 1] > 0.9
-    assert 0.8 < np.abs(bends).mean() / np.abs(wanted_bends).mean() < 1.25
+    assert 0.75 < np.abs(bends).mean() / np.abs(wanted_bends).mean() < 1.25
 
 
 def test_the_normal_map_can_be_left_out(head_file, tmp_path):

@@ -60,7 +60,9 @@ def test_the_frame_offset_leaves_everything_but_the_face(fitted, head):
 def test_eyeballs_and_teeth_keep_their_shape(fitted, head, part):
     mask = head.part(part).numpy()
     assert np.ptp(fitted.frame_offset[mask], axis=0).max() < 3e-4
-    assert np.abs(fitted.static_offset[mask]).max() == 0
+    # Teeth are moved up or down to where those of people are; nothing else is moved there.
+    moved = np.abs(fitted.static_offset[mask]).max(0)
+    assert moved[0] == moved[2] == 0 and moved[1] < (0.006 if part.startswith("teeth") else 1e-9)
 
 
 def test_the_fitted_mesh_shows_the_photos_landmarks(fitted, head):
