@@ -145,8 +145,8 @@ def lid_travel(head: HeadModel) -> Float32[np.ndarray, "2 V"]:
 
 SIGMA_M = 0.012
 RIDGE, RIM_RIDGE = 0.1, 0.02
-"""Added to the Gram matrix: landmarks jitter by about a tenth of what they move. The second is for a film's rims of lids
-and lips, whose gaps are a few millimetres: what smoothing takes shows more there than the jitter."""
+"""Added to the Gram matrix: landmarks jitter by about a tenth of what they move. The second is for the rims of lids and
+lips in films: their gaps are a few millimetres, and what smoothing takes shows more there than the jitter."""
 REACH_M = 0.035
 FEATHER_M = 0.012
 OPEN_RAD = 0.3
