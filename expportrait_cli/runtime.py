@@ -1,6 +1,7 @@
 """Basics of every run: checked settings, processor threads, the device, a prefetching thread, progress reports."""
 
 import os
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -9,7 +10,7 @@ from functools import cache
 from itertools import islice
 from math import inf, isfinite
 from numbers import Integral, Real
-from threading import Event
+from threading import Event, RLock
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
@@ -153,6 +154,26 @@ def in_order(make: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
         finally:
             for future in coming:
                 future.cancel()
+
+
+_stderr = RLock()
+"""Held while stderr leads nowhere: of two threads, the second would take that for where it leads to."""
+
+
+@contextmanager
+def silenced() -> Iterator[None]:
+    """Keep what native libraries write to stderr away from the terminal: only the file descriptor can be muted."""
+    with _stderr:
+        sys.stderr.flush()
+        kept = os.dup(2)
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            os.close(nowhere)
 
 
 class _Abandoned(Exception):

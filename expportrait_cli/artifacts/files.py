@@ -39,7 +39,7 @@ def sha256(path: Path) -> str:
 
 
 def note_of(path: Path) -> Path:
-    """Where the hash of a file's first download stands, as `sha256sum` writes it, if nobody published one."""
+    """Path of the note with the hash of a file's first download, as `sha256sum` writes it, if none was published."""
     return path.with_name(f"{path.name}.sha256")
 
 

@@ -143,9 +143,9 @@ class Inputs:
     driving: Path
     """Clip as lossless .mkv, without sound: what to do, and in self mode what to look like."""
     reference_hash: str
-    """sha256 of its pixels: files of the same pixels differ,"""
+    """sha256 of the photo's pixels: files of the same pixels may differ."""
     driving_hash: str
-    """and of the clip's, frame after frame."""
+    """sha256 of the clip's pixels, frame after frame."""
     frames: int
     size: int
     """Side, px."""

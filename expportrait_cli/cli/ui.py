@@ -20,7 +20,7 @@ LARGEST = "largest"
 HEIGHT_PX = 360
 """Height of the photo and the clip on the page, px."""
 BUTTONS = ["download", "fullscreen"]
-"""Of pictures: without Gradio's own for sharing, which would send them to a server."""
+"""Buttons beside a picture. Gradio's button for sharing is left out: it would send the picture to a server."""
 
 
 def ui(

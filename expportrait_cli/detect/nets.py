@@ -8,7 +8,6 @@ import atexit
 import importlib
 import os
 import sys
-import threading
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +22,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from expportrait_cli.errors import WeightsError, one_line
+from expportrait_cli.runtime import silenced
 from expportrait_cli.weights.catalogue import checked_file
 
 Image = UInt8[np.ndarray, "H W 3"]
@@ -31,26 +31,6 @@ GREY = np.full((64, 64, 3), 128, np.uint8)
 STEP_MS = 3_600_000
 """Between two frames. Tasks smooths landmarks along a clip, which nobody here wants, and cannot be told to stop.
 The filter counts the time that a landmark had to move: after an hour, 0.1 % of the frame before is left."""
-
-
-_stderr = threading.RLock()
-"""Held while stderr leads nowhere: of two threads, the second would take that for where it leads to."""
-
-
-@contextmanager
-def silenced() -> Iterator[None]:
-    """Keep what C++ writes to stderr away from the terminal: absl logs before mediapipe can be told not to."""
-    with _stderr:
-        sys.stderr.flush()
-        kept = os.dup(2)
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, 2)
-        try:
-            yield
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
-            os.close(nowhere)
 
 
 @contextmanager
@@ -118,7 +98,7 @@ class Task:
         weakref.finalize(self, _ended.append, self._task).atexit = False
 
     def __call__(self, image: Image) -> Any:
-        """What the task finds in the next image."""
+        """Run the task on the next image."""
         self._time_ms += STEP_MS
         with nullcontext() if self.spoke else silenced():
             return self._run(self._task, self._wrap(image), self._time_ms)
@@ -224,7 +204,7 @@ class SelfieNet:
         self._task.spoke = True
 
     def __call__(self, image: Image) -> Float32[np.ndarray, "H W"]:
-        """How much of each pixel is a person, 0..1."""
+        """Share of the person in each pixel, 0..1."""
         # The person comes last, whether or not the background has a mask of its own.
         mask = self._task(image).confidence_masks[-1].numpy_view()
         return np.array(mask, np.float32).reshape(image.shape[:2])

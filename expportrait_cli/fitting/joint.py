@@ -29,7 +29,7 @@ STEPS = 60
 PERSON_STEPS = 40
 """Steps of the person alone, which are taken with the smallest maps."""
 SHARED, OF_FRAMES = ("identity", "static"), ("expression", "jaw", "turn", "translation", "dynamic")
-"""What all frames share, and what each has for itself."""
+"""Parameters that all frames share, and parameters that each frame has for itself."""
 
 
 def descend(

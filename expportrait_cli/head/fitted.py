@@ -17,11 +17,11 @@ INNER_LIPS = (13, 14)
 UPPER_EDGE_M, LOWER_EDGE_M = -0.0022, -0.0026
 """Cutting edges of the teeth above (+) the line where the closed lips meet."""
 TONGUE_TOP_M = 0.003
-"""How far the tongue's back rises above the edge of the lower teeth in the middle,"""
+"""Height of the middle of the tongue's back above the edge of the lower teeth, m."""
 TONGUE_WIDE_M = 0.024
-"""and its half width."""
+"""Half the width of the tongue, m."""
 TONGUE_TIP_M, TONGUE_ROOT_M = 0.010, 0.060
-"""Where the tongue begins and ends, behind the line of the closed lips."""
+"""Distances of the tongue's tip and root behind the line of the closed lips, m."""
 
 
 @dataclass(frozen=True)

@@ -126,9 +126,9 @@ class Scene:
     meshes: Meshes
     head: HeadModel
     whole: UInt8[np.ndarray, "H W 3"]
-    """The photo as it is,"""
+    """The photo as its file has it."""
     canvas: Canvas
-    """and what of it the film shows."""
+    """The part of the photo that the film shows."""
     driver: Tracking | None = None
     """Whose clip says what is between the lips (`GenerateConfig.mouth`); None if the head model does."""
     detail: bool = True

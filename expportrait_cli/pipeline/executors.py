@@ -31,7 +31,7 @@ LOST = (LEFT, TIMED_OUT)
 
 @dataclass(frozen=True)
 class Place:
-    """Where the workers of a command run, and how many there are."""
+    """Place and number of the workers of a command."""
 
     executor: Executor = "local"
     workers: int = 1

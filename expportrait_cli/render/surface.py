@@ -56,7 +56,7 @@ def _sum(
 
 
 def vertex_normals(verts: Float32[Tensor, "n V 3"], faces: Int[Tensor, "F 3"]) -> Float32[Tensor, "n V 3"]:
-    """As `mesh.vertex_normals`; where a gradient is asked for, by it."""
+    """Compute what `mesh.vertex_normals` does, in a kernel; where a gradient is asked for, by that function."""
     if verts.requires_grad:
         return mesh.vertex_normals(verts, faces)
     return mesh.normalize(_sums(verts, faces, verts.new_zeros(verts.shape[1], 0))[0])
@@ -65,7 +65,7 @@ def vertex_normals(verts: Float32[Tensor, "n V 3"], faces: Int[Tensor, "F 3"]) -
 def surface_gradients(
     verts: Float32[Tensor, "n V 3"], faces: Int[Tensor, "F 3"], values: Float32[Tensor, "V C"]
 ) -> Float32[Tensor, "n V C 3"]:
-    """As `mesh.surface_gradients`; where a gradient is asked for, by it."""
+    """Compute what `mesh.surface_gradients` does, in a kernel; where a gradient is asked for, by that function."""
     if verts.requires_grad or values.requires_grad:
         return mesh.surface_gradients(verts, faces, values)
     _, slopes, weights = _sums(verts, faces, values)

@@ -8,8 +8,6 @@ small triangles is wrong by some percent. The formulas are those of `reference`.
 """
 
 import logging
-import os
-from pathlib import Path
 from typing import Any, no_type_check
 
 import torch
@@ -19,13 +17,13 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from expportrait_cli.render.reference import DEPTH_STEPS, EDGE_SLACK
+from expportrait_cli.runtime import silenced
 
 
 def _start_warp() -> None:
     """Start Warp in silence: its greeting goes to stdout, which carries our result.
 
-    Its native library also writes to stderr on every machine without a CUDA driver. That is no news, and only
-    the file descriptor can be muted.
+    Its native library also writes to stderr on every machine without a CUDA driver, which is no news.
     """
     # Warp before 1.19 reads the first, later versions the second.
     wp.config.quiet = True  # pyright: ignore[reportAttributeAccessIssue]
@@ -33,14 +31,8 @@ def _start_warp() -> None:
     if torch.cuda.is_available():
         wp.init()
         return
-    kept = os.dup(2)
-    try:
-        with Path(os.devnull).open("wb") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-            wp.init()
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+    with silenced():
+        wp.init()
 
 
 _start_warp()

@@ -220,9 +220,9 @@ class Trained:
 
     network: TransferNetwork
     psi_most: Float32[np.ndarray, " E"]
-    """Largest absolute value of each expression in training,"""
+    """Largest absolute value of each expression in training."""
     jaw_most: Float32[np.ndarray, " 3"]
-    """and of the jaw, rad."""
+    """Largest absolute value of each angle of the jaw in training, rad."""
 
     def outside(self, psi: Float32[np.ndarray, "T E"], jaw: Float32[np.ndarray, "T 3"]) -> float:
         """Share of the frames whose expression lies beyond what the network was trained on."""

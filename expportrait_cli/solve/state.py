@@ -136,7 +136,7 @@ class _Moved:
     """Before jaw and eyes turn."""
     head: Float[np.ndarray, "478 3"]
     rotations: dict[int, Float[np.ndarray, "3 3"]]
-    """Of jaw and eyes, by their joint."""
+    """Rotations of jaw and eyes, by their joint."""
     turned: dict[int, Float[np.ndarray, "478 3"]]
     """All landmarks, turned with each of these bones, from its joint."""
     lids_by_gaze: Float[np.ndarray, "478 3 4"]

@@ -172,7 +172,7 @@ class _Seen:
         self.skins: list[Skin | None] = []
         self._finder, self._mesh, self._matte = FaceFinder(), FaceMesh(video=self.is_clip), Matte()
         self._measures: dict[int, _Shot] = {}
-        """What is measured against the first frame of each of the latest scenes."""
+        """Take the measures against the first frame of each of the latest scenes."""
         self._pose, self.unroll, self._following = Shoulders(), Unroller(model), False
 
     def looks(self, frames: Iterable[UInt8[np.ndarray, "H W 3"]]) -> Iterator["_Look"]:

@@ -94,7 +94,7 @@ class Compositor:
         self.torso_ring = np.c_[0.17 * np.cos(ring), 0.08 * np.sin(ring) - 0.12, np.full(8, -0.02)]
 
     def _prepared(self):
-        """What all frames share, as the kernels take it."""
+        """Pack the data that all frames share for the kernels."""
         layers, hidden, rows = self.layers, self.hidden, np.arange(self.layers.alpha.shape[0]) + 0.5
         spare = np.zeros((len(layers.xy), 2))
         columns = (layers.xy, layers.depth, layers.cosine, layers.colour, hidden.attributes, spare)

@@ -10,8 +10,8 @@ from expportrait_cli.painting.proxy.layers import SUBPIXEL_BITS, fixed, ramp
 FOLDS = ((203, 206, 216, 212, 202), (423, 426, 436, 432, 422))
 """Course of the fold from the nose past the corner of the mouth, on each side."""
 FOLD_REACH, FOLD_WIDE, FADED = 0.12, 0.11, 0.75
-"""How far from that course a fold may run, the widest groove that is taken for one, both in mouth widths of the photo;
-and the share of its darkness that goes with a smile."""
+"""Largest distance of a fold from that course and width of the widest groove that is taken for a fold, both in mouth
+widths of the photo; and the share of a fold's darkness that goes with the smile."""
 
 
 def without_folds(

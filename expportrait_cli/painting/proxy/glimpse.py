@@ -21,8 +21,8 @@ PARTED = (0.04, 0.09)
 SHARP_PX = (20.0, 36.0)
 """Widths of the driver's mouth, px of the clip, between which teeth and tongue are told apart."""
 SURVEYED, BEGINNING = 8, 300
-"""How many frames, of the widest mouths and spread over the clip, tell how the driver's teeth look; among how many of
-the first with parted lips."""
+"""Number of frames with the widest mouths, and of as many spread over the clip, that tell how the driver's teeth look;
+and number of the first frames with parted lips among which they are chosen."""
 RED = (0.2, 0.5)
 """Redness, on the way from the driver's teeth to its lips, between which a bright spot is flesh rather than tooth."""
 CAST, LEAST_RED = 0.6, 5

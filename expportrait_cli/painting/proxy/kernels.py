@@ -1,4 +1,4 @@
-"""What the compositor does pixel by pixel over the whole picture, as Warp kernels for the CPU and for CUDA."""
+"""The steps of the compositor that go over every pixel of the picture, as Warp kernels for the CPU and for CUDA."""
 
 # pyright: reportInvalidTypeForm=false
 # The types of Warp's structs are made by calls.
@@ -21,14 +21,14 @@ _NONE, _SKIN = wp.constant(wp.uint8(NONE)), wp.constant(wp.uint8(SKIN))
 
 Affine = wp.types.matrix(shape=(2, 3), dtype=wp.float32)
 Attributes = wp.types.vector(length=12, dtype=wp.float32)
-"""Of a vertex: place in the photo (px), depth there (m), cosine to its camera, colour, place on the head (px), hair;
-two are spare, because a processor loads four at once."""
+"""Columns of a vertex: place in the photo (px), depth there (m), cosine to its camera, colour, place on the head (px),
+hair. Two columns are empty, because a processor loads four at once."""
 
 
 @no_type_check
 @wp.struct
 class Photo:
-    """What all frames share: see `layers.Layers` for what is not explained here."""
+    """Data that all frames share; `layers.Layers` explains the fields that have no description here."""
 
     photo: wp.array2d(dtype=wp.vec3ub)
     plate: wp.array2d(dtype=wp.vec3ub)
@@ -43,39 +43,39 @@ class Photo:
     triangle_part: wp.array(dtype=wp.uint8)
     attributes: wp.array(dtype=Attributes)
     moves: wp.array(dtype=float)
-    """Of each row: share of its motion; """
+    """Share of its motion that each row of the picture keeps: low rows of the torso stay."""
     below: wp.array(dtype=float)
-    """how far it lies below the chin;"""
+    """Position (0..1) of each row on the ramp from the chin down over a third of the face's height."""
     down: wp.array(dtype=float)
-    """and, of two rows, how far they follow the torso."""
+    """Share of the torso's motion that each pair of rows follows."""
 
 
 @no_type_check
 @wp.struct
 class Maps:
-    """What is drawn anew in each frame, pixel by pixel."""
+    """Maps of one frame, written pixel by pixel."""
 
     part: wp.array2d(dtype=wp.uint8)
     own: wp.array2d(dtype=wp.vec2)
     """Step to the place in the photo of the surface."""
     seen: wp.array2d(dtype=float)
-    """How far the photo shows that place,"""
+    """Share (0..1) in which the photo shows that place."""
     believed: wp.array2d(dtype=float)
-    """and how far its colour there is believed to be the surface's."""
+    """Share (0..1) in which the photo's colour there is taken for the surface's."""
     hair: wp.array2d(dtype=wp.vec2)
     """Share of hair on the surface, and relative brightness of its strands."""
     colour: wp.array2d(dtype=wp.vec3)
     """Smooth colour of the surface."""
     away: wp.array2d(dtype=float)
-    """Distance from the mesh;"""
+    """Distance of a pixel from the mesh, px."""
     inward: wp.array2d(dtype=float)
-    """distance from the background;"""
+    """Distance of a pixel from the background, px."""
     sharp: wp.array2d(dtype=float)
-    """share that the mesh covers."""
+    """Share of a pixel that the mesh covers."""
     carried: wp.array2d(dtype=wp.vec3)
-    """Of squares of four pixels: mean step beyond the far field's, each as it is seen, and mean of how far it is;"""
+    """For squares of four pixels: mean step minus that of the far field, weighted by `seen`, and the mean weight."""
     beyond: wp.array2d(dtype=wp.vec2)
-    """steps there, also beyond the mesh."""
+    """For squares of four pixels: steps to the photo, also beyond the mesh."""
     field: wp.array2d(dtype=wp.vec2)
     """Place in the photo, centres at whole numbers."""
     alpha: wp.array2d(dtype=float)
@@ -116,7 +116,7 @@ class Look:
     bare: wp.vec2
     """Motion, px, from which the safe plate takes over from the close one, and one over the width of that ramp."""
     shade: float
-    """How much darker hidden hair is than hair in sight."""
+    """Share by which hidden hair is darker than hair in sight."""
 
 
 @no_type_check

@@ -39,7 +39,7 @@ def spread(level: Float32[np.ndarray, "H W D"]) -> Float32[np.ndarray, "h w C"]:
 
 
 def _kept(level: Float32[np.ndarray, "H W D"], coarse: Float32[np.ndarray, "h w C"]) -> Float32[np.ndarray, "H W C"]:
-    """What is known, and where it is not what was spread."""
+    """The known values, and elsewhere those that were spread from them."""
     height, width = level.shape[:2]
     coarse = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR).reshape(height, width, -1)
     return level[..., :-1] + coarse * (1 - np.minimum(level[..., -1:], 1.0))
@@ -60,9 +60,9 @@ LID_TRAVEL_M = 0.0008
 LID_RIM = 3
 """Rings of triangles around it, 2 mm wide each, whose shadow is not skin's colour either."""
 AROUND_LIDS = 16
-"""Rings of triangles around a lid within which its skin is looked for,"""
+"""Rings of triangles around a lid within which lit skin of its colour is looked for."""
 LIT, AS_SKIN = 70, 0.82
-"""and that is as bright as this share of this percentile there."""
+"""Percentile of the brightness around a lid, and the share of it from which a pixel there counts as lit skin."""
 NONE, SKIN = 255, 0
 """Part of a pixel that shows no mesh, and of one that shows skin."""
 

@@ -53,7 +53,7 @@ brightness; and the contrast of the creases that run over them."""
 TURNED_IN, WIDE_OPEN = 0.45, (0.15, 0.5)
 """Share of a lip at its inner rim that a wide open mouth shades, and gaps, in mouth widths, over which it grows."""
 AROUND_MOUTH = 0.75
-"""How far from the lips lies what changes with them, in mouth widths."""
+"""Margin around the lips in which the picture changes with them, in mouth widths."""
 NARROWER = (0.05, 0.22)
 """Shares of the photo's mouth width by which the mouth is narrower between which a smile's folds fade."""
 
@@ -81,7 +81,7 @@ class Contours:
 
     @property
     def wide_open(self) -> float:
-        """How far (0..1) the mouth is open wide: the rims of its lips turn into its shadow."""
+        """Share (0..1) of a wide open mouth, in which the rims of the lips turn into its shadow."""
         gap = np.linalg.norm(self.lower_inner - self.upper_inner, axis=1).max()
         return float(ramp(gap / max(self.width, 1e-6), WIDE_OPEN))
 
