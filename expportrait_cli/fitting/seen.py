@@ -17,9 +17,9 @@ from expportrait_cli.head.fitted import fitted_mesh
 from expportrait_cli.head.model import TORSO
 
 BESIDE_M, HAND_M, HAND_PX, CLEARLY, CLOTHED = 0.005, 0.04, 600, 2.5, 0.6
-"""Skin-coloured pixels that lie further than the first beside the head, m, are a hand if they reach as far as the second,
-m, are more than the third, and if hair differs from skin by the fourth (Mahalanobis distance). The fifth is the weight
-of the torso bone from which a spot belongs to the shoulders."""
+"""Skin-coloured pixels further beside the head than the first, m, are a hand if they reach as far as the second, m, are
+more than the third, and if hair differs from skin by the fourth (Mahalanobis distance). The fifth is the weight of the
+torso bone from which a spot belongs to the shoulders."""
 BEYOND_M = 0.01
 """Least extent of the matte beyond an ear, m, from which the ear counts as covered where colours cannot tell."""
 BARE, COVERED = 0.4, 0.55
