@@ -28,10 +28,14 @@ AWAY = (-0.1, 0.5)
 """Cosines between a normal and the view, away from the camera, between which the prior takes over from the outline."""
 EAR_BOX_M = np.array([[0.055, -0.05, -0.05], [np.inf, 0.038, 0.03]])
 """Lowest and highest |x|, y, z of the ears in the template; the origin of the head frame lies between them."""
-EAR_STANDS_M = 0.0075  # Over the skin around it.
-ROOT_RINGS, HELD_RINGS, SLOPE_RINGS = 3, 4, 8
-"""Rings of triangles around an ear: those that go with it when the skin closes over it, those over which the weight of
-a change around it fades to 0, and those over which the offset of the hair beside a bare one falls to nothing."""
+EAR_STANDS_M = 0.0075
+"""Height over the skin around it from which a vertex belongs to an ear."""
+ROOT_RINGS = 3
+"""Rings of triangles around an ear that go with it when the skin closes over it."""
+HELD_RINGS = 4
+"""Rings of triangles over which the weight of a change around an ear fades to 0."""
+SLOPE_RINGS = 8
+"""Rings around a bare ear over which the offset of the hair beside it falls to nothing."""
 CREASE_STEPS, SMOOTH_STEPS = 25, 6
 """Steps of relaxation after an ear was closed over, and after each descent on the outline."""
 SPIKE_M, SPIKE_RINGS, SPIKE_ROUNDS = 0.0025, 3, 6
