@@ -72,36 +72,48 @@ def vision() -> ModuleType:
 
 
 class Task:
-    """One graph of Tasks, silent until it `spoke`: its interpreters warn when they first find something."""
+    """One graph of Tasks, silent until it `spoke`: its interpreters warn when they first find something.
+
+    All that it does is done in a thread of its own. mediapipe waits for threads, too: an interrupt there would free the
+    picture and the graph while they are still used, and the process would end with a segmentation fault.
+    """
 
     def __init__(
         self, weight: str, make: Callable[[ModuleType, Any], Any], run: Callable[[Any, Any, int], Any]
     ) -> None:
         tasks, file = vision(), checked_file(weight)
-        _close_ended()
-        from mediapipe import Image as Picture
-        from mediapipe import ImageFormat
-        from mediapipe.tasks.python import BaseOptions
-
-        self._wrap = lambda image: Picture(image_format=ImageFormat.SRGB, data=np.ascontiguousarray(image))
         self._run = run
         self._time_ms = 0
         self.spoke = False
+        self._thread = ThreadPoolExecutor(1)
         try:
-            with silenced():
-                self._task = make(tasks, BaseOptions(model_asset_path=str(file)))
+            self._thread.submit(self._begin, tasks, str(file), make).result()
             self(GREY)
         except (RuntimeError, ValueError, OSError) as error:
             raise WeightsError(_unreadable(file, error)) from error
+
+    def _begin(self, tasks: ModuleType, file: str, make: Callable[[ModuleType, Any], Any]) -> None:
+        from mediapipe.tasks.python import BaseOptions
+
+        with silenced():
+            _close_ended()
+            self._graph = make(tasks, BaseOptions(model_asset_path=file))
         # Upstream's own end would come with a collection of garbage, which may fall into a moment in which this very
         # thread holds the lock that the end waits for; and it talks, and raises when Python ends.
-        weakref.finalize(self, _ended.append, self._task).atexit = False
+        weakref.finalize(self, _ended.append, self._graph).atexit = False
 
     def __call__(self, image: Image) -> Any:
         """Run the task on the next image."""
         self._time_ms += STEP_MS
+        return self._thread.submit(self._look, image, self._time_ms).result()
+
+    def _look(self, image: Image, time_ms: int) -> Any:
+        from mediapipe import Image as Picture
+        from mediapipe import ImageFormat
+
         with nullcontext() if self.spoke else silenced():
-            return self._run(self._task, self._wrap(image), self._time_ms)
+            picture = Picture(image_format=ImageFormat.SRGB, data=np.ascontiguousarray(image))
+            return self._run(self._graph, picture, time_ms)
 
 
 _ended: list[Any] = []
@@ -109,8 +121,8 @@ _ended: list[Any] = []
 
 
 def _close_ended() -> None:
-    while _ended:
-        with silenced(), suppress(IndexError):
+    with suppress(IndexError):
+        while True:
             _ended.pop().close()
 
 

@@ -183,7 +183,7 @@ def test_another_mediapipe_ends_in_a_line_that_says_what_to_install(
 def test_a_net_that_nobody_has_is_closed_before_the_next_is_made():
     """Not while garbage is collected: that may be in the middle of making another, which it would wait for."""
     net, closed = FaceDetector("short", min_score=0.5), []
-    graph = net._task._task
+    graph = net._task._graph
     close, graph.close = graph.close, lambda: closed.append(close())
     del net
     gc.collect()
