@@ -126,7 +126,8 @@ def open_streams() -> None:
         except OSError:
             os.open(os.devnull, os.O_RDWR)
     sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
-    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
+    # A descriptor of its own: while native libraries are silenced, number 2 leads nowhere.
+    sys.stderr = os.fdopen(os.dup(2), "w", 1, sys.stderr.encoding if sys.stderr else None)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="surrogateescape")

@@ -202,6 +202,14 @@ EVERY_S = 0.2
 """Least time between two reports of one stage's progress."""
 
 
+def _own_stderr() -> int:
+    """The descriptor of `sys.stderr`, which is not number 2 where `app.main` has opened it."""
+    try:
+        return sys.stderr.fileno()
+    except OSError:
+        return 2
+
+
 @dataclass
 class Output:
     """Choices about output that hold for the whole command; set once, when it starts."""
@@ -209,12 +217,9 @@ class Output:
     quiet: bool = False
     events: TextIO | None = None
     """Stream for JSON, an object a line, in place of progress for people; None without `--progress json`."""
+    is_json: bool = False
+    """True if stderr holds nothing but JSON."""
     _last: tuple[str, float] = ("", 0.0)
-
-    @property
-    def is_json(self) -> bool:
-        """True if stderr holds nothing but JSON."""
-        return self.events is not None and self.events.fileno() == 2
 
     def report_as(self, form: str) -> None:
         """Report as `json` on stderr, or as `json:FD` on a file descriptor that whoever started the process opened.
@@ -227,10 +232,13 @@ class Output:
             raise UsageError(
                 f"`progress={form[:60]}`: expected json, or json:3 for file descriptor 3; 1 is for results."
             )
+        is_json = int(number or 2) == 2
         try:
-            self.events = os.fdopen(int(number or 2), "w", closefd=False, encoding="utf-8")
+            place = _own_stderr() if is_json else int(number)
+            self.events = os.fdopen(place, "w", closefd=False, encoding="utf-8")
         except OSError as error:
             raise UsageError(f"`progress={form}`: nothing can be written there ({error.strerror}).") from error
+        self.is_json = is_json
 
     def tell(self, event: str, **details: Any) -> None:
         """Write one event, if anybody asked for them; when nobody reads any more, the work goes on."""
@@ -240,7 +248,7 @@ class Output:
             self.events.write(json.dumps({"event": event, **details}) + "\n")
             self.events.flush()
         except OSError:
-            self.events = None
+            self.events, self.is_json = None, False
 
     def tell_progress(self, stage: str, done: int, total: int | None) -> None:
         """Write how far a stage is, a few times a second and at its end."""
@@ -283,4 +291,4 @@ def start_logging() -> None:
     log.handlers = [handler]
     log.propagate = False
     log.setLevel(logging.INFO)
-    output.quiet, output.events = False, None
+    output.quiet, output.events, output.is_json = False, None, False

@@ -104,3 +104,14 @@ def test_ends_of_lines_in_a_name_make_no_line(capsys):
 
 def test_bytes_that_are_no_text_stay_unless_a_terminal_may_obey_them():
     assert boundary.shown("\udce9\udc9b\ud800") == "\udce9\\udc9b\\ud800"
+
+
+def test_what_the_tool_says_is_read_while_native_libraries_are_silenced():
+    code = (
+        "import os, sys; from expportrait_cli.cli.app import open_streams; from expportrait_cli.runtime import silenced\n"
+        "open_streams()\n"
+        "with silenced(): os.write(2, b'native'); print('error: interrupted', file=sys.stderr)\n"
+        "os.write(2, b'later')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == "error: interrupted\nlater"
