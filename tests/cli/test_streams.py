@@ -108,7 +108,9 @@ def test_bytes_that_are_no_text_stay_unless_a_terminal_may_obey_them():
 
 def test_what_the_tool_says_is_read_while_native_libraries_are_silenced():
     code = (
-        "import os, sys\nfrom expportrait_cli.cli.app import open_streams\nfrom expportrait_cli.runtime import silenced\n"
+        "import os, sys\n"
+        "from expportrait_cli.cli.app import open_streams\n"
+        "from expportrait_cli.runtime import silenced\n"
         "open_streams()\n"
         "with silenced(): os.write(2, b'native'); print('error: interrupted', file=sys.stderr)\n"
         "os.write(2, b'later')"
