@@ -57,13 +57,11 @@ def fetch(
     """Download files into the cache folder, and check their hashes; a download that was cut short goes on."""
     from expportrait_cli.artifacts.files import sha256
     from expportrait_cli.weights.download import fetch as download
-    from expportrait_cli.weights.download import fetch_folder
 
     with Display() as display:
         for weight in [store.entry(name) for name in names]:
             progress = display.stage(f"{weight.name}, MB")
-            get = fetch_folder if weight.parts else download
-            path = get(
+            path = download(
                 weight,
                 store.folders()[-1],
                 lambda done, total, show=progress: show(done >> 20, total >> 20 if total else None),

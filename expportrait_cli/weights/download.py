@@ -1,94 +1,276 @@
-"""Downloading files of weights, and folders of them from a model hub.
+"""Downloading files of weights, and folders of them from the Hugging Face hub.
 
-A file is gone on with where it was cut, is hashed, and gets its name only when it is whole. Of a folder come the files
-that are needed, by the hashes that the hub publishes.
+`huggingface_hub` lists, logs in, knows the user's endpoint and cache, and transfers. Names, locks and hashes are ours:
+its own downloads begin anew after an interruption and hash nothing, and those of pooch begin anew too.
 """
 
-import fcntl
 import hashlib
-import http.client
-import json
-import os
+import re
 import shutil
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from expportrait_cli.artifacts.files import atomic_path, note_of, noted, sha256
-from expportrait_cli.artifacts.texts import parse_json
+from expportrait_cli.artifacts.files import alone, note_of, noted, sha256, write_json, write_text
+from expportrait_cli.artifacts.texts import read_json
 from expportrait_cli.errors import OutputError, WeightsError, one_line
 from expportrait_cli.runtime import Progress
 from expportrait_cli.version import __version__
 from expportrait_cli.weights.catalogue import FETCHED, Weight, how_to_get
 
-PIECE = 1 << 18
+HUB = "https://huggingface.co/"
+HUB_FILE = re.compile(rf"({HUB}[^/]+/[^/]+)/resolve/([^/]+)/(.+)")
+REVISION = "main"
 TIMEOUT_S = 30.0
-"""Longest silence of the other side."""
+"""Longest silence of the hub when it lists."""
 RANGE_NOT_SATISFIABLE = 416
 TEXTS = (".json", ".md", ".txt")
 LARGE = ".safetensors"
-"""Files that hubs list with a sha256."""
+"""Files that the hub lists with a sha256."""
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A file of the other side."""
+
+    url: str
+    sha256: str
+    """Empty where nobody published it."""
+    file: str = ""
+    """Its name in a repository of the hub; empty for a file of any other address."""
+    git: str = ""
+    """Git's own hash, which the hub lists for every file: small ones are checked by it."""
+    bytes: int = 0
+    cached: str = ""
+    """Where the hub's own cache has it; empty if it does not."""
 
 
 def fetch(weight: Weight, folder: Path, progress: Progress) -> Path:
-    """Download a file into `folder`, unless it is there already.
+    """Download a file, or the `parts` of a repository, into `folder`, unless they are there already.
 
-    What has arrived stays in `.NAME.partial` when the connection breaks or the user interrupts; the next call goes on
-    from there, provided that the other side still has the same file. Where nobody published a hash, that of the first
-    download is noted (`note_of`), and every later one has to have it.
+    What has arrived stays in `.NAME.partial` when the connection breaks or the user interrupts, and the next call goes
+    on from there; a file gets its name when its hash is right. Where nobody published a hash, that of the first
+    download is noted (`note_of`), and every later one has to have it. Files of a repository are of one commit, which
+    is noted beside them with their hashes: a later call takes the same ones, and only them.
 
     Raises:
-        WeightsError: the file cannot be downloaded at all, the other side cannot be reached or breaks off, or what
-            arrived has another hash.
-        OutputError: `folder` cannot be written to.
+        WeightsError: the file cannot be downloaded at all, the other side cannot be reached, breaks off or lists
+            nothing of the kind, or what arrived has another hash.
+        OutputError: the disk is too small, or `folder` cannot be written to.
     """
     if not weight.downloads:
         raise WeightsError(f"{weight.name} cannot be downloaded by this command. {how_to_get(weight)}")
+    with _told(weight.source):
+        return _fetch_folder(weight, folder, progress) if weight.parts else _fetch_file(weight, folder, progress)
+
+
+def _fetch_file(weight: Weight, folder: Path, progress: Progress) -> Path:
     target = folder / weight.file
-    pinned = weight.sha256 or noted(target)
-    # A file that was put there by hand says nothing of what its publisher has.
-    is_first = not pinned and not target.is_file()
-    _fetch(replace(weight, sha256=pinned), target, progress)
-    if is_first:
-        with atomic_path(note_of(target)) as note:
-            note.write_text(f"{sha256(target)}  {target.name}\n", "utf-8")
+    remote = Remote(weight.source, weight.sha256 or noted(target))
+    if _is_there(target, remote):
+        return target
+    if found := HUB_FILE.fullmatch(weight.source):
+        repository, revision, name = found.groups()
+        _, (remote,) = _listing(repository, revision, (name,), {name: remote.sha256} if remote.sha256 else {})
+    _check_room({target: remote})
+    _get(remote, target, progress)
+    if not weight.sha256:
+        write_text(note_of(target), f"{sha256(target)}  {target.name}\n")
     return target
 
 
-def _fetch(weight: Weight, target: Path, progress: Progress) -> None:
-    if target.is_file() and (not weight.sha256 or sha256(target) == weight.sha256):
-        return
-    partial = target.with_name(f".{target.name}.partial")
-    version = partial.with_name(f"{partial.name}.version")
-    with _alone(partial) as stream:
-        _download(weight.source, stream, version, progress, has_hash=bool(weight.sha256))
-        stream.flush()
-        fault = _fault(partial, target.suffix, weight.sha256)
+def _fetch_folder(weight: Weight, folder: Path, progress: Progress) -> Path:
+    target = folder / weight.file
+    first, known = _noted(target / FETCHED)
+    commit, files = _listing(weight.source, first or REVISION, weight.parts, {**known, **dict(weight.pinned)})
+    # Nothing that could be executed.
+    wanted = {target / remote.file: remote for remote in files if remote.file.endswith((LARGE, *TEXTS))}
+    _check_room(wanted)
+    done, total = 0, sum(remote.bytes for remote in wanted.values())
+    for path, remote in wanted.items():
+        if not _is_there(path, remote):
+            _get(remote, path, lambda have, _, before=done: progress(before + have, total))
+        done += remote.bytes
+        progress(done, total)
+    rows = [
+        {"file": remote.file, "bytes": remote.bytes, "sha256": sha256(path), "git": remote.git}
+        for path, remote in wanted.items()
+    ]
+    write_json(target / FETCHED, {"repository": weight.source, "revision": commit, "files": rows})
+    return target
+
+
+def _noted(note: Path) -> tuple[str, dict[str, str]]:
+    """Commit of a folder that was fetched before, and the hashes of its large files; empty if there is none."""
+    try:
+        content = read_json(note)
+        hashes = {str(row["file"]): str(row["sha256"]) for row in content["files"] if row["file"].endswith(LARGE)}
+        return str(content["revision"]), hashes
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return "", {}
+
+
+def _listing(repository: str, revision: str, parts: tuple[str, ...], known: dict[str, str]) -> tuple[str, list[Remote]]:
+    """The commit of a revision, and its files that are `parts` or lie in them; hashes have to be the `known` ones."""
+    from huggingface_hub import HfApi, constants, try_to_load_from_cache
+
+    place = urllib.parse.urlsplit(repository)
+    # The user's own token and endpoint are for the hub alone.
+    endpoint = constants.ENDPOINT if repository.startswith(HUB) else f"{place.scheme}://{place.netloc}"
+    name, files = place.path.strip("/"), []
+    try:
+        api = HfApi(endpoint, token=None if repository.startswith(HUB) else False)
+        info = api.model_info(name, revision=revision, files_metadata=True, timeout=TIMEOUT_S)
+        for row in info.siblings or []:
+            file = row.rfilename
+            if any(_is_under(file, part) for part in parts):
+                digest, size = (row.lfs.sha256, row.lfs.size) if row.lfs else ("", int(row.size or 0))
+                url = f"{endpoint}/{name}/resolve/{info.sha}/{urllib.parse.quote(file)}"
+                cached = try_to_load_from_cache(name, file, revision=info.sha)
+                cached = cached if isinstance(cached, str) else ""
+                files.append(Remote(url, digest, file, str(row.blob_id), size, cached))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise WeightsError(f"{repository} does not list files as the hub does. Look there.") from error
+    for remote in files:
+        expected = known.get(remote.file, remote.sha256)
+        if remote.sha256 != expected:
+            raise WeightsError(
+                f"{repository} lists {remote.file} with the sha256 {remote.sha256}, expected {expected}: its publisher "
+                "has replaced it. Update the tool."
+            )
+    missing = [part for part in parts if not any(_is_under(remote.file, part) for remote in files)]
+    if missing:
+        raise WeightsError(f"{repository} has no {', '.join(missing)}: its publisher has changed it.")
+    return str(info.sha), files
+
+
+def _is_under(path: str, part: str) -> bool:
+    is_inside = all(piece not in ("", ".", "..") for piece in path.split("/")) and "\\" not in path
+    return is_inside and (path == part or path.startswith(f"{part}/"))
+
+
+def _check_room(files: dict[Path, Remote]) -> None:
+    lacking = 0
+    for path, remote in files.items():
+        if not path.is_file():
+            lacking += remote.bytes - (_partial(path).stat().st_size if _partial(path).is_file() else 0)
+    place = next(place for place in next(iter(files)).absolute().parents if place.exists())
+    free = shutil.disk_usage(place).free
+    if lacking > free:
+        raise OutputError(
+            f"{place} has {free / 1e9:.1f} GB free, and {lacking / 1e9:.1f} GB are to come. Free some, or point "
+            "EXPPORTRAIT_WEIGHTS and the download at another disk."
+        )
+
+
+def _partial(target: Path) -> Path:
+    return target.with_name(f".{target.name}.partial")
+
+
+def _get(remote: Remote, target: Path, progress: Progress) -> None:
+    """Put a file at `target`."""
+    partial = _partial(target)
+    with alone(target):
+        if remote.cached and _is_there(Path(remote.cached), remote):
+            _take(Path(remote.cached), partial)
+        elif not (remote.sha256 and _is_there(partial, remote)):
+            _download(remote, partial, progress)
+        fault = _fault(partial, target.suffix, remote)
         if fault:
             # It can never become right, and would be gone on with for ever.
             partial.unlink()
-            version.unlink(missing_ok=True)
             raise WeightsError(
-                f"{weight.source} {fault}: thrown away. Try again; if it stays so, its publisher has replaced it"
+                f"{remote.url} {fault}: thrown away. Try again; if it stays so, its publisher has replaced it"
                 + (f", and without {note_of(target)} the new one is taken." if noted(target) else ".")
             )
         partial.replace(target)
-        version.unlink(missing_ok=True)
 
 
-def _fault(path: Path, suffix: str, digest: str) -> str:
+def _take(cached: Path, partial: Path) -> None:
+    """Take a file of the hub's cache: the same one under a second name, where the file system allows it."""
+    partial.unlink(missing_ok=True)
+    try:
+        partial.hardlink_to(cached.resolve())
+    except OSError:
+        shutil.copyfile(cached, partial)
+
+
+def _download(remote: Remote, partial: Path, progress: Progress) -> None:
+    """Fill `partial` up to the end of what lies at an address."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import build_hf_headers
+
+    def bar(*, initial: int, total: int | None, **_: Any) -> _Bar:
+        if total is None and not (remote.sha256 or remote.git):
+            raise WeightsError(
+                f"{remote.url} does not say how long it is, and nobody published its sha256: nobody could tell whether "
+                "all of it has arrived. Download it by hand."
+            )
+        return _Bar(progress, initial, total)
+
+    token = None if remote.url.startswith(f"{constants.ENDPOINT}/") else False
+    headers = build_hf_headers(token=token, library_name="expportrait", library_version=__version__)
+    # A text that is compressed on its way has no known length.
+    headers["Accept-Encoding"] = "identity"
+    # Without a hash nobody could tell that a file is half of one version and half of another.
+    begun = partial.stat().st_size if remote.sha256 and partial.is_file() else 0
+    tqdm_class: Any = bar
+    for start in dict.fromkeys((begun, 0)):
+        try:
+            with partial.open("ab" if start else "wb") as stream:
+                http_get(remote.url, stream, resume_size=start, headers=headers, tqdm_class=tqdm_class)
+        except HfHubHTTPError as error:
+            if not start or error.response.status_code != RANGE_NOT_SATISFIABLE:
+                raise
+        finally:
+            if partial.stat().st_size == 0:
+                partial.unlink()
+        # What was begun may have been of another version.
+        if not start or _is_there(partial, remote):
+            return
+
+
+class _Bar:
+    """What `http_get` takes for a bar of tqdm: it tells `progress` how many bytes there are."""
+
+    def __init__(self, progress: Progress, done: int, total: int | None) -> None:
+        self._progress, self._done, self._total = progress, done, total
+
+    def __enter__(self) -> "_Bar":
+        return self
+
+    def __exit__(self, *about: object) -> None:
+        pass
+
+    def update(self, count: int) -> None:
+        self._done += count
+        self._progress(self._done, self._total)
+
+
+def _is_there(path: Path, remote: Remote) -> bool:
+    """Tell whether a file is there and has the published hash, if there is one."""
+    return path.is_file() and _hash(path, remote) == (remote.sha256 or remote.git)
+
+
+def _hash(path: Path, remote: Remote) -> str:
+    """Hash of a file of the kind that was published; empty if none was."""
+    if remote.sha256 or not remote.git:
+        return sha256(path) if remote.sha256 else ""
+    content = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+
+
+def _fault(path: Path, suffix: str, remote: Remote) -> str:
     """Describe what shows that a file is not the requested one; empty if nothing does."""
-    if digest:
-        found = sha256(path)
-        return "" if found == digest else f"has the sha256 {found}, expected {digest}"
-    with path.open("rb") as file:
-        start = file.read(256).lstrip()
-    if suffix == ".safetensors":
+    if expected := remote.sha256 or remote.git:
+        found = _hash(path, remote)
+        return "" if found == expected else f"has the hash {found}, expected {expected}"
+    if suffix == LARGE:
         from safetensors import SafetensorError, safe_open
 
         try:
@@ -96,254 +278,38 @@ def _fault(path: Path, suffix: str, digest: str) -> str:
                 return ""
         except SafetensorError as error:
             return f"is no file of safetensors ({one_line(error)})"
+    with path.open("rb") as file:
+        start = file.read(256).lstrip()
     # Such as the login page of a local network, or the page of a publisher who has moved the file.
     return "is a web page" if start.startswith(b"<") and suffix not in TEXTS else ""
 
 
 @contextmanager
-def _alone(partial: Path) -> Iterator[IO[bytes]]:
-    """Open a partial file for one process at a time."""
+def _told(source: str) -> Iterator[None]:
+    """Say in one line about `source` what stopped a transfer."""
+    from httpx2 import HTTPError
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled
+    from huggingface_hub.utils.logging import set_verbosity_error
+
+    # It announces each new attempt; the last error is raised.
+    set_verbosity_error()
+    page = source.partition("/resolve/")[0]
+    again = "Check the connection and run the same command again: it goes on where it stopped."
+    login = "log in with `hf auth login`, or set HF_TOKEN"
     try:
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        partial.touch()
-        opened = partial.open("r+b")
+        yield
+    except GatedRepoError as error:
+        raise WeightsError(f"{source} is for those who accept its licence: do so on {page}, and {login}.") from error
+    except HfHubHTTPError as error:
+        code = error.response.status_code
+        remedy = f"Look on {page}, and {login}" if code in (401, 403) else "Look on the publisher's page"
+        raise WeightsError(f"{source} answered {code} {error.response.reason_phrase}. {remedy}.") from error
+    except OfflineModeIsEnabled as error:
+        raise WeightsError(f"{source} is not asked while HF_HUB_OFFLINE is set. Unset it.") from error
+    except HTTPError as error:
+        raise WeightsError(f"{source} cannot be reached: {one_line(error) or type(error).__name__}. {again}") from error
     except OSError as error:
-        raise OutputError(
-            f"{partial.parent} cannot be written to: {error.strerror}. Change its permissions."
-        ) from error
-    with opened as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            busy = not partial.exists()
-        except BlockingIOError:
-            busy = True
-        # Opened just before another process finished and renamed it: what is open is then the finished file.
-        if busy:
-            raise WeightsError(f"{partial} is in the hands of another download. Wait until that has ended.")
-        try:
-            yield stream
-        finally:
-            if os.fstat(stream.fileno()).st_size == 0:
-                partial.unlink(missing_ok=True)
-
-
-def _download(url: str, stream: IO[bytes], version: Path, progress: Progress, *, has_hash: bool) -> None:
-    """Fill `stream` up to the end of what lies at `url`.
-
-    `version` keeps the server's own mark of the file's version, without which a resumed file could be half old and
-    half new.
-    """
-    have = stream.seek(0, os.SEEK_END)
-    mark = version.read_text("utf-8") if have and version.exists() else ""
-    response = _ask(url, {"Range": f"bytes={have}-", "If-Range": mark} if mark else {}, have)
-    if response is None:
-        return
-    with response:
-        if response.status != http.client.PARTIAL_CONTENT:
-            have = 0
-            stream.seek(0)
-            stream.truncate()
-        elif not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
-            raise WeightsError(f"{url} went on at another place than asked. Try again later.")
-        length = response.headers.get("Content-Length", "")
-        total = have + int(length) if length.isdecimal() and len(length) < 16 else None
-        # What comes in chunks says itself when it has ended.
-        if total is None and not has_hash and not response.chunked:
-            raise WeightsError(
-                f"{url} does not say how long it is, and nobody published its sha256: nobody could tell whether all of "
-                "it has arrived. Download it by hand."
-            )
-        if not have:
-            version.write_text(_mark(response), "utf-8")
-        for piece in _pieces(response, url):
-            stream.write(piece)
-            have += len(piece)
-            progress(have, total)
-    if total is not None and have != total:
-        raise WeightsError(f"{url} broke off after {have} of {total} bytes. The same command goes on from there.")
-
-
-def _ask(url: str, headers: dict[str, str], have: int) -> http.client.HTTPResponse | None:
-    """Open `url`; None when the range that was asked for is empty, because all of it has arrived."""
-    request = urllib.request.Request(url, headers={"User-Agent": f"expportrait/{__version__}", **headers})
-    try:
-        return urllib.request.urlopen(request, timeout=TIMEOUT_S)
-    except urllib.error.HTTPError as error:
-        if headers and error.code == RANGE_NOT_SATISFIABLE:
-            complete = error.headers.get("Content-Range", "") == f"bytes */{have}"
-            return None if complete else _ask(url, {}, have)
-        raise WeightsError(f"{url} answered {error.code} {error.reason}. Look on the publisher's page.") from error
-    except (OSError, http.client.HTTPException) as error:
-        raise _unreachable(url, error) from error
-
-
-def _pieces(response: http.client.HTTPResponse, url: str) -> Iterator[bytes]:
-    while True:
-        # Only reading may fail because of the network: an error of writing is one of the disk.
-        try:
-            piece = response.read(PIECE)
-        except (OSError, http.client.HTTPException) as error:
-            raise _unreachable(url, error) from error
-        if not piece:
-            return
-        yield piece
-
-
-def _mark(response: http.client.HTTPResponse) -> str:
-    """Identifier that the server gives this version of a file (ETag or date); empty if it gives no reliable one."""
-    tag = response.headers.get("ETag", "")
-    return tag if tag and not tag.startswith("W/") else response.headers.get("Last-Modified", "")
-
-
-def _unreachable(url: str, error: Exception) -> WeightsError:
-    reason = getattr(error, "reason", error)
-    reason = getattr(reason, "strerror", None) or str(reason) or type(error).__name__
-    return WeightsError(f"{url} cannot be reached: {reason}. Check the connection and run the same command again.")
-
-
-REVISION = "main"
-LONGEST = 1 << 26
-"""Largest part of an answer that is read, bytes."""
-SUFFIXES = (".json", ".safetensors", ".md", ".txt")
-"""Files that may be taken: nothing that could be executed."""
-
-
-@dataclass(frozen=True)
-class Listed:
-    """A file as the hub lists it."""
-
-    file: str
-    bytes: int
-    sha256: str
-    """Hash of a large file; empty for a small one."""
-    git: str
-    """Git's own hash of the file, by which small files are checked."""
-
-
-def fetch_folder(weight: Weight, folder: Path, progress: Progress) -> Path:
-    """Download `weight.parts` of the repository `weight.source` into a folder of `folder`.
-
-    What is there already is not fetched again, and a file that was cut short goes on. All files are of one commit,
-    which is noted beside them with their hashes: a later call takes the same ones, and only them.
-
-    Raises:
-        WeightsError: the hub cannot be reached, lists nothing of the kind, or what arrived has another hash.
-        OutputError: the disk is too small, or cannot be written to.
-    """
-    target = folder / weight.file
-    revision, files = _listing(weight, target / FETCHED)
-    _check_room(folder, target, files)
-    total = sum(listed.bytes for listed in files)
-    done = 0
-    for listed in files:
-        one = replace(
-            weight,
-            file=f"{weight.file}/{listed.file}",
-            source=f"{weight.source}/resolve/{revision}/{urllib.parse.quote(listed.file)}",
-            sha256=listed.sha256,
-            parts=(),
-        )
-        path = target / listed.file
-        if not listed.sha256 and path.is_file() and _git_hash(path) != listed.git:
-            # Of another commit: for lack of a sha256 it would be taken for the right one.
-            path.unlink()
-        _fetch(one, path, lambda have, _, before=done: progress(before + have, total))
-        _check(path, listed, one.source)
-        done += listed.bytes
-        progress(done, total)
-    rows = [{**asdict(listed), "sha256": listed.sha256 or sha256(target / listed.file)} for listed in files]
-    note = {"repository": weight.source, "revision": revision, "files": rows}
-    with atomic_path(target / FETCHED) as partial:
-        partial.write_text(json.dumps(note, indent=1) + "\n", "utf-8")
-    return target
-
-
-def _listing(weight: Weight, note: Path) -> tuple[str, list[Listed]]:
-    """The commit that was noted, else the one that the hub has now, and the files of it that are needed."""
-    first, known = _noted(note)
-    place = urllib.parse.urlsplit(weight.source)
-    api = f"{place.scheme}://{place.netloc}/api/models{place.path}"
-    try:
-        revision = first or str(_json(f"{api}/revision/{REVISION}")["sha"])
-        rows = _json(f"{api}/tree/{revision}?recursive=true")
-        files = [_listed(row) for row in rows if row["type"] == "file" and _is_wanted(row["path"], weight.parts)]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise WeightsError(f"{api} does not list files as a model hub does. Look on {weight.source}.") from error
-    for listed in files:
-        expected = {**known, **dict(weight.pinned)}.get(listed.file, listed.sha256)
-        if listed.sha256 != expected:
-            raise WeightsError(
-                f"{weight.source} lists {listed.file} with the sha256 {listed.sha256}, expected {expected}: its "
-                "publisher has replaced it. Update the tool."
-            )
-    missing = [part for part in weight.parts if not any(_is_under(listed.file, part) for listed in files)]
-    if missing:
-        raise WeightsError(f"{weight.source} has no {', '.join(missing)}: its publisher has changed it.")
-    return revision, files
-
-
-def _noted(note: Path) -> tuple[str, dict[str, str]]:
-    """Commit of a folder that was fetched before, and the hashes of its large files; empty if there is none."""
-    try:
-        content = parse_json(note.read_bytes())
-        hashes = {str(row["file"]): str(row["sha256"]) for row in content["files"] if row["file"].endswith(LARGE)}
-        return str(content["revision"]), hashes
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return "", {}
-
-
-def _is_under(path: str, part: str) -> bool:
-    return path == part or path.startswith(f"{part}/")
-
-
-def _is_wanted(path: str, parts: tuple[str, ...]) -> bool:
-    inside = all(piece not in ("", ".", "..") for piece in path.split("/")) and "\\" not in path
-    return inside and path.endswith(SUFFIXES) and any(_is_under(path, part) for part in parts)
-
-
-def _listed(row: dict[str, Any]) -> Listed:
-    large = row.get("lfs") or {}
-    return Listed(row["path"], int(large.get("size", row["size"])), str(large.get("oid", "")), str(row["oid"]))
-
-
-def _json(url: str) -> Any:
-    request = urllib.request.Request(url, headers={"User-Agent": f"expportrait/{__version__}"})
-    try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
-            return parse_json(response.read(LONGEST))
-    except urllib.error.HTTPError as error:
-        raise WeightsError(f"{url} answered {error.code} {error.reason}. Look on the publisher's page.") from error
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        reason = getattr(error, "reason", error)
-        raise WeightsError(
-            f"{url} cannot be read: {reason}. Check the connection and run the command again."
-        ) from error
-
-
-def _check_room(folder: Path, target: Path, files: list[Listed]) -> None:
-    there = [target / listed.file for listed in files]
-    begun = [path.with_name(f".{path.name}.partial") for path in there]
-    lacking = sum(
-        listed.bytes - (part.stat().st_size if part.is_file() else 0)
-        for listed, path, part in zip(files, there, begun, strict=True)
-        if not path.is_file()
-    )
-    place = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
-    free = shutil.disk_usage(place).free
-    if lacking > free:
-        raise OutputError(
-            f"{folder} has {free / 1e9:.1f} GB free, and {lacking / 1e9:.1f} GB are to come. Free some, or point "
-            "EXPPORTRAIT_WEIGHTS and the download at another disk."
-        )
-
-
-def _check(path: Path, listed: Listed, url: str) -> None:
-    """Large files were hashed when they arrived; small ones are known by git's hash."""
-    if not listed.sha256 and _git_hash(path) != listed.git:
-        path.unlink()
-        raise WeightsError(f"{url} arrived with another content than the hub lists: thrown away. Try again.")
-
-
-def _git_hash(path: Path) -> str:
-    content = path.read_bytes()
-    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+        # The disk's own errors have a number; what `http_get` says of a length has none.
+        if error.errno is not None:
+            raise
+        raise WeightsError(f"{source} sent another length than it said. {again}") from error

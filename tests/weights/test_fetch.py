@@ -1,10 +1,12 @@
 """Downloads from a server on this machine that breaks off, changes its mind and refuses, as real ones do."""
 
 import hashlib
+import resource
 import socket
 from collections.abc import Iterator
 from http.server import ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,10 +16,10 @@ from expportrait_cli.artifacts.files import note_of
 from expportrait_cli.cli import app
 from expportrait_cli.errors import OutputError, UsageError, WeightsError
 from expportrait_cli.weights import catalogue
-from expportrait_cli.weights import download as fetching
 from expportrait_cli.weights.catalogue import Weight
-from expportrait_cli.weights.download import PIECE, fetch
+from expportrait_cli.weights.download import fetch
 
+PIECE = 1 << 18
 CONTENT = np.random.default_rng(0).bytes(5 * PIECE + 123)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
@@ -27,9 +29,11 @@ class Publisher(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Answer)
-        self.content, self.tag = CONTENT, '"first"'
+        self.content = CONTENT
         self.cut_after: int | None = None
-        """Bytes after which the connection breaks."""
+        """Bytes after which each connection breaks."""
+        self.breaks_at: int | None = None
+        """Place in the file that no connection gets past."""
         self.knows_ranges = True
         self.says_length = True
         self.goes_on_by = 0
@@ -54,7 +58,7 @@ class Answer(QuietHandler):
             self.send_error(404)
             return
         start, content = 0, publisher.content
-        if wanted and publisher.knows_ranges and self.headers.get("If-Range") == publisher.tag:
+        if wanted and publisher.knows_ranges:
             start = int(wanted.removeprefix("bytes=").removesuffix("-")) + publisher.goes_on_by
             if start >= len(content):
                 self.send_response(416)
@@ -68,9 +72,8 @@ class Answer(QuietHandler):
             self.send_response(200)
         if publisher.says_length:
             self.send_header("Content-Length", str(len(content) - start))
-        self.send_header("ETag", publisher.tag)
         self.end_headers()
-        body = content[start:][: publisher.cut_after]
+        body = content[start : publisher.breaks_at][: publisher.cut_after]
         publisher.sent += len(body)
         self.wfile.write(body)
 
@@ -79,6 +82,13 @@ class Answer(QuietHandler):
 def publisher() -> Iterator[Publisher]:
     with serving(Publisher()) as server:
         yield server
+
+
+@pytest.fixture(autouse=True)
+def in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", PIECE)
+    # It waits before it tries again.
+    monkeypatch.setattr("huggingface_hub.file_download.time", SimpleNamespace(sleep=lambda seconds: None))
 
 
 def entry(publisher: Publisher, *, path: str = "/net.onnx", sha256: str = SHA256, form: str = "") -> Weight:
@@ -101,22 +111,32 @@ def test_a_file_arrives_whole_and_is_not_fetched_twice(publisher, tmp_path):
     assert fetch(entry(publisher), tmp_path / "new", silent) == path and len(publisher.asked) == 1
 
 
-def test_a_broken_download_goes_on_where_it_stopped(publisher, tmp_path):
-    publisher.cut_after = 2 * PIECE + 7
-    with pytest.raises(WeightsError, match=f"broke off after {2 * PIECE + 7} of {len(CONTENT)} bytes"):
-        fetch(entry(publisher), tmp_path, silent)
-    assert not (tmp_path / "net.onnx").exists() and (tmp_path / ".net.onnx.partial").stat().st_size == 2 * PIECE + 7
-    publisher.cut_after = None
+def test_a_broken_connection_is_made_again_in_the_same_run(publisher, tmp_path):
+    publisher.cut_after = 2 * PIECE
     seen = []
     path = fetch(entry(publisher), tmp_path, lambda *step: seen.append(step))
     assert path.read_bytes() == CONTENT and left(tmp_path) == ["net.onnx"]
-    assert publisher.asked == ["", f"bytes={2 * PIECE + 7}-"] and publisher.sent == len(CONTENT)
-    assert seen[0][0] > 2 * PIECE + 7 and seen[-1] == (len(CONTENT), len(CONTENT))
+    assert publisher.asked == ["", f"bytes={2 * PIECE}-", f"bytes={4 * PIECE}-"] and publisher.sent == len(CONTENT)
+    assert seen[-1] == (len(CONTENT), len(CONTENT))
+
+
+def test_a_broken_download_goes_on_where_it_stopped(publisher, tmp_path):
+    publisher.breaks_at = 2 * PIECE
+    with pytest.raises(WeightsError, match=r"cannot be reached: .*goes on where it stopped") as caught:
+        fetch(entry(publisher), tmp_path, silent)
+    assert "\n" not in str(caught.value) and left(tmp_path) == [".net.onnx.partial"]
+    assert (tmp_path / ".net.onnx.partial").stat().st_size == 2 * PIECE
+    publisher.breaks_at, publisher.asked, publisher.sent = None, [], 0
+    seen = []
+    path = fetch(entry(publisher), tmp_path, lambda *step: seen.append(step))
+    assert path.read_bytes() == CONTENT and left(tmp_path) == ["net.onnx"]
+    assert publisher.asked == [f"bytes={2 * PIECE}-"] and publisher.sent == len(CONTENT) - 2 * PIECE
+    assert seen[0][0] > 2 * PIECE and seen[-1] == (len(CONTENT), len(CONTENT))
 
 
 def test_an_interrupt_keeps_what_has_arrived(publisher, tmp_path):
     def interrupt(done: int, total: int | None) -> None:
-        if done >= 3 * PIECE:
+        if done > 3 * PIECE:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -128,34 +148,36 @@ def test_an_interrupt_keeps_what_has_arrived(publisher, tmp_path):
 
 def test_all_there_but_not_yet_named(publisher, tmp_path):
     (tmp_path / ".net.onnx.partial").write_bytes(CONTENT)
-    (tmp_path / ".net.onnx.partial.version").write_text(publisher.tag)
     assert fetch(entry(publisher), tmp_path, silent).read_bytes() == CONTENT
     assert publisher.sent == 0
 
 
-@pytest.mark.parametrize("why", ["another version", "no ranges", "no mark", "too long"])
+@pytest.mark.parametrize("why", ["another version", "no ranges", "too long"])
 def test_what_cannot_be_gone_on_with_starts_anew(publisher, tmp_path, why):
-    (tmp_path / ".net.onnx.partial").write_bytes(b"old" * (len(CONTENT) if why == "too long" else 1))
-    if why != "no mark":
-        (tmp_path / ".net.onnx.partial.version").write_text('"first"')
-    publisher.tag = '"second"' if why == "another version" else '"first"'
+    begun = {"another version": b"old" * PIECE, "too long": CONTENT + b"more"}.get(why, CONTENT[:PIECE])
+    (tmp_path / ".net.onnx.partial").write_bytes(begun)
     publisher.knows_ranges = why != "no ranges"
-    # Without a hash in the catalogue nothing else would notice a file that is half old and half new.
-    assert fetch(entry(publisher, sha256=""), tmp_path, silent).read_bytes() == CONTENT
-    assert left(tmp_path) == ["net.onnx", "net.onnx.sha256"]
+    assert fetch(entry(publisher), tmp_path, silent).read_bytes() == CONTENT
+    assert left(tmp_path) == ["net.onnx"] and publisher.asked[0] == f"bytes={len(begun)}-"
 
 
 def test_a_server_that_goes_on_elsewhere_is_not_believed(publisher, tmp_path):
     (tmp_path / ".net.onnx.partial").write_bytes(CONTENT[:PIECE])
-    (tmp_path / ".net.onnx.partial.version").write_text(publisher.tag)
     publisher.goes_on_by = 1
-    with pytest.raises(WeightsError, match="went on at another place than asked"):
-        fetch(entry(publisher, sha256=""), tmp_path, silent)
-    assert (tmp_path / ".net.onnx.partial").read_bytes() == CONTENT[:PIECE]
+    with pytest.raises(WeightsError, match="sent another length than it said"):
+        fetch(entry(publisher), tmp_path, silent)
+    assert left(tmp_path) == [".net.onnx.partial"]
+    assert fetch(entry(publisher), tmp_path, silent).read_bytes() == CONTENT
+
+
+def test_without_a_hash_nothing_is_gone_on_with(publisher, tmp_path):
+    (tmp_path / ".net.onnx.partial").write_bytes(b"old")
+    assert fetch(entry(publisher, sha256=""), tmp_path, silent).read_bytes() == CONTENT
+    assert left(tmp_path) == ["net.onnx", "net.onnx.sha256"] and publisher.asked == [""]
 
 
 def test_a_wrong_hash_leaves_nothing(publisher, tmp_path):
-    with pytest.raises(WeightsError, match=f"has the sha256 {SHA256}, expected {'0' * 64}: thrown away") as caught:
+    with pytest.raises(WeightsError, match=f"has the hash {SHA256}, expected {'0' * 64}: thrown away") as caught:
         fetch(entry(publisher, sha256="0" * 64), tmp_path, silent)
     assert "\n" not in str(caught.value) and left(tmp_path) == []
 
@@ -167,7 +189,7 @@ def test_a_wrong_file_is_replaced(publisher, tmp_path):
 
 def test_one_download_of_a_file_at_a_time(publisher, tmp_path):
     def second(done: int, total: int | None) -> None:
-        with pytest.raises(WeightsError, match="in the hands of another download"):
+        with pytest.raises(OutputError, match="is being made by another run"):
             fetch(entry(publisher), tmp_path, silent)
 
     assert fetch(entry(publisher), tmp_path, second).read_bytes() == CONTENT
@@ -175,13 +197,13 @@ def test_one_download_of_a_file_at_a_time(publisher, tmp_path):
 
 def test_a_folder_that_cannot_be_made_is_one_line(publisher, tmp_path):
     (tmp_path / "cache").write_text("a file")
-    with pytest.raises(OutputError, match=r"cache cannot be written to: .*exists"):
+    with pytest.raises(OutputError, match=r"could not be written: .*exists"):
         fetch(entry(publisher), tmp_path / "cache", silent)
     assert publisher.asked == []
 
 
 def test_a_silent_server_is_not_waited_for(monkeypatch, tmp_path):
-    monkeypatch.setattr(fetching, "TIMEOUT_S", 0.2)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT", 0.05)
     with socket.create_server(("127.0.0.1", 0)) as silence:
         url = f"http://127.0.0.1:{silence.getsockname()[1]}/net.onnx"
         with pytest.raises(WeightsError, match="cannot be reached: timed out"):
@@ -199,6 +221,18 @@ def test_the_command_prints_the_path(publisher, monkeypatch, tmp_path, capsys):
     out, err = capsys.readouterr()
     assert out == f"{tmp_path / 'net.onnx'}\n"
     assert "net: MIT\n" in err and "net, MB: 1 of 1" in err and "sha256" not in err
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(publisher, monkeypatch, tmp_path, capsys):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2 * PIECE, limits[1]))
+    try:
+        assert run(monkeypatch, tmp_path, entry(publisher)) == 3
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "no space left" in err and left(tmp_path) == [".net.onnx.partial"]
+    assert run(monkeypatch, tmp_path, entry(publisher)) == 0 and publisher.asked[1] == f"bytes={2 * PIECE}-"
 
 
 def test_an_unknown_hash_is_told(publisher, monkeypatch, tmp_path, capsys):
@@ -231,7 +265,7 @@ def offline() -> str:
     ("why", "says"),
     [
         ("missing", "answered 404 Not Found"),
-        ("offline", "cannot be reached: Connection refused."),
+        ("offline", "cannot be reached: [Errno 111] Connection refused."),
         ("form", "Accept its licence on https://example.org/licence, and put net.onnx into"),
         ("wheel", "cannot be downloaded by this command. Install PyPI net 1.0."),
     ],

@@ -1,6 +1,5 @@
 """The five lines of docs/wan.md, each run as it stands, on tiny weights of the real layout from a hub here."""
 
-import hashlib
 import json
 import os
 import re
@@ -18,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 from support.places import ROOT
-from support.server import QuietHandler, serving
+from support.server import QuietHandler, hub_listing, hub_rows, serving
 from support.tiny_wan import text_encoder
 from support.wan_film import vace_folder
 
@@ -42,26 +41,14 @@ class Hub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Answer)
         self.files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
 
-    def rows(self) -> list[dict]:
-        rows = []
-        for name, path in self.files.items():
-            content = path.read_bytes()
-            row = {"type": "file", "path": name, "size": len(content)}
-            row["oid"] = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-            if name.endswith(".safetensors"):
-                row["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content)}
-            rows.append(row)
-        return rows
-
 
 class Answer(QuietHandler):
     server: Hub
 
     def do_GET(self) -> None:
         if "/revision/" in self.path:
-            content = b'{"sha": "c0ffee"}'
-        elif "/tree/" in self.path:
-            content = json.dumps(self.server.rows()).encode()
+            files = {name: path.read_bytes() for name, path in self.server.files.items()}
+            content = hub_listing("c0ffee", hub_rows(files))
         else:
             content = self.server.files[self.path.partition("/resolve/c0ffee/")[2]].read_bytes()
         self.send_response(200)
