@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from expportrait_cli.evaluation.columns import COLUMNS, SUITE_COLUMNS, Mode
 from expportrait_cli.evaluation.report import data_uri, definitions, pictures, ranking, versions_table, worst_frames
 from expportrait_cli.evaluation.scores import Scores
 from expportrait_cli.media.video import read_frame
-from expportrait_cli.pages import facts, figures, histogram, key, notes, overlay, page, table
+from expportrait_cli.pages import cell, details, facts, figures, grid, histogram, key, notes, overlay, page, table
 from expportrait_cli.pipeline.provenance import LicenceMap
 from expportrait_cli.pipeline.sheets import normals_behind
 from expportrait_cli.runtime import Progress
@@ -51,76 +50,56 @@ def suite_report(
 
     `worst` is by pair; `costs` are seconds a film by method; `licences` are lines of text.
     """
-    title = f"Suite {escape(str(scores.settings['name']))}"
-    body = [
-        facts([(name, str(value)) for name, value in scores.settings.items()]),
-        *_modes(scores),
-        "<h2>Published</h2>",
-        _published(),
-        "<h2>Methods</h2>",
-        _methods(scores, costs),
-        "<h2>Pairs</h2>",
-        key(list(scores.methods)),
-        *(_pair(scores, name, worst.get(name)) for name in scores.pairs),
-        "<h2>Definitions</h2>",
-        definitions(SUITE_COLUMNS),
-        "<h2>Versions</h2>",
-        versions_table(),
-        *(["<h2>Licences</h2>", notes(licences)] if licences else []),
+    modes = {"self": "Self-reenactment", "cross": "Cross-reenactment"}
+    sections = {
+        "": [facts([(name, str(value)) for name, value in scores.settings.items()])],
+        **{modes[mode]: _mode(scores, mode) for mode in scores.modes},
+        "Published": [_published()],
+        "Methods": [_methods(scores, costs)],
+        "Pairs": [key(list(scores.methods)), *(_pair(scores, name, worst.get(name)) for name in scores.pairs)],
+        "Definitions": [definitions(SUITE_COLUMNS)],
+        "Versions": [versions_table()],
+        "Licences": [notes(licences)],
+    }
+    return page(f"Suite {scores.settings['name']}", sections)
+
+
+def _mode(scores: SuiteScores, mode: Mode) -> list[str]:
+    why = scores.missing[mode]
+    reasons = [
+        f"not measured: {', '.join(name for name in why if why[name] == reason)} ({reason})"
+        for reason in dict.fromkeys(why.values())
     ]
-    return page(title, body)
-
-
-def _modes(scores: SuiteScores) -> list[str]:
-    lines = []
-    for mode in scores.modes:
-        why = scores.missing[mode]
-        reasons = [
-            f"not measured: {', '.join(name for name in why if why[name] == reason)} ({reason})"
-            for reason in dict.fromkeys(why.values())
-        ]
-        head = f"<h2>{'Self-reenactment' if mode == 'self' else 'Cross-reenactment'}</h2>"
-        lines += [
-            head,
-            _means(scores, mode),
-            notes([f"interval: {SUITE_METHOD}.", *reasons]),
-            _histograms(scores, mode),
-        ]
-    return lines
+    return [_means(scores, mode), notes([f"interval: {SUITE_METHOD}.", *reasons]), *_histograms(scores, mode)]
 
 
 def _means(scores: SuiteScores, mode: Mode) -> str:
     heads = [("name", "metric"), ("", "unit"), ("", "better")]
     first, *others = scores.methods
-    for method in scores.methods:
-        heads.append(("n", f"{escape(method)}, n = {len(scores.films(method, mode))}"))
-    heads += [("n", f"{escape(method)} &minus; {escape(first)}") for method in others]
+    heads += [("n", f"{method}, n = {len(scores.films(method, mode))}") for method in scores.methods]
+    heads += [("n", f"{method} − {first}") for method in others]
     rows = []
     for column in scores.columns(mode):
         cells = [shown(scores.mean(method, mode, column.name)) for method in scores.methods]
         cells += [shown(scores.difference(method, mode, column.name)) for method in others]
-        rows.append(
-            [column.name, escape(column.unit), escape(column.better_in(mode)), *(_cell(cell) for cell in cells)]
-        )
+        rows.append([column.name, column.unit, column.better_in(mode), *(_cell(text) for text in cells)])
     return table(heads, rows)
 
 
 def _cell(text: str) -> str:
     mean, _, interval = text.partition(" ")
-    return f"{mean}<br><span class=range>{interval}</span>" if interval else mean
+    return cell(mean, [interval] if interval else [])
 
 
-def _histograms(scores: SuiteScores, mode: Mode) -> str:
+def _histograms(scores: SuiteScores, mode: Mode) -> list[str]:
     first = next(iter(scores.methods))
     drawn = []
     for name in CURVES[mode]:
         columns = [film.column(name)[film.first_frame :] for film in scores.films(first, mode).values()]
         values = np.concatenate([column[np.isfinite(column)] for column in columns] or [np.empty(0)])
         if len(values):
-            drawn.append(f"<div><h3><code>{name}</code></h3>{histogram(values, name)}</div>")
-    if not drawn:
-        return ""
-    return f"<p class=note>All frames of {escape(first)}:</p><div class=grid>{''.join(drawn)}</div>"
+            drawn.append((name, "", histogram(values, name)))
+    return [notes([f"All frames of {first}:"]), grid(drawn)] if drawn else []
 
 
 def _published() -> str:
@@ -134,8 +113,8 @@ def _methods(scores: SuiteScores, costs: Mapping[str, float]) -> str:
     rows = []
     for method, what in scores.methods.items():
         cost = f"{costs[method]:.1f}" if method in costs else "n/a"
-        failed = "<br>".join(f"{escape(pair)}: {escape(why)}" for pair, why in scores.failed[method].items())
-        rows.append([escape(method), escape(what), cost, failed or "none"])
+        failed = [f"{pair}: {why}" for pair, why in scores.failed[method].items()] or ["none"]
+        rows.append([method, what, cost, cell(failed[0], failed[1:], "")])
     heads = [("name", "method"), ("", "what it is"), ("n", "s a film"), ("", "pairs without scores")]
     return table(heads, rows)
 
@@ -146,24 +125,20 @@ def _pair(scores: SuiteScores, name: str, worst: WorstFrame | None) -> str:
     films = {method: scores.scores[method].get(name) for method in scores.methods}
     first = next((film for film in films.values() if film is not None), None)
     if first is None:
-        return f"<details><summary>{escape(name)}: no scores</summary></details>"
+        return details(f"{name}: no scores", [])
     drawn = []
     for column in (column for column in COLUMNS if column.name in CURVES[mode]):
         # A film that is missing leaves its colour free.
         none = np.full(len(first.values), np.nan)
         series = [film.column(column.name) if film is not None else none for film in films.values()]
         if np.isfinite(np.concatenate(series)).any():
-            head = f"<h3><code>{column.name}</code> <span class=range>{escape(column.unit)}</span></h3>"
-            drawn.append(f"<div>{head}{overlay(series, column.name)}</div>")
+            drawn.append((column.name, column.unit, overlay(series, column.name)))
     files = f"{row['reference']} driven by {row['driving']}" if mode == "cross" else row["driving"]
-    found = ""
+    parts = [notes([f"{files}, {len(first.values)} frames"])]
     if worst is not None:
-        pictures = figures(worst.pictures, "sheet", f"frame {worst.frame} of {name}")
-        found = f"<p>Worst frame, {worst.frame}: {escape(worst.why)}</p>{pictures}"
-    return (
-        f"<details open><summary>{escape(name)}</summary><p class=note>{escape(files)}, {len(first.values)} frames</p>"
-        f"{found}<div class=grid>{''.join(drawn)}</div></details>"
-    )
+        parts.append(notes([f"Worst frame, {worst.frame}: {worst.why}"], ""))
+        parts.append(figures(worst.pictures, "sheet", f"frame {worst.frame} of {name}"))
+    return details(name, [*parts, grid(drawn)])
 
 
 def suite_page(plan: Plan, outcome: Outcome, licences: LicenceMap | None, progress: Progress) -> str:

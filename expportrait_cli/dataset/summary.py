@@ -4,7 +4,6 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from expportrait_cli.head import HeadModel
 from expportrait_cli.head.fitted import person_joints, posed_meshes, relief_of
 from expportrait_cli.head.model import NECK
 from expportrait_cli.media.video import read_pictures
-from expportrait_cli.pages import bars, page, table
+from expportrait_cli.pages import bars, cell, figures, grid, items, notes, page, table
 from expportrait_cli.pipeline.provenance import fit_quality
 from expportrait_cli.render.buffers import BACKGROUND, Bump, encode, render_buffers
 
@@ -123,40 +122,38 @@ def write_summary(folder: Path, rows: Sequence[Row]) -> None:
     accepted = [row for row in rows if row.status == "accepted"]
     rejected = [row for row in rows if row.status == "rejected"]
     title = f"{len(accepted)} clips of {len({row.person for row in accepted})} persons"
-    body = [
-        f"<p>{sum(row.frames for row in accepted)} frames taken; {len(rejected)} stretches of video not.</p>",
-        "<h2>What the frames show</h2>",
-        f"<div class=grid>{''.join(_chart(axis, accepted) for axis in AXES)}</div>",
-        "<h2>What was not taken</h2>",
-        reasons(rejected),
-        "<h2>Taken</h2>",
-        f"<p>{COLUMNS}</p>",
-        f"<div class=row>{''.join(sheet(row) for row in accepted)}</div>",
-    ]
-    write_text(folder / "index.html", page(title, body))
+    sections = {
+        "": [
+            notes([f"{sum(row.frames for row in accepted)} frames taken; {len(rejected)} stretches of video not."], "")
+        ],
+        "What the frames show": [grid([(axis.label, "", _chart(axis, accepted)) for axis in AXES])],
+        "What was not taken": reasons(rejected),
+        "Taken": [notes([COLUMNS], ""), figures([sheet(row) for row in accepted], "row")],
+    }
+    write_text(folder / "index.html", page(title, sections))
 
 
 def _chart(axis: Axis, rows: Sequence[Row]) -> str:
     """Draw how many frames fall into each bin of an axis; the ends include what lies beyond."""
     total = np.sum([row.histograms[axis.name] for row in rows if row.histograms], axis=0, initial=0)
     counts = np.broadcast_to(total, axis.bins).astype(np.int64)
-    return f"<div><h3>{escape(axis.label)}</h3>{bars(counts, escape(axis.label), (axis.low, axis.high))}</div>"
+    return bars(counts, axis.label, (axis.low, axis.high))
 
 
-def reasons(rows: Sequence[Row]) -> str:
+def reasons(rows: Sequence[Row]) -> list[str]:
     """A table of everything that was left out."""
     if not rows:
-        return "<p>Nothing.</p>"
+        return [notes(["Nothing."])]
     files = len({row.source for row in rows})
     kinds = Counter(NUMBER.sub("…", row.reason) for row in rows).most_common()
-    totals = "".join(f"<li>{count} × {escape(kind)}</li>" for kind, count in kinds)
+    totals = items([f"{count} × {kind}" for kind, count in kinds])
     heads = [("path", "video"), ("n", "from frame"), ("n", "frames"), ("", "why")]
-    cells = [[escape(row.source), str(row.first_frame), str(row.frames), escape(row.reason)] for row in rows]
-    return f"<p>From {files} videos.</p><ul>{totals}</ul>{table(heads, cells)}"
+    cells = [[row.source, str(row.first_frame), str(row.frames), row.reason] for row in rows]
+    return [notes([f"From {files} videos."], ""), totals, table(heads, cells)]
 
 
-def sheet(row: Row) -> str:
-    """One clip: its contact sheet and its figures."""
+def sheet(row: Row) -> tuple[str, str]:
+    """One clip: its figures, and the address of its contact sheet."""
     figures = row.figures
     said = (
         f"{row.frames} frames; face {figures['face_px']:.0f} px, sharpness {figures['sharpness']:.0f}, motion "
@@ -164,12 +161,8 @@ def sheet(row: Row) -> str:
         f"jaw up to {figures['jaw_deg'][-1]:.0f}°; mean |ψ| {figures['mean_abs_psi']:.3f}; landmark error "
         f"{figures['landmark_error_percent']:.2f} %; outline {figures['silhouette_iou']:.3f}"
     )
-    warned = "".join(f"<br>⚠ {escape(note)}" for note in row.notes)
-    return (
-        f'<figure><img loading="lazy" src="sheets/{escape(row.name)}.jpg" alt="">'
-        f'<figcaption><b class="name">{escape(row.name)}</b>, {escape(row.person)}<br>{said}{warned}'
-        "</figcaption></figure>"
-    )
+    warned = [f"⚠ {note}" for note in row.notes]
+    return cell(f"{row.name}, {row.person}", [said, *warned], ""), f"sheets/{row.name}.jpg"
 
 
 def _range(percentiles: Sequence[float]) -> str:

@@ -3,7 +3,6 @@
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,7 +15,7 @@ from expportrait_cli.evaluation.columns import COLUMNS, Column
 from expportrait_cli.evaluation.normals import DETAIL_TURNS_DEG, HIGH_PASS_MM, OUTLINE_TURNS_DEG, SHIFT_PX, mean, span
 from expportrait_cli.evaluation.scores import METHOD, Scores, remarks, versions
 from expportrait_cli.media.video import read_pictures
-from expportrait_cli.pages import curve, facts, figures, notes, page, table
+from expportrait_cli.pages import curve, facts, figures, grid, notes, page, table
 from expportrait_cli.version import __version__
 
 
@@ -25,30 +24,23 @@ def report_page(scores: Scores, *, licences: Sequence[str] = ()) -> str:
 
     Reads the films again for the worst frames. `licences` are lines about what the film may be used for.
     """
-    title = f"Scores of {escape(scores.output.rpartition('/')[2])}"
-    body = [
-        _films(scores),
-        "<h2>Means</h2>",
-        _means(scores),
-        notes(remarks(scores)),
-        "<h2>Worst frames</h2>",
-        *_worst(scores),
-        "<h2>Frame by frame</h2>",
-        _curves(scores),
-        "<h2>Definitions</h2>",
-        definitions(),
-        "<h2>Versions</h2>",
-        versions_table(),
-        *(["<h2>Licences</h2>", notes(licences)] if licences else []),
-    ]
-    return page(title, body)
+    sections = {
+        "": [_films(scores)],
+        "Means": [_means(scores), notes(remarks(scores))],
+        "Worst frames": _worst(scores),
+        "Frame by frame": [_curves(scores)],
+        "Definitions": [definitions()],
+        "Versions": [versions_table()],
+        "Licences": [notes(licences)],
+    }
+    return page(f"Scores of {scores.output.rpartition('/')[2]}", sections)
 
 
 def _films(scores: Scores) -> str:
     what = "the truth, pixel by pixel" if scores.mode == "self" else "the driver, another picture"
     first = " Frame 0 is the reference and counts in no mean." if scores.first_frame else ""
     rows = [("film", scores.output), (f"target ({what})", scores.target), ("identity of", scores.reference)]
-    return f"{facts(rows)}<p>{len(scores.values)} frames.{first}</p>"
+    return facts([*rows, ("frames", f"{len(scores.values)}.{first}")])
 
 
 def _means(scores: Scores) -> str:
@@ -58,50 +50,47 @@ def _means(scores: Scores) -> str:
     for column in COLUMNS:
         mean, bounds = means[column.name], intervals[column.name]
         if mean is None or bounds is None:
-            shown = ["n/a", escape(scores.missing.get(column.name, "no frame could be measured"))]
+            shown = ["n/a", scores.missing.get(column.name, "no frame could be measured")]
         else:
             shown = [f"{mean:.4f}", f"{bounds[0]:.4f} .. {bounds[1]:.4f}"]
-        unit, better = escape(column.unit), escape(column.better_in(scores.mode))
-        rows.append([column.name, *shown, unit, better, f"{counts[column.name]} of {total}"])
+        measured = f"{counts[column.name]} of {total}"
+        rows.append([column.name, *shown, column.unit, column.better_in(scores.mode), measured])
     heads = [("name", "metric"), ("n", "mean"), ("", "95 % interval"), ("", "unit"), ("", "better"), ("n", "frames")]
-    return table(heads, rows) + f"<p class=note>Interval: {escape(METHOD)}. It says nothing about other films.</p>"
+    return table(heads, rows) + notes([f"Interval: {METHOD}. It says nothing about other films."])
 
 
 def _worst(scores: Scores) -> list[str]:
     name, badness = ranking(scores)
     frames = worst_frames(badness)
     shown = pictures(scores, frames)
-    rule = f"By <code>{name}</code>, a tenth of the film apart; a frame whose face was lost comes first."
-    lines = [f"<p class=note>{rule}</p>"]
+    parts = [notes([f"By {name}, a tenth of the film apart; a frame whose face was lost comes first."])]
     for frame in frames.tolist():
         value = badness[frame]
         why = f"{value:.4g}" if np.isfinite(value) else "no face found in the film"
-        lines.append(f"<h3>Frame {frame}: {why}</h3>{figures(shown[frame], 'row', f'frame {frame}')}")
-    return lines
+        parts.append(figures(shown[frame], "row", f"frame {frame}", f"Frame {frame}: {why}"))
+    return parts
 
 
 def _curves(scores: Scores) -> str:
-    drawn = [column for column in COLUMNS if np.isfinite(scores.column(column.name)).any()]
-    return f"<div class=grid>{''.join(_curve(scores, column) for column in drawn)}</div>"
-
-
-def _curve(scores: Scores, column: Column) -> str:
-    svg = curve(scores.column(column.name), column.name)
-    return f"<div><h3><code>{column.name}</code> <span class=range>{escape(column.unit)}</span></h3>{svg}</div>"
+    drawn = [(column, scores.column(column.name)) for column in COLUMNS]
+    return grid(
+        [
+            (column.name, column.unit, curve(values, column.name))
+            for column, values in drawn
+            if np.isfinite(values).any()
+        ]
+    )
 
 
 def definitions(columns: Sequence[Column] = COLUMNS) -> str:
     """Explain every metric."""
-    rows = [
-        [column.name, escape(column.definition), escape(column.unit), escape(column.estimator), escape(column.source)]
-        for column in columns
-    ]
+    rows = [[column.name, column.definition, column.unit, column.estimator, column.source] for column in columns]
     return table([("name", "metric"), ("", "definition"), ("", "unit"), ("", "estimator"), ("", "source")], rows)
 
 
 def versions_table() -> str:
     """Versions of all that figures depend on."""
-    rows = [[escape(name), escape(number or "not installed")] for name, number in versions().items()]
+    rows = [[name, number or "not installed"] for name, number in versions().items()]
     return table([("name", "package"), ("", "version")], rows)
 
 

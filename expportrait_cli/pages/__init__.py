@@ -1,105 +1,101 @@
-"""HTML pages that stand alone: one builder for all of them. No server, no script, nothing from the net.
+"""HTML pages that stand alone: their parts, by the templates of `parts.html`. No server, nothing from the net.
 
-What a page says is written by those who know it; charts take their colours from the page.
+What a page says is written by those who know it, as plain text: templates escape it. Charts take their colours from the
+page.
 """
 
-from collections.abc import Sequence
-from html import escape
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64, Int64
 
-STYLE = """
-:root { color-scheme: light dark; --ink: #1c1f24; --paper: #fff; --faint: #667; --rule: #d8dbe2; --curve: #0b62c4 }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e6e8ec; --paper: #15171b; --faint: #9aa3b2; --rule: #333842; --curve: #6db3ff }
-}
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 1180px;
-  margin: 2rem auto; padding: 0 1rem }
-h1, h2 { font-weight: 600; line-height: 1.2 } h2 { margin-top: 2.5rem }
-.wide { overflow-x: auto } table { border-collapse: collapse; width: 100% }
-th, td { text-align: left; padding: .3rem .7rem .3rem 0; border-bottom: 1px solid var(--rule); vertical-align: top }
-td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
-code, .name { font-family: ui-monospace, monospace; font-size: .92em } .note, .range, figcaption { color: var(--faint) }
-.range, figcaption { font-size: .85em; margin: .1rem 0 } .path { overflow-wrap: anywhere }
-.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(260px, 1fr)); gap: 1rem }
-.grid h3 { margin: 0; font-size: .95em } svg { width: 100%; border: 1px solid var(--rule); border-radius: 4px }
-polyline { fill: none; stroke: var(--curve); stroke-width: 1.4; stroke-linejoin: round } circle { fill: var(--curve) }
-rect { fill: var(--curve) } .s1 { stroke: #d1495b } .s2 { stroke: #2a9d8f } .s3 { stroke: #b8860b }
-.s4 { stroke: #8e5bd0 }
-circle.s1 { fill: #d1495b } circle.s2 { fill: #2a9d8f } circle.s3 { fill: #b8860b } circle.s4 { fill: #8e5bd0 }
-.key { display: inline-block; width: 1.6em; height: 0; border-top: 3px solid var(--curve); margin: 0 .4em .25em 1em }
-.key.s1 { border-color: #d1495b } .key.s2 { border-color: #2a9d8f } .key.s3 { border-color: #b8860b }
-.key.s4 { border-color: #8e5bd0 } .sheet { display: grid; grid-template-columns: repeat(5, 1fr); gap: .5rem }
-summary { cursor: pointer; font-weight: 600; padding: .3rem 0 } details { border-bottom: 1px solid var(--rule) }
-@media (max-width: 700px) { .row, .sheet { grid-template-columns: repeat(2, 1fr) } }
-.row { display: grid; grid-template-columns: repeat(3, 1fr); gap: .6rem; max-width: 1000px }
-figure { margin: 0 } img { width: 100%; display: block; border-radius: 4px }
-"""
 
+@cache
+def _parts() -> Any:
+    """Macros of the templates."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
 
-SERIES = 5
-"""Colours of curves that share a picture; a sixth takes the first again."""
-
-
-def page(title: str, body: Sequence[str]) -> str:
-    """A whole page; title and body are HTML already."""
-    about = '<meta name="viewport" content="width=device-width"><meta name="generator" content="expportrait">'
-    head = f'<meta charset="utf-8">{about}<title>{title}</title>'
-    return f'<!DOCTYPE html>\n<html lang="en"><head>{head}<style>{STYLE}</style></head>\n<body>' + "\n".join(
-        [f"<h1>{title}</h1>", *body, "</body></html>\n"]
+    kept = Environment(
+        loader=PackageLoader(__name__, ""),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
     )
+    return kept.get_template("parts.html").module
+
+
+def page(title: str, sections: Mapping[str, Sequence[str]]) -> str:
+    """A whole page: parts by the heading above them; a heading without parts is left out."""
+    filled = [(heading, [part for part in parts if part]) for heading, parts in sections.items()]
+    return str(_parts().page(title, filled)) + "\n"
 
 
 def table(heads: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]]) -> str:
-    """A table; each head is (CSS class, text), and cells are HTML already."""
-    top = "".join(f'<th class="{kind}">{text}</th>' for kind, text in heads)
-    kinds = [kind for kind, _ in heads]
-    lines = ("".join(f'<td class="{kind}">{cell}</td>' for kind, cell in zip(kinds, row, strict=True)) for row in rows)
-    inside = "".join(f"<tr>{line}</tr>" for line in lines)
-    return f"<div class=wide><table><thead><tr>{top}</tr></thead><tbody>{inside}</tbody></table></div>"
+    """A table; each head is (CSS class, text)."""
+    return _parts().table(heads, rows)
 
 
 def facts(rows: Sequence[tuple[str, str]]) -> str:
-    """A table of names and what they are; plain text."""
-    cells = "".join(f"<tr><th>{escape(name)}</th><td class=path>{escape(text)}</td></tr>" for name, text in rows)
-    return f"<div class=wide><table>{cells}</table></div>"
+    """A table of names and what they are."""
+    return _parts().facts(rows)
 
 
-def figures(pictures: Sequence[tuple[str, str]], kind: str, of: str) -> str:
-    """Pictures side by side, as (caption, address), and of what they are.
+def figures(pictures: Sequence[tuple[str, str]], kind: str, of: str = "", heading: str = "") -> str:
+    """Pictures side by side, as (caption, address), of what they are, and a heading above them.
 
     `kind` is the CSS class: `row` of three, `sheet` of five.
     """
-    captions = [escape(caption) for caption, _ in pictures]
-    inside = "".join(
-        f'<figure><img alt="{caption} of {escape(of)}" src="{uri}"><figcaption>{caption}</figcaption></figure>'
-        for caption, (_, uri) in zip(captions, pictures, strict=True)
-    )
-    return f"<div class={kind}>{inside}</div>"
+    return _parts().figures(pictures, kind, of, heading)
 
 
-def notes(lines: Sequence[str]) -> str:
-    """Plain text, a paragraph a line."""
-    return "".join(f"<p class=note>{escape(line)}</p>" for line in lines)
+def notes(lines: Sequence[str], kind: str = "note") -> str:
+    """A paragraph a line."""
+    return _parts().lines(lines, kind) if lines else ""
+
+
+def items(lines: Sequence[str]) -> str:
+    """A list."""
+    return _parts().items(lines)
+
+
+def cell(first: str, others: Sequence[str], kind: str = "range") -> str:
+    """A cell, or a caption, of several lines; those after the first are of a CSS class."""
+    return _parts().cell(first, others, kind)
+
+
+def link(text: str, address: str) -> str:
+    """A link to a file beside the page."""
+    return _parts().link(text, address)
+
+
+def details(summary: str, parts: Sequence[str]) -> str:
+    """Parts that can be folded away below a line."""
+    return _parts().details(summary, [part for part in parts if part])
+
+
+def grid(charts: Sequence[tuple[str, str, str]]) -> str:
+    """Charts side by side, as (name, unit, drawing)."""
+    return _parts().grid(charts) if charts else ""
 
 
 def key(names: Sequence[str]) -> str:
     """Legend of the curves' colours."""
-    return "<p>" + "".join(f"<span class='key {colour(i)}'></span>{escape(n)}" for i, n in enumerate(names)) + "</p>"
+    return _parts().key([(name, _colour(index)) for index, name in enumerate(names)])
 
 
-def colour(index: int) -> str:
-    """CSS class of the curve of that index."""
-    return f"s{index % SERIES}"
-
-
-WIDTH, HEIGHT, MARGIN = 360, 96, 6
+SERIES = 5
+"""Colours of curves that share a picture; a sixth takes the first again."""
+WIDTH, HEIGHT, MARGIN = SIZE = 360, 96, 6
 BINS = 30
-
-
 POINTS = 600
 """Longer films are drawn as means of neighbouring frames."""
+
+
+def _colour(index: int) -> str:
+    return f"s{index % SERIES}"
 
 
 def curve(values: Float64[np.ndarray, " T"], label: str) -> str:
@@ -107,21 +103,17 @@ def curve(values: Float64[np.ndarray, " T"], label: str) -> str:
     return overlay([values], label)
 
 
-def overlay(series: Sequence[Float64[np.ndarray, " T"]], label: str) -> str:
-    """Draw the same metric of several films in one picture, in the page's colours (`page.colour`).
+def overlay(series: Sequence[Float64[np.ndarray, " T"]], label: str, note: str = "") -> str:
+    """Draw the same metric of several films in one picture, in the colours of `key`, with a note below it.
 
     At least one has a finite value.
     """
     means = [_thinned(values) for values in series]
     finite = np.concatenate([line[np.isfinite(line)] for line in means])
     low, high = float(finite.min()), float(finite.max())
-    lines = "".join(
-        _line(line, (low, high), colour(index) if len(means) > 1 else "") for index, line in enumerate(means)
-    )
-    return (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}: {low:.4g} to {high:.4g}">{lines}</svg>'
-        f"<p class=range>{low:.4g} .. {high:.4g}</p>"
-    )
+    lines = [(_colour(index), part) for index, line in enumerate(means) for part in _line(line, (low, high))]
+    span = f"{low:.4g} .. {high:.4g}"
+    return _parts().curves(f"{label}: {low:.4g} to {high:.4g}", SIZE, lines, f"{span}; {note}" if note else span)
 
 
 def _thinned(values: Float64[np.ndarray, " T"]) -> Float64[np.ndarray, " N"]:
@@ -132,7 +124,8 @@ def _thinned(values: Float64[np.ndarray, " T"]) -> Float64[np.ndarray, " N"]:
     return np.where(finite, padded, 0).sum(1) / np.where(finite.any(1), finite.sum(1), np.nan)
 
 
-def _line(means: Float64[np.ndarray, " N"], bounds: tuple[float, float], kind: str) -> str:
+def _line(means: Float64[np.ndarray, " N"], bounds: tuple[float, float]) -> list[list[tuple[float, float]]]:
+    """Points of a curve, in parts that holes divide."""
     known = np.flatnonzero(np.isfinite(means))
     low, high = bounds
     x = MARGIN + (WIDTH - 2 * MARGIN) * known / max(len(means) - 1, 1)
@@ -142,32 +135,20 @@ def _line(means: Float64[np.ndarray, " N"], bounds: tuple[float, float], kind: s
     # Metrics of every nth frame are joined; a hole in one of every frame is left open.
     step = int(np.diff(known).min()) if len(known) > 1 else 1
     parts = np.split(np.arange(len(known)), np.flatnonzero(np.diff(known) > step) + 1) if len(known) else []
-    wears = f' class="{kind}"' if kind else ""
-    return "".join(
-        f'<polyline{wears} points="{" ".join(f"{x[i]:.1f},{y[i]:.1f}" for i in part)}"/>'
-        if len(part) > 1
-        else f'<circle{wears} cx="{x[part[0]]:.1f}" cy="{y[part[0]]:.1f}" r="2"/>'
-        for part in parts
-    )
+    return [list(zip(x[part].tolist(), y[part].tolist(), strict=True)) for part in parts]
 
 
 def bars(counts: Int64[np.ndarray, " N"], label: str, bounds: tuple[float, float]) -> str:
     """Draw how often values fall into each of equal bins between `bounds`."""
     wide, top = (WIDTH - 2 * MARGIN) / len(counts), max(int(counts.max()), 1)
     edges = np.linspace(*bounds, len(counts) + 1)
-    drawn = "".join(
-        f'<rect x="{MARGIN + wide * index:.1f}" y="{HEIGHT - MARGIN - tall:.1f}" width="{wide - 1:.1f}" '
-        f'height="{tall:.1f}"><title>{edges[index]:.4g} to {edges[index + 1]:.4g}: {count}</title></rect>'
-        for index, (count, tall) in enumerate(
-            zip(counts.tolist(), ((HEIGHT - 2 * MARGIN) * counts / top).tolist(), strict=True)
-        )
-        if count
-    )
+    rows = []
+    for index in np.flatnonzero(counts):
+        tall = float((HEIGHT - 2 * MARGIN) * counts[index] / top)
+        said = f"{edges[index]:.4g} to {edges[index + 1]:.4g}: {counts[index]}"
+        rows.append((MARGIN + wide * index, HEIGHT - MARGIN - tall, wide - 1, tall, said))
     span = f"{bounds[0]:.4g} .. {bounds[1]:.4g}"
-    return (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}, {span}">{drawn}</svg>'
-        f"<p class=range>{span}, {counts.sum()} frames, highest bar {counts.max()}</p>"
-    )
+    return _parts().bars(f"{label}, {span}", SIZE, rows, f"{span}, {counts.sum()} frames, highest bar {counts.max()}")
 
 
 def histogram(values: Float64[np.ndarray, " N"], label: str) -> str:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from html import escape
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -82,20 +81,11 @@ def _scores(film: Path, photo: Path, clip: Path, stage: Stage) -> dict[str, floa
 
 def _page(folder: Path, scores: dict[str, dict[str, float | None]]) -> str:
     words = {"proxy": "the proxy film", **{name: said for name, said, _ in RECIPES}}
-    rows = [
-        [escape(name), escape(words[name]), *(_number(own[measure]) for measure in MEASURES)]
-        for name, own in scores.items()
-    ]
+    rows = [[name, words[name], *(_number(own[measure]) for measure in MEASURES)] for name, own in scores.items()]
     heads = [("", "film"), ("", "made with"), *(("n", said) for said in MEASURES.values())]
-    body = [
-        notes(
-            ["Each film adds one change to the one above it. Lower is better, for flicker near 0. Look at the films."]
-        ),
-        table(heads, rows),
-    ]
-    for name in scores:
-        body += [f"<h2>{escape(name)}</h2>", figures(_frames(folder / f"{name}.mp4"), "sheet", name)]
-    return page("Recipes of wan-vace", ["".join(body)])
+    said = "Each film adds one change to the one above it. Lower is better, for flicker near 0. Look at the films."
+    films = {name: [figures(_frames(folder / f"{name}.mp4"), "sheet", name)] for name in scores}
+    return page("Recipes of wan-vace", {"": [notes([said]), table(heads, rows)], **films})
 
 
 def _frames(film: Path) -> Sequence[tuple[str, str]]:

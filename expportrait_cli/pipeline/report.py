@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from expportrait_cli.evaluation.own import ANGLES, Asked, Shown, angles_of, meas
 from expportrait_cli.evaluation.report import PICTURE_PX, data_uri, worst_frames
 from expportrait_cli.head import landmark_model
 from expportrait_cli.media.video import read_frame, read_frames
-from expportrait_cli.pages import facts, figures, key, notes, overlay, page
+from expportrait_cli.pages import facts, figures, grid, key, notes, overlay, page
 from expportrait_cli.pipeline.heads import head_behind, tracking_head
 from expportrait_cli.pipeline.job import Job
 from expportrait_cli.pipeline.performance import OUTSIDE, Driver
@@ -107,33 +106,28 @@ def write_run_report(job: Job, record: Mapping[str, Any], path: Path, progress: 
 
 
 def _page(found: _Found, record: Mapping[str, Any]) -> str:
-    title = f"Run of {escape(found.run.film.name)}"
     remarks = warnings(found.asked, found.shown, found.tracking, found.turn_deg)
     quality = record.get("quality", {})
     if quality.get("outside_training", 0.0) > OUTSIDE:
         share = 100 * quality["outside_training"]
         remarks.append(f"{share:.0f} % of the frames ask for expressions beyond the transfer network's training.")
     remarks += held_back(quality.get("held_back", {}), found.meshes.frame_count)
-    body = [
-        facts(_facts(record)),
-        "<h2>Where to look</h2>",
-        notes(remarks or ["Nothing out of the ordinary."]),
-        "<h2>Worst frames</h2>",
-        *_worst(found),
-        "<h2>Frame by frame</h2>",
-        key(["asked for", "the film shows"]),
-        f"<div class=grid>{''.join(_curves(found))}</div>",
-        notes([f"{name}: not measured, {why}" for name, why in found.shown.missing.items()]),
-        "<h2>Quality, as the stages saw it</h2>",
-        facts([(name, str(value)) for name, value in quality.items() if name != "held_back"]),
-        "<h2>Seconds</h2>",
-        facts([(name, str(value)) for name, value in record.get("seconds", {}).items()]),
-        "<h2>Licences</h2>",
-        notes(licence_map(record).lines()),
-        "<h2>Versions</h2>",
-        facts([(name, str(value)) for name, value in record.get("versions", {}).items()]),
-    ]
-    return page(title, body)
+    missing = [f"{name}: not measured, {why}" for name, why in found.shown.missing.items()]
+    sections = {
+        "": [facts(_facts(record))],
+        "Where to look": [notes(remarks or ["Nothing out of the ordinary."])],
+        "Worst frames": _worst(found),
+        "Frame by frame": [key(["asked for", "the film shows"]), _curves(found), notes(missing)],
+        "Quality, as the stages saw it": [facts(_texts({k: v for k, v in quality.items() if k != "held_back"}))],
+        "Seconds": [facts(_texts(record.get("seconds", {})))],
+        "Licences": [notes(licence_map(record).lines())],
+        "Versions": [facts(_texts(record.get("versions", {})))],
+    }
+    return page(f"Run of {found.run.film.name}", sections)
+
+
+def _texts(rows: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [(name, str(value)) for name, value in rows.items()]
 
 
 HELD = {
@@ -202,7 +196,7 @@ def _where(rows: Bool[np.ndarray, " T"], what: str) -> list[str]:
     return [f"{what}: {int(rows.sum())} of {len(rows)} frames, {', '.join(texts[:8])}{more}."]
 
 
-def _curves(found: _Found) -> list[str]:
+def _curves(found: _Found) -> str:
     asked, shown = found.asked, found.shown
     drawn: list[tuple[str, Sequence[Series]]] = [
         (f"{name}, degrees", (asked.angles_deg[:, axis], shown.angles_deg[:, axis])) for axis, name in enumerate(ANGLES)
@@ -225,17 +219,19 @@ def _curves(found: _Found) -> list[str]:
                 (found.tracking.doubt.astype(np.float64),),
             )
         )
-    return [
-        f"<div><h3>{escape(label)}</h3>{overlay(series, escape(label))}{_means(series)}</div>"
-        for label, series in drawn
-        if np.isfinite(np.concatenate(series)).any()
-    ]
+    return grid(
+        [
+            (label, "", overlay(series, label, _means(series)))
+            for label, series in drawn
+            if np.isfinite(np.concatenate(series)).any()
+        ]
+    )
 
 
 def _means(series: Sequence[Series]) -> str:
     known = [values[np.isfinite(values)] for values in series]
     means = " and ".join(f"{values.mean():.4g}" if len(values) else "n/a" for values in known)
-    return f"<p class=range>mean {means}</p>"
+    return f"mean {means}"
 
 
 def _worst(found: _Found) -> list[str]:
@@ -245,7 +241,7 @@ def _worst(found: _Found) -> list[str]:
     crop = Crop(*map(float, found.fit.crop))
     photo = crop_image(read_frame(found.fit.source, found.fit.picture), crop, PICTURE_PX)
     driver = Driver.of(found.tracking) if found.tracking is not None else Driver.behind(found.run.meshes)
-    lines = ["<p class=note>By the expression error, a tenth of the film apart.</p>"]
+    parts = [notes(["By the expression error, a tenth of the film apart."])]
     for frame in worst_frames(badness).tolist():
         shown = [("photo", data_uri(photo))]
         if driver is not None and driver.source.is_file():
@@ -258,5 +254,5 @@ def _worst(found: _Found) -> list[str]:
         shown.append(("normals", data_uri(normals_of(found.meshes, frame, detail=found.run.detail))))
         shown.append(("film", data_uri(read_frame(found.run.film, frame))))
         why = f"{badness[frame]:.4g}" if np.isfinite(badness[frame]) else "no face found in the film"
-        lines.append(f"<h3>Frame {frame}: {why}</h3>{figures(shown, 'sheet', f'frame {frame}')}")
-    return lines
+        parts.append(figures(shown, "sheet", f"frame {frame}", f"Frame {frame}: {why}"))
+    return parts

@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
-from html import escape
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal, Protocol, cast, runtime_checkable
@@ -15,7 +14,7 @@ from typing import Any, Literal, Protocol, cast, runtime_checkable
 from expportrait_cli.artifacts.files import atomic_path, write_json, write_text
 from expportrait_cli.artifacts.texts import read_json
 from expportrait_cli.errors import FAULT, OutOfMemoryError, UserError, known
-from expportrait_cli.pages import page, table
+from expportrait_cli.pages import link, page, table
 from expportrait_cli.pipeline.pool import WorkerProcess, claim, notes, this_process
 from expportrait_cli.runtime import Stage, silent
 
@@ -288,17 +287,17 @@ def write_summary(batch: Batch, folder: Path) -> Path:
         writer.writerows(rows)
     failed = sum(row["state"] == "done" and row["exit_code"] != 0 for row in rows)
     done = sum(row["state"] == "done" for row in rows) - failed
-    heads = [("", "film"), ("", "state"), ("n", "exit code"), ("n", "seconds"), ("n", "attempts"), ("", "error")]
+    heads = [("", "film"), ("", "state"), ("n", "exit code"), ("n", "seconds"), ("n", "attempts")]
+    heads += [("", "error"), ("", "log")]
     cells = []
     for row in rows:
-        film_link = f'<a href="{escape(os.path.relpath(row["output"], folder))}">{escape(Path(row["output"]).name)}</a>'
-        said = escape(str(row["error"]))
+        log_link = ""
         if (batch.folder / f"{row['id']}.log").is_file():
-            said += f' <a href="{escape(os.path.relpath(batch.folder, folder))}/{escape(row["id"])}.log">log</a>'
-        cells.append(
-            [film_link, row["state"], *(str(row[name]) for name in ("exit_code", "seconds", "attempts")), said]
-        )
+            log_link = link("log", f"{os.path.relpath(batch.folder, folder)}/{row['id']}.log")
+        film_link = link(Path(row["output"]).name, os.path.relpath(row["output"], folder))
+        figures = [str(row[name]) for name in ("exit_code", "seconds", "attempts", "error")]
+        cells.append([film_link, row["state"], *figures, log_link])
     title = f"{done} of {len(rows)} films made, {failed} failed"
     path = folder / "summary.html"
-    write_text(path, page(title, [table(heads, cells)]))
+    write_text(path, page(title, {"": [table(heads, cells)]}))
     return path

@@ -5,7 +5,6 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from expportrait_cli.artifacts.texts import parse_json
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.geometry.rotations import FRONTAL
 from expportrait_cli.head import HeadModel, dense
-from expportrait_cli.pages import facts, key, overlay, page
+from expportrait_cli.pages import facts, figures, key, notes, overlay, page
 from expportrait_cli.render.buffers import encode, render_buffers
 from expportrait_cli.retargeting.network import TransferNetwork
 from expportrait_cli.train.transfer.loop import whole_faces
@@ -90,27 +89,22 @@ def write_page(
         with atomic_path(picture) as partial:
             Image.fromarray(sheet).save(partial, format="JPEG", quality=88)
     last = history.rows[-1] if history.rows else {}
-    body = [
-        facts([(name, f"{value:g}") for name, value in last.items()]),
-        "<p>Errors are root mean squares on people that nothing was learned from, as a share of what predicting no "
-        "offset gives.</p>",
-        curves(history.rows),
-        "<h2>Held-out people</h2><p>Each row is one person. For each of three expressions: without dynamic offsets, as "
-        "predicted, as it was.</p>",
-        f'<img src="{escape(picture.name)}" alt="predictions">' if sheet is not None else "<p>None.</p>",
-    ]
-    with atomic_path(path) as partial:
-        partial.write_text(page(f"Transfer network, step {last.get('step', 0):g}", body), "utf-8")
+    said = "Errors are root mean squares on people that nothing was learned from, as a share of those of no offset."
+    each = "Each row is one person. For each of three expressions: without dynamic offsets, as predicted, as it was."
+    shown = figures([("predictions", picture.name)], "", "held-out people") if sheet is not None else notes(["None."])
+    figures_now = facts([(name, f"{value:g}") for name, value in last.items()])
+    sections = {"": [figures_now, notes([said]), *curves(history.rows)], "Held-out people": [notes([each]), shown]}
+    write_text(path, page(f"Transfer network, step {last.get('step', 0):g}", sections))
     return path
 
 
-def curves(rows: Sequence[dict[str, float]]) -> str:
+def curves(rows: Sequence[dict[str, float]]) -> list[str]:
     """Every figure over the reports, as SVG."""
     names = [name for name in FIGURES if rows and name in rows[-1]]
     if not names:
-        return ""
+        return []
     series = [np.array([row.get(name, np.nan) for row in rows]) for name in names]
-    return f"{overlay(series, 'errors')}{key(names)}<p class=range>{rows[-1]['step']:g} steps</p>"
+    return [overlay(series, "errors", f"{rows[-1]['step']:g} steps"), key(names)]
 
 
 @torch.inference_mode()

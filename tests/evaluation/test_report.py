@@ -12,7 +12,7 @@ from expportrait_cli.evaluation import COLUMNS, Scores, report_page
 from expportrait_cli.evaluation.columns import NAMES
 from expportrait_cli.evaluation.report import worst_frames
 from expportrait_cli.media.writer import VideoWriter
-from expportrait_cli.pages import curve
+from expportrait_cli.pages import cell, curve, details, facts, figures, grid, items, key, link, notes, page, table
 
 FRAMES = 20
 
@@ -93,3 +93,29 @@ def test_a_curve_leaves_holes_open_and_joins_every_eighth_frame():
     assert curve(sparse, "x").count("<polyline") == 1
     long = curve(np.arange(5000.0), "x")
     assert len(re.findall(r"[\d.]+,[\d.]+", long)) <= 600
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        lambda text: table([("", text)], [[text]]),
+        lambda text: facts([(text, text)]),
+        lambda text: figures([(text, text)], "row", text, text),
+        lambda text: notes([text]),
+        lambda text: items([text]),
+        lambda text: cell(text, [text]),
+        lambda text: link(text, text),
+        lambda text: details(text, [notes([text])]),
+        lambda text: grid([(text, text, curve(np.ones(3), text))]),
+        lambda text: key([text]),
+        lambda text: page(text, {text: [text]}),
+    ],
+)
+def test_whatever_a_part_is_given_is_no_markup(part):
+    for nasty in ('"><img src=x onerror=y>', "'><b>", "&lt;"):
+        parts = Page()
+        parts.feed(part(nasty))
+        parts.close()
+        found = [value or "" for _, attributes in parts.tags for value in attributes.values()]
+        assert not parts.open and any(nasty in text for text in (*parts.words, *found))
+        assert "b" not in [tag for tag, _ in parts.tags] and not any("onerror" in row for _, row in parts.tags)
