@@ -8,7 +8,6 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64, UInt8
 
-from expportrait_cli.geometry.rotations import similarity
 
 CUT_SIDE = 64
 BINS = 8
@@ -281,21 +280,19 @@ def robust_similarity(
     points: Float64[np.ndarray, "N 2"], moved: Float64[np.ndarray, "N 2"], weights: Float64[np.ndarray, " N"]
 ) -> tuple[Float64[np.ndarray, " 4"], float]:
     """Similarity (a, b, c, d) that most points agree on, by iterated least squares, and the median residual."""
-    shift = np.median(moved - points, axis=0)
-    a, b, c, d = 1.0, 0.0, float(shift[0]), float(shift[1])
+    source, target = (np.ascontiguousarray(each).view(np.complex128)[:, 0] for each in (points, moved))
+    # A similarity multiplies by one complex number and adds another: a + ib, c + id.
+    turn, shift = 1 + 0j, complex(*np.median(moved - points, axis=0))
     for _ in range(ROUNDS):
-        residual = _residual(points, moved, (a, b, c, d))
-        (a, _, c), (b, _, d) = similarity(points, moved, weights / (1 + (residual / CAUCHY_PX) ** 2)).tolist()
-    residual = _residual(points, moved, (a, b, c, d))
-    return np.array([a, b, c, d]), float(np.median(residual))
-
-
-def _residual(
-    points: Float64[np.ndarray, "N 2"], moved: Float64[np.ndarray, "N 2"], flow: tuple[float, float, float, float]
-) -> Float64[np.ndarray, " N"]:
-    a, b, c, d = flow
-    x, y = points[:, 0], points[:, 1]
-    return np.hypot(a * x - b * y + c - moved[:, 0], b * x + a * y + d - moved[:, 1])
+        away = np.abs(turn * source + shift - target)
+        share = weights / (1 + (away / CAUCHY_PX) ** 2)
+        share = share / max(share.sum(), 1e-12)
+        centre, centre_target = share @ source, share @ target
+        p, q = source - centre, target - centre_target
+        turn = share @ (p.conj() * q) / max(share @ (p.real**2 + p.imag**2), 1e-12)
+        shift = centre_target - turn * centre
+    residual = np.abs(turn * source + shift - target)
+    return np.array([turn.real, turn.imag, shift.real, shift.imag]), float(np.median(residual))
 
 
 def _grey(image: Image) -> UInt8[np.ndarray, "S S"]:

@@ -105,7 +105,7 @@ def normal_map(verts: Float32[np.ndarray, "V 3"], faces: Int64[np.ndarray, "F 3"
     bump = Bump.of(relief, scale=side / (FINENESS * CROP_SIZE))
     assert bump is not None
     triangles = torch.from_numpy(faces)
-    along = surface_gradients(torch.from_numpy(verts), triangles, bump.places).numpy().astype(np.float64)
+    along = surface_gradients(torch.from_numpy(verts), triangles, bump.places[:, :2]).numpy().astype(np.float64)
     right = _across(along[:, 0], normals)
     # The image's rows run down, its green points up.
     turn = np.where((np.cross(normals, right) * along[:, 1]).sum(-1) > 0, -1.0, 1.0)
@@ -113,7 +113,7 @@ def normal_map(verts: Float32[np.ndarray, "V 3"], faces: Int64[np.ndarray, "F 3"
     carried = np.c_[np.einsum("vci,vai->vca", along, axes).reshape(-1, 4), relief.seen]
     shown = np.any((relief.seen > 0)[faces], axis=1)
     drawn = _spread(carried.astype(np.float32), relief.places / CROP_SIZE, triangles[torch.from_numpy(shown)], side)
-    slopes = np.einsum("chw,hwca->hwa", bump.slopes[0, :, 0].numpy(), drawn[..., :4].reshape(side, side, 2, 2))
+    slopes = np.einsum("hwc,hwca->hwa", bump.slopes[0].numpy(), drawn[..., :4].reshape(side, side, 2, 2))
     slopes *= drawn[..., 4:] / np.maximum(np.linalg.norm(slopes, axis=-1, keepdims=True), 1)
     bent = np.concatenate([-slopes, np.ones((side, side, 1))], -1)
     image = encode(bent / np.linalg.norm(bent, axis=-1, keepdims=True))

@@ -10,7 +10,6 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float32, Int, Int64, UInt8
 from torch import Tensor
 
@@ -59,12 +58,12 @@ def _to_pixels(pos: Float32[Tensor, "n V 4"], height: int, width: int) -> Float3
 
 def _cross(screen: Float32[Tensor, "n V 3"], edges: Edges, resolution: tuple[int, int]) -> _Crossings:
     """List the silhouette edges, once per pixel row or column that they cross."""
-    a, b = (screen[:, edges.verts[:, end], :2] for end in range(2))
-    sides = [_side(a, b, screen[:, edges.opposite[:, face], :2]) for face in range(2)]
-    is_boundary = edges.opposite[:, 1] < 0
-    is_silhouette = (sides[0] != 0) & (is_boundary | (sides[0] * sides[1] > 0))
-    frame, edge = is_silhouette.nonzero(as_tuple=True)
-    a, b, side = a[frame, edge], b[frame, edge], sides[0][frame, edge]
+    # Imported where something is drawn: Warp takes a third of a second to start.
+    from expportrait_cli.render.surface import silhouettes
+
+    frame, edge = silhouettes(screen, edges)
+    a, b = (screen[frame, edges.verts[edge, end], :2] for end in range(2))
+    side = _side(a, b, screen[frame, edges.opposite[edge, 0], :2])
 
     step = (b - a).abs()
     is_steep = step[:, 1] >= step[:, 0]
@@ -84,7 +83,7 @@ def _cross(screen: Float32[Tensor, "n V 3"], edges: Edges, resolution: tuple[int
     return _Crossings(frame[item], edges.verts[edge[item]], first[item] + position, is_steep[item], inner_is_low[item])
 
 
-def _side(a: Float[Tensor, "n E 2"], b: Float[Tensor, "n E 2"], point: Float[Tensor, "n E 2"]) -> Float[Tensor, "n E"]:
+def _side(a: Float[Tensor, "S 2"], b: Float[Tensor, "S 2"], point: Float[Tensor, "S 2"]) -> Float[Tensor, " S"]:
     """On which side of the line through a and b a point lies: positive is +y for an edge along +x."""
     (edge_x, edge_y), (x, y) = (b - a).unbind(-1), (point - a).unbind(-1)
     return edge_x * y - edge_y * x
@@ -178,13 +177,13 @@ class Bump:
     the head moves by parts of a pixel.
     """
 
-    slopes: Float32[Tensor, "1 2 M R R"]
+    slopes: Float32[Tensor, "M R R 2"]
     """Change of the height over the mesh, m, along x and y of the photo's crop, m per crop px; each of the `M` levels
     is blurred twice as wide as the one before."""
-    places: Float32[Tensor, "V 2"]
-    """Where each vertex lies in the photo's crop, px."""
-    known: Float32[Tensor, "V 2"]
-    """Of each vertex: how far its detail is known, 0..1, and 1 inside the mouth."""
+    places: Float32[Tensor, "V 4"]
+    """Of each vertex: where it lies in the photo's crop, px, how far its detail is known, 0..1, and 1 inside the mouth.
+
+    Inside the mouth normals are zero, as in the background: a painter would take a bright cavity for a surface."""
     scale: float
     """Width of a px of the crop in the drawn picture, px."""
 
@@ -201,70 +200,19 @@ class Bump:
         levels = [cv2.GaussianBlur(fine, (0, 0), FINENESS * PIXEL_SIGMA * 2**level) for level in range(LEVELS)]
         px = side / CROP_SIZE
         slopes = [np.stack([cv2.Sobel(each, cv2.CV_32F, *way, ksize=1) * (px / 2) for way in WAYS]) for each in levels]
-        known = np.stack([relief.seen, relief.cavity], -1).astype(np.float32)
-        texture = torch.from_numpy(np.stack(slopes, 1)[None])
-        return cls(
-            texture.to(device), torch.from_numpy(relief.places).to(device), torch.from_numpy(known).to(device), scale
-        )
+        places = np.column_stack([relief.places, relief.seen, relief.cavity]).astype(np.float32)
+        texture = np.ascontiguousarray(np.stack(slopes).transpose(0, 2, 3, 1))
+        return cls(torch.from_numpy(texture).to(device), torch.from_numpy(places).to(device), scale)
 
     def to(self, device: torch.device) -> "Bump":
         """Move to another device."""
-        return Bump(self.slopes.to(device), self.places.to(device), self.known.to(device), self.scale)
-
-    def carried(self, verts_cam: Float32[Tensor, "n V 3"], faces: Int[Tensor, "F 3"]) -> Float32[Tensor, "n V 10"]:
-        """Values of vertices that are drawn for `bent`: places, `known`, and the places' change along the surface."""
-        # Imported where something is drawn: Warp takes a third of a second to start.
-        from expportrait_cli.render.surface import surface_gradients
-
-        along = surface_gradients(verts_cam, faces, self.places)
-        fixed = torch.cat([self.places, self.known], -1).expand(len(verts_cam), -1, -1)
-        return torch.cat([fixed, along.flatten(-2)], -1)
-
-    def bent(
-        self,
-        normals: Float32[Tensor, "n H W 3"],
-        carried: Float32[Tensor, "n H W 10"],
-        pixel_m: Float32[Tensor, "n H W 1"],
-    ) -> Float32[Tensor, "n H W 3"]:
-        """Bend normals of normal maps; `carried` is drawn in the same pixels, which are `pixel_m` wide on the surface.
-
-        At grazing angles the mesh's stay. Inside the mouth they are zero, as in the background: a painter would take a
-        bright cavity for a surface.
-        """
-        shown = (carried[..., 2] > 0) & (normals[..., 2] > GRAZING[0])
-        normal, here = normals[shown], carried[shown]
-        along = here[:, 4:].unflatten(-1, (2, 3)) * normals.new_tensor([1.0, -1.0, -1.0])
-        slopes = self._slopes(here[:, :2], _footprint(along, normal, pixel_m[shown]) * self.scale)
-        tangent = (slopes[..., None] * along).sum(-2)
-        tangent = tangent - normal * (tangent * normal).sum(-1, keepdim=True)
-        known = here[:, 2:3] * ((normal[:, 2:] - GRAZING[0]) / (GRAZING[1] - GRAZING[0])).clamp(max=1)
-        bent = mesh.normalize(normal - known * tangent / tangent.norm(dim=-1, keepdim=True).clamp(min=1.0))
-        return normals.masked_scatter(shown[..., None], bent) * (carried[..., 3:4] <= 0.5)
-
-    def _slopes(self, places: Float32[Tensor, "P 2"], footprint: Float32[Tensor, "P 1"]) -> Float32[Tensor, "P 2"]:
-        """Slopes at places of the crop, as blurred as a pixel that covers `footprint` drawn pixels needs."""
-        level = footprint.clamp(1, 2 ** (LEVELS - 1)).log2()
-        where = torch.cat([places * (2 / CROP_SIZE) - 1, (2 * level + 1) / LEVELS - 1], -1)
-        found = F.grid_sample(self.slopes, where[None, None, None], align_corners=False, padding_mode="border")
-        return found[0, :, 0, 0].T
+        return Bump(self.slopes.to(device), self.places.to(device), self.scale)
 
 
 LEVELS, FINENESS, PIXEL_SIGMA = 3, 2, 0.7
 """Levels of blur, texels to a drawn pixel, and the standard deviation of the first blur in drawn pixels: less would
 change with the place of the pixel's centre between the texels."""
 WAYS = ((1, 0), (0, 1))
-GRAZING = (0.1, 0.45)
-"""Cosines to the viewer between which the detail of a photo fades in."""
-
-
-def _footprint(
-    along: Float32[Tensor, "P 2 3"], normals: Float32[Tensor, "P 3"], pixel_m: Float32[Tensor, "P 1"]
-) -> Float32[Tensor, "P 1"]:
-    """Width of a pixel on the surface in crop px of the photo: the root of the mean square of both directions."""
-    # One pixel to the right or up leads this far towards the viewer, in its own width.
-    depth = -normals[:, :2] / normals[:, 2:]
-    steps = along[..., :2] + along[..., 2:] * depth[:, None]
-    return pixel_m * (steps.square().sum((-2, -1))[:, None] / 2).sqrt()
 
 
 def render_buffers(
@@ -277,7 +225,7 @@ def render_buffers(
     backend: Backend | None = None,
     bump: Bump | None = None,
 ) -> Buffers:
-    """Render smooth normals, depth and mask; `bump` adds static detail to the normals.
+    """Render smooth normals, depth and mask; `bump` adds static detail to the normals, where no gradient is asked for.
 
     Differentiable in `verts_cam`: normals and depth everywhere, silhouettes only with `antialias`. A caller who
     renders one topology often passes its `edges`, which are otherwise found anew in each call.
@@ -291,21 +239,31 @@ def render_buffers(
             verts_cam.to(device), faces.to(device), camera, antialias=antialias, edges=there, bump=there_bump
         )
         return Buffers(drawn.normals.to(home), drawn.depth.to(home), drawn.mask.to(home))
-    from expportrait_cli.render.surface import vertex_normals
+    from expportrait_cli.render.surface import draw_normals
 
     pos = camera.clip(verts_cam)
     rast = rasterize(pos, faces, (camera.height, camera.width), backend=backend)
-    columns = [vertex_normals(verts_cam, faces), verts_cam[..., 2:]]
-    if bump is not None:
-        columns.append(bump.carried(verts_cam, faces))
-    drawn = interpolate(torch.cat(columns, -1), rast, faces, backend=backend)
-    normals_cam, depth, carried = drawn[..., :3], drawn[..., 3:4], drawn[..., 4:]
-    covered = (rast[..., 3:] > 0).to(drawn.dtype)
-    # Both axes that OpenCV points down and away turn round: y up, z to the viewer.
-    normals = mesh.normalize(normals_cam) * normals_cam.new_tensor([1.0, -1.0, -1.0])
-    if bump is not None:
-        normals = bump.bent(normals, carried, depth / camera.focal_px)
-    image = torch.cat([normals, covered], -1)
+    if verts_cam.requires_grad:
+        image, depth = _interpolated(verts_cam, faces, rast, backend)
+    else:
+        detail = bump or Bump(verts_cam.new_zeros(1, 1, 1, 2), verts_cam.new_zeros(0, 4), 1.0)
+        image, depth = draw_normals(
+            rast, verts_cam, faces, detail.places, detail.slopes, detail.scale / camera.focal_px
+        )
     if antialias:
         image = blend_silhouettes(image, rast, pos, edges or mesh.edges(faces))
-    return Buffers(image[..., :3], depth[..., 0], image[..., 3])
+    return Buffers(image[..., :3], depth, image[..., 3])
+
+
+def _interpolated(
+    verts_cam: Float32[Tensor, "n V 3"],
+    faces: Int[Tensor, "F 3"],
+    rast: Float32[Tensor, "n H W 4"],
+    backend: Backend | None,
+) -> tuple[Float32[Tensor, "n H W 4"], Float32[Tensor, "n H W"]]:
+    """What `draw_normals` draws without detail, with gradients."""
+    columns = torch.cat([mesh.vertex_normals(verts_cam, faces), verts_cam[..., 2:]], -1)
+    drawn = interpolate(columns, rast, faces, backend=backend)
+    # Both axes that OpenCV points down and away turn round: y up, z to the viewer.
+    normals = mesh.normalize(drawn[..., :3]) * drawn.new_tensor([1.0, -1.0, -1.0])
+    return torch.cat([normals, (rast[..., 3:] > 0).to(drawn.dtype)], -1), drawn[..., 3]

@@ -1,19 +1,26 @@
-"""Normals of a mesh, and gradients of values along it, as Warp kernels: what `geometry.mesh` sums, without gradients.
+"""Normals of a mesh and gradients along it, their pictures, and its silhouette, as Warp kernels without gradients.
 
-On the CPU the sums are in the order of the triangles, and so the same in every run.
+On the CPU sums are in the order of the triangles, and so the same in every run.
 """
 
 from typing import no_type_check
 
 import torch
 import warp as wp
-from jaxtyping import Float32, Int
+from jaxtyping import Float32, Int, Int64
 from torch import Tensor
 
+from expportrait_cli.artifacts.types import CROP_SIZE
 from expportrait_cli.geometry import mesh
-from expportrait_cli.render.warp_backend import launch
+from expportrait_cli.geometry.mesh import Edges
+from expportrait_cli.render.warp_backend import SPAN, launch
 
-wp.set_module_options({"enable_backward": False})
+wp.set_module_options({"enable_backward": False, "max_unroll": 1})
+
+GRAZING = (0.1, 0.45)
+"""Cosines to the viewer between which the detail of a photo fades in."""
+_GRAZING, _STEEP = wp.constant(GRAZING[0]), wp.constant(1 / (GRAZING[1] - GRAZING[0]))
+_SPAN = wp.constant(SPAN)
 
 
 @no_type_check
@@ -53,6 +60,175 @@ def _sum(
     wp.atomic_add(weights, frame, i, area)
     wp.atomic_add(weights, frame, j, area)
     wp.atomic_add(weights, frame, k, area)
+
+
+@no_type_check
+@wp.func
+def _unit(vector: wp.vec3):
+    """Scale to unit length; what `mesh.normalize` keeps at zero stays zero."""
+    square = wp.dot(vector, vector)
+    if square < 1e-30:
+        return wp.vec3(0.0, 0.0, 0.0)
+    return vector / wp.sqrt(square)
+
+
+@no_type_check
+@wp.func
+def _upright(vector: wp.vec3):
+    """Turn both axes that OpenCV points down and away: y up, z to the viewer."""
+    return wp.vec3(vector[0], -vector[1], -vector[2])
+
+
+@no_type_check
+@wp.func
+def _texel(slopes: wp.array3d(dtype=wp.vec2), level: int, x: float, y: float):
+    """Sample one level linearly; beyond the border lies its last texel."""
+    last = slopes.shape[1] - 1
+    left = int(x)
+    top = int(y)
+    right = wp.min(left + 1, last)
+    bottom = wp.min(top + 1, last)
+    s = x - float(left)
+    t = y - float(top)
+    above = (1.0 - s) * slopes[level, top, left] + s * slopes[level, top, right]
+    below = (1.0 - s) * slopes[level, bottom, left] + s * slopes[level, bottom, right]
+    return (1.0 - t) * above + t * below
+
+
+@no_type_check
+@wp.func
+def _slope(slopes: wp.array3d(dtype=wp.vec2), place: wp.vec4, footprint: float, texels: float):
+    """Slopes at a place of the crop, as blurred as a pixel that covers `footprint` drawn pixels needs."""
+    last = float(slopes.shape[1] - 1)
+    x = wp.clamp(place[0] * texels - 0.5, 0.0, last)
+    y = wp.clamp(place[1] * texels - 0.5, 0.0, last)
+    highest = slopes.shape[0] - 1
+    z = wp.clamp(wp.log2(wp.max(footprint, 1.0)), 0.0, float(highest))
+    level = int(z)
+    r = z - float(level)
+    found = _texel(slopes, level, x, y)
+    if r > 0.0:
+        found = (1.0 - r) * found + r * _texel(slopes, wp.min(level + 1, highest), x, y)
+    return found
+
+
+@no_type_check
+@wp.kernel
+def _draw(
+    rast: wp.array3d(dtype=wp.vec4),
+    tri: wp.array2d(dtype=wp.int32),
+    corners: wp.array2d(dtype=wp.vec4),
+    places: wp.array(dtype=wp.vec4),
+    along: wp.array3d(dtype=wp.vec3),
+    slopes: wp.array3d(dtype=wp.vec2),
+    texels: float,
+    px_per_m: float,
+    image: wp.array3d(dtype=wp.vec4),
+    depth: wp.array3d(dtype=float),
+):
+    """Write normal and cover of each pixel, and its depth; where there are `places`, bent as `buffers.Bump` says.
+
+    `texels` lie side by side on a px of the crop, and a pixel at depth z covers `px_per_m` z times as many drawn pixels
+    of the photo as the places change along a metre.
+    """
+    frame, row, span = wp.tid()
+    for column in range(span * _SPAN, wp.min(span * _SPAN + _SPAN, rast.shape[2])):
+        here = rast[frame, row, column]
+        face = int(here[3]) - 1
+        if face < 0:
+            continue
+        i = tri[face, 0]
+        j = tri[face, 1]
+        k = tri[face, 2]
+        u = here[0]
+        v = here[1]
+        w = 1.0 - u - v
+        mean = u * corners[frame, i] + v * corners[frame, j] + w * corners[frame, k]
+        depth[frame, row, column] = mean[3]
+        normal = _upright(_unit(wp.vec3(mean[0], mean[1], mean[2])))
+        if places.shape[0] > 0:
+            place = u * places[i] + v * places[j] + w * places[k]
+            if place[2] > 0.0 and normal[2] > _GRAZING:
+                x = _upright(u * along[frame, i, 0] + v * along[frame, j, 0] + w * along[frame, k, 0])
+                y = _upright(u * along[frame, i, 1] + v * along[frame, j, 1] + w * along[frame, k, 1])
+                # One pixel to the right or up leads this far towards the viewer, in its own width.
+                right = -normal[0] / normal[2]
+                up = -normal[1] / normal[2]
+                to_right = wp.vec2(x[0] + x[2] * right, y[0] + y[2] * right)
+                to_up = wp.vec2(x[1] + x[2] * up, y[1] + y[2] * up)
+                mean_square = 0.5 * (wp.dot(to_right, to_right) + wp.dot(to_up, to_up))
+                slope = _slope(slopes, place, mean[3] * px_per_m * wp.sqrt(mean_square), texels)
+                tangent = slope[0] * x + slope[1] * y
+                tangent -= wp.dot(tangent, normal) * normal
+                known = place[2] * wp.min((normal[2] - _GRAZING) * _STEEP, 1.0)
+                normal = _unit(normal - known / wp.max(wp.length(tangent), 1.0) * tangent)
+            if place[3] > 0.5:
+                normal = wp.vec3(0.0, 0.0, 0.0)
+        image[frame, row, column] = wp.vec4(normal[0], normal[1], normal[2], 1.0)
+
+
+@no_type_check
+@wp.func
+def _side(a: wp.vec3, b: wp.vec3, point: wp.vec3):
+    """On which side of the line through a and b a point lies on the screen, as -1, 0 or 1."""
+    x = wp.float64(b[0] - a[0]) * wp.float64(point[1] - a[1])
+    y = wp.float64(b[1] - a[1]) * wp.float64(point[0] - a[0])
+    return int(x > y) - int(x < y)
+
+
+@no_type_check
+@wp.kernel
+def _find_silhouettes(
+    screen: wp.array2d(dtype=wp.vec3),
+    ends: wp.array2d(dtype=wp.int64),
+    opposite: wp.array2d(dtype=wp.int64),
+    found: wp.array2d(dtype=wp.uint8),
+):
+    frame, edge = wp.tid()
+    a = screen[frame, int(ends[edge, 0])]
+    b = screen[frame, int(ends[edge, 1])]
+    side = _side(a, b, screen[frame, int(opposite[edge, 0])])
+    if side == 0:
+        return
+    other = int(opposite[edge, 1])
+    if other >= 0 and side * _side(a, b, screen[frame, other]) <= 0:
+        return
+    found[frame, edge] = wp.uint8(1)
+
+
+def silhouettes(screen: Float32[Tensor, "n V 3"], edges: Edges) -> tuple[Int64[Tensor, " S"], Int64[Tensor, " S"]]:
+    """Frame and edge of each silhouette: an edge with one triangle, or with both on the same side of it."""
+    found = torch.zeros(len(screen), len(edges.verts), dtype=torch.uint8, device=screen.device)
+    arrays = [wp.from_torch(screen.detach().contiguous(), dtype=wp.vec3)]
+    arrays += [wp.from_torch(each.contiguous()) for each in (edges.verts, edges.opposite, found)]
+    launch(_find_silhouettes, tuple(found.shape), arrays, screen.device)
+    frame, edge = found.nonzero(as_tuple=True)
+    return frame, edge
+
+
+def draw_normals(
+    rast: Float32[Tensor, "n H W 4"],
+    verts: Float32[Tensor, "n V 3"],
+    faces: Int[Tensor, "F 3"],
+    places: Float32[Tensor, "N 4"],
+    slopes: Float32[Tensor, "M R R 2"],
+    px_per_m: float,
+) -> tuple[Float32[Tensor, "n H W 4"], Float32[Tensor, "n H W"]]:
+    """Draw normals (x right, y up, z to the viewer) and the covered share of each pixel, and depth.
+
+    `places` and `slopes` bend the normals as `buffers.Bump` says; without `places` (N = 0 instead of V) they stay.
+    `px_per_m` is the width of a px of the photo's crop in drawn pixels, over the focal length.
+    """
+    sums, along, weights = _sums(verts, faces, places[:, :2] if len(places) else verts.new_zeros(verts.shape[1], 0))
+    along = along / weights[..., None, None].clamp(min=1e-15)
+    corners = torch.cat([mesh.normalize(sums), verts.detach()[..., 2:]], -1)
+    image, depth = torch.zeros_like(rast), rast.new_zeros(rast.shape[:3])
+    arrays = [wp.from_torch(rast.detach().contiguous(), dtype=wp.vec4), wp.from_torch(faces.int().contiguous())]
+    arrays += [wp.from_torch(each, dtype=wp.vec4) for each in (corners, places)]
+    arrays += [wp.from_torch(along, dtype=wp.vec3), wp.from_torch(slopes, dtype=wp.vec2)]
+    arrays += [slopes.shape[1] / CROP_SIZE, px_per_m, wp.from_torch(image, dtype=wp.vec4), wp.from_torch(depth)]
+    launch(_draw, (*rast.shape[:2], -(-rast.shape[2] // SPAN)), arrays, rast.device)
+    return image, depth
 
 
 def vertex_normals(verts: Float32[Tensor, "n V 3"], faces: Int[Tensor, "F 3"]) -> Float32[Tensor, "n V 3"]:

@@ -5,8 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int64
 from scipy.linalg import solveh_banded
-from scipy.ndimage import maximum_filter1d, median_filter, minimum_filter1d
-from scipy.signal import savgol_filter
+from scipy.ndimage import maximum_filter1d, median_filter, minimum_filter1d, uniform_filter1d
 
 from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit, Tracking
 from expportrait_cli.geometry.rotations import from_turns, logarithm, rodrigues, to_turns
@@ -121,11 +120,25 @@ def steady_torso(
     for index in np.unique(tracking.shot):
         own = np.flatnonzero(tracking.shot == index)
         length = min(COURSE_FRAMES, len(own) - (len(own) + 1) % 2)
-        course[own] = savgol_filter(beside[own], length, 1, axis=0) if length > 1 else beside[own]
+        course[own] = straight(beside[own], length) if length > 1 else beside[own]
         rows[own] = bridged(rows[own], gaps[own]) - course[own]
         size = (MEDIAN_FRAMES,) + (1,) * (rows.ndim - 1)
         rows[own] = median_filter(rows[own], size=size, mode="nearest")
     return eased_as_torso(rows, tracking) + course
+
+
+def straight(values: Float[np.ndarray, "T *C"], length: int) -> Float64[np.ndarray, "T *C"]:
+    """Fit a straight line to the `length` rows, an odd number, around each row, and take its value there.
+
+    It is the filter of Savitzky and Golay (1964) of the first order. That of `scipy.signal` would do, but takes a
+    second to import.
+    """
+    course = uniform_filter1d(np.asarray(values, np.float64), length, axis=0)
+    time, half = np.arange(length) - length // 2, length // 2
+    slope = time / (time @ time)
+    for line, rows in ((values[:length], np.s_[:half]), (values[-length:], np.s_[-half:])):
+        course[rows] = line.mean(0) + np.multiply.outer(time[rows], np.tensordot(slope, line, 1))
+    return course
 
 
 def eased_as_torso(values: Float[np.ndarray, "T *C"], tracking: Tracking) -> Float64[np.ndarray, "T *C"]:

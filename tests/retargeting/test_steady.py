@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.signal import savgol_filter
 from support.known_head import tracking_of
 
-from expportrait_cli.retargeting.steady import bridged, eased, steady_torso, stretches, within_frame
+from expportrait_cli.retargeting.steady import bridged, eased, steady_torso, straight, stretches, within_frame
 
 pytest_plugins = ("support.astronaut",)
 
@@ -63,3 +64,9 @@ def test_a_face_stays_in_the_picture(start):
 
 def test_stretches_are_first_and_last_frames():
     assert stretches(np.array([1, 1, 0, 1], bool)) == [[0, 1], [3, 3]]
+
+
+@pytest.mark.parametrize(("count", "length"), [(40, 15), (15, 15), (4, 3)])
+def test_straight_courses_are_those_of_the_filter_of_savitzky_and_golay(count, length):
+    rows = np.random.default_rng(0).normal(size=(count, 2, 3))
+    np.testing.assert_allclose(straight(rows, length), savgol_filter(rows, length, 1, axis=0), atol=1e-12)
