@@ -1,14 +1,14 @@
 """Measure what wan-vace costs beside a bare loop over the same models in diffusers.
 
-python examples/bench_painter.py [FRAMES [SIDE]]
+python examples/bench_painter.py [FRAMES [SIDE [PAIRS]]]
 
-Random weights of middle size; each run is a process of its own. What is compared is the time of the thread that runs
-the transformer, on one core: control, masks and seams belong to other threads, and whatever else the machine does
-does not count. The bare loop encodes the same films, samples and decodes, window by window, and knows neither masks,
-seams nor beginnings in the middle.
+Random weights of middle size. Both paint in turn, many times in one process, and the median of the pairs' ratios
+counts: what else the machine does disturbs single pairs. What is compared is the time of the thread that runs the
+transformer, on one core: control, masks and seams belong to other threads. The bare loop encodes the same films,
+samples and decodes, window by window, and knows neither masks, seams nor beginnings in the middle. Peak memory is that
+of a process each.
 """
 
-import json
 import resource
 import subprocess
 import sys
@@ -27,7 +27,6 @@ from expportrait_cli.painting.wan.vae import Vae
 
 WINDOW, OVERLAP = 21, 5
 SIGMAS = sigmas_of(8, shift=3.0, strength=0.99)
-REPEATS = 2
 
 
 def models():
@@ -96,38 +95,49 @@ def ours(trunk, autoencoder, frames: int, side: int) -> int:
     return sum(1 for _ in paint_windows(model, vae, sketches, sampling, start=0, count=frames))
 
 
-def measure(name: str, frames: int, side: int) -> dict[str, float]:
-    """Run one of the two in a process of its own."""
-    command = [sys.executable, __file__, name, str(frames), str(side)]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-
-
-def run(name: str, frames: int, side: int) -> None:
-    """Paint, and print seconds and peak memory."""
-    torch.set_num_threads(1)
-    parts = models()
+def seconds(name: str, parts: tuple, frames: int, side: int) -> tuple[float, float]:
+    """Paint once: seconds of this thread, and of all threads together."""
     since, since_all = thread_time(), process_time()
     with torch.inference_mode():
         painted = (bare if name == "bare" else ours)(*parts, frames, side)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    seconds, together = thread_time() - since, process_time() - since_all
-    print(json.dumps({"path_s": seconds, "all_s": together, "peak_mb": peak, "frames": painted}))
+    assert painted >= frames, f"{name} painted {painted} of {frames} frames"
+    return thread_time() - since, process_time() - since_all
+
+
+def peak_mb(name: str, frames: int, side: int) -> float:
+    """Peak memory of a process that paints in one of the two ways."""
+    command = [sys.executable, __file__, name, str(frames), str(side)]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def main() -> None:
     """Print both and their ratios."""
-    if len(sys.argv) == 4 and sys.argv[1] in ("bare", "ours"):
-        run(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    torch.set_num_threads(1)
+    words = sys.argv[1:]
+    if words and words[0] in ("bare", "ours"):
+        seconds(words[0], models(), int(words[1]), int(words[2]))
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
         return
-    frames = int(sys.argv[1]) if len(sys.argv) > 1 else 81
-    side = int(sys.argv[2]) if len(sys.argv) > 2 else 128
-    # In turn, and the least of each: what else the machine does only ever adds.
-    runs = [{name: measure(name, frames, side) for name in ("bare", "ours")} for _ in range(REPEATS)]
-    rows = {name: {key: min(run[name][key] for run in runs) for key in runs[0][name]} for name in runs[0]}
-    for name, row in rows.items():
-        print(f"{name:<6} {row['path_s']:7.1f} s of {row['all_s']:7.1f} s, {row['peak_mb']:6.0f} MB at most")
-    for what, key in (("the transformer's thread", "path_s"), ("all threads", "all_s"), ("peak memory", "peak_mb")):
-        print(f"{what}: {rows['ours'][key] / rows['bare'][key]:.3f} of the bare loop's")
+    frames, side, pairs = (int(words[at]) if len(words) > at else usual for at, usual in enumerate((81, 128, 7)))
+    parts = models()
+    for name in ("bare", "ours"):
+        seconds(name, parts, frames, side)
+    rows = []
+    for pair in range(pairs):
+        # The second of a pair meets other caches than the first: each is first in turn.
+        order = ("bare", "ours") if pair % 2 else ("ours", "bare")
+        rows.append({name: seconds(name, parts, frames, side) for name in order})
+        ratios = (own / plain for own, plain in zip(rows[-1]["ours"], rows[-1]["bare"], strict=True))
+        print("ours / bare: {:.3f} in the transformer's thread, {:.3f} in all threads".format(*ratios), flush=True)
+    found = np.array([[row["ours"], row["bare"]] for row in rows])
+    for at, what in enumerate(("the transformer's thread", "all threads")):
+        ratios = found[:, 0, at] / found[:, 1, at]
+        print(
+            f"{what}: median {np.median(ratios):.3f} of the bare loop's, quartiles {np.quantile(ratios, 0.25):.3f} to "
+            f"{np.quantile(ratios, 0.75):.3f}; ours {np.median(found[:, 0, at]):.2f} s"
+        )
+    peaks = {name: peak_mb(name, frames, side) for name in ("bare", "ours")}
+    print(f"peak memory: {peaks['ours'] / peaks['bare']:.3f} of the bare loop's {peaks['bare']:.0f} MB")
 
 
 if __name__ == "__main__":

@@ -123,5 +123,30 @@ def test_the_notebook_runs(place, monkeypatch):
     assert names["result"].scores.mode == "cross"
 
 
+def is_there(name: str) -> bool:
+    """Whether a dotted name below the package is a module, or names something that a module defines."""
+    package, parts = ROOT / "expportrait_cli", name.split(".")
+    for count in range(len(parts), 0, -1):
+        place = package.joinpath(*parts[:count])
+        if place.is_dir() and count == len(parts):
+            return True
+        module = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+        if module.is_file():
+            text = module.read_text("utf-8")
+            return all(re.search(rf"^ *(def|class) {own}\b|^ *{own}\b.*[:=]", text, re.M) for own in parts[count:])
+    return False
+
+
+def test_the_table_of_the_paper_names_what_there_is():
+    """Every function, and every test, of every equation and experiment."""
+    text = (ROOT / "docs" / "paper.md").read_text("utf-8")
+    folders = "|".join(path.name for path in (ROOT / "expportrait_cli").iterdir() if path.is_dir())
+    names = set(re.findall(rf"`((?:{folders})(?:\.[A-Za-z_]+)+)`", text))
+    assert len(names) > 40 and [name for name in sorted(names) if not is_there(name)] == []
+    tests = set(re.findall(r"`((?:[a-z]+/)*(?:test_\w+\.py)?)`", text)) - {""}
+    assert len(tests) > 20 and [test for test in sorted(tests) if not (ROOT / "tests" / test).exists()] == []
+    assert not is_there("head.model.nothing") and not is_there("head.nothing")
+
+
 def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_bytes()) <= 6144

@@ -53,7 +53,7 @@ def test_the_choice_is_the_runs(monkeypatch):
 def test_doctor_runs_every_part(monkeypatch):
     on(monkeypatch, "cuda")
     found = {check.name: check for check in examine()}
-    for name in ("rasteriser", "transfer network", "head"):
+    for name in ("rasteriser", "transfer network", "head", "video model"):
         assert found[name].ok and "ms on cuda" in found[name].found, found[name].found
     assert choose(torch.device("cuda"))[0] in found["rasteriser"].found
 

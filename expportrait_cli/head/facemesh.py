@@ -6,10 +6,11 @@ from functools import cached_property, lru_cache
 import numpy as np
 import torch
 from jaxtyping import Float32, Float64
+from scipy.spatial import KDTree
 from scipy.spatial.distance import cdist
 from torch import Tensor
 
-from expportrait_cli.head.model import HeadModel, HeadPose, coarse, dense, joints, pose
+from expportrait_cli.head.model import HeadModel, HeadPose, coarse, dense, joints, landmarks, pose
 from expportrait_cli.head.model import dense as subdivide
 
 FACE_OVAL = [
@@ -133,14 +134,42 @@ def landmark_model(head: HeadModel) -> LandmarkModel:
     )
 
 
-def lid_travel(head: HeadModel) -> Float32[np.ndarray, "2 V"]:
-    """Distance, m, that a blink of the left and of the right eye moves the skin; 0 for a head without blinks."""
-    travel = torch.zeros(2, len(head.parts))
+LID_M = 0.008
+"""Distance from the rim of the upper lid up to which a blink moves skin. With it, and the root below, lengths correlate
+by 0.95 with those of the default head's own blink."""
+
+
+def blinks(head: HeadModel) -> Float32[np.ndarray, "2 V 3"]:
+    """Steps, m, of the skin in a blink of the left and of the right eye.
+
+    Those of the units of that name. Components of the whole face have none: then the rim of the upper lid goes straight
+    to that of the lower one, and the skin near it follows by a share.
+    """
+    names = head.expression_names
+    steps = np.zeros((2, len(head.parts), 3), np.float32)
     for side, name in enumerate(("eyeBlinkLeft", "eyeBlinkRight")):
-        if name in head.expression_names:
-            moved = dense(head, head.expression_basis[..., head.expression_names.index(name)])
-            travel[side] = moved.norm(dim=-1) * head.part("skin")
-    return travel.numpy()
+        if name in names:
+            steps[side] = dense(head, head.expression_basis[..., names.index(name)]).numpy()
+        else:
+            steps[side] = _towards_lower_lid(head, side)
+    return steps * head.part("skin").numpy()[:, None]
+
+
+def _towards_lower_lid(head: HeadModel, side: int) -> Float32[np.ndarray, "V 3"]:
+    at_rest = dense(head, head.template)
+    points = landmarks(head, at_rest).numpy()
+    rims = [points[[*rim[side]]] for rim in (UPPER_LIDS, LOWER_LIDS)]
+    at, along = np.linspace(0, len(rims[0]) - 1, 8 * len(rims[0]) - 7), np.arange(len(rims[0]))
+    upper, lower = (np.stack([np.interp(at, along, column) for column in rim.T], -1) for rim in rims)
+    distance, nearest = KDTree(upper).query(at_rest.numpy())
+    is_upper = distance < KDTree(lower).query(at_rest.numpy())[0]
+    share = is_upper * np.sqrt(np.clip(1 - distance / LID_M, 0, 1))
+    return np.float32(share[:, None] * (lower - upper)[nearest])
+
+
+def lid_travel(head: HeadModel) -> Float32[np.ndarray, "2 V"]:
+    """Distance, m, that a blink of the left and of the right eye moves the skin."""
+    return torch.from_numpy(blinks(head)).norm(dim=-1).numpy()
 
 
 SIGMA_M = 0.012

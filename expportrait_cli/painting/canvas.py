@@ -11,7 +11,7 @@ from expportrait_cli.detect.crop import Box, Crop, crop_image
 from expportrait_cli.detect.matte import Matte
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.head import HeadModel
-from expportrait_cli.painting.proxy.layers import lids
+from expportrait_cli.painting.proxy.layers import in_eyes, lids
 from expportrait_cli.painting.proxy.lips import around_lips
 
 
@@ -117,7 +117,8 @@ class Witnesses:
     def __init__(self, canvas: Canvas, verts_cam: Float32[np.ndarray, "V 3"], head: HeadModel) -> None:
         """Read the photo where the fitted head `verts_cam` lies."""
         self._camera = canvas.camera
-        facial = ((head.facial_mask > 0.5) & head.part("skin")).numpy() & ~lids(head) & ~around_lips(head)
+        facial = ((head.facial_mask > 0.5) & head.part("skin")).numpy()
+        facial &= ~lids(head) & ~in_eyes(head) & ~around_lips(head)
         triangles = head.dense_faces.numpy()
         triangles = triangles[facial[triangles].all(1)]
         self._triangles = triangles[:: max(len(triangles) // WITNESSES, 1)]

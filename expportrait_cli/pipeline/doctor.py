@@ -8,13 +8,13 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from expportrait_cli.errors import UsageError, UserError, one_line
+from expportrait_cli.errors import UsageError, UserError, WeightsError, one_line
 from expportrait_cli.head import HeadPose, coarse, dense, joints, load_head, pose
 from expportrait_cli.head.model import NECK
 from expportrait_cli.pipeline.provenance import versions
 from expportrait_cli.retargeting.network import on_device
 from expportrait_cli.runtime import DEVICE, THREADS, best_device, cpu_count, thread_count
-from expportrait_cli.weights.catalogue import catalogue, entry, folders, locate, state
+from expportrait_cli.weights.catalogue import catalogue, folders, locate, state
 
 if TYPE_CHECKING:
     import torch
@@ -75,7 +75,7 @@ def _devices() -> list[Check]:
         Check("torch threads", str(torch.get_num_threads())),
     ]
     parts = (("rasteriser", _drawn), ("transfer network", _transferred), ("head", _posed))
-    return [*checks, *(_run(name, part, device) for name, part in parts)]
+    return [*checks, *(_run(name, part, device) for name, part in parts), _video_model(device)]
 
 
 def _run(name: str, part: Callable[["torch.device"], str], device: "torch.device") -> Check:
@@ -140,16 +140,63 @@ def _posed(device: "torch.device") -> str:
     return f"{len(verts)} vertices posed, {float(torch.linalg.norm(verts - shape, dim=-1).max()) * 1000:.3f} mm off"
 
 
-def _estimator() -> Check:
-    from expportrait_cli.detect.estimator import available
+def _video_model(device: "torch.device") -> Check:
+    from expportrait_cli.painting.wan import require_packages
 
-    match available():
-        case "david", reason:
-            return Check("estimator", f"david ({entry('david').licence}): {reason}")
-        case "sapiens", reason:
-            return Check("estimator", f"sapiens ({entry('sapiens-normal').licence}): {reason}")
-        case _, reason:
-            return Check("estimator", f"none: {reason}")
+    try:
+        require_packages()
+    except WeightsError as error:
+        return Check("video model", f"not installed, needed by the Wan painters only. {error}")
+    return _run("video model", _denoised, device)
+
+
+def _denoised(device: "torch.device") -> str:
+    """Ask a Wan VACE of two layers with random weights for one velocity, in the precision of this device."""
+    import torch
+    from diffusers.models.transformers.transformer_wan_vace import WanVACETransformer3DModel
+
+    from expportrait_cli.config import WanConfig
+    from expportrait_cli.painting.wan.runtime import dtype_of
+
+    dtype = dtype_of(WanConfig(), device)
+    sizes = {"num_attention_heads": 2, "attention_head_dim": 32, "ffn_dim": 128, "text_dim": 32, "freq_dim": 32}
+    with torch.random.fork_rng(), torch.inference_mode():
+        torch.manual_seed(0)
+        model = WanVACETransformer3DModel(**sizes, num_layers=2, vace_layers=[0], vace_in_channels=96).to(device, dtype)
+        state, told, prompt = (
+            torch.randn(shape, device=device, dtype=dtype)
+            for shape in ((1, 16, 2, 16, 16), (1, 96, 2, 16, 16), (1, 512, 32))
+        )
+        velocity = model(
+            hidden_states=state,
+            timestep=torch.full((1,), 500.0, device=device),
+            encoder_hidden_states=prompt,
+            control_hidden_states=told,
+            control_hidden_states_scale=torch.ones(1, device=device, dtype=dtype),
+            return_dict=False,
+        )[0]
+    if not bool(torch.isfinite(velocity).all()) or not bool(velocity.any()):
+        raise RuntimeError("the velocity of a small Wan is not finite, or zero")
+    return f"a small Wan VACE with random weights, {str(dtype).removeprefix('torch.')}"
+
+
+def _estimator() -> Check:
+    """Ask the network for normals and depth, if there is one, about a grey picture."""
+    import numpy as np
+
+    from expportrait_cli.detect.estimator import available, estimator
+
+    name, reason = available()
+    if name == "none":
+        return Check("estimator", f"none: {reason}")
+    try:
+        network = estimator(name)
+        assert network is not None
+        since = perf_counter()
+        network(np.full((512, 512, 3), 127, np.uint8))
+    except (ImportError, OSError, RuntimeError, UserError) as error:
+        return Check("estimator", f"{name} does not work: {one_line(error)}", ok=False)
+    return Check("estimator", f"{name} ({network.licence}): {reason}; {perf_counter() - since:.1f} s a picture")
 
 
 def _weights() -> list[Check]:

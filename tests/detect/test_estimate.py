@@ -4,6 +4,7 @@ A test picture is the normal map of a rendered head, in its colours: a network t
 """
 
 import os
+import re
 import subprocess
 import sys
 from itertools import permutations, product
@@ -279,8 +280,20 @@ def test_doctor_names_the_estimator_and_its_licence(folder):
     assert found["david"].found == "not installed; needed by supervision only, MIT" and found["david"].ok
     david_file(folder / catalogue.entry("david").file)
     found = {check.name: check.found for check in (doctor._estimator(), *doctor._weights())}
-    assert found["estimator"] == "david (MIT): its file and onnxruntime are there"
+    assert re.fullmatch(r"david \(MIT\): its file and onnxruntime are there; \d+\.\d s a picture", found["estimator"])
     assert found["david"].startswith("wrong, MIT, ")
+    (folder / catalogue.entry("david").file).write_bytes(b"no network")
+    check = doctor._estimator()
+    assert not check.ok and check.found.startswith("david does not work: ")
+
+
+@pytest.mark.slow
+def test_doctor_runs_every_part_once():
+    from expportrait_cli.pipeline import doctor
+
+    found = {check.name: check for check in doctor._devices()}
+    for name in ("rasteriser", "transfer network", "head", "video model"):
+        assert found[name].ok and re.search(r"; \d+ ms on cpu$", found[name].found), found[name]
 
 
 @pytest.mark.slow

@@ -58,7 +58,8 @@ def test_the_whole_chain_by_the_command_line(kind, photo, tmp_path, monkeypatch,
         for frame in islice(read_frames(DRIVING), 0, 2 * FRAMES, 2):
             writer.write(frame)
     clip, film = videos / "talk.mp4", tmp_path / "film.mp4"
-    options = ["--head-model", kind, "--size", 256, "--start", "5f", "--max-frames", 4]
+    # A turn by 20 degrees, and eyes that shut.
+    options = ["--head-model", kind, "--size", 256, "--start", "10f", "--max-frames", 4]
     run("generate", photo, clip, "-o", film, *options)
     assert sum(1 for _ in read_frames(film)) == 4
     (meshes,) = (tmp_path / "film.work").rglob("*.meshes.npz")

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from expportrait_cli.head.facemesh import (
     REACH_M,
     UPPER_LIDS,
     LandmarkSpread,
+    blinks,
     open_mouth,
 )
 from expportrait_cli.head.model import JAW
@@ -96,7 +99,28 @@ def test_the_upper_lip_leaves_the_lower_one(spread, head):
     assert np.abs(moved[below, 1]).max() < 0.15 * -moved[above, 1].mean()
 
 
-def test_the_upper_lid_leaves_the_lower_one(spread, head):
+@pytest.fixture(scope="module")
+def nameless(head):
+    """The same head with components instead of units: nothing says which of them is a blink."""
+    return replace(head, expression_names=tuple(f"component_{k}" for k in range(len(head.expression_names))))
+
+
+def test_a_blink_without_a_name_is_found_from_the_rims(head, nameless):
+    true, found = blinks(head), blinks(nameless)
+    lengths = [np.linalg.norm(steps, axis=-1) for steps in (true, found)]
+    moved = np.maximum(*lengths) > 1e-4
+    assert np.corrcoef(*(length[moved] for length in lengths))[0, 1] > 0.93
+    assert (true * found).sum() > 0.85 * np.linalg.norm(true) * np.linalg.norm(found)
+    points = landmarks(head, torch.from_numpy(found[0])).numpy()
+    above, below = np.array(LID_PAIRS[3:]).T
+    gap = np.subtract(*(landmarks(head, dense(head, head.template)).numpy()[rows] for rows in (above, below)))
+    assert (np.linalg.norm(points[above] + gap, axis=1) < 0.15 * np.linalg.norm(gap, axis=1)).all()
+    assert np.abs(points[below]).max() < 0.1 * np.abs(points[above]).max()
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_the_upper_lid_leaves_the_lower_one(spread, head, nameless, nobody, named):
+    spread = spread if named else LandmarkSpread(nameless, nobody)
     steps = np.zeros((478, 2))
     steps[[lid for rim in UPPER_LIDS for lid in rim[1:-1]]] = [0.0, -1.0]
     _, moved = field(spread, head, steps)

@@ -9,9 +9,9 @@ from jaxtyping import Bool, Float32, Int64, UInt8
 
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.geometry.mesh import grown, vertex_normals
-from expportrait_cli.head import HeadModel
-from expportrait_cli.head.facemesh import lid_travel
-from expportrait_cli.head.model import TORSO
+from expportrait_cli.head import HeadModel, landmarks
+from expportrait_cli.head.facemesh import EYE_RINGS, lid_travel
+from expportrait_cli.head.model import TORSO, dense
 from expportrait_cli.painting.proxy.hidden import hairiness, scalp_of, surface_colours
 from expportrait_cli.render.rasterizer import rasterize
 
@@ -58,9 +58,13 @@ STILL_PX = (0.3, 1.2)
 LID_TRAVEL_M = 0.0008
 """How far a blink moves what counts as upper lid: from the crease downwards."""
 LID_RIM = 3
-"""Rings of triangles around it, 2 mm wide each, whose shadow is not skin's colour either."""
+"""Rings of triangles around it, on the default head, whose shadow is not skin's colour either."""
 AROUND_LIDS = 16
-"""Rings of triangles around a lid within which lit skin of its colour is looked for."""
+"""Rings of triangles around a lid, on the default head, within which lit skin of its colour is looked for."""
+EDGE_M = 0.0033
+"""Median length of the default head's edges: on a finer or a coarser mesh there are more rings or fewer."""
+IN_EYES_M = 0.006
+"""Half the height of an eye that is open, about: how far from the rims everything is inside of it, or on them."""
 LIT, AS_SKIN = 70, 0.82
 """Percentile of the brightness around a lid, and the share of it from which a pixel there counts as lit skin."""
 NONE, SKIN = 255, 0
@@ -181,7 +185,20 @@ def membrane(
 
 def lids(head: HeadModel) -> Bool[np.ndarray, " V"]:
     """Upper lids and a rim around them: an open eye folds them away, and a photo shows lashes and shadow instead."""
-    return grown(lid_travel(head).max(0) > LID_TRAVEL_M, head.dense_faces.numpy(), rings=LID_RIM)
+    return _around(lid_travel(head).max(0), head, rings=LID_RIM)
+
+
+def _around(travel_m: Float32[np.ndarray, " V"], head: HeadModel, *, rings: int) -> Bool[np.ndarray, " V"]:
+    verts, faces = dense(head, head.template), head.dense_faces
+    edge_m = float((verts[faces[:, 0]] - verts[faces[:, 1]]).norm(dim=-1).median())
+    return grown(travel_m > LID_TRAVEL_M, faces.numpy(), rings=round(rings * EDGE_M / edge_m))
+
+
+def in_eyes(head: HeadModel) -> Bool[np.ndarray, " V"]:
+    """Vertices seen from ahead inside the rims of the lids, or on them: eyeballs move, and hide what lies behind."""
+    at_rest = dense(head, head.template)
+    rims = landmarks(head, at_rest)[[*EYE_RINGS]]
+    return (torch.cdist(at_rest[:, :2], rims[:, :2]).min(1).values < IN_EYES_M).numpy()
 
 
 def prepare(
@@ -212,7 +229,7 @@ def prepare(
     shown = (cosine > 0.3) & (verts_cam[:, 2] < zbuffer[row, column] + DEPTH_SLACK_M) & ~lids(head)
     grey = cv2.GaussianBlur(foreground, (0, 0), 2.0)[row, column].mean(-1)
     for travel in lid_travel(head):
-        around = shown & grown(travel > LID_TRAVEL_M, head.dense_faces.numpy(), rings=AROUND_LIDS)
+        around = shown & _around(travel, head, rings=AROUND_LIDS)
         if around.any():
             # Brows, a fringe and rings under eyes would grey the lid that is filled in from here.
             shown &= ~(around & (grey < AS_SKIN * np.percentile(grey[around], LIT)))

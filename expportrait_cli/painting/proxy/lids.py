@@ -7,7 +7,7 @@ from jaxtyping import Float, Float32, Int64, UInt8
 from scipy.ndimage import gaussian_filter1d
 
 from expportrait_cli.head import HeadModel, landmarks
-from expportrait_cli.head.facemesh import LOWER_LIDS, UPPER_LIDS
+from expportrait_cli.head.facemesh import LOWER_LIDS, UPPER_LIDS, blinks
 from expportrait_cli.head.model import dense
 from expportrait_cli.painting.proxy.hidden import NO_MAP
 from expportrait_cli.painting.proxy.layers import LID_TRAVEL_M, SUBPIXEL_BITS, Layers, fixed, ramp, spots, triangle_ids
@@ -99,8 +99,7 @@ class Lid:
         grey = layers.foreground.astype(np.float32).mean(-1)
         coarse = cv2.GaussianBlur(grey, (0, 0), max(GRAIN_M * px_per_m, 1.0))
         fine = grey - coarse
-        name = ("eyeBlinkLeft", "eyeBlinkRight")[side]
-        shut = dense(head, head.template + head.expression_basis[..., head.expression_names.index(name)]).numpy()[:, :2]
+        shut = (dense(head, head.template).numpy() + blinks(head)[side])[:, :2]
         own = self.vertices
         self.places = (cheek + (shut - shut[own].mean(0)) * [px_per_m, -px_per_m]).astype(np.float32)
         row, column = np.clip(self.places[own, ::-1].astype(int), 0, np.array(fine.shape) - 1).T

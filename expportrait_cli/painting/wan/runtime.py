@@ -1,5 +1,6 @@
 """Device, precision and memory of a transformer: where it runs, what is kept on the device, and what that costs."""
 
+import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,12 +14,15 @@ from diffusers.hooks.first_block_cache import FirstBlockCacheConfig
 from diffusers.loaders.lora_pipeline import WanLoraLoaderMixin
 from safetensors import SafetensorError, safe_open
 from torch import nn
+from torch._dynamo.exc import TorchDynamoException
 
 from expportrait_cli.artifacts.texts import read_json
 from expportrait_cli.config import WanConfig
 from expportrait_cli.errors import OutOfMemoryError, UsageError, WeightsError, one_line
 from expportrait_cli.painting.wan.folder import NO_MODEL, is_lora
 from expportrait_cli.painting.wan.manifest import read_tensors
+
+log = logging.getLogger(__name__)
 
 
 def dtype_of(config: WanConfig, device: torch.device) -> torch.dtype:
@@ -82,7 +86,25 @@ def settle(transformer: Any, config: WanConfig, device: torch.device, dtype: tor
     if config.cache:
         transformer.enable_cache(FirstBlockCacheConfig(threshold=config.cache))
     if config.compile:
-        transformer.compile_repeated_blocks()
+        compile_blocks(transformer)
+
+
+def compile_blocks(transformer: Any, backend: str | Callable = "inductor") -> None:
+    """Have the blocks compiled at the first call; where that fails, they run as they are, and a line says why."""
+    transformer.compile_repeated_blocks(backend=backend)
+    forward = transformer.forward
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return forward(*args, **kwargs)
+        except TorchDynamoException as error:
+            reason = getattr(error, "inner_exception", error)
+            log.warning("The transformer cannot be compiled here, and runs as it is: %s", one_line(reason))
+            for module in transformer.modules():
+                module._compiled_call_impl = None
+            return forward(*args, **kwargs)
+
+    transformer.forward = run
 
 
 def add_lora(transformer: Any, path: Path, scale: float = 1.0) -> None:

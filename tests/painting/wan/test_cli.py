@@ -12,7 +12,14 @@ import torch
 from peft import LoraConfig, get_peft_model_state_dict
 from PIL import Image
 from safetensors.torch import save_file
-from support.tiny_wan import prompt_embeds, tiny_decoder_file, tiny_transformer, tiny_vace, tiny_vae
+from support.tiny_wan import (
+    prompt_embeds,
+    tiny_decoder_file,
+    tiny_prompts,
+    tiny_transformer,
+    tiny_vace,
+    tiny_vae,
+)
 from support.wan_film import portrait_folder, sketches_of, still, swaying, v2v_folder, vace_folder
 
 from expportrait_cli.artifacts.files import content_hash, sha256
@@ -190,6 +197,57 @@ def test_loras_add_up_by_their_scales(tmp_path):
     assert (whole - own).abs().max() > 1e-3
     assert torch.allclose(weight(0.5, 0.5), whole, atol=1e-6)
     assert torch.allclose(weight(0.3) - own, 0.3 * (whole - own), atol=1e-6)
+
+
+def velocity_of(transformer) -> torch.Tensor:
+    """One call of a VACE transformer."""
+    generator = torch.Generator().manual_seed(1)
+    state, told = (torch.randn(1, channels, 3, 4, 4, generator=generator) for channels in (16, 96))
+    with torch.inference_mode():
+        return transformer(
+            hidden_states=state,
+            timestep=torch.full((1,), 500.0),
+            encoder_hidden_states=tiny_prompts().positive,
+            control_hidden_states=told,
+            control_hidden_states_scale=torch.ones(len(transformer.config["vace_layers"])),
+            return_dict=False,
+        )[0]
+
+
+@pytest.fixture
+def warnings(monkeypatch) -> list[str]:
+    lines = []
+    monkeypatch.setattr(runtime.log, "warning", lambda text, *rest: lines.append(text % rest))
+    return lines
+
+
+def test_compiled_blocks_say_the_same(warnings):
+    """Traced with all its operators; what these become is the compiler's affair."""
+    traced = []
+
+    def backend(graph, inputs):
+        traced.append(graph)
+        return graph
+
+    transformer = tiny_vace()
+    runtime.compile_blocks(transformer, backend)
+    found = velocity_of(transformer)
+    assert traced and torch.allclose(found, velocity_of(tiny_vace()), atol=1e-5) and not warnings
+
+
+def test_what_cannot_be_compiled_runs_as_it_is(warnings):
+    tries = []
+
+    def broken(graph, inputs):
+        tries.append(graph)
+        raise RuntimeError("no compiler here")
+
+    transformer = tiny_vace()
+    runtime.compile_blocks(transformer, broken)
+    for _ in range(2):
+        assert torch.equal(velocity_of(transformer), velocity_of(tiny_vace()))
+    assert len(tries) == 1
+    assert warnings == ["The transformer cannot be compiled here, and runs as it is: no compiler here"]
 
 
 def test_few_steps_are_those_that_loras_are_published_with(folders):
