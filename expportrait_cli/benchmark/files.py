@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Int64
 
+from expportrait_cli.artifacts import guard
 from expportrait_cli.artifacts.files import atomic_path, write_json, write_text
-from expportrait_cli.artifacts.guard import check_foreign
 from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit, Tracking
 from expportrait_cli.benchmark import run as suites
 from expportrait_cli.benchmark.inputs import ENDINGS, Layout, suite_of_folder
@@ -112,6 +112,11 @@ def evaluate(
         own=request.own,
         given=given_films(list(request.methods)),
     )
+    written = [out, work / "pairs.toml", *([page] if page is not None else [])]
+    own = [request.source] if request.source.is_file() else []
+    guard.check(
+        written, [*own, *(suite.path(name) for pair in suite.pairs for name in (pair.reference, pair.driving) if name)]
+    )
     with atomic_path(work / "pairs.toml") as partial:
         write_list(suite, partial)
     outcome = suites.run_at(request.place, plan, open_display)
@@ -161,7 +166,7 @@ def evaluate_normals(
     """
     clips = _clips(sources)
     kept = {name: work_folder(out) / f"{name}.track.npz" for name in clips}
-    check_foreign(kept.values())
+    guard.check([out, *kept.values()], clips.values())
     head, scores, failed = head_by_name("anny"), {}, {}
     for name, clip in clips.items():
         with open_display() as display:

@@ -88,7 +88,7 @@ def write_page(
     sheet = predictions(network, judges, head)
     if sheet is not None:
         with atomic_path(picture) as partial:
-            Image.fromarray(sheet).save(partial, format="JPEG", quality=88)
+            Image.fromarray(sheet).save(partial, format="JPEG", quality=88, comment="expportrait")
     last = history.rows[-1] if history.rows else {}
     body = [
         facts([(name, f"{value:g}") for name, value in last.items()]),
