@@ -105,18 +105,10 @@ def evaluate(
     """
     suite, work = load(request), work_folder(out)
     plan = suites.plan(
-        suite,
-        work,
-        request.making,
-        ablation=request.ablation,
-        own=request.own,
-        given=given_films(list(request.methods)),
+        suite, work, request.making, ablation=request.ablation, own=request.own, given=given_films([*request.methods])
     )
-    written = [out, work / "pairs.toml", *([page] if page is not None else [])]
-    own = [request.source] if request.source.is_file() else []
-    guard.check(
-        written, [*own, *(suite.path(name) for pair in suite.pairs for name in (pair.reference, pair.driving) if name)]
-    )
+    named = [suite.path(name) for pair in suite.pairs for name in (pair.reference, pair.driving) if name]
+    guard.check(filter(None, (out, page, work / "pairs.toml")), [request.source, *named])
     with atomic_path(work / "pairs.toml") as partial:
         write_list(suite, partial)
     outcome = suites.run_at(request.place, plan, open_display)

@@ -160,7 +160,7 @@ def check_folder(folder: Path, out: Path) -> None:
     """
     if folder.exists() and out.exists() and out.samefile(folder):
         raise UsageError(f"{out} holds the videos. Name another folder for the set with -o.")
-    guard.check([out / dataset.FILE, out / "index.html"])
+    guard.check([out / "index.html"])
     if not (out / dataset.FILE).is_file():
         return
     made_from = Path(dataset.read(out)["folder"])

@@ -22,6 +22,8 @@ from expportrait_cli.version import __version__
 
 SUFFIX = ".normals.mkv"
 KIND, VERSION = "normals", 1
+LARGEST = 10**6
+"""Bound of the camera's numbers, of the rate and of the number of frames in a sidecar."""
 # 16 bits reach to 10.5 m, past the far plane of the camera.
 DEPTH_STEP_M = 0.00016
 
@@ -131,6 +133,8 @@ def load_info(path: str | os.PathLike[str]) -> NormalsInfo:
             frame_count=int(found["frame_count"]),
             convention=str(found["convention"]),
         )
+        if not all(0 < number < LARGEST for number in (*vars(info.camera).values(), info.rate, info.frame_count)):
+            raise ValueError("camera, rate or number of frames out of range")
     except (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
         raise InputError(f"{sidecar} does not describe films of normal maps. Run `render-normals` again.") from error
     for name in {Path(path).name, *hashes}:
