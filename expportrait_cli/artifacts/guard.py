@@ -8,16 +8,32 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from expportrait_cli.artifacts.files import special
-from expportrait_cli.artifacts.texts import read_json
 from expportrait_cli.errors import UsageError
 
+MARKS = {
+    ".npz": (b"header.npy",),
+    ".json": (b'{\n  "output": ', b'"made_by": "expportrait ', b'"tool": "expportrait '),
+    ".csv": (b"id,output,state,",),
+}
+"""What files of the tool hold near their beginning or end: artifacts their first member, JSON what made it or
+the first words of a run record, tables the heads of a batch's."""
 MARK = b"expportrait"
-RECORD = b'{\n  "output": '
-"""First bytes of every run record."""
+"""What all others hold: films in their tags, pictures in theirs, pages, meshes and weights in their heads."""
 LOOK = 1 << 20
-"""Bytes at either end of a film or page in which it says what made it."""
+"""Bytes at either end of a file in which the mark is looked for."""
 
 PathLike = str | os.PathLike[str]
+
+
+def check(outputs: Iterable[PathLike], inputs: Iterable[PathLike] = ()) -> None:
+    """Refuse outputs that are inputs, or each other, and to replace what no run of this tool made.
+
+    Raises:
+        UsageError: names the file.
+    """
+    outputs = [*outputs]
+    check_outputs(outputs, inputs)
+    check_foreign(map(Path, outputs))
 
 
 def check_outputs(outputs: Iterable[PathLike], inputs: Iterable[PathLike]) -> None:
@@ -51,7 +67,7 @@ def _keys(path: PathLike) -> list[tuple[object, ...]]:
 
 
 def check_foreign(outputs: Iterable[Path]) -> None:
-    """Refuse to replace a film, page, record or artifact that no run of this tool made; an empty file gives way.
+    """Refuse to replace a file that no run of this tool made; an empty one gives way.
 
     Raises:
         UsageError: names the file.
@@ -60,32 +76,20 @@ def check_foreign(outputs: Iterable[Path]) -> None:
         if path.exists() and not path.is_file():
             kind = "a folder" if path.is_dir() else special(path.stat().st_mode)
             raise UsageError(f"{path} is {kind}, and a file would be written there. Name another file with -o.")
-        if path.is_file() and path.stat().st_size > 0 and not is_own(path):
+        if path.is_file() and not is_own(path):
             raise UsageError(
                 f"{path} would be replaced, and no run of this tool made it. Move it away, or name another with -o."
             )
 
 
 def is_own(path: Path) -> bool:
-    """Tell whether a run of this tool wrote a film, page, record or artifact; files of other kinds pass.
+    """Tell whether a run of this tool wrote a file, or nothing is in it: a power cut may leave zeros.
 
-    One that was cut off or damaged since then is still its own.
+    One that was cut off or damaged since then is still the tool's own.
     """
     with path.open("rb") as file:
-        # Films are tagged, pages name what made them, artifacts their first member: all near their beginning or end.
         start = file.read(LOOK)
         file.seek(max(0, path.stat().st_size - LOOK))
-        ends = (start, file.read(LOOK))
-        match path.suffix.lower():
-            case ".mp4" | ".html" | ".htm":
-                return any(MARK in end for end in ends)
-            case ".json":
-                file.seek(0)
-                try:
-                    content = read_json(path)
-                except ValueError:
-                    return start.startswith(RECORD)
-                return isinstance(content, dict) and {"key", "settings"} <= content.keys()
-            case ".npz":
-                return any(b"header.npy" in end for end in ends)
-    return True
+        ends = start + file.read(LOOK)
+    marks = MARKS.get(path.suffix.lower(), (MARK,))
+    return not ends.strip(b"\0") or any(mark in ends for mark in marks)

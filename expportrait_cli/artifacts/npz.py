@@ -248,7 +248,9 @@ def check_values(path: str | os.PathLike[str], values: Mapping[str, np.ndarray],
         if value.dtype.kind not in "iuf" or (limits is None and value.dtype.kind != "f"):
             continue
         low, high, has_nan = limits or Range(-math.inf, math.inf)
-        is_right = np.isfinite(value) if limits is None else (value >= low) & (value <= high)
+        # A bound that an array's type cannot hold is infinite there.
+        with np.errstate(over="ignore"):
+            is_right = np.isfinite(value) if limits is None else (value >= low) & (value <= high)
         if has_nan:
             is_right |= np.isnan(value)
         if not is_right.all():

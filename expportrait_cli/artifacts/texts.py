@@ -1,5 +1,6 @@
 """Texts of the user and of other programs, and JSON and TOML in them: small, whole and finite, or refused."""
 
+import codecs
 import json
 import math
 import os
@@ -7,12 +8,17 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+# The mark of UTF-32 begins with that of UTF-16.
+MARKED = (
+    *((mark, "utf-32") for mark in (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)),
+    *((mark, "utf-16") for mark in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)),
+)
 LONGEST_JSON, LONGEST_TOML = 1 << 28, 1 << 22
 """Largest JSON and TOML files that are read, bytes. `dataset.json`, the largest, has 1.5 KB a clip; TOML is slow."""
 
 
 def read_text(path: str | os.PathLike[str], longest: int) -> str:
-    """Read a text in UTF-8, with or without a byte order mark.
+    """Read a text in UTF-8, or in UTF-16 or UTF-32 with a byte order mark, as spreadsheets and PowerShell save it.
 
     Raises:
         OSError, ValueError: what is wrong, in one line.
@@ -21,7 +27,8 @@ def read_text(path: str | os.PathLike[str], longest: int) -> str:
         content = file.read(longest + 1)
     if len(content) > longest:
         raise ValueError(f"it has more than {longest >> 20} MB, the most that is read")
-    return content.decode("utf-8-sig")
+    marked = next((encoding for mark, encoding in MARKED if content.startswith(mark)), "utf-8-sig")
+    return content.decode(marked)
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Int64
 
+from expportrait_cli.artifacts import guard
 from expportrait_cli.artifacts.files import atomic_path, write_json, write_text
-from expportrait_cli.artifacts.guard import check_foreign
 from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit, Tracking
 from expportrait_cli.benchmark import run as suites
 from expportrait_cli.benchmark.inputs import ENDINGS, Layout, suite_of_folder
@@ -105,13 +105,10 @@ def evaluate(
     """
     suite, work = load(request), work_folder(out)
     plan = suites.plan(
-        suite,
-        work,
-        request.making,
-        ablation=request.ablation,
-        own=request.own,
-        given=given_films(list(request.methods)),
+        suite, work, request.making, ablation=request.ablation, own=request.own, given=given_films([*request.methods])
     )
+    named = [suite.path(name) for pair in suite.pairs for name in (pair.reference, pair.driving) if name]
+    guard.check(filter(None, (out, page, work / "pairs.toml")), [request.source, *named])
     with atomic_path(work / "pairs.toml") as partial:
         write_list(suite, partial)
     outcome = suites.run_at(request.place, plan, open_display)
@@ -161,7 +158,7 @@ def evaluate_normals(
     """
     clips = _clips(sources)
     kept = {name: work_folder(out) / f"{name}.track.npz" for name in clips}
-    check_foreign(kept.values())
+    guard.check([out, *kept.values()], clips.values())
     head, scores, failed = head_by_name("anny"), {}, {}
     for name, clip in clips.items():
         with open_display() as display:

@@ -18,9 +18,8 @@ from expportrait_cli.benchmark.suite import Pair, Suite, check
 from expportrait_cli.detect.crop import Crop, crop_image, steady_crop
 from expportrait_cli.errors import InputError
 from expportrait_cli.evaluation.face import Looker
-from expportrait_cli.media.image import write_png
 from expportrait_cli.media.video import frame_count, probe, read_frame, read_frames, read_pictures
-from expportrait_cli.media.writer import VideoWriter
+from expportrait_cli.media.writer import VideoWriter, write_png
 from expportrait_cli.pipeline.provenance import read_record, write_record
 from expportrait_cli.runtime import Progress
 from expportrait_cli.version import __version__

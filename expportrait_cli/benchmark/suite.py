@@ -162,7 +162,7 @@ def write_list(suite: Suite, path: Path) -> None:
         )
         rows = {"name": pair.name, **files}
         lines += ["", f"[[{pair.mode}]]", *(f"{k} = {json.dumps(v, ensure_ascii=False)}" for k, v in rows.items())]
-    path.write_text("\n".join(lines) + "\n", "utf-8")
+    path.write_text("\n".join(["# Written by expportrait.", *lines]) + "\n", "utf-8")
 
 
 def _parse(path: Path) -> dict[str, Any]:

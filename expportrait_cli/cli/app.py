@@ -180,19 +180,22 @@ def _run(arguments: list[str]) -> int:
         return _failed(error)
     if code == INTERRUPTED:
         return _interrupted()
+    if command_line.ended_by is not None:
+        # A library took the signal for itself, as Gradio does, and the command came to its end.
+        return _ended(command_line.ended_by)
     return code if isinstance(code, int) else 0
+
+
+def _ended(number: int) -> int:
+    return _interrupted() if number == signal.SIGINT else 128 + number
 
 
 def _failed(error: Exception) -> int:
     # What a signal raises inside a library in another language may come out of it as any error.
-    match command_line.ended_by:
-        case None:
-            # The boundary: what a user can mend ends in one line, everything else keeps its traceback.
-            return report(error)
-        case signal.SIGINT:
-            return _interrupted()
-        case number:
-            return 128 + number
+    if command_line.ended_by is not None:
+        return _ended(command_line.ended_by)
+    # The boundary: what a user can mend ends in one line, everything else keeps its traceback.
+    return report(error)
 
 
 def _closed_pipe() -> int:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+SUMMARIES = ("summary.csv", "summary.html")
+"""Files about all films, in JOBS.work."""
 ExecutorName = Annotated[
     Literal["local", "ray", "slurm"],
     typer.Option(help="Place of the workers: this machine, a cluster of Ray (RAY_ADDRESS), or jobs of Slurm."),
@@ -143,12 +145,14 @@ def _listed(
 
 
 def _check(found: "Batch", listing: Path) -> None:
-    """Refuse outputs that are inputs, whichever rows they belong to."""
-    from expportrait_cli.artifacts.guard import check_outputs
+    """Refuse outputs that are inputs, whichever rows they belong to. What is no row's fault alone ends the command."""
+    from expportrait_cli.artifacts.guard import check_foreign, check_outputs
 
     jobs = [cast("Job", row.job) for row in found.rows]
-    inputs = [path for job in jobs for path in job.inputs()]
-    check_outputs([path for job in jobs for path in job.outputs()], [*([listing] if listing.exists() else []), *inputs])
+    inputs = [*([listing] if listing.exists() else []), *(path for job in jobs for path in job.inputs())]
+    summaries = [found.folder.parent / name for name in SUMMARIES]
+    check_outputs([*summaries, *(path for job in jobs for path in job.outputs())], inputs)
+    check_foreign(summaries)
 
 
 def _refuse(found: "Batch") -> None:

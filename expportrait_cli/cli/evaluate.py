@@ -147,11 +147,12 @@ def _one(
     files: tuple[Path, Path, Path | None], out: str | None, report: Path | None, stretch: Stretch, *, as_json: bool
 ) -> None:
     film, target, reference = files
-    inputs = tuple(options.existing(path) for path in files if path is not None)
-    path = options.result(out, f"{film.stem}.scores.json", inputs=inputs, suffixes=(".json",))
+    for given in filter(None, files):
+        options.existing(given)
+    path = options.result(out, f"{film.stem}.scores.json", suffixes=(".json",))
     page = report
     if report is not None:
-        page = options.result(report, f"{film.stem}.report.html", inputs=(*inputs, path), suffixes=(".html", ".htm"))
+        page = options.result(report, f"{film.stem}.report.html", suffixes=(".html", ".htm"))
     from expportrait_cli.evaluation import table
     from expportrait_cli.pipeline import commands
 
@@ -174,10 +175,10 @@ def _many(request: "Request", out: str | None, report: Path | None, *, as_json: 
     if not request.source.is_dir():
         options.existing(request.source)
     stem = request.source.resolve().name.removesuffix(".toml").removesuffix(".suite")
-    path = options.result(out, f"{stem}.scores.json", inputs=(request.source,), suffixes=(".json",))
+    path = options.result(out, f"{stem}.scores.json", suffixes=(".json",))
     page = report
     if report is not None:
-        page = options.result(report, f"{stem}.report.html", inputs=(request.source, path), suffixes=(".html", ".htm"))
+        page = options.result(report, f"{stem}.report.html", suffixes=(".html", ".htm"))
     from expportrait_cli.benchmark import files
     from expportrait_cli.pipeline.executors import Place
 
@@ -203,7 +204,7 @@ def _heads(sources: list[Path], out: str | None, *, folds: bool, as_json: bool) 
         if not source.is_dir():
             options.existing(source)
     stem = sources[0].resolve().stem if len(sources) == 1 else "heads"
-    path = options.result(out, f"{stem}.normal-scores.json", inputs=tuple(sources), suffixes=(".json",))
+    path = options.result(out, f"{stem}.normal-scores.json", suffixes=(".json",))
     from expportrait_cli.benchmark import files
 
     scores = files.evaluate_normals(sources, path, Display, with_folds=folds)

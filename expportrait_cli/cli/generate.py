@@ -158,7 +158,7 @@ def generate(
     ref, drive = photo_and_driver(ctx, reference, driving, source_option, driving_option)
     options.existing(ref)
     options.existing(drive)
-    path = options.result(out, film_name(ref, drive), inputs=(ref, drive), suffixes=(".mp4",))
+    path = options.result(out, film_name(ref, drive), suffixes=(".mp4",))
     options.check_curves(curves)
     if report and not keep_work:
         raise UsageError("--report reads what --no-keep-work removes. Leave out one of them.")

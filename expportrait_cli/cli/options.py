@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from expportrait_cli.artifacts.files import check_file
-from expportrait_cli.artifacts.guard import check_foreign, check_outputs
 from expportrait_cli.cli.boundary import output
 from expportrait_cli.config import (
     CHANGES,
@@ -226,21 +225,16 @@ MAKERS = {
 }
 
 
-def result(
-    out: str | Path | None, default: str, *, inputs: tuple[Path, ...], suffixes: tuple[str, ...] = (".npz",)
-) -> Path:
+def result(out: str | Path | None, default: str, *, suffixes: tuple[str, ...] = (".npz",)) -> Path:
     """Path of a command's result: `out`, or `default` in the folder that `out` names, or in the current folder.
 
-    It is checked before any work: the folder can be written to, the suffix fits, and no input is overwritten.
+    It is checked before any work: the folder can be written to, and the suffix fits.
     """
     path = Path(out or default)
     if out is not None and (path.is_dir() or os.fspath(out).endswith(("/", os.sep))):
         path /= default
     if not path.name.lower().endswith(suffixes):
         raise UsageError(f"{path}: the result's name must end in {' or '.join(suffixes)}.")
-    check_outputs([path], inputs)
-    if path.suffix == ".npz":
-        check_foreign([path])
     writable(path.parent)
     return path
 

@@ -6,7 +6,6 @@ from typing import Annotated, Any, Literal
 import typer
 
 from expportrait_cli.artifacts.files import alone, stem
-from expportrait_cli.artifacts.guard import check_outputs
 from expportrait_cli.cli import options
 from expportrait_cli.cli.boundary import Display
 from expportrait_cli.cli.options import HeadModelOption
@@ -47,7 +46,7 @@ def track(
 ) -> None:
     """Follow one face: landmarks, expression, jaw, gaze, head pose and camera of every frame."""
     options.existing(source)
-    path = options.result(out, f"{source.stem}.track.npz", inputs=(source,))
+    path = options.result(out, f"{source.stem}.track.npz")
     from expportrait_cli.detect.faces import check_choice
     from expportrait_cli.pipeline.job import kind_of
 
@@ -97,8 +96,10 @@ def fit(
 ) -> None:
     """Build the person's head: identity, the offset of hair and clothes, and every frame's folds."""
     own = tuple(options.existing(path, kind="track") for path in trackings)
-    others = [options.existing(path, kind=kind) for path, kind in ((driver, "track"), (head, "head")) if path]
-    path = options.result(out, f"{stem(own[0])}.head.npz", inputs=(*own, *others))
+    for given, kind in ((driver, "track"), (head, "head")):
+        if given is not None:
+            options.existing(given, kind=kind)
+    path = options.result(out, f"{stem(own[0])}.head.npz")
     from expportrait_cli.pipeline import commands
     from expportrait_cli.pipeline.provenance import fit_quality
 
@@ -151,9 +152,8 @@ def transfer(
     """Put the driver's performance onto the person's head."""
     options.existing(head, kind="head")
     options.existing(driving, kind="track")
-    path = options.result(out, f"{stem(head)}--{stem(driving)}.meshes.npz", inputs=(head, driving))
+    path = options.result(out, f"{stem(head)}--{stem(driving)}.meshes.npz")
     options.check_curves(curves)
-    check_outputs([path, *([curves] if curves else [])], [head, driving, *([driver_head] if driver_head else [])])
     if driver_head is not None:
         options.existing(driver_head, kind="head")
     from expportrait_cli.pipeline import commands
@@ -199,7 +199,7 @@ def render_normals(
     if view and orbit:
         raise UsageError("--view and --orbit exclude each other: --orbit yaw=-30..30,pitch=5 does both.")
     options.existing(meshes, kind="meshes")
-    path = options.result(out, f"{stem(meshes)}.normals.mkv", inputs=(meshes,), suffixes=(".normals.mkv",))
+    path = options.result(out, f"{stem(meshes)}.normals.mkv", suffixes=(".normals.mkv",))
     from expportrait_cli.pipeline import commands
 
     config = RenderConfig(size=int(size), antialias=antialias, detail=detail)
@@ -254,7 +254,7 @@ def export(
     if kind == "meshes" and chosen != "glb" and (not frames or ":" in frames):
         path = frames_folder(out, f"{stem(source)}-{chosen}", chosen)
     else:
-        path = options.result(out, f"{stem(source)}.{chosen}", inputs=(source,), suffixes=(f".{chosen}",))
+        path = options.result(out, f"{stem(source)}.{chosen}", suffixes=(f".{chosen}",))
     with Display() as display, alone(path):
         if kind == "head":
             summary = pipeline.export_head(source, path, chosen, display.stage, neutral=neutral, detail=detail)

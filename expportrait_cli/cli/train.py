@@ -107,7 +107,7 @@ def transfer(
 
     An interrupted run goes on where it stopped when the same command is given. FILE.html shows how it went.
     """
-    path = options.result(out, "transfer.safetensors", inputs=(), suffixes=(".safetensors",))
+    path = options.result(out, "transfer.safetensors", suffixes=(".safetensors",))
     from expportrait_cli.train.transfer.run import train_transfer
 
     config = TransferTraining(steps=steps, synthetic=synthetic, seed=seed, head_model=head_model)
@@ -131,7 +131,7 @@ def ablation(
 
     Trains the networks that are not in FILE.work yet, each as long as `train transfer` does.
     """
-    path = options.result(out, "ablation.json", inputs=(), suffixes=(".json",))
+    path = options.result(out, "ablation.json", suffixes=(".json",))
     from expportrait_cli.train.transfer.ablation import ablation as run
 
     config = TransferTraining(steps=steps, synthetic=synthetic, seed=seed, head_model=head_model)
@@ -255,7 +255,7 @@ def mini(
 
     An interrupted run goes on where it stopped when the same command is given. A fifth of the people only judge.
     """
-    path = options.result(out, "mini.safetensors", inputs=(), suffixes=(".safetensors",))
+    path = options.result(out, "mini.safetensors", suffixes=(".safetensors",))
     from expportrait_cli.train.mini.run import train_mini
 
     config = MiniTraining(steps=steps, photos=photos, seed=seed)

@@ -8,6 +8,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, TypeVar
 
+from expportrait_cli.artifacts import guard
 from expportrait_cli.config import PrepareConfig
 from expportrait_cli.dataset import dataset
 from expportrait_cli.dataset.dataset import Row
@@ -159,6 +160,7 @@ def check_folder(folder: Path, out: Path) -> None:
     """
     if folder.exists() and out.exists() and out.samefile(folder):
         raise UsageError(f"{out} holds the videos. Name another folder for the set with -o.")
+    guard.check([out / "index.html"])
     if not (out / dataset.FILE).is_file():
         return
     made_from = Path(dataset.read(out)["folder"])

@@ -18,6 +18,7 @@ from expportrait_cli.head import HeadModel
 from expportrait_cli.head.fitted import fitted_mesh, neck_in_camera, posed_meshes
 from expportrait_cli.render.buffers import FINENESS, Bump, encode
 from expportrait_cli.render.rasterizer import interpolate, rasterize
+from expportrait_cli.version import __version__
 
 FLIP = np.array([1.0, -1.0, -1.0])
 """From the axes of OpenCV's camera to those of glTF, and back."""
@@ -152,9 +153,10 @@ def write_surface(shape: Shape, path: Path, form: str) -> None:
         shape.verts, shape.faces, vertex_normals=normals, vertex_colors=shape.colours, process=False, validate=False
     )
     if form == "obj":
-        path.write_text(export_obj(mesh, include_normals=True))
+        path.write_text(export_obj(mesh, include_normals=True, header=f"expportrait {__version__}"))
     else:
-        path.write_bytes(export_ply(mesh, vertex_normal=True))
+        kind, _, rest = export_ply(mesh, vertex_normal=True).partition(b"comment ")
+        path.write_bytes(kind + f"comment expportrait {__version__}, ".encode() + rest)
 
 
 JAW = "jawOpen"

@@ -1,4 +1,4 @@
-"""Photos in, pictures out."""
+"""Read photos."""
 
 import io
 import os
@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import UInt8, UInt16
 from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
-from expportrait_cli.artifacts.files import atomic_path, check_file
+from expportrait_cli.artifacts.files import check_file
 from expportrait_cli.errors import InputError, one_line
 from expportrait_cli.media import colour
 
@@ -118,13 +118,6 @@ def is_image(path: str | os.PathLike[str]) -> bool:
         raise InputError(f"{path} is an animation of {frames} pictures. Convert it to a GIF, an animated PNG or MP4.")
     # Of a TIFF of several pages and the like, the first is the photo.
     return not is_animated or form not in ("GIF", "PNG", "AVIF")
-
-
-def write_png(path: str | os.PathLike[str], rgb: UInt8[np.ndarray, "H W 3"]) -> Path:
-    """Write a PNG; it is there in full or not at all."""
-    with atomic_path(path) as partial:
-        Image.fromarray(np.ascontiguousarray(rgb)).save(partial, format="PNG")
-    return Path(path)
 
 
 def _form(path: str | os.PathLike[str]) -> str:

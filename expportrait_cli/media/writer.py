@@ -1,4 +1,4 @@
-"""Write films, in parts that are joined without encoding again, so that a killed run goes on in the middle."""
+"""Write pictures, and films in parts that are joined without encoding again, so that a killed run goes on in them."""
 
 import logging
 import os
@@ -15,6 +15,7 @@ from types import TracebackType
 
 import numpy as np
 from jaxtyping import UInt8, UInt16
+from PIL import Image, PngImagePlugin
 
 from expportrait_cli.artifacts.files import atomic_path, sha256
 from expportrait_cli.config import EncodeQuality, GenerateConfig
@@ -321,8 +322,29 @@ def segment_starts(frame_count: int) -> list[int]:
     return starts[:-1] if len(starts) > 1 and frame_count - starts[-1] < TAIL else starts
 
 
+def segments_folder(work: Path, key: str) -> Path:
+    """Folder of the segments of the film with this key."""
+    return work / f"segments-{key[:16]}"
+
+
+def segment_folders(work: Path) -> list[Path]:
+    """All folders of segments in a work folder; one that somebody named alike is none of them."""
+    return [
+        path for path in work.glob("segments-*") if re.fullmatch("segments-[0-9a-f]{16}", path.name) and path.is_dir()
+    ]
+
+
 def forget_others(folder: Path) -> None:
     """Remove the segments of earlier settings: they would only fill the disk."""
-    for other in folder.parent.glob(f"{folder.name.partition('-')[0]}-*"):
+    for other in segment_folders(folder.parent):
         if other != folder:
             shutil.rmtree(other)
+
+
+def write_png(path: str | os.PathLike[str], rgb: UInt8[np.ndarray, "H W 3"]) -> Path:
+    """Write a PNG that names the tool; it is there in full or not at all."""
+    tags = PngImagePlugin.PngInfo()
+    tags.add_text("Software", "expportrait")
+    with atomic_path(path) as partial:
+        Image.fromarray(np.ascontiguousarray(rgb)).save(partial, format="PNG", pnginfo=tags)
+    return Path(path)

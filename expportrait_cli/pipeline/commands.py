@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from expportrait_cli.artifacts import npz
+from expportrait_cli.artifacts import guard, npz
 from expportrait_cli.artifacts.files import alone, content_hash, write_json, write_text
 from expportrait_cli.artifacts.meshes import KIND as MESHES
 from expportrait_cli.artifacts.meshes import Meshes
@@ -22,11 +22,11 @@ from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.head import HeadName
 from expportrait_cli.pipeline import film as films
 from expportrait_cli.pipeline.heads import check_same, head_behind, head_by_name
-from expportrait_cli.pipeline.job import Job
+from expportrait_cli.pipeline.job import Job, behind
 from expportrait_cli.pipeline.performance import Driver, OffsetSource
 from expportrait_cli.pipeline.provenance import LicenceMap, check_source, of_film, stretch_behind, with_estimators
 from expportrait_cli.pipeline.sheets import write_preview
-from expportrait_cli.pipeline.steps import Steps, given
+from expportrait_cli.pipeline.steps import Steps, faces_path, given, parameter_files
 from expportrait_cli.render import files, rasterizer
 from expportrait_cli.render import render_normals as run_render
 from expportrait_cli.render.stage import parse_orbit, parse_view
@@ -55,13 +55,11 @@ def track(
     Raises:
         InputError: no face, or nothing that can be read.
     """
-    stages = Stages(stage)
+    stages, others = Stages(stage), Path(parameters) if parameters is not None else None
+    guard.check([out, faces_path(Path(out))], [source, *parameter_files(others)])
     with alone(out):
         made = Steps(head_by_name(head_model), stages).track(
-            Path(source),
-            Path(out),
-            config or TrackConfig(),
-            parameters=Path(parameters) if parameters is not None else None,
+            Path(source), Path(out), config or TrackConfig(), parameters=others
         )
     _say_if_current(out, stages)
     return made.artifact
@@ -85,6 +83,8 @@ def fit(
         InputError: artifacts of different head models, or a source that is gone or has changed.
     """
     paths = [Path(tracking) for tracking in trackings]
+    read = [*paths, *(Path(other) for other in (driver, known) if other is not None)]
+    guard.check([out], [*read, *behind(*read)])
     own = [given(Tracking, path) for path in paths]
     for path, tracking in zip(paths, own, strict=True):
         check_source(path, tracking.artifact)
@@ -122,6 +122,11 @@ def transfer(
         InputError: artifacts that do not go together.
     """
     head_path, tracking_path = Path(head), Path(driving)
+    table, network = Path(curves) if curves is not None else None, config.network if config is not None else ""
+    read = [head_path, tracking_path, *(Path(other) for other in (driver_head, network or None) if other is not None)]
+    guard.check([out], [*read, *behind(*read)])
+    # A table that is there may be the user's: it is read, or known as our own.
+    guard.check_outputs([out, *([table] if table is not None else [])], read)
     head_fit, tracking = given(HeadFit, head_path), given(Tracking, tracking_path)
     check_same(head_path, head_fit.artifact, tracking_path, tracking.artifact)
     copied = Path(driver_head) if driver_head is not None else None
@@ -134,7 +139,7 @@ def transfer(
             Path(out),
             source,
             head_path=head_path,
-            curves=Path(curves) if curves is not None else None,
+            curves=table,
         )
     _say_if_current(out, stages)
     return made.artifact
@@ -173,6 +178,9 @@ def render_normals(
     """
     meshes, path, config = Path(meshes), Path(out), config or RenderConfig()
     viewpoint = parse_view(view) if view else parse_orbit(orbit) if orbit else None
+    wanted = {"depth.mkv": depth, "mask.mkv": mask, "preview.mp4": preview}
+    more = [files.beside(path, ending) for ending, is_wanted in wanted.items() if is_wanted]
+    guard.check([path, files.sidecar_path(path), *more], [meshes, *behind(meshes)])
     opened, device, stages = Meshes.open(meshes), best_device(), Stages(stage)
     info = files.NormalsInfo(
         camera=Camera.of_crop(opened.focal_px, CROP_SIZE, config.size),
@@ -261,6 +269,8 @@ def evaluate(
         InputError: films that cannot be compared.
     """
     stages, photo = Stages(stage), Path(reference) if reference is not None else None
+    read = (film, target, reference, Path(film).with_suffix(".json"))
+    guard.check(filter(None, (out, page)), filter(None, read))
     with alone(out):
         scores = stages.run(
             "evaluate",
@@ -303,6 +313,7 @@ def load(path: PathLike) -> Tracking | HeadFit | Meshes | files.NormalsInfo:
 
 def save(artifact: Tracking | HeadFit, path: PathLike) -> Path:
     """Write a tracking or a head, such as one that was edited; the next stage takes it as it is."""
+    guard.check([path])
     return npz.save(artifact, path, {"tool": f"expportrait {__version__}", "stage": "edited"})
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from expportrait_cli.artifacts import npz
+from expportrait_cli.artifacts import guard, npz
 from expportrait_cli.artifacts.files import atomic_folder, atomic_path, stem
 from expportrait_cli.artifacts.meshes import Meshes
 from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit
@@ -23,6 +23,7 @@ from expportrait_cli.painting.canvas import crop_canvas
 from expportrait_cli.painting.proxy.anatomy import CAVITY, ENAMEL
 from expportrait_cli.painting.proxy.layers import DEPTH_SLACK_M, prepare
 from expportrait_cli.pipeline.heads import head_behind
+from expportrait_cli.pipeline.job import behind
 from expportrait_cli.pipeline.provenance import check_source
 from expportrait_cli.runtime import Progress, Stage
 
@@ -52,6 +53,7 @@ def export_head(
 
     A .glb also has the fine static detail as a normal map.
     """
+    guard.check([path], [source, *behind(source)])
     fit = npz.load(HeadFit, source)
     head = head_behind(source, fit)
     progress = stage("export the head")
@@ -80,6 +82,8 @@ def export_meshes(
     """Write an animation: one .glb, with detail as a normal map, or the mesh of a frame, or a folder of meshes."""
     meshes = Meshes.open(source)
     chosen = chosen_frames(frames, meshes.frame_count)
+    if form == "glb" or (frames and ":" not in frames):
+        guard.check([path], [source, *behind(source)])
     progress = stage("export the animation")
     if form == "glb":
         summary = _animation(meshes, chosen, path, progress, detail=detail)

@@ -21,9 +21,16 @@ from expportrait_cli.errors import InputError
 from expportrait_cli.fitting import fit
 from expportrait_cli.head import HeadModel
 from expportrait_cli.head.fitted import reduced
-from expportrait_cli.media.image import is_image, write_png
+from expportrait_cli.media.image import is_image
 from expportrait_cli.media.video import probe
-from expportrait_cli.media.writer import forget_others, join, write_segments
+from expportrait_cli.media.writer import (
+    forget_others,
+    join,
+    segment_folders,
+    segments_folder,
+    write_png,
+    write_segments,
+)
 from expportrait_cli.painting import paint
 from expportrait_cli.painting.stage import painter_of, shown_control
 from expportrait_cli.pipeline import steps
@@ -91,7 +98,7 @@ def _made(job: Job, kinds: tuple[str, str], stage: Stage) -> Film:
 
 
 def _forget_segments(work: Path) -> None:
-    for segments in work.glob("segments-*"):
+    for segments in segment_folders(work):
         shutil.rmtree(segments)
 
 
@@ -135,7 +142,7 @@ class _Run:
             # Sound is added at the end: it makes no frame stale.
             own = {**gone, "audio": None}
             frames = steps.painted_key(job.generate, head_fit.key, meshes.key, self.painter.identity, **own)
-            self._paint(head_fit.artifact, meshes.artifact, driver, mouth, job.work / f"segments-{frames[:16]}")
+            self._paint(head_fit.artifact, meshes.artifact, driver, mouth, segments_folder(job.work, frames))
         if job.grid:
             self.stages.run(
                 "draw the grid",

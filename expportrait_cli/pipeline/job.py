@@ -5,9 +5,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from expportrait_cli.artifacts import npz
+from expportrait_cli.artifacts import guard, npz
 from expportrait_cli.artifacts.files import check_file, content_hash, sha256
-from expportrait_cli.artifacts.guard import check_foreign, check_outputs
 from expportrait_cli.artifacts.meshes import Meshes
 from expportrait_cli.artifacts.types import HeadFit
 from expportrait_cli.config import FitConfig, GenerateConfig, Stretch, TrackConfig, TransferConfig
@@ -107,7 +106,7 @@ class Job:
         loras = self.generate.wan.loras() if self.generate.wan.lora else []
         files = [Path(name) for name in (self.transfer.network, *(file for file, _ in loras)) if name]
         files += [self.curves] if self.curves is not None and self.curves.exists() else []
-        return [self.reference, self.driving, *_sources(self.reference), *_sources(self.driving), *files]
+        return [self.reference, self.driving, *behind(self.reference, self.driving), *files]
 
     def side_products(self) -> list[Path]:
         """Files beside the film that are written under names that the user did not choose."""
@@ -141,11 +140,17 @@ class Job:
         }
 
 
+def behind(*paths: Path) -> list[Path]:
+    """Photos and clips from which artifacts were made: they are read where their pictures are needed."""
+    return [source for path in paths if path.suffix == ".npz" and path.is_file() for source in _sources(path)]
+
+
 def _sources(path: Path) -> list[Path]:
-    """The photo or clip behind an artifact, which its pictures come from."""
-    if path.suffix != ".npz" or not path.is_file():
-        return []
     try:
+        made_by = npz.read_header(path)["made_by"]
+        driver = made_by.get("driver") if isinstance(made_by, dict) else None
+        if isinstance(driver, dict):
+            return [Path(str(driver.get("source")))]
         with npz.open_archive(path) as archive:
             return [Path(str(npz.read_member(path, archive, "source")))]
     except InputError:
@@ -213,8 +218,7 @@ def check(job: Job) -> tuple[str, str]:
         UsageError: options that do not fit together.
     """
     reference, driving = kind_of(job.reference), kind_of(job.driving)
-    check_outputs(job.outputs(), job.inputs())
-    check_foreign([job.out, *job.side_products()])
+    guard.check(job.outputs(), job.inputs())
     if reference not in ("photo", "clip", "head"):
         remedy = "Make a head of it with `expportrait fit`." if reference == "track" else "Give the person's."
         raise InputError(f"{job.reference} is a '{reference}' artifact, expected a photo or a .head.npz. {remedy}")

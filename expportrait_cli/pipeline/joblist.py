@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from difflib import get_close_matches
@@ -124,7 +125,9 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
         text = read_text(path, LONGEST)
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} could not be read as text: {error}. Expected CSV or JSONL.") from error
+        raise InputError(f"{path} could not be read as text: {error}. Save it as CSV or JSONL in UTF-8.") from error
+    if "\0" in text:
+        raise InputError(f"{path} holds zero bytes, which no text has. Save it as CSV or JSONL in UTF-8.")
     if path.suffix.lower() in (".jsonl", ".ndjson"):
         # Not `splitlines`: JSON strings may hold its other line separators, such as U+2028.
         for number, line in enumerate(text.split("\n"), 1):
@@ -136,7 +139,11 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _table(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """Rows of CSV by the names of their columns, with the line of each."""
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text.splitlines()))
+    # Excel names the sign between the cells in a line before all others.
+    named = re.match(r"sep=(.)\r?\n", text)
+    text = "\n" + text[named.end() :] if named else text
+    delimiter = named[1] if named else _delimiter(text.splitlines())
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     try:
         yield from _named(path, ((reader.line_num, cells) for cells in reader))
     except csv.Error as error:
@@ -307,9 +314,11 @@ def _value(value: Any, default: Any, name: str, place: str) -> Any:
             case bool():
                 return WORDS[text.lower()]
             case int():
-                return int(text)
+                # As spreadsheets write whole numbers.
+                return int(text.removesuffix(".0"))
             case float() | None:
-                return float(text)
+                # A comma before three digits may be one of thousands.
+                return float(re.sub(r"(?<=\d),(?!\d{3}$)(?=\d+$)", ".", text))
         return text
     except (KeyError, ValueError):
         kind = {bool: "yes or no", int: "a whole number"}.get(type(default), "a number")

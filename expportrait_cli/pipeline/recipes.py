@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from expportrait_cli.artifacts import guard
 from expportrait_cli.artifacts.files import write_text
 from expportrait_cli.config import GenerateConfig, WanConfig
 from expportrait_cli.evaluation.report import data_uri
@@ -51,6 +52,9 @@ def compare(photo: Path, clip: Path, folder: Path, config: GenerateConfig, stage
     config = replace(config, backend="wan-vace")
     weights = choose(config).folder
     assert weights is not None
+    guard.check(
+        [folder / "index.html", *(folder / f"{name}.scores.json" for name in ("proxy", *(row[0] for row in RECIPES)))]
+    )
     folder.mkdir(parents=True, exist_ok=True)
     proxy = Job(photo, clip, folder / "proxy.mp4", generate=replace(config, backend="proxy", wan=WanConfig()))
     generate(proxy, stage)

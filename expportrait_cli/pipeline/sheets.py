@@ -17,13 +17,14 @@ from expportrait_cli.detect.faces import FaceBox
 from expportrait_cli.errors import InputError
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.geometry.mesh import edges
-from expportrait_cli.media.image import is_image, read_image, write_png
+from expportrait_cli.media.image import is_image, read_image
 from expportrait_cli.media.video import read_frame, read_frames
-from expportrait_cli.media.writer import VideoWriter
+from expportrait_cli.media.writer import VideoWriter, write_png
 from expportrait_cli.pipeline.performance import Driver
 from expportrait_cli.pipeline.provenance import read_record, synthetic_tags
 from expportrait_cli.render import render_normals
 from expportrait_cli.render.buffers import Bump, encode, render_buffers
+from expportrait_cli.render.files import beside
 from expportrait_cli.render.stage import preview
 from expportrait_cli.runtime import Progress
 
@@ -64,7 +65,7 @@ def write_grid(
 
 def write_preview(normals: Path, meshes: Meshes, driver: Driver | None, size: int, progress: Progress) -> Path:
     """Write driver | normals beside a film of normals."""
-    path = normals.with_name(normals.name.removesuffix(".normals.mkv") + ".preview.mp4")
+    path = beside(normals, "preview.mp4")
     pairs = zip(read_frames(normals), driver_frames(driver, size), strict=False)
     with VideoWriter(path, rate=meshes.rate, metadata=synthetic_tags()) as writer:
         for index, (normal, drive) in enumerate(pairs, 1):

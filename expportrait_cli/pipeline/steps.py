@@ -113,14 +113,26 @@ def cached(cls: type[A], path: Path, header: Mapping[str, Any], make: Callable[[
     return Keyed(artifact, header["key"])
 
 
+def faces_path(tracking: Path) -> Path:
+    """Path of the picture of the faces that a tracking had to choose from."""
+    return tracking.with_name(tracking.name.removesuffix(".track.npz") + FACES)
+
+
+def parameter_files(parameters: Path | None) -> list[Path]:
+    """Files of another program's parameters: one, or those of a folder in order."""
+    if parameters is None:
+        return []
+    return sorted(parameters.glob("*.npz")) if parameters.is_dir() else [parameters]
+
+
 def track_header(
     config: TrackConfig, head_model: str, source_hash: str, parameters: Path | None = None
 ) -> dict[str, Any]:
     """Header of a tracking: it depends on the head model as on every other setting."""
     inputs = {"source": source_hash}
     if parameters is not None:
-        files = sorted(parameters.glob("*.npz")) if parameters.is_dir() else [parameters]
-        inputs["parameters"] = hashlib.sha256("".join(map(content_hash, files)).encode()).hexdigest()
+        hashes = map(content_hash, parameter_files(parameters))
+        inputs["parameters"] = hashlib.sha256("".join(hashes).encode()).hexdigest()
     return made_by("track", {**asdict(config), "head_model": head_model}, inputs)
 
 
@@ -188,7 +200,7 @@ class Steps:
         config = replace(config, stretch=settled(config.stretch, source))
         header = track_header(config, plain.name, content_hash(source), parameters)
         given = Pretracked.read(parameters) if parameters is not None else None
-        show = partial(write_faces, path.with_name(path.name.removesuffix(".track.npz") + FACES))
+        show = partial(write_faces, faces_path(path))
 
         def tracked(progress: Progress) -> Tracking:
             own = run_track(source, plain, config, progress, show)

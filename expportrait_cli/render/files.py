@@ -18,9 +18,12 @@ from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.media.writer import VideoWriter
 from expportrait_cli.render.buffers import CONVENTION
 from expportrait_cli.render.stage import NormalFrame
+from expportrait_cli.version import __version__
 
 SUFFIX = ".normals.mkv"
 KIND, VERSION = "normals", 1
+LARGEST = 10**6
+"""Bound of the camera's numbers, of the rate and of the number of frames in a sidecar."""
 # 16 bits reach to 10.5 m, past the far plane of the camera.
 DEPTH_STEP_M = 0.00016
 
@@ -52,6 +55,11 @@ def sidecar_path(path: str | os.PathLike[str]) -> Path:
     return Path(path).with_suffix(".json")
 
 
+def beside(path: Path, ending: str) -> Path:
+    """Path of another film beside one of normal maps: `depth.mkv`, `mask.mkv` or `preview.mp4`."""
+    return path.with_name(f"{path.name.removesuffix(SUFFIX)}.{ending}")
+
+
 def save_normals(
     frames: Iterable[NormalFrame],
     path: str | os.PathLike[str],
@@ -72,26 +80,24 @@ def save_normals(
     target = Path(path)
     if not target.name.endswith(SUFFIX) or target.name == SUFFIX:
         raise UsageError(f"{path} does not end in {SUFFIX}. Name the film like head{SUFFIX}.")
-    extra_paths = {
-        name: target.with_name(target.name.removesuffix(SUFFIX) + f".{name}.mkv") for name in ("depth", "mask")
-    }
+    extra_paths = {name: beside(target, f"{name}.mkv") for name in ("depth", "mask")}
     with ExitStack() as stack:
-        film = stack.enter_context(VideoWriter(target, rate=info.rate, lossless=True))
-        depth = (
-            stack.enter_context(VideoWriter(extra_paths["depth"], rate=info.rate, lossless=True))
-            if with_depth
-            else None
-        )
-        mask = (
-            stack.enter_context(VideoWriter(extra_paths["mask"], rate=info.rate, lossless=True)) if with_mask else None
-        )
+
+        def begun(place: Path) -> VideoWriter:
+            tags = {"comment": f"normal maps by expportrait {__version__}"}
+            return stack.enter_context(VideoWriter(place, rate=info.rate, lossless=True, metadata=tags))
+
+        film = begun(target)
+        depth = begun(extra_paths["depth"]) if with_depth else None
+        mask = begun(extra_paths["mask"]) if with_mask else None
         for frame in frames:
             film.write(frame.normals)
             if depth:
                 depth.write(depth_to_steps(frame.depth))
             if mask:
                 mask.write(frame.mask.astype(np.uint16) * 257)
-    described: dict[str, Any] = {"kind": KIND, "version": VERSION, **asdict(info), "frame_count": film.frame_count}
+    described: dict[str, Any] = {"kind": KIND, "version": VERSION, "made_by": f"expportrait {__version__}"}
+    described |= {**asdict(info), "frame_count": film.frame_count}
     written = [target]
     if with_depth:
         described["depth"] = {"file": extra_paths["depth"].name, "step_m": DEPTH_STEP_M, "background": 0}
@@ -127,6 +133,8 @@ def load_info(path: str | os.PathLike[str]) -> NormalsInfo:
             frame_count=int(found["frame_count"]),
             convention=str(found["convention"]),
         )
+        if not all(0 < number < LARGEST for number in (*vars(info.camera).values(), info.rate, info.frame_count)):
+            raise ValueError("camera, rate or number of frames out of range")
     except (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
         raise InputError(f"{sidecar} does not describe films of normal maps. Run `render-normals` again.") from error
     for name in {Path(path).name, *hashes}:

@@ -87,7 +87,7 @@ def write_page(
     sheet = predictions(network, judges, head)
     if sheet is not None:
         with atomic_path(picture) as partial:
-            Image.fromarray(sheet).save(partial, format="JPEG", quality=88)
+            Image.fromarray(sheet).save(partial, format="JPEG", quality=88, comment="expportrait")
     last = history.rows[-1] if history.rows else {}
     said = "Errors are root mean squares on people that nothing was learned from, as a share of those of no offset."
     each = "Each row is one person. For each of three expressions: without dynamic offsets, as predicted, as it was."

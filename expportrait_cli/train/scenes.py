@@ -21,8 +21,8 @@ from expportrait_cli.detect.matte import Matte
 from expportrait_cli.fitting import fit
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.head import HeadModel
-from expportrait_cli.media.image import write_png
 from expportrait_cli.media.video import read_pictures
+from expportrait_cli.media.writer import write_png
 from expportrait_cli.painting.canvas import Canvas
 from expportrait_cli.painting.scene import Scene
 from expportrait_cli.pipeline.performance import CurvesFile, OffsetSource, write_meshes

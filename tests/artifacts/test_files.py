@@ -11,7 +11,7 @@ import pytest
 from expportrait_cli.artifacts import files
 from expportrait_cli.artifacts.files import alone, atomic_folder, atomic_path, check_file, forget_partials
 from expportrait_cli.cli.options import result
-from expportrait_cli.errors import InputError, OutputError, UsageError
+from expportrait_cli.errors import InputError, OutputError
 
 HOLD = """
 import sys, time
@@ -128,14 +128,8 @@ def test_what_is_no_file_is_called_what_it_is(name, says, tmp_path, monkeypatch)
     assert "\n" not in str(refusal.value)
 
 
-def test_a_pipe_is_not_replaced(tmp_path):
-    os.mkfifo(tmp_path / "a.npz")
-    with pytest.raises(UsageError, match="is a named pipe"):
-        result(str(tmp_path / "a.npz"), "b.npz", inputs=())
-
-
 def test_a_slash_asks_for_a_folder(tmp_path):
-    assert result(f"{tmp_path}/new/", "a.npz", inputs=()) == tmp_path / "new" / "a.npz"
-    assert result(str(tmp_path), "a.npz", inputs=()) == tmp_path / "a.npz"
-    assert result(f"{tmp_path}/new.npz", "a.npz", inputs=()) == tmp_path / "new.npz"
+    assert result(f"{tmp_path}/new/", "a.npz") == tmp_path / "new" / "a.npz"
+    assert result(str(tmp_path), "a.npz") == tmp_path / "a.npz"
+    assert result(f"{tmp_path}/new.npz", "a.npz") == tmp_path / "new.npz"
     assert names(tmp_path) == []

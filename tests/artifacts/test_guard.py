@@ -1,7 +1,9 @@
 """What a run would write over: its inputs under any name, a stranger's files, and what lies in its work folder."""
 
-import json
 import os
+from collections.abc import Callable
+from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +11,26 @@ import pytest
 from PIL import Image
 
 from expportrait_cli.artifacts import npz
-from expportrait_cli.artifacts.guard import check_foreign, check_outputs, is_own
+from expportrait_cli.artifacts.guard import check, check_foreign, check_outputs, is_own
 from expportrait_cli.cli import app
+from expportrait_cli.dataset.prepare import check_folder
 from expportrait_cli.errors import UsageError
+from expportrait_cli.export.shape import Shape, write_surface
+from expportrait_cli.geometry.camera import Camera
+from expportrait_cli.media.writer import write_png
+from expportrait_cli.pages import page
+from expportrait_cli.pipeline import commands
+from expportrait_cli.pipeline.export import export_head
 from expportrait_cli.pipeline.job import Job
 from expportrait_cli.pipeline.provenance import write_record
+from expportrait_cli.pipeline.rows import Batch, write_summary
+from expportrait_cli.render.files import NormalsInfo, save_normals
+from expportrait_cli.render.stage import NormalFrame
+from expportrait_cli.runtime import silent
+from expportrait_cli.train.config import MiniTraining, TransferTraining
+from expportrait_cli.train.mini.run import train_mini
+from expportrait_cli.train.transfer.ablation import ablation
+from expportrait_cli.train.transfer.run import train_transfer
 
 
 @pytest.fixture
@@ -52,7 +69,16 @@ def test_what_does_not_exist_yet_is_known_by_its_path(tmp_path):
     check_outputs([tmp_path / "there" / "a.mp4"], [tmp_path / "there" / "b.mp4"])
 
 
-@pytest.mark.parametrize("name", ["a.mp4", "a.json", "a.html", "a.npz"])
+def test_a_pipe_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "a.npz")
+    with pytest.raises(UsageError, match="is a named pipe"):
+        check([tmp_path / "a.npz"])
+
+
+KINDS = ("mp4", "mkv", "json", "html", "npz", "png", "jpg", "csv", "glb", "obj", "ply", "safetensors")
+
+
+@pytest.mark.parametrize("name", [f"a.{kind}" for kind in KINDS])
 def test_files_of_others_are_not_replaced(tmp_path, name):
     path = tmp_path / name
     check_foreign([path])
@@ -65,11 +91,30 @@ def test_files_of_others_are_not_replaced(tmp_path, name):
 
 
 def test_own_files_are_known(tmp_path):
-    (tmp_path / "a.json").write_text(json.dumps({"key": "k", "settings": {}}))
-    (tmp_path / "a.html").write_text('<meta name="generator" content="expportrait">')
+    square = Shape(np.float32([[0, 0, 0], [0, 1, 0], [1, 1, 0]]), np.array([[0, 1, 2]]), np.zeros((3, 3), np.uint8))
+    for form in ("obj", "ply"):
+        write_surface(square, tmp_path / f"a.{form}", form)
+    (tmp_path / "a.html").write_text(page("a", []))
+    write_png(tmp_path / "a.png", np.zeros((4, 4, 3), np.uint8))
+    write_rows(tmp_path)
     with npz.zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
         npz.write_header(archive, "track", 1, {})
-    assert all(is_own(tmp_path / f"a.{kind}") for kind in ("json", "html", "npz"))
+    frame = NormalFrame(np.zeros((16, 16, 3), np.uint8), np.ones((16, 16), np.float32), np.ones((16, 16), np.uint8))
+    info = NormalsInfo(Camera.of_crop(500.0, 512, 16), Fraction(25), "", "warp", "")
+    save_normals([frame], tmp_path / "a.normals.mkv", info, with_depth=True, with_mask=True)
+    write_record(tmp_path / "a.json", {"output": "a.mp4", "key": "k", "settings": {}})
+    found = sorted(path for path in tmp_path.iterdir() if path.is_file())
+    assert len(found) == 12 and [path.name for path in found if not is_own(path)] == []
+
+
+def write_rows(folder: Path) -> None:
+    (folder / "rows").mkdir()
+    write_summary(Batch(folder / "rows", (), since=0.0), folder)
+
+
+def test_what_a_power_cut_left_gives_way(tmp_path):
+    (tmp_path / "a.mp4").write_bytes(bytes(5000))
+    check([tmp_path / "a.mp4"])
 
 
 def test_own_files_are_known_when_they_are_damaged(tmp_path):
@@ -90,6 +135,78 @@ def run(capsys, *words: object) -> tuple[int, str]:
 def photo(tmp_path) -> Path:
     Image.fromarray(np.full((64, 64, 3), 128, np.uint8)).save(tmp_path / "photo.png")
     return tmp_path / "photo.png"
+
+
+def artifact(folder: Path, name: str, kind: str) -> Path:
+    with npz.zipfile.ZipFile(folder / name, "w") as archive:
+        npz.write_header(archive, kind, 1, {})
+    return folder / name
+
+
+def functions(folder: Path, out: Path) -> dict[str, Callable[[], object]]:
+    """Every function that makes files, as it would write `out`, or one file beside it."""
+    photo, track = folder / "photo.png", artifact(folder, "a.track.npz", "track")
+    head, meshes = artifact(folder, "a.head.npz", "head"), artifact(folder, "a.meshes.npz", "meshes")
+    stem = out.with_suffix("")
+    normals = out.with_name(out.name.partition(".")[0] + ".normals.mkv")
+    normal_maps = partial(commands.render_normals, meshes, normals, depth=True, mask=True, preview=True)
+    train = (TransferTraining(steps=1, synthetic=3), silent)
+    return {
+        "track": lambda: commands.track(photo, out),
+        "faces of track": lambda: commands.track(photo, out.with_name(out.name.replace(".faces.png", ".track.npz"))),
+        "fit": lambda: commands.fit([track], out),
+        "transfer": lambda: commands.transfer(head, track, out),
+        "render-normals": normal_maps,
+        "eval": lambda: commands.evaluate(photo, photo, out),
+        "report of eval": lambda: commands.evaluate(photo, photo, folder / "s.json", page=out),
+        "export": lambda: export_head(head, out, "glb", silent, neutral=False),
+        "train transfer": lambda: train_transfer([], stem.with_suffix(".safetensors"), *train),
+        "train mini": lambda: train_mini([], out, MiniTraining(), silent),
+        "train ablation": lambda: ablation([], out, *train),
+        "data prepare": lambda: check_folder(folder / "videos", out.parent),
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "out"),
+    [
+        ("track", "o.track.npz"),
+        ("faces of track", "o.faces.png"),
+        ("fit", "o.head.npz"),
+        ("transfer", "o.meshes.npz"),
+        *[("render-normals", f"o.{kind}") for kind in ("normals.mkv", "normals.json", "depth.mkv", "mask.mkv")],
+        ("render-normals", "o.preview.mp4"),
+        ("eval", "o.json"),
+        ("report of eval", "o.html"),
+        ("export", "o.glb"),
+        *[("train transfer", f"o.{kind}") for kind in ("safetensors", "html", "jpg")],
+        ("train mini", "o.safetensors"),
+        ("train ablation", "o.json"),
+        ("data prepare", "index.html"),
+    ],
+)
+def test_no_command_replaces_what_it_did_not_make(photo, tmp_path, name, out):
+    (tmp_path / out).write_text("mine")
+    with pytest.raises(UsageError, match="no run of this tool made it"):
+        functions(tmp_path, tmp_path / out)[name]()
+    assert (tmp_path / out).read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["track", "fit", "transfer", "eval", "report of eval", "export"])
+def test_no_command_replaces_an_input_by_another_name(photo, tmp_path, name):
+    inputs = {"track": "photo.png", "fit": "a.track.npz", "transfer": "a.head.npz", "export": "a.head.npz"}
+    (tmp_path / "o").symlink_to(tmp_path / inputs.get(name, "photo.png"))
+    with pytest.raises(UsageError, match="is also an input"):
+        functions(tmp_path, tmp_path / "o")[name]()
+
+
+def test_the_source_behind_an_artifact_is_an_input(photo, tmp_path):
+    meshes = tmp_path / "a.meshes.npz"
+    with npz.zipfile.ZipFile(meshes, "w") as archive:
+        npz.write_header(archive, "meshes", 1, {"driver": {"source": str(tmp_path / "o.preview.mp4")}})
+    (tmp_path / "o.preview.mp4").write_bytes(b"expportrait made this")
+    with pytest.raises(UsageError, match=r"o\.preview\.mp4 would be written, and is also an input"):
+        commands.render_normals(meshes, tmp_path / "o.normals.mkv", preview=True)
 
 
 def test_a_driver_with_the_name_of_a_side_product_stays(photo, tmp_path, make_clip, capsys):

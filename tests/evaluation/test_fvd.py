@@ -15,7 +15,7 @@ from expportrait_cli.errors import WeightsError
 from expportrait_cli.evaluation.columns import CLASSES, LEAST_WINDOWS
 from expportrait_cli.evaluation.fvd import I3d, Windows, frechet_distance, prepared
 from expportrait_cli.evaluation.scores import Scores, scores_from_json
-from expportrait_cli.media.image import write_png
+from expportrait_cli.media.writer import write_png
 
 
 def exactly(mean: np.ndarray, covariance: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ from support.scored_films import clip, moved, portrait, score
 
 from expportrait_cli.errors import InputError
 from expportrait_cli.evaluation import COLUMNS, Scores, estimators, table
-from expportrait_cli.media.image import write_png
+from expportrait_cli.media.writer import write_png
 
 pytestmark = pytest.mark.slow
 

@@ -6,6 +6,7 @@ interrupted, to the byte. A table is printed; the exit code is 1 if any trial fa
 """
 
 import argparse
+import hashlib
 import importlib
 import json
 import os
@@ -18,9 +19,13 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import NoReturn
 
@@ -31,13 +36,17 @@ from PIL import Image
 
 import expportrait_cli
 from expportrait_cli.cli import app
+from expportrait_cli.media.video import read_frames
 from expportrait_cli.media.writer import VideoWriter
 from expportrait_cli.runtime import settle_threads
+from expportrait_cli.weights.catalogue import weights_file
 
 SIGNALS = {"SIGINT": signal.SIGINT, "SIGTERM": signal.SIGTERM, "SIGHUP": signal.SIGHUP, "SIGKILL": signal.SIGKILL}
 FOREIGN = ("notes.txt", ".mine.partial", "film.work/mine.npz", ".film.mp4.partial", "segments-mine/a.mp4")
 """Files of somebody else that lie where results go."""
 LIMIT_S = 1200.0
+ENDLESS_S = 20.0
+"""Time within which a command that ends by a signal alone gets one."""
 COLD = 0.15
 """Share of the interrupted runs that start Python anew, which takes most of their time."""
 
@@ -50,7 +59,17 @@ class Command:
     words: tuple[str, ...]
     results: tuple[str, ...]
     """Files that it leaves, and that do not depend on the time."""
+    keeps: str = ""
+    """Beginning of the names of hidden files that an interrupted run leaves for the next."""
+    needs: str = ""
+    """Package of an extra, without which the command is left out."""
+    is_endless: bool = False
+    """True if it ends by a signal alone."""
 
+
+SERVED = "expportrait/weights/served.bin"
+CONTENT = random.Random(0).randbytes(3 << 20)
+"""What `weights fetch` gets."""
 
 COMMANDS = (
     Command("track", ("track", "../inputs/clip.mp4", "-o", "a.track.npz"), ("a.track.npz",)),
@@ -89,6 +108,33 @@ COMMANDS = (
         ("a.scores.json",),
     ),
     Command(
+        "eval of a suite",
+        ("eval", "--suite", "../inputs/suite.toml", "-o", "a.scores.json"),
+        ("a.scores.json",),
+    ),
+    Command("export", ("export", "../inputs/a.head.npz", "-o", "a.glb"), ("a.glb",)),
+    Command(
+        "export of frames",
+        ("export", "../inputs/a.meshes.npz", "-o", "frames", "--format", "ply"),
+        tuple(f"frames/frame_{index:05d}.ply" for index in range(6)),
+    ),
+    Command(
+        "data prepare",
+        ("data", "prepare", "../inputs/videos", "-o", "set", "--jobs", "1", "--min-face", "40"),
+        ("set/dataset.json",),
+    ),
+    Command("weights fetch", ("weights", "fetch", "served"), (f"cache/{SERVED}",), keeps=".served.bin.partial"),
+    Command("ui", ("ui", "-o", "page", "--port", "7869"), (), needs="gradio", is_endless=True),
+    Command(
+        "train generator",
+        (
+            *("train", "generator", "../inputs/set", "-o", "generator", "--base", "../inputs/base", "--steps", "6"),
+            *("--size", "32", "--frames", "5", "--report-every", "2", "--sample-every", "4"),
+        ),
+        ("generator/generator.json", "generator/transformer/diffusion_pytorch_model.safetensors"),
+        needs="diffusers",
+    ),
+    Command(
         "train transfer",
         ("train", "transfer", "-o", "net.safetensors", "--synthetic", "4", "--steps", "12"),
         ("net.safetensors",),
@@ -102,7 +148,7 @@ def load() -> None:
     # A pool of threads does not live on in what is forked.
     cv2.setNumThreads(1)
     for module in pkgutil.walk_packages(expportrait_cli.__path__, "expportrait_cli."):
-        if not {"wan", "generator", "mini"} & set(module.name.split(".")) and not module.name.endswith("__main__"):
+        if not module.name.endswith("__main__"):
             # Some wrap a library that need not be there.
             with suppress(ModuleNotFoundError):
                 importlib.import_module(module.name)
@@ -125,6 +171,8 @@ class Run:
         try:
             os.setsid()
             os.chdir(folder)
+            if words[0] == "weights":
+                os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
             nothing = os.open(os.devnull, os.O_RDWR)
             said = os.open(self._stderr, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
             for number, stream in ((nothing, 0), (nothing, 1), (said, 2)):
@@ -192,12 +240,77 @@ def make_inputs(folder: Path) -> None:
             raise RuntimeError(f"{words}: {err}")
 
 
+def make_set(folder: Path) -> None:
+    """A suite of one pair, videos of a face, a set made of them, and a Wan of toy size."""
+    (folder / "suite.toml").write_text('name = "one"\nsize = 256\n[[self]]\nname = "one"\nclip = "clip.mp4"\n')
+    (folder / "videos").mkdir()
+    # A face that moves: a set takes no other.
+    frames = read_frames(Path(__file__).parents[2] / "examples" / "driving.mp4")
+    with VideoWriter(folder / "videos" / "talk.mp4", rate=Fraction(12)) as writer:
+        for frame in islice(frames, 0, 40, 2):
+            writer.write(cv2.resize(frame, (256, 256), interpolation=cv2.INTER_AREA).astype(np.uint8))
+    code, err, _ = Run(("data", "prepare", "videos", "-o", "set", "--jobs", "1", "--min-face", "40"), folder).end()
+    if code != 0:
+        raise RuntimeError(f"data prepare: {err}")
+    sys.path.append(str(Path(__file__).parents[1]))
+    from support.tiny_wan import base_folder
+
+    base_folder(folder / "base")
+
+
+class Answer(BaseHTTPRequestHandler):
+    """Sends `CONTENT` at a pace at which it can be interrupted, and goes on where it is asked to."""
+
+    def do_GET(self) -> None:
+        first = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").removesuffix("-"))
+        self.send_response(206 if first else 200)
+        if first:
+            self.send_header("Content-Range", f"bytes {first}-{len(CONTENT) - 1}/{len(CONTENT)}")
+        self.send_header("Content-Length", str(len(CONTENT) - first))
+        self.send_header("ETag", '"served"')
+        self.end_headers()
+        with suppress(OSError):
+            for place in range(first, len(CONTENT), 1 << 16):
+                self.wfile.write(CONTENT[place : place + (1 << 16)])
+                time.sleep(0.02)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[None]:
+    """Serve a file of weights from a process of its own, and name it in a catalogue."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+    child = os.fork()
+    if not child:
+        server.serve_forever()
+    rows = {
+        "name": "served",
+        "file": "served.bin",
+        "source": f"http://127.0.0.1:{server.server_port}/served.bin",
+        "sha256": hashlib.sha256(CONTENT).hexdigest(),
+        "licence": "MIT",
+    }
+    server.server_close()
+    entry = "".join(f'{name} = "{value}"\n' for name, value in rows.items())
+    folder.mkdir()
+    catalogue = weights_file("catalogue.toml").read_text("utf-8")
+    (folder / "catalogue.toml").write_text(f"{catalogue}\n[[weight]]\n{entry}needed_by = []\noptional = true\n")
+    os.environ["EXPPORTRAIT_WEIGHTS"] = str(folder)
+    try:
+        yield
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
 def content(path: Path) -> bytes:
     """Bytes of a result; of a record, what does not depend on the time."""
     if path.suffix != ".json":
         return path.read_bytes()
     found = json.loads(path.read_text("utf-8"))
-    for name in ("finished", "seconds", "checksum"):
+    for name in ("finished", "seconds", "cpu_seconds", "checksum"):
         found.pop(name, None)
     return json.dumps(found, sort_keys=True).encode()
 
@@ -225,6 +338,8 @@ def faults(command: Command, folder: Path, expected: dict[str, bytes], *, is_don
     # What is killed outright cannot clean up; the next run does.
     own = [path for path in folder.rglob(".*") if path.suffix in (".partial", ".lock")]
     left = [path.name for path in own if path.relative_to(folder).as_posix() not in FOREIGN]
+    if command.keeps and not is_done:
+        left = [name for name in left if not name.startswith(command.keeps)]
     if left and (is_done or not is_killed):
         found.append(f"{left[0]} was left")
     return found
@@ -250,6 +365,8 @@ def trial(command: Command, folder: Path, expected: dict[str, bytes], usual_s: f
         is_killed = name == "SIGKILL" or code == -number
         wrong = faults(command, folder, expected, is_done=False, is_killed=is_killed)
         found += [f"{name} after {after_s:.1f} s: {each}" for each in wrong]
+    if command.is_endless:
+        return found
     code, err, _ = Run(command.words, folder).end()
     if code != 0:
         found.append(f"the resumed run ended with {code}: {err.strip()[-300:]}")
@@ -260,13 +377,19 @@ def fuzz(place: Path, count: int, seed: int, only: list[str]) -> int:
     """Run the trials; print a table. The number that failed."""
     load()
     rng = random.Random(seed)
-    commands = [command for command in COMMANDS if not only or command.name in only]
+    there = [command for command in COMMANDS if not command.needs or find_spec(command.needs) is not None]
+    commands = [command for command in there if not only or command.name in only]
     make_inputs(place / "inputs")
+    if {"eval of a suite", "data prepare", "train generator"} & {command.name for command in commands}:
+        make_set(place / "inputs")
     # Paths are part of some results: all runs are in a folder of the same name.
     folder = place / "trial"
     expected: dict[str, dict[str, bytes]] = {}
     usual_s: dict[str, float] = {}
     for command in commands:
+        if command.is_endless:
+            usual_s[command.name], expected[command.name] = ENDLESS_S, {}
+            continue
         folder.mkdir()
         code, err, usual_s[command.name] = Run(command.words, folder).end()
         if code != 0:
@@ -299,7 +422,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", action="append", default=[], choices=[command.name for command in COMMANDS])
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, served(Path(folder) / "weights"):
         sys.exit(fuzz(Path(folder), options.n, options.seed, options.only) > 0)
 
 

@@ -24,8 +24,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
+from pillow_heif import register_heif_opener
 
-from expportrait_cli.artifacts import guard, network_file, npz
+from expportrait_cli.artifacts import network_file, npz
 from expportrait_cli.artifacts.curves_csv import read_csv, write_csv
 from expportrait_cli.artifacts.meshes import Meshes, MeshesWriter
 from expportrait_cli.artifacts.types import Curves, HeadFit, Tracking
@@ -35,10 +37,13 @@ from expportrait_cli.errors import UserError, one_line
 from expportrait_cli.evaluation.columns import NAMES
 from expportrait_cli.evaluation.scores import Scores, scores_from_json
 from expportrait_cli.geometry.camera import Camera
+from expportrait_cli.media.image import read_image
+from expportrait_cli.media.video import probe, read_frames
+from expportrait_cli.media.writer import VideoWriter
 from expportrait_cli.painting.wan.manifest import Manifest, read_manifest, verify, write_manifest
 from expportrait_cli.pipeline.joblist import read_jobs
 from expportrait_cli.pipeline.provenance import licence_map, read_record
-from expportrait_cli.render.files import NormalsInfo, save_normals
+from expportrait_cli.render.files import NormalsInfo, load_info, save_normals
 from expportrait_cli.render.stage import NormalFrame
 from expportrait_cli.retargeting.network import NetworkConfig
 from expportrait_cli.weights import catalogue
@@ -132,6 +137,24 @@ def make_sidecar(path: Path) -> None:
     save_normals([frame], film, info)
 
 
+def make_picture(path: Path) -> None:
+    """A photo of 32 px, in the format that its name says."""
+    register_heif_opener()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)).save(path)
+
+
+def make_clip(path: Path) -> None:
+    """A clip of four frames."""
+    with VideoWriter(path, rate=Fraction(25)) as writer:
+        for level in range(4):
+            writer.write(np.full((32, 32, 3), 60 * level, np.uint8))
+
+
+def read_clip(path: Path) -> Any:
+    """What the tool looks at in a clip, and all of its frames."""
+    return [probe(path), *read_frames(path)]
+
+
 def make_network(path: Path) -> None:
     """A network of one layer."""
     tensors = {"a.weight": torch.ones(4, 3), "a.bias": torch.zeros(4)}
@@ -197,6 +220,7 @@ SUITE = 'name = "s"\nstride = 2\nframes = 9\nsize = 256\nroot = "."\n[[self]]\nc
 RECORD = {"key": "k", "sha256": "ab", "weights": [{"name": "mini", "licence": "MIT"}], "inputs": {"a": {"path": "b"}}}
 MADE = Manifest("t2v", False, {"repo": "r", "revision": "1", "license": "MIT"})
 
+PICTURES = ("png", "jpg", "tif", "webp", "gif", "avif", "heic")
 KINDS = [
     Kind("a.track.npz", lambda path: _void(npz.save(artifact(Tracking), path, {})), lambda p: npz.load(Tracking, p)),
     Kind("a.head.npz", lambda path: _void(npz.save(artifact(HeadFit), path, {})), lambda p: npz.load(HeadFit, p)),
@@ -207,7 +231,7 @@ KINDS = [
     Kind("suite.toml", lambda path: _void((path.parent / "clip.mp4").touch(), path.write_text(SUITE)), read_suite),
     Kind("dataset.json", make_dataset, lambda path: Dataset.open(path.parent)),
     Kind("generator.json", lambda path: write_manifest(path.parent, MADE), read_generator),
-    Kind("a.normals.json", make_sidecar, guard.is_own),
+    Kind("a.normals.json", make_sidecar, lambda path: load_info(path.with_suffix(".mkv"))),
     Kind("record.json", lambda path: _void(path.write_text(json.dumps(RECORD))), read_any_record),
     Kind("scores.json", make_scores, read_scores),
     Kind("network.safetensors", make_network, read_network),
@@ -216,7 +240,10 @@ KINDS = [
         lambda path: _void(path.write_bytes((catalogue.CHECKOUT / path.name).read_bytes())),
         read_catalogue,
     ),
+    *[Kind(f"photo.{form}", make_picture, read_image) for form in PICTURES],
 ]
+CLIP = Kind("clip.mp4", make_clip, read_clip)
+"""Apart, because ffmpeg reads it, which takes longer."""
 
 
 def _void(*_: object) -> None:
@@ -224,7 +251,7 @@ def _void(*_: object) -> None:
 
 
 def mutated(content: bytes, name: str, draw: random.Random) -> bytes:
-    """A damaged file: by its form in three of four cases, by its bytes otherwise."""
+    """A damaged file: by its form in three of four cases, by its bytes otherwise; pictures by their bytes alone."""
     forms: dict[str, Callable[[bytes, random.Random], bytes]] = {
         ".npz": of_npz,
         ".json": of_json,
@@ -233,7 +260,7 @@ def mutated(content: bytes, name: str, draw: random.Random) -> bytes:
         ".toml": of_text,
         ".safetensors": of_safetensors,
     }
-    change = forms[Path(name).suffix] if draw.random() < 0.75 else of_bytes
+    change = forms.get(Path(name).suffix, of_bytes) if draw.random() < 0.75 else of_bytes
     return change(content, draw)
 
 
@@ -469,7 +496,7 @@ def main(count: int = 500, seed: int = 0) -> int:
     columns = ("line", "accepted", "traceback", "over limit")
     print(f"{'kind':<22}" + "".join(f"{column:>12}" for column in columns))
     bad = 0
-    for kind in KINDS:
+    for kind in [*KINDS, CLIP]:
         found = fuzz(kind, count, seed)
         print(f"{kind.name:<22}" + "".join(f"{found[column]:>12}" for column in columns), flush=True)
         bad += found["traceback"] + found["over limit"]

@@ -6,8 +6,9 @@ import pytest
 from PIL import Image, ImageCms
 
 from expportrait_cli.errors import InputError
-from expportrait_cli.media.image import is_image, read_image, write_png
+from expportrait_cli.media.image import is_image, read_image
 from expportrait_cli.media.video import frame_count
+from expportrait_cli.media.writer import write_png
 
 TURNS = {
     1: lambda a: a,

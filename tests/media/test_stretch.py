@@ -7,10 +7,9 @@ import pytest
 
 from expportrait_cli.config import Stretch
 from expportrait_cli.errors import InputError, UsageError
-from expportrait_cli.media.image import write_png
 from expportrait_cli.media.stretch import frames_of, settled
 from expportrait_cli.media.video import frame_count, read_frames
-from expportrait_cli.media.writer import VideoWriter
+from expportrait_cli.media.writer import VideoWriter, write_png
 
 NTSC = Fraction(30000, 1001)
 

@@ -247,7 +247,7 @@ def test_huge_pictures_are_refused_before_they_are_decoded(make_clip, suffix):
 
 
 def test_cover_picture_is_not_the_clip(make_clip, tmp_path, picture):
-    from expportrait_cli.media.image import write_png
+    from expportrait_cli.media.writer import write_png
 
     clip = make_clip("for_cover.mp4", *X264)
     cover = write_png(tmp_path / "cover.png", picture)

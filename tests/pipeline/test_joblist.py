@@ -110,8 +110,12 @@ def test_json_that_is_no_job(line, tmp_path):
 
 def test_a_list_that_is_no_text(tmp_path):
     path = tmp_path / "jobs.csv"
-    path.write_bytes(b"\xff\xfe\x00\x80")
-    with pytest.raises(InputError, match="as text"):
+    for content in (b"\xff\x00\x80", "reference,driving\ncaf\xe9.png,b.mp4\n".encode("cp1252"), b"\xff\xfe\x00\xd8"):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=r"as text.*Save it as CSV or JSONL in UTF-8"):
+            read_jobs(path, tmp_path)
+    path.write_bytes("reference,driving\na.png,b.mp4\n".encode("utf-16-le"))
+    with pytest.raises(InputError, match=r"zero bytes.*in UTF-8"):
         read_jobs(path, tmp_path)
 
 
@@ -122,10 +126,13 @@ def test_a_list_that_is_no_text(tmp_path):
         "reference, driving, output\na.png, b.mp4, c.mp4\n",
         "\ufeffReference;Driving;Output\na.png;b.mp4;c.mp4\n;;\n",
         "\n\nreference\tDRIVING \toutput\t\na.png\tb.mp4\tc.mp4\t\n",
+        "sep=;\r\nreference;driving;output\r\na.png;b.mp4;c.mp4\r\n",
+        "reference,driving,output\ra.png,b.mp4,c.mp4\r",
     ],
 )
-def test_lists_as_spreadsheets_save_them(text, tmp_path):
-    (tmp_path / "jobs.csv").write_text(text, "utf-8")
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_lists_as_spreadsheets_save_them(text, encoding, tmp_path):
+    (tmp_path / "jobs.csv").write_bytes(text.removeprefix("\ufeff" if encoding == "utf-16" else "").encode(encoding))
     (job,) = read_jobs(tmp_path / "jobs.csv", tmp_path)
     assert [path.name for path in (job.reference, job.driving, job.out)] == ["a.png", "b.mp4", "c.mp4"]
 
@@ -227,6 +234,15 @@ def test_a_list_has_the_head_model_and_the_detail_that_generate_has(tmp_path):
     path.write_text("reference,driving,head_model\na.png,b.mp4,flame\n")
     with pytest.raises(InputError, match="line 2: head_model is 'flame', expected one of anny, smplx, gnm"):
         read_jobs(path, tmp_path)
+
+
+def test_numbers_as_spreadsheets_write_them(tmp_path):
+    (tmp_path / "jobs.csv").write_text("reference;driving;size;expression_scale\na.png;b.mp4;256.0;0,5\n")
+    (job,) = read_jobs(tmp_path / "jobs.csv", tmp_path)
+    assert (job.generate.size, job.transfer.expression_scale) == (256, 0.5)
+    (tmp_path / "jobs.csv").write_text("reference;driving;expression_scale\na.png;b.mp4;1,000\n")
+    with pytest.raises(InputError, match="expression_scale is '1,000', expected a number"):
+        read_jobs(tmp_path / "jobs.csv", tmp_path)
 
 
 def test_spreadsheets_are_lists(tmp_path):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from expportrait_cli.artifacts.files import atomic_folder, sha256
 from expportrait_cli.dataset.dataset import Dataset
 from expportrait_cli.errors import InputError, OutOfMemoryError, UsageError
-from expportrait_cli.media.image import write_png
+from expportrait_cli.media.writer import write_png
 from expportrait_cli.painting.wan.base import BaseModel, check_hint, find_base, fresh_portrait, prompt_embeds
 from expportrait_cli.painting.wan.encoders import TEMPORAL, ImageEncoder, latent_frames, network_config
 from expportrait_cli.painting.wan.film import sample, sigmas_of

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from expportrait_cli.artifacts import network_file, npz
+from expportrait_cli.artifacts import guard, network_file, npz
 from expportrait_cli.artifacts.files import sha256
 from expportrait_cli.dataset.dataset import Clip, Dataset
 from expportrait_cli.errors import InputError
@@ -97,6 +97,7 @@ def train_mini(datasets: Sequence[Path], out: Path, config: MiniTraining, stage:
     Raises:
         InputError: no prepared set, or sets of different head models.
     """
+    guard.check([out])
     use_threads()
     work = out.with_name(f"{out.stem}.work")
     work.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ from typing import Any, get_args
 import numpy as np
 import torch
 
-from expportrait_cli.artifacts import npz
+from expportrait_cli.artifacts import guard, npz
 from expportrait_cli.artifacts.files import atomic_path
 from expportrait_cli.retargeting.network import Kind, TransferNetwork, save_network
 from expportrait_cli.train.config import TransferTraining
@@ -31,6 +31,7 @@ from expportrait_cli.train.transfer.methods import (
 from expportrait_cli.train.transfer.performers import Actor, Performer
 from expportrait_cli.train.transfer.run import Lesson, Stage, prepare_lesson, train_network, trained_of
 from expportrait_cli.train.transfer.synthetic import Synthesis, random_expressions
+from expportrait_cli.version import __version__
 
 CAST, FRAMES = 12, 24
 CYCLES = 4
@@ -42,6 +43,7 @@ def ablation(datasets: Sequence[Path], out: Path, config: TransferTraining, stag
 
     The networks lie in `OUT.work` as `network` takes them.
     """
+    guard.check([out])
     work = out.with_name(f"{out.stem}.work")
     work.mkdir(parents=True, exist_ok=True)
     lesson = prepare_lesson(datasets, work, config, stage)
@@ -53,7 +55,7 @@ def ablation(datasets: Sequence[Path], out: Path, config: TransferTraining, stag
         save_network(trained, work / f"{kind}.safetensors", lesson.head, {"settings": asdict(config)})
     synthesis = Synthesis(lesson.head, lesson.face)
     cast = _cast(synthesis, work, stage)
-    figures: dict[str, Any] = {"made_up": measured(networks, cast, synthesis)}
+    figures: dict[str, Any] = {"made_by": f"expportrait {__version__}", "made_up": measured(networks, cast, synthesis)}
     filmed = [judge for judge in lesson.judges if not judge.is_synthetic]
     if filmed:
         figures["filmed"] = _shares(predictors(networks, filmed, lesson.face), filmed, lesson)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from expportrait_cli.artifacts import guard
 from expportrait_cli.artifacts.files import atomic_path, sha256
 from expportrait_cli.dataset.dataset import Dataset
 from expportrait_cli.errors import InputError, UsageError, UserError
@@ -81,6 +82,7 @@ def train_transfer(
     datasets: Sequence[Path], out: Path, config: TransferTraining, stage: Stage, *, kind: Kind = "learned"
 ) -> dict[str, Any]:
     """Train, or go on where the last run stopped; write the weights, the curves, and what held-out people get."""
+    guard.check([out, *(out.with_suffix(suffix) for suffix in (".html", ".jpg"))])
     use_threads()
     work = out.with_name(f"{out.stem}.work")
     work.mkdir(parents=True, exist_ok=True)
