@@ -173,7 +173,7 @@ def lid_travel(head: HeadModel) -> Float32[np.ndarray, "2 V"]:
 
 
 SIGMA_M = 0.012
-RIDGE, RIM_RIDGE = 0.1, 0.02
+RIDGE, RIM_RIDGE = 0.1, 0.005
 """Added to the Gram matrix: landmarks jitter by about a tenth of what they move. The second is for the rims of lids and
 lips in films: their gaps are a few millimetres, and what smoothing takes shows more there than the jitter."""
 REACH_M = 0.035

@@ -136,9 +136,8 @@ def lid_steps(
         # Points of a pair need not lie straight above each other: what is closed is the height between them.
         drop = (line * down[:, None]).sum(-1)
         length = np.linalg.norm(line, axis=-1)
-        change = (drop[:, columns] * (1 - wanted[:, gaps] / np.maximum(length[:, columns], 1e-6)))[
-            :, np.clip(np.arange(len(upper)) - columns[0], 0, 2)
-        ]
+        height = _opened(drop[:, columns], length[:, columns], wanted[:, gaps])
+        change = (drop[:, columns] - height)[:, np.clip(np.arange(len(upper)) - columns[0], 0, 2)]
         # Beside the pairs a lid is an arch that ends in the corners.
         at = ((predicted[:, upper] - predicted[:, upper[:1]]) * axis[:, None]).sum(-1)
         at = (at / np.maximum((axis**2).sum(-1), 1e-6)[:, None]).clip(0, 1)
@@ -149,6 +148,16 @@ def lid_steps(
         steps[:, upper] += (share * change)[..., None] * down[:, None]
         steps[:, lower] -= ((1 - share) * change)[..., None] * down[:, None]
     return steps
+
+
+def _opened(drop, length, wanted):
+    """Height between the points of lids whose distance, `length` now, is to be `wanted`.
+
+    What lies beside each other in them stays when lids open, and shrinks with the height when they close: no lid would
+    ever shut otherwise.
+    """
+    closed = drop * wanted / np.maximum(length, 1e-6)
+    return np.where(wanted > length, np.sqrt(np.maximum(wanted**2 - length**2, 0) + drop**2), closed)
 
 
 def lip_steps(

@@ -13,7 +13,7 @@ from scipy.spatial import Delaunay
 from expportrait_cli.artifacts.types import DISTRUSTED
 from expportrait_cli.detect.crop import Crop, crop_image, crop_points
 from expportrait_cli.detect.mesh import extent
-from expportrait_cli.head.facemesh import EYE_RINGS, IRIS, LIPS, OUTER_EYES, LandmarkModel
+from expportrait_cli.head.facemesh import CHIN, EYE_RINGS, FOREHEAD, IRIS, LIPS, OUTER_EYES, LandmarkModel
 
 FINE, SIDE = 64, 32
 """Sides of the unrolled face texture, px: the one whose sharpness is measured, and the one that is kept."""
@@ -95,6 +95,8 @@ class Unroller:
 
 SAMPLES = 17
 """Approximate number of frames of a window with which a frame is compared."""
+NARROWEST = 0.44
+"""Least distance of the outer eye corners in a face that looks ahead, in heights from chin to hairline."""
 NEAR = 3
 """Frames on each side that landmarks are compared with."""
 FEW = 8
@@ -177,10 +179,14 @@ def cues(
 
     Share of the skin that has another colour; loss of sharpness, as a logarithm; loss of correlation of the features'
     picture with the nearest frames; distance of the landmarks' shape from the nearest frames', in inter-ocular
-    distances.
+    distances of a face that looks ahead.
     """
     count = len(landmarks)
-    size = np.linalg.norm(landmarks[:, OUTER_EYES[0]] - landmarks[:, OUTER_EYES[1]], axis=1)
+    eyes, height = (
+        np.linalg.norm(landmarks[:, a] - landmarks[:, b], axis=1) for a, b in (OUTER_EYES, (FOREHEAD, CHIN))
+    )
+    # A face near profile is narrow: beside the distance that its eyes seem to have, every motion would be a leap.
+    size = np.maximum(eyes, NARROWEST * height)
     shapes = (landmarks - landmarks.mean(1, keepdims=True)) / size[:, None, None]
     skins = skins.astype(np.float32)
     step, every = max(1, window // 4), max(1, 2 * window // SAMPLES)

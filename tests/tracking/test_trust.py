@@ -20,7 +20,7 @@ from expportrait_cli.head.facemesh import EYE_RINGS
 from expportrait_cli.media.writer import VideoWriter
 from expportrait_cli.pipeline.provenance import tracking_quality
 from expportrait_cli.tracking import track
-from expportrait_cli.tracking.trust import Unroller, doubts
+from expportrait_cli.tracking.trust import Unroller, cues, doubts
 
 RATE = Fraction(25)
 COUNT = 18
@@ -140,3 +140,13 @@ def test_doubt_leaves_frames_where_all_are_doubtful():
     assert surest(state, np.full(4, 0.4, np.float32)).all()
     state[2] = 2
     assert surest(state, np.full(4, 0.4, np.float32)).tolist() == [True, True, False, True]
+
+
+def test_a_face_near_profile_does_not_leap(head):
+    """The same motion counts as much when the eyes seem to stand close together as it does seen from the front."""
+    ahead = landmark_model(head).template[:, :2] * [900.0, -900.0]
+    rng = np.random.default_rng(0)
+    moved = ahead + rng.normal(0, 1.5, (9, *ahead.shape))
+    unseen = np.zeros((9, 16, 3), np.uint8), np.ones((9, 16), np.float32), np.ones(9)
+    front, profile = (cues((moved * [k, 1]).astype(np.float32), *unseen, 4)[:, 3].mean() for k in (1.0, 0.35))
+    assert 0.4 * front < profile < front

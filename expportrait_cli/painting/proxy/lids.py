@@ -22,6 +22,8 @@ beyond is the corner's own skin, which hardly moves."""
 CLOSES = (0.4, 0.8)
 """Closure of a lid, as a share of the opening in the photo, between which other skin replaces what the photo shows on
 it: near the rim triangles do not grow in the picture, although the skin that they show does."""
+OPENS = (0.1, 0.6)
+"""The same for lids that open wider than in the photo, between which the roots of the lashes fade in along the rim."""
 MEETS = (0.6, 0.8)
 """Closures of a lid between which the lashes fade in over the slit that remains."""
 LASHES_M = 0.0011
@@ -144,18 +146,21 @@ class Lid:
         return float(np.linalg.norm((upper - lower)[:, :2], axis=-1).mean())
 
     def paint_lashes(self, frame: UInt8[np.ndarray, "H W 3"], verts_cam: Float32[np.ndarray, "V 3"]) -> None:
-        """Draw the lashes over a lid that has come down, in place."""
+        """Draw the lashes over a lid that has come down, or their roots where it opens wider than in the photo."""
         closure = self.closure(verts_cam)
-        closed = float(ramp(closure, CLOSES))
-        if closed == 0:
+        closed, shape = float(ramp(closure, CLOSES)), frame.shape[:2]
+        # An eye that opens beyond the photo's lays the roots of its lashes bare.
+        seen = max(closed, float(ramp(-closure, OPENS)))
+        if seen == 0:
             return
-        line = self._stroke(verts_cam, frame.shape[:2], slit=float(ramp(closure, MEETS)))
-        stroke = np.maximum(LINE_SHARE * line, HAIR_SHARE * self._hairs(verts_cam, frame.shape[:2]))
+        stroke = LINE_SHARE * self._stroke(verts_cam, shape, slit=float(ramp(closure, MEETS)))
+        if closed > 0:
+            stroke = np.maximum(stroke, HAIR_SHARE * self._hairs(verts_cam, shape))
         rows, cols = np.flatnonzero(stroke.any(1)), np.flatnonzero(stroke.any(0))
         if not len(rows):
             return
         box = np.s_[rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1]
-        share = (closed * stroke[box])[..., None]
+        share = (seen * stroke[box])[..., None]
         frame[box] = np.rint(frame[box] * (1 - share) + self.lashes * share).astype(np.uint8)
 
     def _rim_px(self, verts_cam):
@@ -190,6 +195,6 @@ class Lid:
         canvas = np.zeros(shape, np.uint8)
         if slit:
             cv2.fillPoly(canvas, [fixed([*upper, *lower[::-1]])], (255 * slit,), cv2.LINE_AA, SUBPIXEL_BITS)
-        half = 0.5 * width * np.sqrt(np.sin(np.linspace(0, np.pi, len(upper))))[:, None] * down
+        half = 0.5 * width * np.sin(np.linspace(0, np.pi, len(upper)))[:, None] * down
         cv2.fillPoly(canvas, [fixed([*(upper - half), *(upper + half)[::-1]])], (255.0,), cv2.LINE_AA, SUBPIXEL_BITS)
         return cv2.GaussianBlur(canvas, (0, 0), max(0.45 * width, 0.7)).astype(np.float32) / 255
