@@ -25,20 +25,14 @@ from expportrait_cli.errors import InputError, UsageError, UserError
 from expportrait_cli.evaluation import normals
 from expportrait_cli.evaluation.report import NormalScores
 from expportrait_cli.fitting import fit as run_fit
-from expportrait_cli.fitting.clip import (
-    Clip,
-    above_brows,
-    dynamic_mask,
-    first_frame,
-    plain_skin,
-    still_frames,
-)
-from expportrait_cli.fitting.detail import CROWN_M, read_relief
+from expportrait_cli.fitting.clip import Clip, above_brows, dynamic_mask, first_frame, plain_skin, still_frames
+from expportrait_cli.fitting.detail import read_relief
 from expportrait_cli.fitting.dynamic import unseen_folds
 from expportrait_cli.fitting.evidence import log_intensity
 from expportrait_cli.fitting.hair import sides
 from expportrait_cli.fitting.losses import Light, estimate
 from expportrait_cli.fitting.patch import Patch
+from expportrait_cli.fitting.seen import CROWN_M
 from expportrait_cli.fitting.silhouette import DrawnClip
 from expportrait_cli.geometry.rotations import from_turns
 from expportrait_cli.head import HeadModel, dense

@@ -11,95 +11,22 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Bool, Float16, Float32, Int64, UInt8
+from jaxtyping import Float16, Float32, Int64, UInt8
 from scipy.fft import dctn, idctn
 
 from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit
 from expportrait_cli.detect.crop import Crop, crop_image
 from expportrait_cli.detect.estimate import Estimate, Estimator
-from expportrait_cli.detect.matte import Look, lab_colours, roughness, smoothstep
-from expportrait_cli.fitting.clip import dynamic_mask, plain_skin
+from expportrait_cli.detect.matte import smoothstep
+from expportrait_cli.fitting.seen import pixel_classes
 from expportrait_cli.fitting.silhouette import draw_vertices
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.geometry.mesh import vertex_normals
-from expportrait_cli.head import HeadModel, dense
+from expportrait_cli.head import HeadModel
 from expportrait_cli.head.fitted import fitted_mesh
-from expportrait_cli.head.model import NECK, TORSO
 from expportrait_cli.render.buffers import render_buffers
 
 log = logging.getLogger(__name__)
-
-CROWN_M, BROW_M = 0.085, 0.06
-"""Heights in the template, over the origin between the ears: of the crown, and of the brows' upper end."""
-APART = 1.5
-"""Least Mahalanobis distance of the crown's colours from the face's: below it the crown is taken for bare skin."""
-OTHER = -0.5 * 3.5**2
-"""Log density, relative to the peak of a class, below which a pixel over the torso counts as clothes."""
-SMALL_PX = 60
-EYE_M, NOSE_M, CHEEK_M = 0.015, -0.02, 0.045
-"""Heights in the template of the lower lids and of the base of the nose, above which no beard grows, and half the width
-between the cheekbones."""
-
-
-def _loose(
-    hair: Bool[np.ndarray, "S S"], low: Bool[np.ndarray, "S S"], scalp: Bool[np.ndarray, "S S"]
-) -> Bool[np.ndarray, "S S"]:
-    """Parts of the hair that lie low, and do not reach the scalp."""
-    count, parts = cv2.connectedComponents(hair.astype(np.uint8))
-    area, below, above = (np.bincount(parts[hair & where], minlength=count) for where in (hair, low, scalp))
-    return ((below > 0.7 * area) & (above < SMALL_PX))[np.asarray(parts, np.int64)] & hair
-
-
-def pixel_classes(
-    image: UInt8[np.ndarray, "S S 3"],
-    matte: Float32[np.ndarray, "S S"],
-    drawn: Int64[np.ndarray, "S S"],
-    head: HeadModel,
-) -> Float32[np.ndarray, "S S 3"]:
-    """Share of skin, hair and clothes in every pixel of a crop; their sum is the matte.
-
-    `drawn` is the dense vertex that each pixel shows, -1 where the head is not drawn. Skin and hair look as this
-    photo's face and crown do; where a pixel lies on the head says what to expect.
-    """
-    template = dense(head, head.template).numpy()
-    is_drawn, vertex = drawn >= 0, np.maximum(drawn, 0)
-    height, lab = template[vertex, 1], np.dstack([lab_colours(image), roughness(image)])
-    plain, inner = (is_drawn & mask[vertex] for mask in (plain_skin(head), dynamic_mask(head) > 0.5))
-    # Cheeks alone: with brows, fringes and beards, skin would have all colours.
-    cheek = plain & (np.abs(template[vertex, 0]) < CHEEK_M) & (height < EYE_M) & (height > NOSE_M)
-    crown = is_drawn & (height > CROWN_M) & (matte > 0.9)
-    torso = is_drawn & (head.skinning[:, TORSO].numpy() > 0.6)[vertex]
-    neck = is_drawn & ((head.skinning[:, NECK].numpy() > 0.3) & (template[:, 2] > 0))[vertex] & ~torso
-    below = np.zeros_like(matte, bool)
-    if torso.any():
-        below[np.nonzero(torso)[0].min() :] = True
-    skin_look = Look.of(lab, cheek) if cheek.sum() > SMALL_PX else None
-    hair_look = Look.of(lab, crown) if crown.sum() > SMALL_PX else None
-    if skin_look is None:
-        odds = np.full(matte.shape, -30.0)
-    elif hair_look is None or skin_look.distance(hair_look) < APART:
-        odds = np.where(is_drawn | below, 30.0, -30.0)
-    else:
-        # Wrinkles, eyes and lips are as rough as hair.
-        smooth = lab.copy()
-        smooth[inner, 3] = (skin_look.rough[0] + hair_look.rough[0]) / 2
-        odds = skin_look.score(smooth) - hair_look.score(smooth)
-    odds = odds + 3.0 * (inner & (height < BROW_M)) + 1.5 * neck - 1.0 * (head.scalp[vertex] & is_drawn)
-    odds = odds - 2.0 * (crown | ~(is_drawn | below)) + 30.0 * (is_drawn & ~head.part("skin").numpy()[vertex])
-    hair = 1 / (1 + np.exp(np.clip(odds, -30, 30)))
-    clothes = (torso | (below & ~is_drawn)).astype(np.float64)
-    if skin_look is not None:
-        known = [each.likeness(lab) for each in (skin_look, hair_look) if each is not None]
-        clothes *= 1 / (1 + np.exp(np.clip(np.max(known, 0) - OTHER, -30, 30)))
-    # Cloth in the colours of hair does not hang down from it.
-    cloth = _loose(hair * (1 - clothes) * matte > 0.5, below | neck, is_drawn & head.scalp[vertex])
-    clothes = np.where(cloth, 1.0, clothes)
-    shares = np.stack([(1 - clothes) * (1 - hair), (1 - clothes) * hair, clothes], -1).astype(np.float32)
-    radius = max(round(4 * image.shape[0] / CROP_SIZE), 1)
-    smooth = cv2.ximgproc.guidedFilter(image, shares, radius, 0.02**2 * 255**2)
-    smooth = np.clip(smooth, 0, None)
-    return (smooth / np.maximum(smooth.sum(-1, keepdims=True), 1e-6) * matte[..., None]).astype(np.float32)
-
 
 GAMMA = 2.2
 SKIN, HAIR, CLOTHES = range(3)
@@ -120,12 +47,15 @@ class Band:
     """Steps of log brightness above which an edge is albedo and stays in the base."""
 
 
-BANDS = (
-    Band(1.2, 0.5, 0.35, 6.0, 0.30),
-    Band(3.0, 1.5, 0.30, 6.0, 0.54),
-    Band(3.0, 4.0, 1.2, 22.0, 0.36),
-)
-"""Filters for skin, hair and clothes."""
+SKIN_BAND, CLOTHES_BAND = Band(1.2, 0.5, 0.35, 6.0, 0.30), Band(3.0, 4.0, 1.2, 22.0, 0.36)
+HAIR_BANDS = ((0.3, 2.5, 0.7), (2.0, 10.0, 0.9))
+"""Strands and locks of hair: standard deviations of the Gaussians that bound a band, mm, and its usual height, mm.
+
+What is usual is measured around each place: strands of black, of blond and of blurred hair differ by ten times in
+contrast, and not in height."""
+HAIR_LIMIT_MM, CONTRAST, LEVELS = 2.0, 0.06, 2.0
+"""Largest height of strands and locks, mm; and contrast of hair (log of linear brightness, and levels of 255) that may
+be noise."""
 COARSEST_MM = 15.0
 """Scale above which shape belongs to the mesh, and not to the relief, mm."""
 STRAND_MM = 2.5
@@ -271,16 +201,37 @@ def relief_heights(
         base = cv2.ximgproc.guidedFilter(log_light, log_light, max(round(px(of.coarse_mm)), 2), of.step**2)
         return _blurred(log_light - base, px(of.fine_mm))
 
-    skin, hair, clothes = (band(each) for each in BANDS)
-    hair = along_strands(hair, px(STRAND_MM))
+    skin, clothes = band(SKIN_BAND), band(CLOTHES_BAND)
     lab = cv2.cvtColor(image, cv2.COLOR_RGB2LAB).astype(np.float32)
     hue = sum(np.abs(lab[..., c] - _blurred(lab[..., c], px(HUE_MM[1]))) for c in (1, 2))
     skin = skin / (1 + (_blurred(np.asarray(hue, np.float32), px(HUE_MM[0])) / HUE) ** 2)
     heights = sum(
-        share * _limited(each.gain_mm * signal, each.limit_mm)
-        for share, each, signal in zip(np.moveaxis(classes, -1, 0), BANDS, (skin, hair, clothes), strict=True)
+        share * _limited(height, limit_mm)
+        for share, height, limit_mm in (
+            (classes[..., SKIN], SKIN_BAND.gain_mm * skin, SKIN_BAND.limit_mm),
+            (classes[..., HAIR], _strands(log_light, grey, classes[..., HAIR], px), HAIR_LIMIT_MM),
+            (classes[..., CLOTHES], CLOTHES_BAND.gain_mm * clothes, CLOTHES_BAND.limit_mm),
+        )
     )
     return _settled(np.asarray(heights, np.float32) + _layers(classes, px), classes, px_per_mm)
+
+
+def _strands(
+    log_light: Float32[np.ndarray, "S S"], grey: Float32[np.ndarray, "S S"], share: Float32[np.ndarray, "S S"], px
+) -> Float32[np.ndarray, "S S"]:
+    """Heights of strands and locks, mm: bands of brightness, each over what is usual around it."""
+
+    def mean(values: Float32[np.ndarray, "S S"], sigma_px: float) -> Float32[np.ndarray, "S S"]:
+        return _blurred(values * share, sigma_px) / np.maximum(_blurred(share, sigma_px), 0.02)
+
+    noise = GAMMA * LEVELS / (grey + 6)
+    heights = np.zeros_like(log_light)
+    for fine_mm, coarse_mm, usual_mm in HAIR_BANDS:
+        band = mean(log_light, px(fine_mm)) - mean(log_light, px(coarse_mm))
+        contrast = np.sqrt(mean(band * band + noise * noise, px(2 * coarse_mm)) + CONTRAST**2)
+        signal = (band / contrast * np.clip(share, 0, 1)).astype(np.float32)
+        heights += usual_mm * (along_strands(signal, px(STRAND_MM)) if fine_mm < STRAND_MM / 2 else signal)
+    return heights
 
 
 def _settled(
@@ -298,7 +249,10 @@ def _layers(classes: Float32[np.ndarray, "S S 3"], px) -> Float32[np.ndarray, "S
     over = _blurred(_blurred(classes[..., HAIR], px(SOFT_MM[0])), px(SOFT_MM[1]))
     # Single pixels of the colour of hair are not hair.
     large = np.clip(2 * _blurred(classes[..., HAIR], px(6.0)), 0, 1)
-    return HAIR_LIES_MM * over * large + CLOTHES_LIE_MM * _blurred(classes[..., CLOTHES], px(SOFT_MM[2]))
+    # Where hair falls over clothes, it lies on them.
+    under = np.clip(2 * _blurred(classes[..., CLOTHES], px(12.0)), 0, 1) * over
+    clothes = np.maximum(_blurred(classes[..., CLOTHES], px(SOFT_MM[2])), under)
+    return HAIR_LIES_MM * over * large + CLOTHES_LIE_MM * clothes
 
 
 def along_strands(signal: Float32[np.ndarray, "S S"], reach_px: float) -> Float32[np.ndarray, "S S"]:

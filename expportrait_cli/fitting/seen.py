@@ -1,4 +1,4 @@
-"""Evidence in the pixels of a photo: background in the matte, hands beside the face, ears that are bare or covered."""
+"""Evidence in the pixels of a photo: skin, hair and clothes, background in the matte, hands, ears bare or covered."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -8,13 +8,12 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Int64, UInt8
 
 from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit
-from expportrait_cli.detect.matte import Gaussian, lab_colours, largest_part
-from expportrait_cli.fitting.clip import ear_vertices, plain_skin
-from expportrait_cli.fitting.detail import APART, CROWN_M
+from expportrait_cli.detect.matte import Gaussian, Look, lab_colours, largest_part, roughness, smoothstep
+from expportrait_cli.fitting.clip import dynamic_mask, ear_vertices, plain_skin
 from expportrait_cli.fitting.hair import sides
 from expportrait_cli.head import HeadModel, dense
 from expportrait_cli.head.fitted import fitted_mesh
-from expportrait_cli.head.model import TORSO
+from expportrait_cli.head.model import NECK, TORSO
 
 BESIDE_M, HAND_M, HAND_PX, CLEARLY, CLOTHED = 0.005, 0.04, 600, 2.5, 0.6
 """Skin-coloured pixels further beside the head than the first, m, are a hand if they reach as far as the second, m, are
@@ -32,6 +31,24 @@ many times that and so much more, m; and the fewest pixels of anything that is c
 SEPARATED, FEW_PX, HARDLY = 0.5, 30, 0.05
 """Least difference of what the colours of skin and hair score on themselves, and fewest pixels of an ear, for colours
 to decide whether it is covered; and share of the other ear's pixels below which a photo hardly shows an ear."""
+
+CROWN_M, BROW_M = 0.085, 0.06
+"""Heights in the template, over the origin between the ears: of the crown, and of the brows' upper end."""
+APART = 1.5
+"""Least Mahalanobis distance of the crown's colours from the face's: below it the crown is taken for bare skin."""
+OTHER = -0.5 * 3.5**2
+"""Log density, relative to the peak of a class, below which a pixel over the torso counts as clothes."""
+SMALL_PX = 60
+EYE_M, NOSE_M, CHEEK_M = 0.015, -0.02, 0.045
+"""Heights in the template of the lower lids and of the base of the nose, above which no beard grows, and half the width
+between the cheekbones."""
+BRIDGE_PX = 9
+"""Width of strips of hair that connect nothing: the shadow of a beard on a collar."""
+SMOOTHER, AROUND_PX = 0.6, 31
+"""How much smoother than the hair on the head (logarithm of contrast) what lies low is cloth of the same colour, and
+the width of the surroundings whose median is taken, px: the rims of cloth are rough."""
+SHOULDER_M = (0.10, 0.15)
+"""Distances from the middle of the torso between which skin gives way to clothes."""
 
 
 def without_background(
@@ -205,3 +222,83 @@ class _View:
         if high - low < SEPARATED or skin_colours.distance(hair_colours) < APART:
             return None
         return float((share(ear) - low) / (high - low))
+
+
+def _loose(
+    hair: Bool[np.ndarray, "S S"], low: Bool[np.ndarray, "S S"], scalp: Bool[np.ndarray, "S S"]
+) -> Bool[np.ndarray, "S S"]:
+    """Parts of the hair that lie low, and do not reach the scalp by more than a strip."""
+
+    def beside(parts: Bool[np.ndarray, "S S"]) -> Bool[np.ndarray, "S S"]:
+        return cv2.dilate(parts.astype(np.uint8), np.ones((width + 2,) * 2, np.uint8)) > 0
+
+    width = round(BRIDGE_PX * len(hair) / CROP_SIZE) | 1
+    count, found = cv2.connectedComponents(cv2.erode(hair.astype(np.uint8), np.ones((width,) * 2, np.uint8)))
+    parts = np.asarray(found, np.int64)
+    area, below, above = (np.bincount(parts[hair & where], minlength=count) for where in (hair, low, scalp))
+    is_loose = (below > 0.7 * area) & (above < SMALL_PX) & (np.arange(count) > 0)
+    kept = beside((parts > 0) & ~is_loose[parts])
+    return hair & ~kept & (low | beside(is_loose[parts]))
+
+
+def _cloth_like_hair(rough: Float32[np.ndarray, "S S"], hair_look: Look) -> Bool[np.ndarray, "S S"]:
+    """Pixels whose surroundings are much smoother than the hair on the head."""
+    level = np.clip(50 * (rough + 5), 0, 255).astype(np.uint8)
+    usual = cv2.medianBlur(level, round(AROUND_PX * len(rough) / CROP_SIZE) | 1)
+    return usual < 50 * (hair_look.rough[0] - SMOOTHER + 5)
+
+
+def pixel_classes(
+    image: UInt8[np.ndarray, "S S 3"],
+    matte: Float32[np.ndarray, "S S"],
+    drawn: Int64[np.ndarray, "S S"],
+    head: HeadModel,
+) -> Float32[np.ndarray, "S S 3"]:
+    """Share of skin, hair and clothes in every pixel of a crop; their sum is the matte.
+
+    `drawn` is the dense vertex that each pixel shows, -1 where the head is not drawn. Skin and hair look as this
+    photo's face and crown do; where a pixel lies on the head says what to expect.
+    """
+    template = dense(head, head.template).numpy()
+    is_drawn, vertex = drawn >= 0, np.maximum(drawn, 0)
+    height, lab = template[vertex, 1], np.dstack([lab_colours(image), roughness(image)])
+    plain, inner = (is_drawn & mask[vertex] for mask in (plain_skin(head), dynamic_mask(head) > 0.5))
+    # Cheeks alone: with brows, fringes and beards, skin would have all colours.
+    cheek = plain & (np.abs(template[vertex, 0]) < CHEEK_M) & (height < EYE_M) & (height > NOSE_M)
+    crown = is_drawn & (height > CROWN_M) & (matte > 0.9)
+    torso = is_drawn & (head.skinning[:, TORSO].numpy() > 0.6)[vertex]
+    neck = is_drawn & ((head.skinning[:, NECK].numpy() > 0.3) & (template[:, 2] > 0))[vertex] & ~torso
+    below = np.zeros_like(matte, bool)
+    if torso.any():
+        below[np.nonzero(torso)[0].min() :] = True
+    skin_look = Look.of(lab, cheek) if cheek.sum() > SMALL_PX else None
+    hair_look = Look.of(lab, crown) if crown.sum() > SMALL_PX else None
+    if skin_look is None:
+        odds = np.full(matte.shape, -30.0)
+    elif hair_look is None or skin_look.distance(hair_look) < APART:
+        odds = np.where(is_drawn | below, 30.0, -30.0)
+    else:
+        # Wrinkles, eyes and lips are as rough as hair.
+        smooth = lab.copy()
+        smooth[inner, 3] = (skin_look.rough[0] + hair_look.rough[0]) / 2
+        odds = skin_look.score(smooth) - hair_look.score(smooth)
+    odds = odds + 3.0 * (inner & (height < BROW_M)) + 1.5 * neck - 1.0 * (head.scalp[vertex] & is_drawn)
+    odds = odds - 2.0 * (crown | ~(is_drawn | below)) + 30.0 * (is_drawn & ~head.part("skin").numpy()[vertex])
+    hair = 1 / (1 + np.exp(np.clip(odds, -30, 30)))
+    clothes = (torso | (below & ~is_drawn)).astype(np.float64)
+    if skin_look is not None:
+        known = [each.likeness(lab) for each in (skin_look, hair_look) if each is not None]
+        clothes *= 1 / (1 + np.exp(np.clip(np.max(known, 0) - OTHER, -30, 30)))
+    # Far from the neck there is cloth, whatever its colour: in a picture in black and white it is often that of skin.
+    outside = smoothstep(np.abs(template[vertex, 0]), *SHOULDER_M) * torso * (1 - hair)
+    clothes = np.maximum(clothes, outside)
+    # Cloth in the colours of hair is smoother, or does not hang down from it.
+    if hair_look is not None:
+        clothes = np.where((below | neck) & (hair > 0.5) & _cloth_like_hair(lab[..., 3], hair_look), 1.0, clothes)
+    cloth = _loose(hair * (1 - clothes) * matte > 0.5, below | neck, is_drawn & head.scalp[vertex])
+    clothes = np.where(cloth, 1.0, clothes)
+    shares = np.stack([(1 - clothes) * (1 - hair), (1 - clothes) * hair, clothes], -1).astype(np.float32)
+    radius = max(round(4 * image.shape[0] / CROP_SIZE), 1)
+    smooth = cv2.ximgproc.guidedFilter(image, shares, radius, 0.02**2 * 255**2)
+    smooth = np.clip(smooth, 0, None)
+    return (smooth / np.maximum(smooth.sum(-1, keepdims=True), 1e-6) * matte[..., None]).astype(np.float32)

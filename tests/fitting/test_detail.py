@@ -15,8 +15,8 @@ from expportrait_cli.detect.estimate import Estimate
 from expportrait_cli.detect.estimator import David
 from expportrait_cli.fitting import fit
 from expportrait_cli.fitting.detail import (
-    BANDS,
     HAIR_LIES_MM,
+    SKIN_BAND,
     along_strands,
     heights_from_normals,
     relief_heights,
@@ -47,7 +47,7 @@ def test_a_dark_line_on_skin_is_deep():
     heights = relief_heights(grey(cv2.GaussianBlur(photo, (0, 0), 1)), classes(0), px_per_mm=PX_PER_MM)
     assert heights[128, 60:200].max() < -0.03
     assert np.abs(heights[60:100, 60:200]).max() < 0.02
-    assert np.abs(heights).max() <= BANDS[0].limit_mm
+    assert np.abs(heights).max() <= SKIN_BAND.limit_mm
 
 
 def test_a_strong_edge_of_albedo_is_no_step():
@@ -79,6 +79,31 @@ def test_hair_lies_over_the_skin():
     heights = relief_heights(grey(np.full((SIDE, SIDE), 120.0)), shares, px_per_mm=PX_PER_MM)
     step = heights[100:118, 60:200].mean() - heights[138:156, 60:200].mean()
     assert HAIR_LIES_MM * 0.5 < step <= HAIR_LIES_MM
+
+
+@pytest.mark.parametrize(("bright", "contrast"), [(25, 0.5), (60, 0.2), (180, 0.06)], ids=["black", "brown", "blond"])
+def test_strands_of_all_colours_stand_as_high(bright, contrast):
+    """Black hair in the sun differs in brightness by ten times as much as blond hair in the shade."""
+    x = np.arange(SIDE, dtype=np.float32) / PX_PER_MM
+    photo = np.repeat(bright * np.exp(contrast * np.sin(2 * np.pi * x / 3))[None], SIDE, 0)
+    strands = relief_heights(grey(photo), classes(1), px_per_mm=PX_PER_MM)[40:-40, 40:-40]
+    assert 0.4 < strands.std() < 0.9
+    # Bright is high.
+    assert np.corrcoef(strands.mean(0), np.log(photo[0, 40:-40]))[0, 1] > 0.9
+
+
+def test_noise_of_a_flat_picture_is_no_hair():
+    noise = np.random.default_rng(0).normal(0, 2, (SIDE, SIDE))
+    heights = relief_heights(grey(120 + noise), classes(1), px_per_mm=PX_PER_MM)[40:-40, 40:-40]
+    assert heights.std() < 0.1
+
+
+def test_hair_lies_on_the_clothes_that_it_falls_over():
+    shares = classes(2)
+    shares[:128, :, 2], shares[:128, :, 1] = 0, 1
+    heights = relief_heights(grey(np.full((SIDE, SIDE), 120.0)), shares, px_per_mm=PX_PER_MM)
+    step = heights[100:118, 60:200].mean() - heights[138:156, 60:200].mean()
+    assert HAIR_LIES_MM * 0.4 < step <= HAIR_LIES_MM
 
 
 def test_strands_stay_and_grain_goes():

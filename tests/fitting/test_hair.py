@@ -11,7 +11,7 @@ from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit
 from expportrait_cli.fitting import hair, static
 from expportrait_cli.fitting import seen as fit_seen
 from expportrait_cli.fitting.clip import dynamic_mask, plain_skin
-from expportrait_cli.fitting.detail import pixel_classes
+from expportrait_cli.fitting.seen import pixel_classes
 from expportrait_cli.fitting.silhouette import draw_vertices, longer_teeth
 from expportrait_cli.geometry.mesh import grown, vertex_normals
 from expportrait_cli.head import dense, landmarks
@@ -150,6 +150,21 @@ def test_blond_hair_is_told_by_its_strands_and_a_beard_by_its_colour(bald, head)
 def test_a_vest_in_the_colour_of_hair_is_cloth(bald, head):
     photo, matte, kinds = painted(bald, head, [False, False])
     photo[kinds == 2] = np.clip(HAIR + np.random.default_rng(4).normal(0, 4, photo.shape), 0, 255)[kinds == 2]
+    shares = pixel_classes(photo, matte, drawn_of(bald, head), head)
+    assert shares[kinds == 2][:, 2].mean() > 0.9
+    assert shares[kinds == 1][:, 1].mean() > 0.9
+
+
+@pytest.mark.parametrize("reach_px", [4, 30], ids=["a strip", "long hair"])
+def test_cloth_in_the_colour_of_hair_that_touches_it(bald, head, reach_px):
+    """A dark shirt that is smoother than the hair over it, joined to it by the shadow of a chin or by long hair."""
+    photo, matte, kinds = painted(bald, head, [False, False])
+    rng = np.random.default_rng(5)
+    photo[kinds == 1] = np.clip(HAIR + rng.normal(0, 12, photo.shape), 0, 255).astype(np.uint8)[kinds == 1]
+    photo[kinds == 2] = np.clip(HAIR + rng.normal(0, 1, photo.shape), 0, 255).astype(np.uint8)[kinds == 2]
+    middle = CROP_SIZE // 2 - 60
+    bridge = (kinds == 0) & (np.abs(np.arange(CROP_SIZE) - middle) < reach_px)
+    photo[bridge] = np.clip(HAIR + rng.normal(0, 12, photo.shape), 0, 255).astype(np.uint8)[bridge]
     shares = pixel_classes(photo, matte, drawn_of(bald, head), head)
     assert shares[kinds == 2][:, 2].mean() > 0.9
     assert shares[kinds == 1][:, 1].mean() > 0.9
