@@ -23,7 +23,7 @@ from transformers import CLIPImageProcessor, CLIPVisionModel
 from expportrait_cli.errors import WeightsError
 from expportrait_cli.painting.wan.base import find_base, fresh_portrait
 from expportrait_cli.painting.wan.encoders import ImageEncoder, find_image_encoder, fitted
-from expportrait_cli.painting.wan.film import Told
+from expportrait_cli.painting.wan.film import Conditions
 from expportrait_cli.painting.wan.folder import load_folder, save_folder
 from expportrait_cli.painting.wan.manifest import Manifest
 from expportrait_cli.painting.wan.portrait import WanPortrait
@@ -132,12 +132,12 @@ def test_painting_tells_what_training_told(base, has_hint, tmp_path):
     )
     told = portrait(example.noisy(), **example.conditions(torch.device("cpu")))
     painter = PortraitModel(portrait, own, photo)
-    control = Told.joined(list(painter.controls(chunks(iter(frames), first=0, count=9), 0))).control
+    control = Conditions.joined(list(painter.controls(chunks(iter(frames), first=0, count=9), 0))).control
     painted = painter.velocity(control)(example.noisy(), 0.7)
     assert torch.allclose(painted, told, atol=1e-5)
     blind = portrait(example.noisy(), **{**example.conditions(torch.device("cpu")), "image_embeds": None})
     assert (blind - told).abs().max() > 1e-3
-    untold = painter.untold(control)(example.noisy(), 0.7)
+    untold = painter.unconditional(control)(example.noisy(), 0.7)
     dropped = {**example.conditions(torch.device("cpu")), "drop_control": torch.tensor([True])}
     assert torch.allclose(untold, portrait(example.noisy(), **dropped), atol=1e-5)
 

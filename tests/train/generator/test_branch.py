@@ -12,7 +12,7 @@ from support.wan_film import sketches_of, still, vae
 
 from expportrait_cli.config import WanConfig
 from expportrait_cli.painting.wan import runtime
-from expportrait_cli.painting.wan.film import Told
+from expportrait_cli.painting.wan.film import Conditions
 from expportrait_cli.painting.wan.folder import save_lora
 from expportrait_cli.painting.wan.vace import VaceBranch, VaceModel
 from expportrait_cli.painting.wan.windows import chunks, noise_of
@@ -53,7 +53,7 @@ def test_it_is_shown_what_the_painter_shows_vace():
     """The same velocity as in a film with `control=normals`, photo and prompt included."""
     transformer, prompts = tiny_vace(), tiny_prompts()
     model = VaceModel(transformer, vae(), prompts, still(), control="normals", keep=False)
-    known = Told.joined(list(model.controls(chunks(sketches_of(9)(0), first=0, count=9), 0)))
+    known = Conditions.joined(list(model.controls(chunks(sketches_of(9)(0), first=0, count=9), 0)))
     noise = noise_of(0, range(-1, 3), (16, 4, 4))
     state = noise.clone()
     state[:, :, :1] = torch.lerp(model.front, noise[:, :, :1], 0.6)
