@@ -145,7 +145,7 @@ def _content(folder: Path) -> dict[str, Any]:
         raise WeightsError(f"{path} has schema {content.get('schema')}, this tool reads {SCHEMA}. {remedy}")
     if content.get("normals") != CONVENTION:
         raise WeightsError(
-            f"{folder} was trained on normals of another convention ({content.get('normals')!r}); this tool makes "
+            f"{folder} was trained on normals of another convention ({content.get('normals')!r}), this tool makes "
             f"'{CONVENTION}'. Train it again on normals of this tool."
         )
     if content.get("prediction") != "v" or content.get("prompt_embeds") != PROMPT:
