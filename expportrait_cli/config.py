@@ -27,9 +27,9 @@ class Stretch(Checked):
     start: str = ""
     """First frame: a time (3.2s, 1:02.5), or a number counted from 0 (75f); empty for the first frame of the file."""
     end: str = ""
-    """First frame that is left out: a time (3.2s, 1:02.5), or a number counted from 0 (75f); empty for none."""
+    """First frame that is left out: a time (3.2s, 1:02.5), or a number counted from 0 (75f); empty for the file's end."""
     max_frames: Count = 0
-    """Most frames to take; 0 for all."""
+    """Largest number of frames to take; 0 for all."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ class TransferConfig(Checked):
     network: str = ""
     """Weights of a transfer network of your own, from `train transfer`; empty for the head model's."""
     expression: Counts = "absolute"
-    """Expression, jaw and gaze: the driver's own on a neutral face (absolute), or its change from the neutral frame."""
+    """Expression, jaw, gaze: the driver's own on a neutral face (absolute), or changes from the neutral frame (relative)."""
     pose: Counts = "relative"
     """Pose of the head: the driver's own (absolute), or its change from the neutral frame (relative)."""
     neutral_frame: str = "auto"
@@ -214,7 +214,7 @@ class WanConfig(Checked):
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Precision of the transformer; auto is bf16 on GPUs that have it, otherwise fp16, and fp32 on a CPU."""
     offload: Literal["none", "model", "group"] = "none"
-    """Weights that are moved to main memory while unused: none, idle models (model), or all but a few layers (group)."""
+    """Weights moved to main memory while unused: none, idle models (model), or all but a few layers (group)."""
     quantize: Literal["none", "fp8", "int8"] = "none"
     """Precision in which the transformer's weights are stored: unchanged (none), fp8 or int8."""
     lora: str = ""
@@ -266,7 +266,7 @@ class GenerateConfig(Checked):
     audio: Audio = "driving"
     """Sound of the film: that of the driver's clip (driving), that of the reference (reference), or none (none)."""
     encode_quality: EncodeQuality = "fast"
-    """Encoding of the film, at about the same quality: fast takes half the time, small makes the file a third smaller."""
+    """Encoding of the film: fast takes half the time; small makes a file a third smaller, of about the same quality."""
     detail: bool = True
     """Give the painter normal maps with fine static detail: strands of hair, wrinkles, folds of clothes."""
     seed: Seed = 0

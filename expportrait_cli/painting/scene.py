@@ -172,9 +172,7 @@ class Scene:
 
     def _sketch(self, index: int, verts: Float32[np.ndarray, "V 3"], glimpse: Glimpse | None) -> Sketch:
         if not np.isfinite(verts).all():
-            raise FilmError(
-                f"Frame {index} of the meshes is damaged: vertices are not finite. Make them again, then the film."
-            )
+            raise FilmError(f"Frame {index} of the meshes has vertices that are not finite: make them again.")
         proxy, guess = self._compositor.frame(verts, self._bones(index), glimpse)
         if (unlike := self._face_check.unlike(proxy, verts)) > UNLIKE:
             raise FilmError(
