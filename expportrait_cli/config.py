@@ -1,4 +1,4 @@
-"""Settings and defaults of every stage, each in this one place; those of trainings are in `train/config.py`."""
+"""Settings of every stage. Each default is defined here only; those of trainings are in `train/config.py`."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
@@ -27,9 +27,9 @@ class Stretch(Checked):
     start: str = ""
     """First frame: a time (3.2s, 1:02.5), or a number counted from 0 (75f); empty for the first frame of the file."""
     end: str = ""
-    """End, in the same form: the first frame that is left out; empty for the end of the file."""
+    """First frame that is left out: a time (3.2s, 1:02.5), or a number counted from 0 (75f); empty for the file's end."""
     max_frames: Count = 0
-    """Largest number of frames that is taken; 0 for all."""
+    """Largest number of frames to take; 0 for all."""
 
 
 @dataclass(frozen=True)
@@ -41,23 +41,23 @@ class TrackConfig(Checked):
     on_missing: OnMissing = "interpolate"
     """Frames without a face: hold the last pose, interpolate gaps of up to 0.5 s (longer ones are held), or fail."""
     several: Literal["note", "fail"] = "note"
-    """Several faces without a choice: take the largest with a note, or refuse."""
+    """What to do if there are several faces and none was chosen: take the largest and note it, or fail."""
     stretch: Stretch = field(default_factory=Stretch)
     """Range of frames that is tracked."""
 
 
 @dataclass(frozen=True)
 class FitWeights(Checked):
-    """Weights of the losses of a fit (paper 3.1.3). Each loss is a mean over vertices and frames: sizes cancel."""
+    """Weights of the losses of a fit (paper 3.1.3). Each loss is a mean over vertices and frames."""
 
     depth_per_mm: float = 0.04
-    """Weight of the distance to an aligned depth, per mm; normals (unit vectors) have 1."""
+    """Weight of the distance to the network's aligned depth, per mm; normals (unit vectors) have 1."""
     shading: float = 52.5
-    """Weight of differences in log intensity: thirty times what 5 degrees of a normal count for 0.05."""
+    """Weight of errors in log intensity: one of 0.05 counts thirty times as much as 5 degrees of a normal."""
     shading_corner: float = 0.02
-    """Corner of the Huber loss on shading, in log intensity."""
+    """Error in log intensity at which the Huber loss on shading turns from quadratic to linear."""
     fold_mm: float = 1.2
-    """Standard deviation of the heights of folds by shading, mm, where `shading_corner` is that of the shade."""
+    """Standard deviation of fold heights in the fit to shading, mm; that of log intensity is `shading_corner`."""
     dynamic_per_mm2: float = 0.01
     """Weight of the squared dynamic offset Delta f, per mm^2."""
     temporal_per_mm2: float = 0.015
@@ -65,7 +65,7 @@ class FitWeights(Checked):
     rims: float = 0.1
     """Weight of the landmarks of lips and lids, at high quality."""
     static_per_mm2: float = 5e-4
-    """Weight of the squared change of the static offset Delta g by the outline, per mm^2."""
+    """Weight of the squared change of the static offset Delta g that the outline causes, per mm^2."""
     static_estimates: float = 0.3
     """Weight of a network's normals and depth for Delta g; the outline, and the folds of a face, have 1."""
     identity: float = 2e-3
@@ -76,27 +76,27 @@ class FitWeights(Checked):
 
 @dataclass(frozen=True)
 class FitDescent(Checked):
-    """Smoothness, steps and limits of the fields of a fit."""
+    """Smoothness, steps and limits of the offsets that a fit optimises."""
 
     shading_smoothness: float = 0.7
-    """Lambda of the preconditioner I + lambda L for folds by shading, in edges squared."""
+    """Lambda of the preconditioner I + lambda L for folds fitted to shading, in edges squared."""
     shading_rate_m: float = 2e-3
-    """Length of a step of the preconditioned variable for lips and lids beside folds by shading, at high quality, m."""
+    """Step length, m, of the preconditioned variable of lips and lids, in a fit to shading at high quality."""
     normals_smoothness: float = 20.0
-    """Lambda of the preconditioner for folds by a network's normals, in edges squared."""
+    """Lambda of the preconditioner for folds fitted to a network's normals, in edges squared."""
     normals_rate_m: float = 4e-3
-    """Length of a step for folds by a network's normals, m."""
+    """Step length, m, for folds fitted to a network's normals."""
     outline_smoothness: float = 30.0
     """Lambda of the preconditioner for the outline, in edges squared."""
     outline_rate_m: float = 2e-3
-    """Length of a step for the outline, m."""
+    """Step length, m, for the outline."""
     outline_steps: Count = 12
-    """Steps on the outline of a single photo, after the Laplacian fit."""
+    """Descent steps on the outline of a single photo, after the Laplacian fit."""
     fine_shading: tuple[float, ...] = (4.0,)
-    """Stages of lambda on the mesh of high quality, as multiples of `shading_smoothness`, in which lips and lids follow
-    their landmarks. Folds are solved for before, with `shading_smoothness` in the mesh's own shorter edges."""
+    """Lambda of the stages on the mesh of high quality in which lips and lids are fitted to landmarks, as multiples of
+    `shading_smoothness`. Folds are fitted before, with `shading_smoothness` in squares of this mesh's edges."""
     fine_normals: tuple[float, ...] = (4.0, 1.2, 0.4)
-    """Stages of lambda on the mesh of high quality, as multiples of `normals_smoothness`."""
+    """Lambda of the stages on the mesh of high quality, as multiples of `normals_smoothness`."""
     fine_steps: Count = 10
     """Steps of each stage on the mesh of high quality."""
     dynamic_limit_m: float = 0.004
@@ -110,24 +110,25 @@ class FitConfig(Checked):
     """Settings of the fit of the head."""
 
     quality: Quality = "standard"
-    """draft: landmarks and outline alone; standard: folds too; high: finer folds on a mesh of half the edge length;
+    """draft: landmarks and outline only; standard: folds too; high: finer folds on a mesh of half the edge length;
     paper: then parameters and offsets together, by rendered normals and depth (needs a network; meant for a GPU)."""
     supervision: Supervision = "auto"
-    """Source of the folds: auto is the best network that is installed, otherwise shading for clips."""
+    """Source of the folds: shading, a network's normals (david, sapiens), or none; auto is the best network that is
+    installed, otherwise shading for clips."""
     same_person: Verdict = "auto"
     """The driver shows the person of the photo: yes, no, or auto (yes if a frame of the driver is the photo)."""
     recenter: Recenter = "neutral"
-    """Mean over a clip's frames that counts as the person's own shape: of its neutral frames, or of all."""
+    """Frames of a clip whose mean offset counts as the person's own shape: neutral ones (neutral), or all (mean)."""
     detail: bool = True
     """Read strands of hair, hairline, wrinkles and folds of clothes from the photo, for the normal maps."""
     rounds: Count = 8
     """Rounds of the silhouette fit."""
     iterations: Count = 25
-    """Steps of the folds' descent in a window of frames."""
+    """Descent steps on the folds, for each window of frames."""
     weights: FitWeights = field(default_factory=FitWeights)
     """Weights of the losses."""
     descent: FitDescent = field(default_factory=FitDescent)
-    """Smoothness, steps and limits of the fields."""
+    """Smoothness, steps and limits of the offsets."""
 
 
 @dataclass(frozen=True)
@@ -139,89 +140,91 @@ class TransferConfig(Checked):
     network: str = ""
     """Weights of a transfer network of your own, from `train transfer`; empty for the head model's."""
     expression: Counts = "absolute"
-    """Expression, jaw and gaze: the driver's own on a neutral face (absolute), or its change from the neutral frame."""
+    """Expression, jaw, gaze: the driver's own on a neutral face (absolute), or changes from the neutral frame (relative)."""
     pose: Counts = "relative"
     """Pose of the head: the driver's own (absolute), or its change from the neutral frame (relative)."""
     neutral_frame: str = "auto"
-    """Driver frame that counts as neutral, and is taken off an absolute expression: auto, none, or its number among the
-    frames that are taken, from 0."""
+    """Driver frame that counts as neutral: auto, none, or its number among the frames that are taken, from 0. A
+    relative expression is the change from it; from an absolute one its resting face is subtracted (none: nothing)."""
     expression_scale: Annotated[float, Between(0, 3)] = 1.0
-    """Strength of the expression; 1 is as the driver shows it."""
+    """Factor on the expression; 1 is that of the driver."""
     pose_scale: Annotated[float, Between(0, 3)] = 1.0
-    """Strength of the head's motion; 1 is as the driver shows it."""
+    """Factor on the head's motion; 1 is that of the driver."""
     region: str = "all"
     """Comma-separated list of what moves: pose, expression, lips, eyes, gaze; or all."""
     smooth: Annotated[float, Between(0, 1000)] = 0.0
     """Standard deviation of the smoothing over time, frames; 0 for none."""
     folds: Annotated[float, Between(0, 1)] = 0.5
-    """Share, 0..1, of the folds in the driver's own head (`driver_head`) that is added to what the network expects; for
-    a face that is smoother than the driver's, less is right. The person's own folds are taken in full."""
+    """Share, 0..1, of the driver's own folds (from `driver_head`) that is added to the network's; take less for a face
+    that is smoother than the driver's. The person's own folds are added in full."""
     turn_limit_deg: Annotated[float | None, Between(0, 1000)] = 45.0
-    """Turn of the head away from the photo's, degrees, beyond which it is damped; None leaves every turn as it is."""
+    """Rotation of the head away from the photo's, degrees, beyond which it is damped; None damps nothing."""
     representation: Representation = "full"
-    """Part of the head that is shown: all of it (full), all but motion beyond the head model's expressions (static), or
-    the head model's mesh alone (base; paper, Fig. 7). A generator paints what it was trained on."""
+    """Part of the head that is used: all of it (full), all but motion beyond the head model's expressions (static), or
+    the head model's mesh alone (base; paper, Fig. 7). Must be the one that a generator was trained on."""
 
 
 PAPER = TransferConfig(expression="absolute", pose="absolute", neutral_frame="none")
+"""The paper's protocol: expression and pose are the driver's own, as tracked."""
 CHANGES = TransferConfig(expression="relative", pose="relative")
-"""Short forms: everything as the driver's own was tracked (the paper's protocol), or its change added to the photo."""
+"""Changes of the driver's expression and pose are added to those of the photo."""
 
 
 @dataclass(frozen=True)
 class RenderConfig(Checked):
-    """Settings of the normal maps that are drawn of meshes."""
+    """Settings of rendering normal maps."""
 
     size: Annotated[int, Between(16, 4096)] = 512
     """Side of the square crop, px: 256, 512 or 768."""
     antialias: bool = True
-    """Smooth the silhouette's edge."""
+    """Antialias the silhouette."""
     detail: bool = True
-    """Show the fine static detail of the head: strands of hair, wrinkles, folds of clothes."""
+    """Draw the fine static detail of the head: strands of hair, wrinkles, folds of clothes."""
 
 
 @dataclass(frozen=True)
 class WanConfig(Checked):
-    """Settings of a Wan transformer: how it paints, and how it is fitted into the machine."""
+    """Settings of a Wan transformer: sampling, conditions, precision and memory."""
 
     weights: str = ""
-    """Folder of the transformer, or its name among those of `weights fetch`; empty for the painter's usual one."""
+    """Folder of the transformer, or a name of `weights fetch`; empty for the painter's default."""
     steps: Annotated[int, Between(0, 200)] = 0
-    """Steps of the sampler; 0 for as many as the weights were made for."""
+    """Steps of the sampler; 0 takes the number that the weights were made for."""
     shift: Annotated[float, Between(0, 100)] = 0.0
-    """Shift of the noise levels towards more noise: 3 to 16 are usual, 0 as the weights were made for."""
+    """Shift of the noise levels towards more noise, usually 3 to 16; 0 takes the value the weights were made for."""
     strength: Annotated[float, Between(0, 1)] = 0.0
-    """Share of noise, 0..1, that wan-vace and wan-v2v put on the proxy film; 0 for 0.7 and 0.35."""
+    """Share of noise, 0..1, that is added to the proxy film; 0 for the default, 0.7 (wan-vace) or 0.35 (wan-v2v)."""
     prompt: str = ""
-    """Text that says what the film shows, embedded before by `weights embed-prompt`; empty for a talking person."""
+    """Text prompt, which `weights embed-prompt` has embedded before; empty for the default, a person who is talking."""
     negative_prompt: str = ""
-    """Text that says what the film should not show, embedded likewise; empty for Wan's own."""
+    """Negative text prompt, which `weights embed-prompt` has embedded before; empty for Wan's own."""
     guidance: Annotated[float, Between(0, 20)] = 0.0
-    """Classifier-free guidance: how far to go from the negative prompt, for wan-portrait from a film without normals;
-    1 is none and twice as fast, 0 as the weights were made for."""
+    """Scale of classifier-free guidance, away from the negative prompt (wan-portrait: from a film without normals);
+    1 is no guidance and twice as fast, 0 takes the value that the weights were made for."""
     control: Literal["proxy", "holes", "depth", "normals"] = "proxy"
-    """Film that wan-vace is shown: the proxy film with grey levels where it guessed (proxy), or with nothing there
-    (holes); or the head's depth, or its normal maps, for a LoRA that was trained on them."""
+    """Film that guides wan-vace: the proxy film, as grey levels where it guessed (proxy), or left blank there (holes);
+    the head's depth; or its normal maps, for a LoRA that was trained on them."""
     keep: bool = True
     """Keep the proxy's own pixels where wan-vace has nothing to repaint."""
     skip: Annotated[int, Between(0, 10)] = 0
-    """Extrapolate so many steps after each step that is computed; 0 computes all, 1 takes half the time."""
+    """Steps after each computed one whose velocity is extrapolated, not computed (never the first two, nor the last): 1
+    takes about half the time, 0 computes all."""
     chain: Annotated[int, Between(0, 5)] = 0
-    """Frames of the segment before (1 or 5) that each segment is given; 0 for windows that overlap instead."""
+    """Paint in segments that each begin with the last 1 or 5 frames of the one before; 0 for overlapping windows."""
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Precision of the transformer; auto is bf16 on GPUs that have it, otherwise fp16, and fp32 on a CPU."""
     offload: Literal["none", "model", "group"] = "none"
-    """Weights that wait in main memory: nothing (none), idle models (model), or all but a few layers (group)."""
+    """Weights moved to main memory while unused: none, idle models (model), or all but a few layers (group)."""
     quantize: Literal["none", "fp8", "int8"] = "none"
-    """Precision in which weights are kept between uses: as they are (none), fp8 or int8."""
+    """Precision in which the transformer's weights are stored: unchanged (none), fp8 or int8."""
     lora: str = ""
-    """Comma-separated list of .safetensors files of LoRAs to add to the weights, each with :SCALE if not in full."""
+    """Comma-separated list of .safetensors files of LoRAs to add to the weights, each with :SCALE unless it is 1."""
     cache: Share = 0.0
     """Skip a step's blocks when the first block's output changes less than this share; 0.05 is careful, 0 is never."""
     attention: str = ""
     """Name of diffusers' attention backend: sage, flash, xformers, ...; empty for torch's own."""
     compile: bool = False
-    """Compile the transformer's blocks: minutes once, then faster steps."""
+    """Compile the transformer's blocks: takes minutes once, then steps are faster."""
     vae: Literal["fp32", "bf16", "tiny"] = "fp32"
     """Autoencoder: Wan's own in that precision, or for previews a tiny decoder (`weights fetch taew2.1`), whose
     pictures are softer."""
@@ -230,7 +233,7 @@ class WanConfig(Checked):
         """Files of `lora`, and the scale of each.
 
         Raises:
-            UsageError: a scale that is no number.
+            UsageError: a scale is not a number.
         """
         found = []
         for item in filter(None, self.lora.split(",")):
@@ -251,30 +254,29 @@ class GenerateConfig(Checked):
     backend: Backend = "auto"
     """Painter of the film; auto is the best one that is installed and was compared with the proxy on this machine."""
     size: Annotated[int, Between(16, 4096)] = 512
-    """Short side of the film, px, where 512 is what painters are made for: 256, 512 or 768."""
+    """Short side of the film, px: 256, 512 (which painters are made for) or 768."""
     aspect: str = "1:1"
-    """Width to height of the film, such as 9:16 or 16:9. Other shapes than the square show more of the photo, so placed
-    that head and shoulders fit."""
+    """Width to height of the film, such as 9:16 or 16:9. Other shapes than the square show more of the photo, around
+    head and shoulders."""
     paste_back: bool = False
     """Show the whole photo in its own size and shape, instead of a part of it."""
     mouth: Literal["driver", "model"] = "driver"
-    """Inside of the mouth: teeth, tongue and darkness of the driver's clip, in the person's own colours (driver), or
-    those of the head model (model). It is the model's if the driver is the person, or the clip shows too little."""
+    """Inside of the mouth: that of the driver's clip, in the person's own colours (driver), or that of the head model
+    (model). It is always the model's if the driver is the person, or if the clip shows too little."""
     audio: Audio = "driving"
     """Sound of the film: that of the driver's clip (driving), that of the reference (reference), or none (none)."""
     encode_quality: EncodeQuality = "fast"
-    """Encoding of the film, as near to what was painted either way: fast takes half the time, small makes the file a
-    third smaller."""
+    """Encoding of the film: fast takes half the time; small makes a file a third smaller, of about the same quality."""
     detail: bool = True
-    """Show the painter the fine static detail of the head: strands of hair, wrinkles, folds of clothes."""
+    """Give the painter normal maps with fine static detail: strands of hair, wrinkles, folds of clothes."""
     seed: Seed = 0
-    """Seed of everything random."""
+    """Seed of all random numbers."""
     wan: WanConfig = field(default_factory=WanConfig)
     """Settings of a Wan transformer."""
 
 
 SECTIONS = {"track": TrackConfig, "fit": FitConfig, "transfer": TransferConfig, "generate": GenerateConfig}
-"""Settings of a film, by the names that its record gives them."""
+"""Classes of a film's settings, by their names in its run record."""
 
 
 @dataclass(frozen=True)
@@ -286,7 +288,7 @@ class PrepareConfig(Checked):
     min_s: float = 1.5
     """Shortest clip, s."""
     sample_s: float = 0.25
-    """Time between the frames that are looked at, s."""
+    """Time between the frames that are examined, s."""
     min_face_px: Annotated[int, Between(16, MANY)] = 120
     """Smallest face, from the hairline to the chin, px of the source. A clip's own face is about 220 px high."""
     face_share: Share = 0.9

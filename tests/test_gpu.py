@@ -25,8 +25,8 @@ from expportrait_cli.retargeting import Beyond, transfer
 from expportrait_cli.retargeting.face import Face
 from expportrait_cli.runtime import DEVICE, best_device
 from expportrait_cli.train.config import TransferTraining
+from expportrait_cli.train.transfer.clips import FaceClip
 from expportrait_cli.train.transfer.loop import train
-from expportrait_cli.train.transfer.performers import Performer
 from expportrait_cli.train.transfer.synthetic import random_expressions
 
 pytestmark = [
@@ -103,7 +103,7 @@ def test_the_transfer_network_is_trained(head, monkeypatch, tmp_path):
         offset = 1e-3 * torch.randn(4, len(face.vertices), 3, generator=generator)
         neutral = dense(head, head.template)[face.vertices].numpy()
         people.append(
-            Performer(f"synthetic-{seed}", f"synthetic-{seed}", neutral, psi.numpy(), jaw.numpy(),
+            FaceClip(f"synthetic-{seed}", f"synthetic-{seed}", neutral, psi.numpy(), jaw.numpy(),
                       offset.half().numpy(), np.ones(4, np.float32))
         )  # fmt: skip
     config = TransferTraining(steps=6, report_every=3, people=2, frames=2, vertices=32)

@@ -1,4 +1,4 @@
 """The command line: options, progress on stderr, errors as exit codes.
 
-No numerics, and nothing that a caller from Python would miss: that is in `pipeline.commands`.
+It has no numerics, and nothing that callers from Python need: that is in `pipeline.commands`.
 """

@@ -28,12 +28,12 @@ CODES = {
     5: "out of memory",
     130: "interrupted (Ctrl-C); 143 by SIGTERM, 129 by SIGHUP, 141 when nobody reads the output",
 }
-"""Words for the exit codes."""
+"""Meaning of each exit code."""
 
 FIRST = """\
 expportrait makes the person in a photo perform a clip. To start with:
 
-  expportrait generate photo.png clip.mp4              a film; what was made on the way is kept beside it
+  expportrait generate photo.png clip.mp4              a film; intermediate results are kept beside it
   expportrait generate photo.png clip.mp4 --dry-run    only what that would do, and how long it would take
   expportrait doctor                                   what is installed here, and what is missing
 
@@ -42,7 +42,7 @@ expportrait makes the person in a photo perform a clip. To start with:
 
 app = App(
     name="expportrait",
-    # The mark keeps the lines of the table as they are.
+    # \b keeps click from wrapping the lines of the table anew.
     epilog="\b\nExit codes:\n" + "\n".join(f"  {code:<5}{words}" for code, words in CODES.items()),
     help="Make the person in a photo perform a driving clip, through a 3D head that can be opened and edited.",
     # Plain help: drawing boxes would triple the time that --help takes.
@@ -90,7 +90,7 @@ app.add_typer(weights.app, name="weights")
 
 @app.command()
 def doctor(*, as_json: options.Json = False) -> None:
-    """Say what is installed, which parts were chosen and why; exit code 4 when something needed is missing."""
+    """List what is installed, which parts are used and why; exit code 4 if something necessary is missing."""
     import json
 
     from expportrait_cli.pipeline.doctor import examine
@@ -109,16 +109,16 @@ def doctor(*, as_json: options.Json = False) -> None:
 
 
 def _end(number: int, _: FrameType | None) -> None:
-    # As an exception, so that partial files are removed and ffmpeg is stopped on the way out. One that is raised inside
-    # a callback of the garbage collector is lost: the display asks for it at the next step.
+    # An exception, so that partial files are removed and ffmpeg is stopped. It is lost if raised inside a callback of
+    # the garbage collector: therefore the display checks again at its next step.
     command_line.ended_by = number
     command_line.check()
 
 
 def open_streams() -> None:
-    """Give a process that was started without stdin, stdout or stderr empty ones, and let all take names of any bytes.
+    """Open stdin, stdout and stderr if they are closed, and let the latter two write file names that are not UTF-8.
 
-    A file that is opened later would otherwise get the number of a stream, and be written to.
+    A file that is opened later would otherwise get the descriptor of a stream, and be written to.
     """
     for number in range(3):
         try:
@@ -126,7 +126,7 @@ def open_streams() -> None:
         except OSError:
             os.open(os.devnull, os.O_RDWR)
     sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
-    # A descriptor of its own: while native libraries are silenced, number 2 leads nowhere.
+    # A descriptor of its own: while native libraries are silenced, descriptor 2 is /dev/null.
     sys.stderr = os.fdopen(os.dup(2), "w", 1, sys.stderr.encoding if sys.stderr else None)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -144,7 +144,7 @@ def main() -> None:
 
 
 def run(arguments: list[str]) -> int:
-    """Run one command line and return its exit code; without a command, say how to begin."""
+    """Run one command line and return its exit code; without a command, print how to begin."""
     start_logging()
     command_line.app, command_line.ended_by = app, None
     code = 1
@@ -172,7 +172,7 @@ def _run(arguments: list[str]) -> int:
     except BrokenPipeError:
         return _closed_pipe()
     except SystemExit as end:
-        # Typer's own way out of a closed pipe is the code 1, which here means a fault of the tool.
+        # Typer exits with code 1 at a closed pipe, which here means a fault of the tool.
         if isinstance(end.__context__, BrokenPipeError):
             return _closed_pipe()
         raise
@@ -191,15 +191,15 @@ def _ended(number: int) -> int:
 
 
 def _failed(error: Exception) -> int:
-    # What a signal raises inside a library in another language may come out of it as any error.
+    # The exception of a signal may leave a native library as any other error.
     if command_line.ended_by is not None:
         return _ended(command_line.ended_by)
-    # The boundary: what a user can mend ends in one line, everything else keeps its traceback.
+    # A `UserError` is printed as one line, any other error with its traceback.
     return report(error)
 
 
 def _closed_pipe() -> int:
-    # Nobody reads any more; without this, Python complains once more when it closes stdout.
+    # The reader of stdout has gone. Without this, Python would report it again when it closes stdout.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return BROKEN_PIPE
 

@@ -28,12 +28,12 @@ SUMMARIES = ("summary.csv", "summary.html")
 """Files about all films, in JOBS.work."""
 ExecutorName = Annotated[
     Literal["local", "ray", "slurm"],
-    typer.Option(help="Place of the workers: this machine, a cluster of Ray (RAY_ADDRESS), or jobs of Slurm."),
+    typer.Option(help="Where the workers run: on this machine, on a Ray cluster (RAY_ADDRESS), or as Slurm jobs."),
 ]
 SlurmOptions = Annotated[
     str,
     typer.Option(
-        metavar="KEY=VALUE,...", help="Options of a Slurm job, such as partition=gpu,gpus_per_node=1,timeout_min=240."
+        metavar="KEY=VALUE,...", help="Options of Slurm jobs, such as partition=gpu,gpus_per_node=1,timeout_min=240."
     ),
 ]
 
@@ -60,10 +60,10 @@ def batch(
     ] = "",
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", metavar="FOLDER", help="Folder for films whose row names no output."),
+        typer.Option("--out", "-o", metavar="FOLDER", help="Folder for films whose row has no output."),
     ] = None,
     executor: ExecutorName = "local",
-    workers: Annotated[int, typer.Option(min=1, help="Films that are made at a time.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Number of films that are made at a time.")] = 1,
     retries: Annotated[
         int, typer.Option(min=0, help="Further attempts at a film whose process was killed or ran out of memory.")
     ] = 2,
@@ -83,7 +83,7 @@ def batch(
     ] = "1/1",
     as_json: options.Json = False,
 ) -> None:
-    """Make one film a row: columns reference, driving, output, and any setting by its name (size, region, ...).
+    """Make one film for each row: columns reference, driving, output, and any setting by its name (size, region, ...).
 
     Paths are taken relative to the list. Several faces in a picture need a choice (column face or driving_face). Run
     the same list again to make only what is missing; on machines that share the disk it may run at the same time. The
@@ -128,7 +128,7 @@ def batch(
 def _listed(
     jobs: str, driving: str, out: Path, defaults: dict[str, Any], *, absolute: bool
 ) -> tuple[Path, Callable[[Path], list["Job"]]]:
-    """Path of the list, or the path that one would have, and a function from their shared folder to the jobs."""
+    """Path of the list (or where one would be), and a function that makes the jobs, given a folder of shared files."""
     from expportrait_cli.pipeline.joblist import is_pattern, pattern_jobs, read_jobs
 
     if is_pattern(jobs):
@@ -138,14 +138,14 @@ def _listed(
         photos, clips = (str(Path(text).absolute()) if absolute else text for text in (jobs, driving))
         return folder / "batch", lambda work: pattern_jobs(photos, clips, folder, shared=work, defaults=defaults)
     if driving:
-        raise UsageError("--driving goes with a pattern of photos, such as 'photos/*.jpg'; a list names its clips.")
+        raise UsageError("--driving needs a pattern of photos, such as 'photos/*.jpg': a list has its own clips.")
     path = options.existing(Path(jobs))
     path, folder = (path.absolute(), out.absolute()) if absolute else (path, out)
     return path, lambda work: read_jobs(path, folder, shared=work, defaults=defaults)
 
 
 def _check(found: "Batch", listing: Path) -> None:
-    """Refuse outputs that are inputs, whichever rows they belong to. What is no row's fault alone ends the command."""
+    """Refuse outputs that are inputs, of the same or another row; what concerns the whole list ends the command."""
     from expportrait_cli.artifacts.guard import check_foreign, check_outputs
 
     jobs = [cast("Job", row.job) for row in found.rows]
@@ -156,7 +156,7 @@ def _check(found: "Batch", listing: Path) -> None:
 
 
 def _refuse(found: "Batch") -> None:
-    """Look at every row before the first film, and give up those that cannot be made."""
+    """Check every row before the first film is made, and record those that cannot be made as failed."""
     from expportrait_cli.pipeline.rows import checked_row
 
     for row in found.rows:
@@ -166,9 +166,9 @@ def _refuse(found: "Batch") -> None:
 
 
 def slurm_options(text: str, executor: str) -> dict[str, Any]:
-    """The parameters of a Slurm job by name; numbers are numbers."""
+    """Parse the parameters of Slurm jobs, by name; whole numbers become `int`."""
     if text and executor != "slurm":
-        raise UsageError("--slurm goes with --executor slurm: leave out one of them.")
+        raise UsageError("--slurm needs --executor slurm: add it, or leave out --slurm.")
     found: dict[str, Any] = {}
     for pair in filter(None, text.split(",")):
         name, is_pair, value = pair.partition("=")
@@ -179,13 +179,13 @@ def slurm_options(text: str, executor: str) -> dict[str, Any]:
 
 
 class _ThisProcess:
-    """Makes rows in this process, whose display shows how far they are."""
+    """Runs rows in this process, with a display of their progress."""
 
     def __init__(self, count: int) -> None:
         self._count, self._number = count, 0
 
     def run(self, task: "Task", **_: Any) -> "RowResult":
-        """Make a row."""
+        """Run a row."""
         from expportrait_cli.pipeline.rows import run_row
 
         self._number += 1
@@ -194,7 +194,7 @@ class _ThisProcess:
             return run_row(task.job, display.stage, task.make)
 
     def stop(self) -> None:
-        """Do nothing: this process goes on."""
+        """Do nothing: there is no other process to stop."""
 
 
 def _tell(row: "Row", result: "RowResult", *, as_json: bool) -> None:
@@ -219,7 +219,7 @@ def _say_status(found: list[dict[str, Any]], *, as_json: bool) -> None:
 
 
 def _report(found: "Batch", *, as_json: bool) -> None:
-    """Say what failed; the first one's exit code is the command's."""
+    """Report what failed, and raise an error with the exit code of the first row that did."""
     results = list(zip(found.rows, found.results(), strict=True))
     if as_json:
         typer.echo(json.dumps([_as_json(row, result) for row, result in results], indent=2))

@@ -1,4 +1,4 @@
-"""Standard error of a command: its progress, its log, and errors as one red line and an exit code."""
+"""Output of a command on stderr: progress, log, and errors as one red line and an exit code."""
 
 import json
 import logging
@@ -21,13 +21,13 @@ from expportrait_cli.runtime import Progress
 
 @dataclass
 class CommandLine:
-    """The command that runs: its options, and the signal that ended it."""
+    """The running command: its app, and the signal that ended it."""
 
     app: typer.Typer | None = None
     ended_by: int | None = None
 
     def check(self) -> None:
-        """Raise what a signal asks for, if one came."""
+        """If a signal came, raise KeyboardInterrupt (SIGINT) or SystemExit (others)."""
         if self.ended_by == signal.SIGINT:
             raise KeyboardInterrupt
         if self.ended_by is not None:
@@ -41,9 +41,9 @@ PARAMETER = re.compile(r"`([a-z_]+)(?:=([^`]*))?`")
 
 
 def as_options(message: str) -> str:
-    """Write the parameters of a message as the command line knows them: `--region all`, `--no-grid`.
+    """Replace the parameters in a message by options of the command line: `--region all`, `--no-grid`.
 
-    Functions speak of their parameters, since they are called from Python too.
+    Messages name parameters, since functions are called from Python too.
     """
     return PARAMETER.sub(_as_option, message)
 
@@ -61,7 +61,7 @@ def _as_option(match: re.Match[str]) -> str:
 
 @lru_cache(maxsize=1)
 def _options() -> dict[str, tuple[str, str]]:
-    """Names of every option of every command, by its parameter: its own, and that of its opposite."""
+    """Names of the options of all commands, by parameter: the option, and its negation (or an empty text)."""
     found: dict[str, tuple[str, str]] = {}
     commands = [typer.main.get_command(command_line.app)] if command_line.app is not None else []
     while commands:
@@ -95,7 +95,7 @@ def report(error: Exception) -> int:
 CONTROLS = re.compile(
     "[\\x00-\\x1f\\x7f-\\x9f\\u061c\\u200e\\u200f\\u2028-\\u202e\\u2066-\\u2069\\ud800-\\udc9f\\udd00-\\udfff]"
 )
-"""Characters that a terminal obeys instead of showing: control characters, and marks that change the direction of
+"""Characters that a terminal does not display, but obeys: control characters, and marks that change the direction of
 writing. Bytes of names that are not UTF-8 (udc80 to udcff) count if they are control characters in other encodings."""
 
 
@@ -107,7 +107,7 @@ def shown(text: str, *, keep: str = "") -> str:
 
 
 def say_error(message: str) -> None:
-    """Print one red line on stderr."""
+    """Print an error on stderr, as one red line."""
     line = shown(" ".join(as_options(message).split()))
     output.tell("error", message=line)
     if output.is_json:
@@ -124,7 +124,7 @@ def say_fault(error: Exception) -> None:
 
 
 def say(text: str) -> None:
-    """Print lines for people on stderr, beside the result."""
+    """Print lines on stderr that are not the command's result."""
     if output.is_json:
         output.tell("log", level="info", message=shown(text, keep="\n"))
     else:
@@ -132,7 +132,7 @@ def say(text: str) -> None:
 
 
 class Display:
-    """Show stages one below the other; a context manager.
+    """Context manager that displays the progress of stages on stderr, one below the other.
 
     A terminal gets live bars; a file or a pipe gets one line when a stage is done; `--quiet` gets nothing.
     """
@@ -142,13 +142,13 @@ class Display:
         self._name, self._since, self._done, self._total = "", 0.0, 0, None
 
     def __enter__(self) -> "Display":
-        """Take over stderr when it is a terminal."""
+        """Start live bars if stderr is a terminal."""
         if not output.quiet and output.events is None and sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
             columns = (
-                # Names are no markup.
+                # A name with brackets must not be taken for markup.
                 TextColumn("{task.description:<24}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
@@ -162,14 +162,14 @@ class Display:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Give stderr back; a stage that was under way is left as it is."""
+        """Stop the bars; after an error, the current stage is not marked as done."""
         if kind is None:
             self._finish()
         if self._bars is not None:
             self._bars.stop()
 
     def stage(self, name: str) -> Progress:
-        """Begin a stage; what it returns is told how many of how many steps are done."""
+        """Begin a stage; returns a function to call with the steps that are done, and the number of all (or None)."""
         self._finish()
         name = shown(name)
         output.tell("stage", stage=name)
@@ -199,11 +199,11 @@ class Display:
 
 
 EVERY_S = 0.2
-"""Least time between two reports of one stage's progress."""
+"""Shortest time between two JSON reports of a stage's progress."""
 
 
 def _own_stderr() -> int:
-    """The descriptor of `sys.stderr`, which is not number 2 where `app.main` has opened it."""
+    """The descriptor of `sys.stderr`, which is not 2 where `app.open_streams` has opened it."""
     try:
         return sys.stderr.fileno()
     except OSError:
@@ -212,17 +212,17 @@ def _own_stderr() -> int:
 
 @dataclass
 class Output:
-    """Choices about output that hold for the whole command; set once, when it starts."""
+    """Settings of the output of the whole command; set once, when it starts."""
 
     quiet: bool = False
     events: TextIO | None = None
-    """Stream for JSON, an object a line, in place of progress for people; None without `--progress json`."""
+    """Stream for events as JSON, one object per line; None without `--progress json`."""
     is_json: bool = False
-    """True if stderr holds nothing but JSON."""
+    """True if nothing but JSON is written to stderr."""
     _last: tuple[str, float] = ("", 0.0)
 
     def report_as(self, form: str) -> None:
-        """Report as `json` on stderr, or as `json:FD` on a file descriptor that whoever started the process opened.
+        """Report as `json` on stderr, or as `json:FD` on a file descriptor that the parent process has opened.
 
         Raises:
             UsageError: another form, or a descriptor that cannot be written to.
@@ -241,7 +241,7 @@ class Output:
         self.is_json = is_json
 
     def tell(self, event: str, **details: Any) -> None:
-        """Write one event, if anybody asked for them; when nobody reads any more, the work goes on."""
+        """Write one event, if `--progress json` was given; if its reader has gone, the command goes on without."""
         if self.events is None:
             return
         try:
@@ -251,7 +251,7 @@ class Output:
             self.events, self.is_json = None, False
 
     def tell_progress(self, stage: str, done: int, total: int | None) -> None:
-        """Write how far a stage is, a few times a second and at its end."""
+        """Write the progress of a stage as an event, a few times a second and at its end."""
         if self.events is None:
             return
         now = perf_counter()
@@ -264,7 +264,7 @@ output = Output()
 
 
 class _Stderr(logging.StreamHandler):
-    """Write to whatever stderr is now: a progress display replaces it while it is up."""
+    """Log handler for the current `sys.stderr`, which a progress display replaces while it is active."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if output.is_json:

@@ -1,4 +1,4 @@
-"""Parts of every command: options about how it runs, settings from a preset or a file, and a help in groups."""
+"""Parts that all commands share: common options, settings from a preset or a file, and help in groups."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -24,8 +24,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper": {"absolute": True},
     "small-gpu": {"offload": "group", "quantize": "int8"},
 }
-"""Sets of options under one name: a quick look, the most that the head can show, the paper's protocol, and the least
-memory for a Wan transformer."""
+"""Options by the name of a preset: draft for a quick look, fine for most detail of the head, paper for the paper's
+protocol, small-gpu for a Wan transformer in little memory."""
 PATHS = frozenset(
     (
         *("reference", "driving", "source_option", "driving_option", "source", "head", "driver", "trackings"),
@@ -33,9 +33,9 @@ PATHS = frozenset(
         *("curves", "network", "weights_folder", "lora"),
     )
 )
-"""Parameters that name files: in a file of settings they are relative to its folder."""
+"""Parameters that are paths: in a settings file they are relative to its folder."""
 OWN = frozenset(("config", "preset", "help", "progress"))
-"""Options that a file of settings cannot set."""
+"""Options that a settings file cannot set."""
 
 
 def _take_preset(ctx: options.Context, name: str | None) -> str | None:
@@ -50,11 +50,11 @@ def _take_preset(ctx: options.Context, name: str | None) -> str | None:
         known = _parameters(ctx)
         chosen = {key: value for key, value in PRESETS[name].items() if key in known}
         if not chosen:
-            raise UsageError(f"`preset={name}` sets nothing that this command has: {', '.join(PRESETS[name])}.")
+            raise UsageError(f"`preset={name}` sets no option of this command, only {', '.join(PRESETS[name])}.")
         found = _settings(ctx, chosen, f"preset {name}", path)
     else:
         found = _settings(ctx, _read(path), str(path), path)
-    # A file of settings wins, whichever was named first.
+    # A settings file overrides a preset, whichever was named first.
     ctx.default_map = {**found, **(ctx.default_map or {})}
     return name
 
@@ -72,33 +72,33 @@ def _take_config(ctx: options.Context, path: Path | None) -> Path | None:
 
 
 def _read(path: Path) -> Mapping[str, Any]:
-    """Settings by name, from TOML, or JSON such as the record of an earlier film."""
+    """Read settings by name, from TOML, or from JSON such as the record of an earlier film."""
     options.existing(path)
     if path.suffix.lower() not in (".toml", ".json"):
-        raise UsageError(f"{path}: a file of settings ends in .toml, or .json for the record of an earlier film.")
+        raise UsageError(f"{path}: expected a settings file (.toml) or the record of an earlier film (.json).")
     try:
         found = read_json(path) if path.suffix.lower() == ".json" else read_toml(path)
     except (OSError, ValueError) as error:
         raise InputError(f"{path} could not be read as {path.suffix[1:].upper()}: {error}.") from error
     if not isinstance(found, dict):
-        raise InputError(f"{path} holds no settings by name, such as `size = 256`.")
+        raise InputError(f"{path} has no settings, such as `size = 256`.")
     return dict(_of_record(path, found)) if isinstance(found.get("settings"), dict) else found
 
 
 def _parameters(ctx: options.Context) -> dict[str, Any]:
-    """The command's parameters by their names, and by their options' names."""
+    """Parameters of the command by name, and by the names of their options."""
     every = ctx.command.params
     found = {option.lstrip("-").replace("-", "_"): each for each in every for option in each.opts}
-    # REF is also `--reference`: the argument's name comes first.
+    # `reference` is also an option of another parameter, --reference: names of parameters have priority.
     found |= {str(each.name): each for each in every}
     return {name: parameter for name, parameter in found.items() if name not in OWN}
 
 
 def _settings(ctx: options.Context, found: Mapping[str, Any], place: str, path: Path) -> dict[str, Any]:
-    """Values for the command's parameters.
+    """Check settings, and convert them to values of the command's parameters.
 
     Raises:
-        UsageError: a name that is no option of the command, or a value of the wrong type.
+        UsageError: a name is no option of the command, or a value has the wrong type.
     """
     known, more = _parameters(ctx), ctx.command.columns() if isinstance(ctx.command, ListCommand) else ()
     chosen: dict[str, Any] = {}
@@ -117,14 +117,14 @@ def _settings(ctx: options.Context, found: Mapping[str, Any], place: str, path: 
 
 
 COLUMNS = "expportrait.columns"
-"""Key in the context of a list's command under which the settings for all its rows are kept."""
+"""Key, in the `meta` of the context, of settings for all rows of a list of jobs."""
 
 
 class ListCommand(TyperCommand):
-    """A command whose file of settings may also hold what its rows may hold."""
+    """A command on a list of jobs: its settings file may also have settings for all rows."""
 
     def columns(self) -> list[str]:
-        """Names of the columns."""
+        """Names of the columns that a list may have."""
         from expportrait_cli.pipeline.joblist import columns
 
         return columns()
@@ -140,21 +140,21 @@ def _value(parameter: Any, value: Any, place: str, folder: Path) -> Any:
     if not all(isinstance(each, str | int | float) and not isinstance(each, bool) for each in several):
         raise UsageError(f"{place} is {str(value)[:60]!r}, expected a text or a number.")
     texts = [_beside(folder, str(parameter.name), str(each)) for each in several]
-    # An option that may be given several times takes a list, of one if need be.
+    # An option that may be repeated takes a list, even for one value.
     return texts if isinstance(value, list) or getattr(parameter, "multiple", False) else texts[0]
 
 
 def _beside(folder: Path, name: str, value: str) -> str:
-    """A file's name, relative to the folder of the settings; a plain name may be that of fetched weights."""
+    """Make a path relative to the folder of the settings file; a plain name may be that of fetched weights."""
     is_fetched = name == "weights_folder" and len(Path(value).parts) == 1 and not (folder / value).is_dir()
     return str(folder / value) if name in PATHS and value and not is_fetched else value
 
 
 def _of_record(path: Path, record: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Settings of an earlier film that differ from the defaults, and its photo and clip, from its run record.
+    """Yield photo and clip of an earlier film, and its settings that are not defaults, from its run record.
 
     Raises:
-        UsageError: the film was made from Python, with settings that no option gives, or by another version.
+        UsageError: there is no option for one of the settings, or it is of another version of the tool.
     """
     settings = dict(record["settings"])
     for role, row in dict(record.get("inputs") or {}).items():
@@ -172,15 +172,15 @@ NO_OPTION: dict[Any, tuple[str, ...]] = {
     FitConfig: ("iterations", "supervision", "recenter", "detail", "rounds"),
     TransferConfig: ("folds", "turn_limit_deg"),
 }
-"""Settings that no option of `generate` gives, by the section that they belong to."""
+"""Settings for which `generate` has no option, by their class."""
 
 
 def _changed(path: Path, cls: Any, values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    """Fields of a recorded section that do not have the default, by the names of their options."""
+    """Yield the recorded settings of a class that are not defaults, by the names of their options."""
     known = {field.name: field for field in fields(cls)}
     for name, value in values.items():
         if name not in known:
-            raise UsageError(f"{path} holds the setting {name}, of another version of the tool. Use a .toml file.")
+            raise UsageError(f"{path} has the setting {name}, of another version of the tool. Use a .toml file.")
         field = known[name]
         default = field.default if field.default is not MISSING else field.default_factory()  # pyright: ignore
         if is_dataclass(default) and name in ("stretch", "wan"):
@@ -188,13 +188,13 @@ def _changed(path: Path, cls: Any, values: Mapping[str, Any], prefix: str) -> It
         elif _plain(value) == _plain(default) or name == "several":
             continue
         elif is_dataclass(default) or name in NO_OPTION.get(cls, ()):
-            raise UsageError(f"{path} was made with {name} = {value}, which no option of `generate` gives.")
+            raise UsageError(f"{path} was made with {name} = {value}, for which `generate` has no option.")
         elif name == "same_person":
             yield name, value == "yes"
         elif name == "lora":
             yield name, [str(Path(file).absolute()) for file in value.split(",")]
         else:
-            # A plain name may be that of fetched weights.
+            # A plain name may be that of fetched weights, which is no path.
             is_path = name in PATHS or (name == "weights" and (len(Path(value).parts) > 1 or Path(value).is_dir()))
             text = str(Path(value).absolute()) if is_path else value
             option = "weights_folder" if name == "weights" else name
@@ -212,7 +212,7 @@ def _report_progress(value: str | None) -> str | None:
 
 
 _early = partial(typer.Option, is_eager=True, show_default=False)
-"""An option that acts before the others are read, because it says what they are."""
+"""An option that is processed before the others, since it may set their values."""
 
 
 def _shared(
@@ -222,7 +222,7 @@ def _shared(
         _early(
             callback=_take_preset,
             metavar="NAME",
-            help=f"Options under one name: {', '.join(PRESETS)}, or a .toml file of your own.",
+            help=f"Predefined options: {', '.join(PRESETS)}, or a NAME.toml in your configuration folder.",
         ),
     ] = None,
     config: Annotated[
@@ -230,7 +230,7 @@ def _shared(
         _early(
             callback=_take_config,
             metavar="FILE",
-            help="Options from a .toml file, or from the record of an earlier film (OUT.json). Options given here win.",
+            help="Options from a .toml file, or from the record of an earlier film (OUT.json). Other options override it.",
         ),
     ] = None,
     progress: Annotated[
@@ -238,7 +238,7 @@ def _shared(
         _early(
             callback=_report_progress,
             metavar="json|json:FD",
-            help="Progress, log and end as JSON, an object a line, on stderr or on a file descriptor.",
+            help="Write progress, log and exit code as JSON, one object per line, to stderr or a file descriptor.",
             rich_help_panel=options.RUN,
         ),
     ] = None,
@@ -246,11 +246,11 @@ def _shared(
     quiet: options.Quiet = False,
     log_level: options.LogLevel = None,
 ) -> None:
-    """Options that act as they are read."""
+    """Signature of the options that all commands share; their callbacks do the work."""
 
 
 def shared(function: Callable[..., None]) -> Callable[..., None]:
-    """The same command with the options that every command has."""
+    """Add the options of `_shared` to a command's function."""
     own = signature(function)
     more = [parameter for name, parameter in signature(_shared).parameters.items() if name not in own.parameters]
 
@@ -267,7 +267,7 @@ class Command(TyperCommand):
     """A command whose help lists its options in the groups that their `rich_help_panel` names."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Write a section for each group, in the order in which they begin; that of the shared options is last."""
+        """Write a section for each group, in the order of their first options; the shared options come last."""
         groups: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
         last: list[tuple[str, str]] = []
         for parameter in self.get_params(ctx):
@@ -287,14 +287,14 @@ class Command(TyperCommand):
 
 
 class ListingCommand(ListCommand, Command):
-    """A command that reads a list of jobs."""
+    """A `ListCommand` with help in groups."""
 
 
 class App(typer.Typer):
-    """A group of commands, each with what `_shared` lists."""
+    """A group of commands, each with the options of `_shared`."""
 
     def command(self, name: str | None = None, **details: Any) -> Callable[..., Any]:
-        """Register a function as a command, which stays as it is."""
+        """Register a function as a command; the function itself is not changed."""
         register = super().command(name, **{"cls": Command, **details})
 
         def registered(function: Callable[..., None]) -> Callable[..., None]:

@@ -1,4 +1,4 @@
-"""`expportrait eval`: how close a film is to what it should show; or all films of a suite."""
+"""`expportrait eval`: measures of a film against its target, or of all films of a suite, or of fitted heads."""
 
 import json
 from dataclasses import replace
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 def evaluate(
     films: Annotated[
-        list[Path] | None, typer.Argument(metavar="OUT", help="The film to judge.", show_default=False)
+        list[Path] | None, typer.Argument(metavar="OUT", help="The film to measure.", show_default=False)
     ] = None,
     *,
     target: Annotated[
         Path | None,
         typer.Option(
-            metavar="CLIP", help="The clip that drove the film, or that it should look like.", show_default=False
+            metavar="CLIP", help="The clip that drove the film, or that it should reproduce.", show_default=False
         ),
     ] = None,
     reference: Annotated[
@@ -44,23 +44,23 @@ def evaluate(
         bool,
         typer.Option(
             "--normals",
-            help="Judge heads instead: OUT are clips, or folders of them. A head is fitted to the first frame of each, "
-            "and its outline and normal maps are compared with later frames.",
+            help="Measure heads instead: OUT are clips, or folders of them. A head is fitted to the first frame of "
+            "each, and its outline and normal maps are compared with later frames.",
         ),
     ] = False,
     folds: Annotated[
-        bool, typer.Option("--folds", help="With --normals: also judge the folds of every frame; takes long.")
+        bool, typer.Option("--folds", help="With --normals: also measure the folds of every frame; takes long.")
     ] = False,
     layout: Annotated[
-        Literal["auto", "clips", "ravdess", "nersemble"], typer.Option(help="Order of the files in the suite's folder.")
+        Literal["auto", "clips", "ravdess", "nersemble"], typer.Option(help="Layout of the suite's folder.")
     ] = "auto",
     method: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=DIR", help="Also score another program's films, named as the pairs are."),
+        typer.Option(metavar="NAME=DIR", help="Also score the films of a method NAME in DIR, named like the pairs."),
     ] = None,
     ablation: Annotated[
         bool,
-        typer.Option("--ablation", help="Also make and score films without some parts, to see what each is worth."),
+        typer.Option("--ablation", help="Also score films without some parts of the method: what each contributes."),
     ] = False,
     own: Annotated[bool, typer.Option("--own/--no-own", help="Make and score films of this tool.")] = True,
     backend: BackendName = "auto",
@@ -70,21 +70,21 @@ def evaluate(
     stride: Annotated[
         int | None, typer.Option(min=1, help="Step between the frames that are used.", show_default=False)
     ] = None,
-    frames: Annotated[
-        int | None, typer.Option(min=2, help="Largest number of frames of a clip.", show_default=False)
-    ] = None,
+    frames: Annotated[int | None, typer.Option(min=2, help="Most frames of a clip to use.", show_default=False)] = None,
     size: Annotated[
         Literal["256", "512", "768"] | None, typer.Option(help="Side of the suite's crop, px.", show_default=False)
     ] = None,
     executor: ExecutorName = "local",
-    workers: Annotated[int, typer.Option(min=1, help="Pairs of a suite that are worked on at a time.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Number of pairs that are processed at a time.")] = 1,
     slurm: SlurmOptions = "",
     out: Annotated[
         str | None, typer.Option("--out", "-o", metavar="PATH", help="File of the scores, or a folder for it.")
     ] = None,
     report: Annotated[
         Path | None,
-        typer.Option(metavar="HTML", help="Also write a page: intervals, curves, worst frames.", show_default=False),
+        typer.Option(
+            metavar="HTML", help="Also write an HTML page: intervals, curves, worst frames.", show_default=False
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the scores as JSON instead of the path.")] = False,
 ) -> None:
@@ -116,7 +116,7 @@ def evaluate(
         return
     if suite is not None:
         if films or target is not None or reference is not None:
-            raise UsageError("--suite names all files itself: leave out OUT, --target and --reference.")
+            raise UsageError("A --suite already has all files: leave out OUT, --target and --reference.")
         from expportrait_cli.benchmark.files import Request
         from expportrait_cli.benchmark.variants import Making
         from expportrait_cli.pipeline.executors import Place
@@ -139,7 +139,7 @@ def evaluate(
     if not films or len(films) > 1 or target is None:
         raise UsageError("Expected one film and its --target, a --suite of pairs, or --normals and clips.")
     if any(serving):
-        raise UsageError("Only films are judged without --suite: give one, or leave out what serves it alone.")
+        raise UsageError("Without --suite, one film is measured: leave out the options that only suites have.")
     _one((films[0], target, reference), out, report, stretch, as_json=as_json)
 
 

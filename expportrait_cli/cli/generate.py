@@ -1,4 +1,4 @@
-"""`expportrait generate`: a photo and a clip to a film."""
+"""`expportrait generate`: make a film from a photo and a clip; and `compare-recipes`."""
 
 import json
 from pathlib import Path
@@ -21,11 +21,13 @@ CLIP, RESULT = options.CLIP, "Result"
 def generate(
     ctx: options.Context,
     reference: Annotated[
-        Path | None, typer.Argument(metavar="REF", help="Photo, or a .head.npz.", show_default=False)
+        Path | None, typer.Argument(metavar="REF", help="Photo, clip, or .head.npz.", show_default=False)
     ] = None,
     driving: Annotated[
         Path | None,
-        typer.Argument(metavar="DRIVING", help="Clip or photo, .track.npz or .meshes.npz.", show_default=False),
+        typer.Argument(
+            metavar="DRIVING", help="Clip, photo, .track.npz, .meshes.npz, .normals.mkv.", show_default=False
+        ),
     ] = None,
     *,
     source_option: Annotated[
@@ -38,7 +40,7 @@ def generate(
     out: options.Out = None,
     face: options.Face = TrackConfig.face,
     driving_face: Annotated[
-        str, typer.Option(help="Face to follow in the driver, written as for --face.")
+        str, typer.Option(help="Face to follow in DRIVING: same values as --face.")
     ] = TrackConfig.face,
     start: options.Start = Stretch.start,
     end: options.End = Stretch.end,
@@ -49,15 +51,17 @@ def generate(
     reference_start: Annotated[
         str,
         typer.Option(
-            metavar="MOMENT", help="Like --start, for a clip as REF.", show_default=False, rich_help_panel=CLIP
+            metavar="MOMENT", help="Like --start, for REF if it is a clip.", show_default=False, rich_help_panel=CLIP
         ),
     ] = Stretch.start,
     reference_end: Annotated[
         str,
-        typer.Option(metavar="MOMENT", help="Like --end, for a clip as REF.", show_default=False, rich_help_panel=CLIP),
+        typer.Option(
+            metavar="MOMENT", help="Like --end, for REF if it is a clip.", show_default=False, rich_help_panel=CLIP
+        ),
     ] = Stretch.end,
     reference_max_frames: Annotated[
-        int, typer.Option(min=0, help="Like --max-frames, for a clip as REF.", rich_help_panel=CLIP)
+        int, typer.Option(min=0, help="Like --max-frames, for REF if it is a clip.", rich_help_panel=CLIP)
     ] = Stretch.max_frames,
     on_missing: options.OnMissing = TrackConfig.on_missing,
     head_model: options.OwnHeadModel = None,
@@ -114,7 +118,7 @@ def generate(
         bool,
         typer.Option(
             "--grid/--no-grid",
-            help="Also write a film of photo | driver | normals | result.",
+            help="Also write a film with photo | driver | normals | result side by side.",
             rich_help_panel=RESULT,
         ),
     ] = False,
@@ -128,7 +132,7 @@ def generate(
         bool,
         typer.Option(
             "--show-control",
-            help="Instead of the film, write a picture of what wan-vace is shown: OUT.control.png.",
+            help="Instead of the film, write a picture of wan-vace's conditions: OUT.control.png.",
             rich_help_panel=options.PAINTER,
         ),
     ] = False,
@@ -136,7 +140,7 @@ def generate(
         bool,
         typer.Option(
             "--keep-work/--no-keep-work",
-            help="Keep what was made on the way, in OUT.work, for the next run.",
+            help="Keep intermediate results, in OUT.work, for the next run.",
             rich_help_panel=RESULT,
         ),
     ] = True,
@@ -144,7 +148,7 @@ def generate(
         bool,
         typer.Option(
             "--dry-run",
-            help="Only say what would be done: stages, what is used again, weights, memory, minutes.",
+            help="Only print the plan: stages, results that are reused, weights, memory, time.",
             rich_help_panel=options.RUN,
         ),
     ] = False,
@@ -152,8 +156,8 @@ def generate(
 ) -> None:
     """Make the person in REF perform DRIVING: track both, fit the head, transfer, paint the film.
 
-    What an earlier run has made with the same inputs and settings is used again; an interrupted run goes on where it
-    stopped when the same command is given.
+    Results of earlier runs with the same inputs and settings are reused. To resume an interrupted run, give the same
+    command again.
     """
     ref, drive = photo_and_driver(ctx, reference, driving, source_option, driving_option)
     options.existing(ref)
@@ -161,7 +165,7 @@ def generate(
     path = options.result(out, film_name(ref, drive), suffixes=(".mp4",))
     options.check_curves(curves)
     if report and not keep_work:
-        raise UsageError("--report reads what --no-keep-work removes. Leave out one of them.")
+        raise UsageError("--report needs the intermediate results that --no-keep-work removes. Leave out one of them.")
     from expportrait_cli.pipeline import job as jobs
 
     job = jobs.Job(
@@ -241,7 +245,7 @@ def compare_recipes(
     photo: Annotated[Path, typer.Argument(metavar="PHOTO", help="Photo of a person.", show_default=False)],
     clip: Annotated[Path, typer.Argument(metavar="CLIP", help="A clip of some seconds.", show_default=False)],
     *,
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="Folder of films and page.")] = Path(
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="Folder for films and page.")] = Path(
         "recipes"
     ),
     weights_folder: options.Weights = WanConfig.weights,
@@ -254,9 +258,9 @@ def compare_recipes(
     seed: Annotated[int, options.setting(GenerateConfig, "seed")] = GenerateConfig.seed,
     as_json: options.Json = False,
 ) -> None:
-    """Paint one film by wan-vace in six ways, measure each beside the proxy, and write one page: FOLDER/index.html.
+    """Paint a film with wan-vace in six ways, measure each against the proxy, and write a page: FOLDER/index.html.
 
-    After that `--backend auto` may choose these weights on this machine. An interrupted comparison goes on.
+    After that, `--backend auto` may choose these weights on this machine. An interrupted comparison can be resumed.
     """
     options.existing(photo)
     options.existing(clip)
@@ -286,7 +290,7 @@ def _say_plan(job: "Job", *, as_json: bool) -> None:
 def photo_and_driver(
     ctx: options.Context, first: Path | None, second: Path | None, source: Path | None, driving: Path | None
 ) -> tuple[Path, Path]:
-    """Photo and driver, by position or by option; those of a file of settings give way to either."""
+    """Return photo and driver, given by position or option; both override those of a settings file."""
     if source is not None and _is_from_file(ctx, "reference"):
         first = None
     if driving is not None and _is_from_file(ctx, "driving"):

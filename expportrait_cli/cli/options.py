@@ -34,11 +34,11 @@ from expportrait_cli.runtime import between, choose_device
 if TYPE_CHECKING:
     Context = typer.Context
 else:
-    # The class of what typer really hands over, which it does not export.
+    # The class of the object that typer passes, which it does not export.
     Context = typer.Context.__mro__[1]
 
 RUN, CLIP, PERFORMANCE, PAINTER = "How it runs", "Face and clip", "Performance", "Video transformers"
-"""Groups of options in the help, after the first."""
+"""Titles of the groups of options in the help, after the first group."""
 
 LogLevelName = Literal["debug", "info", "warning", "error"]
 
@@ -53,21 +53,21 @@ def be_quiet(quiet: bool) -> bool:
 
 
 def set_level(level: LogLevelName | None) -> LogLevelName | None:
-    """Choose the log's level; given before or after the command's name."""
+    """Set the log level; given before or after the command's name."""
     if level is not None:
         logging.getLogger("expportrait_cli").setLevel(level.upper())
     return level
 
 
 def set_device(name: str | None) -> str | None:
-    """Choose the run's device; given before or after the command's name."""
+    """Set the device of the run; given before or after the command's name."""
     if name is not None:
         choose_device(name)
     return name
 
 
 def setting(config: type, name: str, *declarations: str, **details: Any) -> Any:
-    """An option for the field `name` of a config class: its docstring is the help, its bounds are the option's."""
+    """Make an option from the field `name` of a config class: its docstring is the help, its bounds are checked."""
     if limits := between(config, name):
         details = {"min": limits.low, "max": limits.high, "callback": _number, **details}
     return typer.Option(*declarations, help=_documented(config.__module__)[config.__name__][name], **details)
@@ -86,7 +86,7 @@ def _number(value: int | float | None) -> int | float | None:
 
 @cache
 def _documented(module: str) -> dict[str, dict[str, str]]:
-    """Docstrings of the fields of a module's config classes; Python itself forgets them."""
+    """Docstrings of the fields of a module's config classes, from its source: Python does not keep them."""
     source = inspect.getsource(sys.modules[module])
     classes = [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)]
     return {
@@ -112,7 +112,7 @@ Quiet = Annotated[
 LogLevel = Annotated[
     LogLevelName | None,
     typer.Option(
-        callback=set_level, help="Lowest level of the log that stderr shows.", show_default=False, rich_help_panel=RUN
+        callback=set_level, help="Lowest level of log messages on stderr.", show_default=False, rich_help_panel=RUN
     ),
 ]
 Json = Annotated[
@@ -132,7 +132,11 @@ Device = Annotated[
 Out = Annotated[
     str | None,
     typer.Option(
-        "--out", "-o", metavar="PATH", help="A file, or a folder for one with the usual name.", show_default=False
+        "--out",
+        "-o",
+        metavar="PATH",
+        help="Output file, or a folder for one with the default name.",
+        show_default=False,
     ),
 ]
 Face = Annotated[str, setting(TrackConfig, "face")]
@@ -189,10 +193,10 @@ Size = Annotated[
 def counting(
     absolute: bool | None, expression: Counts | None, pose: Counts | None, neutral_frame: str | None
 ) -> dict[str, Any]:
-    """Settings of `TransferConfig` that say what the driver's performance counts from."""
+    """Settings of `TransferConfig` for absolute or relative motion: `expression`, `pose` and `neutral_frame`."""
     if absolute is not None and (expression or pose):
         flag = "--absolute" if absolute else "--relative"
-        raise UsageError(f"{flag} stands for --expression and --pose. Leave it out, or them.")
+        raise UsageError(f"{flag} stands for --expression and --pose. Leave it out, or leave these out.")
     meant = TransferConfig() if absolute is None else PAPER if absolute else CHANGES
     return {
         "expression": expression or meant.expression,
@@ -202,12 +206,12 @@ def counting(
 
 
 def verdict(same: bool | None) -> Verdict:
-    """Convert the user's answer to a value of `FitConfig.same_person`."""
+    """Convert --same-person, --different-person or neither (None) to a value of `FitConfig.same_person`."""
     return "auto" if same is None else "yes" if same else "no"
 
 
 def existing(path: Path, *, kind: str = "") -> Path:
-    """A file that is there and not empty; `kind` is the artifact that it must be, e.g. `track`."""
+    """Check that a file exists and is not empty; `kind`: artifact that it must be, e.g. `track`. Returns `path`."""
     check_file(path)
     if kind and path.suffix != ".npz":
         raise InputError(f"{path} is not a .{kind}.npz file. {MAKERS[kind]}")
@@ -223,12 +227,13 @@ MAKERS = {
     "head": "Make one with `expportrait fit TRACK`.",
     "meshes": "Make one with `expportrait transfer HEAD TRACK`.",
 }
+"""What to do if an artifact is missing, by its kind."""
 
 
 def result(out: str | Path | None, default: str, *, suffixes: tuple[str, ...] = (".npz",)) -> Path:
-    """Path of a command's result: `out`, or `default` in the folder that `out` names, or in the current folder.
+    """Return the path of a command's result: `out`, or `default` in the folder `out`, or in the current folder.
 
-    It is checked before any work: the folder can be written to, and the suffix fits.
+    Checked before any work: the folder can be written to, and the suffix fits.
     """
     path = Path(out or default)
     if out is not None and (path.is_dir() or os.fspath(out).endswith(("/", os.sep))):
@@ -240,9 +245,9 @@ def result(out: str | Path | None, default: str, *, suffixes: tuple[str, ...] = 
 
 
 def writable(folder: Path) -> None:
-    """Try to write into a folder, or into the nearest one above it that exists.
+    """Check that a folder, or the nearest existing one above it, can be written to, by writing a temporary file.
 
-    Permissions alone say too little about read-only and virtual file systems.
+    Permissions alone are not enough on read-only and virtual file systems.
     """
     import tempfile
 
@@ -257,7 +262,7 @@ def writable(folder: Path) -> None:
 
 
 def check_curves(path: Path | None) -> None:
-    """A CSV that is there and not empty, or a place where one can be written."""
+    """Check that a CSV file exists and is not empty, or else can be written."""
     if path is None:
         return
     if path.suffix.lower() != ".csv":
@@ -292,7 +297,7 @@ Lora = Annotated[
     list[str] | None,
     typer.Option(
         metavar="FILE[:SCALE]",
-        help="A .safetensors file of a LoRA to add to the weights, and how much of it; may be given several times.",
+        help="LoRA to add: FILE.safetensors, or FILE.safetensors:SCALE (1 if left out); may be repeated.",
         show_default=False,
         rich_help_panel=PAINTER,
     ),
@@ -304,20 +309,20 @@ VaeKind = Annotated[Literal["fp32", "bf16", "tiny"], wan_setting("vae")]
 
 
 def loras(given: list[str] | None) -> str:
-    """The repeated option as the list that `WanConfig.lora` is."""
+    """Join the values of the repeated option --lora into the list `WanConfig.lora`."""
     for item in given or []:
         if "," in item:
-            raise UsageError(f"--lora {item}: name one file each time, and none with a comma in its name.")
+            raise UsageError(f"--lora {item}: repeat the option for each file; names must not have a comma.")
     return ",".join(given or [])
 
 
 def launched() -> int:
-    """Processes that a launcher (torchrun, accelerate) started with this one."""
+    """Number of processes that a launcher (torchrun, accelerate) started, with this one."""
     return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
 
 
 def only_helps(config: GenerateConfig) -> bool:
-    """Help the first of several processes that were launched for one film; true if this process is not the first."""
+    """Help the first of several processes that were launched for one film; True if this one is not the first."""
     if launched() == 1:
         return False
     from expportrait_cli.painting.stage import only_helps
@@ -325,13 +330,13 @@ def only_helps(config: GenerateConfig) -> bool:
     return only_helps(config)
 
 
-HEAD_MODEL_HELP = "3D head: the built-in anny; smplx from your licensed file (EXPPORTRAIT_SMPLX); gnm, once fetched"
+HEAD_MODEL_HELP = "Head model: anny (built in), smplx (from your licensed file, EXPPORTRAIT_SMPLX), gnm (once fetched)"
 HeadModelOption = Annotated[Literal["anny", "smplx", "gnm"], typer.Option(help=f"{HEAD_MODEL_HELP}.")]
 OwnHeadModel = Annotated[
     Literal["anny", "smplx", "gnm"] | None,
     typer.Option(
         "--head-model",
-        help=f"{HEAD_MODEL_HELP}; that of given artifacts, else anny.",
+        help=f"{HEAD_MODEL_HELP}; by default that of given artifacts, else anny.",
         show_default=False,
         rich_help_panel=CLIP,
     ),

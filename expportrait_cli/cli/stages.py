@@ -70,19 +70,19 @@ def fit(
         list[Path],
         typer.Argument(
             metavar="TRACK...",
-            help="Tracking of a photo or clip; more of the same person help to find the identity.",
+            help="Tracking of a photo or clip; further ones of the same person improve the identity.",
             show_default=False,
         ),
     ],
     *,
     head: Annotated[
         Path | None,
-        typer.Option(metavar="HEAD", help="A fitted head of the same person: keep it, fit the frames alone."),
+        typer.Option(metavar="HEAD", help="A fitted head of the same person: kept as it is, only frames are fitted."),
     ] = None,
     driver: Annotated[
         Path | None,
         typer.Option(
-            metavar="TRACK", help="The driver's tracking: if it shows the same person, they share an identity."
+            metavar="TRACK", help="Tracking of the driver: if it shows the same person, one identity is fitted to both."
         ),
     ] = None,
     same_person: options.SamePerson = None,
@@ -94,7 +94,7 @@ def fit(
     rounds: Annotated[int, options.setting(FitConfig, "rounds")] = FitConfig.rounds,
     as_json: options.Json = False,
 ) -> None:
-    """Build the person's head: identity, the offset of hair and clothes, and every frame's folds."""
+    """Fit the person's head: identity, static offsets (hair, clothes), and the folds of every frame."""
     own = tuple(options.existing(path, kind="track") for path in trackings)
     for given, kind in ((driver, "track"), (head, "head")):
         if given is not None:
@@ -141,15 +141,15 @@ def transfer(
         Path | None,
         typer.Option(
             metavar="HEAD",
-            help="The .head.npz of the driver's clip: its folds are added to the network's, see --folds; with --method "
-            "direct all its offsets are copied.",
+            help="The .head.npz of the driver's clip: its folds are added to the network's, see --folds. With --method "
+            "direct, all its offsets are copied.",
             show_default=False,
         ),
     ] = None,
     folds: options.Folds = TransferConfig.folds,
     as_json: options.Json = False,
 ) -> None:
-    """Put the driver's performance onto the person's head."""
+    """Transfer the driver's performance to the person's head."""
     options.existing(head, kind="head")
     options.existing(driving, kind="track")
     path = options.result(out, f"{stem(head)}--{stem(driving)}.meshes.npz")
@@ -188,14 +188,19 @@ def render_normals(
     detail: Annotated[bool, options.setting(RenderConfig, "detail", "--detail/--no-detail")] = RenderConfig.detail,
     view: Annotated[str, typer.Option(metavar="ANGLES", help="A fixed viewpoint, degrees: yaw=20,pitch=5.")] = "",
     orbit: Annotated[str, typer.Option(metavar="ANGLES", help="A camera path, degrees: yaw=-30..30.")] = "",
-    depth: Annotated[bool, typer.Option("--depth/--no-depth", help="Also write depth, 16-bit.")] = False,
-    mask: Annotated[bool, typer.Option("--mask/--no-mask", help="Also write the mask.")] = False,
+    depth: Annotated[
+        bool,
+        typer.Option(
+            "--depth/--no-depth", help="Also write the depth: 16-bit grey, 0.16 mm per level, 0 in the background."
+        ),
+    ] = False,
+    mask: Annotated[bool, typer.Option("--mask/--no-mask", help="Also write the mask of the head.")] = False,
     preview: Annotated[
         bool, typer.Option("--preview/--no-preview", help="Also write an .mp4 of driver | normals.")
     ] = False,
     as_json: options.Json = False,
 ) -> None:
-    """Draw normal maps of a performance, from the photo's viewpoint or another, without painting a film."""
+    """Render normal maps of a performance, from the photo's viewpoint or another one, without painting a film."""
     if view and orbit:
         raise UsageError("--view and --orbit exclude each other: --orbit yaw=-30..30,pitch=5 does both.")
     options.existing(meshes, kind="meshes")
@@ -224,19 +229,19 @@ def export(
     *,
     out: Annotated[
         str | None,
-        typer.Option("--out", "-o", metavar="PATH", help="A file; for frames as obj or ply, a folder of their own."),
+        typer.Option("--out", "-o", metavar="PATH", help="A file; for several frames as .obj or .ply, a folder."),
     ] = None,
     form: Annotated[
-        Format | None, typer.Option("--format", help="Kind of file; taken from the name of -o, else glb.")
+        Format | None, typer.Option("--format", help="File format; by default that of the name of -o, else glb.")
     ] = None,
     frames: Annotated[
         str,
         typer.Option(
-            metavar="N|START:END:STEP", help="Frames of an animation: one (40) or several (0:100:5); all if left out."
+            metavar="N|START:END:STEP", help="Frames of an animation: one (40) or several (0:100:5); by default all."
         ),
     ] = "",
     neutral: Annotated[
-        bool, typer.Option("--neutral/--photo", help="The head without expression and pose, or as in the photo.")
+        bool, typer.Option("--neutral/--photo", help="Export the head without expression and pose, or as in the photo.")
     ] = False,
     detail: Annotated[
         bool, typer.Option("--detail/--no-detail", help="Add the fine static detail to a .glb, as a normal map.")
@@ -264,7 +269,7 @@ def export(
 
 
 def chosen_format(out: str | None, form: Format | None) -> Format:
-    """Kind of file that is asked for, by option or by the name of the result, which must not contradict each other."""
+    """Choose the file format, by --format or by the name of the result; the two must not contradict each other."""
     named: Format | None = next(
         (name for name in FORMATS if out is not None and Path(out).suffix.lower() == f".{name}"), None
     )
@@ -274,7 +279,7 @@ def chosen_format(out: str | None, form: Format | None) -> Format:
 
 
 def frames_folder(out: str | None, default: str, form: Format) -> Path:
-    """Folder that the frames go to; checked before any work."""
+    """Return the folder for the files of the frames; it is checked before any work."""
     path = Path(out or default)
     if path.suffix.lower() == f".{form}":
         raise UsageError(

@@ -1,4 +1,4 @@
-"""`expportrait data` and `expportrait train`: sets to train on, and networks trained on them."""
+"""`expportrait data` and `expportrait train`: datasets for training, and the training of networks."""
 
 import os
 from contextlib import nullcontext
@@ -26,27 +26,30 @@ from expportrait_cli.train.config import (
     TransferTraining,
 )
 
-data_app = App(help="Make sets to train on.", rich_markup_mode=None)
+data_app = App(help="Prepare datasets for training.", rich_markup_mode=None)
 
 
 @data_app.callback()
 def data() -> None:
-    """Make sets to train on."""
+    """Prepare datasets for training."""
 
 
 @data_app.command("prepare")
 def prepare(
     folder: Annotated[
-        Path, typer.Argument(metavar="FOLDER", help="Folder of videos, searched to its depth.", show_default=False)
+        Path,
+        typer.Argument(metavar="FOLDER", help="Folder of videos; subfolders are searched too.", show_default=False),
     ],
     *,
     out: Annotated[
         Path,
-        typer.Option("--out", "-o", metavar="DATASET", help="Folder of the set; it may exist.", show_default=False),
+        typer.Option(
+            "--out", "-o", metavar="DATASET", help="Folder of the dataset; it may exist already.", show_default=False
+        ),
     ],
     jobs: Annotated[
         int | None,
-        typer.Option(min=1, help="Workers at a time; one for each processor of this machine.", show_default=False),
+        typer.Option(min=1, help="Number of workers; by default one for each processor.", show_default=False),
     ] = None,
     executor: ExecutorName = "local",
     slurm: SlurmOptions = "",
@@ -55,9 +58,9 @@ def prepare(
     head_model: HeadModelOption = "anny",
     as_json: options.Json = False,
 ) -> None:
-    """Cut videos into clips of one face, leave out what is no use, track and fit the rest; see DATASET/index.html.
+    """Cut videos into clips of one face, drop unsuitable ones, track and fit the others; see DATASET/index.html.
 
-    Run the same command again to go on where it stopped, or to add videos that came to the folder.
+    Run the same command again to resume it, or to add new videos in the folder.
     """
     options.writable(out)
     from expportrait_cli.dataset.prepare import prepare as run
@@ -74,17 +77,17 @@ def prepare(
     options.echo(out, summary, as_json=as_json)
 
 
-app = App(help="Train networks on prepared sets.", rich_markup_mode=None)
+app = App(help="Train networks on prepared datasets.", rich_markup_mode=None)
 
 
 @app.callback()
 def train() -> None:
-    """Train networks on prepared sets."""
+    """Train networks on prepared datasets."""
 
 
 Datasets = Annotated[
     list[Path] | None,
-    typer.Argument(metavar="DATASET...", help="Folders made by `data prepare`; none for made-up people alone."),
+    typer.Argument(metavar="DATASET...", help="Folders made by `data prepare`; none: only synthetic people."),
 ]
 Steps = Annotated[int, options.setting(TransferTraining, "steps")]
 Synthetic = Annotated[int, options.setting(TransferTraining, "synthetic")]
@@ -103,9 +106,9 @@ def transfer(
     head_model: OwnModel = TransferTraining.head_model,
     as_json: options.Json = False,
 ) -> None:
-    """Train the network that says how a face moves beyond the head model's expressions.
+    """Train the network that predicts how a face moves beyond the head model's expressions.
 
-    An interrupted run goes on where it stopped when the same command is given. FILE.html shows how it went.
+    To resume an interrupted run, give the same command again. FILE.html has curves and predictions.
     """
     path = options.result(out, "transfer.safetensors", suffixes=(".safetensors",))
     from expportrait_cli.train.transfer.run import train_transfer
@@ -127,9 +130,9 @@ def ablation(
     head_model: OwnModel = TransferTraining.head_model,
     as_json: options.Json = False,
 ) -> None:
-    """Measure what adapting to a face is worth: nothing, copying, and three networks on people none of them has seen.
+    """Compare methods of transfer on held-out people: no offsets, copied offsets, and three networks.
 
-    Trains the networks that are not in FILE.work yet, each as long as `train transfer` does.
+    Networks that are not in FILE.work yet are trained, each as long as by `train transfer`.
     """
     path = options.result(out, "ablation.json", suffixes=(".json",))
     from expportrait_cli.train.transfer.ablation import ablation as run
@@ -153,13 +156,15 @@ def generator(
     base: Annotated[
         str,
         typer.Option(
-            metavar="FOLDER", help="Wan as diffusers keeps it: of `weights fetch`, a folder, or in the cache."
+            metavar="FOLDER", help="Wan in diffusers' format: name of `weights fetch`, folder, or cached repository."
         ),
     ] = BASE,
     control: Annotated[Literal["none", "normals"], options.setting(GeneratorTask, "control")] = GeneratorTask.control,
     paper: Annotated[
         bool,
-        typer.Option("--paper", help="The paper's own recipe: all weights at one rate, its loss, no face weights."),
+        typer.Option(
+            "--paper", help="The paper's settings: one learning rate for all weights, its loss, no face weights."
+        ),
     ] = False,
     epochs: Annotated[int, options.setting(GeneratorTraining, "epochs")] = GeneratorTraining.epochs,
     steps: Annotated[int, options.setting(GeneratorTraining, "steps")] = GeneratorTraining.steps,
@@ -187,11 +192,11 @@ def generator(
 ) -> None:
     """Train the generator that paints a film from the photo and normal maps, on top of a public Wan.
 
-    With `--base wan-vace-1.3b --control normals` it is a LoRA that has VACE follow normal maps: one small file, for
+    With `--base wan-vace-1.3b --control normals` it is a LoRA that makes VACE follow normal maps: one small file, for
     `generate --backend wan-vace --control normals --lora FOLDER/pytorch_lora_weights.safetensors`.
 
-    On several GPUs: `accelerate launch --no-python expportrait train generator ...`. An interrupted run goes on where
-    it stopped when the same command is given; FOLDER.work has its state, curves and films.
+    On several GPUs: `accelerate launch --no-python expportrait train generator ...`. To resume an interrupted
+    run, give the same command again; FOLDER.work has its state, curves and films.
     """
     if frames % 4 != 1:
         raise UsageError(f"--frames {frames}: Wan takes 5, 9, 13, ..., 81.")
@@ -251,9 +256,9 @@ def mini(
     seed: Seed = MiniTraining.seed,
     as_json: options.Json = False,
 ) -> None:
-    """Train the small painter, which corrects what the proxy film had to guess.
+    """Train the painter `mini`, a small network that corrects what the proxy film had to guess.
 
-    An interrupted run goes on where it stopped when the same command is given. A fifth of the people only judge.
+    To resume an interrupted run, give the same command again. A fifth of the people are held out.
     """
     path = options.result(out, "mini.safetensors", suffixes=(".safetensors",))
     from expportrait_cli.train.mini.run import train_mini
@@ -266,15 +271,15 @@ def mini(
 
 @app.command("gate")
 def gate(
-    weights: Annotated[Path, typer.Argument(metavar="FILE", help="Weights of the small painter.")],
+    weights: Annotated[Path, typer.Argument(metavar="FILE", help="Weights of the painter `mini`.")],
     datasets: Sets,
     *,
     as_json: options.Json = False,
 ) -> None:
-    """Judge the small painter by people that it never saw, and write the verdict into FILE.
+    """Evaluate the painter `mini` on people that it was not trained on, and write the result into FILE.
 
     `generate --backend auto` takes it in place of the proxy only if it passed: +0.3 dB on the head, +3 dB where the
-    proxy guessed, 0.9 of the truth's edges left, no more flicker.
+    proxy guessed, edges at least 0.9 as strong as the true ones, no more flicker.
     """
     options.existing(weights)
     from expportrait_cli.train.mini import run

@@ -1,4 +1,4 @@
-"""`expportrait ui`: the everyday commands as a page in the browser."""
+"""`expportrait ui`: a page in the browser for the most common commands."""
 
 import os
 from collections.abc import Callable
@@ -26,19 +26,19 @@ BUTTONS = ["download", "fullscreen"]
 def ui(
     *,
     out: Annotated[
-        Path, typer.Option("--out", "-o", metavar="FOLDER", help="Folder of everything that the page makes.")
+        Path, typer.Option("--out", "-o", metavar="FOLDER", help="Folder for all files that the page makes.")
     ] = Path("expportrait-ui"),
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the page on this machine.")] = 7860,
 ) -> None:
     """Open a page in the browser: photo, clip, choice of the face, normals, film, expressions, 3D head, report.
 
-    The page answers to this machine alone. It stays until Ctrl-C.
+    Only this machine can open the page. It runs until Ctrl-C.
     """
     if find_spec("gradio") is None:
         raise WeightsError("Gradio is not installed. Install the tool with its extra: pip install '.[ui]'.")
     options.writable(out)
     out.mkdir(parents=True, exist_ok=True)
-    # Uploads lie beside what is made of them, or a later run would not find its inputs. Nothing is reported to anybody.
+    # Uploads stay in the output folder, so that later runs find their inputs. Analytics are switched off.
     os.environ["GRADIO_TEMP_DIR"] = str(out.absolute() / "uploads")
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     page = build(out.absolute())
@@ -48,12 +48,12 @@ def ui(
 
 
 def build(folder: Path) -> Any:
-    """Lay out the page; `folder` takes everything that it makes. Returns Gradio's `Blocks`, not yet launched."""
+    """Build the page, whose files go to `folder`. Returns Gradio's `Blocks`, not yet launched."""
     import gradio as gr  # pyright: ignore[reportMissingImports]
 
     from expportrait_cli.pipeline.heads import head_by_name
 
-    desk, names = Desk(folder), head_by_name("anny").expression_names
+    actions, names = Actions(folder), head_by_name("anny").expression_names
     with gr.Blocks(title="expportrait", analytics_enabled=False) as page:
         gr.Markdown("# expportrait\nThe person in the photo performs the clip.")
         with gr.Row():
@@ -62,7 +62,7 @@ def build(folder: Path) -> Any:
                 gr.Video(label="Clip", height=HEIGHT_PX),
             )
         with gr.Row():
-            faces = [_choice(gr, label, source, desk) for label, source in (("photo", photo), ("clip", clip))]
+            faces = [_choice(gr, label, source, actions) for label, source in (("photo", photo), ("clip", clip))]
         with gr.Row():
             look, make = gr.Button("Show the normals"), gr.Button("Make the film", variant="primary")
         with gr.Row():
@@ -76,31 +76,34 @@ def build(folder: Path) -> Any:
             change = gr.Button("Write the curves and make the film again")
             curves = gr.File(label="Curves (.csv)")
         report = gr.HTML(label="Quality")
-        look.click(_told(gr, desk.preview), [photo, faces[0]], [normals, head], api_name="preview")
-        make.click(_told(gr, desk.film), [photo, clip, *faces], [film, head, curves, report], api_name="film")
+        look.click(_reporting(gr, actions.preview), [photo, faces[0]], [normals, head], api_name="preview")
+        make.click(_reporting(gr, actions.film), [photo, clip, *faces], [film, head, curves, report], api_name="film")
         change.click(
-            _told(gr, desk.changed), [photo, clip, *faces, *sliders], [film, head, curves, report], api_name="changed"
+            _reporting(gr, actions.changed),
+            [photo, clip, *faces, *sliders],
+            [film, head, curves, report],
+            api_name="changed",
         )
     return page
 
 
-def _choice(gr: Any, label: str, source: Any, desk: "Desk") -> Any:
-    """A picture of the faces of what was uploaded, and the choice of one; returns the choice."""
+def _choice(gr: Any, label: str, source: Any, actions: "Actions") -> Any:
+    """Add a picture of the faces in the upload, and a choice of one of them; returns the choice."""
     with gr.Column():
         sheet = gr.Image(label=f"Faces of the {label}", interactive=False, visible=False, buttons=BUTTONS)
         face = gr.Dropdown([LARGEST], value=LARGEST, label=f"Face of the {label}")
 
     def show(path: str | None) -> tuple[Any, Any]:
-        found, count = desk.faces(Path(path)) if path else (None, 0)
+        found, count = actions.faces(Path(path)) if path else (None, 0)
         picture = gr.Image(found, visible=found is not None)
         return picture, gr.Dropdown([LARGEST, *map(str, range(count))], value=LARGEST)
 
-    source.change(_told(gr, show), source, [sheet, face], api_name=f"faces_of_{label}")
+    source.change(_reporting(gr, show), source, [sheet, face], api_name=f"faces_of_{label}")
     return face
 
 
-def _told(gr: Any, work: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function; an error of the user becomes a line on the page."""
+def _reporting(gr: Any, work: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a function, so that a `UserError` becomes a message on the page."""
 
     @wraps(work)
     def run(*given: Any) -> Any:
@@ -119,14 +122,14 @@ def _stage(name: str) -> Progress:
     return lambda done, total: bar((done, total) if total else None, desc=name)
 
 
-class Desk:
-    """The page's work, from uploaded files to files in a folder. What was made once is not made again."""
+class Actions:
+    """Functions behind the page: they make files in a folder from uploads, and reuse those that exist."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def faces(self, source: Path) -> tuple[str | None, int]:
-        """Picture with the numbers of the faces in the first frame, where there are several; and how many."""
+        """Picture of the numbered faces in the first frame (None unless there are several), and their number."""
         from expportrait_cli.detect.faces import FaceFinder
         from expportrait_cli.media.video import read_frame
         from expportrait_cli.pipeline.sheets import write_faces
@@ -154,13 +157,13 @@ class Desk:
         return sheets.normals_of(made, 0, detail=True), str(glb)
 
     def film(self, photo: str | None, clip: str | None, face: str, driving_face: str) -> tuple[str, str, str, str]:
-        """Film, head, curves and report."""
+        """Make the film; returns paths of film, head and curves, and the report as HTML."""
         return self._make(self._job(photo, clip, face, driving_face))
 
     def changed(
         self, photo: str | None, clip: str | None, face: str, driving_face: str, *steps: float
     ) -> tuple[str, str, str, str]:
-        """The film again, with `steps` added to the expressions of every frame."""
+        """Make the film again, with `steps` added to the expressions of every frame; returns as `film`."""
         from expportrait_cli.artifacts.curves_csv import read_csv, write_csv
         from expportrait_cli.pipeline.heads import head_by_name
 
@@ -170,7 +173,7 @@ class Desk:
         curves = read_csv(job.curves, names)
         path = job.curves.with_name(f"{job.out.stem}.changed.curves.csv")
         write_csv(replace(curves, expression=curves.expression + [float(step) for step in steps]), names, path)
-        # From head and tracking of the first film, which a second one need not make again.
+        # Head and tracking of the first film are inputs, so that they are not made again.
         again = {"reference": job.work / "reference.head.npz", "driving": job.work / "driving.track.npz"}
         out = job.out.with_name(f"{job.out.stem}.changed.mp4")
         return self._make(replace(job, **again, out=out, curves=path))
@@ -204,5 +207,5 @@ class Desk:
         return str(made.path), str(glb), str(job.curves), report
 
     def _path(self, source: Path, face: str = LARGEST) -> Path:
-        """Name of what is made of an upload, which lies in a folder named by its contents."""
+        """Path, without suffix, of files made of an upload, whose folder Gradio names by a hash of its content."""
         return self._folder / f"{source.stem.replace('.', '_')}-{source.parent.name[:8]}-{face}"

@@ -1,4 +1,4 @@
-"""`expportrait weights`: what the tool needs, where it came from, whether it is whole; getting it, and converting."""
+"""`expportrait weights`: list, verify, download and convert weights, and embed prompts."""
 
 import json
 import logging
@@ -21,7 +21,7 @@ app = App(help="List weights with their licences, verify their hashes, download,
 
 @app.command("list")
 def show(*, as_json: options.Json = False) -> None:
-    """List every file of weights: licence, who needs it, where it came from, where it lies."""
+    """List all weights: licence, what needs them, source, and path."""
     entries = [(weight, store.locate(weight)) for weight in store.catalogue()]
     if as_json:
         rows = [{**asdict(weight), "path": str(path) if path else None} for weight, path in entries]
@@ -34,7 +34,7 @@ def show(*, as_json: options.Json = False) -> None:
 
 @app.command("verify")
 def verify(*, as_json: options.Json = False) -> None:
-    """Hash every file and compare with the catalogue; exit code 4 when one is missing or wrong."""
+    """Compare the hash of every file with the catalogue; exit code 4 if one is missing or wrong."""
     states: list[tuple[store.Weight, store.State]] = [(weight, store.state(weight)) for weight in store.catalogue()]
     if as_json:
         rows = [{"name": weight.name, "state": state, "optional": weight.optional} for weight, state in states]
@@ -54,7 +54,7 @@ def fetch(
     *,
     as_json: options.Json = False,
 ) -> None:
-    """Download files into the cache folder, and check their hashes; a download that was cut short goes on."""
+    """Download files into the cache folder, and check their hashes; an interrupted download is resumed."""
     from expportrait_cli.artifacts.files import sha256
     from expportrait_cli.weights.download import fetch as download
 
@@ -75,7 +75,8 @@ def fetch(
 @app.command("convert")
 def convert(
     original: Annotated[
-        Path, typer.Argument(metavar="ORIGINAL", help="A Wan T2V or I2V in Wan's own names: one .safetensors file.")
+        Path,
+        typer.Argument(metavar="ORIGINAL", help="A Wan T2V or I2V model in Wan's own format: one .safetensors file."),
     ],
     *,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="A new folder.", show_default=False)],
@@ -83,12 +84,12 @@ def convert(
         str,
         typer.Option(
             metavar="FOLDER",
-            help="Wan in the form of diffusers, a folder or a name in the cache: it gives the other parts of the base.",
+            help="Wan in diffusers' format (folder, or cached repository), whose VAE, prompt and CLIP are copied.",
         ),
     ] = "",
     as_json: options.Json = False,
 ) -> None:
-    """Bring a Wan transformer from Wan's own format to the folder that `train generator --base` takes."""
+    """Convert a Wan transformer from Wan's own format into a folder for `train generator --base`."""
     options.writable(out.parent)
     from expportrait_cli.painting.wan import require_packages
 
@@ -102,22 +103,20 @@ def convert(
 
 @app.command("embed-prompt")
 def embed_prompt(
-    text: Annotated[
-        str, typer.Argument(metavar="TEXT", help="A prompt; left out, those that films are made with by default.")
-    ] = "",
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="A prompt; by default the two default prompts.")] = "",
     *,
     encoder: Annotated[
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="Folder with text_encoder and tokenizer; the one of `weights fetch wan-text-encoder` if left out.",
+            help="Folder with text_encoder and tokenizer; by default that of `weights fetch wan-text-encoder`.",
             file_okay=False,
             exists=True,
             show_default=False,
         ),
     ] = None,
 ) -> None:
-    """Ask Wan's text encoder what a prompt says, once: films with `generate --prompt TEXT` read what it said.
+    """Embed a prompt with Wan's text encoder and store the embedding; `generate --prompt TEXT` reads it.
 
     The encoder takes 11.4 GB of memory, on a GPU or in main memory; painting never needs it.
     """
@@ -137,5 +136,5 @@ def embed_prompt(
 
 
 def is_bad(weight: store.Weight, state: store.State) -> bool:
-    """Tell whether the state of a weight keeps the tool from its work."""
+    """True if weights in this state are a fault: wrong, or missing and not optional."""
     return state == "wrong" or (state == "missing" and not weight.optional)

@@ -1,6 +1,6 @@
-"""Painters: from the photo and a posed head to the frames of the film (paper 3.3).
+"""Painters: they make the frames of the film from the photo and the posed head (paper 3.3).
 
-A new painter is a class in a module here, and a line in `stage`; `proxy` is the textured mesh, `wan` the transformers.
+`proxy` is the textured mesh, `wan` the video transformers. A new painter is a class here, and a case in `stage`.
 """
 
 from expportrait_cli.painting.stage import paint as paint

@@ -1,4 +1,4 @@
-"""The pixels that a film is painted on, and what a frame of it has to show there."""
+"""The canvas (the part of the photo that a film shows), and a check that frames still show the photo's face."""
 
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ from expportrait_cli.painting.proxy.lips import around_lips
 
 @dataclass(frozen=True)
 class Canvas:
-    """Pixels that are painted, and how the photo's crop lies in them."""
+    """The part of the photo that a film shows, at the size of the film, and the place of the photo's crop in it."""
 
     photo: UInt8[np.ndarray, "H W 3"]
     alpha: Float32[np.ndarray, "H W"]
@@ -25,10 +25,10 @@ class Canvas:
     scale: float
     """Canvas px for one px of the crop."""
     corner: tuple[float, float]
-    """Crop's corner on the canvas, px."""
+    """Top left corner (x, y) of the crop on the canvas, px."""
 
     def hair(self, fit: HeadFit) -> Float32[np.ndarray, "H W"]:
-        """Share of hair in each pixel (`HeadFit.classes`); none outside the crop, and where a head was not asked."""
+        """Share of hair in each pixel (`HeadFit.classes`); 0 outside the crop, or if the fit has no classes."""
         shape = self.alpha.shape
         if not fit.classes.size:
             return np.zeros(shape, np.float32)
@@ -39,7 +39,7 @@ class Canvas:
 
 
 def crop_canvas(image: UInt8[np.ndarray, "H W 3"], fit: HeadFit, size: int) -> Canvas:
-    """The photo's crop at `size` pixels."""
+    """Canvas of the photo's square crop, `size` px wide."""
     crop = Crop(*map(float, fit.crop))
     alpha = Matte().matte(crop_image(image, crop, CROP_SIZE))
     if size != CROP_SIZE:
@@ -49,7 +49,7 @@ def crop_canvas(image: UInt8[np.ndarray, "H W 3"], fit: HeadFit, size: int) -> C
 
 
 def photo_canvas(image: UInt8[np.ndarray, "H W 3"], fit: HeadFit, size: int) -> Canvas:
-    """The whole photo, so scaled that the crop has at most `size` pixels."""
+    """Canvas of the whole photo, scaled so that the crop is at most `size` px wide."""
     height, width = image.shape[:2]
     shrink = min(1.0, size / float(fit.crop[2]))
     shape = (max(round(width * shrink), 2), max(round(height * shrink), 2))
@@ -57,7 +57,7 @@ def photo_canvas(image: UInt8[np.ndarray, "H W 3"], fit: HeadFit, size: int) -> 
 
 
 def box_canvas(image: UInt8[np.ndarray, "H W 3"], fit: HeadFit, box: Box, shape: tuple[int, int]) -> Canvas:
-    """A part of the photo at `shape` (width, height) pixels; the matte of the crop wins inside it."""
+    """Canvas of a box of the photo, resized to `shape` (width, height), px; inside the crop its finer matte is used."""
     crop = Crop(*map(float, fit.crop))
     left, top, width, height = map(int, box)
     ratio = shape[0] / width
@@ -75,7 +75,7 @@ def box_canvas(image: UInt8[np.ndarray, "H W 3"], fit: HeadFit, box: Box, shape:
 
 
 def _square_matte(photo):
-    """Matte of the whole photo, read through the smallest square around it."""
+    """Matte of a picture, computed on the smallest square around it."""
     height, width = photo.shape[:2]
     side = max(height, width)
     square = Crop(round((width - side) / 2), round((height - side) / 2), side)
@@ -86,7 +86,7 @@ def _square_matte(photo):
 
 
 def _merge(whole, inner, scale, corner):
-    """Put the crop's finer matte over the whole one, with a soft seam at the crop's border."""
+    """Replace the whole matte by the crop's finer one inside the crop, with a soft seam at its border."""
     height, width = whole.shape
     x, y = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
     x, y = ((x - corner[0]) / scale).astype(np.float32), ((y - corner[1]) / scale).astype(np.float32)
@@ -97,37 +97,37 @@ def _merge(whole, inner, scale, corner):
 
 
 UNLIKE = 0.2
-"""Difference from the photo (`Witnesses.unlike`) from which a frame is torn or another picture."""
-WITNESSES = 900
+"""`FaceCheck.unlike` above which a frame counts as torn, or as another picture."""
+COMPARED = 900
 """Approximate number of triangles of the face that are compared."""
 FACING = 0.35
 """Least area of a triangle in the picture, as a share of its area seen from the front, for it to be compared."""
 LEAST_SPREAD = 12.0
-"""Levels by which the witnesses of any photo are taken to differ: compression and grain are no fault."""
+"""Least standard deviation of the face's colours, levels, that differences are compared with: grain is no fault."""
 FEWEST = 60
-"""Witnesses in sight below which a head that is turned away says nothing."""
+"""Fewest visible triangles from which `FaceCheck.unlike` is computed."""
 
 
-class Witnesses:
-    """Triangles of the face and their colours in the photo: what a frame has to show where they now lie.
+class FaceCheck:
+    """Checks frames by the colours that some triangles of the face have in the photo, at their new places.
 
-    They are read pixel by pixel, by none of the operations that paint a frame, so that a fault in those shows.
+    Colours are read pixel by pixel, by none of the operations that paint a frame, so that faults of these are found.
     """
 
     def __init__(self, canvas: Canvas, verts_cam: Float32[np.ndarray, "V 3"], head: HeadModel) -> None:
-        """Read the photo where the fitted head `verts_cam` lies."""
+        """Read the colours of the photo at the fitted head, `verts_cam` (camera frame, m)."""
         self._camera = canvas.camera
         facial = ((head.facial_mask > 0.5) & head.part("skin")).numpy()
         facial &= ~lids(head) & ~in_eyes(head) & ~around_lips(head)
         triangles = head.dense_faces.numpy()
         triangles = triangles[facial[triangles].all(1)]
-        self._triangles = triangles[:: max(len(triangles) // WITNESSES, 1)]
+        self._triangles = triangles[:: max(len(triangles) // COMPARED, 1)]
         self._colours, self._seen = self._look(canvas.photo, verts_cam)
 
     def unlike(self, frame: UInt8[np.ndarray, "H W 3"], verts_cam: Float32[np.ndarray, "V 3"]) -> float:
-        """Squared difference from the photo at the witnesses, as a share of how much they differ among themselves.
+        """Mean squared difference from the photo's colours at the triangles, over the variance of these colours.
 
-        0 where they show the photo's colours, about 2 where they show anything; 0 too if too few are in sight.
+        0 for the photo's colours, about 2 for unrelated ones; also 0 if fewer than `FEWEST` triangles are visible.
         """
         colours, seen = self._look(frame, verts_cam)
         both = seen & self._seen
@@ -140,7 +140,7 @@ class Witnesses:
     def _look(
         self, frame: UInt8[np.ndarray, "H W 3"], verts_cam: Float32[np.ndarray, "V 3"]
     ) -> tuple[Float32[np.ndarray, "N 3"], Bool[np.ndarray, " N"]]:
-        """Colours at the triangles, and which of them face the camera inside the picture."""
+        """Colours at the triangles, and True for those that face the camera and are inside the picture."""
         corners = verts_cam[self._triangles]
         px = corners[..., :2] / corners[..., 2:] * self._camera.focal_px + [self._camera.cx, self._camera.cy]
         a, b = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]

@@ -1,4 +1,4 @@
-"""The small painter: a Wan-architecture network that corrects what the proxy guessed."""
+"""The painter `mini`: a small network with Wan's architecture that corrects what the proxy guessed."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -20,11 +20,11 @@ from expportrait_cli.painting.wan import require_packages
 from expportrait_cli.runtime import Between, Checked, use_threads
 
 PLANES = 7
-"""Colour (3), guess (1), normals (3)."""
+"""Input channels: colour (3), guessed share (1), normal (3)."""
 PROMPT = 8
-"""Width of the text, of which there is none."""
+"""Width of the text embedding, which the transformer requires; it is zero."""
 CELL = 16
-"""Pixels of a token's side: sizes have to be multiples."""
+"""Side of a token, px, of which the picture's sides must be multiples."""
 
 
 @dataclass(frozen=True)
@@ -32,16 +32,16 @@ class MiniShape(Checked):
     """Sizes of the network."""
 
     channels: tuple[int, int, int] = (32, 48, 96)
-    """Of the stem at a half, a quarter and an eighth of the picture."""
+    """Channels of the convolutions at a half, a quarter and an eighth of the picture's size."""
     heads: Annotated[int, Between(1, 64)] = 4
     head_width: Annotated[int, Between(6, 512)] = 48
     layers: Annotated[int, Between(1, 64)] = 4
     spread: Annotated[int, Between(1, 16)] = 3
-    """Width of the feed-forward layers, in widths of the tokens."""
+    """Width of the feed-forward layers, as a multiple of the tokens' width."""
 
 
 class MiniNet(nn.Module):
-    """Residual of a few consecutive frames."""
+    """Predicts the correction (residual) of a few consecutive proxy frames."""
 
     def __init__(self, shape: MiniShape) -> None:
         from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
@@ -67,7 +67,7 @@ class MiniNet(nn.Module):
         )
         self.up = nn.ModuleList([_block(eighth + quarter, quarter), _block(quarter + half, half)])
         last = nn.Conv2d(half, 12, 3, padding=1)
-        # So that what is not trained yet is the proxy itself.
+        # Before training, the residual is zero.
         for parameter in last.parameters():
             nn.init.zeros_(parameter)
         self.leave = nn.Sequential(last, nn.PixelShuffle(2))
@@ -108,17 +108,17 @@ def _twice(values: Tensor) -> Tensor:
 
 KIND = NetworkKind("mini", 1, "small painter", "Make one with `expportrait train mini`.")
 SIZE = 256
-"""Side of the crop that the network sees, px; it was trained at that size."""
+"""Largest side of the crop, px, on which the network runs; it was trained at that size."""
 TIMES = 4
-"""Frames that it corrects together."""
+"""Frames that are corrected together."""
 
 
 class MiniPainter:
-    """Corrects four frames at a time, always the same four, so that it does not matter where one starts."""
+    """Corrects the proxy in fixed groups of four frames, so that frames do not depend on where painting starts."""
 
     name = "mini"
     detail = False
-    """False, because this painter was trained on normal maps of the mesh alone."""
+    """False: normal maps without static detail, as in training."""
 
     def __init__(self, network: MiniNet, size: int) -> None:
         """`size` is the crop's side in the film, px."""
@@ -127,7 +127,7 @@ class MiniPainter:
     def paint(
         self, still: Still, sketches: Sketches, *, start: int, count: int, keep: Path | None = None
     ) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
-        """Yield corrected frames; a window is the most that is held."""
+        """Yield corrected frames; at most one group of them is in memory."""
         scale = min(1.0, SIZE / self._size)
         shown = planes(_shrunk(still.photo, scale), None, _shrunk(still.normals, scale))
         first = start - start % TIMES
@@ -137,7 +137,7 @@ class MiniPainter:
             yield from self._corrected(window, shown, scale)[max(start - index, 0) :]
 
     def _corrected(self, window: list[Sketch], still: Tensor, scale: float) -> list[UInt8[np.ndarray, "H W 3"]]:
-        """The last windows may be short: the network takes any length."""
+        """Correct a group, which may be shorter at the end: the network takes any length."""
         given = torch.stack([planes(*(_shrunk(each, scale) for each in (s.proxy, s.guess, s.normals))) for s in window])
         with torch.no_grad():
             residual = correct(self._network, given[None], still[None])[0]
@@ -154,7 +154,7 @@ def planes(
     guess: Float32[np.ndarray, "H W"] | None,
     normals: Float32[np.ndarray, "H W 3"],
 ) -> Float32[Tensor, "7 H W"]:
-    """A picture as the network takes it: colours in -1..1; the photo has no guesses."""
+    """Stack colours (as -1..1), guessed share (None: 0, for the photo) and normals into the network's input."""
     unsure = np.zeros(colour.shape[:2], np.float32) if guess is None else guess
     both = np.concatenate([colour.astype(np.float32) / 127.5 - 1, unsure[..., None], normals], -1)
     return torch.from_numpy(np.ascontiguousarray(both.transpose(2, 0, 1)))
@@ -163,9 +163,10 @@ def planes(
 def correct(
     network: MiniNet, frames: Float[Tensor, "B T 7 H W"], still: Float[Tensor, "B 7 H W"]
 ) -> Float[Tensor, "B T 3 H W"]:
-    """Return what to add to the proxies (colours in -1..1): nothing but what the proxy guessed.
+    """Predict the correction of proxy frames (colours in -1..1), weighted by the share that the proxy guessed.
 
-    Elsewhere it shows the photo's own pixels, which are sharper, and nearer to the truth by 0.5 dB than corrected ones.
+    Elsewhere the proxy has the photo's own pixels, which are sharper, and by 0.5 dB nearer to the truth, than corrected
+    ones.
     """
     height, width = frames.shape[-2:]
     pad = (0, -width % CELL, 0, -height % CELL)
@@ -190,7 +191,7 @@ def load_mini(path: Path) -> MiniNet:
     """Read a network.
 
     Raises:
-        WeightsError: the file is no such network, or diffusers is not installed.
+        WeightsError: the file is no `mini` network, or diffusers is not installed.
     """
     require_packages()
     use_threads()
@@ -201,7 +202,7 @@ def load_mini(path: Path) -> MiniNet:
         if len(channels) != 3 or any(type(count) is not int or not 0 < count <= 4096 for count in channels):
             raise ValueError(f"channels {channels}")
         shape = MiniShape(channels, **sizes)
-        # Without memory first: a file of a few bytes could name a network of any size.
+        # First on `meta`, without memory: the header of a small file could describe a network of any size.
         with torch.device("meta"):
             expected = {name: tensor.shape for name, tensor in MiniNet(shape).state_dict().items()}
         if expected != {name: tensor.shape for name, tensor in tensors.items()}:
@@ -209,5 +210,5 @@ def load_mini(path: Path) -> MiniNet:
         network = MiniNet(shape)
         network.load_state_dict(tensors)
     except (KeyError, RuntimeError, TypeError, ValueError, UsageError) as error:
-        raise WeightsError(f"{path} is damaged: its tensors do not make the network that it names.") from error
+        raise WeightsError(f"{path} is damaged: its tensors do not fit the network in its header.") from error
     return network.eval().requires_grad_(False)

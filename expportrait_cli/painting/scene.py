@@ -21,7 +21,7 @@ from expportrait_cli.head import HeadModel, landmark_model, landmarks
 from expportrait_cli.head.facemesh import CHIN, FOREHEAD, IRIS, LIP_PAIRS
 from expportrait_cli.head.fitted import Bones, fitted_mesh, person_joints, photo_curves, relief_of
 from expportrait_cli.media.video import read_frame
-from expportrait_cli.painting.canvas import UNLIKE, Canvas, Witnesses, box_canvas, crop_canvas, photo_canvas
+from expportrait_cli.painting.canvas import UNLIKE, Canvas, FaceCheck, box_canvas, crop_canvas, photo_canvas
 from expportrait_cli.painting.proxy.compositor import Compositor
 from expportrait_cli.painting.proxy.glimpse import Glimpse, Glimpses
 from expportrait_cli.painting.proxy.layers import prepare
@@ -37,26 +37,26 @@ class Still:
     normals: Float32[np.ndarray, "H W 3"]
     """N^R: x right, y up, z to the viewer; zero where there is no head."""
     landmarks_px: Float32[np.ndarray, "L 2"] | None = None
-    """FaceMesh's landmarks on the fitted head; None where there is no head behind the picture."""
+    """FaceMesh's landmarks on the fitted head, px; None if the picture was not made from a head."""
     depth: Float32[np.ndarray, "H W"] | None = None
-    """As `Sketch.depth`; None likewise."""
+    """Distance along the optical axis, m, zero outside the head; None if the picture was not made from a head."""
 
 
 @dataclass(frozen=True)
 class Sketch:
-    """One frame as the proxy film has it, and the posed head in it."""
+    """One frame of the proxy film, and the posed head in it."""
 
     proxy: UInt8[np.ndarray, "H W 3"]
     guess: Float32[np.ndarray, "H W"]
-    """How far the proxy made a pixel up: 0 where it shows the photo's, 1 where the photo had nothing to show."""
+    """Share of each pixel that the proxy guessed: 0 for pixels of the photo, 1 for what the photo does not show."""
     draw: Callable[[], Buffers]
-    """Draws the posed head, for those who ask."""
+    """Draws the posed head: normals, depth and mask."""
     landmarks_px: Float32[np.ndarray, "L 2"] | None = None
-    """FaceMesh's landmarks on the posed head; None where there is no head behind the picture."""
+    """FaceMesh's landmarks on the posed head, px; None if the picture was not made from a head."""
 
     @property
     def normals(self) -> Float32[np.ndarray, "H W 3"]:
-        """N^D, as N^R."""
+        """Normal map N^D, in the convention of `Still.normals`."""
         return self._buffers.normals[0].numpy()
 
     @property
@@ -70,7 +70,7 @@ class Sketch:
 
 
 Sketches = Callable[[int], Iterator[Sketch]]
-"""The frames from a given one on to the end of the film, made as they are asked for."""
+"""Function that yields the frames from a given index to the end of the film, each made when it is needed."""
 
 
 @runtime_checkable
@@ -84,7 +84,7 @@ class Painter(Protocol):
 
     @property
     def detail(self) -> bool:
-        """True if it was made for normal maps with fine static detail (`Scene.detail`)."""
+        """True if the painter expects normal maps with fine static detail (`Scene.detail`)."""
         ...
 
     def paint(
@@ -92,14 +92,14 @@ class Painter(Protocol):
     ) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
         """Yield the frames from `start` on of a film of `count`.
 
-        They are the same whatever `start` is: a painter that looks at frames before it asks for them, or finds in the
-        folder `keep` what it left there when it painted them.
+        Frames do not depend on `start`: a painter that needs earlier frames gets them from `sketches`, or reads what it
+        saved in the folder `keep` when it painted them.
         """
         ...
 
 
 class ProxyPainter:
-    """The proxy film as it is."""
+    """Returns the proxy film unchanged."""
 
     name, detail = "proxy", True
 
@@ -120,19 +120,19 @@ def _iris(points: Float[np.ndarray, "5 2"]) -> Float[np.ndarray, " 3"]:
 
 @dataclass(frozen=True)
 class Scene:
-    """One person's head, their photo, and the meshes that say how it moves."""
+    """A person's fitted head, their photo, and the posed meshes of a film."""
 
     fit: HeadFit
     meshes: Meshes
     head: HeadModel
     whole: UInt8[np.ndarray, "H W 3"]
-    """The photo as its file has it."""
+    """The whole photo, at its own size."""
     canvas: Canvas
     """The part of the photo that the film shows."""
     driver: Tracking | None = None
-    """Whose clip says what is between the lips (`GenerateConfig.mouth`); None if the head model does."""
+    """Tracking of the clip that the inside of the mouth is read from; None if it is the head model's."""
     detail: bool = True
-    """Whether normals show the photo's fine static detail."""
+    """True if normal maps have the photo's fine static detail."""
 
     @classmethod
     def of(
@@ -143,7 +143,7 @@ class Scene:
         config: GenerateConfig,
         driver: Tracking | None = None,
     ) -> "Scene":
-        """Read the photo."""
+        """Build the scene: read the fit's photo, and choose the canvas that `config` asks for."""
         photo = read_frame(fit.source, fit.picture)
         if not config.detail:
             fit = replace(fit, relief=np.zeros((0, 0), np.float16))
@@ -157,28 +157,28 @@ class Scene:
 
     @property
     def still(self) -> Still:
-        """The photo and its normals."""
+        """The photo on the canvas, with normals, landmarks and depth of the fitted head."""
         verts = fitted_mesh(self.fit, self.head)
         buffers = self._buffers(verts)
         normals, depth = buffers.normals[0].numpy(), buffers.depth[0].numpy()
         return Still(self.canvas.photo, normals, self._landmarks_px(verts), depth)
 
     def sketches(self, start: int) -> Iterator[Sketch]:
-        """Frames from `start` on, painted by the compositor, several at once."""
+        """Yield the proxy's frames from `start` on, composed in several threads."""
         frames = enumerate(read_ahead(self.meshes.frames(start), 2), start)
-        # The driver's clip is read in order.
+        # Here and not in the threads, since the driver's clip is read in order.
         given = ((index, verts, self._glimpse(index)) for index, verts in frames)
         return in_order(lambda each: self._sketch(*each), given)
 
     def _sketch(self, index: int, verts: Float32[np.ndarray, "V 3"], glimpse: Glimpse | None) -> Sketch:
         if not np.isfinite(verts).all():
-            raise FilmError(f"Frame {index} of the meshes holds no numbers (NaN). Make them again, then the film.")
+            raise FilmError(f"Frame {index} of the meshes has vertices that are not finite: make them again.")
         proxy, guess = self._compositor.frame(verts, self._bones(index), glimpse)
-        if (unlike := self._witnesses.unlike(proxy, verts)) > UNLIKE:
+        if (unlike := self._face_check.unlike(proxy, verts)) > UNLIKE:
             raise FilmError(
-                f"Frame {index} of the film does not show the face of the photo: {unlike:.1f} of the variance at "
-                f"its points differs, expected below {UNLIKE}. This is a fault of the tool or of OpenCV "
-                f"{cv2.__version__}; install the versions of constraints.txt, and report it."
+                f"Frame {index} of the film does not show the face of the photo: the colours of the face "
+                f"differ by {unlike:.1f} of their variance, expected below {UNLIKE}. This is a fault of the tool or of "
+                f"OpenCV {cv2.__version__}; install the versions of constraints.txt, and report it."
             )
         return Sketch(proxy, guess, partial(self._buffers, verts), self._landmarks_px(verts))
 
@@ -206,8 +206,8 @@ class Scene:
         return Bump.of(relief_of(self.fit, self.head), scale=self.canvas.scale) if self.detail else None
 
     @cached_property
-    def _witnesses(self) -> Witnesses:
-        return Witnesses(self.canvas, fitted_mesh(self.fit, self.head), self.head)
+    def _face_check(self) -> FaceCheck:
+        return FaceCheck(self.canvas, fitted_mesh(self.fit, self.head), self.head)
 
     @cached_property
     def _edges(self) -> Edges:

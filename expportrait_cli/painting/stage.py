@@ -1,4 +1,4 @@
-"""The painter that was asked for, or the best that is installed, and the film that it paints."""
+"""Choice of the painter (by name, or the best one that is installed), and painting of the film."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -44,12 +44,12 @@ FOLDERS: dict[FolderName, str] = {
     "wan-vace": "wan-vace-1.3b",
     "wan-v2v": "wan-t2v-1.3b",
 }
-"""Where the weights of each painter lie in the folder of weights, unless the user names another place."""
+"""Default folder of each painter's weights, inside the weights folders."""
 MINI = "mini.safetensors"
 SEAM_PX = 10
-"""Width around what changed, px of the photo, over which a pasted frame runs into it."""
+"""Margin around the changed pixels, px of the photo, in which a pasted frame is blended with the photo."""
 UNIFORM = 0.05
-"""Contrast of a frame, as a share of the photo's, below which nothing was painted."""
+"""Contrast of a frame, as a share of the photo's, below which it counts as one colour."""
 HOW: dict[FolderName, str] = {
     "wan-portrait": "Train one with `expportrait train generator`, and name its folder with `weights_folder`.",
     "wan-vace": "Run `expportrait weights fetch wan-vace-1.3b`, or name its folder with `weights_folder`.",
@@ -64,21 +64,21 @@ class Choice:
     name: Literal["proxy", "mini"] | FolderName
     folder: Folder | None = None
     file: Path | None = None
-    """Weights of the small painter."""
+    """Weights file of `mini`."""
     lora: str = ""
-    """Hash of what is worked into them."""
+    """Hashes and scales of the LoRAs; empty without one."""
     decoder: Path | None = None
-    """Tiny decoder that shows the frames, where Wan's own does not."""
+    """File of the tiny decoder that replaces Wan's own; None without."""
 
     @property
     def identity(self) -> dict[str, str]:
-        """The inputs of a film beside the settings: name of the painter, and the hashes of its weights."""
+        """Name of the painter and hashes of its weights, as inputs of a film."""
         weights = self.folder.sha256 if self.folder is not None else sha256(self.file) if self.file is not None else ""
         decoder = {"decoder": sha256(self.decoder)} if self.decoder is not None else {}
         return {"painter": self.name, "weights": weights, "lora": self.lora, **decoder}
 
     def check_shown(self, representation: Representation) -> None:
-        """Raise UsageError if this is a generator that was trained on another part of the head."""
+        """Raise UsageError if this is a generator that was trained on another `representation` of the head."""
         if self.name != "wan-portrait" or self.folder is None:
             return
         from expportrait_cli.painting.wan.manifest import read_manifest
@@ -93,7 +93,7 @@ class Choice:
 
     @property
     def licences(self) -> list[dict[str, str]]:
-        """Weights that the tool did not bring along, as the run record lists them."""
+        """Rows of the run record about weights that are not part of the tool."""
         rows = [self.folder.row()] if self.folder is not None else []
         if self.decoder is not None:
             weight = entry(TINY_DECODER)
@@ -103,13 +103,14 @@ class Choice:
 
 
 def choose(config: GenerateConfig) -> Choice:
-    """The painter of `config.backend`; `auto` is the best one that is there.
+    """Choose the painter of `config.backend`; for `auto`, the best one that is installed.
 
-    The large ones are only chosen where they can run: with a GPU, and with weights that are there already.
+    `auto` chooses Wan painters only with a GPU, and with weights that were compared with the proxy on this machine; or
+    if the user names their weights.
 
     Raises:
-        WeightsError: its weights are missing, or are no weights of it.
-        UsageError: it has no weights to name.
+        WeightsError: the painter's weights are missing, or are another painter's.
+        UsageError: there are options of Wan transformers, and the painter is another one.
     """
     named = _named(config.wan.weights) if config.wan.weights else None
     name = _best(named) if config.backend == "auto" else config.backend
@@ -125,16 +126,16 @@ def choose(config: GenerateConfig) -> Choice:
 
 
 COMPARED = "compared.json"
-"""In the cache folder: hashes of weights that were compared with the proxy on this machine, and the pages about it."""
+"""File in the cache folder: hashes of weights that were compared with the proxy here, and the pages of these tests."""
 
 
 def is_compared(folder: Folder) -> bool:
-    """Return True if `compare-recipes` compared these very weights with the proxy here; else `auto` leaves them."""
+    """True if `compare-recipes` has compared these weights with the proxy on this machine; `auto` needs that."""
     return folder.sha256 in _compared()
 
 
 def note_comparison(folder: Folder, page: Path) -> None:
-    """Record that these weights were compared with the proxy: from now on `auto` may choose them."""
+    """Record that these weights were compared with the proxy, so that `auto` may choose them."""
     path = folders()[-1] / COMPARED
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as partial:
@@ -153,8 +154,8 @@ def painter_of(config: GenerateConfig) -> Painter:
     """Make the painter of `config.backend`.
 
     Raises:
-        WeightsError: its weights are missing, or are no weights of it.
-        UsageError: its options do not fit it, the machine, or each other.
+        WeightsError: the painter's weights are missing, or are another painter's.
+        UsageError: an option does not fit the painter, the machine, or another option.
     """
     choice = choose(config)
     match choice:
@@ -180,7 +181,7 @@ def _best(named: Path | None) -> Literal["proxy", "mini"] | FolderName:
     if best_device().type == "cuda":
         for name in ("wan-portrait", "wan-vace"):
             path = _fetched(name)
-            # A download that was cut short is no reason to stop.
+            # An incomplete download is passed over.
             is_whole = path is not None and any((path / sign).is_file() for sign in (FETCHED, MANIFEST))
             if path is not None and is_whole and is_compared(read_folder(path, name)):
                 return name
@@ -190,7 +191,7 @@ def _best(named: Path | None) -> Literal["proxy", "mini"] | FolderName:
 
 
 def _hash_of(config: WanConfig) -> str:
-    """Hashes of the LoRAs, with their scales."""
+    """Hashes of the LoRAs, with their scales, as one text."""
     rows = []
     for file, scale in config.loras():
         if not Path(file).is_file():
@@ -212,7 +213,7 @@ def _folder(name: FolderName, named: Path | None) -> Folder:
 
 
 def _named(weights: str) -> Path:
-    """Folder of that path, or of that name in the weights folders."""
+    """Find a folder by its path, or by its name in the weights folders."""
     path = next((place for place in (Path(weights), *(root / weights for root in folders())) if place.is_dir()), None)
     if path is None:
         raise WeightsError(f"{weights} is no folder, and none of the weights folders. Check `weights_folder`.")
@@ -236,11 +237,11 @@ def paint(
 ) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
     """Paint frames `start` to `end`: the crop at `config.size`, or with paste-back the whole photo at its own size.
 
-    In the folder `keep` the painter leaves what it needs to go on in the middle of the film. With `driver` its clip
-    says what is between the lips; without, the head model does.
+    `keep`: folder in which a painter saves what it needs to resume in the middle of a film. `driver`: tracking of the
+    clip that the inside of the mouth is read from; without it, it is the head model's.
 
     Raises:
-        FilmError: a frame is torn, another picture, or one colour.
+        FilmError: a frame is torn, shows another picture, or is one colour.
     """
     painter = painter_of(config)
     scene = replace(Scene.of(head_fit, meshes, head, config, driver), detail=painter.detail)
@@ -257,7 +258,7 @@ def paint(
 def shown_control(
     head_fit: HeadFit, meshes: Meshes, head: HeadModel, config: GenerateConfig
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """Draw the inputs of wan-vace for a film (`control_sheet`), without any weights.
+    """Draw the conditions of wan-vace for a film (`control_sheet`), without any weights.
 
     Raises:
         WeightsError: packages are missing.
@@ -270,10 +271,10 @@ def shown_control(
 
 
 def only_helps(config: GenerateConfig) -> bool:
-    """Meet the processes that were launched for one film; true if this one has helped the first to make it.
+    """Join the processes that were launched for one film; all but the first help it, and return True when it is done.
 
     Raises:
-        UsageError: the film is not one that several processes can make.
+        UsageError: several processes cannot make this film.
         WeightsError: packages are missing.
     """
     require_packages()
@@ -297,7 +298,7 @@ def only_helps(config: GenerateConfig) -> bool:
 def paste(
     photo: UInt8[np.ndarray, "H W 3"], canvas: Canvas, frame: UInt8[np.ndarray, "h w 3"]
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """Put a canvas frame into the photo: what did not change keeps the photo's own pixels."""
+    """Paste a canvas frame into the photo; where nothing changed, the photo's own pixels stay."""
     if frame.shape == photo.shape:
         return frame
     changed = cv2.absdiff(frame, canvas.photo).max(2) > 2
@@ -306,7 +307,7 @@ def paste(
     changed = cv2.dilate(changed.astype(np.uint8), np.ones((9, 9), np.uint8)).astype(np.float32)
     scale = np.array(photo.shape[1::-1]) / frame.shape[1::-1]
     spans = [np.flatnonzero(changed.any(axis)) for axis in (0, 1)]
-    # Nothing else is touched: most of a large photo is background.
+    # Only the box around the changes is resized: most of a large photo is background.
     first = np.maximum([int(span[0] * k) - SEAM_PX for span, k in zip(spans, scale, strict=True)], 0)
     last = np.minimum(
         [int((span[-1] + 1) * k) + SEAM_PX for span, k in zip(spans, scale, strict=True)], photo.shape[1::-1]
@@ -326,9 +327,9 @@ def paste(
 
 
 def has_passed(path: Path) -> bool:
-    """Return True if these weights were found better than the proxy (`expportrait train gate`).
+    """True if these weights of `mini` passed the check against the proxy (`expportrait train gate`).
 
     Raises:
-        WeightsError: the file is no such network.
+        WeightsError: the file is no `mini` network.
     """
     return bool(network_file.read_header(path, KIND)["made_by"].get("gate", {}).get("passed"))

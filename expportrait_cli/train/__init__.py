@@ -1,4 +1,1 @@
-"""Code that several trainings share: scenes of prepared clips, curves, the state on disk.
-
-Each training has a folder of its own.
-"""
+"""Trainings, each in its own folder, and the code that they share: scenes of prepared clips, curves, saved states."""

@@ -1,6 +1,6 @@
-"""Scenes of prepared clips: a frame is the photo, and the clip itself drives it, as `generate --absolute` does it.
+"""Scenes of prepared clips: a frame of the clip is the photo, and the clip drives it, as `generate --absolute` does.
 
-So every fault of the proxy film that a painter learns from is one that the tool makes.
+Proxy films for training are thus made by the tool itself, with the faults that it has at inference.
 """
 
 from collections.abc import Iterator
@@ -32,9 +32,9 @@ from expportrait_cli.tracking import track
 
 
 def photo_rows(tracking: Tracking, count: int, *, end: int | None = None) -> np.ndarray:
-    """Frames before `end` that differ in pose and expression: from a closed mouth to an open one, from side to side.
+    """Indices of up to `count` frames before `end` that differ most in rotation, jaw and expression.
 
-    None if the face was seen in none.
+    Only frames in which the face was found; empty if there are none.
     """
     seen = np.flatnonzero(tracking.sure[:end])
     if not len(seen):
@@ -62,7 +62,7 @@ def own_scene(clip: Clip, tracking: Tracking, row: int, head: HeadModel, *, size
 
 
 def in_crop(scene: Scene, crop: Crop, size: int) -> Scene:
-    """The same scene on another crop of the photo, such as that of the clip, at `size` px."""
+    """The same scene on another crop of the photo (such as the clip's), `size` px wide and high."""
     shrink = size / crop.side
     own = Crop(*map(float, scene.fit.crop))
     scale = own.side / CROP_SIZE * shrink
@@ -76,7 +76,7 @@ def in_crop(scene: Scene, crop: Crop, size: int) -> Scene:
 
 
 def _pose(path: Path, head_fit: HeadFit, tracking: Tracking, head: HeadModel, driver: Path) -> None:
-    # The frames' own offsets, as in a film of the person.
+    # Dynamic offsets are the frames' own, as where a person drives their own photo.
     source = OffsetSource.of(PAPER, head.name, driver)
     write_meshes(
         path,

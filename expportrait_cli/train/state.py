@@ -1,4 +1,4 @@
-"""A training run on disk: all that it needs to go on as if it had never stopped. Safetensors, so that nothing runs."""
+"""State of a training run in a safetensors file, with all that is needed to resume it exactly."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -24,7 +24,7 @@ def follow(means: Iterable[Tensor], weights: Iterable[Tensor], keep: float) -> N
 def save_state(
     path: Path, step: int, network: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer, generator
 ) -> None:
-    """Write weights, their average, the optimiser's moments and the random numbers' state."""
+    """Write weights, their average, the optimiser's moments and the random generator's state."""
     tensors = {f"network.{k}": v for k, v in network.state_dict().items()}
     tensors |= {f"average.{k}": v for k, v in average.state_dict().items()}
     for name, parameter in network.named_parameters():
@@ -36,10 +36,10 @@ def save_state(
 
 
 def load_state(path: Path, network: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer, generator) -> int:
-    """Take up a run where it was left: the steps that it has made, 0 without a file.
+    """Load the state of a run, if the file exists; returns the number of steps done, 0 without a file.
 
     Raises:
-        InputError: the file is that of another network, or damaged.
+        InputError: the file belongs to another network, or is damaged.
     """
     if not path.is_file():
         return 0

@@ -96,7 +96,7 @@ def test_the_record_of_a_film_gives_its_settings_again(asked, tmp_path):
 
     record["settings"]["transfer"]["turn_limit_deg"] = 20.0
     (tmp_path / "a.json").write_text(json.dumps(record))
-    assert "turn_limit_deg = 20.0, which no option" in asked("--config", "a.json", code=2)
+    assert "turn_limit_deg = 20.0, for which" in asked("--config", "a.json", code=2)
 
 
 def test_progress_as_json_is_all_of_stderr(tmp_path):

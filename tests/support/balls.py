@@ -66,13 +66,13 @@ def standard(latents: torch.Tensor) -> torch.Tensor:
     return ((latents - mean) / deviation).half()
 
 
-def pupil(head_dim: int = 48) -> WanPortrait:
+def small_portrait(head_dim: int = 48) -> WanPortrait:
     """A toy generator that is able to learn."""
     torch.manual_seed(0)
     return WanPortrait.from_base(tiny_transformer(head_dim=head_dim), prompt_embeds())
 
 
-def branch_pupil(head_dim: int = 48) -> VaceBranch:
+def small_branch(head_dim: int = 48) -> VaceBranch:
     """A toy VACE that is able to learn."""
     torch.manual_seed(0)
     return VaceBranch(tiny_vace(head_dim=head_dim), prompt_embeds())

@@ -14,9 +14,9 @@ from expportrait_cli.painting.wan.portrait import WanPortrait
 from expportrait_cli.painting.wan.vace import VaceBranch
 from expportrait_cli.train.config import GeneratorTask, GeneratorTraining
 from expportrait_cli.train.curves import History
-from expportrait_cli.train.generator.lessons import Lessons
-from expportrait_cli.train.generator.loop import School, set_free, train
-from support.balls import pupil
+from expportrait_cli.train.generator.examples import Examples
+from expportrait_cli.train.generator.loop import Training, set_free, train
+from support.balls import small_portrait
 from support.performers import quiet
 
 FAST = GeneratorTraining(steps=6, frames=5, rate=1e-2, warm_up=4, average=0.9, batch=2)
@@ -28,7 +28,7 @@ TASK = GeneratorTask(report_every=4, sample_every=4, sample_steps=2)
 Rows = list[tuple[int, dict[str, float]]]
 
 
-def lesson_run(
+def training_run(
     clips: list,
     folder: Path,
     config: GeneratorTraining = FAST,
@@ -38,21 +38,21 @@ def lesson_run(
     progress: Callable[[int, int | None], None] = quiet,
 ) -> Rows:
     """One run; what it reported. Its state is in `folder`."""
-    portrait = portrait or pupil(12)
+    portrait = portrait or small_portrait(12)
     set_free(portrait, config, task)
-    lessons = Lessons(clips, task, frames=config.frames, seed=config.seed)
+    examples = Examples(clips, task, frames=config.frames, seed=config.seed)
     rows: Rows = []
     folder.mkdir(exist_ok=True)
-    school = School(
-        lessons,
-        lessons.exam(2),
+    training = Training(
+        examples,
+        examples.validation(2),
         config.steps,
         folder / "state.safetensors",
         progress,
         lambda step, figures: rows.append((step, figures)),
         lambda step, model: None,
     )
-    train(portrait, school, config, task, Accelerator(cpu=True, mixed_precision="no"))
+    train(portrait, training, config, task, Accelerator(cpu=True, mixed_precision="no"))
     return rows
 
 

@@ -19,9 +19,9 @@ from torch.distributed.fsdp import FSDPModule
 
 from expportrait_cli.errors import UsageError
 from expportrait_cli.train.config import GeneratorTask, GeneratorTraining
-from expportrait_cli.train.generator.lessons import Lesson, Lessons
-from expportrait_cli.train.generator.loop import School, set_free, train
-from support.balls import ball_entry, pupil
+from expportrait_cli.train.generator.examples import Example, Examples
+from expportrait_cli.train.generator.loop import Training, set_free, train
+from support.balls import ball_entry, small_portrait
 
 CONFIG = GeneratorTraining(steps=6, frames=5, rate=1e-2, warm_up=4, average=0.9, batch=2)
 # Films are made at other steps than states are written.
@@ -75,12 +75,12 @@ def plugin_of(version: int = 2) -> FullyShardedDataParallelPlugin:
 
 def made(run: Run, folder: Path, clips: list) -> None:
     accelerator, config = accelerator_of(run), replace(CONFIG, lora=run.lora)
-    portrait = pupil(12)
+    portrait = small_portrait(12)
     if run.is_halved:
         portrait.to(torch.bfloat16)
     set_free(portrait, config, TASK)
-    lessons = Lessons(clips, TASK, frames=config.frames, seed=0)
-    exam = lessons.exam(2)
+    examples = Examples(clips, TASK, frames=config.frames, seed=0)
+    validation = examples.validation(2)
     rows: list[dict[str, Any]] = []
 
     def progress(done: int, total: int | None) -> None:
@@ -89,14 +89,14 @@ def made(run: Run, folder: Path, clips: list) -> None:
             signal.raise_signal(signal.SIGTERM)
 
     def show(step: int, model: torch.nn.Module) -> None:
-        rows.append({"step": step, "film": film_of(model, exam[0])})
+        rows.append({"step": step, "film": film_of(model, validation[0])})
         if run.is_spread:
             rows[-1]["groups"] = sum(isinstance(module, FSDPModule) for module in model.modules())
 
     folder.mkdir(parents=True, exist_ok=True)
-    school = School(
-        lessons,
-        exam,
+    training = Training(
+        examples,
+        validation,
         config.steps,
         folder / "state.safetensors",
         progress,
@@ -104,7 +104,7 @@ def made(run: Run, folder: Path, clips: list) -> None:
         show,
     )
     try:
-        train(portrait, school, config, TASK, accelerator)
+        train(portrait, training, config, TASK, accelerator)
     except SystemExit:
         rows.append({"stopped": True})
     if accelerator.is_main_process:
@@ -113,16 +113,16 @@ def made(run: Run, folder: Path, clips: list) -> None:
 
 
 @torch.no_grad()
-def film_of(model: torch.nn.Module, lesson: Lesson) -> float:
-    return float(model(lesson.noisy(), **lesson.told(torch.device("cpu"))).float().square().mean())
+def film_of(model: torch.nn.Module, example: Example) -> float:
+    return float(model(example.noisy(), **example.conditions(torch.device("cpu"))).float().square().mean())
 
 
 def refused(folder: Path) -> str:
     accelerator = accelerator_of(Run("", is_spread=True))
     accelerator.state.fsdp_plugin = plugin_of(1)
-    config, portrait = CONFIG, pupil(12)
+    config, portrait = CONFIG, small_portrait(12)
     set_free(portrait, config, TASK)
-    never = School([], [], 1, folder / "none", lambda *_: None, lambda *_: None, lambda *_: None)  # pyright: ignore[reportArgumentType]
+    never = Training([], [], 1, folder / "none", lambda *_: None, lambda *_: None, lambda *_: None)  # pyright: ignore[reportArgumentType]
     try:
         train(portrait, never, config, TASK, accelerator)
     except UsageError as error:

@@ -1,4 +1,4 @@
-"""Wan video transformers as painters. The packages that they need are asked for here, before any is imported."""
+"""Wan video diffusion transformers as painters. `require_packages` checks the optional packages that they need."""
 
 from importlib.util import find_spec
 
@@ -9,10 +9,10 @@ INSTALL = f"pip install {' '.join(PACKAGES)}"
 
 
 def require_packages() -> None:
-    """Look for the packages without importing them, which takes seconds.
+    """Check that the packages are installed, without importing them, which takes seconds.
 
     Raises:
-        WeightsError: some are missing.
+        WeightsError: some of them are missing.
     """
     missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:

@@ -1,4 +1,4 @@
-"""A base for the generator: from a folder of diffusers', or from files in Wan's own names."""
+"""Base models that a generator is trained from: found in folders of diffusers, or converted from Wan's own files."""
 
 import logging
 from dataclasses import dataclass
@@ -23,27 +23,27 @@ from expportrait_cli.weights.catalogue import folders, licence_of
 
 @dataclass(frozen=True)
 class BaseModel:
-    """A base that was found."""
+    """Folder of a base model, and where it comes from."""
 
     folder: Path
     origin: dict[str, str]
-    """Repository, revision and licence, as far as they are known."""
+    """`repo`, `revision` and `license`; empty where unknown."""
 
     @property
     def vae(self) -> Path:
-        """Folder of its autoencoder."""
+        """Folder of the autoencoder."""
         if self.is_generator:
             return self.folder / facts.read_manifest(self.folder).vae
         return self.folder / facts.VAE
 
     @property
     def image_encoder(self) -> Path | None:
-        """Folder of the CLIP whose tokens its transformer reads, if there is one."""
+        """Folder of the CLIP whose image tokens the transformer takes; None without one."""
         return find_image_encoder(self.folder)
 
     @property
     def is_generator(self) -> bool:
-        """True for a generator that this tool trained."""
+        """True for a generator of `train generator`, False for a published Wan model."""
         return (self.folder / facts.FILE).is_file()
 
 
@@ -51,7 +51,7 @@ def find_base(name: str) -> BaseModel:
     """Find a folder, one of the weights folders, or a repository in Hugging Face's cache. Nothing is downloaded.
 
     Raises:
-        WeightsError: neither is there, or it is no Wan in the form of diffusers.
+        WeightsError: none of these exists, or it is no Wan model in the format of diffusers.
     """
     folder = next((place for place in (Path(name), *(root / name for root in folders())) if place.is_dir()), None)
     if folder is None:
@@ -64,7 +64,7 @@ def find_base(name: str) -> BaseModel:
     for part in (facts.TRANSFORMER, *(() if found.is_generator else (facts.VAE,))):
         if not (folder / part / "config.json").is_file():
             raise WeightsError(
-                f"{folder} has no {part}/config.json: expected a Wan as diffusers keeps it, such as "
+                f"{folder} has no {part}/config.json: expected a Wan model in the format of diffusers, such as "
                 "Wan-AI/Wan2.1-T2V-1.3B-Diffusers."
             )
     return found
@@ -91,12 +91,12 @@ def check_hint(base: BaseModel, has_hint: bool) -> None:
 
 
 def fresh_portrait(base: BaseModel, *, has_hint: bool = False, dtype: torch.dtype = torch.float32) -> WanPortrait:
-    """A generator to train: a widened base, or an earlier generator. New parts are torch's next random numbers.
+    """Build a generator to train, from a base or an earlier generator. New parts use torch's global random generator.
 
     An earlier generator has a hint if it was trained with one, whatever `has_hint` is: see `check_hint`.
 
     Raises:
-        WeightsError: a part of the base is missing or is none.
+        WeightsError: a part of the base is missing or cannot be read.
     """
     if base.is_generator:
         return load_folder(base.folder, dtype=dtype).portrait.requires_grad_(True)
@@ -107,10 +107,10 @@ def fresh_portrait(base: BaseModel, *, has_hint: bool = False, dtype: torch.dtyp
 
 
 def prompt_embeds(folder: Path) -> Float[Tensor, "L D"]:
-    """Embed the prompt for the base: from the base's file, from an earlier command, or by its text encoder, once.
+    """Return the embedded prompt of a base: from its file, else by its text encoder, else as embedded before.
 
     Raises:
-        WeightsError: there is none of these.
+        WeightsError: none of these exists.
     """
     path = folder / facts.PROMPT
     if path.is_file():
@@ -124,18 +124,19 @@ def prompt_embeds(folder: Path) -> Float[Tensor, "L D"]:
 log = logging.getLogger(__name__)
 
 WHOLE = (torch.float32, torch.bfloat16, torch.float16)
+"""Types of weights that are not quantised."""
 
 
 def convert(original: Path, folder: Path, parts: BaseModel | None, *, head_dim: int = HEAD_DIM) -> dict[str, Any]:
-    """Write `folder`, in full or not at all; what it holds.
+    """Convert a file of Wan's own format into a new `folder`, in full or not at all.
 
-    Beside the transformer go the autoencoder, the prompt and the image encoder of `parts`, without which no film can
-    be painted or learned from.
+    Returns the kind of base, the number of layers and the parts. Autoencoder, prompt and image encoder are copied from
+    `parts`; without them no film can be painted or trained on.
 
     Raises:
-        OutputError: there is something in the folder's place.
-        UsageError: a file of a kind that can hold code.
-        WeightsError: no Wan T2V or I2V that this tool knows, or `parts` of another model.
+        OutputError: the folder exists and is not empty.
+        UsageError: the file is of a kind that can contain code.
+        WeightsError: the file is no supported Wan T2V or I2V model, or `parts` belong to another model.
     """
     if original.suffix != ".safetensors":
         raise UsageError(f"{original} is no .safetensors file, and other kinds can hold code. Download that kind.")
@@ -151,8 +152,8 @@ def convert(original: Path, folder: Path, parts: BaseModel | None, *, head_dim: 
         held = sorted(path.stem for path in partial.iterdir())
     if parts is None:
         log.warning(
-            "%s holds the transformer alone. To train or paint with it name a Wan in the form of diffusers, whose "
-            "autoencoder and prompt go along: `parts` Wan-AI/Wan2.1-T2V-1.3B-Diffusers.",
+            "%s holds the transformer alone. To train or paint with it, name a Wan model in the format of "
+            "diffusers, whose autoencoder and prompt are copied: `parts` Wan-AI/Wan2.1-T2V-1.3B-Diffusers.",
             folder,
         )
     return {"base": base, "layers": transformer.config["num_layers"], "parts": held}

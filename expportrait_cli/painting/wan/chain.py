@@ -1,4 +1,4 @@
-"""A film painted a segment after the other, each of which is given the last frames of the one before."""
+"""Painting of a film in consecutive segments, each of which begins with the last frames of the one before."""
 
 import logging
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ import numpy as np
 from expportrait_cli.artifacts.files import atomic_path
 from expportrait_cli.artifacts.npz import BROKEN
 from expportrait_cli.painting.scene import Sketch, Sketches
-from expportrait_cli.painting.wan.film import Model, Sampling, Told, paint_window
+from expportrait_cli.painting.wan.film import Conditions, Model, Sampling, paint_window
 from expportrait_cli.painting.wan.masks import pasted
 from expportrait_cli.painting.wan.vae import Decoding, Vae, pictures
 from expportrait_cli.painting.wan.windows import STRIDE, Painted, Picture, Window, chunks, latent_of
@@ -19,36 +19,38 @@ from expportrait_cli.painting.wan.windows import STRIDE, Painted, Picture, Windo
 log = logging.getLogger(__name__)
 
 REACH = 320
-"""Frames that a film may be thrown back by: those of a file of it, 120, and of two segments here."""
+"""Frames behind the newest link for which links are kept: a resumed film restarts up to one video file (120 frames)
+and two segments earlier."""
 
 
 @dataclass(frozen=True)
 class Link:
-    """Beginning of a segment: the last frames of the segment before it."""
+    """The last frames of a segment, with which the next one begins."""
 
     begin: int
+    """Index in the film of the first of these frames."""
     painted: list[Picture]
 
     @property
     def end(self) -> int:
-        """First frame that is still to be painted."""
+        """Index of the first frame that is not painted yet."""
         return self.begin + len(self.painted)
 
     @classmethod
     def before(cls, frame: int, folder: Path | None) -> "Link":
-        """Read the last link in `folder` from which `frame` can be reached; without one, the beginning of the film."""
+        """Read the last link in `folder` that ends at `frame` or before; without one, the beginning of the film."""
         for path in reversed([path for path in _kept(folder) if int(path.stem) <= frame]):
             try:
                 with np.load(path, allow_pickle=False) as file:
                     frames = list(file["frames"])
             except (KeyError, *BROKEN):
-                log.warning("%s is damaged: what was painted before it is painted again.", path)
+                log.warning("%s is damaged: frames are painted again from an earlier segment on.", path)
                 continue
             return cls(int(path.stem) - len(frames), frames)
         return cls(0, [])
 
     def save(self, folder: Path) -> None:
-        """Keep it, and let go of those that nobody will ask for any more."""
+        """Write the link to `folder`, and delete links that are more than `REACH` frames older."""
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_path(folder / f"{self.end:08d}.npz") as partial, partial.open("wb") as file:
             np.savez(file, frames=np.stack(self.painted))
@@ -72,11 +74,11 @@ def paint_chain(
     count: int,
     keep: Path | None = None,
 ) -> Iterator[Picture]:
-    """Yield the frames from `start` on, painted a segment after the other; each is given the last frames before it.
+    """Yield the frames from `start` on, painted in segments that begin with the last `given` frames of the one before.
 
-    The model has to keep frames that nothing of is a guess. Every frame depends on all before it: in the folder `keep`
-    are the frames that segments were given, without loss, so that a film that was stopped goes on with the segment that
-    it was in. Without them it is painted from its beginning again.
+    The model must leave frames unchanged whose `guess` is zero. Every frame depends on all before it: the folder `keep`
+    gets the frames that each segment begins with, losslessly, so that a film that was stopped resumes at its segment.
+    Without `keep` it is painted from its beginning again.
     """
     link = Link.before(start, keep)
     if start > link.end:
@@ -98,19 +100,19 @@ def paint_chain(
 
 
 def _given(segment: list[Sketch], painted: list[Picture]) -> list[Sketch]:
-    """A segment whose first frames are painted already."""
+    """Replace the first frames of a segment by those that are already painted, with a `guess` of zero."""
     blank = np.zeros(segment[0].guess.shape, np.float32)
     first = [Painted(frame, blank, sketch.draw) for sketch, frame in zip(segment, painted, strict=False)]
     return [*first, *segment[len(painted) :]]
 
 
 def _segment(model: Model, vae: Vae, frames: list[Sketch], sampling: Sampling, begin: int) -> list[Picture]:
-    """Paint one segment by itself."""
+    """Paint one segment as a single window."""
     count, (height, width) = len(frames), frames[0].proxy.shape[:2]
     groups = list(chunks(iter(frames), first=0, count=count))
     known = list(model.controls(iter(groups), 0))
     first = latent_of(begin)
-    latents = paint_window(model, Told.joined(known), Window(0, first, first + len(known)), sampling)
+    latents = paint_window(model, Conditions.joined(known), Window(0, first, first + len(known)), sampling)
     decoding = Decoding(vae)
     made = [
         frame

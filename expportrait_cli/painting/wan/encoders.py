@@ -1,4 +1,4 @@
-"""Encoders of the conditions: normal maps, and CLIP's image tokens."""
+"""Encoders of the conditions: of normal maps, and CLIP for image tokens."""
 
 import math
 from functools import cached_property
@@ -18,19 +18,20 @@ from expportrait_cli.errors import InputError, WeightsError, one_line
 from expportrait_cli.painting.wan.manifest import TRANSFORMER
 
 TEMPORAL, SPATIAL = 4, 8
-"""Pixel frames of a latent frame, and pixels of a latent pixel."""
+"""Frames per latent frame (but one for the first), and side, px, of a latent pixel."""
 MULTIPLE = 16
-"""Sides of a film are multiples of it: two latent pixels are one token."""
+"""Sides of a film, px, are multiples of it: a token is two latent pixels wide and high."""
 WIDTH, CHANNELS = 16, 16
+"""Channels of the hidden layers of the encoders of normals, and of their output."""
 SILU_GAIN = 1.68
-"""Standard deviation of a normal variable by that of its SiLU."""
+"""One over the root mean square of SiLU(x), x standard normal."""
 
 
 def latent_frames(frames: int) -> int:
-    """Latent frames of a film: the first codes one frame, every other four.
+    """Return the number of latent frames of a film: the first encodes one frame, each other one four.
 
     Raises:
-        InputError: not 1, 5, 9, ... frames.
+        InputError: `frames` is not 1, 5, 9, ...
     """
     if frames < 1 or frames % TEMPORAL != 1:
         raise InputError(f"{frames} frames do not fit Wan, which takes 1, 5, 9, ..., 81. Repeat or leave out some.")
@@ -38,16 +39,16 @@ def latent_frames(frames: int) -> int:
 
 
 def check_size(height: int, width: int) -> None:
-    """Raise InputError unless Wan can paint pictures of that size."""
+    """Raise InputError unless both sides are multiples of `MULTIPLE`."""
     if height % MULTIPLE or width % MULTIPLE or not height or not width:
         raise InputError(f"{width}x{height} px do not fit Wan: both sides must be multiples of {MULTIPLE}.")
 
 
 class PoseEncoder(nn.Module):
-    """N^D of every frame to features that go with the noisy latents."""
+    """Encodes the normal maps N^D of all frames into features that are concatenated to the noisy latents."""
 
     def __init__(self, channels: int = CHANNELS):
-        """Three layers at full size, three that halve it, the last two of them the frames too."""
+        """Six 3D convolutions: three at full size, three with stride 2 in space, the last two of these also in time."""
         super().__init__()
         layers: list[nn.Module] = []
         strides = ((1, 1, 1), (1, 1, 1), (1, 1, 1), (1, 2, 2), (2, 2, 2), (2, 2, 2))
@@ -63,16 +64,16 @@ class PoseEncoder(nn.Module):
         """
         latent_frames(normals.shape[2])
         check_size(*normals.shape[3:])
-        # The first latent frame codes one frame, which stands for four here.
+        # The first latent frame encodes one frame, which is repeated four times here.
         first = normals[:, :, :1].expand(-1, -1, TEMPORAL - 1, -1, -1)
         return self.layers(torch.cat([first, normals], 2))
 
 
 class ReferenceEncoder(nn.Module):
-    """N^R of the photo to features of the reference."""
+    """Encodes the normal map N^R of the photo into features of the reference frame."""
 
     def __init__(self, channels: int = CHANNELS):
-        """Make layers like those of the pose encoder, for one picture."""
+        """Six 2D convolutions: three at full size, three with stride 2."""
         super().__init__()
         layers: list[nn.Module] = []
         for depth, stride in zip((3, *[WIDTH] * 5), (1, 1, 1, 2, 2, 2), strict=True):
@@ -90,9 +91,9 @@ class ReferenceEncoder(nn.Module):
 
 
 def _woken(layers: nn.Sequential) -> nn.Sequential:
-    """Initialise so that what is seen reaches the last layer at its own size (He et al. 2015, with SiLU's gain).
+    """Initialise so that each layer keeps the variance of its input (He et al. 2015, with the gain of SiLU).
 
-    With torch's own initialisation, seven layers leave three ten-thousandths of it: mostly silence.
+    With torch's own initialisation, seven layers reduce the signal to three ten-thousandths.
     """
     for layer in layers:
         if isinstance(layer, nn.Conv2d | nn.Conv3d):
@@ -109,16 +110,16 @@ MEAN, DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 
 
 
 def find_image_encoder(folder: Path) -> Path | None:
-    """Folder of the CLIP whose tokens a Wan's transformer reads; None if it reads none, or none is there.
+    """Find the CLIP in a Wan model's folder; None if the transformer takes no image tokens, or there is no CLIP.
 
     Raises:
-        WeightsError: its tokens are not those that the transformer reads.
+        WeightsError: the tokens of the CLIP have another width than the transformer takes.
     """
     return encoder_for(network_config(folder / TRANSFORMER).get("image_dim"), folder / IMAGE_ENCODER)
 
 
 def encoder_for(reads: Any, folder: Path) -> Path | None:
-    """`folder` if it holds a CLIP for a transformer that `reads` tokens of so many numbers; None if it reads none.
+    """Return `folder` if it has a CLIP; None if not, or if the transformer takes no tokens (`reads`: their width).
 
     Raises:
         WeightsError: as `find_image_encoder`.
@@ -135,10 +136,10 @@ def encoder_for(reads: Any, folder: Path) -> Path | None:
 
 
 def network_config(folder: Path) -> dict[str, object]:
-    """Settings of a network of diffusers or transformers, from its folder.
+    """Read `config.json` of a network of diffusers or transformers.
 
     Raises:
-        WeightsError: there are none.
+        WeightsError: the file is missing or damaged.
     """
     try:
         content = read_json(folder / CONFIG)
@@ -150,18 +151,18 @@ def network_config(folder: Path) -> dict[str, object]:
 
 
 class ImageEncoder:
-    """A CLIP from its folder; it is read when it is first asked."""
+    """A CLIP vision model; it is loaded at its first use."""
 
     def __init__(self, folder: Path, device: torch.device | None = None) -> None:
         self._folder, self._device = folder, device or torch.device("cpu")
 
     def digest(self) -> str:
-        """Hash of its weights."""
+        """Hash of the weights."""
         return "".join(sha256(path) for path in sorted(self._folder.glob("*.safetensors")))
 
     @torch.inference_mode()
     def tokens(self, picture: UInt8[np.ndarray, "H W 3"]) -> Float[Tensor, "1 I E"]:
-        """Say what a picture shows: CLIP's last layer but one, as Wan was trained with it.
+        """Encode a picture into image tokens: CLIP's last layer but one, as Wan was trained with it.
 
         Raises:
             WeightsError: there is no CLIP in the folder.
@@ -174,7 +175,7 @@ class ImageEncoder:
         from transformers import CLIPVisionModel
         from transformers.utils import logging
 
-        # Its own bars would run through the tool's.
+        # transformers' progress bars would disturb the tool's.
         logging.disable_progress_bar()
         try:
             model: Any = CLIPVisionModel.from_pretrained(str(self._folder), use_safetensors=True, local_files_only=True)

@@ -1,4 +1,4 @@
-"""A film through a Wan transformer: its denoising steps, window by window."""
+"""Sampling of a film with a Wan transformer, window by window."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
@@ -29,17 +29,17 @@ from expportrait_cli.runtime import late
 
 Latents = Float[Tensor, "B C T h w"]
 Velocity = Callable[[Tensor, float], Tensor]
-"""Velocity at a state and its sigma."""
+"""Predicted velocity (noise minus film) as a function of noisy latents and their sigma."""
 
 FEW = 8
-"""Steps up to which a step of first order is taken: weights that were distilled to few steps were taught with it."""
+"""Up to this many steps the sampler is of first order (Euler): weights distilled to few steps were trained with it."""
 
 
 def sigmas_of(steps: int, *, shift: float, strength: float = 1.0) -> list[float]:
-    """Noise levels from that of `strength` to 0, evenly spaced and then shifted towards noise.
+    """Noise levels from `strength` to 0, evenly spaced and then shifted towards more noise.
 
-    The last step starts at the shifted 1/steps. diffusers' own schedule for Euler spreads them down to a thousandth
-    instead, which wastes the last of four steps. As in its video-to-video, `strength` is a share of the steps.
+    The last step starts at the shifted 1/steps; in diffusers' Euler schedule it starts at a thousandth, which wastes
+    the last of four steps. As in diffusers' video-to-video, `strength` also scales the number of steps.
     """
     taken = max(1, round(steps * strength))
     even = [strength * (1 - step / taken) for step in range(taken)]
@@ -47,10 +47,10 @@ def sigmas_of(steps: int, *, shift: float, strength: float = 1.0) -> list[float]
 
 
 def sample(velocity: Velocity, state: Latents, sigmas: list[float]) -> Latents:
-    """Follow the velocity from `state`, which lies at the first of `sigmas`, to the last.
+    """Integrate the velocity from `state`, at the first of `sigmas`, to the last one.
 
-    With few steps each is straight; with more, each corrects itself by the one before (DPM-Solver++ 2M, Lu et al.
-    2022, eq. 4.1 with alpha = 1 - sigma). An exact model gives the exact film in any number of steps.
+    Up to `FEW` steps by Euler; with more by DPM-Solver++ 2M (Lu et al. 2022, eq. 4.1 with alpha = 1 - sigma), which
+    also uses the step before. An exact model gives the exact film in any number of steps.
     """
     second = len(sigmas) - 1 > FEW
     earlier: tuple[float, Tensor] | None = None
@@ -64,9 +64,9 @@ def sample(velocity: Velocity, state: Latents, sigmas: list[float]) -> Latents:
 
 
 def _extrapolated(film: Tensor, sigma: float, following: float, earlier: tuple[float, Tensor]) -> Tensor:
-    """Extrapolate the film to the middle of the next step from its change since the last one."""
+    """Extrapolate the estimated film to the middle of the next step, from its change since the last one."""
     if following == 0 or earlier[0] >= 1:
-        # The logarithmic signal-to-noise ratio is infinite there: what is left is first order.
+        # The log signal-to-noise ratio is infinite there: the step is of first order.
         return film
     ratio = (_log_snr(sigma) - _log_snr(earlier[0])) / (_log_snr(following) - _log_snr(sigma))
     return film + (film - earlier[1]) / (2 * ratio)
@@ -76,21 +76,20 @@ def _log_snr(sigma: float) -> float:
     return float(torch.logit(torch.tensor(1 - sigma, dtype=torch.float64)))
 
 
-def guided(told: Velocity, untold: Velocity, scale: float) -> Velocity:
-    """Go further the way that leads from `untold` to `told` (classifier-free guidance, Ho and Salimans 2022)."""
+def guided(conditional: Velocity, unconditional: Velocity, scale: float) -> Velocity:
+    """Extrapolate from the unconditional to the conditional velocity (classifier-free guidance; Ho, Salimans 2022)."""
 
     def velocity(state: Tensor, sigma: float) -> Tensor:
-        without = untold(state, sigma)
-        return without + scale * (told(state, sigma) - without)
+        without = unconditional(state, sigma)
+        return without + scale * (conditional(state, sigma) - without)
 
     return velocity
 
 
 def held(velocity: Velocity, film: Latents, hold: Float[Tensor, "1 1 T #h #w"]) -> Velocity:
-    """Lead the sample to a film that is known, each latent pixel as firmly as `hold` says: 1 is all, 0 not at all.
+    """At every step, blend the model's estimate of the clean latents with `film` by `hold` (1: only `film`, 0: none).
 
-    What is mixed is the film that is guessed and the film that is known, at every step: what is held wholly runs
-    straight from its noise to what is known, and its neighbours see it on its way.
+    Latents with `hold` 1 go straight from their noise to `film`, and their neighbours attend to them at each step.
     """
     weights = hold.to(film)
 
@@ -102,7 +101,7 @@ def held(velocity: Velocity, film: Latents, hold: Float[Tensor, "1 1 T #h #w"]) 
 
 
 def skipping(velocity: Velocity, skipped: frozenset[float]) -> Velocity:
-    """Extrapolate the velocity at the `skipped` noise levels from the two levels before, instead of asking for it.
+    """Extrapolate the velocity at the `skipped` noise levels from the two levels before, instead of computing it.
 
     Along the straight paths that flow matching is trained on, the velocity changes slowly with the noise; it is
     extrapolated linearly in sigma.
@@ -125,19 +124,19 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Told:
-    """Inputs of a window, or of one latent frame, that are known before it is painted."""
+class Conditions:
+    """Conditions on which a window, or one latent frame, is painted."""
 
     control: Float[Tensor, "1 C T h w"]
     """Control channels of the transformer."""
     film: Float[Tensor, "1 c T h w"] | None = None
-    """The proxy film, which sampling starts from with noise on it; without it, it starts from noise alone."""
+    """Latents of the proxy film: sampling starts from them with noise added; None starts from noise alone."""
     keep: Float[Tensor, "1 1 T h w"] | None = None
-    """1 where the proxy film stays as it is, 0 where it is painted."""
+    """1 where the proxy film is kept, 0 where it is repainted; None repaints all."""
 
     @classmethod
-    def joined(cls, parts: list["Told"]) -> "Told":
-        """Concatenate over time."""
+    def joined(cls, parts: list["Conditions"]) -> "Conditions":
+        """Concatenate conditions over time."""
 
         def one(tensors: list[Tensor | None]) -> Tensor | None:
             known = [tensor for tensor in tensors if tensor is not None]
@@ -152,26 +151,26 @@ class Told:
 
 @runtime_checkable
 class Model(Protocol):
-    """A transformer that has seen the photo of one film."""
+    """A transformer, conditioned on the photo of one film."""
 
     memory: int
-    """Latent frames that `controls` looks back over."""
+    """Latent frames before a latent frame on which its conditions depend."""
 
     @property
     def front(self) -> Float[Tensor, "1 c T h w"] | None:
-        """Latent frames that it paints beside the film, in front of it, and that are thrown away: what they show."""
+        """Clean latents of reference frames, which are denoised in front of each window, then dropped; None without."""
         ...
 
-    def controls(self, frames: Chunks, first: int) -> Iterator[Told]:
-        """Yield the inputs of each latent frame from `first` on, where `frames` begins."""
+    def controls(self, frames: Chunks, first: int) -> Iterator[Conditions]:
+        """Yield the conditions of each latent frame from `first` on, where `frames` begins."""
         ...
 
     def velocity(self, control: Float[Tensor, "1 C T h w"]) -> Velocity:
-        """Velocity of a window that is told that."""
+        """Velocity of a window, conditioned on `control`."""
         ...
 
-    def untold(self, control: Float[Tensor, "1 C T h w"]) -> Velocity:
-        """Velocity that guidance leads away from."""
+    def unconditional(self, control: Float[Tensor, "1 C T h w"]) -> Velocity:
+        """Velocity of the negative branch of classifier-free guidance."""
         ...
 
 
@@ -185,12 +184,13 @@ class Sampling:
     skipped: frozenset[float] = frozenset()
     """Noise levels at which the velocity is extrapolated (`skipping`)."""
     length: int = 21
-    """Latent frames of a window, and of the overlap of two."""
+    """Latent frames of a window."""
     overlap: int = 5
+    """Latent frames that two neighbouring windows share."""
 
     @property
     def calls(self) -> int:
-        """Number of calls of the transformer for a window."""
+        """Calls of the transformer per window."""
         return (len(self.sigmas) - 1 - len(self.skipped)) * (1 if self.guidance == 1 else 2)
 
 
@@ -199,23 +199,23 @@ def paint_windows(
 ) -> Iterator[Picture]:
     """Yield the frames of a film of `count` from `start` on.
 
-    The decoder begins so far ahead of `start` that it has forgotten where when it gets there, and the windows begin at
-    the anchor that has to be known for that.
+    Decoding begins `decoder_memory` latent frames before `start`, so that frames do not depend on where it began;
+    windows begin at the anchor that these latent frames need.
     """
     grid = Grid(latent_count(count), sampling.length, sampling.overlap)
     first = max(0, latent_of(start) - vae.decoder_memory)
     anchor = grid.anchor_before(first)
     begin = max(0, grid[anchor].begin - model.memory)
-    told = _Told(model, sketches(STRIDE * begin), begin, count)
+    conditions = _FilmConditions(model, sketches(STRIDE * begin), begin, count)
     decoding = Decoding(vae)
     with ThreadPoolExecutor(1) as pool:
 
         def finished() -> Iterator[tuple[int, Future[list[Picture]]]]:
-            for latent, content in _latents(model, told, grid, anchor, sampling):
-                proxies, known = told.taken(latent)
+            for latent, content in _latents(model, conditions, grid, anchor, sampling):
+                proxies, known = conditions.taken(latent)
                 if latent >= first:
-                    frames = pictures(decoding.push(content), told.height, told.width)
-                    # The decoder begins with one frame, which is the last one of its latent frame.
+                    frames = pictures(decoding.push(content), conditions.height, conditions.width)
+                    # The decoder's first latent frame gives one frame only, which is the last of the four.
                     yield latent, pool.submit(pasted, frames, proxies[-len(frames) :], known.keep)
 
         for latent, future in late(finished(), sampling.length):
@@ -225,32 +225,32 @@ def paint_windows(
                     yield frame
 
 
-class _Told:
-    """Inputs of the latent frames of a film, kept as long as windows need them."""
+class _FilmConditions:
+    """Conditions of a film by latent frame, made as far as windows need them and kept until `forget`."""
 
     def __init__(self, model: Model, frames: Iterator[Sketch], begin: int, count: int) -> None:
         self.height = self.width = 0
         self._proxies: dict[int, list[Picture]] = {}
         groups = enumerate(chunks(frames, first=begin, count=count), begin)
         self._controls = enumerate(model.controls(self._seen(groups), begin), begin)
-        self._kept: dict[int, Told] = {}
+        self._kept: dict[int, Conditions] = {}
 
-    def of(self, window: Window) -> Told:
-        """Inputs of a window. Afterwards nothing that lies more than a stride before it can be asked for."""
+    def of(self, window: Window) -> Conditions:
+        """Conditions of a window, concatenated over time; latent frames that were forgotten cannot be had again."""
         while window.end - 1 not in self._kept:
             index, known = next(self._controls)
             self._kept[index] = known
-        return Told.joined([self._kept[index] for index in range(window.begin, window.end)])
+        return Conditions.joined([self._kept[index] for index in range(window.begin, window.end)])
 
-    def taken(self, latent: int) -> tuple[list[Picture], Told]:
-        """Proxy frames and inputs of a latent frame that is painted; drops the frames before it."""
-        # Not a new dictionary: a thread that looks ahead may be adding to this one.
+    def taken(self, latent: int) -> tuple[list[Picture], Conditions]:
+        """Proxy frames and conditions of a latent frame that has been painted; drops earlier proxy frames."""
+        # In place: a thread that reads ahead may be adding to this dictionary.
         for index in [index for index in list(self._proxies) if index < latent]:
             del self._proxies[index]
         return self._proxies[latent], self._kept[latent]
 
     def forget(self, before: int) -> None:
-        """Drop what lies before a latent frame."""
+        """Drop the conditions of latent frames before `before`."""
         self._kept = {index: known for index, known in self._kept.items() if index >= before}
 
     def _seen(self, groups: Iterator[tuple[int, list[Sketch]]]) -> Chunks:
@@ -261,22 +261,22 @@ class _Told:
 
 
 def _latents(
-    model: Model, told: _Told, grid: Grid, anchor: int, sampling: Sampling
+    model: Model, conditions: _FilmConditions, grid: Grid, anchor: int, sampling: Sampling
 ) -> Iterator[tuple[int, Float[Tensor, "1 C 1 h w"]]]:
-    """Number and content of each latent frame, from the first that belongs to `anchor` on."""
+    """Yield index and content of each latent frame, from the first one that is taken from `anchor` on."""
     earlier: Tensor | None = None
     for index in range(anchor, len(grid) + 1, 2):
         later = None
         if index < len(grid):
-            later = paint_window(model, told.of(grid[index]), grid[index], sampling)
+            later = paint_window(model, conditions.of(grid[index]), grid[index], sampling)
         if earlier is not None and index - 1 < len(grid):
             bridge = grid[index - 1]
             film = _between(earlier, later, bridge, grid)
-            made = paint_window(model, told.of(bridge), bridge, sampling, film=film, hold=grid.hold(bridge))
+            made = paint_window(model, conditions.of(bridge), bridge, sampling, film=film, hold=grid.hold(bridge))
             yield from _owned(made, bridge, grid)
         if later is not None:
             yield from _owned(later, grid[index], grid)
-            told.forget(grid[index].begin + grid.step)
+            conditions.forget(grid[index].begin + grid.step)
         earlier = later
 
 
@@ -288,7 +288,7 @@ def _owned(latents: Tensor, window: Window, grid: Grid) -> Iterable[tuple[int, T
 
 
 def _between(earlier: Tensor, later: Tensor | None, bridge: Window, grid: Grid) -> Float[Tensor, "1 C T h w"]:
-    """Latents of a bridge as far as the anchors beside it have them; zero elsewhere."""
+    """Latents of a bridge, copied from the anchors that overlap it; zero elsewhere."""
     shape = (*earlier.shape[:2], bridge.end - bridge.begin, *earlier.shape[3:])
     film = earlier.new_zeros(shape)
     film[:, :, : grid.overlap] = earlier[:, :, -grid.overlap :]
@@ -299,29 +299,29 @@ def _between(earlier: Tensor, later: Tensor | None, bridge: Window, grid: Grid) 
 
 def paint_window(
     model: Model,
-    told: Told,
+    conditions: Conditions,
     window: Window,
     sampling: Sampling,
     *,
     film: Tensor | None = None,
     hold: Tensor | None = None,
 ) -> Float[Tensor, "1 c T h w"]:
-    """Paint one window; where `hold` is above zero it is led to `film`, and where it keeps the proxy, to the proxy."""
+    """Sample one window. `hold`, 0..1 by latent frame, blends it with the known latents `film`: see `held`."""
     log.debug("Painting latent frames %d to %d.", window.begin, window.end - 1)
-    velocity = model.velocity(told.control)
+    velocity = model.velocity(conditions.control)
     if sampling.guidance != 1:
-        velocity = guided(velocity, model.untold(told.control), sampling.guidance)
+        velocity = guided(velocity, model.unconditional(conditions.control), sampling.guidance)
     velocity = skipping(velocity, sampling.skipped)
     lead = 0 if model.front is None else model.front.shape[2]
-    shape = (CHANNELS, told.control.shape[3], told.control.shape[4])
+    shape = (CHANNELS, conditions.control.shape[3], conditions.control.shape[4])
     frames = [*range(-lead, 0), *range(window.begin, window.end)]
-    noise = noise_of(sampling.seed, frames, shape).to(told.control.device)
+    noise = noise_of(sampling.seed, frames, shape).to(conditions.control.device)
     state = sampling.sigmas[0] * noise
-    if told.film is not None:
-        known = told.film if model.front is None else torch.cat([model.front.to(told.film), told.film], 2)
+    if (known := conditions.film) is not None:
+        known = known if model.front is None else torch.cat([model.front.to(known), known], 2)
         state = torch.lerp(known, noise, sampling.sigmas[0])
-        if told.keep is not None:
-            velocity = held(velocity, known, nn.functional.pad(told.keep, (0, 0, 0, 0, lead, 0)))
+        if conditions.keep is not None:
+            velocity = held(velocity, known, nn.functional.pad(conditions.keep, (0, 0, 0, 0, lead, 0)))
     if film is not None and hold is not None:
         ends = nn.functional.pad(hold, (lead, 0)).view(1, 1, -1, 1, 1)
         velocity = held(velocity, nn.functional.pad(film, (0, 0, 0, 0, lead, 0)), ends)

@@ -1,4 +1,4 @@
-"""A generator as a folder: the transformer as diffusers keeps it, encoders, autoencoder, prompt, and a manifest."""
+"""A generator as a folder: transformer (in diffusers' format), encoders, autoencoder, prompt, and a manifest."""
 
 import json
 import shutil
@@ -27,34 +27,34 @@ from expportrait_cli.runtime import use_threads
 
 ENCODERS_FILE = "model.safetensors"
 SHARD = "5GB"
-"""Largest file of a transformer."""
+"""Largest file into which a transformer is split."""
 M = TypeVar("M", WanTransformer3DModel, WanVACETransformer3DModel, AutoencoderKLWan)
 NO_MODEL = (OSError, ValueError, TypeError, LookupError, RuntimeError, SafetensorError)
-"""Errors that diffusers raises about a folder that holds no model of the class."""
+"""Errors that diffusers raises where a folder has no model of the wanted class."""
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A generator from its folder."""
+    """A generator that was read from its folder."""
 
     portrait: WanPortrait
     manifest: Manifest
     folder: Path
 
     def vae(self, dtype: torch.dtype = torch.float32) -> AutoencoderKLWan:
-        """Load the autoencoder that it was trained with."""
-        # A path of its own machine stays as it is; a plain name is a folder inside.
+        """Load the autoencoder that the generator was trained with."""
+        # An absolute path stays as it is; a name is a folder inside the generator's.
         return load_vae(self.folder / self.manifest.vae, dtype)
 
 
 def save_folder(portrait: WanPortrait, folder: Path, manifest: Manifest, *, vae: Path | None = None) -> Path:
-    """Write a generator, in full or not at all; takes the place of one that is there.
+    """Write a generator, in full or not at all; an existing generator is replaced.
 
-    `vae` is the folder of the autoencoder, which is copied, as its image encoder is; without it `manifest.vae` says
-    where it lies. A LoRA goes to a file of its own beside the transformer that it changes.
+    `vae`: folder of the autoencoder, which is copied (as is the CLIP of `portrait`, if it has one); without it,
+    `manifest.vae` is the path. A LoRA is written to a file of its own beside the transformer.
 
     Raises:
-        OutputError: something else is there, or nothing can be written.
+        OutputError: `folder` is something else than a generator, or cannot be written.
     """
     check_place(folder)
     with atomic_folder(folder) as partial:
@@ -74,12 +74,13 @@ def save_folder(portrait: WanPortrait, folder: Path, manifest: Manifest, *, vae:
 
 
 def load_folder(folder: Path, *, dtype: torch.dtype = torch.float32) -> Loaded:
-    """Read a generator: every hash is checked, nothing can be executed, a LoRA is worked into the weights.
+    """Read a generator onto the CPU, for inference; a LoRA is fused into the weights.
 
-    Encoders, norms and what tells the time of a step stay in float32 whatever `dtype` is. On the CPU, for painting.
+    All hashes are checked, and no file can run code. Encoders, norms and the timestep embedding stay in float32,
+    whatever `dtype` is.
 
     Raises:
-        WeightsError: no generator, a damaged one, or one of another convention of normals.
+        WeightsError: the folder is no generator, is damaged, or has another convention of normals.
     """
     manifest = facts.read_manifest(folder)
     facts.verify(folder)
@@ -101,7 +102,7 @@ def load_folder(folder: Path, *, dtype: torch.dtype = torch.float32) -> Loaded:
 
 
 def load_transformer(folder: Path, dtype: torch.dtype = torch.float32) -> WanTransformer3DModel:
-    """Read a transformer as diffusers keeps it, from safetensors alone.
+    """Read a Wan transformer in diffusers' format, from safetensors files only.
 
     Raises:
         WeightsError: there is none.
@@ -110,7 +111,7 @@ def load_transformer(folder: Path, dtype: torch.dtype = torch.float32) -> WanTra
 
 
 def load_vace(folder: Path, dtype: torch.dtype = torch.float32) -> WanVACETransformer3DModel:
-    """Read a VACE transformer as diffusers keeps it, from safetensors alone.
+    """Read a VACE transformer in diffusers' format, from safetensors files only.
 
     Raises:
         WeightsError: there is none.
@@ -119,7 +120,7 @@ def load_vace(folder: Path, dtype: torch.dtype = torch.float32) -> WanVACETransf
 
 
 def load_vae(folder: Path, dtype: torch.dtype = torch.float32) -> AutoencoderKLWan:
-    """Read an autoencoder, for inference.
+    """Read a Wan autoencoder in diffusers' format, for inference.
 
     Raises:
         WeightsError: there is none.
@@ -142,17 +143,17 @@ def _no_model(folder: Path, what: str, error: Exception) -> WeightsError:
 
 
 def is_lora(transformer: nn.Module) -> bool:
-    """Say whether a LoRA was added to a transformer."""
+    """True if a LoRA has been added to a transformer."""
     return bool(getattr(transformer, "peft_config", None))
 
 
 def encoder_tensors(portrait: WanPortrait) -> dict[str, Tensor]:
-    """Weights of a generator that are not the transformer's."""
+    """Weights of a generator outside its transformer."""
     return {name: value for name, value in portrait.state_dict().items() if not name.startswith("transformer.")}
 
 
 def _plain(transformer: WanTransformer3DModel) -> WanTransformer3DModel:
-    """The transformer without its LoRA; shares its weights."""
+    """Return the transformer without its LoRA; weights are shared."""
     if not is_lora(transformer):
         return transformer
     config = {name: value for name, value in transformer.config.items() if not name.startswith("_")}
@@ -164,9 +165,9 @@ def _plain(transformer: WanTransformer3DModel) -> WanTransformer3DModel:
 
 
 def save_lora(transformer: WanTransformer3DModel | WanVACETransformer3DModel, path: Path) -> None:
-    """Write the LoRA that was added to a transformer, in the form that diffusers reads.
+    """Write the LoRA that was added to a transformer, in the format that diffusers reads.
 
-    Its own writer gives other bytes every time.
+    diffusers' own writer is not used: it gives other bytes every time.
     """
     (config,) = transformer.peft_config.values()
     settings = {
@@ -178,7 +179,7 @@ def save_lora(transformer: WanTransformer3DModel | WanVACETransformer3DModel, pa
 
 
 def _apply(transformer: WanTransformer3DModel, lora: Path) -> None:
-    """Work a LoRA into the weights."""
+    """Fuse a LoRA into the weights."""
     names = facts.read_tensors(lora).keys()
     prefix: Any = "transformer" if any(name.startswith("transformer.") for name in names) else None
     try:
@@ -196,7 +197,7 @@ def _save(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | 
 
 
 def copy_model(model: Path, folder: Path) -> None:
-    """Copy a part of a pipeline into a new folder: what describes it, and its weights without code."""
+    """Copy the JSON and safetensors files of a model into a new folder."""
     folder.mkdir()
     for path in model.iterdir():
         if path.suffix in (".json", ".safetensors"):
@@ -204,7 +205,7 @@ def copy_model(model: Path, folder: Path) -> None:
 
 
 def check_place(folder: Path) -> None:
-    """Raise OutputError unless a generator, or a LoRA, may be written there: there is nothing, or another one."""
+    """Raise OutputError unless `folder` is missing, empty, a generator, or a VACE LoRA: these may be written to."""
     taken = folder.exists() and not any((folder / name).is_file() for name in (facts.FILE, facts.LORA_FILE))
     if taken and (not folder.is_dir() or any(folder.iterdir())):
         raise OutputError(f"{folder} exists and is no generator's folder. Name another with -o.")

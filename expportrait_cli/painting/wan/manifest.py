@@ -1,4 +1,4 @@
-"""`generator.json`: what the folder of a generator holds, how it was trained, and what its normals mean."""
+"""`generator.json`, the manifest of a generator's folder: its files, training, sampler, and convention of normals."""
 
 import json
 from collections.abc import Mapping
@@ -25,38 +25,39 @@ HOW = "Train one with `expportrait train generator`, or copy the folder again."
 
 @dataclass(frozen=True)
 class FrameRule(Checked):
-    """Numbers of frames that the transformer takes at a time."""
+    """Lengths and overlap of the windows that the transformer takes, frames."""
 
     multiple: Annotated[int, Between(1, 64)] = 4
     offset: Annotated[int, Between(0, 64)] = 1
-    """A window is `multiple` times k plus `offset` frames."""
+    """A window has `multiple` k + `offset` frames, k an integer."""
     window: Annotated[int, Between(1, 10_000)] = 81
-    """As long as it was trained with."""
+    """Frames of a window, as in training."""
     overlap: Annotated[int, Between(0, 10_000)] = 20
+    """Frames that two neighbouring windows share."""
 
 
 @dataclass(frozen=True)
 class Sampler(Checked):
-    """Settings of the sampler for films, unless the user gives others."""
+    """Default settings of the sampler."""
 
     kind: Literal["euler"] = "euler"
     steps: Annotated[int, Between(1, 1000)] = 20
     shift: Annotated[float, Between(0.01, 1000)] = 3.0
-    """Shift of the share of noise s to shift s / (1 + (shift - 1) s), as in training."""
+    """Shift of the noise level s to shift s / (1 + (shift - 1) s), as in training."""
     guidance: Annotated[float, Between(0, 100)] = 1.0
 
 
 @dataclass(frozen=True)
 class Manifest(Checked):
-    """Facts about a generator that its folder holds, beside the hashes of its files."""
+    """Content of `generator.json`, except the hashes of the files."""
 
     base: Literal["t2v", "i2v"]
     has_hint: bool
-    """True if it is shown the proxy film beside the normals."""
+    """True if the generator is conditioned on the proxy film, beside the normals."""
     origin: Mapping[str, str]
-    """`repo`, `revision` and `license` of the model that it was trained from."""
+    """`repo`, `revision` and `license` of the base model."""
     vae: str = VAE
-    """Folder of the autoencoder: inside this one, or a path of the machine that it was made on."""
+    """Folder of the autoencoder: a name inside the generator's folder, or an absolute path."""
     resolution: Annotated[int, Between(16, 4096)] = 512
     frame_rule: FrameRule = field(default_factory=FrameRule)
     sampler: Sampler = field(default_factory=Sampler)
@@ -65,7 +66,7 @@ class Manifest(Checked):
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write `generator.json` for the files that `folder` holds; the last step of writing a generator."""
+    """Write `generator.json` with the hashes of the files in `folder`; the last step of writing a generator."""
     content = {
         "kind": KIND,
         "schema": SCHEMA,
@@ -99,10 +100,10 @@ def _row(path: Path, folder: Path) -> dict[str, Any]:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read what a folder says of itself, and check that its normals mean what this tool's do.
+    """Read the manifest of a folder, and check that its convention of normals is this tool's.
 
     Raises:
-        WeightsError: no generator's folder, a damaged one, of another tool, or of other normals.
+        WeightsError: the manifest is missing or damaged, or of another kind, schema or convention of normals.
     """
     content = _content(folder)
     try:
@@ -123,7 +124,7 @@ def read_manifest(folder: Path) -> Manifest:
             raise ValueError(f"its window of {rule.window} frames is shorter than the offset of {rule.offset}")
         return found
     except (KeyError, TypeError, ValueError, AttributeError, OSError, UsageError) as error:
-        # Its settings are no options of a command.
+        # Backticks would become options of the command, which these settings are not.
         said = one_line(error).replace("`", "").rstrip(".")
         raise WeightsError(f"{folder / FILE} is damaged ({said}). {HOW}") from error
 
@@ -137,7 +138,7 @@ def _content(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise WeightsError(f"{path} is damaged ({error}). {HOW}") from error
     if not isinstance(content, dict) or (content.get("kind"), content.get("backend")) != (KIND, BACKEND):
-        raise WeightsError(f"{path} is not that of a {BACKEND} generator. {HOW}")
+        raise WeightsError(f"{path} is not the manifest of a {BACKEND} generator. {HOW}")
     if content.get("schema") != SCHEMA:
         newer = isinstance(content.get("schema"), int) and content["schema"] > SCHEMA
         remedy = "Update the tool." if newer else HOW
@@ -153,10 +154,10 @@ def _content(folder: Path) -> dict[str, Any]:
 
 
 def verify(folder: Path) -> list[Path]:
-    """Check every file of weights against its hash; the files.
+    """Check every file of weights against its hash in the manifest; returns their paths.
 
     Raises:
-        WeightsError: one is missing, is not the one that was written, or was never listed.
+        WeightsError: a file is missing, differs, or is not listed.
     """
     rows = _content(folder).get("weights")
     try:
@@ -175,10 +176,10 @@ def verify(folder: Path) -> list[Path]:
 
 
 def read_tensors(path: Path) -> dict[str, Any]:
-    """Every tensor of a file.
+    """Read all tensors of a safetensors file, by name.
 
     Raises:
-        WeightsError: it is missing or damaged.
+        WeightsError: the file is missing or damaged, or has values that are not finite.
     """
     from safetensors.torch import load_file
 

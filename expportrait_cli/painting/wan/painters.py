@@ -1,4 +1,4 @@
-"""Wan painters as the command line asks for them."""
+"""The Wan painters: models, sampler settings and options by the painter's name."""
 
 import logging
 from collections import deque
@@ -38,36 +38,36 @@ log = logging.getLogger(__name__)
 
 WanName = Literal["wan-vace", "wan-v2v", "wan-portrait"]
 VAE_WIDTH = 96
-"""Channels of the first layer of Wan's autoencoder."""
+"""Channels of the first layer of Wan's VAE."""
 MOST_WORKERS, BLOCK = 6, 16
-"""Threads that draw the proxy, and frames that each draws at a time, as many as meshes hold in one piece."""
+"""Most threads that draw the proxy, and frames that each draws at a time: one chunk of a meshes file."""
 VAE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "tiny": torch.bfloat16}
-"""Precision of the autoencoder, by `WanConfig.vae`; beside the tiny decoder only its encoder is used."""
+"""Precision of the VAE, by `WanConfig.vae`; with the tiny decoder only its encoder is used."""
 GROUPS = 3
-"""Blocks that are on the device at a time when they come and go."""
+"""Transformer blocks that are on the device at a time with `offload=group`."""
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A painter's models, where they run."""
+    """Models of a painter, on their devices."""
 
-    show: Callable[[Still, Prompts | None], Model]
-    """Shows the photo and the prompts to the transformer; a generator of `train generator` brings its own prompt."""
+    model_for: Callable[[Still, Prompts | None], Model]
+    """Makes the `Model` of a film, conditioned on photo and prompts (wan-portrait ignores these: it has its own)."""
     vae: Vae
     transformer: nn.Module
     wake: Callable[[], None]
-    """Function to call before the transformer is used."""
+    """Moves the transformer to its device, if it was offloaded; to be called before each use."""
 
 
 class WanPainter:
-    """Paints with a Wan transformer from a folder; the models are loaded when the first frame is asked for."""
+    """Paints with a Wan transformer from a folder; the models are loaded at the first frame."""
 
     def __init__(self, name: WanName, folder: Path, config: WanConfig, seed: int, *, identity: str = "") -> None:
-        """Check everything that can be checked without loading; `identity` is the hash of the folder.
+        """Check all that can be checked without loading; `identity`: hash of the folder.
 
         Raises:
-            UsageError: options that do not fit the painter, this machine, or each other.
-            WeightsError: the folder is none of this painter, or the tiny decoder is missing.
+            UsageError: an option does not fit the painter, this machine, or another option.
+            WeightsError: the folder is not of this painter, or the tiny decoder is missing.
         """
         self._name: WanName = name
         self._folder, self._config, self._identity = folder, config, identity
@@ -87,7 +87,7 @@ class WanPainter:
         return self._name
 
     detail = True
-    """True, because video models are shown all that is known of the person."""
+    """True: normal maps with static detail, see `Scene.detail`."""
 
     @torch.inference_mode()
     def paint(
@@ -101,7 +101,7 @@ class WanPainter:
         height, width = still.photo.shape[:2]
         self._announce(height, width, count)
         loaded = self._loaded()
-        model, sampling = loaded.show(still, self._prompts), self._sampling
+        model, sampling = loaded.model_for(still, self._prompts), self._sampling
         sketches = self._drawn_ahead(sketches, count)
         if self._config.chain:
             given = self._config.chain
@@ -112,12 +112,12 @@ class WanPainter:
             yield from paint_windows(model, loaded.vae, sketches, sampling, start=start, count=count)
 
     def transformer(self) -> tuple[together.Run, Callable[[], None]]:
-        """Return the transformer and the function to call before its use, for processes that help to paint."""
+        """Return the transformer and the function to call before its use, for the helping processes of `together`."""
         loaded = self._loaded()
         return loaded.transformer, loaded.wake
 
     def _drawn_ahead(self, sketches: Sketches, count: int) -> Sketches:
-        """Have those of the next window drawn while the transformer works on the present one."""
+        """Make the sketches of the next window in threads, while the transformer works on the present one."""
         shares = 0 if self._config.chain else self._sampling.overlap
         depth = STRIDE * (self._sampling.length - shares)
         asks_for_head = self._name == "wan-portrait" or self._config.control in ("depth", "normals")
@@ -127,7 +127,7 @@ class WanPainter:
                 buffers = sketch.draw() if asks_for_head else None
                 yield sketch if buffers is None else replace(sketch, draw=lambda buffers=buffers: buffers)
 
-        # Half of them: the others serve the transformer, and what codes the film.
+        # Half of the cores: the others are for the transformer, and for encoding the video.
         workers = min(MOST_WORKERS, cpu_count() // 2)
         if workers < 2:
             return lambda start: read_ahead(drawn(start), depth)
@@ -137,7 +137,7 @@ class WanPainter:
         return _load(self._name, self._folder, self._identity, self._config, self._device, self._dtype)
 
     def cost(self, height: int, width: int, count: int) -> tuple[Cost, float]:
-        """Cost of a film, and how many operations a second this machine does."""
+        """Return the cost of a film, and the speed of this machine (all processes), operations a second."""
         grid = Grid(latent_count(count), self._sampling.length, self._sampling.overlap)
         slots = min(grid.length, grid.count) + (self._name != "wan-v2v")
         sides = [-(-side // (2 * SPACE)) for side in (height, width)]
@@ -157,7 +157,7 @@ class WanPainter:
         return cost, together.count() * speed_of(self._device, self._dtype)
 
     def _announce(self, height: int, width: int, count: int) -> None:
-        """Say what the film costs, or that it cannot be painted here."""
+        """Log what the film costs; raise OutOfMemoryError if it does not fit."""
         where = "the GPU" if self._device.type == "cuda" else "this machine"
         cost, speed = self.cost(height, width, count)
         cost.check(free_bytes(self._device), where)
@@ -172,11 +172,11 @@ OWNERS: dict[str, tuple[WanName, ...]] = {
     "prompt": ("wan-vace", "wan-v2v"),
     "negative_prompt": ("wan-vace", "wan-v2v"),
 }
-"""Options that mean nothing to the other painters."""
+"""Painters that an option is for; it has no effect on the others."""
 
 
 def check_options(name: WanName, config: WanConfig) -> None:
-    """Refuse options that mean nothing to a painter.
+    """Refuse options that have no effect on a painter, or contradict each other.
 
     Raises:
         UsageError: there is one.
@@ -188,28 +188,30 @@ def check_options(name: WanName, config: WanConfig) -> None:
     if config.chain not in (0, 1, 5):
         raise UsageError(f"`chain={config.chain}`: expected 1 or 5 frames, or 0 for windows.")
     if config.cache and name == "wan-vace":
-        raise UsageError("`cache` would skip the blocks that wan-vace is told by. Leave it out, or take `skip`.")
+        raise UsageError("`cache` would skip the blocks that give wan-vace its control. Leave it out, or take `skip`.")
     if config.cache and config.skip:
         raise UsageError("`cache` and `skip` save the same steps. Leave out one of them.")
 
 
 PUBLISHED: dict[WanName, Sampler] = {
-    # Guidance and shift of their pipelines in diffusers and of Wan's own code; the prompt is Wan's, too.
+    # Steps, guidance and shift as in diffusers' pipelines and in Wan's own code.
     "wan-vace": Sampler(steps=30, shift=3.0, guidance=5.0),
     "wan-v2v": Sampler(steps=30, shift=3.0, guidance=5.0),
 }
+"""Default sampler settings of the published weights."""
 FEW_STEPS = Sampler(steps=4, shift=5.0, guidance=1.0)
 """Settings that LoRAs for few steps are published with: noise levels 1, .9375, .833 and .625."""
 STRENGTH: dict[WanName, float] = {"wan-vace": 0.7, "wan-v2v": 0.35, "wan-portrait": 1.0}
+"""Default of `WanConfig.strength`."""
 
 
 def by_several(drawn: Sketches, start: int, count: int, *, workers: int, depth: int) -> Iterator[Sketch]:
-    """Yield the frames from `start` on, of which threads draw blocks before they are asked for, about `depth` ahead."""
+    """Yield the sketches from `start` on; threads draw them in blocks, about `depth` frames ahead."""
 
     def block(begin: int) -> list[Sketch]:
         return list(islice(drawn(begin), min(begin - begin % BLOCK + BLOCK, count) - begin))
 
-    # The first block alone: what is prepared once for all frames is then there.
+    # The first block is drawn alone: it also prepares what all frames share.
     yield from block(start)
     begins = iter(range(start - start % BLOCK + BLOCK, count, BLOCK))
     with ThreadPoolExecutor(workers) as pool:
@@ -225,7 +227,7 @@ def by_several(drawn: Sketches, start: int, count: int, *, workers: int, depth: 
 
 
 def sampling_of(name: WanName, folder: Path, config: WanConfig, seed: int) -> Sampling:
-    """Settings of the sampler: those that the weights were made for, unless the user gives others."""
+    """Settings of the sampler: those of `config`, and where it has none, those that the weights were made for."""
     length, overlap = Sampling.length, Sampling.overlap
     if name == "wan-portrait":
         manifest = read_manifest(folder)
@@ -238,7 +240,7 @@ def sampling_of(name: WanName, folder: Path, config: WanConfig, seed: int) -> Sa
         config.steps or own.steps, shift=config.shift or own.shift, strength=config.strength or STRENGTH[name]
     )
     every = config.skip + 1
-    # The first two are asked for, and the last, which decides about the finest detail.
+    # The first two are computed, and the last, which determines the finest detail.
     skipped = frozenset(sigma for at, sigma in enumerate(sigmas[2:-2], 2) if config.skip and (at - 1) % every)
     return Sampling(
         sigmas, guidance=config.guidance or own.guidance, seed=seed, length=length, overlap=overlap, skipped=skipped
@@ -249,8 +251,8 @@ def sampling_of(name: WanName, folder: Path, config: WanConfig, seed: int) -> Sa
 def _load(
     name: WanName, folder: Path, identity: str, config: WanConfig, device: torch.device, dtype: torch.dtype
 ) -> Loaded:
-    """Load a painter's models. The last ones are kept: the next film of a batch is painted with the same."""
-    # Weights made in inference mode could not be changed outside of it.
+    """Load a painter's models. The last ones stay in memory for the next film of a batch."""
+    # Tensors that are made in inference mode cannot be modified outside of it.
     with torch.inference_mode(False):
         match name:
             case "wan-portrait":
@@ -266,14 +268,14 @@ def _load(
     wakened = wake["transformer"]
     together.begin(transformer, device)
 
-    def show(still: Still, prompts: Prompts | None) -> Model:
+    def model_for(still: Still, prompts: Prompts | None) -> Model:
         assert prompts is not None
         if isinstance(transformer, WanVACETransformer3DModel):
             options = {"control": config.control, "keep": config.keep}
             return VaceModel(transformer, own, prompts, still, wake=wakened, **options)
         return FinishModel(transformer, own, prompts, wake=wakened)
 
-    return Loaded(show, own, transformer, wakened)
+    return Loaded(model_for, own, transformer, wakened)
 
 
 def _portrait(folder: Path, config: WanConfig, device: torch.device, dtype: torch.dtype) -> Loaded:
@@ -281,7 +283,7 @@ def _portrait(folder: Path, config: WanConfig, device: torch.device, dtype: torc
     runtime.settle(loaded.portrait.transformer, config, device, dtype)
     vae = loaded.vae(VAE_DTYPES[config.vae])
     wake = runtime.place({"transformer": loaded.portrait.transformer, "vae": vae}, config, device)
-    # The rest is small, and asked in turns with the autoencoder.
+    # The other parts are small, and stay on the device.
     for name, part in loaded.portrait.named_children():
         if name != "transformer":
             part.to(device)
@@ -292,10 +294,10 @@ def _portrait(folder: Path, config: WanConfig, device: torch.device, dtype: torc
     together.begin(transformer, device)
     wakened = wake["transformer"]
 
-    def show(still: Still, prompts: Prompts | None) -> Model:
+    def model_for(still: Still, prompts: Prompts | None) -> Model:
         return PortraitModel(loaded.portrait, own, still, wake=wakened)
 
-    return Loaded(show, own, transformer, wakened)
+    return Loaded(model_for, own, transformer, wakened)
 
 
 def _tiny(config: WanConfig, device: torch.device) -> TinyDecoder | None:

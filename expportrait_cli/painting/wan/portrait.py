@@ -1,4 +1,4 @@
-"""The paper's generator: a Wan transformer with a widened patch embedding and conditions (paper 3.3)."""
+"""The paper's generator: a Wan transformer with more input channels, for its conditions (paper 3.3)."""
 
 import re
 from pathlib import Path
@@ -19,17 +19,16 @@ from expportrait_cli.painting.wan.prompts import TOKENS, padded
 
 PATCH = "patch_embedding.weight"
 HEAD_DIM = 128
-"""Channels of an attention head in every Wan that was published; a file's tensors do not tell."""
+"""Channels of an attention head in all published Wan models; it cannot be derived from a file's tensors."""
 
 OTHERS = ("vace_blocks", "face_adapter", "motion_encoder", "ref_conv", "img_emb.emb_pos")
-"""Tensors of VACE, Animate, Fun and first-and-last-frame models."""
+"""Beginnings of tensor names by which other Wan models (VACE, Animate, Fun, first-and-last-frame) are refused."""
 
 
 def widened(transformer: WanTransformer3DModel, channels: int) -> WanTransformer3DModel:
-    """The same transformer with `channels` more at its input, whose weights are zero: at first they change nothing.
+    """Copy a transformer with `channels` more input channels, whose weights are zero; the others are shared.
 
-    Shares the other weights. By hand, because `from_pretrained(ignore_mismatched_sizes=True)` leaves the weights of
-    that layer without values.
+    `from_pretrained(ignore_mismatched_sizes=True)` would not do: it leaves all weights of that layer without values.
     """
     config = {name: value for name, value in transformer.config.items() if not name.startswith("_")}
     own: nn.Conv3d = transformer.patch_embedding
@@ -38,7 +37,7 @@ def widened(transformer: WanTransformer3DModel, channels: int) -> WanTransformer
     tensors = dict(transformer.state_dict())
     tensors[PATCH] = torch.cat([own.weight.detach(), own.weight.new_zeros(_slice(own.weight, channels))], 1)
     wide.load_state_dict(tensors, assign=True)
-    # Tables of angles are no weights: they are in no state, and what was made on `meta` has no values.
+    # The tables of rotary angles are not in the state dict, and have no values on `meta`.
     wide.rope = transformer.rope
     return wide.train(transformer.training)
 
@@ -48,13 +47,13 @@ def _slice(weight: Tensor, channels: int) -> tuple[int, ...]:
 
 
 def from_original(path: Path, *, head_dim: int = HEAD_DIM) -> WanTransformer3DModel:
-    """Read a transformer in the format that Wan itself, and most tools, publish it in.
+    """Read a transformer in the format in which Wan itself, and most tools, publish it.
 
-    Everything but `head_dim` is read off the shapes of its tensors: diffusers' own reader guesses by one of them, and
-    takes a 1.3B model with 36 or 48 channels for the plain one.
+    Everything but `head_dim` is derived from the shapes of its tensors: diffusers' own reader guesses from one of them,
+    and takes a 1.3B model with 36 or 48 channels for the plain one.
 
     Raises:
-        WeightsError: no such file, or none of a Wan transformer.
+        WeightsError: the file is missing, or is no Wan transformer.
     """
     try:
         tensors = load_file(path)
@@ -63,7 +62,7 @@ def from_original(path: Path, *, head_dim: int = HEAD_DIM) -> WanTransformer3DMo
     tensors = {name.removeprefix("model.diffusion_model."): value for name, value in tensors.items()}
     extra = sorted(name for name in tensors if name.startswith(OTHERS))
     if extra:
-        raise WeightsError(f"{path} is a Wan of another kind (it has {extra[0]}); expected a plain T2V or I2V one.")
+        raise WeightsError(f"{path} is a Wan of another kind (it has {extra[0]}); expected a plain T2V or I2V model.")
     try:
         config = original_config(tensors, head_dim)
         with torch.device("meta"):
@@ -78,7 +77,7 @@ def from_original(path: Path, *, head_dim: int = HEAD_DIM) -> WanTransformer3DMo
 
 
 def original_config(tensors: dict[str, Tensor], head_dim: int = HEAD_DIM) -> dict[str, Any]:
-    """Arguments of `WanTransformer3DModel` for tensors under Wan's own names."""
+    """Derive the arguments of `WanTransformer3DModel` from tensors with Wan's own names."""
     dim, channels, *patch = tensors[PATCH].shape
     head = tensors["head.head.weight"].shape[0]
     blocks = {int(found[1]) for name in tensors if (found := re.match(r"blocks\.(\d+)\.", name))}
@@ -105,14 +104,14 @@ Base = Literal["t2v", "i2v"]
 TIMESTEPS = 1000
 """Timestep of pure noise."""
 LATENT, MASK = 16, 4
-"""Channels of the Wan 2.1 VAE, and of the mask that says which frames are given."""
+"""Channels of the Wan 2.1 latents, and of the mask of given frames."""
 
 
 def base_of(transformer: WanTransformer3DModel) -> Base:
-    """Kind of base that a transformer is, by its channels: text-to-video or image-to-video.
+    """Return the kind of a base, from its channels: text-to-video or image-to-video.
 
     Raises:
-        WeightsError: none that this generator is made for.
+        WeightsError: the channels are those of neither.
     """
     config = transformer.config
     inside, outside = int(config["in_channels"]), int(config["out_channels"])
@@ -121,17 +120,17 @@ def base_of(transformer: WanTransformer3DModel) -> Base:
     if outside == LATENT and inside == 2 * LATENT + MASK:
         return "i2v"
     raise WeightsError(
-        f"The base takes {inside} channels and gives {outside}; expected Wan 2.1 T2V (16 and 16) or I2V (36 and 16)."
+        f"The base has {inside} input and {outside} output channels; expected Wan 2.1 T2V (16, 16) or I2V (36, 16)."
     )
 
 
 class WanPortrait(nn.Module):
-    """Transformer, both encoders of normals, and the one prompt, embedded."""
+    """Transformer, both encoders of normals, and the embedded prompt, which is always the same."""
 
     def __init__(
         self, transformer: WanTransformer3DModel, prompt_embeds: Float[Tensor, "L D"], *, base: Base, has_hint: bool
     ):
-        """Put together a transformer that takes all channels; `from_base` widens one."""
+        """`transformer` must already have the input channels of the conditions; `from_base` adds them."""
         super().__init__()
         needed = LATENT + MASK + CHANNELS + LATENT * ((base == "i2v") + has_hint)
         if transformer.config["in_channels"] != needed:
@@ -150,23 +149,23 @@ class WanPortrait(nn.Module):
         self.pose = PoseEncoder()
         self.reference = ReferenceEncoder(CHANNELS if base == "t2v" else MASK + LATENT)
         if base == "i2v":
-            # Its features go to channels that the base knows, so here it is the encoder that has to start silent.
+            # Its features are added to channels that the base already uses: the encoder must start with zero output.
             last = self.reference.layers[-1]
             nn.init.zeros_(last.weight)  # pyright: ignore[reportArgumentType]
             nn.init.zeros_(last.bias)  # pyright: ignore[reportArgumentType]
         self.register_buffer("prompt", prompt_embeds.float(), persistent=False)
-        # What an I2V model is given where nothing is given: the latent of a grey film.
+        # Condition of an I2V model for frames that are not given: the latent of a grey film.
         self.register_buffer("blank", torch.zeros(LATENT))
         self.prompt: Tensor
         self.blank: Tensor
-        # Folder of the CLIP whose image tokens it is given. Not one of its parts: it does not learn, and is asked once.
+        # Folder of the CLIP for image tokens. It is no submodule: it is not trained, and runs once per photo.
         self.image_encoder: Path | None = None
 
     @classmethod
     def from_base(
         cls, transformer: WanTransformer3DModel, prompt_embeds: Float[Tensor, "L D"], *, has_hint: bool = False
     ) -> "WanPortrait":
-        """Widen a base; shares its weights. The encoders start at random (torch's global generator)."""
+        """Build a generator from a base, sharing its weights; encoders are initialised by torch's global generator."""
         base = base_of(transformer)
         more = CHANNELS + LATENT * has_hint + MASK * (base == "t2v")
         return cls(widened(transformer, more), prompt_embeds, base=base, has_hint=has_hint)
@@ -185,10 +184,10 @@ class WanPortrait(nn.Module):
         drop_reference: Bool[Tensor, " B"] | None = None,
         image_embeds: Float[Tensor, "B I E"] | None = None,
     ) -> Float[Tensor, "B 16 T h w"]:
-        """Velocity (noise minus film) of noisy latents: `encode`, then `denoise`; `timestep` is 1000 sigma.
+        """Predict the velocity (noise minus film) of noisy latents: `encode`, then `denoise`; `timestep` is 1000 sigma.
 
-        The normals are those of the latents' frames, or of a longer stretch in which the latents begin at latent frame
-        `lead`: then the pose encoder sees what comes before and after a window, as it does in a film.
+        `normals` may begin `lead` latent frames before the latents and end after them: the pose encoder then has the
+        context that it has in a film.
         """
         pose, reference = self.encode(normals, reference_normals)
         return self.denoise(
@@ -208,19 +207,19 @@ class WanPortrait(nn.Module):
         normals: Float[Tensor, "B 3 F H W"],
         reference_normals: Float[Tensor, "B 3 H W"] | Float[Tensor, "B 3 1 H W"],
     ) -> tuple[Float[Tensor, "B 16 T h w"], Float[Tensor, "B C h w"]]:
-        """Features of N^D and N^R, the same in every step; normals in -1..1, zero in the background.
+        """Encode N^D and N^R into features, which are the same in every step; normals in -1..1, zero in the background.
 
         Raises:
             InputError: F is not 4k + 1, or a side is no multiple of 16.
         """
         still = reference_normals[:, :, 0] if reference_normals.ndim == 5 else reference_normals
-        # Of normals that change slowly over a picture, 16 bits would leave a few distinct values.
+        # In 16 bits, slowly changing normals would be quantised to a few values.
         with torch.autocast(normals.device.type, enabled=False):
-            # Float32, unless a launcher that shares out the weights keeps them in half precision.
+            # Float32, unless a launcher that shards the weights has them in half precision.
             dtype = next(self.pose.parameters()).dtype
             normals, still = normals.to(dtype), still.to(dtype)
             if torch.is_grad_enabled() and self.transformer.gradient_checkpointing:
-                # At full size its layers would hold more than the transformer's blocks.
+                # The activations at full resolution would need more memory than the transformer's blocks.
                 pose = checkpoint(self.pose, normals, use_reentrant=False)
                 assert isinstance(pose, Tensor)
             else:
@@ -240,14 +239,13 @@ class WanPortrait(nn.Module):
         drop_reference: Bool[Tensor, " B"] | None = None,
         image_embeds: Float[Tensor, "B I E"] | None = None,
     ) -> Float[Tensor, "B 16 T h w"]:
-        """Velocity of noisy latents, in their dtype.
+        """Predict the velocity of noisy latents, in their dtype.
 
-        `timestep` is 1000 sigma, sigma the share of noise. Latents are normalised. What is dropped is zero: of the
-        control the features and the hint, of the reference the photo, its mask and the `image_embeds`. These are CLIP's
-        of the photo, for an I2V base; without them it sees none.
+        `timestep` is 1000 sigma; latents are normalised. `drop_control` sets features and hint to zero,
+        `drop_reference` the photo, its mask and `image_embeds` (CLIP tokens of the photo, for an I2V base; or None).
 
         Raises:
-            InputError: a hint for a generator without one, or none for one with it.
+            InputError: there is a hint and the generator has none, or the reverse.
         """
         if (hint is not None) != self.has_hint:
             wanted, given = ("a", "none was given") if self.has_hint else ("no", "one was given")
@@ -275,7 +273,7 @@ class WanPortrait(nn.Module):
 
 
 def _kept(drop: Bool[Tensor, " B"] | None, like: Tensor) -> Tensor:
-    """Factors of the samples: 0 where something is dropped, else 1."""
+    """Factor for each sample of a batch: 0 where it is dropped, else 1."""
     if drop is None:
         return like.new_ones(1)
     return (~drop).to(like)[:, None, None, None, None]

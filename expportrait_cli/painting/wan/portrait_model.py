@@ -1,4 +1,4 @@
-"""The paper's generator as the windows of a film use it: its encoders see the film frame by frame."""
+"""The paper's generator as a `film.Model`: its conditions are encoded one latent frame at a time."""
 
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -10,37 +10,37 @@ from torch import Tensor
 
 from expportrait_cli.painting.scene import Still
 from expportrait_cli.painting.wan.encoders import ImageEncoder
-from expportrait_cli.painting.wan.film import Told, Velocity
+from expportrait_cli.painting.wan.film import Conditions, Velocity
 from expportrait_cli.painting.wan.portrait import TIMESTEPS, WanPortrait
 from expportrait_cli.painting.wan.vae import Encoding, Vae, filled, pixels
 from expportrait_cli.painting.wan.windows import Chunks
 
 BLOCK = 4
-"""Latent frames whose pose features are read at once."""
+"""Latent frames whose pose features are computed together."""
 POSE_MEMORY = BLOCK + 2
-"""Latent frames after which nothing of them depends on where they began: a block's, and what it looks back at."""
+"""Latent frames from which on pose features do not depend on the first frame: a block, and the two before it."""
 
 Map = Float32[np.ndarray, "H W 3"]
 
 
 class PortraitModel:
-    """The generator that has seen the photo and its normals."""
+    """The generator, conditioned on a photo and its normals."""
 
     front = None
 
     def __init__(self, model: WanPortrait, vae: Vae, still: Still, *, wake: Callable[[], None] = lambda: None) -> None:
-        """Encode the photo."""
+        """Encode the photo; `wake` moves the transformer to its device, and is called before each use."""
         self.memory = vae.encoder_memory if model.has_hint else POSE_MEMORY
         self._model, self._vae, self._wake = model, vae, wake
         self._photo = vae.encode(pixels([still.photo]))
         self._tokens: Tensor | None = None
         if model.image_encoder is not None:
-            # In memory for the moment alone: it is as large as a small transformer.
+            # The CLIP is not kept: it is as large as a small transformer.
             self._tokens = ImageEncoder(model.image_encoder, self._photo.device).tokens(still.photo)
         self._still = model.reference(self._maps([still.normals])[:, :, 0])
 
-    def controls(self, frames: Chunks, first: int) -> Iterator[Told]:
-        """Features of the normals, and behind them the proxy film's latents where the generator takes a hint."""
+    def controls(self, frames: Chunks, first: int) -> Iterator[Conditions]:
+        """Yield pose features (16 channels), followed by the proxy film's latents if the generator takes a hint."""
         hint = Encoding(self._vae) if self._model.has_hint else None
         latents: deque[Tensor] = deque()
 
@@ -51,25 +51,25 @@ class PortraitModel:
                 yield [sketch.normals for sketch in chunk]
 
         for features in self._features(normals(), first):
-            yield Told(torch.cat([features, latents.popleft().to(features)], 1) if latents else features)
+            yield Conditions(torch.cat([features, latents.popleft().to(features)], 1) if latents else features)
 
     def velocity(self, control: Float[Tensor, "1 C T h w"]) -> Velocity:
-        """Velocity of a window."""
-        # What a cache remembers is of the window before.
+        """Velocity of a window, conditioned on normals, photo and hint."""
+        # The cache has the state of the window before.
         self._model.transformer._reset_stateful_cache()
-        return self._told(control, drop=False)
+        return self._velocity(control, drop=False)
 
-    def untold(self, control: Float[Tensor, "1 C T h w"]) -> Velocity:
-        """Without the normals, and without the hint; the photo stays."""
-        return self._told(control, drop=True)
+    def unconditional(self, control: Float[Tensor, "1 C T h w"]) -> Velocity:
+        """Velocity without normals and hint; the photo stays."""
+        return self._velocity(control, drop=True)
 
-    def _told(self, control: Tensor, *, drop: bool) -> Velocity:
+    def _velocity(self, control: Tensor, *, drop: bool) -> Velocity:
         model = self._model
         pose, hint = control[:, :16], control[:, 16:] if model.has_hint else None
 
         def velocity(state: Tensor, sigma: float) -> Tensor:
             self._wake()
-            with model.transformer.cache_context("untold" if drop else "told"):
+            with model.transformer.cache_context("unconditional" if drop else "conditional"):
                 return model.denoise(
                     state,
                     torch.full((1,), sigma * TIMESTEPS, device=state.device),
@@ -86,13 +86,13 @@ class PortraitModel:
     def _features(self, chunks: Iterator[list[Map]], first: int) -> Iterator[Float[Tensor, "1 16 1 h w"]]:
         """Yield the pose encoder's features of the whole film, one latent frame at a time.
 
-        A latent frame is read off its own frames, those of the two before and those of the one after. Blocks lie on the
-        film's own grid, so that all of one are read off as many frames wherever painting began.
+        Features of a latent frame depend on its frames, those of the two before and of the one after. Blocks lie on a
+        fixed grid of the film, so that features are the same wherever painting begins.
         """
         groups: deque[Tensor] = deque(maxlen=BLOCK + 3)
         done, last = first, first - 1
         for last, chunk in enumerate(chunks, first):
-            # The first latent frame codes one frame, which stands for four, as in the encoder itself.
+            # The first latent frame encodes one frame, which is repeated four times, as in the encoder itself.
             groups.append(self._maps(chunk * (4 // len(chunk))))
             if last % BLOCK == 0 and last > first:
                 yield from self._read(list(groups), done - last - 1, -1)
@@ -101,7 +101,7 @@ class PortraitModel:
         yield from self._read(around, done - last - 1, None)
 
     def _read(self, groups: list[Tensor], begin: int, end: int | None) -> Iterator[Float[Tensor, "1 16 1 h w"]]:
-        """Features of some latent frames, counted from the end of `groups`."""
+        """Compute the pose features of the latent frames `begin` to `end`, counted from the end of `groups`."""
         features = self._model.pose.layers(torch.cat(groups, 2)).float()
         yield from features[:, :, begin:end].split(1, 2)
 

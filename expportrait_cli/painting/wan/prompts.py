@@ -1,4 +1,4 @@
-"""Prompts embedded by Wan's text encoder: made once by a command, kept, and read when films are painted."""
+"""Prompts, embedded by Wan's text encoder: a command embeds and stores them, films read the stored embeddings."""
 
 import hashlib
 from dataclasses import dataclass
@@ -19,19 +19,19 @@ from expportrait_cli.weights.catalogue import folders
 PROMPT_TEXT = (
     "A portrait video of a person who is talking, with natural facial expressions, in front of a still camera."
 )
-"""The prompt where the user gives none: what the film shows is said by photo, proxy and normals."""
+"""Default prompt; the content of the film follows from photo, proxy and normals."""
 NEGATIVE_TEXT = (
     "Bright tones, overexposed, static, blurred details, subtitles, style, works, paintings, images, static, overall "
     "gray, worst quality, low quality, JPEG compression residue, ugly, incomplete, extra fingers, poorly drawn hands, "
     "poorly drawn faces, deformed, disfigured, misshapen limbs, fused fingers, still picture, messy background, three "
     "legs, many people in the background, walking backwards"
 )
-"""Wan's own negative prompt, in the English of diffusers' examples."""
+"""Default negative prompt: Wan's own, in the English translation of diffusers' examples."""
 TOKENS = 512
-"""Wan pads with zeros to that length."""
+"""Tokens of a prompt, to which Wan pads it with zeros."""
 TOKENIZER, TEXT_ENCODER = "tokenizer", "text_encoder"
 ENCODER = "wan-text-encoder"
-"""Entry of the catalogue, and its folder."""
+"""Name of the text encoder in the catalogue, and of its folder."""
 EMBEDS = "prompt_embeds"
 HOW = f"Run `expportrait weights fetch {ENCODER}` and `expportrait weights embed-prompt` once"
 
@@ -42,21 +42,21 @@ class Prompts:
 
     positive: Float[Tensor, "1 512 D"]
     negative: Float[Tensor, "1 512 D"] | None = None
-    """Negative prompt, which guidance leads away from; None without guidance."""
+    """Negative prompt of classifier-free guidance; None without guidance."""
 
     def against(self) -> Float[Tensor, "1 512 D"]:
-        """The negative prompt of a film with guidance."""
+        """Return the negative prompt; only for films with guidance."""
         assert self.negative is not None
         return self.negative
 
 
 def read_prompts(folder: Path, width: int, *, prompt: str, negative: str, guided: bool) -> Prompts:
-    """Find the prompts of a film for a transformer that reads `width` numbers a token.
+    """Find the embedded prompts of a film, for a transformer that takes `width` numbers a token.
 
-    What is not given is the folder's own, if it has a file with it, and otherwise `PROMPT_TEXT` and `NEGATIVE_TEXT`.
+    An empty text means the embedding in the folder, if it has one, and otherwise `PROMPT_TEXT` or `NEGATIVE_TEXT`.
 
     Raises:
-        WeightsError: nobody has embedded one of them, or it is another text encoder's.
+        WeightsError: a text has not been embedded, or by another text encoder.
     """
     own = folder / facts.PROMPT
     kept = facts.read_tensors(own) if own.is_file() else {}
@@ -71,21 +71,21 @@ def read_prompts(folder: Path, width: int, *, prompt: str, negative: str, guided
 
 
 def embedded(text: str, width: int = 0) -> Float[Tensor, "L D"]:
-    """Read a text that was embedded before, for a transformer that reads `width` numbers a token; 0 for any.
+    """Read the stored embedding of a text, for a transformer that takes `width` numbers a token (0: any).
 
     Raises:
-        WeightsError: the text was never embedded, or by another encoder.
+        WeightsError: the text has not been embedded, or by another encoder.
     """
     path = next((found for root in folders() if (found := root / _name(text)).is_file()), None)
     if path is None:
         given = "" if text in (PROMPT_TEXT, NEGATIVE_TEXT) else f' "{text}"'
         words = f"{text[:40]}..." if len(text) > 40 else text
-        raise WeightsError(f"Nobody has embedded the prompt '{words}' yet. {HOW.replace('` once', f'{given}` once')}.")
+        raise WeightsError(f"The prompt '{words}' has not been embedded. {HOW.replace('` once', f'{given}` once')}.")
     return _read(path, width)
 
 
 def embed(text: str, encoder: Path) -> Path:
-    """Ask the text encoder in a folder, and keep what it says; the file, of a third of a megabyte.
+    """Embed a text with the encoder in a folder, and store the embedding; returns its file (16 kB a token).
 
     Raises:
         WeightsError: there is no encoder in the folder, or the installed transformers reads it wrongly.
@@ -99,12 +99,12 @@ def embed(text: str, encoder: Path) -> Path:
 
 
 def has_encoder(folder: Path) -> bool:
-    """Say whether a folder holds Wan's text encoder, as diffusers keeps it."""
+    """True if a folder has Wan's text encoder and tokenizer, in diffusers' format."""
     return all((folder / part).is_dir() for part in (TOKENIZER, TEXT_ENCODER))
 
 
 def encoded(folder: Path, text: str) -> Float[Tensor, "L D"]:
-    """Ask the text encoder in a folder, which takes 11.4 GB of memory once; without the padding.
+    """Embed a text with the encoder in a folder, without padding; takes 11.4 GB of memory meanwhile.
 
     Raises:
         WeightsError: as `embed`.
@@ -112,7 +112,7 @@ def encoded(folder: Path, text: str) -> Float[Tensor, "L D"]:
     from transformers import AutoTokenizer, UMT5EncoderModel
     from transformers.utils import logging
 
-    # Its own bars would run through the tool's.
+    # transformers' progress bars would disturb the tool's.
     logging.disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder / TOKENIZER), local_files_only=True)
@@ -124,7 +124,7 @@ def encoded(folder: Path, text: str) -> Float[Tensor, "L D"]:
     _check(encoder)
     device = best_device()
     nn.Module.to(encoder, device)
-    # As in training and sampling of Wan: padded when it is encoded, and the padding thrown away.
+    # As in Wan: the text is encoded with padding, which is cut off afterwards.
     words = " ".join(text.split())
     tokens = tokenizer([words], padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt")
     mask = tokens["attention_mask"].to(device)
@@ -134,7 +134,7 @@ def encoded(folder: Path, text: str) -> Float[Tensor, "L D"]:
 
 
 def _check(encoder: nn.Module) -> None:
-    """Refuse an encoder whose words all mean nothing: transformers 5.0 to 5.2 read it so (their issue 43992)."""
+    """Refuse an encoder whose token embeddings were not loaded, as by transformers 5.0 to 5.2 (their issue 43992)."""
     weights = encoder.get_parameter("shared.weight"), encoder.get_parameter("encoder.embed_tokens.weight")
     if not torch.equal(*weights) or not bool(weights[1].any()):
         import transformers
@@ -165,5 +165,5 @@ def _checked(embeds: Tensor | None, path: Path, width: int) -> Float[Tensor, "L 
 
 
 def padded(embeds: Float[Tensor, "L D"]) -> Float[Tensor, "1 512 D"]:
-    """Pad an embedded prompt with zeros to the length that Wan reads."""
+    """Pad an embedded prompt with zeros to `TOKENS` tokens."""
     return nn.functional.pad(embeds, (0, 0, 0, TOKENS - len(embeds)))[None]

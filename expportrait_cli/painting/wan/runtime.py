@@ -1,4 +1,4 @@
-"""Device, precision and memory of a transformer: where it runs, what is kept on the device, and what that costs."""
+"""Device, precision, offloading and quantisation of a transformer, and its cost in memory and time."""
 
 import logging
 import math
@@ -36,15 +36,15 @@ def dtype_of(config: WanConfig, device: torch.device) -> torch.dtype:
             return torch.float16
     if device.type == "cpu":
         return torch.float32
-    # Older GPUs imitate it slowly, which does not count here.
+    # Older GPUs emulate bfloat16 slowly, which does not count here.
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
 def check(config: WanConfig, device: torch.device) -> None:
-    """Refuse what cannot be done here, before anything is loaded.
+    """Refuse options that this machine cannot fulfil, before anything is loaded.
 
     Raises:
-        UsageError: options that do not fit this machine or each other.
+        UsageError: an option does not fit this machine or another option.
     """
     if config.offload != "none" and device.type == "cpu":
         raise UsageError(f"`offload={config.offload}` empties a GPU, and torch finds none here. Leave it out.")
@@ -64,7 +64,7 @@ def check(config: WanConfig, device: torch.device) -> None:
 
 
 def settle(transformer: Any, config: WanConfig, device: torch.device, dtype: torch.dtype) -> None:
-    """Put a transformer into the state that it paints in; `place` comes after."""
+    """Prepare a transformer for inference: LoRAs, attention, quantisation, cache, compilation. `place` comes after."""
     for file, scale in config.loras():
         add_lora(transformer, Path(file), scale)
     transformer.eval().requires_grad_(False)
@@ -108,10 +108,10 @@ def compile_blocks(transformer: Any, backend: str | Callable = "inductor") -> No
 
 
 def add_lora(transformer: Any, path: Path, scale: float = 1.0) -> None:
-    """Work `scale` times a LoRA into the weights, in diffusers' names or in those of Wan's own tools.
+    """Fuse `scale` times a LoRA into the weights; tensor names may be diffusers' or those of Wan's own tools.
 
     Raises:
-        WeightsError: it is missing, damaged, or another model's.
+        WeightsError: the file is missing or damaged, or belongs to another model.
     """
     if not path.is_file():
         raise WeightsError(f"{path} does not exist. Check `lora`.")
@@ -128,32 +128,32 @@ def add_lora(transformer: Any, path: Path, scale: float = 1.0) -> None:
     transformer.unload_lora()
 
 
-class Seat:
-    """Keeps one of several modules on the device, the others on the CPU: they take turns."""
+class SharedDevice:
+    """Keeps on the device the module that was used last, and the others on the CPU."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._seated: nn.Module | None = None
+        self._present: nn.Module | None = None
 
     def waker(self, module: nn.Module) -> Callable[[], None]:
-        """Make the function to call before `module` is used: it moves that to the device, the last one to the CPU."""
+        """Return what to call before `module` is used: it moves `module` to the device, the last one to the CPU."""
 
         def wake() -> None:
-            if self._seated is module:
+            if self._present is module:
                 return
-            if self._seated is not None:
-                self._seated.to("cpu")
+            if self._present is not None:
+                self._present.to("cpu")
             module.to(self._device)
-            self._seated = module
+            self._present = module
 
         return wake
 
 
 def place(parts: dict[str, nn.Module], config: WanConfig, device: torch.device) -> dict[str, Callable[[], None]]:
-    """Put modules where they run; `transformer` is the one that may be spread out. Returns what wakes each."""
+    """Move modules to the device, or offload them. Returns for each a function to call before its use."""
     if config.offload == "model":
-        seat = Seat(device)
-        return {name: seat.waker(part) for name, part in parts.items()}
+        shared = SharedDevice(device)
+        return {name: shared.waker(part) for name, part in parts.items()}
     for name, part in parts.items():
         if config.offload == "group" and name == "transformer":
             _in_groups(part, device)
@@ -163,7 +163,7 @@ def place(parts: dict[str, nn.Module], config: WanConfig, device: torch.device) 
 
 
 def _in_groups(transformer: Any, device: torch.device) -> None:
-    """Bring a block to the device while the one before works."""
+    """Offload the blocks of a transformer: each is moved to the device while the one before runs."""
     transformer.enable_group_offload(
         onload_device=device,
         offload_device=torch.device("cpu"),
@@ -175,36 +175,36 @@ def _in_groups(transformer: Any, device: torch.device) -> None:
 
 GB = 1 << 30
 VAE_FLOATS = {"cpu": 115, "cuda": 64}
-"""Numbers that the autoencoder holds at a time, for each pixel and each channel of its first layer: four frames in a
-few layers, and what its convolutions over time remember at full size. Measured on the CPU with Wan's own width, where
-the convolutions bring their pictures into another order; counted, not measured, on GPUs."""
+"""Peak memory of the VAE, in numbers for each pixel and each channel of its first layer: activations of four frames,
+and the caches of its convolutions over time. Measured on the CPU (where convolutions copy their inputs); estimated for
+GPUs."""
 VAE_BYTES = 510_000_000
-"""Weights of the autoencoder itself, in float32."""
+"""Size of the VAE's weights in float32."""
 VAE_FLOP = 311e12 / (16 * 512 * 512)
-"""Operations of the autoencoder, there and back, for each latent frame and pixel; counted."""
+"""Operations of the VAE, encoding and decoding, for each latent frame and pixel; estimated."""
 ACHIEVED = 0.5
-"""Share of the speed of a plain product of matrices that transformers reach; 0.42 on H200 and 0.65 on a 4090, by their
-published times."""
+"""Speed of transformers as a share of that of a matrix product; by published times 0.42 on an H200, 0.65 on a 4090."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A transformer, as its folder describes it."""
+    """Size of a transformer, as in its folder."""
 
     parameters: int
     width: int
+    """Channels of a token."""
     hidden: int
-    """Width inside the feed-forward layers."""
+    """Channels inside the feed-forward layers."""
     layers: int
     controls: int
-    """Blocks of a side branch."""
+    """Blocks of VACE's control branch; 0 in other transformers."""
 
     @classmethod
     def of(cls, folder: Path) -> "Shape":
         """Read `config.json` and the headers of the weights.
 
         Raises:
-            WeightsError: no transformer of diffusers in safetensors files.
+            WeightsError: the folder has no transformer of diffusers in safetensors files.
         """
         try:
             config: Mapping[str, Any] = read_json(folder / "config.json")
@@ -231,15 +231,15 @@ def _count(path: Path) -> int:
 
 @dataclass(frozen=True)
 class Cost:
-    """Memory and operations that one film takes."""
+    """Memory and operations that a film takes."""
 
     weights: int
     """Bytes of weights on the device."""
     work: int
-    """Largest number of bytes that are needed beside the weights at a time."""
+    """Peak of the memory beside the weights, bytes."""
     windows: int
     flop: float
-    """Operations of a window."""
+    """Operations per window."""
 
     @classmethod
     def of(
@@ -256,15 +256,15 @@ class Cost:
         resident: float = 1.0,
         device: str = "cuda",
     ) -> "Cost":
-        """Cost of `windows` windows of `tokens`, each of which calls the transformer `calls` times.
+        """Cost of `windows` windows of `tokens` tokens, with `calls` calls of the transformer each.
 
-        `bytes_each` is a parameter's size, `resident` the share of the parameters that is on the device at a time,
-        `coded` the latent frames of a window that are new to the autoencoder.
-        A call is 2 operations a token and parameter, and 4 a pair of tokens, number and layer for attention.
+        `bytes_each`: size of a parameter; `resident`: share of the parameters on the device at a time; `coded`: latent
+        frames that the VAE encodes and decodes per window. A call takes 2 operations for each token and parameter, and
+        for attention 4 for each pair of tokens, channel and layer.
         """
         layers = shape.layers + shape.controls
         call = 2 * tokens * shape.parameters + 4 * tokens**2 * shape.width * layers
-        # A block holds its input, norms in float32, queries, keys, values and the feed-forward's inside.
+        # A block keeps its input, norms in float32, queries, keys, values, and activations of the feed-forward layer.
         block = tokens * (shape.width * 20 + shape.hidden * 4)
         branch = tokens * shape.width * 2 * shape.controls
         autoencoder = VAE_BYTES + VAE_FLOATS[device] * vae_width * pixels * 4
@@ -276,7 +276,7 @@ class Cost:
         )
 
     def line(self, speed: float) -> str:
-        """Describe the cost in words; `speed` is in operations a second."""
+        """Describe the cost in words; `speed`: operations a second."""
         seconds = self.flop / speed
         return (
             f"{self.weights / GB:.1f} GB of weights and about {self.work / GB:.1f} GB to work in; "
@@ -284,10 +284,10 @@ class Cost:
         )
 
     def check(self, free: int, where: str) -> None:
-        """Raise OutOfMemoryError unless it fits.
+        """Check the cost against the free memory, bytes, of the device called `where`.
 
         Raises:
-            OutOfMemoryError: more is needed than there is.
+            OutOfMemoryError: more is needed than is free.
         """
         needed = self.weights + self.work
         if needed > free:
@@ -298,7 +298,7 @@ class Cost:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that can still be had, with what this process holds on a GPU already: the film before left it."""
+    """Free memory, bytes, of a device. On GPUs, memory that torch has reserved for this process counts as free."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
     import psutil
@@ -307,7 +307,7 @@ def free_bytes(device: torch.device) -> int:
 
 
 def speed_of(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations a second that a transformer can be expected to do here; takes a tenth of a second."""
+    """Expected speed of a transformer on a device, operations a second; measuring it takes a tenth of a second."""
     side = 8192 if device.type == "cuda" else 512
     a = torch.ones(side, side, device=device, dtype=dtype)
     best = math.inf

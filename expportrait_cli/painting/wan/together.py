@@ -1,9 +1,8 @@
-"""One film on several devices: each holds the transformer and works on its share of every window's tokens.
+"""One film on several devices, by context parallelism: each computes a share of every window's tokens.
 
 A launcher (torchrun, `accelerate launch`) starts the same command several times. The first process makes the film as
-if it were alone; the others only run the transformer whenever it does, on the inputs that it sends them, so that all
-files, drawing and coding are the first one's. Between two layers the processes exchange what attention needs of the
-others' tokens (context parallelism, DeepSpeed-Ulysses: Jacobs et al. 2023), each for its share of the heads.
+if it were the only one; the others run nothing but the transformer, whenever the first one does, on inputs that it
+broadcasts. For attention the processes exchange tokens for heads (DeepSpeed-Ulysses: Jacobs et al. 2023).
 """
 
 import atexit
@@ -33,28 +32,29 @@ from expportrait_cli.painting.wan.encoders import network_config
 from expportrait_cli.painting.wan.manifest import TRANSFORMER
 
 CAN = ("wan-portrait", "wan-v2v")
-"""Painters whose transformer can be shared out."""
+"""Painters that support several processes."""
 PATIENCE = timedelta(days=7)
-"""Longest time that the others wait: the first process fits heads and writes films between two windows."""
+"""Longest time that the other processes wait: the first one also fits heads and writes films between two windows."""
 SENT = ("hidden_states", "timestep", "encoder_hidden_states", "encoder_hidden_states_image")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 HEADER = 2 + 5
-"""Numbers that announce an input: whether there is one, its dtype, and up to five sides."""
+"""Numbers that describe an input: whether it is given, its dtype, and up to five dimensions."""
 END, LOAD, RUN = range(3)
 
 Run = Callable[..., tuple[Tensor]]
 
 
 def count() -> int:
-    """Processes that make this film."""
+    """Number of processes that make this film."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def check(name: str, folder: Path | None, config: WanConfig) -> None:
-    """Refuse what several processes cannot do together.
+    """Refuse a painter or options that do not work with several processes.
 
     Raises:
-        UsageError: a painter, an option or a number of processes that does not fit.
+        UsageError: the painter, an option or the number of processes does not fit.
+        WeightsError: the folder's number of attention heads cannot be read.
     """
     if name not in CAN or folder is None:
         raise UsageError(
@@ -79,10 +79,10 @@ def check(name: str, folder: Path | None, config: WanConfig) -> None:
 
 
 def gather_processes() -> int:
-    """Meet the processes that were launched together; the number of this one."""
+    """Join the process group of the launcher; returns the rank of this process."""
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        # Waiting for the first process is done on the CPU: a GPU that waits is busy, and gives up after minutes.
+        # Processes wait with gloo, on the CPU: waiting with NCCL keeps a GPU busy, and times out after minutes.
         dist.init_process_group("cpu:gloo,cuda:nccl", timeout=PATIENCE)
     else:
         dist.init_process_group("gloo", timeout=PATIENCE)
@@ -90,10 +90,10 @@ def gather_processes() -> int:
 
 
 def share_out(transformer: Any, device: torch.device) -> None:
-    """Have a Wan transformer work on this process's share of the tokens; call it in all processes.
+    """Let a Wan transformer compute only this process's share of the tokens; to be called in all processes.
 
-    As `enable_parallelism` of diffusers, which has no place for processes on the CPU, and gathers shares of different
-    size on NCCL alone.
+    Like `enable_parallelism` of diffusers, which does not work on the CPU, and gathers shares of different sizes only
+    with NCCL.
     """
     config = ContextParallelConfig(ulysses_degree=count(), ulysses_anything=True)
     mesh = init_device_mesh(device.type, config.mesh_shape, mesh_dim_names=config.mesh_dim_names)
@@ -103,14 +103,14 @@ def share_out(transformer: Any, device: torch.device) -> None:
         if isinstance(module, WanAttention):
             processor: Any = module.processor
             processor._parallel_config = parallel
-    # Not the time steps, of which there is one for all tokens, and not what comes out.
+    # Time steps are not split, since one is for all tokens; the output is gathered by `_whole`.
     plan = {place: transformer._cp_plan[place] for place in ("rope", "blocks.0")}
     apply_context_parallel(transformer, config, plan)
     transformer.proj_out.register_forward_hook(lambda module, given, share: _whole(share))
 
 
 def begin(transformer: Any, device: torch.device) -> None:
-    """Share out a transformer that is in its place, if there is anybody to share it with; the first process leads."""
+    """Set up a transformer for several processes; does nothing if there is only one."""
     if count() == 1:
         return
     if dist.get_rank() == 0:
@@ -121,7 +121,7 @@ def begin(transformer: Any, device: torch.device) -> None:
 
 
 def _whole(share: Float[Tensor, "B n C"]) -> Float[Tensor, "B N C"]:
-    """All processes' shares, which are those of `tensor_split`, one after the other."""
+    """Gather the shares of all processes, which are split as by `tensor_split`, and concatenate them."""
     total = torch.tensor(share.shape[1], device=share.device)
     dist.all_reduce(total)
     sizes = [len(part) for part in torch.arange(int(total)).tensor_split(count())]
@@ -132,14 +132,14 @@ def _whole(share: Float[Tensor, "B n C"]) -> Float[Tensor, "B N C"]:
 
 
 class First:
-    """The process that makes the film."""
+    """The first process, which makes the film, and controls the others."""
 
     def __init__(self) -> None:
         self._is_lost = False
-        """Whether the others are in the middle of something that will not be finished."""
+        """True if the other processes may be in a call of the transformer that will not be completed."""
 
     def lead(self, transformer: Any) -> None:
-        """Have the others run the transformer whenever this process does."""
+        """Replace `transformer.forward`, so that the other processes run it whenever this one does."""
         forward = transformer.forward
 
         def together(*given: Tensor | None, **options: Any) -> Any:
@@ -154,14 +154,14 @@ class First:
         transformer.forward = together
 
     def dismiss(self) -> None:
-        """Tell the others that the film is made, or that it will not be."""
+        """End the other processes."""
         if dist.is_initialized() and not self._is_lost:
             _announce(END)
             dist.destroy_process_group()
 
     @contextmanager
     def _undisturbed(self) -> Iterator[None]:
-        """Do not end the program in the middle: the others would wait for this process for ever."""
+        """Delay signals to the end of the block: if this process ended inside, the others would wait for ever."""
         noted: list[int] = []
         numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
         before = {number: signal.signal(number, lambda number, _: noted.append(number)) for number in numbers}
@@ -180,7 +180,7 @@ class First:
 
 @lru_cache(maxsize=1)
 def first() -> First:
-    """This process as the first one; it dismisses the others when the program ends."""
+    """Return the (only) `First` of this process; the other processes end when the program ends."""
     own = First()
     atexit.register(own.dismiss)
     return own
@@ -188,9 +188,9 @@ def first() -> First:
 
 @torch.inference_mode()
 def help_first(load: Callable[[], tuple[Run, Callable[[], None]]], device: torch.device) -> None:
-    """Run the transformer that `load` gives, after what wakes it, as often as the first process does.
+    """Run the transformer of `load` whenever the first process does, until it ends; `load` also returns its `wake`.
 
-    Signals are left to the first process, which dismisses the others when it is done with what it was at.
+    Signals are ignored: the first process handles them, and ends the others.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
@@ -206,7 +206,7 @@ def help_first(load: Callable[[], tuple[Run, Callable[[], None]]], device: torch
 
 
 def _announce(what: int, inputs: Sequence[Tensor | None] = ()) -> None:
-    """Tell the others what comes next."""
+    """Broadcast the next task (END, LOAD or RUN), and shapes and dtypes of its inputs."""
     header = torch.zeros(1 + len(SENT), HEADER, dtype=torch.int64)
     header[0] = what
     for row, tensor in zip(header[1:], inputs, strict=False):
@@ -217,7 +217,7 @@ def _announce(what: int, inputs: Sequence[Tensor | None] = ()) -> None:
 
 
 def _listen() -> tuple[int, list[list[int]]]:
-    """Receive the number of the next task, and the shapes of its inputs."""
+    """Receive the next task, and for each input what `HEADER` describes."""
     header = torch.empty(1 + len(SENT), HEADER, dtype=torch.int64)
     dist.broadcast(header, 0)
     return int(header[0, 0]), header[1:].tolist()

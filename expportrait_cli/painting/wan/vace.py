@@ -1,9 +1,9 @@
-"""Public Wan models on the proxy film: VACE paints anew what the proxy had to make up, and a plain Wan finishes it.
+"""Public Wan models on the proxy film: VACE repaints what the proxy guessed, and a text-to-video Wan refines it all.
 
-VACE was trained to repaint masked parts of films, and to follow films of grey levels or of depth, but never on normal
-maps. So either it is told the proxy's own pixels, and follows their grey levels where the proxy guessed; or it follows
-the head's depth and paints everything; or the normal maps, with a LoRA that was trained on them. The photo is its
-reference picture, and sampling starts from the proxy film with noise on it.
+VACE was trained to repaint masked parts of videos, and to follow grey or depth videos, but not normal maps. It is
+conditioned on the proxy's pixels outside the mask and on their grey levels inside; or on the head's depth, all masked;
+or on normal maps, with a LoRA that was trained on them. The photo is its reference picture, and sampling starts from
+the proxy film with noise added.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from expportrait_cli.errors import WeightsError
 from expportrait_cli.painting.scene import Sketch, Sketches, Still
-from expportrait_cli.painting.wan.film import Told, Velocity
+from expportrait_cli.painting.wan.film import Conditions, Velocity
 from expportrait_cli.painting.wan.masks import Masks
 from expportrait_cli.painting.wan.portrait import TIMESTEPS
 from expportrait_cli.painting.wan.prompts import Prompts, padded
@@ -30,18 +30,18 @@ from expportrait_cli.render.buffers import encode
 from expportrait_cli.runtime import read_ahead
 
 GREY = 127
-"""Level of what is to be painted, as VACE was trained."""
+"""Level of masked pixels, as VACE was trained."""
 FAR = 0.3
-"""Level, of 1, of the head's farthest point in a film of depth; black is the background."""
+"""Grey level, 0..1, of the head's farthest point in a depth video; the background is 0."""
 REACH = 1.1
-"""Factor by which the head may be nearer or farther than in the photo before its levels in a film of depth are cut."""
+"""Factor by which the head may be nearer or farther than in the photo before its grey levels are clipped."""
 Control = Literal["proxy", "holes", "depth", "normals"]
 AHEAD = 16
-"""Latent frames whose masks are found before they are asked for: as many as a window has more than the one before."""
+"""Latent frames whose masks are made ahead: the new ones of a window, 21 less an overlap of 5."""
 
 
 class VaceModel:
-    """VACE that has seen the photo."""
+    """VACE, conditioned on a photo and prompts."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class VaceModel:
         keep: bool = True,
         wake: Callable[[], None] = lambda: None,
     ) -> None:
-        """Encode the photo. With `keep` the proxy stays as it is outside the mask, of which VACE repaints all else."""
+        """Encode the photo. With `keep`, pixels outside the mask are the proxy's, and VACE's own ones are dropped."""
         needed = 2 * CHANNELS + SPACE**2
         found = transformer.config["vace_in_channels"]
         if found != needed:
@@ -66,14 +66,14 @@ class VaceModel:
         self._transformer, self._vae, self._prompts, self._wake = transformer, vae, prompts, wake
         self._control: Control = control
         self._keep, self._still = keep, still
-        # The reference picture is a latent frame of its own, in front of the film.
+        # The reference picture is one latent frame in front of the film.
         self.front = vae.encode(pixels([still.photo]))
-        # It is given whole: nothing of it is masked.
+        # Nothing of it is masked.
         blank = self.front.new_zeros(1, needed - CHANNELS, *self.front.shape[2:])
         self._reference = torch.cat([self.front, blank], 1)
 
-    def controls(self, frames: Chunks, first: int) -> Iterator[Told]:
-        """Yield what is kept, what guides the rest, and the mask, all on the latent grid; and the proxy film."""
+    def controls(self, frames: Chunks, first: int) -> Iterator[Conditions]:
+        """Yield the control (latents of kept pixels, latents of the guide, mask) and the latents of the proxy film."""
         encoding = Encoding(self._vae)
         device = self._vae.model.device
         for proxies, guides, cells in read_ahead(self._prepared(frames), AHEAD):
@@ -83,12 +83,12 @@ class VaceModel:
             latents = encoding.push(torch.cat([kept, guide, proxy]))
             control = latents[:2].flatten(0, 1)[None]
             told = torch.cat([control, _on_grid(mask).to(control)], 1)
-            # In main memory, where it is needed to paste; a GPU gets its own copy.
+            # In main memory, where `pasted` needs it; for sampling it is copied to the GPU.
             keep = torch.from_numpy(~cells)[None, None, None].float() if self._keep else None
-            yield Told(told, latents[2:], keep)
+            yield Conditions(told, latents[2:], keep)
 
     def _prepared(self, frames: Chunks) -> Iterator[tuple[list[Picture], list[Picture], Bool[np.ndarray, "h w"]]]:
-        """Proxy, guide and mask of each latent frame: a thread makes them while the transformer works."""
+        """Yield proxy frames, guide frames and mask of each latent frame; runs in a thread beside the transformer."""
         for chunk, cells in Masks(self._still).of(frames):
             if self._control in ("depth", "normals"):
                 cells[:] = not isinstance(chunk[0], Painted)
@@ -99,14 +99,14 @@ class VaceModel:
             )
 
     def velocity(self, control: Float[Tensor, "1 C T h w"]) -> Velocity:
-        """Velocity of a window and of the reference before it."""
-        return self._told(control, self._prompts.positive)
+        """Velocity of a window, and of the reference frame in front of it, with the prompt."""
+        return self._velocity(control, self._prompts.positive)
 
-    def untold(self, control: Float[Tensor, "1 C T h w"]) -> Velocity:
+    def unconditional(self, control: Float[Tensor, "1 C T h w"]) -> Velocity:
         """Velocity of the same window with the negative prompt; proxy and photo stay, as in VACE's own pipeline."""
-        return self._told(control, self._prompts.against())
+        return self._velocity(control, self._prompts.against())
 
-    def _told(self, control: Tensor, prompt: Tensor) -> Velocity:
+    def _velocity(self, control: Tensor, prompt: Tensor) -> Velocity:
         transformer = self._transformer
         told = torch.cat([self._reference.to(control), _as_published(control)], 2)
 
@@ -126,7 +126,7 @@ class VaceModel:
 
 
 def guide_of(sketch: Sketch, control: Control, still: Still) -> Picture:
-    """Picture that guides VACE inside the mask: a kind of film that it, or a LoRA, was trained to follow."""
+    """Control picture inside the mask: grey levels, plain grey, depth or normals, which VACE (or a LoRA) follows."""
     if isinstance(sketch, Painted):
         return sketch.proxy
     match control:
@@ -141,15 +141,15 @@ def guide_of(sketch: Sketch, control: Control, still: Still) -> Picture:
 
 
 class VaceBranch(nn.Module):
-    """VACE as it learns to follow normal maps: of its layers, those of a LoRA on the branch of its control.
+    """VACE as it is trained to follow normal maps, by a LoRA on its control branch.
 
-    It is shown what `VaceModel` shows it with `control="normals"`: the maps' latents, all of it masked.
+    Its conditions are those of `VaceModel` with `control="normals"`: latents of the normal maps, all masked.
     """
 
     base, has_hint, image_encoder = "vace", False, None
 
     def __init__(self, transformer: WanVACETransformer3DModel, prompt_embeds: Float[Tensor, "L D"]) -> None:
-        """Take a transformer and the embedded prompt, without padding."""
+        """`prompt_embeds`: the embedded prompt, without padding."""
         super().__init__()
         self.transformer = transformer
         self.register_buffer("prompt", prompt_embeds.float(), persistent=False)
@@ -163,10 +163,10 @@ class VaceBranch(nn.Module):
         reference_latents: Float[Tensor, "B 16 1 h w"],
         reference_noise: Float[Tensor, "B 16 1 h w"],
     ) -> Float[Tensor, "B 16 T h w"]:
-        """Velocity (noise minus film) of noisy latents; `timestep` is 1000 sigma.
+        """Predict the velocity (noise minus film) of noisy latents; `timestep` is 1000 sigma.
 
-        `control` are latents of a film of grey and of the normal maps; the photo is the first frame of both, in the
-        state with its own noise.
+        `control`: 16 channels of a grey film, 16 of the normal maps. The photo is put in front as one latent frame:
+        clean in the control, and with `reference_noise` at this sigma in the noisy latents; its velocity is dropped.
         """
         sigma = (timestep / TIMESTEPS).view(-1, 1, 1, 1, 1)
         front = torch.lerp(reference_latents, reference_noise, sigma.to(reference_latents))
@@ -187,9 +187,9 @@ class VaceBranch(nn.Module):
 
 
 def control_sheet(still: Still, sketches: Sketches, count: int, control: Control, *, columns: int = 5) -> Picture:
-    """Draw the inputs of VACE as one picture: a row of the proxy, one of what guides VACE in it, and one of the mask.
+    """Draw the conditions of VACE as one picture, without any weights.
 
-    In front of them is the photo. No weights are needed.
+    Its rows are the proxy, the proxy with the guide inside the mask, and the mask; the photo is in front.
     """
     rows = [[still.photo], [np.zeros_like(still.photo)], [np.zeros_like(still.photo)]]
     for frame in np.unique(np.linspace(0, count - 1, columns).round().astype(int)).tolist():
@@ -208,10 +208,10 @@ def control_sheet(still: Still, sketches: Sketches, count: int, control: Control
 
 
 def _as_published(control: Float[Tensor, "1 C T h w"]) -> Float[Tensor, "1 C T h w"]:
-    """A window's control with masks as VACE was trained: those of single frames, evenly chosen from all of the film.
+    """Resample the masks of a window's control over time, as in the training of VACE.
 
-    With 4 T - 3 frames to choose T from, the choice for latent frame t lies up to one latent frame after it
-    (`nearest-exact` of `WanVACEPipeline.prepare_masks`, and of Wan's own code).
+    There, T masks are picked evenly from those of 4 T - 3 frames (`nearest-exact` in `WanVACEPipeline.prepare_masks`,
+    and in Wan's own code), so that the mask of latent frame t is from up to one latent frame after it.
     """
     count = control.shape[2]
     frames = ((torch.arange(count) + 0.5) * (STRIDE * (count - 1) + 1) / count).long()
@@ -220,17 +220,17 @@ def _as_published(control: Float[Tensor, "1 C T h w"]) -> Float[Tensor, "1 C T h
 
 
 def _on_grid(mask: Bool[Tensor, "H W"]) -> Float[Tensor, "1 64 1 h w"]:
-    """A mask of one latent frame: each of its pixels holds the 8x8 of the film."""
+    """Rearrange the mask of a latent frame: the 8 x 8 pixels of a latent pixel become its 64 channels."""
     height, width = mask.shape[0] // SPACE, mask.shape[1] // SPACE
     cells = mask.view(height, SPACE, width, SPACE).permute(1, 3, 0, 2)
     return cells.reshape(1, SPACE**2, 1, height, width).float()
 
 
 def _depth_picture(depth: Float[np.ndarray, "H W"], photo: Float[np.ndarray, "H W"] | None) -> Picture:
-    """Depth as the estimators that VACE was trained with draw it: near is white.
+    """Draw depth like the estimators that VACE was trained with: grey, proportional to 1 / depth, near is white.
 
-    Its limits are those of the photo's head and a tenth more, in all frames: with limits of its own, each frame would
-    be of another brightness. Without a head in the photo they are the frame's.
+    The range is that of the photo's head, widened by `REACH`, for all frames: with a range of its own each frame would
+    differ in brightness. Without a head in the photo it is the frame's.
     """
     head, near = depth > 0, np.zeros(depth.shape, np.float32)
     known, reach = (depth, 1.0) if photo is None else (photo, REACH)
@@ -241,9 +241,9 @@ def _depth_picture(depth: Float[np.ndarray, "H W"], photo: Float[np.ndarray, "H 
 
 
 class FinishModel:
-    """A plain text-to-video transformer as a finisher: noise is put on the proxy film and taken away again.
+    """A text-to-video transformer that refines the proxy film: noise is added to it and removed again (SDEdit).
 
-    SDEdit, Meng et al. 2022. The photo is only in the proxy film.
+    Meng et al. 2022. The photo is not a condition of its own.
     """
 
     front = None
@@ -256,34 +256,34 @@ class FinishModel:
         *,
         wake: Callable[[], None] = lambda: None,
     ) -> None:
-        """Check that it is one that paints from noise and words alone."""
+        """Check that the transformer is a text-to-video one, by its channels."""
         found = transformer.config["in_channels"]
         if found != CHANNELS:
             raise WeightsError(
-                f"wan-v2v needs a transformer of {CHANNELS} channels, this one has {found}. "
+                f"wan-v2v needs a transformer with {CHANNELS} input channels, this one has {found}. "
                 f"Name the folder of Wan2.1-T2V-1.3B-Diffusers."
             )
         self.memory = vae.encoder_memory
         self._transformer, self._vae, self._prompts, self._wake = transformer, vae, prompts, wake
 
-    def controls(self, frames: Chunks, first: int) -> Iterator[Told]:
-        """Latents of the proxy film, which are all that it is told."""
+    def controls(self, frames: Chunks, first: int) -> Iterator[Conditions]:
+        """Yield the latents of the proxy film, the only condition beside the prompt."""
         encoding = Encoding(self._vae)
         for chunk in frames:
             film = encoding.push(pixels([sketch.proxy for sketch in chunk], self._vae.model.device))
-            yield Told(film, film)
+            yield Conditions(film, film)
 
     def velocity(self, control: Float[Tensor, "1 C T h w"]) -> Velocity:
-        """Velocity of a window."""
-        # What a cache remembers is of the window before.
+        """Velocity of a window with the prompt."""
+        # The cache has the state of the window before.
         self._transformer._reset_stateful_cache()
-        return self._told(self._prompts.positive, "told")
+        return self._velocity(self._prompts.positive, "conditional")
 
-    def untold(self, control: Float[Tensor, "1 C T h w"]) -> Velocity:
+    def unconditional(self, control: Float[Tensor, "1 C T h w"]) -> Velocity:
         """Velocity of a window with the negative prompt."""
-        return self._told(self._prompts.against(), "untold")
+        return self._velocity(self._prompts.against(), "unconditional")
 
-    def _told(self, prompt: Tensor, context: str) -> Velocity:
+    def _velocity(self, prompt: Tensor, context: str) -> Velocity:
         transformer = self._transformer
 
         def velocity(state: Tensor, sigma: float) -> Tensor:

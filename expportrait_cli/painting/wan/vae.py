@@ -1,9 +1,9 @@
-"""Wan's autoencoder, one latent frame at a time: films of any length in constant memory, without a seam anywhere.
+"""Wan's VAE, run one latent frame at a time: films of any length in constant memory, without seams.
 
-The class of diffusers takes a whole film and keeps, inside, what its causal convolutions remember; here that is kept
-outside. Read one chunk after the other, the result is that of the whole film to the last bit.
+The class of diffusers takes a whole film, and keeps the caches of its causal convolutions inside; here they are kept
+outside, so that a film can be pushed in chunks. The result is that of the whole film, to the last bit.
 
-For previews a tiny decoder takes the place of its decoder: taew2_1 of https://github.com/madebyollin/taehv.
+For previews, its decoder can be replaced by a tiny one: taew2_1 of https://github.com/madebyollin/taehv.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,18 +21,18 @@ from torch import Tensor, nn
 from expportrait_cli.errors import WeightsError, one_line
 
 SPACE = 8
-"""Side, px of the film, of the square that one latent pixel stands for."""
+"""Side of a latent pixel, px of the film."""
 CHANNELS = 16
-"""Numbers of a latent pixel."""
+"""Channels of the latents."""
 
 
 class Vae:
-    """An autoencoder and the scale of its latents."""
+    """A VAE, with the mean and deviation by which its latents are normalised."""
 
     def __init__(
         self, model: AutoencoderKLWan, wake: Callable[[], None] = lambda: None, tiny: "TinyDecoder | None" = None
     ) -> None:
-        """`wake` is called before the model is: it may have been put aside. `tiny` decodes in place of the model."""
+        """`wake` is called before each use of the model, which may be offloaded; `tiny` decodes in its place."""
         shrinks = model.config["scale_factor_spatial"]
         if (shrinks, model.config["z_dim"]) != (SPACE, CHANNELS):
             raise WeightsError(
@@ -46,38 +46,38 @@ class Vae:
 
     @property
     def encoder_memory(self) -> int:
-        """Latent frames after which the encoder has forgotten where it began."""
+        """Latent frames after the first from which on the encoder's output does not depend on where it began."""
         return _memory(self.model.encoder, frames_each=4)
 
     @property
     def decoder_memory(self) -> int:
-        """Latent frames after which the decoder has forgotten where it began."""
+        """Latent frames after the first from which on the decoder's output does not depend on where it began."""
         if self.tiny is not None:
             return self.tiny.memory
         return _memory(self.model.decoder, frames_each=1)
 
     def encode(self, picture: Float[Tensor, "B 3 1 H W"]) -> Float[Tensor, "B C 1 h w"]:
-        """Latents of single pictures, -1..1, on the model's device, with mean 0 and deviation 1 over films."""
+        """Encode single pictures, -1..1, into normalised latents, on the model's device."""
         return Encoding(self).push(picture)
 
     def normalised(self, latents: Float[Tensor, "B C T h w"]) -> Float[Tensor, "B C T h w"]:
-        """Bring to mean 0 and deviation 1."""
+        """Normalise latents to mean 0 and deviation 1 (over Wan's training films)."""
         return (latents.float() - self._mean.to(latents.device)) / self._deviation.to(latents.device)
 
     def raw(self, latents: Float[Tensor, "B C T h w"]) -> Float[Tensor, "B C T h w"]:
-        """Take `normalised` back."""
+        """Undo `normalised`."""
         return latents.float() * self._deviation.to(latents.device) + self._mean.to(latents.device)
 
 
 class Encoding:
-    """A film on its way through the encoder."""
+    """State of the encoder in the middle of a film."""
 
     def __init__(self, vae: Vae) -> None:
         self._vae = vae
         self._remembered: list[Any] = [None] * _convolutions(vae.model.encoder)
 
     def push(self, frames: Float[Tensor, "B 3 F H W"]) -> Float[Tensor, "B C 1 h w"]:
-        """Latent frame of the next frames, -1..1: one at the beginning, then four a call."""
+        """Encode the next frames, -1..1, into one latent frame: one frame at the first call, then four a call."""
         self._vae.wake()
         model = self._vae.model
         moments = model.quant_conv(
@@ -87,7 +87,7 @@ class Encoding:
 
 
 class Decoding:
-    """A film on its way through the decoder."""
+    """State of the decoder in the middle of a film."""
 
     def __init__(self, vae: Vae) -> None:
         self._vae = vae
@@ -95,10 +95,10 @@ class Decoding:
         self._is_first = True
 
     def push(self, latent: Float[Tensor, "B C 1 h w"]) -> Float[Tensor, "B 3 F H W"]:
-        """Frames of the next latent frame, -1..1: one at the beginning, then four a call."""
+        """Decode the next latent frame into frames, -1..1: one frame at the first call, then four a call."""
         if self._vae.tiny is not None:
             frames = self._vae.tiny(latent, self._remembered)
-            # What its first frame grows into ends with that frame, as in the autoencoder that it imitates.
+            # The first latent frame stands for one frame, which is the last of the four that come out.
             frames, self._is_first = frames[:, :, -1:] if self._is_first else frames, False
             return frames
         self._vae.wake()
@@ -110,19 +110,19 @@ class Decoding:
 
 
 class TinyDecoder(nn.Module):
-    """The decoder of taew2_1: some hundred times less work than Wan's own, and softer pictures.
+    """The decoder of taew2_1: about a hundred times less work than Wan's own, and softer pictures.
 
-    Its layers have the names and numbers that the published file gives them.
+    Its layers have the names and numbers of those in the published file.
     """
 
     memory = 3 * 2 + 2
-    """Latent frames after which it has forgotten where it began: nine blocks look back by one frame, three at each of
-    the rates 1, 2 and 4 a latent frame."""
+    """As `Vae.decoder_memory`: nine blocks depend on one frame before, three at each of the rates of 1, 2 and 4 frames
+    a latent frame."""
 
     def __init__(self) -> None:
         super().__init__()
         layers: list[nn.Module] = [_Squash(), _conv(CHANNELS, 256), nn.ReLU()]
-        # Width of a stage and of the next, and frames that each of its frames becomes.
+        # Channels of a stage and of the next, and frames that each of its frames is expanded to.
         for width, following, times in ((256, 128, 1), (128, 64, 2), (64, 64, 2)):
             layers += [*(_Remembering(width) for _ in range(3)), nn.Upsample(scale_factor=2)]
             layers += [_Growing(width, times), _conv(width, following, bias=False)]
@@ -133,14 +133,14 @@ class TinyDecoder(nn.Module):
         """Read `taew2_1.safetensors`, in half precision on GPUs.
 
         Raises:
-            WeightsError: it is damaged, or another network's.
+            WeightsError: the file is damaged, or of another network.
         """
         tiny = cls()
         try:
             tensors = {name: value for name, value in load_file(path).items() if name.startswith("decoder.")}
             for number, layer in enumerate(tiny.decoder):
                 if isinstance(layer, _Growing) and (name := f"decoder.{number}.conv.weight") in tensors:
-                    # Where a file grows time more often, the last of a frame's successors is the one that is meant.
+                    # If a file expands time more often than this decoder, the last of the expanded frames is taken.
                     tensors[name] = tensors[name][-len(layer.conv.weight) :]
             tiny.load_state_dict(tensors)
         except (OSError, RuntimeError, SafetensorError) as error:
@@ -152,9 +152,9 @@ class TinyDecoder(nn.Module):
         return tiny.to(device, dtype).eval().requires_grad_(False)
 
     def forward(self, latent: Float[Tensor, "1 C 1 h w"], remembered: list[Any]) -> Float[Tensor, "1 3 4 H W"]:
-        """Frames of the next latent frame, -1..1; its normalised latents are what the network was trained on.
+        """Decode the next latent frame (normalised) into four frames, -1..1.
 
-        `remembered` holds what its blocks saw last, as many values as `_convolutions` counts, at first None.
+        `remembered`: the last frame that each block has seen, updated in place; `_convolutions` values, None at first.
         """
         kind = next(self.parameters())
         frames, at = latent[0].transpose(0, 1).to(kind.device, kind.dtype), 0
@@ -169,7 +169,7 @@ class TinyDecoder(nn.Module):
 
 
 class _Remembering(nn.Module):
-    """A residual block that sees the frame before each."""
+    """A residual block on each frame and the frame before it."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -181,7 +181,7 @@ class _Remembering(nn.Module):
 
 
 class _Growing(nn.Module):
-    """Each frame becomes several."""
+    """Expands each frame to several frames."""
 
     def __init__(self, width: int, times: int) -> None:
         super().__init__()
@@ -192,7 +192,7 @@ class _Growing(nn.Module):
 
 
 class _Squash(nn.Module):
-    """Keeps latents within -3..3."""
+    """Limits latents to -3..3, smoothly."""
 
     def forward(self, frames: Float[Tensor, "F C h w"]) -> Float[Tensor, "F C h w"]:
         return 3 * torch.tanh(frames / 3)
@@ -203,21 +203,21 @@ def _conv(taken: int, given: int, *, bias: bool = True) -> nn.Conv2d:
 
 
 def _convolutions(part: nn.Module) -> int:
-    """Number of layers of a part that remember."""
+    """Number of layers of a part that have a cache over time."""
     return sum(isinstance(module, WanCausalConv3d | _Remembering) for module in part.modules())
 
 
 def _memory(part: nn.Module, *, frames_each: int) -> int:
-    """Upper bound of what the convolutions of `part` look back over together, in latent frames.
+    """Upper bound of the receptive field over time of `part`, into the past, in latent frames.
 
-    `frames_each` is how many frames a latent frame has where `part` begins.
+    `frames_each`: frames per latent frame at the input of `part`.
     """
     total, rate = 0.0, float(frames_each)
     for module in part.modules():
         if isinstance(module, WanCausalConv3d):
             total += (module.kernel_size[0] - 1) / rate
         elif isinstance(module, WanResample) and module.mode.endswith("3d"):
-            # Its own convolution over time, which comes next, is counted at the new rate: here it is at the old one.
+            # Its convolution over time comes next and is counted at the new rate; here it is counted at the old one.
             total += 2 / rate
             rate = rate * 2 if module.mode == "upsample3d" else rate / 2
     return int(total) + 2
@@ -226,18 +226,18 @@ def _memory(part: nn.Module, *, frames_each: int) -> int:
 def pixels(
     pictures: Sequence[UInt8[np.ndarray, "H W 3"]], device: torch.device | None = None
 ) -> Float[Tensor, "1 3 F h w"]:
-    """Pictures as the autoencoder sees them, -1..1; filled up to sides that divide by 16 with their last pixels."""
+    """Convert pictures into the VAE's input, -1..1, padded by `filled`."""
     stack = torch.from_numpy(np.stack([filled(picture) for picture in pictures])).to(device)
     return (stack.permute(3, 0, 1, 2).float() / 127.5 - 1)[None]
 
 
 def filled(picture: np.ndarray) -> np.ndarray:
-    """Repeat the last row and column until both sides divide by 16: 8 for the autoencoder, 2 for the transformer."""
+    """Repeat the last row and column until both sides are multiples of 16: 8 px a latent pixel, 2 of these a token."""
     height, width = picture.shape[:2]
     return np.pad(picture, ((0, -height % 16), (0, -width % 16), *((0, 0),) * (picture.ndim - 2)), mode="edge")
 
 
 def pictures(frames: Float[Tensor, "1 3 F h w"], height: int, width: int) -> list[UInt8[np.ndarray, "H W 3"]]:
-    """Frames as pictures of their own size."""
+    """Convert the VAE's output into pictures, without the padding."""
     levels = (frames[0, :, :, :height, :width] + 1) * 127.5
     return list(levels.round().to(torch.uint8).permute(1, 2, 3, 0).contiguous().cpu().numpy())

@@ -1,6 +1,6 @@
-"""Prepared clips as the generator learns from them: latents of film and photos, and normal maps; made once a clip.
+"""Cache of the generator's training data: latents of each prepared clip and of its photos, and its normal maps.
 
-On request also the latents of proxy films that the tool draws of the clip (a hint), and what CLIP says of the photos.
+On request also latents of proxy films that the tool makes of the clip (hints), and CLIP's image tokens of the photos.
 """
 
 import logging
@@ -43,29 +43,29 @@ from expportrait_cli.train.scenes import in_crop, own_scene, photo_rows
 log = logging.getLogger(__name__)
 
 PHOTOS = 16
-"""Frames of a clip that may serve as the photo, evenly spread, unless proxy films are drawn from some."""
+"""Frames of a clip that may be the photo, evenly spread; with proxy films `Maker.hints` counts instead."""
 FEATURES = (EYE_RINGS[:16], EYE_RINGS[16:], LIPS[:20])
-"""Landmarks around both eyes, and around the lips."""
+"""FaceMesh landmarks around one eye, the other eye, and the lips."""
 POSED = 16
-"""Frames that are posed together."""
+"""Frames whose meshes are posed in one batch."""
 
 
 @dataclass(frozen=True)
 class Latents:
-    """Latents of one clip, normalised, and what goes with them."""
+    """Normalised latents of one clip and its photos, and further conditions."""
 
     film: Float[Tensor, "16 T h w"]
     photos: Float[Tensor, "R 16 h w"]
     rows: list[int]
-    """Frames of the photos."""
+    """Frame index of each photo in the clip."""
     hints: Float[Tensor, "N 16 T h w"]
-    """Proxy film that is drawn from each photo; none without hints."""
+    """Proxy film that is made from each photo; N is 0 without hints."""
     tokens: Float[Tensor, "M I E"]
-    """CLIP's image tokens of each photo; none without an image encoder."""
+    """CLIP's image tokens of each photo; M is 0 without an image encoder."""
     control: Float[Tensor, "K T h w"]
-    """Latents of a grey film and of the normal maps, 32 channels; K is 0 unless VACE is to follow them."""
+    """Latents of a grey film and of the normal maps, 32 channels; K is 0 unless VACE is trained."""
     features: Float[Tensor, "P T h w"]
-    """Share of each latent pixel that shows the face, and that shows eyes or lips; none in sets of balls."""
+    """Share of each latent pixel that the face covers, and that eyes or lips cover; P is 0 if the file has none."""
 
 
 @dataclass(frozen=True)
@@ -77,29 +77,29 @@ class Entry:
     latents: Path
     """safetensors: the fields of `Latents`, in 16 bits."""
     normals: Path
-    """Lossless film of the 4 T - 3 frames that the latents code."""
+    """Lossless video of the normal maps of the 4 T - 3 frames that the latents encode."""
 
     def read(self) -> Latents:
-        """Everything but the normal maps."""
+        """Read all but the normal maps."""
         with safe_open(self.latents, "pt") as file:
             shown = {name: file.get_tensor(name).float() for name in file.keys() if name != "rows"}  # noqa: SIM118
             none = shown["film"].new_zeros(0, *shown["film"].shape[1:])
             return Latents(rows=file.get_tensor("rows").tolist(), **{"control": none, "features": none, **shown})
 
     def read_normals(self) -> UInt8[np.ndarray, "F H W 3"]:
-        """Normal maps as RGB."""
+        """Read the normal maps, as RGB."""
         return np.stack(list(read_frames(self.normals)))
 
     @property
     def latent_count(self) -> int:
-        """T."""
+        """Number T of latent frames."""
         with safe_open(self.latents, "pt") as file:
             return file.get_slice("film").get_shape()[1]
 
 
 @dataclass(frozen=True)
 class Maker:
-    """Models and settings that entries of the cache are made with."""
+    """Models and settings that cache entries are made with."""
 
     head: HeadModel
     vae: Vae
@@ -107,27 +107,27 @@ class Maker:
     size: int
     """Side of the pictures, px."""
     hints: int = 0
-    """Frames of a clip that a proxy film is drawn from, which are then its photos; 0 for no proxy films."""
+    """Photos of a clip for each of which a proxy film is made; 0 for no proxy films."""
     image_encoder: ImageEncoder | None = None
     control: bool = False
-    """True if VACE is to follow the normal maps."""
+    """True if VACE is trained to follow the normal maps."""
     representation: Representation = "full"
     """Part of the fitted head that is drawn."""
 
     def inputs(self) -> dict[str, str]:
-        """Hashes of the weights."""
+        """Hashes of the weights that entries depend on; an empty one without an image encoder."""
         encoder = self.image_encoder
         return {"vae": self.vae_hash, "image_encoder": encoder.digest() if encoder else ""}
 
 
 def build_cache(clips: Sequence[Clip], folder: Path, maker: Maker, *, progress: Progress) -> list[Entry]:
-    """Make what `folder` lacks of these clips.
+    """Make the entries that `folder` lacks; return those of all clips, in the order of `clips`.
 
-    A proxy film takes about 6 s and 0.2 s a frame of 512 px on one processor.
+    A proxy film takes about 6 s, and 0.2 s a frame of 512 px, on one core.
 
     Raises:
-        InputError: a clip that was fitted without dynamic offsets, or with another head model, or that no frame of can
-            be a photo.
+        InputError: a clip was fitted without dynamic offsets, or with another head model, or has no frame that can be
+            the photo.
     """
     folder.mkdir(parents=True, exist_ok=True)
     entries, weights = [], maker.inputs()
@@ -148,7 +148,7 @@ def build_cache(clips: Sequence[Clip], folder: Path, maker: Maker, *, progress: 
 
 
 def entry_of(clip: Clip, folder: Path) -> Entry:
-    """Name the files of a clip in the cache folder."""
+    """Return the entry of a clip, with the paths of its files in the cache folder."""
     return Entry(clip.name, clip.person, folder / f"{clip.name}.safetensors", folder / f"{clip.name}.mkv")
 
 
@@ -169,7 +169,7 @@ def _build(clip: Clip, entry: Entry, maker: Maker, *, key: str) -> None:
             f"{clip.head} holds {len(fit.dynamic_offset)} frames of dynamic offsets on the head model "
             f"'{fit.head_model}', expected {count} on '{head.name}'. Prepare the dataset again."
         )
-    # Whole latent frames: one picture, and then four each.
+    # Cut to whole latent frames: the first stands for one frame, each further one for four.
     count -= (count - 1) % TEMPORAL
     features: list[np.ndarray] = []
     with VideoWriter(entry.normals, rate=Fraction(*tracking.rate.tolist()), lossless=True) as writer:
@@ -187,7 +187,7 @@ def _build(clip: Clip, entry: Entry, maker: Maker, *, key: str) -> None:
     if maker.control:
         tensors["control"] = _control(entry, maker.vae)
     tensors["features"] = _by_latent(features)
-    # Last of all: an entry with latents is whole.
+    # Written last: an entry whose latents exist is complete.
     with atomic_path(entry.latents) as partial:
         partial.write_bytes(save(tensors, {"key": key}))
 
@@ -196,7 +196,7 @@ def _build(clip: Clip, entry: Entry, maker: Maker, *, key: str) -> None:
 def _normals(
     fit: HeadFit, tracking: Tracking, head: HeadModel, count: int, size: int, features: list[np.ndarray]
 ) -> Iterator[UInt8[np.ndarray, "S S 3"]]:
-    """Normal maps; where the face and its features are is added to `features`."""
+    """Yield the normal map of each frame, and append its face and feature masks to `features`."""
     camera, faces = Camera.of_crop(tracking.focal_px, CROP_SIZE, size), head.dense_faces.to(torch.int32)
     edges, bump = mesh.edges(head.dense_faces), Bump.of(relief_of(fit, head), scale=size / CROP_SIZE)
     for begin in range(0, count, POSED):
@@ -208,7 +208,7 @@ def _normals(
 
 
 def _features(points: Float32[np.ndarray, "L 2"], mask: Float32[np.ndarray, "S S"]) -> Float32[np.ndarray, "2 s s"]:
-    """Share of each latent pixel that shows the face in front, and that shows eyes or lips."""
+    """Share of each latent pixel that the face covers, and that eyes or lips cover; `points`: landmarks, px."""
     face, inner = np.zeros(mask.shape, np.float32), np.zeros(mask.shape, np.float32)
     cv2.fillConvexPoly(face, cv2.convexHull(np.rint(points).astype(np.int32)), (1.0,))
     for ring in FEATURES:
@@ -219,7 +219,7 @@ def _features(points: Float32[np.ndarray, "L 2"], mask: Float32[np.ndarray, "S S
 
 
 def _by_latent(features: list[np.ndarray]) -> Float[Tensor, "2 T h w"]:
-    """Means over the frames of each latent frame: one, and then four each."""
+    """Average over the frames of each latent frame: one for the first, four for each other."""
     rest = np.stack(features[1:]) if features[1:] else np.zeros((0, *features[0].shape), np.float32)
     groups = [
         features[0][None].mean(0),
@@ -239,7 +239,7 @@ def _control(entry: Entry, vae: Vae) -> Float[Tensor, "32 T h w"]:
 
 
 def _hints(clip: Clip, tracking: Tracking, count: int, maker: Maker) -> dict[int, Float[Tensor, "16 T h w"]]:
-    """Proxy films by the frame that is their photo, in the clip's own crop, so that they lie on the film."""
+    """Latents of proxy films by the index of their photo; in the clip's crop, so that they align with the clip."""
     found, crop = {}, Crop(*tracking.crop.tolist())
     for row in photo_rows(tracking, maker.hints, end=count).tolist():
         try:
@@ -247,15 +247,15 @@ def _hints(clip: Clip, tracking: Tracking, count: int, maker: Maker) -> dict[int
                 sketches = in_crop(scene, crop, maker.size).sketches(0)
                 found[row] = _film((sketch.proxy for sketch in islice(sketches, count)), maker.vae)
         except InputError as error:
-            log.warning("Frame %d of %s is not taken as a photo: %s", row, clip.video, error)
+            log.warning("Frame %d of %s is not used as a photo: %s", row, clip.video, error)
     if not found:
-        raise InputError(f"{clip.video} shows no face that could be a photo. Take it out of the set.")
+        raise InputError(f"{clip.video} has no frame to use as the photo: no face is found. Leave it out of the set.")
     return found
 
 
 @torch.inference_mode()
 def _film(frames: Iterable[UInt8[np.ndarray, "S S 3"]], vae: Vae) -> Float[Tensor, "16 T h w"]:
-    """Latents of 4 T - 3 frames."""
+    """Encode 4 T - 3 frames."""
     latents, encoding, rest = [], Encoding(vae), iter(frames)
     while chunk := list(islice(rest, TEMPORAL if latents else 1)):
         latents.append(_stored(encoding.push(pixels(chunk))))
@@ -264,7 +264,7 @@ def _film(frames: Iterable[UInt8[np.ndarray, "S S 3"]], vae: Vae) -> Float[Tenso
 
 @torch.inference_mode()
 def _latents(clip: Clip, tracking: Tracking, rows: list[int], count: int, maker: Maker) -> dict[str, Tensor]:
-    """Encode the film, and the photos, which are the frames `rows` of it, with their image tokens."""
+    """Encode the clip, and its frames `rows` as photos, with their image tokens."""
     crop, wanted, photos = Crop(*tracking.crop.tolist()), set(rows), []
 
     def frames() -> Iterator[UInt8[np.ndarray, "S S 3"]]:
@@ -288,5 +288,5 @@ def _latents(clip: Clip, tracking: Tracking, rows: list[int], count: int, maker:
 
 
 def _stored(latent: Float[Tensor, "1 16 1 h w"]) -> Float[Tensor, "16 1 h w"]:
-    """Round to 16 bits; latents are about 1 in size, so that the error is up to 0.0005."""
+    """Round to float16, on the CPU; normalised latents are about 1, so that the error is about 0.0005 at most."""
     return latent[0].half().cpu()

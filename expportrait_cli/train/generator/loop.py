@@ -1,4 +1,4 @@
-"""Train the paper's generator: its loss, its steps, and stopping between two of them (paper 3.3, Eq. 10)."""
+"""Training loop of the paper's generator: loss, optimiser steps, orderly interruption (paper 3.3, Eq. 10)."""
 
 import math
 import re
@@ -20,39 +20,40 @@ from expportrait_cli.painting.wan.portrait import WanPortrait
 from expportrait_cli.painting.wan.vace import VaceBranch
 from expportrait_cli.runtime import Progress, ahead
 from expportrait_cli.train.config import GeneratorTask, GeneratorTraining
-from expportrait_cli.train.generator.lessons import Lesson, Lessons
+from expportrait_cli.train.generator.examples import Example, Examples
 from expportrait_cli.train.generator.state import Average, load_state, save_state
 
 LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"]
+"""Layers of each transformer block that get a LoRA."""
 NEW = ("patch_embedding", "lora_")
-"""Parts of the transformer that did not come with the base, as far as they matter."""
+"""Parts of the names of transformer parameters that are not the base's own weights: they learn at the full rate."""
 FOR_IMAGES = ("image_embedder", "add_k_proj", "add_v_proj", "norm_added")
-"""Parts that see CLIP's tokens, which are given if the base has an image encoder."""
+"""Parts of the names of layers that read CLIP's tokens; trained only if the base has an image encoder."""
 CLIP = 1.0
-"""Largest norm of the gradient."""
+"""Norm to which gradients are clipped."""
 SPREADS = ("NO", "MULTI_CPU", "MULTI_GPU", "FSDP")
-"""Ways of accelerate to use several devices whose states can be gathered."""
+"""Distribution types of accelerate that are supported: those whose state can be gathered."""
 
 
 @dataclass(frozen=True)
-class School:
-    """Lessons, examination, length and outputs of one training."""
+class Training:
+    """Data, number of steps, state file and callbacks of one training."""
 
-    lessons: Lessons
-    exam: Sequence[Lesson]
-    """Lessons that only judge; none if nobody was held out."""
+    examples: Examples
+    validation: Sequence[Example]
+    """Held-out examples; empty if nobody was held out."""
     steps: int
     state: Path
     progress: Progress
     log: Callable[[int, dict[str, float]], None]
     show: Callable[[int, nn.Module], None]
-    """Makes a film with the averaged weights; called by every process."""
+    """Makes a sample film, while the model has its averaged weights; called by every process."""
 
 
 def set_free(portrait: WanPortrait | VaceBranch, config: GeneratorTraining, task: GeneratorTask) -> None:
-    """Let everything learn, or with a LoRA the LoRA, the encoders and the channels that they go to.
+    """Choose what is trained: all weights, or with `config.lora` a LoRA, the encoders and the patch embedding.
 
-    Of VACE it is always a LoRA, on the branch of its control.
+    Of VACE always a LoRA, on its control branch.
     """
     if task.checkpointing:
         portrait.transformer.enable_gradient_checkpointing()
@@ -81,12 +82,12 @@ def _add_lora(portrait: WanPortrait | VaceBranch, rank: int, targets: list[str] 
     )
     for parameter in portrait.parameters():
         if parameter.requires_grad:
-            # Steps of the optimiser are lost in the 8 bits of bfloat16, which the base may be in.
+            # The base may be in bfloat16, whose 8 bits of precision round small optimiser steps away.
             parameter.data = parameter.data.float()
 
 
 def optimizer_of(portrait: WanPortrait | VaceBranch, config: GeneratorTraining) -> torch.optim.AdamW:
-    """AdamW, with the base's own weights at a rate of their own."""
+    """AdamW: the base's own weights learn at `config.trunk` times the rate of the new ones."""
     named = [(name, p) for name, p in portrait.named_parameters() if p.requires_grad]
     is_new = {name: not name.startswith("transformer.") or any(part in name for part in NEW) for name, _ in named}
     groups = [
@@ -98,44 +99,44 @@ def optimizer_of(portrait: WanPortrait | VaceBranch, config: GeneratorTraining) 
 
 def train(
     portrait: WanPortrait | VaceBranch,
-    school: School,
+    training: Training,
     config: GeneratorTraining,
     task: GeneratorTask,
     accelerator: Accelerator,
 ) -> None:
-    """Train, or go on from `school.state`, which holds the result; SIGINT and SIGTERM stop it after a step.
+    """Train, or resume from `training.state`, where the result is saved; SIGINT and SIGTERM stop it after a step.
 
-    The same lessons, settings and machine give the same weights, interrupted or not.
+    The same examples, settings and machine give the same weights, interrupted or not.
 
     Raises:
-        UsageError: accelerate was told to spread the model in a way that this training does not know.
+        UsageError: accelerate was launched with a distribution type that is not supported.
     """
     model, optimizer = _spread(portrait, config, accelerator)
     average = Average(model)
-    begin = load_state(school.state, model, average, optimizer.optimizer)
+    begin = load_state(training.state, model, average, optimizer.optimizer)
 
     def save(step: int) -> None:
-        save_state(school.state, step, model, average, optimizer.optimizer, is_main=accelerator.is_main_process)
+        save_state(training.state, step, model, average, optimizer.optimizer, is_main=accelerator.is_main_process)
 
     errors: list[float] = []
     with Stop() as stop:
-        for step, lessons in ahead(
-            lambda step: _lessons(school.lessons, step, config, accelerator), begin, school.steps
+        for step, examples in ahead(
+            lambda step: _examples(training.examples, step, config, accelerator), begin, training.steps
         ):
-            errors.append(_step(model, optimizer, lessons, _Rate(config, task, step), accelerator))
+            errors.append(_step(model, optimizer, examples, _Rate(config, task, step), accelerator))
             average.follow(min(config.average, (step + 1) / (step + 10)))
             done = step + 1
-            is_last = done == school.steps
+            is_last = done == training.steps
             if done % task.report_every == 0 or is_last:
                 with average.shown():
-                    judged = examined(model, school.exam, accelerator.device)
-                school.log(done, {"loss": _mean(errors, accelerator), **judged})
+                    judged = held_out_error(model, training.validation, accelerator.device)
+                training.log(done, {"loss": _mean(errors, accelerator), **judged})
                 errors.clear()
                 save(done)
             if done % task.sample_every == 0 or is_last:
                 with average.shown():
-                    school.show(done, model)
-            school.progress(done, school.steps)
+                    training.show(done, model)
+            training.progress(done, training.steps)
             if stop.is_asked(accelerator) and not is_last:
                 save(done)
                 stop.go_on()
@@ -144,29 +145,29 @@ def train(
 def _spread(
     portrait: WanPortrait | VaceBranch, config: GeneratorTraining, accelerator: Accelerator
 ) -> tuple[nn.Module, Any]:
-    """Model and optimiser as the launcher wants them: whole on each device, or under FSDP a piece on each."""
+    """Prepare model and optimiser for the launcher's distribution type: replicas, or shards (FSDP 2)."""
     way = accelerator.distributed_type
     if way.name not in SPREADS or (way is DistributedType.FSDP and not accelerator.is_fsdp2):
         found = "FSDP 1" if way is DistributedType.FSDP else way.name
         raise UsageError(
-            f"accelerate spreads the model by {found}, expected one device, DDP or FSDP 2. Launch with "
+            f"accelerate distributes the model by {found}, expected one device, DDP or FSDP 2. Launch with "
             "`accelerate launch --use_fsdp --fsdp_version 2`, or with `--multi_gpu`."
         )
     if way is DistributedType.FSDP:
         plugin = accelerator.state.fsdp_plugin
         assert plugin is not None
-        # Every process has read the weights; accelerate's way of having one read them fails at a model with buffers.
+        # Every process has read the weights: accelerate's mode in which only one does fails for models with buffers.
         plugin.cpu_ram_efficient_loading = False
-        # It warns of changing what the model gives in place, which nothing here does.
+        # FSDP warns not to change the output of the model in place; this training does not.
         warnings.filterwarnings("ignore", "FSDP2-wrapped module")
-    # What accelerate gathers at a time when it is told to go by the transformer's blocks.
+    # Units that FSDP gathers at a time, if it is launched to wrap by transformer blocks.
     portrait._no_split_modules = portrait.transformer._no_split_modules  # pyright: ignore[reportArgumentType]
     return accelerator.prepare(portrait, optimizer_of(portrait, config))
 
 
 @dataclass(frozen=True)
 class _Rate:
-    """Learning rates of one step: they rise during the warm-up."""
+    """Learning rates of one step: they rise linearly during the warm-up, and are constant then."""
 
     config: GeneratorTraining
     task: GeneratorTask
@@ -178,37 +179,37 @@ class _Rate:
             group["lr"] = rise * group["full_rate"]
 
 
-def _step(model, optimizer, lessons: Sequence[Lesson], rate: _Rate, accelerator: Accelerator) -> float:
-    """One step of the optimiser over some lessons, one after the other; the mean error."""
+def _step(model, optimizer, examples: Sequence[Example], rate: _Rate, accelerator: Accelerator) -> float:
+    """One optimiser step, with gradients accumulated over some examples; returns their mean loss."""
     rate.set(optimizer)
     total = 0.0
-    for index, lesson in enumerate(lessons):
-        if index + 1 < len(lessons):
+    for index, example in enumerate(examples):
+        if index + 1 < len(examples):
             with accelerator.no_sync(model):
-                total += _backward(model, lesson, rate.task, accelerator, share=1 / len(lessons))
+                total += _backward(model, example, rate.task, accelerator, share=1 / len(examples))
         else:
-            total += _backward(model, lesson, rate.task, accelerator, share=1 / len(lessons))
+            total += _backward(model, example, rate.task, accelerator, share=1 / len(examples))
     accelerator.clip_grad_norm_(model.parameters(), CLIP)
     optimizer.step()
     optimizer.zero_grad()
     return total
 
 
-def _backward(model, lesson: Lesson, task: GeneratorTask, accelerator: Accelerator, *, share: float) -> float:
-    loss = share * weight_of(lesson.sigma, task) * error_of(model, lesson, accelerator.device)
+def _backward(model, example: Example, task: GeneratorTask, accelerator: Accelerator, *, share: float) -> float:
+    loss = share * weight_of(example.sigma, task) * error_of(model, example, accelerator.device)
     accelerator.backward(loss)
     return float(loss.detach())
 
 
-def error_of(model: nn.Module, lesson: Lesson, device: torch.device) -> Float[Tensor, ""]:
-    """Mean square error of the velocity, weighted as the lesson says."""
-    found = model(lesson.noisy().to(device), **lesson.told(device))
-    error = (found.float() - lesson.target().to(device)).square()
-    return (error if lesson.weight is None else error * lesson.weight.to(device)).mean()
+def error_of(model: nn.Module, example: Example, device: torch.device) -> Float[Tensor, ""]:
+    """Mean squared error of the velocity, weighted by `example.weight`."""
+    found = model(example.noisy().to(device), **example.conditions(device))
+    error = (found.float() - example.target().to(device)).square()
+    return (error if example.weight is None else error * example.weight.to(device)).mean()
 
 
 def weight_of(sigma: float, task: GeneratorTask) -> float:
-    """Weight of a lesson's error by the loss: 1 for `velocity`, (1 - sigma)^2 for `epsilon`.
+    """Weight of an example's error in the loss: 1 for `velocity`, (1 - sigma)^2 for `epsilon`.
 
     With z_s = (1 - s) z + s e and v = e - z, an error d of v is an error (1 - s) d of e.
     """
@@ -216,17 +217,17 @@ def weight_of(sigma: float, task: GeneratorTask) -> float:
 
 
 @torch.no_grad()
-def examined(model: nn.Module, exam: Sequence[Lesson], device: torch.device) -> dict[str, float]:
-    """Error on people that nothing was learned from."""
-    if not exam:
+def held_out_error(model: nn.Module, validation: Sequence[Example], device: torch.device) -> dict[str, float]:
+    """Mean error over held-out examples, as figure `held_out`; no figure without examples."""
+    if not validation:
         return {}
-    return {"held_out": math.fsum(float(error_of(model, lesson, device)) for lesson in exam) / len(exam)}
+    return {"held_out": math.fsum(float(error_of(model, example, device)) for example in validation) / len(validation)}
 
 
-def _lessons(lessons: Lessons, step: int, config: GeneratorTraining, accelerator: Accelerator) -> list[Lesson]:
-    """This process's lessons of a step: together the processes take one after the other."""
+def _examples(examples: Examples, step: int, config: GeneratorTraining, accelerator: Accelerator) -> list[Example]:
+    """Examples of a step for this process: each process takes `config.batch` consecutive numbers."""
     first = (step * accelerator.num_processes + accelerator.process_index) * config.batch
-    return [lessons.lesson(first + k) for k in range(config.batch)]
+    return [examples.example(first + k) for k in range(config.batch)]
 
 
 def _mean(errors: Sequence[float], accelerator: Accelerator) -> float:
@@ -256,7 +257,7 @@ class Stop:
         signal.signal(number, self._before[number])
 
     def is_asked(self, accelerator: Accelerator) -> bool:
-        """Say whether any process got such a signal; all processes have to call this together."""
+        """True if any process got such a signal; all processes must call it together."""
         if accelerator.num_processes == 1:
             return bool(self._number)
         numbers = accelerator.gather(torch.tensor([self._number], device=accelerator.device))
@@ -264,9 +265,9 @@ class Stop:
         return bool(self._number)
 
     def go_on(self) -> None:
-        """Call the handler that was set before, which ends the program."""
+        """Call the handler that was installed before, and end the program."""
         handler = self._before[self._number]
         if callable(handler):
-            # Not by raising the signal again: what it raises would be lost if it came while Python collects garbage.
+            # The signal is not raised again: an exception that a handler raises in a garbage collection is lost.
             handler(self._number, None)
         raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""`train generator`: from a prepared set to a folder of weights, with sheets of films on the way."""
+"""`train generator`: from prepared datasets to a folder of weights, with sheets of sample films on the way."""
 
 import json
 import logging
@@ -34,40 +34,41 @@ from expportrait_cli.runtime import Stage, best_device, use_threads
 from expportrait_cli.train.config import VACE_RANK, GeneratorTask, GeneratorTraining
 from expportrait_cli.train.curves import History
 from expportrait_cli.train.generator.cache import Entry, Maker, build_cache, entry_of
-from expportrait_cli.train.generator.lessons import Lesson, Lessons
-from expportrait_cli.train.generator.loop import School, set_free, train
+from expportrait_cli.train.generator.examples import Example, Examples
+from expportrait_cli.train.generator.loop import Training, set_free, train
 from expportrait_cli.train.generator.state import averaged_weights
-from expportrait_cli.train.transfer.performers import held_out
+from expportrait_cli.train.transfer.clips import held_out
 from expportrait_cli.train.transfer.run import begun
 from expportrait_cli.version import __version__
 
 log = logging.getLogger(__name__)
 
 COLUMNS = 5
+"""Frames in each row of a sheet."""
 
 
 @torch.no_grad()
 def sampled(
-    model: nn.Module, lesson: Lesson, device: torch.device, *, steps: int, shift: float
+    model: nn.Module, example: Example, device: torch.device, *, steps: int, shift: float
 ) -> Float[Tensor, "1 16 T h w"]:
-    """Latents that the model makes from the lesson's noise, normals and photo."""
-    told = lesson.told(device)
+    """Latents that the model generates from the example's noise and conditions."""
+    told = example.conditions(device)
 
     def velocity(state: Tensor, sigma: float) -> Tensor:
         at = torch.full_like(told["timestep"], TIMESTEPS * sigma)  # pyright: ignore[reportArgumentType]
         return model(state, **{**told, "timestep": at})
 
-    return sample(velocity, lesson.noise.to(device), sigmas_of(steps, shift=shift))
+    return sample(velocity, example.noise.to(device), sigmas_of(steps, shift=shift))
 
 
 @torch.inference_mode()
-def write_films(path: Path, lesson: Lesson, made: Float[Tensor, "1 16 T h w"], vae: Vae) -> Path:
-    """Write a PNG of rows: normals, the proxy film if it was told, film and truth; the photo in front of them."""
-    films = [_decoded(vae, film) for film in (lesson.hint, made, lesson.film) if film is not None]
-    shown = lesson.normals[0, :, 4 * lesson.lead :].permute(1, 2, 3, 0).numpy()
+def write_films(path: Path, example: Example, made: Float[Tensor, "1 16 T h w"], vae: Vae) -> Path:
+    """Write a PNG with rows for normals, proxy film (if any), sampled film and truth; the photo is the first column."""
+    films = [_decoded(vae, film) for film in (example.hint, made, example.film) if film is not None]
+    shown = example.normals[0, :, 4 * example.lead :].permute(1, 2, 3, 0).numpy()
     columns = np.unique(np.linspace(0, len(films[0]) - 1, COLUMNS).round().astype(int))
-    photo = _decoded(vae, lesson.photo)[0]
-    still = encode(lesson.still[0].permute(1, 2, 0).numpy())
+    photo = _decoded(vae, example.photo)[0]
+    still = encode(example.still[0].permute(1, 2, 0).numpy())
     rows = [[still, *(encode(shown[k]) for k in columns)]]
     rows += [[photo, *(film[k] for k in columns)] for film in films]
     return write_png(path, np.concatenate([np.concatenate(row, 1) for row in rows]))
@@ -80,13 +81,13 @@ def _decoded(vae: Vae, latents: Float[Tensor, "1 16 T h w"]) -> list[UInt8[np.nd
     return [picture for chunk in frames for picture in pictures(chunk, height, width)]
 
 
-EXAM = 8
-"""Lessons that the held-out curve is the mean of."""
+VALIDATION = 8
+"""Held-out examples over which the validation error is averaged."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run: what it was asked for, and where it keeps what it needs to go on."""
+    """Inputs, settings and working files of one run."""
 
     datasets: Sequence[Path]
     out: Path
@@ -97,12 +98,12 @@ class Run:
 
     @property
     def work(self) -> Path:
-        """Folder of the cache, the state and the curves."""
+        """Folder of the cache, the state, the reports and the sample films."""
         return self.out.with_name(f"{self.out.name}.work")
 
     @property
     def state(self) -> Path:
-        """File of the state."""
+        """File of the training state."""
         return self.work / "state.safetensors"
 
     @property
@@ -111,7 +112,7 @@ class Run:
         return bool(self.config.lora) and best_device().type == "cuda"
 
     def portrait(self) -> WanPortrait | VaceBranch:
-        """Make the generator as it is before the first step; the same seed gives the same weights."""
+        """Build the generator before its first step; the same seed gives the same weights."""
         torch.manual_seed(self.config.seed)
         dtype = torch.bfloat16 if self.halved else torch.float32
         if self.task.control == "normals":
@@ -129,15 +130,15 @@ class Run:
 def train_generator(
     datasets: Sequence[Path], out: Path, base: str, config: GeneratorTraining, task: GeneratorTask, stage: Stage
 ) -> dict[str, Any]:
-    """Train, or go on where the last run stopped; write the generator, its curves and films on the way.
+    """Train, or resume the last run; write the generator, reports and sample films. Returns a summary of the run.
 
-    Under `accelerate launch` on several devices every process calls it; all but the main one get nothing back.
+    Under `accelerate launch` on several devices every process calls it; all but the main one return an empty dict.
 
     Raises:
         InputError: no prepared set, sets of several head models, or the state of another run.
-        UsageError: a run with other settings is under way in the same place; a base that was trained with the proxy
-            film, or without, and now is not.
-        WeightsError: the base is missing, or is none.
+        UsageError: the folder has a run with other settings; or the base was trained with the proxy film, and `task` is
+            without, or the reverse.
+        WeightsError: the base is missing, or is no Wan model.
     """
     latent_frames(config.frames)
     check_place(out)
@@ -153,10 +154,10 @@ def train_generator(
     with begun(run.work / "run.json", noted) if accelerator.is_main_process else nullcontext():
         learners, judges = _entries(run, accelerator)
         portrait = run.portrait()
-        school = _school(run, learners, judges, accelerator)
-    train(portrait, school, config, task, accelerator)
+        training = _training(run, learners, judges, accelerator)
+    train(portrait, training, config, task, accelerator)
     summary = {
-        "steps": school.steps,
+        "steps": training.steps,
         "clips": len(learners),
         "people": len({entry.person for entry in learners}),
         "held_out": sorted({entry.person for entry in judges}),
@@ -168,7 +169,7 @@ def train_generator(
 
 
 def _check(run: Run) -> None:
-    """Refuse a base that cannot learn what is asked, and say what memory the training takes."""
+    """Refuse a base that does not fit the task, and too little memory; log the memory that the training takes."""
     kind = network_config(run.base.folder / TRANSFORMER).get("_class_name")
     is_vace, wants_vace = kind == "WanVACETransformer3DModel", run.task.control == "normals"
     if is_vace != wants_vace:
@@ -178,16 +179,16 @@ def _check(run: Run) -> None:
         raise UsageError("`hint` is for a generator of our own, not for VACE. Leave it out.")
     check_hint(run.base, run.task.hint)
     shape, config = Shape.of(run.base.folder / TRANSFORMER), run.config
-    # Weights, gradients, two moments and the average, in float32; with a LoRA the weights alone.
+    # Weights, gradients, two moments and the average, in float32; with a LoRA only the weights count.
     fixed = shape.parameters * ((2 if run.halved else 4) if config.lora else 20)
     tokens = (latent_frames(config.frames) + 1) * (config.size // 16) ** 2
     layers = shape.layers + shape.controls
-    # With checkpointing one block works at a time, and of the others the input is kept.
+    # With checkpointing only the inputs of the blocks are kept, and the activations of one block at a time.
     kept = 2 * tokens * shape.width * layers * (1 if run.task.checkpointing else 12)
     work = kept + tokens * (shape.width * 40 + shape.hidden * 8)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     log.info(
-        "Training takes about %.1f GB, and %.1f GB to work in; %.1f GB are free.",
+        "Training takes about %.1f GB for weights and optimiser, and %.1f GB for activations; %.1f GB are free.",
         fixed / GB,
         work / GB,
         free_bytes(device) / GB,
@@ -207,13 +208,13 @@ def _precision() -> str | None:
 
 
 def _entries(run: Run, accelerator: Accelerator) -> tuple[list[Entry], list[Entry]]:
-    """Clips to learn from and to judge by; each process makes its share of the cache."""
+    """Cached clips to train on, and held-out ones (none if all would be); each process makes its share of the cache."""
     opened = [Dataset.open(folder) for folder in run.datasets]
     models = sorted({dataset.head_model for dataset in opened})
     if len(models) > 1:
         raise InputError(f"The sets mix the head models {' and '.join(models)}. Prepare them with one of them.")
     head = head_by_name(kind_of_head(models[0]))  # pyright: ignore[reportArgumentType]
-    # A clip's name says what it shows: of one that is in two sets, one will do.
+    # Clips of the same name have the same content: one that is in two sets is used once.
     clips = list({clip.name: clip for dataset in opened for clip in dataset.clips}.values())
     folder = run.work / "cache"
     encoder = run.base.image_encoder
@@ -238,26 +239,26 @@ def _vae(run: Run, accelerator: Accelerator) -> Vae:
     return Vae(load_vae(run.base.vae).to(accelerator.device))  # pyright: ignore[reportArgumentType]
 
 
-def _school(run: Run, learners: list[Entry], judges: list[Entry], accelerator: Accelerator) -> School:
+def _training(run: Run, learners: list[Entry], judges: list[Entry], accelerator: Accelerator) -> Training:
     config, task = run.config, run.task
-    lessons = Lessons(learners, task, frames=config.frames, seed=config.seed)
-    exam = Lessons(judges, task, frames=config.frames, seed=config.seed).exam(EXAM) if judges else []
-    told = replace((exam or lessons.exam(1))[0], sigma=1.0)
+    examples = Examples(learners, task, frames=config.frames, seed=config.seed)
+    validation = Examples(judges, task, frames=config.frames, seed=config.seed).validation(VALIDATION) if judges else []
+    told = replace((validation or examples.validation(1))[0], sigma=1.0)
     together = config.batch * accelerator.num_processes
-    steps = config.steps or max(1, config.epochs * len(lessons) // together)
+    steps = config.steps or max(1, config.epochs * len(examples) // together)
     history = History(run.work / "history.jsonl", tensorboard=run.work / "tensorboard")
 
     def show(step: int, model: nn.Module) -> None:
         made = sampled(model, told, accelerator.device, steps=task.sample_steps, shift=task.shift)
         if accelerator.is_main_process:
-            # Loaded when it is needed: most of the time the memory is the generator's.
+            # The VAE is loaded only now, to leave the memory to the generator.
             write_films(run.work / "films" / f"step-{step:07d}.png", told, made, _vae(run, accelerator))
 
     def log(step: int, figures: dict[str, float]) -> None:
         if accelerator.is_main_process:
             history.add(step, figures)
 
-    return School(lessons, exam, steps, run.state, run.stage("train"), log, show)
+    return Training(examples, validation, steps, run.state, run.stage("train"), log, show)
 
 
 def _export(run: Run, summary: dict[str, Any]) -> None:
@@ -293,14 +294,14 @@ def _export(run: Run, summary: dict[str, Any]) -> None:
 
 
 def _frame_rule(frames: int) -> FrameRule:
-    """Windows as long as in training, which overlap by five latent frames, or by half of theirs."""
+    """Windows of the length of the training windows, with an overlap of five latent frames, or half a window."""
     overlap = max(1, min(5, latent_frames(frames) // 2))
     return FrameRule(window=frames, overlap=TEMPORAL * overlap)
 
 
 @torch.inference_mode()
 def _blank(vae: Vae) -> torch.Tensor:
-    """Latent of a grey film once its beginning is forgotten."""
+    """Mean latent (16 channels) of a grey film, late enough that its first frame has no influence."""
     encoding, grey = Encoding(vae), torch.zeros(1, 3, 1, 64, 64)
     latent = encoding.push(grey)
     for _ in range(4):

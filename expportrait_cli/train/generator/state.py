@@ -1,6 +1,6 @@
-"""A run of `train generator` on disk, and the running average of its weights.
+"""Saved state of `train generator`, and the moving average of its weights.
 
-All of it is gathered from wherever accelerate has put it: one device, copies on several, or pieces of one model.
+The state is gathered from one device, from replicas on several (DDP), or from shards of the model (FSDP).
 """
 
 from collections.abc import Iterator
@@ -31,22 +31,22 @@ READ = StateDictOptions(full_state_dict=True, strict=False)
 
 
 class Average:
-    """Exponential mean over the weights that learn, piece by piece where they lie."""
+    """Exponential moving average of the trained weights; under FSDP, each process averages its own shards."""
 
     def __init__(self, model: nn.Module):
-        """Begin with the weights as they are."""
+        """Start at the current weights."""
         self._model = model
         self._weights = [p for p in model.parameters() if p.requires_grad]
         self._means = [p.detach().clone() for p in self._weights]
 
     @torch.no_grad()
     def follow(self, keep: float) -> None:
-        """Move towards the weights; with `keep` 0 be them."""
+        """Set the average to `keep` times itself plus 1 - `keep` times the weights."""
         follow(self._means, self._weights, keep)
 
     @contextmanager
     def shown(self) -> Iterator[None]:
-        """Have the model use the mean instead of its weights."""
+        """Context in which the model has the averaged weights instead of its own."""
         self._swap()
         try:
             yield
@@ -55,7 +55,7 @@ class Average:
 
     @torch.no_grad()
     def _swap(self) -> None:
-        # What FSDP has put together for a forward pass it would use for the next, unless that was a training step.
+        # FSDP would reuse weights that it gathered for the last forward pass, unless that was a training step.
         for module in self._model.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()
@@ -68,7 +68,7 @@ class Average:
 def save_state(
     path: Path, step: int, model: nn.Module, average: Average, optimizer: torch.optim.Optimizer, *, is_main: bool
 ) -> None:
-    """Write weights, their average and the optimiser's moments; every process calls it, the main one writes."""
+    """Write weights, their average and the optimiser's moments; every process must call it, the main one writes."""
     tensors = {NETWORK + name: value for name, value in _weights(model).items()}
     with average.shown():
         tensors |= {AVERAGE + name: value for name, value in _weights(model).items()}
@@ -80,10 +80,10 @@ def save_state(
 
 
 def load_state(path: Path, model: nn.Module, average: Average, optimizer: torch.optim.Optimizer) -> int:
-    """Take up a run where it was left: the steps that it has made, 0 without a file.
+    """Load the state of a run, if the file exists; returns the number of steps done, 0 without a file.
 
     Raises:
-        InputError: the file is that of another run, or damaged.
+        InputError: the file belongs to another generator, or is damaged.
     """
     if not path.is_file():
         return 0
@@ -104,19 +104,19 @@ def load_state(path: Path, model: nn.Module, average: Average, optimizer: torch.
 
 
 def averaged_weights(path: Path) -> dict[str, Tensor]:
-    """Read the averaged weights out of a state's file."""
+    """Read the averaged weights from a state file."""
     with safe_open(path, "pt") as file:
         names = [name for name in file.keys() if name.startswith(AVERAGE)]  # noqa: SIM118
         return {name.removeprefix(AVERAGE): file.get_tensor(name) for name in names}
 
 
 def _names(model: nn.Module) -> dict[nn.Parameter, str]:
-    """Names of what learns, as they were before accelerate put the model into another."""
+    """Names of the trained parameters, without the prefix that accelerate's wrapper adds."""
     return {p: name.removeprefix("module.") for name, p in model.named_parameters() if p.requires_grad}
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:
-    """Copies of the weights that are trained, on the CPU; empty in all processes but the main one."""
+    """Copies of the trained weights, on the CPU; empty in all processes but the main one."""
     learning, found = set(_names(model).values()), get_model_state_dict(model, options=WHOLE)
     return {k: v.detach().cpu().clone() for k, v in found.items() if k in learning and isinstance(v, Tensor)}
 
@@ -126,13 +126,13 @@ def _set_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
 
 
 def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """State of the optimiser; all processes have to call this, and all but the main one get an empty one."""
+    """Optimiser state by parameter name; every process must call it, and all but the main one get an empty dict."""
     state: dict[str, Any] = {**get_optimizer_state_dict(model, optimizer, options=WHOLE)}
     return state.get("state", {})
 
 
 def _optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """State of an optimiser from a file's tensors, by the names of the weights."""
+    """Optimiser state dict, by parameter name, from a state file's tensors."""
     names = _names(model)
     groups = [{**group, "params": [names[p] for p in group["params"]]} for group in optimizer.param_groups]
     state: dict[str, dict[str, Tensor]] = {name: {} for group in groups for name in group["params"]}

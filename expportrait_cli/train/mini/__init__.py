@@ -1,1 +1,1 @@
-"""Training of the small painter (`train mini`), and its gate."""
+"""Training of the small painting network (`train mini`), and the check that it must pass (`train gate`)."""

@@ -1,6 +1,6 @@
-"""Train the small painter: one step from the proxy to the picture, through its gate.
+"""Training data and training loop of the small painting network, which corrects a proxy film in one step.
 
-It learns from films that the real pipeline makes of prepared clips, whose truth is known.
+Its examples are proxy films that the tool makes of prepared clips, with the clip's own frames as ground truth.
 """
 
 import copy
@@ -30,17 +30,18 @@ from expportrait_cli.train.scenes import own_scene, photo_rows
 from expportrait_cli.train.state import follow, load_state, save_state
 
 SIZE = 256
-"""Side of the pictures, px, that the painter works on."""
+"""Side of the training pictures, px, before they are cropped."""
 TIMES = 4
 """Frames of a window."""
 STRIDES = (1, 2, 3)
+"""Steps between the frames of a window; the windows of a film take them in turn."""
 NORMAL = 127.0
-"""A unit normal as 8 bits hold it."""
+"""Component 1 of a normal as an 8-bit integer."""
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """Windows of one film, and what the camera saw instead."""
+class Example:
+    """Windows of one proxy film, and the clip's own frames (ground truth)."""
 
     KIND: ClassVar[str] = "lesson"
     VERSION: ClassVar[int] = 1
@@ -48,18 +49,21 @@ class Lesson:
     person: str
     photo: UInt8[np.ndarray, "S S 3"]
     still: Int8[np.ndarray, "S S 3"]
-    """N^R in steps of 1/127."""
+    """Normal map N^R of the photo, in steps of 1/127."""
     proxy: UInt8[np.ndarray, "N T S S 3"]
     guess: UInt8[np.ndarray, "N T S S"]
-    """In steps of 1/255."""
+    """Share of each pixel that the proxy had to guess, in steps of 1/255."""
     normals: Int8[np.ndarray, "N T S S 3"]
     truth: UInt8[np.ndarray, "N T S S 3"]
 
 
-def lessons(
+def make_examples(
     clips: Sequence[Clip], head: HeadModel, *, photos: int, windows: int, folder: Path, progress: Progress
 ) -> list[Path]:
-    """Make the lessons that `folder` lacks: `photos` of each clip, as different as they come, `windows` of each."""
+    """Make the examples that `folder` lacks, and return the paths of all.
+
+    Of each clip, up to `photos` frames that differ most are photos of one example each, which has `windows` windows.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for index, clip in enumerate(clips):
@@ -68,14 +72,14 @@ def lessons(
         for row in photo_rows(tracking, photos):
             path = folder / f"{clip.name}-{row:05d}.npz"
             if not path.is_file():
-                npz.save(_lesson(clip, tracking, int(row), head, windows=windows), path, made_by={})
+                npz.save(_example(clip, tracking, int(row), head, windows=windows), path, made_by={})
             paths.append(path)
     progress(len(clips), len(clips))
     return paths
 
 
 def window_rows(frame_count: int, count: int, seed: int) -> list[np.ndarray]:
-    """Windows spread over a film, in rising order, with every stride in turn."""
+    """Frame indices of `count` random windows of a film, in the order of their starts; strides take turns."""
     draw = np.random.default_rng(seed)
     starts = np.sort(draw.integers(0, max(frame_count - max(STRIDES) * (TIMES - 1), 1), count))
     strides = [STRIDES[k % len(STRIDES)] for k in range(count)]
@@ -83,9 +87,9 @@ def window_rows(frame_count: int, count: int, seed: int) -> list[np.ndarray]:
     return [np.minimum(each, frame_count - 1) for each in rows]
 
 
-def _lesson(clip: Clip, tracking: Tracking, row: int, head: HeadModel, *, windows: int) -> Lesson:
+def _example(clip: Clip, tracking: Tracking, row: int, head: HeadModel, *, windows: int) -> Example:
     with own_scene(clip, tracking, row, head, size=SIZE) as scene:
-        # The network corrects pictures by the mesh alone (`MiniPainter.detail`).
+        # The network gets normals without static detail (`MiniPainter.detail`).
         scene = replace(scene, detail=False)
         chosen = window_rows(len(tracking.error), windows, seed=row)
         sketches = [[_at(scene, int(frame)) for frame in rows] for rows in chosen]
@@ -93,7 +97,7 @@ def _lesson(clip: Clip, tracking: Tracking, row: int, head: HeadModel, *, window
     needed = np.unique(np.concatenate(chosen))
     pictures = read_pictures(str(clip.video), needed)
     seen = dict(zip(needed.tolist(), (crop_image(picture, crop, SIZE) for picture in pictures), strict=True))
-    return Lesson(
+    return Example(
         person=clip.person,
         photo=still.photo,
         still=_steps(still.normals),
@@ -113,62 +117,62 @@ def _steps(normals: Float32[np.ndarray, "S S 3"]) -> Int8[np.ndarray, "S S 3"]:
 
 
 HELD = 24
-"""Lessons in memory at a time; one is exchanged every `EXCHANGE` steps."""
+"""Examples in memory at a time; one is replaced every `EXCHANGE` steps."""
 EXCHANGE = 8
 WARM_UP = 100
 GUESS = 0.5
 GUESSED, HEAD = 4.0, 1.0
-"""Extra weights of pixels that the proxy guessed, and of pixels on the head."""
+"""Loss weights that are added where the proxy guessed, and on the head, to the 1 that every pixel has."""
 EDGES = 1.0
-"""Weight of the difference between neighbours, beside that of the pixels."""
+"""Weight of the error in differences of neighbouring pixels; that of the pixels has 1."""
 
 Log = Callable[[int, dict[str, float]], None]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Windows as the network takes them, and the truth; colours in -1..1."""
+    """Windows as the network takes them (colour, guessed share, normal), and the truth; colours in -1..1."""
 
     frames: Float[Tensor, "B T 7 H W"]
     still: Float[Tensor, "B 7 H W"]
     truth: Float[Tensor, "B T 3 H W"]
 
 
-def window(lesson: Lesson, index: int) -> Batch:
-    """One window of a lesson, whole."""
-    colours = [torch.from_numpy(each.astype(np.float32) / 127.5 - 1) for each in (lesson.proxy[index], lesson.photo)]
-    guess = torch.from_numpy(lesson.guess[index].astype(np.float32) / 255)[..., None]
-    normals = [torch.from_numpy(each.astype(np.float32) / NORMAL) for each in (lesson.normals[index], lesson.still)]
+def window(example: Example, index: int) -> Batch:
+    """Return one window of an example, uncropped, as a batch of one."""
+    colours = [torch.from_numpy(each.astype(np.float32) / 127.5 - 1) for each in (example.proxy[index], example.photo)]
+    guess = torch.from_numpy(example.guess[index].astype(np.float32) / 255)[..., None]
+    normals = [torch.from_numpy(each.astype(np.float32) / NORMAL) for each in (example.normals[index], example.still)]
     frames = torch.cat([colours[0], guess, normals[0]], -1).permute(0, 3, 1, 2)[None]
     still = torch.cat([colours[1], torch.zeros_like(guess[0]), normals[1]], -1).permute(2, 0, 1)[None]
-    truth = torch.from_numpy(lesson.truth[index].astype(np.float32) / 127.5 - 1).permute(0, 3, 1, 2)[None]
+    truth = torch.from_numpy(example.truth[index].astype(np.float32) / 127.5 - 1).permute(0, 3, 1, 2)[None]
     return Batch(frames, still, truth)
 
 
-class Lessons:
-    """Batches of random windows; which ones depends on the step alone, so that a run can go on anywhere."""
+class Examples:
+    """Batches of random windows. They depend on step and seed alone, so that a run can be resumed at any step."""
 
     def __init__(self, paths: Sequence[Path], config: MiniTraining) -> None:
         self._paths, self._config = list(paths), config
-        self._held: dict[int, Lesson] = {}
+        self._held: dict[int, Example] = {}
 
     def batch(self, step: int) -> Batch:
-        """Draw the batch of a step: crops, mirrored and coloured at random, with faults added to some proxies."""
+        """Draw the batch of a step: random crops, flips and colour gains, and faults added to some proxies."""
         draw = np.random.default_rng((self._config.seed, step))
         first = step // EXCHANGE
         here = [self._in_order(first + k) for k in range(min(HELD, len(self._paths)))]
-        self._held = {k: self._held.get(k) or npz.load(Lesson, self._paths[k]) for k in dict.fromkeys(here)}
+        self._held = {k: self._held.get(k) or npz.load(Example, self._paths[k]) for k in dict.fromkeys(here)}
         parts = [self._one(self._held[int(draw.choice(here))], draw) for _ in range(self._config.windows)]
         return Batch(*(torch.cat([getattr(part, name) for part in parts]) for name in ("frames", "still", "truth")))
 
     def _in_order(self, position: int) -> int:
-        """Lesson at a place of an endless row in which each round has another order."""
+        """Index of the example at a position of an endless sequence; each round is a new permutation."""
         count = len(self._paths)
         order = np.random.default_rng((self._config.seed, 1 << 20, position // count)).permutation(count)
         return int(order[position % count])
 
-    def _one(self, lesson: Lesson, draw: np.random.Generator) -> Batch:
-        whole = window(lesson, int(draw.integers(len(lesson.proxy))))
+    def _one(self, example: Example, draw: np.random.Generator) -> Batch:
+        whole = window(example, int(draw.integers(len(example.proxy))))
         side = self._config.side
         top, left = _corner(whole.frames[0, :, 3], side, draw)
         cut = (..., slice(top, top + side), slice(left, left + side))
@@ -186,7 +190,7 @@ class Lessons:
 
 
 def _corner(guess: Float[Tensor, "T H W"], side: int, draw: np.random.Generator) -> tuple[int, int]:
-    """Top and left of a crop around a pixel that the proxy guessed."""
+    """Top and left of a random crop; it contains a pixel that the proxy guessed, if there is one."""
     rows, columns = np.nonzero(guess.amax(0).numpy() > GUESS)
     if not len(rows):
         return int(draw.integers(0, SIZE - side + 1)), int(draw.integers(0, SIZE - side + 1))
@@ -196,7 +200,7 @@ def _corner(guess: Float[Tensor, "T H W"], side: int, draw: np.random.Generator)
 
 
 def _spoil(frames: Float[Tensor, "1 T 7 H W"], draw: np.random.Generator) -> None:
-    """Faults of a fit worse than those at hand: the picture off by a pixel or two, or soft; in place."""
+    """Imitate a worse fit, in place: shift the proxy by up to two pixels, and blur it in half of the cases."""
     colour = frames[0, :, :3]
     down, right = (int(n) for n in draw.integers(-2, 3, 2))
     colour.copy_(torch.roll(colour, (down, right), (-2, -1)))
@@ -205,7 +209,7 @@ def _spoil(frames: Float[Tensor, "1 T 7 H W"], draw: np.random.Generator) -> Non
 
 
 def loss_of(network: MiniNet, batch: Batch) -> Float[Tensor, ""]:
-    """Mean absolute error of pixels and of edges, more where the proxy guessed and on the head."""
+    """Mean absolute error of pixels and of their differences; weights are higher where guessed and on the head."""
     error = batch.frames[:, :, :3] + correct(network, batch.frames, batch.still) - batch.truth
     unsure = torch.nn.functional.max_pool2d(batch.frames[:, :, 3:4].flatten(0, 1), 5, stride=1, padding=2)
     on_head = (batch.frames[:, :, 4:].square().sum(2, keepdim=True) > 0.25).float()
@@ -217,9 +221,9 @@ def loss_of(network: MiniNet, batch: Batch) -> Float[Tensor, ""]:
 def train(
     paths: Sequence[Path], config: MiniTraining, *, state: Path, progress: Progress, log: Log, judge: Callable
 ) -> MiniNet:
-    """Train on lessons, or go on from `state`; returns the running average of the weights.
+    """Train on examples, or resume from `state`; returns the network with its averaged weights.
 
-    `judge` measures a network on people that it does not learn from; `log` is told every `report_every` steps.
+    Every `report_every` steps, `log` gets the step and figures, with those that `judge` measures on held-out people.
     """
     torch.manual_seed(config.seed)
     network = MiniNet(MiniShape())
@@ -227,7 +231,7 @@ def train(
     optimizer = torch.optim.AdamW(network.parameters(), lr=config.rate, weight_decay=1e-4)
     generator = torch.Generator().manual_seed(config.seed)
     first = load_state(state, network, average, optimizer, generator)
-    source, running = Lessons(paths, config), 0.0
+    source, running = Examples(paths, config), 0.0
     for step in range(first, config.steps):
         for group in optimizer.param_groups:
             group["lr"] = config.rate * _share(step, config.steps)
@@ -248,6 +252,6 @@ def train(
 
 
 def _share(step: int, steps: int) -> float:
-    """Share of the full learning rate: it rises during the warm-up, then falls as a cosine to 0.05."""
+    """Learning rate of a step, as a share of the peak: a linear warm-up times a half cosine from 1 to 0.05."""
     warm = min(1.0, (step + 1) / WARM_UP)
     return warm * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / steps)))

@@ -1,4 +1,4 @@
-"""`train mini` and `train gate`: the training of the small painter, and whether it passed."""
+"""`train mini` and `train gate`: training of the small painting network, and the check whether it beats the proxy."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -20,44 +20,45 @@ from expportrait_cli.pipeline.heads import head_by_name, kind_of_head
 from expportrait_cli.runtime import Stage, use_threads
 from expportrait_cli.train.config import MiniTraining
 from expportrait_cli.train.curves import History
-from expportrait_cli.train.mini.loop import Lesson, lessons, train, window
-from expportrait_cli.train.transfer.performers import held_out
+from expportrait_cli.train.mini.loop import Example, make_examples, train, window
+from expportrait_cli.train.transfer.clips import held_out
 from expportrait_cli.train.transfer.run import begun
 from expportrait_cli.version import __version__
 
 GUESSED, ON_HEAD = 0.5, 0.25
+"""Guessed share, and squared length of the normal, above which a pixel counts as guessed, and as on the head."""
 LEAST = {"head_db": 0.3, "guessed_db": 3.0}
-"""Least gains over the proxy, dB of PSNR."""
+"""Smallest gains in PSNR over the proxy that pass, dB."""
 SHARP = 0.9
-"""Least share of the truth's edges on the head that has to be left."""
+"""Smallest strength of edges on the head that passes, as a share of the truth's."""
 STEADY = 1.0
-"""Largest flicker, as a multiple of the proxy's."""
+"""Largest flicker that passes, as a multiple of the proxy's."""
 
 Figures = dict[str, float]
 
 
 def judge(network: MiniNet, paths: Sequence[Path]) -> tuple[Figures, list[Figures]]:
-    """Means over lessons, and each lesson's figures.
+    """Measure a network; return the means over the examples, and the figures of each.
 
     `*_db` is the gain in PSNR over the proxy: of all pixels, of the head's, of those that the proxy guessed.
     `sharp` is the strength of edges on the head as a share of the truth's, `sharp_proxy` that of the proxy;
-    `flicker` the change of the error from frame to frame, as a share of the proxy's.
+    `flicker` is the mean change of the error between frames, as a multiple of the proxy's.
     """
-    rows = [_lesson(network, npz.load(Lesson, path)) for path in paths]
+    rows = [_figures(network, npz.load(Example, path)) for path in paths]
     names = rows[0] if rows else {}
     return {name: float(np.mean([row[name] for row in rows])) for name in names}, rows
 
 
 def passes(figures: Mapping[str, float]) -> bool:
-    """Say whether a network is so much better than the proxy that `auto` may choose it."""
+    """True if a network beats the proxy by enough for the painter `auto` to choose it."""
     gains = all(figures.get(name, 0.0) >= least for name, least in LEAST.items())
     return gains and figures.get("sharp", 0.0) >= SHARP and figures.get("flicker", np.inf) <= STEADY
 
 
-def _lesson(network: MiniNet, lesson: Lesson) -> Figures:
+def _figures(network: MiniNet, example: Example) -> Figures:
     sums: dict[str, list[float]] = {}
-    for index in range(len(lesson.proxy)):
-        batch = window(lesson, index)
+    for index in range(len(example.proxy)):
+        batch = window(example, index)
         proxy = batch.frames[:, :, :3]
         with torch.no_grad():
             painted = (proxy + correct(network, batch.frames, batch.still)).clamp(-1, 1)
@@ -92,7 +93,7 @@ GATE_PHOTOS, GATE_WINDOWS = 1, 6
 
 
 def train_mini(datasets: Sequence[Path], out: Path, config: MiniTraining, stage: Stage) -> dict[str, Any]:
-    """Train, or go on where the last run stopped; a share of the people only judges.
+    """Train, or resume the last run; save the network, and in its file the figures on held-out people.
 
     Raises:
         InputError: no prepared set, or sets of different head models.
@@ -109,8 +110,8 @@ def train_mini(datasets: Sequence[Path], out: Path, config: MiniTraining, stage:
             learners, judges = judges, []
     few = {"photos": GATE_PHOTOS, "windows": GATE_WINDOWS}
     several = {"photos": config.photos, "windows": config.lesson_windows}
-    taught = lessons(learners, head, **several, folder=work / "lessons", progress=stage("make proxies"))
-    asked = lessons(judges, head, **few, folder=work / "judges", progress=stage("make proxies to judge by"))
+    taught = make_examples(learners, head, **several, folder=work / "lessons", progress=stage("make proxies"))
+    asked = make_examples(judges, head, **few, folder=work / "judges", progress=stage("make held-out proxies"))
     history = History(work / "history.jsonl", tensorboard=work / "tensorboard")
     network = train(
         taught,
@@ -134,20 +135,20 @@ def train_mini(datasets: Sequence[Path], out: Path, config: MiniTraining, stage:
 
 
 def gate(weights: Path, datasets: Sequence[Path], stage: Stage) -> dict[str, Any]:
-    """Judge weights on people that they never saw, and write the verdict into them.
+    """Evaluate a network on people that it was not trained on, and write the result into its file.
 
     Raises:
-        InputError: somebody in the sets was learned from.
-        WeightsError: the file is no small painter.
+        InputError: the network was trained on one of the sets.
+        WeightsError: the file is not a `mini` network.
     """
     header, network = network_file.read_header(weights, KIND), load_mini(weights)
     known = set(header["made_by"].get("datasets", []))
     if any(sha256(folder / "dataset.json") in known for folder in datasets):
-        raise InputError(f"{weights} was trained on one of these sets. Judge it by people that it has never seen.")
+        raise InputError(f"{weights} was trained on one of these sets. Give sets of other people.")
     clips = _clips(datasets)
     work = weights.with_name(f"{weights.stem}.work") / "gate"
     few = {"photos": GATE_PHOTOS, "windows": GATE_WINDOWS}
-    paths = lessons(clips, _head(datasets), **few, folder=work, progress=stage("make proxies"))
+    paths = make_examples(clips, _head(datasets), **few, folder=work, progress=stage("make proxies"))
     verdict = _verdict(judge(network, paths)[0], len({clip.person for clip in clips}))
     save_mini(network, weights, {**header["made_by"], "gate": verdict})
     return verdict
@@ -162,7 +163,7 @@ def _clips(datasets: Sequence[Path]) -> list[Clip]:
 
 
 def _head(datasets: Sequence[Path]) -> HeadModel:
-    """Load the head model that all sets share; the painter itself sees only pictures."""
+    """Load the head model that all sets share; proxies are drawn with it."""
     models = sorted({Dataset.open(folder).head_model for folder in datasets})
     if len(models) > 1:
         raise InputError(f"The sets mix the head models {' and '.join(models)}. Prepare them with one of them.")

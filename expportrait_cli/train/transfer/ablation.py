@@ -1,4 +1,4 @@
-"""`train ablation`: every method on people whom no network has seen, as a table."""
+"""`train ablation`: every transfer method on held-out people, as a table."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -14,12 +14,13 @@ from expportrait_cli.artifacts.files import atomic_path
 from expportrait_cli.retargeting.network import Kind, TransferNetwork, save_network
 from expportrait_cli.train.config import TransferTraining
 from expportrait_cli.train.transfer import folds
+from expportrait_cli.train.transfer.clips import FaceClip, FaceClipLike
 from expportrait_cli.train.transfer.methods import (
     FIRST_SEED,
     SCRIPT,
     Errors,
     Predict,
-    Theatre,
+    Reenactment,
     errors,
     interval,
     leak,
@@ -28,38 +29,39 @@ from expportrait_cli.train.transfer.methods import (
     tracked,
     wrinkle_energy,
 )
-from expportrait_cli.train.transfer.performers import Actor, Performer
-from expportrait_cli.train.transfer.run import Lesson, Stage, prepare_lesson, train_network, trained_of
+from expportrait_cli.train.transfer.run import Stage, TrainingData, prepare_data, train_network, trained_of
 from expportrait_cli.train.transfer.synthetic import Synthesis, random_expressions
 from expportrait_cli.version import __version__
 
-CAST, FRAMES = 12, 24
+PEOPLE, FRAMES = 12, 24
+"""Synthetic people of the evaluation, and frames of each."""
 CYCLES = 4
+"""People on whom round trips and amplitudes are measured."""
 COLUMNS = ("offset_mm", "of_none", "normal_deg", "of_none_normal", "lips", "brows", "lids", "cycle_deg")
 
 
 def ablation(datasets: Sequence[Path], out: Path, config: TransferTraining, stage: Stage) -> tuple[dict[str, Any], str]:
-    """Train what is missing in `OUT.work`, measure all methods, write the figures; also as a table to read.
+    """Train the networks that `OUT.work` lacks, measure all methods, write the figures; also returns a text table.
 
-    The networks lie in `OUT.work` as `network` takes them.
+    The networks are saved in `OUT.work`, as files for the option `network`.
     """
     guard.check([out])
     work = out.with_name(f"{out.stem}.work")
     work.mkdir(parents=True, exist_ok=True)
-    lesson = prepare_lesson(datasets, work, config, stage)
+    data = prepare_data(datasets, work, config, stage)
     networks = {
-        kind: train_network(lesson, _folder(work, kind, config), config, stage, kind=kind) for kind in get_args(Kind)
+        kind: train_network(data, _folder(work, kind, config), config, stage, kind=kind) for kind in get_args(Kind)
     }
     for kind, network in networks.items():
-        trained = trained_of(network, lesson.learners)
-        save_network(trained, work / f"{kind}.safetensors", lesson.head, {"settings": asdict(config)})
-    synthesis = Synthesis(lesson.head, lesson.face)
-    cast = _cast(synthesis, work, stage)
-    figures: dict[str, Any] = {"made_by": f"expportrait {__version__}", "made_up": measured(networks, cast, synthesis)}
-    filmed = [judge for judge in lesson.judges if not judge.is_synthetic]
+        trained = trained_of(network, data.learners)
+        save_network(trained, work / f"{kind}.safetensors", data.head, {"settings": asdict(config)})
+    synthesis = Synthesis(data.head, data.face)
+    people = _test_people(synthesis, work, stage)
+    figures: dict[str, Any] = {"made_by": f"expportrait {__version__}", "made_up": measured(networks, people, synthesis)}
+    filmed = [judge for judge in data.judges if not judge.is_synthetic]
     if filmed:
-        figures["filmed"] = _shares(predictors(networks, filmed, lesson.face), filmed, lesson)
-    figures |= {"settings": asdict(config), "sources": lesson.sources}
+        figures["filmed"] = _shares(predictors(networks, filmed, data.face), filmed, data)
+    figures |= {"settings": asdict(config), "sources": data.sources}
     with atomic_path(out) as partial:
         partial.write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
     return figures, table(figures)
@@ -71,50 +73,50 @@ def _folder(work: Path, kind: str, config: TransferTraining) -> Path:
     return folder
 
 
-def _cast(synthesis: Synthesis, work: Path, stage: Stage) -> list[Performer]:
-    """People to judge by, all of the same script; kept in `work`."""
-    progress, cast = stage("make up a cast"), []
-    for k in range(CAST):
+def _test_people(synthesis: Synthesis, work: Path, stage: Stage) -> list[FaceClip]:
+    """Held-out synthetic people, all with the same sequence of expressions; kept in `work`."""
+    progress, people = stage("synthesise people"), []
+    for k in range(PEOPLE):
         path = work / f"cast-{k:02d}.npz"
         if not path.is_file():
-            npz.save(synthesis.performer(FIRST_SEED + k, FRAMES, script=SCRIPT), path, made_by={})
-        cast.append(npz.load(Performer, path))
-        progress(k + 1, CAST)
-    return cast
+            npz.save(synthesis.clip(FIRST_SEED + k, FRAMES, script=SCRIPT), path, made_by={})
+        people.append(npz.load(FaceClip, path))
+        progress(k + 1, PEOPLE)
+    return people
 
 
 def measured(
-    networks: Mapping[str, TransferNetwork], cast: Sequence[Performer], synthesis: Synthesis
+    networks: Mapping[str, TransferNetwork], people: Sequence[FaceClip], synthesis: Synthesis
 ) -> dict[str, Any]:
-    """Every figure of every method on a cast of made-up people."""
-    methods = predictors(networks, cast, synthesis.face)
-    found = {name: errors(predict, cast, synthesis.face) for name, predict in methods.items()}
-    truth = Theatre(synthesis, lambda person: torch.from_numpy(person.offset.astype(np.float32)))
+    """All figures of every method, on synthetic people."""
+    methods = predictors(networks, people, synthesis.face)
+    found = {name: errors(predict, people, synthesis.face) for name, predict in methods.items()}
+    truth = Reenactment(synthesis, lambda person: torch.from_numpy(person.offset.astype(np.float32)))
     seen = []
-    for k, person in enumerate(cast):
+    for k, person in enumerate(people):
         psi, jaw = tracked(synthesis, FIRST_SEED + k, truth.heads(FIRST_SEED + k, person))
         seen.append(replace(person, expression=psi, jaw=jaw))
     rows: dict[str, Any] = {}
     for name, predict in methods.items():
-        theatre = Theatre(synthesis, predict)
-        moved = dict(zip(("lips", "brows", "lids"), _amplitude_ratios(theatre, truth, cast), strict=True))
+        reenactment = Reenactment(synthesis, predict)
+        moved = dict(zip(("lips", "brows", "lids"), _amplitude_ratios(reenactment, truth, people), strict=True))
         rows[name] = {**_basic(found[name], found["none"]), **moved}
         if name in networks:
-            rows[name] |= _of_network(networks[name], theatre, cast, seen)
+            rows[name] |= _of_network(networks[name], reenactment, people, seen)
     if "learned" in found:
         rows["learned"] |= {f"against_{other}": interval(found["learned"], found[other]) for other in found}
     return json.loads(json.dumps(rows, default=float))
 
 
 def _of_network(
-    network: TransferNetwork, theatre: Theatre, cast: Sequence[Performer], seen: Sequence[Performer]
+    network: TransferNetwork, reenactment: Reenactment, people: Sequence[FaceClip], seen: Sequence[FaceClip]
 ) -> dict[str, float]:
     probe, chance = leak(network, seen)
-    energy = dose(theatre.predict, theatre.synthesis, cast[0])
-    pairs = [(k, (k + 1) % len(cast)) for k in range(CYCLES)]
-    cycles = [theatre.cycle_deg(FIRST_SEED + a, FIRST_SEED + b, cast[a]) for a, b in pairs]
+    energy = dose(reenactment.predict, reenactment.synthesis, people[0])
+    pairs = [(k, (k + 1) % len(people)) for k in range(CYCLES)]
+    cycles = [reenactment.cycle_deg(FIRST_SEED + a, FIRST_SEED + b, people[a]) for a, b in pairs]
     return {
-        "swap_penalty": swap_penalty(network, cast),
+        "swap_penalty": swap_penalty(network, people),
         "leak": probe,
         "chance": chance,
         "dose_growth": float(energy[-1] / energy[0]),
@@ -123,14 +125,14 @@ def _of_network(
     }
 
 
-def dose(predict: Predict, synthesis: Synthesis, frame: Performer) -> np.ndarray:
-    """Energy of the folds of raised brows on the way from the least to the most slack of many faces."""
+def dose(predict: Predict, synthesis: Synthesis, frame: FaceClip) -> np.ndarray:
+    """Energy of folds, mm RMS, of raised brows and a smile, for faces between the least and the most slack of 60."""
     faces = [synthesis.identity(FIRST_SEED + k) for k in range(60)]
     slack = [folds.slackness(folds.face_marks(synthesis.head, synthesis.neutral(face))) for face in faces]
     names = synthesis.head.expression_names
     raised = np.array([[float(name.startswith(("browInnerUp", "browOuterUp", "mouthSmile"))) for name in names]])
     if not raised.any():
-        # Components are no units: a lively face of the model's own stands for raised brows.
+        # The model has components, not named units: a random expression replaces raised brows.
         raised = random_expressions(synthesis.head, 2, torch.Generator().manual_seed(FIRST_SEED))[0][1:].numpy()
     script = replace(
         frame,
@@ -142,15 +144,15 @@ def dose(predict: Predict, synthesis: Synthesis, frame: Performer) -> np.ndarray
     return wrinkle_energy(predict, synthesis, faces[int(np.argmin(slack))], faces[int(np.argmax(slack))], script)
 
 
-def _amplitude_ratios(theatre: Theatre, truth: Theatre, cast: Sequence[Performer]) -> list[float]:
-    """Motion of lips, brows and lids as shares of the true motion; everybody has the driver's expressions."""
-    pairs = [[each.amplitudes(FIRST_SEED + k, cast[k]) for each in (theatre, truth)] for k in range(CYCLES)]
+def _amplitude_ratios(reenactment: Reenactment, truth: Reenactment, people: Sequence[FaceClip]) -> list[float]:
+    """Amplitudes of lips, brows and lids, as shares of the true ones."""
+    pairs = [[each.amplitudes(FIRST_SEED + k, people[k]) for each in (reenactment, truth)] for k in range(CYCLES)]
     own, true = np.mean(pairs, 0)
     return (own / true).tolist()
 
 
-def _shares(methods: Mapping[str, Predict], people: Sequence[Actor], lesson: Lesson) -> dict[str, Any]:
-    found = {name: errors(predict, people, lesson.face) for name, predict in methods.items()}
+def _shares(methods: Mapping[str, Predict], people: Sequence[FaceClipLike], data: TrainingData) -> dict[str, Any]:
+    found = {name: errors(predict, people, data.face) for name, predict in methods.items()}
     return {name: _basic(error, found["none"]) for name, error in found.items()}
 
 
@@ -177,7 +179,7 @@ def table(figures: Mapping[str, Any]) -> str:
             cells = (f"{row[column]:>16.3f}" if column in row else f"{'':>16}" for column in columns)
             lines.append(f"{name:<10}" + "".join(cells))
         if (learned := rows.get("learned", {})).get("swap_penalty") is not None:
-            told = (
+            names = (
                 "swap_penalty",
                 "leak",
                 "chance",
@@ -186,7 +188,7 @@ def table(figures: Mapping[str, Any]) -> str:
                 "against_direct",
                 "against_blind",
             )
-            lines.append("learned: " + ", ".join(f"{name} {_text(learned[name])}" for name in told if name in learned))
+            lines.append("learned: " + ", ".join(f"{name} {_text(learned[name])}" for name in names if name in learned))
         lines.append("")
     return "\n".join(lines).rstrip()
 

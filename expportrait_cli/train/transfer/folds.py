@@ -1,4 +1,4 @@
-"""Synthetic folds: places and depths of the lines that expressions draw, after the anatomy of expression lines."""
+"""Synthetic folds of the skin: place and depth of expression lines, after their anatomy."""
 
 from dataclasses import dataclass
 
@@ -12,36 +12,37 @@ from expportrait_cli.head import HeadModel, landmarks
 from expportrait_cli.retargeting.face import Face
 
 FOREHEAD, GLABELLA, NASION = 151, 9, 168
+"""FaceMesh landmarks on the midline."""
 OUTER_EYES, MOUTH_CORNERS, NOSTRILS = (263, 33), (291, 61), (358, 129)
-"""The person's left, then their right."""
+"""FaceMesh landmarks: the person's left, then right."""
 SLACK_AT, FULL_AT = 0.02, 0.18
-"""Shortening of skin at which folds begin, and have reached most of their depth."""
+"""Relative shortening of the skin at which folds have depth 0, and 76 % (tanh 1) of their full depth."""
 DEPTH_M = 0.0011
-"""Depth of a full fold in the slackest skin, from its crest to the mean."""
+"""Amplitude of a full fold (crest over mean level) where `slack` is 1."""
 BULGE_M = 0.006
-"""Thickness of what bulges: skin that is shortened by a tenth rises by a tenth of it."""
+"""Thickness of the soft tissue: where its area shrinks by a tenth, it rises by about a tenth of this."""
 SMOOTHING = 14
-"""Steps over which shortening is averaged: about 6 mm."""
+"""Averaging steps that smooth the shortening over about 6 mm."""
 CREASE_M = 0.005
-"""Half width of the one crease between cheek and lip."""
+"""Half width of the nasolabial fold."""
 
 
 @dataclass(frozen=True)
 class Lines:
-    """One family of expression lines on a person's face."""
+    """One family of roughly parallel expression lines on a person's face."""
 
     across: Float64[np.ndarray, "P 3"]
-    """Unit direction across the lines in the neutral surface: skin shortened along it folds."""
+    """Unit direction across the lines, in the neutral surface; shortening along it makes folds."""
     profile: Float64[np.ndarray, " P"]
-    """Height over the lines, about -1 to 1."""
+    """Height profile of the folds, about -1 to 1."""
     where: Float64[np.ndarray, " P"]
-    """0..1."""
+    """Weight of this family of lines at each vertex, 0..1."""
 
 
 def expression_lines(
     points: Float64[np.ndarray, "P 3"], marks: Float64[np.ndarray, "478 3"], normals: Float64[np.ndarray, "P 3"]
 ) -> list[Lines]:
-    """Forehead, frown, crow's feet, cheeks and the corners of the mouth of one face, in the head frame (m)."""
+    """Lines of forehead, frown, crow's feet, nasolabial folds and mouth corners of a face; head frame, m."""
     x, y, _ = points.T
     up, side = np.array([0.0, 1, 0]), np.array([1.0, 0, 0])
     brow = marks[GLABELLA, 1]
@@ -73,7 +74,7 @@ def expression_lines(
 
 
 def _waves(normals, across, phase, where) -> Lines:
-    """Crests that are wider than the creases between them."""
+    """A periodic profile whose crests are wider than the creases between them; `phase` in periods."""
     turn = 2 * np.pi * phase
     return Lines(
         _in_surface(np.broadcast_to(across, normals.shape), normals), np.cos(turn) - 0.25 * np.cos(2 * turn), where
@@ -81,7 +82,7 @@ def _waves(normals, across, phase, where) -> Lines:
 
 
 def _crease(points, normals, nose, mouth, sign) -> Lines:
-    """The nasolabial fold: from the wing of the nose, past the corner of the mouth; the cheek side stands up."""
+    """The nasolabial fold, from the wing of the nose past the corner of the mouth; raised on the side of the cheek."""
     start, end = nose + np.array([sign * 0.004, 0.004, 0]), mouth + np.array([sign * 0.009, -0.004, 0])
     line = (end - start)[:2]
     length = float(np.linalg.norm(line))
@@ -104,10 +105,10 @@ def _in_surface(direction: np.ndarray, normals: np.ndarray) -> Float64[np.ndarra
 
 
 class Skin:
-    """A face that stretches: how much, along which directions, and how it rises for it."""
+    """Measures how much the skin of a face is shortened along given directions."""
 
     def __init__(self, face: Face, points: Float64[np.ndarray, "P 3"], lines: list[Lines]):
-        """`points` are the person's neutral face, m; `lines` where it folds."""
+        """`points`: vertices of the neutral face, m; `lines`: families of expression lines."""
         self.ends = edges(face.faces).verts.numpy()
         at, to = self.ends.T
         sides = points[to] - points[at]
@@ -115,7 +116,7 @@ class Skin:
         across = np.stack([family.across for family in lines])
         share = np.einsum("ec,fec->ef", sides, across[:, at]) ** 2 / self.lengths[:, None] ** 2 + 1e-6
         rows, count = np.arange(len(at)), len(points)
-        # Each vertex takes the strain of its edges, by how far they lie across the lines; then equally, for the area.
+        # Strain of a vertex: mean over its edges, weighted by their alignment across the lines; last, equal weights.
         self.gather = sp.csr_matrix((np.ones(2 * len(at)), (np.r_[at, to], np.r_[rows, rows])), (count, len(at)))
         self.share = np.concatenate([share, np.ones((len(at), 1))], 1)
         self.total = self.gather @ self.share
@@ -123,7 +124,7 @@ class Skin:
         self.profile = np.stack([family.profile * family.where for family in lines], 1)
 
     def shortening(self, moved: Float64[np.ndarray, "P 3"]) -> Float64[np.ndarray, "P F"]:
-        """Relative shortening of the skin across each family of lines, and in the mean of all directions."""
+        """Relative shortening, smoothed, across each family of lines, and last the mean over all directions."""
         at, to = self.ends.T
         strain = 1 - np.linalg.norm(moved[to] - moved[at], axis=1) / self.lengths
         values = (self.gather @ (self.share * strain[:, None])) / self.total
@@ -133,7 +134,7 @@ class Skin:
 
 
 def heights(skin: Skin, moved: Float64[np.ndarray, "P 3"], slack: float) -> Float64[np.ndarray, " P"]:
-    """Rise of the skin along its normal, m; `slack` from 0 (a child's) to 1 (an old face's)."""
+    """Height of bulges and folds along the normal, m; `slack`: slackness of the skin, 0 (child) to 1 (old person)."""
     shortening = skin.shortening(moved)
     across, crowding = shortening[:, :-1], 2 * shortening[:, -1]
     depth = np.tanh((across - SLACK_AT).clip(0) / (FULL_AT - SLACK_AT))
@@ -142,7 +143,10 @@ def heights(skin: Skin, moved: Float64[np.ndarray, "P 3"], slack: float) -> Floa
 
 
 def slackness(marks: Float64[np.ndarray, "478 3"]) -> float:
-    """Thickness of the lips and opening of the lids, in widths of the mouth and the eye: both shrink with age."""
+    """Slackness: minus the thickness of the lips (in mouth widths), minus the opening of the lids (in eye widths).
+
+    Both shrink with age, so that the value grows with it.
+    """
     lips = np.linalg.norm(marks[0] - marks[13]) + np.linalg.norm(marks[14] - marks[17])
     mouth = np.linalg.norm(marks[61] - marks[291])
     lids = np.linalg.norm(marks[159] - marks[145]) + np.linalg.norm(marks[386] - marks[374])
@@ -156,5 +160,5 @@ def face_marks(head: HeadModel, verts: Float[torch.Tensor, "*B V 3"]) -> Float64
 
 
 def normals_of(face: Face, points: Float[np.ndarray, "P 3"]) -> Float64[np.ndarray, "P 3"]:
-    """Unit normals of a face."""
+    """Unit normals at the vertices of a face."""
     return vertex_normals(torch.from_numpy(points), face.faces).numpy().astype(np.float64)

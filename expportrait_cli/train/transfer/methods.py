@@ -1,4 +1,4 @@
-"""Methods of transfer that are compared, and how well each adapts to a face."""
+"""Transfer methods that `train ablation` compares, and measures of how well each adapts to a face."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,20 +18,22 @@ from expportrait_cli.retargeting.network import TransferNetwork
 from expportrait_cli.solve.solver import ITERATIONS_FIRST, Solver
 from expportrait_cli.solve.state import DISTANCE_M, columns_of
 from expportrait_cli.train.transfer import folds
-from expportrait_cli.train.transfer.performers import Actor, Performer
+from expportrait_cli.train.transfer.clips import FaceClip, FaceClipLike
 from expportrait_cli.train.transfer.synthetic import Synthesis
 
 FIRST_SEED = 1_000_000
-"""Seeds of the people who are made up to judge by: far from those to learn from."""
+"""First seed of the synthetic people of the evaluation; far from the seeds that are trained on."""
 SCRIPT = 7
+"""Seed of the expressions of the evaluation."""
 RESAMPLES = 2000
+"""Resamplings of a bootstrap."""
 
-Predict = Callable[[Actor], Float[Tensor, "T P 3"]]
+Predict = Callable[[FaceClipLike], Float[Tensor, "T P 3"]]
 
 
 @dataclass(frozen=True)
 class Errors:
-    """Errors of one method, one number for each person."""
+    """Errors of one method for each of N people."""
 
     offset_mm: Float64[np.ndarray, " N"]
     """Root mean square distance of the vertices."""
@@ -39,55 +41,57 @@ class Errors:
     """Root mean square angle of the normals."""
 
     def shares(self, none: "Errors") -> tuple[float, float]:
-        """Mean of both, as shares of what predicting nothing leaves."""
+        """Mean offset and normal errors, as shares of the errors `none` without any predicted offset."""
         pairs = ((self.offset_mm, none.offset_mm), (self.normal_deg, none.normal_deg))
         return tuple(float(own.mean() / other.mean()) for own, other in pairs)  # pyright: ignore[reportReturnType]
 
 
-def predictors(networks: Mapping[str, TransferNetwork], cast: Sequence[Actor], face: Face) -> dict[str, Predict]:
-    """Make the methods by name: no offsets, copied offsets, and each network."""
-    methods: dict[str, Predict] = {"none": _nothing, "direct": Direct(cast, face)}
+def predictors(
+    networks: Mapping[str, TransferNetwork], people: Sequence[FaceClipLike], face: Face
+) -> dict[str, Predict]:
+    """Make the methods, by name: no offsets (`none`), copied offsets (`direct`), and each network."""
+    methods: dict[str, Predict] = {"none": _nothing, "direct": Direct(people, face)}
     return methods | {kind: Predicted(network) for kind, network in networks.items()}
 
 
-def _nothing(person: Actor) -> Float[Tensor, "T P 3"]:
+def _nothing(person: FaceClipLike) -> Float[Tensor, "T P 3"]:
     return torch.zeros(*person.offset.shape)
 
 
 @dataclass(frozen=True)
 class Predicted:
-    """A network; with `shape` it is told of another face than the one that it has to move."""
+    """A network as a method. With `shape` it is given that person's neutral face instead of the true one."""
 
     network: TransferNetwork
-    shape: Actor | None = None
+    shape: FaceClipLike | None = None
 
     @torch.inference_mode()
-    def __call__(self, person: Actor) -> Float[Tensor, "T P 3"]:
+    def __call__(self, person: FaceClipLike) -> Float[Tensor, "T P 3"]:
         """Offsets of all frames."""
         face = self.network.face
-        told = Neutral.of(torch.from_numpy((self.shape or person).neutral), face)
-        code, psi, jaw = self.network.code(told), torch.from_numpy(person.expression), torch.from_numpy(person.jaw)
+        given = Neutral.of(torch.from_numpy((self.shape or person).neutral), face)
+        code, psi, jaw = self.network.code(given), torch.from_numpy(person.expression), torch.from_numpy(person.jaw)
         rows = torch.arange(len(face.vertices))
-        found = self.network.offsets(told, code, psi, jaw, rows=rows)
+        found = self.network.offsets(given, code, psi, jaw, rows=rows)
         if self.shape is None:
             return found
-        # The steps are given in the other face's surface, and taken in this one's.
+        # The offsets refer to the other face's surface: turn them into the local frames of this one.
         own = Neutral.of(torch.from_numpy(person.neutral), face)
-        return torch.einsum("pab,pcb,tpc->tpa", own.frames, torch.linalg.inv(told.frames).mT, found)
+        return torch.einsum("pab,pcb,tpc->tpa", own.frames, torch.linalg.inv(given.frames).mT, found)
 
 
 @dataclass(frozen=True)
 class Direct:
-    """Copies offsets of another of the cast, from the frame of nearest expression, turned into the person's surface."""
+    """Copies another person's offsets of the most similar expression, rotated from their surface into this one's."""
 
-    cast: Sequence[Actor]
+    people: Sequence[FaceClipLike]
     face: Face
 
-    def __call__(self, person: Actor) -> Float[Tensor, "T P 3"]:
+    def __call__(self, person: FaceClipLike) -> Float[Tensor, "T P 3"]:
         """Offsets of all frames."""
-        names = [other.person for other in self.cast]
+        names = [other.person for other in self.people]
         start = names.index(person.person) if person.person in names else 0
-        order = [self.cast[(start + k) % len(self.cast)] for k in range(1, len(self.cast) + 1)]
+        order = [self.people[(start + k) % len(self.people)] for k in range(1, len(self.people) + 1)]
         giver = next(other for other in order if other.person != person.person)
         own, theirs = (np.c_[p.expression, 2 * p.jaw] for p in (person, giver))
         nearest = np.square(own[:, None] - theirs[None]).sum(-1).argmin(1)
@@ -98,7 +102,7 @@ class Direct:
         return torch.einsum("pab,tpb->tpa", shortest_turn(from_normals, to_normals), copied)
 
 
-def errors(predict: Predict, people: Sequence[Actor], face: Face) -> Errors:
+def errors(predict: Predict, people: Sequence[FaceClipLike], face: Face) -> Errors:
     """Measure a method against the true offsets and normals of these people."""
     distances, angles = [], []
     for person in people:
@@ -121,7 +125,7 @@ def angles_deg(first: Float[Tensor, "*B P 3"], second: Float[Tensor, "*B P 3"], 
 
 
 def interval(better: Errors, worse: Errors) -> tuple[float, float]:
-    """Ratio of two methods' mean errors on the same people: 95 % of a bootstrap over people."""
+    """95 % interval of the ratio of two methods' mean offset errors, by a bootstrap over people."""
     generator = np.random.default_rng(0)
     rows = generator.integers(len(better.offset_mm), size=(RESAMPLES, len(better.offset_mm)))
     ratio = better.offset_mm[rows].mean(1) / worse.offset_mm[rows].mean(1)
@@ -129,8 +133,8 @@ def interval(better: Errors, worse: Errors) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def swap_penalty(network: TransferNetwork, people: Sequence[Actor]) -> float:
-    """Growth of the error when the network is told of the next person's face (FIT: at least 0.3)."""
+def swap_penalty(network: TransferNetwork, people: Sequence[FaceClipLike]) -> float:
+    """Relative growth of the offset error when the network is given the next person's neutral face."""
     own = errors(Predicted(network), people, network.face).offset_mm.mean()
     swapped = [
         errors(Predicted(network, people[(k + 1) % len(people)]), [person], network.face).offset_mm[0]
@@ -140,11 +144,11 @@ def swap_penalty(network: TransferNetwork, people: Sequence[Actor]) -> float:
 
 
 @torch.inference_mode()
-def leak(network: TransferNetwork, people: Sequence[Actor]) -> tuple[float, float]:
-    """Shares, 0..1, with which a linear probe finds the performer from the expression code, and with which chance does.
+def leak(network: TransferNetwork, people: Sequence[FaceClipLike]) -> tuple[float, float]:
+    """Accuracy, 0..1, of a linear probe that predicts the person from the expression code, and that of chance.
 
-    All people do the same and were tracked, so what is left of who they are has leaked through the tracking. Learned on
-    every other frame, judged on those between.
+    All people have the same expressions, which were tracked: accuracy above chance is identity that leaks through the
+    tracking. The probe is fitted on every other frame, and tested on those between.
     """
     codes = torch.stack([network.drive(torch.from_numpy(p.expression), torch.from_numpy(p.jaw)) for p in people])
     codes = codes - codes.mean(0)
@@ -159,16 +163,17 @@ def leak(network: TransferNetwork, people: Sequence[Actor]) -> tuple[float, floa
 
 
 DOSES = 21
+"""Faces between the least and the most slack one."""
 BROWS, NASION = (105, 334), 168
 FOCAL_PX = 1400.0
 FINE = 12
-"""Steps of averaging below which shape counts as folds."""
+"""Averaging steps; what they remove from the heights counts as folds."""
 
 
 def wrinkle_energy(
-    predict: Predict, synthesis: Synthesis, young: Tensor, old: Tensor, frame: Performer
+    predict: Predict, synthesis: Synthesis, young: Tensor, old: Tensor, frame: FaceClip
 ) -> Float64[np.ndarray, " D"]:
-    """Energy of folds, mm rms of what is finer than a centimetre, on the way from one face to another."""
+    """RMS height, mm, of offsets finer than about a centimetre, for `DOSES` identities between two."""
     face, result = synthesis.face, []
     for dose in np.linspace(0, 1, DOSES):
         identity = ((1 - dose) * young + dose * old).float()
@@ -183,41 +188,44 @@ def wrinkle_energy(
 
 
 @dataclass(frozen=True)
-class Theatre:
-    """Heads of known people under a method."""
+class Reenactment:
+    """Heads of synthetic people, posed with the dynamic offsets of a method."""
 
     synthesis: Synthesis
     predict: Predict
 
     @torch.inference_mode()
-    def heads(self, seed: int, performer: Performer) -> Float32[Tensor, "T V 3"]:
-        """A person of the cast doing what a performer does; head frame, m."""
+    def heads(self, seed: int, clip: FaceClip) -> Float32[Tensor, "T V 3"]:
+        """Heads of the synthetic person `seed` with the expressions of a clip; head frame, m."""
         s = self.synthesis
         identity = s.identity(seed)
         rest = s.neutral(identity)[s.face.vertices].numpy()
-        own = replace(performer, person=f"synthetic-{seed}", neutral=rest)
-        canonical = s.expressed(identity, torch.from_numpy(performer.expression))
+        own = replace(clip, person=f"synthetic-{seed}", neutral=rest)
+        canonical = s.expressed(identity, torch.from_numpy(clip.expression))
         canonical[:, s.face.vertices] += self.predict(own)
-        return s.jawed(canonical, joints(s.head, identity), matrix(torch.from_numpy(performer.jaw)))
+        return s.jawed(canonical, joints(s.head, identity), matrix(torch.from_numpy(clip.jaw)))
 
-    def amplitudes(self, seed: int, performer: Performer) -> Float64[np.ndarray, " 3"]:
-        """Motion of lips, brows and lids: standard deviation over the frames, in distances between the eyes."""
-        return amplitudes(self.synthesis, self.heads(seed, performer))
+    def amplitudes(self, seed: int, clip: FaceClip) -> Float64[np.ndarray, " 3"]:
+        """`amplitudes` of these heads."""
+        return amplitudes(self.synthesis, self.heads(seed, clip))
 
-    def cycle_deg(self, first: int, second: int, performer: Performer) -> float:
-        """Angle between a face's normals and those after a round trip over another face and its tracking (rms)."""
+    def cycle_deg(self, first: int, second: int, clip: FaceClip) -> float:
+        """RMS angle, degrees, between the normals of `first` and those after a round trip.
+
+        The round trip: the clip is transferred to `second`, which is tracked, and transferred back to `first`.
+        """
         s = self.synthesis
-        there = self.heads(second, performer)
+        there = self.heads(second, clip)
         psi, jaw = tracked(s, second, there)
-        back = replace(performer, expression=psi, jaw=jaw)
-        one, two = (self.heads(first, p)[:, s.face.vertices] for p in (performer, back))
+        back = replace(clip, expression=psi, jaw=jaw)
+        one, two = (self.heads(first, p)[:, s.face.vertices] for p in (clip, back))
         return float(angles_deg(one, two, s.face)[:, s.face.mask > 0.5].square().mean().sqrt())
 
 
 def tracked(
     synthesis: Synthesis, seed: int, heads: Float32[Tensor, "T V 3"]
 ) -> tuple[Float32[np.ndarray, "T E"], Float32[np.ndarray, "T 3"]]:
-    """Expression and jaw that the landmark solver finds in heads that look into a camera."""
+    """Expression and jaw (axis-angle) that the landmark solver finds in heads seen from the front."""
     solver = Solver(landmark_model(synthesis.head), focal_px=FOCAL_PX, centre_px=CROP_SIZE / 2)
     shape, states = synthesis.identity(seed).double().numpy(), []
     for verts in heads:
@@ -229,7 +237,7 @@ def tracked(
 
 
 def amplitudes(synthesis: Synthesis, heads: Float[Tensor, "T V 3"]) -> Float64[np.ndarray, " 3"]:
-    """Deviation over the frames of the lips' gap, the brows' height and the lids' gap, in distances of the eyes."""
+    """Standard deviation over frames of lip gap, brow height and lid gap, in widths of the pair of eyes."""
     marks = np.stack([folds.face_marks(synthesis.head, verts) for verts in heads])
     eyes = np.linalg.norm(marks[0, OUTER_EYES[0]] - marks[0, OUTER_EYES[1]])
     lips, lids = (_gaps(marks, pairs) for pairs in (LIP_PAIRS, LID_PAIRS))

@@ -1,4 +1,4 @@
-"""`train transfer` from a prepared set to a file of weights, with what has to be known about it beside it."""
+"""`train transfer`: from prepared datasets to a weights file, with a page of its figures beside it."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -21,29 +21,29 @@ from expportrait_cli.retargeting.network import Kind, Trained, TransferNetwork, 
 from expportrait_cli.runtime import Stage, counted, silent, use_threads
 from expportrait_cli.train.config import TransferTraining
 from expportrait_cli.train.curves import History, write_page
+from expportrait_cli.train.transfer.clips import FaceClipLike, held_out, stored
 from expportrait_cli.train.transfer.loop import fresh_network, judged_by, train
-from expportrait_cli.train.transfer.performers import Actor, held_out, stored
-from expportrait_cli.train.transfer.synthetic import synthetic_performers
+from expportrait_cli.train.transfer.synthetic import synthetic_clips
 from expportrait_cli.version import __version__
 
 FEWEST = 3
-"""People without whom nothing can be learned about people."""
+"""Fewest people to train on."""
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """People that a network is trained on, and people that judge it."""
+class TrainingData:
+    """Clips of people to train on (`learners`), and of held-out people to evaluate on (`judges`)."""
 
     head: HeadModel
     face: Face
-    learners: Sequence[Actor]
-    judges: Sequence[Actor]
+    learners: Sequence[FaceClipLike]
+    judges: Sequence[FaceClipLike]
     sources: dict[str, Any]
-    """Numbers and hashes of the sources, for the header of the weights."""
+    """Counts of clips and people, and hashes of the datasets, for the header of the weights file."""
 
 
-def prepare_lesson(datasets: Sequence[Path], work: Path, config: TransferTraining, stage: Stage) -> Lesson:
-    """Read prepared sets, and make up people beside them.
+def prepare_data(datasets: Sequence[Path], work: Path, config: TransferTraining, stage: Stage) -> TrainingData:
+    """Read prepared sets, add synthetic people, and split all into training and held-out people.
 
     Raises:
         InputError: no prepared set; sets of different head models; too few people.
@@ -60,14 +60,14 @@ def prepare_lesson(datasets: Sequence[Path], work: Path, config: TransferTrainin
     made_up = []
     if config.synthetic:
         folder = work / f"synthetic-{head.name}"
-        made_up = synthetic_performers(
-            head, face, config.synthetic, config.synthetic_frames, folder=folder, progress=stage("make up people")
+        made_up = synthetic_clips(
+            head, face, config.synthetic, config.synthetic_frames, folder=folder, progress=stage("synthesise people")
         )
     learners, judges = held_out([*filmed, *made_up], config.held_out)
     if len({p.person for p in learners}) < FEWEST:
         raise InputError(
-            f"There are {len({p.person for p in learners})} people to learn from, expected {FEWEST} or more. Prepare "
-            "more videos, or let some be made up: `synthetic=240`."
+            f"There are {len({p.person for p in learners})} people to train on, expected {FEWEST} or more. Prepare "
+            "more videos, or add synthetic people: `synthetic=240`."
         )
     sources = {
         "filmed": {"clips": len(filmed), "people": len({p.person for p in filmed})},
@@ -75,43 +75,43 @@ def prepare_lesson(datasets: Sequence[Path], work: Path, config: TransferTrainin
         "held_out": sorted({p.person for p in judges}),
         "datasets": [sha256(folder / "dataset.json") for folder in datasets],
     }
-    return Lesson(head, face, learners, judges, sources)
+    return TrainingData(head, face, learners, judges, sources)
 
 
 def train_transfer(
     datasets: Sequence[Path], out: Path, config: TransferTraining, stage: Stage, *, kind: Kind = "learned"
 ) -> dict[str, Any]:
-    """Train, or go on where the last run stopped; write the weights, the curves, and what held-out people get."""
+    """Train, or resume the last run; write the weights, and a page with curves and predictions. Returns a summary."""
     guard.check([out, *(out.with_suffix(suffix) for suffix in (".html", ".jpg"))])
     use_threads()
     work = out.with_name(f"{out.stem}.work")
     work.mkdir(parents=True, exist_ok=True)
     run = {"settings": asdict(config), "kind": kind, "datasets": [str(d.resolve()) for d in datasets]}
     with begun(work / "run.json", run):
-        lesson = prepare_lesson(datasets, work, config, stage)
-    network = train_network(lesson, work, config, stage, kind=kind)
-    figures = judged_by(network, lesson.judges)
+        data = prepare_data(datasets, work, config, stage)
+    network = train_network(data, work, config, stage, kind=kind)
+    figures = judged_by(network, data.judges)
     made_by = {
         "tool": f"expportrait {__version__}",
         "settings": asdict(config),
-        "sources": lesson.sources,
+        "sources": data.sources,
         "figures": {name: round(value, 4) for name, value in figures.items()},
     }
-    save_network(trained_of(network, lesson.learners), out, lesson.head, made_by)
-    page = write_page(
-        out.with_suffix(".html"), History.read(work / "history.jsonl"), network, lesson.judges, lesson.head
-    )
-    return {"figures": made_by["figures"], "people": len({p.person for p in lesson.learners}), "page": str(page)}
+    save_network(trained_of(network, data.learners), out, data.head, made_by)
+    page = write_page(out.with_suffix(".html"), History.read(work / "history.jsonl"), network, data.judges, data.head)
+    return {"figures": made_by["figures"], "people": len({p.person for p in data.learners}), "page": str(page)}
 
 
-def train_network(lesson: Lesson, work: Path, config: TransferTraining, stage: Stage, *, kind: Kind) -> TransferNetwork:
-    """One network; its state is kept in `work`."""
+def train_network(
+    data: TrainingData, work: Path, config: TransferTraining, stage: Stage, *, kind: Kind
+) -> TransferNetwork:
+    """Train one network, or resume it from its state in `work`."""
     history = History(work / "history.jsonl", tensorboard=work / "tensorboard")
-    network = fresh_network(kind, lesson.face, lesson.learners, seed=config.seed)
+    network = fresh_network(kind, data.face, data.learners, seed=config.seed)
     return train(
         network,
-        lesson.learners,
-        lesson.judges,
+        data.learners,
+        data.judges,
         config,
         state=work / f"{kind}.safetensors",
         progress=stage("train"),
@@ -119,7 +119,7 @@ def train_network(lesson: Lesson, work: Path, config: TransferTraining, stage: S
     )
 
 
-def trained_of(network: TransferNetwork, learners: Sequence[Actor]) -> Trained:
+def trained_of(network: TransferNetwork, learners: Sequence[FaceClipLike]) -> Trained:
     """Put the network together with the largest expressions and jaw angles that it was trained on."""
     psi = np.max([np.abs(p.expression).max(0) for p in learners], 0)
     jaw = np.max([np.abs(p.jaw).max(0) for p in learners], 0)
@@ -128,12 +128,12 @@ def trained_of(network: TransferNetwork, learners: Sequence[Actor]) -> Trained:
 
 @contextmanager
 def begun(path: Path, run: dict[str, Any]) -> Iterator[None]:
-    """Note what a run begins with, or refuse to go on with another: it would be neither the one nor the other.
+    """Context that records the inputs of a run in `path`; a resumed run must have the same ones.
 
-    A run that is refused while it is prepared (`UserError`) was none, and is not in the way of the next.
+    If a new run ends with a `UserError` inside, the record is removed, so that it does not block the next run.
 
     Raises:
-        UsageError: the folder holds a run with other settings or sets.
+        UsageError: the folder has a run with other settings or sets.
     """
     is_new = not path.is_file()
     if is_new:

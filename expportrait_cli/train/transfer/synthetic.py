@@ -1,4 +1,4 @@
-"""People of the head model who are made up for training: expressions, folds and proportions."""
+"""Synthetic people for training: random identities and expressions of a head model, with folds as dynamic offsets."""
 
 import logging
 from pathlib import Path
@@ -21,20 +21,20 @@ from expportrait_cli.retargeting.face import Face
 from expportrait_cli.retargeting.gaps import UPPER_SHARE
 from expportrait_cli.runtime import Progress
 from expportrait_cli.train.transfer import folds
-from expportrait_cli.train.transfer.performers import Performer
+from expportrait_cli.train.transfer.clips import FaceClip
 
 log = logging.getLogger(__name__)
 
 ANCHOR = 1e-3
-"""Weight of each vertex's plain step against the gradients: it fixes the place of each piece of the mesh, which
-gradients leave open."""
+"""Weight of the model's own displacement of each vertex, relative to the gradients: it fixes the position of each
+connected component of the mesh, which gradients leave undetermined."""
 
 
 class Proportion:
-    """Steps of a head model's expressions on other identities."""
+    """Deformation transfer of a head model's expressions from its mean head to other identities."""
 
     def __init__(self, head: HeadModel):
-        """Measure how each expression stretches and turns every triangle of the mean head."""
+        """Compute the deformation gradient of every triangle of the mean head by each expression."""
         self.faces = head.faces.cpu().long()
         self.template = head.template.double().cpu()
         self.steps = head.expression_basis.double().cpu().permute(2, 0, 1)
@@ -42,14 +42,14 @@ class Proportion:
         self.gradients = self._edges(self.template + self.steps) @ torch.linalg.inv(at_rest) - torch.eye(3).double()
 
     def _edges(self, verts: Float[Tensor, "*B N 3"]) -> Float[Tensor, "*B F 3 3"]:
-        """Two sides of each triangle and its unit normal, as columns."""
+        """Two sides of each triangle, and its unit normal, as the columns of a matrix."""
         a, b, c = (verts.index_select(-2, self.faces[:, corner]) for corner in range(3))
         return torch.stack([b - a, c - a, normalize(face_normals(verts, self.faces))], -1)
 
     def beyond(self, coarse_neutral: Float[Tensor, "N 3"]) -> Float64[np.ndarray, "E N 3"]:
-        """Steps beyond the model's own with which each expression deforms this face in proportion; m at full weight.
+        """Corrections to the expression basis for this face, m at coefficient 1.
 
-        Least squares over the sides of the face's own triangles, each turned and stretched as the mean head's is.
+        With them, each triangle of the face is deformed by the mean head's gradient; least squares over its sides.
         """
         verts = coarse_neutral.double()
         ends = torch.cat([self.faces[:, [0, 1]], self.faces[:, [1, 2]], self.faces[:, [2, 0]]])
@@ -69,7 +69,7 @@ class Proportion:
         return (factor.solve(pull) - plain).reshape(count, -1, 3).transpose(1, 0, 2)
 
     def _cotangents(self, verts: Float[Tensor, "N 3"]) -> Float[Tensor, " F_3"]:
-        """Half the cotangent opposite each side, at least a little: obtuse triangles must not pull backwards."""
+        """Half the cotangent of the angle opposite each side, clamped to 0.05..5, as it may be negative."""
         weights = []
         for corner in (2, 0, 1):
             here, left, right = (verts[self.faces[:, (corner + k) % 3]] for k in range(3))
@@ -80,19 +80,20 @@ class Proportion:
 
 
 SLACK_NOISE = 0.35
-"""Standard deviation of slackness that no shape tells, against 1 for what it tells."""
+"""Standard deviation of the random part of slackness; the part that follows from the shape has 1."""
 ALIKE = 0.8
-"""Share of frames in which both sides of the face do the same."""
+"""Share of frames in which the expressions of both sides of the face are equal."""
 OPEN_RAD = 0.4
+"""Largest opening of the jaw."""
 REFERENCE = 200
-"""Faces that slackness is ranked among."""
+"""Random faces that give the mean and deviation of slackness."""
 
 
 class Synthesis:
-    """Makes performers of one head model."""
+    """Makes clips of synthetic people of one head model."""
 
     def __init__(self, head: HeadModel, face: Face):
-        """Measure the mean head, and how slack faces of the model are."""
+        """Compute the expression gradients of the mean head, and the distribution of slackness in the model."""
         self.head, self.face = head, face
         self.proportion = Proportion(head)
         count = head.identity_basis.shape[-1]
@@ -110,35 +111,35 @@ class Synthesis:
         self.slack_mean, self.slack_std = ranks.mean(), ranks.std()
 
     def neutral(self, identity: Float32[Tensor, " K"]) -> Float32[Tensor, "V 3"]:
-        """A face at rest, dense, m."""
+        """Dense neutral head of an identity; head frame, m."""
         shape = self.head.template + self.head.identity_basis @ identity
         return dense(self.head, shape)
 
     def identity(self, seed: int) -> Float32[Tensor, " K"]:
-        """Draw the identity coefficients of a made-up person, standard normal, by the seed."""
+        """Draw the identity coefficients of a synthetic person, standard normal, from a seed."""
         return torch.randn(self.head.identity_basis.shape[-1], generator=torch.Generator().manual_seed(seed))
 
-    def performer(self, seed: int, frames: int, *, script: int | None = None) -> Performer:
-        """One person, the same for the same seed; the first frame is at rest.
+    def clip(self, seed: int, frames: int, *, script: int | None = None) -> FaceClip:
+        """Make a clip of the synthetic person `seed`; the first frame is neutral.
 
-        People with the same `script` do the same, as far as their faces let them.
+        Expressions follow from the seed, or from the seed `script`, with which all people have the same ones.
         """
         identity = self.identity(seed)
         generator = torch.Generator().manual_seed(seed + 1_000_003)
         source = generator if script is None else torch.Generator().manual_seed(script)
         psi, jaw = random_expressions(self.head, frames, source)
         neutral = self.neutral(identity)
-        told = (folds.slackness(folds.face_marks(self.head, neutral)) - self.slack_mean) / self.slack_std
-        untold = SLACK_NOISE * float(torch.randn((), generator=generator))
-        slack = float(1 / (1 + np.exp(-1.5 * (told + untold))))
+        by_shape = (folds.slackness(folds.face_marks(self.head, neutral)) - self.slack_mean) / self.slack_std
+        at_random = SLACK_NOISE * float(torch.randn((), generator=generator))
+        slack = float(1 / (1 + np.exp(-1.5 * (by_shape + at_random))))
         neutral, offset = neutral[self.face.vertices].numpy(), self.offsets(identity, psi, jaw, slack)
         name, ones = f"synthetic-{seed:05d}", np.ones(frames, np.float32)
-        return Performer(name, name, neutral, psi.numpy(), jaw.numpy(), offset.astype(np.float16), ones)
+        return FaceClip(name, name, neutral, psi.numpy(), jaw.numpy(), offset.astype(np.float16), ones)
 
     def offsets(
         self, identity: Float32[Tensor, " K"], psi: Float32[Tensor, "T E"], jaw: Float32[Tensor, "T 3"], slack: float
     ) -> Float32[np.ndarray, "T P 3"]:
-        """Dynamic offsets of a made-up person: steps beyond the model's expressions, canonical, m."""
+        """Dynamic offsets of a synthetic person, beyond the model's own expressions; canonical, m."""
         head, rows = self.head, self.face.vertices
         beyond = self.proportion.beyond(head.template + head.identity_basis @ identity)
         correction = dense(head, torch.einsum("te,enc->tnc", psi, torch.from_numpy(beyond).float()))
@@ -152,7 +153,7 @@ class Synthesis:
         for t, share in enumerate(self._lid_shares(psi)):
             step = self._contact(marks, folds.face_marks(head, posed[t]), share)
             rise = folds.heights(skin, posed[t, rows].double().numpy() + step, slack)[:, None] * normals
-            # The skinning undone: what hangs on the jaw turns back with it.
+            # The skinning is undone: what moves with the jaw is rotated back.
             step = (1 - weight) * step + weight * (step @ turns[t].double().numpy())
             result.append(correction[t, rows].numpy() + step + rise)
         return (np.stack(result) * self.face.mask.numpy()[:, None]).astype(np.float32)
@@ -160,12 +161,12 @@ class Synthesis:
     def jawed(
         self, canonical: Float32[Tensor, "T V 3"], at: Float32[Tensor, "6 3"], turns: Float32[Tensor, "T 3 3"]
     ) -> Float32[Tensor, "T V 3"]:
-        """Heads with their jaws turned, in the head frame."""
+        """Rotate the jaws of canonical heads about their joint in `at`; head frame, m."""
         weight, pivot = self.head.skinning[:, JAW, None], at[JAW]
         return canonical + weight * ((canonical - pivot) @ turns.mT + pivot - canonical)
 
     def _contact(self, rest: np.ndarray, marks: np.ndarray, share: np.ndarray) -> Float64[np.ndarray, "P 3"]:
-        """Lids close by the share that the mean head's do, and lips do not pass through each other."""
+        """Displacements, m, that give lids the opening `share` of that at rest, and move apart lips that overlap."""
         steps = np.zeros((478, 3))
         for (upper, lower), part in zip(LID_PAIRS, share, strict=True):
             excess = (marks[upper] - marks[lower])[1] - part * (rest[upper] - rest[lower])[1]
@@ -178,7 +179,7 @@ class Synthesis:
         return self.spread_rows @ steps[self.moved_marks]
 
     def _lid_shares(self, psi) -> Float64[np.ndarray, "T 6"]:
-        """Opening of the mean head's lids with each expression, against its opening at rest."""
+        """Opening of the mean head's lids in each frame, as a share of that at rest."""
         marks = landmarks(self.head, self.expressed(torch.zeros_like(self.rest), psi)).numpy()
         rest = folds.face_marks(self.head, self.neutral(self.rest))
         upper, lower = np.array(LID_PAIRS).T
@@ -186,7 +187,7 @@ class Synthesis:
         return np.clip(gaps / (rest[upper] - rest[lower])[:, 1], 0.0, 1.6)
 
     def expressed(self, identity: Float32[Tensor, " K"], psi: Float32[Tensor, "T E"]) -> Float32[Tensor, "T V 3"]:
-        """Heads with the model's own expressions, before the jaw turns."""
+        """Dense canonical heads with the model's own expressions, jaw at rest; head frame, m."""
         shape = coarse(
             self.head, identity.expand(len(psi), -1), psi, torch.zeros(len(psi), 3), torch.zeros(len(psi), 4)
         )
@@ -194,12 +195,12 @@ class Synthesis:
 
 
 TYPICAL = 0.87
-"""Root mean square, over the frames of somebody who talks, of the norm of all expressions of a model whose components
-have signs, in full weights: what tracked clips have. Few frames differ from it by more than a factor of two."""
+"""For models with signed components: norm of the expression, in full weights, as RMS over the frames of tracked clips
+of people who talk. Few frames differ from it by more than a factor of two."""
 
 
 def random_expressions(head: HeadModel, frames: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Expressions as a tracker finds them, with a jaw that opens now and then; the first frame is at rest."""
+    """Random expressions [T, E] and jaw rotations [T, 3] (rad) as tracking finds them; the first frame is neutral."""
     signed = bool((head.expression_low < 0).any())
     psi = _random_components(head, frames, generator) if signed else _random_units(head, frames, generator)
     opening = (_draw(generator, frames) < 0.5) * _draw(generator, frames) ** 1.5 * OPEN_RAD
@@ -213,7 +214,7 @@ def _draw(generator: torch.Generator, *size: int) -> Tensor:
 
 
 def _random_units(head: HeadModel, frames: int, generator: torch.Generator) -> Float32[Tensor, "T E"]:
-    """Units of which few are at work, both sides mostly alike."""
+    """Random expression units: few are active in a frame; in `ALIKE` of the frames, left and right are equal."""
     names = head.expression_names
     twins = torch.tensor([names.index(_twin(name)) if _twin(name) in names else i for i, name in enumerate(names)])
     busy = (_draw(generator, frames, 1) * 0.3).clamp(min=0.05)
@@ -224,9 +225,9 @@ def _random_units(head: HeadModel, frames: int, generator: torch.Generator) -> F
 
 
 def _random_components(head: HeadModel, frames: int, generator: torch.Generator) -> Float32[Tensor, "T E"]:
-    """Components of a model's own distribution: about normal, of either sign.
+    """Random signed components, about normal.
 
-    The more a component moves of the face, the more of it a tracker finds: what no landmark shows stays at 0.
+    Their spread is proportional to how far they move the face: tracking leaves those near 0 that no landmark shows.
     """
     steps = dense(head, head.expression_basis.permute(2, 0, 1))[:, head.facial_mask > 0].cpu()
     moved = steps.square().sum((1, 2)).sqrt()
@@ -240,10 +241,10 @@ def _twin(name: str) -> str:
     return name.replace("Left", "Right") if "Left" in name else name.replace("Right", "Left")
 
 
-def synthetic_performers(
+def synthetic_clips(
     head: HeadModel, face: Face, count: int, frames: int, *, folder: Path, progress: Progress
-) -> list[Performer]:
-    """People of the head model, the first `count` seeds. Kept in `folder`, which has to be of this head model."""
+) -> list[FaceClip]:
+    """Clips of the synthetic people 0 to `count` - 1; kept in `folder`, which must be for this head model only."""
     folder.mkdir(parents=True, exist_ok=True)
     synthesis, made = None, []
     for seed in range(count):
@@ -251,13 +252,13 @@ def synthetic_performers(
         path = folder / f"{seed:05d}-{frames}.npz"
         if path.is_file():
             try:
-                made.append(npz.load(Performer, path))
+                made.append(npz.load(FaceClip, path))
                 continue
             except InputError as error:
                 log.warning("%s is damaged, and is made again.", path)
                 log.debug("%s", error)
         synthesis = synthesis or Synthesis(head, face)
-        made.append(synthesis.performer(seed, frames))
+        made.append(synthesis.clip(seed, frames))
         npz.save(made[-1], path, made_by={})
     progress(count, count)
     return made

@@ -109,7 +109,7 @@ def test_other_weights_make_another_film(folders, plain, film, tmp_path):
     try:
         prompt.unlink()
         err = film(tmp_path / "other.mp4", *options, code=4)
-        assert "Nobody has embedded" in err and "expportrait weights embed-prompt" in err
+        assert "has not been embedded" in err and "expportrait weights embed-prompt" in err
         save_file({"prompt_embeds": prompt_embeds(5), "negative_prompt_embeds": prompt_embeds(1)}, prompt)
         err = film(path, *options)
     finally:
@@ -279,7 +279,7 @@ REFUSED = [
     ("wan-portrait", ["--strength", 0.5], 2, "--strength 0.5 is for wan-vace and wan-v2v, not wan-portrait"),
     ("wan-v2v", ["--control", "depth"], 2, "--control depth is for wan-vace, not wan-v2v"),
     ("wan-portrait", ["--chain", 5], 2, "--chain 5 is for wan-vace"),
-    ("wan-vace", ["--prompt", "a cat"], 4, "Nobody has embedded the prompt 'a cat'"),
+    ("wan-vace", ["--prompt", "a cat"], 4, "The prompt 'a cat' has not been embedded"),
     ("wan-vace", ["--lora", "a.safetensors:much"], 2, "'much' is no scale"),
     ("wan-vace", ["--chain", 3], 2, "expected 1 or 5 frames"),
     ("wan-vace", ["--cache", 0.1], 2, "--cache would skip"),
@@ -448,10 +448,10 @@ def test_the_best_painter_that_is_there_is_chosen(folders, work, tmp_path, monke
         note.unlink()
 
 
-def test_models_take_turns_on_the_seat():
-    seat = runtime.Seat(torch.device("meta"))
+def test_models_take_turns_on_the_device():
+    shared = runtime.SharedDevice(torch.device("meta"))
     first, second = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
-    wake = [seat.waker(module) for module in (first, second)]
+    wake = [shared.waker(module) for module in (first, second)]
     wake[0]()
     assert (first.weight.device.type, second.weight.device.type) == ("meta", "cpu")
     wake[0]()

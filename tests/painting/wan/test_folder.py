@@ -135,8 +135,8 @@ def test_a_lora_of_something_else_is_refused(folder):
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"kind": "dataset"}, "is not that of a wan-portrait generator"),
-        ({"backend": "mini"}, "is not that of a wan-portrait generator"),
+        ({"kind": "dataset"}, "is not the manifest of a wan-portrait generator"),
+        ({"backend": "mini"}, "is not the manifest of a wan-portrait generator"),
         ({"schema": 2}, r"has schema 2, this tool reads 1\. Update the tool"),
         ({"schema": 0}, r"has schema 0, this tool reads 1\. Train one"),
         ({"normals": "world space"}, r"another convention \('world space'\), this tool makes 'camera space.*again"),

@@ -23,7 +23,7 @@ from transformers import CLIPImageProcessor, CLIPVisionModel
 from expportrait_cli.errors import WeightsError
 from expportrait_cli.painting.wan.base import find_base, fresh_portrait
 from expportrait_cli.painting.wan.encoders import ImageEncoder, find_image_encoder, fitted
-from expportrait_cli.painting.wan.film import Told
+from expportrait_cli.painting.wan.film import Conditions
 from expportrait_cli.painting.wan.folder import load_folder, save_folder
 from expportrait_cli.painting.wan.manifest import Manifest
 from expportrait_cli.painting.wan.portrait import WanPortrait
@@ -31,7 +31,7 @@ from expportrait_cli.painting.wan.portrait_model import PortraitModel
 from expportrait_cli.painting.wan.vae import Encoding, pixels
 from expportrait_cli.painting.wan.windows import chunks
 from expportrait_cli.train.config import GeneratorTask, GeneratorTraining
-from expportrait_cli.train.generator.lessons import Lesson, Lessons
+from expportrait_cli.train.generator.examples import Example, Examples
 from expportrait_cli.train.generator.loop import set_free
 
 pytestmark = pytest.mark.slow
@@ -119,7 +119,7 @@ def test_painting_tells_what_training_told(base, has_hint, tmp_path):
     pushed = [hint.push(pixels([f.proxy for f in frames[a:b]])) for a, b in ((0, 1), (1, 5), (5, 9))]
     random = torch.Generator().manual_seed(0)
     assert portrait.image_encoder is not None
-    lesson = Lesson(
+    example = Example(
         film=torch.randn(1, 16, 3, 4, 4, generator=random),
         normals=torch.from_numpy(np.stack([f.normals for f in frames])).permute(3, 0, 1, 2)[None],
         lead=0,
@@ -130,26 +130,26 @@ def test_painting_tells_what_training_told(base, has_hint, tmp_path):
         hint=torch.cat(pushed, 2) if has_hint else None,
         tokens=ImageEncoder(portrait.image_encoder).tokens(photo.photo),
     )
-    told = portrait(lesson.noisy(), **lesson.told(torch.device("cpu")))
+    told = portrait(example.noisy(), **example.conditions(torch.device("cpu")))
     painter = PortraitModel(portrait, own, photo)
-    control = Told.joined(list(painter.controls(chunks(iter(frames), first=0, count=9), 0))).control
-    painted = painter.velocity(control)(lesson.noisy(), 0.7)
+    control = Conditions.joined(list(painter.controls(chunks(iter(frames), first=0, count=9), 0))).control
+    painted = painter.velocity(control)(example.noisy(), 0.7)
     assert torch.allclose(painted, told, atol=1e-5)
-    blind = portrait(lesson.noisy(), **{**lesson.told(torch.device("cpu")), "image_embeds": None})
+    blind = portrait(example.noisy(), **{**example.conditions(torch.device("cpu")), "image_embeds": None})
     assert (blind - told).abs().max() > 1e-3
-    untold = painter.untold(control)(lesson.noisy(), 0.7)
-    dropped = {**lesson.told(torch.device("cpu")), "drop_control": torch.tensor([True])}
-    assert torch.allclose(untold, portrait(lesson.noisy(), **dropped), atol=1e-5)
+    untold = painter.unconditional(control)(example.noisy(), 0.7)
+    dropped = {**example.conditions(torch.device("cpu")), "drop_control": torch.tensor([True])}
+    assert torch.allclose(untold, portrait(example.noisy(), **dropped), atol=1e-5)
 
 
 def test_without_the_photo_there_are_no_tokens(base, tmp_path):
     portrait = generator(base, tmp_path / "out", has_hint=False)
     entry = ball_entry(tmp_path, "one", 0, 9, side=32)
-    lesson = Lessons([entry], GeneratorTask(), frames=5, seed=0).lesson(0)
-    told = {**lesson.told(torch.device("cpu")), "drop_reference": torch.tensor([True])}
+    example = Examples([entry], GeneratorTask(), frames=5, seed=0).example(0)
+    told = {**example.conditions(torch.device("cpu")), "drop_reference": torch.tensor([True])}
 
     def seen(tokens: torch.Tensor) -> torch.Tensor:
-        return portrait(lesson.noisy(), **{**told, "image_embeds": tokens})
+        return portrait(example.noisy(), **{**told, "image_embeds": tokens})
 
     tokens = torch.randn(1, IMAGE_TOKENS, IMAGE_DIM, generator=torch.Generator().manual_seed(0))
     assert torch.equal(seen(tokens), seen(2 * tokens))
@@ -165,17 +165,17 @@ def test_a_lesson_has_the_tokens_of_its_photo(tmp_path):
     tensors["hints"] = torch.arange(count).half()[:, None, None, None, None] + torch.zeros_like(tensors["film"])
     tensors["hints"] += torch.arange(5).half()[:, None, None] / 8
     save_file(tensors, entry.latents)
-    lessons, found = Lessons([entry], GeneratorTask(), frames=9, seed=0), entry.read()
-    shown = [lessons.lesson(number) for number in range(20)]
+    examples, found = Examples([entry], GeneratorTask(), frames=9, seed=0), entry.read()
+    shown = [examples.example(number) for number in range(20)]
     taken = set()
-    for lesson in shown:
-        assert lesson.tokens is not None and lesson.hint is not None
-        photo = int(lesson.tokens[0, 0, 0])
+    for example in shown:
+        assert example.tokens is not None and example.hint is not None
+        photo = int(example.tokens[0, 0, 0])
         taken.add(photo)
-        assert torch.equal(lesson.photo[0, :, 0], found.photos[photo])
-        size = lesson.film.shape[2]
-        begin = next(t for t in range(5) if torch.equal(lesson.film[0], found.film[:, t : t + size]))
-        assert torch.equal(lesson.hint[0], found.hints[photo, :, begin : begin + size])
+        assert torch.equal(example.photo[0, :, 0], found.photos[photo])
+        size = example.film.shape[2]
+        begin = next(t for t in range(5) if torch.equal(example.film[0], found.film[:, t : t + size]))
+        assert torch.equal(example.hint[0], found.hints[photo, :, begin : begin + size])
     assert len(taken) == count > 1
 
 

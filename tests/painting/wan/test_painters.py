@@ -22,7 +22,7 @@ from torch import Tensor
 
 from expportrait_cli.errors import WeightsError
 from expportrait_cli.painting.scene import Sketch
-from expportrait_cli.painting.wan.film import Model, Sampling, Told, paint_window, paint_windows, sigmas_of
+from expportrait_cli.painting.wan.film import Conditions, Model, Sampling, paint_window, paint_windows, sigmas_of
 from expportrait_cli.painting.wan.masks import Masks
 from expportrait_cli.painting.wan.portrait_model import PortraitModel
 from expportrait_cli.painting.wan.prompts import Prompts
@@ -60,7 +60,7 @@ def sampling(steps: int = 2, **changes) -> Sampling:
 
 
 def told(model: Model, count: int) -> Tensor:
-    return Told.joined(list(model.controls(chunks(sketches_of(count)(0), first=0, count=count), 0))).control
+    return Conditions.joined(list(model.controls(chunks(sketches_of(count)(0), first=0, count=count), 0))).control
 
 
 class Evenly(FlowMatchEulerDiscreteScheduler):
@@ -175,7 +175,7 @@ def test_what_is_not_repainted_is_the_proxys_own():
 
 def test_latents_are_held_where_the_proxy_is_kept():
     model = VaceModel(tiny_vace(), vae(), PROMPTS, still(SIDE, SIDE))
-    known = Told.joined(list(model.controls(chunks(iter(moving()), first=0, count=COUNT), 0)))
+    known = Conditions.joined(list(model.controls(chunks(iter(moving()), first=0, count=COUNT), 0)))
     made = paint_window(model, known, Window(0, 0, 9), Sampling(sigmas_of(4, shift=3.0, strength=0.75)))
     assert known.keep is not None and known.film is not None and 0.3 < float(known.keep.mean()) < 0.95
     kept = known.keep.expand_as(made) == 1
@@ -209,12 +209,12 @@ def test_the_generator_paints_as_it_was_trained():
         torch.from_numpy(still().normals).permute(2, 0, 1)[None],
         hint,
     )
-    control = Told.joined(list(shown.controls(chunks(iter(frames), first=0, count=13), 0))).control
+    control = Conditions.joined(list(shown.controls(chunks(iter(frames), first=0, count=13), 0))).control
     assert control.shape == (1, 32, 4, 4, 4)
     assert torch.allclose(shown.velocity(control)(noise, 0.6), expected, atol=1e-5)
-    dropped = shown.untold(control)(noise, 0.6)
+    dropped = shown.unconditional(control)(noise, 0.6)
     assert (dropped - expected).abs().max() > 1e-3
-    assert torch.equal(dropped, shown.untold(torch.randn_like(control))(noise, 0.6))
+    assert torch.equal(dropped, shown.unconditional(torch.randn_like(control))(noise, 0.6))
 
 
 @pytest.mark.parametrize("count", [1, 2, 13, 16, 17, 18, 37])
@@ -225,12 +225,12 @@ def test_pose_features_in_blocks_are_those_of_the_whole_film(count):
     groups = list(chunks(iter(frames), first=0, count=count))
     filled = [frame.normals for group in groups for frame in group]
     expected = model.pose(torch.from_numpy(np.stack(filled)).permute(3, 0, 1, 2)[None])
-    found = Told.joined(list(shown.controls(iter(groups), 0))).control
+    found = Conditions.joined(list(shown.controls(iter(groups), 0))).control
     assert found.shape == expected.shape and torch.allclose(found, expected, atol=1e-6)
     for first in range(1, len(groups)):
         # What begins in the middle has the first of its frames only, and is right once it has forgotten that.
         late = [groups[first][-1:], *groups[first + 1 :]]
-        part = Told.joined(list(shown.controls(iter(late), first))).control
+        part = Conditions.joined(list(shown.controls(iter(late), first))).control
         assert part.shape[2] == len(groups) - first
         assert torch.equal(part[:, :, shown.memory :], found[:, :, first + shown.memory :])
 
@@ -281,7 +281,7 @@ def test_little_noise_leaves_the_proxy_nearly_alone(make):
 
     def distance(strength: float) -> float:
         model = make()
-        known = Told.joined(list(model.controls(chunks(sketches_of(9)(0), first=0, count=9), 0)))
+        known = Conditions.joined(list(model.controls(chunks(sketches_of(9)(0), first=0, count=9), 0)))
         model.velocity = lambda control: lambda state, sigma: torch.zeros_like(state)
         settings = Sampling(sigmas_of(10, shift=3.0, strength=strength))
         made = paint_window(model, replace(known, keep=None), Window(0, 0, 3), settings)

@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from expportrait_cli.errors import WeightsError
 from expportrait_cli.painting.wan.film import (
     FEW,
+    Conditions,
     Sampling,
-    Told,
     guided,
     held,
     paint_windows,
@@ -302,13 +302,13 @@ class Still16:
 
     def controls(self, frames, first):
         for chunk in frames:
-            yield Told(torch.full((1, 1, 1, 4, 4), float(len(chunk))))
+            yield Conditions(torch.full((1, 1, 1, 4, 4), float(len(chunk))))
 
     def velocity(self, control):
         self.asked.append(control.shape[2])
         return lambda state, sigma: (state - self.film) / sigma
 
-    def untold(self, control):
+    def unconditional(self, control):
         return self.velocity(control)
 
 

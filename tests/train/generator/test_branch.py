@@ -5,19 +5,19 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.balls import ball_entry, branch_pupil
-from support.generator_runs import FAST, TASK, lesson_run
+from support.balls import ball_entry, small_branch
+from support.generator_runs import FAST, TASK, training_run
 from support.tiny_wan import tiny_prompts, tiny_vace
 from support.wan_film import sketches_of, still, vae
 
 from expportrait_cli.config import WanConfig
 from expportrait_cli.painting.wan import runtime
-from expportrait_cli.painting.wan.film import Told
+from expportrait_cli.painting.wan.film import Conditions
 from expportrait_cli.painting.wan.folder import save_lora
 from expportrait_cli.painting.wan.vace import VaceBranch, VaceModel
 from expportrait_cli.painting.wan.windows import chunks, noise_of
-from expportrait_cli.train.generator.lessons import Lessons
-from expportrait_cli.train.generator.loop import examined, set_free
+from expportrait_cli.train.generator.examples import Examples
+from expportrait_cli.train.generator.loop import held_out_error, set_free
 from expportrait_cli.train.generator.state import averaged_weights
 
 pytestmark = pytest.mark.slow
@@ -35,17 +35,17 @@ def test_it_learns_what_normals_are_for(clips, tmp_path):
     """Right normals against those of other frames: at least 1.5 in loss."""
     config = replace(FAST, steps=260, frames=9, rate=4e-3, warm_up=10, average=0.97, batch=1, lora=32)
     task = replace(TASK, report_every=260, sample_every=260, control="normals", checkpointing=False)
-    pupil = branch_pupil()
-    lessons = Lessons(clips[:1], task, frames=config.frames, seed=0)
-    exam = [lessons.lesson(number) for number in range(1000, 1016)]
-    start = examined(pupil, exam, CPU)["held_out"]
-    lesson_run(clips[:1], tmp_path, config, task, portrait=pupil)
+    branch = small_branch()
+    examples = Examples(clips[:1], task, frames=config.frames, seed=0)
+    validation = [examples.example(number) for number in range(1000, 1016)]
+    start = held_out_error(branch, validation, CPU)["held_out"]
+    training_run(clips[:1], tmp_path, config, task, portrait=branch)
     learned = averaged_weights(tmp_path / "state.safetensors")
     assert learned and all(".lora_" in name and "vace_blocks" in name for name in learned)
-    pupil.load_state_dict(learned, strict=False)
-    right = examined(pupil, exam, CPU)["held_out"]
-    others = [replace(lesson, control=torch.roll(lesson.control, 1, 2)) for lesson in exam]  # pyright: ignore
-    wrong = examined(pupil, others, CPU)["held_out"]
+    branch.load_state_dict(learned, strict=False)
+    right = held_out_error(branch, validation, CPU)["held_out"]
+    others = [replace(example, control=torch.roll(example.control, 1, 2)) for example in validation]  # pyright: ignore
+    wrong = held_out_error(branch, others, CPU)["held_out"]
     assert right < 0.7 * start and wrong > 1.5 * right, (start, right, wrong)
 
 
@@ -53,7 +53,7 @@ def test_it_is_shown_what_the_painter_shows_vace():
     """The same velocity as in a film with `control=normals`, photo and prompt included."""
     transformer, prompts = tiny_vace(), tiny_prompts()
     model = VaceModel(transformer, vae(), prompts, still(), control="normals", keep=False)
-    known = Told.joined(list(model.controls(chunks(sketches_of(9)(0), first=0, count=9), 0)))
+    known = Conditions.joined(list(model.controls(chunks(sketches_of(9)(0), first=0, count=9), 0)))
     noise = noise_of(0, range(-1, 3), (16, 4, 4))
     state = noise.clone()
     state[:, :, :1] = torch.lerp(model.front, noise[:, :, :1], 0.6)
@@ -66,7 +66,7 @@ def test_it_is_shown_what_the_painter_shows_vace():
 
 
 def test_what_is_trained_is_what_is_painted_with(tmp_path):
-    branch = branch_pupil(12)
+    branch = small_branch(12)
     set_free(branch, replace(FAST, lora=4), replace(TASK, control="normals"))
     with torch.no_grad():
         for parameter in branch.parameters():

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from support.balls import ball_entry
-from support.generator_runs import interrupt_at_a_report, lesson_run, weights, write_set
+from support.generator_runs import interrupt_at_a_report, training_run, weights, write_set
 from support.known_head import blank_fit, dynamic_poses
 from support.performers import quiet
 from support.places import ROOT
@@ -39,8 +39,8 @@ from expportrait_cli.pipeline.performance import CurvesFile, OffsetSource, write
 from expportrait_cli.tracking import track
 from expportrait_cli.train.config import GeneratorTask, GeneratorTraining
 from expportrait_cli.train.generator.cache import Maker, build_cache, entry_of
-from expportrait_cli.train.generator.lessons import Lessons
-from expportrait_cli.train.generator.loop import examined
+from expportrait_cli.train.generator.examples import Examples
+from expportrait_cli.train.generator.loop import held_out_error
 from expportrait_cli.train.generator.state import averaged_weights
 from expportrait_cli.train.scenes import in_crop, own_scene, photo_rows
 
@@ -186,7 +186,7 @@ def test_a_clip_without_a_photo_is_refused(clip, tmp_path):
         for _ in range(COUNT):
             writer.write(np.full((512, 512, 3), 90, np.uint8))
     empty = replace(clip, video=tmp_path / "grey.mp4")
-    with pytest.raises(InputError, match=r"grey\.mp4 shows no face that could be a photo\. Take it out"):
+    with pytest.raises(InputError, match=r"grey\.mp4 has no frame to use as the photo: no face is found\. Leave"):
         build_cache([empty], tmp_path, maker, progress=quiet)
 
 
@@ -214,11 +214,11 @@ def test_it_learns_what_the_hint_is_for(tmp_path):
     task = GeneratorTask(report_every=120, sample_every=120, drop_control=0.0, drop_reference=0.0, checkpointing=False)
     torch.manual_seed(0)
     portrait = WanPortrait.from_base(tiny_transformer(head_dim=48), prompt_embeds(), has_hint=True)
-    lesson_run([entry], tmp_path / "run", config, task, portrait=portrait)
+    training_run([entry], tmp_path / "run", config, task, portrait=portrait)
     portrait.load_state_dict(averaged_weights(tmp_path / "run" / "state.safetensors"), strict=False)
-    lessons = Lessons([entry], task, frames=9, seed=0)
-    exam = [lessons.lesson(number) for number in range(1000, 1012)]
-    wrong = [replace(lesson, hint=None if lesson.hint is None else lesson.hint.flip(2)) for lesson in exam]
+    examples = Examples([entry], task, frames=9, seed=0)
+    validation = [examples.example(number) for number in range(1000, 1012)]
+    wrong = [replace(example, hint=None if example.hint is None else example.hint.flip(2)) for example in validation]
     cpu = torch.device("cpu")
-    right, lost = (examined(portrait, each, cpu)["held_out"] for each in (exam, wrong))
+    right, lost = (held_out_error(portrait, each, cpu)["held_out"] for each in (validation, wrong))
     assert right < 0.8 * lost, (right, lost)

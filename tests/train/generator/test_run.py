@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
-from support.balls import ball_entry, pupil
-from support.generator_runs import FAST, TASK, interrupt_at_a_report, lesson_run, weights, write_set
+from support.balls import ball_entry, small_portrait
+from support.generator_runs import FAST, TASK, interrupt_at_a_report, training_run, weights, write_set
 from support.known_head import dynamic_poses
 from support.performers import make_state, quiet
 from support.tiny_wan import (
@@ -44,8 +44,8 @@ from expportrait_cli.painting.wan.vae import Vae
 from expportrait_cli.render.buffers import decode
 from expportrait_cli.train.config import GeneratorTraining
 from expportrait_cli.train.generator.cache import Maker, build_cache, entry_of
-from expportrait_cli.train.generator.lessons import Lessons
-from expportrait_cli.train.generator.loop import FOR_IMAGES, examined, optimizer_of, set_free
+from expportrait_cli.train.generator.examples import Examples
+from expportrait_cli.train.generator.loop import FOR_IMAGES, held_out_error, optimizer_of, set_free
 from expportrait_cli.train.generator.run import train_generator
 from expportrait_cli.train.generator.state import averaged_weights
 
@@ -74,7 +74,7 @@ def heeds_interrupts():
 @pytest.mark.parametrize("lora", [0, 4])
 def test_the_same_run_gives_the_same_bytes_interrupted_or_not(lora, clips, tmp_path):
     config = replace(FAST, lora=lora)
-    rows = lesson_run(clips, tmp_path / "a", config)
+    rows = training_run(clips, tmp_path / "a", config)
     assert [step for step, _ in rows] == [4, 6]
 
     def interrupt(done: int, total: int | None) -> None:
@@ -83,57 +83,59 @@ def test_the_same_run_gives_the_same_bytes_interrupted_or_not(lora, clips, tmp_p
             signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        lesson_run(clips, tmp_path / "b", config, progress=interrupt)
+        training_run(clips, tmp_path / "b", config, progress=interrupt)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     calls = []
-    later = lesson_run(clips, tmp_path / "b", config, progress=lambda done, total: calls.append(done))
+    later = training_run(clips, tmp_path / "b", config, progress=lambda done, total: calls.append(done))
     assert calls == [4, 5, 6] and [step for step, _ in later] == [4, 6] and later[1] == rows[1]
     whole, gone_on = ((tmp_path / name / "state.safetensors").read_bytes() for name in "ab")
     assert whole == gone_on
-    assert lesson_run(clips, tmp_path / "b", config) == []
+    assert training_run(clips, tmp_path / "b", config) == []
     assert (tmp_path / "b" / "state.safetensors").read_bytes() == whole
 
 
 def test_another_seed_is_another_run(clips, tmp_path):
     for seed in (0, 1):
-        lesson_run(clips, tmp_path / str(seed), replace(FAST, steps=1, seed=seed))
+        training_run(clips, tmp_path / str(seed), replace(FAST, steps=1, seed=seed))
     one, two = (averaged_weights(tmp_path / str(seed) / "state.safetensors") for seed in (0, 1))
     assert not torch.equal(one["transformer.proj_out.weight"], two["transformer.proj_out.weight"])
 
 
 def test_the_state_of_another_generator_is_refused(clips, tmp_path):
-    lesson_run(clips, tmp_path, replace(FAST, steps=1))
+    training_run(clips, tmp_path, replace(FAST, steps=1))
     with pytest.raises(InputError, match="is the state of another generator"):
-        lesson_run(clips, tmp_path, replace(FAST, lora=2))
+        training_run(clips, tmp_path, replace(FAST, lora=2))
 
 
 def test_it_learns_a_clip_and_what_normals_are_for(clips, tmp_path):
     """Twice as well as at first; and with the film's own normals better than with them in another order."""
     config = replace(FAST, steps=220, rate=1e-2, warm_up=10, average=0.97, batch=1)
     task = replace(TASK, report_every=220, sample_every=220, drop_control=0.0, drop_reference=0.0, checkpointing=False)
-    portrait = pupil(48)
-    lessons = Lessons(clips[:1], task, frames=config.frames, seed=0)
+    portrait = small_portrait(48)
+    examples = Examples(clips[:1], task, frames=config.frames, seed=0)
     # Of the same clip, with noise that it was never shown.
-    exam = [lessons.lesson(number) for number in range(1000, 1016)]
-    start = examined(portrait, exam, CPU)["held_out"]
-    rows = lesson_run(clips[:1], tmp_path, config, task, portrait=portrait)
+    validation = [examples.example(number) for number in range(1000, 1016)]
+    start = held_out_error(portrait, validation, CPU)["held_out"]
+    rows = training_run(clips[:1], tmp_path, config, task, portrait=portrait)
     portrait.load_state_dict(averaged_weights(tmp_path / "state.safetensors"), strict=False)
-    right = examined(portrait, exam, CPU)["held_out"]
-    wrong = examined(portrait, [replace(lesson, normals=lesson.normals.flip(2)) for lesson in exam], CPU)["held_out"]
+    right = held_out_error(portrait, validation, CPU)["held_out"]
+    wrong = held_out_error(
+        portrait, [replace(example, normals=example.normals.flip(2)) for example in validation], CPU
+    )["held_out"]
     assert right < 0.5 * start, (start, right)
     assert right < 0.8 * wrong, (right, wrong)
     assert rows[-1][1]["loss"] < start
 
 
 def test_what_learns_and_how_fast():
-    whole = pupil(12)
+    whole = small_portrait(12)
     config = replace(FAST, trunk=0.1, lora=0)
     set_free(whole, config, TASK)
     new, own = optimizer_of(whole, config).param_groups
     assert (new["full_rate"], own["full_rate"]) == (1e-2, pytest.approx(1e-3))
     assert any(p is whole.transformer.patch_embedding.weight for p in new["params"])
     assert len(new["params"]) + len(own["params"]) == len(list(whole.parameters()))
-    low = pupil(12)
+    low = small_portrait(12)
     set_free(low, replace(config, lora=4), TASK)
     (only,) = optimizer_of(low, config).param_groups
     free = {name for name, p in low.named_parameters() if p.requires_grad}
@@ -145,7 +147,7 @@ def test_what_learns_and_how_fast():
 
 def test_an_i2v_base_learns_all_but_what_is_for_images(clips, tmp_path):
     portrait = WanPortrait.from_base(tiny_i2v_transformer(), prompt_embeds())
-    rows = lesson_run(clips, tmp_path, replace(FAST, steps=4), portrait=portrait)
+    rows = training_run(clips, tmp_path, replace(FAST, steps=4), portrait=portrait)
     assert np.isfinite(rows[-1][1]["held_out"])
     learned = averaged_weights(tmp_path / "state.safetensors")
     assert "reference.layers.12.weight" in learned and learned["reference.layers.12.weight"].any()

@@ -71,8 +71,8 @@ def test_pieces_go_on_where_they_were_stopped(made):
     assert rows(made / "pieces-stopped", 2) == [{"stopped": True}]
     whole, gone_on = ((made / name / "state.safetensors").read_bytes() for name in ("pieces", "pieces-stopped"))
     assert whole == gone_on
-    (film, exam, *_), (film_too, exam_too, *_) = rows(made / "pieces"), rows(made / "pieces-stopped")
-    assert film == film_too and exam["held_out"] == exam_too["held_out"]
+    (film, validation, *_), (film_too, validation_too, *_) = rows(made / "pieces"), rows(made / "pieces-stopped")
+    assert film == film_too and validation["held_out"] == validation_too["held_out"]
 
 
 def test_a_run_moves_from_whole_to_pieces(made):
@@ -91,4 +91,4 @@ def test_what_learns_is_exact_beside_a_base_in_half_precision(made):
 
 def test_the_old_kind_of_pieces_is_refused(made):
     said = (made / "refused.txt").read_text()
-    assert said.startswith("accelerate spreads the model by FSDP 1, expected one device, DDP or FSDP 2. Launch with")
+    assert said.startswith("accelerate distributes the model by FSDP 1, expected one device, DDP or FSDP 2. Launch")

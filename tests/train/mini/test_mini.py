@@ -1,4 +1,4 @@
-"""Training the small painter: lessons from the real pipeline, learning, going on, and the gate."""
+"""Training the small painter: examples from the real pipeline, learning, going on, and the gate."""
 
 from fractions import Fraction
 from itertools import islice
@@ -23,7 +23,7 @@ from expportrait_cli.media.writer import VideoWriter
 from expportrait_cli.painting.mini import MiniNet, MiniShape
 from expportrait_cli.tracking import track
 from expportrait_cli.train.config import MiniTraining
-from expportrait_cli.train.mini.loop import SIZE, TIMES, Lesson, Lessons, lessons, train
+from expportrait_cli.train.mini.loop import SIZE, TIMES, Example, Examples, make_examples, train
 from expportrait_cli.train.mini.run import judge, passes
 
 pytest.importorskip("diffusers")
@@ -35,7 +35,7 @@ def quiet(done: int, total: int | None) -> None:
     pass
 
 
-def lesson(person: str, seed: int) -> Lesson:
+def example(person: str, seed: int) -> Example:
     """A coloured picture of which the proxy has lost a disc, in a colour that says nothing."""
     draw = np.random.default_rng(seed)
     photo = cv2.resize(draw.integers(40, 216, (5, 5, 3), dtype=np.uint8), (SIZE, SIZE), interpolation=cv2.INTER_CUBIC)
@@ -47,13 +47,13 @@ def lesson(person: str, seed: int) -> Lesson:
     normals = np.zeros((2, TIMES, SIZE, SIZE, 3), np.int8)
     normals[..., 2] = 127
     guess = np.broadcast_to(disc, (2, TIMES, SIZE, SIZE)).copy()
-    return Lesson(person, photo, normals[0, 0], proxy, guess, normals, truth)
+    return Example(person, photo, normals[0, 0], proxy, guess, normals, truth)
 
 
 @pytest.fixture(scope="module")
 def paths(tmp_path_factory) -> list[Path]:
-    folder = tmp_path_factory.mktemp("lessons")
-    return [npz.save(lesson(f"person{k}", k), folder / f"{k}.npz", {}) for k in range(3)]
+    folder = tmp_path_factory.mktemp("examples")
+    return [npz.save(example(f"person{k}", k), folder / f"{k}.npz", {}) for k in range(3)]
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +99,7 @@ def test_a_run_that_stopped_goes_on_as_if_it_had_not(learned, paths, tmp_path):
 
 
 def test_batches_depend_on_the_step_alone(paths):
-    one, other = Lessons(paths, TINY), Lessons(paths, TINY)
+    one, other = Examples(paths, TINY), Examples(paths, TINY)
     for step in (0, 1, 2):
         one.batch(step)
     assert torch.equal(one.batch(9).frames, other.batch(9).frames)
@@ -134,15 +134,15 @@ def clip(tmp_path_factory) -> tuple[Clip, HeadModel]:
 @pytest.mark.slow
 def test_lessons_are_the_real_proxys(clip, tmp_path):
     made, head = clip
-    (path,) = lessons([made], head, photos=1, windows=3, folder=tmp_path / "l", progress=quiet)
-    found = npz.load(Lesson, path)
+    (path,) = make_examples([made], head, photos=1, windows=3, folder=tmp_path / "l", progress=quiet)
+    found = npz.load(Example, path)
     assert found.person == "driver" and found.proxy.shape == (3, TIMES, SIZE, SIZE, 3)
     error = np.square(found.proxy.astype(float) - found.truth).mean()
     still = np.square(found.photo.astype(float) - found.truth).mean()
     # In place, to the pixel: otherwise the proxy would be no nearer to the truth than the photo is.
     assert error < 0.6 * still
     since = path.stat().st_mtime_ns
-    lessons([made], head, photos=1, windows=3, folder=tmp_path / "l", progress=quiet)
+    make_examples([made], head, photos=1, windows=3, folder=tmp_path / "l", progress=quiet)
     assert path.stat().st_mtime_ns == since
     assert len(npz.load(Tracking, made.tracking).error) == 20
 

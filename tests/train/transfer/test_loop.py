@@ -24,17 +24,17 @@ from expportrait_cli.errors import InputError, UsageError
 from expportrait_cli.retargeting.face import Face, Neutral
 from expportrait_cli.retargeting.network import KIND, load_network, save_network
 from expportrait_cli.train.config import TransferTraining
-from expportrait_cli.train.transfer.loop import fresh_network, train
-from expportrait_cli.train.transfer.performers import (
-    Performer,
+from expportrait_cli.train.transfer.clips import (
+    FaceClip,
     Stored,
     centred,
     expression_scale,
     held_out,
-    performer,
+    read_clip,
     stored,
 )
-from expportrait_cli.train.transfer.run import prepare_lesson, train_transfer, trained_of
+from expportrait_cli.train.transfer.loop import fresh_network, train
+from expportrait_cli.train.transfer.run import prepare_data, train_transfer, trained_of
 from expportrait_cli.train.transfer.synthetic import random_expressions
 
 pytest_plugins = ("support.astronaut",)
@@ -51,7 +51,7 @@ def face(head) -> Face:
     return Face.of(head)
 
 
-def pretended(head, face: Face, seed: int, frames: int = 6) -> Performer:
+def pretended(head, face: Face, seed: int, frames: int = 6) -> FaceClip:
     """Somebody who bulges in proportion to a few expressions, more the wider the face is."""
     generator = torch.Generator().manual_seed(seed)
     identity = 0.8 * torch.randn(head.identity_basis.shape[-1], generator=generator)
@@ -61,15 +61,15 @@ def pretended(head, face: Face, seed: int, frames: int = 6) -> Performer:
     offset = psi.sum(1)[:, None, None] / 4 * bulge * (1 + identity[0] / 3)
     ones = np.ones(frames, np.float32)
     name = f"synthetic-{seed:05d}"
-    return Performer(name, name, neutral.numpy(), psi.numpy(), jaw.numpy(), offset.numpy().astype(np.float16), ones)
+    return FaceClip(name, name, neutral.numpy(), psi.numpy(), jaw.numpy(), offset.numpy().astype(np.float16), ones)
 
 
 @pytest.fixture(scope="module")
-def people(head, face) -> list[Performer]:
+def people(head, face) -> list[FaceClip]:
     return [pretended(head, face, seed) for seed in range(5)]
 
 
-def lesson_of(people, face, folder: Path, config=TINY, *, kind="learned", progress=quiet):
+def trained(people, face, folder: Path, config=TINY, *, kind="learned", progress=quiet):
     """One run of a tiny network: the averaged network, and what it reported."""
     folder.mkdir(exist_ok=True)
     network = tiny(face, kind).requires_grad_()
@@ -94,7 +94,7 @@ def content(average, people, head, path: Path) -> bytes:
 
 @pytest.mark.parametrize("kind", ["learned", "concat"])
 def test_the_same_run_gives_the_same_bytes_interrupted_or_not(head, face, people, tmp_path, kind):
-    whole, rows = lesson_of(people, face, tmp_path / "a", kind=kind)
+    whole, rows = trained(people, face, tmp_path / "a", kind=kind)
     assert [step for step, _ in rows] == [6, 12]
 
     def interrupt(done: int, total: int | None) -> None:
@@ -103,28 +103,28 @@ def test_the_same_run_gives_the_same_bytes_interrupted_or_not(head, face, people
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        lesson_of(people, face, tmp_path / "b", kind=kind, progress=interrupt)
+        trained(people, face, tmp_path / "b", kind=kind, progress=interrupt)
     calls = []
-    gone_on, later = lesson_of(people, face, tmp_path / "b", kind=kind, progress=lambda done, total: calls.append(done))
+    gone_on, later = trained(people, face, tmp_path / "b", kind=kind, progress=lambda done, total: calls.append(done))
     assert calls == [7, 8, 9, 10, 11, 12]
     assert later == rows[1:]
     files = [
         content(average, people, head, tmp_path / f"{k}.safetensors") for k, average in enumerate((whole, gone_on))
     ]
     assert files[0] == files[1]
-    done, none = lesson_of(people, face, tmp_path / "b", kind=kind)
+    done, none = trained(people, face, tmp_path / "b", kind=kind)
     assert none == [] and content(done, people, head, tmp_path / "c.safetensors") == files[0]
 
 
 def test_another_seed_is_another_run(head, face, people, tmp_path):
-    one, two = (lesson_of(people, face, tmp_path / str(seed), replace(TINY, steps=2, seed=seed))[0] for seed in (0, 1))
+    one, two = (trained(people, face, tmp_path / str(seed), replace(TINY, steps=2, seed=seed))[0] for seed in (0, 1))
     assert not torch.equal(one.linear.weight, two.linear.weight)
 
 
 def test_the_state_of_another_network_is_refused(face, people, tmp_path):
-    lesson_of(people, face, tmp_path, replace(TINY, steps=2))
+    trained(people, face, tmp_path, replace(TINY, steps=2))
     with pytest.raises(InputError, match="state of another network"):
-        lesson_of(people, face, tmp_path, kind="blind")
+        trained(people, face, tmp_path, kind="blind")
 
 
 def test_errors_fall(face, people, tmp_path):
@@ -216,7 +216,7 @@ def test_a_prepared_clip_is_a_performer(head, face, filmed):
     state, error = tracking.state.copy(), tracking.error.copy()
     state[1], error[2], error[3] = 1, 3.0, 9.0
     npz.save(replace(tracking, state=state, error=error), clip.tracking, {})
-    found = performer(clip, head, face)
+    found = read_clip(clip, head, face)
     assert (found.name, found.person, found.is_synthetic) == ("a", "folder-a", False)
     assert found.weight == pytest.approx([1, 0, 0.5, 0, 1, 1])
     assert np.array_equal(found.expression, tracking.expression)
@@ -229,7 +229,7 @@ def test_a_prepared_clip_is_a_performer(head, face, filmed):
 def test_a_prepared_clip_is_kept_on_disk(head, face, filmed, tmp_path):
     """Small columns are in memory; the others are opened at each look, and hold neither memory nor files."""
     clip = filmed("a", 1)
-    expected = performer(clip, head, face)
+    expected = read_clip(clip, head, face)
     found = [stored(clip, head, face, tmp_path / "kept") for _ in range(2)][1]
     for column in ("neutral", "expression", "jaw", "weight", "offset"):
         assert np.array_equal(getattr(found, column), getattr(expected, column)), column
@@ -245,7 +245,7 @@ def test_people_on_disk_and_in_memory_are_the_same_lesson(head, face, filmed, tm
     config = replace(TINY, steps=2, report_every=2)
     averages = []
     for people in (
-        [performer(clip, head, face) for clip in clips],
+        [read_clip(clip, head, face) for clip in clips],
         [stored(clip, head, face, tmp_path / "kept") for clip in clips],
     ):
         network = tiny(face).requires_grad_()
@@ -260,10 +260,10 @@ def test_a_clip_without_offsets_teaches_nothing(head, face, filmed):
     clip = filmed("a", 1)
     npz.save(photo_of(head, 1), clip.head, {})
     with pytest.raises(InputError, match=r"holds 0 frames of dynamic offsets.*Prepare the dataset again"):
-        performer(clip, head, face)
+        read_clip(clip, head, face)
     npz.save(replace(npz.load(HeadFit, clip.head), head_model="smplx-01234567"), clip.head, {})
     with pytest.raises(InputError, match="'smplx-01234567', expected those of a clip on 'anny'"):
-        performer(clip, head, face)
+        read_clip(clip, head, face)
 
 
 def silent(title: str):
@@ -271,18 +271,18 @@ def silent(title: str):
 
 
 def test_nobody_to_learn_from_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"0 people to learn from, expected 3 or more.*`synthetic=240`"):
-        prepare_lesson([], tmp_path, replace(TINY, synthetic=0), silent)
+    with pytest.raises(InputError, match=r"0 people to train on, expected 3 or more.*`synthetic=240`"):
+        prepare_data([], tmp_path, replace(TINY, synthetic=0), silent)
     with pytest.raises(InputError, match="is no prepared set"):
-        prepare_lesson([tmp_path], tmp_path, TINY, silent)
+        prepare_data([tmp_path], tmp_path, TINY, silent)
 
 
 def test_a_refused_run_is_not_in_the_way_of_its_own_advice(tmp_path, monkeypatch):
     out = tmp_path / "net.safetensors"
-    with pytest.raises(InputError, match="people to learn from"):
+    with pytest.raises(InputError, match="people to train on"):
         train_transfer([], out, replace(TINY, synthetic=0), silent)
     assert not (tmp_path / "net.work" / "run.json").exists()
-    monkeypatch.setattr("expportrait_cli.train.transfer.run.prepare_lesson", _interrupted)
+    monkeypatch.setattr("expportrait_cli.train.transfer.run.prepare_data", _interrupted)
     with pytest.raises(KeyboardInterrupt):
         train_transfer([], out, TINY, silent)
     assert (tmp_path / "net.work" / "run.json").exists()

@@ -10,7 +10,7 @@ from expportrait_cli.head import dense
 from expportrait_cli.head.facemesh import LID_PAIRS, LIP_PAIRS
 from expportrait_cli.retargeting.face import Face
 from expportrait_cli.train.transfer import folds
-from expportrait_cli.train.transfer.performers import Performer
+from expportrait_cli.train.transfer.clips import FaceClip
 from expportrait_cli.train.transfer.synthetic import ANCHOR, Synthesis, random_expressions
 
 pytest_plugins = ("support.astronaut",)
@@ -27,8 +27,8 @@ def synthesis(head) -> Synthesis:
 
 
 @pytest.fixture(scope="module")
-def person(synthesis) -> Performer:
-    return synthesis.performer(5, 6)
+def person(synthesis) -> FaceClip:
+    return synthesis.clip(5, 6)
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +165,7 @@ def test_lines_lie_in_the_surface(head, synthesis):
 
 
 def test_the_same_seed_is_the_same_person(synthesis, person):
-    again, other = synthesis.performer(5, 6), synthesis.performer(6, 6)
+    again, other = synthesis.clip(5, 6), synthesis.clip(6, 6)
     for name in ("neutral", "expression", "jaw", "offset", "weight"):
         assert np.array_equal(getattr(again, name), getattr(person, name)), name
     assert np.abs(other.neutral - person.neutral).max() > 1e-3
@@ -173,7 +173,7 @@ def test_the_same_seed_is_the_same_person(synthesis, person):
 
 
 def test_people_with_one_script_do_the_same(synthesis):
-    one, two = (synthesis.performer(seed, 3, script=7) for seed in (8, 9))
+    one, two = (synthesis.clip(seed, 3, script=7) for seed in (8, 9))
     assert np.array_equal(one.expression, two.expression) and np.array_equal(one.jaw, two.jaw)
     difference = one.offset.astype(float) - two.offset.astype(float)
     assert np.abs(difference).max() > 1e-4

@@ -1,4 +1,4 @@
-"""Training data of the transfer network: faces at rest and frames of them, of prepared clips and synthetic people."""
+"""Training data of the transfer network: neutral faces and frames, of prepared clips and of synthetic people."""
 
 import hashlib
 from collections.abc import Sequence
@@ -21,14 +21,14 @@ from expportrait_cli.head.fitted import neutral_mesh
 from expportrait_cli.retargeting.face import Face
 
 WORST_IOD = 4.0
-"""Landmark error from which a frame has weight 0, percent of the inter-ocular distance."""
+"""Landmark error from which on a frame has weight 0, percent of the inter-ocular distance."""
 GOOD_IOD = 2.0
-"""Landmark error up to which a frame has weight 1, in the same unit."""
+"""Landmark error up to which a frame has weight 1, percent of the inter-ocular distance."""
 
 
 @runtime_checkable
 class Person(Protocol):
-    """Anything that belongs to one person."""
+    """Anything that names the person whom it is of."""
 
     @property
     def person(self) -> str:
@@ -40,33 +40,34 @@ P = TypeVar("P", bound=Person)
 
 
 @dataclass(frozen=True)
-class Performer:
-    """A face at rest, and frames of it."""
+class FaceClip:
+    """Neutral face of a person, and expression, jaw and dynamic offsets in T frames."""
 
     KIND: ClassVar[str] = "performer"
     VERSION: ClassVar[int] = 1
 
     name: str
     person: str
-    """Performers of one person stay on one side of a split."""
+    """Name of the person; clips of one person are all trained on, or all held out."""
     neutral: Float32[np.ndarray, "P 3"]
-    """Head frame, m."""
+    """Vertices of the neutral face; head frame, m."""
     expression: Float32[np.ndarray, "T E"]
     jaw: Float32[np.ndarray, "T 3"]
+    """Rotation of the jaw, axis-angle, rad."""
     offset: Float16[np.ndarray, "T P 3"]
-    """Dynamic offsets, canonical, m; what is common to the neutral frames is not among them."""
+    """Dynamic offsets, canonical, m, minus their mean over the neutral frames."""
     weight: Float32[np.ndarray, " T"]
-    """Weight, 0..1, of each frame: 0 for one that is not believed."""
+    """Weight of each frame, 0..1, which falls with its landmark error."""
 
     @property
     def is_synthetic(self) -> bool:
-        """True for a made-up person, of whom there is no film."""
+        """True for a synthetic person, of whom there is no video."""
         return self.person.startswith("synthetic")
 
 
 @runtime_checkable
-class Actor(Person, Protocol):
-    """A `Performer`, wherever its arrays are."""
+class FaceClipLike(Person, Protocol):
+    """Protocol of `FaceClip`; the arrays may be in memory or on disk."""
 
     @property
     def name(self) -> str:
@@ -75,39 +76,39 @@ class Actor(Person, Protocol):
 
     @property
     def neutral(self) -> Float32[np.ndarray, "P 3"]:
-        """Same as `Performer.neutral`."""
+        """Same as `FaceClip.neutral`."""
         ...
 
     @property
     def expression(self) -> Float32[np.ndarray, "T E"]:
-        """Same as `Performer.expression`."""
+        """Same as `FaceClip.expression`."""
         ...
 
     @property
     def jaw(self) -> Float32[np.ndarray, "T 3"]:
-        """Same as `Performer.jaw`."""
+        """Same as `FaceClip.jaw`."""
         ...
 
     @property
     def offset(self) -> Float16[np.ndarray, "T P 3"]:
-        """Same as `Performer.offset`."""
+        """Same as `FaceClip.offset`."""
         ...
 
     @property
     def weight(self) -> Float32[np.ndarray, " T"]:
-        """Same as `Performer.weight`."""
+        """Same as `FaceClip.weight`."""
         ...
 
     @property
     def is_synthetic(self) -> bool:
-        """True for a made-up person, of whom there is no film."""
+        """Same as `FaceClip.is_synthetic`."""
         ...
 
 
 class Stored:
-    """A performer in a folder of `.npy` files, of which only the small ones are in memory.
+    """A `FaceClipLike` in a folder of `.npy` files, of which only the small ones are in memory.
 
-    The others are opened at every look: ten hours of offsets are 62 GB, and more files than a process may hold open.
+    The others are opened at each access: ten hours of offsets take 62 GB, in more files than a process may have open.
     """
 
     SMALL, LARGE = ("expression", "jaw", "weight"), ("neutral", "offset")
@@ -120,26 +121,26 @@ class Stored:
 
     @property
     def neutral(self) -> Float32[np.ndarray, "P 3"]:
-        """Same as `Performer.neutral`."""
+        """Same as `FaceClip.neutral`."""
         return np.load(self._folder / "neutral.npy")
 
     @property
     def offset(self) -> Float16[np.ndarray, "T P 3"]:
-        """Frames are read when they are taken out of it."""
+        """Same as `FaceClip.offset`, memory-mapped: a frame is read when it is indexed."""
         return np.load(self._folder / "offset.npy", mmap_mode="r")
 
 
 def stored(clip: Clip, head: HeadModel, face: Face, folder: Path) -> Stored:
-    """A prepared clip as `performer` reads it, kept in `folder` for this run and for those that go on.
+    """Convert a prepared clip as `read_clip` does; kept in `folder` for this run and for resumed ones.
 
     Raises:
-        InputError: as `performer`.
+        InputError: as `read_clip`.
     """
     made = hashlib.sha256("".join(_key(path) for path in (clip.head, clip.tracking)).encode()).hexdigest()
     own = folder / f"{clip.name}-{made[:16]}"
-    # The last one stands for all.
+    # If the file that is written last exists, all do.
     if not (own / f"{Stored.SMALL[-1]}.npy").is_file():
-        found = performer(clip, head, face)
+        found = read_clip(clip, head, face)
         for column in (*Stored.LARGE, *Stored.SMALL):
             with atomic_path(own / f"{column}.npy") as partial, partial.open("wb") as file:
                 np.save(file, getattr(found, column))
@@ -150,11 +151,11 @@ def _key(artifact: Path) -> str:
     return str(npz.read_header(artifact)["made_by"].get("key") or content_hash(artifact))
 
 
-def performer(clip: Clip, head: HeadModel, face: Face) -> Performer:
-    """A prepared clip.
+def read_clip(clip: Clip, head: HeadModel, face: Face) -> FaceClip:
+    """Read the fit of a prepared clip at the vertices of `face`.
 
     Raises:
-        InputError: it was fitted without dynamic offsets, or with another head model.
+        InputError: the clip was fitted without dynamic offsets, or with another head model.
     """
     fit, tracking = npz.load(HeadFit, clip.head), npz.load(Tracking, clip.tracking)
     if fit.head_model != head.name or not len(fit.dynamic_offset):
@@ -165,7 +166,7 @@ def performer(clip: Clip, head: HeadModel, face: Face) -> Performer:
     psi, jaw = fit.dynamic_expression, fit.dynamic_jaw
     offset = centred(_on_face(fit, face), neutral_weights(head.shares(psi), jaw, tracking.sure))
     weight = np.clip((WORST_IOD - tracking.error) / (WORST_IOD - GOOD_IOD), 0, 1) * (tracking.state == 0)
-    return Performer(
+    return FaceClip(
         clip.name,
         clip.person,
         neutral_mesh(fit, head)[face.vertices].numpy(),
@@ -177,7 +178,7 @@ def performer(clip: Clip, head: HeadModel, face: Face) -> Performer:
 
 
 def _on_face(fit: HeadFit, face: Face) -> Float16[np.ndarray, "T P 3"]:
-    """Dynamic offsets at the vertices of the face."""
+    """Dynamic offsets at the vertices of the face; 0 where the fit has none."""
     rows = np.full(len(fit.static_offset), -1)
     rows[fit.dynamic_vertices] = np.arange(len(fit.dynamic_vertices))
     found = rows[face.vertices]
@@ -185,21 +186,21 @@ def _on_face(fit: HeadFit, face: Face) -> Float16[np.ndarray, "T P 3"]:
 
 
 def centred(offset: Float[np.ndarray, "T P 3"], weights: Float[np.ndarray, " T"]) -> Float16[np.ndarray, "T P 3"]:
-    """Subtract the mean over neutral frames: a clip's static remainder would tell the person, not the expression."""
+    """Subtract the weighted mean over the frames: it depends on the person's shape, not on the expression."""
     mean = np.einsum("t,tpc->pc", weights.astype(np.float32), offset.astype(np.float32))
     return (offset - mean).astype(np.float16)
 
 
-def held_out(performers: Sequence[P], share: float) -> tuple[list[P], list[P]]:
-    """Split by person: (to train on, to judge by). The same person falls on the same side whoever else is there."""
+def held_out(clips: Sequence[P], share: float) -> tuple[list[P], list[P]]:
+    """Split by person into (training, held out). The side depends on the person's name and `share` alone."""
 
     def is_out(person: str) -> bool:
         return int(hashlib.sha256(person.encode()).hexdigest()[:8], 16) < share * 2**32
 
-    return [p for p in performers if not is_out(p.person)], [p for p in performers if is_out(p.person)]
+    return [p for p in clips if not is_out(p.person)], [p for p in clips if is_out(p.person)]
 
 
-def expression_scale(performers: Sequence[Actor]) -> Float32[torch.Tensor, " E"]:
-    """Root mean square of each expression over all frames, at least 0.05."""
-    rows = np.concatenate([p.expression for p in performers])
+def expression_scale(clips: Sequence[FaceClipLike]) -> Float32[torch.Tensor, " E"]:
+    """Root mean square of each expression coefficient over all frames, at least 0.05."""
+    rows = np.concatenate([p.expression for p in clips])
     return torch.from_numpy(np.sqrt((rows**2).mean(0)).clip(0.05).astype(np.float32))

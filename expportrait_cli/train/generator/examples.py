@@ -1,6 +1,6 @@
-"""Training examples of the generator; the seed and the number of a lesson determine all of it.
+"""Training examples of the generator. Each is determined by the seed and its number alone.
 
-So a run needs no memory of random numbers to go on, and processes agree without talking to each other.
+A run is thus resumed without a saved random state, and parallel processes need not exchange any.
 """
 
 import hashlib
@@ -20,35 +20,36 @@ from expportrait_cli.train.config import GeneratorTask
 from expportrait_cli.train.generator.cache import Entry
 
 AROUND = 3
-"""Latent frames before and after a window whose normals the pose encoder sees, too."""
+"""Latent frames before and after a window whose normals the pose encoder is given too."""
 HELD = 4
-"""Clips that are kept in memory."""
+"""Most clips that are in memory at a time."""
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """A window of a clip, noise, and how much of it; on the CPU."""
+class Example:
+    """A training example: a window of a clip, its conditions, noise and the noise level; on the CPU."""
 
     film: Float[Tensor, "1 16 T h w"]
     normals: Float[Tensor, "1 3 F H W"]
-    """Normal maps of the window, and of some frames around it."""
+    """Normal maps, -1..1, of the window and of up to `AROUND` latent frames on each side."""
     lead: int
-    """Latent frames of normals before the window."""
+    """Latent frames by which `normals` begin before the window."""
     photo: Float[Tensor, "1 16 1 h w"]
     still: Float[Tensor, "1 3 H W"]
+    """Normal map of the photo, -1..1."""
     noise: Float[Tensor, "1 16 T h w"]
     sigma: float
     """Share of noise, 0..1."""
     hint: Float[Tensor, "1 16 T h w"] | None = None
-    """Latents of the proxy film that is drawn from this photo."""
+    """Latents of the proxy film that is made from this photo; None for a generator without a hint."""
     tokens: Float[Tensor, "1 I E"] | None = None
-    """CLIP's image tokens of the photo."""
+    """CLIP's image tokens of the photo; None for a base without an image encoder."""
     control: Float[Tensor, "1 32 T h w"] | None = None
     """VACE's control: latents of a grey film and of the normal maps."""
     photo_noise: Float[Tensor, "1 16 1 h w"] | None = None
-    """Noise on the photo, which VACE paints as the first frame."""
+    """Noise for the photo's latent frame, which VACE denoises in front of the window."""
     weight: Float[Tensor, "1 1 T h w"] | None = None
-    """Weight of each latent pixel's error, mean 1; None if all count the same."""
+    """Loss weight of each latent pixel, mean 1; None if all are 1."""
     drop_control: bool = False
     drop_reference: bool = False
 
@@ -60,8 +61,8 @@ class Lesson:
         """Velocity from the film to the noise: noise - film."""
         return self.noise - self.film
 
-    def told(self, device: torch.device) -> dict[str, Tensor | int | None]:
-        """Return the conditions as arguments of `WanPortrait`, or of `VaceBranch` where there is a control."""
+    def conditions(self, device: torch.device) -> dict[str, Tensor | int | None]:
+        """Return timestep and conditions as arguments of `WanPortrait`, or of `VaceBranch` if there is a control."""
         timestep = torch.full((1,), TIMESTEPS * self.sigma, device=device)
         if self.control is not None and self.photo_noise is not None:
             return {
@@ -83,11 +84,11 @@ class Lesson:
         }
 
 
-class Lessons:
-    """Lessons on some clips, without end."""
+class Examples:
+    """Endless, reproducible sequence of training examples from some clips."""
 
     def __init__(self, entries: Sequence[Entry], task: GeneratorTask, *, frames: int, seed: int):
-        """Windows are `frames` long, or as long as the clip."""
+        """`frames`: length of the windows, 4 k + 1; they are shorter in clips that are too short."""
         self._entries, self._task, self._seed = list(entries), task, seed
         self._window = latent_frames(frames)
         self._read = lru_cache(maxsize=HELD)(lambda index: (entries[index].read(), entries[index].read_normals()))
@@ -95,11 +96,11 @@ class Lessons:
         self._order = np.repeat(np.arange(len(counts)), counts)
 
     def __len__(self) -> int:
-        """Lessons of an epoch: about as many windows as the clips have."""
+        """Examples in an epoch: about as many as windows fit into the clips side by side."""
         return len(self._order)
 
-    def lesson(self, number: int) -> Lesson:
-        """Lesson `number`, counted from 0 over all epochs, of which each is in an order of its own."""
+    def example(self, number: int) -> Example:
+        """Return example `number`, counted from 0 over all epochs; each epoch has its own random order of clips."""
         epoch, place = divmod(number, len(self))
         order = torch.randperm(len(self), generator=self._generator("epoch", epoch))
         random = self._generator("lesson", number)
@@ -113,8 +114,8 @@ class Lessons:
             drop_reference=uniform[2] < task.drop_reference,
         )
 
-    def exam(self, count: int) -> list[Lesson]:
-        """Lessons that are always the same, from little noise to much, in which nothing is dropped."""
+    def validation(self, count: int) -> list[Example]:
+        """Return `count` fixed examples with evenly spaced sigma, in which no condition is dropped."""
         shares = [(k + 0.5) / count for k in range(count)]
         places = [self._order[k % len(self)] for k in range(count)]
         return [
@@ -126,20 +127,20 @@ class Lessons:
         digest = hashlib.sha256(f"{self._seed} {name} {number}".encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
-    def _cut(self, index: int, random: torch.Generator, *, sigma: float, **dropped: bool) -> Lesson:
+    def _cut(self, index: int, random: torch.Generator, *, sigma: float, **dropped: bool) -> Example:
         clip, normals = self._read(index)
         count = clip.film.shape[1]
         photo = int(torch.randint(len(clip.rows), (1,), generator=random))
-        # Never a window that holds the photo: copying it would be all that there is to learn.
+        # A window that contains the photo's frame would teach the model to copy it.
         at = -(-clip.rows[photo] // TEMPORAL)
         size = min(self._window, max(at, count - 1 - at, 1))
         begins = [begin for begin in range(count - size + 1) if begin > at or begin + size <= at] or [0]
         begin = begins[int(torch.randint(len(begins), (1,), generator=random))]
         first, last = max(begin - AROUND, 0), min(begin + size + AROUND, count)
-        # Latent frame k codes the frames up to 4 k.
+        # Latent frame k encodes frames 4 k - 3 to 4 k.
         shown = normals[TEMPORAL * first : TEMPORAL * (last - 1) + 1]
         window = clip.film[None, :, begin : begin + size]
-        return Lesson(
+        return Example(
             film=window,
             normals=torch.from_numpy(decode(shown)).permute(3, 0, 1, 2)[None],
             lead=begin - first,
@@ -156,7 +157,7 @@ class Lessons:
         )
 
     def _weight(self, features: Float[Tensor, "P T h w"]) -> Float[Tensor, "1 1 T h w"] | None:
-        """Weights of mean 1, so that the rate of learning means the same with them and without."""
+        """Loss weights of mean 1, so that the learning rate need not change with them; None if all are 1."""
         if not len(features) or not (self._task.face or self._task.features):
             return None
         weight = 1 + self._task.face * features[0] + self._task.features * features[1]
