@@ -57,7 +57,8 @@ def ablation(datasets: Sequence[Path], out: Path, config: TransferTraining, stag
         save_network(trained, work / f"{kind}.safetensors", data.head, {"settings": asdict(config)})
     synthesis = Synthesis(data.head, data.face)
     people = _test_people(synthesis, work, stage)
-    figures: dict[str, Any] = {"made_by": f"expportrait {__version__}", "made_up": measured(networks, people, synthesis)}
+    scores = measured(networks, people, synthesis)
+    figures: dict[str, Any] = {"made_by": f"expportrait {__version__}", "made_up": scores}
     filmed = [judge for judge in data.judges if not judge.is_synthetic]
     if filmed:
         figures["filmed"] = _shares(predictors(networks, filmed, data.face), filmed, data)
