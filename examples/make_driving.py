@@ -36,7 +36,8 @@ BROWS = [[70, 63, 105, 66, 107, 55, 65, 52, 53, 46], [300, 293, 334, 296, 336, 2
 TEXELS_PER_M, TEXELS = 5000, 1200
 SKIN, LIP, BROW = np.array([0.80, 0.58, 0.47]), np.array([0.66, 0.30, 0.29]), np.array([0.20, 0.12, 0.08])
 HAIR, SHIRT = np.array([0.30, 0.19, 0.12]), np.array([0.16, 0.30, 0.36])
-BALL, TOOTH, CAVITY = np.array([0.90, 0.88, 0.86]), np.array([0.86, 0.83, 0.76]), np.array([0.22, 0.05, 0.05])
+BALL, TOOTH = np.array([0.90, 0.88, 0.86]), np.array([0.90, 0.87, 0.80])
+CAVITY, TONGUE = np.array([0.26, 0.07, 0.07]), np.array([0.54, 0.23, 0.22])
 IRIS, IRIS_M, PUPIL_M = np.array([0.28, 0.19, 0.11]), 0.0058, 0.0022
 KEY, FILL = np.array([-0.45, 0.55, 0.75]), np.array([0.8, 0.1, 0.6])
 """Directions to the lights: x right, y up, z to the viewer."""
@@ -52,6 +53,10 @@ CURVES: dict[str, list[tuple[float, float]]] = {
     ],
     "mouthFunnel": [(0.6, 0), (0.72, 0.5), (0.84, 0), (1.28, 0), (1.4, 0.6), (1.5, 0), (2.9, 0), (3.0, 0.5), (3.12, 0)],
     "mouthPucker": [(0.78, 0), (0.92, 0.6), (1.04, 0), (2.66, 0), (2.76, 0.7), (2.86, 0)],
+    "mouthUpperUp": [
+        *((0.3, 0), (0.42, 0.55), (0.54, 0.15), (0.66, 0.6), (0.78, 0), (0.9, 0.4), (1.02, 0), (1.14, 0.6)),
+        *((1.28, 0.5), (1.45, 0), (2.5, 0), (2.62, 0.4), (2.74, 0), (2.9, 0.55), (3.1, 0.1), (3.25, 0.5), (3.4, 0)),
+    ],
     "mouthStretch": [(0.3, 0), (0.42, 0.3), (0.54, 0), (1.04, 0), (1.14, 0.3), (1.26, 0)],
     "mouthSmile": [(1.4, 0), (1.75, 0.8), (2.2, 0.8), (2.5, 0.1), (3.3, 0.1), (3.6, 0.35), (3.8, 0.05), (4, 0)],
     "cheekSquint": [(1.5, 0), (1.8, 0.5), (2.2, 0.5), (2.5, 0)],
@@ -226,9 +231,11 @@ def draw(person: Performer, verts: torch.Tensor) -> np.ndarray:
     depth = np.where(covered, layers[..., -1], DISTANCE_M + 0.1).astype(np.float32)
     # What lies behind its surroundings gets less light: under the chin, beside the nose, inside the mouth.
     hollow = [np.clip((depth - cv2.GaussianBlur(depth, (0, 0), s)) / d, 0, 1) for s, d in ((8, 0.012), (30, 0.05))]
-    light = (
-        shading(normal) * (1 - 0.5 * np.where(covered, hollow[0], 0) - 0.4 * np.where(covered, hollow[1], 0))[..., None]
-    )
+    shade = np.where(covered, 0.5 * hollow[0] + 0.4 * hollow[1], 0)
+    inside = layers[..., 7:-1][..., 3:6].sum(-1)
+    # Teeth and tongue are seen by what light the lips let in, which comes from all sides.
+    light = shading(normal) * (1 - inside[..., None]) + 0.9 * inside[..., None]
+    light = light * (1 - (1 - 0.45 * inside) * shade)[..., None]
     half = (KEY / np.linalg.norm(KEY) + [0, 0, 1]) / np.linalg.norm(KEY / np.linalg.norm(KEY) + [0, 0, 1])
     shine = gloss[..., None] * np.clip(normal @ half, 0, 1)[..., None] ** np.where(gloss > 0.3, 200, 14)[..., None]
     picture = np.where(covered[..., None], colour * light + shine, backdrop())
@@ -273,8 +280,12 @@ def painted(person: Performer, point: np.ndarray, hair: np.ndarray, parts: np.nd
     ball = parts[..., 1] + parts[..., 2]
     shares = (parts[..., 0], ball, parts[..., 3] + parts[..., 4], parts[..., 5] + parts[..., 6])
     # Little light reaches the back teeth.
-    teeth = TOOTH * np.exp(-((x / 0.022) ** 2))[..., None]
-    colour = sum(s[..., None] * c for s, c in zip(shares, (skin, eyes, teeth, CAVITY), strict=True))
+    front = np.exp(-((x / 0.022) ** 4))[..., None]
+    teeth = TOOTH * front + CAVITY * (1 - front)
+    # The head has no tongue of its own: the floor of its mouth is one.
+    tongue = (np.clip((-0.060 - y) / 0.006, 0, 1) * np.clip((0.026 - np.abs(x)) / 0.006, 0, 1))[..., None]
+    cavity = CAVITY + tongue * (TONGUE * (1 - 0.25 * np.exp(-((x / 0.003) ** 2)))[..., None] - CAVITY)
+    colour = sum(s[..., None] * c for s, c in zip(shares, (skin, eyes, teeth, cavity), strict=True))
     gloss = np.where(ball > 0.5, eye_gloss, parts[..., 0] * (1 - cloth[..., 0]) * (0.05 + 0.06 * marks[..., 0]))
     return colour, gloss
 
