@@ -317,13 +317,6 @@ def test_weights_that_are_missing_or_none_are_named(film, tmp_path, monkeypatch)
     assert "neither generator.json nor transformer/config.json" in err
 
 
-def test_weights_are_found_in_the_weights_folder(folders, film, work, tmp_path, monkeypatch):
-    monkeypatch.setenv("EXPPORTRAIT_WEIGHTS", str(work))
-    film(tmp_path / "film.mp4", "--backend", "wan-vace", "--steps", 1)
-    record = json.loads((tmp_path / "film.json").read_text())
-    assert record["painter"]["painter"] == "wan-vace"
-
-
 def test_a_film_that_does_not_fit_ends_with_5_before_it_is_begun(folders, film, tmp_path, monkeypatch):
     monkeypatch.setattr("expportrait_cli.painting.wan.painters.free_bytes", lambda device: 1 << 20)
     err = film(tmp_path / "film.mp4", "--weights-folder", folders["wan-vace"], code=5)
