@@ -36,8 +36,9 @@ def training_run(
     *,
     portrait: WanPortrait | VaceBranch | None = None,
     progress: Callable[[int, int | None], None] = quiet,
+    cpu: bool = True,
 ) -> Rows:
-    """One run; what it reported. Its state is in `folder`."""
+    """One run, on the processor or on a GPU; what it reported. Its state is in `folder`."""
     portrait = portrait or small_portrait(12)
     set_free(portrait, config, task)
     examples = Examples(clips, task, frames=config.frames, seed=config.seed)
@@ -52,7 +53,7 @@ def training_run(
         lambda step, figures: rows.append((step, figures)),
         lambda step, model: None,
     )
-    train(portrait, training, config, task, Accelerator(cpu=True, mixed_precision="no"))
+    train(portrait, training, config, task, Accelerator(cpu=cpu, mixed_precision="no"))
     return rows
 
 

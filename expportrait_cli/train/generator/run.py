@@ -204,7 +204,8 @@ def _precision() -> str | None:
     """Mixed precision for accelerate: None if the launcher sets it, else bfloat16 where the GPU has it."""
     if "ACCELERATE_MIXED_PRECISION" in os.environ:
         return None
-    return "bf16" if best_device().type == "cuda" and torch.cuda.is_bf16_supported() else "no"
+    is_native = best_device().type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" if is_native else "no"
 
 
 def _entries(run: Run, accelerator: Accelerator) -> tuple[list[Entry], list[Entry]]:

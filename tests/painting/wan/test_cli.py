@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import WanVACEPipeline, WanVACETransformer3DModel
 from peft import LoraConfig, get_peft_model_state_dict
 from PIL import Image
 from safetensors.torch import save_file
@@ -187,16 +188,25 @@ def test_loras_add_up_by_their_scales(tmp_path):
     tensors = get_peft_model_state_dict(model)
     save_file({f"transformer.{name}": value.contiguous() for name, value in tensors.items()}, path)
 
-    def weight(*scales: float) -> torch.Tensor:
+    def painter(*scales: float) -> WanVACETransformer3DModel:
         changed = tiny_vace()
         config = WanConfig(lora=",".join(f"{path}:{scale:g}" for scale in scales))
         runtime.settle(changed, config, torch.device("cpu"), torch.float32)
-        return changed.blocks[0].attn1.to_q.weight
+        return changed
+
+    def weight(*scales: float) -> torch.Tensor:
+        return painter(*scales).blocks[0].attn1.to_q.weight
 
     own, whole = weight(), weight(1)
     assert (whole - own).abs().max() > 1e-3
     assert torch.allclose(weight(0.5, 0.5), whole, atol=1e-6)
     assert torch.allclose(weight(0.3) - own, 0.3 * (whole - own), atol=1e-6)
+    # As diffusers' own pipelines have it, which keep a LoRA beside the weights.
+    stock = tiny_vace()
+    stock.load_lora_adapter(WanVACEPipeline.lora_state_dict(str(path)), prefix="transformer", adapter_name="style")
+    stock.set_adapters("style", 0.3)
+    assert torch.allclose(velocity_of(painter(0.3)), velocity_of(stock), atol=1e-5)
+    assert (velocity_of(painter(0.3)) - velocity_of(painter())).abs().max() > 1e-3
 
 
 def velocity_of(transformer) -> torch.Tensor:
@@ -315,13 +325,6 @@ def test_weights_that_are_missing_or_none_are_named(film, tmp_path, monkeypatch)
     (tmp_path / "empty").mkdir()
     err = film(tmp_path / "film.mp4", "--weights-folder", tmp_path / "empty", code=4)
     assert "neither generator.json nor transformer/config.json" in err
-
-
-def test_weights_are_found_in_the_weights_folder(folders, film, work, tmp_path, monkeypatch):
-    monkeypatch.setenv("EXPPORTRAIT_WEIGHTS", str(work))
-    film(tmp_path / "film.mp4", "--backend", "wan-vace", "--steps", 1)
-    record = json.loads((tmp_path / "film.json").read_text())
-    assert record["painter"]["painter"] == "wan-vace"
 
 
 def test_a_film_that_does_not_fit_ends_with_5_before_it_is_begun(folders, film, tmp_path, monkeypatch):
