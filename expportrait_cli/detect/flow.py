@@ -8,7 +8,6 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64, UInt8
 
-
 CUT_SIDE = 64
 BINS = 8
 COLOURS = 0.3
