@@ -10,6 +10,8 @@ from expportrait_cli.geometry import mesh
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.render import surface
 from expportrait_cli.render.buffers import BACKGROUND, Bump, decode, encode, render_buffers
+from expportrait_cli.render.rasterizer import interpolate, rasterize
+from expportrait_cli.render.surface import GRAZING
 
 CENTRE_CAM = torch.tensor([0.02, -0.01, 0.75])
 RADIUS_M = 0.11
@@ -263,3 +265,74 @@ def test_sums_of_triangles_are_those_that_carry_gradients():
     leaf = batch.clone().requires_grad_()
     surface.vertex_normals(leaf, faces).sum().backward()
     assert leaf.grad is not None and leaf.grad.abs().max() > 0
+
+
+def _bent(verts, faces, camera, bump):
+    """What `Bump` says, step by step in torch: Blinn 1978, on levels of slopes that are read at the pixel's width."""
+    rast = rasterize(camera.clip(verts), faces, (camera.height, camera.width), backend="reference")
+    along = mesh.surface_gradients(verts, faces, bump.places[:, :2]).flatten(-2)
+    columns = [mesh.vertex_normals(verts, faces), verts[..., 2:], bump.places[None].expand(len(verts), -1, -1), along]
+    drawn = interpolate(torch.cat(columns, -1), rast, faces, backend="reference")
+    up = torch.tensor([1.0, -1.0, -1.0])
+    normals, depth = mesh.normalize(drawn[..., :3]) * up, drawn[..., 3:4]
+    shown = (drawn[..., 6] > 0) & (normals[..., 2] > GRAZING[0])
+    normal, here, tangents = normals[shown], drawn[shown], drawn[..., 8:].unflatten(-1, (2, 3))[shown] * up
+    forward = tangents[..., :2] + tangents[..., 2:] * (-normal[:, :2] / normal[:, 2:])[:, None]
+    width = depth[shown] / camera.focal_px * bump.scale * (forward.square().sum((-2, -1))[:, None] / 2).sqrt()
+    levels = len(bump.slopes)
+    level = width.clamp(1, 2 ** (levels - 1)).log2()
+    where = torch.cat([here[:, 4:6] * (2 / 512) - 1, (2 * level + 1) / levels - 1], -1)
+    texture = bump.slopes.permute(3, 0, 1, 2)[None]
+    found = torch.nn.functional.grid_sample(
+        texture, where[None, None, None], align_corners=False, padding_mode="border"
+    )
+    tangent = (found[0, :, 0, 0].T[..., None] * tangents).sum(-2)
+    tangent = tangent - normal * (tangent * normal).sum(-1, keepdim=True)
+    known = here[:, 6:7] * ((normal[:, 2:] - GRAZING[0]) / (GRAZING[1] - GRAZING[0])).clamp(max=1)
+    bent = mesh.normalize(normal - known * tangent / tangent.norm(dim=-1, keepdim=True).clamp(min=1.0))
+    return normals.masked_scatter(shown[..., None], bent) * (drawn[..., 7:8] <= 0.5), depth[..., 0]
+
+
+def test_normals_of_the_kernel_are_those_of_the_formulas():
+    """A bumpy ball with noise on it, seen from near and far, half known, with a cavity: within rounding of floats."""
+    (verts, faces), rng = sphere(20, 30), np.random.default_rng(0)
+    verts = verts * torch.from_numpy(rng.uniform(0.97, 1.0, (len(verts), 1)).astype(np.float32))
+    places = ((verts[:, :2].numpy() + 1) * 256).astype(np.float32)
+    seen = np.clip(rng.uniform(-0.3, 1.2, len(verts)), 0, 1).astype(np.float16)
+    heights = (2e-3 * rng.random((512, 512))).astype(np.float16)
+    bump = Bump.of(Relief(heights, places, seen, (verts[:, 1] > 0.6).numpy()), scale=0.25)
+    for away in (3.0, 8.0):
+        posed = verts[None] + torch.tensor([0.1, -0.05, away])
+        camera = Camera(180.0, 64.0, 64.0, 128, 128)
+        drawn = render_buffers(posed, faces, camera, antialias=False, bump=bump, backend="reference")
+        normals, depth = _bent(posed, faces, camera, bump)
+        bare = render_buffers(posed, faces, camera, antialias=False, backend="reference").normals
+        assert (normals - bare).abs().amax() > 0.1
+        torch.testing.assert_close(drawn.normals, normals, atol=2e-4, rtol=0)
+        torch.testing.assert_close(drawn.depth, depth, atol=1e-5, rtol=0)
+
+
+def test_normals_without_gradients_are_those_with():
+    verts, faces = sphere(12, 16)
+    posed, camera = verts[None] + torch.tensor([0.1, 0.0, 3.0]), Camera(80.0, 32.0, 32.0, 64, 64)
+    drawn, leaf = render_buffers(posed, faces, camera), render_buffers(posed.clone().requires_grad_(), faces, camera)
+    for each, other in zip(vars(drawn).values(), vars(leaf).values(), strict=True):
+        torch.testing.assert_close(each, other.detach(), atol=1e-5, rtol=0)
+
+
+def test_silhouettes_are_edges_whose_triangles_lie_on_one_side():
+    """Of a ball: the edges between a triangle that faces the camera and one that does not."""
+    verts, faces = sphere(12, 16)
+    found, ball = mesh.edges(faces), verts[None] + torch.tensor([0.0, 0.0, 4.0])
+    screen = torch.cat([ball[..., :2] / ball[..., 2:], ball[..., 2:]], -1)
+    frame, edge = surface.silhouettes(screen, found)
+    assert (frame == 0).all()
+    corners = ball[0][faces.long()]
+    facing = (torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]) * corners[:, 0]).sum(-1)
+    sides: dict[tuple[int, int], list[bool]] = {}
+    for triangle, near in zip(faces.tolist(), (facing < 0).tolist(), strict=True):
+        for a, b in ((0, 1), (1, 2), (2, 0)):
+            ends = (min(triangle[a], triangle[b]), max(triangle[a], triangle[b]))
+            sides.setdefault(ends, []).append(near)
+    expected = {ends for ends, near in sides.items() if len(set(near)) == 2 or len(near) == 1}
+    assert {tuple(ends) for ends in found.verts[edge].tolist()} == expected
