@@ -213,7 +213,7 @@ KINDS = [
     Kind("network.safetensors", make_network, read_network),
     Kind(
         "catalogue.toml",
-        lambda path: _void(path.write_bytes((catalogue.CHECKOUT / path.name).read_bytes())),
+        lambda path: _void(path.write_bytes(catalogue.weights_file(path.name).read_bytes())),
         read_catalogue,
     ),
 ]
