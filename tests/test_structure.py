@@ -66,8 +66,14 @@ threading.setprofile(seen)
 from expportrait_cli.cli.app import run
 code = run(["generate", *sys.argv[1:4], "-q", "--size", "256"])
 sys.setprofile(None)
-print(code, len(files))
+from importlib.metadata import packages_distributions
+names = {name.partition(".")[0] for name in sys.modules}
+print(*names)
+made_by = packages_distributions()
+print(code, len(files), len({each for name in names for each in made_by.get(name, [])}))
 """
+UNUSED = ("jax", "matplotlib", "huggingface_hub", "httpx2", "requests", "diffusers", "ray", "gradio", "pandas", "skimage")
+"""Packages that a film does not load, whether they are installed or not."""
 
 
 @pytest.mark.slow
@@ -80,5 +86,6 @@ def test_a_films_way_leads_through_few_files(tmp_path):
             writer.write(frame)
     command = [sys.executable, "-c", COUNT, str(photo), str(clip), "-o" + str(film)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    code, count = map(int, done.stdout.split()[-2:])
-    assert code == 0 and count <= 80
+    code, count, distributions = map(int, done.stdout.split()[-3:])
+    assert code == 0 and count <= 80 and distributions <= 40
+    assert not set(UNUSED) & set(done.stdout.splitlines()[-2].split())

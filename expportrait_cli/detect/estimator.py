@@ -44,7 +44,7 @@ def sapiens_file() -> Weight | None:
 
 
 def estimator(name: EstimatorName) -> Estimator | None:
-    """Load an estimator. `auto` takes what is there, and says in one line how to get one where nothing is.
+    """Load an estimator. `auto` takes what is there, and says which; where nothing is, `doctor` says how to get one.
 
     Raises:
         WeightsError: it was asked for by name, and its file or the package that runs it is missing or unusable.
@@ -54,7 +54,10 @@ def estimator(name: EstimatorName) -> Estimator | None:
             return None
         case "auto":
             found, reason = available()
-            log.info("normals and depth: %s", reason if found == "none" else f"{found}, {reason}")
+            if found == "none":
+                # The usual case: a download of 1.4 GB is not advertised with every film.
+                return None
+            log.info("normals and depth: %s, %s", found, reason)
             return estimator(found)
         case "david":
             return David(checked_file("david"))

@@ -113,7 +113,7 @@ def overlay(series: Sequence[Float64[np.ndarray, " T"]], label: str, note: str =
     low, high = float(finite.min()), float(finite.max())
     lines = [(_colour(index), part) for index, line in enumerate(means) for part in _line(line, (low, high))]
     span = f"{low:.4g} .. {high:.4g}"
-    return _parts().curves(f"{label}: {low:.4g} to {high:.4g}", SIZE, lines, f"{span}; {note}" if note else span)
+    return _parts().curves(f"{label}: {low:.4g} to {high:.4g}", SIZE, lines, [span, note] if note else [span])
 
 
 def _thinned(values: Float64[np.ndarray, " T"]) -> Float64[np.ndarray, " N"]:

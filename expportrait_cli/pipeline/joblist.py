@@ -206,7 +206,9 @@ def _job(row: dict[str, Any], base: Path, folder: Path, place: str) -> Job:
     row = dict(row)
     for name in ("reference", "driving"):
         if not row.get(name):
-            raise InputError(f"{place}: no {name}. Expected at least reference and driving.")
+            unknown = ", ".join(sorted(set(row) - set(columns())))[:60]
+            found = f", found {unknown}" if unknown else ""
+            raise InputError(f"{place}: no {name}. Expected at least reference and driving{found}.")
     strange = next((name for name, cell in row.items() if isinstance(cell, (dict, list)) or "\0" in str(cell)), None)
     if strange is not None:
         raise InputError(f"{place}: {strange[:60]} is no text, number, or true and false.")

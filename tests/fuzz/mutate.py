@@ -237,7 +237,7 @@ KINDS = [
     Kind("network.safetensors", make_network, read_network),
     Kind(
         "catalogue.toml",
-        lambda path: _void(path.write_bytes((catalogue.CHECKOUT / path.name).read_bytes())),
+        lambda path: _void(path.write_bytes(catalogue.weights_file(path.name).read_bytes())),
         read_catalogue,
     ),
     *[Kind(f"photo.{form}", make_picture, read_image) for form in PICTURES],

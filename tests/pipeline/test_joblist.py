@@ -50,6 +50,7 @@ def test_jsonl_rows_become_jobs(tmp_path):
     [
         ("reference,driving\n", "no jobs"),
         ("reference,driving\na.png,\n", "line 2: no driving"),
+        ("photo,driving\na.png,b.mp4\n", "no reference. Expected at least reference and driving, found photo."),
         ("reference,driving,colour\na.png,b.mp4,red\n", "line 2: unknown column colour"),
         ("reference,driving,max_frames\na.png,b.mp4,-1\n", "line 2: max_frames is -1, expected a whole number"),
         ("reference,driving,refrence_start\na.png,b.mp4,3s\n", "Did you mean reference_start"),
