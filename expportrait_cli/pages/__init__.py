@@ -1,6 +1,6 @@
-"""HTML pages that stand alone: one builder for all of them. No server, no script, nothing from the net.
+"""Builders of self-contained HTML pages: no server, no script, nothing from the network.
 
-What a page says is written by those who know it; charts take their colours from the page.
+Callers pass the content as HTML; charts use the page's CSS colours.
 """
 
 from collections.abc import Sequence
@@ -39,11 +39,11 @@ figure { margin: 0 } img { width: 100%; display: block; border-radius: 4px }
 
 
 SERIES = 5
-"""Colours of curves that share a picture; a sixth takes the first again."""
+"""Number of different colours of curves in a chart; a sixth curve has the first colour again."""
 
 
 def page(title: str, body: Sequence[str]) -> str:
-    """A whole page; title and body are HTML already."""
+    """Build a page; title and body are HTML, and are not escaped."""
     about = '<meta name="viewport" content="width=device-width"><meta name="generator" content="expportrait">'
     head = f'<meta charset="utf-8">{about}<title>{title}</title>'
     return f'<!DOCTYPE html>\n<html lang="en"><head>{head}<style>{STYLE}</style></head>\n<body>' + "\n".join(
@@ -52,7 +52,7 @@ def page(title: str, body: Sequence[str]) -> str:
 
 
 def table(heads: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]]) -> str:
-    """A table; each head is (CSS class, text), and cells are HTML already."""
+    """Build a table; each head is (CSS class, text); texts and cells are HTML, and are not escaped."""
     top = "".join(f'<th class="{kind}">{text}</th>' for kind, text in heads)
     kinds = [kind for kind, _ in heads]
     lines = ("".join(f'<td class="{kind}">{cell}</td>' for kind, cell in zip(kinds, row, strict=True)) for row in rows)
@@ -61,15 +61,15 @@ def table(heads: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]]) -> st
 
 
 def facts(rows: Sequence[tuple[str, str]]) -> str:
-    """A table of names and what they are; plain text."""
+    """Build a table of two columns, name and value; both are plain text, and are escaped."""
     cells = "".join(f"<tr><th>{escape(name)}</th><td class=path>{escape(text)}</td></tr>" for name, text in rows)
     return f"<div class=wide><table>{cells}</table></div>"
 
 
 def figures(pictures: Sequence[tuple[str, str]], kind: str, of: str) -> str:
-    """Pictures side by side, as (caption, address), and of what they are.
+    """Build a row of pictures, given as (caption, data URI); `of`: their subject, for the alternative text.
 
-    `kind` is the CSS class: `row` of three, `sheet` of five.
+    `kind`: CSS class, `row` for three columns, `sheet` for five.
     """
     captions = [escape(caption) for caption, _ in pictures]
     inside = "".join(
@@ -80,37 +80,38 @@ def figures(pictures: Sequence[tuple[str, str]], kind: str, of: str) -> str:
 
 
 def notes(lines: Sequence[str]) -> str:
-    """Plain text, a paragraph a line."""
+    """Build a paragraph for each line of plain text, which is escaped."""
     return "".join(f"<p class=note>{escape(line)}</p>" for line in lines)
 
 
 def key(names: Sequence[str]) -> str:
-    """Legend of the curves' colours."""
+    """Build a legend of the curves' colours."""
     return "<p>" + "".join(f"<span class='key {colour(i)}'></span>{escape(n)}" for i, n in enumerate(names)) + "</p>"
 
 
 def colour(index: int) -> str:
-    """CSS class of the curve of that index."""
+    """CSS class of the curve with this index."""
     return f"s{index % SERIES}"
 
 
 WIDTH, HEIGHT, MARGIN = 360, 96, 6
+"""Size and margin of a chart, px."""
 BINS = 30
 
 
 POINTS = 600
-"""Longer films are drawn as means of neighbouring frames."""
+"""Most points of a curve; longer series are drawn as means of neighbouring values."""
 
 
 def curve(values: Float64[np.ndarray, " T"], label: str) -> str:
-    """Draw one metric over the frames as an SVG that takes its colours from the page; gaps where it is missing."""
+    """Draw one series over the frames as an SVG, in the page's colour, with gaps where values are NaN."""
     return overlay([values], label)
 
 
 def overlay(series: Sequence[Float64[np.ndarray, " T"]], label: str) -> str:
-    """Draw the same metric of several films in one picture, in the page's colours (`page.colour`).
+    """Draw several series over the frames as one SVG, in the page's colours (`colour`).
 
-    At least one has a finite value.
+    At least one value must be finite.
     """
     means = [_thinned(values) for values in series]
     finite = np.concatenate([line[np.isfinite(line)] for line in means])
@@ -125,7 +126,7 @@ def overlay(series: Sequence[Float64[np.ndarray, " T"]], label: str) -> str:
 
 
 def _thinned(values: Float64[np.ndarray, " T"]) -> Float64[np.ndarray, " N"]:
-    """Means of neighbours, at most `POINTS` of them."""
+    """Means of neighbouring values, at most `POINTS` of them."""
     per_point = -(-len(values) // POINTS)
     padded = np.append(values, np.full(-len(values) % per_point, np.nan)).reshape(-1, per_point)
     finite = np.isfinite(padded)
@@ -136,10 +137,10 @@ def _line(means: Float64[np.ndarray, " N"], bounds: tuple[float, float], kind: s
     known = np.flatnonzero(np.isfinite(means))
     low, high = bounds
     x = MARGIN + (WIDTH - 2 * MARGIN) * known / max(len(means) - 1, 1)
-    # A flat line lies in the middle.
+    # A constant series is drawn in the middle.
     share = (means[known] - low) / (high - low) if high > low else np.full(len(known), 0.5)
     y = HEIGHT - MARGIN - (HEIGHT - 2 * MARGIN) * share
-    # Metrics of every nth frame are joined; a hole in one of every frame is left open.
+    # Values of every nth frame are joined; missing values between those of every frame leave a gap.
     step = int(np.diff(known).min()) if len(known) > 1 else 1
     parts = np.split(np.arange(len(known)), np.flatnonzero(np.diff(known) > step) + 1) if len(known) else []
     wears = f' class="{kind}"' if kind else ""
@@ -152,7 +153,7 @@ def _line(means: Float64[np.ndarray, " N"], bounds: tuple[float, float], kind: s
 
 
 def bars(counts: Int64[np.ndarray, " N"], label: str, bounds: tuple[float, float]) -> str:
-    """Draw how often values fall into each of equal bins between `bounds`."""
+    """Draw the counts of equal bins between `bounds` as an SVG."""
     wide, top = (WIDTH - 2 * MARGIN) / len(counts), max(int(counts.max()), 1)
     edges = np.linspace(*bounds, len(counts) + 1)
     drawn = "".join(
@@ -171,6 +172,6 @@ def bars(counts: Int64[np.ndarray, " N"], label: str, bounds: tuple[float, float
 
 
 def histogram(values: Float64[np.ndarray, " N"], label: str) -> str:
-    """Draw how often which value occurs; all are finite, and there is at least one."""
+    """Draw the histogram of values, which must be finite, and one at least."""
     counts, edges = np.histogram(values, BINS)
     return bars(counts, label, (float(edges[0]), float(edges[-1])))

@@ -154,7 +154,7 @@ def test_lists_as_spreadsheets_save_them(text, tmp_path):
             "strength is 'inf', expected a number from 0 to 1",
         ),
         ("a.csv", "reference,driving,steps,Steps\na.png,b.mp4,1,2\n", "line 1: column steps is there twice"),
-        ("a.jsonl", '{"reference": ["a.png"], "driving": "b.mp4"}', "reference is no text"),
+        ("a.jsonl", '{"reference": ["a.png"], "driving": "b.mp4"}', "reference is not a text"),
         (
             "a.jsonl",
             '{"reference": "a.png", "driving": "b.mp4", "seed": true}',
