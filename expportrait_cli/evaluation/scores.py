@@ -102,8 +102,8 @@ class Scores:
     missing: dict[str, str]
     """Columns that could not be measured in any frame, with reasons."""
     windows: Float64[np.ndarray, "2 N 400"] = field(default_factory=lambda: np.empty((2, 0, CLASSES)))
-    """Features of FVD's network for each window of the film and of its target, from `first_frame` on; for a suite's FVD.
-    N is 0 without the network's weights."""
+    """Features of FVD's network for each window of film and target, from `first_frame` on, for a suite's FVD. N is 0
+    without the network's weights."""
     target_from: int = 0
     """Frame of the target that the film's frame 0 is compared with."""
 

@@ -1,7 +1,7 @@
-"""Downloading files of weights, and folders of them from a model hub.
+"""Download of weight files, and of folders from a model hub.
 
-A file is gone on with where it was cut, is hashed, and gets its name only when it is whole. Of a folder come the files
-that are needed, by the hashes that the hub publishes.
+An interrupted download is resumed; a file is hashed, and gets its name only when it is complete. Of a folder, only
+needed files are downloaded, and checked by the hashes that the hub publishes.
 """
 
 import fcntl
@@ -28,30 +28,30 @@ from expportrait_cli.weights.catalogue import FETCHED, Weight, how_to_get
 
 PIECE = 1 << 18
 TIMEOUT_S = 30.0
-"""Longest silence of the other side."""
+"""Longest time without an answer of the server."""
 RANGE_NOT_SATISFIABLE = 416
 TEXTS = (".json", ".md", ".txt")
 LARGE = ".safetensors"
-"""Files that hubs list with a sha256."""
+"""Suffix of files that hubs list with a sha256."""
 
 
 def fetch(weight: Weight, folder: Path, progress: Progress) -> Path:
-    """Download a file into `folder`, unless it is there already.
+    """Download a file into `folder`, unless it exists already.
 
-    What has arrived stays in `.NAME.partial` when the connection breaks or the user interrupts; the next call goes on
-    from there, provided that the other side still has the same file. Where nobody published a hash, that of the first
-    download is noted (`note_of`), and every later one has to have it.
+    If the connection breaks or the user interrupts, the data stay in `.NAME.partial`, and the next call resumes, if the
+    server still has the same file. Without a published hash, that of the first download is recorded (`note_of`), and
+    later downloads must have the same.
 
     Raises:
-        WeightsError: the file cannot be downloaded at all, the other side cannot be reached or breaks off, or what
-            arrived has another hash.
+        WeightsError: the tool cannot download the file, the server cannot be reached or breaks off, or the file has
+            another hash.
         OutputError: `folder` cannot be written to.
     """
     if not weight.downloads:
         raise WeightsError(f"{weight.name} cannot be downloaded by this command. {how_to_get(weight)}")
     target = folder / weight.file
     pinned = weight.sha256 or noted(target)
-    # A file that was put there by hand says nothing of what its publisher has.
+    # The hash of a file that was copied here by hand may differ from the publisher's.
     is_first = not pinned and not target.is_file()
     _fetch(replace(weight, sha256=pinned), target, progress)
     if is_first:
@@ -70,7 +70,7 @@ def _fetch(weight: Weight, target: Path, progress: Progress) -> None:
         stream.flush()
         fault = _fault(partial, target.suffix, weight.sha256)
         if fault:
-            # It can never become right, and would be gone on with for ever.
+            # It is wrong for good, and must not be resumed.
             partial.unlink()
             version.unlink(missing_ok=True)
             raise WeightsError(
@@ -82,7 +82,7 @@ def _fetch(weight: Weight, target: Path, progress: Progress) -> None:
 
 
 def _fault(path: Path, suffix: str, digest: str) -> str:
-    """Describe what shows that a file is not the requested one; empty if nothing does."""
+    """Reason why a file cannot be the requested one; empty if it may be."""
     if digest:
         found = sha256(path)
         return "" if found == digest else f"has the sha256 {found}, expected {digest}"
@@ -96,7 +96,7 @@ def _fault(path: Path, suffix: str, digest: str) -> str:
                 return ""
         except SafetensorError as error:
             return f"is no file of safetensors ({one_line(error)})"
-    # Such as the login page of a local network, or the page of a publisher who has moved the file.
+    # Such as a network's login page, or the publisher's page about a moved file.
     return "is a web page" if start.startswith(b"<") and suffix not in TEXTS else ""
 
 
@@ -117,9 +117,9 @@ def _alone(partial: Path) -> Iterator[IO[bytes]]:
             busy = not partial.exists()
         except BlockingIOError:
             busy = True
-        # Opened just before another process finished and renamed it: what is open is then the finished file.
+        # `partial` is gone if another process has just finished and renamed it.
         if busy:
-            raise WeightsError(f"{partial} is in the hands of another download. Wait until that has ended.")
+            raise WeightsError(f"{partial} is being downloaded by another process. Wait until that has ended.")
         try:
             yield stream
         finally:
@@ -128,10 +128,10 @@ def _alone(partial: Path) -> Iterator[IO[bytes]]:
 
 
 def _download(url: str, stream: IO[bytes], version: Path, progress: Progress, *, has_hash: bool) -> None:
-    """Fill `stream` up to the end of what lies at `url`.
+    """Download `url` into `stream`, from the end of what it has.
 
-    `version` keeps the server's own mark of the file's version, without which a resumed file could be half old and
-    half new.
+    `version` is a file with the server's identifier of the file's version, without which a resumed file could be half
+    old and half new.
     """
     have = stream.seek(0, os.SEEK_END)
     mark = version.read_text("utf-8") if have and version.exists() else ""
@@ -144,14 +144,14 @@ def _download(url: str, stream: IO[bytes], version: Path, progress: Progress, *,
             stream.seek(0)
             stream.truncate()
         elif not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
-            raise WeightsError(f"{url} went on at another place than asked. Try again later.")
+            raise WeightsError(f"{url} resumed at another position than requested. Try again later.")
         length = response.headers.get("Content-Length", "")
         total = have + int(length) if length.isdecimal() and len(length) < 16 else None
-        # What comes in chunks says itself when it has ended.
+        # A chunked transfer marks its own end.
         if total is None and not has_hash and not response.chunked:
             raise WeightsError(
-                f"{url} does not say how long it is, and nobody published its sha256: nobody could tell whether all of "
-                "it has arrived. Download it by hand."
+                f"{url} has no length, and its sha256 is not published: it cannot be checked whether all of it has "
+                "arrived. Download it by hand."
             )
         if not have:
             version.write_text(_mark(response), "utf-8")
@@ -164,7 +164,7 @@ def _download(url: str, stream: IO[bytes], version: Path, progress: Progress, *,
 
 
 def _ask(url: str, headers: dict[str, str], have: int) -> http.client.HTTPResponse | None:
-    """Open `url`; None when the range that was asked for is empty, because all of it has arrived."""
+    """Open `url`; None if the requested range is empty, because all has been downloaded."""
     request = urllib.request.Request(url, headers={"User-Agent": f"expportrait/{__version__}", **headers})
     try:
         return urllib.request.urlopen(request, timeout=TIMEOUT_S)
@@ -179,7 +179,7 @@ def _ask(url: str, headers: dict[str, str], have: int) -> http.client.HTTPRespon
 
 def _pieces(response: http.client.HTTPResponse, url: str) -> Iterator[bytes]:
     while True:
-        # Only reading may fail because of the network: an error of writing is one of the disk.
+        # Only reading is inside: errors of writing are errors of the disk, not of the network.
         try:
             piece = response.read(PIECE)
         except (OSError, http.client.HTTPException) as error:
@@ -190,7 +190,7 @@ def _pieces(response: http.client.HTTPResponse, url: str) -> Iterator[bytes]:
 
 
 def _mark(response: http.client.HTTPResponse) -> str:
-    """Identifier that the server gives this version of a file (ETag or date); empty if it gives no reliable one."""
+    """The server's identifier of this version of a file (ETag or date); empty without a reliable one."""
     tag = response.headers.get("ETag", "")
     return tag if tag and not tag.startswith("W/") else response.headers.get("Last-Modified", "")
 
@@ -203,9 +203,9 @@ def _unreachable(url: str, error: Exception) -> WeightsError:
 
 REVISION = "main"
 LONGEST = 1 << 26
-"""Largest part of an answer that is read, bytes."""
+"""Most bytes of an answer of the hub that are read."""
 SUFFIXES = (".json", ".safetensors", ".md", ".txt")
-"""Files that may be taken: nothing that could be executed."""
+"""Suffixes of files that are downloaded: none can contain code that runs."""
 
 
 @dataclass(frozen=True)
@@ -215,19 +215,19 @@ class Listed:
     file: str
     bytes: int
     sha256: str
-    """Hash of a large file; empty for a small one."""
+    """Hash of a large file; empty for a small one, for which hubs list only git's hash."""
     git: str
-    """Git's own hash of the file, by which small files are checked."""
+    """Git's hash of the file, by which small files are checked."""
 
 
 def fetch_folder(weight: Weight, folder: Path, progress: Progress) -> Path:
-    """Download `weight.parts` of the repository `weight.source` into a folder of `folder`.
+    """Download `weight.parts` of the repository `weight.source` into a subfolder of `folder`; returns its path.
 
-    What is there already is not fetched again, and a file that was cut short goes on. All files are of one commit,
-    which is noted beside them with their hashes: a later call takes the same ones, and only them.
+    Existing files are not downloaded again, and interrupted ones are resumed. All files are of one commit, which is
+    recorded beside them with their hashes; later calls use the same commit.
 
     Raises:
-        WeightsError: the hub cannot be reached, lists nothing of the kind, or what arrived has another hash.
+        WeightsError: the hub cannot be reached, does not list the files, or a file has another hash.
         OutputError: the disk is too small, or cannot be written to.
     """
     target = folder / weight.file
@@ -245,7 +245,7 @@ def fetch_folder(weight: Weight, folder: Path, progress: Progress) -> Path:
         )
         path = target / listed.file
         if not listed.sha256 and path.is_file() and _git_hash(path) != listed.git:
-            # Of another commit: for lack of a sha256 it would be taken for the right one.
+            # The file is of another commit; without a sha256, `_fetch` would accept it.
             path.unlink()
         _fetch(one, path, lambda have, _, before=done: progress(before + have, total))
         _check(path, listed, one.source)
@@ -259,7 +259,7 @@ def fetch_folder(weight: Weight, folder: Path, progress: Progress) -> Path:
 
 
 def _listing(weight: Weight, note: Path) -> tuple[str, list[Listed]]:
-    """The commit that was noted, else the one that the hub has now, and the files of it that are needed."""
+    """Return the recorded commit, or else the hub's present one, and the needed files of it."""
     first, known = _noted(note)
     place = urllib.parse.urlsplit(weight.source)
     api = f"{place.scheme}://{place.netloc}/api/models{place.path}"
@@ -283,7 +283,7 @@ def _listing(weight: Weight, note: Path) -> tuple[str, list[Listed]]:
 
 
 def _noted(note: Path) -> tuple[str, dict[str, str]]:
-    """Commit of a folder that was fetched before, and the hashes of its large files; empty if there is none."""
+    """Recorded commit of a folder, and the hashes of its large files; empty without a record."""
     try:
         content = parse_json(note.read_bytes())
         hashes = {str(row["file"]): str(row["sha256"]) for row in content["files"] if row["file"].endswith(LARGE)}
@@ -338,7 +338,7 @@ def _check_room(folder: Path, target: Path, files: list[Listed]) -> None:
 
 
 def _check(path: Path, listed: Listed, url: str) -> None:
-    """Large files were hashed when they arrived; small ones are known by git's hash."""
+    """Check a small file by git's hash; large ones were checked by their sha256 after their download."""
     if not listed.sha256 and _git_hash(path) != listed.git:
         path.unlink()
         raise WeightsError(f"{url} arrived with another content than the hub lists: thrown away. Try again.")
