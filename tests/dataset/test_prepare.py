@@ -232,7 +232,7 @@ def test_a_folder_of_nothing_usable(folder, tmp_path, capsys):
     (tmp_path / "videos").mkdir()
     shutil.copy(folder / "bob" / "nobody.mp4", tmp_path / "videos")
     _, err = run(capsys, "data", "prepare", tmp_path / "videos", "-o", tmp_path / "set", "--jobs", 1, code=3)
-    assert err.splitlines()[-1].startswith("error: None of 1 stretches of video was taken")
+    assert err.splitlines()[-1].startswith("error: None of 1 stretches of video was accepted")
     assert "a face in 0% of the frames" in (tmp_path / "set" / "index.html").read_text("utf-8")
 
 
