@@ -203,7 +203,7 @@ def scan(source: Source, digest: str, config: PrepareConfig) -> Scan:
     if count == 0:
         raise InputError(f"{source.path} has no frames.")
     shots = zip(starts, [*starts[1:], count], strict=True)
-    # Halves of a clip that is a little too long must not be too short.
+    # A shot a little longer than the limit is halved: the halves must not be shorter than `min_s`.
     longest = max(config.frames, ceil(2 * config.min_s * rate))
     ranges = [part for first, end in shots for part in parts(first, end, longest)]
     rows = [judge(first, end, samples, config, rate=rate, size=size) for first, end in ranges]

@@ -23,7 +23,7 @@ fewer than twice as many frames, all are measured."""
 WINDOW, LEAST_WINDOWS = 16, 16
 """Frames of a window of FVD's network, and fewest windows, of films and of targets, for an FVD."""
 CLASSES = 400
-"""Features of FVD's network for a window."""
+"""Number of features of FVD's network for a window."""
 
 Mode = Literal["self", "cross"]
 """self: the target is the ground truth, pixel by pixel. cross: the target is the driver, of another person or place."""

@@ -24,7 +24,7 @@ from expportrait_cli.runtime import DEVICE, Progress
 log = logging.getLogger(__name__)
 
 Executor = Literal["local", "ray", "slurm"]
-Told = Callable[[Row, RowResult], None]
+OnDone = Callable[[Row, RowResult], None]
 IsAlive = Callable[[], bool]
 LOST = (LEFT, TIMED_OUT)
 """Exit codes of rows that have no result of their own."""
@@ -55,20 +55,20 @@ def spread(
     rows, done = tuple(Row.of(job, folder) for job in jobs), 0
     batch = Batch(folder, rows, since=disk_clock(folder), retries=retries, make=make)
 
-    def told(row: Row, result: RowResult) -> None:
+    def on_done(row: Row, result: RowResult) -> None:
         nonlocal done
         done += 1
         progress(done, len(rows))
 
-    run(batch, place.executor, place.workers, told, options=dict(place.options))
+    run(batch, place.executor, place.workers, on_done, options=dict(place.options))
     results = zip(rows, batch.results(), strict=True)
     return {
         row.job.out: result.error for row, result in results if result.exit_code in LOST or result.exit_code > KILLED
     }
 
 
-def run(batch: Batch, executor: Executor, workers: int, told: Told, *, options: dict[str, Any] | None = None) -> None:
-    """Start workers, and call `told` for each row when it is done, until all are, or no worker is left.
+def run(batch: Batch, executor: Executor, workers: int, on_done: OnDone, *, options: dict[str, Any] | None = None) -> None:
+    """Start workers, and call `on_done` for each row when it is done, until all are, or no worker is left.
 
     `options`: submitit's parameters of the Slurm jobs, such as partition and gpus_per_node.
 
@@ -81,10 +81,10 @@ def run(batch: Batch, executor: Executor, workers: int, told: Told, *, options: 
     else:
         started = _ray(batch, workers) if executor == "ray" else _local(batch, workers)
     with started as is_alive:
-        _watch(batch, told, is_alive)
+        _watch(batch, on_done, is_alive)
 
 
-def _watch(batch: Batch, told: Told, is_alive: IsAlive) -> None:
+def _watch(batch: Batch, on_done: OnDone, is_alive: IsAlive) -> None:
     left = list(batch.rows)
     while left:
         # Before the results are read, so that none is missed that the last worker wrote before it ended.
@@ -92,7 +92,7 @@ def _watch(batch: Batch, told: Told, is_alive: IsAlive) -> None:
         for row in list(left):
             if (result := batch.result(row)) is not None:
                 left.remove(row)
-                told(row, result)
+                on_done(row, result)
         if not alive:
             return
         time.sleep(WAIT_S)

@@ -133,7 +133,7 @@ class _Run:
         gone = {} if mouth is not None or is_there else {"mouth": "model"}
         painted = steps.painted_key(job.generate, head_fit.key, meshes.key, self.painter.identity, **gone)
         if painted != self.known.get("painted"):
-            # Sound is added at the end: it makes no frame stale.
+            # Frames do not depend on the sound, which is added when segments are joined.
             own = {**gone, "audio": None}
             frames = steps.painted_key(job.generate, head_fit.key, meshes.key, self.painter.identity, **own)
             self._paint(head_fit.artifact, meshes.artifact, driver, mouth, job.work / f"segments-{frames[:16]}")

@@ -194,12 +194,12 @@ def work(
     index: int = 0,
     is_over: Callable[[], bool] = lambda: False,
     process: Maker | None = None,
-    told: Callable[[Row, RowResult], None] = lambda row, result: None,
+    on_done: Callable[[Row, RowResult], None] = lambda row, result: None,
 ) -> None:
     """Run rows that no other worker has claimed, until all rows of the batch are done.
 
     `index`: number of the worker; each begins at another row. If a worker dies, others take over its row. Rows are run
-    in a separate process, unless `process` is given. `told` is called for each row when it is done.
+    in a separate process, unless `process` is given. `on_done` is called for each row when it is done.
 
     Raises:
         Stopped: `is_over` became true.
@@ -209,7 +209,7 @@ def work(
     process = process or WorkerProcess(make_in_process, threads=batch.threads)
     try:
         while pending and not is_over():
-            left = [row for row in pending if not _try(batch, row, process, is_over, told)]
+            left = [row for row in pending if not _try(batch, row, process, is_over, on_done)]
             if len(left) == len(pending):
                 time.sleep(WAIT_S)
             pending = left
@@ -222,7 +222,7 @@ def _try(
     row: Row,
     process: Maker,
     is_over: Callable[[], bool],
-    told: Callable[[Row, RowResult], None],
+    on_done: Callable[[Row, RowResult], None],
 ) -> bool:
     """Run a row if it is free; True if it is done, by this or another worker."""
     result = batch.result(row)
@@ -235,7 +235,7 @@ def _try(
                 result = attempted(batch, row, process, is_over)
                 batch.write(row, "done", result)
     if result is not None:
-        told(row, result)
+        on_done(row, result)
     return result is not None
 
 
