@@ -27,7 +27,7 @@ class Stretch(Checked):
     start: str = ""
     """First frame: a time (3.2s, 1:02.5), or a number counted from 0 (75f); empty for the first frame of the file."""
     end: str = ""
-    """First frame that is left out: a time (3.2s, 1:02.5), or a number counted from 0 (75f); empty for the file's end."""
+    """First frame that is left out: a time (3.2s, 1:02.5), or a number from 0 (75f); empty for the end of the file."""
     max_frames: Count = 0
     """Largest number of frames to take; 0 for all."""
 
@@ -140,7 +140,7 @@ class TransferConfig(Checked):
     network: str = ""
     """Weights of a transfer network of your own, from `train transfer`; empty for the head model's."""
     expression: Counts = "absolute"
-    """Expression, jaw, gaze: the driver's own on a neutral face (absolute), or changes from the neutral frame (relative)."""
+    """Expression, jaw, gaze: as the driver's own (absolute), or as changes from the neutral frame (relative)."""
     pose: Counts = "relative"
     """Pose of the head: the driver's own (absolute), or its change from the neutral frame (relative)."""
     neutral_frame: str = "auto"

@@ -1,4 +1,4 @@
-"""Benchmarks (`eval --suite`): films of many pairs and methods, made or read, scored and set side by side.
+"""Benchmarks (`eval --suite`): films of many pairs and methods are made or read, measured, and compared.
 
-A metric of one film belongs into `evaluation`; here lie the pairs, the means over them, and their page.
+Metrics of one film are in `evaluation`; here are the pairs, the means over them, and their HTML page.
 """

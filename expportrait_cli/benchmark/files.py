@@ -1,4 +1,4 @@
-"""Run a benchmark and write its files: scores, times and a page for a suite; scores for normal maps."""
+"""Run a benchmark and write its files: scores, times and page of a suite; scores of `eval --normals`."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -51,7 +51,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Request:
-    """Settings of one benchmark; None and empty leave the list's own."""
+    """Settings of a benchmark; None or empty for those of the list."""
 
     source: Path
     """A list of pairs in TOML, or a folder of clips."""
@@ -60,16 +60,16 @@ class Request:
     frames: int | None = None
     size: int | None = None
     methods: tuple[str, ...] = ()
-    """NAME=FOLDER each."""
+    """Other methods, NAME=FOLDER each."""
     ablation: bool = False
     own: bool = True
     making: Making = field(default_factory=Making)
-    """Settings of our own films."""
+    """Settings of this tool's films."""
     place: Place = field(default_factory=Place)
 
 
 def work_folder(out: Path) -> Path:
-    """Folder of everything that a second run can use again."""
+    """Folder of all results that a second run reuses."""
     return out.with_name(f"{out.name.removesuffix('.json').removesuffix('.scores')}.work")
 
 
@@ -78,12 +78,12 @@ def load(request: Request) -> Suite:
 
     Raises:
         InputError: as `read_suite` and `suite_of_folder`.
-        UsageError: a layout for a list.
+        UsageError: a layout is given for a list.
     """
     if request.source.is_dir():
         suite = suite_of_folder(request.source, request.layout)
     elif request.layout != "auto":
-        raise UsageError(f"`layout={request.layout}` serves folders; {request.source} is a list of pairs.")
+        raise UsageError(f"`layout={request.layout}` is for folders, not for the list {request.source}. Leave it out.")
     else:
         suite = read_suite(request.source)
     given = {"stride": request.stride, "frames": request.frames, "size": request.size}
@@ -93,9 +93,9 @@ def load(request: Request) -> Suite:
 def evaluate(
     request: Request, out: Path, open_display: suites.OpenDisplay, *, page: Path | None = None
 ) -> suites.Outcome:
-    """Score the suite and write the scores to `out`; beside it, in the work folder, the list of pairs and the times.
+    """Measure a suite, and write the scores to `out`, and the list of pairs and the times to the work folder.
 
-    `out` is the same, byte for byte, for the same films: what differs between runs is in `times.json`.
+    For the same films `out` is the same, byte for byte; times, which differ between runs, are in `times.json`.
     """
     suite, work = load(request), work_folder(out)
     plan = suites.plan(
@@ -116,7 +116,7 @@ def evaluate(
 
 
 def _whole(seconds: dict[str, dict[str, float]], known: Any) -> dict[str, dict[str, float]]:
-    """Seconds of the films, or what earlier runs noted where that is more: a run that goes on makes a part only."""
+    """Seconds by method and pair: the larger of this run's and an earlier one's: a resumed run measures only a part."""
     earlier = known if isinstance(known, dict) else {}
     return {
         method: {pair: max(taken, float(earlier.get(method, {}).get(pair, 0.0))) for pair, taken in films.items()}
@@ -125,7 +125,7 @@ def _whole(seconds: dict[str, dict[str, float]], known: Any) -> dict[str, dict[s
 
 
 def costs(outcome: suites.Outcome) -> str:
-    """Seconds a film of each method of ours, and the licences of our films and of what scored them, as text."""
+    """Text with the seconds per film of each of the tool's methods, and the licences of films and estimators."""
     lines = [
         f"{method:<18} {sum(films.values()) / len(films):8.1f} s a film, tracking and fit included"
         for method, films in outcome.seconds.items()
@@ -135,20 +135,20 @@ def costs(outcome: suites.Outcome) -> str:
 
 
 FRAMES, SLIGHT_FRAMES, STILL_FRAMES = 8, 3, 8
-"""Largest numbers of frames that are judged: turned by 15 degrees or more, turned less, and pairs that hardly move."""
+"""Most frames that are measured: rotated by 15 degrees or more, rotated less, and pairs with hardly any motion."""
 CLOTHES = 0.6
-"""Least share of the torso bone in a vertex of clothes."""
+"""Skinning weight of the torso bone above which a skin vertex counts as clothes."""
 
 
 def evaluate_normals(
     sources: Sequence[Path], out: Path, open_display: suites.OpenDisplay, *, with_folds: bool = False
 ) -> NormalScores:
-    """Fit a head to the first frame of each clip (files, or folders of them) and judge it in later frames.
+    """Fit a head to the first frame of each clip (files, or folders of them), and measure it in later frames.
 
-    Trackings are kept in the work folder of `out`. A clip that cannot be measured is named among the failed.
+    Trackings are kept in the work folder of `out`. A clip that cannot be measured is listed in `failed`.
 
     Raises:
-        InputError: a folder without clips.
+        InputError: a folder has no clips.
     """
     clips = _clips(sources)
     kept = {name: work_folder(out) / f"{name}.track.npz" for name in clips}
@@ -171,7 +171,7 @@ def evaluate_normals(
 
 
 def _clips(sources: Sequence[Path]) -> dict[str, Path]:
-    """Clips by name; of two with one name the second gets a number."""
+    """Clips by name; a number is added to the second of two equal names."""
     paths: list[Path] = []
     for source in sources:
         inside = sorted(path for path in source.glob("*") if path.suffix.lower() in ENDINGS) if source.is_dir() else []
@@ -186,12 +186,12 @@ def _clips(sources: Sequence[Path]) -> dict[str, Path]:
 
 
 def judge(tracking: Tracking, head: HeadModel, stages: Stages) -> dict[str, Any]:
-    """Fit the head to the first frame alone, and compare it with later ones as the clip's own tracking poses it.
+    """Fit the head to the first frame only, and compare it, posed by the clip's tracking, with later frames.
 
-    Identity and camera are the clip's, as where a film is made of a person's own photo; all else is of one picture.
+    Identity and camera are those of the whole clip, as where a person drives their own photo.
 
     Raises:
-        InputError: the first frame shows no face, or no other does.
+        InputError: there is no face in the first frame, or no second frame.
     """
     if tracking.state[0] or len(tracking.state) < 2:
         raise InputError(f"{tracking.source} needs a face in its first frame, and a second frame. Cut what is before.")
@@ -218,7 +218,7 @@ def _compared(drawn: DrawnClip, progress: Progress) -> dict[str, Any]:
     pairs = _spread(still_frames(clip.tracking), STILL_FRAMES)
     photo, *later = counted(_frames(drawn, np.r_[0, rows], turns_deg), len(rows) + 1, progress)
     person = _person(clip, photo, _light(later or [photo], plain_skin(clip.head)))
-    # As in a film: where the landmarks rest, the pose does.
+    # As in a film: while landmarks are still, the pose is held still.
     resting = steady(clip.tracking, expression_map(clip.head, frozenset({"eyes"})))
     calm = replace(drawn, clip=Clip.of(resting, clip.fit, clip.head))
     changes = [_changes_deg(calm, int(row)) for row in pairs]
@@ -227,7 +227,7 @@ def _compared(drawn: DrawnClip, progress: Progress) -> dict[str, Any]:
 
 
 def _spread(rows: Int64[np.ndarray, " R"], count: int) -> Int64[np.ndarray, " C"]:
-    """Choose at most so many of the rows, evenly."""
+    """Choose at most `count` of the rows, evenly spread."""
     return rows[np.unique(np.linspace(0, len(rows) - 1, count).astype(int))] if len(rows) else rows
 
 
@@ -235,9 +235,9 @@ STEADY = ("steady_deg", "steady_mesh_deg", "steady_detail_deg")
 
 
 def _changes_deg(drawn: DrawnClip, row: int) -> dict[str, float]:
-    """Measure the change of normals from a frame to the next: as drawn, without detail, and of the detail's own bends.
+    """Change of normals from a frame to the next, degrees: of all, without detail, and of the detail alone.
 
-    Bends are compared at the same spots of the surface, so that what the pose does is not counted.
+    Detail is compared at the same surface points, so that the change of pose does not count.
     """
     verts = [drawn.verts(row + step) for step in range(2)]
     plain, bent = ([drawn.seen(each, bump).normals[0].numpy() for each in verts] for bump in (None, drawn.bump))
@@ -277,7 +277,7 @@ def _frames(drawn: DrawnClip, rows: Int64[np.ndarray, " R"], turns_deg: np.ndarr
 
 
 def _light(frames: Sequence[normals.Frame], plain: np.ndarray) -> Light:
-    """The clip's light, from plain skin of all frames together: one colour, and what fits badly counts less."""
+    """Estimate the clip's lighting from plain skin of all frames, assumed to have one colour; outliers weigh less."""
     values, shown = [], []
     for frame in frames:
         seen = (frame.vertices >= 0) & plain[frame.vertices] & np.isfinite(frame.log_luminance) & (frame.matte > 0.95)
@@ -289,7 +289,7 @@ def _light(frames: Sequence[normals.Frame], plain: np.ndarray) -> Light:
 
 
 def _person(clip: Clip, photo: normals.Frame, light: Light) -> normals.Person:
-    """Regions of the head, its ears, and the colours of the photo."""
+    """Regions and ears of the head, and the colours of the photo."""
     head = clip.head
     height, plain, forehead = dense(head, head.template)[:, 1].numpy(), plain_skin(head), above_brows(head)
     bones, skin = head.skinning.numpy(), head.part("skin").numpy()
@@ -297,10 +297,10 @@ def _person(clip: Clip, photo: normals.Frame, light: Light) -> normals.Person:
     ears = _ears(clip.fit, head)
     seen = (photo.matte > 0.9) & (photo.vertices >= 0)
     cheeks, scalp, crown = plain & ~forehead, skull & (dynamic_mask(head) < 0.1), skull & (height > CROWN_M)
-    # With the chin up, hardly any of the crown that is seen lies off the face's mask.
+    # With the chin up, hardly any visible part of the crown is outside of the face's mask.
     crown &= scalp | ((seen & (crown & scalp)[photo.vertices]).sum() < normals.LEAST_PX)
     colours = normals.Colours.of(photo.picture, *(seen & mask[photo.vertices] for mask in (cheeks, crown)))
-    # Fringes lie over the face's mask: where colours tell skin from hair, they say which is which.
+    # Fringes overlap the face's mask; if colours of skin and hair differ enough, they decide.
     hairy = scalp | (skull & forehead) if colours is not None else scalp
     regions = {
         "skin": plain,
@@ -316,15 +316,15 @@ def _person(clip: Clip, photo: normals.Frame, light: Light) -> normals.Person:
 
 
 def _ears(fit: HeadFit, head: HeadModel) -> list[normals.Ear]:
-    """Left and right ear, bare or covered as the fit has them."""
+    """Left and right ear, bare or covered as in the fit."""
     return [normals.Ear(ear, bool(is_bare)) for ear, is_bare in zip(sides(head), fit.ears_seen, strict=True)]
 
 
 def folds(tracking: Tracking, head: HeadModel, progress: Progress) -> dict[str, Any]:
-    """Fit every second frame of a clip, and compare those between with the mean of their neighbours' folds.
+    """Fit every second frame of a clip, and compare the frames between with the mean of their neighbours' folds.
 
-    The agreement is that of `normals.agreement`, over the skin that shading is read from, weighted by how well it is
-    seen; the smooth offsets of each frame's own landmarks are in both.
+    Agreement as in `normals.agreement`, over skin that is used for shading, weighted by its visibility. Smooth offsets
+    from each frame's own landmarks are included in both.
     """
     between = np.arange(len(tracking.state)) % 2 == 1
     fitted = replace(tracking, state=np.where(between, np.maximum(tracking.state, 1), tracking.state).astype(np.uint8))

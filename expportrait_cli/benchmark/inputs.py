@@ -1,4 +1,4 @@
-"""The inputs of a benchmark's pairs: photo, driving clip and truth of each."""
+"""The inputs of a benchmark's pairs: choice of clips, and cropped photo and clip of each pair."""
 
 import logging
 import re
@@ -29,15 +29,17 @@ log = logging.getLogger(__name__)
 Layout = Literal["auto", "clips", "ravdess", "nersemble"]
 ENDINGS = (".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v")
 RAVDESS = re.compile(r"0[12]-01-(?P<emotion>\d\d)-(?P<intensity>\d\d)-(?P<words>\d\d-\d\d)-(?P<actor>\d\d)")
-"""Modality (01 with sound, 02 without), channel 01 (speech), emotion, intensity, statement and repetition, actor."""
+"""Pattern of RAVDESS's file names: modality (01 with sound, 02 without), channel 01 (speech), emotion, intensity,
+statement and repetition, actor."""
 ACTORS, EMOTIONS = 20, ("03", "04", "05", "06", "07", "08", "02")
-"""Happy, sad, angry, fearful, disgusted, surprised, calm: one after the other, actor by actor."""
+"""Number of actors, and codes of the emotions that they take in turn: happy, sad, angry, fearful, disgusted, surprised,
+calm."""
 FRONTAL = "cam_222200037"
-"""NeRSemble's camera in front of the face."""
+"""NeRSemble's frontal camera."""
 PERSON = re.compile(r"\d{3}")
 PEOPLE, PER_PERSON = 20, 4
 KINDS = ("EMO", "EXP", "SEN", "FREE")
-"""Kinds of sequences by their names: acted emotions, single expressions, sentences, and what the person likes."""
+"""Beginnings of NeRSemble's sequence names: acted emotions, single expressions, sentences, free motion."""
 RULES = {
     "clips": "every clip of the folder, in the order of their names",
     "ravdess": f"speech; the first {ACTORS} actors by number; the k-th has the k-th of the emotions happy, sad, angry, "
@@ -49,10 +51,10 @@ RULES = {
 
 
 def suite_of_folder(folder: Path, layout: Layout) -> Suite:
-    """Choose clips of a folder for self-reenactment; `auto` knows both sets by their files' names.
+    """Choose clips of a folder for self-reenactment; `auto` recognises both datasets by their file names.
 
     Raises:
-        InputError: it holds no clip, or none of that set.
+        InputError: the folder has no clip of the layout.
     """
     clips = sorted(
         path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS and not _is_hidden(path, folder)
@@ -90,7 +92,7 @@ def _ravdess(clips: list[Path]) -> list[tuple[str, Path]]:
     chosen = []
     for index, (_, films) in enumerate(sorted(actors.items())[:ACTORS]):
         emotion = EMOTIONS[index % len(EMOTIONS)]
-        # Of an actor without that emotion, whatever comes first.
+        # For an actor without that emotion, the first clip in the order.
         _, path = min(films, key=lambda film: _ravdess_order(film[0], film[1], emotion))
         chosen.append((path.stem, path))
     return chosen
@@ -128,21 +130,21 @@ def _is_hidden(path: Path, folder: Path) -> bool:
 
 
 LOOKS = 24
-"""Frames, evenly spaced, that the crop is laid around."""
+"""Frames, evenly spaced, whose faces the crop contains."""
 
 Image = UInt8[np.ndarray, "H W 3"]
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """A pair's files, all of one size."""
+    """Cropped files of a pair, all of one size."""
 
     reference: Path
-    """Photo as PNG: the person to show."""
+    """Photo of the person, PNG."""
     driving: Path
-    """Clip as lossless .mkv, without sound: what to do, and in self mode what to look like."""
+    """Driving clip, lossless .mkv without sound; in self mode also the ground truth."""
     reference_hash: str
-    """sha256 of the photo's pixels: files of the same pixels may differ."""
+    """sha256 of the photo's pixels (files with the same pixels may differ)."""
     driving_hash: str
     """sha256 of the clip's pixels, frame after frame."""
     frames: int
@@ -151,12 +153,12 @@ class Inputs:
 
 
 def prepare(suite: Suite, pair: Pair, folder: Path, progress: Progress) -> Inputs:
-    """Crop and write the pair's files into `folder`, unless they are there from the same clip and settings.
+    """Crop a pair and write its files into `folder`, unless they exist from the same clip and settings.
 
     In self mode the photo is frame 0 of the clip.
 
     Raises:
-        InputError: fewer than two frames, or no face to crop around.
+        InputError: the clip has fewer than two frames, or no face is found.
     """
     clip, photo = suite.path(pair.driving), suite.path(pair.reference) if pair.reference else None
     made_from = {
@@ -177,13 +179,13 @@ def prepare(suite: Suite, pair: Pair, folder: Path, progress: Progress) -> Input
     write_png(reference, first)
     inputs = Inputs(reference, driving, sha256(first.tobytes()).hexdigest(), driving_hash, count, suite.size)
     hashes = {"reference": inputs.reference_hash, "driving": inputs.driving_hash}
-    # The note comes last: without it, what an interrupted run left is made again.
+    # The record is written last: without it, files of an interrupted run are made again.
     write_record(note, {"made_from": made_from, **hashes, "frames": count})
     return inputs
 
 
 def _write_driving(suite: Suite, clip: Path, path: Path, progress: Progress) -> tuple[int, str]:
-    """Count of the frames, and hash of their pixels."""
+    """Write the cropped clip; returns the number of frames, and a hash of their pixels."""
     rows = range(0, frame_count(clip), suite.stride)
     rows = rows[: suite.frames] if suite.frames else rows
     if len(rows) < 2:
@@ -203,7 +205,7 @@ def _strided(clip: Path, rows: range) -> Iterator[Image]:
 
 
 def _crop(clip: Path, rows: range) -> Crop:
-    """The square that the clip's main face stays in."""
+    """Square crop that contains the clip's main face in all frames."""
     chosen = np.unique(np.linspace(0, len(rows) - 1, min(LOOKS, len(rows))).round().astype(np.int64)) * rows.step
     return _around(read_pictures(clip, chosen), clip)
 
@@ -214,10 +216,10 @@ def _square(photo: Path, size: int) -> Image:
 
 
 def _around(pictures: Iterator[Image], source: Path) -> Crop:
-    looker, seen, size = Looker(), [], (0, 0)
+    detector, seen, size = LandmarkDetector(), [], (0, 0)
     for picture in pictures:
         size = (picture.shape[1], picture.shape[0])
-        points = looker.look(picture)
+        points = detector.detect(picture)
         if points is not None:
             seen.append(points)
     if not seen:

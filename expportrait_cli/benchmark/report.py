@@ -1,4 +1,4 @@
-"""The HTML page of a benchmark: tables, intervals, the worst frame of each film."""
+"""The HTML page of a benchmark: tables of means and intervals, curves, and the worst frame of each pair."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,17 +30,17 @@ CURVES = {
     "self": ("psnr_head", "l1_frame", "lmk_nme", "aed_own", "apd_own_deg", "identity_dlib"),
     "cross": ("lmk_nme_aligned", "lip_gap_error", "aed_own", "aed_motion_own", "apd_motion_own_deg", "identity_dlib"),
 }
-"""Columns that are drawn of each pair, by the pair's mode."""
+"""Columns whose curves are drawn for each pair, by the pair's mode."""
 
 
 @dataclass(frozen=True)
 class WorstFrame:
-    """The frame of a pair in which the first method does worst."""
+    """The worst frame of a pair by the first method."""
 
     frame: int
     why: str
     pictures: list[tuple[str, str]]
-    """Caption and address."""
+    """Caption and data URI of each."""
 
 
 def suite_report(
@@ -48,7 +48,7 @@ def suite_report(
 ) -> str:
     """Build the page: means with intervals, histograms, each pair's curves and worst frame, definitions, versions.
 
-    `worst` is by pair; `costs` are seconds a film by method; `licences` are lines of text.
+    `worst`: by pair; `costs`: seconds per film by method; `licences`: lines of text.
     """
     modes = {"self": "Self-reenactment", "cross": "Cross-reenactment"}
     sections = {
@@ -128,7 +128,7 @@ def _pair(scores: SuiteScores, name: str, worst: WorstFrame | None) -> str:
         return details(f"{name}: no scores", [])
     drawn = []
     for column in (column for column in COLUMNS if column.name in CURVES[mode]):
-        # A film that is missing leaves its colour free.
+        # A missing film has an empty curve, so that each method keeps its colour.
         none = np.full(len(first.values), np.nan)
         series = [film.column(column.name) if film is not None else none for film in films.values()]
         if np.isfinite(np.concatenate(series)).any():
@@ -142,7 +142,7 @@ def _pair(scores: SuiteScores, name: str, worst: WorstFrame | None) -> str:
 
 
 def suite_page(plan: Plan, outcome: Outcome, licences: LicenceMap | None, progress: Progress) -> str:
-    """Build the page. Reads each pair's films once more, for the frame that the first method shows worst."""
+    """Build the page. Reads each pair's films once more, for the worst frame of the first method."""
     first = next(iter(plan.methods))
     worst: dict[str, WorstFrame] = {}
     films = outcome.scores.scores[first]

@@ -1,4 +1,4 @@
-"""A whole suite: inputs, films and scores of every pair, each kept, so that a second run only does what is missing."""
+"""Running a suite: inputs, films and scores of every pair are kept, so that a second run makes only what is missing."""
 
 import hashlib
 import json
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 @runtime_checkable
 class Display(Protocol):
-    """Display of the progress of stages."""
+    """Protocol of displays of the progress of stages."""
 
     def stage(self, name: str) -> Progress:
         """Begin a stage."""
@@ -42,20 +42,20 @@ OpenDisplay = Callable[[], AbstractContextManager[Display]]
 
 @dataclass(frozen=True)
 class Plan:
-    """The methods and pairs that are scored, and the places of all files."""
+    """Methods and pairs to measure, and the paths of all files."""
 
     suite: Suite
     work: Path
     variants: tuple[Variant, ...] = (OWN,)
-    """Ways to make our own films."""
+    """Variants of the tool's films."""
     making: Making = field(default_factory=Making)
-    """Settings of our own films."""
+    """Settings of the tool's films."""
     given: dict[str, Path] = field(default_factory=dict)
-    """Folders of films that others made, by the name of the method."""
+    """Folders of films of other methods, by method."""
 
     @property
     def methods(self) -> dict[str, str]:
-        """Methods and their descriptions; our own come first."""
+        """Methods with their descriptions; the tool's own come first."""
         own = {variant.name: variant.what for variant in self.variants}
         return own | dict.fromkeys(self.given, "films that another program made")
 
@@ -64,7 +64,7 @@ class Plan:
         return self.work / "inputs" / pair.name
 
     def film(self, variant: Variant, pair: Pair) -> Path:
-        """Path of our own film."""
+        """Path of a film of the tool."""
         return self.work / "films" / variant.name / f"{pair.name}.mp4"
 
     def scores(self, method: str, pair: Pair) -> Path:
@@ -78,19 +78,19 @@ class Outcome:
 
     scores: SuiteScores
     seconds: dict[str, dict[str, float]]
-    """Seconds of our own films, by method and pair."""
+    """Seconds of the tool's films, by method and pair."""
     licences: LicenceMap | None
-    """Licences of the weights behind our own films, and of those that the scores rest on; None without scores."""
+    """Licences of the weights of the tool's films, and of the estimators of the scores; None without scores."""
 
 
 def plan(
     suite: Suite, work: Path, making: Making | None = None, *, ablation: bool, own: bool, given: dict[str, Path]
 ) -> Plan:
-    """Choose the methods.
+    """Plan a benchmark: choose the methods.
 
     Raises:
-        InputError: there are none, or two of one name.
-        WeightsError: as `ablation.variants`.
+        InputError: there is no method, or two have the same name.
+        WeightsError: as `variants.variants`.
     """
     making = making or Making()
     chosen = variants(ablation=ablation, making=making) if own else ()
@@ -104,19 +104,19 @@ def plan(
 
 @dataclass(frozen=True)
 class Part:
-    """One pair of a plan, for a worker on another machine."""
+    """One pair of a plan, as the job of a worker."""
 
     plan: Plan
     pair: Pair
 
     @property
     def out(self) -> Path:
-        """Folder of the pair's inputs, which names the part."""
+        """Folder of the pair's inputs; identifies the part."""
         return self.plan.inputs(self.pair)
 
 
 class _Log:
-    """Display of a worker: its row's log."""
+    """Display for workers, which writes to the log of their row."""
 
     def __init__(self, begin: Stage) -> None:
         self._begin = begin
@@ -127,13 +127,13 @@ class _Log:
 
 
 def make_part(part: Part, stage: Stage) -> None:
-    """Make and score one pair; `run` finds what it leaves on the disk."""
+    """Make and measure one pair; `run` reads the results from the disk."""
     alone = replace(part.plan, suite=replace(part.plan.suite, pairs=(part.pair,)))
     run(alone, lambda: nullcontext(_Log(stage)))
 
 
 def run_at(place: Place, plan: Plan, open_display: OpenDisplay) -> Outcome:
-    """Make and score what is missing with workers at `place`, a row each pair, and collect what they left."""
+    """Make and measure what is missing with the workers of `place`, a row for each pair, and collect the results."""
     if place.executor == "local" and place.workers == 1:
         return run(plan, open_display)
     parts = [Part(plan, pair) for pair in plan.suite.pairs]
@@ -143,9 +143,9 @@ def run_at(place: Place, plan: Plan, open_display: OpenDisplay) -> Outcome:
 
 
 def run(plan: Plan, open_display: OpenDisplay, lost: Mapping[str, str] | None = None) -> Outcome:
-    """Make and score what is missing. A pair that cannot be done is noted, and the others go on.
+    """Make and measure what is missing. A pair that fails is recorded, and the others go on.
 
-    `lost` are pairs that are not tried, and why.
+    `lost`: pairs that are not tried, with reasons.
     """
     suite, total = plan.suite, len(plan.suite.pairs)
     rows: dict[str, dict[str, Any]] = {}
@@ -198,7 +198,7 @@ class _Films:
         self.seconds: dict[str, float] = {}
 
     def find(self, method: str) -> Path:
-        """Film that was given; or ours, made when it is missing."""
+        """Return the film of a method: a given one, or the tool's, which is made if it is missing."""
         folder, name = self._plan.given.get(method), self._pair.name
         if folder is not None:
             found = sorted(path for path in folder.iterdir() if path.stem == name and path.suffix.lower() in ENDINGS)
@@ -212,7 +212,7 @@ class _Films:
 
 
 def _scores(path: Path, pair: Pair, film: Path, inputs: Inputs, display: Display) -> Scores:
-    """Scores of a film, read when they are of this very film against these very inputs."""
+    """Scores of a film; read from `path` if they are of the same film and inputs, otherwise measured."""
     key = _key(pair.mode, film, inputs)
     known = read_record(path)
     if known.get("key") == key:
@@ -224,7 +224,7 @@ def _scores(path: Path, pair: Pair, film: Path, inputs: Inputs, display: Display
     progress = display.stage(f"{path.parent.name}: evaluate")
     document = evaluate(film, inputs.driving, reference=reference, progress=progress).to_json()
     write_record(path, {"key": key, "scores": document})
-    # Rounded as if read back, so that a run that went on ends with the very same figures.
+    # Rounded as if read back, so that a resumed run has exactly the same figures.
     return scores_from_json(document)
 
 

@@ -1,4 +1,4 @@
-"""Scores of a benchmark: means over clips and their intervals, beside those that were published."""
+"""Scores of a benchmark: means over clips with intervals, and published scores beside them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -69,7 +69,7 @@ PUBLISHED = (
 
 
 def published_json() -> dict[str, object]:
-    """The rows as plain JSON types."""
+    """The published scores as plain JSON types."""
     return {
         "note": PUBLISHED_NOTE,
         "rows": [
@@ -84,7 +84,7 @@ def published_json() -> dict[str, object]:
 
 
 def published_text() -> str:
-    """The rows as lines of text."""
+    """The published scores as a text table."""
     lines = [f"{'published':<18} " + " ".join(f"{name:>8}" for name in SELF_COLUMNS) + "   cross AED   x-APD  x-CSIM"]
     for row in PUBLISHED:
         own = " ".join(f"{value:8.4f}" for value in row.self_scores)
@@ -103,43 +103,43 @@ WANTED = [*NAMES, FVD.name]
 
 @dataclass(frozen=True)
 class SuiteScores:
-    """Scores of every method on every pair that it has a film of."""
+    """Scores of every method, on every pair of which it has a film."""
 
     KIND: ClassVar[str] = "suite-scores"
     VERSION: ClassVar[int] = 3
-    """Since version 2: the columns of `Scores`' version 4, and `fvd_i3d`, whose entries name their `windows`. Since
-    version 3: the columns of its version 5."""
+    """Since version 2 with the columns of version 4 of `Scores`, and `fvd_i3d`, whose entries have `windows`. Since
+    version 3 with the columns of version 5 of `Scores`."""
 
     settings: dict[str, Any]
-    """Settings by which frames were taken, as plain JSON types."""
+    """Settings of the suite (stride, size, ...), as plain JSON types."""
     pairs: Mapping[str, dict[str, Any]]
     """Mode, files and their hashes of each pair, by its name."""
     methods: Mapping[str, str]
-    """Description of each method, by its name. The others are compared with the first."""
+    """Description of each method, by its name; all others are compared with the first one."""
     scores: Mapping[str, Mapping[str, Scores]]
     """Scores by method and pair."""
     failed: Mapping[str, Mapping[str, str]]
     """Reasons why there are no scores, by method and pair."""
     licences: dict[str, Any] = field(default_factory=dict)
-    """Licences of the weights behind the films, and behind these figures."""
+    """Licences of the weights of the films and of the estimators."""
 
     def films(self, method: str, mode: Mode) -> dict[str, Scores]:
         """Scores of one method in one mode, by pair."""
         return {pair: scores for pair, scores in self.scores[method].items() if scores.mode == mode}
 
     def clip_means(self, method: str, mode: Mode, column: str) -> dict[str, float]:
-        """Mean over the frames of each pair's film, where there is one."""
+        """Mean over the frames of each pair's film, if there is one, by pair."""
         means = {pair: scores.means[column] for pair, scores in self.films(method, mode).items()}
         return {pair: mean for pair, mean in means.items() if mean is not None}
 
     def mean(self, method: str, mode: Mode, column: str) -> dict[str, Any] | None:
-        """Mean over clips with its interval and their count, FVD of all their windows together; None without any."""
+        """Mean over clips with interval and count; for FVD, the value over all windows. None without any."""
         if column == FVD.name:
             return _fvd(list(self.films(method, mode).values()))
         return _summary(np.array(list(self.clip_means(method, mode, column).values())))
 
     def difference(self, method: str, mode: Mode, column: str) -> dict[str, Any] | None:
-        """Mean over clips that both have of this method's score minus the first method's, with its interval."""
+        """Mean, with interval, of this method's score minus the first method's, over clips that both have."""
         both = (method, next(iter(self.methods)))
         if column == FVD.name:
             return _difference(*self._on_common_pairs(both, mode))
@@ -147,29 +147,29 @@ class SuiteScores:
         return _summary(np.array([own[pair] - first[pair] for pair in own if pair in first]))
 
     def _on_common_pairs(self, methods: tuple[str, str], mode: Mode) -> list[dict[str, Any] | None]:
-        """FVD of both on the pairs that both have."""
+        """FVD of two methods, over the pairs that both have."""
         films = [self.films(method, mode) for method in methods]
         common = [pair for pair in films[0] if pair in films[1]]
         return [_fvd([own[pair] for pair in common]) for own in films]
 
     def _most_windows(self, mode: Mode) -> int:
-        """Windows of the method that has most."""
+        """Largest number of windows that a method has."""
         return max(_windows(list(self.films(method, mode).values())).shape[1] for method in self.methods)
 
     @property
     def modes(self) -> list[Mode]:
-        """Modes that occur."""
+        """Modes of the pairs."""
         wanted: list[Mode] = ["self", "cross"]
         return [mode for mode in wanted if any(pair["mode"] == mode for pair in self.pairs.values())]
 
     def columns(self, mode: Mode) -> list[Column]:
-        """Columns that any method has a mean of."""
+        """Columns of which at least one method has a mean."""
         shown = [c for c in COLUMNS if any(self.clip_means(method, mode, c.name) for method in self.methods)]
         return [*shown, FVD] if self._most_windows(mode) >= LEAST_WINDOWS else shown
 
     @property
     def missing(self) -> dict[Mode, dict[str, str]]:
-        """Columns that no film of a mode has, and why."""
+        """Columns that no film of a mode has, with reasons, by mode."""
         found: dict[Mode, dict[str, str]] = {}
         for mode in self.modes:
             shown = {column.name for column in self.columns(mode)}
@@ -182,7 +182,7 @@ class SuiteScores:
         return found
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but single frames, as plain JSON types; the same for the same films, wherever they lie."""
+        """All scores but those of single frames, as plain JSON types; they do not depend on the films' paths."""
         return {
             "kind": self.KIND,
             "version": self.VERSION,
@@ -210,7 +210,7 @@ class SuiteScores:
         return row if is_first else {**row, "difference_from_first": differences}
 
     def table(self) -> str:
-        """The means as lines of text, the paper's below them, and what is missing."""
+        """Text table of the means, with those of the paper and what is missing below."""
         blocks = [self._mode_table(mode) for mode in self.modes]
         return "\n\n".join([*blocks, published_text(), *self._remarks()])
 
@@ -237,7 +237,7 @@ class SuiteScores:
 
 
 def shown(summary: dict[str, Any] | None) -> str:
-    """A mean and its interval as text, or how many windows it is made of."""
+    """A mean as text, with its interval, or for FVD with the number of windows."""
     if summary is None:
         return "n/a"
     if "windows" in summary:
@@ -247,12 +247,12 @@ def shown(summary: dict[str, Any] | None) -> str:
 
 
 def _windows(films: Sequence[Scores]) -> Float64[np.ndarray, "2 N 400"]:
-    """Collect what FVD's network gave for all windows of films and of their targets."""
+    """Concatenate the features of all windows of films, and of their targets."""
     return np.concatenate([np.empty((2, 0, CLASSES)), *(film.windows for film in films)], axis=1)
 
 
 def _fvd(films: Sequence[Scores]) -> dict[str, Any] | None:
-    """FVD of films and their targets; None of too few windows."""
+    """FVD between films and their targets; None for too few windows."""
     windows = _windows(films)
     count = windows.shape[1]
     if count < LEAST_WINDOWS:
@@ -272,7 +272,7 @@ def _difference(own: dict[str, Any] | None, first: dict[str, Any] | None) -> dic
 
 
 def _too_few(windows: int) -> str:
-    """Explain why so many windows give no FVD."""
+    """Reason why there is no FVD for this number of windows."""
     why = missing_file("i3d") if not windows else None
     return why or f"needs {LEAST_WINDOWS} windows of {WINDOW} frames, there are {windows}"
 

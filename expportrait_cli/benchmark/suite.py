@@ -1,4 +1,4 @@
-"""The contents of a suite: pairs of a photo and a clip, and how frames are taken from them."""
+"""Suites: pairs of a photo and a clip, and the choice of frames."""
 
 import json
 import os
@@ -15,6 +15,7 @@ from expportrait_cli.errors import InputError, UsageError
 from expportrait_cli.evaluation.scores import Mode
 
 KEYS: dict[Mode, set[str]] = {"self": {"clip", "name"}, "cross": {"reference", "driving", "name"}}
+"""Keys of a pair in a list, by mode."""
 NUMBER, TEXT = (int, "a whole number"), (str, "a text")
 KINDS = {
     "name": TEXT,
@@ -24,37 +25,37 @@ KINDS = {
     "cross_absolute": (bool, "true or false"),
     "rule": TEXT,
 }
-"""Settings that a list may have for all its pairs."""
+"""Settings that a list may have for all its pairs, with their types."""
 NAME = re.compile(r"(?!\.{1,2}$)[^/\\\0\ud800-\udc7f\udd00-\udfff]+")
 LONGEST_NAME = 200
 """Longest name of a pair, bytes: file systems take 255, and suffixes are added to the name."""
 MOST = 10**9
-"""Largest number of frames, or stride, that a suite may name."""
+"""Largest number of frames, and largest stride, of a suite."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One film to make and to score; files as the list names them."""
+    """A pair of photo and clip, for which a film is made and measured; paths as in the list."""
 
     name: str
     """Stem of its film."""
     mode: Mode
-    """self: the clip is the truth, and its first frame the photo. cross: the clip drives another person's photo."""
+    """self: the clip is the ground truth, its first frame the photo. cross: the clip drives another person's photo."""
     driving: str
     reference: str = ""
-    """Empty in self mode."""
+    """The photo; empty in self mode."""
 
 
 @dataclass(frozen=True)
 class Suite:
-    """Pairs, and one way to take frames for all of them."""
+    """Pairs, and settings for the choice of frames from all of them."""
 
     name: str
     folder: Path
     """Folder that the pairs' files are relative to."""
     pairs: tuple[Pair, ...]
     stride: int = 1
-    """Step between the frames of a clip that are used; the film's rate falls with it, so that time stays true."""
+    """Step between the frames of a clip that are used; the frame rate is divided by it."""
     frames: int = 0
     """Largest number of frames of a clip, after the stride; 0 for all."""
     size: int = 512
@@ -69,7 +70,7 @@ class Suite:
         return self.folder / name
 
     def settings(self) -> dict[str, Any]:
-        """Everything but where it lies, as JSON holds it."""
+        """All settings, except the folder, as plain JSON types."""
         return {
             "name": self.name,
             "rule": self.rule,
@@ -90,11 +91,11 @@ class Suite:
 def read_suite(path: Path) -> Suite:
     """Read a list of pairs in TOML: `[[self]]` with clip, `[[cross]]` with reference and driving, all with a name.
 
-    Above them may stand name, stride, frames, size, cross_absolute, rule, and root: the folder that files are relative
-    to, by default the list's own; variables like $HOME in it are filled in.
+    Before these, the list may have name, stride, frames, size, cross_absolute, rule, and root: the folder that files
+    are relative to, by default the list's own; variables like $HOME are expanded.
 
     Raises:
-        InputError: it is no such list, names a file that is not there, or one film twice.
+        InputError: the list is not valid, a file is missing, or a name is used twice.
     """
     rows = _parse(path)
     known = {*KINDS, "root", *KEYS}
@@ -102,7 +103,7 @@ def read_suite(path: Path) -> Suite:
     chosen = {key: rows[key] for key in KINDS if key in rows}
     for key, value in chosen.items():
         kind, words = KINDS[key]
-        # A bool is an int, too.
+        # `bool` is a subclass of `int`.
         if type(value) is not kind:
             raise InputError(f"{path}: {key} is {str(value)[:60]!r}, expected {words}.")
     if not isinstance(rows.get("root", "."), str):
@@ -113,7 +114,7 @@ def read_suite(path: Path) -> Suite:
 
 
 def check(suite: Suite, source: Path) -> Suite:
-    """Raise InputError unless every file is there and every name is a name, and given once; `source` is the list's."""
+    """Return the suite; raise InputError unless all files exist, and names are valid and unique. `source`: the list."""
     if not suite.pairs:
         raise InputError(f"{source} holds no pairs. Expected [[self]] with a clip, or [[cross]] with two files.")
     if suite.size not in SIZES:
@@ -137,13 +138,13 @@ def check(suite: Suite, source: Path) -> Suite:
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except (OSError, ValueError):  # A name that no file can have: too long, or without a coding.
+    except (OSError, ValueError):  # A name that no file can have: too long, or not encodable.
         return False
 
 
 def write_list(suite: Suite, path: Path) -> None:
-    """Write the pairs as a list that `read_suite` reads."""
-    # Texts of JSON are texts of TOML, too.
+    """Write a suite as a list for `read_suite`."""
+    # JSON strings are valid TOML strings.
     lines = [
         f"{key} = {json.dumps(value, ensure_ascii=False)}"
         for key, value in (
@@ -201,16 +202,16 @@ def _pairs(path: Path, rows: Mapping[str, Any]) -> list[Pair]:
 def _refuse(path: Path, place: str, unknown: set[str], known: set[str]) -> None:
     if unknown:
         raise InputError(
-            f"{path}: {place} has {', '.join(sorted(unknown))}, which means nothing here. "
-            f"Known are {', '.join(sorted(known))}."
+            f"{path}: {place} has {', '.join(sorted(unknown))}, which is unknown. "
+            f"Expected are {', '.join(sorted(known))}."
         )
 
 
 def given_films(methods: list[str]) -> dict[str, Path]:
-    """Read `NAME=FOLDER` of films that other programs made.
+    """Parse `NAME=FOLDER` of films of other methods.
 
     Raises:
-        UsageError: not of that form, a name twice, or no folder.
+        UsageError: a text is not of that form, a name is used twice, or a folder does not exist.
     """
     given: dict[str, Path] = {}
     for text in methods:
@@ -218,6 +219,6 @@ def given_films(methods: list[str]) -> dict[str, Path]:
         if not name or not folder or name in given or not NAME.fullmatch(name):
             raise UsageError(f"`method={text}`: expected NAME=FOLDER, each name once.")
         if not Path(folder).is_dir():
-            raise UsageError(f"`method={text}`: {folder} is no folder. Expected one of films, named as the pairs are.")
+            raise UsageError(f"`method={text}`: {folder} is no folder. Expected one of films named like the pairs.")
         given[name] = Path(folder)
     return given

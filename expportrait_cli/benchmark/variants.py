@@ -1,4 +1,4 @@
-"""Films of the tool itself, with and without the parts that the paper says matter (4.3)."""
+"""Variants of the tool's films: with and without the parts of the method that the paper ablates (4.3)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,36 +14,36 @@ from expportrait_cli.pipeline.job import Job
 from expportrait_cli.runtime import Stage
 
 SHARED = ("track the photo", "track the driver", "fit the head")
-"""Stages that every variant needs, and that the first one pays for."""
+"""Stages whose results all variants share; they are run by the first one."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to make the film."""
+    """One variant of the tool's films."""
 
     name: str
     what: str
     method: Method
     representation: Representation | None = None
-    """Part of the head that is shown; None for what the others show."""
+    """Part of the head that is used; None for that of `Making`."""
     detail: bool = True
-    """Show strands, wrinkles and folds of clothes in normal maps."""
+    """True for normal maps with fine static detail."""
     backend: Backend | None = None
     """Painter of this variant; None for that of `Making`."""
 
 
 @dataclass(frozen=True)
 class Making:
-    """Settings of all of our own films."""
+    """Settings of all of the tool's films."""
 
     backend: Backend = "auto"
-    """Painter."""
+    """Painter of the films."""
     weights: str = ""
-    """Folder of a Wan painter's weights; empty for the one that `weights fetch` made."""
+    """Folder of a Wan painter's weights; empty for the default, made by `weights fetch`."""
     head_model: HeadName = "anny"
-    """3D head."""
+    """Head model of the films."""
     representation: Representation = "full"
-    """Part of it that is shown, see `TransferConfig`."""
+    """Part of the head that is used, see `TransferConfig`."""
 
 
 OWN = Variant("expportrait", "as `generate` makes it: the transfer network's offsets", "learned")
@@ -62,15 +62,15 @@ ABLATIONS = (
 )
 PAINTED = (
     Variant("proxy", "the same head and performance, painted by the proxy alone", "learned", backend="proxy"),
-    Variant("mini", "the same head and performance, painted by the small painter", "learned", backend="mini"),
+    Variant("mini", "the same head and performance, painted by `mini`", "learned", backend="mini"),
 )
 
 
 def variants(*, ablation: bool, making: Making) -> tuple[Variant, ...]:
-    """Ways to make a film: one, or all that there is something to compare with.
+    """Return the variants of a benchmark: the usual one, or with `ablation` all that can be made here.
 
     Raises:
-        WeightsError: the painter's are missing.
+        WeightsError: the painter's weights are missing.
     """
     if not ablation:
         return (OWN,)
@@ -81,24 +81,25 @@ def variants(*, ablation: bool, making: Making) -> tuple[Variant, ...]:
 
 @dataclass(frozen=True)
 class Made:
-    """A film and what it took."""
+    """A film and its cost."""
 
     path: Path
     seconds: float
-    """Seconds of all stages that this film needs, with tracking and fit; those of an earlier run as noted."""
+    """Time to make this film, s, with the tracking and fit that it shares with the pair's first film; from the run
+    records."""
 
 
 class PairFilms:
-    """Our films of one pair: the first is made as `generate` makes it, the others from its head and tracking."""
+    """The tool's films of one pair: the first as by `generate`, the others from its head and tracking."""
 
     def __init__(self, inputs: Inputs, path_of: Callable[[Variant], Path], making: Making, *, absolute: bool) -> None:
-        """`absolute` asks for the driver's own pose and expression, not their change from its neutral frame."""
+        """`absolute`: take the driver's own pose and expression, not their change from its neutral frame."""
         self._inputs, self._path_of, self._making = inputs, path_of, making
         self._absolute: bool = absolute
         self._first: film.Film | None = None
 
     def make(self, variant: Variant, announce: Stage) -> Made:
-        """Make one, or find that it is there."""
+        """Make a film, unless it exists and is up to date."""
         if self._first is None:
             first = self._job(OWN)
             self._first = film.generate(first, announce)
@@ -122,7 +123,7 @@ class PairFilms:
                 method=variant.method,
                 representation=variant.representation or making.representation,
             ),
-            # Pasted back, so that film and truth are the same square; and nothing is copied from the truth.
+            # Pasted back, so that the film has the square of the truth. The mouth must not be copied from the truth.
             generate=GenerateConfig(
                 backend=variant.backend or making.backend,
                 size=size,

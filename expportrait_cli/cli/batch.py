@@ -113,14 +113,14 @@ def batch(
     more = slurm_options(slurm, executor)
     threads = max(1, cpu_count() // workers) if executor == "local" else more.get("cpus_per_task", min(4, cpu_count()))
     found = replace(found, since=disk_clock(found.folder), retries=retries, timeout_s=timeout, threads=threads)
-    told = partial(_tell, as_json=as_json)
+    on_done = partial(_tell, as_json=as_json)
     _refuse(found)
     if in_processes:
         from expportrait_cli.pipeline import executors
 
-        executors.run(found, executor, workers, told, options=more)
+        executors.run(found, executor, workers, on_done, options=more)
     else:
-        rows.work(found, process=_ThisProcess(len(found.rows)), told=told)
+        rows.work(found, process=_ThisProcess(len(found.rows)), on_done=on_done)
     rows.write_summary(whole, work)
     _report(found, as_json=as_json)
 

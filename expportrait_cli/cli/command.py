@@ -230,7 +230,7 @@ def _shared(
         _early(
             callback=_take_config,
             metavar="FILE",
-            help="Options from a .toml file, or from the record of an earlier film (OUT.json). Other options override it.",
+            help="Options from a .toml file, or from the record of a film (OUT.json). Other options override it.",
         ),
     ] = None,
     progress: Annotated[

@@ -183,7 +183,7 @@ def _many(request: "Request", out: str | None, report: Path | None, *, as_json: 
     from expportrait_cli.pipeline.executors import Place
 
     if request.place != Place():
-        # Workers start in folders of their own.
+        # Absolute, since workers start in other folders.
         request, path = replace(request, source=request.source.absolute()), path.absolute()
     with alone(path):
         outcome = files.evaluate(request, path, Display, page=page)

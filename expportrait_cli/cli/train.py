@@ -68,10 +68,10 @@ def prepare(
 
     place = Place(executor, jobs or cpu_count(), tuple(slurm_options(slurm, executor).items()))
     if executor != "local":
-        # Workers of other machines start in folders of their own.
+        # Absolute, since workers on other machines start in other folders.
         folder, out = folder.absolute(), out.absolute()
     config = PrepareConfig(frames=frames, min_face_px=min_face)
-    # Within the set, whose own folder may be all that can be written to.
+    # The lock is inside the dataset, since the folder above may not be writable.
     with Display() as display, alone(out / "dataset.json"):
         summary = run(folder, out, config, display.stage, head_model=head_model, place=place)
     options.echo(out, summary, as_json=as_json)
@@ -234,7 +234,7 @@ def generator(
     )
     if paper:
         config, task = replace(config, **PAPER_TRAINING), replace(task, **PAPER_TASK)
-    # Several processes that were launched together are one run.
+    # Processes that were launched together are one run: only the first takes the lock.
     with Display() as display, alone(out) if os.environ.get("RANK", "0") == "0" else nullcontext():
         summary = train_generator(datasets, out, base, config, task, display.stage)
     if torch.distributed.is_available() and torch.distributed.is_initialized():

@@ -1,4 +1,4 @@
-"""Data sets (`data prepare`): videos cut into clips, judged, tracked and fitted, and read back for training.
+"""Datasets (`data prepare`): videos are cut into clips, checked, tracked and fitted, and read for training.
 
-What is learned from them belongs into `train`.
+The trainings themselves are in `train`.
 """

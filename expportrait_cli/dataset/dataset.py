@@ -1,4 +1,4 @@
-"""A prepared set on disk: `dataset.json` beside one folder a clip."""
+"""A prepared dataset on disk: `dataset.json`, and a folder for each clip."""
 
 import json
 import logging
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 KIND, VERSION = "dataset", 1
 FILE, CLIPS = "dataset.json", "clips"
 NAME = re.compile(r"[\w+.-]*[\w+-][\w+.-]*")
-"""Allowed name of a clip's folder: it cannot be a path that leads out of the dataset."""
+"""Allowed name of a clip's folder: it cannot be a path to outside of the dataset."""
 VIDEO, TRACKING, HEAD = "clip.mp4", "track.npz", "head.npz"
 
 
@@ -28,40 +28,40 @@ class Clip:
 
     name: str
     person: str
-    """Clips of one person go to one side of every split."""
+    """Name of the person; clips of one person are all trained on, or all held out."""
     video: Path
-    """Square, `CROP_SIZE` px, without sound."""
+    """The clip: square, `CROP_SIZE` px, without sound."""
     tracking: Path
-    """`Tracking` of the video. The path inside it is where the set was made: take `video` instead."""
+    """`Tracking` of the video. The path inside it is that of the machine it was made on: use `video` instead."""
     head: Path
     """`HeadFit` with the dynamic offsets of every frame."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """Row of `dataset.json`: a clip, or a part of a video that became none."""
+    """Row of `dataset.json`: a clip, or a rejected part of a video."""
 
     name: str
     person: str
     source: str
-    """Path below the folder of videos."""
+    """Path of the video, relative to the folder of videos."""
     source_sha256: str
     first_frame: int
     frames: int
     rate: str
     status: Literal["accepted", "rejected"]
     reason: str
-    """Reason of a rejection: what was measured, and the limit."""
+    """Reason of a rejection, with the measured value and the limit; else empty."""
     head_model: str
     figures: dict[str, Any] = field(default_factory=dict)
     histograms: dict[str, list[int]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    """Warnings of the stages."""
+    """Warnings of the stages for this clip."""
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A prepared set, for reading."""
+    """The accepted clips of a prepared dataset."""
 
     folder: Path
     head_model: str
@@ -69,15 +69,16 @@ class Dataset:
 
     @classmethod
     def open(cls, folder: Path) -> "Dataset":
-        """Read what was accepted.
+        """Read the accepted clips of a dataset.
 
         Raises:
-            InputError: no prepared set, damaged, from a newer tool, of several head models, or nothing was accepted.
+            InputError: the folder is no dataset, is damaged, of a newer tool, or of several head models, or no clip was
+                accepted.
         """
         content = read(folder)
         rows = [row for row in content["clips"] if row["status"] == "accepted"]
         if not rows:
-            raise InputError(f"{folder} holds no accepted clip. {folder / 'index.html'} says why; prepare more videos.")
+            raise InputError(f"{folder} has no accepted clip. {folder / 'index.html'} lists why; prepare more videos.")
         models = sorted({row["head_model"] for row in rows})
         if len(models) > 1:
             raise InputError(
@@ -88,20 +89,22 @@ class Dataset:
         clips = tuple(clip_of(folder, row["name"], row["person"]) for row in rows)
         for path in (path for clip in clips for path in (clip.video, clip.tracking, clip.head)):
             if not path.is_file():
-                raise InputError(
-                    f"{path} is missing. Run `expportrait data prepare` again: it makes what is not there."
-                )
+                raise InputError(f"{path} is missing. Run `expportrait data prepare` again: it makes what is missing.")
         return cls(folder, models[0], clips)
 
 
 def clip_of(folder: Path, name: str, person: str) -> Clip:
-    """Find the files of a clip."""
+    """Return a clip with the paths of its files."""
     place = folder / CLIPS / name
     return Clip(name, person, place / VIDEO, place / TRACKING, place / HEAD)
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """Read `dataset.json` and check that it is one."""
+    """Read and check `dataset.json`.
+
+    Raises:
+        InputError: the file is missing, damaged, or of another kind or version.
+    """
     path = folder / FILE
     try:
         content = read_json(path)
@@ -125,7 +128,7 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def _is_row(row: Any) -> bool:
-    """Tell whether a row has what is read of it; a video that is no clip has no name."""
+    """True if a row has the keys that are read; the row of a video that cannot be read has an empty name."""
     texts = ("name", "person", "status", "head_model")
     return (
         isinstance(row, dict)
@@ -147,7 +150,7 @@ def write(
         "settings": dict(settings),
         "complete": complete,
     }
-    # One row a line: a person can read it, and `grep` finds a clip.
+    # One row per line, for readability and for `grep`.
     lines = ",\n".join(json.dumps(asdict(row)) for row in rows)
     text = f'{json.dumps(content, indent=1)[:-2]},\n "clips": [\n{lines}\n]}}\n'
     with atomic_path(folder / FILE) as partial:

@@ -1,4 +1,4 @@
-"""The work of a worker process: look at a video and cut its clips out; track and fit one clip."""
+"""Tasks of worker processes: scan a video and cut its clips out; track and fit one clip."""
 
 import shutil
 from collections.abc import Mapping
@@ -30,15 +30,15 @@ TRACK, FIT = TrackConfig(), FitConfig()
 
 
 @dataclass(frozen=True)
-class Workshop:
-    """Folder and settings of the set that is made."""
+class Setup:
+    """Folder and settings of the dataset that is made."""
 
     folder: Path
     config: PrepareConfig
     head_name: HeadName
 
     def kept(self, kind: str, key: str) -> Path:
-        """File that remembers what was found out, for a run that goes on."""
+        """File of a result, which a resumed run reuses."""
         return self.folder / "work" / kind / f"{key}.json"
 
 
@@ -47,34 +47,34 @@ class Plan:
     """A clip to make."""
 
     row: Row
-    """Its row as far as it is known before tracking."""
+    """Row of the clip, as far as it is known before tracking."""
     clip: Clip
     key: str
     """Key of everything that the finished clip depends on."""
-    shop: Workshop
+    setup: Setup
 
     @property
     def out(self) -> Path:
-        """Path of the clip's video, which names the task."""
+        """Path of the clip's video; identifies the task."""
         return self.clip.video
 
 
-def scanned(source: Source, shop: Workshop) -> Scan:
-    """Look at a video, unless that was done already."""
+def scanned(source: Source, setup: Setup) -> Scan:
+    """Scan a video, or read the result of an earlier scan."""
     digest = source.digest()
-    path = shop.kept("scans", scan_key(digest, shop.config))
+    path = setup.kept("scans", scan_key(digest, setup.config))
     if content := read_record(path):
         return Scan.from_json(content)
     notes.take()
-    found = scan(source, digest, shop.config)
+    found = scan(source, digest, setup.config)
     found = replace(found, notes=tuple(notes.take()))
     write_record(path, found.to_json())
     return found
 
 
-def cut_out(source: Source, found: Scan, shop: Workshop, *, person: str) -> list[Plan]:
-    """Write the clips of a video that are not there yet, in one pass over it. Their plans, in order."""
-    plans = [plan_of(source, found, index, shop, person=person) for index in range(len(found.stretches))]
+def cut_out(source: Source, found: Scan, setup: Setup, *, person: str) -> list[Plan]:
+    """Write the missing clips of a video, in one pass over it; returns the plans of all its clips, in order."""
+    plans = [plan_of(source, found, index, setup, person=person) for index in range(len(found.stretches))]
     missing = [
         index
         for index, (plan, stretch) in enumerate(zip(plans, found.stretches, strict=True))
@@ -101,15 +101,15 @@ def cut_out(source: Source, found: Scan, shop: Workshop, *, person: str) -> list
     return plans
 
 
-def plan_of(source: Source, found: Scan, index: int, shop: Workshop, *, person: str) -> Plan:
-    """Name a clip by what it shows, so that a clip of that name is the right one, and key it by all of its making."""
+def plan_of(source: Source, found: Scan, index: int, setup: Setup, *, person: str) -> Plan:
+    """Plan a clip. Its name has a hash of its content; its key depends on all inputs and settings."""
     stretch = found.stretches[index]
     extent = {"first": stretch.first, "frames": stretch.frames, "crop": stretch.crop, "size": CROP_SIZE}
     content = made_by("clip", extent, {"source": found.digest})["key"]
     name = f"{safe(source.relative.stem)}-{stretch.first:06d}-{content[:8]}"
-    head = worker_head(shop.head_name).name
+    head = worker_head(setup.head_name).name
     inputs = {"track": track_header(TRACK, head, name)["key"], "fit": fit_header(FIT, {})["key"]}
-    settings = {"max_error_percent": shop.config.max_error_percent, "face_share": shop.config.face_share}
+    settings = {"max_error_percent": setup.config.max_error_percent, "face_share": setup.config.face_share}
     row = Row(
         name=name,
         person=person,
@@ -124,12 +124,12 @@ def plan_of(source: Source, found: Scan, index: int, shop: Workshop, *, person: 
         figures=dict(stretch.figures),
         notes=list(found.notes),
     )
-    return Plan(row, clip_of(shop.folder, name, person), made_by("clip", settings, inputs)["key"], shop)
+    return Plan(row, clip_of(setup.folder, name, person), made_by("clip", settings, inputs)["key"], setup)
 
 
 def finished(plan: Plan) -> Row | None:
-    """The row of a clip that is made, or was refused after tracking; None when something of it is missing."""
-    content = read_record(plan.shop.kept("clips", plan.row.name))
+    """Return the row of a clip that is complete, or was rejected after tracking; None if some of it is missing."""
+    content = read_record(plan.setup.kept("clips", plan.row.name))
     if content.get("key") != plan.key:
         return None
     row = replace(plan.row, **{name: content[name] for name in ("status", "reason", "figures", "histograms", "notes")})
@@ -141,18 +141,18 @@ def finished(plan: Plan) -> Row | None:
 
 
 def make(plan: Plan) -> Row:
-    """Track and fit one clip; what is there and current is used.
+    """Track and fit one clip; results that are up to date are reused.
 
     Raises:
-        InputError: there is no face in it after all.
+        InputError: no face is found in the clip.
     """
     notes.take()
-    clip, head = plan.clip, worker_head(plan.shop.head_name)
+    clip, head = plan.clip, worker_head(plan.setup.head_name)
     steps = Steps(head, Stages())
     tracked = steps.track(clip.video, clip.tracking, TRACK)
     tracking = tracked.artifact
     figures = {**plan.row.figures, **tracked_figures(tracking)}
-    reason = tracked_refusal(figures, plan.shop.config)
+    reason = tracked_refusal(figures, plan.setup.config)
     if reason:
         return refused(plan, reason, figures)
     fit = steps.fit([tracked], clip.head, FIT).artifact
@@ -163,7 +163,7 @@ def make(plan: Plan) -> Row:
 
 
 def refused(plan: Plan, reason: str, figures: Mapping[str, Any]) -> Row:
-    """Remember why a clip is not taken after all, and remove it."""
+    """Reject a clip after tracking: record the reason, and remove its files."""
     said = [*plan.row.notes, *notes.take()]
     row = replace(plan.row, status="rejected", reason=reason, figures=dict(figures), notes=said)
     shutil.rmtree(plan.clip.video.parent, ignore_errors=True)
@@ -171,27 +171,27 @@ def refused(plan: Plan, reason: str, figures: Mapping[str, Any]) -> Row:
 
 
 def remembered(plan: Plan, row: Row) -> Row:
-    """Write down a clip's row, last of all."""
+    """Record a clip's row; the last step, which marks the clip as complete."""
     keys = {
         kind: npz.read_header(path)["made_by"]["key"] if path.is_file() else ""
         for kind, path in (("track", plan.clip.tracking), ("head", plan.clip.head))
     }
-    write_record(plan.shop.kept("clips", row.name), {"key": plan.key, **keys, **asdict(row)})
+    write_record(plan.setup.kept("clips", row.name), {"key": plan.key, **keys, **asdict(row)})
     return row
 
 
 def sheet_path(plan: Plan) -> Path:
-    """Contact sheet of a clip."""
-    return plan.shop.folder / SHEETS / f"{plan.row.name}.jpg"
+    """Path of a clip's contact sheet."""
+    return plan.setup.folder / SHEETS / f"{plan.row.name}.jpg"
 
 
 @lru_cache(maxsize=1)
 def worker_head(name: HeadName) -> HeadModel:
-    """The head model, once a process."""
+    """Load the head model; once per process."""
     return head_by_name(name)
 
 
 def safe(name: str) -> str:
-    """A name that every file system and shell takes as it is."""
+    """Convert a name to one that is safe for every file system and shell."""
     plain = "".join(c if c.isascii() and (c.isalnum() or c in "+._-") else "_" for c in name)
     return plain.lstrip("-.")[:60] or "clip"

@@ -1,4 +1,4 @@
-"""A folder of videos to a set for training: clips cut out, judged, tracked and fitted, with a page that shows them."""
+"""Preparation of a dataset from a folder of videos: clips are cut out, checked, tracked and fitted; with a page."""
 
 import logging
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from expportrait_cli.artifacts import guard
 from expportrait_cli.config import PrepareConfig
 from expportrait_cli.dataset import dataset
 from expportrait_cli.dataset.dataset import Row
-from expportrait_cli.dataset.make import Plan, Workshop, cut_out, finished, make, refused, scanned, worker_head
+from expportrait_cli.dataset.make import Plan, Setup, cut_out, finished, make, refused, scanned, worker_head
 from expportrait_cli.dataset.sources import Source, find_sources, person_of
 from expportrait_cli.dataset.summary import write_summary
 from expportrait_cli.errors import FAULT, InputError, UsageError, UserError
@@ -25,12 +25,12 @@ from expportrait_cli.runtime import Progress, Stage
 log = logging.getLogger(__name__)
 
 UPDATE_S, UPDATE_SHARE = 10.0, 0.05
-"""Least time between updates of `dataset.json`, and share of all time that they may take: it may be large."""
+"""Shortest time, s, between updates of `dataset.json`, and largest share of the time for them."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """Results of the look at one video: the clips to make, and the rows of what is no clip."""
+    """Result of scanning a video: the clips to make, and the rows of rejected parts."""
 
     source: Source
     digest: str
@@ -39,15 +39,15 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Look:
-    """The task of looking at one video."""
+class ScanTask:
+    """Task of scanning one video."""
 
     source: Source
-    shop: Workshop
+    setup: Setup
 
     @property
     def out(self) -> Path:
-        """Path of the video, which names the task."""
+        """Path of the video; identifies the task."""
         return self.source.path
 
     def person(self) -> str:
@@ -58,51 +58,52 @@ class Look:
 def prepare(
     folder: Path, out: Path, config: PrepareConfig, stage: Stage, *, head_model: HeadName, place: Place
 ) -> dict[str, Any]:
-    """Make the set, or go on with it, with workers at `place`. Those of other machines need the same disk.
+    """Make or resume a dataset with the workers of `place`, which must share the disk. Returns a summary.
 
     Raises:
-        InputError: no videos, a set of another folder, nothing accepted, or a fault in some clips.
+        InputError: there are no videos, `out` is a dataset of another folder, no clip is accepted, or the tool
+            failed on some clips.
         WeightsError: the executor's package is not installed.
     """
     check_folder(folder, out)
     sources = find_sources(folder, skipped=out)
-    shop = Workshop(out, config, head_model)
-    book = Book(shop, folder, head_by_name(head_model).name)
+    setup = Setup(out, config, head_model)
+    row_log = RowLog(setup, folder, head_by_name(head_model).name)
     is_here = place.executor == "local"
     with Workers(place.workers if is_here else 1) as workers:
         looked, plans = stage("look at the videos"), []
-        tasks = [Look(source, shop) for source in sources]
+        tasks = [ScanTask(source, setup) for source in sources]
         if not is_here:
-            tasks = _elsewhere(place, shop, tasks, look, looked, book)
+            tasks = _elsewhere(place, setup, tasks, look, looked, row_log)
         for done, (task, result) in enumerate(workers.run(look, tasks), 1):
             looked(done, len(tasks))
             if isinstance(result, Exception):
-                book.fail(str(task.source.path), result)
+                row_log.fail(str(task.source.path), result)
             else:
                 plans.append(result)
-        todo = book.take(plans)
+        todo = row_log.take(plans)
         made = stage("track and fit the clips")
         if not is_here:
-            todo = _elsewhere(place, shop, todo, finish, made, book)
+            todo = _elsewhere(place, setup, todo, finish, made, row_log)
         for done, (plan, result) in enumerate(workers.run(finish, todo), 1):
             made(done, len(todo))
             if isinstance(result, Exception):
-                book.fail(plan.row.name, result)
+                row_log.fail(plan.row.name, result)
             else:
-                book.add(result)
-    return book.close()
+                row_log.add(result)
+    return row_log.close()
 
 
-T = TypeVar("T", Look, Plan)
+T = TypeVar("T", ScanTask, Plan)
 
 
 def _elsewhere(
-    place: Place, shop: Workshop, tasks: list[T], work: Callable[[T], Any], progress: Progress, book: "Book"
+    place: Place, setup: Setup, tasks: list[T], work: Callable[[T], Any], progress: Progress, row_log: "RowLog"
 ) -> list[T]:
-    """Have tasks done on other machines; those whose results are on the disk now, and come at once."""
-    lost = spread(place, shop.folder / "work" / "rows", tasks, partial(_row, work), progress)
+    """Do tasks on other machines; returns those that ended, whose results can now be read from the disk."""
+    lost = spread(place, setup.folder / "work" / "rows", tasks, partial(_row, work), progress)
     for name, error in lost.items():
-        book.fail(str(name), RuntimeError(error))
+        row_log.fail(str(name), RuntimeError(error))
     return [task for task in tasks if task.out not in lost]
 
 
@@ -110,12 +111,12 @@ def _row(work: Callable[[T], Any], task: T, stage: Stage) -> None:
     work(task)
 
 
-def look(task: Look) -> Found:
-    """Scan a video and cut its clips out, in a worker. A video that cannot be read has a row that says so."""
-    source, shop = task.source, task.shop
+def look(task: ScanTask) -> Found:
+    """Scan a video and cut its clips out, in a worker. A video that cannot be read gets a row with the reason."""
+    source, setup = task.source, task.setup
     try:
-        found = scanned(source, shop)
-        plans = cut_out(source, found, shop, person=task.person())
+        found = scanned(source, setup)
+        plans = cut_out(source, found, setup, person=task.person())
     except InputError as error:
         row = unreadable(task, str(error))
         return Found(source, "", (), (row,))
@@ -127,8 +128,8 @@ def look(task: Look) -> Found:
     )
 
 
-def unreadable(task: Look, reason: str) -> Row:
-    """Row of a video that no clip can be taken from."""
+def unreadable(task: ScanTask, reason: str) -> Row:
+    """Make the row of a video that cannot be read."""
     return Row(
         name="",
         person=task.person(),
@@ -139,12 +140,12 @@ def unreadable(task: Look, reason: str) -> Row:
         rate="0",
         status="rejected",
         reason=reason,
-        head_model=worker_head(task.shop.head_name).name,
+        head_model=worker_head(task.setup.head_name).name,
     )
 
 
 def finish(plan: Plan) -> Row:
-    """Track and fit one clip, in a worker."""
+    """Track and fit one clip, in a worker; an InputError rejects the clip."""
     try:
         return make(plan)
     except InputError as error:
@@ -152,11 +153,11 @@ def finish(plan: Plan) -> Row:
 
 
 def check_folder(folder: Path, out: Path) -> None:
-    """Refuse a set that was made from another folder: its clips would be left out without a word.
+    """Refuse a dataset that was made from another folder, whose clips would be dropped silently.
 
     Raises:
-        InputError: it was.
-        UsageError: the set would lie among the videos, and be taken for some.
+        InputError: it was made from another folder.
+        UsageError: `out` is the folder of videos itself.
     """
     if folder.exists() and out.exists() and out.samefile(folder):
         raise UsageError(f"{out} holds the videos. Name another folder for the set with -o.")
@@ -168,24 +169,24 @@ def check_folder(folder: Path, out: Path) -> None:
         raise InputError(f"{out} was made from {made_from}, not from {folder}. Name another folder with -o.")
 
 
-class Book:
-    """The rows so far, and their file."""
+class RowLog:
+    """Collects the rows of a run, and writes them to `dataset.json`."""
 
-    def __init__(self, shop: Workshop, folder: Path, head_name: str) -> None:
-        self._shop, self._folder, self._head_name = shop, folder, head_name
+    def __init__(self, setup: Setup, folder: Path, head_name: str) -> None:
+        self._setup, self._folder, self._head_name = setup, folder, head_name
         self._rows: list[Row] = []
         self._failed: list[str] = []
         self._next = 0.0
 
     def take(self, found: list[Found]) -> list[Plan]:
-        """Enter everything that is settled, and return what is to be made; a copy of a video is left out."""
+        """Add the rows that are final, and return the clips still to be made; copies of a video are rejected."""
         first: dict[str, str] = {}
         todo: list[Plan] = []
         for each in sorted(found, key=lambda each: str(each.source.relative)):
             twin = first.setdefault(each.digest, each.source.relative.as_posix()) if each.digest else None
             own = each.source.relative.as_posix()
             if twin not in (None, own):
-                # On both sides of a split it would be training on the test.
+                # A copy could be on the other side of a split, so that training data were tested on.
                 rows = [replace(plan.row, status="rejected", reason=f"a copy of {twin}") for plan in each.plans]
                 self._rows += [*rows, *each.rows]
                 continue
@@ -200,22 +201,26 @@ class Book:
         return todo
 
     def add(self, row: Row) -> None:
-        """Enter a clip that was made or refused; the file follows at most every few seconds."""
+        """Add the row of a clip; the file is written at most every few seconds."""
         self._rows.append(row)
         if monotonic() > self._next:
             self._write(complete=False)
 
     def fail(self, name: str, error: Exception) -> None:
-        """Note a fault of the tool, so that the others go on; what concerns all clips is raised."""
+        """Record a fault of the tool, so that other clips go on; errors that concern all clips are raised."""
         if isinstance(error, UserError | MemoryError):
             raise error
         log.error("%s", name, exc_info=error)
         self._failed.append(name)
 
     def close(self) -> dict[str, Any]:
-        """Write everything; the set's figures."""
+        """Write `dataset.json` and the page; returns a summary.
+
+        Raises:
+            InputError: some clips failed, or none was accepted.
+        """
         self._write(complete=not self._failed)
-        out = self._shop.folder
+        out = self._setup.folder
         write_summary(out, self._sorted())
         accepted = [row for row in self._rows if row.status == "accepted"]
         if self._failed:
@@ -226,7 +231,9 @@ class Book:
             error.exit_code = FAULT
             raise error
         if not accepted:
-            raise InputError(f"None of {len(self._rows)} stretches of video was taken: {out / 'index.html'} says why.")
+            raise InputError(
+                f"None of {len(self._rows)} stretches of video was accepted: {out / 'index.html'} lists why."
+            )
         persons = {row.person for row in accepted}
         if len(persons) == 1:
             log.warning("All clips count as one person, %s: such a set cannot be split by person.", *persons)
@@ -244,11 +251,11 @@ class Book:
     def _write(self, *, complete: bool) -> None:
         since = monotonic()
         dataset.write(
-            self._shop.folder,
+            self._setup.folder,
             self._sorted(),
             source=self._folder,
             head_model=self._head_name,
-            settings=asdict(self._shop.config),
+            settings=asdict(self._setup.config),
             complete=complete,
         )
         now = monotonic()

@@ -1,4 +1,4 @@
-"""One pass over a video: where it is cut, what a few frames of each shot show, which stretches become clips."""
+"""Scan of a video in one pass: cuts, samples of each shot, and the choice of stretches that become clips."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -23,16 +23,16 @@ from expportrait_cli.pipeline.steps import made_by
 from expportrait_cli.solve.state import interocular_px
 
 FACE_VIEW = 224
-"""Side of the view of the face that sharpness, brightness and contrast are measured in, px: its size in a clip."""
+"""Side, px, of the crop in which sharpness, brightness and contrast of a face are measured: its size in a clip."""
 MOVING = 90
-"""Percentile of the landmarks' motion that counts: talking moves lips and chin, a tenth of them."""
+"""Percentile of the landmarks' motion that is measured: talking moves only lips and chin, a tenth of them."""
 
 Figures = dict[str, float]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One frame that was looked at; a frame without a face has landmarks that are NaN and figures of 0."""
+    """Measures of one examined frame; without a face, landmarks are NaN, and figures 0."""
 
     frame: int
     landmarks: Float32[np.ndarray, "478 2"]
@@ -40,15 +40,15 @@ class Sample:
     face_px: float = 0.0
     """Longer side of its landmarks' box."""
     rival: float = 0.0
-    """Side of the second largest face over that of the largest; 0 when it is alone."""
+    """Side of the second largest face over that of the largest; 0 if there is only one."""
     cut: float = 0.0
     """Share of the landmarks outside the picture."""
     sharpness: float = 0.0
-    """Variance of the Laplacian of grey levels 0..255 in the view of the face."""
+    """Variance of the Laplacian of grey levels 0..255 in the crop of the face."""
     brightness: float = 0.0
-    """Mean grey level in that view."""
+    """Mean grey level in the crop of the face."""
     contrast: float = 0.0
-    """Standard deviation of the grey levels in that view."""
+    """Standard deviation of grey levels in the crop of the face."""
 
     @property
     def is_seen(self) -> bool:
@@ -57,7 +57,7 @@ class Sample:
 
 
 def blank(frame: int) -> Sample:
-    """A frame without a face."""
+    """Make the sample of a frame without a face."""
     return Sample(frame, np.full((478, 2), np.nan, np.float32))
 
 
@@ -86,14 +86,14 @@ def measure(
 def motion_percent(landmarks: Float32[np.ndarray, "T 478 2"]) -> float:
     """Measure the motion of landmarks against each other, percent of the inter-ocular distance.
 
-    Place, size and turn in the picture are taken out, so that a photo that is panned and zoomed over moves by the
-    landmarks' noise alone.
+    Position, size and rotation in the picture are removed, so that a panned and zoomed photo has only the motion of the
+    landmarks' noise.
     """
     centred = landmarks.astype(np.float64) - landmarks.mean(1, keepdims=True)
     points = centred[..., 0] + 1j * centred[..., 1]
     fitted, mean = points, points[0]
     for _ in range(3):
-        # The best similarity of the plane is one complex factor.
+        # A similarity of centred points in the plane is a complex factor.
         fitted = points * ((mean * points.conj()).sum(1) / (np.abs(points) ** 2).sum(1))[:, None]
         mean = fitted.mean(0)
     size = interocular_px(np.stack([mean.real, mean.imag], -1).astype(np.float32))
@@ -102,7 +102,7 @@ def motion_percent(landmarks: Float32[np.ndarray, "T 478 2"]) -> float:
 
 
 def figures_of(samples: Sequence[Sample], config: PrepareConfig) -> Figures:
-    """Combine the samples of one clip to its figures; without a face only the share of faces."""
+    """Combine the samples of a clip into its figures; without a face, only the share of faces."""
     seen = [sample for sample in samples if sample.is_seen]
     share = len(seen) / max(1, len(samples))
     if not seen:
@@ -118,7 +118,7 @@ def figures_of(samples: Sequence[Sample], config: PrepareConfig) -> Figures:
 
 
 def refusal(figures: Figures, config: PrepareConfig) -> str:
-    """Explain why a clip is not taken, with what was measured and the limit; empty when it is."""
+    """Reason why a clip is rejected, with the measured value and the limit; empty if it is accepted."""
     least, most = config.face_share, round(1 - config.face_share, 3)
     if figures["face_share"] < least:
         return f"a face in {figures['face_share']:.0%} of the frames, at least {least:.0%}"
@@ -144,15 +144,15 @@ def refusal(figures: Figures, config: PrepareConfig) -> str:
 
 @dataclass(frozen=True)
 class Stretch:
-    """Frames of one shot that are to become a clip, or why they are not."""
+    """Frames of one shot that become a clip, or the reason why they do not."""
 
     first: int
     frames: int
     reason: str
-    """Empty when they are taken."""
+    """Reason of a rejection; empty if accepted."""
     figures: Figures
     crop: tuple[float, float, float] | None
-    """Left, top, side in the source, px; none unless taken."""
+    """Left, top and side of the crop in the source, px; None unless accepted."""
 
 
 @dataclass(frozen=True)
@@ -163,9 +163,9 @@ class Scan:
     """sha256 of the source."""
     rate: Fraction
     stretches: tuple[Stretch, ...]
-    """Parts of the video, in their order; together they are the whole."""
+    """Parts of the video, in order; together they cover all of it."""
     notes: tuple[str, ...] = ()
-    """Warnings of the reader: damage, above all."""
+    """Warnings of the video reader, mostly of damage."""
 
     def to_json(self) -> dict[str, Any]:
         """Convert to plain JSON types."""
@@ -185,10 +185,10 @@ def scan_key(digest: str, config: PrepareConfig) -> str:
 
 
 def scan(source: Source, digest: str, config: PrepareConfig) -> Scan:
-    """Look at a video once, holding one frame in memory. Decoding, 1 ms a frame, and 20 to 150 ms a sample.
+    """Scan a video in one pass, with one frame in memory. Takes the decoding, 1 ms a frame, and 20 to 150 ms a sample.
 
     Raises:
-        InputError: nothing of it can be decoded.
+        InputError: no frame can be decoded.
     """
     rate = source.rate()
     step = max(1, round(float(rate) * config.sample_s))
@@ -203,7 +203,7 @@ def scan(source: Source, digest: str, config: PrepareConfig) -> Scan:
     if count == 0:
         raise InputError(f"{source.path} has no frames.")
     shots = zip(starts, [*starts[1:], count], strict=True)
-    # Halves of a clip that is a little too long must not be too short.
+    # A shot a little longer than the limit is halved: the halves must not be shorter than `min_s`.
     longest = max(config.frames, ceil(2 * config.min_s * rate))
     ranges = [part for first, end in shots for part in parts(first, end, longest)]
     rows = [judge(first, end, samples, config, rate=rate, size=size) for first, end in ranges]
@@ -220,7 +220,7 @@ def look(index: int, image: UInt8[np.ndarray, "H W 3"], finder: FaceFinder, mesh
 
 
 def apart(boxes: list[FaceBox]) -> list[FaceBox]:
-    """Keep each face once, by its surest box: in large pictures a second box may lie around the whole head."""
+    """Keep each face once, by its box of highest score: in large pictures a second box may contain the whole head."""
     kept: list[FaceBox] = []
     for box in sorted(boxes, key=lambda box: -box.score):
         if not any(_holds(box, other) or _holds(other, box) for other in kept):
@@ -243,7 +243,7 @@ def parts(first: int, end: int, longest: int) -> Iterator[tuple[int, int]]:
 def judge(
     first: int, end: int, samples: list[Sample], config: PrepareConfig, *, rate: Fraction, size: tuple[int, int]
 ) -> Stretch:
-    """Take a stretch, or say why not."""
+    """Accept a stretch, with its crop, or reject it with a reason."""
     length_s = float((end - first) / rate)
     if length_s < config.min_s:
         reason = f"a shot of {length_s:.2f} s, at least {config.min_s:g} s"

@@ -1,4 +1,4 @@
-"""The videos of a folder, and who each shows by its place in the layout of a known data set."""
+"""The videos of a folder, and the person in each, by the file names of known datasets or by folders."""
 
 import hashlib
 import os
@@ -18,20 +18,20 @@ from expportrait_cli.media.image import read_image
 from expportrait_cli.media.video import probe, read_frames
 
 VFHQ = re.compile(r"Clip\+(?P<video>[\w-]{11})\+P(?P<person>\d+)\+C\d+\+F\d+-\d+(?:_.*)?")
-"""`Clip+<YouTube id>+P<person>+C<clip>+F<first>-<last>`: a file, or a folder of frames."""
+"""`Clip+<YouTube id>+P<person>+C<clip>+F<first>-<last>`: name of a file, or of a folder of frames, in VFHQ."""
 HDTF = re.compile(r"(?P<group>RD|WDA|WRA)_(?P<name>.+?)_\d{3}(?:_.*)?")
-"""`RD_Radio1_000`, `WDA_CarolynMaloney1_000`: source, name, number of the cut."""
+"""Names in HDTF, such as `RD_Radio1_000` or `WDA_CarolynMaloney1_000`: group, name, number of the cut."""
 RAVDESS = re.compile(r"\d\d(?:-\d\d){5}-(?P<actor>\d\d)")
-"""Modality, channel, emotion, intensity, statement, repetition, actor."""
+"""Names in RAVDESS: modality, channel, emotion, intensity, statement, repetition, actor."""
 CELEBV_HQ = re.compile(r"(?P<video>[\w-]{11})_\d+(?:_\d+)*")
-"""`<YouTube id>_<number>`."""
+"""Names in CelebV-HQ: `<YouTube id>_<number>`."""
 
 
 def person_of(relative: PurePath) -> str:
-    """Person that a video shows, by its path below the folder of videos; a folder of frames counts as a file.
+    """Name of the person in a video, by its path relative to the folder of videos; a folder of frames counts as a file.
 
-    The names of VFHQ, HDTF, RAVDESS and CelebV-HQ are known wherever they lie. Else the first folder is the person, and
-    a file outside of any is a person of its own.
+    File names of VFHQ, HDTF, RAVDESS and CelebV-HQ are recognised in any folder. Otherwise the first folder is the
+    person, and each file outside of folders is a person of its own.
     """
     name = relative.name
     for ending in (".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v"):
@@ -39,7 +39,7 @@ def person_of(relative: PurePath) -> str:
     if found := VFHQ.fullmatch(name):
         return f"vfhq-{found['video']}-P{found['person']}"
     if found := HDTF.fullmatch(name):
-        # `ChrisMurphy0` and `ChrisMurphy1` are two addresses of one senator; `Radio1` and `Radio2` two strangers.
+        # `ChrisMurphy0` and `ChrisMurphy1` are two speeches of one senator; `Radio1` and `Radio2` are two people.
         is_stranger = found["group"] == "RD"
         return f"hdtf-{found['name'] if is_stranger else found['name'].rstrip('0123456789')}"
     if found := RAVDESS.fullmatch(name):
@@ -52,7 +52,7 @@ def person_of(relative: PurePath) -> str:
 
 
 def is_random(word: str) -> bool:
-    """Tell if a word looks random: letters of both cases, digits and dashes, but not a word such as `interview_1`."""
+    """True if a word looks random (letters of both cases, digits), other than a word such as `interview_1`."""
     kinds = (any(c.islower() for c in word), any(c.isupper() for c in word), any(c.isdigit() for c in word))
     return sum(kinds) >= 2 and not re.fullmatch(r"[A-Z]?[a-z]+[_-]?\d*", word)
 
@@ -60,9 +60,9 @@ def is_random(word: str) -> bool:
 VIDEOS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".wmv", ".flv", ".ogv")
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 PICTURE_RATE = Fraction(25)
-"""Frames per second of pictures, which do not know it: sets of them are mostly taken from such videos."""
+"""Frame rate of folders of pictures, which do not have one; most are made from videos of this rate."""
 FEWEST = 8
-"""Numbered pictures from which a folder of them is a video."""
+"""Fewest numbered pictures for which a folder counts as a video."""
 NUMBERED = re.compile(r"\D*(\d+)")
 
 
@@ -72,9 +72,9 @@ class Source:
 
     path: Path
     relative: PurePath
-    """Below the folder."""
+    """Path relative to the folder of videos."""
     pictures: tuple[Path, ...] = ()
-    """Its frames in order, when it is a folder of them."""
+    """Frames in order, if the video is a folder of pictures."""
 
     def digest(self) -> str:
         """sha256 of the file, or of the names and contents of the pictures."""
@@ -88,10 +88,10 @@ class Source:
         return PICTURE_RATE if self.pictures else probe(self.path).rate
 
     def frames(self, *, end: int | None = None) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
-        """Yield every frame up to `end`, upright, holding one in memory.
+        """Yield every frame up to `end`, upright, with one in memory.
 
         Raises:
-            InputError: no video, damaged, or a picture of another size.
+            InputError: the file is no video or is damaged, or a picture has another size.
         """
         if not self.pictures:
             yield from read_frames(self.path, end=end)
@@ -106,10 +106,10 @@ class Source:
 
 
 def find_sources(folder: Path, *, skipped: Path) -> list[Source]:
-    """List every video below a folder, sorted by path; nothing hidden, nothing in the folder `skipped`.
+    """List all videos in a folder and its subfolders, sorted by path, without hidden ones, and those in `skipped`.
 
     Raises:
-        InputError: there is none, or no such folder.
+        InputError: there is no video, or no such folder.
     """
     if not folder.is_dir():
         found = "is a file" if folder.exists() else "does not exist"
@@ -133,7 +133,7 @@ def find_sources(folder: Path, *, skipped: Path) -> list[Source]:
 
 
 def numbered(paths: Iterator[Path]) -> tuple[Path, ...]:
-    """Pictures whose names are numbers, but for a prefix that all share, in their order; none if there are too few."""
+    """Pictures with a common prefix and a number as name, in order; none if others, or too few."""
     found = [(NUMBERED.fullmatch(path.stem), path) for path in paths if path.suffix.lower() in PICTURES]
     rows = [(path.stem[: match.start(1)], int(match[1]), path) for match, path in found if match is not None]
     if len(rows) < max(FEWEST, len(found)) or len({prefix for prefix, _, _ in rows}) > 1:

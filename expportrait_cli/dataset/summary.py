@@ -1,4 +1,4 @@
-"""Figures of a data set, the page that shows them, and contact sheets of its clips: frames beside their heads."""
+"""Figures of a dataset, its HTML page, and contact sheets of clips: frames with the normals of their heads."""
 
 import re
 from collections import Counter
@@ -30,13 +30,13 @@ from expportrait_cli.pipeline.provenance import fit_quality
 from expportrait_cli.render.buffers import BACKGROUND, Bump, encode, render_buffers
 
 TURNS = ("pitch", "yaw", "roll")
-"""Components of a turn away from the camera: about x (right), y (down), z (ahead)."""
+"""Components of the rotation from facing the camera: about x (right), y (down), z (ahead)."""
 PERCENTILES = (5, 50, 95)
 
 
 @dataclass(frozen=True)
 class Axis:
-    """One histogram."""
+    """Range and bins of a histogram."""
 
     name: str
     label: str
@@ -46,7 +46,7 @@ class Axis:
 
     @property
     def edges(self) -> Float[np.ndarray, " N"]:
-        """Borders of the bins; what lies beyond is counted in the outermost."""
+        """Edges of the bins; values outside are counted in the outermost bins."""
         return np.linspace(self.low, self.high, self.bins + 1)
 
 
@@ -60,7 +60,7 @@ AXES = (
 
 
 def per_frame(tracking: Tracking) -> dict[str, Float[np.ndarray, " T"]]:
-    """Collect the values that the histograms count, frame by frame; frames without a face are left out."""
+    """Values for the histograms, by frame; frames without a face are left out."""
     seen = tracking.state == 0
     turns = np.degrees(tracking.rotation[seen])
     return {
@@ -72,7 +72,7 @@ def per_frame(tracking: Tracking) -> dict[str, Float[np.ndarray, " T"]]:
 
 
 def tracked_figures(tracking: Tracking) -> dict[str, Any]:
-    """Figures of a tracking: percentiles 5, 50, 95 of turns and jaw in degrees, means of the rest."""
+    """Figures of a tracking: percentiles 5, 50, 95 of rotation and jaw, degrees; means of the rest."""
     values = per_frame(tracking)
     spread = {f"{name}_deg": np.percentile(values[name], PERCENTILES).round(1).tolist() for name in (*TURNS, "jaw")}
     return {
@@ -85,12 +85,12 @@ def tracked_figures(tracking: Tracking) -> dict[str, Any]:
 
 
 def fitted_figures(fit: HeadFit) -> dict[str, Any]:
-    """Figures of a fit: overlap of the outline, and what folds explain."""
+    """Figures of a fit: overlap with the matte, and the error that folds explain."""
     return {name: value for name, value in fit_quality(fit).items() if name != "frames"}
 
 
 def tracked_refusal(figures: dict[str, Any], config: PrepareConfig) -> str:
-    """Explain why a tracked clip is not taken; empty when it is."""
+    """Reason why a tracked clip is rejected; empty if it is accepted."""
     error, filled = figures["landmark_error_percent"], figures["filled_share"]
     if error > config.max_error_percent:
         return (
@@ -118,7 +118,7 @@ COLUMNS = "Columns: most neutral, widest jaw, largest turn, largest expression. 
 
 
 def write_summary(folder: Path, rows: Sequence[Row]) -> None:
-    """Write the page; pictures lie beside it in `sheets/`, and nothing comes from the net."""
+    """Write the HTML page; its pictures are in `sheets/`."""
     accepted = [row for row in rows if row.status == "accepted"]
     rejected = [row for row in rows if row.status == "rejected"]
     title = f"{len(accepted)} clips of {len({row.person for row in accepted})} persons"
@@ -134,7 +134,7 @@ def write_summary(folder: Path, rows: Sequence[Row]) -> None:
 
 
 def _chart(axis: Axis, rows: Sequence[Row]) -> str:
-    """Draw how many frames fall into each bin of an axis; the ends include what lies beyond."""
+    """HTML of a histogram over all frames of the dataset."""
     total = np.sum([row.histograms[axis.name] for row in rows if row.histograms], axis=0, initial=0)
     counts = np.broadcast_to(total, axis.bins).astype(np.int64)
     return bars(counts, axis.label, (axis.low, axis.high))
@@ -170,7 +170,7 @@ def _range(percentiles: Sequence[float]) -> str:
 
 
 def clip_curves(fit: HeadFit, tracking: Tracking, head: HeadModel, rows: Int64[np.ndarray, " R"]) -> Curves:
-    """Motion of the head in some frames of its own clip; the torso hangs at the head's neck joint."""
+    """Curves of the head in some frames of its own clip; the torso is attached at the neck joint."""
     rotation, translation = fit.dynamic_rotation[rows], fit.dynamic_translation[rows]
     neck = person_joints(fit, head)[NECK].numpy()
     return Curves(
@@ -201,11 +201,11 @@ def clip_meshes(
 TILE = 192
 QUALITY = 85
 FILLED = 1e6
-"""Handicap of a frame whose landmarks were not seen."""
+"""Subtracted from the scores of frames whose landmarks are not sure."""
 
 
 def telling_frames(tracking: Tracking) -> Int64[np.ndarray, " 4"]:
-    """Most neutral frame, widest jaw, largest turn, largest expression; of those whose landmarks are sure."""
+    """Frames with the most neutral face, widest jaw, largest rotation, largest expression; only sure landmarks."""
     effort = np.abs(tracking.expression).sum(1)
     rest = neutral_weights(tracking.expression, tracking.jaw, tracking.sure)
     jaw, turn = (np.linalg.norm(column, axis=1) for column in (tracking.jaw, tracking.rotation))
@@ -214,7 +214,7 @@ def telling_frames(tracking: Tracking) -> Int64[np.ndarray, " 4"]:
 
 
 def write_sheet(path: Path, video: Path, tracking: Tracking, fit: HeadFit, head: HeadModel) -> None:
-    """Write a JPEG of four columns: picture, both in one, normals."""
+    """Write a JPEG with a column (see `column`) for each of the `telling_frames`."""
     rows = telling_frames(tracking)
     order, inverse = np.unique(rows, return_inverse=True)
     crop = Crop(*tracking.crop.tolist())
@@ -242,7 +242,7 @@ def normal_maps(
 
 
 def column(picture: UInt8[np.ndarray, "S S 3"], normal: UInt8[np.ndarray, "S S 3"]) -> UInt8[np.ndarray, "H S 3"]:
-    """Picture, picture with the normals laid over it, normals."""
+    """Stack the picture, the picture blended with the normals, and the normals."""
     shown = (normal != np.array(BACKGROUND, np.uint8)).any(-1, keepdims=True)
     both = np.where(shown, cv2.addWeighted(picture, 0.5, normal, 0.5, 0), picture)
     return np.concatenate([picture, both, normal], axis=0)

@@ -1,6 +1,6 @@
-"""Metrics of one film against its target: pixels, landmarks, identity, motion; their table and page.
+"""Metrics of one film against its target (pixels, landmarks, identity, motion), with their table and page.
 
-A new metric is a column in `columns` and a function here; means over many films belong into `benchmark`.
+A new metric is a column in `columns` and a function here; means over many films are in `benchmark`.
 """
 
 from .columns import COLUMNS as COLUMNS

@@ -1,14 +1,14 @@
-"""Expression and pose by networks that the user brings as ONNX: Deep3DFaceRecon and SMIRK's encoders.
+"""Expression and pose by networks that the user provides as ONNX: Deep3DFaceRecon, and the encoders of SMIRK.
 
-Deep3DFaceRecon (Deng et al. 2019) gives the AED and APD of GOHA. Facts are those of
+Deep3DFaceRecon (Deng et al. 2019) gives the AED and APD of GOHA. Sources:
 github.com/sicxu/Deep3DFaceRecon_pytorch: the crop from util/preprocess.py and util/load_mats.py at 3730e134 and
 147e60d1, the range and the order of the channels from test.py at 1d8e2b80, the coefficients from `split_coeff` and
 `compute_rotation` of models/bfm.py at 3730e134.
 
-SMIRK (Retsinas et al., CVPR 2024): facts are those of github.com/georgeretsi/smirk: the crop, its scale, range and
+SMIRK (Retsinas et al., CVPR 2024), github.com/georgeretsi/smirk: the crop, its scale, range and
 channels from demo.py at 18ef7036, names and sizes of the outputs from src/smirk_encoder.py at 66fd6f60.
 
-Nothing here was compared with the published networks: they were not at hand.
+Nothing here was compared with results of the published networks, which were not available.
 """
 
 from pathlib import Path
@@ -21,11 +21,11 @@ from PIL import Image
 from expportrait_cli.evaluation.onnx_net import OnnxNet
 
 DEEP3D, SMIRK = "deep3d", "smirk"
-"""Entries of the catalogue."""
+"""Names of the networks in the catalogue."""
 SIDE = 224
-"""Of either crop, px."""
+"""Side of the crop of either network, px."""
 FACTOR = 102.0
-"""Px that a unit of the template is long in Deep3DFaceRecon's crop (`rescale_factor`)."""
+"""Length, px, of a unit of the template in Deep3DFaceRecon's crop (`rescale_factor`)."""
 TEMPLATE = np.array(
     [
         [-0.31148657, 0.29036078, 0.13377953],
@@ -35,17 +35,18 @@ TEMPLATE = np.array(
         [0.2484662, -0.38128236, 0.22235769],
     ]
 )
-"""Middles of the eyes, tip of the nose and corners of the mouth of the mean face, left in the picture first; y up, z to
-the viewer. What similarity_Lm3D_all.mat comes to; several public programs write the numbers out, all the same."""
+"""Centres of the eyes, tip of the nose and corners of the mouth of the mean face, the left in the picture first; y up,
+z to the viewer. The content of similarity_Lm3D_all.mat, as several public programs quote it."""
 POINTS = ((33, 133), (362, 263), (4,), (61,), (291,))
-"""The same among FaceMesh's landmarks; an eye is the middle of its corners, as there."""
+"""FaceMesh's landmarks whose mean is each point of the template; an eye is the middle of its corners, as there."""
 COEFFICIENTS = 257
+"""Number of Deep3DFaceRecon's coefficients."""
 EXPRESSION, ANGLES = slice(80, 144), slice(224, 227)
-"""Of the coefficients; angles about x, y and z in radians."""
+"""Ranges of the coefficients for the expression, and for the angles about x, y and z, radians."""
 
 
 class Deep3D:
-    """Deep3DFaceRecon: takes [1, 3, 224, 224], RGB in 0..1, and gives the 257 coefficients."""
+    """Deep3DFaceRecon: from a picture [1, 3, 224, 224], RGB in 0..1, to 257 coefficients."""
 
     columns = ("aed_deep3d_mean", "apd_deep3d_mean_rad")
 
@@ -53,7 +54,7 @@ class Deep3D:
         """Open the network.
 
         Raises:
-            WeightsError: it takes or gives something else.
+            WeightsError: the network has other inputs or outputs.
         """
         self._net = OnnxNet(path, "Deep3DFaceRecon", SIDE)
         self._names = list(self._net.outputs)
@@ -71,10 +72,10 @@ class Deep3D:
 def at_template(
     image: UInt8[np.ndarray, "H W 3"], points: Float64[np.ndarray, "478 2"]
 ) -> UInt8[np.ndarray, "224 224 3"]:
-    """The face at the template's size and place, not turned, RGB; black beyond the picture.
+    """Crop the face to the template's size and position, without rotation, RGB; black outside the picture.
 
-    As if the whole picture were scaled, with PIL's bicubic filter, and cut at whole pixels, as published: the crop
-    moves by jumps of a pixel, which are part of the figures that others have.
+    As published: the whole picture is scaled with PIL's bicubic filter, and cropped at whole pixels, so that the crop
+    jumps by a pixel at times. Published figures include that.
     """
     height, width = image.shape[:2]
     # Pixel centres lie at whole numbers there, and y points up.
@@ -85,7 +86,7 @@ def at_template(
     size = int(width * scale), int(height * scale)
     left = int(size[0] / 2 - SIDE / 2 + (x - width / 2) * scale)
     top = int(size[1] / 2 - SIDE / 2 + (height / 2 - y) * scale)
-    # Only what the filter sees of it is scaled: whole frames with a small face would grow to hundreds of megabytes.
+    # Only the part that the filter needs is scaled: a whole frame with a small face would take hundreds of megabytes.
     margin = int(np.ceil(2 * max(scale, 1))) + 1
     low = max(left - margin, 0), max(top - margin, 0)
     high = min(left + SIDE + margin, size[0]), min(top + SIDE + margin, size[1])
@@ -97,9 +98,9 @@ def at_template(
 
 
 def place(five: Float64[np.ndarray, "5 2"]) -> tuple[Float64[np.ndarray, " 2"], float]:
-    """Place, px, of the template's origin among the points that it was seen at, and length of its unit, px.
+    """Position, px, of the template's origin in the picture, and length, px, of one template unit.
 
-    The least-squares affine camera; its scale is the mean length of its two rows.
+    By a least-squares affine camera, whose scale is the mean length of its two rows.
     """
     known = np.c_[TEMPLATE, np.ones(len(TEMPLATE))]
     rows = np.linalg.lstsq(known, five, rcond=None)[0]
@@ -107,14 +108,14 @@ def place(five: Float64[np.ndarray, "5 2"]) -> tuple[Float64[np.ndarray, " 2"], 
 
 
 SCALE = 1.4
-"""How much wider SMIRK's crop is than the mean side of the landmarks' box."""
+"""Side of SMIRK's crop, as a multiple of the mean side of the landmarks' bounding box."""
 OUTPUTS = {"expression_params": 50, "pose_params": 3}
-"""By the names that SMIRK gives them: coefficients of FLAME's expression, and the head's turn as an axis times radians.
-A file may give others, too."""
+"""Sizes of the outputs that are used, by SMIRK's names: FLAME's expression coefficients, and the head's rotation
+(axis-angle, radians). A file may have other outputs too."""
 
 
 class Smirk:
-    """SMIRK's encoders: take [1, 3, 224, 224], RGB in 0..1, and give `OUTPUTS`."""
+    """SMIRK's encoders: from a picture [1, 3, 224, 224], RGB in 0..1, to `OUTPUTS`."""
 
     columns = ("aed_smirk_mean", "apd_smirk_mean_rad")
 
@@ -122,7 +123,7 @@ class Smirk:
         """Open the network.
 
         Raises:
-            WeightsError: it takes or gives something else.
+            WeightsError: the network has other inputs or outputs.
         """
         self._net = OnnxNet(path, "SMIRK's encoders", SIDE)
         given = {name: shape[-1] for name, shape in self._net.outputs.items() if shape}
@@ -131,7 +132,7 @@ class Smirk:
             raise self._net.refused(f"gives {self._net.outputs}", wanted)
 
     def read(self, image: UInt8[np.ndarray, "H W 3"], points: Float64[np.ndarray, "478 2"]) -> list[np.ndarray]:
-        """Expression (50) and turn (3, radians) of the face with these landmarks."""
+        """Expression (50) and rotation (3, axis-angle, radians) of the face with these landmarks."""
         picture = around_landmarks(image, points).astype(np.float32).transpose(2, 0, 1) / 255
         return self._net.run(picture, list(OUTPUTS))
 
@@ -139,10 +140,10 @@ class Smirk:
 def around_landmarks(
     image: UInt8[np.ndarray, "H W 3"], points: Float64[np.ndarray, "478 2"]
 ) -> UInt8[np.ndarray, "224 224 3"]:
-    """The landmarks' box, made square and wider, RGB; black beyond the picture."""
+    """Crop the landmarks' bounding box, made square and wider by `SCALE`, RGB; black outside the picture."""
     low, high = points.min(0), points.max(0)
     side = max(int((high - low).mean() * SCALE), 1)
-    # As published, landmarks count pixels from their edges and the picture from their centres: half a pixel apart.
+    # As published: landmarks are counted from pixel edges, and the picture from pixel centres, half a pixel apart.
     corner, scale = (low + high) / 2 - side / 2, (SIDE - 1) / side
     matrix = np.c_[np.eye(2) * scale, -corner * scale]
     return cv2.warpAffine(image, matrix, (SIDE, SIDE), flags=cv2.INTER_LINEAR)

@@ -1,4 +1,4 @@
-"""The columns of an evaluation: what each metric is, which estimator it rests on, and where it comes from."""
+"""The columns of an evaluation: definition, estimator and source of each metric."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -15,38 +15,38 @@ REGIONS = {
     "face": "the convex hull of the target's landmarks inside the face oval",
 }
 SPARSE_EVERY = 8
-"""Of so many frames FLIP and LPIPS see one: 0.1 to 0.4 s each, with VGG some seconds without a GPU."""
+"""FLIP and LPIPS measure one of so many frames: each takes 0.1 to 0.4 s, with VGG some seconds without a GPU."""
 LOOKS = 16
-"""Frames, evenly spread, that are enough to say how like the reference the target is; each costs 0.1 s. Of films that
-have fewer than twice as many, every frame is looked at."""
+"""Frames, evenly spread, on which the target's similarity to the reference is measured; each takes 0.1 s. In films with
+fewer than twice as many frames, all are measured."""
 
 WINDOW, LEAST_WINDOWS = 16, 16
-"""Frames that FVD's network sees at once, and windows of either side without which there is no FVD."""
+"""Frames of a window of FVD's network, and fewest windows, of films and of targets, for an FVD."""
 CLASSES = 400
-"""Numbers that it gives for a window."""
+"""Number of features of FVD's network for a window."""
 
 Mode = Literal["self", "cross"]
-"""self: the target is the truth, pixel by pixel. cross: the target is the driver, another picture."""
+"""self: the target is the ground truth, pixel by pixel. cross: the target is the driver, of another person or place."""
 Better = Literal["higher", "lower", "like the target's", "near 0"]
 
 
 @dataclass(frozen=True)
 class Column:
-    """One metric, with all that is needed to compare it with another paper's."""
+    """One metric, with all that is needed to compare it with that of a paper."""
 
     name: str
     unit: str
     better: Better
     estimator: str
-    """What sees the face, or "none" for plain arithmetic on pixels."""
+    """Network or program that measures the face, or "none" for arithmetic on pixels."""
     definition: str
     source: str = "expportrait"
-    """Where the definition comes from."""
+    """Source of the definition."""
     better_in_self: Better | None = None
-    """What is better in self mode, if that is something else."""
+    """Which values are better in self mode, if it differs."""
 
     def better_in(self, mode: Mode) -> Better:
-        """What is better in this mode."""
+        """Which values are better in this mode."""
         return self.better_in_self or self.better if mode == "self" else self.better
 
 
@@ -74,7 +74,7 @@ def _pixel_columns(region: str, where: str) -> list[Column]:
 
 
 def _with_target(column: Column) -> tuple[Column, Column]:
-    """A measure of likeness to the reference, and what the target itself reaches."""
+    """Return a measure of similarity to the reference, and the column of the same measure for the target itself."""
     reached = (
         f"{column.name} of the target, which shows the same person: what moving costs the truth itself, so that a film "
         f"nearer to the reference than this moves less; of every nth frame from frame 1, n = (frames - 1) / {LOOKS} "
@@ -283,13 +283,13 @@ FVD = Column(
     f"compare it only over the same windows; none below {LEAST_WINDOWS}",
     "Unterthiner et al., Towards Accurate Generative Models of Video, 2018; weights as StyleGAN-V's",
 )
-"""What only a suite has: a figure of all its films together."""
+"""The only column that is measured for all films of a suite together."""
 SUITE_COLUMNS = (*COLUMNS, FVD)
 WIDTH = max(len(column.name) for column in SUITE_COLUMNS)
-"""Of a column's name in a table of text."""
+"""Width of the name column in a text table, characters."""
 TRUTH = [column.name for column in COLUMNS if column.name.startswith(("psnr", "ssim", "l1"))]
 IDENTITIES = {"identity_dlib": "identity_dlib_target", "csim_arcface": "csim_arcface_target"}
-"""How like the reference the output is, and the target."""
+"""Columns of the similarity to the reference of the film, with those of the target."""
 TRUTH += ["ms_ssim", "flip", "lpips_alex", "lpips_vgg", "lmk_nme", *IDENTITIES.values()]
 """Columns that need a target of the same person in the same place."""
 TRACKED = ["aed_own", "apd_own_deg", "aed_motion_own", "apd_motion_own_deg", "gaze_own_deg"]

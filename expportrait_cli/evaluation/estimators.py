@@ -1,4 +1,4 @@
-"""Networks that look at pictures for the metrics, as far as this machine has them."""
+"""Networks that metrics use, as far as they are installed on this machine."""
 
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
@@ -19,11 +19,11 @@ Picture = Float32[np.ndarray, "H W 3"]
 Descriptor = Float64[np.ndarray, " D"]
 NETS: dict[str, lpips.Net] = {"lpips_alex": "alex", "lpips_vgg": "vgg"}
 READERS = {coefficients.DEEP3D: coefficients.Deep3D, coefficients.SMIRK: coefficients.Smirk}
-"""Networks that read expression and pose from one picture, by the entry of their weights."""
+"""Networks for expression and pose from one picture, by the name of their weights in the catalogue."""
 
 
 def missing_columns(*, has_truth: bool, side: int) -> dict[str, str]:
-    """Columns that these films cannot have, or this machine, and why; `side` is the target's shorter one, px."""
+    """Columns that cannot be measured for these films or on this machine, with reasons; `side`: shorter one, px."""
     missing = {"flip": image.missing_package()}
     for column, reason in (("identity_dlib", missing_packages()), ("csim_arcface", missing_weights(ARCFACE))):
         missing |= dict.fromkeys((column, IDENTITIES[column]), reason)
@@ -40,11 +40,11 @@ def missing_columns(*, has_truth: bool, side: int) -> dict[str, str]:
 PACKAGES = {"dlib": "dlib-bin", "face_recognition_models": "face-recognition-models"}
 ALIGNER, NET = "shape_predictor_5_face_landmarks.dat", "dlib_face_recognition_resnet_model_v1.dat"
 FOREHEAD = 0.1
-"""dlib's own detector boxes reach this much higher than the landmarks, in heights of their bounding box."""
+"""Height by which boxes of dlib's detector exceed the landmarks' at the top, as a share of their bounding box."""
 
 
 def missing_packages() -> str | None:
-    """Name what has to be installed before identity can be measured."""
+    """Message of what must be installed to measure identity; None if nothing is missing."""
     missing = [package for module, package in PACKAGES.items() if find_spec(module) is None]
     if not missing:
         return None
@@ -58,7 +58,7 @@ class IdentityNet:
     def __init__(self) -> None:
         import dlib
 
-        # An extension without types.
+        # An extension without type hints.
         library: Any = dlib
 
         # Importing this package fails on a setuptools without pkg_resources; only its files are wanted.
@@ -79,36 +79,37 @@ class IdentityNet:
 
 
 ARCFACE = "arcface"
-"""Entry of the catalogue."""
+"""Name of the network in the catalogue."""
 SIDE = 112
+"""Side of its crop, px."""
 TEMPLATE = np.array(
     [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]
 )
-"""Where ArcFace's training put the eyes, the tip of the nose and the corners of the mouth, px; left in the picture
-first. From its publication's reference code."""
+"""Positions, px, of eyes, tip of the nose and corners of the mouth in ArcFace's training crops, the left in the picture
+first; from its reference code."""
 TEMPLATE_POINTS = [468, 473, 4, 61, 291]
 """The same points among FaceMesh's landmarks: irises, nose, mouth."""
 
 
 FIRST_NODES = 8
-"""Nodes of a graph among which its own scaling of the picture is looked for."""
+"""Number of first nodes of a graph that are searched for a normalisation of the picture."""
 
 
 class ArcFace:
-    """A network that takes [1, 3, 112, 112] and gives one descriptor, in InsightFace's form.
+    """A network from a picture [1, 3, 112, 112] to one descriptor, as InsightFace publishes them.
 
-    It is given RGB from -1 to 1, or from 0 to 255 if its graph begins by subtracting and scaling.
+    Its input is RGB in -1..1, or in 0..255 if the graph itself begins with a subtraction and a scaling.
     """
 
     def __init__(self, path: Path) -> None:
         """Open the network.
 
         Raises:
-            WeightsError: it takes or gives something else.
+            WeightsError: the network has other inputs or outputs.
         """
         self._net = OnnxNet(path, "an ArcFace network", SIDE)
-        # As InsightFace's own loader: a network that begins so takes levels of 0 to 255, and would be given them twice
-        # as small.
+        # As InsightFace's loader: a graph that begins with a subtraction and a scaling normalises its input itself,
+        # and gets 0..255.
         begins = first_operators(path, FIRST_NODES)
         self._scales_itself = "Sub" in begins and bool({"Mul", "Div"} & set(begins))
         self._names = list(self._net.outputs)
@@ -127,7 +128,7 @@ class ArcFace:
 def arcface_crop(
     image: UInt8[np.ndarray, "H W 3"], points: Float64[np.ndarray, "478 2"]
 ) -> UInt8[np.ndarray, "112 112 3"]:
-    """The face with its five points where the network was trained to have them, RGB."""
+    """Crop the face so that its five points are nearest to `TEMPLATE`, RGB."""
     # Pixel centres lie at +0.5 here, and at whole numbers in the template and in OpenCV.
     matrix = similarity(points[TEMPLATE_POINTS] - 0.5, TEMPLATE)
     return cv2.warpAffine(image, matrix, (SIDE, SIDE), flags=cv2.INTER_LINEAR)
@@ -158,15 +159,15 @@ class Likeness:
 
     @property
     def columns(self) -> list[str]:
-        """Names of the values that `measure` gives once there is a reference."""
+        """Names of the values of `measure`."""
         return list(self._nets)
 
     def compare_with(self, photo: Image, points: face.Points) -> None:
-        """Make this face the reference."""
+        """Set the reference to the face with these landmarks."""
         self._reference = {column: net.describe(photo, points) for column, net in self._nets.items()}
 
     def measure(self, frame: Image, points: face.Points) -> dict[str, float]:
-        """Each network's column; nothing before there is a reference."""
+        """Distance or cosine to the reference, by column; empty before there is a reference."""
         row = {}
         for column, reference in self._reference.items():
             own = self._nets[column].describe(frame, points)
@@ -175,7 +176,7 @@ class Likeness:
 
 
 class Readers:
-    """Reads pairs of faces with the networks of `READERS`; needs nothing of one frame for the next."""
+    """Compares pairs of faces by the networks of `READERS`; frames are independent."""
 
     def __init__(self, missing: dict[str, str]) -> None:
         """Load the networks whose columns are not missing."""
@@ -183,7 +184,7 @@ class Readers:
         self._nets = [READERS[weights](path) for weights, path in paths.items() if path is not None]
 
     def read(self, frame: Image, points: face.Points) -> dict[str, Float64[np.ndarray, " _"]]:
-        """Numbers of one face, by the column that they serve."""
+        """Coefficients of one face, by the column that they are for."""
         return {
             column: numbers
             for net in self._nets
@@ -192,12 +193,12 @@ class Readers:
 
     @staticmethod
     def compare(own: Mapping[str, np.ndarray], wanted: Mapping[str, np.ndarray]) -> dict[str, float]:
-        """Mean absolute differences of what was read in two faces."""
+        """Mean absolute differences between the coefficients of two faces, by column."""
         return {column: float(np.abs(numbers - wanted[column]).mean()) for column, numbers in own.items()}
 
 
 def sparse_metrics(missing: dict[str, str]) -> dict[str, Callable[[Picture, Picture], float]]:
-    """Metrics of a picture in 0..1 and its target that are too slow for every frame."""
+    """Metrics of a picture and its target (0..1) that are too slow for every frame, by column."""
     metrics: dict[str, Callable[[Picture, Picture], float]] = {}
     if "flip" not in missing:
         metrics["flip"] = lambda own, wanted: float(image.error_map(own, wanted).mean(dtype=np.float64))

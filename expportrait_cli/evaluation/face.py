@@ -1,4 +1,4 @@
-"""Landmark metrics of one face, and the look at each frame that they start from.
+"""Landmark metrics of a face, and detection of the landmarks in each frame.
 
 Lengths are percent of the inter-ocular distance (IOD) between the outer corners of the eyes. In profile that distance
 shrinks and the percentages grow.
@@ -12,11 +12,12 @@ from expportrait_cli.detect.mesh import FaceMesh
 
 Points = Float64[np.ndarray, "478 2"]
 
-# FaceMesh's own topology, `FACEMESH_FACE_OVAL`. The oval slides along the outline of the head as it turns, so it
-# measures the detector more than the film.
+# FaceMesh's `FACEMESH_FACE_OVAL`. These landmarks slide along the outline of the head as it rotates, so that their
+# errors depend on the detector more than on the film.
 OVAL = [10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 379, 378, 400, 377]
 OVAL += [152, 148, 176, 149, 150, 136, 172, 58, 132, 93, 234, 127, 162, 21, 54, 103, 67, 109]
 INNER = np.setdiff1d(np.arange(468), OVAL)
+"""Landmarks inside the face oval."""
 EYE_CORNERS = (33, 263)
 LIPS = (13, 14)
 """Middle of the upper and of the lower lip, inner edge."""
@@ -24,10 +25,10 @@ LIDS = ((159, 145), (386, 374))
 """Middle of the upper and of the lower lid, right and left eye."""
 
 
-class Looker:
-    """Landmarks of a clip's main face, each frame on its own: FaceMesh in static mode, on a crop.
+class LandmarkDetector:
+    """Detects the landmarks of a clip's main face, independently in each frame: FaceMesh in static mode, on a crop.
 
-    Nothing is smoothed or carried over but the place, which only decides between several faces.
+    Only the position is kept from frame to frame, to choose between several faces.
     """
 
     def __init__(self) -> None:
@@ -35,8 +36,8 @@ class Looker:
         self._mesh = FaceMesh(video=False)
         self._place: np.ndarray | None = None
 
-    def look(self, image: UInt8[np.ndarray, "H W 3"]) -> Points | None:
-        """Landmarks in px, or None: of the largest face, later of the one nearest to the last."""
+    def detect(self, image: UInt8[np.ndarray, "H W 3"]) -> Points | None:
+        """Landmarks, px, of the largest face, later of the face nearest to the last one; None without a face."""
         faces = self._finder.find(image)
         if not faces:
             return None
@@ -76,7 +77,7 @@ def nme(points: Points, target: Points) -> float:
 
 
 def aligned_nme(points: Points, target: Points) -> float:
-    """`nme` after the similarity (place, size, turn in the image) that fits the inner landmarks best."""
+    """`nme` after the similarity transform (position, size, rotation) that best aligns the inner landmarks."""
     # A similarity of the plane is z -> a z + b in complex numbers, and least squares gives a in closed form.
     own, wanted = (p[:, 0] + 1j * p[:, 1] for p in (points, target))
     own, wanted = own - own[INNER].mean(), wanted - wanted[INNER].mean()

@@ -1,4 +1,4 @@
-"""Fréchet video distance: features of clips by I3D, and the distance of two sets of them."""
+"""Fréchet video distance: features of windows by I3D, and the distance between two sets of features."""
 
 from pathlib import Path
 
@@ -18,40 +18,40 @@ from expportrait_cli.runtime import best_device
 def frechet_distance(a: Float64[np.ndarray, "N D"], b: Float64[np.ndarray, "M D"]) -> float:
     """Squared Frechet distance |m - n|^2 + tr(A + B - 2 (A B)^(1/2)) of Gaussians with the sets' moments.
 
-    Needs two vectors of each; covariances are those with N - 1. Exact for any N, also where covariances have not full
-    rank, in which a matrix square root by iteration loses its way: with A = P'P and B = Q'Q the trace of (A B)^(1/2) is
-    the sum of the singular values of P Q'. Source: Dowson and Landau, The Frechet Distance between Multivariate Normal
+    Each set needs two vectors or more; covariances are normalised by N - 1. Exact also for covariances without full
+    rank, for which iterative matrix square roots fail: with A = P'P and B = Q'Q the trace of (A B)^(1/2) is the sum of
+    the singular values of P Q'. Source: Dowson and Landau, The Frechet Distance between Multivariate Normal
     Distributions, 1982, Eq. 4.
     """
     roots = [_root(x) for x in (a, b)]
     shift = a.mean(0) - b.mean(0)
     spread = sum(float((root**2).sum()) for root in roots)
     shared = float(np.linalg.svd(roots[0] @ roots[1].T, compute_uv=False).sum())
-    # Of equal sets the difference is 0 up to rounding, on either side.
+    # For equal sets the difference is 0 up to rounding, and may be negative.
     return max(float(shift @ shift) + spread - 2 * shared, 0.0)
 
 
 def _root(vectors: Float64[np.ndarray, "N D"]) -> Float64[np.ndarray, "R D"]:
-    """Some P with the covariance P'P, of D rows at most."""
+    """A matrix P, with D rows at most, whose P'P is the covariance."""
     centred = (vectors - vectors.mean(0)) / np.sqrt(len(vectors) - 1)
     return np.linalg.qr(centred).R
 
 
 WEIGHTS = "i3d"
-"""Entry of the catalogue."""
+"""Name of the network in the catalogue."""
 SIDE = 224
-"""Of its pictures, px."""
+"""Side of its pictures, px."""
 HOW = "Take i3d_torchscript.pt as StyleGAN-V uses it: `expportrait weights list`."
 
 
 class I3d:
-    """A program that takes clips of [N, 3, T, 224, 224] in -1..1 and gives 400 numbers for each."""
+    """I3D as a TorchScript program: from clips [N, 3, T, 224, 224] in -1..1 to 400 features each."""
 
     def __init__(self, path: Path) -> None:
-        """Open it, on a GPU where there is one.
+        """Load the program, onto a GPU if there is one.
 
         Raises:
-            WeightsError: it is no TorchScript, or one that calls more than a network needs.
+            WeightsError: the file is no TorchScript, or calls functions that no network needs.
         """
         self._path = path
         self._device = best_device()
@@ -59,10 +59,10 @@ class I3d:
 
     @torch.inference_mode()
     def look(self, window: Float32[np.ndarray, "T 224 224 3"]) -> Float32[np.ndarray, "400"]:
-        """Its answer to pictures in -1..1, before the softmax. 28 GMAC for 16 frames: seconds on a CPU.
+        """Compute the features (before the softmax) of pictures in -1..1. 28 GMAC for 16 frames: seconds on a CPU.
 
         Raises:
-            WeightsError: the program takes or gives something else.
+            WeightsError: the program has other inputs or outputs.
         """
         clip = torch.from_numpy(np.ascontiguousarray(window.transpose(3, 0, 1, 2)[None])).to(self._device)
         try:
@@ -77,7 +77,7 @@ class I3d:
 
 
 class Windows:
-    """Answers to the windows of two clips that run side by side; holds one window's pictures of each, 10 MB."""
+    """Features of the windows of two clips, frame by frame; keeps one window of pictures of each, 10 MB."""
 
     def __init__(self) -> None:
         path = find(WEIGHTS)
@@ -86,7 +86,7 @@ class Windows:
         self._answers: list[list[np.ndarray]] = [[], []]
 
     def add(self, *frames: UInt8[np.ndarray, "_ _ 3"]) -> None:
-        """Take the next frame of either clip."""
+        """Add the next frame of each clip."""
         if self._net is None:
             return
         for pictures, answers, frame in zip(self._pictures, self._answers, frames, strict=True):
@@ -97,12 +97,12 @@ class Windows:
 
     @property
     def answers(self) -> Float64[np.ndarray, "2 N 400"]:
-        """Of both clips so far; N is 0 without weights."""
+        """Features of both clips so far; N is 0 without weights."""
         return np.array(self._answers, np.float64).reshape(2, len(self._answers[0]), CLASSES)
 
 
 def prepared(frame: UInt8[np.ndarray, "H W 3"]) -> Float32[np.ndarray, "224 224 3"]:
-    """The middle square of a frame at the network's size, in -1..1; bilinear without a blur, as others have it."""
+    """The middle square of a frame at the network's size, in -1..1; bilinear without prefiltering, as usual."""
     height, width = frame.shape[:2]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2

@@ -1,4 +1,4 @@
-"""Metrics of pictures and films that are plain arithmetic, and FLIP by its authors' package."""
+"""Metrics of pictures and films by arithmetic on pixels, and FLIP by its authors' package."""
 
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -11,29 +11,30 @@ from jaxtyping import Bool, Float32, Float64, UInt8
 from expportrait_cli.evaluation.face import INNER
 
 PSNR_CAP_DB = 99.0
-"""What two equal pictures score; keeps the mean over frames finite."""
+"""PSNR of two equal pictures, dB; keeps the mean over frames finite."""
 TAPS, SIGMA_PX = 11, 1.5
-"""Window of SSIM, from Wang et al., Image Quality Assessment, 2004."""
+"""Size and standard deviation of SSIM's Gaussian window, px; Wang et al., Image Quality Assessment, 2004."""
 K1, K2 = 0.01, 0.03
 SCALE_POWERS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 """Exponents of MS-SSIM's scales, from fine to coarse: Wang, Simoncelli and Bovik, 2003, section 3.2."""
 MS_SSIM_SIDE = (TAPS - 1) * 2 ** (len(SCALE_POWERS) - 1)
+"""Side, px, above which MS-SSIM is defined."""
 ELLIPSE_RADII, ELLIPSE_RISE = (0.85, 0.95), 0.12
 """Half axes and upward shift of the head ellipse, in widths and heights of the landmarks' bounding box."""
 
 KEPT_BYTES = 31 << 20
-"""glibc takes no larger block, 32 MB, for a sign of what is used again and again."""
+"""Size of a block, just below the 32 MB above which glibc does not adapt its threshold."""
 
 Picture = Float32[np.ndarray, "H W 3"]
 Region = Bool[np.ndarray, "H W"]
 
 
 def reuse_memory() -> None:
-    """Let the large arrays of one frame lie where those of the last one did; to be called once before many frames.
+    """Have glibc reuse the memory of large arrays; to be called once before many frames.
 
-    Where memory goes back to the system and comes again, new pages cost 11 of the 27 ms that the pixel metrics of a
-    frame of 512x512 take. glibc keeps blocks up to the size of the largest that was ever freed, and twice as much in
-    all (`M_TRIM_THRESHOLD` in mallopt(3)), so one that is freed at once is enough. Elsewhere it does nothing.
+    If memory is returned to the system after each frame, new pages cost 11 of the 27 ms that the pixel metrics of a
+    frame of 512x512 take. glibc keeps blocks up to the size of the largest one ever freed, and twice as much in all
+    (`M_TRIM_THRESHOLD` in mallopt(3)), so that allocating and freeing one is enough. Without glibc it has no effect.
     """
     np.empty(KEPT_BYTES, np.uint8)
 
@@ -51,8 +52,8 @@ def psnr(squared: Float32[np.ndarray, "H W"], region: Region) -> float:
 
 
 def mean_over(values: Float32[np.ndarray, "H W"], region: Region) -> float:
-    """Mean in float64, NaN of nothing."""
-    # Ten times as fast as picking the values out.
+    """Mean over a region, in float64; NaN for an empty region."""
+    # Ten times as fast as indexing the values.
     return cv2.mean(values, region.view(np.uint8))[0] if region.any() else float("nan")
 
 
@@ -63,11 +64,11 @@ def over_channels(picture: Picture) -> Float32[np.ndarray, "H W"]:
 
 
 def ssim_factors(a: Picture, b: Picture) -> tuple[Picture, Picture]:
-    """Structural similarity of each pixel and channel, and its factor without the brightness: contrast and structure.
+    """SSIM of each pixel and channel, and its factor of contrast and structure, without that of luminance.
 
     Source: Wang et al., Image Quality Assessment, 2004, Eq. 13; range -1..1.
     """
-    # In place, because large arrays that come and go cost three times as much as the arithmetic.
+    # In place: allocating large arrays would cost three times as much as the arithmetic.
     squares, mean_b = _blur(a), _blur(b)
     both = squares * mean_b
     squares *= squares
@@ -92,11 +93,12 @@ def ssim_factors(a: Picture, b: Picture) -> tuple[Picture, Picture]:
 
 
 def ms_ssim(a: Picture, b: Picture, factors: tuple[Picture, Picture]) -> float:
-    """Structural similarity over five scales; `factors` are the pictures' own `ssim_factors`.
+    """MS-SSIM over five scales; `factors` are the `ssim_factors` of the pictures at full size.
 
-    1 is equal; negative means of a scale count as 0. An odd row or column is left out when a scale is halved. Pictures
-    with a side up to `MS_SSIM_SIDE` have no window at the last scale: NaN. Source: Wang, Simoncelli and Bovik,
-    Multiscale Structural Similarity for Image Quality Assessment, 2003, Eq. 7; each channel on its own, then the mean.
+    1 for equal pictures; a negative mean of a scale counts as 0. When a scale is halved, an odd row or column is left
+    out. NaN for pictures with a side up to `MS_SSIM_SIDE`, which have no window at the last scale. Source: Wang,
+    Simoncelli and Bovik, Multiscale Structural Similarity for Image Quality Assessment, 2003, Eq. 7; the mean over
+    channels.
     """
     if min(a.shape[:2]) <= MS_SSIM_SIDE:
         return float("nan")
@@ -124,7 +126,7 @@ def luma(rgb: UInt8[np.ndarray, "H W 3"]) -> Float32[np.ndarray, "H W"]:
 
 
 def flicker(frames: Sequence[Float32[np.ndarray, "H W"]]) -> float:
-    """Mean absolute second difference over time of three frames' luma, in levels of 255; nothing is warped."""
+    """Mean absolute second difference of three frames' luma, in levels of 255, without motion compensation."""
     before_last, last, now = frames
     return float(np.abs(now - 2 * last + before_last).mean(dtype=np.float64))
 
@@ -142,7 +144,7 @@ def whole_windows(height: int, width: int) -> Region:
 
 
 def head_region(landmarks: Float64[np.ndarray, "478 2"], height: int, width: int) -> Region:
-    """Upright ellipse around the landmarks that takes in hair, ears and neck."""
+    """Upright ellipse around the landmarks that includes hair, ears and neck."""
     size = np.ptp(landmarks, axis=0)
     centre = landmarks.mean(axis=0) - [0, ELLIPSE_RISE * size[1]]
     x, y = ((np.arange(n) + 0.5 - c) / r for n, c, r in zip((width, height), centre, ELLIPSE_RADII * size, strict=True))
@@ -159,21 +161,21 @@ def face_region(landmarks: Float64[np.ndarray, "478 2"], height: int, width: int
 
 
 def missing_package() -> str | None:
-    """Name what has to be installed before FLIP can be measured."""
+    """Message of what must be installed to measure FLIP; None if nothing is missing."""
     if find_spec("flip_evaluator") is not None:
         return None
     return "flip-evaluator is not installed: pip install flip-evaluator"
 
 
 def error_map(picture: Picture, target: Picture) -> Float32[np.ndarray, "H W"]:
-    """LDR-FLIP of sRGB pictures in 0..1: 0 where none sees a difference, 1 at most (`flip` is its mean).
+    """LDR-FLIP of sRGB pictures in 0..1: 0 where no difference is visible, 1 at most (`flip` is its mean).
 
     At the package's own viewing distance of 67 pixels per degree. 0.1 to 0.3 s for 512x512; needs `missing_package()`
     to be None. Source: Andersson et al., FLIP: A Difference Evaluator for Alternating Images, 2020.
     """
     import flip_evaluator
 
-    # An extension without types.
+    # An extension without type hints.
     library: Any = flip_evaluator
     errors, _, _ = library.evaluate(target, picture, "LDR", applyMagma=False, computeMeanError=False)
     return np.asarray(errors, np.float32)[:, :, 0]

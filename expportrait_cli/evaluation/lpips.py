@@ -1,6 +1,6 @@
-"""LPIPS from a file of weights that the user brings: how different two pictures look to a network.
+"""LPIPS, a perceptual distance of pictures by a network, from a weights file that the user provides.
 
-The tool has no such weights itself, and reads none that could run code: a safetensors file with the tensors of
+The tool has no such weights, and reads no file that could run code: a safetensors file with the tensors of
 torchvision's `features` and of LPIPS' linear heads under their published names. README.md says how to make one.
 """
 
@@ -21,19 +21,20 @@ from expportrait_cli.runtime import best_device
 
 Net = Literal["alex", "vgg"]
 WEIGHTS: dict[Net, str] = {"alex": "lpips-alex", "vgg": "lpips-vgg"}
-"""Entries of the catalogue."""
+"""Names of the weights in the catalogue."""
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
-"""What pictures in -1..1 are standardised by: Zhang et al.'s own constants."""
+"""Mean and deviation by which pictures in -1..1 are normalised: Zhang et al.'s constants."""
 LEAST = 1e-10
-"""Keeps the length of a feature vector from 0."""
+"""Added to the length of feature vectors, to avoid a division by 0."""
 
-# Convolutions of torchvision's AlexNet and VGG-16 by their index in `features`, block by block. LPIPS looks at what
-# leaves a block. Blocks of VGG but the first begin with a pool.
+# Convolutions of torchvision's AlexNet and VGG-16 by their index in `features`, block by block. LPIPS uses the
+# output of each block. Blocks of VGG, except the first, begin with a pooling layer.
 ALEX = ((0,), (3,), (6,), (8,), (10,))
 VGG = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
 ALEX_FORM = {0: (4, 2), 3: (1, 2)}
-"""Stride and padding where they are not 1 and 1."""
+"""Stride and padding of AlexNet's convolutions where they are not 1 and 1, by index."""
 ALEX_POOLS = {3, 6}
+"""AlexNet's convolutions that follow a pooling layer, by index."""
 
 
 class Lpips(nn.Module):
@@ -99,7 +100,11 @@ class Lpips(nn.Module):
 
 
 def load(net: Net) -> Lpips:
-    """Load the weights that the user brought, onto a GPU where there is one."""
+    """Load LPIPS with the weights that the user provides, onto a GPU if there is one.
+
+    Raises:
+        WeightsError: the weights are missing or damaged.
+    """
     path = find(WEIGHTS[net])
     if path is None:
         raise WeightsError(f"LPIPS {missing_file(WEIGHTS[net])}.")

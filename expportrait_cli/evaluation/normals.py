@@ -1,7 +1,7 @@
 """Scores of a head that was fitted to one photo, and of its normal maps, in later frames of the same person.
 
-No ground truth is needed: later pictures, none of which took part in the fit, take its place. Pure functions on arrays;
-pictures, mattes and normal maps are those of the square crop, `S` px wide.
+Later frames, which were not used in the fit, serve as ground truth. Pure functions on arrays; pictures, mattes and
+normal maps are those of the square crop, `S` px wide.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,20 +18,20 @@ from expportrait_cli.detect.matte import Gaussian, lab_colours
 OUTLINE_TURNS_DEG = ((15, 30), (30, 45), (45, 60))
 DETAIL_TURNS_DEG = ((5, 15), (15, 30), (30, 60))
 RAYS_DEG = np.arange(-10.0, 86.0, 5.0)
-"""Directions from between the ears, from the horizontal at the back of the head up towards its top."""
+"""Directions of the rays: angles from the horizontal at the back of the head up towards its top."""
 CENTRE_M = np.array([0.0, 0.03, 0.0])
-"""Where the rays begin, in the head frame: behind the upper ear."""
+"""Origin of the rays, in the head frame."""
 REACH_PX, STEP_PX, BORDER_PX = 400, 0.5, 2.0
 INSIDE, FACING = 0.95, 0.3
-"""Matte, and cosine to the viewer, from which a pixel's shading is compared."""
+"""Least matte, and least cosine of the normal to the viewer, of pixels whose shading is compared."""
 HIGH_PASS_MM = {"skin": 4.0, "forehead": 4.0, "hair": 4.0, "clothes": 12.0}
-"""Standard deviation of the Gaussian of the high-pass filter, mm: smoother variation is light, not detail."""
+"""Standard deviation of the Gaussian of the high-pass filter, mm: smoother variation is lighting, not detail."""
 SURROUNDED, LEAST_PX = 0.9, 300
-"""Share of the Gaussian that has to lie inside the region, and the fewest pixels that are compared."""
+"""Least share of the Gaussian inside the region, and fewest pixels that are compared."""
 SHIFT_PX, AGREEMENT = 4, ("r", "r_registered", "gain", "explained")
-"""Largest shift of the picture in registration, px; and what `agreement` gives."""
+"""Largest shift of the picture in registration, px; and names of the values of `agreement`."""
 EAR_PX, APART = 60, 1.5
-"""The fewest pixels of an ear that are judged, and the Mahalanobis distance from which colours tell skin from hair."""
+"""Fewest pixels of an ear that are measured, and least Mahalanobis distance between colours of skin and of hair."""
 
 Plane = Float32[np.ndarray, "S S"]
 Mask = Bool[np.ndarray, "S S"]
@@ -39,15 +39,15 @@ Mask = Bool[np.ndarray, "S S"]
 
 @dataclass(frozen=True)
 class Frame:
-    """A later frame, and the head as it is drawn in it."""
+    """A later frame, and the rendered head in it."""
 
     row: int
     """Number of the frame in the clip."""
     turn_deg: float
-    """Turn about the upright axis since the first frame."""
+    """Rotation about the vertical axis since the first frame."""
     picture: UInt8[np.ndarray, "S S 3"]
     log_luminance: Plane
-    """NaN where the camera has clipped it."""
+    """Log intensity of the picture; NaN where it is clipped."""
     matte: Plane
     normals: Float32[np.ndarray, "S S 3"]
     """x right, y up, z to the viewer; shorter than one at the blended outline."""
@@ -62,11 +62,11 @@ class Frame:
     focal_px: float
     chin_px: Float[np.ndarray, " 2"]
     relief_drawn: Plane
-    """Height of the static detail that is drawn, mm; NaN where the photo does not show the surface."""
+    """Height of the head's static detail at each pixel, mm; NaN where the photo does not show the surface."""
     relief_read: Plane
-    """Height of the detail that this picture shows by itself, read as the photo's was, mm."""
+    """Height of detail read from this picture, mm, in the way in which the photo's was read."""
     box: Sides
-    """Left, top, right and bottom of the source picture in the crop, px: beyond it the crop only repeats its edge."""
+    """Left, top, right and bottom of the source picture in the crop, px: outside of it the crop repeats its edge."""
 
     @property
     def mm_per_px(self) -> float:
@@ -80,10 +80,10 @@ class Frame:
 
 
 def outline(frame: Frame) -> dict[str, Any]:
-    """Overlap above the chin, and distance of the drawn outline and the matte's behind the ear, mm.
+    """Overlap of rendered head and matte above the chin, and distance, mm, between their outlines behind the ear.
 
-    Positive distances: the head is drawn too large. A ray on which the person reaches the picture's border is unknown;
-    where only the drawn head does, the border is the least that it can be. NaN if all rays are unknown.
+    Positive distances: the head is too large. A ray on which the person reaches the picture's border is unknown; if
+    only the head does, the border is a lower bound. NaN if all rays are unknown.
     """
     upright = frame.project(np.array([0, 0.12, 0])) - frame.project(np.array([0, -0.05, 0]))
     up = upright / np.linalg.norm(upright)
@@ -114,12 +114,12 @@ def outline(frame: Frame) -> dict[str, Any]:
 def rays(
     mask: Plane, centre: Float[np.ndarray, " 2"], directions: Float[np.ndarray, "N 2"], box: Sides
 ) -> tuple[Float[np.ndarray, " N"], Bool[np.ndarray, " N"]]:
-    """Distance (px) at which each ray leaves a mask for the last time, and whether that is inside the picture."""
+    """Distance, px, at which each ray leaves a mask for the last time, and True if that is inside the picture."""
     steps = np.arange(0, REACH_PX, STEP_PX)
     places = centre + directions[:, None] * steps[:, None]
     x, y = places[..., 0], places[..., 1]
     values = cv2.remap(mask, (x - 0.5).astype(np.float32), (y - 0.5).astype(np.float32), cv2.INTER_LINEAR)
-    # The last half pixel of a picture has no neighbour to be mixed with.
+    # The outer half pixel of a picture has no neighbour for the interpolation.
     outside = (x < box[0] + 0.5) | (x > box[2] - 0.5) | (y < box[1] + 0.5) | (y > box[3] - 0.5)
     border = np.where(outside.any(1), outside.argmax(1), len(steps))
     values[np.arange(len(steps)) >= border[:, None]] = 0
@@ -133,9 +133,9 @@ def rays(
 
 
 def high_passed(values: Plane, inside: Mask, sigma_px: float) -> tuple[Plane, Mask]:
-    """Subtract a Gaussian blur over the inside; return the difference, and where it can be trusted.
+    """Subtract a Gaussian blur over a region; return the difference, and where it is valid.
 
-    At the rim the Gaussian sees only one side, and a slope that is no detail would remain.
+    Near the border the Gaussian covers one side only, so that smooth slopes would remain.
     """
     weight = cv2.GaussianBlur(inside.astype(np.float32), (0, 0), sigma_px)
     low = cv2.GaussianBlur(np.where(inside, values, 0).astype(np.float32), (0, 0), sigma_px)
@@ -143,11 +143,11 @@ def high_passed(values: Plane, inside: Mask, sigma_px: float) -> tuple[Plane, Ma
 
 
 def agreement(made: Plane, shown: Plane, inside: Mask) -> dict[str, float]:
-    """Compare drawn detail with that of the picture; both are high-passed.
+    """Compare detail of the head with that of the picture; both are high-passed.
 
     r: correlation. r_registered: the same with the picture moved by up to `SHIFT_PX`, the best of all shifts, which
-    lifts unrelated detail to about .1. gain: strength of what is drawn along what is shown, 1 is right. explained: the
-    share of the mean absolute detail that is taken away when what is drawn is subtracted; below 0 it is rather added.
+    raises unrelated detail to about 0.1. gain: strength of the head's detail along the picture's, 1 is right.
+    explained: 1 - mean |picture - head| / mean |picture|, negative if the head has detail that the picture lacks.
     """
     if inside.sum() < LEAST_PX:
         return dict.fromkeys(AGREEMENT, np.nan)
@@ -162,7 +162,7 @@ def agreement(made: Plane, shown: Plane, inside: Mask) -> dict[str, float]:
 def weighted_agreement(
     made: Float[np.ndarray, "*B"], shown: Float[np.ndarray, "*B"], weight: Shaped[np.ndarray, "*B"]
 ) -> dict[str, float]:
-    """Correlation, gain and explained share as in `agreement`, of values that are seen more or less well."""
+    """Correlation, gain and explained share as in `agreement`, of weighted values."""
     used = weight > 0
     w, a, b = (values[used].astype(np.float64) for values in (weight, made, shown))
     if not used.any():
@@ -177,7 +177,7 @@ def weighted_agreement(
 
 
 def _registered(made: np.ndarray, shown: np.ndarray, inside: np.ndarray) -> float:
-    """The largest correlation of all shifts, each over what is inside on both sides."""
+    """The largest correlation of all shifts, each over the pixels that are inside in both."""
     weight = inside.astype(np.float64)
     a, b = (np.where(inside, each, 0).astype(np.float64) for each in (made, shown))
     (height, width), best = made.shape, -1.0
@@ -196,14 +196,14 @@ def _registered(made: np.ndarray, shown: np.ndarray, inside: np.ndarray) -> floa
 
 @dataclass(frozen=True)
 class Colours:
-    """Skin and hair of a photo as two Gaussians of Lab colours."""
+    """Colours of skin and hair in a photo, as Gaussians in Lab."""
 
     skin: Gaussian
     hair: Gaussian
 
     @classmethod
     def of(cls, picture: UInt8[np.ndarray, "S S 3"], skin: Mask, hair: Mask) -> "Colours | None":
-        """Measure both; None where they are not seen, or too alike to be told apart."""
+        """Fit both Gaussians; None if there are too few pixels, or if the colours are too similar."""
         if min(skin.sum(), hair.sum()) < LEAST_PX:
             return None
         lab = lab_colours(picture)
@@ -211,14 +211,14 @@ class Colours:
         return found if found.skin.distance(found.hair) >= APART else None
 
     def is_skin(self, picture: UInt8[np.ndarray, "S S 3"]) -> Mask:
-        """Pixels that are likelier skin than hair."""
+        """Pixels that are more likely skin than hair."""
         lab = lab_colours(picture)
         return self.skin.score(lab) > self.hair.score(lab)
 
 
 @dataclass(frozen=True)
 class Ear:
-    """One ear of the head model, as the fitted head has it."""
+    """One ear of the fitted head."""
 
     vertices: Bool[np.ndarray, " V"]
     is_bare: bool
@@ -226,7 +226,7 @@ class Ear:
 
 
 def ear_agreement(frame: Frame, ears: Sequence[Ear], colours: Colours) -> float:
-    """Share of seen ears with the colour of skin, or of hair where the head has them covered; NaN if none is seen."""
+    """Share of the ears' pixels with the expected colour: skin if bare, hair if covered; NaN without pixels."""
     is_skin, hits, count = colours.is_skin(frame.picture), 0, 0
     for ear in ears:
         shown = (frame.vertices >= 0) & ear.vertices[frame.vertices] & (frame.covered > 0.99)
@@ -237,7 +237,7 @@ def ear_agreement(frame: Frame, ears: Sequence[Ear], colours: Colours) -> float:
 
 
 def change_deg(before: Float32[np.ndarray, "S S 3"], after: Float32[np.ndarray, "S S 3"]) -> float:
-    """Mean angle between the normals of two maps where both show the surface whole; NaN without any such pixel."""
+    """Mean angle between the normals of two maps, over pixels that the surface covers in both; NaN without any."""
     lengths = np.minimum(*(np.linalg.norm(each, axis=-1) for each in (before, after)))
     both = lengths > 0.99
     chord = np.linalg.norm(before[both].astype(np.float64) - after[both], axis=-1)
@@ -247,7 +247,7 @@ def change_deg(before: Float32[np.ndarray, "S S 3"], after: Float32[np.ndarray, 
 def bend_change_deg(
     bends: Sequence[Float32[np.ndarray, "S S 3"]], places: Sequence[Float32[np.ndarray, "P 2"]]
 ) -> float:
-    """Mean angle by which what detail adds to normals changes between two maps, at the same spots of the surface."""
+    """Mean angle by which the change of normals by detail differs between two maps, at the same surface points."""
     if not len(places[0]):
         return np.nan
     before, after = (
@@ -260,23 +260,23 @@ def bend_change_deg(
 
 @dataclass(frozen=True)
 class Person:
-    """The person and the fitted head, apart from single frames."""
+    """Properties of the person and the fitted head that all frames share."""
 
     regions: Mapping[str, Bool[np.ndarray, " V"]]
-    """Vertices of `HIGH_PASS_MM`'s regions."""
+    """Vertices of each region of `HIGH_PASS_MM`."""
     ears: Sequence[Ear]
     colours: Colours | None
     log_shade: Callable[[Float32[np.ndarray, "S S 3"]], Plane]
-    """Logarithm of the shading of a normal map under the clip's light."""
+    """Log shading of a normal map under the clip's lighting."""
 
 
 def detail(frame: Frame, person: Person) -> dict[str, dict[str, float]]:
-    """Agreement of the detail's shading with the picture's, by region."""
+    """Agreement of the shading of the head's normals with the picture's log luminance, by region."""
     return _by_region(frame, person, person.log_shade(frame.normals), frame.log_luminance)
 
 
 def relief(frame: Frame, person: Person) -> dict[str, dict[str, float]]:
-    """Agreement of the photo's static detail, carried here by the head, with what is read here, by region."""
+    """Agreement of the photo's static detail, moved with the head, with the detail read in this frame, by region."""
     return _by_region(frame, person, frame.relief_drawn, frame.relief_read)
 
 
@@ -287,7 +287,7 @@ def _by_region(frame: Frame, person: Person, made: Plane, shown: Plane) -> dict[
     found = {}
     for name, vertices in person.regions.items():
         inside = seen & vertices[frame.vertices]
-        # Clothes have colours of their own.
+        # The colours of clothes are not in the model.
         if is_skin is not None and name != "clothes":
             inside &= is_skin == (name in ("skin", "forehead"))
         sides = (high_passed(each, inside, HIGH_PASS_MM[name] / frame.mm_per_px) for each in (made, shown))
@@ -300,7 +300,7 @@ COMPARISONS = {"detail": detail, "relief": relief}
 
 
 def measure(frames: Sequence[Frame], person: Person) -> dict[str, Any]:
-    """Scores of a clip, over all frames and by turn, and those of each frame; NaN for what could not be measured.
+    """Scores of a clip, over all frames and by rotation, and those of each frame; NaN if not measured.
 
     A mean counts each frame once; `max_mm` is the largest of all.
     """
@@ -325,7 +325,7 @@ def measure(frames: Sequence[Frame], person: Person) -> dict[str, Any]:
 
 
 def span(low: int, high: int) -> str:
-    """Name of a span of turns, degrees."""
+    """Name of a range of rotations, degrees."""
     return "all" if high == 180 else f"{low}-{high}"
 
 
@@ -344,7 +344,7 @@ def _details(rows: Sequence[dict[str, Any]], name: str, low: int, high: int) -> 
 
 
 def mean(values: Sequence[int | float] | np.ndarray) -> float:
-    """Mean of what is known; NaN without any."""
+    """Mean of the finite values; NaN without any."""
     known = np.asarray(values, np.float64)
     known = known[np.isfinite(known)]
     return float(known.mean()) if len(known) else np.nan

@@ -1,6 +1,6 @@
-"""Networks that the user brings: where their files lie, and the only door to onnxruntime in an evaluation.
+"""Networks that the user provides: their files, and running them with onnxruntime.
 
-ONNX holds a graph of known operators and cannot bring code of its own.
+An ONNX file has a graph of known operators, and no code.
 """
 
 import mmap
@@ -19,12 +19,12 @@ from expportrait_cli.weights.catalogue import entry, folders, locate
 
 
 def find(name: str) -> Path | None:
-    """The file of the catalogue's entry `name`, in the first of the weights folders that has one."""
+    """File of the catalogue's entry `name`, in the first weights folder that has it; None without."""
     return locate(entry(name))
 
 
 def missing_file(name: str) -> str | None:
-    """Say what the user has to bring for the catalogue's entry `name`."""
+    """Message of the file that the user must provide for the catalogue's entry `name`; None if it is there."""
     if find(name) is not None:
         return None
     return (
@@ -34,7 +34,7 @@ def missing_file(name: str) -> str | None:
 
 
 def missing_weights(name: str) -> str | None:
-    """Say what has to be brought or installed before the network of the catalogue's entry `name` can be used."""
+    """Message of the file or package that is missing for the network `name` of the catalogue; None if none is."""
     found = missing_file(name)
     if found is None and find_spec("onnxruntime") is None:
         return "onnxruntime is not installed: pip install onnxruntime"
@@ -42,11 +42,11 @@ def missing_weights(name: str) -> str | None:
 
 
 GRAPH, NODE, OPERATOR = 7, 1, 4
-"""Fields of ONNX's protobuf: of the model, the graph, and a node."""
+"""Field numbers in ONNX's protobuf: `graph` of a model, `node` of a graph, `op_type` of a node."""
 
 
 def first_operators(path: Path, count: int) -> list[str]:
-    """Kinds of the first nodes of a network's graph: `Sub`, `Mul`, `Conv`, ...; empty for no such file."""
+    """Operators of the first nodes of a network's graph (`Sub`, `Mul`, `Conv`, ...); empty if the file is no ONNX."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         try:
             for start, end in _fields(data, 0, len(data), GRAPH):
@@ -58,7 +58,7 @@ def first_operators(path: Path, count: int) -> list[str]:
 
 
 def _fields(data: mmap.mmap, at: int, end: int, wanted: int) -> Iterator[tuple[int, int]]:
-    """Extents of the texts and messages that a field of a protobuf message holds."""
+    """Yield begin and end of each text or message in field `wanted` of a protobuf message."""
     while at < end:
         key, at = _number(data, at)
         match key & 7:
@@ -88,17 +88,17 @@ def _number(data: mmap.mmap, at: int) -> tuple[int, int]:
 
 
 class OnnxNet:
-    """A network with one input, a picture of [1, 3, side, side]; needs `missing_weights` to be None."""
+    """An ONNX network with one input, a picture [1, 3, side, side]; needs `missing_weights` to be None."""
 
     def __init__(self, path: Path, what: str, side: int) -> None:
-        """Open it; `what` is what the file should be, in words.
+        """Open the network; `what`: description of the expected network, for messages.
 
         Raises:
-            WeightsError: it is no network, or takes something else.
+            WeightsError: the file is no ONNX network, or has another input.
         """
         import onnxruntime
 
-        # An extension whose errors have no common class but RuntimeError's, and some not even that.
+        # The errors of this extension have no common base class.
         import onnxruntime.capi.onnxruntime_pybind11_state as errors
 
         unreadable = (errors.Fail, errors.InvalidArgument, errors.InvalidGraph, errors.InvalidProtobuf)
@@ -119,13 +119,13 @@ class OnnxNet:
             raise self.refused(f"takes {taken}", f"one tensor(float) [1, 3, {side}, {side}]")
         self._input = inputs[0].name
         self.outputs: dict[str, list[int | str | None]] = {one.name: list(one.shape) for one in session.get_outputs()}
-        """Shapes by name; an open length is a text or None."""
+        """Shapes of the outputs by name; a variable dimension is a text or None."""
 
     def refused(self, found: str, expected: str) -> WeightsError:
-        """The error of a file that is another network."""
+        """Make the error for a file of another network."""
         return WeightsError(f"{self._path} {found}, expected {self._what}: {expected}. README.md says how to get it.")
 
     def run(self, picture: Float32[np.ndarray, "3 S S"], names: list[str]) -> list[Float64[np.ndarray, " _"]]:
-        """Outputs of these names for one picture, flat."""
+        """Run the network on one picture; returns the outputs `names`, flattened."""
         found = self._session.run(names, {self._input: np.ascontiguousarray(picture[None])})
         return [value.ravel().astype(np.float64) for value in found]

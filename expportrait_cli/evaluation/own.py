@@ -1,7 +1,7 @@
 """Expression, pose and gaze solved from landmarks with the tool's own head model.
 
-As `expportrait track` solves them, but each frame on its own: nothing is smoothed over time and nothing is read from
-the motion of the hair, so that what shakes in a film shakes in its scores.
+Like `expportrait track`, but independently in each frame: nothing is smoothed over time, and the motion of hair is not
+used, so that jitter of a film shows in its scores.
 """
 
 from collections import deque
@@ -17,7 +17,7 @@ from expportrait_cli.detect.crop import Box, Crop, crop_points, steady_crop
 from expportrait_cli.evaluation import image
 from expportrait_cli.evaluation.columns import IDENTITIES
 from expportrait_cli.evaluation.estimators import Likeness, missing_columns
-from expportrait_cli.evaluation.face import Looker
+from expportrait_cli.evaluation.face import LandmarkDetector
 from expportrait_cli.geometry.rotations import FRONTAL, from_turns
 from expportrait_cli.head import LandmarkModel
 from expportrait_cli.runtime import Progress
@@ -26,23 +26,23 @@ from expportrait_cli.solve.state import State, distinct_rows, focal_for, normali
 
 Clip = Float32[np.ndarray, "T 478 2"]
 KEY_FRAMES, DIFFERENT = 12, 1e-3
-"""Frames that the identity comes from, and the least difference of their normalised landmarks."""
+"""Frames to which the identity is fitted, and the smallest difference between their normalised landmarks."""
 ITERATIONS = 6
-"""Of a frame that starts from PnP: the next ones change no coefficient by 1e-8."""
+"""Solver iterations of a frame that starts from PnP; further ones change no coefficient by 1e-8."""
 KINDS = {
     "aed": ("aed_own", "aed_motion_own"),
     "apd": ("apd_own_deg", "apd_motion_own_deg"),
     "gaze": ("gaze_own_deg",),
 }
-"""Columns of each kind of measure: the difference, and that of what moves."""
+"""Columns of each kind of measure: the difference, and the difference of the motion about the median."""
 COLUMNS = [name for names in KINDS.values() for name in names]
 
 
 class Person:
-    """Identity and camera of a clip's face: what all its frames share."""
+    """Identity and camera of a clip's face, which all its frames share."""
 
     def __init__(self, landmarks: Clip, size: tuple[int, int], model: LandmarkModel) -> None:
-        """Landmarks are px of a picture of this width and height, NaN without a face; one frame at least has one."""
+        """`landmarks`: px in pictures of `size` (width, height); NaN without a face, which at least one frame has."""
         self._model = model
         self._crop = steady_crop(landmarks, size)
         seen = crop_points(landmarks[np.isfinite(landmarks).all((1, 2))], self._crop, CROP_SIZE)
@@ -53,7 +53,7 @@ class Person:
         self._identity, _ = self._solver.identity(keys, prior=IDENTITY_PRIOR)
 
     def solve(self, landmarks: Float32[np.ndarray, "478 2"]) -> State:
-        """Expression, jaw, gaze and pose of one frame, px of the picture."""
+        """Solve expression, jaw, gaze and pose of one frame from its landmarks, px."""
         points = crop_points(landmarks, self._crop, CROP_SIZE)
         return self._solver.frame(self._identity, points, iterations=ITERATIONS)
 
@@ -67,17 +67,17 @@ class Person:
 
 
 def pitch_yaw_roll_deg(rotation: Float64[np.ndarray, "3 3"]) -> Float64[np.ndarray, " 3"]:
-    """Angles of R_cam_head away from the frontal pose: Rz(roll) Ry(yaw) Rx(pitch), axes of the camera."""
+    """Angles of R_cam_head relative to the frontal pose: Rz(roll) Ry(yaw) Rx(pitch), axes of the camera."""
     return Rotation.from_matrix(rotation @ FRONTAL).as_euler("xyz", degrees=True)
 
 
 def differences(own: Clip, target: Clip, persons: tuple[Person, Person]) -> dict[str, Float64[np.ndarray, " T"]]:
-    """Mean absolute differences of every frame; NaN where a face is missing.
+    """Mean absolute differences in every frame, by column; NaN where a face is missing.
 
     aed_own: of the 40 expression coefficients and of the jaw's opening over its full range; unit 1.
     apd_own_deg: of pitch, yaw and roll, over three; degrees. gaze_own_deg: of pitch and yaw of both eyes; degrees.
     aed_motion_own and apd_motion_own_deg: of the same numbers, each less its median over the film's own frames, so that
-    a film that moves as its driver does from another pose or face at rest has none.
+    a film with the motion of its driver, but from another pose or neutral face, has none.
     Source: the form of AED and APD is that of Deep3DFaceRecon's users (mean L1 of its coefficients and angles), the
     coefficients are ours.
     """
@@ -102,7 +102,7 @@ def _mean_difference(
     own: Float64[np.ndarray, "T N"], wanted: Float64[np.ndarray, "T N"], kind: str
 ) -> Float64[np.ndarray, " T"]:
     gap = own - wanted
-    # An angle past half a turn comes back from the other side.
+    # Differences of angles are wrapped to -180..180 degrees.
     return np.abs((gap + 180) % 360 - 180 if kind == "apd" else gap).mean(1)
 
 
@@ -113,13 +113,13 @@ Image = UInt8[np.ndarray, "H W 3"]
 
 @dataclass(frozen=True)
 class Asked:
-    """Values that the meshes ask for, one a frame."""
+    """Pose and expression of the meshes in each frame."""
 
     angles_deg: Float64[np.ndarray, "T 3"]
     """Pitch, yaw and roll away from the frontal pose, in the crop's camera."""
     expression: Float64[np.ndarray, "T E"]
     jaw: SERIES
-    """Opening over its full range."""
+    """Opening of the jaw, as a share of its full range."""
 
     @classmethod
     def of(cls, curves: Curves, model: LandmarkModel) -> "Asked":
@@ -133,21 +133,21 @@ class Asked:
 
 @dataclass(frozen=True)
 class Shown:
-    """Values that a film shows, one a frame; NaN without a face."""
+    """Pose, expression, identity and flicker measured in each frame of a film; NaN without a face."""
 
     angles_deg: Float64[np.ndarray, "T 3"]
     expression: Float64[np.ndarray, "T E"]
     jaw: SERIES
     identity: dict[str, SERIES]
-    """Distance to the photo's face (`identity_dlib`), cosine with it (`csim_arcface`): what is installed."""
+    """Distance to the photo's face (`identity_dlib`), and cosine with it (`csim_arcface`), if installed."""
     flicker: SERIES
     """Mean second difference of luma, levels of 255; NaN in the first two frames."""
     missing: dict[str, str]
-    """Columns of identity that there are none of, and why."""
+    """Columns of identity that are not measured, with reasons."""
 
     @property
     def found(self) -> SERIES:
-        """1 where the film shows a face."""
+        """1 where a face is found in the film, else 0."""
         return np.isfinite(self.jaw).astype(np.float64)
 
     def expression_error(self, asked: Asked) -> SERIES:
@@ -162,7 +162,7 @@ class Shown:
 
 
 def angles_of(turns_rad: Float32[np.ndarray, "T 3"]) -> Float64[np.ndarray, "T 3"]:
-    """Pitch, yaw and roll of turns as artifacts keep them, degrees."""
+    """Pitch, yaw and roll, degrees, of rotations as in artifacts (axis-angle, rad)."""
     return np.stack([pitch_yaw_roll_deg(rotation) for rotation in from_turns(turns_rad.astype(np.float64))])
 
 
@@ -175,22 +175,22 @@ def measure_run(
     box: Box,
     progress: Progress,
 ) -> Shown:
-    """Solve each frame of a film with the very head and camera that it was made from.
+    """Measure each frame of a film, solving with the same head and camera that it was made with.
 
-    `box` is the part of the photo that the film shows. Holds three frames.
+    `box`: part of the photo that the film shows. At most three frames are in memory.
     """
     missing = missing_columns(has_truth=False, side=CROP_SIZE)
-    likeness, looker = Likeness(missing), Looker()
+    likeness, detector = Likeness(missing), LandmarkDetector()
     solver = Solver(model, focal_px=float(head_fit.focal_px), centre_px=CROP_SIZE / 2)
     identity = head_fit.identity.astype(np.float64)
-    points = Looker().look(photo)
+    points = LandmarkDetector().detect(photo)
     if points is not None and not likeness.is_empty:
         likeness.compare_with(photo, points)
     rows, lumas = [], deque(maxlen=3)
     for done, frame in enumerate(frames, 1):
         lumas.append(image.luma(frame))
         row: dict[str, np.ndarray | float] = {"flicker": image.flicker(list(lumas)) if len(lumas) == 3 else np.nan}
-        seen = looker.look(frame)
+        seen = detector.detect(frame)
         if seen is not None:
             state = solver.frame(identity, _in_crop(seen, frame, head_fit, box), iterations=ITERATIONS)
             row |= {"angles": pitch_yaw_roll_deg(state.rotation), "expression": state.expression}
@@ -215,6 +215,6 @@ def _column(rows: list[dict], name: str) -> SERIES:
 def _in_crop(
     points: Float64[np.ndarray, "478 2"], frame: Image, head_fit: HeadFit, box: Box
 ) -> Float32[np.ndarray, "478 2"]:
-    """Film px to px of the photo's crop."""
+    """Convert px of the film to px of the photo's crop."""
     on_photo = points * (box.width / frame.shape[1]) + np.array([box.left, box.top])
     return crop_points(on_photo.astype(np.float32), Crop(*map(float, head_fit.crop)), CROP_SIZE)

@@ -1,4 +1,4 @@
-"""Reports of scores: the page of a film, and the table of normal maps."""
+"""Reports of scores: the HTML page of a film, and the table of `eval --normals`."""
 
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ from expportrait_cli.version import __version__
 def report_page(scores: Scores, *, licences: Sequence[str] = ()) -> str:
     """Build the page: means and their intervals, curves, the worst frames, estimators and versions.
 
-    Reads the films again for the worst frames. `licences` are lines about what the film may be used for.
+    Reads the films again for the worst frames. `licences`: lines about the use that is permitted.
     """
     sections = {
         "": [_films(scores)],
@@ -118,29 +118,29 @@ DEFINITIONS = {
 
 @dataclass(frozen=True)
 class NormalScores:
-    """Scores of every clip."""
+    """Scores of fitted heads, by clip."""
 
     KIND: ClassVar[str] = "normal-scores"
     VERSION: ClassVar[int] = 1
 
     clips: Mapping[str, dict[str, Any]]
-    """By name: what `measure` gives, and `steady_deg`, `folds` and the source."""
+    """By the clip's name: the result of `measure`, with `steady_deg`, `folds` and the source."""
     failed: Mapping[str, str] = field(default_factory=dict)
-    """By name: why a clip could not be measured."""
+    """By the clip's name: the reason why it could not be measured."""
 
     @property
     def mean(self) -> dict[str, Any]:
-        """Mean over the clips of all that is no single frame's: each clip counts once."""
+        """Mean over the clips of all scores, except those of single frames; each clip counts once."""
         return _over_clips([{k: v for k, v in clip.items() if k != "frames"} for clip in self.clips.values()])
 
     def to_json(self) -> dict[str, Any]:
-        """Convert to plain JSON types; what is unknown is null."""
+        """Convert to plain JSON types; unknown values are null."""
         scores = {"clips": dict(self.clips), "mean": self.mean, "failed": dict(self.failed)}
         header = {"kind": self.KIND, "version": self.VERSION, "made_by": f"expportrait {__version__}"}
         return {**header, "definitions": DEFINITIONS, **_known(scores)}
 
     def table(self) -> str:
-        """One row a clip and a mean row; below it, how detail depends on the turn."""
+        """Text table with a row per clip and a row of means; below, the detail by rotation."""
         wide = max([4, *map(len, self.clips)])
         turns = [span(*turn) for turn in OUTLINE_TURNS_DEG]
         heads = [
@@ -204,7 +204,7 @@ def _number(value: float, digits: int) -> str:
 
 
 def _over_clips(rows: Sequence[Any]) -> Any:
-    """Mean of numbers at the same place of each; text is left out."""
+    """Mean of nested numbers over clips; texts are left out."""
     if not rows:
         return {}
     if not isinstance(rows[0], Mapping):
@@ -214,7 +214,7 @@ def _over_clips(rows: Sequence[Any]) -> Any:
 
 
 def _known(value: Any) -> Any:
-    """Replace NaN, which JSON does not know, by None in nested values."""
+    """Replace NaN, which JSON does not have, by None, in nested values."""
     match value:
         case Mapping():
             return {name: _known(each) for name, each in value.items()}
@@ -226,16 +226,17 @@ def _known(value: Any) -> Any:
 
 
 WORST = 3
+"""Most frames that are shown as the worst."""
 PICTURE_PX, QUALITY = 360, 85
 """Longest side, and JPEG quality, of the frames that are shown."""
 L1_FULL = 0.25
-"""Absolute difference that is drawn brightest where FLIP is missing."""
+"""Absolute difference that is drawn brightest, without FLIP."""
 
 
 def ranking(scores: Scores) -> tuple[str, Float64[np.ndarray, " T"]]:
-    """Rate frames to choose the worst: name of the measure, and its value for each frame; NaN is never chosen.
+    """Measure by which the worst frames are chosen: its name, and its value in each frame; NaN is never chosen.
 
-    A frame in which the film, and not the target, lost its face is the worst of all.
+    It is infinite in frames in which a face is found in the target, but not in the film.
     """
     name = "l1_frame" if scores.mode == "self" else "lmk_nme_aligned"
     badness = scores.column(name).copy()
@@ -245,7 +246,7 @@ def ranking(scores: Scores) -> tuple[str, Float64[np.ndarray, " T"]]:
 
 
 def worst_frames(badness: Float64[np.ndarray, " T"]) -> Int64[np.ndarray, " R"]:
-    """Up to three frames, worst first, a tenth of the film apart: neighbours show the same fault."""
+    """Up to three frames, the worst first, at least a tenth of the film apart, since neighbours are alike."""
     left, chosen = badness.copy(), []
     reach = len(badness) // 10
     while len(chosen) < WORST and not np.isnan(left).all():
@@ -256,7 +257,7 @@ def worst_frames(badness: Float64[np.ndarray, " T"]) -> Int64[np.ndarray, " R"]:
 
 
 def pictures(scores: Scores, frames: Int64[np.ndarray, " R"]) -> dict[int, list[tuple[str, str]]]:
-    """Target, film and, against a truth, the map of their error as (caption, data URI), for each of these frames.
+    """Target, film and, in self mode, their error map, as (caption, data URI), for each of these frames.
 
     Reads both clips once more, as far as the last of the frames.
     """
@@ -273,7 +274,7 @@ def pictures(scores: Scores, frames: Int64[np.ndarray, " R"]) -> dict[int, list[
 
 
 def error_map(output: UInt8[np.ndarray, "H W 3"], target: UInt8[np.ndarray, "H W 3"]) -> tuple[str, str]:
-    """Draw where a picture differs from its target; return a caption, and the drawing as a data URI."""
+    """Draw the error of a picture against its target; returns a caption, and the drawing as a data URI."""
     own, wanted = image.as_float(output), image.as_float(target)
     if image.missing_package() is None:
         caption, errors = "FLIP, 0 black, 1 bright", image.error_map(own, wanted)
@@ -284,7 +285,7 @@ def error_map(output: UInt8[np.ndarray, "H W 3"], target: UInt8[np.ndarray, "H W
 
 
 def data_uri(rgb: UInt8[np.ndarray, "H W 3"]) -> str:
-    """Encode a picture as a JPEG inside an address, shrunk to `PICTURE_PX`."""
+    """Encode a picture as a data URI with a JPEG, at most `PICTURE_PX` wide and high."""
     scale = min(1.0, PICTURE_PX / max(rgb.shape[:2]))
     size = tuple(max(1, round(side * scale)) for side in rgb.shape[1::-1])
     small = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA)

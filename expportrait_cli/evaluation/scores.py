@@ -1,4 +1,4 @@
-"""Scores of one film: columns of every frame, their means and intervals."""
+"""Scores of one film: the columns of each frame, with their means and intervals."""
 
 import platform
 from collections.abc import Iterable
@@ -19,14 +19,15 @@ from expportrait_cli.weights.catalogue import Weight, catalogue, entry
 
 RESAMPLES, SEED = 2000, 0
 LEVEL_PERCENT = 95
+"""Level of the intervals."""
 
 
 def interval(values: Float64[np.ndarray, " T"]) -> tuple[float, float] | None:
-    """Bounds of the mean of the finite values, by a bootstrap over blocks of neighbouring frames; None of nothing.
+    """Interval of the mean of the finite values, by a bootstrap over blocks of frames; None without finite values.
 
-    Neighbouring frames are alike, so that single frames drawn at random would promise too much. Blocks are sqrt(T)
-    frames long and wrap around; the bounds are percentiles of the resampled means. They speak of more frames of such a
-    film, and not of other films or people. Source: Politis and Romano, A Circular Block-Resampling Procedure for
+    Blocks, because neighbouring frames are not independent. They are sqrt(T) frames long and wrap around; the bounds
+    are percentiles of the resampled means. They apply to more frames of the same film, not to other films or people.
+    Source: Politis and Romano, A Circular Block-Resampling Procedure for
     Stationary Data, 1992.
     """
     finite = np.isfinite(values)
@@ -36,16 +37,16 @@ def interval(values: Float64[np.ndarray, " T"]) -> tuple[float, float] | None:
     length = int(np.ceil(np.sqrt(count)))
     starts = np.random.default_rng(SEED).integers(0, count, (RESAMPLES, -(-count // length)))
     sums = [_block_sums(x, length)[starts].sum(1) for x in (np.where(finite, values, 0.0), finite.astype(np.float64))]
-    # A resample may consist of frames without a value alone.
+    # A resample may have no frame with a value.
     drawn = sums[1] > 0.5
     low, high = np.percentile(sums[0][drawn] / sums[1][drawn], [50 - LEVEL_PERCENT / 2, 50 + LEVEL_PERCENT / 2])
     return float(low), float(high)
 
 
 def over_clips(values: Float64[np.ndarray, " N"]) -> tuple[float, float] | None:
-    """Bounds of the mean over clips, by a bootstrap over whole clips; None of fewer than two.
+    """Interval of the mean over clips, by a bootstrap over whole clips; None for fewer than two.
 
-    They speak of other clips chosen like these. Clips of one person are alike: several of them promise too much.
+    It applies to other clips that are chosen like these. It is too narrow if several clips are of one person.
     """
     if len(values) < 2:
         return None
@@ -62,9 +63,9 @@ def _block_sums(values: Float64[np.ndarray, " T"], length: int) -> Float64[np.nd
 
 FILMS = ("output", "target")
 ESTIMATORS = ("mediapipe", "dlib-bin", "face-recognition-models", "flip-evaluator", "opencv-contrib-python", "numpy")
-"""Packages whose versions the figures depend on."""
+"""Packages on whose versions the figures depend."""
 BROUGHT = ("arcface", "deep3d", "i3d", "lpips-alex", "lpips-vgg", "smirk")
-"""Entries of the catalogue that they depend on, too."""
+"""Weights in the catalogue that the user provides, and on which the figures depend too."""
 SERVES = {
     "arcface": "csim_arcface",
     "deep3d": "aed_deep3d_mean",
@@ -75,12 +76,12 @@ SERVES = {
     "lpips-vgg": "lpips_vgg",
     "smirk": "aed_smirk_mean",
 }
-"""One of the columns that each of these entries is needed for; the others that serve `eval` are needed for all."""
+"""A column for which each of these weights is needed; other weights of `eval` are needed for all columns."""
 METHOD = f"{LEVEL_PERCENT} %, {RESAMPLES} resamples of circular blocks of sqrt(T) frames of this one film"
 
 
 def first_frame(mode: Mode) -> int:
-    """First frame that counts: in self mode frame 0 is the reference itself."""
+    """First frame that the means include: in self mode frame 0 is the reference itself."""
     return 1 if mode == "self" else 0
 
 
@@ -95,20 +96,20 @@ class Scores:
     output: str
     target: str
     reference: str
-    """The photo that identity is compared with, or the target when its first frame is."""
+    """Photo to which the identity is compared; in self mode the target, whose first frame it is."""
     values: Float64[np.ndarray, "T C"]
-    """One row a frame, one column per entry of `COLUMNS`; NaN where it could not be measured."""
+    """A row per frame, a column per entry of `COLUMNS`; NaN where it could not be measured."""
     missing: dict[str, str]
-    """Columns that no frame could have, and what they would need."""
+    """Columns that could not be measured in any frame, with reasons."""
     windows: Float64[np.ndarray, "2 N 400"] = field(default_factory=lambda: np.empty((2, 0, CLASSES)))
-    """What FVD's network gave for each window of the film and of its target, from `first_frame` on, for a suite's FVD;
-    N is 0 without its weights."""
+    """Features of FVD's network for each window of film and target, from `first_frame` on, for a suite's FVD. N is 0
+    without the network's weights."""
     target_from: int = 0
     """Frame of the target that the film's frame 0 is compared with."""
 
     @property
     def first_frame(self) -> int:
-        """First frame that the means count."""
+        """First frame that the means include."""
         return first_frame(self.mode)
 
     @property
@@ -124,22 +125,22 @@ class Scores:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Number of frames that each mean is over: frames without a face are in `found`, and in no other mean."""
+        """Number of frames in each mean; frames without a face count only in `found`."""
         return {name: n for name, _, n in self._scored()}
 
     @property
     def frames_without_face(self) -> dict[str, list[int]]:
-        """Frames of either film, frame 0 among them, in which no face was found."""
+        """Frames of film and target, including frame 0, in which no face was found."""
         columns = {"output": "found", "target": "found_target"}
         return {film: np.flatnonzero(self.column(name) == 0).tolist() for film, name in columns.items()}
 
     @property
     def rows(self) -> list[dict[str, float | int | None]]:
-        """One dict a frame."""
+        """The values as a dict per frame."""
         return [{"frame": t} | dict(zip(NAMES, map(_number, row), strict=True)) for t, row in enumerate(self.values)]
 
     def column(self, name: str) -> Float64[np.ndarray, " T"]:
-        """One metric over all frames, frame 0 among them; NaN where it could not be measured."""
+        """One metric over all frames, including frame 0; NaN where it could not be measured."""
         return self.values[:, NAMES.index(name)]
 
     def _scored(self) -> list[tuple[str, np.ndarray, int]]:
@@ -147,9 +148,9 @@ class Scores:
         return [(name, c, int(np.isfinite(c).sum())) for name, c in zip(NAMES, columns, strict=True)]
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, with the definitions, as plain JSON types.
+        """All scores, with the definitions, as plain JSON types.
 
-        Since version 2 `definitions` stands for the list `columns`, by name; `intervals`, `frames_without_face` and
+        Since version 2 `definitions` (by name) replaces the list `columns`; `intervals`, `frames_without_face` and
         `versions` are new. Since version 3 there are `lpips_alex`, `lpips_vgg`, `csim_arcface`,
         `aed_motion_own` and `apd_motion_own_deg`. Since version 4 there are the columns of Deep3DFaceRecon and
         SMIRK, and `windows`. Since version 5 there are `identity_dlib_target` and `csim_arcface_target`, and
@@ -180,10 +181,10 @@ class Scores:
 
 
 def scores_from_json(document: dict[str, Any]) -> Scores:
-    """Read back what `Scores.to_json` gave: to six digits, the same scores.
+    """Convert the result of `Scores.to_json` back to scores, which are rounded to six digits.
 
     Raises:
-        KeyError, TypeError, ValueError: it is something else, or of another version.
+        KeyError, TypeError, ValueError: the document is something else, or of another version.
     """
     if (document["kind"], document["version"]) != (Scores.KIND, Scores.VERSION):
         raise ValueError(f"{document['kind']} of version {document['version']}")
@@ -192,7 +193,7 @@ def scores_from_json(document: dict[str, Any]) -> Scores:
     rows = [[row[name] for name in NAMES] for row in document["rows"]]
     values = np.array([[np.nan if value is None else value for value in row] for row in rows], np.float64)
     output, target, reference = (str(document[key]) for key in ("output", "target", "reference"))
-    # Files from before targets could be trimmed have none.
+    # Files of earlier versions, without trimmed targets, have none.
     target_from = int(document.get("target_from", 0))
     answers = [document["windows"][film] for film in FILMS]
     windows = np.array(answers, np.float64).reshape(2, len(answers[0]), CLASSES)
@@ -204,9 +205,9 @@ def _definition(column: dict[str, str | None]) -> dict[str, str | None]:
 
 
 def versions() -> dict[str, str | None]:
-    """Python, this tool, and the packages and weights behind the estimators; None for what is not there.
+    """Versions of Python, this tool, and the packages and weights of the estimators; None if not installed.
 
-    Weights that the user brought stand with the licence that the catalogue knows of them.
+    Weights that the user provides have their hash, and the licence in the catalogue.
     """
     found: dict[str, str | None] = {"python": platform.python_version(), "expportrait": __version__}
     for package in ESTIMATORS:
@@ -223,7 +224,7 @@ def versions() -> dict[str, str | None]:
 
 
 def estimators(films: Iterable[Scores]) -> list[Weight]:
-    """Weights that the figures of these films rest on."""
+    """Weights with which the figures of these films were measured."""
     films = list(films)
     measured = {name for film in films for name, count in film.counts.items() if count}
     if any(film.windows.size for film in films):
@@ -243,7 +244,7 @@ def _number(value: float) -> float | None:
 
 
 def table(scores: Scores) -> str:
-    """The means as lines of text, and below them what is missing."""
+    """Text table of the means, with what is missing below."""
     means, counts, intervals = scores.means, scores.counts, scores.intervals
     total = len(scores.values) - scores.first_frame
     lines = [f"{'metric':<{WIDTH}} {'mean':>9} {'95 % of this film':>21} {'unit':<13} {'better':<18} frames"]
@@ -258,7 +259,7 @@ def table(scores: Scores) -> str:
 
 
 def remarks(scores: Scores) -> list[str]:
-    """One line for each reason why something was not measured, and for frames without a face."""
+    """A line for each reason why columns were not measured, and for frames without a face."""
     lines = []
     for reason in dict.fromkeys(scores.missing.values()):
         names = [name for name, why in scores.missing.items() if why == reason]

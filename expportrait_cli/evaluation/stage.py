@@ -1,4 +1,4 @@
-"""Score a film against its truth, or against its driver and a photo, one pair of frames at a time."""
+"""Measure a film against its ground truth, or against its driver and a photo, frame by frame."""
 
 from collections import deque
 from pathlib import Path
@@ -29,11 +29,11 @@ def evaluate(
     progress: Progress,
     stretch: Stretch = Stretch(),  # noqa: B008
 ) -> Scores:
-    """Measure every frame of `output` against the same frame of a stretch of `target`.
+    """Measure every frame of `output` against the corresponding frame of `stretch` of `target`.
 
-    Without a reference the target is the truth (self): same size, same frames, and its first frame is the reference.
-    With a photo as reference the target is the driver (cross): same frames, any size, no pixel metrics. Holds three
-    frames of each clip; what grows with their length is the landmarks and the scores, 8 kB a frame.
+    Without a reference the target is the ground truth (mode self): of the same size and number of frames, and its first
+    frame is the reference. With a photo as reference the target is the driver (mode cross): the same number of frames,
+    any size, no pixel metrics. Three frames of each clip are in memory, and 8 kB of landmarks and scores per frame.
 
     Raises:
         InputError: the clips do not match, or the reference shows no face.
@@ -46,7 +46,7 @@ def evaluate(
     likeness = Likeness(missing)
     if reference is not None and not likeness.is_empty:
         photo = read_frame(reference, 0)
-        points = face.Looker().look(photo)
+        points = face.LandmarkDetector().detect(photo)
         if points is None:
             raise InputError(f"{reference} shows no face to compare identity with. Give a portrait of the person.")
         likeness.compare_with(photo, points)
@@ -82,14 +82,14 @@ def _fill_tracked(
     clips: tuple[Path, Path],
     mode: Mode,
 ) -> dict[str, str]:
-    """Put expression, pose and gaze into their columns; or say why there are none."""
+    """Fill the columns of expression, pose and gaze; returns the missing columns with reasons."""
     for name, points in zip(("output", "target"), landmarks, strict=True):
         if not np.isfinite(points).any():
             return dict.fromkeys(TRACKED, f"no frame of the {name} shows a face")
     model = landmark_model(load_head())
     wanted = own.Person(landmarks[1], image_side(clips[1]), model)
-    # A film that should show the target's person is measured as that person: identity and focal length solved from
-    # each film on its own would differ by their noise, and expression and pose with them.
+    # In self mode the film is solved with the target's identity and focal length: solved separately, these would
+    # differ by noise, and so would expression and pose.
     person = wanted if mode == "self" else own.Person(landmarks[0], image_side(clips[0]), model)
     for name, column in own.differences(landmarks[0], landmarks[1], (person, wanted)).items():
         values[:, NAMES.index(name)] = column
@@ -97,7 +97,7 @@ def _fill_tracked(
 
 
 def _check_pair(output: Path, target: Path, mode: Mode, stretch: tuple[int, int | None]) -> int:
-    """Count the frames that both clips have."""
+    """Check that the clips match, and return their number of frames."""
     counts = frame_count(output), frame_count(target, start=stretch[0], end=stretch[1])
     if counts[0] != counts[1]:
         raise InputError(
@@ -109,8 +109,8 @@ def _check_pair(output: Path, target: Path, mode: Mode, stretch: tuple[int, int 
     own, wanted = ((clip.width, clip.height) for clip in (probe(output), probe(target)))
     if own != wanted:
         raise InputError(
-            f"{output} is {own[0]}x{own[1]}, {target} is {wanted[0]}x{wanted[1]}. A truth has the film's size; "
-            "if it is only the driver, give the person's photo as `reference`."
+            f"{output} is {own[0]}x{own[1]}, {target} is {wanted[0]}x{wanted[1]}. A ground truth has the film's size; "
+            "if the target is only the driver, give the person's photo as `reference`."
         )
     if counts[0] == 1:
         raise InputError(f"{target} has one frame, the reference itself: nothing is left to score. Give a longer clip.")
@@ -118,7 +118,7 @@ def _check_pair(output: Path, target: Path, mode: Mode, stretch: tuple[int, int 
 
 
 class _Pair:
-    """Measures of two clips as they run side by side: holds three frames' luma and landmarks of each, and the first."""
+    """Measures two clips frame by frame; keeps the luma and landmarks of three frames of each, and the first frame."""
 
     def __init__(self, mode: Mode, likeness: Likeness, missing: dict[str, str], *, total: int) -> None:
         self._mode = mode
@@ -126,7 +126,7 @@ class _Pair:
         self._likeness = likeness
         self._sparse = sparse_metrics(missing) if mode == "self" else {}
         self._readers = Readers(missing)
-        self._lookers = face.Looker(), face.Looker()
+        self._detectors = face.LandmarkDetector(), face.LandmarkDetector()
         self._landmarks: tuple[deque, deque] = (deque(maxlen=3), deque(maxlen=3))
         self._lumas: tuple[deque, deque] = (deque(maxlen=3), deque(maxlen=3))
         self._first: image.Picture | None = None
@@ -134,13 +134,15 @@ class _Pair:
 
     @property
     def last_points(self) -> tuple[face.Points | None, face.Points | None]:
-        """Landmarks of the frame that was measured last, of either clip."""
+        """Landmarks of the last measured frame, of film and target."""
         return self._landmarks[0][-1], self._landmarks[1][-1]
 
     def measure(self, own: Image, wanted: UInt8[np.ndarray, "H2 W2 3"]) -> dict[str, float]:
-        """Scores of the next frame; what cannot be measured is left out."""
+        """Measure the next frame; columns that cannot be measured are left out."""
         self._frame += 1
-        points, target = (looker.look(frame) for looker, frame in zip(self._lookers, (own, wanted), strict=True))
+        points, target = (
+            detector.detect(frame) for detector, frame in zip(self._detectors, (own, wanted), strict=True)
+        )
         row = {"found": float(points is not None), "found_target": float(target is not None)}
         row |= self._jitter(points, target) | self._flicker(own, wanted)
         if self._mode == "self":
@@ -149,7 +151,7 @@ class _Pair:
             row |= _pixels(*pair, self._first, target)
             if self._frame == 0 and target is not None:
                 self._likeness.compare_with(wanted, target)
-            # Frame 0 is the reference: they begin with the first frame that counts.
+            # From frame 1 on, since frame 0 is the reference.
             if self._frame % SPARSE_EVERY == 1:
                 row |= {name: metric(*pair) for name, metric in self._sparse.items()}
             if target is not None and self._frame and (self._frame - 1) % self._look_every == 0:

@@ -1,6 +1,6 @@
-"""Meshes for other programs: glTF, OBJ, PLY.
+"""Writers of meshes for other programs: glTF, OBJ, PLY.
 
-From vertices to files; which artifact they come from is `pipeline.export`'s business.
+Their inputs are vertices; artifacts are read in `pipeline.export`.
 """
 
 from expportrait_cli.export.gltf import write_glb as write_glb

@@ -25,7 +25,7 @@ CLAMP_TO_EDGE = 33071
 
 @dataclass
 class _Store:
-    """The buffer, and the accessors into it."""
+    """The binary buffer of a glTF file, with its views and accessors."""
 
     blocks: list[bytes] = field(default_factory=list)
     views: list[gltf.BufferView] = field(default_factory=list)
@@ -33,7 +33,7 @@ class _Store:
     size: int = 0
 
     def add(self, array: np.ndarray, *, target: int | None = None, bounds: bool = False) -> int:
-        """Append float32 or uint32 rows and return their accessor; both keep the alignment of four bytes."""
+        """Append rows of float32 or uint32, which are aligned to four bytes; returns the index of their accessor."""
         data = np.ascontiguousarray(array).tobytes()
         self.views.append(gltf.BufferView(buffer=0, byteOffset=self.size, byteLength=len(data), target=target))
         self.accessors.append(
@@ -50,7 +50,7 @@ class _Store:
         return len(self.accessors) - 1
 
     def add_picture(self, png: bytes) -> int:
-        """Append a file, filled up to four bytes, and return its view."""
+        """Append a PNG, padded to four bytes; returns the index of its view."""
         self.views.append(gltf.BufferView(buffer=0, byteOffset=self.size, byteLength=len(png)))
         self._append(png + b"\0" * (-len(png) % 4))
         return len(self.views) - 1
@@ -63,8 +63,8 @@ class _Store:
 def write_glb(path: Path, shape: Shape, morphs: Morphs, motion: Motion, *, focal_px: float | None, name: str) -> None:
     """Write a scene of a node "head" with the mesh, and a node "camera" if `focal_px` (of the crop) is given.
 
-    The head's motion is the node's, so that normals turn with it; what else moves is morph targets. Two or more
-    frames make one animation, interpolated linearly; the first is shown where none plays.
+    The head's motion is that of the node, so that normals rotate with it; other motion is in morph targets. Two or more
+    frames make one animation, interpolated linearly; without playback, the first frame is shown.
     """
     store = _Store()
     model = gltf.GLTF2(
@@ -108,7 +108,7 @@ def _skin(shape: Shape, detail: gltf.NormalMaterialTexture | None = None) -> glt
     return gltf.Material(
         name="skin" if detail is None else "skin with detail",
         pbrMetallicRoughness=gltf.PbrMetallicRoughness(
-            # Vertex colours multiply it; without any, white would glare.
+            # It is multiplied by vertex colours; without them, white would be too bright.
             baseColorFactor=[0.6, 0.6, 0.6, 1.0] if shape.colours is None else [1.0] * 4,
             metallicFactor=0.0,
             roughnessFactor=0.8,
@@ -121,9 +121,9 @@ def _skin(shape: Shape, detail: gltf.NormalMaterialTexture | None = None) -> glt
 
 
 def quaternions(rotations: Float[np.ndarray, "T 3 3"]) -> Float32[np.ndarray, "T 4"]:
-    """Unit quaternions (x, y, z, w), each on the side of the one before.
+    """Unit quaternions (x, y, z, w), with the sign that is nearest to the one before.
 
-    Players that blend them component by component else take the long way round.
+    Otherwise players that interpolate components would rotate by the longer way.
     """
     turns = logarithm(rotations)
     angle = np.linalg.norm(turns, axis=-1, keepdims=True)
@@ -134,7 +134,7 @@ def quaternions(rotations: Float[np.ndarray, "T 3 3"]) -> Float32[np.ndarray, "T
 
 
 def linear_colours(srgb: UInt8[np.ndarray, "V 3"]) -> Float32[np.ndarray, "V 3"]:
-    """Colours as glTF wants them at vertices: linear light, 0..1 (IEC 61966-2-1)."""
+    """Convert sRGB to linear light, 0..1 (IEC 61966-2-1), as glTF requires at vertices."""
     x = srgb / 255.0
     return np.where(x <= 0.04045, x / 12.92, ((x + 0.055) / 1.055) ** 2.4).astype(np.float32)
 
@@ -154,7 +154,7 @@ def _mesh(store: _Store, shape: Shape, morphs: Morphs) -> gltf.Mesh:
         }
         for offset, normals in zip(morphs.offsets, morphs.normals, strict=True)
     ]
-    # What the photo does not show has no place in the normal map: the same vertices, a plain material.
+    # Triangles that the photo does not show are not in the normal map: they get the plain material.
     parts = [np.ones(len(shape.faces), bool)]
     if shape.detail is not None:
         attributes.TEXCOORD_0, attributes.TANGENT = vertices(shape.detail.places), vertices(shape.detail.tangents)

@@ -1,4 +1,4 @@
-"""A long animation as few morph targets: principal components of the displacements, measured on every frame."""
+"""Compression of an animation into few morph targets: principal components of the displacements of all frames."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -10,16 +10,18 @@ from jaxtyping import Float, Float32, Int64
 from expportrait_cli.export.shape import Morphs, normals_of
 
 TOLERANCE_M = 1e-4
+"""Largest error of a vertex that is accepted."""
 LIMIT = 127
-"""Most components: 128 targets with the origin, of 0.6 MB each. Films in which head and torso turn far from each other
-while every expression is at work need 80 to 120 of them; with 64 they are off by up to 1.1 mm."""
+"""Most components: 128 targets with the origin, of 0.6 MB each. Films in which head and torso rotate far from each
+other, with all expressions active, need 80 to 120; with 64 the error is up to 1.1 mm."""
 COUNTS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 40, 48, 56, 64, 72, 80, 88, 96, 104, 112, 120, LIMIT)
 """Numbers of components that are tried."""
 ORIGIN = "origin"
+"""Name of the target from the first frame to the least weights of all components."""
 SPARE = 32
-"""Components kept beyond the limit while frames still come, because what is dropped early may matter later."""
+"""Components kept beyond the limit while frames are added, since those dropped early may matter later."""
 CHUNK = 64
-"""Frames at a time: fewer would turn the components more often than they take in frames."""
+"""Frames added at a time: with fewer, updating the components would take more time than adding frames."""
 
 Frames = Callable[[], Iterable[Float32[np.ndarray, "V 3"]]]
 
@@ -29,26 +31,26 @@ class Compressed:
     """An animation as morph targets."""
 
     base: Float32[np.ndarray, "V 3"]
-    """First frame."""
+    """Vertices of the first frame."""
     morphs: Morphs
     weights: Float32[np.ndarray, "T M"]
     max_error_m: float
-    """Largest distance of any vertex in any frame from where it should be."""
+    """Largest error of a vertex in a frame."""
 
 
 def compress(frames: Frames, faces: Int64[np.ndarray, "F 3"]) -> Compressed:
     """Find the fewest components (of `COUNTS`) that keep every vertex within `TOLERANCE_M`, else take `LIMIT`.
 
-    All weights are within 0 and 1, because Blender cuts off what is not: components start from their least weight,
-    and one more target, `ORIGIN`, leads from the first frame to where all of them do. `frames` is called three times
-    and must give the same frames again: memory does not grow with the length of the film.
+    All weights are in 0..1, since Blender clips others: each component begins at its least weight, and one more target,
+    `ORIGIN`, is the displacement from the first frame to these least weights. `frames` is called three times, and must
+    give the same frames: memory does not grow with the length of the film.
     """
     base = next(iter(frames())).astype(np.float32)
     start = base.ravel().astype(np.float64)
     rows = np.zeros((0, len(start)))
     for block in _blocks(frames()):
         rows = _principal(np.concatenate([rows, block - start]))
-    # Rows of nearly no length are no longer orthogonal; QR makes them so without a division.
+    # Rows of nearly zero length are not orthogonal; QR makes them so without dividing by their length.
     basis = np.linalg.qr(rows[:LIMIT].T)[0].T
     scores, count, max_error_m = _fewest(frames(), start, basis)
     if count == 0:
@@ -68,7 +70,7 @@ def compress(frames: Frames, faces: Int64[np.ndarray, "F 3"]) -> Compressed:
 
 
 def _blocks(frames: Iterable[Float32[np.ndarray, "V 3"]]) -> Iterator[Float[np.ndarray, "n N"]]:
-    """A few frames at a time, each in one row."""
+    """Yield `CHUNK` frames at a time, each flattened to a row."""
     rest = iter(frames)
     while block := list(islice(rest, CHUNK)):
         yield np.stack(block).reshape(len(block), -1).astype(np.float64)
@@ -77,7 +79,7 @@ def _blocks(frames: Iterable[Float32[np.ndarray, "V 3"]]) -> Iterator[Float[np.n
 def _fewest(
     frames: Iterable[Float32[np.ndarray, "V 3"]], start: Float[np.ndarray, " N"], basis: Float[np.ndarray, "m N"]
 ) -> tuple[Float[np.ndarray, "T k"], int, float]:
-    """Weights of the components that are needed, their number, and the largest error that they leave, m."""
+    """Weights of the components that are needed, their number, and the largest remaining error, m."""
     counts = [count for count in COUNTS if count < len(basis)] + [len(basis)]
     scores, errors_m = [], np.zeros(len(counts))
     for block in _blocks(frames):
@@ -94,11 +96,11 @@ def _normals(
     weights: Float[np.ndarray, "T M"],
     base: Float32[np.ndarray, "V 3"],
 ) -> Float32[np.ndarray, "M V 3"]:
-    """Changes of the normals that come closest to the true ones over the film, by least squares."""
+    """Changes of the normals by each target, by least squares to the true normals of all frames."""
     products = np.zeros((weights.shape[1], base.size))
     for index, block in enumerate(_blocks(normals_of(verts, faces) - base for verts in frames)):
         products += weights[index * CHUNK :][: len(block)].T @ block
-    # A pseudoinverse, because components may go hand in hand over a short film.
+    # A pseudoinverse, because weights may be linearly dependent in a short film.
     solved = np.linalg.pinv(weights.T @ weights, hermitian=True) @ products
     return solved.reshape(-1, *base.shape).astype(np.float32)
 
@@ -106,7 +108,7 @@ def _normals(
 def _principal(rows: Float[np.ndarray, "n N"]) -> Float[np.ndarray, "m N"]:
     """Orthogonal rows with the same principal components, longest first, at most `LIMIT + SPARE`.
 
-    Given its own result and new rows, it follows a film of any length (Ross et al. 2008, sec. 2, without the mean).
+    Applied to its own result and new rows, it is incremental (Ross et al. 2008, sec. 2, without the mean).
     """
     _, turns = np.linalg.eigh(rows @ rows.T)
     return turns[:, ::-1][:, : LIMIT + SPARE].T @ rows
@@ -118,7 +120,7 @@ def _errors(
     basis: Float[np.ndarray, "m N"],
     counts: list[int],
 ) -> Float[np.ndarray, " c"]:
-    """Largest distance that is left with the first so many components, for each of `counts`."""
+    """Largest remaining error of a vertex, m, with the first n components, for each n of `counts`."""
     left, start, errors_m = block, 0, []
     for count in counts:
         left = left - weights[:, start:count] @ basis[start:count]

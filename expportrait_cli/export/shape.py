@@ -1,4 +1,4 @@
-"""The exported parts of a head: its mesh, neutral or posed, its surface and its poses."""
+"""Contents of exported files: mesh, normal map, morph targets and motion of a head."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from expportrait_cli.render.rasterizer import interpolate, rasterize
 from expportrait_cli.version import __version__
 
 FLIP = np.array([1.0, -1.0, -1.0])
-"""From the axes of OpenCV's camera to those of glTF, and back."""
+"""Signs between the axes of OpenCV's camera and those of glTF."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class NormalMap:
 
     image: UInt8[np.ndarray, "R R 3"]
     places: Float32[np.ndarray, "V 2"]
-    """Where each vertex lies in the image, 0..1 from its upper left corner."""
+    """Texture coordinates of each vertex, 0..1 from the upper left corner."""
     tangents: Float32[np.ndarray, "V 4"]
-    """Unit vectors to the right of the image, and 1 where the image is seen from outside, else -1."""
+    """Unit tangents (to the right of the image), and 1, or -1 where the image is mirrored on the surface."""
     shown: Bool[np.ndarray, " F"]
-    """Triangles that it belongs to: the photo does not show the others."""
+    """Triangles that use the normal map; the photo does not show the others."""
 
 
 @dataclass(frozen=True)
@@ -43,15 +43,15 @@ class Shape:
 
     verts: Float32[np.ndarray, "V 3"]
     faces: Int64[np.ndarray, "F 3"]
-    """Outward side counter-clockwise."""
+    """Triangles, counter-clockwise from outside."""
     colours: UInt8[np.ndarray, "V 3"] | None = None
-    """sRGB; None where no photo is known."""
+    """sRGB; None without a photo."""
     detail: NormalMap | None = None
 
 
 @dataclass(frozen=True)
 class Morphs:
-    """Displacements that are added to a mesh by their weights."""
+    """Morph targets: displacements that are added to a mesh by their weights."""
 
     names: tuple[str, ...]
     offsets: Float32[np.ndarray, "M V 3"]
@@ -59,12 +59,12 @@ class Morphs:
     normals: Float32[np.ndarray, "M V 3"]
     """Change of the vertex normals at weight 1."""
     rest: Float32[np.ndarray, " M"]
-    """Weights where no animation plays."""
+    """Weights without an animation."""
 
 
 @dataclass(frozen=True)
 class Motion:
-    """Place of the mesh and weights of its deformations, frame by frame; a single frame stands still."""
+    """Pose of the mesh and weights of its morph targets, by frame; a single frame is no animation."""
 
     times_s: Float32[np.ndarray, " T"]
     rotations: Float[np.ndarray, "T 3 3"]
@@ -81,25 +81,25 @@ class Motion:
         translation: Float[np.ndarray, "T 3"],
         weights: Float32[np.ndarray, "T M"],
     ) -> "Motion":
-        """Motion of the head frame, whose axes are already glTF's, from poses as `Curves` holds them."""
+        """Convert poses of `Curves` to motion; the axes of the head frame are already those of glTF."""
         return cls(times_s, FLIP[:, None] * from_turns(rotation), translation * FLIP, weights)
 
 
 def in_head(
     verts_cam: Float[np.ndarray, "*B V 3"], rotation: Float[np.ndarray, " 3"], translation: Float[np.ndarray, " 3"]
 ) -> Float32[np.ndarray, "*B V 3"]:
-    """Express vertices of the crop camera in the head frame."""
+    """Transform vertices from the crop camera's frame to the head frame."""
     return ((verts_cam - translation.astype(np.float64)) @ from_turns(rotation)).astype(np.float32)
 
 
 def normals_of(verts: Float32[np.ndarray, "V 3"], faces: Int64[np.ndarray, "F 3"]) -> Float32[np.ndarray, "V 3"]:
-    """Smooth normals of unit length; a vertex without an area, which has none, gets the z axis."""
+    """Unit vertex normals; a vertex without any area gets the z axis."""
     normals = vertex_normals(torch.from_numpy(verts), torch.from_numpy(faces)).numpy()
     return np.where((normals == 0).all(-1, keepdims=True), np.array([0, 0, 1], np.float32), normals)
 
 
 def normal_map(verts: Float32[np.ndarray, "V 3"], faces: Int64[np.ndarray, "F 3"], relief: Relief) -> NormalMap | None:
-    """Bake a relief for a mesh, in the photo's crop; None where there is none, or it was read from another mesh."""
+    """Bake a relief into a normal map over the photo's crop; None if it is empty, or of another mesh."""
     if not relief.heights.size or len(relief.places) != len(verts):
         return None
     side, normals = len(relief.heights), normals_of(verts, faces).astype(np.float64)
@@ -108,7 +108,7 @@ def normal_map(verts: Float32[np.ndarray, "V 3"], faces: Int64[np.ndarray, "F 3"
     triangles = torch.from_numpy(faces)
     along = surface_gradients(torch.from_numpy(verts), triangles, bump.places[:, :2]).numpy().astype(np.float64)
     right = _across(along[:, 0], normals)
-    # The image's rows run down, its green points up.
+    # Rows of the image run down; green of the normal map is up.
     turn = np.where((np.cross(normals, right) * along[:, 1]).sum(-1) > 0, -1.0, 1.0)
     axes = np.stack([right, turn[:, None] * np.cross(normals, right)], 1)
     carried = np.c_[np.einsum("vci,vai->vca", along, axes).reshape(-1, 4), relief.seen]
@@ -123,7 +123,7 @@ def normal_map(verts: Float32[np.ndarray, "V 3"], faces: Int64[np.ndarray, "F 3"
 
 
 def _across(vectors: Float[np.ndarray, "V 3"], normals: Float[np.ndarray, "V 3"]) -> Float[np.ndarray, "V 3"]:
-    """Unit vectors across the normals, next to the given ones; any where these say nothing."""
+    """Project vectors to the tangent plane, as unit vectors; any tangent where they are along the normal."""
     across = vectors - normals * (vectors * normals).sum(-1, keepdims=True)
     length = np.linalg.norm(across, axis=-1, keepdims=True)
     other = np.cross(normals, np.where(np.abs(normals[:, :1]) < 0.7, [[1.0, 0, 0]], [[0, 1.0, 0]]))
@@ -134,7 +134,7 @@ def _across(vectors: Float[np.ndarray, "V 3"], normals: Float[np.ndarray, "V 3"]
 def _spread(
     carried: Float32[np.ndarray, "V C"], places: Float32[np.ndarray, "V 2"], faces: Tensor, side: int
 ) -> Float32[np.ndarray, "R R C"]:
-    """Draw values of vertices into an image; where triangles overlap, the one that is seen better (last column)."""
+    """Draw vertex values into an image; of overlapping triangles the one with the higher last column is drawn."""
     depth = 0.5 - 0.5 * carried[:, -1:]
     clip = torch.from_numpy(np.c_[2 * places - 1, depth, np.ones_like(depth)].astype(np.float32))[None]
     values = torch.from_numpy(carried)[None]
@@ -164,32 +164,32 @@ GAZE = tuple(
     f"eyeLook{way}"
     for way in ("UpLeft", "DownLeft", "OutLeft", "InLeft", "UpRight", "DownRight", "InRight", "OutRight")
 )
-"""ARKit's names of the pieces that `head.gaze_pieces` splits the gaze into."""
+"""ARKit's names of the parts into which `head.gaze_pieces` splits the gaze."""
 PHOTO = "photo"
-"""Target that leads from the neutral head to exactly what the photo shows, jaw and gaze included."""
+"""Morph target from the neutral head to the one in the photo, with jaw and gaze."""
 
 
 @dataclass(frozen=True)
 class Poses:
-    """A head, neutral, and what moves it."""
+    """A neutral head, its morph targets, and its pose."""
 
     base: Float32[np.ndarray, "V 3"]
-    """Head frame, m."""
+    """Neutral vertices; head frame, m."""
     morphs: Morphs
     motion: Motion
 
 
 def canonical(fit: HeadFit) -> HeadFit:
-    """The same person neutral, upright at the origin: identity and static offset alone."""
+    """Return the fit with a neutral face, upright at the origin: only identity and static offset remain."""
     fields = ("expression", "jaw", "gaze", "rotation", "translation", "torso_rotation", "frame_offset")
     return replace(fit, **{name: np.zeros_like(getattr(fit, name)) for name in fields})
 
 
 def exported_poses(fit: HeadFit, head: HeadModel, *, neutral: bool) -> Poses:
-    """Make the morph targets; at rest the mesh is as in the photo, or with `neutral` the canonical head.
+    """Make the morph targets; without animation the mesh is as in the photo, or with `neutral` the canonical head.
 
-    Expressions are linear, so their targets are exact. Jaw and eyes turn about joints, and their targets are chords of
-    these turns, exact at the weights 0 and 1 alone: a half-open jaw is up to 2 mm off its arc.
+    Expressions are linear, so that their targets are exact. Jaw and eyes rotate about joints; their targets are exact
+    only at weights 0 and 1, and a half-open jaw is up to 2 mm beside its arc.
     """
     count, pieces = len(head.expression_names), len(GAZE)
     unit = np.eye(1 + count + 1 + pieces, dtype=np.float32)[:, 1:]

@@ -46,7 +46,7 @@ def facts(rows: Sequence[tuple[str, str]]) -> str:
 def figures(pictures: Sequence[tuple[str, str]], kind: str, of: str = "", heading: str = "") -> str:
     """Pictures side by side, as (caption, address), of what they are, and a heading above them.
 
-    `kind` is the CSS class: `row` of three, `sheet` of five.
+    `kind`: CSS class, `row` for three columns, `sheet` for five.
     """
     return _parts().figures(pictures, kind, of, heading)
 
@@ -91,7 +91,7 @@ SERIES = 5
 WIDTH, HEIGHT, MARGIN = SIZE = 360, 96, 6
 BINS = 30
 POINTS = 600
-"""Longer films are drawn as means of neighbouring frames."""
+"""Most points of a curve; longer series are drawn as means of neighbouring values."""
 
 
 def _colour(index: int) -> str:
@@ -99,14 +99,14 @@ def _colour(index: int) -> str:
 
 
 def curve(values: Float64[np.ndarray, " T"], label: str) -> str:
-    """Draw one metric over the frames as an SVG that takes its colours from the page; gaps where it is missing."""
+    """Draw one series over the frames as an SVG, in the page's colour, with gaps where values are NaN."""
     return overlay([values], label)
 
 
 def overlay(series: Sequence[Float64[np.ndarray, " T"]], label: str, note: str = "") -> str:
     """Draw the same metric of several films in one picture, in the colours of `key`, with a note below it.
 
-    At least one has a finite value.
+    At least one value must be finite.
     """
     means = [_thinned(values) for values in series]
     finite = np.concatenate([line[np.isfinite(line)] for line in means])
@@ -117,7 +117,7 @@ def overlay(series: Sequence[Float64[np.ndarray, " T"]], label: str, note: str =
 
 
 def _thinned(values: Float64[np.ndarray, " T"]) -> Float64[np.ndarray, " N"]:
-    """Means of neighbours, at most `POINTS` of them."""
+    """Means of neighbouring values, at most `POINTS` of them."""
     per_point = -(-len(values) // POINTS)
     padded = np.append(values, np.full(-len(values) % per_point, np.nan)).reshape(-1, per_point)
     finite = np.isfinite(padded)
@@ -129,17 +129,17 @@ def _line(means: Float64[np.ndarray, " N"], bounds: tuple[float, float]) -> list
     known = np.flatnonzero(np.isfinite(means))
     low, high = bounds
     x = MARGIN + (WIDTH - 2 * MARGIN) * known / max(len(means) - 1, 1)
-    # A flat line lies in the middle.
+    # A constant series is drawn in the middle.
     share = (means[known] - low) / (high - low) if high > low else np.full(len(known), 0.5)
     y = HEIGHT - MARGIN - (HEIGHT - 2 * MARGIN) * share
-    # Metrics of every nth frame are joined; a hole in one of every frame is left open.
+    # Values of every nth frame are joined; missing values between those of every frame leave a gap.
     step = int(np.diff(known).min()) if len(known) > 1 else 1
     parts = np.split(np.arange(len(known)), np.flatnonzero(np.diff(known) > step) + 1) if len(known) else []
     return [list(zip(x[part].tolist(), y[part].tolist(), strict=True)) for part in parts]
 
 
 def bars(counts: Int64[np.ndarray, " N"], label: str, bounds: tuple[float, float]) -> str:
-    """Draw how often values fall into each of equal bins between `bounds`."""
+    """Draw the counts of equal bins between `bounds` as an SVG."""
     wide, top = (WIDTH - 2 * MARGIN) / len(counts), max(int(counts.max()), 1)
     edges = np.linspace(*bounds, len(counts) + 1)
     rows = []
@@ -152,6 +152,6 @@ def bars(counts: Int64[np.ndarray, " N"], label: str, bounds: tuple[float, float
 
 
 def histogram(values: Float64[np.ndarray, " N"], label: str) -> str:
-    """Draw how often which value occurs; all are finite, and there is at least one."""
+    """Draw the histogram of values, which must be finite, and one at least."""
     counts, edges = np.histogram(values, BINS)
     return bars(counts, label, (float(edges[0]), float(edges[-1])))

@@ -1,4 +1,4 @@
-"""One film, from the command to the record: which stages run, from what, and what is already there.
+"""Running of the stages: from which inputs, and which results of earlier runs are reused; run records; lists of films.
 
-`steps` runs the stages, `film` makes a film of them, `commands` is the Python interface. No numerics.
+`steps` runs single stages, `film` makes a film, `commands` is the Python interface. No numerics.
 """

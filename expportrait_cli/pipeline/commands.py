@@ -1,6 +1,6 @@
-"""The commands as functions, from paths to a path: what the command line calls, and the package's Python interface.
+"""The commands as functions of paths: the package's Python interface, which the command line calls too.
 
-Nothing here prints: `stage` is told of the progress, and a result that is there and current is not made again.
+Nothing here prints: progress goes to `stage`. A result that exists and is up to date is not made again.
 """
 
 import logging
@@ -47,13 +47,13 @@ def track(
     parameters: PathLike | None = None,
     stage: Stage = silent,
 ) -> Tracking:
-    """Track a photo or clip to a `.track.npz`.
+    """Track a photo or clip, and write a `.track.npz`.
 
-    `parameters` are SMPL-X's of this very clip that another program tracked, a file or a folder of one file a frame:
-    identity, expression, jaw and gaze are then theirs (`tracking.Pretracked` says which layouts are read).
+    `parameters`: SMPL-X parameters of the same clip by another tracker, in a file or in a folder of one file per frame.
+    Identity, expression, jaw and gaze are taken from them; `tracking.Pretracked` describes the formats.
 
     Raises:
-        InputError: no face, or nothing that can be read.
+        InputError: no face is found, or a file cannot be read.
     """
     stages, others = Stages(stage), Path(parameters) if parameters is not None else None
     guard.check([out, faces_path(Path(out))], [source, *parameter_files(others)])
@@ -76,11 +76,11 @@ def fit(
 ) -> HeadFit:
     """Fit a person's head to a `.track.npz`, or to several of the same person, and write a `.head.npz`.
 
-    `driver` is the tracking of a clip whose identity is shared if it shows the same person; `known` is a `.head.npz`
-    whose identity and static offset are kept.
+    `driver`: tracking of the driver; if it shows the same person, one identity is fitted to both. `known`: a
+    `.head.npz` whose identity and static offset are kept.
 
     Raises:
-        InputError: artifacts of different head models, or a source that is gone or has changed.
+        InputError: artifacts have different head models, or a source is gone or has changed.
     """
     paths = [Path(tracking) for tracking in trackings]
     read = [*paths, *(Path(other) for other in (driver, known) if other is not None)]
@@ -113,13 +113,13 @@ def transfer(
     driver_head: PathLike | None = None,
     stage: Stage = silent,
 ) -> Meshes:
-    """Put the performance of a `.track.npz` onto a `.head.npz`, and write a `.meshes.npz`.
+    """Transfer the performance of a `.track.npz` to a `.head.npz`, and write a `.meshes.npz`.
 
-    `curves` is a CSV that is used if it was edited and else written; `driver_head` is the driver's own `.head.npz`,
+    `curves`: a CSV that is used if it was edited, and otherwise written. `driver_head`: the driver's own `.head.npz`,
     whose folds are added (method `learned`, by the share `config.folds`), or whose offsets are copied (`direct`).
 
     Raises:
-        InputError: artifacts that do not go together.
+        InputError: the artifacts do not fit together.
     """
     head_path, tracking_path = Path(head), Path(driving)
     table, network = Path(curves) if curves is not None else None, config.network if config is not None else ""
@@ -147,13 +147,13 @@ def transfer(
 
 @dataclass(frozen=True)
 class NormalFilm:
-    """A film of normal maps that `render_normals` wrote."""
+    """Files of a film of normal maps that `render_normals` wrote."""
 
     path: Path
     sidecar: Path
     frames: int
     preview: Path | None
-    """Film of driver | normals."""
+    """Film of driver and normals, side by side; None without."""
 
 
 def render_normals(
@@ -168,13 +168,13 @@ def render_normals(
     preview: bool = False,
     stage: Stage = silent,
 ) -> NormalFilm:
-    """Draw the normal maps of a `.meshes.npz` to a `.normals.mkv`.
+    """Render the normal maps of a `.meshes.npz`, and write a `.normals.mkv`.
 
-    `view` is a fixed viewpoint (`yaw=20,pitch=5`, degrees), `orbit` a path of the camera (`yaw=-30..30`). With
-    `preview` also an .mp4 of driver | normals.
+    `view`: a fixed viewpoint (`yaw=20,pitch=5`, degrees); `orbit`: a path of the camera (`yaw=-30..30`). With
+    `preview` also an .mp4 of driver and normals, side by side.
 
     Raises:
-        UsageError: angles that cannot be read.
+        UsageError: the angles cannot be read.
     """
     meshes, path, config = Path(meshes), Path(out), config or RenderConfig()
     viewpoint = parse_view(view) if view else parse_orbit(orbit) if orbit else None
@@ -218,15 +218,15 @@ def generate(
     stretch: Stretch | None = None,
     stage: Stage = silent,
 ) -> films.Film:
-    """Make the person of a photo, or of a `.head.npz`, perform a clip or what was made of one.
+    """Make a film in which the person of a photo, a clip or a `.head.npz` performs a clip.
 
-    The driver is a clip, a `.track.npz`, a `.meshes.npz` or a `.normals.mkv`; `stretch` is the range of its
-    frames that is taken, and `track.stretch` that of the reference's. What the stages make on the way lies in
-    `OUT.work`, and is used by the next run.
+    The driver is a clip, a photo, a `.track.npz`, a `.meshes.npz` or a `.normals.mkv`; `stretch` is the range of its
+    frames to take, and `track.stretch` that of the reference. Intermediate results are kept in `OUT.work`, and reused
+    by the next run.
 
     Raises:
-        InputError: a file that cannot serve.
-        UsageError: settings that do not fit together.
+        InputError: an input cannot be used.
+        UsageError: settings do not fit together.
     """
     job = Job(
         Path(reference),
@@ -244,7 +244,7 @@ def generate(
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores of a film, and the licences of what they rest on and of what made the film."""
+    """Scores of a film, and the licences of the weights that made and measured it."""
 
     scores: Scores
     licences: LicenceMap
@@ -260,13 +260,13 @@ def evaluate(
     stretch: Stretch | None = None,
     stage: Stage = silent,
 ) -> Evaluation:
-    """Judge a film by its target, and write a `.scores.json`; also an HTML `page` if one is asked for.
+    """Measure a film against its target, and write a `.scores.json`, and an HTML page if `page` is given.
 
-    `reference` is the photo of a film that another clip drove. `stretch` is what of the target the film shows; left
-    out, what the film's own record says if the target drove it.
+    `reference`: photo to compare the identity with. `stretch`: range of the target that the film shows; by default the
+    one in the film's run record, if the target was its driver.
 
     Raises:
-        InputError: films that cannot be compared.
+        InputError: the films cannot be compared.
     """
     stages, photo = Stages(stage), Path(reference) if reference is not None else None
     read = (film, target, reference, Path(film).with_suffix(".json"))
@@ -291,12 +291,12 @@ def evaluate(
 
 
 def load(path: PathLike) -> Tracking | HeadFit | Meshes | files.NormalsInfo:
-    """Read an artifact, whichever it is. Vertices of meshes are read when they are asked for.
+    """Read an artifact of any kind. Vertices of meshes are read when they are needed.
 
-    Of a film of normal maps it is what the file beside it says, once its films were found to be those that it names.
+    For a film of normal maps, it is the content of its sidecar, after the films' hashes were checked.
 
     Raises:
-        InputError: no artifact of this tool, or a film beside another one's description.
+        InputError: the file is no artifact of this tool, or the sidecar is of another film.
     """
     if Path(path).name.endswith(files.SUFFIX):
         return files.load_info(path)

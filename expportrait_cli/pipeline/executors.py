@@ -1,7 +1,7 @@
-"""Executors of rows: workers are processes on this machine, actors of Ray, or an array of Slurm's jobs.
+"""Executors of rows: their workers are processes on this machine, Ray actors, or an array of Slurm jobs.
 
-Workers share out the rows by themselves (`pool.claim`), so that none is lost when one dies. Whoever started them only
-watches the folder.
+Workers claim rows by themselves (`pool.claim`), so that no row is lost if a worker dies. The process that started them
+only watches the folder.
 """
 
 import logging
@@ -24,28 +24,29 @@ from expportrait_cli.runtime import DEVICE, Progress
 log = logging.getLogger(__name__)
 
 Executor = Literal["local", "ray", "slurm"]
-Told = Callable[[Row, RowResult], None]
+OnDone = Callable[[Row, RowResult], None]
 IsAlive = Callable[[], bool]
 LOST = (LEFT, TIMED_OUT)
+"""Exit codes of rows that have no result of their own."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Place and number of the workers of a command."""
+    """Executor of a command, and number of its workers."""
 
     executor: Executor = "local"
     workers: int = 1
     options: tuple[tuple[str, Any], ...] = ()
-    """Parameters of a Slurm job."""
+    """Parameters of the Slurm jobs."""
 
 
 def spread(
     place: Place, folder: Path, jobs: Sequence[Work], make: Make, progress: Progress, *, retries: int = 2
 ) -> dict[Path, str]:
-    """Do each job by `make`, a function of a module, which leaves its results on the disk that all machines share.
+    """Run `make`, a module's function, for each job; it writes its results to the disk that all machines share.
 
-    What was killed or ran out of memory is tried again. Returns the errors of jobs that nobody could end, by the path
-    that names them; whatever else a job raises, it raises again when it is asked for its results.
+    Jobs that were killed or ran out of memory are tried again. Returns the errors of jobs that did not end by
+    themselves (killed, timed out, or no worker left), by the job's path. Errors that a job raises are not returned.
 
     Raises:
         WeightsError, UsageError: as `run`.
@@ -54,44 +55,44 @@ def spread(
     rows, done = tuple(Row.of(job, folder) for job in jobs), 0
     batch = Batch(folder, rows, since=disk_clock(folder), retries=retries, make=make)
 
-    def told(row: Row, result: RowResult) -> None:
+    def on_done(row: Row, result: RowResult) -> None:
         nonlocal done
         done += 1
         progress(done, len(rows))
 
-    run(batch, place.executor, place.workers, told, options=dict(place.options))
+    run(batch, place.executor, place.workers, on_done, options=dict(place.options))
     results = zip(rows, batch.results(), strict=True)
     return {
         row.job.out: result.error for row, result in results if result.exit_code in LOST or result.exit_code > KILLED
     }
 
 
-def run(batch: Batch, executor: Executor, workers: int, told: Told, *, options: dict[str, Any] | None = None) -> None:
-    """Start workers, and tell of each row as it is done, until all are or no worker is left.
+def run(batch: Batch, executor: Executor, workers: int, on_done: OnDone, *, options: dict[str, Any] | None = None) -> None:
+    """Start workers, and call `on_done` for each row when it is done, until all are, or no worker is left.
 
-    `options` are submitit's parameters of a Slurm job, such as partition and gpus_per_node.
+    `options`: submitit's parameters of the Slurm jobs, such as partition and gpus_per_node.
 
     Raises:
         WeightsError: the executor's package is not installed.
-        UsageError: options that it does not have.
+        UsageError: the executor does not have one of the options.
     """
     if executor == "slurm":
         started = _slurm(batch, workers, dict(options or {}))
     else:
         started = _ray(batch, workers) if executor == "ray" else _local(batch, workers)
     with started as is_alive:
-        _watch(batch, told, is_alive)
+        _watch(batch, on_done, is_alive)
 
 
-def _watch(batch: Batch, told: Told, is_alive: IsAlive) -> None:
+def _watch(batch: Batch, on_done: OnDone, is_alive: IsAlive) -> None:
     left = list(batch.rows)
     while left:
-        # Asked before the look: what the last worker wrote before it ended is seen by it.
+        # Before the results are read, so that none is missed that the last worker wrote before it ended.
         alive = is_alive()
         for row in list(left):
             if (result := batch.result(row)) is not None:
                 left.remove(row)
-                told(row, result)
+                on_done(row, result)
         if not alive:
             return
         time.sleep(WAIT_S)
@@ -113,7 +114,7 @@ def _local(batch: Batch, workers: int) -> Iterator[IsAlive]:
         def is_alive() -> bool:
             for each in shares:
                 if each.done():
-                    # A fault of a worker is one of the tool.
+                    # Raises the exception of a worker, which is a fault of the tool.
                     each.result()
             return not all(each.done() for each in shares)
 
@@ -124,10 +125,10 @@ def _local(batch: Batch, workers: int) -> Iterator[IsAlive]:
 
 
 class _Worker:
-    """An actor. Ray starts it again, here or on another node, when its process or its node dies."""
+    """A Ray actor. Ray restarts it, on this or another node, if its process or node dies."""
 
     def work(self, batch: Batch, index: int) -> None:
-        """Make rows."""
+        """Run rows, as the function `work`."""
         work(batch, index)
 
 
@@ -140,13 +141,13 @@ def _ray(batch: Batch, workers: int) -> Iterator[IsAlive]:
         raise WeightsError("Ray is not installed. Install the tool with its extra: pip install '.[ray]'.") from None
     was_up = ray.is_initialized()
     if not was_up:
-        # A cluster is named by RAY_ADDRESS; without it Ray starts one on this machine.
+        # Ray connects to the cluster RAY_ADDRESS; without it, it starts one on this machine.
         variables = {"PYTHONPATH": os.pathsep.join(place for place in sys.path if place)}
         if device := os.environ.get(DEVICE):
             variables[DEVICE] = device
         ray.init(runtime_env={"env_vars": variables}, log_to_driver=False, configure_logging=False)
     has_gpus = ray.cluster_resources().get("GPU", 0) > 0
-    # Types of Ray know no classes with options.
+    # Ray's type hints do not cover classes with options.
     actor: Any = ray.remote(num_cpus=batch.threads, num_gpus=int(has_gpus), max_restarts=-1, max_task_retries=-1)(
         _Worker
     )
@@ -182,7 +183,7 @@ def _slurm(batch: Batch, workers: int, options: dict[str, Any]) -> Iterator[IsAl
         raise WeightsError(
             "submitit is not installed. Install the tool with its extra: pip install '.[slurm]'."
         ) from None
-    # The stand-in on this machine serves where there is no Slurm, and tests.
+    # submitit can also run the jobs on this machine, without Slurm; tests do so.
     cluster = options.pop("cluster", "slurm")
     try:
         executor = submitit.AutoExecutor(folder=batch.folder.parent / "slurm", cluster=cluster)
@@ -194,7 +195,7 @@ def _slurm(batch: Batch, workers: int, options: dict[str, Any]) -> Iterator[IsAl
     jobs = executor.map_array(work, [batch] * workers, range(workers))
     try:
         yield lambda: not all(job.done() for job in jobs)
-        # Once all rows are done, workers end by themselves; one that is cancelled at it would talk of an interruption.
+        # Once all rows are done, workers end by themselves; a job that is cancelled then would log an interruption.
         until = time.monotonic() + END_S
         while time.monotonic() < until and not all(job.done() for job in jobs):
             time.sleep(WAIT_S)

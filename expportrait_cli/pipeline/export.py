@@ -1,4 +1,4 @@
-"""Heads and animations for other programs: read an artifact, shape it, write it."""
+"""Export of heads and animations for other programs."""
 
 import logging
 import re
@@ -30,13 +30,14 @@ from expportrait_cli.runtime import Progress, Stage
 log = logging.getLogger(__name__)
 
 FRAME = re.compile(r"frame_\d{5,}\.(obj|ply)")
+"""Names of files in a folder of frames."""
 
 
 def kind_of(path: Path) -> str:
-    """Tell a head from an animation by the file's content.
+    """Return `head` or `meshes`, by the file's content.
 
     Raises:
-        InputError: it is neither.
+        InputError: the artifact is neither.
     """
     kind = npz.read_header(path)["kind"]
     if kind not in ("head", "meshes"):
@@ -49,9 +50,9 @@ def kind_of(path: Path) -> str:
 def export_head(
     source: Path, path: Path, form: str, stage: Stage, *, neutral: bool, detail: bool = True
 ) -> dict[str, Any]:
-    """Write the person's head as in the photo, or the canonical one, with the photo's colours if it is still there.
+    """Write the person's head as in the photo, or with `neutral` the canonical one; coloured if the photo still exists.
 
-    A .glb also has the fine static detail as a normal map.
+    A .glb also has the fine static detail as a normal map. Returns a summary.
     """
     guard.check([path], [source, *behind(source)])
     fit = npz.load(HeadFit, source)
@@ -79,7 +80,7 @@ def export_head(
 def export_meshes(
     source: Path, path: Path, form: str, stage: Stage, *, frames: str, detail: bool = True
 ) -> dict[str, Any]:
-    """Write an animation: one .glb, with detail as a normal map, or the mesh of a frame, or a folder of meshes."""
+    """Write an animation: a .glb (with detail as a normal map), the mesh of one frame, or a folder of meshes."""
     meshes = Meshes.open(source)
     chosen = chosen_frames(frames, meshes.frame_count)
     if form == "glb" or (frames and ":" not in frames):
@@ -95,10 +96,10 @@ def export_meshes(
 
 
 def chosen_frames(text: str, count: int) -> range:
-    """Read `frames`: one number, or START:END:STEP of which any may be left out; END is not included.
+    """Parse `frames`: one number, or START:END:STEP, each of which may be left out; END is not included.
 
     Raises:
-        UsageError: not of that form, or it chooses no frame.
+        UsageError: the text is not of that form, or chooses no frame.
     """
     words = text.split(":") if text else ["", ""]
     if len(words) > 3 or not all(word.strip().isdecimal() or (not word.strip() and len(words) > 1) for word in words):
@@ -113,7 +114,7 @@ def chosen_frames(text: str, count: int) -> range:
 
 
 def _frames(meshes: Meshes, chosen: range) -> Iterator[tuple[int, Float32[np.ndarray, "V 3"]]]:
-    """Chosen frames with their numbers, in constant memory."""
+    """Yield the chosen frames with their numbers, in constant memory."""
     for index, verts_cam in enumerate(meshes.frames(chosen[0], chosen[-1] + 1), chosen[0]):
         if index in chosen:
             yield index, verts_cam
@@ -142,7 +143,7 @@ def _animation(meshes: Meshes, chosen: range, path: Path, progress: Progress, *,
         shape = Shape(made.base, meshes.faces, detail=bumps)
         write_glb(partial, shape, made.morphs, motion, focal_px=meshes.focal_px, name=stem(Path(meshes.path)))
     count, error_mm = len(made.morphs.names), made.max_error_m * 1000
-    log.info("%d frames as %d morph targets: no vertex is off by more than %.3f mm.", len(chosen), count, error_mm)
+    log.info("%d frames as %d morph targets: the largest error of a vertex is %.3f mm.", len(chosen), count, error_mm)
     counts = {"vertices": len(made.base), "targets": count, "detail": bumps is not None}
     return {**counts, "max_error_mm": round(error_mm, 4), "rate": str(meshes.rate)}
 
@@ -164,7 +165,7 @@ def _folder(meshes: Meshes, chosen: range, path: Path, form: str, progress: Prog
 
 
 def _colours(path: Path, fit: HeadFit, head: HeadModel) -> UInt8[np.ndarray, "V 3"] | None:
-    """Colours that the photo gives the head, continued smoothly where it shows none."""
+    """Colours of the vertices by the photo, continued smoothly to those it does not show; None without the photo."""
     try:
         check_source(path, fit)
     except InputError as error:
@@ -175,16 +176,16 @@ def _colours(path: Path, fit: HeadFit, head: HeadModel) -> UInt8[np.ndarray, "V 
     colours = np.rint(layers.colour).clip(0, 255).astype(np.uint8)
     column, row = np.clip(np.floor(layers.xy).astype(int), 0, CROP_SIZE - 1).T
     is_hidden = (layers.depth > layers.zbuffer[row, column] + DEPTH_SLACK_M) | (layers.cosine <= 0)
-    # Continued smoothly, what the photo does not show behind the lips would be as bright as they are.
+    # Otherwise hidden parts behind the lips would be as bright as the lips.
     for name, colour in (("mouth_cavity", CAVITY), ("teeth_upper", ENAMEL), ("teeth_lower", ENAMEL)):
-        # Other head models have other parts.
+        # Not all head models have these parts.
         if name in head.part_names:
             colours[is_hidden & head.part(name).numpy()] = colour
     return colours
 
 
 def _check_folder(path: Path) -> None:
-    """Raise OutputError unless frames can go there: nothing, or earlier frames, is there."""
+    """Raise OutputError unless `path` is missing, or a folder with nothing but earlier frames."""
     if path.exists() and not path.is_dir():
         raise OutputError(f"{path} is a file, expected a folder for the frames. Name a folder with -o.")
     others = [entry.name for entry in path.iterdir() if not FRAME.fullmatch(entry.name)] if path.exists() else []

@@ -1,4 +1,4 @@
-"""A photo and a clip in, a film out: run the stages that are missing, keep what they made, write down how."""
+"""Making a film from a photo and a clip: run the stages that are missing, and write the film and its run record."""
 
 import logging
 import shutil
@@ -57,11 +57,12 @@ from expportrait_cli.runtime import Stage, Stages, beside, silent, thread_count
 log = logging.getLogger(__name__)
 
 WORDS = {"reference": "photo", "driving": "driver"}
+"""Names of the roles in titles of stages."""
 
 
 @dataclass(frozen=True)
 class Film:
-    """A film that a run made, or found up to date."""
+    """A film that a run made, or that was up to date."""
 
     path: Path
     record: Path
@@ -69,14 +70,14 @@ class Film:
 
 
 def generate(job: Job, stage: Stage = silent) -> Film:
-    """Make the film, or find that it is already there: same inputs, same settings, same tool.
+    """Make the film, unless it exists already, made from the same inputs and settings by the same revision.
 
-    What a killed run finished is in `job.work` and is not made again.
+    Results that an interrupted run has finished are in `job.work`, and are not made again.
 
     Raises:
         InputError, UsageError: as `job.check`.
     """
-    # A film of normal maps is an input too, and the job names it only until its meshes take its place.
+    # Before `behind_normals`, since a film of normal maps is an input too, which it replaces by its meshes.
     check_outputs(job.outputs(), [job.driving])
     job = behind_normals(job)
     kinds = check(job)
@@ -93,7 +94,7 @@ def _made(job: Job, kinds: tuple[str, str], stage: Stage) -> Film:
         _forget_segments(job.work)
         return Film(job.out, job.record, dict(found.known))
     if not job.show_control:
-        painter_of(job.generate)  # For what it refuses: better now than after minutes of tracking.
+        painter_of(job.generate)  # Called for its errors, now and not after minutes of tracking.
     return _Run(job, Stages(stage), found, head_model_of(job, kinds)).film(kinds, found.key)
 
 
@@ -106,18 +107,18 @@ class _Run:
     """One run: the head model, the stages, and the artifacts in the work folder."""
 
     def __init__(self, job: Job, stages: Stages, found: Found, head: HeadModel) -> None:
-        """Begin with what `look` found."""
+        """Take over the state that `look` has found."""
         self.job, self.stages, self.head = job, stages, head
         self.hashes, self.painter, self.known, self.table = found.hashes, found.painter, found.known, found.table
         self.steps = Steps(head, stages)
 
     def film(self, kinds: tuple[str, str], key: str) -> Film:
-        """Run the stages in order; a film that has these frames and this sound already is not painted again."""
+        """Run the stages in order; a film whose frames and sound are up to date is not painted again."""
         job, started = self.job, perf_counter()
-        # The photo first: it shows in a second what would be found out after minutes of the driver.
+        # The photo first: its errors show in a second, not after minutes of tracking the driver.
         photo = self._tracked("reference") if kinds[0] != "head" else None
         if kinds[0] == "photo" and photo is not None:
-            shown_box(photo.artifact, photo.artifact.landmarks[0], job.generate)  # For what it refuses.
+            shown_box(photo.artifact, photo.artifact.landmarks[0], job.generate)  # Raises if the head does not fit.
         with self._fit_begun(photo, kinds[1]) as begun:
             tracking = self._driver(kinds[1])
             head_fit, head_path = self._head_fit(photo, tracking, begun)
@@ -132,14 +133,14 @@ class _Run:
         driver = Driver.of(tracking.artifact) if tracking is not None else Driver.behind(job.driving)
         mouth = self._mouth(head_fit.artifact, tracking.artifact if tracking is not None else None)
         shown = representation_of(Path(meshes.artifact.path))
-        # The photo's own normals are of the same kind as the film's.
+        # The normals of the photo must have the same representation as those of the film.
         head_fit = replace(head_fit, artifact=reduced(head_fit.artifact, shown))
-        # Whether the driver shows its mouth follows from head and meshes, unless its clip is gone.
+        # Head and meshes determine which mouth is used, unless the driver's clip is gone.
         is_there = tracking is None or Path(tracking.artifact.source).is_file()
         gone = {} if mouth is not None or is_there else {"mouth": "model"}
         painted = steps.painted_key(job.generate, head_fit.key, meshes.key, self.painter.identity, **gone)
         if painted != self.known.get("painted"):
-            # Sound is added at the end: it makes no frame stale.
+            # Frames do not depend on the sound, which is added when segments are joined.
             own = {**gone, "audio": None}
             frames = steps.painted_key(job.generate, head_fit.key, meshes.key, self.painter.identity, **own)
             self._paint(head_fit.artifact, meshes.artifact, driver, mouth, segments_folder(job.work, frames))
@@ -174,12 +175,15 @@ class _Run:
         return Film(job.out, job.record, record)
 
     def _mouth(self, head_fit: HeadFit, driver: Tracking | None) -> Tracking | None:
-        """The driver whose clip says what is between the lips: never the person's own, which would show the answer."""
+        """Tracking of the clip that the inside of the mouth is read from; None for the head model's mouth.
+
+        None too if the driver is the photo's person: the clip is the ground truth then.
+        """
         if self.job.generate.mouth == "model" or driver is None or same_person(head_fit, driver):
             return None
         if not Path(driver.source).is_file():
             log.warning(
-                "The clip %s is gone: what is between the lips is the head model's (`mouth=model`).", driver.source
+                "The clip %s is gone: the inside of the mouth is the head model's (`mouth=model`).", driver.source
             )
             return None
         return driver
@@ -187,7 +191,7 @@ class _Run:
     def _paint(
         self, head_fit: HeadFit, meshes: Meshes, driver: Driver | None, mouth: Tracking | None, folder: Path
     ) -> None:
-        """Paint what `folder` lacks, and join it with the sound."""
+        """Paint the segments that `folder` lacks, and join all with the sound."""
         job = self.job
         forget_others(folder)
         segments = self.stages.run(
@@ -220,7 +224,7 @@ class _Run:
         path = self.job.tracking(role, self._tracking_header(role)["key"])
         if self.job.shared is None:
             return self.steps.track(source, path, config, title=title)
-        # Another part of the list may be at the same clip.
+        # Another worker may be tracking the same clip.
         with alone(path, wait=True):
             return self.steps.track(source, path, config, title=title)
 
@@ -234,7 +238,7 @@ class _Run:
 
     @contextmanager
     def _fit_begun(self, photo: Keyed[Tracking] | None, kind: str) -> Iterator[Callable[[], HeadFit] | None]:
-        """Fit the head to the photo while the driver is tracked, which it needs only if it shows the same person."""
+        """Fit the head to the photo while the driver is tracked: it needs the driver only if both are one person."""
         job, config = self.job, self.job.fit
         key = self._tracking_header("driving")["key"] if kind in ("photo", "clip") else ""
         header = steps.fit_header(config, steps.fit_inputs([photo.key], key)) if photo is not None else {}
@@ -256,7 +260,7 @@ class _Run:
     def _head_fit(
         self, photo: Keyed[Tracking] | None, driver: Keyed[Tracking] | None, begun: Callable[[], HeadFit] | None
     ) -> tuple[Keyed[HeadFit], Path]:
-        """The person's head and its file: as given, or fitted to the photo's tracking."""
+        """Return the person's head and its file: the given one, or one fitted to the photo's tracking."""
         if photo is None:
             head_fit = steps.given(HeadFit, self.job.reference)
             check_source(self.job.reference, head_fit.artifact)
@@ -281,7 +285,7 @@ class _Run:
         )
 
     def _audio(self, driver: Driver | None, head_fit: HeadFit) -> tuple[Path | None, float]:
-        """File that the sound comes from, and the time in it that frame 0 shows."""
+        """Return the file of the sound (None without), and the time in it, s, of the film's frame 0."""
         first = 0
         match self.job.generate.audio:
             case "none":
@@ -299,7 +303,7 @@ class _Run:
         if info is not None and info.has_audio:
             return source, info.start_s + float(first / info.rate)
         if self.job.generate.audio == "reference":
-            log.warning("%s has no sound to take: the film is silent. Leave out `audio=reference`.", source)
+            log.warning("%s has no sound: the film is silent. Leave out `audio=reference`.", source)
         return None, 0.0
 
     def _record(
@@ -332,10 +336,10 @@ class _Run:
 
 
 def _quality(head_fit: HeadFit, tracking: Tracking | None, meshes: Meshes) -> dict[str, Any]:
-    """Collect what the artifacts themselves say about the quality of the result."""
+    """Collect the figures of quality from the artifacts."""
     tracked = tracking_quality(tracking) if tracking is not None else {}
     made_by = npz.read_header(meshes.path)["made_by"]
-    # Frames whose expression the transfer network has not learned, and what was not carried over, and why.
+    # Share of frames outside the network's training range; and motion that was not transferred in full, with reasons.
     moved = {"outside_training": made_by.get("outside_training", 0.0), "held_back": made_by.get("held_back", {})}
     same = {"same_person": same_person(head_fit, tracking)} if tracking is not None else {}
     return {**fit_quality(head_fit), **same, **tracked, **moved}

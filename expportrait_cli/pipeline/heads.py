@@ -1,4 +1,4 @@
-"""The head model of a run: the one that its artifacts were made with."""
+"""Loading of the head model that the artifacts of a run were made with."""
 
 from pathlib import Path
 from typing import get_args
@@ -21,7 +21,7 @@ from expportrait_cli.render.rasterizer import rasterize
 
 
 def head_by_name(name: HeadName) -> HeadModel:
-    """Load a head model. On an SMPL-X file that it meets for the first time it looks for FaceMesh's landmarks.
+    """Load a head model. In a user's file that is new to it, FaceMesh's landmarks are located first.
 
     Raises:
         WeightsError: the model's file is missing, or cannot be used.
@@ -32,11 +32,11 @@ def head_by_name(name: HeadName) -> HeadModel:
 def head_behind(path: Path, artifact: Tracking | HeadFit, *, wanted: HeadName | None = None) -> HeadModel:
     """Load the head model that an artifact was made with; `path` is the artifact's file.
 
-    A fit of high quality has a finer mesh of it (`head.finer`); a tracking has no mesh, and gets the plain model.
+    For a fit of high quality it has a finer mesh (`head.finer`); a tracking has no mesh, and gets the plain model.
 
     Raises:
         InputError: this tool has no such model, or the artifact was made with another file of it.
-        UsageError: it was made with another one than the `wanted`.
+        UsageError: the artifact was made with another model than `wanted`.
         WeightsError: as `head_by_name`.
     """
     known = [name for name in get_args(HeadName) if name == kind_of_head(artifact.head_model)]
@@ -64,7 +64,7 @@ def head_behind(path: Path, artifact: Tracking | HeadFit, *, wanted: HeadName | 
 
 
 def model_file(name: HeadName) -> dict[str, str]:
-    """Hash of the file that a head model of the user's own is read from; the default one's is in the catalogue.
+    """Hash of a head model's file by its name, as inputs of a key; none for anny, whose hash is in the catalogue.
 
     Raises:
         WeightsError: the file is missing.
@@ -73,7 +73,7 @@ def model_file(name: HeadName) -> dict[str, str]:
 
 
 def tracking_head(head: HeadModel) -> HeadModel:
-    """The plain model behind a finer one: what a photo or clip is tracked with, so that all trackings are alike."""
+    """Return the plain model behind a finer one; photos and clips are always tracked with the plain model."""
     if not is_finer(head.name):
         return head
     (kind,) = (name for name in get_args(HeadName) if name == kind_of_head(head.name))
@@ -81,14 +81,14 @@ def tracking_head(head: HeadModel) -> HeadModel:
 
 
 def kind_of_head(name: str) -> str:
-    """`anny` or `smplx` of a head model's name, which may go on with what tells its file, and its mesh, from others."""
+    """Kind (`anny`, `smplx` or `gnm`) that a head model's name begins with; the rest identifies its file and mesh."""
     return base_name(name).partition("-")[0]
 
 
 def check_same(first: Path, own: Tracking | HeadFit, second: Path, other: Tracking | HeadFit | Meshes) -> None:
     """Raise InputError unless two artifacts were made with the same head model: with the same parameters.
 
-    Their meshes may differ: what drives a head is its parameters.
+    Their meshes may differ: only the parameters are transferred.
     """
     if base_name(own.head_model) != base_name(other.head_model):
         raise InputError(
@@ -102,7 +102,7 @@ def _find_landmarks(head: HeadModel, colours: Float32[Tensor, "V 3"]) -> HeadMod
 
 
 def head_model_of(job: Job, kinds: tuple[str, str]) -> HeadModel:
-    """The head model of the artifacts that were given, and the default one for photos and clips."""
+    """Load the head model of the given artifacts, or the job's (by default anny) for photos and clips."""
     own = npz.load(HeadFit, job.reference) if kinds[0] == "head" else None
     tracking = npz.load(Tracking, job.driving) if kinds[1] == "track" else None
     if own is not None and tracking is not None:

@@ -1,4 +1,4 @@
-"""The job of one film: inputs, settings and files, and all that can be checked before the work starts."""
+"""The job of one film: its inputs, settings and files, and checks before the work starts."""
 
 import logging
 from dataclasses import asdict, dataclass, field, replace
@@ -27,12 +27,12 @@ WORK_FILES = (
     *("reference.track.npz", "driving.track.npz", "reference.head.npz", "driving.head.npz", "driving.meshes.npz"),
     *("reference.faces.png", "driving.faces.png"),
 )
-"""Artifacts that a run leaves in its work folder, and pictures of the faces that it had to choose from."""
+"""Artifacts in the work folder of a run, and pictures of the faces to choose from."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One film."""
+    """Inputs, settings and output of one film."""
 
     reference: Path
     """A photo, a clip, or a `.head.npz`."""
@@ -40,42 +40,42 @@ class Job:
     """A clip, a photo, a `.track.npz`, a `.meshes.npz`, or the `.normals.mkv` of meshes that are still there."""
     out: Path
     track: TrackConfig = field(default_factory=TrackConfig)
-    """Settings of the tracking of both; face and stretch are the reference's."""
+    """Settings of the tracking of reference and driver; face and stretch are those of the reference."""
     driving_face: str = TrackConfig.face
     driving_stretch: Stretch = field(default_factory=Stretch)
-    """Frames of the driver's clip that are taken; `track.stretch` is the reference's."""
+    """Range of the driver's frames; that of the reference is `track.stretch`."""
     head_model: HeadName | None = None
-    """3D head of photos and clips; None for that of the artifacts that were given, and else the default one."""
+    """Head model for photos and clips; None for that of the given artifacts, or the default one."""
     fit: FitConfig = field(default_factory=FitConfig)
     transfer: TransferConfig = field(default_factory=TransferConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     curves: Path | None = None
-    """Curves to use when the file exists, else where they are written."""
+    """CSV of the curves, which are used if it was edited, and otherwise written to it."""
     grid: bool = False
     with_report: bool = False
-    """Write a page beside the film."""
+    """Also write an HTML page about the film."""
     show_control: bool = False
-    """Instead of the film, write a picture of what wan-vace would be shown."""
+    """Instead of the film, write a picture of the conditions of wan-vace."""
     keep_work: bool = True
     shared: Path | None = None
-    """Folder of trackings that several films share; each film's own work folder without it."""
+    """Folder of trackings that several films share; None: they are in each film's work folder."""
 
     @property
     def work(self) -> Path:
-        """Folder of the artifacts that were made on the way."""
+        """Folder of the intermediate artifacts."""
         return self.out.with_name(f"{self.out.stem}.work")
 
     @property
     def meshes(self) -> Path:
-        """Meshes that were made on the way."""
+        """File of the meshes, if they are made by this run."""
         return self.work / "driving.meshes.npz"
 
     def tracking(self, role: str, key: str) -> Path:
-        """Tracking of the `reference` or the `driving` clip, in the work folder or in the one that films share."""
+        """File of the tracking of role `reference` or `driving`, in the work folder, or by its key in `shared`."""
         return self.work / f"{role}.track.npz" if self.shared is None else self.shared / f"{key[:16]}.track.npz"
 
     def tracked(self, role: str) -> tuple[Path, TrackConfig]:
-        """Photo or clip of a role, and how it is tracked, its stretch in frames."""
+        """Return photo or clip of a role, and the settings of its tracking, with the stretch in frames."""
         if role == "reference":
             return self.reference, replace(self.track, stretch=settled(self.track.stretch, self.reference))
         stretch = settled(self.driving_stretch, self.driving)
@@ -88,12 +88,12 @@ class Job:
 
     @property
     def grid_path(self) -> Path:
-        """Film of photo | driver | normals | result."""
+        """Film of photo, driver, normals and result, side by side."""
         return self.out.with_name(f"{self.out.stem}.grid.mp4")
 
     @property
     def control_picture(self) -> Path:
-        """Picture of what wan-vace is shown."""
+        """Picture of the conditions of wan-vace."""
         return self.out.with_name(f"{self.out.stem}.control.png")
 
     @property
@@ -102,34 +102,34 @@ class Job:
         return self.out.with_suffix(".html")
 
     def inputs(self) -> list[Path]:
-        """Files that the run reads; curves among them if they exist."""
+        """Files that the run reads, with the curves if they exist."""
         loras = self.generate.wan.loras() if self.generate.wan.lora else []
         files = [Path(name) for name in (self.transfer.network, *(file for file, _ in loras)) if name]
         files += [self.curves] if self.curves is not None and self.curves.exists() else []
         return [self.reference, self.driving, *behind(self.reference, self.driving), *files]
 
     def side_products(self) -> list[Path]:
-        """Files beside the film that are written under names that the user did not choose."""
+        """Files beside the film whose names the tool chooses."""
         wanted = {self.grid_path: self.grid, self.report: self.with_report, self.control_picture: self.show_control}
         return [self.record, *(path for path, is_wanted in wanted.items() if is_wanted)]
 
     def outputs(self) -> list[Path]:
-        """Files that the run writes, replaces or removes; curves among them unless they exist."""
+        """Files that the run writes, replaces or removes, with the curves unless they exist."""
         curves = [self.curves] if self.curves is not None and not self.curves.exists() else []
         return [self.out, *self.side_products(), *(self.work / name for name in WORK_FILES), *curves]
 
     def remove_work(self) -> None:
-        """Remove what runs of the tool left in the work folder, and the folder if nothing else is in it."""
+        """Remove the tool's files from the work folder, and the folder if nothing else is in it."""
         for name in WORK_FILES:
             (self.work / name).unlink(missing_ok=True)
         others = sorted(path.name for path in self.work.iterdir())
         if others:
-            log.warning("%s holds other files (%s), and stays.", self.work, others[0])
+            log.warning("%s is not removed: it holds other files (%s).", self.work, others[0])
         else:
             self.work.rmdir()
 
     def settings(self) -> dict[str, Any]:
-        """Settings of every stage, as JSON can hold them."""
+        """Settings of all stages, in plain types for JSON."""
         stages = ("track", "fit", "transfer", "generate")
         return {
             **{stage: asdict(getattr(self, stage)) for stage in stages},
@@ -154,18 +154,18 @@ def _sources(path: Path) -> list[Path]:
         with npz.open_archive(path) as archive:
             return [Path(str(npz.read_member(path, archive, "source")))]
     except InputError:
-        # It has none, or is damaged: whoever reads it says so.
+        # It has none, or is damaged, which is reported when the artifact is read.
         return []
 
 
 def kind_of(path: Path) -> str:
-    """`photo`, `clip`, or the kind of an artifact; opens the file no further than that needs.
+    """Return `photo`, `clip`, `normals`, or the kind of an artifact.
 
-    A film of normal maps is known by its name: faces are found in it too. Photos are read in full: one that is cut
-    off looks whole from its header, and drivers are read only after the reference was worked on.
+    Films of normal maps are recognised by their name, since they too have faces. Photos are read in full, since the
+    header of a truncated one looks whole; only headers of clips and artifacts are read.
 
     Raises:
-        InputError: missing, empty, a folder, damaged, or nothing that the tool reads.
+        InputError: the file is missing, empty, a folder, damaged, or of a kind that the tool does not read.
     """
     check_file(path)
     if path.suffix == ".npz":
@@ -180,7 +180,7 @@ def kind_of(path: Path) -> str:
 
 
 def behind_normals(job: Job) -> Job:
-    """The same job with the meshes and the head that a film of normal maps was drawn from, if one is the driver.
+    """If the driver is a film of normal maps, return the job with the meshes and the head that it was drawn from.
 
     Raises:
         InputError: the film was edited, shows another viewpoint or another person, or its meshes or head are gone.
@@ -211,11 +211,11 @@ def behind_normals(job: Job) -> Job:
 
 
 def check(job: Job) -> tuple[str, str]:
-    """Kinds of the reference and of the driver, after everything cheap was looked at.
+    """Check all of a job that can be checked quickly; returns the kinds of reference and driver.
 
     Raises:
-        InputError: a file that cannot serve.
-        UsageError: options that do not fit together.
+        InputError: an input cannot be used.
+        UsageError: settings do not fit together.
     """
     reference, driving = kind_of(job.reference), kind_of(job.driving)
     guard.check(job.outputs(), job.inputs())
@@ -230,7 +230,7 @@ def check(job: Job) -> tuple[str, str]:
     if driving == "meshes" and reference != "head":
         raise InputError(f"{job.driving} was made for one head: give its .head.npz instead of {job.reference}.")
     if driving == "meshes" and job.curves is not None:
-        raise UsageError(f"`curves` cannot change {job.driving}: its meshes are made. Give the .track.npz instead.")
+        raise UsageError(f"`curves` cannot change the finished meshes of {job.driving}. Give the .track.npz instead.")
     sounding = {"driving": (driving, job.driving), "reference": (reference, job.reference)}.get(job.generate.audio)
     if sounding is not None and sounding[0] == "clip" and probe(sounding[1]).has_audio:
         check_sound(sounding[1])
@@ -245,8 +245,8 @@ def check(job: Job) -> tuple[str, str]:
     check_neutral(job.transfer)
     if job.fit.same_person != "auto" and (reference == "head" or driving == "meshes"):
         raise UsageError(
-            f"`same_person={job.fit.same_person}` counts when a head is fitted, and {job.reference} is one. Leave it "
-            "out, or give the photo."
+            f"`same_person={job.fit.same_person}` is for fitting a head, and {job.reference} is fitted already. "
+            "Leave it out, or give the photo."
         )
     return reference, driving
 

@@ -1,4 +1,4 @@
-"""Lists of jobs: a table with a header line (CSV, or a spreadsheet), one JSON object a line, or patterns of names."""
+"""Lists of jobs: a table with a header line (CSV, spreadsheet), JSON lines, or patterns of file names."""
 
 import csv
 import io
@@ -36,27 +36,28 @@ WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0":
 LONGEST = 1 << 26
 """Largest list that is read, bytes: a million rows."""
 PATHS = ("reference", "driving", "output", "curves")
+"""Columns that are paths, relative to the list."""
 REFUSED: dict[Any, tuple[str, ...]] = {
     TrackConfig: ("several", "stretch"),
     FitConfig: ("supervision", "recenter", "detail", "rounds", "iterations", "descent"),
     TransferConfig: ("folds",),
     GenerateConfig: ("wan",),
 }
-"""Settings of each section that a list cannot change. `several`: in a batch, several faces without a choice are always
-an error. `stretch` and `wan` are sections of settings. `folds` needs the driver's head, which a job of a list does not
-have. Of the fit a list has what `generate` has."""
+"""Settings of each section that are no columns. `several`: in a batch, several faces without a choice are always an
+error. `stretch` and `wan` have columns of their own. `folds` needs the driver's head, which a row does not have. Of the
+fit, columns are those that are options of `generate`."""
 
 
 def read_jobs(
     path: Path, folder: Path, *, shared: Path | None = None, defaults: Mapping[str, Any] | None = None
 ) -> list[Job]:
-    """Read the list; films whose row names no output go to `folder` as REF--DRIVING.mp4.
+    """Read the jobs of a list; films of rows without an output go to `folder`, as REF--DRIVING.mp4.
 
-    `shared` is the jobs' folder of trackings, so that a clip that drives many photos is tracked once. `defaults` are
-    columns that hold where a row has none.
+    `shared`: folder of the jobs' trackings, so that a clip that drives many photos is tracked once. `defaults`: values
+    of columns for rows that have none.
 
     Raises:
-        InputError: with the line, when a row cannot be understood, or when two rows would write one film.
+        InputError: a row is not valid, or two rows would write one film; the message has the line.
     """
     jobs = _distinct(_rows(path), path, path.parent, folder, shared, defaults or {})
     if not jobs:
@@ -65,7 +66,7 @@ def read_jobs(
 
 
 def is_pattern(text: str) -> bool:
-    """Tell whether a text is a pattern of names: it has a sign of one, and no file has that very name."""
+    """True if a text is a pattern of file names: it has one of the signs *?[, and is no file's name itself."""
     return any(sign in text for sign in "*?[") and not Path(text).exists()
 
 
@@ -75,13 +76,13 @@ def pattern_jobs(
     """Pair every file of the pattern `references` with every clip of the pattern `driving`.
 
     Raises:
-        InputError: no file has such a name.
+        InputError: no file matches a pattern.
     """
     found = []
     for pattern in (references, driving):
         paths = sorted(Path(name) for name in glob(pattern, recursive=True) if Path(name).is_file())  # noqa: PTH207
         if not paths:
-            raise InputError(f"No file is named as {pattern}. Put the pattern in quotes, and check the folder.")
+            raise InputError(f"No file matches {pattern}. Put the pattern in quotes, and check the folder.")
         found.append(paths)
     pairs = [(str(photo), str(clip)) for photo in found[0] for clip in found[1]]
     rows = ((number, {"reference": photo, "driving": clip}) for number, (photo, clip) in enumerate(pairs, 1))
@@ -96,7 +97,7 @@ def _distinct(
     shared: Path | None,
     defaults: Mapping[str, Any],
 ) -> list[Job]:
-    """Make the jobs of rows; no two may write the same film."""
+    """Make the jobs of rows; raise InputError if two would write the same film."""
     jobs: dict[Path, Job] = {}
     for number, row in rows:
         job = replace(_job({**defaults, **row}, base, folder, f"{path}, line {number}"), shared=shared)
@@ -107,10 +108,10 @@ def _distinct(
 
 
 def part_of(jobs: Sequence[T], part: str) -> Sequence[T]:
-    """Take every N-th job from the I-th on, for `part` I/N: the share of one of N machines, or of N GPUs.
+    """Take every N-th job from the I-th on, for `part` I/N, such as the share of one of N GPUs.
 
     Raises:
-        UsageError: no such part.
+        UsageError: `part` is not of that form.
     """
     index, _, count = part.partition("/")
     if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
@@ -151,7 +152,7 @@ def _table(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _named(path: Path, lines: Iterable[tuple[int, list[str]]]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Rows by the names in the first line that is not blank."""
+    """Yield rows by column name; the first line that is not blank has the names."""
     header: list[str] | None = None
     for number, line in lines:
         cells = [cell.strip() for cell in line]
@@ -168,7 +169,7 @@ def _named(path: Path, lines: Iterable[tuple[int, list[str]]]) -> Iterator[tuple
 
 
 def _sheet(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Cells of the first sheet of a spreadsheet, as texts; of formulas, what they gave when it was saved."""
+    """Yield rows of the first sheet of a spreadsheet, as texts; formulas give the values that were saved with them."""
     try:
         from openpyxl import load_workbook
         from openpyxl.utils.exceptions import InvalidFileException
@@ -180,14 +181,14 @@ def _sheet(path: Path) -> Iterator[tuple[int, list[str]]]:
     try:
         book = load_workbook(path, read_only=True, data_only=True)
         for number, row in enumerate(book.worksheets[0].iter_rows(values_only=True), 1):
-            # Spreadsheets keep every number as a fraction: 256.0 is meant as 256.
+            # Spreadsheets store every number as a float: 256.0 means 256.
             yield number, ["" if v is None else f"{v:g}" if isinstance(v, float) else str(v) for v in row]
     except (InvalidFileException, BadZipFile, KeyError, ValueError, OSError) as error:
         raise InputError(f"{path} could not be read as a spreadsheet: {error}. Save it as .xlsx or .csv.") from error
 
 
 def _delimiter(lines: list[str]) -> str:
-    """Find the sign between the cells of the first line that is not blank: a comma, a semicolon or a tab."""
+    """Find the delimiter of the first line that is not blank: comma, semicolon or tab."""
     first = next((line for line in lines if line.strip()), "")
     return max(",;\t", key=first.count)
 
@@ -211,7 +212,7 @@ def _job(row: dict[str, Any], base: Path, folder: Path, place: str) -> Job:
             raise InputError(f"{place}: no {name}. Expected at least reference and driving{found}.")
     strange = next((name for name, cell in row.items() if isinstance(cell, (dict, list)) or "\0" in str(cell)), None)
     if strange is not None:
-        raise InputError(f"{place}: {strange[:60]} is no text, number, or true and false.")
+        raise InputError(f"{place}: {strange[:60]} is not a text, a number, true or false.")
     named = {name: Path(str(row.pop(name))) for name in PATHS if name in row}
     reference, driving = base / named["reference"], base / named["driving"]
     out = base / named["output"] if "output" in named else folder / film_name(reference, driving)
@@ -259,7 +260,7 @@ def columns() -> list[str]:
 
 
 def _stretch(row: dict[str, Any], prefix: str, place: str) -> Stretch:
-    """Frames that are taken of the driver's clip, or of the reference's."""
+    """Range of the driver's frames, or with prefix `reference_` of the reference's."""
     chosen = {}
     for field in fields(Stretch):
         if (name := f"{prefix}{field.name}") in row:
@@ -270,29 +271,29 @@ def _stretch(row: dict[str, Any], prefix: str, place: str) -> Stretch:
 
 
 def _short_forms(row: dict[str, Any], place: str) -> None:
-    """Write the column `absolute` out as the settings that it stands for, in place."""
+    """Replace the column `absolute` by the settings that it stands for, in place."""
     if "absolute" not in row:
         return
     meant = PAPER if _value(row.pop("absolute"), False, "absolute", place) else CHANGES
     for name in ("expression", "pose"):
         if name in row:
-            raise InputError(f"{place}: absolute and {name} say the same. Leave one of them out.")
+            raise InputError(f"{place}: absolute already sets {name}. Leave one of them out.")
         row[name] = getattr(meant, name)
     row.setdefault("neutral_frame", meant.neutral_frame)
 
 
 def _wan(row: dict[str, Any], base: Path, place: str) -> WanConfig:
-    """Settings of a Wan transformer; its files are named relative to the list."""
+    """Settings of a Wan transformer; its paths are relative to the list."""
     config = _section(WanConfig, row, place)
     loras = ",".join(f"{base / file}{'' if scale == 1 else f':{scale:g}'}" for file, scale in config.loras())
-    # A path is one beside the list; a plain name may be that of fetched weights.
+    # A path is relative to the list; a plain name may be that of fetched weights.
     is_path = len(Path(config.weights).parts) > 1 or (config.weights and (base / config.weights).is_dir())
     weights = str(base / config.weights) if is_path else config.weights
     return replace(config, weights=weights, lora=loras)
 
 
 def _section(cls: Any, row: dict[str, Any], place: str) -> Any:
-    """Take a stage's settings out of a row."""
+    """Read a stage's settings from a row, and remove them from it."""
     chosen: dict[str, Any] = {"several": "fail"} if cls is TrackConfig else {}
     for field in fields(cls):
         if field.name not in row or field.name in REFUSED.get(cls, ()) or is_dataclass(field.default_factory):
@@ -309,7 +310,7 @@ def _section(cls: Any, row: dict[str, Any], place: str) -> Any:
 
 
 def _value(value: Any, default: Any, name: str, place: str) -> Any:
-    """A cell as the type of the setting's default."""
+    """Convert a cell to the type of the setting's default."""
     text = str(value).strip()
     try:
         match default:

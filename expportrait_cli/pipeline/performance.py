@@ -1,4 +1,4 @@
-"""A driver's performance on a head, from tracking to meshes, with the curves in between open to editing."""
+"""Transfer of a driver's performance to a head, from tracking to meshes, with editable curves in between."""
 
 import hashlib
 import logging
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class OffsetSource:
-    """The method that is used, and the file that it needs."""
+    """Source of the dynamic offsets: the method, and the files that it needs."""
 
     config: TransferConfig
     network: Path | None = None
@@ -42,16 +42,16 @@ class OffsetSource:
 
     @classmethod
     def of(cls, config: TransferConfig, head_name: str, driver: Path | None = None) -> "OffsetSource":
-        """Find the file. A head model without a network takes the driver's landmarks instead, and says so.
+        """Find the files. For a head model without a network the method becomes `direct`, with a warning.
 
         Raises:
-            InputError, WeightsError: a file that was named is missing or no such file.
-            UsageError: a file was named for another method than the chosen one.
+            InputError, WeightsError: a file is missing or of another kind.
+            UsageError: a file is given that the chosen method does not use.
         """
         if config.network and config.method != "learned":
-            raise UsageError(f"`network={config.network}` serves `method=learned`, not {config.method}.")
+            raise UsageError(f"`network={config.network}` needs `method=learned`, not {config.method}.")
         if driver is not None and config.method == "none":
-            raise UsageError(f"`driver_head={driver}` serves `method=learned` and `method=direct`, not none.")
+            raise UsageError(f"`driver_head={driver}` needs `method=learned` or `method=direct`, not none.")
         if config.method != "learned":
             return cls(config, driver=driver)
         if config.network:
@@ -68,18 +68,18 @@ class OffsetSource:
             return cls(replace(config, method="direct"), driver=driver)
 
     def inputs(self) -> dict[str, str]:
-        """Hashes of the files, for the key of what is made with them."""
+        """Hashes of the files, as inputs of the meshes' key."""
         files = {"network": self.network, "driver_head": self.driver}
         return {name: content_hash(path) for name, path in files.items() if path is not None}
 
     def load(self, head: HeadModel, frames: int) -> Beyond:
-        """Read network, driver's fit and finer mesh, as far as the method and the head take them.
+        """Read network, driver's fit and finer mesh, if the method and the head need them.
 
-        `frames` is the driver's count.
+        `frames`: number of the driver's frames.
 
         Raises:
-            InputError: the driver's fit does not go with the driver, or with the head.
-            WeightsError: the network does not go with the head.
+            InputError: the driver's fit does not match the driver or the head.
+            WeightsError: the network does not match the head.
         """
         plain = tracking_head(head)
         driver = npz.load(HeadFit, self.driver) if self.driver is not None else None
@@ -97,85 +97,85 @@ class OffsetSource:
 
 
 OUTSIDE = 0.05
-"""Share of frames beyond the network's training from which it is worth a word."""
+"""Share of frames outside the network's training range above which it is reported."""
 
 STILL_RATE = Fraction(25)
-"""Frame rate of a film that a photo drives: its one frame needs some duration."""
+"""Frame rate of a film that a photo drives, which has a single frame."""
 
 
 @dataclass(frozen=True)
 class Driver:
-    """The driver's pictures, as a `.meshes.npz` names them."""
+    """The clip or photo of the driver, as recorded in the header of a `.meshes.npz`."""
 
     source: Path
     crop: tuple[float, float, float]
     first_frame: int
-    """Frame of the source that the film's frame 0 follows."""
+    """Index of the source frame for the film's frame 0."""
 
     def row(self) -> dict[str, Any]:
         """Convert to plain types for the header."""
         return {"source": str(self.source), "crop": list(self.crop), "first_frame": self.first_frame}
 
     def picture(self, frame: int) -> UInt8[np.ndarray, "H W 3"]:
-        """Read what a frame of the film follows."""
+        """Read the driver's picture for a frame of the film."""
         return read_frame(self.source, self.first_frame + frame)
 
     @classmethod
     def of(cls, tracking: Tracking) -> "Driver":
-        """The driver that a tracking shows."""
+        """The driver of a tracking."""
         left, top, side = (float(n) for n in tracking.crop)
         return cls(Path(tracking.source), (left, top, side), tracking.first_frame)
 
     @classmethod
     def behind(cls, meshes: Path) -> "Driver | None":
-        """The driver that meshes came from, if their header names one that is still there."""
+        """The driver in the header of meshes; None if there is none, or its file is gone."""
         row = npz.read_header(meshes)["made_by"].get("driver")
         if not isinstance(row, dict) or not Path(str(row.get("source"))).is_file():
             return None
         left, top, side = (float(n) for n in row["crop"])
-        # Earlier versions of the tool took every clip from its beginning.
+        # Meshes of earlier versions have no first frame: clips were always taken from their beginning.
         return cls(Path(row["source"]), (left, top, side), int(row.get("first_frame", 0)))
 
 
 def representation_of(meshes: Path) -> Representation:
-    """Part of the head that meshes show."""
+    """The `representation` with which meshes were made."""
     settings = npz.read_header(meshes)["made_by"].get("settings")
     found = settings.get("representation") if isinstance(settings, dict) else None
     return next((each for each in get_args(Representation) if each == found), "full")
 
 
 def rate_of(tracking: Tracking) -> Fraction:
-    """Frame rate of what a tracking drives."""
+    """Frame rate of the film that a tracking drives."""
     return Fraction(int(tracking.rate[0]), int(tracking.rate[1])) or STILL_RATE
 
 
 @dataclass(frozen=True)
 class CurvesFile:
-    """The table of a film's curves: the user's if it was edited, else what the tool writes there."""
+    """The CSV table of a film's curves, which is the input if the user has edited it, and an output otherwise."""
 
     path: Path | None
     meshes: Path
-    """Path of the film's meshes; the file names the tables that were written for them and for earlier meshes."""
+    """Path of the film's meshes; their header lists the tables that were written for them and for earlier ones."""
     written: tuple[str, ...]
-    """Tables that runs for these meshes wrote, hash and place each; the last one belongs to the meshes."""
+    """Hash and path of each table that the tool has written for these meshes; the last one is the current one."""
 
     @classmethod
     def of(cls, path: Path | None, meshes: Path, known: Sequence[str] = ()) -> "CurvesFile":
-        """Collect the tables that the meshes name, and those `known` from elsewhere, such as a run record."""
+        """Collect the tables in the header of the meshes, and those `known` from elsewhere, such as a run record."""
         named: Any = None
         if meshes.is_file():
             try:
                 named = npz.read_header(meshes)["made_by"].get("curves_written")
             except (InputError, AttributeError):
                 log.debug("%s names no tables of curves.", meshes)
-        # Earlier versions of the tool named one hash.
+        # Earlier versions of the tool recorded one hash.
         own = [named] if isinstance(named, str) else named if isinstance(named, list) else []
         return cls(path, meshes, tuple(dict.fromkeys(str(each) for each in (*known, *own))))
 
     def edited(self) -> str:
-        """Hash of the table if it is somebody's own: a file that exists, and that no run for these meshes wrote.
+        """Hash of the table if the user edited or made it: it exists, and was not written by the tool for these meshes.
 
-        So the same command can be given twice, and with other settings, without its own output counting as an edit.
+        Otherwise empty: the output of an earlier run, also of one with other settings, is not taken for an edit.
         """
         if self.path is None or not self.path.is_file():
             return ""
@@ -183,14 +183,14 @@ class CurvesFile:
         return "" if {digest, self._named(digest)} & {*self.written} else digest
 
     def with_table(self, curves: Curves, names: Sequence[str]) -> list[str]:
-        """The tables that were written, and that of these curves as the last; `names` as `csv_of` takes them."""
+        """Return `written` with the table of these curves as the last; `names`: expressions, as for `csv_of`."""
         if self.path is None:
             return list(self.written)
         own = self._named(hashlib.sha256(csv_of(curves, names).encode()).hexdigest())
         return [*(each for each in self.written if each != own), own]
 
     def write(self, curves: Curves, names: Sequence[str]) -> None:
-        """Write the table, unless it is there; one that was edited in the meantime stays."""
+        """Write the table, unless it exists already; one that was edited in the meantime is not overwritten."""
         if self.path is None:
             return
         table = replace(self, written=tuple(self.with_table(curves, names)))
@@ -201,7 +201,7 @@ class CurvesFile:
             log.info("Curves written to %s.", self.path)
 
     def _named(self, digest: str) -> str:
-        # A copy elsewhere of what the tool wrote is a table that the user chose.
+        # With its path: a copy of a written table at another place was chosen by the user.
         assert self.path is not None
         return f"{digest} {os.path.relpath(self.path, self.meshes.parent)}"
 
@@ -218,7 +218,7 @@ def write_meshes(
     table: CurvesFile,
     progress: Progress,
 ) -> None:
-    """Transfer and write the posed head frame by frame. Edited curves replace the driver's."""
+    """Transfer a performance, and write the posed meshes frame by frame. Edited curves replace the driver's."""
     head_fit = reduced(head_fit, source.config.representation)
     performance = transfer(head_fit, tracking, head, source.config, source.load(head, len(tracking.error)))
     header = {**header, "driver": Driver.of(tracking).row()}
@@ -228,14 +228,14 @@ def write_meshes(
         if len(edited.jaw) != len(performance.curves.jaw):
             raise InputError(f"{curves} has {len(edited.jaw)} frames, the driver {len(performance.curves.jaw)}.")
         performance = replace(performance, curves=edited)
-        log.warning("%s exists: its curves are used, whatever scales, regions and smoothing say.", curves)
+        log.warning("%s exists: its curves are used; scales, regions and smoothing have no effect.", curves)
         header["curves_written"] = list(table.written)
     else:
         header["curves_written"] = table.with_table(performance.curves, head.expression_names)
     if performance.outside > OUTSIDE:
         log.warning(
             "In %.0f %% of the frames the driver's expression goes beyond what the transfer network was trained on: "
-            "folds there are a guess. `expression_scale` below 1 calms it, `method=direct` copies the driver's.",
+            "folds are uncertain there. `expression_scale` below 1 reduces it; `method=direct` copies the driver's.",
             100 * performance.outside,
         )
     held = performance.held.row()

@@ -1,4 +1,4 @@
-"""The plan of a run: what is there already, and what is to do, with weights, memory and minutes; nothing is made."""
+"""The plan of a run: results that exist, stages to run, weights, and estimates of memory and time."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -35,36 +35,37 @@ SECONDS = {
     "draw the grid": (1.0, 0.155),
     "write the report": (2.0, 0.115),
 }
-"""Seconds of a stage, and of each of its frames, at 512 px and standard quality: what 25 films of 1 to 178 frames took 
-on a quiet server of two cores without a GPU. A busy machine takes as many times longer as it has too few cores."""
+"""Seconds of a stage, and for each frame, at 512 px and standard quality: measured with 25 films of 1 to 178 frames on
+an idle server with two cores and no GPU."""
 PAINTED = 512
+"""Size, px, of the films that `SECONDS` were measured with."""
 MEMORY = 1.5
-"""GB of main memory for a film whose painter is none of Wan's, however long it is: its process was seen to take 1.0 to
-1.3, and ffmpeg takes the rest."""
+"""Main memory, GB, for a film of any length whose painter is not a Wan transformer: its process was measured to take
+1.0 to 1.3, and ffmpeg takes the rest."""
 GB = 1 << 30
 
 
 @dataclass(frozen=True)
 class Found:
-    """The state of a job before a run."""
+    """The state of a job before a run, as `look` finds it."""
 
     hashes: dict[str, str]
     """Hashes of the inputs, by role."""
     known: Mapping[str, Any]
-    """Record of the film that is there; empty without one."""
+    """Run record of the existing film; empty without one."""
     table: CurvesFile
     painter: Choice
     key: str
-    """Key of the film that is asked for."""
+    """Key of the film that is to be made."""
     is_current: bool
-    """True if the film is there already, with all that is asked for beside it."""
+    """True if the film, and all files wanted beside it, exist and are up to date."""
 
 
 def look(job: Job, kinds: tuple[str, str]) -> Found:
-    """Find out what a job, whose inputs were checked, depends on, and whether its film is there.
+    """Find the inputs that a (checked) job depends on, and whether its film is up to date.
 
     Raises:
-        WeightsError, UsageError: a painter that is not there, or whose settings do not fit.
+        WeightsError, UsageError: the painter is not installed, or its settings do not fit.
     """
     hashes = {"reference": content_hash(job.reference), "driving": content_hash(job.driving)}
     record = read_record(job.record)
@@ -73,7 +74,7 @@ def look(job: Job, kinds: tuple[str, str]) -> Found:
         hashes["curves"] = edited
     painter = choose(job.generate) if not job.show_control else Choice("proxy")
     key = film_key(job, hashes, painter.identity)
-    # The representation of meshes that are made is that of the settings.
+    # Meshes that this run makes have the representation of the settings.
     painter.check_shown(representation_of(job.driving) if kinds[1] == "meshes" else job.transfer.representation)
     known = record if _is_made(job.out, record.get("sha256")) and not job.show_control else {}
     return Found(hashes, known, table, painter, key, known.get("key") == key and _has_beside(job, known))
@@ -84,7 +85,7 @@ def _is_made(path: Path, digest: Any) -> bool:
 
 
 def _has_beside(job: Job, known: Mapping[str, Any]) -> bool:
-    """Tell whether all that is asked for beside the film is there, unchanged since the run whose record is `known`."""
+    """True if all files wanted beside the film exist, unchanged since the run with record `known`."""
     beside = known.get("beside")
     hashes = beside if isinstance(beside, dict) else {}
     wanted = {job.grid_path: job.grid, job.report: job.with_report, job.curves: job.curves is not None}
@@ -96,7 +97,7 @@ def _strings(found: Any) -> list[str]:
 
 
 def film_key(job: Job, hashes: Mapping[str, str], painter: Mapping[str, str]) -> str:
-    """Key of a whole film: of inputs, settings, painter, networks of the fit, and the revisions of all stages."""
+    """Key of a film: a hash of inputs, settings, painter, networks of the fit, and the revisions of all stages."""
     networks = {row["name"]: row["sha256"] for row in network_of(job.fit)}
     networks |= model_file(job.head_model or "anny")
     inputs = {**hashes, **painter, **networks, "revisions": json.dumps(steps.REVISIONS, sort_keys=True)}
@@ -105,31 +106,31 @@ def film_key(job: Job, hashes: Mapping[str, str], painter: Mapping[str, str]) ->
 
 @dataclass(frozen=True)
 class Step:
-    """One stage."""
+    """One stage of a plan."""
 
     name: str
     is_made: bool
-    """True if the result of an earlier run is used again."""
+    """True if the result of an earlier run is reused."""
     frames: int
     seconds: float
-    """An estimate; 0 if it is used again."""
+    """Estimated time; 0 if it is reused."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The plan of a run."""
+    """Stages, weights and estimates of a run."""
 
     film: Path
     steps: tuple[Step, ...]
     """Empty if the film is up to date."""
     painter: str
     weights: tuple[tuple[str, str, str], ...]
-    """Name, licence, and path or `missing`."""
+    """Name, licence, and path (or `missing`) of each."""
     memory_gb: float
 
     @property
     def seconds(self) -> float:
-        """An estimate of the whole run."""
+        """Estimated time of the whole run."""
         return sum(step.seconds for step in self.steps)
 
     def to_json(self) -> dict[str, Any]:
@@ -151,7 +152,7 @@ class Plan:
             return [f"{self.film} is up to date: nothing is to do."]
         done = sum(step.is_made for step in self.steps)
         rows = [
-            f"  {step.name:<24} {'used again' if step.is_made else f'about {step.seconds:.0f} s':<14} "
+            f"  {step.name:<24} {'reused' if step.is_made else f'about {step.seconds:.0f} s':<14} "
             f"{step.frames} frame{'s' * (step.frames != 1)}"
             for step in self.steps
         ]
@@ -166,10 +167,10 @@ class Plan:
 
 
 def plan(job: Job) -> Plan:
-    """Find out what `film.generate` would do with a job, by the same checks and the same keys.
+    """Find what `film.generate` would do with a job, by the same checks and keys.
 
     Raises:
-        UserError: as `film.generate`, as far as it shows before the work.
+        UserError: as `film.generate`, for errors that can be found before the work.
     """
     job = behind_normals(job)
     kinds = check(job)
@@ -177,7 +178,7 @@ def plan(job: Job) -> Plan:
     shape = shape_of(job.generate.aspect, job.generate.size)
     if found.is_current:
         return Plan(job.out, (), found.painter.name, (), 0.0)
-    # What is only shown needs no weights.
+    # A picture of the conditions needs no weights.
     painter = painter_of(job.generate) if not job.show_control else None
     head = head_model_of(job, kinds)
     stages = tuple(_stages(job, kinds, found, head))
@@ -201,7 +202,7 @@ def _with_seconds(step: Step, seconds: float) -> Step:
 
 
 def _stages(job: Job, kinds: tuple[str, str], found: Found, head: HeadModel) -> Iterator[Step]:
-    """Stages in their order: a key is known as soon as those of what it depends on are."""
+    """Yield the stages in order; the key of each follows from the keys of those before."""
     photo = driver = ""
     if kinds[0] != "head":
         photo, is_made = _tracking(job, "reference", found, head)
@@ -240,7 +241,7 @@ def _stages(job: Job, kinds: tuple[str, str], found: Found, head: HeadModel) -> 
 
 
 def _tracking(job: Job, role: str, found: Found, head: HeadModel) -> tuple[str, bool]:
-    """Key of a tracking, and whether it is there."""
+    """Return the key of a tracking, and True if it exists and is up to date."""
     _, config = job.tracked(role)
     header = steps.track_header(config, tracking_head(head).name, found.hashes[role])
     return header["key"], steps.is_current(job.tracking(role, header["key"]), header)
@@ -249,10 +250,10 @@ def _tracking(job: Job, role: str, found: Found, head: HeadModel) -> tuple[str, 
 def _driver_fit(
     job: Job, kinds: tuple[str, str], head: HeadModel, driver: str, frames: int
 ) -> tuple[Path | None, bool]:
-    """File of the fit to the driver's own frames, if there will be one, and whether it is there."""
+    """File of the fit to the driver's own frames (None if it is not needed), and True if it is up to date."""
     head_path = job.reference if kinds[0] == "head" else job.work / "reference.head.npz"
     tracking = job.driving if kinds[1] == "track" else job.tracking("driving", driver)
-    # Without both, only what the user says is known yet.
+    # Without both files, it is not known whether the driver is the person, unless the user says so.
     is_known = head_path.is_file() and tracking.is_file()
     same = job.fit.same_person == "yes"
     if is_known:

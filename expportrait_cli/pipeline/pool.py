@@ -1,7 +1,7 @@
-"""Work spread over processes that end cleanly: on Ctrl-C, when the parent dies, when one of them is killed.
+"""Worker processes that end cleanly: on Ctrl-C, if the parent dies, if one of them is killed.
 
-Processes on several machines that share a disk share the work out by claims: a file each, with a sign of life. Locks of
-the system would end with their process too, but not every shared disk has them.
+Processes on machines that share a disk divide work by claims: files whose time stamp is renewed as a heartbeat. File
+locks of the system would also be released when a process ends, but not every shared disk supports them.
 """
 
 import logging
@@ -29,24 +29,24 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 END_S = 10.0
-"""Time that a process gets to remove its partial files."""
+"""Time, s, that a process gets to remove its partial files when it is ended."""
 
 _ending = threading.Event()
 
 
 class Notes(logging.Handler):
-    """Warnings of the task that a process is at, which belong to its result rather than between progress bars."""
+    """Collects the warnings of a process's current task, so that they are returned with its result."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self.lines: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep the line."""
+        """Store the message."""
         self.lines.append(record.getMessage())
 
     def take(self) -> list[str]:
-        """Hand over the lines."""
+        """Return the stored messages, and forget them."""
         lines, self.lines = self.lines, []
         return lines
 
@@ -55,7 +55,7 @@ notes = Notes()
 
 
 class Workers:
-    """Processes of one thread each; a context manager."""
+    """Context manager of a pool of processes with one thread each."""
 
     def __init__(self, count: int) -> None:
         # Not forked: torch, mediapipe and Warp do not survive it.
@@ -63,13 +63,13 @@ class Workers:
         self._pool = ProcessPoolExecutor(count, mp_context=spawn, initializer=_begin)
 
     def __enter__(self) -> "Workers":
-        """Start nothing yet: processes start with the work."""
+        """Return the pool; processes start with the work."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Let the processes go; after an error, stop what they are doing."""
+        """Shut the pool down; after an error, terminate its processes."""
         if kind is None:
             self._pool.shutdown()
             return
@@ -83,10 +83,10 @@ class Workers:
                 process.kill()
 
     def run(self, work: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[T, R | Exception]]:
-        """Yield every item with what `work` returned or raised, as they finish.
+        """Yield every item with what `work` returned or raised, in the order in which they finish.
 
         Raises:
-            OutOfMemoryError: a process was killed from outside, which only a full memory does by itself.
+            OutOfMemoryError: a process was killed, most likely because memory ran out.
         """
         futures: dict[Future[R], T] = {self._pool.submit(_do, work, item): item for item in items}
         for future in as_completed(futures):
@@ -103,16 +103,16 @@ class Workers:
 
 
 class WorkerProcess(Generic[T, R]):
-    """One process that does tasks one after the other, and keeps what it has loaded; a new one where it was killed."""
+    """One process that runs tasks one after the other, and keeps what it has loaded; restarted if it was killed."""
 
     def __init__(self, work: Callable[[T], R], *, threads: int) -> None:
-        """Prepare a process that does `work`, a function of a module, with so many threads."""
+        """Prepare a process with `threads` threads that runs `work`, a function of a module."""
         self._work, self._threads = work, threads
         self._process: BaseProcess | None = None
         self._line: connection.Connection | None = None
 
     def run(self, task: T, *, timeout_s: float | None, is_over: Callable[[], bool]) -> R | int:
-        """Return what `work` returns; or the signal that killed the process, or 0 if it took longer than `timeout_s`.
+        """Return the result of `work`; or the signal that killed it, or 0 if it took longer than `timeout_s`.
 
         Raises:
             Stopped: `is_over` became true.
@@ -163,10 +163,11 @@ class WorkerProcess(Generic[T, R]):
 
 
 class Stopped(Exception):
-    """Work that was given up because the whole run is over."""
+    """Raised where work is given up because the whole run is over."""
 
 
 POLL_S = 0.1
+"""Time, s, between two checks whether a task is to be stopped."""
 
 
 def _serve(line: connection.Connection, work: Callable[[T], R], threads: int) -> None:
@@ -180,10 +181,10 @@ def _serve(line: connection.Connection, work: Callable[[T], R], threads: int) ->
 
 
 def _begin(threads: int = 1) -> None:
-    """Prepare a process, before anything heavy is imported."""
+    """Prepare a worker process, before heavy modules are imported."""
     os.environ[THREADS] = str(threads)
     settle_threads()
-    # Away from the terminal: its Ctrl-C would stop this process's ffmpeg, and cut a clip short that looks whole.
+    # In a session of its own: Ctrl-C in the terminal would end this process's ffmpeg, and leave a truncated clip.
     os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _end)
@@ -197,15 +198,15 @@ def _watch_parent() -> None:
     if parent is not None:
         connection.wait([parent.sentinel])
         os.kill(os.getpid(), signal.SIGTERM)
-        # Between two items the pool swallows what `_end` raises, and would wait for a next one for ever.
+        # Between two items the pool catches the exception of `_end`, and would wait for the next item for ever.
         time.sleep(END_S)
         os._exit(128 + signal.SIGTERM)
 
 
 def _end(number: int, _: FrameType | None) -> None:
-    # As an exception, so that partial files are removed and ffmpeg is stopped on the way out.
+    # Ends by an exception, so that partial files are removed and ffmpeg is stopped.
     _ending.set()
-    # Native code that it meets on the way up ends the process at once, with a stack of its own on the terminal.
+    # stderr goes to /dev/null first: native code through which SystemExit unwinds may abort, and print a stack trace.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     raise SystemExit(128 + number)
 
@@ -214,13 +215,13 @@ def _do(work: Callable[[T], R], item: T) -> R:
     try:
         return work(item)
     finally:
-        # The pool would hand over the exception and go on with the next item.
+        # The pool would return the exception as a result, and go on with the next item.
         if _ending.is_set():
             os._exit(128 + signal.SIGTERM)
 
 
 def disk_clock(folder: Path) -> float:
-    """Read the time from the disk's clock, which all machines that share the disk have in common."""
+    """Return the time by the clock of the disk, which is the same for all machines that share it."""
     probe = folder / f".clock-{uuid.uuid4().hex[:8]}"
     probe.touch()
     try:
@@ -230,16 +231,17 @@ def disk_clock(folder: Path) -> float:
 
 
 def this_process() -> str:
-    """Name this process and its machine."""
+    """Return a name of this process, with its machine."""
     return f"process {os.getpid()} on {socket.gethostname()}"
 
 
 @contextmanager
 def claim(path: Path, *, heartbeat_s: float, stale_s: float) -> Iterator[bool]:
-    """Keep what `path` stands for to this worker; false if another one has it. A thread shows that this one lives.
+    """Context in which this worker has the claim on `path`; yields False if another worker has it.
 
-    `path` is a folder with a file for each worker that claimed it, numbered from 0; the highest number has it. A
-    stale claim stays where it is, and its heir takes the next number: a file that only one worker can create.
+    `path` is a folder with a file for each worker that has claimed it, numbered from 0; the highest number is the valid
+    claim. A thread renews its time stamp every `heartbeat_s`. A claim older than `stale_s` is not removed: the next
+    worker creates the next number, which only one worker can do.
     """
     own = _take(path, stale_s)
     if own is None:
@@ -259,7 +261,7 @@ def claim(path: Path, *, heartbeat_s: float, stale_s: float) -> Iterator[bool]:
     finally:
         ended.set()
         heart.join()
-        # Stale ones go first: without this one above them they would be free to take.
+        # Stale claims are removed first: without this one above them they could be taken over.
         is_highest = _numbers(path)[-1:] == [int(own.name)]
         for number in _numbers(path) if is_highest else [int(own.name)]:
             (path / str(number)).unlink(missing_ok=True)
@@ -268,7 +270,7 @@ def claim(path: Path, *, heartbeat_s: float, stale_s: float) -> Iterator[bool]:
 
 
 def _take(path: Path, stale_s: float) -> Path | None:
-    """Create this worker's claim; None where another worker has it."""
+    """Create this worker's claim, and return its file; None if another worker has the claim."""
     path.mkdir(exist_ok=True)
     earlier = _numbers(path)
     last = path / str(earlier[-1]) if earlier else None
@@ -283,7 +285,7 @@ def _take(path: Path, stale_s: float) -> Path | None:
         return None
     with os.fdopen(descriptor, "w") as file:
         file.write(f"{this_process()} {uuid.uuid4().hex}")
-    # Since the look the last claim may have been removed, and a lower number been given to someone else.
+    # In the meantime the last claim may have been removed, and another worker may have created a lower number.
     if _numbers(path)[-1:] == [int(own.name)] and (last is None or _read(last) == seen):
         return own
     own.unlink(missing_ok=True)
@@ -293,7 +295,7 @@ def _take(path: Path, stale_s: float) -> Path | None:
 
 
 def _numbers(path: Path) -> list[int]:
-    """List the numbers of all claims, the lowest first."""
+    """Numbers of all claims, in rising order."""
     with suppress(OSError):
         return sorted(int(child.name) for child in path.iterdir() if child.name.isdecimal())
     return []
@@ -307,7 +309,7 @@ def _read(path: Path) -> str | None:
 
 
 def _is_stale(path: Path, seen: str | None, stale_s: float) -> bool:
-    """Whether the worker of a claim is gone; one that was removed since is not stale, but over."""
+    """True if the worker of a claim is gone; False for a claim that has been removed in the meantime."""
     try:
         age_s = disk_clock(path.parent.parent) - path.stat().st_mtime
     except OSError:
@@ -316,7 +318,7 @@ def _is_stale(path: Path, seen: str | None, stale_s: float) -> bool:
 
 
 def _has_ended(claimed: str) -> bool:
-    """Tell whether a claim's worker was a process of this machine that has ended."""
+    """True if a claim's worker was a process of this machine that has ended."""
     words = claimed.split()
     if len(words) < 5 or words[3] != socket.gethostname() or not words[1].isdecimal():
         return False

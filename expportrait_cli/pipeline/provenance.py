@@ -1,4 +1,4 @@
-"""The origin of a result: versions, weights, networks, licences, how well it was made, and the run record."""
+"""Provenance of a result: versions, weights, networks, licences, figures of quality, and the run record."""
 
 import hashlib
 import json
@@ -26,19 +26,19 @@ from expportrait_cli.weights.catalogue import Weight, catalogue, entry, locate
 log = logging.getLogger(__name__)
 
 DOUBTFUL = 4.0
-"""Mean landmark error, percent of the inter-ocular distance, from which a fit is none. Real faces within 50 degrees of
-the camera stay below 2.5, seen from the side they reach 8."""
+"""Mean landmark error, percent of the inter-ocular distance, above which a misfit is warned of. Real faces within 50
+degrees of the camera stay below 2.5; seen from the side they reach 8."""
 
 
 def check_source(path: Path, artifact: HeadFit | Tracking) -> None:
-    """Raise InputError unless the pictures that an artifact speaks of are still there and the same."""
+    """Raise InputError unless the photo or clip of an artifact still exists and is unchanged."""
     source = Path(artifact.source)
     if not source.is_file() or content_hash(source) != artifact.source_hash:
         raise InputError(f"{path} was made from {source}, which is gone or has changed. Make it again.")
 
 
 def warn_of_misfit(source: Path, tracking: Tracking) -> None:
-    """Say so when the head does not fit what was seen: a face from the side, or none of a person."""
+    """Warn if the head does not fit the landmarks: a face seen from the side, or not a person's."""
     error = float(tracking.error.mean())
     if error > DOUBTFUL:
         log.warning(
@@ -51,7 +51,7 @@ def warn_of_misfit(source: Path, tracking: Tracking) -> None:
 
 
 def tracking_quality(tracking: Tracking) -> dict[str, Any]:
-    """Measure how well the tracking explains what was seen."""
+    """Figures of a tracking's quality: frames by state, and the landmark error."""
     return {
         "frames": len(tracking.error),
         "frames_interpolated": int((tracking.state == 1).sum()),
@@ -62,7 +62,7 @@ def tracking_quality(tracking: Tracking) -> dict[str, Any]:
 
 
 def fit_quality(head_fit: HeadFit) -> dict[str, Any]:
-    """Measure how well the head covers the person."""
+    """Figures of a fit's quality: overlap with the matte, and the error that folds explain."""
     quality: dict[str, Any] = {"silhouette_iou": round(float(head_fit.silhouette_iou), 4)}
     if len(head_fit.dynamic_offset):
         quality["frames"] = len(head_fit.dynamic_offset)
@@ -78,13 +78,13 @@ SYNTHETIC = "AI-generated: synthetic portrait film, made from a photo by"
 
 
 def synthetic_tags() -> dict[str, str]:
-    """Metadata of every film that the tool writes."""
+    """Metadata of every film that the tool writes, which declare it as AI-generated."""
     maker = f"expportrait {__version__}"
     return {"comment": f"{SYNTHETIC} {maker}", "description": f"{SYNTHETIC} {maker}", "artist": maker}
 
 
 def versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
+    """Versions of Python, the tool and the packages that a result depends on."""
     found = {"python": platform.python_version(), "expportrait-cli": __version__}
     for package in PACKAGES:
         try:
@@ -95,7 +95,7 @@ def versions() -> dict[str, str]:
 
 
 def licences(stages: tuple[str, ...]) -> list[dict[str, str]]:
-    """Weights that the stages used, each with what it allows."""
+    """Name, licence, source and hash of the weights that stages use."""
     return [
         {"name": weight.name, "licence": weight.licence, "source": weight.source, "sha256": weight.sha256}
         for weight in catalogue()
@@ -104,9 +104,9 @@ def licences(stages: tuple[str, ...]) -> list[dict[str, str]]:
 
 
 def network_of(config: FitConfig) -> list[dict[str, str]]:
-    """The network that a fit with these settings reads normals from on this machine, as `licences`; often none.
+    """The network whose normals a fit with these settings uses on this machine, as rows of `licences`; often none.
 
-    Its sha256 is the file's own, not the published one, so that it also tells one file from another.
+    Its sha256 is computed from the file, not the published one, so that it differs for another file.
     """
     if config.quality == "draft" or config.supervision in ("shading", "none"):
         return []
@@ -127,14 +127,14 @@ def network_of(config: FitConfig) -> list[dict[str, str]]:
 
 @lru_cache(maxsize=8)
 def _digest(path: Path, size: int, changed_ns: int) -> str:
-    """Hash a large file once a process, as long as it stays the same."""
+    """Hash a large file; once per process, as long as its size and time do not change."""
     return content_hash(path)
 
 
 def networks_behind(head: Path) -> list[dict[str, str]]:
     """Networks that took part in a .head.npz, as its header names them.
 
-    Heads from before headers did that name none, whatever they were made with.
+    Headers of earlier versions have none, whatever the head was made with.
     """
     made_by = npz.read_header(head)["made_by"]
     rows = made_by.get("networks") if isinstance(made_by, dict) else None
@@ -149,19 +149,19 @@ CHECKSUM = "checksum"
 
 
 def write_record(path: Path, content: Mapping[str, Any]) -> None:
-    """Write the record as JSON, in full or not at all, with a hash of all of it, so that damage shows."""
+    """Write a run record as JSON, in full or not at all, with a checksum of its content."""
     write_json(path, {**content, CHECKSUM: _checksum(content)})
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """Read a record; one that is absent or damaged is empty."""
+    """Read a run record; empty if it is missing or damaged."""
     try:
         content = read_json(path)
     except (OSError, ValueError):
         return {}
     if not isinstance(content, dict):
         return {}
-    # Earlier versions of the tool wrote none.
+    # Earlier versions of the tool wrote no checksum.
     expected = content.pop(CHECKSUM, None)
     return content if expected in (None, _checksum(content)) else {}
 
@@ -179,9 +179,9 @@ class Terms:
     """The terms of one licence."""
 
     commercial: Use
-    """Permission to use commercially what the licence covers."""
+    """Permission for commercial use."""
     attribution: str
-    """Names and notices that have to be given."""
+    """Names and notices that must be given."""
 
 
 NOTICE = Terms("yes", "keep the licence and copyright notice with copies of the weights")
@@ -215,11 +215,11 @@ VERDICTS: dict[Use, str] = {
 
 @dataclass(frozen=True)
 class Part:
-    """One thing that took part in a film, or in its scores."""
+    """Weights, training data or an input of a film, or of its scores."""
 
     name: str
     kind: Kind
-    """`weights` made the film; an `estimator` is weights that its scores rest on."""
+    """`weights` made the film; an `estimator` is weights that measured it; `data` are what weights were trained on."""
     licence: str
     commercial: Use
     attribution: str
@@ -228,22 +228,22 @@ class Part:
 
 @dataclass(frozen=True)
 class LicenceMap:
-    """Everything that took part, and what follows."""
+    """Licences of all parts of a film or of its scores, and the conclusion for commercial use."""
 
     parts: tuple[Part, ...]
 
     @property
     def commercial(self) -> Use:
-        """Verdict on commercial use of the weights: no if one excludes it, unknown if one does not say.
+        """Whether the weights permit commercial use: no if one excludes it, unknown if one does not state it.
 
-        Data and inputs do not decide: whether they reach through weights that are licensed otherwise is disputed, and
-        inputs are the user's own matter. Nor do estimators: they only looked at the film.
+        Training data do not count, since it is disputed whether their licence extends to weights; nor do inputs, which
+        are the user's responsibility, nor estimators, which only measured the film.
         """
         return self._verdict("weights") or "unknown"
 
     @property
     def commercial_scores(self) -> Use | None:
-        """Verdict on running the estimators for commercial ends; None if nothing was scored."""
+        """Whether the estimators permit commercial use, as `commercial`; None without scores."""
         return self._verdict("estimator")
 
     def _verdict(self, kind: Kind) -> Use | None:
@@ -261,7 +261,7 @@ class LicenceMap:
         }
 
     def lines(self) -> list[str]:
-        """Format as text: verdicts on the film and on its scores, as far as they are known, and a line a part."""
+        """Format as text: the conclusions for the film and for its scores, if any, and a line per part."""
         scores = self.commercial_scores
         is_about_film = scores is None or any(part.kind == "weights" for part in self.parts)
         verdicts = [VERDICTS[self.commercial].format(what="weights behind this film")] if is_about_film else []
@@ -274,7 +274,7 @@ class LicenceMap:
 
 
 def licence_map(record: Mapping[str, Any]) -> LicenceMap:
-    """Map what a run record names: its weights, the data behind each, and the inputs."""
+    """Collect the licences of a run record: its weights, their training data, and the inputs."""
     parts: list[Part] = []
     for row in _rows(record.get("weights")):
         name, licence = str(row.get("name", "unnamed")), str(row.get("licence") or UNSTATED)
@@ -287,7 +287,7 @@ def licence_map(record: Mapping[str, Any]) -> LicenceMap:
 
 
 def with_estimators(found: LicenceMap | None, weights: Iterable[Weight]) -> LicenceMap:
-    """The map of a film, or of several, with what their scores rest on; None is a film of which nothing is known."""
+    """Add the estimators of the scores to the licences of films; `found` None: nothing is known of the film."""
     parts = list(found.parts) if found is not None else []
     for weight in weights:
         parts += _with_data(_part(weight.name, "estimator", weight.licence, weight.source))
@@ -295,7 +295,7 @@ def with_estimators(found: LicenceMap | None, weights: Iterable[Weight]) -> Lice
 
 
 def of_film(film: Path) -> LicenceMap | None:
-    """The map of a film with a run record beside it; None without one, or when the record is another film's."""
+    """Licences of a film, from the run record beside it; None without one, or if it is another film's."""
     record = read_record(film.with_suffix(".json"))
     if record.get("sha256") != content_hash(film):
         return None
@@ -303,7 +303,7 @@ def of_film(film: Path) -> LicenceMap | None:
 
 
 def stretch_behind(film: Path, target: Path) -> Stretch:
-    """Find the range of a clip that a film of this tool shows, by the film's record; the whole clip without one."""
+    """Range of the target that a film of this tool shows, from its run record; the whole clip without one."""
     record = read_record(film.with_suffix(".json"))
     try:
         recorded = Stretch(**record["settings"]["driving_stretch"])
@@ -314,19 +314,19 @@ def stretch_behind(film: Path, target: Path) -> Stretch:
 
 
 def together(maps: Iterable[LicenceMap]) -> LicenceMap:
-    """The weights and data of several films; their inputs are left out."""
+    """Licences of the weights and data of several films, without their inputs."""
     parts = [part for found in maps for part in found.parts if part.kind != "input"]
     return _map(sorted(parts, key=lambda part: part.name))
 
 
 def _map(parts: Iterable[Part]) -> LicenceMap:
-    """A map of these, sorted by kind, the last of each name."""
+    """Sort parts by kind; of parts of the same kind and name, the last one is kept."""
     unique = {(part.kind, part.name): part for part in parts}
     return LicenceMap(tuple(sorted(unique.values(), key=lambda part: ORDER.index(part.kind))))
 
 
 def _with_data(part: Part) -> list[Part]:
-    """Weights and what is behind them, as the catalogue has it; or that it does not say."""
+    """Return weights with their training data, as in the catalogue, or an entry that these are not stated."""
     known = next((weight.data for weight in catalogue() if weight.name == part.name), ())
     data = known or ((f"what {part.name} was trained on", UNSTATED),)
     return [part, *(_part(what, "data", licence, f"behind {part.name}") for what, licence in data)]

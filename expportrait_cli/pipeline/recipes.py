@@ -1,4 +1,4 @@
-"""One film painted by wan-vace in several ways beside the proxy: which is best on this machine, with these weights."""
+"""`compare-recipes`: a film painted by wan-vace with several settings, each measured against the proxy."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -29,7 +29,7 @@ RECIPES: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("start", "and a start from the proxy film, strength 0.7", {"strength": 0.7}),
     ("keep", "and the proxy's own pixels where nothing is to be repainted", {"keep": True}),
 )
-"""Recipes: name, description, and the change that is added to those of the recipes before."""
+"""Name and description of each recipe, and the settings that it changes, in addition to those of the recipes before."""
 MEASURES = {
     "lip_gap_error": "lips, % of the eye distance",
     "lid_gap_error": "lids, % of the eye distance",
@@ -38,16 +38,16 @@ MEASURES = {
     "flicker": "flicker, levels",
 }
 SHOWN = 5
-"""Frames of each film on the page."""
+"""Number of frames of each film on the page."""
 
 
 def compare(photo: Path, clip: Path, folder: Path, config: GenerateConfig, stage: Stage) -> tuple[Path, dict[str, Any]]:
-    """Make the films that `folder` lacks, measure them against the clip, and write the page; its path, and the scores.
+    """Make the films that `folder` lacks, measure them against the clip, and write the page; returns it and the scores.
 
-    From then on `auto` may choose these weights on this machine.
+    Afterwards `auto` may choose these weights on this machine.
 
     Raises:
-        InputError, UsageError, WeightsError: as a film of wan-vace.
+        InputError, UsageError, WeightsError: as for a film of wan-vace.
     """
     config = replace(config, backend="wan-vace")
     weights = choose(config).folder
@@ -63,7 +63,7 @@ def compare(photo: Path, clip: Path, folder: Path, config: GenerateConfig, stage
     for name, _, more in RECIPES:
         change |= more
         wan = replace(config.wan, **{key: getattr(PLAIN, key) for key in CHANGED} | change)
-        # Head and meshes of the proxy's run: only the painting differs.
+        # Head and meshes of the proxy's run are the inputs, so that only the painting differs.
         head = proxy.work / "reference.head.npz"
         job = Job(head, proxy.meshes, folder / f"{name}.mp4", generate=replace(config, wan=wan, audio="none"))
         generate(job, stage)

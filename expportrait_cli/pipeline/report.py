@@ -1,4 +1,4 @@
-"""The page of one run: what was tracked, what was asked for, what the film shows, and where to look."""
+"""The HTML page of a run: requested and measured motion by frame, warnings, worst frames, figures and licences."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,46 +28,46 @@ from expportrait_cli.pipeline.sheets import normals_of
 from expportrait_cli.runtime import Progress
 
 FAR_DEG = 40.0
-"""Turn away from the photo beyond which a painter has to make up what it never saw."""
+"""Rotation away from the photo, degrees, beyond which a painter must guess hidden parts of the head."""
 STRONG = 1.15
-"""Expression coefficient beyond which a face unit is stretched further than it was modelled."""
+"""Expression coefficient above which an expression is extrapolated beyond its model."""
 STRANGER = 0.6
-"""Distance from which dlib takes two faces for two people."""
+"""Distance of dlib's embeddings above which two faces count as different people."""
 
 Series = Float64[np.ndarray, " T"]
 
 
 @dataclass(frozen=True)
 class Run:
-    """The files that a film left."""
+    """Files of a film from which its page is made."""
 
     film: Path
     head: Path
     meshes: Path
     tracking: Path | None
-    """None of a driver that was given as meshes, or whose tracking is shared with other films."""
+    """None if the driver was given as meshes, or if its tracking is shared with other films."""
     detail: bool
-    """The painter saw the fine static detail."""
+    """True if the painter got normal maps with fine static detail."""
 
     @classmethod
     def of(cls, job: Job) -> "Run":
-        """Find them.
+        """Find the files of a job.
 
         Raises:
-            InputError: the film, its head or its meshes are gone.
+            InputError: the film, its head or its meshes are missing.
         """
         head = job.reference if job.reference.suffix == ".npz" else job.work / "reference.head.npz"
         meshes = job.driving if job.driving.name.endswith(".meshes.npz") else job.meshes
         own = job.driving if job.driving.name.endswith(".track.npz") else job.work / "driving.track.npz"
         for path in (job.out, head, meshes):
             if not path.is_file():
-                raise InputError(f"{path} is gone: a report needs what was made on the way. Run with `keep_work`.")
+                raise InputError(f"{path} is gone: a report needs intermediate results. Run with `keep_work`.")
         return cls(job.out, head, meshes, own if own.is_file() else None, job.generate.detail)
 
 
 @dataclass(frozen=True)
 class _Found:
-    """Everything that the page is made of."""
+    """Content of the page."""
 
     run: Run
     fit: HeadFit
@@ -78,7 +78,7 @@ class _Found:
 
     @property
     def turn_deg(self) -> Series:
-        """Turn of the head away from the photo's, the largest of its three angles."""
+        """Rotation of the head away from the photo's, degrees: the largest of the three angles, for each frame."""
         return np.abs(self.asked.angles_deg - angles_of(self.fit.rotation[None])).max(1)
 
 
@@ -88,7 +88,7 @@ def write_run_report(job: Job, record: Mapping[str, Any], path: Path, progress: 
     Takes 40 ms a frame, and 75 more where identity can be measured.
 
     Raises:
-        InputError: what was made on the way is gone.
+        InputError: intermediate results are missing.
     """
     run = Run.of(job)
     fit, meshes = npz.load(HeadFit, run.head), Meshes.open(run.meshes)
@@ -110,7 +110,7 @@ def _page(found: _Found, record: Mapping[str, Any]) -> str:
     quality = record.get("quality", {})
     if quality.get("outside_training", 0.0) > OUTSIDE:
         share = 100 * quality["outside_training"]
-        remarks.append(f"{share:.0f} % of the frames ask for expressions beyond the transfer network's training.")
+        remarks.append(f"{share:.0f} % of the frames have expressions outside the transfer network's training range.")
     remarks += held_back(quality.get("held_back", {}), found.meshes.frame_count)
     missing = [f"{name}: not measured, {why}" for name, why in found.shown.missing.items()]
     sections = {
@@ -131,15 +131,16 @@ def _texts(rows: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 HELD = {
-    "turn_damped": "Turns are damped where they would show what the photo hides",
-    "kept_in_frame": "The head is kept in the picture",
-    "torso_guessed": "The driver's torso could not be followed, shoulders are a guess",
-    "mouth_guessed": "The mouth opens, which the photo shows shut: teeth and tongue are a guess",
+    "turn_damped": "Rotation is damped where it would show what the photo hides",
+    "kept_in_frame": "Motion is limited to keep the head in the picture",
+    "torso_guessed": "The driver's torso could not be tracked: shoulders are guessed",
+    "mouth_guessed": "The mouth opens, but is shut in the photo: teeth and tongue are guessed",
 }
+"""Reasons why motion was changed or guessed, by their names in the header of meshes."""
 
 
 def held_back(found: Mapping[str, Any], count: int) -> list[str]:
-    """A line for each kind of thing that the film does not show as the driver did it, and why."""
+    """A line for each kind of motion that was changed or guessed, with the reason and the frames."""
     lines = []
     for name, why in HELD.items():
         row = found.get(name)
@@ -164,7 +165,7 @@ def _words(value: Any) -> str:
 
 
 def warnings(asked: Asked, shown: Shown, tracking: Tracking | None, turn_deg: Series) -> list[str]:
-    """List what a user should look at before they show the film: one line each, with frames and limits."""
+    """List possible faults of the film, one line each, with frames and limits."""
     lines = []
     if tracking is not None:
         error = float(tracking.error.mean())
@@ -186,7 +187,7 @@ def warnings(asked: Asked, shown: Shown, tracking: Tracking | None, turn_deg: Se
 
 
 def _where(rows: Bool[np.ndarray, " T"], what: str) -> list[str]:
-    """A line with the ranges of frames, or none."""
+    """A line with the ranges of the frames that are True in `rows`; no line if none is."""
     if not rows.any():
         return []
     runs = groupby(enumerate(np.flatnonzero(rows).tolist()), lambda pair: pair[1] - pair[0])
@@ -235,7 +236,7 @@ def _means(series: Sequence[Series]) -> str:
 
 
 def _worst(found: _Found) -> list[str]:
-    """Photo, driver, normals and film where the film is furthest from what was asked."""
+    """HTML of photo, driver, normals and film in the frames in which the film differs most from the request."""
     badness = found.shown.expression_error(found.asked)
     badness[found.shown.found == 0] = np.inf
     crop = Crop(*map(float, found.fit.crop))

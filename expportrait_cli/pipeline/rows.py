@@ -1,4 +1,4 @@
-"""Rows of a list: each is made once, by whichever worker claims it, on this machine or another that shares the disk."""
+"""Rows of a list of jobs: each is run once, by the worker that claims it, on any machine that shares the disk."""
 
 import csv
 import hashlib
@@ -23,28 +23,30 @@ log = logging.getLogger(__name__)
 
 @runtime_checkable
 class Work(Protocol):
-    """The job of a row: a `job.Job`, whose heavy module is imported only where films are made, or another's part."""
+    """The job of a row, here a protocol: a `job.Job`, whose module is slow to import, or another kind of work."""
 
     @property
     def out(self) -> Path:
-        """Path of the film, or another path that no other row has: it names the row."""
+        """Path of the film, or another path that is unique to the row, and names it."""
         ...
 
 
 Make = Callable[[Any, Stage], Any]
+"""Function that does a job; by default `film.generate`."""
 KILLED, TIMED_OUT = 128, 124
-"""Exit codes of rows whose process was killed (plus the signal's number), or took too long, as shells have them."""
+"""Exit codes, as in shells, of rows whose process was killed (plus the number of the signal), or took too long."""
 LEFT = 75
-"""Exit code of rows that no worker was left to make; the same command makes them."""
+"""Exit code of rows that were not run because no worker was left; the same command runs them."""
 WAIT_S = 0.3
+"""Time, s, between two looks for rows that are done or free."""
 
 
 @dataclass(frozen=True)
 class RowResult:
-    """Result of a row."""
+    """Outcome of a row."""
 
     exit_code: int
-    """Exit code, with the meanings of the command line's."""
+    """Exit code, as of the command line."""
     error: str
     """Message of the error; empty for a film that was made."""
     seconds: float
@@ -56,18 +58,18 @@ class Row:
     """One film of a list."""
 
     id: str
-    """Name of the row's files."""
+    """Stem of the names of the row's files."""
     job: Work
 
     @classmethod
     def of(cls, job: Work, folder: Path) -> "Row":
-        """Name it by its output, so that it keeps its files when the list is sorted, cut or grows."""
+        """Make a row whose id depends on its output only, so that it keeps its files when the list changes."""
         place = os.path.relpath(job.out, folder)
         return cls(f"{job.out.stem[:60]}-{hashlib.sha256(place.encode('utf-8', 'replace')).hexdigest()[:8]}", job)
 
 
 def run_row(job: Work, report: Stage = silent, make: Make | None = None) -> RowResult:
-    """Make one film; whatever it dies of becomes the exit code that the command line would end with."""
+    """Do one job; an error becomes the exit code with which the command line would end."""
     since = perf_counter()
     code, reason = 0, ""
     try:
@@ -77,7 +79,7 @@ def run_row(job: Work, report: Stage = silent, make: Make | None = None) -> RowR
             make = cast(Make, film.generate)
         make(job, report)
     except Exception as error:
-        # Whatever one row dies of, the next may be fine: this is the loop that the promise is about.
+        # Any error ends only its row: the other rows must go on.
         mendable = known(error)
         if mendable is None:
             log.error("%s: a fault of the tool", job.out, exc_info=error)
@@ -86,7 +88,7 @@ def run_row(job: Work, report: Stage = silent, make: Make | None = None) -> RowR
 
 
 def checked_row(job: Work) -> RowResult | None:
-    """The result of a row that would fail before its work begins; None of one that can be tried."""
+    """Check a row before its work begins: the result of one that would fail, or None."""
     from expportrait_cli.painting.stage import choose
     from expportrait_cli.pipeline.job import behind_normals, check
 
@@ -101,7 +103,7 @@ def checked_row(job: Work) -> RowResult | None:
 
 @dataclass(frozen=True)
 class Task:
-    """A row for a process of its own."""
+    """A row's job, for a separate process."""
 
     job: Work
     log: Path
@@ -109,7 +111,7 @@ class Task:
 
 
 def make_in_process(task: Task) -> RowResult:
-    """Make a row, and write what the process says to the row's log."""
+    """Do a row's job in a separate process, whose output and log go to the row's log file."""
     task.log.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(task.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     os.dup2(descriptor, 1)
@@ -130,24 +132,24 @@ def make_in_process(task: Task) -> RowResult:
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows that workers share out among themselves through files in `folder`; goes to other machines as it is."""
+    """Rows that workers divide among themselves by files in `folder`; can be sent to other machines."""
 
     folder: Path
-    """ID.claim, a folder, while a worker has a row, ID.json with its state, ID.log."""
+    """Folder with, for each row, ID.claim (a folder) while a worker has it, ID.json with its state, and ID.log."""
     rows: tuple[Row, ...]
     since: float
-    """Beginning of this run by the clock of the folder's disk: rows that ended before are tried again."""
+    """Beginning of this run by the clock of the folder's disk; results of earlier runs do not count."""
     retries: int = 2
     """Further attempts at a row whose process was killed, or ran out of memory."""
     timeout_s: float | None = None
     threads: int = 1
     heartbeat_s: float = 5.0
     stale_s: float = 60.0
-    """Age of the last sign of life from which a claim counts for nothing."""
+    """Age of the last heartbeat, s, from which on a claim is void."""
     make: Make | None = None
 
     def state(self, row: Row) -> dict[str, Any]:
-        """Read what was written about a row in this run; empty if nothing was."""
+        """Read the state of a row in this run; empty if there is none."""
         path = self.folder / f"{row.id}.json"
         try:
             found = read_json(path) if path.stat().st_mtime >= self.since else {}
@@ -156,33 +158,33 @@ class Batch:
         return found if isinstance(found, dict) else {}
 
     def result(self, row: Row) -> RowResult | None:
-        """Read the result of a row in this run; None while there is none."""
+        """Read the result of a row in this run; None if there is none yet."""
         state = self.state(row)
         if state.get("state") != "done":
             return None
         return RowResult(**{field.name: state[field.name] for field in fields(RowResult)})
 
     def write(self, row: Row, state: Literal["running", "done"], result: RowResult) -> None:
-        """Write how a row stands."""
+        """Write the state of a row."""
         content = {"id": row.id, "output": str(row.job.out), "state": state, "by": this_process(), **asdict(result)}
         write_json(self.folder / f"{row.id}.json", content)
 
     def results(self) -> list[RowResult]:
-        """List the results of all rows; a row that nobody has made has the exit code `LEFT`."""
+        """List the results of all rows; a row that was not run has the exit code `LEFT`."""
         left = RowResult(LEFT, "no worker was left to make it. Run the same command again.", 0.0, 0)
         return [self.result(row) or left for row in self.rows]
 
 
 @runtime_checkable
 class Maker(Protocol):
-    """A place where tasks run: a `WorkerProcess`, or this process."""
+    """Protocol of what runs tasks: a `WorkerProcess`, or this process."""
 
     def run(self, task: Task, *, timeout_s: float | None, is_over: Callable[[], bool]) -> RowResult | int:
         """Run a task, with the results of `WorkerProcess.run`."""
         ...
 
     def stop(self) -> None:
-        """End it."""
+        """Stop the process that runs the tasks; does nothing where they run in this process."""
         ...
 
 
@@ -191,12 +193,12 @@ def work(
     index: int = 0,
     is_over: Callable[[], bool] = lambda: False,
     process: Maker | None = None,
-    told: Callable[[Row, RowResult], None] = lambda row, result: None,
+    on_done: Callable[[Row, RowResult], None] = lambda row, result: None,
 ) -> None:
-    """Make rows that nobody else has claimed until all rows of the batch are done, by whichever worker.
+    """Run rows that no other worker has claimed, until all rows of the batch are done.
 
-    `index` is the worker's number: each begins elsewhere in the list. A worker that dies leaves its row to the others.
-    Rows are made in a process apart unless another `process` is given.
+    `index`: number of the worker; each begins at another row. If a worker dies, others take over its row. Rows are run
+    in a separate process, unless `process` is given. `on_done` is called for each row when it is done.
 
     Raises:
         Stopped: `is_over` became true.
@@ -206,7 +208,7 @@ def work(
     process = process or WorkerProcess(make_in_process, threads=batch.threads)
     try:
         while pending and not is_over():
-            left = [row for row in pending if not _try(batch, row, process, is_over, told)]
+            left = [row for row in pending if not _try(batch, row, process, is_over, on_done)]
             if len(left) == len(pending):
                 time.sleep(WAIT_S)
             pending = left
@@ -219,25 +221,25 @@ def _try(
     row: Row,
     process: Maker,
     is_over: Callable[[], bool],
-    told: Callable[[Row, RowResult], None],
+    on_done: Callable[[Row, RowResult], None],
 ) -> bool:
-    """Make a row if it is free; true once it is done, by this worker or another."""
+    """Run a row if it is free; True if it is done, by this or another worker."""
     result = batch.result(row)
     if result is None and not is_over():
         path = batch.folder / f"{row.id}.claim"
         with claim(path, heartbeat_s=batch.heartbeat_s, stale_s=batch.stale_s) as is_free:
-            # Between the look and the claim another worker may have ended it.
+            # Before the claim, another worker may have finished the row.
             result = batch.result(row) if is_free else None
             if is_free and result is None:
                 result = attempted(batch, row, process, is_over)
                 batch.write(row, "done", result)
     if result is not None:
-        told(row, result)
+        on_done(row, result)
     return result is not None
 
 
 def attempted(batch: Batch, row: Row, process: Maker, is_over: Callable[[], bool]) -> RowResult:
-    """Make a row, again if its process was killed or ran out of memory; attempts of workers that died count."""
+    """Run a row, and again if its process was killed or ran out of memory; attempts of dead workers count too."""
     earlier = batch.state(row).get("attempts", 0)
     attempts, result = earlier if isinstance(earlier, int) else 0, None
     since = perf_counter()

@@ -1,4 +1,4 @@
-"""Films that show several pictures side by side: the preview, and the grid."""
+"""Pictures and films for inspection: grid, preview, pictures of faces and of normals."""
 
 from collections.abc import Iterator, Sequence
 from itertools import repeat
@@ -32,7 +32,7 @@ Image = UInt8[np.ndarray, "H W 3"]
 
 
 def driver_frames(driver: Driver | None, size: int) -> Iterator[Image]:
-    """The driver's crop in every frame; grey when the clip is gone."""
+    """Yield the driver's crop in every frame; grey if the clip is gone. Endless for a photo or without a clip."""
     if driver is None:
         yield from repeat(np.full((size, size, 3), 128, np.uint8))
     elif is_image(driver.source):
@@ -51,13 +51,13 @@ def write_grid(
     config: RenderConfig,
     progress: Progress,
 ) -> None:
-    """Write photo | driver | normals | result, `config.size` pixels high, with the film's frames and rate."""
+    """Write photo, driver, normals and result side by side, `config.size` px high, with the film's frames and rate."""
     size = config.size
     photo = crop_image(read_frame(head_fit.source, head_fit.picture), Crop(*map(float, head_fit.crop)), size)
     drivers = driver_frames(driver, size)
     normals = render_normals(meshes, config)
     with VideoWriter(path, rate=meshes.rate, audio=film, metadata=synthetic_tags()) as writer:
-        # The driver's iterator may be endless, and ends the others' last.
+        # The driver's iterator may be endless, so it must be the last.
         for index, (result, normal, drive) in enumerate(zip(read_frames(film), normals, drivers, strict=False), 1):
             writer.write(np.concatenate([photo, drive, normal.normals, _fit_height(result, size)], axis=1))
             progress(index, meshes.frame_count)
@@ -75,7 +75,7 @@ def write_preview(normals: Path, meshes: Meshes, driver: Driver | None, size: in
 
 
 def _fit_height(image: Image, height: int) -> Image:
-    """Scale to a height, and to an even width, which the codec needs."""
+    """Scale a picture to a height, with an even width, which the codec needs."""
     if image.shape[0] == height and image.shape[1] % 2 == 0:
         return image
     width = max(2, round(image.shape[1] * height / image.shape[0] / 2) * 2)
@@ -83,14 +83,15 @@ def _fit_height(image: Image, height: int) -> Image:
 
 
 FACES = ".faces.png"
-"""End of the name of a picture of faces."""
+"""Suffix of pictures of faces."""
 FACES_PX = 1280
 """Longer side of a picture of faces, px."""
 MARK = (255, 210, 0)
+"""Colour of boxes and numbers."""
 
 
 def write_faces(path: Path, image: Image, faces: Sequence[FaceBox]) -> Path:
-    """Write a picture with a box, the number and the place of each face, from left to right."""
+    """Write a picture with a box, the number and the position (px) of each face, numbered from left to right."""
     scale = FACES_PX / max(image.shape[:2])
     sheet = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
     sheet = np.ascontiguousarray(sheet).astype(np.uint8)
@@ -103,7 +104,7 @@ def write_faces(path: Path, image: Image, faces: Sequence[FaceBox]) -> Path:
 
 
 def _write(sheet: Image, text: str, place: tuple[int, int], size: float) -> None:
-    # Black below yellow can be read on any photo.
+    # Yellow on black is readable on any photo.
     for colour, thickness in (((0, 0, 0), round(4 * size) + 3), (MARK, round(2 * size))):
         cv2.putText(sheet, text, place, cv2.FONT_HERSHEY_SIMPLEX, size, colour, thickness, cv2.LINE_AA)
 
@@ -113,21 +114,21 @@ SIDE = 360
 
 
 def normals_behind(film: Path, frame: int) -> UInt8[np.ndarray, "S S 3"] | None:
-    """Normal map of one frame of a film that the tool made, if its meshes are still there."""
+    """Normal map of one frame of a film of this tool; None if its meshes are gone or damaged."""
     path = film.with_name(f"{film.stem}.work") / "driving.meshes.npz"
     if not path.is_file():
         return None
     try:
         meshes = Meshes.open(path)
     except InputError:
-        # A page without that picture is better than none.
+        # The page is then made without that picture.
         return None
     settings = read_record(film.with_suffix(".json")).get("settings", {})
     return normals_of(meshes, frame, detail=settings.get("generate", {}).get("detail", True))
 
 
 def normals_of(meshes: Meshes, frame: int, *, detail: bool) -> UInt8[np.ndarray, "S S 3"]:
-    """Normal map of one frame, as `render-normals` draws it."""
+    """Normal map of one frame of meshes, as by `render-normals`."""
     camera, faces = Camera.of_crop(meshes.focal_px, CROP_SIZE, SIDE), torch.from_numpy(meshes.faces).to(torch.int32)
     with torch.inference_mode():
         verts_cam = torch.from_numpy(next(meshes.frames(frame, frame + 1)))

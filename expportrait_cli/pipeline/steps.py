@@ -1,6 +1,6 @@
-"""The only place that runs `track`, `fit` and `transfer`, and that knows their keys: what is current is not made again.
+"""Running of `track`, `fit` and `transfer`; results whose key is unchanged are read, not made again.
 
-Films, benchmarks and data sets are made with it.
+Films, benchmarks and datasets run these stages only through this module.
 """
 
 import hashlib
@@ -48,28 +48,28 @@ REVISIONS = {
     "generate": 3,
     "generator-cache": 3,
 }
-"""Revision of each stage. Raise one when the same inputs and settings give another result: what earlier versions of the
-tool left is then made again. `tests/pipeline/test_revisions.py` holds results of every stage and tells when it is time.
+"""Revision of each stage. Raise one when the same inputs and settings give another result, so that results of earlier
+versions are made again. `tests/pipeline/test_revisions.py` fails if a stage has changed and its revision has not.
 """
 
 
 @dataclass(frozen=True)
 class Keyed(Generic[A]):
-    """An artifact, and what stands for it in the keys of what is made from it."""
+    """An artifact and its key, which enters the keys of what is made from it."""
 
     artifact: A
     key: str
 
 
 def given(cls: type[A], path: Path) -> Keyed[A]:
-    """Read an artifact that the user gave: its content is its key, whatever its header says of how it was made."""
+    """Read an artifact that the user gave; its key is the hash of its content, whatever its header contains."""
     return Keyed(npz.load(cls, path), content_hash(path))
 
 
 def made_by(stage: str, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> dict[str, Any]:
-    """Header of an artifact: the tool, the stage's settings, what it was made from, and the key of all that.
+    """Header of an artifact: tool, stage, settings, inputs and weights, and the key, a hash of all of these.
 
-    `inputs` are content hashes, or the keys of artifacts that were made on the way.
+    `inputs`: content hashes, or keys of intermediate artifacts, by role.
     """
     weights = {weight.name: weight.sha256 for weight in catalogue() if stage in weight.needed_by}
     header = {
@@ -85,7 +85,7 @@ def made_by(stage: str, settings: Mapping[str, Any], inputs: Mapping[str, str]) 
 
 
 def is_current(path: Path, header: Mapping[str, Any]) -> bool:
-    """Tell whether the artifact at `path` was made from the same inputs with the same settings."""
+    """True if the artifact at `path` has the key of `header`: the same inputs and settings."""
     if not path.is_file():
         return False
     try:
@@ -102,7 +102,7 @@ def _say_damaged(path: Path, error: InputError) -> None:
 
 
 def cached(cls: type[A], path: Path, header: Mapping[str, Any], make: Callable[[], A]) -> Keyed[A]:
-    """Read the artifact when it is current, otherwise make and save it."""
+    """Read the artifact if its key is that of `header`, otherwise make and save it."""
     if is_current(path, header):
         try:
             return Keyed(npz.load(cls, path), header["key"])
@@ -128,7 +128,7 @@ def parameter_files(parameters: Path | None) -> list[Path]:
 def track_header(
     config: TrackConfig, head_model: str, source_hash: str, parameters: Path | None = None
 ) -> dict[str, Any]:
-    """Header of a tracking: it depends on the head model as on every other setting."""
+    """Header of a tracking, whose settings include the head model."""
     inputs = {"source": source_hash}
     if parameters is not None:
         hashes = map(content_hash, parameter_files(parameters))
@@ -137,10 +137,10 @@ def track_header(
 
 
 def fit_header(config: FitConfig, inputs: dict[str, str], known: Path | None = None) -> dict[str, Any]:
-    """Header of a fitted head, with the networks that take part in it on this machine.
+    """Header of a fitted head, with the networks that are used for it on this machine.
 
-    With another network, or one where there was none, the head is another: their hashes are in the key. Identity and
-    static offset of a `known` head go on in the new one, and so do the conditions of what that was made with.
+    The networks' hashes are in the key, since the head depends on them. A `known` head's networks are listed too,
+    because its identity and static offset, and thus the licences of these networks, carry over.
     """
     networks = network_of(config)
     hashes = {row["name"]: row["sha256"] for row in networks}
@@ -150,38 +150,38 @@ def fit_header(config: FitConfig, inputs: dict[str, str], known: Path | None = N
 
 
 def fit_inputs(trackings: Sequence[str], driver: str = "", head: str = "") -> dict[str, str]:
-    """Name the keys of the artifacts that a fit depends on."""
+    """Keys of the artifacts that a fit depends on, by role."""
     own = {f"track{index or ''}": key for index, key in enumerate(trackings)}
     return {**own, "driver": driver, "head": head}
 
 
 def transfer_header(source: OffsetSource, head: str, driver: str, edited: str) -> dict[str, Any]:
-    """Header of meshes, from the keys of the head and of the driver's tracking, and the hash of edited curves."""
+    """Header of meshes, from the keys of head and driver's tracking, and the hash of edited curves (or empty)."""
     inputs = {"head": head, "driver": driver, "curves": edited, **source.inputs()}
     return made_by("transfer", asdict(source.config), inputs)
 
 
 def painted_key(config: GenerateConfig, head: str, meshes: str, painter: Mapping[str, str], **other: Any) -> str:
-    """Key of a film's frames and sound, from those of its artifacts; `other` settings take the place of its own."""
+    """Key of a film's frames and sound, from the keys of its artifacts; `other` overrides settings of `config`."""
     inputs = {"head": head, "meshes": meshes, "render": f"revision {REVISIONS['render']}", **painter}
     return str(made_by("generate", {**asdict(config), **other}, inputs)["key"])
 
 
 def fits_driver(config: FitConfig, method: Method, frames: int, *, same: bool) -> bool:
-    """Tell if a transfer takes folds that are fitted to the driver's own frames; `same` if the driver is the person."""
+    """True if a transfer needs a fit of the driver's own frames; `same`: the driver is the person of the photo."""
     has_folds = frames > 1 and config.quality != "draft"
     return has_folds and (method == "direct" or (same and method != "none"))
 
 
 def driver_config(config: FitConfig, head: HeadModel) -> FitConfig:
-    """Settings of the fit of the driver's own frames, for a head that was fitted by `config`."""
+    """Settings of the fit to the driver's own frames, for a head that was fitted with `config`."""
     quality: Quality = "high" if is_finer(head.name) else config.quality
     return replace(config, quality=quality, detail=False)
 
 
 @dataclass(frozen=True)
 class Steps:
-    """Tracking, fit and transfer with one head model. What is there and current is read, otherwise made and saved."""
+    """Tracking, fit and transfer with one head model; results that are up to date are read, not made again."""
 
     head: HeadModel
     stages: Stages
@@ -189,12 +189,12 @@ class Steps:
     def track(
         self, source: Path, path: Path, config: TrackConfig, *, title: str = "track", parameters: Path | None = None
     ) -> Keyed[Tracking]:
-        """Track a photo or clip, with the plain model where the head's mesh is a finer one.
+        """Track a photo or clip, always with the plain head model, also if the head's mesh is a finer one.
 
-        `parameters` are SMPL-X's, which another program tracked (`tracking.Pretracked`).
+        `parameters`: file or folder of SMPL-X parameters by another tracker (`tracking.Pretracked`).
 
         Raises:
-            InputError: no face, or nothing that can be read.
+            InputError: no face is found, or a file cannot be read.
         """
         plain = tracking_head(self.head)
         config = replace(config, stretch=settled(config.stretch, source))
@@ -213,7 +213,7 @@ class Steps:
             lambda: self.stages.run(title, tracked),
         )
         warn_of_misfit(source, made.artifact)
-        # The same content may lie elsewhere than when it was tracked.
+        # The file may have been moved since it was tracked.
         return replace(made, artifact=replace(made.artifact, source=str(source.resolve())))
 
     def fit(
@@ -227,9 +227,10 @@ class Steps:
         title: str = "fit the head",
         begun: Callable[[], HeadFit] | None = None,
     ) -> Keyed[HeadFit]:
-        """Fit the head to a tracking, or to several of one person; `known` is a head whose frames alone are fitted.
+        """Fit the head to a tracking, or to several of one person; with the head `known`, only the frames are fitted.
 
-        `begun` gives the fit of one tracking without a driver, which was begun before there was one.
+        `begun` returns a fit to the photo alone, begun while the driver was tracked; it is used if the driver does not
+        share the identity.
         """
         head = given(HeadFit, known) if known is not None else None
         inputs = fit_inputs([each.key for each in trackings], driver.key if driver else "", head.key if head else "")
@@ -260,16 +261,17 @@ class Steps:
         *,
         method: Method,
     ) -> Path | None:
-        """Fit the driver's own frames: with the person's head if the driver is the person, else for `direct` alone.
+        """Fit the driver's own frames, if the method needs them; returns the file of the fit, or None.
 
-        In a generator's training every frame has its own folds: without them, films of the person would lack them.
+        If the driver is the person, the person's head is kept: generators are trained on normals with each frame's own
+        folds, so that a film of the person needs them as well. Otherwise only for `direct`.
         """
         driver = tracking.artifact
         same = same_person(own.artifact, driver)
         if not fits_driver(config, method, len(driver.error), same=same):
             return None
         if not Path(driver.source).is_file():
-            log.warning("%s is gone: its landmarks stand for the offsets of its frames.", driver.source)
+            log.warning("%s is gone: the offsets of its frames are estimated from its landmarks.", driver.source)
             return None
         plain = Steps(tracking_head(self.head), self.stages)
         known = head_path if same else None
@@ -287,9 +289,9 @@ class Steps:
         curves: Path | None = None,
         written: Sequence[str] = (),
     ) -> Keyed[Meshes]:
-        """Put a performance onto a head, whose file is `head_path`; `curves` are read if edited, and else written.
+        """Transfer a performance to a head with file `head_path`; `curves` are read if edited, otherwise written.
 
-        `written` are tables that earlier runs wrote, beside those that the meshes at `path` name (`CurvesFile`).
+        `written`: tables that earlier runs wrote, beside those in the header of the meshes at `path` (`CurvesFile`).
         """
         table = CurvesFile.of(curves, path, written)
         edited = table.edited()
@@ -312,13 +314,13 @@ class Steps:
             )
             meshes = Meshes.open(path)
         if not edited:
-            # The table comes last: if the run stops, the meshes still name every table that the tool wrote.
+            # The table is written last: if the run stops before, the meshes' header still lists every table.
             table.write(meshes.curves, self.head.expression_names)
         return Keyed(meshes, header["key"])
 
 
 def _whole_meshes(path: Path) -> Meshes | None:
-    """Meshes of an earlier run; None if they are damaged."""
+    """Open the meshes of an earlier run; None if they are damaged."""
     try:
         meshes = Meshes.open(path)
         meshes.check()

@@ -1,4 +1,4 @@
-"""Weight files: the catalogue, where they lie, how they are fetched and checked.
+"""Weight files: catalogue, folders, download and verification.
 
-What a network computes is where it is used.
+The networks themselves are in the packages that use them.
 """

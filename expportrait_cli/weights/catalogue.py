@@ -1,4 +1,4 @@
-"""The catalogue of weights: where each file lies, what it must hash to, and what its licence allows; and folders."""
+"""The catalogue of weights: path, hash and licence of each file; and folders of painters' weights."""
 
 import hashlib
 import importlib.util
@@ -22,10 +22,10 @@ HASH, NAME = re.compile("([0-9a-f]{64})?"), re.compile(r"[\w ./+-]{1,200}")
 """Allowed forms of a sha256 and of a file name."""
 
 FETCHED = "fetched.json"
-"""Note in a folder that was downloaded: from where, which commit, and the hash of each file."""
+"""File in a downloaded folder with the source, the commit, and the hash of each file."""
 
 TINY_DECODER = "taew2.1"
-"""Entry of the decoder for previews of Wan films."""
+"""Name of the entry of the decoder for previews of Wan films."""
 
 PAIRS = ("data", "pinned")
 """Settings of an entry that are lists of pairs."""
@@ -44,22 +44,22 @@ class Weight:
     """Path in the weights folder, or in the package that ships it."""
     source: str
     sha256: str
-    """Empty where nobody published it: then any file of that name is taken, and its first download pins it."""
+    """Hash of the file; empty if none is published: then any file is accepted, and the first download pins the hash."""
     licence: str
     needed_by: tuple[str, ...]
-    """Parts that cannot work without it."""
+    """Parts of the tool that need it."""
     package: str = ""
     """Import name of the package whose wheel holds the file; empty for a file of the weights folder."""
     optional: bool = False
-    """Missing is fine: the part that needs it is an extra."""
+    """True if it may be missing, since only an optional part needs it."""
     form: str = ""
-    """Page where the user has to accept a licence to get the file; empty where none stands before it."""
+    """Page where the user must accept a licence to get the file; empty if there is none."""
     parts: tuple[str, ...] = ()
-    """For a folder instead of a file: names of the parts of the repository `source` that are fetched."""
+    """If the entry is a folder: parts of the repository `source` that are downloaded."""
     pinned: tuple[tuple[str, str], ...] = ()
-    """Files of the folder with their sha256, where it is known beforehand: the hub has to list the same."""
+    """Files of the folder whose sha256 is known; the hub must list the same."""
     data: tuple[tuple[str, str], ...] = ()
-    """Data that it was made from or rests on, and the licence of each; empty where it is not known."""
+    """Data that it was made from or trained on, with the licence of each; empty if unknown."""
 
     @property
     def downloads(self) -> bool:
@@ -77,7 +77,11 @@ def folders() -> tuple[Path, ...]:
 
 
 def weights_file(name: str) -> Path:
-    """Path of a file of the weights folder."""
+    """Find a file in the weights folders.
+
+    Raises:
+        WeightsError: the file is missing.
+    """
     chosen = os.environ.get("EXPPORTRAIT_WEIGHTS")
     if chosen and Path(chosen).exists() and not Path(chosen).is_dir():
         raise WeightsError(f"EXPPORTRAIT_WEIGHTS names {chosen}, which is no folder. Name one, or unset it.")
@@ -94,10 +98,10 @@ def weights_file(name: str) -> Path:
 
 @cache
 def catalogue() -> tuple[Weight, ...]:
-    """Every entry of weights/catalogue.toml.
+    """Read all entries of weights/catalogue.toml.
 
     Raises:
-        WeightsError: it is damaged.
+        WeightsError: the file is missing or damaged.
     """
     path = weights_file("catalogue.toml")
     try:
@@ -116,7 +120,7 @@ def catalogue() -> tuple[Weight, ...]:
 
 
 def _weight(row: Any) -> Weight:
-    """An entry; lists become tuples, which can be hashed."""
+    """Check and convert an entry; lists become tuples, which are hashable."""
     if not isinstance(row, dict):
         raise ValueError("an entry is no table")
     name, values = str(row.get("name"))[:60], {key: _hashable(value) for key, value in row.items()}
@@ -142,19 +146,19 @@ def _hashable(value: Any) -> Any:
 
 
 def locate(weight: Weight) -> Path | None:
-    """Path of an entry's file, or None. Does not import the package that ships it."""
+    """Path of an entry's file or folder; None if missing. The package that ships it is not imported."""
     if weight.package:
         spec = importlib.util.find_spec(weight.package)
         roots = [Path(root) for root in (spec.submodule_search_locations or ())] if spec else []
     else:
         roots = list(folders())
-    # A folder is there when all of it has arrived, which is noted last.
+    # A folder is complete if it has `FETCHED`, which is written last.
     sign = f"{weight.file}/{FETCHED}" if weight.parts else weight.file
     return next((root / weight.file for root in roots if (root / sign).is_file()), None)
 
 
 def state(weight: Weight) -> State:
-    """Check that an entry's file is there and is the one that the catalogue names."""
+    """Check that an entry's file exists and has the right hash; `unknown` if no hash is known."""
     path = locate(weight)
     if path is None:
         return "missing"
@@ -167,7 +171,7 @@ def state(weight: Weight) -> State:
 
 
 def _is_as_fetched(folder: Path) -> bool:
-    """Check that every file of a folder has the hash that was noted when it arrived."""
+    """True if every file of a folder has the hash that was recorded after its download."""
     try:
         rows = read_json(folder / FETCHED)["files"]
         return bool(rows) and all(sha256(folder / row["file"]) == row["sha256"] for row in rows)
@@ -176,10 +180,10 @@ def _is_as_fetched(folder: Path) -> bool:
 
 
 def entry(name: str) -> Weight:
-    """Entry of that name.
+    """Return the entry `name`.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is no such entry.
     """
     found = next((weight for weight in catalogue() if weight.name == name), None)
     if found is None:
@@ -189,7 +193,7 @@ def entry(name: str) -> Weight:
 
 
 def how_to_get(weight: Weight) -> str:
-    """Say in a sentence what the user has to do for a file that is missing."""
+    """Sentence that tells the user how to get a missing file."""
     if weight.downloads:
         return (
             f"Run `expportrait weights fetch {weight.name}`, or put {weight.source} into {folders()[-1]} or into the "
@@ -206,7 +210,7 @@ def found_file(weight: Weight) -> Path:
     """Path of an entry's file.
 
     Raises:
-        WeightsError: it is in none of the folders.
+        WeightsError: the file is in none of the folders.
     """
     path = locate(weight)
     if path is None:
@@ -215,10 +219,10 @@ def found_file(weight: Weight) -> Path:
 
 
 def checked_file(name: str) -> Path:
-    """Path of the entry `name`. Warns when it is not the file that the catalogue names.
+    """Path of the file of entry `name`. Warns if its hash is not that of the catalogue.
 
     Raises:
-        WeightsError: it is in none of the folders.
+        WeightsError: the file is in none of the folders.
     """
     weight = entry(name)
     path = found_file(weight)
@@ -230,12 +234,12 @@ def checked_file(name: str) -> Path:
 FolderName = Literal["wan-vace", "wan-v2v", "wan-portrait"]
 MANIFEST = "generator.json"
 READ = ("transformer", "vae")
-"""Parts that are painted with; a folder of diffusers holds a text encoder and more beside them."""
+"""Subfolders that painters use; folders of diffusers have more, such as a text encoder."""
 
 
 @dataclass(frozen=True)
 class Folder:
-    """Weights of one painter."""
+    """Folder of a painter's weights."""
 
     path: Path
     kind: FolderName
@@ -249,10 +253,10 @@ class Folder:
 
 
 def kind_of(path: Path) -> FolderName:
-    """Find which painter the weights of a folder are for.
+    """Return the painter that the weights of a folder are for.
 
     Raises:
-        WeightsError: of no painter that the tool knows.
+        WeightsError: the weights are of no painter of the tool.
     """
     if (path / MANIFEST).is_file():
         return "wan-portrait"
@@ -270,10 +274,10 @@ def kind_of(path: Path) -> FolderName:
 
 
 def read_folder(path: Path, kind: FolderName) -> Folder:
-    """Hash a folder, and find what may be done with it.
+    """Hash a folder, and find its licence and source.
 
-    A trained generator is known by its manifest, which lists the hash of every file and is checked on loading. Others
-    are hashed whole; hashes of files that did not change since are remembered beside the downloaded weights.
+    Of a trained generator the manifest is hashed, which lists the hash of every file and is checked on loading. Of
+    others all files are hashed; hashes of unchanged files are cached beside the downloaded weights.
     """
     if kind == "wan-portrait":
         manifest = path / MANIFEST
@@ -283,7 +287,7 @@ def read_folder(path: Path, kind: FolderName) -> Folder:
             vae = Path(content["vae"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise WeightsError(f"{manifest} is damaged. Copy the folder again.") from error
-        # An autoencoder that lies elsewhere is in no manifest.
+        # An autoencoder at another place is not in the manifest.
         files = [manifest, *(_files(vae) if vae.is_absolute() else [])]
         return Folder(path, kind, _hash_of(files, path), licence, f"trained from {source}")
     files = [file for part in READ for file in _files(path / part)]
@@ -299,7 +303,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _hash_of(files: list[Path], root: Path) -> str:
-    """One hash for files and their names; the folder that holds them may be moved."""
+    """One hash of files and their names, which does not depend on the folder's path."""
     names = {file: file.name if file.parent == root else f"{file.parent.name}/{file.name}" for file in files}
     rows = [f"{names[file]} {digest}\n" for file, digest in _remembered(files).items()]
     return hashlib.sha256("".join(rows).encode()).hexdigest()
@@ -315,7 +319,7 @@ def licence_of(folder: Path) -> str:
 
 
 def _remembered(files: list[Path]) -> dict[Path, str]:
-    """Hash of each file; known ones of the same size and time are not read again."""
+    """Hash of each file; files of unchanged size and time are not read again."""
     memory = folders()[-1] / ".hashes.json"
     try:
         known = read_json(memory)
@@ -334,6 +338,6 @@ def _remembered(files: list[Path]) -> dict[Path, str]:
             with atomic_path(memory) as partial:
                 partial.write_text(json.dumps({**known, **fresh}, indent=1), "utf-8")
         except OutputError as error:
-            # They are found out again next time.
+            # The hashes are then computed again next time.
             log.info("%s", error)
     return {file: digest for file, (_, digest) in found.items()}

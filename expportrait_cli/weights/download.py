@@ -180,7 +180,7 @@ def _get(remote: Remote, target: Path, progress: Progress) -> None:
             _download(remote, partial, progress)
         fault = _fault(partial, target.suffix, remote)
         if fault:
-            # It can never become right, and would be gone on with for ever.
+            # It is wrong for good, and must not be resumed.
             partial.unlink()
             raise WeightsError(
                 f"{remote.url} {fault}: thrown away. Try again; if it stays so, its publisher has replaced it"

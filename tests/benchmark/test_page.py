@@ -133,8 +133,8 @@ def test_what_was_held_back_is_said_with_why():
         "turn_damped": {"frames": [[5, 9]], "most": 12.5, "unit": "degrees"},
     }
     assert held_back(found, 20) == [
-        "Turns are damped where they would show what the photo hides, by up to 12.5 degrees: 5 of 20 frames, 5 to 9.",
-        "The mouth opens, which the photo shows shut: teeth and tongue are a guess: 5 of 20 frames, 0 to 3, 7.",
+        "Rotation is damped where it would show what the photo hides, by up to 12.5 degrees: 5 of 20 frames, 5 to 9.",
+        "The mouth opens, but is shut in the photo: teeth and tongue are guessed: 5 of 20 frames, 0 to 3, 7.",
     ]
     assert held_back({}, 20) == []
 

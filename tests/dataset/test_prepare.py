@@ -26,8 +26,8 @@ from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit, Tracking
 from expportrait_cli.cli import app
 from expportrait_cli.config import FitConfig, PrepareConfig
 from expportrait_cli.dataset.dataset import Dataset, Row
-from expportrait_cli.dataset.make import Plan, Workshop, finished, plan_of, scanned
-from expportrait_cli.dataset.prepare import Book
+from expportrait_cli.dataset.make import Plan, Setup, finished, plan_of, scanned
+from expportrait_cli.dataset.prepare import RowLog
 from expportrait_cli.dataset.sources import find_sources
 from expportrait_cli.dataset.summary import clip_meshes
 from expportrait_cli.errors import FAULT, InputError, OutputError
@@ -232,7 +232,7 @@ def test_a_folder_of_nothing_usable(folder, tmp_path, capsys):
     (tmp_path / "videos").mkdir()
     shutil.copy(folder / "bob" / "nobody.mp4", tmp_path / "videos")
     _, err = run(capsys, "data", "prepare", tmp_path / "videos", "-o", tmp_path / "set", "--jobs", 1, code=3)
-    assert err.splitlines()[-1].startswith("error: None of 1 stretches of video was taken")
+    assert err.splitlines()[-1].startswith("error: None of 1 stretches of video was accepted")
     assert "a face in 0% of the frames" in (tmp_path / "set" / "index.html").read_text("utf-8")
 
 
@@ -267,17 +267,17 @@ def test_mistakes_are_one_line(arguments, code, said, tmp_path, capsys):
 
 def test_a_fault_in_one_clip_leaves_the_others(tmp_path):
     row = Row("a", "file-a", "a.mp4", "ab", 0, 48, "25", "rejected", "still", "anny")
-    book = Book(Workshop(tmp_path / "set", PrepareConfig(), "anny"), tmp_path, "anny")
-    book.add(row)
-    book.fail("b-000000", ZeroDivisionError("in one clip"))
-    book.add(replace(row, source="c.mp4"))
+    row_log = RowLog(Setup(tmp_path / "set", PrepareConfig(), "anny"), tmp_path, "anny")
+    row_log.add(row)
+    row_log.fail("b-000000", ZeroDivisionError("in one clip"))
+    row_log.add(replace(row, source="c.mp4"))
     with pytest.raises(InputError, match=r"1 videos or clips met a fault.*b-000000") as fault:
-        book.close()
+        row_log.close()
     assert fault.value.exit_code == FAULT
     content = json.loads((tmp_path / "set" / "dataset.json").read_text())
     assert not content["complete"] and [row["source"] for row in content["clips"]] == ["a.mp4", "c.mp4"]
     with pytest.raises(OutputError, match="disk full"):
-        book.fail("c", OutputError("disk full"))
+        row_log.fail("c", OutputError("disk full"))
 
 
 def test_help_loads_nothing_heavy():
@@ -314,12 +314,12 @@ def test_people(media, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_an_estimator_that_was_installed_since_makes_every_head_anew(folder, prepared, tmp_path, monkeypatch):
-    shop = Workshop(prepared, PrepareConfig(), "anny")
+    setup = Setup(prepared, PrepareConfig(), "anny")
 
     def plans() -> list[Plan]:
         (source,) = (each for each in find_sources(folder, skipped=prepared) if each.relative.parts[0] == "alice")
-        found = scanned(source, shop)
-        return [plan_of(source, found, index, shop, person="alice") for index in range(len(found.stretches))]
+        found = scanned(source, setup)
+        return [plan_of(source, found, index, setup, person="alice") for index in range(len(found.stretches))]
 
     before = [finished(plan) for plan in plans()]
     assert before and all(row is not None for row in before)

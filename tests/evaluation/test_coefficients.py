@@ -161,9 +161,9 @@ def test_columns_are_mean_absolute_differences_frame_by_frame(mode, tmp_path, mo
     # The same face in both, so the same crop: every coefficient differs by a fifth of the target's own.
     assert all(scores.rows[0][name] == 0 for name in (*Deep3D.columns, *Smirk.columns))
     found = {name: scores.rows[1][name] for name in (*Deep3D.columns, *Smirk.columns)}
-    from expportrait_cli.evaluation.face import Looker
+    from expportrait_cli.evaluation.face import LandmarkDetector
 
-    points = [Looker().look(picture) for picture in (darker[1], frames[1])]
+    points = [LandmarkDetector().detect(picture) for picture in (darker[1], frames[1])]
     for name, matrix, aligned in (
         ("aed_deep3d_mean", deep[:, 80:144], at_template),
         ("apd_deep3d_mean_rad", deep[:, 224:227], at_template),

@@ -15,7 +15,7 @@ from torch import nn
 from expportrait_cli.errors import WeightsError
 from expportrait_cli.evaluation import lpips
 from expportrait_cli.evaluation.estimators import TEMPLATE, ArcFace, arcface_crop
-from expportrait_cli.evaluation.face import Looker
+from expportrait_cli.evaluation.face import LandmarkDetector
 from expportrait_cli.evaluation.lpips import Lpips
 from expportrait_cli.evaluation.onnx_net import first_operators
 from expportrait_cli.weights.catalogue import entry
@@ -120,7 +120,7 @@ def network(path: Path, *, side: int = 112, scales_itself: bool = False) -> Path
 
 def test_a_face_is_aligned_wherever_it_lies():
     picture = portrait()
-    points = Looker().look(picture)
+    points = LandmarkDetector().detect(picture)
     assert points is not None
     turn = cv2.getRotationMatrix2D((150, 140), 25, 0.8)
     turn[:, 2] += [9, -4]
@@ -140,7 +140,7 @@ def test_a_network_that_scales_its_pictures_itself_is_given_levels(tmp_path):
     assert first_operators(plain, 8) == ["AveragePool", "Flatten"]
     assert first_operators(own, 8) == ["Sub", "Mul", "AveragePool", "Flatten"] and first_operators(own, 1) == ["Sub"]
     picture = portrait()
-    points = Looker().look(picture)
+    points = LandmarkDetector().detect(picture)
     assert points is not None
     one, two = (ArcFace(path).describe(picture, points) for path in (plain, own))
     assert np.abs(one - two).max() < 1e-5 and np.abs(one).max() > 0.05

@@ -162,7 +162,7 @@ def test_lists_as_spreadsheets_save_them(text, encoding, tmp_path):
             "strength is 'inf', expected a number from 0 to 1",
         ),
         ("a.csv", "reference,driving,steps,Steps\na.png,b.mp4,1,2\n", "line 1: column steps is there twice"),
-        ("a.jsonl", '{"reference": ["a.png"], "driving": "b.mp4"}', "reference is no text"),
+        ("a.jsonl", '{"reference": ["a.png"], "driving": "b.mp4"}', "reference is not a text"),
         (
             "a.jsonl",
             '{"reference": "a.png", "driving": "b.mp4", "seed": true}',
@@ -215,7 +215,7 @@ def test_patterns_are_pairs_of_every_photo_with_every_clip(tmp_path):
     jobs = pattern_jobs(photos, clips, tmp_path / "out", shared=tmp_path, defaults={"size": 256, "start": "3f"})
     assert [job.out.name for job in jobs] == ["a--x.mp4", "a--y.mp4", "b--x.mp4", "b--y.mp4"]
     assert {job.generate.size for job in jobs} == {256} and jobs[0].driving_stretch == Stretch("3f")
-    with pytest.raises(InputError, match="No file is named as"):
+    with pytest.raises(InputError, match="No file matches"):
         pattern_jobs(photos, str(tmp_path / "*.mov"), tmp_path, shared=tmp_path)
 
 

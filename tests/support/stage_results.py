@@ -12,7 +12,7 @@ from PIL import Image
 
 from expportrait_cli.artifacts.types import CROP_SIZE
 from expportrait_cli.config import FitConfig, GenerateConfig, PrepareConfig, RenderConfig, TrackConfig, TransferConfig
-from expportrait_cli.dataset.make import Workshop, cut_out, scanned
+from expportrait_cli.dataset.make import Setup, cut_out, scanned
 from expportrait_cli.dataset.sources import Source
 from expportrait_cli.media.video import read_frames
 from expportrait_cli.media.writer import VideoWriter
@@ -44,10 +44,10 @@ def stage_results(folder: Path) -> dict[str, list[float]]:
     meshes = steps.transfer(fit, driver, folder / "film.meshes.npz", source, head_path=folder / "own.head.npz").artifact
     normals = [frame.normals for frame in render_normals(meshes, RenderConfig(size=256))][:: FRAMES - 1]
     film = list(paint(fit.artifact, meshes, head, GenerateConfig(backend="proxy", size=256)))[:: FRAMES - 1]
-    shop = Workshop(folder / "set", replace(PrepareConfig(), min_s=0.2), "anny")
+    setup = Setup(folder / "set", replace(PrepareConfig(), min_s=0.2), "anny")
     video = Source(clip, Path(clip.name))
-    found = scanned(video, shop)
-    plans = cut_out(video, found, shop, person="somebody")
+    found = scanned(video, setup)
+    plans = cut_out(video, found, setup, person="somebody")
     cut = next(iter(read_frames(plans[0].clip.video)))
     track, verts = driver.artifact, np.stack([*meshes.frames(0, 1)])
     sizes = {"static": 1e3 * fit.artifact.static_offset, "folds": 1e3 * folds.artifact.dynamic_offset.astype(float)}

@@ -1,4 +1,4 @@
-"""Mask of the proxy film's parts that are repainted, on the latent grid and stable over time, and blending by it."""
+"""Mask of the parts of the proxy film to repaint (on the latent grid, stable over time), and blending by the mask."""
 
 from collections import deque
 from collections.abc import Iterator

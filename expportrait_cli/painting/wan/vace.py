@@ -68,7 +68,7 @@ class VaceModel:
         self._keep, self._still = keep, still
         # The reference picture is one latent frame in front of the film.
         self.front = vae.encode(pixels([still.photo]))
-        # Nothing of it is masked.
+        # Its mask is zero: nothing of it is repainted.
         blank = self.front.new_zeros(1, needed - CHANNELS, *self.front.shape[2:])
         self._reference = torch.cat([self.front, blank], 1)
 

@@ -41,7 +41,7 @@ class Average:
 
     @torch.no_grad()
     def follow(self, keep: float) -> None:
-        """Set the average to `keep` times itself plus 1 - `keep` times the weights."""
+        """Set the average to `keep` times itself plus (1 - `keep`) times the weights."""
         follow(self._means, self._weights, keep)
 
     @contextmanager
