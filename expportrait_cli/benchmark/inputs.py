@@ -17,7 +17,7 @@ from expportrait_cli.artifacts.files import content_hash
 from expportrait_cli.benchmark.suite import Pair, Suite, check
 from expportrait_cli.detect.crop import Crop, crop_image, steady_crop
 from expportrait_cli.errors import InputError
-from expportrait_cli.evaluation.face import Looker
+from expportrait_cli.evaluation.face import LandmarkDetector
 from expportrait_cli.media.video import frame_count, probe, read_frame, read_frames, read_pictures
 from expportrait_cli.media.writer import VideoWriter, write_png
 from expportrait_cli.pipeline.provenance import read_record, write_record
