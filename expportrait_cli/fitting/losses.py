@@ -211,13 +211,26 @@ def shown_folds(
 ) -> Float[Tensor, "T P"]:
     """High frequencies of log intensities beyond albedo and smooth shade, as far as they rise above the noise.
 
-    A Wiener filter in space: `noise` is a variance, and what is no stronger than it around a vertex is not there.
+    A Wiener filter: `noise` is a variance, and what is no stronger than it around a vertex is not there; nor is what
+    the frame before and the one after do not show.
     """
     high = high_passed(patch, values, weight)
     seen = (weight > 0).to(high.dtype)
     both = patch.smooth(torch.stack([high.square(), seen], -1), GATE_STEPS)
     energy = both[..., 0] / both[..., 1].clamp(min=0.05)
-    return high * (1 - noise / energy.clamp(min=1e-12)).clamp(min=0)
+    gate = (1 - noise / energy.clamp(min=1e-12)).clamp(min=0)
+    return high * (torch.minimum(gate, _lasting(patch, high, seen)) if len(high) > 1 else gate)
+
+
+def _lasting(patch: Patch, high: Float[Tensor, "T P"], seen: Float[Tensor, "T P"]) -> Float[Tensor, "T P"]:
+    """Share of the energy around each vertex that the frame before or after, whichever is more like it, shows too.
+
+    Grain, and the shake of a tracking by parts of a pixel, are new in every frame, folds are not.
+    """
+    pairs = high[1:] * high[:-1] * seen[1:] * seen[:-1]
+    shared, none = patch.smooth(pairs[..., None], GATE_STEPS)[..., 0], high.new_zeros(1, high.shape[1])
+    own = patch.smooth(high.square()[..., None], GATE_STEPS)[..., 0].clamp(min=1e-12)
+    return (torch.maximum(torch.cat([none, shared]), torch.cat([shared, none])) / own).clamp(0, 1)
 
 
 def _seen_share(patch: Patch, weight: Float[Tensor, "T P"]) -> Float[Tensor, "T P 1"]:

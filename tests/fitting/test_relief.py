@@ -22,10 +22,10 @@ ONE = torch.ones(FRAMES, POINTS)
 
 
 def folds(height_m: float) -> torch.Tensor:
-    """Slanting folds of 14 mm, 2 mm between vertices, each frame with its own phase, masked; [T,P]."""
+    """Slanting folds of 14 mm, 2 mm between vertices, which move a little from frame to frame, masked; [T,P]."""
     row, column = torch.meshgrid(*[torch.arange(SIDE).float()] * 2, indexing="ij")
     phase = 2 * torch.pi * (column + 0.4 * row).ravel() / 7
-    return height_m * torch.stack([torch.cos(phase + t) for t in range(FRAMES)]) * PATCH.mask
+    return height_m * torch.stack([torch.cos(phase + 0.2 * t) for t in range(FRAMES)]) * PATCH.mask
 
 
 def loss_of(heights: torch.Tensor, weight: torch.Tensor = ONE, noise: float = 0.0) -> ShadingLoss:
@@ -80,7 +80,8 @@ def test_loud_frames_and_places_do_not_calm_others():
     assert np.corrcoef(band)[0, 1:].min() > 0.95 and 0.9 < band[2].std() / band[1].std() < 1.1
     louder = folds(2e-5)
     louder[1] *= 10
-    assert (found(loss_of(louder))[[0, 2]] - alone[[0, 2]]).abs().max() < 1e-8
+    # Nothing but what lasts is told by other frames.
+    assert (found(loss_of(louder))[[0, 2]] - alone[[0, 2]]).abs().max() < 0.1 * alone.abs().max()
 
 
 def test_what_is_not_seen_makes_no_folds():
@@ -93,6 +94,19 @@ def test_no_more_than_the_noise_is_no_fold_and_much_more_is_one():
     assert not found(loss_of(true, noise=3 * energy))[:, INNER].abs().max() > 2e-5
     kept = found(loss_of(true, noise=0.05 * energy)).std() / found(loss_of(true)).std()
     assert 0.85 < float(kept) <= 1
+
+
+def test_what_lasts_for_one_frame_is_noise_and_what_grows_is_a_fold():
+    """Grain of the strength of folds, and folds that double from frame to frame."""
+    grain = 0.02 * torch.randn(FRAMES, POINTS, generator=torch.Generator().manual_seed(0))
+    growing = loss_of(folds(1e-4) * torch.tensor([[1.0], [2.0], [4.0]])).target
+    none = torch.zeros(POINTS)
+    raw = high_passed(PATCH, grain, ONE)
+    assert shown_folds(PATCH, grain, ONE, none)[:, INNER].std() < 0.4 * raw[:, INNER].std()
+    kept = shown_folds(PATCH, growing, ONE, none)[:, INNER] / high_passed(PATCH, growing, ONE)[:, INNER]
+    assert kept[:2].median() > 0.9 and kept[2].median() > 0.4
+    # One picture alone says nothing of what lasts.
+    assert torch.allclose(shown_folds(PATCH, grain[:1], ONE[:1], none), raw[:1], atol=1e-7)
 
 
 def test_a_frame_is_drawn_to_the_one_before():
@@ -115,11 +129,11 @@ def test_albedo_is_that_of_calm_frames_and_noise_their_spread():
     seen[CALM_FRAMES - 1 :, 7] = False
     albedo, noise = resting_albedo(PATCH, calm, seen, np.full(POINTS, 5.0, np.float32))
     assert np.abs(np.delete(albedo - paint, 7)).max() < 4 * spread and albedo[7] == 5
-    assert np.sqrt(np.median(noise) / 3) == pytest.approx(spread, rel=0.1)
+    assert np.sqrt(np.median(noise) / 1.7) == pytest.approx(spread, rel=0.1)
     # A minority that frowns is no noise.
     frowns = calm.copy()
     frowns[:4] += 0.2 * np.cos(np.arange(POINTS))
-    assert np.sqrt(np.median(resting_albedo(PATCH, frowns, seen, paint)[1]) / 3) < 1.2 * spread
+    assert np.sqrt(np.median(resting_albedo(PATCH, frowns, seen, paint)[1]) / 1.7) < 1.2 * spread
     for error, bound in ((1e-4, LEAST_NOISE), (0.1, MOST_NOISE)):
         values = (error * rng.normal(size=(15, POINTS))).astype(np.float32)
         noise = resting_albedo(PATCH, values, np.ones_like(seen), paint)[1]
