@@ -67,7 +67,9 @@ def spread(
     }
 
 
-def run(batch: Batch, executor: Executor, workers: int, on_done: OnDone, *, options: dict[str, Any] | None = None) -> None:
+def run(
+    batch: Batch, executor: Executor, workers: int, on_done: OnDone, *, options: dict[str, Any] | None = None
+) -> None:
     """Start workers, and call `on_done` for each row when it is done, until all are, or no worker is left.
 
     `options`: submitit's parameters of the Slurm jobs, such as partition and gpus_per_node.
