@@ -194,7 +194,7 @@ def judge(tracking: Tracking, head: HeadModel, stages: Stages) -> dict[str, Any]
         InputError: there is no face in the first frame, or no second frame.
     """
     if tracking.state[0] or len(tracking.state) < 2:
-        raise InputError(f"{tracking.source} needs a face in its first frame, and a second frame. Cut what is before.")
+        raise InputError(f"{tracking.source} needs a face in its first frame, and a second frame. Cut earlier frames.")
     fit = stages.run(
         "fit the first frame", lambda progress: run_fit([first_frame(tracking)], head, FitConfig(), progress)
     )

@@ -102,7 +102,7 @@ def _check_pair(output: Path, target: Path, mode: Mode, stretch: tuple[int, int 
     if counts[0] != counts[1]:
         raise InputError(
             f"{output} has {counts[0]} frames, {target} has {counts[1]}. "
-            "Frame by frame scores need as many: cut the longer one, or trim the target with `start` and `end`."
+            "Both need the same number of frames: cut the longer one, or trim the target with `start` and `end`."
         )
     if mode == "cross":
         return counts[0]

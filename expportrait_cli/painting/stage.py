@@ -117,7 +117,7 @@ def choose(config: GenerateConfig) -> Choice:
     if name == "proxy" or name == "mini":
         if config.wan != WanConfig():
             raise UsageError(
-                f"Options of Wan transformers were given, and {name} paints this film. Name a `backend` that is one, "
+                f"Options of Wan transformers were given, but the painter is {name}. Choose a Wan `backend`, "
                 "or leave them out."
             )
         return Choice(name, file=found_file(entry("mini")) if name == "mini" else None)

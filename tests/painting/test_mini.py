@@ -117,5 +117,5 @@ def test_it_is_taken_unasked_only_once_it_has_passed(network, tmp_path, monkeypa
         assert asked.name == "mini" and asked.identity["weights"] == sha256(path)
         assert isinstance(painter_of(GenerateConfig(backend="mini")), MiniPainter)
     assert choose(GenerateConfig(backend="proxy")).name == "proxy"
-    with pytest.raises(UsageError, match="mini paints this film"):
+    with pytest.raises(UsageError, match="the painter is mini"):
         choose(GenerateConfig(backend="mini", wan=WanConfig(steps=4)))

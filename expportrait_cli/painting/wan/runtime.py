@@ -47,11 +47,11 @@ def check(config: WanConfig, device: torch.device) -> None:
         UsageError: an option does not fit this machine or another option.
     """
     if config.offload != "none" and device.type == "cpu":
-        raise UsageError(f"`offload={config.offload}` empties a GPU, and torch finds none here. Leave it out.")
+        raise UsageError(f"`offload={config.offload}` needs a GPU, and torch finds none here. Leave it out.")
     if config.quantize == "int8" and find_spec("torchao") is None:
         raise UsageError("`quantize=int8` needs torchao, not installed here. Run `pip install torchao`, or take fp8.")
     if config.quantize != "none" and config.offload == "group":
-        raise UsageError("`quantize` and `offload=group` both move the weights. Take one of them.")
+        raise UsageError("`quantize` cannot be combined with `offload=group`: both move the weights. Leave out one.")
     if config.attention.endswith("_hub"):
         raise UsageError(
             f"`attention={config.attention}` downloads code. Install the package, and name it without _hub."
@@ -60,7 +60,7 @@ def check(config: WanConfig, device: torch.device) -> None:
         if not file.endswith(".safetensors"):
             raise UsageError(f"`lora={file}`: expected a .safetensors file; other kinds can hold code.")
     if config.compile and (config.quantize == "fp8" or config.offload == "group"):
-        raise UsageError("`compile` cannot see what `quantize=fp8` and `offload=group` do to blocks. Take one of them.")
+        raise UsageError("`compile` does not work with `quantize=fp8` or `offload=group`. Leave out one of them.")
 
 
 def settle(transformer: Any, config: WanConfig, device: torch.device, dtype: torch.dtype) -> None:

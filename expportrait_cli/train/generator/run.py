@@ -176,7 +176,7 @@ def _check(run: Run) -> None:
         found = "VACE: give `control=normals`" if is_vace else "no VACE: leave out `control`"
         raise UsageError(f"{run.base.folder} is {found}, or name another `base`.")
     if wants_vace and run.task.hint:
-        raise UsageError("`hint` is for a generator of our own, not for VACE. Leave it out.")
+        raise UsageError("`hint` is for the paper's generator, not for VACE. Leave it out.")
     check_hint(run.base, run.task.hint)
     shape, config = Shape.of(run.base.folder / TRANSFORMER), run.config
     # Weights, gradients, two moments and the average, in float32; with a LoRA only the weights count.

@@ -298,7 +298,7 @@ REFUSED = [
     ("wan-vace", ["--quantize", "int8"], 2, "needs torchao"),
     ("wan-vace", ["--lora", "style.pt"], 4, "style.pt does not exist"),
     ("wan-vace", ["--backend", "wan-portrait"], 4, "holds weights of wan-vace, expected wan-portrait's"),
-    ("wan-vace", ["--backend", "proxy"], 2, "proxy paints this film"),
+    ("wan-vace", ["--backend", "proxy"], 2, "the painter is proxy"),
 ]
 
 
