@@ -7,6 +7,10 @@ FAULT, USAGE, INTERRUPTED = 1, 2, 130
 """Exit codes of what is no `UserError`: a fault of the tool, wrong usage, Ctrl-C."""
 
 
+PLACE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENAMETOOLONG)
+"""Errors of the system that a place in the file system gives, whatever the tool does there."""
+
+
 class UserError(Exception):
     """Say in one line what was found, what was expected and what to do next."""
 
@@ -65,6 +69,8 @@ def known(error: BaseException) -> UserError | None:
             return OutputError(
                 f"{error.filename or 'The disk'}: no space left. Free some and run the same command again."
             )
+        case OSError(errno=number, filename=str() as name) if number in PLACE:
+            return OutputError(f"{name}: {error.strerror}. Change its permissions, or name another file or folder.")
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(error, torch.OutOfMemoryError):
         return OutOfMemoryError(

@@ -32,6 +32,29 @@ def cpu_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+class Shield:
+    """Short moments that no signal may cut in two, such as that between a file's making and its noting.
+
+    Whoever handles signals waits while one `is_up`, and sets what is called at its end.
+    """
+
+    is_up = False
+    at_end: Callable[[], None] = staticmethod(lambda: None)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold it up; not within itself."""
+        self.is_up = True
+        try:
+            yield
+        finally:
+            self.is_up = False
+        self.at_end()
+
+
+shield = Shield()
+
+
 DEVICE = "EXPPORTRAIT_DEVICE"
 """Names the device of a run, for the processes that it starts too: auto, cpu, cuda, or cuda:N."""
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from expportrait_cli.errors import InputError, OutputError
+from expportrait_cli.runtime import shield
 
 try:
     import fcntl
@@ -66,53 +67,69 @@ def alone(path: str | os.PathLike[str], *, wait: bool = False) -> Iterator[None]
     target = Path(os.path.realpath(path))
     lock = target.with_name(f".{_short(target.name)}.lock")
     made = [folder for folder in lock.parents if not folder.exists()]
+    descriptor, said = None, False
     try:
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = _hold(lock, path, wait=wait)
-    except OSError as error:
-        raise _refusal(path, error) from error
-    try:
+        try:
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            while True:
+                with shield.held():
+                    descriptor = _hold(lock)
+                if descriptor is not None:
+                    break
+                said = _waited(lock, path, wait=wait, said=said)
+        except OSError as error:
+            raise _refusal(path, error) from error
         yield
     finally:
-        lock.unlink(missing_ok=True)
-        os.close(descriptor)
-        # Remove the folders that were made for a result that was never written.
-        with suppress(OSError):
-            for folder in made:
-                folder.rmdir()
+        with shield.held():
+            if descriptor is not None:
+                lock.unlink(missing_ok=True)
+                os.close(descriptor)
+            # Remove the folders that were made for a result that was never written.
+            with suppress(OSError):
+                for folder in made:
+                    folder.rmdir()
 
 
-def _hold(lock: Path, path: str | os.PathLike[str], *, wait: bool) -> int:
-    """Open and lock a lock file, in which the holder is named."""
-    said = False
-    while True:
-        is_new = not lock.exists()
-        try:
-            descriptor = os.open(lock, os.O_RDWR | (os.O_CREAT | os.O_EXCL if is_new else 0), 0o666)
-        except (FileExistsError, FileNotFoundError):
-            # Another process has created or removed the file since it was looked for.
-            continue
-        holder = os.read(descriptor, 400).decode(errors="replace")
-        has = _take(descriptor)
-        if has is None:
-            has = is_new or _is_gone(holder)
-        # The previous holder may have removed the file after it was opened here.
-        if has and lock.exists() and os.path.samestat(os.fstat(descriptor), lock.stat()):
-            os.ftruncate(descriptor, 0)
-            since = datetime.now().astimezone().isoformat(" ", "seconds")
-            os.lseek(descriptor, 0, os.SEEK_SET)
-            os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}, since {since}".encode())
-            return descriptor
-        os.close(descriptor)
-        if not has and not wait:
-            raise OutputError(
-                f"{path} is being made by another run ({holder or 'which has just begun'}). Wait until that has ended, "
-                "or name another output."
-            )
-        if not has and not said:
-            log.warning("%s is being made by another run (%s): waiting for it.", path, holder)
-            said = True
-        time.sleep(0.2)
+def _waited(lock: Path, path: str | os.PathLike[str], *, wait: bool, said: bool) -> bool:
+    """Wait a moment for whoever holds a lock, or refuse; true if that was said, now or before."""
+    try:
+        holder = lock.read_text("utf-8", "replace")[:400]
+    except FileNotFoundError:
+        # It has come to its end.
+        return said
+    if not wait:
+        raise OutputError(
+            f"{path} is being made by another run ({holder or 'which has just begun'}). Wait until that has ended, "
+            "or name another output."
+        )
+    if not said:
+        log.warning("%s is being made by another run (%s): waiting for it.", path, holder)
+    time.sleep(0.2)
+    return True
+
+
+def _hold(lock: Path) -> int | None:
+    """Open and lock a lock file, and name the holder in it; None if another process has it, or has just had it."""
+    is_new = not lock.exists()
+    try:
+        descriptor = os.open(lock, os.O_RDWR | (os.O_CREAT | os.O_EXCL if is_new else 0), 0o666)
+    except (FileExistsError, FileNotFoundError):
+        # Another process has created or removed the file since it was looked for.
+        return None
+    holder = os.read(descriptor, 400).decode(errors="replace")
+    has = _take(descriptor)
+    if has is None:
+        has = is_new or _is_gone(holder)
+    # The previous holder may have removed the file after it was opened here.
+    if has and lock.exists() and os.path.samestat(os.fstat(descriptor), lock.stat()):
+        os.ftruncate(descriptor, 0)
+        since = datetime.now().astimezone().isoformat(" ", "seconds")
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}, since {since}".encode())
+        return descriptor
+    os.close(descriptor)
+    return None
 
 
 def _take(descriptor: int) -> bool | None:
@@ -300,21 +317,23 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     token = secrets.token_hex(4)
     partial, old = (target.with_name(f".{_short(target.name)}.{token}.{end}") for end in ("partial", "old.partial"))
     try:
-        forget_partials(target)
-        partial.mkdir(parents=True)
-    except OSError as error:
-        raise OutputError(f"{path} could not be made: {error.strerror}. Name another folder with -o.") from error
-    try:
+        # Within the outer `try`: Ctrl-C may come as soon as the folder is there.
+        try:
+            forget_partials(target)
+            partial.mkdir(parents=True)
+        except OSError as error:
+            raise OutputError(f"{path} could not be made: {error.strerror}. Name another folder with -o.") from error
         with _claimed(partial):
             yield partial
             if target.exists():
                 target.rename(old)
             partial.rename(target)
     finally:
-        if old.exists() and not target.exists():
-            old.rename(target)
-        for leftover in (partial, old):
-            shutil.rmtree(leftover, ignore_errors=True)
+        with shield.held():
+            if old.exists() and not target.exists():
+                old.rename(target)
+            for leftover in (partial, old):
+                shutil.rmtree(leftover, ignore_errors=True)
 
 
 KINDS = (".track", ".head", ".meshes")

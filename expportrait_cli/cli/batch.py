@@ -109,6 +109,7 @@ def batch(
         return
     found = replace(whole, rows=tuple(part_of(listed, part)))
     _check(found, listing)
+    options.writable(found.folder)
     found.folder.mkdir(parents=True, exist_ok=True)
     more = slurm_options(slurm, executor)
     threads = max(1, cpu_count() // workers) if executor == "local" else more.get("cpus_per_task", min(4, cpu_count()))
