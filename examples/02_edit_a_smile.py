@@ -23,7 +23,9 @@ def main(head: str, tracking: str, folder: str) -> Path:
             if name.startswith("mouthSmile"):
                 row[name] = str(min(1.0, 2 * float(row[name])))
             elif name.startswith("gaze"):
-                row[name] = "0"  # degrees
+                # Degrees. The gaze is relative to the head: eyes on the camera turn against it.
+                turn = float(row["head_rx" if name.endswith("pitch") else "head_ry"])
+                row[name] = str(min(25.0, max(-25.0, turn)))
     with curves.open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from expportrait_cli.artifacts.files import atomic_path
+from expportrait_cli.artifacts.texts import delimiter_of, with_point
 from expportrait_cli.artifacts.types import Curves
 from expportrait_cli.errors import InputError
 
@@ -52,6 +53,8 @@ def write_csv(curves: Curves, names: Sequence[str], path: str | os.PathLike[str]
 def read_csv(path: str | os.PathLike[str], names: Sequence[str]) -> Curves:
     """Read a table that holds exactly the columns of `write_csv`, in any order, frames counted from 0.
 
+    Cells may be separated by semicolons or tabs, as spreadsheets save them; numbers may have decimal commas then.
+
     Raises:
         InputError: names the file, the line and the column that do not fit.
     """
@@ -77,8 +80,11 @@ def _rows(path: str | os.PathLike[str]) -> list[tuple[int, list[str]]]:
     try:
         # A spreadsheet may put a byte order mark in front.
         with Path(path).open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file)
-            return [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
+            text = file.read()
+        delimiter = delimiter_of(text)
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+        rows = [(reader.line_num, [with_point(cell, delimiter) for cell in cells]) for cells in reader]
+        return [(line, cells) for line, cells in rows if any(cell.strip() for cell in cells)]
     except FileNotFoundError:
         raise InputError(f"{path} does not exist. Check the name and the folder.") from None
     except OSError as error:
@@ -88,8 +94,6 @@ def _rows(path: str | os.PathLike[str]) -> list[tuple[int, list[str]]]:
 
 
 def _check_header(path: str | os.PathLike[str], header: list[str], columns: list[str]) -> None:
-    if len(header) == 1 and (";" in header[0] or "\t" in header[0]):
-        raise InputError(f"{path}, line 1: cells are not separated by commas. Export it as comma-separated values.")
     for name in columns:
         if name not in header:
             raise InputError(f"{path}, line 1: column '{name}' is missing.")

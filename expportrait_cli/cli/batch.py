@@ -212,7 +212,7 @@ def _say_status(found: list[dict[str, Any]], *, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(found, indent=2))
         return
-    counts = Counter("failed" if row["state"] == "done" and row["exit_code"] else row["state"] for row in found)
+    counts = Counter(row["state"] for row in found)
     for row in found:
         said = f"exit code {row['exit_code']}: {row['error']}" if row["exit_code"] else row["by"]
         typer.echo(shown(f"{row['state']:<12} {row['output']}  {said}"))

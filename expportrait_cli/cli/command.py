@@ -47,7 +47,8 @@ def _take_preset(ctx: options.Context, name: str | None) -> str | None:
         hint = f" Did you mean {close[0]}?" if close else ""
         raise UsageError(f"`preset={name[:60]}`: expected {', '.join(PRESETS)}, or a file {path}.{hint}")
     if name in PRESETS:
-        known = _parameters(ctx)
+        known = {*_parameters(ctx), *(ctx.command.columns() if isinstance(ctx.command, ListCommand) else ())}
+        known -= ctx.meta.get(COLUMNS, {}).keys()
         chosen = {key: value for key, value in PRESETS[name].items() if key in known}
         if not chosen:
             raise UsageError(f"`preset={name}` sets no option of this command, only {', '.join(PRESETS[name])}.")

@@ -167,7 +167,8 @@ def _one(
             stage=display.stage,
         )
     if not as_json:
-        say("\n".join([table(judged.scores), *judged.licences.lines()]))
+        verdicts = [line for line in judged.licences.lines() if line.startswith("licences:")]
+        say("\n".join([table(judged.scores), *verdicts, f"The licence of each part is in {path}."]))
     typer.echo(json.dumps(judged.scores.means) if as_json else str(path))
 
 

@@ -29,7 +29,7 @@ def missing_file(name: str) -> str | None:
         return None
     return (
         f"needs {entry(name).file} in {folders()[-1]} or in the folder that EXPPORTRAIT_WEIGHTS names; "
-        "`expportrait weights list` says where it comes from, README.md how to make it"
+        "`expportrait weights list` says where it comes from, docs/evaluation.md how to make it"
     )
 
 

@@ -13,7 +13,7 @@ from typing import IO
 import imageio_ffmpeg
 import numpy as np
 
-from expportrait_cli.errors import InputError
+from expportrait_cli.errors import InputError, one_line
 
 log = logging.getLogger(__name__)
 
@@ -25,9 +25,20 @@ SCALE_FLAGS = "bicubic+accurate_rnd+full_chroma_int+full_chroma_inp"
 def start(
     *arguments: str, stderr: IO[bytes] | int, stdin: int = subprocess.DEVNULL, stdout: int = subprocess.DEVNULL
 ) -> subprocess.Popen[bytes]:
-    """Start ffmpeg without a shell. `stderr` must be a file, or be read: a full pipe would stop ffmpeg."""
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-hide_banner", *arguments]
-    return subprocess.Popen(command, stdin=stdin, stdout=stdout, stderr=stderr)
+    """Start ffmpeg without a shell. `stderr` must be a file, or be read: a full pipe would stop ffmpeg.
+
+    Raises:
+        InputError: there is no ffmpeg, or it is not executable.
+    """
+    place = os.environ.get("IMAGEIO_FFMPEG_EXE", "")
+    remedy = "Unset IMAGEIO_FFMPEG_EXE." if place else "Install the package imageio-ffmpeg again."
+    try:
+        command = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-hide_banner", *arguments]
+        return subprocess.Popen(command, stdin=stdin, stdout=stdout, stderr=stderr)
+    except (FileNotFoundError, PermissionError, RuntimeError) as error:
+        raise InputError(
+            f"ffmpeg cannot be run{f' from {place}' * bool(place)}: {one_line(error)}. {remedy}"
+        ) from error
 
 
 def run(*arguments: str) -> tuple[int, str, str]:

@@ -24,7 +24,14 @@ from expportrait_cli.pipeline import film as films
 from expportrait_cli.pipeline.heads import check_same, head_behind, head_by_name
 from expportrait_cli.pipeline.job import Job, behind
 from expportrait_cli.pipeline.performance import Driver, OffsetSource
-from expportrait_cli.pipeline.provenance import LicenceMap, check_source, of_film, stretch_behind, with_estimators
+from expportrait_cli.pipeline.provenance import (
+    LicenceMap,
+    check_source,
+    of_film,
+    shows_another,
+    stretch_behind,
+    with_estimators,
+)
 from expportrait_cli.pipeline.sheets import write_preview
 from expportrait_cli.pipeline.steps import Steps, faces_path, given, parameter_files
 from expportrait_cli.render import files, rasterizer
@@ -271,6 +278,13 @@ def evaluate(
     stages, photo = Stages(stage), Path(reference) if reference is not None else None
     read = (film, target, reference, Path(film).with_suffix(".json"))
     guard.check(filter(None, (out, page)), filter(None, read))
+    if photo is None and shows_another(Path(film), Path(target)):
+        log.warning(
+            "%s shows another person than its driver %s: their pictures are compared pixel by pixel, so that PSNR, SSIM "
+            "and identity mean nothing. Give the photo as `reference`.",
+            film,
+            target,
+        )
     with alone(out):
         scores = stages.run(
             "evaluate",

@@ -227,6 +227,13 @@ def check(job: Job) -> tuple[str, str]:
         raise InputError(
             f"{job.driving} is a '{driving}' artifact, expected a clip, a .track.npz or a .meshes.npz. {remedy}"
         )
+    if reference == "clip" and driving == "photo":
+        log.warning(
+            "%s is a clip and %s a photo: the film has one frame, in which the person of the clip makes the photo's "
+            "expression. If the photo shall perform the clip, name the photo first.",
+            job.reference,
+            job.driving,
+        )
     if driving == "meshes" and reference != "head":
         raise InputError(f"{job.driving} was made for one head: give its .head.npz instead of {job.reference}.")
     if driving == "meshes" and job.curves is not None:

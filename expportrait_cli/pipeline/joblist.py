@@ -12,7 +12,7 @@ from typing import Any, TypeVar, get_args
 from zipfile import BadZipFile
 
 from expportrait_cli.artifacts.files import film_name
-from expportrait_cli.artifacts.texts import parse_json, read_text
+from expportrait_cli.artifacts.texts import delimiter_of, parse_json, read_text, with_point
 from expportrait_cli.config import (
     CHANGES,
     PAPER,
@@ -143,10 +143,10 @@ def _table(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
     # Excel names the sign between the cells in a line before all others.
     named = re.match(r"sep=(.)\r?\n", text)
     text = "\n" + text[named.end() :] if named else text
-    delimiter = named[1] if named else _delimiter(text.splitlines())
+    delimiter = named[1] if named else delimiter_of(text)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     try:
-        yield from _named(path, ((reader.line_num, cells) for cells in reader))
+        yield from _named(path, ((reader.line_num, [with_point(c, delimiter) for c in cells]) for cells in reader))
     except csv.Error as error:
         raise InputError(f"{path}, line {reader.line_num}: no table of cells ({error}). Expected CSV.") from error
 
@@ -159,7 +159,7 @@ def _named(path: Path, lines: Iterable[tuple[int, list[str]]]) -> Iterator[tuple
         if not any(cells):
             continue
         if header is None:
-            header = ["_".join(cell.lower().split()) for cell in cells]
+            header = ["_".join(cell.lower().replace("-", " ").split()) for cell in cells]
             if twice := sorted({name for name in header if name and header.count(name) > 1}):
                 raise InputError(f"{path}, line {number}: column {twice[0][:60]} is there twice.")
             continue
@@ -185,12 +185,6 @@ def _sheet(path: Path) -> Iterator[tuple[int, list[str]]]:
             yield number, ["" if v is None else f"{v:g}" if isinstance(v, float) else str(v) for v in row]
     except (InvalidFileException, BadZipFile, KeyError, ValueError, OSError) as error:
         raise InputError(f"{path} could not be read as a spreadsheet: {error}. Save it as .xlsx or .csv.") from error
-
-
-def _delimiter(lines: list[str]) -> str:
-    """Find the delimiter of the first line that is not blank: comma, semicolon or tab."""
-    first = next((line for line in lines if line.strip()), "")
-    return max(",;\t", key=first.count)
 
 
 def _object(path: Path, number: int, line: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from expportrait_cli.artifacts import npz
 from expportrait_cli.artifacts.files import content_hash, sha256
 from expportrait_cli.artifacts.meshes import Meshes
 from expportrait_cli.artifacts.types import HeadFit, Tracking
+from expportrait_cli.config import Stretch
 from expportrait_cli.detect.crop import shape_of
 from expportrait_cli.head import HeadModel
 from expportrait_cli.media.image import is_image
@@ -206,8 +207,8 @@ def _stages(job: Job, kinds: tuple[str, str], found: Found, head: HeadModel) -> 
     photo = driver = ""
     if kinds[0] != "head":
         photo, is_made = _tracking(job, "reference", found, head)
-        yield _step("track the photo", 1, is_made)
-    frames = _frames(job, kinds[1])
+        yield _step("track the photo", _frames(job.reference, kinds[0], job.track.stretch), is_made)
+    frames = _frames(job.driving, kinds[1], job.driving_stretch)
     if kinds[1] in ("photo", "clip"):
         driver, is_made = _tracking(job, "driving", found, head)
         yield _step("track the driver", frames, is_made)
@@ -271,12 +272,12 @@ def _step(name: str, frames: int, is_made: bool, area: float = 1.0) -> Step:
     return Step(name, is_made, frames, 0.0 if is_made else round(once + each * frames * area, 1))
 
 
-def _frames(job: Job, kind: str) -> int:
+def _frames(path: Path, kind: str, stretch: Stretch) -> int:
     if kind == "meshes":
-        return Meshes.open(job.driving).frame_count
+        return Meshes.open(path).frame_count
     if kind == "track":
-        return len(npz.load(Tracking, job.driving).error)
-    if is_image(job.driving):
+        return len(npz.load(Tracking, path).error)
+    if is_image(path):
         return 1
-    first, end = frames_of(job.driving_stretch, probe(job.driving).rate)
-    return frame_count(job.driving, start=first, end=end)
+    first, end = frames_of(stretch, probe(path).rate)
+    return frame_count(path, start=first, end=end)

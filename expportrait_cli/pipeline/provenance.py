@@ -313,6 +313,16 @@ def stretch_behind(film: Path, target: Path) -> Stretch:
     return recorded if is_driver and record.get("sha256") == content_hash(film) else Stretch()
 
 
+def shows_another(film: Path, target: Path) -> bool:
+    """True if, by its run record, the target drove the film and shows another person than the film."""
+    record = read_record(film.with_suffix(".json"))
+    try:
+        is_driver = record["inputs"]["driving"]["sha256"] == content_hash(target)
+        return is_driver and record["quality"]["same_person"] is False and record.get("sha256") == content_hash(film)
+    except (KeyError, TypeError):
+        return False
+
+
 def together(maps: Iterable[LicenceMap]) -> LicenceMap:
     """Licences of the weights and data of several films, without their inputs."""
     parts = [part for found in maps for part in found.parts if part.kind != "input"]

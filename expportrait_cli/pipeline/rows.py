@@ -269,13 +269,15 @@ KEPT = ("exit_code", "error", "seconds", "attempts", "by")
 
 
 def status(batch: Batch) -> list[dict[str, Any]]:
-    """List the state of each row (waiting, running, interrupted or done), from the last run that reached it."""
+    """List the state of each row (waiting, running, interrupted, done or failed), from the last run that reached it."""
     rows = []
     for row in batch.rows:
         state = replace(batch, since=0.0).state(row)
         found = {"id": row.id, "output": str(row.job.out), "state": state.get("state", "waiting")}
         if found["state"] == "running" and not (batch.folder / f"{row.id}.claim").exists():
             found["state"] = "interrupted"
+        if found["state"] == "done" and state.get("exit_code"):
+            found["state"] = "failed"
         rows.append({**found, **{name: state.get(name, "") for name in KEPT}})
     return rows
 
@@ -287,8 +289,7 @@ def write_summary(batch: Batch, folder: Path) -> Path:
         writer = csv.DictWriter(file, ["id", "output", "state", *KEPT])
         writer.writeheader()
         writer.writerows(rows)
-    failed = sum(row["state"] == "done" and row["exit_code"] != 0 for row in rows)
-    done = sum(row["state"] == "done" for row in rows) - failed
+    done, failed = (sum(row["state"] == state for row in rows) for state in ("done", "failed"))
     heads = [("", "film"), ("", "state"), ("n", "exit code"), ("n", "seconds"), ("n", "attempts")]
     heads += [("", "error"), ("", "log")]
     cells = []

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Int64, UInt8
+from jaxtyping import Float32, Int, Int64, UInt8
 
 from expportrait_cli.artifacts.types import CROP_SIZE, DISTRUSTED
 from expportrait_cli.config import Stretch, TrackConfig
@@ -336,6 +336,14 @@ def fill_missing(
             filled[t] = landmarks[before[-1] if len(before) else after[0]]
             state[t] = HELD
     between, held = (state == INTERPOLATED).sum(), (state == HELD).sum()
-    said = f"{' and '.join(counts)} of {len(missing)} frames"
-    log.warning("%s: %s: %d interpolated, %d held.", source, said, between, held)
+    where = _ranges(np.flatnonzero(missing) + frames_of(config.stretch, rate)[0])
+    text = f"{' and '.join(counts)} of {len(missing)} frames (numbers {where})"
+    log.warning("%s: %s: %d interpolated, %d held.", source, text, between, held)
     return filled, state
+
+
+def _ranges(numbers: Int[np.ndarray, " N"]) -> str:
+    """Sorted numbers as ranges, such as `3-5, 9`; of more than five ranges the first five."""
+    runs = np.split(numbers, np.flatnonzero(np.diff(numbers) > 1) + 1)
+    texts = [str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs[:5]]
+    return ", ".join(texts) + ", ..." * (len(runs) > 5)
