@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from expportrait_cli.artifacts.files import atomic_path
-from expportrait_cli.artifacts.texts import delimiter_of, with_point
+from expportrait_cli.artifacts.texts import delimiter_of
 from expportrait_cli.artifacts.types import Curves
 from expportrait_cli.errors import InputError
 
@@ -83,7 +83,10 @@ def _rows(path: str | os.PathLike[str]) -> list[tuple[int, list[str]]]:
             text = file.read()
         delimiter = delimiter_of(text)
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-        rows = [(reader.line_num, [with_point(cell, delimiter) for cell in cells]) for cells in reader]
+        # Where commas separate no cells, they are those of decimal numbers.
+        rows = [
+            (reader.line_num, [cell if delimiter == "," else cell.replace(",", ".") for cell in row]) for row in reader
+        ]
         return [(line, cells) for line, cells in rows if any(cell.strip() for cell in cells)]
     except FileNotFoundError:
         raise InputError(f"{path} does not exist. Check the name and the folder.") from None

@@ -4,7 +4,6 @@ import codecs
 import json
 import math
 import os
-import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -45,11 +44,6 @@ def delimiter_of(text: str) -> str:
     """Find what separates the cells of a table, by its first line that is not blank: comma, semicolon or tab."""
     first = next((line for line in text.splitlines() if line.strip()), "")
     return max(",;\t", key=first.count)
-
-
-def with_point(cell: str, delimiter: str) -> str:
-    """A cell with its decimal comma as a point; tables whose cells are separated by commas have none."""
-    return cell.replace(",", ".") if delimiter != "," and re.fullmatch(r"\s*[+-]?\d+,\d+\s*", cell) else cell
 
 
 def parse_json(content: str | bytes) -> Any:

@@ -280,7 +280,7 @@ def evaluate(
     guard.check(filter(None, (out, page)), filter(None, read))
     if photo is None and shows_another(Path(film), Path(target)):
         log.warning(
-            "%s shows another person than its driver %s: their pictures are compared pixel by pixel, so that PSNR, SSIM "
+            "%s shows another person than its driver %s: pictures are compared pixel by pixel, so that PSNR, SSIM "
             "and identity mean nothing. Give the photo as `reference`.",
             film,
             target,

@@ -12,7 +12,7 @@ from typing import Any, TypeVar, get_args
 from zipfile import BadZipFile
 
 from expportrait_cli.artifacts.files import film_name
-from expportrait_cli.artifacts.texts import delimiter_of, parse_json, read_text, with_point
+from expportrait_cli.artifacts.texts import delimiter_of, parse_json, read_text
 from expportrait_cli.config import (
     CHANGES,
     PAPER,
@@ -146,7 +146,7 @@ def _table(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
     delimiter = named[1] if named else delimiter_of(text)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     try:
-        yield from _named(path, ((reader.line_num, [with_point(c, delimiter) for c in cells]) for cells in reader))
+        yield from _named(path, ((reader.line_num, cells) for cells in reader))
     except csv.Error as error:
         raise InputError(f"{path}, line {reader.line_num}: no table of cells ({error}). Expected CSV.") from error
 

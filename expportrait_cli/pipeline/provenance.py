@@ -304,23 +304,27 @@ def of_film(film: Path) -> LicenceMap | None:
 
 def stretch_behind(film: Path, target: Path) -> Stretch:
     """Range of the target that a film of this tool shows, from its run record; the whole clip without one."""
-    record = read_record(film.with_suffix(".json"))
+    record = _of_driver(film, target)
     try:
-        recorded = Stretch(**record["settings"]["driving_stretch"])
-        is_driver = record["inputs"]["driving"]["sha256"] == content_hash(target)
+        return Stretch(**record["settings"]["driving_stretch"])
     except (KeyError, TypeError, UsageError):
         return Stretch()
-    return recorded if is_driver and record.get("sha256") == content_hash(film) else Stretch()
 
 
 def shows_another(film: Path, target: Path) -> bool:
     """True if, by its run record, the target drove the film and shows another person than the film."""
+    quality = _of_driver(film, target).get("quality")
+    return isinstance(quality, dict) and quality.get("same_person") is False
+
+
+def _of_driver(film: Path, target: Path) -> dict[str, Any]:
+    """Run record of a film; empty without one, if it is another film's, or if the target did not drive the film."""
     record = read_record(film.with_suffix(".json"))
     try:
         is_driver = record["inputs"]["driving"]["sha256"] == content_hash(target)
-        return is_driver and record["quality"]["same_person"] is False and record.get("sha256") == content_hash(film)
     except (KeyError, TypeError):
-        return False
+        return {}
+    return record if is_driver and record.get("sha256") == content_hash(film) else {}
 
 
 def together(maps: Iterable[LicenceMap]) -> LicenceMap:

@@ -6,7 +6,16 @@ import pytest
 from expportrait_cli.artifacts.files import content_hash
 from expportrait_cli.evaluation.columns import CLASSES, NAMES
 from expportrait_cli.evaluation.scores import SERVES, Scores, estimators
-from expportrait_cli.pipeline.provenance import TERMS, LicenceMap, Part, licence_map, of_film, together, with_estimators
+from expportrait_cli.pipeline.provenance import (
+    TERMS,
+    LicenceMap,
+    Part,
+    licence_map,
+    of_film,
+    shows_another,
+    together,
+    with_estimators,
+)
 from expportrait_cli.weights.catalogue import catalogue, entry
 
 ALWAYS = {"head-anny", "face-detector-short", "face-landmarks"}
@@ -144,3 +153,15 @@ def test_films_of_a_suite_share_their_estimators():
     assert kinds == sorted(kinds, key=["weights", "estimator", "data", "input"].index)
     assert set(named(found, "weights")) == {"head-anny", "mini"}
     assert kinds.count("estimator") == len(named(found, "estimator")) == 5
+
+
+@pytest.mark.parametrize(("same", "expected"), [(False, True), (True, False), (None, False)])
+def test_a_film_of_another_person_than_its_driver_is_known_by_its_record(same, expected, tmp_path):
+    film, driver, other = (tmp_path / name for name in ("film.mp4", "clip.mp4", "other.mp4"))
+    for path in (film, driver, other):
+        path.write_bytes(path.name.encode())
+    found = {"inputs": {"driving": {"sha256": content_hash(driver)}}, "sha256": content_hash(film)}
+    (tmp_path / "film.json").write_text(json.dumps({**found, "quality": {} if same is None else {"same_person": same}}))
+    assert shows_another(film, driver) is expected and not shows_another(film, other)
+    film.write_bytes(b"another film")
+    assert not shows_another(film, driver)

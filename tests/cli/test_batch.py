@@ -60,6 +60,10 @@ def test_a_file_of_settings_holds_for_all_rows_of_patterns(folder, capsys, monke
     run(capsys, "*.png", "-d", "*.mp4", "--config", "run.toml", "-o", "out")
     assert [job.out.name for job in seen] == ["a--clip.mp4", "b--clip.mp4"]
     assert {(job.generate.size, job.driving_stretch.max_frames) for job in seen} == {(256, 2)}
+    run(capsys, "*.png", "-d", "*.mp4", "--preset", "fine", "-o", "out")
+    assert {(job.fit.quality, job.generate.size) for job in seen[2:]} == {("high", 768)}
+    run(capsys, "*.png", "-d", "*.mp4", "--config", "run.toml", "--preset", "fine", "-o", "out")
+    assert {(job.fit.quality, job.generate.size) for job in seen[4:]} == {("high", 256)}
     (folder / "run.toml").write_text("sise = 256\n")
     assert "Did you mean size?" in run(capsys, "*.png", "-d", "*.mp4", "--config", "run.toml", code=2).err
     assert "--driving" in run(capsys, "*.png", code=2).err

@@ -242,3 +242,10 @@ def test_dolby_vision_without_a_usual_base_is_refused(tmp_path, profile, compati
             probe(tmp_path / "a.mp4")
     else:
         assert np.array_equal(list(read_frames(tmp_path / "a.mp4")), list(read_frames(tmp_path / "hlg.mp4")))
+
+
+def test_an_ffmpeg_that_is_not_there_is_told_in_a_line(monkeypatch, tmp_path):
+    film = sounding(tmp_path / "film.mp4")
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(tmp_path / "none"))
+    with pytest.raises(InputError, match=r"ffmpeg cannot be run from \S+none.*Unset IMAGEIO_FFMPEG_EXE\.$"):
+        probe(film)

@@ -241,6 +241,9 @@ def test_numbers_as_spreadsheets_write_them(tmp_path):
     (tmp_path / "jobs.csv").write_text("reference;driving;size;expression_scale\na.png;b.mp4;256.0;0,5\n")
     (job,) = read_jobs(tmp_path / "jobs.csv", tmp_path)
     assert (job.generate.size, job.transfer.expression_scale) == (256, 0.5)
+    (tmp_path / "jobs.csv").write_text("reference,driving,Expression-Scale\na.png,b.mp4,0.5\n")
+    (job,) = read_jobs(tmp_path / "jobs.csv", tmp_path)
+    assert job.transfer.expression_scale == 0.5
     (tmp_path / "jobs.csv").write_text("reference;driving;expression_scale\na.png;b.mp4;1,000\n")
     with pytest.raises(InputError, match="expression_scale is '1,000', expected a number"):
         read_jobs(tmp_path / "jobs.csv", tmp_path)
