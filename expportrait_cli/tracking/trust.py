@@ -75,6 +75,9 @@ class Unroller:
         centre, size = extent(landmarks)
         side = max(16.0, AROUND * size)
         crop = Crop(float(centre[0] - side / 2), float(centre[1] - side / 2), side)
+        if side >= 2 * VIEW:
+            # At whole pixels shrinking takes half the time.
+            crop = Crop(*map(float, np.rint(crop)))
         points = crop_points(landmarks, crop, VIEW)[: self._count]
         at = (self._from_landmarks @ points - 0.5).astype(np.float32).reshape(FINE, FINE, 2)
         view = crop_image(image, crop, VIEW)

@@ -53,6 +53,13 @@ def test_rows_are_looked_at_first_made_and_summed_up(folder, capsys):
     assert "done" in run(capsys, "jobs.csv", "--status").out
 
 
+def test_a_place_that_cannot_be_written_to_is_one_line(folder, capsys):
+    (folder / "taken").write_text("a file")
+    words = ["batch", str(folder / "*.png"), "--driving", str(folder / "*.png"), "-o", str(folder / "taken")]
+    assert app.run(words) == 3
+    assert capsys.readouterr().err.startswith(f"error: Nothing can be written to {folder / 'taken'}")
+
+
 def test_a_file_of_settings_holds_for_all_rows_of_patterns(folder, capsys, monkeypatch):
     (folder / "run.toml").write_text("size = 256\nworkers = 1\nmax_frames = 2\n")
     seen = []

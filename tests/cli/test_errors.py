@@ -190,6 +190,8 @@ def test_a_fault_keeps_its_traceback(capsys):
         (MemoryError(), 5),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), 5),
         (OSError(28, "No space left on device", "film.mp4"), 3),
+        (OSError(30, "Read-only file system", "a.work/segments"), 3),
+        (OSError(36, "File name too long", "a" * 300), 3),
         (InputError("two\nlines"), 3),
     ],
 )

@@ -5,13 +5,15 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 
 import pytest
 
-from expportrait_cli.artifacts.files import atomic_path, film_name
+from expportrait_cli.artifacts.files import alone, atomic_path, film_name
 from expportrait_cli.cli import app, boundary
 from expportrait_cli.cli.boundary import Display, command_line
 from expportrait_cli.errors import WeightsError
+from expportrait_cli.runtime import shield
 
 COMMAND = f"{sys.executable} -m expportrait_cli"
 
@@ -54,6 +56,42 @@ def test_a_signal_that_a_library_turns_into_an_error_still_ends_the_command(numb
     monkeypatch.setattr(app, "app", library)
     assert app.run(["doctor"]) == code
     assert "cannot be read" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_that_a_library_takes_for_itself_ends_the_command(number, code, monkeypatch):
+    """Gradio's page ends at Ctrl-C as if it had come to its end."""
+
+    def library(**_):
+        with suppress(KeyboardInterrupt, SystemExit):
+            app._end(number, None)
+
+    monkeypatch.setattr(app, "app", library)
+    assert app.run(["ui"]) == code
+
+
+@pytest.mark.parametrize("moment", ["open", "unlink"])
+def test_a_signal_while_a_lock_is_made_or_removed_leaves_none(moment, tmp_path, monkeypatch):
+    """A busy disk takes long for both."""
+    plain = getattr(os, moment)
+
+    def slow(path, *arguments, **named):
+        found = plain(path, *arguments, **named)
+        if str(path).endswith(".lock"):
+            signal.raise_signal(signal.SIGTERM)
+        return found
+
+    before = signal.signal(signal.SIGTERM, app._end)
+    monkeypatch.setattr(command_line, "ended_by", None)
+    monkeypatch.setattr(shield, "at_end", command_line.check)
+    monkeypatch.setattr(os, moment, slow)
+    try:
+        with pytest.raises(SystemExit) as end, alone(tmp_path / "new" / "a.npz"):
+            assert moment == "unlink"
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        command_line.ended_by = None
+    assert end.value.code == 143 and list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["视" * 83 + ".npz", os.fsdecode(b"caf\xe9.npz"), "a" * 251 + ".npz"])
