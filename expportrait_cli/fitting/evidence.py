@@ -122,7 +122,7 @@ SURROUNDINGS, SURE = 4, 0.8
 
 REGION_STEPS = 16
 """Smoothing steps of the noise variance over the mesh: a region of 4 mm."""
-LEAST_NOISE, MOST_NOISE = 0.0075, 0.0097
+LEAST_NOISE, MOST_NOISE = 0.0045, 0.0058
 """Bounds of the noise in log intensity: the grain of a good camera; above the upper bound folds would be lost."""
 ACROSS = 0.15
 """Change of log shade, per radian of tilt, below which a spot counts less."""
@@ -290,7 +290,7 @@ def resting_albedo(
     seen: Bool[np.ndarray, "C P"],
     log_albedo: Float32[np.ndarray, " P"],
 ) -> tuple[Float32[np.ndarray, " P"], Float32[np.ndarray, " P"]]:
-    """Log albedo from calm frames, or as given where they show none; 1.7 times the variance of their residual.
+    """Log albedo from calm frames, or as given where they show none; 0.6 times the variance of their residual.
 
     Both are medians over frames: a change in a minority of frames is an expression.
     """
@@ -300,8 +300,9 @@ def resting_albedo(
     where = torch.from_numpy((seen & known).astype(np.float32))
     error = high_passed(patch, torch.from_numpy((log_colour - albedo).astype(np.float32)), where).numpy()
     variance = np.zeros(len(albedo), np.float32)
-    # Of a normal distribution, the median of squares is 0.455 of their mean; and places have more noise than others.
-    variance[known] = np.nanmedian(np.where(seen, error**2, np.nan)[:, known], axis=0) * (1.7 / 0.455)
+    # Of a normal distribution, the median of squares is 0.455 of their mean. Most of the noise is told from folds by
+    # its being new in every frame, so that a part of it is enough here.
+    variance[known] = np.nanmedian(np.where(seen, error**2, np.nan)[:, known], axis=0) * (0.6 / 0.455)
     around = torch.from_numpy(np.stack([variance, known.astype(np.float32)], -1))[None]
     total, share = patch.smooth(around, REGION_STEPS)[0].numpy().T
     return albedo, np.clip(total / np.maximum(share, 0.05), LEAST_NOISE**2, MOST_NOISE**2).astype(np.float32)

@@ -92,6 +92,8 @@ SMOOTH_STEPS = 12
 """Steps of smoothing between what is low and high frequency: a Gaussian of 3.5 mm on the default head."""
 GATE_STEPS = 3
 """Steps of smoothing of the energy that is compared with the noise's: as wide as one fold."""
+LASTING = 0.75
+"""Power of the share of a fold that lasts from frame to frame: below 1, folds that move keep more."""
 GATE = 0.33
 """Mean difference of smoothed normals above which an estimate is not believed (rho of pixel3dmm)."""
 ALIGN_POWERS, ALIGN_MM = (1, 1, 1, 1, 2, 2, 2, 2), 1.0
@@ -219,18 +221,21 @@ def shown_folds(
     both = patch.smooth(torch.stack([high.square(), seen], -1), GATE_STEPS)
     energy = both[..., 0] / both[..., 1].clamp(min=0.05)
     gate = (1 - noise / energy.clamp(min=1e-12)).clamp(min=0)
-    return high * (torch.minimum(gate, _lasting(patch, high, seen)) if len(high) > 1 else gate)
+    return high * (torch.minimum(gate, _lasting(patch, high, seen, energy)) if len(high) > 1 else gate)
 
 
-def _lasting(patch: Patch, high: Float[Tensor, "T P"], seen: Float[Tensor, "T P"]) -> Float[Tensor, "T P"]:
-    """Share of the energy around each vertex that the frame before or after, whichever is more like it, shows too.
+def _lasting(
+    patch: Patch, high: Float[Tensor, "T P"], seen: Float[Tensor, "T P"], energy: Float[Tensor, "T P"]
+) -> Float[Tensor, "T P"]:
+    """Share (0..1) of the energy around each vertex that the frames before and after show too, on their mean.
 
     Grain, and the shake of a tracking by parts of a pixel, are new in every frame, folds are not.
     """
-    pairs = high[1:] * high[:-1] * seen[1:] * seen[:-1]
-    shared, none = patch.smooth(pairs[..., None], GATE_STEPS)[..., 0], high.new_zeros(1, high.shape[1])
-    own = patch.smooth(high.square()[..., None], GATE_STEPS)[..., 0].clamp(min=1e-12)
-    return (torch.maximum(torch.cat([none, shared]), torch.cat([shared, none])) / own).clamp(0, 1)
+    both = seen[1:] * seen[:-1]
+    with_next = patch.smooth(torch.stack([high[1:] * high[:-1] * both, both], -1), GATE_STEPS)
+    none = with_next.new_zeros(1, *with_next.shape[1:])
+    shared, count = (torch.cat([none, with_next]) + torch.cat([with_next, none])).unbind(-1)
+    return (shared / (count.clamp(min=0.05) * energy.clamp(min=1e-12))).clamp(0, 1) ** LASTING
 
 
 def _seen_share(patch: Patch, weight: Float[Tensor, "T P"]) -> Float[Tensor, "T P 1"]:

@@ -104,7 +104,7 @@ def test_what_lasts_for_one_frame_is_noise_and_what_grows_is_a_fold():
     raw = high_passed(PATCH, grain, ONE)
     assert shown_folds(PATCH, grain, ONE, none)[:, INNER].std() < 0.4 * raw[:, INNER].std()
     kept = shown_folds(PATCH, growing, ONE, none)[:, INNER] / high_passed(PATCH, growing, ONE)[:, INNER]
-    assert kept[:2].median() > 0.9 and kept[2].median() > 0.4
+    assert kept[:2].median() > 0.85 and kept[2].median() > 0.5
     # One picture alone says nothing of what lasts.
     assert torch.allclose(shown_folds(PATCH, grain[:1], ONE[:1], none), raw[:1], atol=1e-7)
 
@@ -122,18 +122,18 @@ def test_a_frame_is_drawn_to_the_one_before():
 
 def test_albedo_is_that_of_calm_frames_and_noise_their_spread():
     rng = np.random.default_rng(0)
-    spread = 0.0075
+    spread = 0.0065
     paint = 0.2 * rng.normal(size=POINTS).astype(np.float32)
     calm = (paint + spread * rng.normal(size=(15, POINTS))).astype(np.float32)
     seen = np.ones(calm.shape, bool)
     seen[CALM_FRAMES - 1 :, 7] = False
     albedo, noise = resting_albedo(PATCH, calm, seen, np.full(POINTS, 5.0, np.float32))
     assert np.abs(np.delete(albedo - paint, 7)).max() < 4 * spread and albedo[7] == 5
-    assert np.sqrt(np.median(noise) / 1.7) == pytest.approx(spread, rel=0.1)
+    assert np.sqrt(np.median(noise) / 0.6) == pytest.approx(spread, rel=0.1)
     # A minority that frowns is no noise.
     frowns = calm.copy()
     frowns[:4] += 0.2 * np.cos(np.arange(POINTS))
-    assert np.sqrt(np.median(resting_albedo(PATCH, frowns, seen, paint)[1]) / 1.7) < 1.2 * spread
+    assert np.sqrt(np.median(resting_albedo(PATCH, frowns, seen, paint)[1]) / 0.6) < 1.2 * spread
     for error, bound in ((1e-4, LEAST_NOISE), (0.1, MOST_NOISE)):
         values = (error * rng.normal(size=(15, POINTS))).astype(np.float32)
         noise = resting_albedo(PATCH, values, np.ones_like(seen), paint)[1]
