@@ -260,6 +260,10 @@ class GenerateConfig(Checked):
     mouth: Literal["driver", "model"] = "driver"
     """Inside of the mouth: teeth, tongue and darkness of the driver's clip, in the person's own colours (driver), or
     those of the head model (model). It is the model's if the driver is the person, or the clip shows too little."""
+    wrinkles: Literal["driver", "none"] = "driver"
+    """Folds of forehead, frown and crow's feet: those that the driver's clip shows shade the person's skin (driver), or
+    the photo's alone (none). None of them are taken if the driver is the person; below the eyes none ever are, where a
+    beard or jewellery would show."""
     audio: Audio = "driving"
     """Sound of the film: that of the driver's clip (driving), that of the reference (reference), or none (none)."""
     encode_quality: EncodeQuality = "fast"

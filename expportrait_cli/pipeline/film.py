@@ -123,19 +123,19 @@ class _Run:
             write_png(job.control_picture, sheet)
             return Film(job.control_picture, job.record, {"frames": meshes.artifact.frame_count})
         driver = Driver.of(tracking.artifact) if tracking is not None else Driver.behind(job.driving)
-        mouth = self._mouth(head_fit.artifact, tracking.artifact if tracking is not None else None)
+        watched = self._watched(head_fit.artifact, tracking.artifact if tracking is not None else None)
         shown = representation_of(Path(meshes.artifact.path))
         # The photo's own normals are of the same kind as the film's.
         head_fit = replace(head_fit, artifact=reduced(head_fit.artifact, shown))
-        # Whether the driver shows its mouth follows from head and meshes, unless its clip is gone.
+        # Whether the driver's clip is looked at follows from head and meshes, unless it is gone.
         is_there = tracking is None or Path(tracking.artifact.source).is_file()
-        gone = {} if mouth is not None or is_there else {"mouth": "model"}
+        gone = {} if watched is not None or is_there else {"mouth": "model", "wrinkles": "none"}
         painted = steps.painted_key(job.generate, head_fit.key, meshes.key, self.painter.identity, **gone)
         if painted != self.known.get("painted"):
             # Sound is added at the end: it makes no frame stale.
             own = {**gone, "audio": None}
             frames = steps.painted_key(job.generate, head_fit.key, meshes.key, self.painter.identity, **own)
-            self._paint(head_fit.artifact, meshes.artifact, driver, mouth, job.work / f"segments-{frames[:16]}")
+            self._paint(head_fit.artifact, meshes.artifact, driver, watched, job.work / f"segments-{frames[:16]}")
         if job.grid:
             self.stages.run(
                 "draw the grid",
@@ -150,7 +150,8 @@ class _Run:
                 ),
             )
         quality = _quality(head_fit.artifact, tracking.artifact if tracking is not None else None, meshes.artifact)
-        quality["mouth"] = "driver" if mouth is not None else "model"
+        quality["mouth"] = job.generate.mouth if watched is not None else "model"
+        quality["wrinkles"] = job.generate.wrinkles if watched is not None else "none"
         record = self._record(key, painted, meshes.artifact, head_path, perf_counter() - started, quality)
         if job.with_report:
             # Imported here, because only runs with a page need the libraries that measure a film.
@@ -166,19 +167,22 @@ class _Run:
             job.remove_work()
         return Film(job.out, job.record, record)
 
-    def _mouth(self, head_fit: HeadFit, driver: Tracking | None) -> Tracking | None:
-        """The driver whose clip says what is between the lips: never the person's own, which would show the answer."""
-        if self.job.generate.mouth == "model" or driver is None or same_person(head_fit, driver):
+    def _watched(self, head_fit: HeadFit, driver: Tracking | None) -> Tracking | None:
+        """The driver whose clip the painter may look at: never the person's own, which would show the answer."""
+        asked = "driver" in (self.job.generate.mouth, self.job.generate.wrinkles)
+        if not asked or driver is None or same_person(head_fit, driver):
             return None
         if not Path(driver.source).is_file():
             log.warning(
-                "The clip %s is gone: what is between the lips is the head model's (`mouth=model`).", driver.source
+                "The clip %s is gone: what is between the lips is the head model's (`mouth=model`), and no folds of "
+                "skin are taken from it (`wrinkles=none`).",
+                driver.source,
             )
             return None
         return driver
 
     def _paint(
-        self, head_fit: HeadFit, meshes: Meshes, driver: Driver | None, mouth: Tracking | None, folder: Path
+        self, head_fit: HeadFit, meshes: Meshes, driver: Driver | None, watched: Tracking | None, folder: Path
     ) -> None:
         """Paint what `folder` lacks, and join it with the sound."""
         job = self.job
@@ -187,7 +191,7 @@ class _Run:
             "paint the film",
             lambda progress: write_segments(
                 lambda start: paint(
-                    head_fit, meshes, self.head, job.generate, start=start, keep=folder / "kept", driver=mouth
+                    head_fit, meshes, self.head, job.generate, start=start, keep=folder / "kept", driver=watched
                 ),
                 folder,
                 frame_count=meshes.frame_count,
