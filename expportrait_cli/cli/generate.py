@@ -81,6 +81,9 @@ def generate(
     mouth: Annotated[
         Literal["driver", "model"], options.setting(GenerateConfig, "mouth", rich_help_panel=RESULT)
     ] = GenerateConfig.mouth,
+    wrinkles: Annotated[
+        Literal["driver", "none"], options.setting(GenerateConfig, "wrinkles", rich_help_panel=RESULT)
+    ] = GenerateConfig.wrinkles,
     audio: Annotated[
         Literal["driving", "reference", "none"], options.setting(GenerateConfig, "audio", rich_help_panel=RESULT)
     ] = GenerateConfig.audio,
@@ -197,6 +200,7 @@ def generate(
             aspect=aspect,
             paste_back=paste_back,
             mouth=mouth,
+            wrinkles=wrinkles,
             audio=audio,
             encode_quality=encode_quality,
             detail=detail,

@@ -23,7 +23,7 @@ from expportrait_cli.head.fitted import Bones, fitted_mesh, person_joints, photo
 from expportrait_cli.media.video import read_frame
 from expportrait_cli.painting.canvas import UNLIKE, Canvas, FaceCheck, box_canvas, crop_canvas, photo_canvas
 from expportrait_cli.painting.proxy.compositor import Compositor
-from expportrait_cli.painting.proxy.glimpse import Glimpse, Glimpses
+from expportrait_cli.painting.proxy.glimpse import DriverFolds, Glimpse, Glimpses, Pictures
 from expportrait_cli.painting.proxy.layers import prepare
 from expportrait_cli.render.buffers import Buffers, Bump, render_buffers
 from expportrait_cli.runtime import in_order, read_ahead
@@ -130,7 +130,9 @@ class Scene:
     canvas: Canvas
     """The part of the photo that the film shows."""
     driver: Tracking | None = None
-    """Tracking of the clip that the inside of the mouth is read from; None if it is the head model's."""
+    """Tracking of the clip that mouth and folds are read from; None if none may be."""
+    takes: frozenset[str] = frozenset({"mouth", "wrinkles"})
+    """What is read from it (`GenerateConfig.mouth` and `GenerateConfig.wrinkles`)."""
     detail: bool = True
     """True if normal maps have the photo's fine static detail."""
 
@@ -153,7 +155,8 @@ class Scene:
             canvas = crop_canvas(photo, fit, config.size)
         else:
             canvas = box_canvas(photo, fit, shown_box(fit, fit.landmarks, config), shape)
-        return cls(fit, meshes, head, photo, canvas, driver)
+        takes = frozenset(name for name in ("mouth", "wrinkles") if getattr(config, name) == "driver")
+        return cls(fit, meshes, head, photo, canvas, driver, takes)
 
     @property
     def still(self) -> Still:
@@ -167,13 +170,19 @@ class Scene:
         """Yield the proxy's frames from `start` on, composed in several threads."""
         frames = enumerate(read_ahead(self.meshes.frames(start), 2), start)
         # Here and not in the threads, since the driver's clip is read in order.
-        given = ((index, verts, self._glimpse(index)) for index, verts in frames)
+        given = ((index, verts, self._glimpse(index), self._fold(index)) for index, verts in frames)
         return in_order(lambda each: self._sketch(*each), given)
 
-    def _sketch(self, index: int, verts: Float32[np.ndarray, "V 3"], glimpse: Glimpse | None) -> Sketch:
+    def _sketch(
+        self,
+        index: int,
+        verts: Float32[np.ndarray, "V 3"],
+        glimpse: Glimpse | None,
+        fold: Float32[np.ndarray, "R C"] | None,
+    ) -> Sketch:
         if not np.isfinite(verts).all():
             raise FilmError(f"Frame {index} of the meshes has vertices that are not finite: make them again.")
-        proxy, guess = self._compositor.frame(verts, self._bones(index), glimpse)
+        proxy, guess = self._compositor.frame(verts, self._bones(index), glimpse, fold)
         if (unlike := self._face_check.unlike(proxy, verts)) > UNLIKE:
             raise FilmError(
                 f"Frame {index} of the film does not show the face of the photo: the colours of the face "
@@ -188,6 +197,9 @@ class Scene:
 
     def _glimpse(self, index: int) -> Glimpse | None:
         return self._glimpses.at(index) if self._glimpses is not None else None
+
+    def _fold(self, index: int) -> Float32[np.ndarray, "R C"] | None:
+        return self._folds.at(index) if self._folds is not None else None
 
     def _bones(self, index: int) -> Bones:
         return Bones.of(self._joints, self.meshes.curves, index)
@@ -219,7 +231,17 @@ class Scene:
 
     @cached_property
     def _glimpses(self) -> Glimpses | None:
-        return Glimpses(self.driver) if self.driver is not None else None
+        return Glimpses(self.driver, self._pictures) if self.driver is not None and "mouth" in self.takes else None
+
+    @cached_property
+    def _folds(self) -> DriverFolds | None:
+        wanted = self.driver is not None and "wrinkles" in self.takes
+        return DriverFolds(self.driver, self.head, self._pictures) if wanted and self.driver is not None else None
+
+    @cached_property
+    def _pictures(self) -> Pictures:
+        assert self.driver is not None
+        return Pictures(self.driver)
 
     @cached_property
     def _compositor(self) -> Compositor:
@@ -238,4 +260,5 @@ class Scene:
             face_height_px=float(np.linalg.norm(points[CHIN] - points[FOREHEAD])),
             chin_y_px=float(points[CHIN, 1]),
             glimpses=self._glimpses,
+            folds=self._folds,
         )

@@ -131,19 +131,19 @@ class _Run:
             write_png(job.control_picture, sheet)
             return Film(job.control_picture, job.record, {"frames": meshes.artifact.frame_count})
         driver = Driver.of(tracking.artifact) if tracking is not None else Driver.behind(job.driving)
-        mouth = self._mouth(head_fit.artifact, tracking.artifact if tracking is not None else None)
+        watched = self._watched(head_fit.artifact, tracking.artifact if tracking is not None else None)
         shown = representation_of(Path(meshes.artifact.path))
         # The normals of the photo must have the same representation as those of the film.
         head_fit = replace(head_fit, artifact=reduced(head_fit.artifact, shown))
-        # Head and meshes determine which mouth is used, unless the driver's clip is gone.
+        # Head and meshes determine whether the driver's clip is read, unless it is gone.
         is_there = tracking is None or Path(tracking.artifact.source).is_file()
-        gone = {} if mouth is not None or is_there else {"mouth": "model"}
+        gone = {} if watched is not None or is_there else {"mouth": "model", "wrinkles": "none"}
         painted = steps.painted_key(job.generate, head_fit.key, meshes.key, self.painter.identity, **gone)
         if painted != self.known.get("painted"):
             # Frames do not depend on the sound, which is added when segments are joined.
             own = {**gone, "audio": None}
             frames = steps.painted_key(job.generate, head_fit.key, meshes.key, self.painter.identity, **own)
-            self._paint(head_fit.artifact, meshes.artifact, driver, mouth, segments_folder(job.work, frames))
+            self._paint(head_fit.artifact, meshes.artifact, driver, watched, segments_folder(job.work, frames))
         if job.grid:
             self.stages.run(
                 "draw the grid",
@@ -158,7 +158,8 @@ class _Run:
                 ),
             )
         quality = _quality(head_fit.artifact, tracking.artifact if tracking is not None else None, meshes.artifact)
-        quality["mouth"] = "driver" if mouth is not None else "model"
+        quality["mouth"] = job.generate.mouth if watched is not None else "model"
+        quality["wrinkles"] = job.generate.wrinkles if watched is not None else "none"
         record = self._record(key, painted, meshes.artifact, head_path, perf_counter() - started, quality)
         if job.with_report:
             # Imported here, because only runs with a page need the libraries that measure a film.
@@ -174,22 +175,25 @@ class _Run:
             job.remove_work()
         return Film(job.out, job.record, record)
 
-    def _mouth(self, head_fit: HeadFit, driver: Tracking | None) -> Tracking | None:
-        """Tracking of the clip that the inside of the mouth is read from; None for the head model's mouth.
+    def _watched(self, head_fit: HeadFit, driver: Tracking | None) -> Tracking | None:
+        """Tracking of the clip that mouth and folds are read from; None for the head model's mouth and no folds.
 
         None too if the driver is the photo's person: the clip is the ground truth then.
         """
-        if self.job.generate.mouth == "model" or driver is None or same_person(head_fit, driver):
+        asked = "driver" in (self.job.generate.mouth, self.job.generate.wrinkles)
+        if not asked or driver is None or same_person(head_fit, driver):
             return None
         if not Path(driver.source).is_file():
             log.warning(
-                "The clip %s is gone: the inside of the mouth is the head model's (`mouth=model`).", driver.source
+                "The clip %s is gone: the inside of the mouth is the head model's (`mouth=model`), and no folds are "
+                "taken from it (`wrinkles=none`).",
+                driver.source,
             )
             return None
         return driver
 
     def _paint(
-        self, head_fit: HeadFit, meshes: Meshes, driver: Driver | None, mouth: Tracking | None, folder: Path
+        self, head_fit: HeadFit, meshes: Meshes, driver: Driver | None, watched: Tracking | None, folder: Path
     ) -> None:
         """Paint the segments that `folder` lacks, and join all with the sound."""
         job = self.job
@@ -198,7 +202,7 @@ class _Run:
             "paint the film",
             lambda progress: write_segments(
                 lambda start: paint(
-                    head_fit, meshes, self.head, job.generate, start=start, keep=folder / "kept", driver=mouth
+                    head_fit, meshes, self.head, job.generate, start=start, keep=folder / "kept", driver=watched
                 ),
                 folder,
                 frame_count=meshes.frame_count,

@@ -1,10 +1,19 @@
-"""Folds of a smile, drawn on plain skin."""
+"""Folds of a smile, and of a driver's frown, drawn on plain skin."""
+
+from fractions import Fraction
 
 import cv2
 import numpy as np
+import pytest
+from support.known_head import tracking_of
 
+from expportrait_cli.head import dense, landmarks
 from expportrait_cli.head.facemesh import LIP_CORNERS
+from expportrait_cli.media.writer import VideoWriter
 from expportrait_cli.painting.proxy.folds import FADED, FOLDS, without_folds
+from expportrait_cli.painting.proxy.glimpse import STEP_M, DriverFolds, Pictures
+
+pytest_plugins = ("support.astronaut",)
 
 
 def test_grooves_beside_the_mouth_fade_and_nothing_else_changes():
@@ -22,3 +31,44 @@ def test_grooves_beside_the_mouth_fade_and_nothing_else_changes():
     # The line over the mouth is none of a smile's, and plain skin has nothing to fill.
     assert np.array_equal(calm[:, 120:140], picture[:, 120:140])
     assert np.abs(calm[:, :40].astype(int) - picture[:, :40]).max() <= 1
+
+
+SKIN, DEEP, FROWN = 200, 130, 5
+
+
+@pytest.fixture
+def frowning(head, tmp_path):
+    """Eight frames of plain skin; the sixth has a furrow between the brows, and a wide dark patch on the forehead."""
+    marks = landmarks(head, dense(head, head.template)).numpy()[:, :2]
+    points = ((marks - marks.mean(0)) * [1500, -1500] + 256).astype(np.float32)
+    path = tmp_path / "driver.mkv"
+    with VideoWriter(path, rate=Fraction(25), lossless=True) as writer:
+        for t in range(8):
+            picture = np.full((512, 512, 3), SKIN, np.uint8)
+            if t == FROWN:
+                x, y = points[9].astype(int)
+                cv2.line(picture, (x, y - 12), (x, y + 12), (DEEP,) * 3, 3)
+                cv2.circle(picture, (x + 50, int(points[10, 1]) + 30), 14, (DEEP,) * 3, -1)
+            writer.write(picture)
+    tracking = tracking_of(head, np.zeros(head.identity_basis.shape[2]), 8, 0, path)
+    tracking.landmarks[:], tracking.rotation[:] = points, 0
+    return tracking, marks
+
+
+def test_a_drivers_frown_is_a_fold_and_a_dark_patch_is_none(head, frowning):
+    tracking, marks = frowning
+    folds = DriverFolds(tracking, head, Pictures(tracking))
+    shades = [folds.at(t) for t in range(8)]
+    assert all(shade is not None and not shade.any() for t, shade in enumerate(shades) if t != FROWN)
+    column, row = ((marks[9] - folds.corner) / [STEP_M, -STEP_M]).astype(int)
+    # The line is as wide as what it is looked at with is fine: half its depth is left.
+    assert 0.3 < shades[FROWN][row, column] / np.log(DEEP / SKIN) < 1
+    beside = shades[FROWN].copy()
+    beside[:, column - 5 : column + 6] = 0
+    assert beside.min() > 0.15 * np.log(DEEP / SKIN)
+
+
+def test_a_small_driver_shows_no_folds(head, frowning):
+    tracking, _ = frowning
+    tracking.landmarks[:] = 256 + (tracking.landmarks - 256) * 0.3
+    assert DriverFolds(tracking, head, Pictures(tracking)).at(FROWN) is None

@@ -50,6 +50,16 @@ def test_a_squint_opens_with_both_lids():
     assert upper / (upper + lower) == pytest.approx(OPENING_SHARE)
 
 
+def test_a_lid_opens_to_the_drivers_gap_where_its_points_lie_aslant():
+    """What lies beside each other in a pair of points does not grow with the opening, so its height grows more."""
+    photo, driver = eyes(GAP_PX / 2), eyes(GAP_PX)
+    for rims in UPPER_LIDS:
+        photo[list(rims[1:-1]), 0] += 2.0
+    moved = photo + lid_steps(driver[None], photo[None], rest_of(driver))[0]
+    for upper, lower in ((159, 145), (386, 374)):
+        assert np.linalg.norm(moved[upper] - moved[lower]) == pytest.approx(GAP_PX, rel=0.01)
+
+
 def test_a_mouth_is_pursed_by_the_drivers_share():
     right, left = MOUTH_CORNERS
     points = eyes(GAP_PX)

@@ -14,7 +14,7 @@ from expportrait_cli.head.fitted import Bones
 from expportrait_cli.painting.proxy import kernels
 from expportrait_cli.painting.proxy.anatomy import Between, Mouth
 from expportrait_cli.painting.proxy.eyes import Eyes
-from expportrait_cli.painting.proxy.glimpse import Glimpse, Glimpses
+from expportrait_cli.painting.proxy.glimpse import Creased, DriverFolds, Glimpse, Glimpses
 from expportrait_cli.painting.proxy.hidden import SHADE, Hidden
 from expportrait_cli.painting.proxy.layers import (
     DEPTH_SLACK_M,
@@ -65,8 +65,10 @@ class Compositor:
         face_height_px: float,
         chin_y_px: float,
         glimpses: Glimpses | None = None,
+        folds: DriverFolds | None = None,
     ):
         """`seam` is where the person's closed lips meet, in the head frame; `irises` as `Eyes` takes them."""
+        self.creased = Creased(layers, head, folds) if folds is not None else None
         self.layers, self.head, self.reference = layers, head, reference
         self.lips = Lips(layers, head)
         self.inner = InnerLayers(layers, head, reference, seam, self.lips.colour, glimpses)
@@ -130,9 +132,16 @@ class Compositor:
         return self._own.maps
 
     def frame(
-        self, verts_cam: Float32[np.ndarray, "V 3"], bones: Bones, glimpse: Glimpse | None = None
+        self,
+        verts_cam: Float32[np.ndarray, "V 3"],
+        bones: Bones,
+        glimpse: Glimpse | None = None,
+        fold: Float32[np.ndarray, "R C"] | None = None,
     ) -> tuple[UInt8[np.ndarray, "H W 3"], Float32[np.ndarray, "H W"]]:
-        """Paint one frame, and say how far each pixel is a guess (`Sketch.guess`); `glimpse` is the driver's mouth."""
+        """Paint one frame, and say how far each pixel is a guess (`Sketch.guess`).
+
+        `glimpse` is the driver's mouth, `fold` the shade of its skin (`DriverFolds.at`).
+        """
         maps, photo, (height, width) = self._maps, self.photo, self.layers.alpha.shape
         squares = ((height + 1) // 2, (width + 1) // 2)
         look = self._look(bones)
@@ -158,6 +167,8 @@ class Compositor:
         frame, guess = np.empty((height, width, 3), np.uint8), np.empty((height, width), np.float32)
         out = (wp.array(frame, dtype=wp.vec3ub, copy=False, device="cpu"), wp.array(guess, copy=False, device="cpu"))
         kernels.run(kernels.paint, (height, width), photo, look, maps.all, *out)
+        if fold is not None and self.creased is not None:
+            self.creased.shade(frame, rast, fold)
         between = Between(self.lips.contours(verts_cam), glimpse) if glimpse is not None else None
         self.inner.paint(frame, guess, bones, maps.part, maps.own, between)
         self.eyes.paint(frame, guess, maps.part, verts_cam, bones.head[:, :3])

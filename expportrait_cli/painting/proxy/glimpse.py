@@ -1,4 +1,4 @@
-"""Pictures of the driver's mouth between the lips: where teeth, tongue and darkness are, and how they are lit."""
+"""What the driver's clip shows of a face: teeth, tongue and darkness between the lips, and folds of the skin."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -6,14 +6,19 @@ from itertools import islice
 
 import cv2
 import numpy as np
+import torch
 from jaxtyping import Float, Float32, Int64, UInt8
+from scipy.spatial import Delaunay
+from scipy.spatial.distance import cdist
 
 from expportrait_cli.artifacts.types import CROP_SIZE, Tracking
-from expportrait_cli.head.facemesh import LIP_PAIRS, LIPS
+from expportrait_cli.geometry.rotations import from_turns
+from expportrait_cli.head import HeadModel, dense, landmarks
+from expportrait_cli.head.facemesh import EYE_RINGS, FACE_OVAL, LIP_PAIRS, LIPS, OUTER_EYES
 from expportrait_cli.media.image import is_image
 from expportrait_cli.media.video import read_frame, read_frames, read_pictures
 from expportrait_cli.painting.proxy.hidden import NO_MAP
-from expportrait_cli.painting.proxy.layers import ramp
+from expportrait_cli.painting.proxy.layers import SUBPIXEL_BITS, Layers, fixed, ramp, triangle_ids
 from expportrait_cli.painting.proxy.lips import Contours
 
 PARTED = (0.04, 0.09)
@@ -62,13 +67,42 @@ class Glimpse:
         return sampled.astype(np.float32)
 
 
+class Pictures:
+    """The frames of a tracked clip, asked for in order or from any frame on."""
+
+    def __init__(self, tracking: Tracking) -> None:
+        """Open nothing yet."""
+        self._tracking = tracking
+        self._frames: Iterator[np.ndarray] | None = None
+        self._last: UInt8[np.ndarray, "H W 3"] | None = None
+        self._next = -1
+
+    def at(self, frame: int) -> UInt8[np.ndarray, "H W 3"] | None:
+        """A frame of the clip; None where it has fewer than were tracked."""
+        source = self._tracking.source
+        if is_image(source):
+            return read_frame(source, 0)
+        if frame == self._next - 1:
+            return self._last
+        if self._frames is None or not 0 <= frame - self._next < FAR:
+            self._frames, self._next = read_frames(source, start=self._tracking.first_frame + frame), frame
+        self._last = next(islice(self._frames, frame - self._next, None), None)
+        self._next = frame + 1
+        return self._last
+
+
+def in_source(tracking: Tracking) -> Float[np.ndarray, "T 478 2"]:
+    """The landmarks of a tracking in px of its source."""
+    return tracking.landmarks * (float(tracking.crop[2]) / CROP_SIZE) + tracking.crop[:2]
+
+
 class Glimpses:
     """The driver's mouth in every frame of a film, asked for in order or from any frame on."""
 
-    def __init__(self, tracking: Tracking) -> None:
-        """Look at some frames with parted lips."""
+    def __init__(self, tracking: Tracking, pictures: "Pictures | None" = None) -> None:
+        """Look at some frames with parted lips; `pictures` are the clip's, where others read it too."""
         self.tracking = tracking
-        self.points = tracking.landmarks * (float(tracking.crop[2]) / CROP_SIZE) + tracking.crop[:2]
+        self.points = in_source(tracking)
         pairs = np.array(LIP_PAIRS)
         gap = np.linalg.norm(self.points[:, pairs[:, 0]] - self.points[:, pairs[:, 1]], axis=-1).max(1)
         width = np.linalg.norm(self.points[:, 61] - self.points[:, 291], axis=-1)
@@ -77,8 +111,7 @@ class Glimpses:
         around = np.ones(2 * STEADY + 1) / (2 * STEADY + 1)
         calm = np.minimum(np.convolve(np.pad(seen, STEADY, mode="edge"), around, mode="valid"), seen)
         self.trust = ramp(gap, PARTED) * calm
-        self._frames: Iterator[np.ndarray] | None = None
-        self._next = -1
+        self._pictures = pictures or Pictures(tracking)
         self.redness, self.cast, self.lip, self.white = 0.0, 0.0, 1.0, 1.0
         trusted = np.flatnonzero(self.trust > 0)[:BEGINNING]
         if len(trusted):
@@ -121,7 +154,7 @@ class Glimpses:
         frame = min(frame, len(self.trust) - 1)
         if self.trust[frame] == 0:
             return None
-        picture = self._picture(frame)
+        picture = self._pictures.at(frame)
         return None if picture is None else self._of(picture, frame)
 
     def light(
@@ -135,16 +168,6 @@ class Glimpses:
         if self.redness < COLOURLESS:
             return ramp(colours.mean(-1) / self.lip, PALE).astype(np.float32)
         return (1 - ramp((redness(colours) - self.cast) / (self.redness - self.cast), RED)).astype(np.float32)
-
-    def _picture(self, frame: int) -> UInt8[np.ndarray, "H W 3"] | None:
-        """A frame of the clip; None where it has fewer than were tracked."""
-        if is_image(self.tracking.source):
-            return read_frame(self.tracking.source, 0)
-        if self._frames is None or not 0 <= frame - self._next < FAR:
-            self._frames, self._next = read_frames(self.tracking.source, start=self.tracking.first_frame + frame), frame
-        picture = next(islice(self._frames, frame - self._next, None), None)
-        self._next = frame + 1
-        return picture
 
     def _of(self, picture, frame: int) -> Glimpse:
         points = self.points[frame].astype(np.float64)
@@ -166,3 +189,160 @@ def redness(colours: Float[np.ndarray, "*B 3"]) -> Float[np.ndarray, "*B"]:
 def _soft(bright):
     """Highlights without those that clip."""
     return np.minimum(np.where(bright > 1, 1 + 0.4 * (bright - 1), bright), 1.25)
+
+
+BROW_HAIR = ((70, 63, 105, 66, 65, 52, 53, 46), (300, 293, 334, 296, 295, 282, 283, 276))
+"""Outlines of the brows without their inner ends, beside which a frown folds: edges of hair that moves are none."""
+BESIDE_M = {"hair": (0.002, 0.009), "eyes": (0.010, 0.018), "border": (0.006, 0.014)}
+"""Distances over which the driver's folds fade in, from the hair of the brows, the eyes and the border of the face."""
+BELOW_M = (-0.018, -0.008)
+"""Heights over the outer eye corners between which they fade in: below, beards and jewellery would leak."""
+STEP_M = 0.0007
+"""Distance of the points on the mean head at which folds are kept."""
+IOD_PX, SMALLEST_PX = 130.0, 60.0
+"""Distance of the eye corners at which the driver's skin is looked at, px; and in a clip, below which it shows none."""
+FINE, COARSE = 0.009, 0.085
+"""Widths between which a shade is a fold, in distances of the eye corners: finer is grain, coarser is light."""
+CALMS, CALM_PERCENT = 16, 70
+"""Number of frames, spread over the clip, in which skin is looked for at its calmest, and the percentile of its
+brightness there that counts as such: folds are dark."""
+GRAIN_LOG, DEEPEST_LOG = 0.02, 0.6
+"""Difference of the logarithms of brightness below which it is noise, and the depth of the deepest fold."""
+THICKEST_M = 0.006
+"""Width of the thickest fold: what is darker and wider is a brow that went farther than its landmarks, or a hand."""
+CURVE_M, FACES = 0.085, (0.45, 0.7)
+"""Radius of a forehead, and cosines between its skin and the view over which it begins to be seen well."""
+SKINNED = (0.5, 0.7)
+"""Brightness, in shares of the skin's, between which a place is not hair, shadow or the frame of glasses any more."""
+
+
+class DriverFolds:
+    """Shading of the driver's frown, forehead and crow's feet, by the ratio of each frame to the same skin at rest.
+
+    After Liu, Shan and Zhang, "Expressive expression mapping with ratio images" (2001), between two widths alone.
+    """
+
+    def __init__(self, tracking: Tracking, head: HeadModel, pictures: Pictures) -> None:
+        """Look at frames spread over the clip."""
+        self._tracking, self._pictures, self._points = tracking, pictures, in_source(tracking)
+        marks = landmarks(head, dense(head, head.template)).numpy()[:, :2]
+        corners = marks[list(OUTER_EYES)]
+        eyes = self._points[:, list(OUTER_EYES)]
+        self._iod = np.linalg.norm(eyes[:, 0] - eyes[:, 1], axis=-1)
+        border = [i for i in FACE_OVAL if marks[i, 1] > corners[:, 1].mean()]
+        top = marks[border].max(0)
+        self.corner = np.array([marks[border, 0].min(), top[1]])
+        """Place on the mean head (x, y) of the first point; the others lie to the right and below."""
+        self._shape = tuple(
+            np.ceil([top[1] - corners[:, 1].mean() - BELOW_M[0], top[0] - self.corner[0]] / np.array(STEP_M)).astype(
+                int
+            )
+        )
+        self.rows = self._shape[0]
+        rows, cols = np.indices(self._shape)
+        flat = np.stack([self.corner[0] + STEP_M * cols.ravel(), self.corner[1] - STEP_M * rows.ravel()], -1)
+        mesh = Delaunay(marks[:468])
+        at = mesh.find_simplex(flat)
+        inside = (at >= 0).reshape(self._shape).astype(np.uint8)
+        hair = np.ones(self._shape, np.uint8)
+        for outline in BROW_HAIR:
+            cv2.fillPoly(
+                hair, [fixed((marks[list(outline)] - self.corner) / [STEP_M, -STEP_M])], (0,), shift=SUBPIXEL_BITS
+            )
+        away = {
+            "hair": STEP_M * cv2.distanceTransform(hair, cv2.DIST_L2, 5).ravel(),
+            "eyes": cdist(flat, marks[EYE_RINGS]).min(1),
+            "border": STEP_M
+            * cv2.distanceTransform(np.pad(inside, ((1, 0), (1, 1))), cv2.DIST_L2, 5)[1:, 1:-1].ravel(),
+        }
+        self._share = ramp(flat[:, 1] - corners[:, 1].mean(), BELOW_M).astype(np.float32)
+        for name, gap in away.items():
+            self._share *= ramp(gap, BESIDE_M[name])
+        frame = mesh.transform[at]
+        two = np.einsum("nij,nj->ni", frame[:, :2], flat - frame[:, 2])
+        self._corners, self._weights = mesh.simplices[at], np.c_[two, 1 - two.sum(1)]
+        sine = np.clip((flat[:, 0] - marks[:, 0].mean()) / CURVE_M, -0.95, 0.95)
+        self._normals = np.stack([sine, 0 * sine, np.sqrt(1 - sine**2)], -1)
+        self._kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (round(THICKEST_M / STEP_M),) * 2)
+        self._calm = self._at_rest()
+
+    def _at_rest(self) -> Float32[np.ndarray, " P"] | None:
+        """Shade of the skin where it is calmest; None if the clip is too small to show any."""
+        rows = np.flatnonzero(self._tracking.sure & (self._iod > SMALLEST_PX))
+        if not len(rows):
+            return None
+        rows = rows[np.unique(np.linspace(0, len(rows) - 1, CALMS).astype(int))]
+        pictures = read_pictures(self._tracking.source, rows + self._tracking.first_frame)
+        read = [self._read(picture, row) for row, picture in zip(rows, pictures, strict=False)]
+        bright = np.median([coarse for _, coarse in read], axis=0)
+        self._share *= ramp(bright / np.median(bright[self._share > 0]), SKINNED)
+        return np.percentile([band for band, _ in read], CALM_PERCENT, axis=0).astype(np.float32)
+
+    def _read(self, picture, row):
+        """Logarithm of brightness between the two widths, and brightness without folds."""
+        points, scale = self._points[row], IOD_PX / max(float(self._iod[row]), 1.0)
+        margin = 3 * COARSE * IOD_PX
+        low, high = points[:468].min(0) * scale - margin, points[:468].max(0) * scale + margin
+        size = tuple(int(n) for n in np.ceil(high - low).clip(8, 8 * IOD_PX))
+        grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
+        if scale < 1:
+            # Warps do not average: the grain of large pictures would become folds.
+            grey = cv2.GaussianBlur(grey, (0, 0), 0.5 / scale)
+        place = np.array([[scale, 0, 0.5 * scale - 0.5 - low[0]], [0, scale, 0.5 * scale - 0.5 - low[1]]])
+        small = cv2.warpAffine(grey, place, size, borderMode=cv2.BORDER_REPLICATE).astype(np.float32) + 4
+        fine, coarse = (cv2.GaussianBlur(small, (0, 0), width * IOD_PX) for width in (FINE, COARSE))
+        at = (points[self._corners] * self._weights[..., None]).sum(1) * scale - low - 0.5
+        at = at.astype(np.float32).reshape(*self._shape, 2)
+        band, wide = (
+            cv2.remap(each, at, NO_MAP, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE).ravel()
+            for each in (np.log(fine / coarse), coarse)
+        )
+        return band, wide
+
+    def at(self, frame: int) -> Float32[np.ndarray, "R C"] | None:
+        """Logarithm of the shade on the mean head in a frame of the film; None where the clip shows none."""
+        frame = min(frame, len(self._iod) - 1)
+        is_seen = self._iod[frame] > SMALLEST_PX and not self._tracking.state[frame]
+        picture = self._pictures.at(frame) if is_seen and self._calm is not None else None
+        if picture is None:
+            return None
+        change = (self._read(picture, frame)[0] - self._calm).reshape(self._shape).astype(np.float32)
+        thin = cv2.morphologyEx(change, cv2.MORPH_BLACKHAT, self._kernel)
+        fold = -np.clip(np.minimum(thin, -change) - GRAIN_LOG, 0, DEEPEST_LOG).ravel()
+        turn = from_turns(self._tracking.rotation[frame])
+        fold *= self._share * ramp(-(self._normals @ turn.T)[:, 2], FACES)
+        return fold.reshape(self._shape).astype(np.float32)
+
+
+class Creased:
+    """The skin of one photo that takes the driver's folds."""
+
+    def __init__(self, layers: Layers, head: HeadModel, folds: DriverFolds) -> None:
+        """Leave out what the photo shows as hair, glasses or shadow."""
+        flat = dense(head, head.template).numpy()
+        places = (flat[:, :2] - folds.corner) / [STEP_M, -STEP_M]
+        own = (head.parts.numpy() == 0) & (head.facial_mask.numpy() > 0) & (places[:, 1] < folds.rows)
+        self._faces = head.dense_faces.numpy()
+        self._triangles = own[self._faces].all(1)
+        height, width = layers.alpha.shape
+        column, row = np.clip(np.floor(layers.xy).astype(int), 0, [width - 1, height - 1]).T
+        grey = cv2.GaussianBlur(layers.photo, (0, 0), 1.5)[row, column].mean(-1)
+        skin = float(np.median(grey[own]))
+        share = ramp(grey / max(skin, 1.0), SKINNED) * (1 - layers.hairy)
+        self._attributes = np.column_stack([places, share]).astype(np.float32)
+
+    def shade(self, frame: UInt8[np.ndarray, "H W 3"], rast: torch.Tensor, fold: Float32[np.ndarray, "R C"]) -> None:
+        """Shade the skin of a frame, in place."""
+        ids = triangle_ids(rast)
+        own = self._triangles[ids] & (ids >= 0)
+        rows, cols = np.flatnonzero(own.any(1)), np.flatnonzero(own.any(0))
+        if not len(rows):
+            return
+        box = np.s_[rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1]
+        ids, own = ids[box], own[box]
+        weights = rast[0, box[0], box[1]].numpy()[own][:, :2]
+        weights = np.column_stack([weights, 1 - weights.sum(1)])
+        at = np.zeros((*own.shape, 3), np.float32)
+        at[own] = (self._attributes[self._faces[ids[own]]] * weights[..., None]).sum(1)
+        shade = at[..., 2] * cv2.remap(fold, np.ascontiguousarray(at[..., :2]), NO_MAP, cv2.INTER_LINEAR)
+        frame[box] = np.rint(frame[box] * np.exp(shade)[..., None]).clip(0, 255).astype(np.uint8)
