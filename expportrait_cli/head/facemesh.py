@@ -164,7 +164,7 @@ def _towards_lower_lid(head: HeadModel, side: int) -> Float32[np.ndarray, "V 3"]
     distance, nearest = KDTree(upper).query(at_rest.numpy())
     is_upper = distance < KDTree(lower).query(at_rest.numpy())[0]
     share = is_upper * np.sqrt(np.clip(1 - distance / LID_M, 0, 1))
-    return np.float32(share[:, None] * (lower - upper)[nearest])
+    return (share[:, None] * (lower - upper)[nearest]).astype(np.float32)
 
 
 def lid_travel(head: HeadModel) -> Float32[np.ndarray, "2 V"]:

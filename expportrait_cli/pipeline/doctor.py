@@ -159,10 +159,11 @@ def _denoised(device: "torch.device") -> str:
     from expportrait_cli.painting.wan.runtime import dtype_of
 
     dtype = dtype_of(WanConfig(), device)
-    sizes = {"num_attention_heads": 2, "attention_head_dim": 32, "ffn_dim": 128, "text_dim": 32, "freq_dim": 32}
+    sizes: dict[str, Any] = {"num_attention_heads": 2, "attention_head_dim": 32, "ffn_dim": 128, "text_dim": 32}
     with torch.random.fork_rng(), torch.inference_mode():
         torch.manual_seed(0)
-        model = WanVACETransformer3DModel(**sizes, num_layers=2, vace_layers=[0], vace_in_channels=96).to(device, dtype)
+        model: Any = WanVACETransformer3DModel(**sizes, num_layers=2, vace_layers=[0], vace_in_channels=96)
+        model.to(device, dtype)
         state, told, prompt = (
             torch.randn(shape, device=device, dtype=dtype)
             for shape in ((1, 16, 2, 16, 16), (1, 96, 2, 16, 16), (1, 512, 32))
