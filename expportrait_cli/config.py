@@ -264,9 +264,9 @@ class GenerateConfig(Checked):
     """Inside of the mouth: that of the driver's clip, in the person's own colours (driver), or that of the head model
     (model). It is always the model's if the driver is the person, or if the clip shows too little."""
     wrinkles: Literal["driver", "none"] = "driver"
-    """Folds of forehead, frown and crow's feet: those in the driver's clip shade the person's skin (driver), or only the
-    photo's are there (none). None are taken if the driver is the person, and none ever below the eyes, where a beard or
-    jewellery would show."""
+    """Folds of forehead, frown and crow's feet: those of the driver's clip shade the person's skin (driver), or only
+    the photo's are there (none). None are taken if the driver is the person, and none ever below the eyes, where a
+    beard or jewellery would show."""
     audio: Audio = "driving"
     """Sound of the film: that of the driver's clip (driving), that of the reference (reference), or none (none)."""
     encode_quality: EncodeQuality = "fast"

@@ -1,4 +1,4 @@
-"""Checks of this machine for `expportrait doctor`."""
+"""The examination of this machine by `expportrait doctor`."""
 
 import os
 import platform
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the report: what was checked, what was found, and whether that is fine."""
+    """One line of the report."""
 
     name: str
     found: str
@@ -79,7 +79,7 @@ def _devices() -> list[Check]:
 
 
 def _run(name: str, part: Callable[["torch.device"], str], device: "torch.device") -> Check:
-    """Run a part, and measure a second call: the first one also compiles and loads."""
+    """Run one part once, and once more for its time: the first call compiles and loads."""
     try:
         part(device)
         since = perf_counter()
@@ -90,7 +90,7 @@ def _run(name: str, part: Callable[["torch.device"], str], device: "torch.device
 
 
 def _drawn(device: "torch.device") -> str:
-    """Render the normals of a head, and compute their gradient with respect to its vertices."""
+    """Draw the normals of a whole head, and compute the gradient back to its vertices."""
     import torch
 
     from expportrait_cli.geometry.camera import Camera
@@ -110,7 +110,7 @@ def _drawn(device: "torch.device") -> str:
 
 
 def _transferred(device: "torch.device") -> str:
-    """Predict the offsets of one expression with the transfer network."""
+    """Compute the offsets of one expression with the transfer network."""
     import torch
 
     from expportrait_cli.retargeting.face import Neutral
@@ -128,7 +128,7 @@ def _transferred(device: "torch.device") -> str:
 
 
 def _posed(device: "torch.device") -> str:
-    """Pose a head by all of the paper's Eq. 1 to 4."""
+    """Pose a head by the whole chain of Eq. 1 to 4."""
     import torch
 
     head = load_head("anny", device)
@@ -159,13 +159,7 @@ def _denoised(device: "torch.device") -> str:
     from expportrait_cli.painting.wan.runtime import dtype_of
 
     dtype = dtype_of(WanConfig(), device)
-    sizes: dict[str, Any] = {
-        "num_attention_heads": 2,
-        "attention_head_dim": 32,
-        "ffn_dim": 128,
-        "text_dim": 32,
-        "freq_dim": 32,
-    }
+    sizes: dict[str, Any] = {"num_attention_heads": 2, "attention_head_dim": 32, "ffn_dim": 128, "text_dim": 32}
     with torch.random.fork_rng(), torch.inference_mode():
         torch.manual_seed(0)
         model: Any = WanVACETransformer3DModel(**sizes, num_layers=2, vace_layers=[0], vace_in_channels=96)
