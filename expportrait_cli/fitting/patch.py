@@ -1,5 +1,6 @@
 """The part of the head that folds are fitted on, and its surface as maps between fields."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -188,8 +189,8 @@ class Surface:
     """Canonical, after the mask, m."""
     verts: Float[Tensor, "T P 3"]
     """Camera, m."""
-    normals: Float[Tensor, "T P 3"]
-    """Camera in the axes of normal maps: x right, y up, z to the viewer."""
+    find_normals: Callable[[], Tensor]
+    """Computes `normals`: the outline of a person needs none."""
     px: Float[Tensor, "T P 2"]
     """Crop px, pixel centres at +0.5; carries no gradient: pictures are read there."""
 
@@ -203,9 +204,18 @@ class Surface:
         focal_px: float,
     ) -> "Surface":
         """Add what follows from the vertices in the camera: normals, and where the crop shows them."""
-        normals = vertex_normals(verts, faces) * verts.new_tensor(TO_NORMALS)
         seen = verts.detach()
-        return cls(offset, verts, normals, seen[..., :2] / seen[..., 2:] * focal_px + CROP_SIZE / 2)
+        return cls(
+            offset,
+            verts,
+            lambda: vertex_normals(verts, faces) * verts.new_tensor(TO_NORMALS),
+            seen[..., :2] / seen[..., 2:] * focal_px + CROP_SIZE / 2,
+        )
+
+    @cached_property
+    def normals(self) -> Float[Tensor, "T P 3"]:
+        """Camera in the axes of normal maps: x right, y up, z to the viewer."""
+        return self.find_normals()
 
 
 @dataclass(frozen=True)

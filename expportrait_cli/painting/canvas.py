@@ -149,5 +149,9 @@ class FaceCheck:
         height, width = frame.shape[:2]
         column, row = np.floor(px.mean(1)).astype(int).T
         inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-        colours = cv2.blur(frame, (3, 3))[np.clip(row, 0, height - 1), np.clip(column, 0, width - 1)]
+        row, column = np.clip(row, 0, height - 1), np.clip(column, 0, width - 1)
+        # Blurred with the pixels around it, the part of the frame that holds them all.
+        top, left = max(row.min() - 1, 0), max(column.min() - 1, 0)
+        part = frame[top : row.max() + 2, left : column.max() + 2]
+        colours = cv2.blur(part, (3, 3))[row - top, column - left]
         return colours.astype(np.float32), facing & inside

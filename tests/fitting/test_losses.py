@@ -87,7 +87,7 @@ def make(kind: str, off: float):
 
 def stepped(surface: Surface, step: Surface, size: float) -> Surface:
     """Along a direction; what is seen, and where, stays."""
-    return Surface(
+    return given(
         surface.offset + size * step.offset,
         surface.verts + size * step.verts,
         surface.normals + size * step.normals,
@@ -95,19 +95,24 @@ def stepped(surface: Surface, step: Surface, size: float) -> Surface:
     )
 
 
+def given(offset, verts, normals, px) -> Surface:
+    """A surface whose normals do not follow from its vertices."""
+    return Surface(offset, verts, lambda: normals, px)
+
+
 def direction(frame: int) -> Surface:
     """A step of one frame alone."""
     steps = [scale * noise(FRAMES, SIDE * SIDE, 3, seed=7 + k) for k, scale in enumerate((1e-3, 1e-3, 0.1))]
     for step in steps:
         step[torch.arange(FRAMES) != frame] = 0
-    return Surface(*steps, px=torch.zeros(FRAMES, SIDE * SIDE, 2))
+    return given(*steps, px=torch.zeros(FRAMES, SIDE * SIDE, 2))
 
 
 def gradients(loss, surface: Surface) -> Surface:
     """Of the sum over the frames."""
     leaves = [t.clone().requires_grad_() for t in (surface.offset, surface.verts, surface.normals)]
-    found = torch.autograd.grad(loss(Surface(*leaves, surface.px)).sum(), leaves, materialize_grads=True)
-    return Surface(*found, surface.px)
+    found = torch.autograd.grad(loss(given(*leaves, surface.px)).sum(), leaves, materialize_grads=True)
+    return given(*found, surface.px)
 
 
 def slope(gradient: Surface, step: Surface) -> float:

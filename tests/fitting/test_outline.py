@@ -23,7 +23,7 @@ def outline(size: int = 192):
     def shown(scale: torch.Tensor, shift: torch.Tensor) -> Surface:
         one, zero = torch.ones(()), torch.zeros(())
         placed = flat * torch.stack([scale, scale, one]) + torch.stack([shift, zero, one * 1.5])
-        return Surface(placed[None] * 0, placed[None], placed[None], placed[None, :, :2])
+        return Surface(placed[None] * 0, placed[None], placed[None].clone, placed[None, :, :2])
 
     matte = render_buffers(shown(torch.ones(()), torch.zeros(())).verts, faces, camera, edges=joined).mask
     return OutlineLoss(camera, faces, joined, matte), shown
@@ -55,9 +55,9 @@ def test_where_an_outline_is_met_its_frame_is_left_alone():
     both = OutlineLoss(loss.camera, loss.faces, loss.edges, loss.matte.expand(2, -1, -1))
     scale = torch.tensor([1.0, 1.1], requires_grad=True)
     verts = torch.cat([shown(s, torch.zeros(())).verts for s in scale])
-    value = both(Surface(verts * 0, verts, verts, verts[..., :2]))
+    value = both(Surface(verts * 0, verts, verts.clone, verts[..., :2]))
     assert value[0] == 0 and value[1] > 0.1
-    torch.testing.assert_close(value[1:], loss(Surface(verts[1:] * 0, verts[1:], verts[1:], verts[1:, :, :2])))
+    torch.testing.assert_close(value[1:], loss(Surface(verts[1:] * 0, verts[1:], verts[1:].clone, verts[1:, :, :2])))
     (gradient,) = torch.autograd.grad(value.sum(), scale)
     assert abs(gradient[0]) < 1e-3 < gradient[1]
 
@@ -66,7 +66,7 @@ def three(loss, shown, scales):
     """The ball in three frames, drawn at these scales before mattes of its right size."""
     verts = torch.cat([shown(torch.tensor(s), torch.zeros(())).verts for s in scales])
     many = OutlineLoss(loss.camera, loss.faces, loss.edges, loss.matte.expand(3, -1, -1))
-    return many, Surface(verts * 0, verts, verts, verts[..., :2])
+    return many, Surface(verts * 0, verts, verts.clone, verts[..., :2])
 
 
 def test_a_matte_that_is_far_off_is_not_believed():

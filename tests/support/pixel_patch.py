@@ -44,7 +44,7 @@ def surface_of(patch: Patch, verts: torch.Tensor, offset: torch.Tensor) -> Surfa
     """The sheet as the losses see it; its place in the picture is each vertex's own pixel."""
     normals = vertex_normals(verts, patch.faces) * verts.new_tensor([1.0, -1.0, -1.0])
     px = (pixels(round(len(patch.vertices) ** 0.5)).to(verts) + 0.5) * PITCH_PX
-    return Surface(offset, verts, normals, px.expand(len(verts), -1, 2))
+    return Surface(offset, verts, lambda: normals, px.expand(len(verts), -1, 2))
 
 
 def posed(patch: Patch, frames: int, *, folds_m: float = 3e-4) -> PosedPatch:
