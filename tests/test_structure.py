@@ -72,7 +72,18 @@ print(*names)
 made_by = packages_distributions()
 print(code, len(files), len({each for name in names for each in made_by.get(name, [])}))
 """
-UNUSED = ("jax", "matplotlib", "huggingface_hub", "httpx2", "requests", "diffusers", "ray", "gradio", "pandas", "skimage")
+UNUSED = (
+    "jax",
+    "matplotlib",
+    "huggingface_hub",
+    "httpx2",
+    "requests",
+    "diffusers",
+    "ray",
+    "gradio",
+    "pandas",
+    "skimage",
+)
 """Packages that a film does not load, whether they are installed or not."""
 
 

@@ -53,6 +53,19 @@ def test_rows_are_looked_at_first_made_and_summed_up(folder, capsys):
     assert "done" in run(capsys, "jobs.csv", "--status").out
 
 
+def test_a_dry_run_checks_all_rows_and_makes_nothing(folder, capsys):
+    rows = ["a.png,clip.mp4,1.mp4", "none.png,clip.mp4,2.mp4", "b.png,clip.mp4,3.mp4"]
+    (folder / "jobs.csv").write_text("\n".join(["reference,driving,output", *rows]))
+    said = run(capsys, "jobs.csv", "--dry-run", code=3)
+    assert [line.partition(":")[0] for line in said.out.splitlines()] == ["1.mp4", "3.mp4"]
+    assert "none.png does not exist" in said.err and "2 of 3 films can be made, in about" in said.err
+    assert "1 of 3 films cannot be made" in said.err.splitlines()[-1]
+    assert sorted(path.name for path in folder.iterdir()) == ["a.png", "b.png", "clip.mp4", "jobs.csv"]
+    (folder / "jobs.csv").write_text("\n".join(["reference,driving,output", rows[0]]))
+    (found,) = json.loads(run(capsys, "jobs.csv", "--dry-run", "--json").out)
+    assert found["output"] == "1.mp4" and [stage["name"] for stage in found["stages"]][-1] == "paint the film"
+
+
 def test_a_file_of_settings_holds_for_all_rows_of_patterns(folder, capsys, monkeypatch):
     (folder / "run.toml").write_text("size = 256\nworkers = 1\nmax_frames = 2\n")
     seen = []
