@@ -84,3 +84,12 @@ def test_programs_are_told_of_rows(folder, capfd):
     (row,) = [event for event in events if event["event"] == "row"]
     assert (row["output"], row["exit_code"], row["attempts"]) == ("1.mp4", 0, 1)
     assert events[-1] == {"event": "end", "exit_code": 0}
+
+
+def test_without_slurm_one_line_says_so_before_any_film(folder, capsys, monkeypatch):
+    pytest.importorskip("submitit")
+    monkeypatch.setenv("PATH", str(folder))
+    (folder / "jobs.csv").write_text("reference,driving,output\na.png,clip.mp4,1.mp4\n")
+    said = run(capsys, "jobs.csv", "--executor", "slurm", code=2)
+    assert said.out == "" and said.err.count("\n") == 1
+    assert said.err.startswith("error: --executor slurm: this machine has no srun. Give the command on a machine of")
