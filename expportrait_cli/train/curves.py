@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from expportrait_cli.artifacts.files import atomic_path
+from expportrait_cli.artifacts.files import atomic_path, write_text
 from expportrait_cli.artifacts.texts import parse_json
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.geometry.rotations import FRONTAL
