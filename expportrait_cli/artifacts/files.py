@@ -31,12 +31,8 @@ log = logging.getLogger(__name__)
 
 def sha256(path: Path) -> str:
     """Hash of a file's content in hexadecimal, read in pieces."""
-    digest = hashlib.sha256()
-    # `hashlib.file_digest` does this, from Python 3.11 on.
     with path.open("rb") as stream:
-        while piece := stream.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def note_of(path: Path) -> Path:

@@ -15,7 +15,7 @@ from expportrait_cli.cli import options
 from expportrait_cli.cli.boundary import Display, as_options, output, say, shown
 from expportrait_cli.cli.command import COLUMNS
 from expportrait_cli.cli.options import RUN, launched
-from expportrait_cli.errors import InputError, UsageError
+from expportrait_cli.errors import InputError, UsageError, UserError
 from expportrait_cli.runtime import cpu_count
 
 if TYPE_CHECKING:
@@ -74,6 +74,10 @@ def batch(
     status: Annotated[
         bool, typer.Option("--status", help="Only list the state of each film.", rich_help_panel=RUN)
     ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Only check all rows, and say what each would take.", rich_help_panel=RUN),
+    ] = False,
     part: Annotated[
         str,
         typer.Option(
@@ -110,6 +114,9 @@ def batch(
     found = replace(whole, rows=tuple(part_of(listed, part)))
     _check(found, listing)
     options.writable(found.folder)
+    if dry_run:
+        _say_plans(found, as_json=as_json)
+        return
     found.folder.mkdir(parents=True, exist_ok=True)
     more = slurm_options(slurm, executor)
     threads = max(1, cpu_count() // workers) if executor == "local" else more.get("cpus_per_task", min(4, cpu_count()))
@@ -164,6 +171,30 @@ def _refuse(found: "Batch") -> None:
         if (result := checked_row(row.job)) is not None:
             found.write(row, "done", result)
             log.error("%s: %s", row.job.out, result.error)
+
+
+def _say_plans(found: "Batch", *, as_json: bool) -> None:
+    """Say what each film would take, and which cannot be made; the first one's exit code is the command's."""
+    from expportrait_cli.pipeline.plan import plan
+
+    plans, failed = [], []
+    for row in found.rows:
+        try:
+            plans.append(plan(cast("Job", row.job)))
+        except UserError as error:
+            log.error("%s: %s", row.job.out, error)
+            failed.append(error)
+    typer.echo(
+        json.dumps([each.to_json() for each in plans], indent=2)
+        if as_json
+        else shown("\n".join(each.lines()[0] for each in plans), keep="\n")
+    )
+    total = sum(each.seconds for each in plans) / 60
+    say(f"{len(plans)} of {len(found.rows)} films can be made, in about {total:.1f} min one after the other.")
+    if failed:
+        refusal = InputError(f"{len(failed)} of {len(found.rows)} films cannot be made; they are listed above.")
+        refusal.exit_code = failed[0].exit_code
+        raise refusal
 
 
 def slurm_options(text: str, executor: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ only watches the folder.
 
 import logging
 import os
+import shutil
 import sys
 import threading
 import time
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from expportrait_cli.errors import UsageError, WeightsError
+from expportrait_cli.errors import UsageError, WeightsError, one_line
 from expportrait_cli.pipeline.pool import END_S, Stopped, disk_clock
 from expportrait_cli.pipeline.rows import KILLED, LEFT, TIMED_OUT, WAIT_S, Batch, Make, Row, RowResult, Work, work
 from expportrait_cli.runtime import DEVICE, Progress
@@ -187,11 +188,15 @@ def _slurm(batch: Batch, workers: int, options: dict[str, Any]) -> Iterator[IsAl
         ) from None
     # submitit can also run the jobs on this machine, without Slurm; tests do so.
     cluster = options.pop("cluster", "slurm")
+    if cluster == "slurm" and shutil.which("srun") is None:
+        raise UsageError(
+            "`executor=slurm`: this machine has no srun. Give the command on a machine of the cluster, or leave it out."
+        )
     try:
         executor = submitit.AutoExecutor(folder=batch.folder.parent / "slurm", cluster=cluster)
         executor.update_parameters(**{"name": "expportrait", "cpus_per_task": batch.threads, **options})
     except (RuntimeError, ValueError, TypeError, NameError) as error:
-        raise UsageError(f"`slurm`: {' '.join(str(error).split())[:200]}.") from error
+        raise UsageError(f"`slurm`: {one_line(error, 200).rstrip('.')}. Leave the option out, or mend it.") from error
     if cluster == "slurm":
         executor.update_parameters(slurm_array_parallelism=workers)
     jobs = executor.map_array(work, [batch] * workers, range(workers))

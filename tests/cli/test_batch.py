@@ -60,6 +60,19 @@ def test_a_place_that_cannot_be_written_to_is_one_line(folder, capsys):
     assert capsys.readouterr().err.startswith(f"error: Nothing can be written to {folder / 'taken'}")
 
 
+def test_a_dry_run_checks_all_rows_and_makes_nothing(folder, capsys):
+    rows = ["a.png,clip.mp4,1.mp4", "none.png,clip.mp4,2.mp4", "b.png,clip.mp4,3.mp4"]
+    (folder / "jobs.csv").write_text("\n".join(["reference,driving,output", *rows]))
+    said = run(capsys, "jobs.csv", "--dry-run", code=3)
+    assert [line.partition(":")[0] for line in said.out.splitlines()] == ["1.mp4", "3.mp4"]
+    assert "none.png does not exist" in said.err and "2 of 3 films can be made, in about" in said.err
+    assert "1 of 3 films cannot be made" in said.err.splitlines()[-1]
+    assert sorted(path.name for path in folder.iterdir()) == ["a.png", "b.png", "clip.mp4", "jobs.csv"]
+    (folder / "jobs.csv").write_text("\n".join(["reference,driving,output", rows[0]]))
+    (found,) = json.loads(run(capsys, "jobs.csv", "--dry-run", "--json").out)
+    assert found["output"] == "1.mp4" and [stage["name"] for stage in found["stages"]][-1] == "paint the film"
+
+
 def test_a_file_of_settings_holds_for_all_rows_of_patterns(folder, capsys, monkeypatch):
     (folder / "run.toml").write_text("size = 256\nworkers = 1\nmax_frames = 2\n")
     seen = []
@@ -82,3 +95,12 @@ def test_programs_are_told_of_rows(folder, capfd):
     (row,) = [event for event in events if event["event"] == "row"]
     assert (row["output"], row["exit_code"], row["attempts"]) == ("1.mp4", 0, 1)
     assert events[-1] == {"event": "end", "exit_code": 0}
+
+
+def test_without_slurm_one_line_says_so_before_any_film(folder, capsys, monkeypatch):
+    pytest.importorskip("submitit")
+    monkeypatch.setenv("PATH", str(folder))
+    (folder / "jobs.csv").write_text("reference,driving,output\na.png,clip.mp4,1.mp4\n")
+    said = run(capsys, "jobs.csv", "--executor", "slurm", code=2)
+    assert said.out == "" and said.err.count("\n") == 1
+    assert said.err.startswith("error: --executor slurm: this machine has no srun. Give the command on a machine of")

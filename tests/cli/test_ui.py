@@ -1,5 +1,7 @@
 """The page: through Gradio's own client, as its buttons call it. Without Gradio, one line."""
 
+import shutil
+import subprocess
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
@@ -17,6 +19,7 @@ from expportrait_cli.media.video import frame_count, read_frames
 from expportrait_cli.media.writer import VideoWriter
 
 FRAMES = 3
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +57,23 @@ def test_without_gradio_one_line_says_what_to_install(monkeypatch, capsys, tmp_p
         "error: Gradio is not installed. Install the tool with its extra: pip install '.[ui]'.\n"
     )
     assert not (tmp_path / "page").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="needs chromium")
+def test_a_browser_shows_the_page(client, tmp_path):
+    shot = tmp_path / "page.png"
+    look = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1200,1500"]
+    look += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=20000"]
+    subprocess.run([*look, f"--screenshot={shot}", client.src], check=True, capture_output=True, timeout=120)
+    picture = np.asarray(Image.open(shot).convert("RGB"))
+    # Most of it is paper, and the button that makes the film is Gradio's orange.
+    red, green, blue = picture.astype(int).transpose(2, 0, 1)
+    orange = (red > 200) & (red - blue > 100) & (red - green > 40)
+    assert picture.shape == (1500, 1200, 3) and 3_000 < orange.sum() < 200_000
+    shown = subprocess.run([*look, "--dump-dom", client.src], check=True, capture_output=True, text=True, timeout=120)
+    words = ("Photo", "Clip", "Face of the photo", "Show the normals", "Make the film", "mouthSmileLeft", "Head (.glb)")
+    assert [word for word in words if word not in shown.stdout] == []
 
 
 @pytest.mark.slow
