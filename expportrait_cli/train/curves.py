@@ -59,8 +59,8 @@ class History:
             # JSON has no NaN.
             row = {name: round(value, 5) if math.isfinite(value) else None for name, value in figures.items()}
             file.write(json.dumps({"step": step, **row}) + "\n")
-        told = ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
-        log.info("step %d: %s", step, told)
+        text = ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
+        log.info("step %d: %s", step, text)
         if self.tensorboard is not None and self._writer is None:
             self._writer = _summary_writer(self.tensorboard)
         if self._writer:

@@ -54,7 +54,7 @@ def test_a_prompt_is_what_the_pipeline_would_make_of_it(encoder, kept, capsys):
 def test_without_a_prompt_no_film_is_made(encoder, kept, tmp_path):
     """Not with 512 vectors of zeros, which no Wan ever saw; the refusal names the command."""
     asked = {"prompt": "", "negative": "", "guided": True}
-    with pytest.raises(WeightsError, match=r"has not been embedded .*`expportrait weights embed-prompt` once"):
+    with pytest.raises(WeightsError, match=r"has not been embedded\. .*`expportrait weights embed-prompt` once"):
         read_prompts(tmp_path, TEXT_DIM, **asked)
     assert app.run(["weights", "embed-prompt", "--encoder", str(encoder)]) == 0
     found = read_prompts(tmp_path, TEXT_DIM, **asked)

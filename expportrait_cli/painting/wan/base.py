@@ -86,8 +86,8 @@ def _cached(name: str) -> Path:
 def check_hint(base: BaseModel, has_hint: bool) -> None:
     """Raise UsageError if `base` was trained with the proxy film and is to be trained without, or the reverse."""
     if base.is_generator and facts.read_manifest(base.folder).has_hint != has_hint:
-        told = "takes no proxy film: leave out" if has_hint else "takes the proxy film as well: add"
-        raise UsageError(f"{base.folder} {told} `hint`, or name another base.")
+        advice = "takes no proxy film: leave out" if has_hint else "takes the proxy film as well: add"
+        raise UsageError(f"{base.folder} {advice} `hint`, or name another base.")
 
 
 def fresh_portrait(base: BaseModel, *, has_hint: bool = False, dtype: torch.dtype = torch.float32) -> WanPortrait:

@@ -116,11 +116,11 @@ def _segment(model: Model, vae: Vae, frames: list[Sketch], sampling: Sampling, b
     decoding = Decoding(vae)
     made = [
         frame
-        for at, (told, group) in enumerate(zip(known, groups, strict=True))
+        for at, (conditions, group) in enumerate(zip(known, groups, strict=True))
         for frame in pasted(
             pictures(decoding.push(latents[:, :, at : at + 1]), height, width),
             [sketch.proxy for sketch in group],
-            told.keep,
+            conditions.keep,
         )
     ]
     return made[:count]

@@ -82,10 +82,10 @@ class VaceModel:
             kept, guide = proxy * ~mask, pixels(guides, device) * mask
             latents = encoding.push(torch.cat([kept, guide, proxy]))
             control = latents[:2].flatten(0, 1)[None]
-            told = torch.cat([control, _on_grid(mask).to(control)], 1)
+            channels = torch.cat([control, _on_grid(mask).to(control)], 1)
             # In main memory, where `pasted` needs it; for sampling it is copied to the GPU.
             keep = torch.from_numpy(~cells)[None, None, None].float() if self._keep else None
-            yield Conditions(told, latents[2:], keep)
+            yield Conditions(channels, latents[2:], keep)
 
     def _prepared(self, frames: Chunks) -> Iterator[tuple[list[Picture], list[Picture], Bool[np.ndarray, "h w"]]]:
         """Yield proxy frames, guide frames and mask of each latent frame; runs in a thread beside the transformer."""
@@ -108,11 +108,11 @@ class VaceModel:
 
     def _velocity(self, control: Tensor, prompt: Tensor) -> Velocity:
         transformer = self._transformer
-        told = torch.cat([self._reference.to(control), _as_published(control)], 2)
+        extended = torch.cat([self._reference.to(control), _as_published(control)], 2)
 
         def velocity(state: Tensor, sigma: float) -> Tensor:
             self._wake()
-            shown = told.to(state.device, transformer.dtype)
+            shown = extended.to(state.device, transformer.dtype)
             return transformer(
                 hidden_states=state.to(transformer.dtype),
                 timestep=torch.full((1,), sigma * TIMESTEPS, device=state.device),
@@ -171,16 +171,16 @@ class VaceBranch(nn.Module):
         sigma = (timestep / TIMESTEPS).view(-1, 1, 1, 1, 1)
         front = torch.lerp(reference_latents, reference_noise, sigma.to(reference_latents))
         masks = control.new_ones(len(control), SPACE**2, *control.shape[2:])
-        told = nn.functional.pad(reference_latents, (0, 0, 0, 0, 0, 0, 0, CHANNELS + SPACE**2))
-        told = torch.cat([told, torch.cat([control, masks], 1)], 2)
+        extended = nn.functional.pad(reference_latents, (0, 0, 0, 0, 0, 0, 0, CHANNELS + SPACE**2))
+        extended = torch.cat([extended, torch.cat([control, masks], 1)], 2)
         dtype = self.transformer.dtype
         text = padded(self.prompt).expand(len(latents), -1, -1)
         velocity = self.transformer(
             hidden_states=torch.cat([front, latents], 2).to(dtype),
             timestep=timestep,
             encoder_hidden_states=text.to(dtype),
-            control_hidden_states=told.to(dtype),
-            control_hidden_states_scale=told.new_ones(len(self.transformer.config["vace_layers"])).to(dtype),
+            control_hidden_states=extended.to(dtype),
+            control_hidden_states_scale=extended.new_ones(len(self.transformer.config["vace_layers"])).to(dtype),
             return_dict=False,
         )[0]
         return velocity[:, :, 1:].to(latents.dtype)
@@ -201,8 +201,8 @@ def control_sheet(still: Still, sketches: Sketches, count: int, control: Control
         if control in ("depth", "normals"):
             cells[:] = True
         mask = cells.repeat(SPACE, 0).repeat(SPACE, 1)[:height, :width, None]
-        told = np.where(mask, guide_of(sketch, control, still), sketch.proxy)
-        for row, picture in zip(rows, (sketch.proxy, told, np.uint8(255) * mask.repeat(3, 2)), strict=True):
+        guided = np.where(mask, guide_of(sketch, control, still), sketch.proxy)
+        for row, picture in zip(rows, (sketch.proxy, guided, np.uint8(255) * mask.repeat(3, 2)), strict=True):
             row.append(picture.astype(np.uint8))
     return np.concatenate([np.concatenate(row, 1) for row in rows])
 

@@ -52,11 +52,11 @@ def sampled(
     model: nn.Module, example: Example, device: torch.device, *, steps: int, shift: float
 ) -> Float[Tensor, "1 16 T h w"]:
     """Latents that the model generates from the example's noise and conditions."""
-    told = example.conditions(device)
+    conditions = example.conditions(device)
 
     def velocity(state: Tensor, sigma: float) -> Tensor:
-        at = torch.full_like(told["timestep"], TIMESTEPS * sigma)  # pyright: ignore[reportArgumentType]
-        return model(state, **{**told, "timestep": at})
+        at = torch.full_like(conditions["timestep"], TIMESTEPS * sigma)  # pyright: ignore[reportArgumentType]
+        return model(state, **{**conditions, "timestep": at})
 
     return sample(velocity, example.noise.to(device), sigmas_of(steps, shift=shift))
 
@@ -244,16 +244,16 @@ def _training(run: Run, learners: list[Entry], judges: list[Entry], accelerator:
     config, task = run.config, run.task
     examples = Examples(learners, task, frames=config.frames, seed=config.seed)
     validation = Examples(judges, task, frames=config.frames, seed=config.seed).validation(VALIDATION) if judges else []
-    told = replace((validation or examples.validation(1))[0], sigma=1.0)
+    shown = replace((validation or examples.validation(1))[0], sigma=1.0)
     together = config.batch * accelerator.num_processes
     steps = config.steps or max(1, config.epochs * len(examples) // together)
     history = History(run.work / "history.jsonl", tensorboard=run.work / "tensorboard")
 
     def show(step: int, model: nn.Module) -> None:
-        made = sampled(model, told, accelerator.device, steps=task.sample_steps, shift=task.shift)
+        made = sampled(model, shown, accelerator.device, steps=task.sample_steps, shift=task.shift)
         if accelerator.is_main_process:
             # The VAE is loaded only now, to leave the memory to the generator.
-            write_films(run.work / "films" / f"step-{step:07d}.png", told, made, _vae(run, accelerator))
+            write_films(run.work / "films" / f"step-{step:07d}.png", shown, made, _vae(run, accelerator))
 
     def log(step: int, figures: dict[str, float]) -> None:
         if accelerator.is_main_process:

@@ -85,7 +85,7 @@ def test_other_folders_are_no_base(tmp_path):
     with pytest.raises(WeightsError, match="takes 48 channels"):
         fresh_portrait(find_base(str(folder)))
     (folder / "prompt_embeds.safetensors").unlink()
-    with pytest.raises(WeightsError, match=r"has not been embedded .*`expportrait weights embed-prompt` once"):
+    with pytest.raises(WeightsError, match=r"has not been embedded\. .*`expportrait weights embed-prompt` once"):
         fresh_portrait(find_base(str(folder)))
 
 
