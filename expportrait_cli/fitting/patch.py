@@ -1,4 +1,4 @@
-"""The part of the head that folds are fitted on, and its surface as maps between fields."""
+"""The patch of dense vertices that folds are fitted on, with smoothing, preconditioning and posing of fields on it."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,24 +15,24 @@ from expportrait_cli.geometry.mesh import FieldMap, averaging, laplacian, scipy_
 from expportrait_cli.head.finer import Finer
 
 TO_NORMALS = (1.0, -1.0, -1.0)
-"""From the camera's axes to those of normal maps: both that OpenCV points down and away turn round."""
+"""Signs from OpenCV's camera axes (y down, z away) to those of normal maps (y up, z to the viewer)."""
 
 
 @dataclass(frozen=True)
 class Patch:
-    """`P` vertices of the `V` dense ones, closed under the triangles that give them their normals."""
+    """`P` of the `V` dense vertices: those that may move, and their neighbours, which their normals depend on."""
 
     vertices: Int64[np.ndarray, " P"]
     faces: Int64[Tensor, "F_patch 3"]
     """Triangles between them, as indices into `vertices`."""
     mask: Float32[Tensor, " P"]
-    """How far each vertex may move, 0..1; exactly 0 on the rim that is there for its normals' sake only."""
+    """Factor, 0..1, on the offset of each vertex; exactly 0 on the rim, which is there only for normals."""
     below: "Below | None" = None
-    """The same patch of the mesh with one subdivision less, for one that was split twice."""
+    """The same patch on the mesh with one subdivision less; None on that mesh itself."""
 
     @classmethod
     def of(cls, faces: Int64[np.ndarray, "F 3"], mask: Float32[np.ndarray, " V"]) -> "Patch":
-        """Every vertex with a positive mask, and the ring of vertices around them."""
+        """Make a patch of every vertex with a positive mask, and the ring of vertices around them."""
         touched = (mask > 0)[faces].any(1)
         vertices = np.unique(faces[touched])
         index = np.full(len(mask), -1)
@@ -41,7 +41,7 @@ class Patch:
 
     @classmethod
     def above(cls, below: "Patch", mesh: Finer, mask: Float32[np.ndarray, " V"]) -> "Patch":
-        """The patch of a finer mesh above a patch of the plain one."""
+        """Make the patch of a finer mesh over a patch of the plain one."""
         own = cls.of(mesh.head.dense_faces.numpy(), mask)
         lift, carry = (sp.csr_matrix(w[own.vertices][:, below.vertices]) for w in (mesh.lift, mesh.carry))
         return replace(own, below=Below(below, lift, sp.csr_matrix(carry, dtype=np.float32), own.mask.numpy() > 0))
@@ -52,7 +52,7 @@ class Patch:
         return sp.csc_matrix(scipy_matrix(laplacian(self.faces, len(self.vertices))))
 
     def preconditioner(self, smoothness: float) -> "Preconditioner":
-        """U = (I + smoothness L) d, factorised once; 30 ms for 11,000 vertices, 0.4 s for 46,000."""
+        """Factorise M = I + smoothness L of u = M d, once a smoothness; 30 ms for 11,000 vertices, 0.4 s for 46,000."""
         if smoothness not in self._factorised:
             matrix = sp.eye(len(self.vertices), format="csc") + smoothness * self.laplacian
             self._factorised[smoothness] = Preconditioner(matrix)
@@ -69,28 +69,28 @@ class Patch:
     def smooth(self, values: Float[Tensor, "T P C"], steps: int) -> Float[Tensor, "T P C"]:
         """Low-pass over the surface: a Gaussian whose sigma is about edge length x sqrt(steps) / 2.
 
-        The edges are those of one subdivision: on a finer mesh the same steps are taken below, and are as wide.
+        The edges are those of one subdivision: a patch with `below` is smoothed there, over the same width.
         """
         if self.below is not None:
             return self.below.up(self.below.patch.smooth(self.below.down(values), steps))
         return self._averaging(values, steps)
 
     def within(self, mask: Bool[np.ndarray, " V"]) -> Bool[Tensor, " P"]:
-        """A mask of dense vertices at the patch's."""
+        """Select the patch's vertices from a mask of dense vertices."""
         return torch.from_numpy(mask[self.vertices])
 
 
 @dataclass(frozen=True)
 class Below:
-    """A patch whose triangles were split, and the way between its vertices and the `P_fine` of the finer one."""
+    """A coarser patch of `P` vertices, and the maps between its vertices and the `P_fine` of the finer one."""
 
     patch: Patch
     weights: sp.csr_matrix
-    """Linear [P_fine, P]: rows sum to one, less what lies beyond the rim."""
+    """Linear interpolation [P_fine, P]: rows sum to one, or less at the rim, where neighbours are left out."""
     carry: sp.csr_matrix
-    """Smooth [P_fine, P], see `Finer`."""
+    """Smooth interpolation [P_fine, P], see `Finer.carry`."""
     inside: Bool[np.ndarray, " P_fine"]
-    """Where the finer patch may move."""
+    """True where the finer patch may move."""
 
     def lifted(self, values: Float[np.ndarray, "T P C"]) -> Float32[np.ndarray, "T P_fine C"]:
         """Masked offsets on the finer mesh, smooth between the vertices; exactly zero where it may not move."""
@@ -100,30 +100,30 @@ class Below:
 
     @cached_property
     def up(self) -> FieldMap:
-        """Values that go on beyond the rim as they are at it."""
+        """Linear interpolation to the finer patch, with weights scaled to sum to one."""
         return _averages(self.weights)
 
     @cached_property
     def down(self) -> FieldMap:
-        """Means of the finer vertices around each."""
+        """Weighted means of the finer vertices around each vertex."""
         return _averages(sp.csr_matrix(self.weights.T))
 
 
 def _averages(weights: sp.csr_matrix) -> FieldMap:
-    """Rows scaled to sum to one; those of nothing stay zero."""
+    """Rows divided by their sum; empty rows stay zero."""
     total = np.asarray(weights.sum(1))[:, 0]
     return FieldMap(sp.csr_matrix(sp.diags(1 / np.maximum(total, 1e-9)) @ weights))
 
 
 class Preconditioner:
-    """Fields d [T,P,C] from the variable u = M d in which plain gradient steps are smooth (Nicolet et al. 2021).
+    """Maps between a field d [T,P,C] and the variable u = M d, in which gradient steps are smooth (Nicolet et al. 2021).
 
-    Ten steps of u do what 400 of d do, because one step spreads over the whole face.
+    Ten steps of u reach what 400 of d do, because one step spreads over the whole face.
     """
 
     def __init__(self, matrix: sp.csc_matrix):
         self._matrix = matrix
-        # The matrix is symmetric: half the fill, and a third of the time of a solve, of what the defaults take.
+        # These options use that the matrix is symmetric: half the fill and a third of the time of the defaults.
         self._factor = splu(matrix, "MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True})
 
     def variable(self, field: Float[Tensor, "T P C"]) -> Float[Tensor, "T P C"]:

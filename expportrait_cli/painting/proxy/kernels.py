@@ -114,9 +114,9 @@ class Look:
     fringe: float
     """One over the width over which painted hair fades out towards the mesh's outline, 1/px."""
     still: wp.vec2
-    """Displacement, px, at which the weight of the warped layers begins to rise from 0, and slope of that ramp, 1/px."""
+    """Displacement, px, at which the weight of the warped layers begins to rise, and slope of that ramp, 1/px."""
     bare: wp.vec2
-    """Displacement, px, at which the weight of the safe plate begins to rise from 0, and slope of that ramp, 1/px."""
+    """Displacement, px, at which the weight of the safe plate begins to rise, and slope of that ramp, 1/px."""
     shade: float
     """Share by which hidden hair is painted darker than visible hair."""
 
@@ -300,10 +300,7 @@ def carry(p: Photo, m: Maps):
 @no_type_check
 @wp.kernel
 def paint(p: Photo, look: Look, m: Maps, frame: wp.array2d(dtype=wp.vec3ub), guess: wp.array2d(dtype=float)):
-    """Blend the layers into `frame`: plates, warped person, hidden surfaces, and the photo where nothing moves.
-
-    `guess` is how far (0..1) each pixel is invented.
-    """
+    """Blend plates, warped person, hidden surfaces and photo into `frame`; `guess`: how far (0..1) it is invented."""
     row, span = wp.tid()
     for column in range(span * _SPAN, wp.min(span * _SPAN + _SPAN, m.alpha.shape[1])):
         share = m.moved[row, column]

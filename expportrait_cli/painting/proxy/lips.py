@@ -41,7 +41,7 @@ LIP_SHADOW = (0.14, 0.05)
 UNLIKE = np.array([14.0, 7.0, 7.0], np.float32)
 """Scale of differences in L*, a* and b*: beyond a scaled distance of 1 a pixel counts as neither lip nor skin."""
 ON_LIP, BESIDE_LIPS = (0.25, 0.4, 0.55), 0.08
-"""ON_LIP: places where a lip's colour is read, from its outer (0) to its inner border (1). BESIDE_LIPS: distance outside
+"""ON_LIP: places where a lip's colour is read, from its outer (0) to its inner border (1). BESIDE_LIPS: distance from
 the lips where the colour of skin is read, in mouth widths."""
 SPILT = 0.12
 """Width of the zone around the lips' contour in which pixels may still be lip, in mouth widths."""
