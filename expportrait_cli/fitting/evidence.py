@@ -116,8 +116,8 @@ LIGHT_FRAMES = 48
 """Frames from which light and albedo are measured."""
 
 OTHER_COLOUR, WANDERS, UNUSUAL = 0.5, 0.12, 0.35
-"""Limits in log intensity. A vertex is not plain skin if its albedo is further than OTHER_COLOUR from the median, or its
-colour changes by more than WANDERS (median over time); a frame is left out at vertices further off than UNUSUAL."""
+"""Limits in log intensity. A vertex is not plain skin if its albedo is further than OTHER_COLOUR from the median, or
+its colour changes by more than WANDERS (median over time); a frame is left out at vertices further off than UNUSUAL."""
 SURROUNDINGS, SURE = 4, 0.8
 """A vertex is used if more than the share SURE of its surroundings, over SURROUNDINGS smoothing steps, is usable."""
 
@@ -262,7 +262,7 @@ class Estimates:
         return terms
 
     def _aligned(self, depths: Sequence[np.ndarray], verts: Tensor) -> Float32[Tensor, "T 1 H W"]:
-        """Depth pictures in mm; scale and shift are fitted on face, ears, jaw and neck, because hair is not modelled."""
+        """Depth pictures in mm; scale and shift are fitted on face, ears, jaw and neck: hair is not modelled."""
         views = views_of(verts, self.clip, np.flatnonzero(bare_rim(self.clip.head) | plain_skin(self.clip.head)))
         values = at_vertices(depths, views)
         weight = torch.from_numpy((weights_of(views) * np.isfinite(values)).astype(np.float32))

@@ -147,8 +147,8 @@ def _closed(head: HeadModel) -> list[tuple[Membrane, Float[np.ndarray, " V"]]]:
 def without_spikes(fit: HeadFit, head: HeadModel) -> HeadFit:
     """Smooth spikes and ridges of the static offset, off the face and off sides whose ear is bare.
 
-    Where long hair ends at a shoulder, one sheet would have to fold back; the descent leaves a ridge there, which sticks
-    out when the head turns. A side whose ear is bare is left as it is: hair really stands off there.
+    Where long hair ends at a shoulder, one sheet would have to fold back; the descent leaves a ridge there, which
+    sticks out when the head turns. A side whose ear is bare is left as it is: hair really stands off there.
     """
     faces, free = head.dense_faces.numpy(), outline_mask(head, fit.ears_seen).astype(np.float64)
     across, skull = dense(head, head.template)[:, 0].numpy(), head.skinning[:, HEAD].numpy()

@@ -116,7 +116,7 @@ def _averages(weights: sp.csr_matrix) -> FieldMap:
 
 
 class Preconditioner:
-    """Maps between a field d [T,P,C] and the variable u = M d, in which gradient steps are smooth (Nicolet et al. 2021).
+    """Maps between a field d [T,P,C] and the variable u = M d of smooth gradient steps (Nicolet et al. 2021).
 
     Ten steps of u reach what 400 of d do, because one step spreads over the whole face.
     """
@@ -136,9 +136,9 @@ class Preconditioner:
 
 
 class LocalPreconditioner(Preconditioner):
-    """The same for heights that live on a whole patch, and two channels beside them that live on part of it.
+    """Preconditioner of three channels: the first on the whole patch, the other two on a part of its vertices.
 
-    What is beyond the part stays zero in those channels, and they fade out towards its border.
+    Outside the part the last two channels are zero, and they fade out towards its border.
     """
 
     def __init__(self, patch: Patch, smoothness: float, part: Int64[np.ndarray, " S"]):
@@ -182,16 +182,16 @@ def _columnwise(apply, values: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Surface:
-    """`T` frames of a patch."""
+    """A patch in `T` frames: offsets, and the posed vertices with normals and projections."""
 
     offset: Float[Tensor, "T P 3"]
-    """Canonical, after the mask, m."""
+    """Offsets in the canonical frame, times the mask, m."""
     verts: Float[Tensor, "T P 3"]
-    """Camera, m."""
+    """Posed vertices, camera, m."""
     normals: Float[Tensor, "T P 3"]
-    """Camera in the axes of normal maps: x right, y up, z to the viewer."""
+    """Unit normals in the axes of normal maps: x right, y up, z to the viewer."""
     px: Float[Tensor, "T P 2"]
-    """Crop px, pixel centres at +0.5; carries no gradient: pictures are read there."""
+    """Projections, crop px, pixel centres at +0.5; without gradient."""
 
     @classmethod
     def of(
@@ -202,7 +202,7 @@ class Surface:
         *,
         focal_px: float,
     ) -> "Surface":
-        """Add what follows from the vertices in the camera: normals, and where the crop shows them."""
+        """Compute normals and projections from the vertices in the camera."""
         normals = vertex_normals(verts, faces) * verts.new_tensor(TO_NORMALS)
         seen = verts.detach()
         return cls(offset, verts, normals, seen[..., :2] / seen[..., 2:] * focal_px + CROP_SIZE / 2)
@@ -210,41 +210,41 @@ class Surface:
 
 @dataclass(frozen=True)
 class PosedPatch:
-    """The patch without offsets in every frame, and what skinning does to a canonical step of each vertex."""
+    """A patch posed in `T` frames, and the linear map of skinning from canonical offsets to the camera."""
 
     patch: Patch
     verts: Float32[Tensor, "T P 3"]
-    """Camera, m."""
+    """Posed vertices without the offsets that are to be added, camera, m."""
     blend: Float32[Tensor, "T P 3 3"]
     """Canonical to camera: the sum over bones of weight x rotation (Eq. 4 is affine in the vertex)."""
     focal_px: float
 
     def shifted(self, offset: Float[Tensor, "#T P 3"]) -> "PosedPatch":
-        """The patch with canonical offsets (m) that are masked already."""
+        """Add canonical offsets (m), which must be masked already."""
         return replace(
             self, verts=self.verts + torch.einsum("tpab,tpb->tpa", self.blend, offset.expand(self.verts.shape))
         )
 
     def last(self) -> "PosedPatch":
-        """The last frame alone."""
+        """Select the last frame."""
         return replace(self, verts=self.verts[-1:], blend=self.blend[-1:])
 
     def raised(self, heights: Float[Tensor, "#T P 1"], directions: Float[Tensor, "P 3"]) -> Surface:
-        """The surface under heights (m) over a canonical surface with these normals: `moved` by one number a vertex."""
+        """The surface with offsets of `heights` (m) along canonical `directions`."""
         return self.moved(heights * directions)
 
     def turned(self, field: Float[Tensor, "#T P C"], axes: Float[Tensor, "P C 3"]) -> Surface:
-        """The surface under components (m) along axes of each vertex: `moved` in a frame of its own."""
+        """The surface with offsets given as components (m) along each vertex's own canonical `axes`."""
         return self.moved((field[..., None] * axes).sum(-2))
 
     def moved(self, field: Float[Tensor, "#T P 3"]) -> Surface:
-        """The surface under canonical offsets: Eq. 3 with the mask multiplied, so that what it forbids stays zero."""
+        """The surface with canonical offsets (m), which are multiplied by the mask (Eq. 3)."""
         offset = (self.patch.mask[:, None] * field).expand(len(self.verts), -1, -1)
         return Surface.of(offset, self.shifted(offset).verts, self.patch.faces, focal_px=self.focal_px)
 
 
 def read(pictures: Float[Tensor, "T C H W"], px: Float[Tensor, "T P 2"]) -> Float[Tensor, "T P C"]:
-    """Bilinear samples of pictures of the crop, which may have another resolution."""
+    """Sample pictures of the crop bilinearly at crop px; the pictures may have any resolution."""
     grid = (px / CROP_SIZE * 2 - 1)[:, None]
     found = torch.nn.functional.grid_sample(pictures, grid, padding_mode="border", align_corners=False)
     return found[:, :, 0].transpose(1, 2)
@@ -253,11 +253,11 @@ def read(pictures: Float[Tensor, "T C H W"], px: Float[Tensor, "T P 2"]) -> Floa
 def weighted_mean(values: Float[Tensor, "T P"], weights: Float[Tensor, "T P"]) -> Float[Tensor, " T"]:
     """Mean over the vertices; 0 for a frame without weight."""
     total = weights.sum(1)
-    # The double `where` keeps the backward pass finite in a frame of which nothing is seen.
+    # The double `where` keeps the backward pass finite in a frame without weight.
     return torch.where(total > 0, (values * weights).sum(1) / torch.where(total > 0, total, 1.0), 0.0)
 
 
 def limited(offset: Float32[np.ndarray, "*B 3"], limit: float) -> Float32[np.ndarray, "*B 3"]:
-    """Offsets of at most a limit's length, smoothly."""
+    """Limit the length of offsets smoothly (tanh); `limit` in their unit."""
     size = np.linalg.norm(offset, axis=-1, keepdims=True)
     return (offset * np.tanh(size / limit) * limit / np.maximum(size, 1e-9)).astype(np.float32)

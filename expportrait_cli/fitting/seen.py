@@ -27,11 +27,11 @@ extends beyond it (COVERED)."""
 OVER_EARS_M = 0.03
 """Height in the template, m, above which the matte beyond the skull is checked for background."""
 USUAL_PERCENTILE, FAR_SHARE, FAR_M, LEAST_PX = 40, 1.3, 0.008, 200
-"""USUAL_PERCENTILE: percentile of the matte's reach beyond the skull that is the usual thickness of hair. Pixels further
-off than FAR_SHARE times that plus FAR_M, m, may be background. LEAST_PX: fewest pixels of a region for a comparison."""
+"""USUAL_PERCENTILE: percentile of the matte's reach beyond the skull that is the usual thickness of hair. Pixels that
+are further off than FAR_SHARE times that plus FAR_M, m, may be background. LEAST_PX: fewest pixels of a region."""
 SEPARATED, FEW_PX, HARDLY = 0.5, 30, 0.05
-"""Colours decide on an ear of FEW_PX pixels or more if the mean P(skin) of cheek and of hair differ by SEPARATED. An ear
-with less than HARDLY of the other's pixels takes the other's result."""
+"""Colours decide on an ear of FEW_PX pixels or more if the mean P(skin) of cheek and of hair differ by SEPARATED. An
+ear with less than HARDLY of the other's pixels takes the other's result."""
 
 CROWN_M, BROW_M = 0.085, 0.06
 """Heights in the template, m over the origin between the ears: of the crown, and of the brows' upper end."""
@@ -76,7 +76,7 @@ def without_background(
     matte = _without(matte, view.hands(away_m, vertex[nearest]))
     around = (view.drawn < 0) & (view.template[:, 1] > OVER_EARS_M)[vertex[nearest]]
     over = around & (matte > 0.5)
-    # How far the person reaches from each pixel of the skull's outline.
+    # Distance that the person reaches from each pixel of the skull's outline.
     reach = np.zeros(nearest.max() + 1, np.float32)
     np.maximum.at(reach, nearest[over], away_m[over])
     if not reach.any():
@@ -154,7 +154,7 @@ class _View:
         return points[:, :2] / points[:, 2:] * self.focal_px + CROP_SIZE / 2
 
     def shows_ear(self, side: int, alone: Bool[np.ndarray, " V"]) -> bool:
-        """True if an ear is bare. `side`: 1 for the person's left (positive x), -1 right; `alone`: the ear's vertices."""
+        """True if an ear is bare. `side`: 1 for the person's left (positive x), -1 right; `alone`: its vertices."""
         around = ear_vertices(self.head) & (side * self.template[:, 0] > 0)
         ear, points = self.where(alone) & (self.matte > 0.8), self.columns(around)
         outward = float(np.sign(points[:, 0].mean() - self.columns(plain_skin(self.head))[:, 0].mean()))
