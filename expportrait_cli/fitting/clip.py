@@ -1,4 +1,4 @@
-"""A clip's head in every frame, and which of its vertices and frames are fitted."""
+"""A clip's posed head in every frame, masks of the vertices that are fitted, and choice of frames."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
@@ -24,35 +24,36 @@ from expportrait_cli.solve.state import interocular_px
 EAR_M = 0.066
 EAR_FADE_STEPS = 8
 EAR_SHARE = 0.3
-"""Ears move as stiff pieces: their detail is beyond what an outline or a network knows."""
+"""Factor on the mask of Delta g at the ears, which move as rigid pieces: neither outline nor network shows their
+detail."""
 FEW, MANY = 4, 16
-"""Distinct frames from which, and at which in full, the static field may enter the face."""
+"""Number of distinct frames up to which the mask of Delta g is 0 in the face, and from which it is 1."""
 DISTINCT_DEG, DISTINCT_EXPRESSION = 8.0, 0.15
 CALM_FRAMES = 4
-"""Fewest frames that albedo and noise are read from."""
+"""Fewest frames that albedo and noise are estimated from."""
 NEUTRAL_EXPRESSION, NEUTRAL_JAW_DEG = 0.5, 12.0
-"""How far expression and jaw may be from rest for a frame to count as neutral."""
+"""Length of the expression vector, and opening of the jaw, degrees, at which a frame's neutral weight is 1/e."""
 RIM_TOP_M = 0.03
-"""Height in the head frame below which skin beside the face is bare on most people."""
+"""Height in the head frame, m, below which skin beside the face is free of hair on most people."""
 NOSTRILS = [20, 60, 75, 79, 166, 238, 241, 242, 250, 290, 305, 309, 392, 458, 461, 462]
 NOSE_ROOT, NOSE = [6, 122, 168, 351], [1, 4, 5, 195, 197]
 BROWS = [46, 52, 53, 55, 63, 65, 66, 70, 105, 107, 276, 282, 283, 285, 293, 295, 296, 300, 334, 336]
 BESIDE = ((EYE_RINGS, 0.006), (LIPS, 0.004), (NOSTRILS, 0.005), (NOSE_ROOT, 0.006), (NOSE, 0.008), (BROWS, 0.004))
-"""Landmarks, and the distance from them (m) within which pictures speak of lashes, teeth, gloss, hair and shadows,
-not of skin."""
+"""Landmarks, and the distance from them (m) up to which vertices are not plain skin: lashes, teeth, gloss, hair and
+shadows."""
 
 BROW_M = 0.004
-"""Height over the middle of the brows where the forehead begins."""
+"""Height over the middle of the brows at which the forehead begins, m."""
 
 
 def ear_vertices(head: HeadModel) -> Bool[np.ndarray, " V"]:
-    """Vertices that stand out beside the head at the height of its origin, which lies between the ears."""
+    """Mask of ears with the skin around them: vertices far to the side, near the height of the head's origin."""
     x, y, z = dense(head, head.template).numpy().T
     return (np.abs(x) > EAR_M) & (np.abs(y) < 0.045) & (z > -0.045) & (z < 0.03)
 
 
 def _ears(head: HeadModel) -> Float[np.ndarray, " V"]:
-    """1 on the ears, falling to 0 over the skin around them: a hard edge would tear."""
+    """Weight 1 on the ears, falling to 0 over the skin around them."""
     share, faces = ear_vertices(head).astype(float), head.dense_faces.numpy()
     count = np.maximum(np.bincount(faces.ravel(), minlength=len(share)), 1)
     for _ in range(EAR_FADE_STEPS):
@@ -67,14 +68,14 @@ def dynamic_mask(head: HeadModel) -> Float32[np.ndarray, " V"]:
 
 
 def static_mask(head: HeadModel, share: float) -> Float32[np.ndarray, " V"]:
-    """Mask of Delta g, 0..1: skin, hair and clothes off the face, and the face itself by `share` (0..1)."""
+    """Mask of Delta g, 0..1: 1 on skin, hair and clothes off the face, `share` in the face, lower on the ears."""
     mask = 1 - (1 - share) * dynamic_mask(head)
     mask = mask * (1 - (1 - EAR_SHARE) * _ears(head))
     return (mask * head.part("skin").numpy()).astype(np.float32)
 
 
 def plain_skin(head: HeadModel) -> Bool[np.ndarray, " V"]:
-    """Facial skin that a picture shows plainly: without brows, and the rims of eyes, mouth and nostrils."""
+    """Mask of plain facial skin: without brows, and the rims of eyes, mouth and nostrils."""
     verts = dense(head, head.template)
     points = landmarks(head, verts).numpy()
     skin = dynamic_mask(head) > 0.5
@@ -84,20 +85,20 @@ def plain_skin(head: HeadModel) -> Bool[np.ndarray, " V"]:
 
 
 def above_brows(head: HeadModel) -> Bool[np.ndarray, " V"]:
-    """Vertices that lie higher than the brows."""
+    """Mask of the vertices that lie higher than the brows."""
     verts = dense(head, head.template)
     return (verts[:, 1] > landmarks(head, verts)[9, 1] + BROW_M).numpy()
 
 
 def bare_rim(head: HeadModel) -> Bool[np.ndarray, " V"]:
-    """Skin around the face that hair rarely covers and no expression moves: ears, the edge of the jaw, the neck."""
+    """Mask of skin around the face that is rarely covered by hair and not moved by expressions: ears, jaw, neck."""
     y = dense(head, head.template)[:, 1].numpy()
     bones = head.skinning[:, [NECK, HEAD, JAW]].sum(-1).numpy()
     return (bones > 0.5) & (dynamic_mask(head) < 0.02) & head.part("skin").numpy() & (y < RIM_TOP_M)
 
 
 def distinct_frames(rotation: Float[np.ndarray, "T 3"], expression: Float[np.ndarray, "T E"]) -> int:
-    """Number of frames that differ from each other in pose or expression, by greedy choice."""
+    """Number of frames, at most `MANY`, that differ from each other in rotation or expression, by greedy choice."""
     chosen: list[int] = []
     for t in range(len(rotation)):
         turn = np.degrees(np.linalg.norm(rotation[chosen] - rotation[t], axis=1))
@@ -110,16 +111,16 @@ def distinct_frames(rotation: Float[np.ndarray, "T 3"], expression: Float[np.nda
 
 
 def face_share(distinct: int) -> float:
-    """Share (0..1) of the static field in the face: 0 for one photo: its expression may be its shape."""
+    """Mask, 0..1, of Delta g in the face; 0 up to FEW frames: an expression cannot be told from shape there."""
     return float(np.clip((distinct - FEW) / (MANY - FEW), 0, 1))
 
 
 def neutral_weights(
     expression: Float[np.ndarray, "T E"], jaw: Float[np.ndarray, "T 3"], sure: Bool[np.ndarray, " T"]
 ) -> Float[np.ndarray, " T"]:
-    """Weight of each frame in the mean that counts as the person's own shape; sums to one, 0 unless `sure`.
+    """Weight of each frame in the mean that counts as the person's own shape: high for neutral frames; sums to one.
 
-    The plain mean of a clip of smiles is a smile, and would be baked into the neutral face.
+    0 unless `sure`. With equal weights a clip of smiles would put the smile into the neutral face.
     """
     opening = np.linalg.norm(jaw, axis=1) / np.radians(NEUTRAL_JAW_DEG)
     effort = (expression**2).sum(1) / NEUTRAL_EXPRESSION**2 + opening**2
@@ -130,7 +131,7 @@ def neutral_weights(
 def calmest(
     expression: Float[np.ndarray, "T E"], jaw: Float[np.ndarray, "T 3"], sure: Bool[np.ndarray, " T"]
 ) -> Int64[np.ndarray, " C"]:
-    """The third of some frames that is nearest to a face at rest, but no fewer than a few."""
+    """Indices of the most neutral third of the given frames, but at least `CALM_FRAMES` of them."""
     sure = sure if sure.any() else np.ones_like(sure)
     order = np.argsort(-neutral_weights(expression, jaw, sure), kind="stable")
     return np.sort(order[: max(len(order) // 3, CALM_FRAMES)])
@@ -139,25 +140,25 @@ def calmest(
 def recentred(
     dynamic: Float32[np.ndarray, "T P C"], weights: Float[np.ndarray, " T"], share: float
 ) -> tuple[Float32[np.ndarray, "P C"], Float32[np.ndarray, "T P C"]]:
-    """Move `share` of the weighted mean of the dynamic offsets to the static one: (what to add, what remains).
+    """Split `share` of the weighted mean off the dynamic offsets: (static part to add, dynamic offsets that remain).
 
-    Both are added before skinning, so that the mesh of every frame stays what it was.
+    Both are added before skinning, so that the mesh of every frame does not change.
     """
     mean = share * np.einsum("t,tpc->pc", weights, dynamic.astype(np.float64))
     return mean.astype(np.float32), (dynamic - mean).astype(np.float32)
 
 
 STILL_IOD = 0.005
-"""Largest mean motion of landmarks between still frames, in inter-ocular distances: a turn of half a degree."""
+"""Largest mean motion of landmarks between still frames, in inter-ocular distances: a rotation by half a degree."""
 
 
 def first_frame(tracking: Tracking) -> Tracking:
-    """The first frame of a clip as a photo; identity and camera remain the clip's."""
+    """The first frame of a clip as the tracking of a photo, with the clip's identity and camera."""
     return replace(tracking.frames([0]), rate=np.array([0, 1]))
 
 
 def still_frames(tracking: Tracking) -> Int64[np.ndarray, " R"]:
-    """Frames from which the landmarks hardly move to the next."""
+    """Frames after which the landmarks hardly move to the next frame."""
     points = tracking.landmarks
     way = np.linalg.norm(np.diff(points, axis=0), axis=-1).mean(1)
     eyes = np.array([interocular_px(frame) for frame in points[:-1]])
@@ -173,9 +174,9 @@ Rows = Int64[np.ndarray, " R"]
 
 
 def torso_turns(tracking: Tracking) -> Float32[np.ndarray, "T 3"]:
-    """Turn of the torso in each frame: the shoulders' slope, and a third of the head's yaw.
+    """Rotation (axis-angle, rad) of the torso in each frame: the shoulders' slope, and a third of the head's yaw.
 
-    Between frames that show the shoulders the slope goes over evenly; it is 0 in a shot that never shows them.
+    Between frames with visible shoulders the slope is interpolated; it is 0 in a shot without any.
     """
     line, frames = tracking.shoulders[:, 0] - tracking.shoulders[:, 1], np.arange(len(tracking.shot))
     is_seen, roll = np.isfinite(line).all(1), np.zeros(len(line))
@@ -189,7 +190,7 @@ def torso_turns(tracking: Tracking) -> Float32[np.ndarray, "T 3"]:
 
 
 def curves_of(tracking: Tracking, neck: Float32[np.ndarray, " 3"]) -> Curves:
-    """The clip's own motion; the torso hangs at the head's neck joint (`neck`, canonical)."""
+    """Motion curves of a tracking; the torso is attached to the head at the neck joint (`neck`, canonical, m)."""
     torso = from_turns(tracking.rotation) @ neck + tracking.translation
     return Curves(
         expression=tracking.expression,
@@ -210,7 +211,7 @@ def landmark_steps(
     *,
     focal_px: float,
 ) -> Float32[np.ndarray, "R V 3"]:
-    """Steps across the view, m, that bring a head's landmarks to where they are seen; eyes and teeth follow."""
+    """Offsets in the camera's x and y, m, that move a head's landmarks to `seen_px`; spread over `spread.vertices`."""
     points = landmarks(head, verts_cam).numpy()
     shown = points[..., :2] / points[..., 2:] * focal_px + CROP_SIZE / 2
     steps = np.zeros(verts_cam.shape, np.float32)
@@ -225,11 +226,11 @@ class Clip:
 
     tracking: Tracking
     fit: HeadFit
-    """Identity and static offset; its own photo's dynamic offset is left out."""
+    """Identity and static offset; `frame_offset` is zero."""
     head: HeadModel
     curves: Curves
     config: FitConfig
-    """How it is fitted."""
+    """Configuration of the fit."""
 
     @classmethod
     def of(cls, tracking: Tracking, fit: HeadFit, head: HeadModel, config: FitConfig | None = None) -> "Clip":
@@ -244,11 +245,11 @@ class Clip:
         return self.tracking.focal_px
 
     def tracked(self) -> Rows:
-        """Frames whose landmarks were seen, not filled in."""
+        """Indices of the frames whose landmarks were detected, not interpolated."""
         return np.flatnonzero(self.tracking.state == 0)
 
     def windows(self) -> list[Rows]:
-        """All frames, in windows."""
+        """Indices of all frames, in windows of `WINDOW`."""
         count = len(self.tracking.state)
         return [np.arange(start, min(start + WINDOW, count)) for start in range(0, count, WINDOW)]
 
@@ -259,7 +260,7 @@ class Clip:
     def pose(
         self, rows: Rows, patch: Patch, offset: Float32[np.ndarray, "R P 3"] | None = None
     ) -> tuple[Float32[Tensor, "R V 3"], PosedPatch]:
-        """Whole heads in the camera, and the patch of them; both with dynamic offsets (masked already) if given."""
+        """Pose the whole head (camera, m) and a patch of it in some frames; `offset`: dynamic offsets, masked, m."""
         curves = self.rows(rows)
         canonical = canonical_mesh(self.fit, self.head, curves)
         turns, shifts = bones(person_joints(self.fit, self.head), pose_of(curves, curves.torso_translation))
@@ -272,14 +273,14 @@ class Clip:
         return verts, posed
 
     def landmark_offsets(self, rows: Rows, patch: Patch, spread: LandmarkSpread) -> Float32[np.ndarray, "R P 3"]:
-        """Offsets by which each frame's landmarks differ from the model: smooth, canonical, before the mask, m."""
+        """Smooth offsets that bring the model to each frame's landmarks; canonical, before the mask, m."""
         verts, posed = self.pose(rows, patch)
         seen = self.tracking.landmarks[rows]
         steps = landmark_steps(self.head, verts, seen, spread, focal_px=self.focal_px)
         return np.einsum("tpji,tpj->tpi", posed.blend.numpy(), steps[:, patch.vertices]).astype(np.float32)
 
     def crops(self, rows: Rows) -> Iterator[UInt8[np.ndarray, "S S 3"]]:
-        """The pictures of some frames in rising order, cropped; frames between are read and dropped."""
+        """Read the cropped pictures of some frames, whose order must rise; frames between are read and dropped."""
         crop = Crop(*map(float, self.tracking.crop))
         for picture in read_pictures(self.tracking.source, self.tracking.first_frame + rows):
             yield crop_image(picture, crop, CROP_SIZE)

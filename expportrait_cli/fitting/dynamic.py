@@ -1,4 +1,4 @@
-"""Dynamic offsets of every frame: what the landmarks say beyond the model, then the folds (paper 3.1.2, 3.1.3)."""
+"""Dynamic offsets of every frame: smooth ones from landmarks, then folds from pictures (paper 3.1.2, 3.1.3)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,19 +21,19 @@ from expportrait_cli.runtime import Progress
 
 @dataclass(frozen=True)
 class Dynamic:
-    """Offsets of every frame on the face, and the static one that they share; all canonical, masked, m."""
+    """Offsets of every frame on the face, and their common static part; all canonical, masked, m."""
 
     vertices: Int64[np.ndarray, " P"]
     smooth: Float32[np.ndarray, "T P 3"]
-    """What the landmarks say."""
+    """Offsets that bring the model to the landmarks, m."""
     heights: Float32[np.ndarray, "T P"]
-    """What the pictures say beyond them, along `directions`."""
+    """Heights fitted to the pictures on top of `smooth`, along `directions`, m."""
     directions: Float32[np.ndarray, "P 3"]
-    """Normals of the neutral head."""
+    """Unit normals of the neutral head, canonical."""
     static: Float32[np.ndarray, "P 3"]
-    """Weighted mean of all, as far as it counts as the person's own shape: to be added to Delta g."""
+    """Part of the frames' weighted mean that counts as the person's own shape, m: to be added to Delta g."""
     limit_m: float
-    """Largest offset of a frame."""
+    """Largest offset of a frame, m."""
     loss: Float32[np.ndarray, "T 2"]
     """Data loss of each frame without and with heights; NaN where there was nothing to compare with."""
 
@@ -42,7 +42,7 @@ class Dynamic:
         return self.heights[rows, :, None] * self.directions
 
     def offset(self) -> Float16[np.ndarray, "T P 3"]:
-        """Delta f of every frame; 16 bits hold 4 mm to 2 micrometres."""
+        """Delta f of every frame, as float16: at 4 mm it is rounded by up to 2 micrometres."""
         result = np.empty(self.smooth.shape, np.float16)
         for t in range(len(result)):
             result[t] = limited(self.smooth[t] + self.folds(np.array([t]))[0], self.limit_m)
@@ -50,7 +50,7 @@ class Dynamic:
 
 
 def landmark_field(clip: Clip, patch: Patch) -> Float32[np.ndarray, "T P 3"]:
-    """The smooth part of every frame's offset, masked."""
+    """Smooth offsets of every frame from its landmarks, canonical, masked, m."""
     spread = LandmarkSpread(clip.head, clip.fit.identity)
     field = np.concatenate([clip.landmark_offsets(rows, patch, spread) for rows in clip.windows()])
     return limited(field, clip.config.descent.dynamic_limit_m) * patch.mask.numpy()[:, None]
@@ -65,13 +65,13 @@ def dynamic_offsets(
     evidence: Callable[[Float32[np.ndarray, "T P 3"]], Evidence | None],
     progress: Progress,
 ) -> Dynamic:
-    """Fit every frame; `weights` and `share` say what of the mean is static (see `masks.recentred`).
+    """Fit the offsets of every frame; `weights` and `share` define the static part (see `clip.recentred`).
 
-    `evidence` makes the losses from the smooth field; None stops there.
+    `evidence` makes the losses for folds from the smooth field; if it returns None no folds are fitted.
     """
     smooth = landmark_field(clip, patch)
     static, smooth = recentred(smooth, weights, share)
-    # What is beyond the limit is no shape of a face; it stays with the frames.
+    # A mean beyond the limit is not the shape of a face; the rest stays in the frames' offsets.
     within = limited(static, clip.config.descent.static_limit_m)
     smooth += static - within
     directions = neutral_normals(clip, patch)
@@ -88,7 +88,7 @@ def dynamic_offsets(
 
 
 def _folds(clip, patch, smooth, directions, folds: Evidence, progress: Progress):
-    """Heights of every frame over the smooth field, window by window: memory does not grow with the clip."""
+    """Fit heights (m) of every frame over the smooth field, window by window; also the data loss, see `Dynamic`."""
     heights = np.zeros((*smooth.shape[:2], 1), np.float32)
     loss = np.full((len(smooth), 2), np.nan, np.float32)
     preconditioner, config = patch.preconditioner(folds.smoothness), clip.config
@@ -128,7 +128,7 @@ def _folds(clip, patch, smooth, directions, folds: Evidence, progress: Progress)
 
 
 def follows_on(clip: Clip, rows: Int64[np.ndarray, " R"]) -> Float32[np.ndarray, " T"]:
-    """1 for frames (of all) that continue the one before them: the same shot, and none left out."""
+    """1 for each frame of `rows` that directly follows another one of `rows` in the same shot, else 0."""
     result = np.zeros(len(clip.tracking.state), np.float32)
     shot = clip.tracking.shot
     result[rows[1:]] = (np.diff(rows) == 1) & (shot[rows[1:]] == shot[rows[:-1]])
@@ -136,20 +136,21 @@ def follows_on(clip: Clip, rows: Int64[np.ndarray, " R"]) -> Float32[np.ndarray,
 
 
 def neutral_normals(clip: Clip, patch: Patch) -> Float32[Tensor, "P 3"]:
-    """Normals of the person's neutral head, canonical."""
+    """Unit normals of the person's neutral head, canonical."""
     return vertex_normals(neutral_mesh(clip.fit, clip.head), clip.head.dense_faces)[patch.vertices]
 
 
 def unseen_folds(
     clip: Clip, patch: Patch, offsets: Float32[np.ndarray, "T P 3"], unseen: Bool[np.ndarray, " T"]
 ) -> tuple[Float32[np.ndarray, "R P"], Float32[np.ndarray, "R P"], Float32[np.ndarray, "R P"]]:
-    """Measure folds in frames that were not fitted: as pictures show them, as neighbours predict them, and weights.
+    """Measure folds in frames that were not fitted: as in the picture, as interpolated from neighbours, and weights.
 
-    `offsets` are masked; they are smooth in the unseen frames, every second one of the clip. Log shade, high-passed.
+    Folds are high-passed log shades. `offsets` are masked, m; in the `unseen` frames, every second one of the clip,
+    they are the smooth ones.
     """
     rows = np.flatnonzero(unseen[1:-1] & (clip.tracking.state[1:-1] == 0)) + 1
     around = (offsets[:-2] + offsets[2:]) / 2
-    # Light and albedo are measured without folds, for which a fitted frame borrows its neighbours' smooth offsets.
+    # Light and albedo are estimated without folds: fitted frames take the mean of their neighbours' smooth offsets.
     flat = offsets.copy()
     flat[1:-1][~unseen[1:-1]] = around[~unseen[1:-1]]
     shading, still = Shading.of(clip, patch, plain_skin(clip.head), flat), torch.zeros(1, len(patch.vertices), 3)
@@ -166,7 +167,7 @@ def unseen_folds(
 
 
 ROUNDS, STEPS = 2, 15
-"""Linearisations, and conjugate gradient steps in each; a third round changes a few percent of the heights."""
+"""Gauss-Newton rounds, and conjugate gradient steps in each; a third round would change the heights by a few percent."""
 
 Heights = Float[Tensor, "T P"]
 
@@ -181,16 +182,16 @@ def heights_by_shading(
     follows: Float[Tensor, " T"],
     height_mm: float,
 ) -> Float[Tensor, "T P 1"]:
-    """Heights (m, before the mask) along `directions` that shade the patch as its pictures ask.
+    """Heights (m, before the mask) along `directions` that reproduce the shading of the pictures.
 
-    Gauss-Newton on slopes, which settles in few steps where plain descent hardly moves: shading is nearly linear in
-    heights, and how a vertex's shade follows its neighbours' heights is a sparse matrix, known in closed form. Each
-    round solves for the heights of all frames of a window at once by conjugate gradients, each frame with step lengths
-    of its own, so that the faint lines of a forehead do not wait for the loud ones beside a mouth.
+    Gauss-Newton, which converges in few steps where gradient descent hardly moves: shading is nearly linear in the
+    heights, and its Jacobian is a sparse matrix in closed form. Each round solves for the heights of all frames of a
+    window at once by conjugate gradients, with step lengths for each frame, so that faint folds converge as fast as
+    strong ones.
 
-    The error of a shade is `loss.corner` and robust, that of a height `height_mm`; both are standard deviations.
-    `follows` is how much each frame is drawn to the one before it, against how it is drawn to no folds; `before` is the
-    offset of the frame before the first.
+    `loss.corner` (robust) and `height_mm` are the standard deviations of log shade and of height. `follows`: weight of
+    the difference from the frame before, relative to that of the height itself. `before`: offset of the frame before
+    the window, canonical, m.
     """
     mask = loss.patch.mask
     rise = torch.einsum("tpab,pb->tpa", posed.blend, mask[:, None] * directions)
@@ -204,7 +205,7 @@ def heights_by_shading(
         slopes = Slopes.of(loss, shown, rise)
         error = loss.residual(shown)
         trust = loss.weight / (error.abs() / loss.corner).clamp(min=1)
-        # The neighbour in time is as it was in the round before: frames stay apart within one.
+        # The frame before is taken from the round before, so that frames are independent within a round.
         earlier = torch.cat([last, mask * heights[:-1]]) if count else last.expand(shape)
         pull = follow if count else follow * (torch.arange(len(follow)) == 0)[:, None]
 
@@ -217,7 +218,7 @@ def heights_by_shading(
 
 
 def _solved(curvature, right: Heights, preconditioner: Preconditioner) -> Heights:
-    """Conjugate gradients, frame by frame, in the variable in which steps are smooth."""
+    """Solve by conjugate gradients, each frame by itself, in the preconditioned variable."""
 
     def smooth(values: Heights) -> Heights:
         return preconditioner.field(values[..., None])[..., 0]
@@ -236,17 +237,17 @@ def _solved(curvature, right: Heights, preconditioner: Preconditioner) -> Height
 
 @dataclass(frozen=True)
 class Slopes:
-    """Derivative of the log shade of every vertex by the heights around it, block diagonal [T x P, T x P], per m."""
+    """Jacobian of the log shade of every vertex by the heights around it, block diagonal [T x P, T x P], per m."""
 
     matrix: sparse.csr_matrix
     turned: sparse.csr_matrix
 
     @classmethod
     def of(cls, loss: ShadingLoss, shown: Surface, rise: Float[Tensor, "T P 3"]) -> "Slopes":
-        """Linearise at a surface; `rise` is where a metre of height leads, in the camera."""
+        """Linearise at a surface; `rise`: derivative of each vertex by its height, camera axes."""
         frames, points = loss.weight.shape
         faces, slope = loss.patch.faces.numpy(), loss.light.log_slope(shown.normals)
-        # Every pair of corners of a triangle, and its place among the pairs of all.
+        # All pairs of corners of triangles, each once, and the index of each triangle's pairs among them.
         pairs, place = np.unique(faces[:, :, None] * points + faces[:, None, :], return_inverse=True)
         verts, rise = (each * each.new_tensor(TO_NORMALS) for each in (shown.verts, rise))
         data = [
@@ -260,16 +261,16 @@ class Slopes:
         return cls(matrix, sparse.csr_matrix(matrix.T))
 
     def __call__(self, heights: Heights) -> Heights:
-        """Change of log shade."""
+        """Change of log shade for a change of heights, m."""
         return torch.from_numpy(self.matrix @ heights.numpy().ravel()).view(heights.shape)
 
     def back(self, shades: Heights) -> Heights:
-        """Apply the transpose: from log shades to heights."""
+        """Apply the transposed Jacobian: from log shades to heights."""
         return torch.from_numpy(self.turned @ shades.numpy().ravel()).view(shades.shape)
 
 
 def _corner_slopes(faces: np.ndarray, verts: np.ndarray, normals: np.ndarray, slope: np.ndarray, rise: np.ndarray):
-    """Change of the shade at each corner of a triangle (axis 1) by what each corner (axis 2) does to its normal."""
+    """Derivative of the log shade at each corner of a triangle (axis 1) by the height of each corner (axis 2)."""
     a, b, c = verts[faces].swapaxes(0, 1)
     by_face = np.repeat(np.cross(b - a, c - a), 3, 0)
     total = np.stack([np.bincount(faces.ravel(), by_face[:, axis], len(verts)) for axis in range(3)], -1)

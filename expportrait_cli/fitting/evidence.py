@@ -37,32 +37,32 @@ from expportrait_cli.render.rasterizer import rasterize
 DRAW_SIZE = 256
 SLACK_M = 0.004
 FACING = (0.2, 0.5)
-"""Cosines between which a vertex begins to be read."""
+"""Cosine between normal and line of sight at which a vertex has weight 0, and 1."""
 BLUR_PX = 1.0
 SHARPEST = 1024
-"""Side of the largest pictures of a crop, px: in a face of half of it a pixel is a third of a millimetre."""
+"""Largest side of a crop's pictures, px: a pixel is then a third of a millimetre on a face of half that size."""
 DARK, BRIGHT = 8, 250
-"""Beyond these a camera has clipped the light."""
+"""Grey levels below and above which a pixel counts as clipped."""
 GAMMA = 2.2
 
 
 @dataclass(frozen=True)
 class View:
-    """Places of some vertices in one picture, and weights of how well they are seen."""
+    """Projections of some vertices in one picture, and weights of their visibility."""
 
     px: Float32[np.ndarray, "P 2"]
     """Crop px, pixel centres at +0.5."""
     weight: Float32[np.ndarray, " P"]
     """0 hidden, outside or turned away; 1 facing the camera."""
     normals: Float32[np.ndarray, "P 3"]
-    """In the axes of normal maps."""
+    """Vertex normals in the axes of normal maps: x right, y up, z to the viewer."""
     depth: Float32[np.ndarray, " P"]
     """Distance along the optical axis, m."""
 
 
 @dataclass(frozen=True)
 class SharpClip(Clip):
-    """A clip whose pictures are read as fine as the source shows them."""
+    """A clip whose pictures are read at the source's resolution, within limits."""
 
     @property
     def picture_size(self) -> int:
@@ -70,7 +70,7 @@ class SharpClip(Clip):
         return int(np.clip(round(float(self.tracking.crop[2])), CROP_SIZE, SHARPEST))
 
     def crops(self, rows: Int64[np.ndarray, " R"]) -> Iterator[UInt8[np.ndarray, "S S 3"]]:
-        """The pictures of some frames, `picture_size` wide; otherwise as those of a clip."""
+        """The pictures of some frames, cropped at `picture_size` px."""
         crop = Crop(*map(float, self.tracking.crop))
         for picture in read_pictures(self.tracking.source, self.tracking.first_frame + rows):
             yield crop_image(picture, crop, self.picture_size)
@@ -79,7 +79,7 @@ class SharpClip(Clip):
 def look(
     verts_cam: Float32[np.ndarray, "V 3"], head: HeadModel, vertices: Int64[np.ndarray, " P"], focal_px: float
 ) -> View:
-    """Project a posed head and find which of some vertices are seen."""
+    """Project a posed head (camera, m) and find which of `vertices` are visible."""
     camera = Camera.of_crop(focal_px, CROP_SIZE, DRAW_SIZE)
     verts = torch.from_numpy(verts_cam)
     rast = rasterize(camera.clip(verts)[None], head.dense_faces, (DRAW_SIZE, DRAW_SIZE))
@@ -105,7 +105,7 @@ def look(
 
 
 def log_intensity(crop: UInt8[np.ndarray, "S S 3"]) -> Float32[np.ndarray, "S S"]:
-    """Logarithm of linear luminance; NaN where the camera has clipped it."""
+    """Natural logarithm of linear luminance, slightly blurred; NaN where the picture is clipped."""
     grey = cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY).astype(np.float32)
     clipped = (grey < DARK) | (grey > BRIGHT)
     value = cv2.GaussianBlur(grey, (0, 0), BLUR_PX)
@@ -116,23 +116,24 @@ LIGHT_FRAMES = 48
 """Frames from which light and albedo are measured."""
 
 OTHER_COLOUR, WANDERS, UNUSUAL = 0.5, 0.12, 0.35
-"""Differences in log intensity: from most skin, of a vertex over time, and of one frame from its vertex."""
+"""Limits in log intensity. A vertex is not plain skin if its albedo is further than OTHER_COLOUR from the median, or
+its colour changes by more than WANDERS (median over time); a frame is left out at vertices further off than UNUSUAL."""
 SURROUNDINGS, SURE = 4, 0.8
-"""Steps of smoothing, and the share of the surroundings that has to be plain skin too."""
+"""A vertex is used if more than the share SURE of its surroundings, over SURROUNDINGS smoothing steps, is usable."""
 
 REGION_STEPS = 16
 """Smoothing steps of the noise variance over the mesh: a region of 4 mm."""
 LEAST_NOISE, MOST_NOISE = 0.0045, 0.0058
 """Bounds of the noise in log intensity: the grain of a good camera; above the upper bound folds would be lost."""
 ACROSS = 0.15
-"""Change of log shade, per radian of tilt, below which a spot counts less."""
+"""Change of log shade, per radian of tilt, below which the weight of a vertex falls."""
 
 Picture = UInt8[np.ndarray, "S S 3"]
 
 
 @runtime_checkable
 class Evidence(Protocol):
-    """Losses of some frames, given their pictures and the heads as they stand in them."""
+    """Factory of losses for some frames, from their pictures and the posed heads."""
 
     @property
     def smoothness(self) -> float:
@@ -145,32 +146,32 @@ class Evidence(Protocol):
         ...
 
     def terms(self, crops: Sequence[Picture], verts: Float32[Tensor, "T V 3"]) -> list[Term]:
-        """One loss a kind, each with a value a frame; the first is the one that quality is measured by."""
+        """Make the losses, each with one value a frame; the first one measures the quality of a fit."""
         ...
 
 
 def views_of(verts: Float32[Tensor, "T V 3"], clip: Clip, vertices: Int64[np.ndarray, " P"]) -> list[View]:
-    """Make the view of some vertices in each frame of posed heads."""
+    """Project some vertices in each frame of posed heads (`look`)."""
     return [look(np.ascontiguousarray(frame), clip.head, vertices, clip.focal_px) for frame in verts.numpy()]
 
 
 @dataclass(frozen=True)
 class Shading:
-    """Folds by the light on them: needs no network, and frames that differ."""
+    """Evidence from shading: needs no network, but frames with different expressions."""
 
     clip: Clip
     patch: Patch
     light: Light
     log_albedo: Float32[np.ndarray, " P"]
-    """Log albedo of the face at rest: its permanent folds count as albedo, and as folds in no frame."""
+    """Log albedo of the face at rest; permanent folds are part of it, so they are not fitted in any frame."""
     noise: Float32[np.ndarray, " P"]
-    """Variance of high-passed log intensities that are no folds: grain, and trackings that are off."""
+    """Variance of high-passed log intensities that do not come from folds: grain, and errors of the tracking."""
     plain: Bool[np.ndarray, " P"]
-    """Skin that is read at all."""
+    """Vertices of plain skin; others are not used."""
 
     @classmethod
     def of(cls, clip: Clip, patch: Patch, plain: Bool[np.ndarray, " V"], offsets: Float32[np.ndarray, "T P 3"]):
-        """Measure light and albedo on frames spread over the clip, whose patch is moved by `offsets`."""
+        """Estimate light and albedo on frames spread over the clip; `offsets` (masked, m) are those of its frames."""
         sure = np.flatnonzero(clip.tracking.sure)
         rows = sure[np.unique(np.linspace(0, len(sure) - 1, LIGHT_FRAMES).astype(int))]
         own = plain[patch.vertices]
@@ -201,7 +202,7 @@ class Shading:
         return self.clip.config.descent.shading_rate_m
 
     def terms(self, crops: Sequence[Picture], verts: Float32[Tensor, "T V 3"]) -> list[Term]:
-        """The shading loss."""
+        """Make the shading loss."""
         views = views_of(verts, self.clip, self.patch.vertices)
         values = [log_intensity(crop) for crop in crops]
         read_here = at_vertices(values, views)
@@ -214,7 +215,7 @@ class Shading:
         seen = weights_of(views) * self.plain * (_eroded(usual, self.patch) > SURE) * np.isfinite(read_here)
         slope = self.light.log_slope(normals)
         across = (slope - (slope * normals).sum(-1, keepdim=True) * normals).norm(dim=-1)
-        # Where light falls along the normal, shading hardly depends on tilt.
+        # Where the light comes along the normal, shading hardly depends on tilt.
         weight = torch.from_numpy(seen.astype(np.float32)) * (across / ACROSS).square().clamp(max=1)
         target = shown_folds(self.patch, torch.from_numpy(beyond), weight, torch.from_numpy(self.noise))
         scale, corner = self.clip.config.weights.shading, self.clip.config.weights.shading_corner
@@ -224,15 +225,15 @@ class Shading:
 
 @dataclass(frozen=True)
 class Estimates:
-    """Normals and depth that a network estimates from every picture by itself."""
+    """Evidence from normals and depth that a network estimates in every picture separately."""
 
     clip: Clip
     patch: Patch
     estimator: Estimator
     plain: Bool[np.ndarray, " V"]
-    """Where the estimates count."""
+    """Vertices at which the estimates are used."""
     share: float = 1.0
-    """What they count, against the folds of a face."""
+    """Weight of these losses: 1 for folds, `FitWeights.static_estimates` for Delta g."""
 
     @property
     def smoothness(self) -> float:
@@ -245,7 +246,7 @@ class Estimates:
         return self.clip.config.descent.normals_rate_m
 
     def terms(self, crops: Sequence[Picture], verts: Float32[Tensor, "T V 3"]) -> list[Term]:
-        """The loss on normals, and the one on depth where the estimator gives any."""
+        """Make the loss on normals, and one on depth if the estimator returns depth."""
         views = views_of(verts, self.clip, self.patch.vertices)
         found = [self.estimator(crop) for crop in crops]
         sure = at_vertices([f.confidence for f in found], views) * self.plain[self.patch.vertices] * weights_of(views)
@@ -260,7 +261,7 @@ class Estimates:
         return terms
 
     def _aligned(self, depths: Sequence[np.ndarray], verts: Tensor) -> Float32[Tensor, "T 1 H W"]:
-        """Depth pictures in mm: scale and shift come from the face, ears, jaw and neck; hair may be anywhere."""
+        """Depth pictures in mm; scale and shift are fitted on face, ears, jaw and neck: hair is not modelled."""
         views = views_of(verts, self.clip, np.flatnonzero(bare_rim(self.clip.head) | plain_skin(self.clip.head)))
         values = at_vertices(depths, views)
         weight = torch.from_numpy((weights_of(views) * np.isfinite(values)).astype(np.float32))
@@ -273,7 +274,7 @@ class Estimates:
 def like_skin(
     log_colour: Float32[np.ndarray, "T P"], seen: Bool[np.ndarray, "T P"], log_albedo: Float32[np.ndarray, " P"]
 ) -> Bool[np.ndarray, " P"]:
-    """Vertices that have the colour of most, and keep it: no brows, beards, strands of hair or glasses."""
+    """Mask of vertices with the usual, constant colour: no brows, beards, strands of hair or glasses."""
     ever = np.any(seen, axis=0)
     if not ever.any():
         return ever
@@ -292,7 +293,8 @@ def resting_albedo(
 ) -> tuple[Float32[np.ndarray, " P"], Float32[np.ndarray, " P"]]:
     """Log albedo from calm frames, or as given where they show none; 0.6 times the variance of their residual.
 
-    Both are medians over frames: a change in a minority of frames is an expression.
+    Both are medians over frames, because a change in a minority of frames is an expression. The noise is 1.7 times the
+    variance of the residual, within bounds.
     """
     known = seen.sum(0) >= CALM_FRAMES
     albedo = log_albedo.copy()
@@ -309,25 +311,25 @@ def resting_albedo(
 
 
 def _eroded(mask: Bool[np.ndarray, "T P"], patch: Patch) -> Float32[np.ndarray, "T P"]:
-    """Share (0..1) of the surroundings of each vertex that a mask covers."""
+    """Share (0..1) of each vertex's surroundings that is inside a mask."""
     return patch.smooth(torch.from_numpy(mask.astype(np.float32))[..., None], SURROUNDINGS)[..., 0].numpy()
 
 
 def at_vertices(pictures: Sequence[Float32[np.ndarray, "H W"]], views: Sequence[View]) -> Float32[np.ndarray, "T P"]:
-    """Pictures of the crop read where the vertices are seen; NaN spreads to what it touches."""
+    """Sample pictures of the crop at projected vertices; a sample that touches a NaN is NaN."""
     stack = torch.from_numpy(np.stack(pictures))[:, None]
     return read(stack, torch.from_numpy(np.stack([view.px for view in views])))[..., 0].numpy()
 
 
 def weights_of(views: Sequence[View]) -> Float32[np.ndarray, "T P"]:
-    """Weights (0..1) of how well the vertices are seen."""
+    """Stack the visibility weights (0..1) of views."""
     return np.stack([view.weight for view in views])
 
 
 def checked_axes(network: Estimator, clip: Clip, row: int) -> Estimator:
-    """The network with the axes that agree with the posed head's normals, compared once in a frame, row `row`.
+    """Wrap a network so that its axes agree with the posed head's normals; they are compared in frame `row`.
 
-    Axes of networks are rarely written down, and wrong ones would ruin a fit silently.
+    The axes of networks are rarely documented, and wrong ones would ruin a fit silently.
     """
     (crop,) = clip.crops(np.array([row]))
     verts, _ = clip.pose(np.array([row]), Patch.of(clip.head.dense_faces.numpy(), dynamic_mask(clip.head)))
@@ -337,7 +339,7 @@ def checked_axes(network: Estimator, clip: Clip, row: int) -> Estimator:
 
 
 def windows_of(clip: Clip, rows: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, list[Picture]]]:
-    """Frames and their pictures in windows, read in one pass."""
+    """Yield windows of at most `size` frames with their pictures, read in one pass."""
     crops = clip.crops(rows)
     for start in range(0, len(rows), size):
         part = rows[start : start + size]

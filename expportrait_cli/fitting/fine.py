@@ -1,9 +1,9 @@
-"""Folds on a mesh of half the edges: what one subdivision shows is carried up, and followed further there.
+"""Folds on the mesh that is subdivided twice: those of one subdivision are lifted to it, and refined there.
 
-Heights along the normals of the neutral head, and on lips and lids, which also slide, all three directions. With
-shading, heights are solved for as on the mesh below. With a network's normals, lambda of the preconditioner begins
-where the one-level mesh had it (four times as much in shorter edges) and falls from stage to stage, so that fine folds
-come last and only as far as pictures ask for them (annealing as in Nicolet et al. 2021).
+Offsets are heights along the normals of the neutral head, and three components on lips and lids, which also slide. With
+shading, heights are solved for as on the mesh below. With a network's normals, lambda of the preconditioner begins at
+the value of the mesh below (four times as much in shorter edges) and falls from stage to stage, so that fine folds come
+last (annealing as in Nicolet et al. 2021).
 """
 
 from collections.abc import Callable, Sequence
@@ -32,17 +32,18 @@ from expportrait_cli.solve.solver import UNIT_IOD
 from expportrait_cli.solve.state import interocular_px
 
 TRUST = 0.04
-"""Change of log albedo over two millimetres at which a vertex's shade is believed by half: where paint, freckles or
-shadows end, a tracking that is off by as much looks like a fold."""
+"""Change of log albedo over two millimetres at which the weight of a vertex's shade is halved: at the border of paint,
+freckles or shadows a tracking error of two millimetres looks like a fold."""
 LOOSE_M, TIGHT_M = 0.004, 0.010
-"""Distances from the rims of lips and lids up to which a vertex moves freely, and from which along its normal alone."""
+"""Distance from the rims of lips and lids, m, up to which a vertex moves in three directions (LOOSE_M), and from which
+along its normal only (TIGHT_M)."""
 
 Rows = Int64[np.ndarray, " R"]
 
 
 @dataclass(frozen=True)
 class FineClip:
-    """A clip's head on the finer mesh, and the offsets that come from the mesh below."""
+    """A clip's head on the mesh that is subdivided twice, with the offsets fitted on the mesh subdivided once."""
 
     clip: Clip
     patch: Patch
@@ -54,22 +55,22 @@ class FineClip:
     def of(
         cls, tracking: Tracking, fit: HeadFit, mesh: Finer, below: Patch, moving: Dynamic, config: FitConfig
     ) -> "FineClip":
-        """`fit` is on the finer mesh already."""
+        """Prepare a clip; `fit` must already be on the finer mesh, `below` and `moving` on the one below."""
         clip = SharpClip.of(tracking, fit, mesh.head, config)
         patch = Patch.above(below, mesh, dynamic_mask(mesh.head))
         return cls(clip, patch, moving, frames(neutral_normals(clip, patch), looseness(mesh.head)[patch.vertices]))
 
     def smooth(self, rows: Rows) -> Float32[np.ndarray, "R P 3"]:
-        """Offsets that follow the landmarks, lifted to the finer mesh, m."""
+        """Smooth offsets of some frames, from landmarks, lifted to the finer mesh, canonical, m."""
         return self.below.lifted(self.moving.smooth[rows])
 
     def folds(self, rows: Rows) -> Float32[np.ndarray, "R P 3"]:
-        """The folds that one subdivision shows."""
+        """Folds fitted on the mesh that is subdivided once, lifted to this one, canonical, m."""
         return self.below.lifted(self.moving.folds(rows))
 
     @property
     def below(self):
-        """The patch of the mesh with one subdivision less, and the way up from it."""
+        """The patch of the mesh with one subdivision less, and the maps from it."""
         assert self.patch.below is not None
         return self.patch.below
 
@@ -95,7 +96,7 @@ class FineClip:
 
 @dataclass(frozen=True)
 class Weighted:
-    """A loss that counts more or less."""
+    """A loss times a weight."""
 
     term: Term
     weight: float
@@ -106,7 +107,7 @@ class Weighted:
 
 
 def believed(term: Term) -> Term:
-    """A loss on shading with less weight where the albedo changes; others as they are."""
+    """Lower the weights of a shading loss where the albedo changes; other losses are returned unchanged."""
     if not isinstance(term, ShadingLoss):
         return term
     change = steepness(term.patch, term.log_albedo)
@@ -114,18 +115,18 @@ def believed(term: Term) -> Term:
 
 
 def steepness(patch: Patch, values: Float[Tensor, " P"]) -> Float[Tensor, " P"]:
-    """Largest change between a vertex and a neighbour, as if it went on for 2 mm."""
+    """Largest change between each vertex and its neighbours, extrapolated to 2 mm (two edges)."""
     ends, own = edges(patch.faces).verts, patch.smooth(values[None, :, None], 1)[0, :, 0]
     change = (own[ends[:, 0]] - own[ends[:, 1]]).abs()
     result = torch.zeros_like(values)
     for side in (0, 1):
         result = result.scatter_reduce(0, ends[:, side], change, "amax")
-    # Edges are a millimetre long, and trackings are off by two.
+    # Edges are 1 mm long, and trackings are off by 2 mm.
     return 2 * result
 
 
 def looseness(head: HeadModel) -> Float32[np.ndarray, " V"]:
-    """1 on lips and lids, 0 a centimetre away, soft between."""
+    """Weight (0..1) of sliding: 1 on lips and lids, 0 at a centimetre from them, smooth between."""
     verts = dense(head, head.template)
     rims = landmarks(head, verts)[LIPS + EYE_RINGS]
     share = np.clip((TIGHT_M - KDTree(rims.numpy()).query(verts.numpy())[0]) / (TIGHT_M - LOOSE_M), 0, 1)
@@ -133,8 +134,8 @@ def looseness(head: HeadModel) -> Float32[np.ndarray, " V"]:
 
 
 def frames(normals: Float32[Tensor, "P 3"], loose: Float32[np.ndarray, " P"]) -> Float32[Tensor, "P 3 3"]:
-    """Normal and two tangents of each vertex, the tangents as long as it is loose."""
-    # Any direction that is not the normal's gives tangents; the field does not depend on which.
+    """Normal and two tangents of each vertex; the tangents have the length `loose` (0..1)."""
+    # Any direction that is not the normal's gives tangents; the result does not depend on the choice.
     helper = torch.eye(3)[normals.abs().argmin(-1)]
     first = normalize(torch.linalg.cross(normals, helper))
     tangents = torch.stack([first, torch.linalg.cross(normals, first)], 1)
@@ -155,10 +156,11 @@ def sharpened(
     progress: Progress,
     known: HeadFit | None = None,
 ) -> HeadFit:
-    """Take a fit of one subdivision to two, with the folds that only these show.
+    """Refine a fit from one subdivision to two, with folds that only the finer mesh can represent.
 
-    `moving`, on the patch `below`, is part of `fit` already. Without evidence the fit stays as it is. Memory beside
-    the offsets themselves (16 bits) is that of one window.
+    `moving`, on the patch `below`, is already part of `fit`. `weights` and `share` as in `clip.recentred`; `known`: a
+    fit whose static offset is kept. Without evidence the fit is returned unchanged. Beside the offsets (float16) only
+    one window is in memory.
     """
     mesh = finer(head)
     if known is not None and is_finer(known.head_model):
@@ -191,7 +193,7 @@ def sharpened(
 def _further(
     clip: FineClip, seen: Evidence, progress: Progress
 ) -> tuple[Float16[np.ndarray, "T P 3"], Float32[np.ndarray, "T 2"]]:
-    """Masked offsets of every frame beyond those from below; and its loss without any folds and with all."""
+    """Offsets of every frame beyond those of the mesh below (masked, m); data loss without folds and with all."""
     count, points = len(clip.moving.smooth), len(clip.patch.vertices)
     offset, loss = np.zeros((count, points, 3), np.float16), np.full((count, 2), np.nan, np.float32)
     rows = clip.clip.tracked()
@@ -241,7 +243,7 @@ def _descended(
     rate_m: float,
     steps: int,
 ) -> Float32[Tensor, "T P 3"]:
-    """A field along `axes` after all stages."""
+    """Optimise a field of components along `axes`, m, through all stages."""
     for preconditioner in stages:
         field, _ = descend(
             field,

@@ -19,40 +19,42 @@ from expportrait_cli.head.fitted import neutral_mesh
 from expportrait_cli.head.model import HEAD
 
 SHORTER = 0.16
-"""Share of its depth behind the ears that the model's skull is too long: its cephalic index is 0.74, people's 0.80."""
+"""Share by which the skull is shortened behind the ears: the model's cephalic index is 0.74, people's 0.80."""
 BACK_SHARE, BACK_LIMIT_M = 0.6, 0.02
-"""Thickness of hair behind, as a share of the lesser of what the outline shows on top and at the sides; its limit."""
+"""BACK_SHARE: thickness of hair at the back, as a share of the smaller of those on top and at the sides. BACK_LIMIT_M:
+its largest value, m. Both grow when the head in the photo is turned (`TURN_DEG`)."""
 TURN_DEG = (15.0, 30.0)
-"""Turns of a photo between which its far side is seen more and more, and hair behind is believed in full."""
+"""Yaw of the head in the photo, degrees, at which share and limit of the hair behind begin to grow, and are largest."""
 AWAY = (-0.1, 0.5)
-"""Cosines between a normal and the view, away from the camera, between which the prior takes over from the outline."""
+"""Cosine between normal and viewing direction (positive: faces away) at which the prior has weight 0, and 1."""
 EAR_BOX_M = np.array([[0.055, -0.05, -0.05], [np.inf, 0.038, 0.03]])
 """Lowest and highest |x|, y, z of the ears in the template; the origin of the head frame lies between them."""
 EAR_STANDS_M = 0.0075
-"""Height over the skin around it from which a vertex belongs to an ear."""
+"""Least distance, m, of an ear's vertex from the smooth surface that is spanned over the ear's box."""
 ROOT_RINGS = 3
-"""Rings of triangles around an ear that go with it when the skin closes over it."""
+"""Rings of triangles around an ear that are replaced with it when the ear is closed over."""
 HELD_RINGS = 4
 """Rings of triangles over which the weight of a change around an ear fades to 0."""
 SLOPE_RINGS = 8
-"""Rings around a bare ear over which the offset of the hair beside it falls to nothing."""
+"""Rings of triangles around a bare ear over which the offset of hair beside it is smoothed towards 0."""
 CREASE_STEPS, SMOOTH_STEPS = 25, 6
-"""Steps of relaxation after an ear was closed over, and after each descent on the outline."""
+"""Smoothing steps after an ear was closed over (CREASE_STEPS), and after each descent on the outline (SMOOTH_STEPS)."""
 SPIKE_M, SPIKE_RINGS, SPIKE_ROUNDS = 0.0025, 3, 6
-"""Distance of an offset from the mean of so many rings around it from which it is a spike, and relaxations."""
+"""SPIKE_M: distance, m, of an offset from its mean after SPIKE_RINGS smoothing steps beyond which it is a spike.
+SPIKE_ROUNDS: most rounds of removing spikes."""
 
 
 class Membrane:
-    """Span of a gap between known points with the least bending: discrete harmonic functions."""
+    """Interpolation of unknown points between known ones by discrete harmonic functions."""
 
     def __init__(self, known: Bool[np.ndarray, " V"], faces: Int64[np.ndarray, "F 3"]):
-        """Factorise the system of the points that are not `known`; it serves any points."""
+        """Factorise the system of the points that are not `known`; it can be solved for any positions."""
         self._free, self._fixed = np.flatnonzero(~known), np.flatnonzero(known)
         rows = graph_laplacian(faces, len(known)).tocsr()[self._free]
         self._factor, self._border = splu(rows[:, self._free].tocsc()), rows[:, self._fixed]
 
     def __call__(self, points: Float[np.ndarray, "V 3"]) -> Float[np.ndarray, "V 3"]:
-        """The known points, and the span of the gap between them."""
+        """Return the points with the unknown ones interpolated."""
         result = np.array(points, np.float64)
         result[self._free] = self._factor.solve(-self._border @ result[self._fixed])
         return result
@@ -60,7 +62,7 @@ class Membrane:
 
 @lru_cache(8)
 def ears(head: HeadModel) -> Bool[np.ndarray, " V"]:
-    """The ears alone: what stands off a membrane over the region around them."""
+    """Mask of the ears alone: vertices that stand off a smooth surface over the region around them."""
     template, faces = dense(head, head.template).numpy().astype(np.float64), head.dense_faces.numpy()
     place = np.c_[np.abs(template[:, 0]), template[:, 1:]]
     near = head.part("skin").numpy() & ((place > EAR_BOX_M[0]) & (place < EAR_BOX_M[1] + [0, 0.012, 0])).all(1)
@@ -70,10 +72,10 @@ def ears(head: HeadModel) -> Bool[np.ndarray, " V"]:
 
 
 def behind(offset: Float[np.ndarray, "V 3"], fit: HeadFit, head: HeadModel) -> Float[np.ndarray, "V 3"]:
-    """Replace the static offset where the head faces away from the camera by a prior: a usual skull with hair over it.
+    """Replace the static offset where the head faces away from the camera by a prior: an average skull with hair.
 
-    An outline seen from the front says nothing of what lies behind it. The side of a photo that is turned itself is
-    seen, and believed further back.
+    The outline in one photo does not determine the back of the head. Where the head in the photo is turned, the
+    outline shows more of the back, and thicker hair is allowed there.
     """
     verts = _bare(fit, head)
     normals = vertex_normals(torch.from_numpy(verts), head.dense_faces).numpy()
@@ -94,20 +96,20 @@ def behind(offset: Float[np.ndarray, "V 3"], fit: HeadFit, head: HeadModel) -> F
 
 @lru_cache(8)
 def sides(head: HeadModel) -> tuple[Bool[np.ndarray, " V"], Bool[np.ndarray, " V"]]:
-    """The person's left and right ear."""
+    """Masks of the person's left and right ear."""
     x, both = dense(head, head.template)[:, 0].numpy(), ears(head)
     return both & (x > 0), both & (x < 0)
 
 
 def with_ears(fit: HeadFit, head: HeadModel, seen: Bool[np.ndarray, " 2"]) -> HeadFit:
-    """Put ears where they belong: a bare one as the head model has it, of a covered one the skin is closed over it."""
+    """Set the ears: a bare one (`seen`) as in the head model; a covered one is closed over by a smooth surface."""
     faces, bare = head.dense_faces.numpy(), _bare(fit, head)
     offset = fit.static_offset.astype(np.float64)
     for ear, is_seen in zip(sides(head), seen, strict=True):
         if is_seen:
             held = faded(grown(ear, faces), faces, rings=HELD_RINGS)
             offset = offset * (1 - held)[:, None]
-            # Hair beside the ear would end in a cliff, and the skin under it in a fold.
+            # Without smoothing the hair beside the ear would end in a step.
             around = faded(grown(ear, faces, rings=SLOPE_RINGS), faces, rings=HELD_RINGS)
             offset = relaxed(offset, around * (held < 0.5) * (1 - dynamic_mask(head)), faces, CREASE_STEPS)
         else:
@@ -122,7 +124,7 @@ def with_ears(fit: HeadFit, head: HeadModel, seen: Bool[np.ndarray, " 2"]) -> He
 def smoothed_ears(fit: HeadFit, head: HeadModel, seen: Bool[np.ndarray, " 2"]) -> HeadFit:
     """Keep the skin over covered ears smooth while the outline moves it.
 
-    A membrane gathers the many vertices of an ear in one spot, which descents leave behind as a pit.
+    The interpolated surface gathers the many vertices of an ear in one spot, where the descent would leave a pit.
     """
     faces, bare = head.dense_faces.numpy(), _bare(fit, head)
     offset = fit.static_offset.astype(np.float64)
@@ -134,7 +136,7 @@ def smoothed_ears(fit: HeadFit, head: HeadModel, seen: Bool[np.ndarray, " 2"]) -
 
 @lru_cache(8)
 def _closed(head: HeadModel) -> list[tuple[Membrane, Float[np.ndarray, " V"]]]:
-    """The skin over each ear where it is covered, and how much of what lies around it is smoothed with it."""
+    """For each ear: interpolation of the skin over it, and the weight (0..1) of smoothing around it."""
     faces = head.dense_faces.numpy()
     return [
         (Membrane(~ear, faces), faded(grown(ear, faces, rings=ROOT_RINGS + 2), faces, rings=HELD_RINGS))
@@ -143,10 +145,10 @@ def _closed(head: HeadModel) -> list[tuple[Membrane, Float[np.ndarray, " V"]]]:
 
 
 def without_spikes(fit: HeadFit, head: HeadModel) -> HeadFit:
-    """Relax what the outline has drawn out to points and ridges, off the face and off a side whose ear is bare.
+    """Smooth spikes and ridges of the static offset, off the face and off sides whose ear is bare.
 
-    Where the end of long hair meets a shoulder, one sheet would have to fold back: what descents leave there is a
-    crest, which is a horn as soon as the head turns. Over a bare ear, hair does stand off like that.
+    Where long hair ends at a shoulder, one sheet would have to fold back; the descent leaves a ridge there, which
+    sticks out when the head turns. A side whose ear is bare is left as it is: hair really stands off there.
     """
     faces, free = head.dense_faces.numpy(), outline_mask(head, fit.ears_seen).astype(np.float64)
     across, skull = dense(head, head.template)[:, 0].numpy(), head.skinning[:, HEAD].numpy()
@@ -168,7 +170,10 @@ def _bare(fit: HeadFit, head: HeadModel) -> Float[np.ndarray, "V 3"]:
 
 
 def outline_mask(head: HeadModel, seen: Bool[np.ndarray, " 2"]) -> Float32[np.ndarray, " V"]:
-    """Vertices that the outline may move once its ears are settled: not the face, not bare ears; over covered ones."""
+    """Mask (0..1) of vertices that the outline may move once the ears are set.
+
+    It is 0 on the face and on bare ears, 1 on the skin over covered ears.
+    """
     faces, face = head.dense_faces.numpy(), dynamic_mask(head).astype(np.float64)
     held = np.zeros(len(face))
     for ear, is_seen in zip(sides(head), seen, strict=True):

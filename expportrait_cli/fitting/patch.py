@@ -1,4 +1,4 @@
-"""The part of the head that folds are fitted on, and its surface as maps between fields."""
+"""The patch of dense vertices that folds are fitted on, with smoothing, preconditioning and posing of fields on it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,24 +16,24 @@ from expportrait_cli.geometry.mesh import FieldMap, averaging, laplacian, scipy_
 from expportrait_cli.head.finer import Finer
 
 TO_NORMALS = (1.0, -1.0, -1.0)
-"""From the camera's axes to those of normal maps: both that OpenCV points down and away turn round."""
+"""Signs from OpenCV's camera axes (y down, z away) to those of normal maps (y up, z to the viewer)."""
 
 
 @dataclass(frozen=True)
 class Patch:
-    """`P` vertices of the `V` dense ones, closed under the triangles that give them their normals."""
+    """`P` of the `V` dense vertices: those that may move, and their neighbours, which their normals depend on."""
 
     vertices: Int64[np.ndarray, " P"]
     faces: Int64[Tensor, "F_patch 3"]
     """Triangles between them, as indices into `vertices`."""
     mask: Float32[Tensor, " P"]
-    """How far each vertex may move, 0..1; exactly 0 on the rim that is there for its normals' sake only."""
+    """Factor, 0..1, on the offset of each vertex; exactly 0 on the rim, which is there only for normals."""
     below: "Below | None" = None
-    """The same patch of the mesh with one subdivision less, for one that was split twice."""
+    """The same patch on the mesh with one subdivision less; None on that mesh itself."""
 
     @classmethod
     def of(cls, faces: Int64[np.ndarray, "F 3"], mask: Float32[np.ndarray, " V"]) -> "Patch":
-        """Every vertex with a positive mask, and the ring of vertices around them."""
+        """Make a patch of every vertex with a positive mask, and the ring of vertices around them."""
         touched = (mask > 0)[faces].any(1)
         vertices = np.unique(faces[touched])
         index = np.full(len(mask), -1)
@@ -42,7 +42,7 @@ class Patch:
 
     @classmethod
     def above(cls, below: "Patch", mesh: Finer, mask: Float32[np.ndarray, " V"]) -> "Patch":
-        """The patch of a finer mesh above a patch of the plain one."""
+        """Make the patch of a finer mesh over a patch of the plain one."""
         own = cls.of(mesh.head.dense_faces.numpy(), mask)
         lift, carry = (sp.csr_matrix(w[own.vertices][:, below.vertices]) for w in (mesh.lift, mesh.carry))
         return replace(own, below=Below(below, lift, sp.csr_matrix(carry, dtype=np.float32), own.mask.numpy() > 0))
@@ -53,7 +53,7 @@ class Patch:
         return sp.csc_matrix(scipy_matrix(laplacian(self.faces, len(self.vertices))))
 
     def preconditioner(self, smoothness: float) -> "Preconditioner":
-        """U = (I + smoothness L) d, factorised once; 30 ms for 11,000 vertices, 0.4 s for 46,000."""
+        """Factorise M = I + smoothness L of u = M d, once a smoothness; 30 ms for 11,000 vertices, 0.4 s for 46,000."""
         if smoothness not in self._factorised:
             matrix = sp.eye(len(self.vertices), format="csc") + smoothness * self.laplacian
             self._factorised[smoothness] = Preconditioner(matrix)
@@ -70,28 +70,28 @@ class Patch:
     def smooth(self, values: Float[Tensor, "T P C"], steps: int) -> Float[Tensor, "T P C"]:
         """Low-pass over the surface: a Gaussian whose sigma is about edge length x sqrt(steps) / 2.
 
-        The edges are those of one subdivision: on a finer mesh the same steps are taken below, and are as wide.
+        The edges are those of one subdivision: a patch with `below` is smoothed there, over the same width.
         """
         if self.below is not None:
             return self.below.up(self.below.patch.smooth(self.below.down(values), steps))
         return self._averaging(values, steps)
 
     def within(self, mask: Bool[np.ndarray, " V"]) -> Bool[Tensor, " P"]:
-        """A mask of dense vertices at the patch's."""
+        """Select the patch's vertices from a mask of dense vertices."""
         return torch.from_numpy(mask[self.vertices])
 
 
 @dataclass(frozen=True)
 class Below:
-    """A patch whose triangles were split, and the way between its vertices and the `P_fine` of the finer one."""
+    """A coarser patch of `P` vertices, and the maps between its vertices and the `P_fine` of the finer one."""
 
     patch: Patch
     weights: sp.csr_matrix
-    """Linear [P_fine, P]: rows sum to one, less what lies beyond the rim."""
+    """Linear interpolation [P_fine, P]: rows sum to one, or less at the rim, where neighbours are left out."""
     carry: sp.csr_matrix
-    """Smooth [P_fine, P], see `Finer`."""
+    """Smooth interpolation [P_fine, P], see `Finer.carry`."""
     inside: Bool[np.ndarray, " P_fine"]
-    """Where the finer patch may move."""
+    """True where the finer patch may move."""
 
     def lifted(self, values: Float[np.ndarray, "T P C"]) -> Float32[np.ndarray, "T P_fine C"]:
         """Masked offsets on the finer mesh, smooth between the vertices; exactly zero where it may not move."""
@@ -101,30 +101,30 @@ class Below:
 
     @cached_property
     def up(self) -> FieldMap:
-        """Values that go on beyond the rim as they are at it."""
+        """Linear interpolation to the finer patch, with weights scaled to sum to one."""
         return _averages(self.weights)
 
     @cached_property
     def down(self) -> FieldMap:
-        """Means of the finer vertices around each."""
+        """Weighted means of the finer vertices around each vertex."""
         return _averages(sp.csr_matrix(self.weights.T))
 
 
 def _averages(weights: sp.csr_matrix) -> FieldMap:
-    """Rows scaled to sum to one; those of nothing stay zero."""
+    """Rows divided by their sum; empty rows stay zero."""
     total = np.asarray(weights.sum(1))[:, 0]
     return FieldMap(sp.csr_matrix(sp.diags(1 / np.maximum(total, 1e-9)) @ weights))
 
 
 class Preconditioner:
-    """Fields d [T,P,C] from the variable u = M d in which plain gradient steps are smooth (Nicolet et al. 2021).
+    """Maps between a field d [T,P,C] and the variable u = M d of smooth gradient steps (Nicolet et al. 2021).
 
-    Ten steps of u do what 400 of d do, because one step spreads over the whole face.
+    Ten steps of u reach what 400 of d do, because one step spreads over the whole face.
     """
 
     def __init__(self, matrix: sp.csc_matrix):
         self._matrix = matrix
-        # The matrix is symmetric: half the fill, and a third of the time of a solve, of what the defaults take.
+        # These options use that the matrix is symmetric: half the fill and a third of the time of the defaults.
         self._factor = splu(matrix, "MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True})
 
     def variable(self, field: Float[Tensor, "T P C"]) -> Float[Tensor, "T P C"]:
@@ -137,9 +137,9 @@ class Preconditioner:
 
 
 class LocalPreconditioner(Preconditioner):
-    """The same for heights that live on a whole patch, and two channels beside them that live on part of it.
+    """Preconditioner of three channels: the first on the whole patch, the other two on a part of its vertices.
 
-    What is beyond the part stays zero in those channels, and they fade out towards its border.
+    Outside the part the last two channels are zero, and they fade out towards its border.
     """
 
     def __init__(self, patch: Patch, smoothness: float, part: Int64[np.ndarray, " S"]):
@@ -183,16 +183,16 @@ def _columnwise(apply, values: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Surface:
-    """`T` frames of a patch."""
+    """A patch in `T` frames: offsets, and the posed vertices with normals and projections."""
 
     offset: Float[Tensor, "T P 3"]
-    """Canonical, after the mask, m."""
+    """Offsets in the canonical frame, times the mask, m."""
     verts: Float[Tensor, "T P 3"]
     """Camera, m."""
     find_normals: Callable[[], Tensor]
     """Computes `normals`: the outline of a person needs none."""
     px: Float[Tensor, "T P 2"]
-    """Crop px, pixel centres at +0.5; carries no gradient: pictures are read there."""
+    """Projections, crop px, pixel centres at +0.5; without gradient."""
 
     @classmethod
     def of(
@@ -220,41 +220,41 @@ class Surface:
 
 @dataclass(frozen=True)
 class PosedPatch:
-    """The patch without offsets in every frame, and what skinning does to a canonical step of each vertex."""
+    """A patch posed in `T` frames, and the linear map of skinning from canonical offsets to the camera."""
 
     patch: Patch
     verts: Float32[Tensor, "T P 3"]
-    """Camera, m."""
+    """Posed vertices without the offsets that are to be added, camera, m."""
     blend: Float32[Tensor, "T P 3 3"]
     """Canonical to camera: the sum over bones of weight x rotation (Eq. 4 is affine in the vertex)."""
     focal_px: float
 
     def shifted(self, offset: Float[Tensor, "#T P 3"]) -> "PosedPatch":
-        """The patch with canonical offsets (m) that are masked already."""
+        """Add canonical offsets (m), which must be masked already."""
         return replace(
             self, verts=self.verts + torch.einsum("tpab,tpb->tpa", self.blend, offset.expand(self.verts.shape))
         )
 
     def last(self) -> "PosedPatch":
-        """The last frame alone."""
+        """Select the last frame."""
         return replace(self, verts=self.verts[-1:], blend=self.blend[-1:])
 
     def raised(self, heights: Float[Tensor, "#T P 1"], directions: Float[Tensor, "P 3"]) -> Surface:
-        """The surface under heights (m) over a canonical surface with these normals: `moved` by one number a vertex."""
+        """The surface with offsets of `heights` (m) along canonical `directions`."""
         return self.moved(heights * directions)
 
     def turned(self, field: Float[Tensor, "#T P C"], axes: Float[Tensor, "P C 3"]) -> Surface:
-        """The surface under components (m) along axes of each vertex: `moved` in a frame of its own."""
+        """The surface with offsets given as components (m) along each vertex's own canonical `axes`."""
         return self.moved((field[..., None] * axes).sum(-2))
 
     def moved(self, field: Float[Tensor, "#T P 3"]) -> Surface:
-        """The surface under canonical offsets: Eq. 3 with the mask multiplied, so that what it forbids stays zero."""
+        """The surface with canonical offsets (m), which are multiplied by the mask (Eq. 3)."""
         offset = (self.patch.mask[:, None] * field).expand(len(self.verts), -1, -1)
         return Surface.of(offset, self.shifted(offset).verts, self.patch.faces, focal_px=self.focal_px)
 
 
 def read(pictures: Float[Tensor, "T C H W"], px: Float[Tensor, "T P 2"]) -> Float[Tensor, "T P C"]:
-    """Bilinear samples of pictures of the crop, which may have another resolution."""
+    """Sample pictures of the crop bilinearly at crop px; the pictures may have any resolution."""
     grid = (px / CROP_SIZE * 2 - 1)[:, None]
     found = torch.nn.functional.grid_sample(pictures, grid, padding_mode="border", align_corners=False)
     return found[:, :, 0].transpose(1, 2)
@@ -263,11 +263,11 @@ def read(pictures: Float[Tensor, "T C H W"], px: Float[Tensor, "T P 2"]) -> Floa
 def weighted_mean(values: Float[Tensor, "T P"], weights: Float[Tensor, "T P"]) -> Float[Tensor, " T"]:
     """Mean over the vertices; 0 for a frame without weight."""
     total = weights.sum(1)
-    # The double `where` keeps the backward pass finite in a frame of which nothing is seen.
+    # The double `where` keeps the backward pass finite in a frame without weight.
     return torch.where(total > 0, (values * weights).sum(1) / torch.where(total > 0, total, 1.0), 0.0)
 
 
 def limited(offset: Float32[np.ndarray, "*B 3"], limit: float) -> Float32[np.ndarray, "*B 3"]:
-    """Offsets of at most a limit's length, smoothly."""
+    """Limit the length of offsets smoothly (tanh); `limit` in their unit."""
     size = np.linalg.norm(offset, axis=-1, keepdims=True)
     return (offset * np.tanh(size / limit) * limit / np.maximum(size, 1e-9)).astype(np.float32)

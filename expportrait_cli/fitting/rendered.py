@@ -1,7 +1,7 @@
-"""The loss of the paper's optimisation (3.1.2): posed meshes, drawn by a differentiable rasteriser, against pictures.
+"""The loss of the paper's optimisation (3.1.2), with posed meshes that are drawn by a differentiable rasteriser.
 
-They are compared with landmarks (Eq. 5) and with a network's normals and depth (Eq. 6); the expressions have their
-prior (Eq. 7), both fields of offsets a penalty on their size and on their Laplacian.
+Its terms are landmarks (Eq. 5), a network's normals and depth (Eq. 6), a prior on the expression (Eq. 7), and
+penalties on the size and the Laplacian of both offset fields.
 """
 
 from collections.abc import Iterator
@@ -31,26 +31,26 @@ from expportrait_cli.render.buffers import Buffers, render_buffers
 from expportrait_cli.runtime import best_device
 
 OUTLINE = 1.0
-"""Weight of the mean difference of the masks. It is not among the paper's terms: normals alone do not move an edge."""
+"""Weight of the mean difference of the masks; not in the paper. Without it nothing moves the outline."""
 LAPLACIAN_PER_MM2 = 0.02
 """Weight of the squared Laplacian of both fields, per mm^2."""
 SURE = 0.5
-"""Confidence from which a pixel of a network shows the person."""
+"""Confidence of a network above which a pixel counts as the person."""
 
 
 @dataclass(frozen=True)
 class Targets:
-    """A network's maps of `T` frames, at one size."""
+    """A network's maps of `T` frames at one size, S px."""
 
     normals: Float32[Tensor, "T S S 3"]
     depth: Float32[Tensor, "T S S"]
-    """Up to scale and shift; 0 where `has_depth` is."""
+    """The network's relative depth (scale and shift unknown); 0 where `has_depth` is 0."""
     has_depth: Float32[Tensor, "T S S"]
     confidence: Float32[Tensor, "T S S"]
 
     @classmethod
     def of(cls, clip: Clip, rows: Int64[np.ndarray, " T"], network: Estimator, size: int) -> "Targets":
-        """Ask the network about every frame, and keep its maps at `size` px."""
+        """Run the network on every frame, and scale its maps to `size` px."""
         columns: list[list[np.ndarray]] = [[], [], [], []]
         for _, crops in windows_of(clip, rows, WINDOW):
             for found in map(network, crops):
@@ -59,7 +59,7 @@ class Targets:
                 for column, values in zip(columns, maps, strict=True):
                     column.append(resized(values.astype(np.float32), size))
         normals, depth, known, confidence = (torch.from_numpy(np.stack(column)) for column in columns)
-        # Averages over the border of what is known are no depths.
+        # A pixel averaged from known and unknown depth is not a depth.
         return cls(mesh.normalize(normals), depth, (known > 0.999).float(), confidence)
 
     @property
@@ -68,13 +68,13 @@ class Targets:
         return self.normals.shape[1]
 
     def at(self, rows: Tensor, device: torch.device) -> "Targets":
-        """Take some frames, and move them to a device."""
+        """Select frames, and move them to a device."""
         return Targets(*(getattr(self, field.name)[rows].to(device) for field in fields(Targets)))
 
 
 @dataclass(frozen=True)
 class Fields:
-    """A field of offsets: the patch that it is on, and how its variable is smoothed."""
+    """Everything that is fixed for one offset field: its patch, mask, Laplacian and preconditioner."""
 
     patch: Patch
     mask: Float32[Tensor, " P"]
@@ -95,14 +95,14 @@ class Fields:
         )
 
     def roughness(self, offset: Float[Tensor, "T P 3"]) -> Float[Tensor, " T"]:
-        """Mean square of the Laplacian, mm^2."""
+        """Mean square of the field's Laplacian in each frame, mm^2."""
         columns = offset.permute(1, 0, 2).flatten(1)
         rest = (self.laplacian @ columns).unflatten(1, (len(offset), 3))
         return (MM * rest).square().sum(-1).mean(0)
 
 
 class Problem:
-    """The parameters that the optimisation moves, all that stays fixed, and the loss."""
+    """The variables of the joint optimisation (`moving`), its fixed inputs, and the loss."""
 
     def __init__(
         self,
@@ -113,10 +113,10 @@ class Problem:
         *,
         share: float,
     ):
-        """Begin at the clip's fit.
+        """Start at the parameters of `clip`.
 
-        `rows` are the frames that take part, `start` their dynamic offsets, `share` how far Delta g may enter the face
-        (`clip.face_share`).
+        `rows`: frames to optimise; `start`: their dynamic offsets, canonical, m; `share` (0..1): mask of Delta g in the
+        face (`clip.face_share`).
         """
         self.clip, self.rows, self.device = clip, rows, best_device()
         head = self.head = clip.head.to(self.device)
@@ -147,7 +147,7 @@ class Problem:
         return static, self.dynamic_start[rows] + self.dynamic.mask[:, None] * field
 
     def surface(self, rows: Tensor) -> tuple[Surface, Tensor, Tensor]:
-        """The whole head in some frames (Eq. 1 to 4), and its two fields."""
+        """The whole head in some frames (Eq. 1 to 4), the change of Delta g, and Delta f."""
         head, moved = self.head, self.moving
         jaw, turned = moved["jaw"][rows], moved["turn"][rows]
         identity = moved["identity"].expand(len(rows), -1)
@@ -162,12 +162,12 @@ class Problem:
         return Surface.of(verts, verts, head.dense_faces, focal_px=self.clip.focal_px), static, offset
 
     def drawn(self, surface: Surface, size: int) -> Buffers:
-        """Normals, depth and mask of posed heads."""
+        """Render normals, depth and mask of posed heads at `size` px."""
         camera = Camera.of_crop(self.clip.focal_px, CROP_SIZE, size)
         return render_buffers(surface.verts, self.head.dense_faces, camera, edges=self.edges)
 
     def loss(self, rows: Tensor, targets: Targets) -> dict[str, Float[Tensor, " R"]]:
-        """Every term of some frames, weighted; their sum is the loss."""
+        """The weighted terms of the loss, by name, one value a frame."""
         weights = self.clip.config.weights
         surface, static, offset = self.surface(rows)
         term = replace(
@@ -192,12 +192,12 @@ class Problem:
         }
 
     def batches(self) -> Iterator[Tensor]:
-        """All frames, a few at a time."""
+        """Iterate over all frames in batches of `WINDOW`."""
         return iter(torch.arange(len(self.rows), device=self.device).split(WINDOW))
 
 
 def _depth_error(own: Buffers, seen: Targets, inside: Float[Tensor, "R S S"]) -> Float[Tensor, " R"]:
-    """Mean distance, mm, after the network's depth was brought to the scale and shift of the drawn one."""
+    """Mean absolute depth error of each frame, mm, after aligning the network's depth by scale and shift."""
     weight = (inside * seen.has_depth).flatten(1)
     drawn, source = MM * own.depth.flatten(1), seen.depth.flatten(1)
     scale, shift = align(source, drawn.detach(), weight)
@@ -206,5 +206,5 @@ def _depth_error(own: Buffers, seen: Targets, inside: Float[Tensor, "R S S"]) ->
 
 
 def _moved(record: Any, device: torch.device) -> Any:
-    """A dataclass with its tensors on a device."""
+    """Move the tensors of a dataclass to a device."""
     return replace(record, **{k: v.to(device) for k, v in vars(record).items() if isinstance(v, Tensor)})

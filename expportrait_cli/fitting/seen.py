@@ -1,4 +1,4 @@
-"""Evidence in the pixels of a photo: skin, hair and clothes, background in the matte, hands, ears bare or covered."""
+"""Pixel classes of a photo: skin, hair and clothes, background and hands in the matte, ears bare or covered."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,39 +16,41 @@ from expportrait_cli.head.fitted import fitted_mesh
 from expportrait_cli.head.model import NECK, TORSO
 
 BESIDE_M, HAND_M, HAND_PX, CLEARLY, CLOTHED = 0.005, 0.04, 600, 2.5, 0.6
-"""Skin-coloured pixels further beside the head than the first, m, are a hand if they reach as far as the second, m, are
-more than the third, and if hair differs from skin by the fourth (Mahalanobis distance). The fifth is the weight of the
-torso bone from which a spot belongs to the shoulders."""
+"""Rules for hands. Skin-coloured pixels more than BESIDE_M beside the head are a hand if they reach HAND_M, m, and are
+more than HAND_PX, and if hair differs from skin by CLEARLY (Mahalanobis distance). CLOTHED: weight of the torso bone
+from which the nearest vertex belongs to the shoulders, which have no hands beside them."""
 BEYOND_M = 0.01
-"""Least extent of the matte beyond an ear, m, from which the ear counts as covered where colours cannot tell."""
+"""Extent of the matte beyond an ear, m, from which the ear counts as covered where colours are not distinct."""
 BARE, COVERED = 0.4, 0.55
-"""Shares of skin colour above which an ear is bare: if the matte ends at the ear, and if it extends beyond it."""
+"""Share of skin-coloured pixels of an ear above which it is bare: where the matte ends at the ear (BARE), and where it
+extends beyond it (COVERED)."""
 OVER_EARS_M = 0.03
-"""Height in the template above which what stands off the skull is looked at."""
+"""Height in the template, m, above which the matte beyond the skull is checked for background."""
 USUAL_PERCENTILE, FAR_SHARE, FAR_M, LEAST_PX = 40, 1.3, 0.008, 200
-"""Percentile of the thickness of hair around a skull that is usual; how far off the skull something is looked at, as
-many times that and so much more, m; and the fewest pixels of anything that is compared."""
+"""USUAL_PERCENTILE: percentile of the matte's reach beyond the skull that is the usual thickness of hair. Pixels that
+are further off than FAR_SHARE times that plus FAR_M, m, may be background. LEAST_PX: fewest pixels of a region."""
 SEPARATED, FEW_PX, HARDLY = 0.5, 30, 0.05
-"""Least difference of what the colours of skin and hair score on themselves, and fewest pixels of an ear, for colours
-to decide whether it is covered; and share of the other ear's pixels below which a photo hardly shows an ear."""
+"""Colours decide on an ear of FEW_PX pixels or more if the mean P(skin) of cheek and of hair differ by SEPARATED. An
+ear with less than HARDLY of the other's pixels takes the other's result."""
 
 CROWN_M, BROW_M = 0.085, 0.06
-"""Heights in the template, over the origin between the ears: of the crown, and of the brows' upper end."""
+"""Heights in the template, m over the origin between the ears: of the crown, and of the brows' upper end."""
 APART = 1.5
-"""Least Mahalanobis distance of the crown's colours from the face's: below it the crown is taken for bare skin."""
+"""Least Mahalanobis distance of the crown's colours from the face's: below it the crown counts as bare skin."""
 OTHER = -0.5 * 3.5**2
 """Log density, relative to the peak of a class, below which a pixel over the torso counts as clothes."""
 SMALL_PX = 60
+"""Fewest pixels from which the colours of a class are measured."""
 EYE_M, NOSE_M, CHEEK_M = 0.015, -0.02, 0.045
-"""Heights in the template of the lower lids and of the base of the nose, above which no beard grows, and half the width
-between the cheekbones."""
+"""Region of the cheeks, where no beard grows, in the template, m: height of the lower lids and of the base of the nose,
+and half the width between the cheekbones."""
 BRIDGE_PX = 9
-"""Width of strips of hair that connect nothing: the shadow of a beard on a collar."""
+"""Width, px, up to which a strip of hair does not connect two parts: it may be the shadow of a beard on a collar."""
 SMOOTHER, AROUND_PX = 0.6, 31
-"""How much smoother than the hair on the head (logarithm of contrast) what lies low is cloth of the same colour, and
-the width of the surroundings whose median is taken, px: the rims of cloth are rough."""
+"""Hair-coloured pixels below the face count as cloth if their log contrast, a median over AROUND_PX px (the rims of
+cloth are rough), is lower than that of the hair on the head by SMOOTHER."""
 SHOULDER_M = (0.10, 0.15)
-"""Distances from the middle of the torso between which skin gives way to clothes."""
+"""Distance from the middle of the torso, m, at which the prior for clothes is 0, and 1."""
 
 
 def without_background(
@@ -58,10 +60,10 @@ def without_background(
     matte: Float32[np.ndarray, "S S"],
     draw: Callable[[Float32[np.ndarray, "V 3"]], Int64[np.ndarray, "S S"]],
 ) -> Float32[np.ndarray, "S S"]:
-    """Take out of a matte what stands further off the skull than the hair around it, in the background's colours.
+    """Remove from a matte background that lies further off the skull than the hair around it, and hands.
 
-    Networks take a branch or a curtain behind a head for hair, and the outline would follow it by ten centimetres. Nor
-    is a hand beside the face a part of the head.
+    Networks include a branch or a curtain behind a head in the matte, and the outline would follow it by ten
+    centimetres. `draw` gives the vertex that each pixel shows, or -1.
     """
     view = _View.of(fit, head, image, matte, draw)
     away_px, labels = cv2.distanceTransformWithLabels(
@@ -74,7 +76,7 @@ def without_background(
     matte = _without(matte, view.hands(away_m, vertex[nearest]))
     around = (view.drawn < 0) & (view.template[:, 1] > OVER_EARS_M)[vertex[nearest]]
     over = around & (matte > 0.5)
-    # How far the person reaches from each pixel of the skull's outline.
+    # Distance that the person reaches from each pixel of the skull's outline.
     reach = np.zeros(nearest.max() + 1, np.float32)
     np.maximum.at(reach, nearest[over], away_m[over])
     if not reach.any():
@@ -98,7 +100,7 @@ def without_background(
 
 
 def _without(matte: Float32[np.ndarray, "S S"], gone: Bool[np.ndarray, "S S"]) -> Float32[np.ndarray, "S S"]:
-    """The largest part of a matte without some pixels."""
+    """The largest connected part of a matte after pixels were removed."""
     if not gone.any():
         return matte
     return largest_part((matte * (1 - cv2.GaussianBlur(gone.astype(np.float32), (0, 0), 1.0))).astype(np.float32))
@@ -111,10 +113,10 @@ def ears_seen(
     matte: Float32[np.ndarray, "S S"],
     draw: Callable[[Float32[np.ndarray, "V 3"]], Int64[np.ndarray, "S S"]],
 ) -> Bool[np.ndarray, " 2"]:
-    """Tell whether the photo shows the person's left and right ear bare, or covered by hair or cloth.
+    """True for the person's left and right ear if it is bare in the photo, False if hair or cloth covers it.
 
-    Colours of the side's cheek and of the hair decide where they differ, else how far the person goes on beyond the
-    ear. An ear that the photo hardly shows is as the other one.
+    The colours of cheek and hair decide where they differ, else how far the person extends beyond the ear. An ear that
+    is hardly visible takes the result of the other one.
     """
     view, both = _View.of(fit, head, image, matte, draw), sides(head)
     seen = np.array([view.shows_ear(side, ear) for side, ear in zip((1, -1), both, strict=True)])
@@ -124,7 +126,7 @@ def ears_seen(
 
 @dataclass(frozen=True)
 class _View:
-    """The bare head over its photo."""
+    """A head without static offset, drawn over its photo."""
 
     head: HeadModel
     verts: Float32[np.ndarray, "V 3"]
@@ -143,16 +145,16 @@ class _View:
         return cls(head, verts, template, draw(verts), lab_colours(image), matte, fit.focal_px, depth_m)
 
     def where(self, chosen: Bool[np.ndarray, " V"]) -> Bool[np.ndarray, "S S"]:
-        """Pixels that show chosen vertices."""
+        """Mask of the pixels that show chosen vertices."""
         return (self.drawn >= 0) & chosen[np.maximum(self.drawn, 0)]
 
     def columns(self, chosen: Bool[np.ndarray, " V"]) -> Float[np.ndarray, "P 2"]:
-        """Places of chosen vertices, px."""
+        """Projections of chosen vertices, crop px."""
         points = self.verts[chosen]
         return points[:, :2] / points[:, 2:] * self.focal_px + CROP_SIZE / 2
 
     def shows_ear(self, side: int, alone: Bool[np.ndarray, " V"]) -> bool:
-        """One ear, `alone` without the skin around it: `side` is 1 for the person's left, which has positive x."""
+        """True if an ear is bare. `side`: 1 for the person's left (positive x), -1 right; `alone`: its vertices."""
         around = ear_vertices(self.head) & (side * self.template[:, 0] > 0)
         ear, points = self.where(alone) & (self.matte > 0.8), self.columns(around)
         outward = float(np.sign(points[:, 0].mean() - self.columns(plain_skin(self.head))[:, 0].mean()))
@@ -175,7 +177,7 @@ class _View:
         return beyond < BEYOND_M
 
     def _beyond(self, outward: float, rim: float, top: int, bottom: int) -> float:
-        """Extent of the person beyond the ear, m."""
+        """Median extent of the person beyond the ear's rim (column `rim`), m, over the rows `top` to `bottom`."""
         steps = []
         for row in range(top, bottom):
             inside = np.flatnonzero(self.matte[row] > 0.5)
@@ -184,7 +186,10 @@ class _View:
         return float(np.median(steps)) * self.depth_m / self.focal_px if steps else 0.0
 
     def hands(self, away_m: Float32[np.ndarray, "S S"], nearest: Int64[np.ndarray, "S S"]) -> Bool[np.ndarray, "S S"]:
-        """Skin that stands off the head beside it: a hand. `nearest` is the vertex of the head nearest to a pixel."""
+        """Mask of hands: large skin-coloured parts beside the head.
+
+        `away_m`: distance of each pixel from the drawn head; `nearest`: the vertex nearest to it.
+        """
         face, crown = self.where(plain_skin(self.head)), self._crown()
         beside = (away_m > BESIDE_M) & (self.matte > 0.5)
         beside &= (self.head.skinning[:, TORSO].numpy() < CLOTHED)[nearest]
@@ -202,7 +207,7 @@ class _View:
         return (cv2.dilate(is_hand[parts].astype(np.uint8), np.ones((15, 15), np.uint8)) > 0) & (away_m > 0)
 
     def _crown(self) -> Bool[np.ndarray, "S S"]:
-        """Hair on top: on the crown, and above the head as far as it goes down by 10 cm."""
+        """Mask of hair on top: on the crown, and above the head down to 10 cm below its top."""
         drawn = self.drawn >= 0
         top = np.nonzero(drawn)[0].min() + 0.10 / self.depth_m * self.focal_px
         above = ~drawn & (np.arange(CROP_SIZE)[:, None] < top)
@@ -211,7 +216,7 @@ class _View:
     def _skin_share(
         self, ear: Bool[np.ndarray, "S S"], cheek: Bool[np.ndarray, "S S"], hair: Bool[np.ndarray, "S S"]
     ) -> float | None:
-        """Share of the ear that has the colours of the cheek, not of hair; None where these do not differ."""
+        """Share of the ear with the colours of the cheek and not of hair; None if these colours do not differ."""
         skin_colours, hair_colours = Gaussian.of(self.lab[cheek]), Gaussian.of(self.lab[hair])
 
         def share(where):
@@ -227,7 +232,7 @@ class _View:
 def _loose(
     hair: Bool[np.ndarray, "S S"], low: Bool[np.ndarray, "S S"], scalp: Bool[np.ndarray, "S S"]
 ) -> Bool[np.ndarray, "S S"]:
-    """Parts of the hair that lie low, and do not reach the scalp by more than a strip."""
+    """Parts of the hair mask that lie low, and are connected to the scalp by at most a narrow strip."""
 
     def beside(parts: Bool[np.ndarray, "S S"]) -> Bool[np.ndarray, "S S"]:
         return cv2.dilate(parts.astype(np.uint8), np.ones((width + 2,) * 2, np.uint8)) > 0
@@ -242,7 +247,7 @@ def _loose(
 
 
 def _cloth_like_hair(rough: Float32[np.ndarray, "S S"], hair_look: Look) -> Bool[np.ndarray, "S S"]:
-    """Pixels whose surroundings are much smoother than the hair on the head."""
+    """Mask of pixels whose surroundings are much smoother than the hair on the head."""
     level = np.clip(50 * (rough + 5), 0, 255).astype(np.uint8)
     usual = cv2.medianBlur(level, round(AROUND_PX * len(rough) / CROP_SIZE) | 1)
     return usual < 50 * (hair_look.rough[0] - SMOOTHER + 5)
@@ -256,8 +261,8 @@ def pixel_classes(
 ) -> Float32[np.ndarray, "S S 3"]:
     """Share of skin, hair and clothes in every pixel of a crop; their sum is the matte.
 
-    `drawn` is the dense vertex that each pixel shows, -1 where the head is not drawn. Skin and hair look as this
-    photo's face and crown do; where a pixel lies on the head says what to expect.
+    `drawn` is the dense vertex that each pixel shows, -1 where the head is not drawn. Colours and roughness of skin and
+    hair are those of this photo's face and crown; the place on the head is a prior.
     """
     template = dense(head, head.template).numpy()
     is_drawn, vertex = drawn >= 0, np.maximum(drawn, 0)
@@ -289,7 +294,7 @@ def pixel_classes(
     if skin_look is not None:
         known = [each.likeness(lab) for each in (skin_look, hair_look) if each is not None]
         clothes *= 1 / (1 + np.exp(np.clip(np.max(known, 0) - OTHER, -30, 30)))
-    # Far from the neck there is cloth, whatever its colour: in a picture in black and white it is often that of skin.
+    # Far from the neck a pixel is cloth, whatever its colour, which in black and white is often that of skin.
     outside = smoothstep(np.abs(template[vertex, 0]), *SHOULDER_M) * torso * (1 - hair)
     clothes = np.maximum(clothes, outside)
     # Cloth in the colours of hair is smoother, or does not hang down from it.

@@ -1,4 +1,4 @@
-"""Heads as they are drawn, and the smooth offset of hair, ears and clothes that brings their outline onto a matte's."""
+"""Drawing of heads, and the smooth offset of hair, ears and clothes that fits their outline to a matte's."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -32,7 +32,7 @@ FACING = 0.5
 
 
 def outline(mask: Float[np.ndarray, "H W"], *, step: int) -> tuple[Float[np.ndarray, "P 2"], Float[np.ndarray, "P 2"]]:
-    """Points (px, centres at +0.5) and outward normals of a mask's outline, without the image border."""
+    """Every `step`th point (px, centres at +0.5) of a mask's outline off the image border, and outward unit normals."""
     height, width = mask.shape
     smooth = cv2.GaussianBlur(mask.astype(np.float32), (0, 0), 2.0)
     contours, _ = cv2.findContours((smooth > 0.5).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
@@ -71,10 +71,10 @@ def fit_silhouette(
     rounds: int,
     progress: Progress,
 ) -> Float[np.ndarray, "N 3"]:
-    """Offset of the coarse canonical vertices, m, that carries the drawn outline onto the matte's.
+    """Offset of the coarse canonical vertices, m, that fits the drawn outline to the matte's.
 
-    `pose` poses an offset head (crop camera), `draw` gives each pixel its dense vertex or -1, `to_canonical` turns a
-    camera step of a dense vertex into the canonical frame.
+    `pose` poses a head with an offset (crop camera), `draw` gives the dense vertex of each pixel or -1, `to_canonical`
+    rotates vectors of dense vertices from the camera to the canonical frame. `pinned`: 1 where a coarse vertex is kept.
     """
     count = int(coarse_faces.max()) + 1
     laplacian = graph_laplacian(coarse_faces, count)
@@ -96,10 +96,10 @@ def fit_silhouette(
         points, normals, vertex = points[vertex >= 0], normals[vertex >= 0], vertex[vertex >= 0]
         rows, shift = _matches(points, normals, target, target_normals, target_tree)
         vertex = vertex[rows]
-        # An ear pulled by its rim would fold: it follows the skin around it.
+        # Points on ears are left out: an ear pulled at its rim would fold.
         free = ~ears[vertex]
         rows, shift, vertex = rows[free], shift[free], vertex[free]
-        # The match is only trusted across the outline: along it, points slide.
+        # Only the component across the outline is used: along it a match is arbitrary.
         across = normals[rows] * (shift * normals[rows]).sum(1, keepdims=True)
         depth = verts[vertex, 2]
         step_cam = np.c_[across * (depth / focal_px)[:, None], np.zeros(len(across))]
@@ -117,7 +117,7 @@ def fit_silhouette(
 
 
 def _vertex_near(drawn: Int[np.ndarray, "H W"], points: Float[np.ndarray, "P 2"]) -> Int[np.ndarray, " P"]:
-    """Vertex drawn at each outline point, or at a neighbour of it; -1 where none is."""
+    """Vertex drawn at each outline point, or at the nearest pixel within 2 px; -1 where there is none."""
     height, width = drawn.shape
     found = np.full(len(points), -1)
     for dy, dx in sorted(
@@ -130,7 +130,7 @@ def _vertex_near(drawn: Int[np.ndarray, "H W"], points: Float[np.ndarray, "P 2"]
 
 
 def _matches(points, normals, target, target_normals, target_tree):
-    """Pairs of outline points: indices into `points` and the step to the matte's outline, px, both ways."""
+    """Match outlines in both directions: indices into `points`, and vectors to the matte's outline, px."""
     distance, nearest = target_tree.query(points, k=12, distance_upper_bound=REACH_PX)
     rows, steps = [], []
     for k in range(12):
@@ -141,7 +141,7 @@ def _matches(points, normals, target, target_normals, target_tree):
         ok &= ~taken
         rows.append(np.flatnonzero(ok))
         steps.append(target[index[ok]] - points[ok])
-    # From the matte's side too, so that a lock of hair that nothing is nearest to still pulls.
+    # Also from the matte to the head, so that a lock of hair which is nearest to no point is matched too.
     tree = KDTree(points)
     distance, nearest = tree.query(target, distance_upper_bound=REACH_PX)
     ok = np.isfinite(distance)
@@ -161,18 +161,18 @@ def draw_vertices(verts: Float32[np.ndarray, "V 3"], head: HeadModel, focal_px: 
 
 
 SHOWN = 0.3
-"""How far the photo must show a spot for its detail to be compared."""
+"""Least visibility (0..1) of a surface point in the photo at which its detail is compared."""
 
 
 @dataclass(frozen=True)
 class DrawnClip:
-    """The head of a clip's first frame, drawn as each frame's pose and expression move it."""
+    """The head fitted to a clip's first frame, drawn with each frame's pose and expression."""
 
     clip: Clip
     relief: Relief
     bump: Bump | None
     offset: Float32[np.ndarray, "1 V 3"]
-    """What the first frame shows beyond identity and expression: it stays, as in a film of a photo."""
+    """Dynamic offset of the first frame, canonical, m; used in every frame, as for a single photo."""
 
     @classmethod
     def of(cls, clip: Clip, fit: HeadFit) -> "DrawnClip":
@@ -186,7 +186,7 @@ class DrawnClip:
         return Camera.of_crop(self.clip.focal_px, CROP_SIZE, CROP_SIZE)
 
     def verts(self, row: int) -> Float32[Tensor, "1 V 3"]:
-        """Vertices of a frame in the camera."""
+        """Vertices of a frame, camera, m."""
         return self.clip.pose(np.array([row]), whole_patch(self.clip), self.offset)[0]
 
     def vertices(self, verts: Float32[Tensor, "1 V 3"]) -> Int64[np.ndarray, "S S"]:
@@ -194,7 +194,7 @@ class DrawnClip:
         return draw_vertices(verts[0].numpy(), self.clip.head, self.clip.focal_px, size=CROP_SIZE)
 
     def seen(self, verts: Float32[Tensor, "1 V 3"], bump: Bump | None) -> Buffers:
-        """Normals, depth and mask."""
+        """Render normals, depth and mask, with the detail of `bump`."""
         with torch.inference_mode():
             return render_buffers(verts, self.clip.head.dense_faces, self.camera, bump=bump)
 
@@ -213,20 +213,20 @@ class DrawnClip:
 
 
 BRIGHT = 0.62
-"""Brightness, in shares of the brightest spot between the lips, from which a pixel is a tooth."""
+"""Lightness (L*) above which a pixel may be a tooth, as a share of the 95th percentile between the lips."""
 LEAST_LIT = 0.8
-"""Least brightness of teeth in shares of the skin's: below it the mouth shows no teeth, or not enough light."""
+"""Least lightness of teeth, as a share of the skin's; below it no teeth are read."""
 LONGEST_M = 0.007
-"""How far teeth may reach below where those of most people end."""
+"""Largest distance, m, by which the upper teeth are moved down."""
 FRONT_M = 0.010
-"""Half the width of the row of teeth whose edge is read."""
+"""Half the width, m, of the row of teeth whose edge is read."""
 FEW_PX = 12
 
 
 def longer_teeth(fit: HeadFit, head: HeadModel, image: UInt8[np.ndarray, "S S 3"]) -> HeadFit:
-    """Bring the upper teeth down to the edge at which a photo shows them to end, if it does.
+    """Move the upper teeth down to their edge in the photo, if it is visible.
 
-    Landmarks do not tell a lip that was raised from a jaw that was opened, and behind the first there are teeth.
+    Landmarks do not distinguish a raised lip from an open jaw; behind a raised lip there are teeth.
     """
     verts, front = fitted_mesh(fit, head), head.part(*({"teeth_upper"} & set(head.part_names))).numpy()
     front &= np.abs(dense(head, head.template)[:, 0].numpy()) < FRONT_M

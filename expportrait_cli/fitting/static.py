@@ -1,4 +1,4 @@
-"""Static offset off the face: hair, clothes and shoulders, from the outline and what networks see (paper 3.1.2)."""
+"""Static offset off the face: hair, clothes and shoulders, from mattes and a network's normals (paper 3.1.2)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -32,26 +32,28 @@ from expportrait_cli.solve.state import distinct_rows
 
 DRAW_SIZE = 256
 STAGES = ((DRAW_SIZE, 20, 30.0), (DRAW_SIZE, 20, 10.0), (CROP_SIZE, 3, 10.0))
-"""Size of the drawing, steps, and lambda of I + lambda L, from coarse to fine: where there is more than one matte."""
+"""Stages with several mattes or a network: size of the drawing, px; steps; lambda of the preconditioner I + lambda
+L."""
 KEY_FRAMES, KEY_TURN_DEG = 6, 4.0
-"""Frames whose mattes are fitted together, and the least turn between two of them: what does not turn shows nothing
-new."""
+"""KEY_FRAMES: most frames whose mattes are fitted together. KEY_TURN_DEG: least rotation between two of them, degrees:
+the outline changes with the head's rotation."""
 USUAL, DOUBTFUL = 0.005, 3.0
-"""Differences (shares of the person's area) that any matte has, and how many times the median is believed no more: what
-a turned head shows anew differs most."""
+"""USUAL: error of a matte, as a share of the person's area, that is never doubted. DOUBTFUL: multiple of the median
+error at which a matte has weight 0."""
 CHIN = 152
+"""FaceMesh landmark of the chin."""
 KEY_ROUNDS, LEAST_GAIN = 3, 0.002
-"""Descents on key frames, and the gain in overlap below which another is not worth its time."""
+"""Most descents on key frames, and least gain in mean IoU for another one."""
 FAR_M = 0.03
-"""Distance from a matte's outline at which it is believed by a quarter."""
+"""Distance from a matte's outline, m, at which a pixel of the matte has weight 1/4."""
 LIMIT_M = 0.1
-"""Largest Delta g: hair and clothes that stand out further are other things."""
+"""Largest Delta g, m, where it is fitted to several mattes or to a network's normals."""
 EAR_ROUNDS = 7
-"""Descents on the outline after ears were closed over, as long as they help."""
+"""Most descents on the outline after ears were closed over; they end when the IoU does not rise."""
 PARTS = (1.0, 0.5, 0.25)
-"""Parts of a step that are tried until the outline is covered."""
+"""Lengths of a step, as shares, tried in turn until the mattes are covered no worse."""
 NETWORK_SLACK = 0.005
-"""Overlap with the matte that a surface within the outline is worth."""
+"""Loss of overlap (IoU) with the mattes that is accepted for a fit to a network's normals."""
 
 
 @dataclass(frozen=True)
@@ -63,12 +65,12 @@ class OutlineLoss:
     edges: Edges
     matte: Float[Tensor, "T H W"]
     belief: Float[Tensor, "#T #H #W"] = field(default_factory=lambda: torch.ones(1, 1, 1))
-    """How far each pixel of each matte is believed, 0..1."""
+    """Weight of each pixel of each matte."""
 
     def __call__(self, surface: Surface) -> Float[Tensor, " T"]:
-        """Mean absolute difference over the person's area, so that it does not depend on the crop."""
+        """Sum of the weighted absolute differences, over the person's area, so that it does not depend on the crop."""
         drawn = self._drawn(surface.verts)
-        # Row by row: a sum of one frame to a single number would depend on how many threads share it.
+        # Summed row by row: the sum of a whole frame at once would depend on the number of threads.
         area = self.matte.sum(2).sum(1).clamp(min=1.0)
         return (self.belief * (drawn - self.matte).abs()).sum(2).sum(1) / area
 
@@ -79,14 +81,14 @@ class OutlineLoss:
         return blend_silhouettes((rast[..., 3:] > 0).to(verts.dtype), rast, pos, self.edges)[..., 0]
 
     def doubting(self, surface: Surface) -> "OutlineLoss":
-        """Return a copy that trusts mattes less if they are off by more than most; the first weighs as all others.
+        """Return a copy with lower weights for mattes of large error; the first weighs as much as all others together.
 
-        Hair and clothes move, hands pass: what one frame says against all others is not the person's shape.
+        Hair, clothes and hands move: what a single frame shows is not the person's shape.
         """
         with torch.no_grad():
             error = self(surface)
         usual = error.median().clamp(min=USUAL)
-        # Flat up to the usual, so that a matte counts in full or not at all.
+        # The power makes the weight flat near 1, so that a matte counts almost in full or not at all.
         belief = (1 - (error / (DOUBTFUL * usual)) ** 4).clamp(min=0).square()
         belief[0] = belief[1:].sum().clamp(min=1.0)
         return replace(self, belief=self.belief * belief[:, None, None])
@@ -95,7 +97,7 @@ class OutlineLoss:
 def outline_offset(
     fit: HeadFit, head: HeadModel, matte: Float32[np.ndarray, "S S"], config: FitConfig, progress: Progress
 ) -> Float32[np.ndarray, "V 3"]:
-    """Grow the head into the matte of its photo; exactly zero on the face."""
+    """Static offset, m, that fits the head's outline to the matte of its photo; exactly zero on the face."""
     matrices = blend_matrices(fit, head)
     operator = scipy_matrix(head.operator, np.float32)
     small = cv2.resize(matte, (DRAW_SIZE, DRAW_SIZE), interpolation=cv2.INTER_AREA)
@@ -130,7 +132,7 @@ def settled_ears(
     config: FitConfig,
     progress: Progress,
 ) -> HeadFit:
-    """Put the ears where they belong, and bring the outline back to the matte where they were closed over."""
+    """Set the ears (`hair.with_ears`), and fit the outline to the matte again while the IoU rises."""
     seen = fit.ears_seen
     fit = with_ears(fit, head, seen)
     patch = Patch.of(head.dense_faces.numpy(), outline_mask(head, seen))
@@ -158,10 +160,10 @@ def refined_offset(
     *,
     terms: Sequence[Term] = (),
 ) -> Float32[np.ndarray, "V 3"]:
-    """Descend on the outline itself, seen through antialiased edges, in all given frames at once.
+    """Refine the static offset, m, by descent on the differentiable outline, in all given frames at once.
 
-    `posed` is the patch of `static_patch` in these frames with the static offset of `fit` in it; the head's own frame
-    comes first. `terms` are what a network says of them.
+    `posed`: a patch (`static_patch`, or the outline's) in these frames, with the static offset of `fit`; the head's own
+    frame comes first. `terms`: losses of a network in these frames.
     """
     patch = posed.patch
     is_photo = len(mattes) == 1 and not terms
@@ -187,7 +189,7 @@ def refined_offset(
 
 
 def outline_loss(posed: PosedPatch, mattes: Sequence[Float32[np.ndarray, "S S"]], size: int) -> OutlineLoss:
-    """The loss on mattes drawn `size` px wide; of several, what lies far from the outline of one is hardly believed."""
+    """The loss on mattes at `size` px; with several mattes, pixels far from a matte's outline have low weight."""
     small = np.stack([cv2.resize(matte, (size, size), interpolation=cv2.INTER_AREA) for matte in mattes])
     is_known, small = np.isfinite(small), np.nan_to_num(small)
     loss = OutlineLoss(
@@ -205,18 +207,18 @@ def outline_loss(posed: PosedPatch, mattes: Sequence[Float32[np.ndarray, "S S"]]
 
 
 def _above(matte: Float32[np.ndarray, "S S"], row: int) -> Float32[np.ndarray, "S S"]:
-    """A matte that is unknown from a row downwards."""
+    """Set a matte to NaN (unknown) from a row downwards."""
     return np.where(np.arange(len(matte))[:, None] < row, matte, np.float32(np.nan))
 
 
 def _outline_distance(matte: Float32[np.ndarray, "H W"]) -> Float32[np.ndarray, "H W"]:
-    """Distance of each pixel from the outline of the matte, px; the picture's border is none."""
+    """Distance of each pixel from the outline of the matte, px; the picture's border is not part of the outline."""
     inside = (matte > 0.5).astype(np.uint8)
     return np.maximum(*(cv2.distanceTransform(side, cv2.DIST_L2, 3) for side in (inside, 1 - inside)))
 
 
 def static_patch(head: HeadModel) -> Patch:
-    """Everything that the static offset of one photo may move."""
+    """Patch of all vertices that the static offset of one photo may move."""
     return Patch.of(head.dense_faces.numpy(), static_mask(head, 0.0))
 
 
@@ -229,17 +231,17 @@ class KeyFrames:
     rows: Rows
     pictures: Sequence[Picture]
     mattes: Sequence[Float32[np.ndarray, "S S"]]
-    """NaN below the chin in all but the own frame."""
+    """Matte of each frame, 0..1; below the chin NaN (unknown), except in the photo's own frame, which is the first."""
     offset: Float32[np.ndarray, "R P 3"]
-    """What the landmarks of each say beyond identity and expression, on `static_patch`."""
+    """Dynamic offsets of each frame that bring the model to the landmarks, on `static_patch`, m."""
 
     @classmethod
     def of(
         cls, fit: HeadFit, tracking: Tracking, head: HeadModel, own: tuple[Picture, np.ndarray], config: FitConfig
     ) -> "KeyFrames":
-        """Choose them by their turns; `own` are picture and matte of the fit's frame.
+        """Choose frames whose head rotations differ; `own`: picture and matte of the fit's frame.
 
-        The face is held, and expressions move little else, so that only turns show more of the outline.
+        Expression hardly moves the outline, because the face is not fitted here.
         """
         clip = Clip.of(tracking, fit, head)
         seen = np.flatnonzero(tracking.sure)
@@ -252,27 +254,30 @@ class KeyFrames:
         if len(others):
             moved = clip.landmark_offsets(others, patch, LandmarkSpread(head, fit.identity))
             offset = np.concatenate([offset, limited(moved, config.descent.dynamic_limit_m)])
-        # How the torso stands in other frames is a guess.
+        # The torso's pose in other frames is only estimated: mattes are not used below the chin.
         chins = tracking.landmarks[others, CHIN, 1].astype(int).tolist()
         mattes = [own[1], *(_above(Matte().matte(each), chin) for each, chin in zip(pictures, chins, strict=True))]
         return cls(tracking, head, rows, [own[0], *pictures], mattes, offset)
 
     def own(self) -> "KeyFrames":
-        """The head's own frame alone."""
+        """Select the head's own frame."""
         first = {name: getattr(self, name)[:1] for name in ("rows", "pictures", "mattes", "offset")}
         return replace(self, **first)
 
     def posed(self, fit: HeadFit) -> tuple[Float32[Tensor, "R V 3"], PosedPatch]:
-        """The head in every frame: all of it, and what the static offset may move."""
+        """Pose the head in every frame: all vertices (camera, m), and the patch that the static offset may move."""
         return Clip.of(self.tracking, fit, self.head).pose(self.rows, static_patch(self.head), self.offset)
 
     def overlaps(self, fit: HeadFit) -> Float[np.ndarray, " R"]:
-        """Overlap of head and matte in every frame."""
+        """IoU of head and matte in every frame."""
         verts = self.posed(fit)[0].numpy()
         return np.array([_iou(*each, self.head, fit.focal_px) for each in zip(verts, self.mattes, strict=True)])
 
     def towards(self, fit: HeadFit, offset: Float32[np.ndarray, "V 3"], slack: float = 0.0) -> HeadFit:
-        """The fit with as much of a new static offset as covers the mattes: the own one no worse, and their mean."""
+        """The fit, moved towards `offset` by the largest of PARTS that keeps the overlap; unchanged if there is none.
+
+        Neither the IoU with the fit's own matte nor the mean IoU may fall by more than `slack`.
+        """
         before = self.overlaps(fit)
         for part in PARTS:
             moved = fit.static_offset + np.float32(part) * (offset - fit.static_offset)
@@ -284,9 +289,9 @@ class KeyFrames:
 
 
 def refined_static(fit: HeadFit, frames: KeyFrames, network: Estimator | None, config: FitConfig) -> HeadFit:
-    """Bring the outline onto the fit's own matte, then onto those of key frames, then onto what a network sees.
+    """Fit the static offset to the fit's own matte, then to those of key frames, then to a network's normals.
 
-    Each is taken as far as the mattes are covered no worse.
+    Each step is taken as far as the IoU with the mattes does not fall.
     """
     head, own = frames.head, frames.own()
     better = replace(fit, static_offset=refined_offset(fit, head, own.mattes, own.posed(fit)[1], config))
@@ -300,7 +305,7 @@ def refined_static(fit: HeadFit, frames: KeyFrames, network: Estimator | None, c
             if after <= overlap + LEAST_GAIN:
                 break
             shared, overlap = better, after
-        # Hair and clothes have moved between the frames: the head's own picture has the last word.
+        # Hair and clothes have moved between the frames: the last descent is on the head's own matte alone.
         fit = frames.towards(fit, refined_offset(shared, head, own.mattes, own.posed(shared)[1], config))
     if network is None:
         return fit
@@ -313,12 +318,12 @@ def refined_static(fit: HeadFit, frames: KeyFrames, network: Estimator | None, c
 
 
 def _coarse_mask(mask: Float32[np.ndarray, " V"], operator: sp.csr_matrix) -> Float[np.ndarray, " N"]:
-    """A mask of the dense vertices on the coarse ones: 1 where most of what a vertex moves is inside."""
+    """Transfer a mask of dense vertices to the coarse ones: 1 where most of the weight of a vertex is inside."""
     return np.asarray((operator.T @ mask) / np.maximum(operator.T @ np.ones_like(mask), 1e-9) > 0.5, float)
 
 
 def silhouette_iou(fit: HeadFit, head: HeadModel, matte: Float32[np.ndarray, "S S"]) -> float:
-    """Overlap of the posed head and the matte."""
+    """IoU of the posed head and the matte of its photo."""
     return _iou(fitted_mesh(fit, head), matte, head, fit.focal_px)
 
 

@@ -1,4 +1,4 @@
-"""The textured proxy: the photo's pixels carried by the posed mesh, with mouth, eyes and lids.
+"""The textured proxy: the photo's pixels warped by the posed mesh, with a modelled mouth, eyes and lids.
 
-Faults of a film's mouth, lids, hair or background are mended here.
+The modules paint the mouth, the lids, the hair and the background of a film.
 """

@@ -12,60 +12,61 @@ from expportrait_cli.painting.proxy.layers import Layers, ramp
 from expportrait_cli.painting.proxy.lips import Contours
 
 BEHIND_LIPS_M = 0.007
+"""Distance of the front teeth behind the line of the closed lips, m."""
 ARCH_M = 0.022
-"""Radius of the dental arch in front."""
+"""Radius of the dental arch in front, m."""
 WIDTH_M, LOWER_WIDTH_M = 0.027, 0.022
-"""Half widths of the upper and the lower row."""
+"""Half widths of the upper and the lower row of teeth, m."""
 LONGEST_M = -0.009
-"""Lowest upper edge that a photo is believed to show."""
+"""Lowest height over the line of the closed lips, m, at which the edge of upper teeth is read from a photo."""
 TOOTH_M, CROWN_M = 0.0082, 0.0095
-"""Width and height of a front tooth."""
+"""Width and height of a front tooth, m."""
 EDGE_SOFT_M = 0.0006
 ENAMEL = np.array([214.0, 207.0, 194.0], np.float32)
 CAVITY = np.array([44.0, 18.0, 18.0], np.float32)
 TONGUE = np.array([168.0, 88.0, 86.0], np.float32)
 GUM = np.array([176.0, 96.0, 94.0], np.float32)
 BRIGHT = 0.62
-"""Brightness, in shares of the brightest spot of the photo's mouth, from which a pixel is a tooth."""
+"""Brightness above which a pixel of the photo's mouth may be a tooth, as a share of the mouth's 95th percentile."""
 FEWEST = 12
-"""Pixels of the photo's mouth below which it shows nothing."""
+"""Fewest pixels of the photo's mouth from which teeth are read."""
 LEAST_RED, TOOTH_RED, LEAST_REDNESS = 60, 0.75, 0.03
-"""Percentile of redness of bright pixels below which they are taken for teeth; and the most of it that teeth have, in
-shares of the lips', or as such where lips are pale."""
+"""LEAST_RED: percentile of redness up to which bright pixels are taken for teeth. Their colour is rejected if its
+redness exceeds both TOOTH_RED times the lips' redness and LEAST_REDNESS."""
 FLESH = 0.92
-"""Brightness of tongue and gums beside the lips'."""
+"""Brightness of tongue and gums, as a share of the lips'."""
 LIT_EYES = 90
-"""Percentile of brightness of the photo's eyeballs that white enamel takes."""
+"""Percentile of the brightness of the photo's eyeballs that is used as the brightness of white enamel."""
 SKIN_TO_ENAMEL = 1.35
-"""Least brightness of enamel beside the skin's: eyes may be narrow, and in shadow."""
+"""Least brightness of enamel, as a multiple of the skin's: eyes may be narrow, and in shadow."""
 COLOURED = (0.03, 0.15)
-"""Saturation of the skin between which a photo has colours."""
+"""Saturation of the skin (0..1) up to which the mouth is painted in grey, and from which in full colour."""
 PIXELS = 20
-"""Fewest pixels of eyes that say anything."""
+"""Fewest eyeball pixels from which the brightness of enamel is read."""
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """Points where the rays of pixels meet the curved sheet that holds one row of teeth."""
+    """Points where the rays of pixels meet the curved surface on which one row of teeth stands."""
 
     across: Float[np.ndarray, "h w"]
-    """To the person's left of the middle, m."""
+    """Distance from the middle towards the person's left, m."""
     up: Float[np.ndarray, "h w"]
-    """Above the line of the closed lips, m."""
+    """Height above the line of the closed lips, m."""
     xy: Float32[np.ndarray, "h w 2"]
-    """The same spot in the photo, canvas px."""
+    """The same surface point in the photo, canvas px."""
 
 
 @dataclass(frozen=True)
 class Between:
-    """The lips of one frame of the film, and the driver's picture of what lies between them."""
+    """The lips of one frame of the film, and the driver's picture of the inside of the mouth."""
 
     lips: Contours
-    """Of the film, canvas px."""
+    """Lip contours in the film, canvas px."""
     glimpse: Glimpse
 
     def read(self, box) -> Float32[np.ndarray, "h w 3"]:
-        """The driver's colours at a box of pixels."""
+        """Sample the driver's colours, RGB, at a box of pixels of the film."""
         rows, cols = np.mgrid[box] + 0.5
         along, down = self.lips.along(np.stack([cols, rows], -1))
         upper, lower = self.lips.line(self.lips.upper_inner, along), self.lips.line(self.lips.lower_inner, along)
@@ -91,9 +92,9 @@ class Mouth:
     ):
         """Read the photo's mouth.
 
-        `seam` is where the closed lips meet (head frame), `shown` the opening in the photo, `skull` and `jaw` the bones
-        in the photo's pose, `eyes` colours of the photo's eyeballs, which enamel is as bright as, `lip` the colour of
-        lips.
+        `seam` is where the closed lips meet (head frame), `shown` the mask of the mouth opening in the photo, `skull`
+        and `jaw` the bones in the photo's pose, `eyes` pixels of the photo's eyeballs (they give the brightness of
+        enamel), `lip` the colour of the lips.
         """
         self.layers, self.seam, self.glimpses = layers, seam, glimpses
         self.skull, self.jaw = skull, jaw
@@ -113,11 +114,11 @@ class Mouth:
         self.shown_below = self._without_upper(shown)
 
     def _toned(self, colour):
-        """A colour with no more saturation than the photo has."""
+        """Reduce the saturation of a colour by the photo's `saturation` (0: grey, 1: unchanged)."""
         return colour.mean() + self.saturation * (colour - colour.mean())
 
     def _read_teeth(self, shown):
-        """Colour and edge of the upper teeth, if the photo shows them."""
+        """Measure the colour and the lower edge of the upper teeth, if the photo shows them."""
         inner = cv2.erode(shown.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
         if inner.sum() < FEWEST:
             return
@@ -125,7 +126,7 @@ class Mouth:
         box = np.s_[rows.min() : rows.max() + 1, cols.min() : cols.max() + 1]
         sheet = self._cast(box, self.skull, self.skull)
         photo = self.layers.photo[box].astype(np.float32)
-        # What is deeper is the tongue, or the lower row.
+        # Pixels further down show the tongue or the lower row.
         inside = inner[box] & (sheet.up > LONGEST_M)
         if inside.sum() < FEWEST:
             return
@@ -143,7 +144,7 @@ class Mouth:
         self.upper_edge = float(np.clip(np.percentile(up, 8), LONGEST_M, UPPER_EDGE_M))
 
     def _without_upper(self, shown):
-        """Share (0..1) of each photo pixel that shows the jaw's sheet: not where the upper row hides it."""
+        """Share (0..1) of each photo pixel that shows lower teeth or tongue, and not the upper row before them."""
         out = self.shown.copy()
         rows, cols = np.nonzero(shown)
         if not len(rows):
@@ -158,7 +159,7 @@ class Mouth:
         return self.upper_edge + 0.0024 * (sheet.across / WIDTH_M) ** 2 + 0.0007 * _within(sheet.across) ** 4
 
     def _cast(self, box, bone, bone_photo) -> Sheet:
-        """Meet the sheet of a bone with the rays of a box of pixels."""
+        """Intersect the rays of a box of pixels with the surface of teeth that is fixed to a bone."""
         camera = self.layers.camera
         rows, cols = np.mgrid[box] + 0.5
         ray = np.stack(
@@ -184,7 +185,7 @@ class Mouth:
     def colour(
         self, box, opening: Bool[np.ndarray, "h w"], skull, jaw, between: Between | None = None
     ) -> Float32[np.ndarray, "h w 3"]:
-        """Colour of a box of pixels, of which `opening` shows the mouth, for bones in a frame's pose."""
+        """RGB of a box of pixels for bones in a frame's pose; `opening` is the mask of the mouth in the box."""
         colour = self._anatomy(box, opening, skull, jaw)
         if between is None or self.glimpses is None:
             return colour
@@ -224,7 +225,7 @@ class Mouth:
         return (colour + row[..., None] * (teeth - colour)).astype(np.float32)
 
     def _row(self, sheet: Sheet, height, shade, slim: float):
-        """Teeth with the faint lines between them, darker where the arch turns back, and gums above the crowns."""
+        """Colour of one row of teeth: lines between the teeth, darker sides of the arch, gums beyond the crowns."""
         line = 1 - 0.2 * np.exp(-(((1 - _within(slim * sheet.across)) * TOOTH_M / 2 / 0.0005) ** 2))
         side = 1 - 0.6 * np.clip(np.abs(sheet.across) / WIDTH_M, 0, 1) ** 2
         crown = CROWN_M / slim - 0.0012 * _within(slim * sheet.across) ** 2
@@ -235,10 +236,10 @@ class Mouth:
 
 
 def _within(across_m):
-    """0 in the middle of a tooth, 1 at the gaps beside it; the arch's middle is a gap."""
+    """Position within a tooth: 0 in its middle, 1 at the gaps beside it; the arch's middle is a gap."""
     return np.abs(2 * (across_m / TOOTH_M % 1) - 1)
 
 
 def _edge(inside_m):
-    """Soft step: 0 outside, 1 inside."""
+    """Soft step over `EDGE_SOFT_M`: 0 outside, 1 inside; `inside_m` is the signed distance to the edge, m."""
     return np.clip(inside_m / EDGE_SOFT_M + 0.5, 0, 1)

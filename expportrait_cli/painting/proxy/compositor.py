@@ -31,28 +31,30 @@ from expportrait_cli.painting.proxy.lids import Lid
 from expportrait_cli.painting.proxy.lips import Lips
 
 HAIR_DEPTH_M = -0.08
-"""Depth in the head frame at which hair beyond the mesh is taken to lie: behind the ears."""
+"""Depth in the head frame, m, at which hair beyond the mesh is assumed to lie: behind the ears."""
 FADE_FACES = 0.35
-"""Distance from the mesh, in face heights, over which its motion fades into the far field's."""
+"""Distance from the mesh, in face heights, over which the mesh's motion fades into that of hair and torso beyond it."""
 BARE_FACES = (0.03, 0.08)
-"""Motions, in face heights, between which the safe plate takes over from the close one."""
+"""Displacement of a pixel, in face heights: below the first value the background comes from the close plate, above the
+second from the safe one (see `Layers`)."""
 SITS_FACES = (0.9, 2.2)
-"""Face heights below the chin over which motion ends: what shoulders do says little of arms and lap."""
+"""Distances below the chin, in face heights, between which the torso's motion fades out: the motion of the shoulders
+does not determine that of arms and lap."""
 RIM = (0.03, 0.12, 7.0)
-"""Least and added width of what may lie outside the mesh, in face heights, and the turn (deg) that takes the added
-part away: when the head turns, hair that was beside it goes behind it."""
+"""Reach of the person's matte beyond the mesh, in face heights: a least one, and an added one for a head turned as in
+the photo, which falls as exp(-(rotation / third)^2), third in degrees: hair beside a head moves behind it in a turn."""
 BORDER_FACES = 0.04
-"""Width, in face heights, over which hair that the photo cuts off fades out beyond it."""
+"""Width, in face heights, over which hair that is cut off by the photo's border fades out beyond the border."""
 HAIR_FRINGE = 0.018
-"""Width, in face heights, over which hair that the photo hides thins out towards the outline of the mesh."""
+"""Width, in face heights, over which painted hair thins out towards the outline of the mesh."""
 PARTED_M = (0.0006, 0.002)
-"""Heights of the opening between the lips, m, between which what is inside fades in."""
+"""Height of the opening between the lips, m, at which the inside of the mouth has opacity 0, and 1."""
 SKIN_COLOUR = np.array([205.0, 200.0, 190.0], np.float32)
-"""Colour of the skin of a face that lies outside of its photo."""
+"""Default skin colour, RGB, for a face that lies outside of its photo."""
 
 
 class Compositor:
-    """Paint frames from a prepared photo: one call a frame, the same input always the same frame."""
+    """Paint frames from a prepared photo, one a call; deterministic."""
 
     def __init__(
         self,
@@ -96,7 +98,7 @@ class Compositor:
         self.torso_ring = np.c_[0.17 * np.cos(ring), 0.08 * np.sin(ring) - 0.12, np.full(8, -0.02)]
 
     def _prepared(self):
-        """Pack the data that all frames share for the kernels."""
+        """Pack the data that all frames share into a struct for the kernels."""
         layers, hidden, rows = self.layers, self.hidden, np.arange(self.layers.alpha.shape[0]) + 0.5
         spare = np.zeros((len(layers.xy), 2))
         columns = (layers.xy, layers.depth, layers.cosine, layers.colour, hidden.attributes, spare)
@@ -158,7 +160,7 @@ class Compositor:
         coarse = wp.array(spread(maps.carried), dtype=wp.vec2, copy=False, device="cpu")
         kernels.run(kernels.fade, squares, photo, look, coarse, maps.all)
         kernels.run(kernels.move, (height, width), photo, look, maps.all)
-        # Where nothing moves by a pixel the photo itself is the best picture.
+        # Where the motion is below one pixel the unchanged photo is the best picture.
         for blurred, size in ((maps.moved, 5), (maps.bared, 9), (maps.believed, 5)):
             cv2.blur(blurred, (size, size), blurred)
         self._fold(maps, rast, verts_cam)
@@ -178,7 +180,7 @@ class Compositor:
         return frame, guess
 
     def _look(self, bones: Bones):
-        """Numbers of a frame for the kernels."""
+        """Scalar parameters of one frame for the kernels."""
         look, height = kernels.Look(), self.face_height_px
         least, added, _ = RIM
         look.turned = self._turned(bones)
@@ -193,7 +195,7 @@ class Compositor:
         return look
 
     def _fold(self, maps: "_Maps", rast, verts_cam) -> None:
-        """Write the share of each pixel that shows skin of a lid that the photo has folded away, and shade the lids."""
+        """Write the share of each pixel that shows lid skin which is folded away in the photo, and shade the lids."""
         maps.folded[:] = 0
         share = np.zeros(len(self.triangle_part), np.float32)
         for lid in self.lids:
@@ -206,7 +208,7 @@ class Compositor:
             lid.skin(maps.colour, rast, verts_cam)
 
     def _far(self, bones):
-        """Motions beyond the mesh, to the photo: the hair's above, the torso's below."""
+        """Affine maps, px, from the frame to the photo beyond the mesh: of the hair, and of the torso."""
         maps = []
         for ring, now, then in (
             (self.head_ring, bones.head, self.reference.head),
@@ -221,14 +223,14 @@ class Compositor:
         return cam[:, :2] / cam[:, 2:] * camera.focal_px + [camera.cx, camera.cy]
 
     def _turned(self, bones):
-        """0 for a head that faces as in the photo, 1 for one that shows what the photo does not."""
+        """0 for the head's direction in the photo, towards 1 as it turns away: 1 - exp(-(angle / 7 deg)^2)."""
         turn = bones.head[:, :3] @ self.reference.head[:, :3].T
         angle = np.degrees(np.arccos(np.clip(turn[2, 2], -1, 1)))
         return 1 - float(np.exp(-((angle / RIM[2]) ** 2)))
 
 
 class _Maps:
-    """Memory for the maps of one frame: `all` of them as the kernels take them, and those that are used beside them."""
+    """Buffers for the maps of one frame: `all` as the kernels' struct, and the arrays that Python code uses too."""
 
     def __init__(self, shape: tuple[int, int]):
         """`shape` is height and width."""
@@ -248,7 +250,7 @@ class _Maps:
 
 
 def _with_room(picture: UInt8[np.ndarray, "H W 3"]) -> Float32[np.ndarray, "H W 4"]:
-    """A picture whose pixels a processor loads at once."""
+    """Add an empty fourth channel, so that a pixel is loaded in one instruction."""
     return np.dstack([picture, np.zeros(picture.shape[:2], np.uint8)]).astype(np.float32)
 
 
@@ -257,7 +259,7 @@ def _smooth(share):
 
 
 class InnerLayers:
-    """Colours of the mouth measured on the photo, with defaults where it does not show them."""
+    """Paint the inside of the mouth, in colours measured on the photo, or in defaults where it is shut there."""
 
     def __init__(
         self,
@@ -268,10 +270,7 @@ class InnerLayers:
         lip: Float32[np.ndarray, " 3"],
         glimpses: Glimpses | None = None,
     ):
-        """`reference` are the bones in the photo's pose, `seam` is where closed lips meet (head frame).
-
-        `lip` is their colour.
-        """
+        """`reference`: bones in the photo's pose; `seam`: where closed lips meet (head frame); `lip`: their colour."""
         self.layers = layers
         index = {name: head.part_names.index(name) for name in head.part_names}
         mouth = (index["teeth_upper"], index["teeth_lower"], index["mouth_cavity"])
@@ -288,9 +287,9 @@ class InnerLayers:
         self.inside = Mouth(layers, seam, shown, self.skin, **bones, eyes=eyes, lip=lip, glimpses=glimpses)
 
     def paint(self, frame, guess, bones: Bones, part, own, between: Between | None = None):
-        """Paint the mouth over a frame where its triangles are seen, and raise `guess` there, both in place.
+        """Paint the mouth over a frame where its triangles are visible, and raise `guess` there, both in place.
 
-        `own` are the steps to the places in the photo of what is seen.
+        `own` [H, W, 2]: vector, px, from each pixel to the same surface point in the photo.
         """
         mask = self.is_mouth[part]
         rows, cols = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
@@ -305,13 +304,16 @@ class InnerLayers:
         frame[box] = np.clip(frame[box] * (1 - soft) + colour * soft + 0.5, 0, 255).astype(np.uint8)
 
     def _parted(self, mask, bones):
-        """0 in columns of pixels where the lips all but meet: a sliver of the mouth is the mesh's, and no gap."""
+        """Weight of the mouth by pixel column: 0 below the lower height of PARTED_M, 1 above the upper one.
+
+        Openings of less than a millimetre are errors of the mesh, and no gaps between the lips.
+        """
         metre = self.layers.camera.focal_px / max(float(bones.head[2, 3]), 1e-3)
         height = cv2.blur(mask.sum(0, dtype=np.float32)[None], (5, 1)) / metre
         return ramp(height, PARTED_M).astype(np.float32)
 
     def _changed(self, box, part, own):
-        """0 where the photo shows the same spot of the same part in the same place, 1 where it does not."""
+        """0 where the photo shows the same surface point at the same pixel, 1 where it does not."""
         moved = ramp(np.hypot(own[box][..., 0], own[box][..., 1]), STILL_PX)
         inner, same = self.is_mouth[part[box]], self.is_mouth[self.layers.part[box]]
         changed = np.where(inner, np.where(same, moved, 1.0), 0.0).astype(np.float32)
@@ -319,6 +321,6 @@ class InnerLayers:
 
 
 def _exact(box, shape):
-    """A box without ends beyond the picture."""
+    """Clip the ends of a box to the picture."""
     rows, cols = box
     return np.s_[rows.start : min(rows.stop, shape[0]), cols.start : min(cols.stop, shape[1])]

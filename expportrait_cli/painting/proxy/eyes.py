@@ -1,4 +1,4 @@
-"""Eyeballs that turn in their sockets: the photo's own pixels, and a model of white, iris and pupil in its colours."""
+"""Rotating eyeballs: the photo's own pixels, blended with a model of white, iris and pupil in the photo's colours."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,39 +14,43 @@ from expportrait_cli.painting.proxy.layers import Layers, ramp
 from expportrait_cli.painting.proxy.lids import Lid
 
 AXIS_DEG = 15.0
-"""Largest angle between the model's axis of an eye and where the photo has its iris."""
+"""Largest angle, degrees, between the head model's axis of an eye and the direction of the iris in the photo."""
 IRIS_DEG = (15.0, 32.0)
-"""Least and largest angle between the axis and the rim of the iris."""
+"""Least and largest angle, degrees, between the axis of the eye and the rim of the iris."""
 PUPIL, LIMBUS = 0.33, (0.75, 1.0)
-"""Radius of the pupil, and radii between which the iris darkens, in radii of the iris."""
+"""PUPIL: radius of the pupil. LIMBUS: radii at which the iris begins to darken, and is darkest. In iris radii."""
 SHADED = (0.05, 0.16)
-"""Distances from the lids, in radii of the eyeball, between which the photo shows lashes, shadow, and then the eye."""
+"""Distance of a pixel from the lids, in eyeball radii, at which the photo has weight 0 (lashes, shadow), and 1."""
 LID_SHADOW, SHADOW_WIDTH, SOCKET_WIDTH = 0.42, 0.28, 0.14
-"""What the upper lid takes of the light at its rim; how far its shadow, and that of the other rim, reach in radii."""
+"""LID_SHADOW: share of light that the upper lid removes at its rim. SHADOW_WIDTH: reach of that shadow. SOCKET_WIDTH:
+reach of the weaker shadow along the whole border. Both in eyeball radii."""
 NARROW = (0.35, 0.7)
-"""Openings of the photo's eye, in diameters of its iris, between which its pixels are trusted more and more."""
+"""Height of the eye opening in the photo, in iris diameters, at which the photo's pixels have weight 0, and 1."""
 TURNED_DEG, OPENED = (0.7, 2.5), (0.04, 0.15)
-"""Changes of gaze, and of the opening as a share of the photo's, over which the photo's eye gives way to the model."""
+"""Change against the photo at which the repainted eye has weight 0, and 1: TURNED_DEG of the gaze, degrees; OPENED of
+the opening, as a share of the photo's."""
 WHITE = np.array([208.0, 203.0, 196.0], np.float32)
 IRIS_COLOUR, PUPIL_COLOUR = np.array([70.0, 48.0, 36.0], np.float32), np.array([16.0, 12.0, 12.0], np.float32)
 FEW = 8
-"""Pixels below which a colour is not read from an eye."""
+"""Fewest pixels from which a colour of an eye is read."""
 DIM = (0.6, 0.95)
-"""Brightness of the white, as a share of what is usual on such skin, between which the photo's is trusted."""
+"""Brightness of the photo's white of the eye, over the usual one on such skin, at which its weight is 0, and 1."""
 FLESH = (0.55, 0.85)
-"""Saturation of a pixel of the white, as a share of the skin's, between which it is flesh of lids and corners."""
+"""Saturation of a pixel outside the iris, as a share of the skin's, at which it is flesh (lids, corners) by 0, and by
+1."""
 GLINT_AT, GLINT_WIDTH, GLINT, GLINTS = (-0.2, -0.3), 0.17, 0.85, 0.35
-"""Place and width of the light's reflection in radii of the iris, its strength, and how much brighter than the iris, as
-a share of the white, the brightest spot of the photo's is if it shows the place."""
+"""Specular highlight: GLINT_AT its place and GLINT_WIDTH its standard deviation, in iris radii; GLINT its opacity.
+GLINTS: by how much the iris's brightest pixel must exceed its median, as a share of 200 levels, to give the place."""
 
 
 @dataclass(frozen=True)
 class View:
-    """An eyeball in one picture: where its directions lie (weak perspective)."""
+    """Weak-perspective projection of an eyeball: from directions at its centre to pixels."""
 
     slope: Float[np.ndarray, "3 2"]
-    """Px for one radius, by direction in the head's frame at rest."""
+    """Linear map from unit directions (head frame at rest) to pixel offsets from `centre`."""
     centre: Float[np.ndarray, " 2"]
+    """Projection of the eyeball's centre, px."""
 
     @cached_property
     def radius_px(self) -> float:
@@ -54,11 +58,11 @@ class View:
         return float(np.linalg.svd(self.slope, compute_uv=False).mean())
 
     def place(self, rays: Float[np.ndarray, "*S 3"]) -> Float[np.ndarray, "*S 2"]:
-        """Places, px, where directions from the eyeball's centre are seen."""
+        """Project directions from the eyeball's centre to px."""
         return rays @ self.slope + self.centre
 
     def rays(self, px: Float[np.ndarray, "*S 2"]) -> Float[np.ndarray, "*S 3"]:
-        """Directions that are seen at these places; beside the ball the nearest ones."""
+        """Directions on the visible half of the eyeball at these pixels; off the ball, the nearest direction."""
         across = (px - self.centre) @ np.linalg.pinv(self.slope)
         length = np.linalg.norm(across, axis=-1, keepdims=True)
         across = across / np.maximum(length, 1.0)
@@ -68,7 +72,7 @@ class View:
 
 
 class Eye:
-    """One eyeball, its colours and how well the photo shows it."""
+    """One eyeball: its geometry and colours, and the weight of the photo's pixels."""
 
     def __init__(
         self,
@@ -79,7 +83,7 @@ class Eye:
         iris: Float[np.ndarray, " 3"],
         skin: Float32[np.ndarray, " 3"],
     ):
-        """`side` is 0 for the person's left eye; `iris` is where the photo has it: centre and radius, px."""
+        """`side` is 0 for the person's left eye, 1 for the right; `iris`: its centre and radius in the photo, px."""
         self.layers, self.skin = layers, skin
         self.part = head.part_names.index(("eye_left", "eye_right")[side])
         self.ball = np.flatnonzero(head.parts.numpy() == self.part)
@@ -89,7 +93,7 @@ class Eye:
         self.camera = layers.camera
         self.photo = self.view(layers.verts)
         ahead = np.array([0.0, 0.0, 1.0])
-        # Landmarks say where the iris is; the fitted gaze is a degree or two off.
+        # The axis comes from the iris landmarks: the fitted gaze is off by a degree or two.
         axis = self.photo.rays(iris[:2])
         angle = np.degrees(np.arccos(np.clip(axis @ ahead, -1, 1)))
         axis = ahead + (axis - ahead) * min(1.0, AXIS_DEG / max(angle, 1e-6))
@@ -98,18 +102,18 @@ class Eye:
         self._read(layers.part == self.part)
 
     def view(self, verts_cam: Float32[np.ndarray, "V 3"]) -> View:
-        """View of this eyeball in a posed head."""
+        """Projection of this eyeball in a posed head."""
         xy = self.camera.project(torch.from_numpy(verts_cam[self.ball])).numpy()
         found = self._solve @ xy
         return View(found[:3], found[3])
 
     def radii(self, rays: Float[np.ndarray, "*S 3"]) -> Float[np.ndarray, "*S"]:
-        """Distance of directions from the axis, in radii of the iris."""
+        """Angular distance of directions from the eye's axis, as its sine, in iris radii."""
         off = np.linalg.norm(np.cross(rays, self.axis), axis=-1)
         return np.where(rays @ self.axis > 0, off, 2 - off) / self.iris
 
     def _read(self, shown: Bool[np.ndarray, "H W"]) -> None:
-        """Read the colours, and how far (0..1) each pixel of the photo shows the eye itself."""
+        """Read the colours, the highlight's place, and the weight (0..1) of each photo pixel; `shown`: eye pixels."""
         self.trust, self.glint = np.zeros(shown.shape, np.float32), np.array(GLINT_AT)
         self.colours = {"white": np.zeros((0, 3)), "iris": np.zeros((0, 3)), "pupil": np.zeros((0, 3))}
         rows, cols = np.nonzero(shown)
@@ -120,7 +124,7 @@ class Eye:
         inward = cv2.distanceTransform(padded, cv2.DIST_L2, 5)[1:-1, 1:-1]
         below = np.float32(from_top(shown))
         clear = ramp(np.minimum(inward, 0.5 * below), (SHADED[0] * radius, SHADED[1] * radius))
-        # The diameter of the iris is as large in everybody.
+        # The iris is a good ruler: its diameter hardly differs between people.
         opening = shown.sum(0).max() / (2 * self.iris * radius)
         clear = clear * ramp(opening, NARROW)
         self.trust = cv2.GaussianBlur(clear.astype(np.float32), (0, 0), 0.7)
@@ -142,7 +146,7 @@ class Eye:
                 self.glint = (spot - self.photo.place(self.axis)) / (radius * self.iris)
 
     def settle(self, other: "Eye") -> None:
-        """Decide on the colours: the eye's own, else the other one's, else usual ones."""
+        """Set the colours from this eye's pixels; with fewer than FEW, from both eyes'; else from defaults."""
         light = np.sqrt(np.clip(self.skin.mean() / 150.0, 0.2, 1.4))
         usual = 0.2 * self.skin + 0.8 * WHITE * min(float(light), 1.12)
         white = _bright(self._pixels("white", other))
@@ -161,7 +165,7 @@ class Eye:
         return own if len(own) >= FEW else np.concatenate([own, other.colours[name]])
 
     def model(self, radii: Float[np.ndarray, "*S"], blur: float) -> Float[np.ndarray, "*S 3"]:
-        """Colour by distance from the axis; `blur` is the width of its edges in radii of the iris."""
+        """RGB by distance from the axis (`radii`, iris radii); `blur` is the width of its edges, iris radii."""
         rim = 1 / (1 + np.exp(-(radii - 1) / max(0.35 * blur, 0.03)))[..., None]
         hole = 1 / (1 + np.exp(-(radii - PUPIL) / max(0.35 * blur, 0.03)))[..., None]
         ring = (1 - 0.45 * ramp(radii, LIMBUS) ** 2)[..., None]
@@ -171,7 +175,7 @@ class Eye:
     def colour(
         self, view: View, px: Float[np.ndarray, "h w 2"], shown: Bool[np.ndarray, "h w"]
     ) -> Float32[np.ndarray, "h w 3"]:
-        """The eye as one frame has it, at pixels `px`, of which `shown` are inside the lids."""
+        """RGB of the eye in one frame at the pixels `px`; `shown` is the mask of those between the lids."""
         rays = view.rays(px)
         radii = self.radii(rays)
         at = (self.photo.place(rays) - 0.5).astype(np.float32)
@@ -194,7 +198,7 @@ class Eye:
 
     @staticmethod
     def _shade(shown, radius):
-        """Share (0..1) of the light that the lids let onto the eyeball."""
+        """Share (0..1) of the light that reaches the eyeball between the lids; `radius` is the eyeball's, px."""
         padded = np.pad(shown.astype(np.uint8), 1)
         inward = cv2.distanceTransform(padded, cv2.DIST_L2, 5)[1:-1, 1:-1]
         upper = 1 - LID_SHADOW * (1 - ramp(from_top(shown), (0.0, SHADOW_WIDTH * radius))) ** 2
@@ -204,7 +208,7 @@ class Eye:
     def gaze(
         self, verts_cam: Float32[np.ndarray, "V 3"], head_turn: Float[np.ndarray, "3 3"]
     ) -> Float[np.ndarray, " 3"]:
-        """Direction of the axis in the head's frame."""
+        """Unit direction of the eye's axis in the head's frame."""
         axis = head_turn.T @ ((self._solve @ verts_cam[self.ball])[:3].T @ self.axis)
         return axis / np.linalg.norm(axis)
 
@@ -237,7 +241,10 @@ class Eyes:
         verts_cam: Float32[np.ndarray, "V 3"],
         head_turn: Float[np.ndarray, "3 3"],
     ) -> None:
-        """Paint both over a frame where they are seen, and raise `guess` there, both in place."""
+        """Paint both eyes over a frame where they are visible, and raise `guess` there, both in place.
+
+        `part` is the part map of the frame; nothing is painted where gaze and lids are as in the photo.
+        """
         for side, eye in enumerate(self.eyes):
             mask = part == eye.part
             rows, cols = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
@@ -260,19 +267,19 @@ class Eyes:
 
 
 def from_top(shown: Bool[np.ndarray, "h w"]) -> Float[np.ndarray, "h w"]:
-    """Distance, px, from the upper end of its column to each pixel's centre; 0 outside."""
+    """Distance of each pixel's centre from the upper end of the mask in its column, px; 0 outside the mask."""
     first = np.where(shown.any(0), shown.argmax(0), 0)
     return np.where(shown, np.arange(shown.shape[0])[:, None] - first + 0.5, 0.0)
 
 
 def saturation(colours: Float[np.ndarray, "*S 3"]) -> Float[np.ndarray, "*S"]:
-    """Difference of the strongest and the weakest channel, as a share of the strongest."""
+    """Saturation as in HSV: largest minus smallest channel, over the largest."""
     high = colours.max(-1)
     return (high - colours.min(-1)) / np.maximum(high, 1.0)
 
 
 def _bright(pixels):
-    """Middle of the brighter half: the rest lies in the shadow of the lids."""
+    """Median colour of the brightest 40 %, because the rest lies in the shadow of the lids; None for few pixels."""
     if len(pixels) < FEW:
         return None
     grey = pixels.mean(1)
@@ -280,7 +287,7 @@ def _bright(pixels):
 
 
 def _middle(pixels):
-    """Middle without the brightest, which mirror the light."""
+    """Median colour without the brightest 20 %, which are highlights; None for few pixels."""
     if len(pixels) < FEW:
         return None
     grey = pixels.mean(1)

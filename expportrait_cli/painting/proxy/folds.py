@@ -1,4 +1,4 @@
-"""Folds that an expression of the photo digs into its skin, and that the film's face has not."""
+"""Removal of the folds of the photo's smile from frames in which the face does not smile."""
 
 import cv2
 import numpy as np
@@ -8,18 +8,18 @@ from expportrait_cli.head.facemesh import LIP_CORNERS
 from expportrait_cli.painting.proxy.layers import SUBPIXEL_BITS, fixed, ramp
 
 FOLDS = ((203, 206, 216, 212, 202), (423, 426, 436, 432, 422))
-"""Course of the fold from the nose past the corner of the mouth, on each side."""
+"""FaceMesh landmarks along the nasolabial fold, from the nose past the corner of the mouth, on each side."""
 FOLD_REACH, FOLD_WIDE, FADED = 0.12, 0.11, 0.75
-"""Largest distance of a fold from that course and width of the widest groove that is taken for a fold, both in mouth
-widths of the photo; and the share of a fold's darkness that goes with the smile."""
+"""FOLD_REACH: largest distance of a fold from these landmarks. FOLD_WIDE: width of the widest groove that counts as a
+fold. Both in mouth widths of the photo. FADED: share of a fold's darkness that is removed."""
 
 
 def without_folds(
     picture: UInt8[np.ndarray, "H W 3"], points: Float[np.ndarray, "478 2"], outline: Float[np.ndarray, "N 2"]
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """The picture with the grooves filled that a smile digs beside the mouth.
+    """Brighten the dark grooves of a smile beside the mouth; returns a new picture.
 
-    `points` are FaceMesh's, px; `outline` is that of the lips, px, which stay as they are.
+    `points` are FaceMesh's, px; `outline` is that of the lips, px, which stay unchanged.
     """
     width = float(np.linalg.norm(points[LIP_CORNERS[1]] - points[LIP_CORNERS[0]]))
     courses = [points[list(course)] for course in FOLDS]

@@ -22,43 +22,46 @@ from expportrait_cli.painting.proxy.layers import SUBPIXEL_BITS, Layers, fixed, 
 from expportrait_cli.painting.proxy.lips import Contours
 
 PARTED = (0.04, 0.09)
-"""Gaps between the driver's lips, in mouth widths, between which the clip is trusted more and more to show anything."""
+"""Gap between the driver's lips, in mouth widths, at which the clip has weight 0, and 1."""
 SHARP_PX = (20.0, 36.0)
-"""Widths of the driver's mouth, px of the clip, between which teeth and tongue are told apart."""
+"""Width of the driver's mouth, px of the clip, at which the clip has weight 0, and 1: small mouths are not resolved."""
 SURVEYED, BEGINNING = 8, 300
-"""Number of frames with the widest mouths, and of as many spread over the clip, that tell how the driver's teeth look;
-and number of the first frames with parted lips among which they are chosen."""
+"""SURVEYED: frames that the driver's teeth are measured on: so many with the widest mouths and as many evenly spread,
+out of the first BEGINNING with parted lips."""
 RED = (0.2, 0.5)
-"""Redness, on the way from the driver's teeth to its lips, between which a bright spot is flesh rather than tooth."""
+"""Redness, from 0 (the driver's teeth) to 1 (the driver's lips), up to which a pixel is tooth, and from which flesh."""
 CAST, LEAST_RED = 0.6, 5
-"""Greatest redness of teeth, in shares of the lips', and percentile of redness of bright spots at which it is read."""
+"""Redness of teeth is the percentile LEAST_RED of that of bright pixels, at most CAST times the lips': in red light
+teeth are red."""
 COLOURLESS = 0.02
-"""Redness of lips below which a clip has no colour: bright spots are teeth then."""
+"""Redness of lips below which a clip counts as black and white; teeth are then found by brightness (`PALE`)."""
 PALE = (1.1, 1.6)
-"""Brightness, in shares of the lips', from which they are."""
+"""Brightness, in shares of the lips', at which a pixel of a clip without colour is tooth by 0, and by 1."""
 FEW = 0.02
-"""Share of pale pixels between the lips below which no teeth were seen."""
+"""Share of tooth pixels between the lips up to which the clip counts as one without teeth."""
 INSET = 0.07
-"""Share of the opening at its rims that is not read: contours lie on the lips there."""
+"""Margin at the upper and the lower rim of the mouth opening, as a share of its height, that is not sampled: contours
+lie on the lips there."""
 FAR = 50
-"""Frames ahead from which the clip is opened anew rather than read on."""
+"""Distance in frames from which the clip is opened anew, not decoded up to the frame."""
 STEADY = 2
-"""Frames on either side over which trust in the clip is averaged."""
+"""Frames on either side over which the weight of the clip is averaged."""
 SKIN_TO_TOOTH, UNSEEN = (0.85, 5.0), 1.3
-"""Least and greatest brightness of teeth, in shares of the skin's around the mouth; and that of teeth not seen."""
+"""Brightness of teeth, as a multiple of the skin's around the mouth: its bounds, and its value where no teeth are
+visible."""
 
 
 @dataclass(frozen=True)
 class Glimpse:
-    """One frame of the driver around the mouth."""
+    """One frame of the driver, cropped around the mouth."""
 
     picture: UInt8[np.ndarray, "H W 3"]
     lips: Contours
     trust: float
-    """How far (0..1) the clip shows what is between the lips."""
+    """Weight (0..1) of the clip: how well this frame shows the inside of the mouth."""
 
     def read(self, along: Float[np.ndarray, "h w"], share: Float[np.ndarray, "h w"]) -> Float32[np.ndarray, "h w 3"]:
-        """Colours at places along the mouth (0..1) and between the rims (0 the upper, 1 the lower)."""
+        """Sample RGB at positions along the mouth (0..1) and between the rims (0: upper, 1: lower)."""
         upper, lower = self.lips.line(self.lips.upper_inner, along), self.lips.line(self.lips.lower_inner, along)
         at = self.lips.place(along, upper + (INSET + (1 - 2 * INSET) * share) * (lower - upper)) - 0.5
         sampled = cv2.remap(
@@ -97,7 +100,7 @@ def in_source(tracking: Tracking) -> Float[np.ndarray, "T 478 2"]:
 
 
 class Glimpses:
-    """The driver's mouth in every frame of a film, asked for in order or from any frame on."""
+    """The driver's mouth in every frame of a film; access is fastest in order, and possible from any frame on."""
 
     def __init__(self, tracking: Tracking, pictures: "Pictures | None" = None) -> None:
         """Look at some frames with parted lips; `pictures` are the clip's, where others read it too."""
@@ -115,7 +118,7 @@ class Glimpses:
         self.redness, self.cast, self.lip, self.white = 0.0, 0.0, 1.0, 1.0
         trusted = np.flatnonzero(self.trust > 0)[:BEGINNING]
         if len(trusted):
-            # The widest mouths may show a tongue and no teeth.
+            # The widest mouths may show only the tongue.
             widest = trusted[np.argsort(gap[trusted])[-SURVEYED:]]
             spread = trusted[np.linspace(0, len(trusted) - 1, SURVEYED).astype(int)]
             self._survey(np.union1d(widest, spread))
@@ -150,7 +153,7 @@ class Glimpses:
         self.white = float(np.clip(white, low, high))
 
     def at(self, frame: int) -> Glimpse | None:
-        """The driver's mouth in a frame of the film, None where the clip shows nothing of its inside."""
+        """The driver's mouth in a frame of the film; None where the clip does not show its inside."""
         frame = min(frame, len(self.trust) - 1)
         if self.trust[frame] == 0:
             return None
@@ -160,7 +163,7 @@ class Glimpses:
     def light(
         self, colours: Float32[np.ndarray, "*B 3"]
     ) -> tuple[Float[np.ndarray, "*B"], Float[np.ndarray, "*B"], Float[np.ndarray, "*B"]]:
-        """Brightness of pixels as shares of the teeth's and of the lips' in this clip; share (0..1) of tooth."""
+        """Brightness of pixels relative to this clip's teeth, and to its lips; and share (0..1) of tooth."""
         grey = colours.mean(-1)
         return _soft(grey / self.white), _soft(grey / self.lip), self._tooth(colours)
 
@@ -182,12 +185,12 @@ class Glimpses:
 
 
 def redness(colours: Float[np.ndarray, "*B 3"]) -> Float[np.ndarray, "*B"]:
-    """Excess of red over green, as a share of the brightness: teeth may be yellow."""
+    """(R - G) / (R + G + B): blue is left out of the difference, because teeth may be yellow."""
     return np.asarray((colours[..., 0] - colours[..., 1]) / np.maximum(colours.sum(-1), 24))
 
 
 def _soft(bright):
-    """Highlights without those that clip."""
+    """Compress relative brightness above 1, and limit it to 1.25."""
     return np.minimum(np.where(bright > 1, 1 + 0.4 * (bright - 1), bright), 1.25)
 
 

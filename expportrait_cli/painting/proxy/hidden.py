@@ -1,4 +1,4 @@
-"""A turned head beyond what its photo shows: which pixels still count, and what takes the place of the others."""
+"""Parts of a turned head that the photo does not show: which of its pixels are used, and what replaces the others."""
 
 from typing import Any
 
@@ -14,34 +14,36 @@ from expportrait_cli.geometry.mesh import directed_edges
 from expportrait_cli.head import HeadModel, dense
 
 NO_MAP: Any = None
-"""Second map of `cv2.remap` where the first holds x and y. Its types want an array, but OpenCV 5 reads garbage from an
-empty one."""
+"""Second map of `cv2.remap` where the first contains x and y. Its type stubs require an array, but OpenCV 5 reads
+garbage from an empty one."""
 EAR_BOX_M = ((0.055, -0.045, -0.05), (0.2, 0.045, 0.03))
-"""Corners of the box around an ear in the template: distance from the middle, height, and depth, m."""
+"""Low and high corner of the box around an ear in the template: distance from the middle, height, and depth, m."""
 EAR_STANDS_M = 0.006
-"""How far an ear stands off a film that closes the box's part of the head."""
+"""Least distance, m, of an ear's vertex from the smooth (harmonic) surface that is spanned over the ear's box from its
+border."""
 BESIDE_EARS_M = (0.05, 0.01)
-"""Below this height, and behind this depth, a photo's pixels are those of the ear rather than of what is behind it."""
+"""Scalp below this height and behind this depth (template, m) counts as hair: the photo's pixels there show the ear in
+front of it."""
 NAPE_M = (-0.06, -0.015)
-"""Height above which, and depth behind which, the back of a neck belongs to the scalp, m."""
+"""Height above which, and depth behind which, skin at the back of the neck belongs to the scalp (template, m)."""
 FEW_HAIRS = 10
-"""Vertices of the scalp that must show hair for the rest of it to take that colour."""
+"""Fewest scalp vertices at which the photo shows hair for hidden scalp to take the hair's colour."""
 NEIGHBOURS = 16
-"""Vertices in sight from which it is told whether one that is not has hair."""
+"""Number of the nearest visible scalp vertices whose mean share of hair a scalp vertex takes."""
 RIM_PX = 2
-"""Width of the person's rim in the photo that is not believed on a turned head: the background shines through it."""
+"""Width of the person's rim in the photo, px, that is not used on a turned head: the background shines through it."""
 IS_HAIR = (0.25, 0.6)
-"""Shares of hair in a pixel of the photo between which it is taken for what a scalp with hair shows."""
+"""Share of hair in a pixel of the photo at which its weight as the colour of a scalp with hair is 0, and 1."""
 SHADE = 0.12
-"""How much darker hair at the back is than what the photo shows of it."""
+"""Share by which hidden hair is painted darker than visible hair."""
 PATCH = (0.6, 0.08)
-"""Largest and smallest side of the patch that strands are read from, in face heights."""
+"""Largest and smallest side of the square patch that strands are read from, in face heights."""
 PURE = 0.97
-"""Share of hair in the patch."""
+"""Least mean share of hair in that patch."""
 
 
 def scalp_of(head: HeadModel) -> Bool[np.ndarray, " V"]:
-    """The scalp without ears, down to the nape."""
+    """Mask of the scalp without ears, down to the nape."""
     place, (lowest, front) = _template(head), NAPE_M
     nape = (head.part("skin") & (head.facial_mask < 0.1)).numpy() & (place[:, 1] > lowest) & (place[:, 2] < front)
     low, high = np.array(EAR_BOX_M)
@@ -56,9 +58,9 @@ def scalp_of(head: HeadModel) -> Bool[np.ndarray, " V"]:
 
 
 def _laplacian(edges: Int64[np.ndarray, "E 2"], count: int) -> sp.csr_matrix:
-    """Laplacian D - W of the graph of `count` vertices; an edge weighs as much as it is often in `edges`.
+    """Laplacian D - W of the graph of `count` vertices; an edge's weight is how often it occurs in `edges`.
 
-    Of a mesh, that is the number of triangles beside it. `geometry.mesh.laplacian` counts every edge once.
+    For a mesh that is the number of triangles at the edge. `geometry.mesh.laplacian` counts every edge once.
     """
     adjacency = sp.coo_matrix((np.ones(len(edges)), edges.T), (count, count)).tocsr()
     return sp.csr_matrix(sp.diags(np.asarray(adjacency.sum(1))[:, 0]) - adjacency)
@@ -71,9 +73,9 @@ def _template(head: HeadModel) -> Float32[np.ndarray, "V 3"]:
 def hairiness(
     head: HeadModel, hair: Float32[np.ndarray, "H W"], xy: Float32[np.ndarray, "V 2"], shown: Bool[np.ndarray, " V"]
 ) -> Float32[np.ndarray, " V"]:
-    """Share (0..1) of hair at each vertex: as the photo shows it there, or as it shows it around a hidden vertex.
+    """Share (0..1) of hair at each vertex: the mean of the `NEIGHBOURS` nearest scalp vertices that the photo shows.
 
-    The back of a head has hair if its front has. 0 off the scalp, and on the head of somebody without hair.
+    So the back of a head has hair if its front has. 0 off the scalp, and everywhere if hardly any hair is visible.
     """
     scalp, (x, y, z) = scalp_of(head), _template(head).T
     share = np.zeros(len(scalp), np.float32)
@@ -101,11 +103,10 @@ def surface_colours(
     torso: Bool[np.ndarray, " V"],
     hair: Float32[np.ndarray, "H W"],
 ) -> Float32[np.ndarray, "V 3"]:
-    """Colour of every vertex: read where the photo shows it, harmonic over the mesh elsewhere.
+    """RGB of every vertex: read where the photo shows it, interpolated harmonically over the mesh elsewhere.
 
-    A hidden cheek takes the colour of the cheek around it, and what the photo does not show of the scalp that of hair
-    alone (`hair`, share of each pixel): ears and neck do not bleed into it, nor clothes into the neck. Where no hair is
-    seen face and scalp are one.
+    Torso, scalp and the rest are interpolated separately, and the scalp from hair only (`hair`, share of each pixel):
+    ears and neck do not bleed into it, nor clothes into the neck. Without visible hair, face and scalp are one region.
     """
     height, width = solid.shape
     pixel = np.floor(xy).astype(int)
@@ -133,7 +134,7 @@ def surface_colours(
 
 
 class Hidden:
-    """Skin and hair that a turned head shows and the photo does not."""
+    """Data for painting the skin and hair that a turned head shows and the photo does not."""
 
     def __init__(
         self,
@@ -147,13 +148,13 @@ class Hidden:
         depth_m: float,
         face_height_px: float,
     ):
-        """`hairy` is `hairiness`, `depth_m` the head's."""
+        """`hairy` comes from `hairiness`; `depth_m` is the scalp's mean distance from the camera, m."""
         place, kernel = _template(head), np.ones((2 * RIM_PX + 1, 2 * RIM_PX + 1), np.uint8)
-        # Around the head from front to back, and down: the same on both sides, so that no seam runs down the back.
+        # Coordinates around the head and down, mirrored left to right, so that there is no seam at the back.
         around = np.hypot(place[:, 0], place[:, 2]) * np.arctan2(np.abs(place[:, 0]), place[:, 2])
         px_per_m = camera.focal_px / depth_m
         self.attributes = np.c_[around * px_per_m, -place[:, 1] * px_per_m, hairy].astype(np.float32)
-        """Place on the head, px of the photo, and share of hair, of each vertex: the last columns of `source` below."""
+        """Of each vertex: coordinates around the head and down, px of the photo, and share of hair (`Attributes`)."""
         self.solid = cv2.blur(cv2.erode((alpha > 0.9).astype(np.float32), kernel), (3, 3))
         low, high = IS_HAIR
         self.hair = np.clip((hair - low) / (high - low), 0, 1).astype(np.float32)
@@ -163,9 +164,9 @@ class Hidden:
 def strands(
     foreground: UInt8[np.ndarray, "H W 3"], hair: Float32[np.ndarray, "H W"], face_height_px: float
 ) -> Float32[np.ndarray, "S S"] | None:
-    """Relative brightness of strands in the largest square of the photo that shows hair alone; None without one.
+    """Relative brightness of strands in the largest square of the photo with hair only; None without such a square.
 
-    They run down the picture as it is returned, and it may be continued by its own mirror image.
+    It is transposed if needed so that strands run vertically, and can be tiled by mirroring.
     """
     largest, smallest = PATCH
     for side in np.geomspace(largest, smallest, 9) * face_height_px:

@@ -1,7 +1,7 @@
-"""The steps of the compositor that go over every pixel of the picture, as Warp kernels for the CPU and for CUDA."""
+"""The per-pixel steps of the compositor as Warp kernels."""
 
 # pyright: reportInvalidTypeForm=false
-# The types of Warp's structs are made by calls.
+# The types of Warp's structs are created by function calls.
 
 import sys
 from typing import Any, no_type_check
@@ -21,14 +21,14 @@ _NONE, _SKIN = wp.constant(wp.uint8(NONE)), wp.constant(wp.uint8(SKIN))
 
 Affine = wp.types.matrix(shape=(2, 3), dtype=wp.float32)
 Attributes = wp.types.vector(length=12, dtype=wp.float32)
-"""Columns of a vertex: place in the photo (px), depth there (m), cosine to its camera, colour, place on the head (px),
-hair. Two columns are empty, because a processor loads four at once."""
+"""Attributes of a vertex: position in the photo (2, px), depth there (m), cosine to its camera, RGB (3), coordinates on
+the head (2, px), share of hair. Two more are empty: processors load four at once."""
 
 
 @no_type_check
 @wp.struct
 class Photo:
-    """Data that all frames share; `layers.Layers` explains the fields that have no description here."""
+    """Data that all frames share; the fields without a description are those of `layers.Layers`."""
 
     photo: wp.array2d(dtype=wp.vec3ub)
     plate: wp.array2d(dtype=wp.vec3ub)
@@ -37,92 +37,94 @@ class Photo:
     matte: wp.array2d(dtype=float)
     zbuffer: wp.array2d(dtype=float)
     known: wp.array2d(dtype=wp.vec2)
-    """Shares of person and of hair."""
+    """Share of the person without its rim, and share of hair, 0..1, in each pixel of the photo."""
     strands: wp.array2d(dtype=float)
     tri: wp.array2d(dtype=wp.int32)
     triangle_part: wp.array(dtype=wp.uint8)
     attributes: wp.array(dtype=Attributes)
     moves: wp.array(dtype=float)
-    """Share of its motion that each row of the picture keeps: low rows of the torso stay."""
+    """Share (0..1) of its motion that each row of the picture keeps; 0 at the bottom of the torso."""
     below: wp.array(dtype=float)
     """Position (0..1) of each row on the ramp from the chin down over a third of the face's height."""
     down: wp.array(dtype=float)
-    """Share of the torso's motion that each pair of rows follows."""
+    """Share (0..1) of the torso's motion, against the head's, beyond the mesh in each pair of rows."""
 
 
 @no_type_check
 @wp.struct
 class Maps:
-    """Maps of one frame, written pixel by pixel."""
+    """Maps of one frame, one value a pixel where nothing else is stated."""
 
     part: wp.array2d(dtype=wp.uint8)
     own: wp.array2d(dtype=wp.vec2)
-    """Step to the place in the photo of the surface."""
+    """Vector from each pixel to the same surface point in the photo, px."""
     seen: wp.array2d(dtype=float)
-    """Share (0..1) in which the photo shows that place."""
+    """Visibility (0..1) of the surface point in the photo."""
     believed: wp.array2d(dtype=float)
-    """Share (0..1) in which the photo's colour there is taken for the surface's."""
+    """Weight (0..1) of the photo's colour at the surface point; lower than `seen` at rims and on hair."""
     hair: wp.array2d(dtype=wp.vec2)
     """Share of hair on the surface, and relative brightness of its strands."""
     colour: wp.array2d(dtype=wp.vec3)
-    """Smooth colour of the surface."""
+    """Smooth colour of the surface, interpolated from the vertices."""
     away: wp.array2d(dtype=float)
     """Distance of a pixel from the mesh, px."""
     inward: wp.array2d(dtype=float)
-    """Distance of a pixel from the background, px."""
+    """Distance of a pixel inside the mesh from the background, px."""
     sharp: wp.array2d(dtype=float)
-    """Share of a pixel that the mesh covers."""
+    """Share (0..1) of a pixel that the mesh covers, blurred."""
     carried: wp.array2d(dtype=wp.vec3)
-    """For squares of four pixels: mean step minus that of the far field, weighted by `seen`, and the mean weight."""
+    """Of each 2 x 2 block: mean of `own` minus the far field, weighted by `seen`, and the mean of `seen`."""
     beyond: wp.array2d(dtype=wp.vec2)
-    """For squares of four pixels: steps to the photo, also beyond the mesh."""
+    """Of each 2 x 2 block: vector to the photo, px, extended beyond the mesh."""
     field: wp.array2d(dtype=wp.vec2)
-    """Place in the photo, centres at whole numbers."""
+    """Position in the photo, px, pixel centres at whole numbers."""
     alpha: wp.array2d(dtype=float)
+    """Matte of the person in the frame, 0..1."""
     moved: wp.array2d(dtype=float)
-    """Share of the moved layers in the picture; the rest is the photo's."""
+    """Share (0..1) of the warped layers in the picture; the rest is the unchanged photo."""
     bared: wp.array2d(dtype=float)
-    """Share of the safe plate in the background; the rest is the close plate's."""
+    """Share (0..1) of the safe plate in the background; the rest is the close plate."""
     person: wp.array2d(dtype=wp.vec3ub)
-    """The person moved, where anything moves and the matte has any of them."""
+    """The warped person; written only where `alpha` and `moved` are above 0."""
     folded: wp.array2d(dtype=float)
-    """Share of skin of a lid that the photo has folded away."""
+    """Weight (0..1) of painted lid skin, which is folded away in the photo."""
 
 
 @no_type_check
 @wp.struct
 class Look:
-    """Numbers of a frame."""
+    """Scalar parameters of one frame."""
 
     slack_m: float
-    """Depth behind the photo's surface up to which a spot counts as seen."""
+    """Depth behind the photo's surface, m, up to which a surface point counts as visible in the photo."""
     turned: float
-    """0 for a head that faces as in the photo, 1 for one that shows what the photo does not."""
+    """0 for the head's direction in the photo, towards 1 as it turns away (`Compositor._turned`)."""
     above: Affine
+    """Affine map, px, from the frame to the photo for hair beyond the mesh."""
     below: Affine
-    """Motion of what lies beyond the mesh: hair above, the torso below."""
+    """Affine map, px, from the frame to the photo for the torso beyond the mesh."""
     reach: float
-    """One over the distance from the mesh over which its motion fades into that of what lies beyond, 1/px."""
+    """One over the distance from the mesh over which its motion fades into the maps above, 1/px."""
     limit_px: float
-    """Distance from the mesh up to which the photo's matte counts."""
+    """Distance from the mesh, px, up to which the photo's matte is used."""
     soft: float
-    """One over the width over which the matte ends there, 1/px."""
+    """One over the width over which the matte fades out beyond `limit_px`, 1/px."""
     border: float
-    """One over the width over which hair that the photo cuts off fades out, 1/px."""
+    """One over the width over which hair that the photo's border cuts off fades out, 1/px."""
     fringe: float
-    """One over the width over which hair that the photo hides fades out, 1/px."""
+    """One over the width over which painted hair fades out towards the mesh's outline, 1/px."""
     still: wp.vec2
-    """Motion, px, from which the photo gives way to the moved layers, and one over the width of that ramp."""
+    """Displacement, px, at which the weight of the warped layers begins to rise, and slope of that ramp, 1/px."""
     bare: wp.vec2
-    """Motion, px, from which the safe plate takes over from the close one, and one over the width of that ramp."""
+    """Displacement, px, at which the weight of the safe plate begins to rise, and slope of that ramp, 1/px."""
     shade: float
-    """Share by which hidden hair is darker than hair in sight."""
+    """Share by which hidden hair is painted darker than visible hair."""
 
 
 @no_type_check
 @wp.func
 def _level(value: float):
-    """Levels are whole: every layer is one that could be a picture."""
+    """Round, and clamp to 0..255, as an 8-bit layer would."""
     return wp.rint(wp.clamp(value, 0.0, 255.0))
 
 
@@ -147,7 +149,7 @@ def _ramp(value: float, ends: wp.vec2):
 @no_type_check
 @wp.func
 def _far(p: Photo, look: Look, i: int, j: int):
-    """Step of a square of four pixels far from the mesh: the hair's above, the torso's below."""
+    """Vector to the photo, px, of a 2 x 2 block far from the mesh: by the hair's map above, the torso's below."""
     centre = wp.vec3(2.0 * float(j) + 1.0, 2.0 * float(i) + 1.0, 1.0)
     high = look.above * centre
     return high + p.down[i] * (look.below * centre - high) - wp.vec2(centre[0], centre[1])
@@ -169,10 +171,9 @@ def parts(p: Photo, rast: wp.array2d(dtype=wp.vec4), m: Maps):
 @no_type_check
 @wp.kernel
 def shade(p: Photo, look: Look, rast: wp.array2d(dtype=wp.vec4), m: Maps):
-    """Look up what the photo has of the surface in each pixel; one thread a square of four.
+    """Interpolate the vertex attributes at each pixel, 2 x 2 blocks at a time.
 
-    Written are the step to the place in the photo, how far the photo shows the spot at all and how far it is believed,
-    hair and strands, the smooth colour, and what `carried` says.
+    Writes `own`, `seen`, `believed`, `hair` and `colour` of each pixel, and `carried` of each block.
     """
     i, span = wp.tid()
     for j in range(span * _SPAN, wp.min(span * _SPAN + _SPAN, m.carried.shape[1])):
@@ -222,9 +223,9 @@ def shade(p: Photo, look: Look, rast: wp.array2d(dtype=wp.vec4), m: Maps):
 @no_type_check
 @wp.kernel
 def fade(p: Photo, look: Look, coarse: wp.array2d(dtype=wp.vec2), m: Maps):
-    """Write the steps beyond the mesh, of squares of four pixels: the mesh's own near it, and the far field's.
+    """Write `beyond`: vectors of 2 x 2 blocks that go over from the mesh's motion to the far field's.
 
-    `coarse` holds the differences between the two at half that resolution again, spread over the picture.
+    `coarse`: difference of the two, at half the resolution of `beyond`, extrapolated over the picture.
     """
     i, span = wp.tid()
     for j in range(span * _SPAN, wp.min(span * _SPAN + _SPAN, m.carried.shape[1])):
@@ -249,10 +250,9 @@ def fade(p: Photo, look: Look, coarse: wp.array2d(dtype=wp.vec2), m: Maps):
 @no_type_check
 @wp.kernel
 def move(p: Photo, look: Look, m: Maps):
-    """Write the place in the photo of each pixel (centres at whole numbers), the matte there, and ramps of the motion.
+    """Write `field`, `alpha`, `moved` and `bared` of each pixel.
 
-    The matte fades out beyond the photo's border, where only the mesh is known; of a turned head the mesh says where it
-    ends.
+    The matte fades out beyond the photo's border, except on the mesh; where the head is turned it covers the mesh.
     """
     row, span = wp.tid()
     for column in range(span * _SPAN, wp.min(span * _SPAN + _SPAN, m.alpha.shape[1])):
@@ -290,7 +290,7 @@ def _bytes(colour: wp.vec4):
 @no_type_check
 @wp.kernel
 def carry(p: Photo, m: Maps):
-    """Write the person moved; what is not seen of them stays as it was."""
+    """Write the warped person into `person` where `alpha` and `moved` are above 0; other pixels are left alone."""
     row, span = wp.tid()
     for column in range(span * _SPAN, wp.min(span * _SPAN + _SPAN, m.alpha.shape[1])):
         if m.alpha[row, column] > 0.0 and m.moved[row, column] > 0.0:
@@ -300,7 +300,7 @@ def carry(p: Photo, m: Maps):
 @no_type_check
 @wp.kernel
 def paint(p: Photo, look: Look, m: Maps, frame: wp.array2d(dtype=wp.vec3ub), guess: wp.array2d(dtype=float)):
-    """Lay the layers over each other: plates, the person, surfaces that the photo hides, and what nothing moves."""
+    """Blend plates, warped person, hidden surfaces and photo into `frame`; `guess`: how far (0..1) it is invented."""
     row, span = wp.tid()
     for column in range(span * _SPAN, wp.min(span * _SPAN + _SPAN, m.alpha.shape[1])):
         share = m.moved[row, column]
@@ -330,7 +330,7 @@ def paint(p: Photo, look: Look, m: Maps, frame: wp.array2d(dtype=wp.vec3ub), gue
 
 
 def filled(struct: Any, **arrays: np.ndarray) -> Any:
-    """Make a struct of kernels from arrays, whose memory it shares."""
+    """Make a Warp struct from arrays; contiguous arrays of its types share their memory with it."""
     made = struct()
     for name, array in arrays.items():
         dtype = struct.vars[name].type.dtype
@@ -339,7 +339,7 @@ def filled(struct: Any, **arrays: np.ndarray) -> Any:
 
 
 def run(kernel: Any, shape: tuple[int, int], *inputs: Any) -> None:
-    """Run a kernel over pixels, or squares of four."""
+    """Run a kernel on the CPU; `shape`: rows and columns of pixels, or of 2 x 2 blocks."""
     wp.launch(kernel, dim=(shape[0], -(-shape[1] // SPAN)), inputs=inputs, device="cpu")
 
 

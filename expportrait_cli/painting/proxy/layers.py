@@ -1,4 +1,4 @@
-"""Layers of the photo, and smooth colours for what it does not show."""
+"""The photo separated into layers (person, background), with smooth colours for surfaces that it does not show."""
 
 from dataclasses import dataclass
 
@@ -17,16 +17,19 @@ from expportrait_cli.render.rasterizer import rasterize
 
 
 def diffuse(values: Float32[np.ndarray, "H W C"], weight: Float32[np.ndarray, "H W"]) -> Float32[np.ndarray, "H W C"]:
-    """Extend `values` smoothly to where `weight` is 0; where it is 1 they are kept.
+    """Extend `values` smoothly to pixels of weight 0; at weight 1 they are kept.
 
-    The weights are carried through the pyramid: without them the unknown's zeros bleed in.
+    The weights go through the pyramid too: without them the zeros of unknown pixels would darken the result.
     """
     level: np.ndarray = np.dstack([values * weight[..., None], weight]).astype(np.float32)
     return _kept(level, spread(level))
 
 
 def spread(level: Float32[np.ndarray, "H W D"]) -> Float32[np.ndarray, "h w C"]:
-    """Spread what is known over the picture at half its size; the last channel is its weight, the others hold it."""
+    """Fill unknown values by an image pyramid (push-pull); the result has half the size.
+
+    `level`: the values times their weight, and the weight as last channel.
+    """
     stack: list[np.ndarray] = []
     while max(level.shape[:2]) > 1:
         height, width = level.shape[:2]
@@ -39,79 +42,83 @@ def spread(level: Float32[np.ndarray, "H W D"]) -> Float32[np.ndarray, "h w C"]:
 
 
 def _kept(level: Float32[np.ndarray, "H W D"], coarse: Float32[np.ndarray, "h w C"]) -> Float32[np.ndarray, "H W C"]:
-    """The known values, and elsewhere those that were spread from them."""
+    """Combine known values with the upscaled `coarse` ones, by the weight in the last channel of `level`."""
     height, width = level.shape[:2]
     coarse = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR).reshape(height, width, -1)
     return level[..., :-1] + coarse * (1 - np.minimum(level[..., -1:], 1.0))
 
 
 TRACES = (0.12, 0.03)
-"""Matte above which a pixel may hold some of the person, for the close and the safe plate."""
+"""Matte above which a pixel may contain some of the person, for the close and for the safe background plate."""
 MARGINS = (0.005, 0.014)
-"""Width around such pixels that the plates fill too, in picture sides: mattes end before the last hair does."""
+"""Margin around such pixels that is filled in too, for the close and the safe plate, in picture sides: the matte ends
+before the last hair."""
 SUBPIXEL_BITS = 4
 SOLID = 0.35
-"""Matte above which the foreground is read from the photo."""
+"""Matte from which the foreground colour of a pixel begins to be read from the photo."""
 DEPTH_SLACK_M = 0.006
+"""Depth, m, by which a surface point may lie behind the photo's depth map and still count as visible."""
 STILL_PX = (0.3, 1.2)
-"""Displacements below the first show the photo, above the second the moved layers."""
+"""Displacement, px, up to which a frame keeps the photo's pixel, and from which it has the warped layers'."""
 LID_TRAVEL_M = 0.0008
-"""How far a blink moves what counts as upper lid: from the crease downwards."""
+"""Least distance, m, that a blink moves a vertex of the upper lid: from the crease downwards."""
 LID_RIM = 3
-"""Rings of triangles around it, on the default head, whose shadow is not skin's colour either."""
+"""Rings of triangles, on the default head, added around the upper lid because shadow falsifies the skin's colour."""
 AROUND_LIDS = 16
-"""Rings of triangles around a lid, on the default head, within which lit skin of its colour is looked for."""
+"""Rings of triangles around a lid, on the default head, in which lit skin is searched for the lid's colour."""
 EDGE_M = 0.0033
-"""Median length of the default head's edges: on a finer or a coarser mesh there are more rings or fewer."""
+"""Median edge length of the default head, m: on a finer or coarser mesh the number of rings is scaled by it."""
 IN_EYES_M = 0.006
-"""Half the height of an eye that is open, about: how far from the rims everything is inside of it, or on them."""
+"""Largest distance of a vertex of the eye region from the rims of the lids, m: about half the height of an open eye."""
 LIT, AS_SKIN = 70, 0.82
-"""Percentile of the brightness around a lid, and the share of it from which a pixel there counts as lit skin."""
+"""A pixel near a lid counts as lit skin if it is at least AS_SKIN times as bright as the percentile LIT there."""
 NONE, SKIN = 255, 0
-"""Part of a pixel that shows no mesh, and of one that shows skin."""
+"""Values of a part map: pixel without mesh, and pixel of skin."""
 
 
 @dataclass(frozen=True)
 class Layers:
-    """A photo prepared for one canvas; images are float32, 0..255."""
+    """A photo prepared for one canvas. Pictures are 8-bit RGB; `alpha` and `hair` are shares, 0..1."""
 
     camera: Camera
     photo: UInt8[np.ndarray, "H W 3"]
     foreground: UInt8[np.ndarray, "H W 3"]
-    """The person without the background's share at soft edges, extended beyond the outline."""
+    """Unmixed colour of the person: without the background's share at soft edges, extended beyond the outline."""
     alpha: Float32[np.ndarray, "H W"]
+    """Matte of the person, 0..1."""
     plate: UInt8[np.ndarray, "H W 3"]
-    """The background where nobody stands, filled in safely: no hair of the person is left in it."""
+    """Safe background plate: the person is filled in with a wide margin, so that none of their hair is left in it."""
     close_plate: UInt8[np.ndarray, "H W 3"]
-    """The same with as much of the photo's own background as the matte allows, for motions that bare no trace."""
+    """Close background plate: filled in with a narrow margin, for small motions that uncover little background."""
     verts: Float32[np.ndarray, "V 3"]
-    """The fitted head, camera, m."""
+    """Vertices of the fitted head in the photo's pose, camera, m."""
     xy: Float32[np.ndarray, "V 2"]
-    """Where each vertex of the fitted head lies in the photo, canvas px."""
+    """Position of each vertex of the fitted head in the photo, canvas px."""
     depth: Float32[np.ndarray, " V"]
+    """Distance of each vertex along the optical axis, m."""
     cosine: Float32[np.ndarray, " V"]
-    """Of the angle between each vertex normal and the view."""
+    """Cosine of the angle between each vertex normal and the direction to the camera."""
     colour: Float32[np.ndarray, "V 3"]
-    """Of each vertex: the photo's where it shows it, else what flows there over the surface."""
+    """RGB of each vertex, 0..255: read where the photo shows the vertex, else interpolated over the mesh."""
     zbuffer: Float32[np.ndarray, "H W"]
-    """Depth of the fitted head, far where there is none; dilated by one pixel."""
+    """Depth of the fitted head, m, dilated by one pixel; 1000 where there is none."""
     part: UInt8[np.ndarray, "H W"]
     """Part of the head at each pixel of the photo, 255 where there is none."""
     hair: Float32[np.ndarray, "H W"]
     """Share of hair in each pixel."""
     hairy: Float32[np.ndarray, " V"]
-    """How far each vertex is covered by hair."""
+    """Share (0..1) of hair at each vertex (`hidden.hairiness`)."""
 
 
 def mix(
     first: UInt8[np.ndarray, "H W 3"], second: UInt8[np.ndarray, "H W 3"], share: Float32[np.ndarray, "H W"]
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """Mix two pictures; `share` is the second's."""
+    """Blend two pictures; `share` (0..1) is the weight of the second."""
     return cv2.blendLinear(first, second, 1 - share, share)
 
 
 def draw(verts_cam: Float32[np.ndarray, "V 3"], faces: torch.Tensor, camera: Camera) -> torch.Tensor:
-    """Rasterise one mesh on the canvas: [1, H, W, 4]."""
+    """Rasterise one mesh on the canvas: [1, H, W, 4], see `render.rasterizer`."""
     clip = camera.clip(torch.from_numpy(np.ascontiguousarray(verts_cam)))[None]
     return rasterize(clip, faces, (camera.height, camera.width))
 
@@ -119,18 +126,18 @@ def draw(verts_cam: Float32[np.ndarray, "V 3"], faces: torch.Tensor, camera: Cam
 def spots(
     head: HeadModel, verts_cam: Float32[np.ndarray, "V 3"], which: Int64[np.ndarray, "*N"]
 ) -> Float32[np.ndarray, "*N 3"]:
-    """Some of FaceMesh's landmarks on a posed head."""
+    """3D positions of the FaceMesh landmarks `which` on a posed head."""
     corners, weights = head.landmark_triangles.numpy()[which], head.landmark_barycentrics.numpy()[which]
     return (verts_cam[corners] * weights[..., None]).sum(-2)
 
 
 def triangle_ids(rast: torch.Tensor) -> np.ndarray:
-    """Triangle of each pixel, -1 where there is none."""
+    """Triangle index of each pixel, -1 in the background."""
     return rast[0, ..., 3].numpy().astype(np.int32) - 1
 
 
 def triangle_parts(head: HeadModel) -> UInt8[np.ndarray, " F"]:
-    """Part of each triangle: skin wins where parts meet, as it does for vertices."""
+    """Part of each triangle. Where corners differ, the part that is not skin wins: vertices on a border are skin."""
     return head.parts.numpy()[head.dense_faces.numpy()].max(1)
 
 
@@ -143,7 +150,10 @@ def parts_drawn(rast: torch.Tensor, triangle_part: UInt8[np.ndarray, " F"]) -> U
 def background(
     photo: Float32[np.ndarray, "H W 3"], alpha: Float32[np.ndarray, "H W"], *, trace: float, margin: float
 ) -> Float32[np.ndarray, "H W 3"]:
-    """The photo with the person, and a margin around them, filled in from what lies around."""
+    """Fill in the person from the background around them.
+
+    `trace`: matte above which a pixel counts as the person; `margin`: width filled in around it, in picture sides.
+    """
     reach = 2 * max(round(margin * max(alpha.shape)), 1) + 1
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (reach, reach))
     return membrane(photo, 1 - cv2.dilate((alpha > trace).astype(np.uint8), kernel).astype(np.float32))
@@ -152,7 +162,7 @@ def background(
 def unmix(
     photo: Float32[np.ndarray, "H W 3"], alpha: Float32[np.ndarray, "H W"], plate: Float32[np.ndarray, "H W 3"]
 ) -> Float32[np.ndarray, "H W 3"]:
-    """The person without the background's share at soft edges, extended beyond them."""
+    """Colour of the person without the background's share at soft edges, extended beyond the outline."""
     extended = diffuse(photo, (alpha > 0.95).astype(np.float32))
     mostly = np.clip((alpha - SOLID) / 0.3, 0, 1)[..., None]
     soft = alpha[..., None]
@@ -163,9 +173,9 @@ def unmix(
 def membrane(
     photo: Float32[np.ndarray, "H W 3"], known: Float32[np.ndarray, "H W"], *, sweeps: int = 60
 ) -> Float32[np.ndarray, "H W 3"]:
-    """Fill the unknown by a soap film spanned between what is known.
+    """Fill unknown pixels (`known` 0) by harmonic interpolation between the known ones.
 
-    Unlike `diffuse` it meets the border without a step. Coarse to fine, relaxed at every scale.
+    Unlike `diffuse` it has no step at the border. Solved coarse to fine, with `sweeps` of relaxation a scale.
     """
     height, width = known.shape
     if min(height, width) <= 16:
@@ -184,7 +194,7 @@ def membrane(
 
 
 def lids(head: HeadModel) -> Bool[np.ndarray, " V"]:
-    """Upper lids and a rim around them: an open eye folds them away, and a photo shows lashes and shadow instead."""
+    """Mask of the upper lids and a rim around them: with open eyes, a photo shows lashes and shadow there, not skin."""
     return _around(lid_travel(head).max(0), head, rings=LID_RIM)
 
 
@@ -195,7 +205,7 @@ def _around(travel_m: Float32[np.ndarray, " V"], head: HeadModel, *, rings: int)
 
 
 def in_eyes(head: HeadModel) -> Bool[np.ndarray, " V"]:
-    """Vertices seen from ahead inside the rims of the lids, or on them: eyeballs move, and hide what lies behind."""
+    """Mask of vertices near the rims of the lids, seen from the front: there eyeballs move and hide what is behind."""
     at_rest = dense(head, head.template)
     rims = landmarks(head, at_rest)[[*EYE_RINGS]]
     return (torch.cdist(at_rest[:, :2], rims[:, :2]).min(1).values < IN_EYES_M).numpy()
@@ -209,7 +219,7 @@ def prepare(
     camera: Camera,
     hair: Float32[np.ndarray, "H W"],
 ) -> Layers:
-    """Take the photo on its canvas apart along its matte and the fitted head; `hair` is its share of each pixel."""
+    """Separate the photo into layers by its matte and the fitted head; `hair` is the share of hair in each pixel."""
     image = photo.astype(np.float32)
     close, plate = (background(image, alpha, trace=t, margin=m) for t, m in zip(TRACES, MARGINS, strict=True))
     foreground = unmix(image, alpha, plate)
@@ -231,7 +241,7 @@ def prepare(
     for travel in lid_travel(head):
         around = shown & _around(travel, head, rings=AROUND_LIDS)
         if around.any():
-            # Brows, a fringe and rings under eyes would grey the lid that is filled in from here.
+            # The lid's colour is interpolated from these vertices: brows, fringe and dark rings would make it grey.
             shown &= ~(around & (grey < AS_SKIN * np.percentile(grey[around], LIT)))
     return Layers(
         camera=camera,
@@ -262,11 +272,11 @@ def prepare(
 
 
 def fixed(px) -> np.ndarray:
-    """Points as OpenCV takes them, with a binary fraction."""
+    """Convert px to OpenCV's fixed-point coordinates (`shift=SUBPIXEL_BITS`)."""
     return np.rint(np.asarray(px) * 2**SUBPIXEL_BITS).astype(np.int32)
 
 
 def ramp(value, ends: tuple[float, float]):
-    """0 below the first end, 1 above the second."""
+    """Linear ramp: 0 below the first end, 1 above the second."""
     low, high = ends
     return np.clip((value - low) / (high - low), 0, 1)

@@ -1,4 +1,4 @@
-"""Lids that come down: skin that the photo has folded away, and the lashes over it."""
+"""Closing lids: the skin of the upper lid, which is folded away in the photo, and the lashes."""
 
 import cv2
 import numpy as np
@@ -13,37 +13,39 @@ from expportrait_cli.painting.proxy.hidden import NO_MAP
 from expportrait_cli.painting.proxy.layers import LID_TRAVEL_M, SUBPIXEL_BITS, Layers, fixed, ramp, spots, triangle_ids
 
 GROWTH = (2.0, 4.0)
-"""Growth of a lid's triangles from which, and up to which, skin takes the place of what the photo shows on them."""
+"""Area of a lid's triangle in the frame over that in the photo, at which painted skin begins to replace the photo's
+pixels, and has replaced them."""
 FADES = (0.3, 0.7)
-"""Places on the lid (`height`) between which that skin fades in below the brow."""
+"""Place on the lid (`height_of`: 0 above it, 1 at its rim) at which painted skin has weight 0, and 1."""
 COLUMNS, CORNER = 24, 0.3
-"""Strips from corner to corner in which the way down a lid is measured, and the least of it, as a share of the widest:
-beyond is the corner's own skin, which hardly moves."""
+"""COLUMNS: vertical strips in which the travel of a lid is measured. CORNER: least travel of a strip, as a share of the
+largest: the skin of the corners hardly moves."""
 CLOSES = (0.4, 0.8)
-"""Closure of a lid, as a share of the opening in the photo, between which other skin replaces what the photo shows on
-it: near the rim triangles do not grow in the picture, although the skin that they show does."""
+"""Closure of a lid (see `Lid.closure`) at which painted skin and lashes have weight 0, and 1: near the rim triangles do
+not grow in the picture, although folded skin appears there."""
 OPENS = (0.1, 0.6)
-"""The same for lids that open wider than in the photo, between which the roots of the lashes fade in along the rim."""
+"""Opening of a lid beyond the photo's, as a share of the photo's, at which painted lash roots have weight 0, and 1."""
 MEETS = (0.6, 0.8)
-"""Closures of a lid between which the lashes fade in over the slit that remains."""
+"""Closure of a lid at which the lashes cover the slit that remains by 0, and by 1."""
 LASHES_M = 0.0011
-"""Thickness of the line of lashes in the middle of a shut eye; it tapers towards the corners."""
+"""Thickness of the line of lashes in the middle of a shut eye, m; it tapers towards the corners."""
 HAIRS, HAIR_M, HAIR_SHARE, LINE_SHARE = 17, 0.0028, 0.5, 0.8
-"""Single lashes below that line: how many, how long; and how far they, and the line, cover what lies under them."""
+"""Single lashes below the line of lashes: HAIRS their number, HAIR_M their length, m. HAIR_SHARE and LINE_SHARE:
+opacity of the single lashes, and of the line."""
 GRAIN_M, GRAIN = 0.001, 3.0
-"""Width of the largest grain of skin that is taken from the cheek for a lid, m, and its largest height in the usual
-one's: hair and the outline of the nose are no grain."""
+"""Texture of skin that a lid takes from the cheek: GRAIN_M is the standard deviation of its high-pass filter, m; values
+are limited to GRAIN times their median size, because hair and the outline of the nose are no texture of skin."""
 CHEEKS = (280, 50)
-"""Middle of each cheek, where skin shows its grain."""
+"""FaceMesh landmarks in the middle of the left and the right cheek."""
 CREASE, BULGE, RIM = (0.3, 0.1, 0.06), (0.65, 0.2, 0.04), (0.8, 1.0, 0.1)
-"""Shading of a shut lid by the place on it: place, width and depth of the crease, the same of the light on the eyeball
-under the lid, and where the shade towards the lashes begins and ends, and its depth."""
+"""Shading of a shut lid by the place on it (0 above, 1 at the rim). CREASE: place, width and darkening of the crease.
+BULGE: place, width and brightening over the eyeball. RIM: begin, end and darkening of the shade towards the lashes."""
 DARK = 0.25
-"""Share of the pixels around the rim, the darkest, from which the colour of lashes is read."""
+"""Share of the darkest pixels around the rim from which the colour of lashes is read."""
 
 
 def shown_areas(verts_cam: Float32[np.ndarray, "V 3"], triangles: Int64[np.ndarray, "F 3"]) -> Float[np.ndarray, " F"]:
-    """Areas at which triangles are seen, in focal lengths squared; 0 for those that turn away."""
+    """Projected areas of triangles, in units of the squared focal length; 0 for those that face away."""
     a, b, c = (verts_cam[triangles][..., :2] / verts_cam[triangles][..., 2:]).transpose(1, 0, 2)
     # Outward is counter-clockwise for y up; the camera's y is down.
     cross = (b - a)[:, 0] * (c - a)[:, 1] - (b - a)[:, 1] * (c - a)[:, 0]
@@ -51,7 +53,10 @@ def shown_areas(verts_cam: Float32[np.ndarray, "V 3"], triangles: Int64[np.ndarr
 
 
 def height_of(across_m: Float32[np.ndarray, " V"], travel_m: Float32[np.ndarray, " V"]) -> Float32[np.ndarray, " V"]:
-    """Place of each vertex on a lid: 0 above it, 1 at its rim, and the same in its corners as in its middle."""
+    """Place of each vertex on a lid, from 0 (not moved by a blink) to 1 (rim).
+
+    It is the travel over the largest travel in the same vertical strip. `across_m`: x of the vertices, m.
+    """
     lid = travel_m > LID_TRAVEL_M
     low, high = across_m[lid].min(), across_m[lid].max()
     strip = np.clip((across_m - low) / (high - low) * COLUMNS, 0, COLUMNS - 1).astype(int)
@@ -63,7 +68,7 @@ def height_of(across_m: Float32[np.ndarray, " V"], travel_m: Float32[np.ndarray,
 
 
 class Lid:
-    """One upper lid, compared with how the photo shows it."""
+    """One upper lid: its state relative to the photo, its skin and its lashes."""
 
     def __init__(self, layers: Layers, head: HeadModel, travel_m: Float32[np.ndarray, " V"], side: int):
         """`travel_m` is how far a blink moves each vertex of this eye; `side` is 0 for the person's left one."""
@@ -93,7 +98,7 @@ class Lid:
         return (fold * light * (1 - dim * ramp(height, (start, end)))).astype(np.float32)
 
     def _read_grain(self, layers, side):
-        """Take the fine grain of the cheek, and lay the shut lid's vertices on it."""
+        """High-pass the texture of the cheek, and map the shut lid's vertices onto it."""
         head, camera = self.head, layers.camera
         points = landmarks(head, torch.from_numpy(layers.verts))
         cheek = camera.project(points)[CHEEKS[side]].numpy()
@@ -110,7 +115,7 @@ class Lid:
     def skin(
         self, colours: Float32[np.ndarray, "H W 3"], rast: torch.Tensor, verts_cam: Float32[np.ndarray, "V 3"]
     ) -> None:
-        """Shade the smooth colours of the lid, and give them the grain of skin, in place."""
+        """Shade the smooth colours of the lid, and add the texture of skin, in place."""
         box = self.box(verts_cam)
         ids = triangle_ids(rast[:, *box])
         own = self.is_own[ids] & (ids >= 0)
@@ -125,31 +130,31 @@ class Lid:
         colours[box][own] = colours[box][own] * shade[:, None] + grain[:, None]
 
     def box(self, verts_cam: Float32[np.ndarray, "V 3"]) -> tuple[slice, slice]:
-        """Rows and columns of the picture around the lid."""
+        """Slices of rows and columns around the lid in the picture."""
         xy = self.camera.project(torch.from_numpy(verts_cam[self.vertices])).numpy()
         (left, top), (right, bottom) = np.maximum([xy.min(0) - 2, xy.max(0) + 3], 0).astype(int)
         return np.s_[top:bottom, left:right]
 
     def unfolded(self, verts_cam: Float32[np.ndarray, "V 3"]) -> Float32[np.ndarray, " F_lid"]:
-        """Share (0..1) of each of the lid's triangles that shows skin that the photo has folded away."""
+        """Weight (0..1) of painted skin on each of the lid's triangles: skin that is folded away in the photo."""
         growth = shown_areas(verts_cam, self.corners) / self.areas
         share = np.maximum(ramp(growth, GROWTH), ramp(self.closure(verts_cam), CLOSES))
         return (share * self.inner).astype(np.float32)
 
     def closure(self, verts_cam: Float32[np.ndarray, "V 3"]) -> float:
-        """Closing of the lid from the photo's state (0) to shut (1); below 0 if the eye is wider open."""
+        """Closure of the lid: 0 as in the photo, 1 shut, below 0 if the eye is wider open than in the photo."""
         return 1 - self._gap_m(verts_cam) / max(self.open_m, 1e-6)
 
     def _gap_m(self, verts_cam: Float32[np.ndarray, "V 3"]) -> float:
         upper, lower = spots(self.head, verts_cam, self.rims)
-        # Only x and y, as the camera sees the gap: landmark steps leave the depth as it was.
+        # Only x and y, as the camera sees the gap: offsets from landmarks do not change the depth.
         return float(np.linalg.norm((upper - lower)[:, :2], axis=-1).mean())
 
     def paint_lashes(self, frame: UInt8[np.ndarray, "H W 3"], verts_cam: Float32[np.ndarray, "V 3"]) -> None:
         """Draw the lashes over a lid that has come down, or their roots where it opens wider than in the photo."""
         closure = self.closure(verts_cam)
         closed, shape = float(ramp(closure, CLOSES)), frame.shape[:2]
-        # An eye that opens beyond the photo's lays the roots of its lashes bare.
+        # An eye that is wider open than in the photo uncovers the roots of its lashes.
         seen = max(closed, float(ramp(-closure, OPENS)))
         if seen == 0:
             return
@@ -164,7 +169,10 @@ class Lid:
         frame[box] = np.rint(frame[box] * (1 - share) + self.lashes * share).astype(np.uint8)
 
     def _rim_px(self, verts_cam):
-        """Both rims, px, the way down the face at each point of the upper one, and the length of one metre."""
+        """Upper and lower rim, px with centres at whole numbers, [N, 2] each; direction down the face; px per metre.
+
+        The direction is the unit vector perpendicular to the upper rim's chord; the scale is that of the lid's depth.
+        """
         rims = spots(self.head, verts_cam, self.rims)
         upper, lower = self.camera.project(torch.from_numpy(rims)).numpy() - 0.5
         along = upper[-1] - upper[0]
@@ -173,13 +181,13 @@ class Lid:
         return upper, lower, down, self.camera.focal_px / float(rims[0, :, 2].mean())
 
     def _hairs(self, verts_cam, shape) -> Float32[np.ndarray, "H W"]:
-        """Coverage of single lashes that hang from the rim, longer and more slanted towards the outer corner."""
+        """Coverage (0..1) of single lashes below the rim, longer and more slanted towards the outer corner."""
         upper, _, down, px_per_m = self._rim_px(verts_cam)
         outward = (upper[0] - upper[-1]) / max(float(np.linalg.norm(upper[0] - upper[-1])), 1e-6)
         canvas = np.zeros(shape, np.uint8)
         at = np.linspace(0.04, 0.9, HAIRS)
         roots = np.stack([np.interp(at * (len(upper) - 1), np.arange(len(upper)), column) for column in upper.T], -1)
-        # Neighbours differ: a comb of equal teeth is none of lashes.
+        # Neighbouring lashes differ, because equal ones look artificial.
         uneven = 1 + 0.3 * np.sin(7.3 * np.arange(HAIRS)) + 0.2 * np.cos(3.1 * np.arange(HAIRS))
         length = HAIR_M * px_per_m * uneven * (1.1 - 0.7 * at)
         slant = 0.9 * (0.6 - at) + 0.15 * np.sin(5.0 * np.arange(HAIRS))
@@ -189,7 +197,10 @@ class Lid:
         return cv2.GaussianBlur(canvas, (0, 0), max(0.0002 * px_per_m, 0.5)).astype(np.float32) / 255
 
     def _stroke(self, verts_cam, shape, *, thicker: float = 1.0, slit: float = 0.0) -> Float32[np.ndarray, "H W"]:
-        """Coverage of the line along the lid's rim, and of what it leaves open."""
+        """Coverage (0..1) of the line of lashes along the upper rim.
+
+        With `slit` > 0 the opening below the rim is covered by that share too.
+        """
         upper, lower, down, px_per_m = self._rim_px(verts_cam)
         width = thicker * LASHES_M * px_per_m
         canvas = np.zeros(shape, np.uint8)

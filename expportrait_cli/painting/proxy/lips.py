@@ -1,4 +1,4 @@
-"""Lips: how the photo has them, and how they shut over teeth that the photo shows."""
+"""Lips: their state in the photo, and how they close over teeth that are visible in the photo."""
 
 from dataclasses import dataclass
 
@@ -25,42 +25,45 @@ from expportrait_cli.painting.proxy.layers import (
 )
 
 OPEN_M = 0.0015
-"""Gap between the lips from which the mouth of the photo counts as open, m."""
+"""Mean gap between the lips of the photo, m, from which its mouth counts as open."""
 MOVED = (0.02, 0.06)
-"""Mean motion of the inner lips relative to the photo, in mouth widths, between which the photo's teeth and shadows
-are faded out of lips and cheeks: they belong to the photo's mouth, and not to the one that is painted."""
+"""Mean displacement of the inner lips against the photo, in mouth widths, at which the picture with shut lips has
+weight 0, and 1: teeth and shadows of the photo's mouth do not belong on the lips that are painted."""
 SEAM_M, SEAM_WIDTH_M, SEAM = (0.0006, 0.0016), 0.0008, 0.5
-"""Gaps between which the line of shut lips fades, its width, and its brightness, as a share of the lips'."""
+"""Dark line between shut lips. SEAM_M: gap, m, at which its weight is 1, and 0; SEAM_WIDTH_M: its width, m; SEAM: its
+brightness, as a share of the lips'."""
 DEEP_M = 0.02
-"""Distance behind the lips from which skin between them is the throat's, seen through the mesh."""
+"""Distance behind the lips, m, from which skin between them counts as mouth cavity: it is the neck, seen inside."""
 BESIDE = 0.1
-"""How far beside the lips, in mouth widths, what is inside them may be seen."""
+"""Largest distance beside the lips, in mouth widths, at which the inside of the mouth may be drawn."""
 LIP_SHADOW = (0.14, 0.05)
-"""How far, in mouth widths across and up, teeth and shadow of an open mouth reach over what the mesh takes for lips."""
+"""Reach, in mouth widths across and up, of the open mouth's teeth and shadow beyond the opening of the mesh."""
 UNLIKE = np.array([14.0, 7.0, 7.0], np.float32)
-"""Differences in L*, a* and b* from which a pixel does not look like lip, or like skin, any more."""
+"""Scale of differences in L*, a* and b*: beyond a scaled distance of 1 a pixel counts as neither lip nor skin."""
 ON_LIP, BESIDE_LIPS = (0.25, 0.4, 0.55), 0.08
-"""Where the colours of a lip are read, from its outer to its inner border; and of skin, in mouth widths outside it."""
+"""ON_LIP: places where a lip's colour is read, from its outer (0) to its inner border (1). BESIDE_LIPS: distance from
+the lips where the colour of skin is read, in mouth widths."""
 SPILT = 0.12
-"""How far outside their contour lips may lie, in mouth widths."""
+"""Width of the zone around the lips' contour in which pixels may still be lip, in mouth widths."""
 MIDDLE = slice(3, 8)
-"""Columns of a lip that show its colour best."""
+"""Columns of a lip contour, away from the corners, on which the lip's colour is read."""
 AROUND_LIPS_M = 0.012
-"""How far from the lips the picture of shut lips differs from the photo."""
+"""Largest distance from the lips, m, at which the picture of shut lips differs from the photo."""
 MEETS, MEETS_DARK, CREASES = 0.05, 0.25, 0.008
-"""Width and depth of the shade on shut lips along the line where they meet, in mouth widths and shares of their
-brightness; and the contrast of the creases that run over them."""
+"""Shading of shut lips. MEETS and MEETS_DARK: width, in mouth widths, and darkening (share) along the line where they
+meet; CREASES: relative contrast of the creases across them."""
 TURNED_IN, WIDE_OPEN = 0.45, (0.15, 0.5)
-"""Share of a lip at its inner rim that a wide open mouth shades, and gaps, in mouth widths, over which it grows."""
+"""TURNED_IN: share of a lip, from its inner rim, that is shaded in a wide open mouth. WIDE_OPEN: gap, in mouth widths,
+at which this begins, and is complete."""
 AROUND_MOUTH = 0.75
-"""Margin around the lips in which the picture changes with them, in mouth widths."""
+"""Margin around the lips in which the picture is corrected, in mouth widths."""
 NARROWER = (0.05, 0.22)
-"""Shares of the photo's mouth width by which the mouth is narrower between which a smile's folds fade."""
+"""Narrowing of the mouth against the photo, as a share of its width, at which a smile's folds are kept, and removed."""
 
 
 @dataclass(frozen=True)
 class Contours:
-    """Lips in a picture, px: from the person's right corner to the left, columns of all four above each other."""
+    """Four contours of the lips, px, each from the person's right corner to the left, with matching columns."""
 
     upper_outer: Float[np.ndarray, "N 2"]
     upper_inner: Float[np.ndarray, "N 2"]
@@ -81,19 +84,19 @@ class Contours:
 
     @property
     def wide_open(self) -> float:
-        """Share (0..1) of a wide open mouth, in which the rims of the lips turn into its shadow."""
+        """0 for a mouth that is open by less than `WIDE_OPEN`, 1 for a wide open one, whose inner rims are shaded."""
         gap = np.linalg.norm(self.lower_inner - self.upper_inner, axis=1).max()
         return float(ramp(gap / max(self.width, 1e-6), WIDE_OPEN))
 
     def along(self, px: Float[np.ndarray, "*B 2"]) -> tuple[Float[np.ndarray, "*B"], Float[np.ndarray, "*B"]]:
-        """Place of pixels along the mouth, 0..1 from corner to corner, and across it, px downwards."""
+        """Coordinates of pixels along the mouth, 0..1 from corner to corner, and across it, px downwards."""
         start = self.upper_inner[0]
         axis = (self.upper_inner[-1] - start) / max(self.width, 1e-6)
         away = px - start
         return away @ axis / max(self.width, 1e-6), away @ np.array([-axis[1], axis[0]])
 
     def place(self, along: Float[np.ndarray, "*B"], down: Float[np.ndarray, "*B"]) -> Float[np.ndarray, "*B 2"]:
-        """The pixel at a place along and across the mouth: the inverse of `along`."""
+        """Pixel at coordinates along and across the mouth: the inverse of `along`."""
         axis = self.upper_inner[-1] - self.upper_inner[0]
         across = np.array([-axis[1], axis[0]]) / max(self.width, 1e-6)
         return self.upper_inner[0] + along[..., None] * axis + down[..., None] * across
@@ -107,10 +110,10 @@ class Contours:
 def shut_lips(
     foreground: UInt8[np.ndarray, "H W 3"], opening: Bool[np.ndarray, "H W"], lips: Contours
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """The picture without what an open mouth shows and the rim that it shades.
+    """Close an open mouth in a picture: fill the opening and the shaded rims of the lips; returns a new picture.
 
-    Each lip goes on into the opening from its own side, and along itself to its corners; skin goes on up to the lips.
-    What lies near the opening and looks like neither (teeth, gums, the corners' shadow) is taken for a part of it.
+    Upper lip, lower lip and skin are each extended into the filled pixels from their own side. Pixels near the opening
+    that look like neither lip nor skin (teeth, gums, shadow of the corners) are filled too.
     """
     if not opening.any():
         return foreground
@@ -148,18 +151,18 @@ def shut_lips(
 
 
 def _lip_shade(lips: Contours, along, below):
-    """Brightness of shut lips at places along the mouth, and px below the line where they meet."""
+    """Relative brightness of shut lips at places along the mouth and `below` px under the line where they meet."""
     meets = 1 - MEETS_DARK * np.exp(-((below / (MEETS * lips.width)) ** 2))
-    # Creases fan out, and no two are alike.
+    # Creases fan out and are irregular.
     fan = 2 * np.pi * (along - 0.5) * (1 - 0.6 * np.abs(below) / lips.width)
     creases = np.sin(17 * fan + 1.3 * np.sin(5 * fan)) + 0.6 * np.sin(29 * fan + 2.1 * np.cos(3 * fan))
     return meets * (1 + CREASES * creases * (1 - np.exp(-((below / (0.5 * MEETS * lips.width)) ** 2))))
 
 
 def _strange(picture, opening, regions, lips: Contours, corner, along, lower):
-    """Pixels that look otherwise than the region in which they lie: skin, upper lip, or lower lip."""
+    """Mask of pixels whose colour does not fit the region in which they lie: skin, upper lip, or lower lip."""
     lab = cv2.cvtColor(picture.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
-    # A beard differs from its own mean.
+    # The local spread of colours is a tolerance for beards, whose pixels differ from their mean.
     window = (2 * max(round(0.04 * lips.width), 1) + 1,) * 2
     rough = np.sqrt(np.maximum(cv2.blur(lab**2, window) - cv2.blur(lab, window) ** 2, 0))
     centre = (lips.upper_inner + lips.lower_inner).mean(0) / 2
@@ -193,7 +196,7 @@ def _strange(picture, opening, regions, lips: Contours, corner, along, lower):
 
 
 def _turned_in(lips: Contours, along, down):
-    """Pixels between the lips and at their inner rims: the wider the mouth, the more of a rim lies in its shadow."""
+    """Mask of pixels between the lips and on their inner rims; the wider the mouth is open, the more of the rims."""
     rims = (lips.upper_outer, lips.upper_inner, lips.lower_inner, lips.lower_outer)
     top, high, low, bottom = (lips.line(rim, along) for rim in rims)
     reach = TURNED_IN * lips.wide_open
@@ -201,27 +204,27 @@ def _turned_in(lips: Contours, along, down):
 
 
 def _calm(colours: Float32[np.ndarray, "N 3"]) -> Float32[np.ndarray, "N 3"]:
-    """Each the mean of itself and its neighbours."""
+    """Mean of each colour and its two neighbours."""
     return cv2.blur(colours, (1, 3), borderType=cv2.BORDER_REPLICATE)
 
 
 def _read(picture: Float32[np.ndarray, "H W 3"], px: Float[np.ndarray, "N 2"]) -> Float32[np.ndarray, "N 3"]:
-    """Colours at points, with those of the border beyond it."""
+    """Sample colours at points; points outside the picture take its border's."""
     at = px.astype(np.float32)[None] - 0.5
     return cv2.remap(picture, at, NO_MAP, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)[0]
 
 
 def around_lips(head: HeadModel) -> Bool[np.ndarray, " V"]:
-    """Vertices on the lips and beside them: what they show changes where a mouth shuts that the photo has open."""
+    """Mask of vertices on and beside the lips: their colours change when a mouth closes that is open in the photo."""
     at_rest = dense(head, head.template)
     return (torch.cdist(at_rest, landmarks(head, at_rest)[LIPS]).min(1).values < AROUND_LIPS_M).numpy()
 
 
 class Lips:
-    """Both lips, compared with how the photo shows them."""
+    """Both lips, and corrections of a frame where they differ from the photo."""
 
     def __init__(self, layers: Layers, head: HeadModel):
-        """Nothing to do where the photo has them shut."""
+        """Measure the lips in the photo, and prepare its picture with shut lips (the photo itself if they are shut)."""
         self.head, self.camera = head, layers.camera
         self.rims = np.array([(LIP_CORNERS[0], *row[-1], LIP_CORNERS[1]) for row in (UPPER_LIPS, LOWER_LIPS)])
         self.open_m, self.shape = self._gap_m(layers.verts), self._shape(layers.verts)
@@ -240,7 +243,7 @@ class Lips:
         self.seam = SEAM * self.colour
 
     def contours(self, verts_cam: Float32[np.ndarray, "V 3"]) -> Contours:
-        """The lips of a posed head."""
+        """Contours of the lips of a posed head, canvas px."""
         points = spots(self.head, verts_cam, np.arange(len(self.head.landmark_triangles)))
         return Contours.of(self.camera.project(torch.from_numpy(points)).numpy().astype(float))
 
@@ -251,7 +254,7 @@ class Lips:
         return self.camera.project(torch.from_numpy(self._points(verts_cam))).numpy()
 
     def _shape(self, verts_cam):
-        """The rims about their middle as the camera sees them, m."""
+        """x and y of both inner rims relative to their mean, camera axes, m."""
         points = self._points(verts_cam)[..., :2].reshape(-1, 2)
         return points - points.mean(0)
 
@@ -264,7 +267,11 @@ class Lips:
         return float(np.linalg.norm(upper - lower, axis=-1)[1:-1].mean())
 
     def inner(self, part: UInt8[np.ndarray, "H W"], rast: torch.Tensor, verts_cam: Float32[np.ndarray, "V 3"]) -> None:
-        """Take a mouth beside the lips out of the parts drawn, and skin of the neck between them, in place."""
+        """Correct the part map, in place.
+
+        Mouth further than BESIDE from the lips becomes NONE; skin between the lips that lies DEEP_M behind them
+        becomes mouth cavity.
+        """
         xy = self._px(verts_cam)
         reach = max(round(BESIDE * float(np.linalg.norm(xy[0, -1] - xy[0, 0]))), 1)
         outline = np.rint(np.concatenate([xy[0], xy[1][::-1]]) - 0.5).astype(np.int32)
@@ -287,7 +294,10 @@ class Lips:
         field: Float32[np.ndarray, "H W 2"],
         verts_cam: Float32[np.ndarray, "V 3"],
     ) -> None:
-        """Take the photo's teeth and shadows off lips that lie otherwise than there, and a smile's folds, in place."""
+        """Remove the photo's teeth, shadows and smile folds from lips that differ from the photo's, in place.
+
+        `person` is the warped person; `field` the position of each pixel in the photo, px.
+        """
         moved = self._shape(verts_cam) - self.shape
         share = float(ramp(np.linalg.norm(moved, axis=-1).mean() / self.width_m, MOVED)) * (self.open_m >= OPEN_M)
         calm = float(ramp(1 - self._width_m(verts_cam) / self.corners_m, NARROWER))
@@ -306,7 +316,7 @@ class Lips:
                     person[box] = mix(person[box], shown, np.full(shown.shape[:2], weight, np.float32))
 
     def paint_seam(self, frame: UInt8[np.ndarray, "H W 3"], verts_cam: Float32[np.ndarray, "V 3"]) -> None:
-        """Draw the line where lips meet that the photo has apart, in place."""
+        """Draw the dark line between lips that are shut in the frame and open in the photo, in place."""
         share = 1 - float(ramp(self._gap_m(verts_cam), SEAM_M))
         if share == 0 or self.open_m < OPEN_M:
             return
