@@ -41,13 +41,8 @@ def warn_of_misfit(source: Path, tracking: Tracking) -> None:
     """Warn if the head does not fit the landmarks: a face seen from the side, or not a person's."""
     error = float(tracking.error.mean())
     if error > DOUBTFUL:
-        log.warning(
-            "%s: the head fits the face badly (%.1f %% of the distance between the eyes, expected below %.0f). "
-            "Choose one that shows a person's face from the front.",
-            source,
-            error,
-            DOUBTFUL,
-        )
+        misfit = f"{error:.1f} % of the distance between the eyes, expected below {DOUBTFUL:.0f}"
+        log.warning("%s: the head fits the face badly (%s). Choose a person's face from the front.", source, misfit)
 
 
 def tracking_quality(tracking: Tracking) -> dict[str, Any]:

@@ -94,7 +94,7 @@ def test_own_files_are_known(tmp_path):
     square = Shape(np.float32([[0, 0, 0], [0, 1, 0], [1, 1, 0]]), np.array([[0, 1, 2]]), np.zeros((3, 3), np.uint8))
     for form in ("obj", "ply"):
         write_surface(square, tmp_path / f"a.{form}", form)
-    (tmp_path / "a.html").write_text(page("a", []))
+    (tmp_path / "a.html").write_text(page("a", {}))
     write_png(tmp_path / "a.png", np.zeros((4, 4, 3), np.uint8))
     write_rows(tmp_path)
     with npz.zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
