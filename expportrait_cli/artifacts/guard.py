@@ -57,13 +57,23 @@ def check_outputs(outputs: Iterable[PathLike], inputs: Iterable[PathLike]) -> No
 
 def _keys(path: PathLike) -> list[tuple[object, ...]]:
     """Keys that two names of one file share: the path without links, and the file's number where it exists."""
-    # The file system tells letter case apart or not, and finds hard links by their number.
-    keys: list[tuple[object, ...]] = [(os.path.realpath(path),)]
+    real = os.path.realpath(path)
+    # A file that exists is known by its number, hard links too, whatever the letter case.
+    keys: list[tuple[object, ...]] = [(real.casefold() if _ignores_case(Path(real).parent) else real,)]
     try:
         status = Path(path).stat()
     except (OSError, ValueError):
         return keys
     return [*keys, (status.st_dev, status.st_ino)]
+
+
+def _ignores_case(folder: Path) -> bool:
+    """Tell whether the file system of a folder takes a name in other letter case for the same, as far as names show."""
+    for place in (folder, *folder.parents):
+        other = place.with_name(place.name.swapcase()) if place.name else place
+        if other != place and place.exists():
+            return other.exists() and other.samefile(place)
+    return False
 
 
 def check_foreign(outputs: Iterable[Path]) -> None:

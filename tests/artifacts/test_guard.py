@@ -61,6 +61,16 @@ def test_an_input_is_no_output_under_any_name(clip, how):
         check_outputs([clip.with_name("film.mp4"), named(clip, how)], [clip])
 
 
+def test_letter_case_counts_where_the_file_system_tells_it_apart(tmp_path):
+    folder = tmp_path / "Films"
+    folder.mkdir()
+    check_outputs([folder / "A.mp4", folder / "a.mp4"], [])
+    # On a disk that does not, the folder is found by the other name too.
+    (tmp_path / "fILMS").symlink_to(folder)
+    with pytest.raises(UsageError, match="written twice"):
+        check_outputs([folder / "new" / "A.mp4", folder / "new" / "a.mp4"], [])
+
+
 def test_what_does_not_exist_yet_is_known_by_its_path(tmp_path):
     (tmp_path / "there").mkdir()
     (tmp_path / "here").symlink_to(tmp_path / "there")

@@ -353,6 +353,7 @@ def trial(command: Command, folder: Path, expected: dict[str, bytes], usual_s: f
     folder.mkdir(parents=True)
     put_foreign(folder)
     found: list[str] = []
+    is_killed = False
     for _ in range(rng.choice((1, 1, 2))):
         name, after_s, is_group = rng.choice(list(SIGNALS)), rng.uniform(0.02, usual_s), rng.random() < 0.5
         process = Run(command.words, folder, is_cold=rng.random() < COLD)
@@ -365,7 +366,8 @@ def trial(command: Command, folder: Path, expected: dict[str, bytes], usual_s: f
         # Before the tool has begun, the signal ends Python by itself; after its end there is nothing to interrupt.
         if code not in (0, 128 + number, -number):
             found.append(f"{name} after {after_s:.1f} s: exit code {code}: {err.strip()[-200:]}")
-        is_killed = name == "SIGKILL" or code == -number
+        # A second run that ended early has not yet cleaned up behind one that was killed.
+        is_killed |= name == "SIGKILL" or code == -number
         wrong = faults(command, folder, expected, is_done=False, is_killed=is_killed)
         found += [f"{name} after {after_s:.1f} s: {each}" for each in wrong]
     if command.is_endless:
