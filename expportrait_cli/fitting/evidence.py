@@ -23,10 +23,9 @@ from expportrait_cli.fitting.losses import (
     Term,
     align,
     estimate,
-    high_passed,
     shown_folds,
 )
-from expportrait_cli.fitting.patch import Patch, read
+from expportrait_cli.fitting.patch import Patch, high_passed, read
 from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.geometry.mesh import vertex_normals
 from expportrait_cli.head import HeadModel

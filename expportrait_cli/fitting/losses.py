@@ -10,7 +10,16 @@ from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
 from expportrait_cli.config import FitWeights
-from expportrait_cli.fitting.patch import Patch, Preconditioner, Surface, read, weighted_mean
+from expportrait_cli.fitting.patch import (
+    SMOOTH_STEPS,
+    Patch,
+    Preconditioner,
+    Surface,
+    high_passed,
+    read,
+    seen_share,
+    weighted_mean,
+)
 
 LEAST_SHADE = 0.05
 ROUNDS = 6
@@ -88,8 +97,6 @@ def log_albedo(
 
 
 MM = 1e3
-SMOOTH_STEPS = 12
-"""Steps of smoothing between what is low and high frequency: a Gaussian of 3.5 mm on the default head."""
 GATE_STEPS = 3
 """Steps of smoothing of the energy that is compared with the noise's: as wide as one fold."""
 LASTING = 0.75
@@ -135,7 +142,7 @@ class NormalLoss:
 
     @cached_property
     def _share(self) -> Float[Tensor, "T P 1"]:
-        return _seen_share(self.patch, self.weight)
+        return seen_share(self.patch, self.weight)
 
 
 @dataclass(frozen=True)
@@ -200,14 +207,6 @@ class ShadingLoss:
         return torch.where(self.weight > 0, self.light.log_shade(surface.normals) - self.flat - self.target, 0.0)
 
 
-def high_passed(patch: Patch, values: Float[Tensor, "T P"], weight: Float[Tensor, "T P"]) -> Float[Tensor, "T P"]:
-    """Subtract what `SMOOTH_STEPS` of smoothing leave; the result is 0 where nothing is seen."""
-    seen = weight > 0
-    given = torch.where(seen, values, 0.0)
-    low = patch.smooth(given[..., None], SMOOTH_STEPS) / _seen_share(patch, weight)
-    return torch.where(seen, given - low[..., 0], 0.0)
-
-
 def shown_folds(
     patch: Patch, values: Float[Tensor, "T P"], weight: Float[Tensor, "T P"], noise: Float[Tensor, " P"]
 ) -> Float[Tensor, "T P"]:
@@ -236,14 +235,6 @@ def _lasting(
     none = with_next.new_zeros(1, *with_next.shape[1:])
     shared, count = (torch.cat([none, with_next]) + torch.cat([with_next, none])).unbind(-1)
     return (shared / (count.clamp(min=0.05) * energy.clamp(min=1e-12))).clamp(0, 1) ** LASTING
-
-
-def _seen_share(patch: Patch, weight: Float[Tensor, "T P"]) -> Float[Tensor, "T P 1"]:
-    """Share of the surroundings that is seen, by which smoothed values are divided.
-
-    Beside a hole a slow error would look like folds.
-    """
-    return patch.smooth((weight > 0).to(weight.dtype)[..., None], SMOOTH_STEPS).clamp(min=1e-3)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from support.known_head import LIGHT, KnownHead, folds, wrinkles
 from expportrait_cli.fitting import losses
 from expportrait_cli.fitting.clip import calmest, plain_skin
 from expportrait_cli.fitting.evidence import Shading, like_skin, log_intensity, look, views_of, weights_of
-from expportrait_cli.fitting.losses import Light, estimate, harmonics, high_passed, log_albedo
+from expportrait_cli.fitting.losses import Light, estimate, harmonics, log_albedo
+from expportrait_cli.fitting.patch import high_passed
 from expportrait_cli.geometry.mesh import normalize, vertex_normals
 from expportrait_cli.head import dense, landmarks
 from expportrait_cli.media.writer import VideoWriter
