@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float64
+from jaxtyping import Bool, Float32, Float64
+from scipy.ndimage import median_filter
 
 from expportrait_cli.artifacts import npz
 from expportrait_cli.artifacts.files import write_text
@@ -33,6 +34,12 @@ STRONG = 1.15
 """Expression coefficient above which an expression is extrapolated beyond its model."""
 STRANGER = 0.6
 """Distance of dlib's embeddings above which two faces count as different people."""
+
+POP, CALM, AROUND = 2.5, 1.5, 11
+"""How much more than what is usual around it, over so many frames, a change of the film is a jump, and one of the
+driver explains it."""
+FLICKER, JITTER_PX = 0.3, 0.3
+"""Changes of a film (levels of 255) and of landmarks (px of the crop) that are noise."""
 
 Series = Float64[np.ndarray, " T"]
 
@@ -135,6 +142,7 @@ HELD = {
     "kept_in_frame": "Motion is limited to keep the head in the picture",
     "torso_guessed": "The driver's torso could not be tracked: shoulders are guessed",
     "mouth_guessed": "The mouth opens, but is shut in the photo: teeth and tongue are guessed",
+    "face_limited": "The driver's expression is limited to the range of the head model",
 }
 """Reasons why motion was changed or guessed, by their names in the header of meshes."""
 
@@ -180,10 +188,24 @@ def warnings(asked: Asked, shown: Shown, tracking: Tracking | None, turn_deg: Se
     lines += _where(np.any(asked.expression > STRONG, axis=1), f"Asks for an expression above {100 * STRONG:.0f} %")
     lines += _where(turn_deg > FAR_DEG, f"Asks for a turn of more than {FAR_DEG:.0f} degrees away from the photo")
     lines += _where(shown.found == 0, "No face found in the film")
+    if tracking is not None and len(tracking.error) == len(shown.flicker):
+        lines += _where(pops(shown.flicker, tracking.landmarks), "The film jumps where the driver's face does not")
     if "identity_dlib" in shown.identity:
         far = np.nan_to_num(shown.identity["identity_dlib"]) > STRANGER
         lines += _where(far, f"Looks like somebody else (dlib above {STRANGER})")
     return lines
+
+
+def pops(flicker: Series, landmarks: Float32[np.ndarray, "T 478 2"]) -> Bool[np.ndarray, " T"]:
+    """Return the frames whose change in the film exceeds what the driver's change explains.
+
+    Both are second differences in time, over what is usual around them.
+    """
+    jerk = np.zeros(len(flicker))
+    jerk[2:] = np.linalg.norm(np.diff(landmarks.astype(np.float64), 2, axis=0), axis=-1).mean(1)
+    shown = np.nan_to_num(flicker)
+    film, driver = (median_filter(values, AROUND, mode="nearest") for values in (shown, jerk))
+    return (shown > POP * film + FLICKER) & (jerk < CALM * driver + JITTER_PX)
 
 
 def _where(rows: Bool[np.ndarray, " T"], what: str) -> list[str]:

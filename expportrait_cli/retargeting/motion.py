@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 
 from expportrait_cli.artifacts.types import CROP_SIZE, Curves, HeadFit, Tracking
 from expportrait_cli.geometry.rotations import from_turns, logarithm, rodrigues, to_turns
@@ -208,6 +208,11 @@ def landmark_steps(
     limit = LIMIT_IOD * interocular_px(head_fit.landmarks)
     length = np.linalg.norm(steps, axis=-1, keepdims=True)
     return steps * np.minimum(1.0, limit / np.maximum(length, 1e-9))
+
+
+def at_limit(steps: Float[np.ndarray, "T 478 2"], head_fit: HeadFit) -> Bool[np.ndarray, " T"]:
+    """Return the frames in which a landmark was to go farther than `LIMIT_IOD`."""
+    return np.linalg.norm(steps, axis=-1).max(1) > 0.999 * LIMIT_IOD * interocular_px(head_fit.landmarks)
 
 
 def _fitted(tracking: Tracking, view: Projection) -> Float[np.ndarray, "T 478 2"]:

@@ -27,7 +27,7 @@ from expportrait_cli.retargeting.face import (
     parse_regions,
 )
 from expportrait_cli.retargeting.gaps import Rest, at_rest, photo_state, states
-from expportrait_cli.retargeting.motion import Motion, head_motion, landmark_steps, neutral_cost, torso_motion
+from expportrait_cli.retargeting.motion import Motion, at_limit, head_motion, landmark_steps, neutral_cost, torso_motion
 from expportrait_cli.retargeting.network import Trained, on_device
 from expportrait_cli.retargeting.steady import HeldBack, steady
 from expportrait_cli.runtime import best_device
@@ -219,7 +219,7 @@ def transfer(
             copied=copied,
             own=_landmarks_moved(head, offsets, curves),
         )
-    held = HeldBack.of(taken_deg, taken_px, tracking, head_fit)
+    held = HeldBack.of(taken_deg, taken_px, tracking, head_fit, limited=at_limit(steps, head_fit))
     return Performance(curves, smooth(steps, config.smooth).astype(np.float32), neutral, offsets, used, held)
 
 

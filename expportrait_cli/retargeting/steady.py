@@ -209,6 +209,10 @@ class HeldBack:
     """The driver's torso could not be followed: its motion is a guess."""
     mouth_unseen: Bool[np.ndarray, " T"]
     """The mouth opens, which the photo shows shut: teeth and tongue are a guess."""
+    face_limited: Bool[np.ndarray, " T"]
+    """Landmarks were to go farther beyond the head model than an expression can."""
+    not_trusted: Bool[np.ndarray, " T"]
+    """The driver's face was covered, blurred or not found: what is shown was filled in."""
 
     @classmethod
     def of(
@@ -217,12 +221,15 @@ class HeldBack:
         taken_px: Float[np.ndarray, "T 2"],
         tracking: Tracking,
         head_fit: HeadFit,
+        *,
+        limited: Bool[np.ndarray, " T"],
     ) -> "HeldBack":
-        """Compare the driver with what the photo shows."""
+        """Compare the driver with what the photo shows; `limited` are frames of `face_limited`."""
         opens = np.array([_lips_apart(points) for points in tracking.landmarks]) > OPEN_IOD
         unseen = opens & (_lips_apart(head_fit.landmarks) < SHUT_IOD)
         shift = np.linalg.norm(taken_px, axis=1)
-        return cls(turn_deg.astype(np.float64), shift.astype(np.float64), unseen_torso(tracking), unseen)
+        guessed = (unseen_torso(tracking), unseen, limited, tracking.state > 0)
+        return cls(turn_deg.astype(np.float64), shift.astype(np.float64), *guessed)
 
     def row(self) -> dict[str, dict[str, object]]:
         """Return, by kind, first and last frame of each stretch, and the most that was taken, where it has a size."""
@@ -234,7 +241,13 @@ class HeldBack:
         for name, (values, least, unit) in sized.items():
             if (values > least).any():
                 found[name] = {"frames": stretches(values > least), "most": round(float(values.max()), 1), "unit": unit}
-        for name, rows in (("torso_guessed", self.torso_unseen), ("mouth_guessed", self.mouth_unseen)):
+        guessed = {
+            "torso_guessed": self.torso_unseen,
+            "mouth_guessed": self.mouth_unseen,
+            "face_limited": self.face_limited,
+            "not_trusted": self.not_trusted,
+        }
+        for name, rows in guessed.items():
             if rows.any():
                 found[name] = {"frames": stretches(rows)}
         return found

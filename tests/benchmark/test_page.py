@@ -20,7 +20,7 @@ from expportrait_cli.evaluation.own import Asked, Shown
 from expportrait_cli.media.writer import VideoWriter
 from expportrait_cli.pipeline import film
 from expportrait_cli.pipeline.job import Job
-from expportrait_cli.pipeline.report import Run, held_back, warnings, write_run_report
+from expportrait_cli.pipeline.report import Run, held_back, pops, warnings, write_run_report
 
 FRAMES, ANGLE_DEG = 4, 6.0
 
@@ -125,6 +125,19 @@ def test_warnings_name_the_frames():
     assert lines[1].endswith("2 of 20 frames, 0 to 1.") and "40 degrees" in lines[1]
     assert lines[2] == "No face found in the film: 1 of 20 frames, 17."
     assert lines[3].startswith("Looks like somebody else") and lines[3].endswith("1 of 20 frames, 11.")
+
+
+def test_a_film_that_jumps_is_told_from_a_driver_that_does():
+    rng = np.random.default_rng(0)
+    course = np.cumsum(rng.normal(0, 0.05, (40, 1, 1)), axis=0)
+    landmarks = (np.full((40, 478, 2), 256.0) + course).astype(np.float32)
+    flicker = np.full(40, 0.5)
+    flicker[[12, 30]] = 4.0
+    landmarks[28:] += 6.0
+    assert np.flatnonzero(pops(flicker, landmarks)).tolist() == [12, 30]
+    # The driver's own leap is in the frame that shows it, and in the next, which goes on from there.
+    flicker[[28, 29]] = 4.0
+    assert np.flatnonzero(pops(flicker, landmarks)).tolist() == [12, 30]
 
 
 def test_what_was_held_back_is_said_with_why():

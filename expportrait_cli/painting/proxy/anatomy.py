@@ -33,8 +33,10 @@ FEWEST = 12
 LEAST_RED, TOOTH_RED, LEAST_REDNESS = 60, 0.75, 0.03
 """LEAST_RED: percentile of redness up to which bright pixels are taken for teeth. Their colour is rejected if its
 redness exceeds both TOOTH_RED times the lips' redness and LEAST_REDNESS."""
-FLESH = 0.92
-"""Brightness of tongue and gums, as a share of the lips'."""
+FLESH, LIPS_HUE = 0.92, 0.25
+"""Brightness of tongue and gums, as a share of the lips'; and weight of the lips' hue in theirs."""
+TONGUE_LIT = (0.55, 0.85)
+"""Brightness, as a share of the lips', up to which flesh is what lies behind the tongue, and from which it is tongue."""
 LIT_EYES = 90
 """Percentile of the brightness of the photo's eyeballs that is used as the brightness of white enamel."""
 SKIN_TO_ENAMEL = 1.35
@@ -65,13 +67,13 @@ class Between:
     """Lip contours in the film, canvas px."""
     glimpse: Glimpse
 
-    def read(self, box) -> Float32[np.ndarray, "h w 3"]:
-        """Sample the driver's colours, RGB, at a box of pixels of the film."""
+    def places(self, box) -> tuple[Float[np.ndarray, "h w"], Float[np.ndarray, "h w"]]:
+        """Places of a box of pixels along the mouth (0..1) and between the rims (0 the upper, 1 the lower)."""
         rows, cols = np.mgrid[box] + 0.5
         along, down = self.lips.along(np.stack([cols, rows], -1))
         upper, lower = self.lips.line(self.lips.upper_inner, along), self.lips.line(self.lips.lower_inner, along)
         share = np.clip((down - upper) / np.maximum(lower - upper, 1e-3), 0, 1)
-        return self.glimpse.read(np.clip(along, 0.02, 0.98), share)
+        return np.clip(along, 0.02, 0.98), share
 
 
 class Mouth:
@@ -106,9 +108,10 @@ class Mouth:
         white = float(np.percentile(eyes.mean(-1), LIT_EYES)) if len(eyes) >= PIXELS else 0.0
         white = float(np.clip(max(white, SKIN_TO_ENAMEL * skin.mean()), 50.0, 228.0))
         self.enamel = (0.1 * skin + 0.9 * self._toned(ENAMEL) / ENAMEL.mean() * white).astype(np.float32)
-        red = self._toned(TONGUE) / TONGUE.mean() * lip.mean()
-        # Lips may be painted: most of the hue is a tongue's own.
-        self.lip, self.flesh = lip, (FLESH * (0.25 * lip + 0.75 * red)).astype(np.float32)
+        # Lips may be painted: a tongue is red by itself, and no darker than it is beside this person's teeth.
+        bright = max(FLESH * float(lip.mean()), float(TONGUE.mean() / ENAMEL.mean() * self.enamel.mean()))
+        hue = LIPS_HUE * lip / max(float(lip.mean()), 1.0) + (1 - LIPS_HUE) * self._toned(TONGUE) / TONGUE.mean()
+        self.lip, self.flesh = lip, (bright * hue).astype(np.float32)
         self.upper_edge = UPPER_EDGE_M
         self._read_teeth(shown)
         self.shown_below = self._without_upper(shown)
@@ -189,8 +192,12 @@ class Mouth:
         colour = self._anatomy(box, opening, skull, jaw)
         if between is None or self.glimpses is None:
             return colour
-        teeth, lips, tooth = (each[..., None] for each in self.glimpses.light(between.read(box)))
+        along, share = between.places(box)
+        teeth, lips, tooth = (each[..., None] for each in self.glimpses.light(between.glimpse.read(along, share)))
         flesh, enamel = lips * self.flesh, teeth * self.enamel
+        relief, wet = (each[..., None] for each in tongue_relief(along, share))
+        # What is as bright as lips, and no tooth, is the tongue.
+        flesh = flesh + ramp(lips, TONGUE_LIT) * (relief * flesh + wet * self.enamel - flesh)
         seen = np.clip(flesh + tooth * (enamel - flesh), 0, 255)
         return (colour + between.glimpse.trust * (seen - colour)).astype(np.float32)
 
@@ -233,6 +240,22 @@ class Mouth:
         base = self.enamel * line[..., None]
         base = base + gum * (self._toned(GUM) * self.light - base)
         return base * (shade * side)[..., None]
+
+
+def tongue_relief(
+    along: Float[np.ndarray, "h w"], share: Float[np.ndarray, "h w"]
+) -> tuple[Float[np.ndarray, "h w"], Float[np.ndarray, "h w"]]:
+    """Shade of a tongue that fills the mouth, about 1, and the strength of its wet highlights.
+
+    A dome under light from above and in front, with a groove and papillae; places as `Between.places` has them.
+    """
+    x, y = 2 * along - 1, 2 * share - 1
+    facing = (0.98 - 0.2 * y) / np.sqrt(1 + x**2 + y**2)
+    groove = 1 - 0.09 * np.exp(-((x / 0.07) ** 2)) * np.exp(-((y / 0.8) ** 2))
+    grain = np.sin(71 * x + 3 * np.sin(23 * y)) * np.sin(47 * y + 3 * np.cos(31 * x))
+    relief = (0.45 + 0.65 * facing) * groove * (1 + 0.035 * grain)
+    wet = np.exp(-(((y + 0.2) / 0.22) ** 2) - ((np.abs(x) - 0.28) / 0.2) ** 2)
+    return relief, 0.14 * wet * (0.7 + 0.3 * grain)
 
 
 def _within(across_m):
