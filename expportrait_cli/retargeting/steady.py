@@ -113,15 +113,20 @@ def steady_torso(
     """A torso's motion without jumps that the head has no part in, and without gaps (`unseen_torso`).
 
     What is smoothed is the difference to the course of `beside`, the head's own motion in the same channels: a camera
-    that pans moves both, and is no noise of the flow. Only its course, straight over `COURSE_FRAMES`: a nod, or a leap
-    of the fit, is no motion of shoulders.
+    that pans moves both, and is no noise of the flow. What the head does beside its course, straight over
+    `COURSE_FRAMES`, counts by the share that the flow sees the torso take in it: a camera that shakes moves both alike;
+    a nod, or a leap of the fit, is no motion of shoulders.
     """
     gaps, rows, course = unseen_torso(tracking), np.array(values, np.float64), np.array(beside, np.float64)
     for index in np.unique(tracking.shot):
         own = np.flatnonzero(tracking.shot == index)
         length = min(COURSE_FRAMES, len(own) - (len(own) + 1) % 2)
-        course[own] = straight(beside[own], length) if length > 1 else beside[own]
-        rows[own] = bridged(rows[own], gaps[own]) - course[own]
+        rows[own] = bridged(rows[own], gaps[own])
+        if length > 1:
+            nods, swift = (each[own] - straight(each[own], length) for each in (course, rows))
+            shared = np.clip((nods * swift).sum() / max((nods * nods).sum(), 1e-12), 0, 1)
+            course[own] -= (1 - shared) * nods
+        rows[own] -= course[own]
         size = (MEDIAN_FRAMES,) + (1,) * (rows.ndim - 1)
         rows[own] = median_filter(rows[own], size=size, mode="nearest")
     return eased_as_torso(rows, tracking) + course
