@@ -302,7 +302,8 @@ def _told(source: str) -> Iterator[None]:
         raise WeightsError(f"{source} is for those who accept its licence: do so on {page}, and {login}.") from error
     except HfHubHTTPError as error:
         code = error.response.status_code
-        remedy = f"Look on {page}, and {login}" if code in (401, 403) else "Look on the publisher's page"
+        is_closed = code in (401, 403) and source.startswith(HUB)
+        remedy = f"Look on {page}, and {login}" if is_closed else "Look on the publisher's page"
         raise WeightsError(f"{source} answered {code} {error.response.reason_phrase}. {remedy}.") from error
     except OfflineModeIsEnabled as error:
         raise WeightsError(f"{source} is not asked while HF_HUB_OFFLINE is set. Unset it.") from error

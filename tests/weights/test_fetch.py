@@ -25,7 +25,7 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
 class Publisher(ThreadingHTTPServer):
-    """Serves CONTENT at every path but /missing."""
+    """Serves CONTENT at every path but /missing and /forbidden."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Answer)
@@ -54,8 +54,8 @@ class Answer(QuietHandler):
         publisher = self.server
         wanted = self.headers.get("Range", "")
         publisher.asked.append(wanted)
-        if self.path == "/missing":
-            self.send_error(404)
+        if self.path in ("/missing", "/forbidden"):
+            self.send_error(404 if self.path == "/missing" else 403)
             return
         start, content = 0, publisher.content
         if wanted and publisher.knows_ranges:
@@ -264,7 +264,8 @@ def offline() -> str:
 @pytest.mark.parametrize(
     ("why", "says"),
     [
-        ("missing", "answered 404 Not Found"),
+        ("missing", "answered 404 Not Found. Look on the publisher's page."),
+        ("forbidden", "answered 403 Forbidden. Look on the publisher's page."),
         ("offline", "cannot be reached: [Errno 111] Connection refused."),
         ("form", "Accept its licence on https://example.org/licence, and put net.onnx into"),
         ("wheel", "cannot be downloaded by this command. Install PyPI net 1.0."),
@@ -272,8 +273,8 @@ def offline() -> str:
 )
 def test_what_cannot_be_fetched_is_one_line(publisher, monkeypatch, tmp_path, capsys, why, says):
     match why:
-        case "missing":
-            weight = entry(publisher, path="/missing")
+        case "missing" | "forbidden":
+            weight = entry(publisher, path=f"/{why}")
         case "offline":
             weight = Weight("net", "net.onnx", offline(), SHA256, "MIT", ("fit",))
         case "form":

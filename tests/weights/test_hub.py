@@ -67,6 +67,8 @@ class Answer(QuietHandler):
             self.send_response(401)
             self.send_header("X-Error-Code", "GatedRepo")
             self.end_headers()
+        elif self.path.startswith("/api/models/Owner/closed/"):
+            self.send_error(401)
         elif self.path in [f"/api/models/Owner/model/revision/{name}?blobs=true" for name in ("main", own.commit)]:
             self.send(hub_listing(own.commit, own.rows()))
         elif self.path.startswith(resolve):
@@ -272,6 +274,13 @@ def test_one_file_of_the_hub_is_checked_by_the_hubs_hash(server, tmp_path, monke
     server.files[name] = FILES[name]
     assert fetch(weight, tmp_path, silent).read_bytes() == FILES[name]
     assert noted(tmp_path / "one.safetensors") == hashlib.sha256(FILES[name]).hexdigest()
+
+
+def test_a_repository_that_is_closed_is_said_with_the_way_to_log_in(server, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.weight.source.removesuffix("/Owner/model"))
+    closed = replace(server.weight, source="https://huggingface.co/Owner/closed")
+    with pytest.raises(WeightsError, match=r"answered 401 .* Look on https://huggingface.co/Owner/closed, and log in"):
+        fetch(closed, tmp_path, silent)
 
 
 def test_a_licence_that_has_to_be_accepted_is_said_with_its_page(server, tmp_path):
