@@ -108,7 +108,7 @@ def test_other_files_are_refused_in_one_line(file, parts, tmp_path, capsys):
     save_file({**own, "vace_blocks.0.before_proj.weight": torch.zeros(2)}, bad)
     assert "a Wan of another kind" in said(capsys, bad, "-o", out)
     original(bad, tiny_transformer(in_channels=48, layers=1, head_dim=128))
-    assert "takes 48 channels and gives 16; expected Wan 2.1 T2V" in said(capsys, bad, "-o", out)
+    assert "has 48 input and 16 output channels; expected Wan 2.1 T2V" in said(capsys, bad, "-o", out)
     save_file({**own, "blocks.0.ffn.2.weight": own["blocks.0.ffn.2.weight"].to(torch.float8_e4m3fn)}, bad)
     assert "holds numbers of float8_e4m3fn, expected float32" in said(capsys, bad, "-o", out)
     assert "has no transformer/config.json" in said(capsys, file, "-o", out, "--parts", tmp_path)

@@ -82,7 +82,7 @@ def test_other_folders_are_no_base(tmp_path):
     with pytest.raises(WeightsError, match=r"has no transformer/config\.json: expected a Wan"):
         find_base(str(tmp_path))
     folder = base_folder(tmp_path / "wan", tiny_transformer(in_channels=48))
-    with pytest.raises(WeightsError, match="takes 48 channels"):
+    with pytest.raises(WeightsError, match="has 48 input"):
         fresh_portrait(find_base(str(folder)))
     (folder / "prompt_embeds.safetensors").unlink()
     with pytest.raises(WeightsError, match=r"has not been embedded\. .*`expportrait weights embed-prompt` once"):

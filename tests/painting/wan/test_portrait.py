@@ -172,7 +172,7 @@ def test_a_hint_is_given_to_those_who_take_one():
 
 
 def test_other_bases_are_refused():
-    with pytest.raises(WeightsError, match=r"takes 48 channels and gives 16; expected Wan 2\.1 T2V"):
+    with pytest.raises(WeightsError, match=r"has 48 input and 16 output channels; expected Wan 2\.1 T2V"):
         base_of(tiny_transformer(in_channels=48))
     with pytest.raises(WeightsError, match="another text encoder's"):
         WanPortrait.from_base(tiny_transformer(), torch.zeros(3, 8))

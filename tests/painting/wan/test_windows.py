@@ -142,14 +142,14 @@ def test_sigmas_are_shifted_and_end_at_zero():
 
 
 def test_guidance_goes_beyond_the_control():
-    def told(state: Tensor, sigma: float) -> Tensor:
+    def conditional(state: Tensor, sigma: float) -> Tensor:
         return state + sigma
 
-    def untold(state: Tensor, sigma: float) -> Tensor:
+    def unconditional(state: Tensor, sigma: float) -> Tensor:
         return state
 
     state = torch.zeros(1, 1, 1, 1, 1)
-    assert guided(told, untold, 1.5)(state, 0.4).item() == pytest.approx(0.6)
+    assert guided(conditional, unconditional, 1.5)(state, 0.4).item() == pytest.approx(0.6)
 
 
 def test_velocities_that_change_evenly_are_skipped_without_a_trace():
