@@ -115,8 +115,8 @@ def establish_axes(vectors: Float32[np.ndarray, "S S 3"], expected: Float32[np.n
     margin = float(scores[first] - scores[second])
     if margin < MARGIN:
         raise InputError(
-            f"The normals do not tell their axes: the best fit has a mean cosine of {scores[first]:.2f}, the next has "
-            f"{scores[second]:.2f}. Use a frontal face that fills the picture."
+            f"The axes of the normals are ambiguous: the best fit has a mean cosine of {scores[first]:.2f}, the next "
+            f"has {scores[second]:.2f}. Use a frontal face that fills the picture."
         )
     return Axes(candidates[first], float(scores[first]), margin)
 
@@ -141,8 +141,8 @@ def turned(network: Estimator, axes: Axes) -> Estimator:
     if np.array_equal(axes.matrix, np.eye(3)):
         return network
     log.warning(
-        "The normals of %s have other axes than its published code says: x, y, z of the head are its %s, and are taken "
-        "so (mean cosine %.2f, the next best %.2f less).",
+        "The normals of %s have other axes than in its published code: x, y, z are %s times its vectors, which is used "
+        "(mean cosine %.2f, the next best %.2f less).",
         network.name,
         axes.matrix.astype(int).tolist(),
         axes.cosine,

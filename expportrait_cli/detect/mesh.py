@@ -81,7 +81,7 @@ class FaceMesh:
     """478 landmarks of the face in a given box; with `video`, of the same face in every following frame.
 
     A clip's crop is fixed until the face leaves its middle, so that a still face gets still landmarks. Each frame is
-    detected anew in the crop, because landmarks that are tracked from the previous ones drift by 1 % of the inter-ocular
+    detected anew in the crop, because landmarks tracked from the previous ones drift by 1 % of the inter-ocular
     distance. Tracking is used only where no face is detected, as in profile.
     """
 

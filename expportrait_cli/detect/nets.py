@@ -72,7 +72,7 @@ def vision() -> ModuleType:
 
 
 class Task:
-    """One graph of MediaPipe Tasks. stderr is silenced until the first detection (`spoke`), with which it prints warnings.
+    """One graph of MediaPipe Tasks. stderr is silenced until the first detection (`spoke`): it prints warnings then.
 
     It runs in a thread of its own: an interrupt while mediapipe waits for its threads would free the picture and the
     graph while they are in use, and the process would end with a segmentation fault.

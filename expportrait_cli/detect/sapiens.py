@@ -54,7 +54,7 @@ class _Backbone(nn.Module):
 
     def __init__(self, width: int, depth: int, hidden: int) -> None:
         super().__init__()
-        # As in training: patches start 2 px outside the picture, and its last 14 rows and columns are in no patch.
+        # As in training: patches start 2 px outside the picture, and its last 2 rows and columns are in no patch.
         self.patch_embed = nn.ModuleDict({"projection": nn.Conv2d(3, width, PATCH, PATCH, padding=2)})
         self.pos_embed = nn.Parameter(torch.zeros(1, ROWS * COLUMNS, width))
         self.layers = nn.Sequential(*(_Layer(width, hidden) for _ in range(depth)))
@@ -203,7 +203,7 @@ class _Net:
             self._module = load_program(path, self._device, advice=HOW)
 
     def __call__(self, crop: UInt8[np.ndarray, "S S 3"], expected: str, channels: int) -> Float32[Tensor, "C H W"]:
-        """Run on a crop (see `frame`); raises WeightsError unless the output has `channels`, described by `expected`."""
+        """Run on a crop (see `frame`); raises WeightsError unless there are `channels` (text: `expected`)."""
         with torch.inference_mode():
             answer = self._module(frame(crop).to(self._device))
         if not isinstance(answer, Tensor) or answer.ndim != 4 or answer.shape[:2] != (1, channels):
