@@ -32,7 +32,7 @@ from expportrait_cli.version import __version__
 log = logging.getLogger(__name__)
 
 Rasterize = Callable[[Tensor, Tensor, tuple[int, int]], Tensor]
-"""Function of clip positions [n,V,4], triangles int32 [F,3] and (H, W) that returns rast [n,H,W,4], see `rasterizer`."""
+"""Function from clip positions [n,V,4], triangles int32 [F,3] and (H, W) to rast [n,H,W,4], see `rasterizer`."""
 Detect = Callable[[np.ndarray], np.ndarray | None]
 """Function of an RGB picture, uint8 [H,W,3], that returns landmarks [478,2] in px, or None."""
 

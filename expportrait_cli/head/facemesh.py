@@ -201,7 +201,7 @@ class LandmarkSpread:
     """Linear map from 2-D offsets of the 478 landmarks to offsets of the `P` vertices near them (Gaussian kernel)."""
 
     def __init__(self, head: HeadModel, identity: Float32[np.ndarray, " K"], *, rim_ridge: float = RIDGE):
-        """Prepare the map; distances are those on the person's head. `rim_ridge`: ridge of the rims of lids and lips."""
+        """Prepare the map, with distances on the person's head; `rim_ridge`: ridge of the rims of lids and lips."""
         shape = open_mouth(head, identity)
         triangles, weights = head.landmark_triangles.numpy(), head.landmark_barycentrics.numpy()
         travel = lid_travel(head).max(0)
