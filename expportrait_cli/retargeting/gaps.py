@@ -123,7 +123,7 @@ def _rest_gaps(rows: HeadFit | Tracking, landmarks: np.ndarray, state: State, he
 def lid_steps(
     measured: Float[np.ndarray, "T 478 2"], predicted: Float[np.ndarray, "T 478 2"], rest: Rest
 ) -> Float[np.ndarray, "T 478 2"]:
-    """Offsets of the person's landmarks, px, that close the lids by the same share of their gap at rest as the driver's.
+    """Offsets of the person's landmarks, px, that close the lids by the same share of the gap at rest as the driver's.
 
     `measured`: landmarks of the driver; `predicted`: landmarks of the person before the offsets.
     """

@@ -21,8 +21,8 @@ head, as a share of the crown's. LEAP_FRAMES: frames that are smoothed around a 
 MOVING_LANDMARKS = 90.0
 """Percentile of the landmarks' motions that is the motion of a frame: a blink or a word moves few landmarks."""
 STILL_TORSO = 0.2
-"""Motion of the head between frames, in inter-ocular distances, below which a change of the torso is mostly noise of the
-flow: clothes slide and hair falls over them, but shoulders rarely jump under a still head."""
+"""Motion of the head between frames, in inter-ocular distances, below which a change of the torso is mostly noise of
+the flow: clothes slide and hair falls over them, but shoulders rarely jump under a still head."""
 STIFFEST, CLEAR = 5.0, 4.0
 """STIFFEST: largest ratio of the still motion to a frame's, about the number of frames of smoothing on each side in a
 still picture. CLEAR: multiple of the still motion from which values are not smoothed at all."""
@@ -193,7 +193,7 @@ def within_frame(
 DAMPED_DEG, DAMPED_PX = 1.0, 4.0
 """Reductions by limits that are not reported: up to DAMPED_DEG degrees of a rotation, DAMPED_PX px of a shift."""
 SHUT_IOD, OPEN_IOD = 0.02, 0.06
-"""Gap between the lips, in inter-ocular distances, below which a mouth is shut, and above which its inside is visible."""
+"""Gap between the lips, in inter-ocular distances, below which a mouth is shut, and above which it is open."""
 
 
 @dataclass(frozen=True)
