@@ -1,4 +1,4 @@
-"""What is found in single pictures by networks: faces, landmarks, mattes, optical flow, normals; one adapter a library.
+"""Detection in pictures: faces, landmarks, mattes, optical flow, normals; one adapter for each library.
 
-Nothing here knows a head model.
+No module here depends on the parameters of a head model.
 """

@@ -1,4 +1,4 @@
-"""Square crops: where they lie, how their pixels are read, and how points go in and out."""
+"""Square crops: choice of the square, reading of its pixels, and conversion of points."""
 
 from typing import NamedTuple
 
@@ -11,16 +11,16 @@ from expportrait_cli.config import GenerateConfig
 from expportrait_cli.errors import InputError, UsageError
 
 STILL_SIDE, TIGHT_SIDE = 2.3, 1.5
-"""Side of the crop of a face that does not move, in face sizes; and how far it shrinks rather than reach over the
-border of the picture, where there is nothing but stretched pixels."""
+"""Side of a crop in face sizes. STILL_SIDE: for a face that does not move. TIGHT_SIDE: least side, where a larger one
+would reach over the picture's border, beyond which there are only replicated pixels."""
 HAIR, SHOULDERS, CHEEKS = 0.38, 0.52, 0.4
-"""What should be visible above, below and beside the face, in face sizes."""
+"""Margins that should be visible above (HAIR), below (SHOULDERS) and beside (CHEEKS) the face, in face sizes."""
 TIGHT = 0.4
-"""Share of these margins that has to be visible, whatever the border."""
+"""Share of these margins that must be visible even if the crop reaches over the border."""
 
 
 class Crop(NamedTuple):
-    """Square in the upright source, px. May reach over the border."""
+    """Square in the upright source picture, px; may reach over the border."""
 
     left: float
     top: float
@@ -28,7 +28,7 @@ class Crop(NamedTuple):
 
 
 class Box(NamedTuple):
-    """Part of a picture, px; its corner and sides are whole numbers."""
+    """Rectangle in a picture, px; its corner and sides are whole numbers."""
 
     left: float
     top: float
@@ -37,7 +37,7 @@ class Box(NamedTuple):
 
 
 WIDEST = 3
-"""Longest side of a film over its shortest."""
+"""Largest ratio of a film's longer side to its shorter one."""
 
 
 def shape_of(aspect: str, size: int) -> tuple[int, int]:
@@ -57,13 +57,15 @@ def shape_of(aspect: str, size: int) -> tuple[int, int]:
 
 
 ABOVE = 0.3
-"""Share of the room that head and shoulders leave that is above them: the eyes come near the upper third."""
+"""Share of the free height beyond head and shoulders that is put above them, so that the eyes are near the upper
+third."""
 
 
 def framing(points: Float32[np.ndarray, "N 2"], crop: Crop, size: tuple[int, int], shape: tuple[int, int]) -> Box:
-    """The part of a picture of `size` that a film of `shape` shows, as wide or high as the square crop, or less.
+    """The rectangle in a picture of `size` that a film of `shape` shows.
 
-    `points` are the face's, px of the picture. The part lies inside the picture.
+    Its shorter side is at most that of the square crop, and it lies inside the picture. `points` are landmarks of the
+    face, px of the picture; `size` and `shape` are width and height.
 
     Raises:
         InputError: the picture has no part of that shape in which the head fits.
@@ -87,12 +89,13 @@ def framing(points: Float32[np.ndarray, "N 2"], crop: Crop, size: tuple[int, int
 
 
 def shown_box(fit: HeadFit | Tracking, points: Float32[np.ndarray, "478 2"], config: GenerateConfig) -> Box:
-    """The part of the photo that the film shows; the square crop may reach over the photo's border.
+    """The rectangle in the photo that the film shows; a square one may reach over the photo's border.
 
-    `points` are the face's, crop px.
+    `points` are landmarks of the face, crop px.
 
     Raises:
-        UsageError, InputError: an aspect that is none, or in which the head does not fit.
+        UsageError: the aspect cannot be read.
+        InputError: the head does not fit in that aspect.
     """
     crop, size = Crop(*map(float, fit.crop)), (int(fit.size[0]), int(fit.size[1]))
     if config.paste_back:
@@ -128,7 +131,10 @@ def steady_crop(faces: Float[np.ndarray, "T N 2"], size: tuple[int, int]) -> Cro
 def _around(
     low: np.ndarray, high: np.ndarray, heights: np.ndarray, share: float, least: float
 ) -> tuple[np.ndarray, np.ndarray, float]:
-    """Corners of what holds nearly all faces and a share of their margins, and the side of its square."""
+    """Low and high corner (percentiles 1 and 99) of the faces with `share` of their margins, and a square's side.
+
+    The side, px, is that of the square around both corners, and at least `least`.
+    """
     reach = share * heights[:, None]
     first = np.percentile(low - reach * [CHEEKS, HAIR], 1, axis=0)
     last = np.percentile(high + reach * [CHEEKS, SHOULDERS], 99, axis=0)
@@ -136,7 +142,7 @@ def _around(
 
 
 def crop_image(image: UInt8[np.ndarray, "H W 3"], crop: Crop, out_size: int) -> UInt8[np.ndarray, "S S 3"]:
-    """Read a crop at `out_size` pixels. The border is replicated; shrinking averages areas."""
+    """Read a crop at `out_size` px. Beyond the picture's border pixels are replicated; shrinking averages areas."""
     whole = Crop(*(float(round(value)) for value in crop))
     if max(abs(a - b) for a, b in zip(whole, crop, strict=True)) > 1e-3:
         return _crop_fractional(image, crop, out_size)
@@ -157,7 +163,7 @@ def crop_image(image: UInt8[np.ndarray, "H W 3"], crop: Crop, out_size: int) -> 
 
 
 def _crop_fractional(image: UInt8[np.ndarray, "H W 3"], crop: Crop, out_size: int) -> UInt8[np.ndarray, "S S 3"]:
-    """Read a crop between pixels: bilinear at a whole multiple of the size, then averaged."""
+    """Read a crop whose corner or side is fractional: bilinear at a whole multiple of the size, then averaged."""
     times = max(1, int(np.ceil(crop.side / out_size)))
     step = crop.side / (out_size * times)
     back = np.array([[step, 0, crop.left + step / 2 - 0.5], [0, step, crop.top + step / 2 - 0.5]])
@@ -172,7 +178,7 @@ def _crop_fractional(image: UInt8[np.ndarray, "H W 3"], crop: Crop, out_size: in
 
 
 def crop_points(points: Float32[np.ndarray, "*B 2"], crop: Crop, out_size: int) -> Float32[np.ndarray, "*B 2"]:
-    """Source pixels to crop pixels."""
+    """Convert source px to px of a crop of `out_size`."""
     corner = np.array(crop[:2])
     return ((points - corner) * (out_size / crop.side)).astype(np.float32)
 
@@ -182,7 +188,7 @@ Sides = tuple[float, float, float, float]
 
 
 def picture_box(crop: Crop, size: Int64[np.ndarray, " 2"], side: int) -> Sides:
-    """Left, top, right and bottom of the source picture in its crop of `side` px, which may reach beyond it."""
+    """Rectangle of the source picture (`size`) inside its crop, px of the crop at `side` px."""
     (left, top), (right, bottom) = np.clip(
         crop_points(np.array([[0, 0], size], np.float32), crop, side), 0, side
     ).tolist()
@@ -190,6 +196,6 @@ def picture_box(crop: Crop, size: Int64[np.ndarray, " 2"], side: int) -> Sides:
 
 
 def uncrop_points(points: Float32[np.ndarray, "*B 2"], crop: Crop, out_size: int) -> Float32[np.ndarray, "*B 2"]:
-    """Crop pixels to source pixels."""
+    """Convert px of a crop of `out_size` to source px."""
     corner = np.array(crop[:2])
     return (points * (crop.side / out_size) + corner).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Normals and depth of a crop, from networks that the user may add: one small interface, an adapter for each network.
+"""Interface of networks that estimate normals and depth of a crop; each network has an adapter.
 
 Normals have the axes of normal maps (`render.buffers.encode`): camera space, x right, y up, z to the viewer.
 """
@@ -19,10 +19,10 @@ log = logging.getLogger(__name__)
 DOUBTFUL = 0.8
 """Confidence below which a normal should not be fitted to."""
 KNOWN = 0.1
-"""Confidence below which nothing at all is known."""
+"""Confidence below which normal and depth of a pixel count as unknown."""
 INSTALL = "pip install onnxruntime"
 MARGIN = 0.1
-"""Mean cosine by which the right axes have to win. A frontal head separates the next best by 0.4."""
+"""Least difference of mean cosine between the best and the second-best axes; a frontal head has 0.4."""
 
 
 @dataclass(frozen=True)
@@ -30,17 +30,17 @@ class Estimate:
     """A network's normals, depth and confidence in a square crop."""
 
     normals: Float32[np.ndarray, "S S 3"]
-    """x right, y up, z to the viewer; unit length, zero where nothing is known."""
+    """x right, y up, z to the viewer; unit length, zero where unknown."""
     depth: Float32[np.ndarray, "S S"]
-    """Grows with the distance, up to scale and shift; NaN where nothing is known, or where the network has none."""
+    """Relative depth: grows with the distance, scale and shift unknown; NaN where unknown."""
     confidence: Float32[np.ndarray, "S S"]
-    """0..1: how long the network's vector was before it was made a unit, times how much of the pixel is the person."""
+    """Confidence, 0..1: length of the network's vector before normalisation, at most 1, times the matte."""
 
 
 # The tests check annotations as they run.
 @runtime_checkable
 class Estimator(Protocol):
-    """A network behind its adapter."""
+    """A network for normals and depth, called through its adapter."""
 
     @property
     def name(self) -> str:
@@ -59,14 +59,14 @@ class Estimator(Protocol):
 
 @dataclass(frozen=True)
 class Axes:
-    """The signed permutation of axes that turns a network's vectors into normals."""
+    """Axes of a network's vectors, found by comparison with known normals."""
 
     matrix: Float32[np.ndarray, "3 3"]
-    """A signed permutation: normal = matrix @ vector."""
+    """Signed permutation: normal = matrix @ vector."""
     cosine: float
     """Mean cosine to the expected normals."""
     margin: float
-    """How much worse the next best does."""
+    """Mean cosine minus that of the second-best permutation."""
 
 
 def assemble(
@@ -76,7 +76,7 @@ def assemble(
     depth: Float32[np.ndarray, "S S"] | None = None,
     matte: Float32[np.ndarray, "S S"] | None = None,
 ) -> Estimate:
-    """Turn a network's own vectors, depth (growing with the distance) and matte into an estimate.
+    """Make an estimate from a network's raw vectors, depth (growing with the distance) and matte.
 
     A vector or depth that is not finite counts as unknown.
     """
@@ -91,10 +91,10 @@ def assemble(
 
 
 def establish_axes(vectors: Float32[np.ndarray, "S S 3"], expected: Float32[np.ndarray, "S S 3"]) -> Axes:
-    """Find which of the 48 signed permutations of its axes brings a network's vectors onto normals that are known.
+    """Find the signed permutation of axes, of 48, that maps a network's vectors to known normals.
 
-    Compares where both are there. The axes of networks are rarely written down, and wrong ones ruin a fit silently:
-    a frontal face, rendered or fitted, tells them apart.
+    Compares pixels where both are known. The axes of networks are rarely documented, and wrong ones ruin a fit
+    silently; a frontal face, rendered or fitted, determines them.
 
     Raises:
         InputError: too little to compare, or no set of axes fits clearly better than all others.
@@ -115,15 +115,15 @@ def establish_axes(vectors: Float32[np.ndarray, "S S 3"], expected: Float32[np.n
     margin = float(scores[first] - scores[second])
     if margin < MARGIN:
         raise InputError(
-            f"The normals do not tell their axes: the best fit has a mean cosine of {scores[first]:.2f}, the next has "
-            f"{scores[second]:.2f}. Use a frontal face that fills the picture."
+            f"The axes of the normals are ambiguous: the best fit has a mean cosine of {scores[first]:.2f}, the next "
+            f"has {scores[second]:.2f}. Use a frontal face that fills the picture."
         )
     return Axes(candidates[first], float(scores[first]), margin)
 
 
 @dataclass
 class Turned:
-    """A network whose vectors are turned into normals."""
+    """A network whose output is mapped to the axes of normal maps by `matrix`."""
 
     network: Estimator
     matrix: Float32[np.ndarray, "3 3"]
@@ -137,12 +137,12 @@ class Turned:
 
 
 def turned(network: Estimator, axes: Axes) -> Estimator:
-    """A network with its axes brought to those of normal maps; said if they are others than its adapter takes."""
+    """Wrap a network to correct its axes; logs a warning if they differ from those of its adapter."""
     if np.array_equal(axes.matrix, np.eye(3)):
         return network
     log.warning(
-        "The normals of %s have other axes than its published code says: x, y, z of the head are its %s, and are taken "
-        "so (mean cosine %.2f, the next best %.2f less).",
+        "The normals of %s have other axes than in its published code: x, y, z are %s times its vectors, which is used "
+        "(mean cosine %.2f, the next best %.2f less).",
         network.name,
         axes.matrix.astype(int).tolist(),
         axes.cosine,
@@ -152,6 +152,6 @@ def turned(network: Estimator, axes: Axes) -> Estimator:
 
 
 def resized(values: Float32[np.ndarray, "h w *C"], side: int) -> Float32[np.ndarray, "S S *C"]:
-    """Bring a map to `side` x `side`; averages when it shrinks."""
+    """Scale a map to `side` x `side` px, by area averages when it shrinks, else linearly."""
     shrinks = side < values.shape[0]
     return cv2.resize(values, (side, side), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)

@@ -1,4 +1,4 @@
-"""Choice of the network that estimates normals and depth; and DAViD, the one that everybody may use.
+"""Choice of the network that estimates normals and depth; and the adapter of DAViD, whose licence permits any use.
 
 DAViD (Saleh et al., ICCV 2025) runs through onnxruntime and gives normals, relative depth and a matte from one picture:
 the published multi-task model; MIT, also its code. Trained on rendered people only.
@@ -22,11 +22,11 @@ log = logging.getLogger(__name__)
 
 EstimatorName = Literal["auto", "david", "sapiens", "none"]
 SAPIENS_NORMALS = ("sapiens-normal", "sapiens-normal-state", "sapiens-normal-small", "sapiens-normal-small-state")
-"""Entries of the catalogue, the better first."""
+"""Names of the weights in the catalogue, best first."""
 
 
 def available() -> tuple[Literal["david", "sapiens", "none"], str]:
-    """Name the estimator that `auto` takes on this machine, and say why, in words for the user. Loads none."""
+    """Name of the estimator that `auto` takes on this machine, and the reason, as text for the user. Loads none."""
     found = locate(entry("david")) is not None
     runtime = find_spec("onnxruntime") is not None
     if found and runtime:
@@ -39,15 +39,15 @@ def available() -> tuple[Literal["david", "sapiens", "none"], str]:
 
 
 def sapiens_file() -> Weight | None:
-    """Entry of the best file of Sapiens' normals that is there."""
+    """Catalogue entry of the best installed file of Sapiens' normals; None without one."""
     return next((weight for weight in map(entry, SAPIENS_NORMALS) if locate(weight) is not None), None)
 
 
 def estimator(name: EstimatorName) -> Estimator | None:
-    """Load an estimator. `auto` takes what is there, and says which; where nothing is, `doctor` says how to get one.
+    """Load an estimator; None for `none`. `auto` takes the best installed one and logs its name, or returns None.
 
     Raises:
-        WeightsError: it was asked for by name, and its file or the package that runs it is missing or unusable.
+        WeightsError: the file of a named estimator, or the package that runs it, is missing or unusable.
     """
     match name:
         case "none":
@@ -70,9 +70,9 @@ def estimator(name: EstimatorName) -> Estimator | None:
 
 SIDE = 512
 AXES = np.eye(3, dtype=np.float32)
-"""x right, y up, z to the viewer, as ours. Nowhere documented. Public reports agree on y and z; on x they differ, and
-the one that gives figures, 13 to 18 degrees off a fitted head, has it to the right. `tests/detect/test_estimate.py`
-establishes it on the file that EXPPORTRAIT_DAVID names."""
+"""Axes of DAViD's normals (see `Axes.matrix`): x right, y up, z to the viewer, as here. They are documented nowhere;
+public reports agree on y and z and differ on x. `tests/detect/test_estimate.py` establishes them on the file that
+EXPPORTRAIT_DAVID names."""
 OUTPUTS = ("depth", "matte", "normals")
 
 
@@ -99,7 +99,7 @@ class David:
         self._roles = roles
 
     def _shapes(self) -> list[list[Any]]:
-        """Shapes of the outputs: as declared, or of a run where the number of channels was left open."""
+        """Shapes of the outputs: as declared, or from a test run if the number of channels is not declared."""
         declared = [list(one.shape) for one in self._session.get_outputs()]
         if all(len(shape) != 4 or isinstance(shape[1], int) for shape in declared):
             return declared
@@ -107,7 +107,7 @@ class David:
         return [list(value.shape) for value in self._session.run(None, {self._input: picture})]
 
     def raw(self, crop: UInt8[np.ndarray, "S S 3"]) -> dict[str, Float32[np.ndarray, "S S *C"]]:
-        """Return what the model gives, at the crop's size: `normals` in its own axes, `depth`, `matte`."""
+        """Raw outputs of the model at the crop's size: `normals` in its own axes, `depth`, `matte`."""
         side = crop.shape[0]
         # As the published code has it, which reads pictures with OpenCV: blue first, 0..1, nothing subtracted.
         picture = resized(crop[..., ::-1].astype(np.float32) / 255, SIDE).transpose(2, 0, 1)[None]
@@ -137,7 +137,7 @@ def _runtime() -> ModuleType:
 
 
 def _session(runtime: ModuleType, path: Path) -> Any:
-    """Open a model. ONNX holds a graph of known operators and cannot bring code of its own."""
+    """Open an ONNX model, which is a graph of known operators and contains no code."""
     import onnxruntime.capi.onnxruntime_pybind11_state as errors
 
     options = runtime.SessionOptions()

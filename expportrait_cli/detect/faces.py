@@ -1,4 +1,4 @@
-"""Find faces, choose one, and refuse pictures that are no portrait."""
+"""Detection of faces, choice of one, and check that a picture is a usable portrait."""
 
 from dataclasses import dataclass
 from math import atan2, degrees
@@ -11,20 +11,20 @@ from expportrait_cli.detect.nets import FaceDetector
 from expportrait_cli.errors import InputError, UsageError
 
 MIN_SCORE = 0.7
-"""Real faces reach 0.85 with one of the two models, also in profile; cats and the backs of heads stay below 0.1 and an
-upside-down face at 0.67. Drawings, statues and paintings score like people and cannot be told apart."""
+"""Least detection score of a face. Real faces reach 0.85 with one of the two models, also in profile; cats and the
+backs of heads stay below 0.1, an upside-down face has 0.67. Drawings, statues and paintings score like people."""
 MARGIN_SCORE = 0.8
-"""With a grey margin a cup of coffee reaches 0.77."""
+"""Least score of a face that is only found with a grey margin, where a cup of coffee reaches 0.77."""
 TILE_SCORE = 0.75
-"""Tiles see more texture than faces: what only a tile finds has to be surer."""
+"""Least score of a face that is found in a tile: tiles show more texture, which is mistaken for faces."""
 GREY = (128, 128, 128)
 LONGEST = 960
-"""Longer images are shrunk first; the nets see 128 and 192 pixels."""
+"""Longest side, px, that an image is shrunk to before detection; the networks' inputs have 128 and 192 px."""
 TILED_FROM = 720
-"""Images with a longer side are searched in tiles too, for faces below a twentieth of it."""
+"""Longest side, px, from which an image is also searched in tiles, for faces smaller than a twentieth of it."""
 WORDS = ("largest", "left", "right", "center", "centre")
 SAME = 0.35
-"""Boxes of this overlap (intersection over union) are one face."""
+"""Overlap (intersection over union) of two boxes from which they count as one face."""
 
 
 @dataclass(frozen=True)
@@ -41,17 +41,17 @@ class FaceBox:
 
     @property
     def side(self) -> float:
-        """The longer side."""
+        """Longer side of the box, px."""
         return max(self.x1 - self.x0, self.y1 - self.y0)
 
     @property
     def centre(self) -> tuple[float, float]:
-        """Middle of the box."""
+        """Centre of the box, px."""
         return (self.x0 + self.x1) / 2, (self.y0 + self.y1) / 2
 
     @property
     def roll_deg(self) -> float:
-        """Turn of the eye line in the image plane, clockwise; 0 upright, 180 upside down."""
+        """Rotation of the line through the eyes in the image plane, degrees clockwise; 0 upright, 180 upside down."""
         x, y = self.keypoints[1] - self.keypoints[0]
         return degrees(atan2(float(y), float(x)))
 
@@ -77,7 +77,7 @@ class FaceFinder:
         self._full = FaceDetector("full", min_score=0.5)
 
     def find(self, image: UInt8[np.ndarray, "H W 3"]) -> list[FaceBox]:
-        """Every face, from left to right. 10 ms; 60 to 150 ms for large pictures."""
+        """Detect every face, sorted from left to right. 10 ms; 60 to 150 ms for large pictures."""
         height, width = image.shape[:2]
         scale = min(1.0, LONGEST / max(height, width))
         small_size = max(8, round(width * scale)), max(8, round(height * scale))
@@ -102,7 +102,7 @@ class FaceFinder:
                 if scale < 1:
                     tile = cv2.resize(tile, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
                 for box in self._at(tile, 1 / scale, (float(left), float(top)), TILE_SCORE):
-                    # A face that the tile cuts is found whole by its neighbour or by the whole image.
+                    # A face that is cut by the tile's border is found whole in a neighbour or in the whole image.
                     inside = box.x0 > left and box.y0 > top and box.x1 < left + side and box.y1 < top + side
                     found += [box] if inside else []
         return found
@@ -121,13 +121,13 @@ class FaceFinder:
 
 
 def _steps(length: int, side: int) -> list[int]:
-    """Corners of overlapping tiles that cover a length."""
+    """Start positions, px, of overlapping tiles of `side` px that cover a length."""
     count = max(1, int(np.ceil((length - side) / (side * 0.6))) + 1)
     return np.linspace(0, max(0, length - side), count).round().astype(int).tolist()
 
 
 def distinct(boxes: list[FaceBox]) -> list[FaceBox]:
-    """Each face once: the surest box of those that overlap."""
+    """Non-maximum suppression: of boxes that overlap, keep the one of highest score."""
     kept: list[FaceBox] = []
     for box in sorted(boxes, key=lambda box: -box.score):
         if all(overlap(box, other) < SAME for other in kept):
@@ -177,9 +177,9 @@ def _by_index(ordered: list[FaceBox], index: int) -> FaceBox:
 
 
 MIN_FACE_PX = 72
-"""Smallest face, by the size of its landmarks, from the hairline to the chin: then the eyes are 26 px apart."""
+"""Least size of a face, px, by its landmarks, from the hairline to the chin: then the eyes are 26 px apart."""
 MAX_CUT = 0.05
-"""Share of the landmarks that may lie outside the picture. A face cut at one eye has 0.11, an eighth cut off none."""
+"""Largest share of landmarks outside the picture; a face that is cut at one eye has 0.11."""
 MAX_ROLL_DEG = 60.0
 NEXT = f"Use a photo in which one face is upright, whole and at least {MIN_FACE_PX} px high."
 
@@ -187,7 +187,7 @@ NEXT = f"Use a photo in which one face is upright, whole and at least {MIN_FACE_
 def check_portrait(
     image: UInt8[np.ndarray, "H W 3"], face: FaceBox | None, landmarks: Float32[np.ndarray, "478 2"] | None
 ) -> None:
-    """Refuse a picture without a usable face. Drawings, paintings and statues pass: no score tells them from people.
+    """Raise an error for a picture without a usable face. Drawings, paintings and statues are accepted.
 
     Raises:
         InputError: no face, not enough of its features, too small, cut off by the border, or lying on its side.

@@ -1,4 +1,4 @@
-"""Optical flow of head and torso from frame to frame, and cuts."""
+"""Motion of head and torso by optical flow, and detection of cuts."""
 
 from dataclasses import dataclass
 from fractions import Fraction
@@ -11,20 +11,20 @@ from jaxtyping import Bool, Float32, Float64, Int64, UInt8
 CUT_SIDE = 64
 BINS = 8
 COLOURS = 0.3
-"""Share of the pixels by which the colour histograms have to differ. Within a shot at most 0.24, at cuts 0.55."""
+"""`colour_change` above which there may be a cut; within a shot it is at most 0.24, at cuts 0.55."""
 PICTURE = 0.4
-"""One minus the correlation of the brightness. Within a shot at most 0.30 (a head that bounces), at cuts 0.47. A flash
-of light changes every colour, but not this."""
+"""`picture_change` above which there may be a cut; within a shot it is at most 0.30 (a bouncing head), at cuts 0.47. A
+flash of light changes every colour, but not this."""
 OTHER_PICTURE = 0.75
-"""From here on it is a cut whatever the colours say."""
+"""`picture_change` above which there is a cut, whatever the colours."""
 FLAT = 0.01
-"""Standard deviation of brightness of a picture that shows nothing: black, or faded out."""
+"""Standard deviation of brightness below which a picture counts as empty: black, or faded out."""
 
 Small = Float32[np.ndarray, "64 64 3"]
 
 
 class CutDetector:
-    """Tells for each frame whether it starts another shot. 1 ms, or what it takes to shrink the frame."""
+    """Decides for each frame whether it starts a new shot. 1 ms, mainly for shrinking the frame."""
 
     def __init__(self) -> None:
         self._before: Small | None = None
@@ -38,25 +38,25 @@ class CutDetector:
 
     @property
     def before(self) -> Small:
-        """The frame before the last one, to be recognised by `is_back`."""
+        """The frame before the last one, for a later call of `is_back`."""
         assert self._before is not None
         return self._before
 
     def is_back(self, picture: Small) -> bool:
-        """Tell whether the last frame continues the shot that an earlier picture belongs to."""
+        """True if the last frame continues the shot that an earlier picture belongs to."""
         assert self._now is not None
         return not differs(picture, self._now)
 
 
 def differs(a: Small, b: Small) -> bool:
-    """Tell whether a cut lies between two pictures."""
+    """True if there is a cut between two pictures."""
     picture = picture_change(a, b)
     return picture > OTHER_PICTURE or (picture > PICTURE and colour_change(a, b) > COLOURS)
 
 
 def picture_change(a: Small, b: Small) -> float:
-    """One minus the correlation of the blurred brightness; 1 between a flat picture and another, 0 between two flat."""
-    # The blur lets a moving outline correlate with itself.
+    """One minus the correlation of the blurred brightness; 1 if one picture is empty (`FLAT`), 0 if both are."""
+    # Without the blur a moving outline would not correlate with itself.
     blurred = [cv2.GaussianBlur(x.mean(axis=2), (0, 0), 2).ravel() for x in (a, b)]
     flat = [bool(x.std() < FLAT) for x in blurred]
     if any(flat):
@@ -65,7 +65,7 @@ def picture_change(a: Small, b: Small) -> float:
 
 
 def colour_change(a: Small, b: Small) -> float:
-    """Share of the pixels by which the two colour histograms differ."""
+    """Difference of the two colour histograms, as a share of the pixels, 0..1."""
     counts = [np.bincount(_bins(x), minlength=BINS**3) for x in (a, b)]
     return float(np.abs(counts[0] - counts[1]).sum() / (2 * CUT_SIDE * CUT_SIDE))
 
@@ -76,25 +76,25 @@ def _bins(image: Small) -> np.ndarray:
 
 
 GLIMPSE_S = 0.2
-"""Longest flash of light, or glimpse of another scene, that does not end a shot, s."""
+"""Longest interruption of a shot by a flash of light or another scene that does not end the shot, s."""
 
 
 class Shots:
-    """Numbers the shots. A change that ends within `GLIMPSE_S`, after which the shot goes on, is a flash, not a cut."""
+    """Numbers the shots. An interruption of at most `GLIMPSE_S`, after which the shot goes on, is not a cut."""
 
     def __init__(self, rate: Fraction) -> None:
-        """`rate` is that of the frames."""
+        """`rate`: frames per second."""
         self._cuts, self._longest = CutDetector(), max(1, round(GLIMPSE_S * float(rate)))
         self._left: tuple[Small, int, int] | None = None
-        """Picture and frame where the last cut ended a shot, and that shot's scene."""
+        """Last picture of the shot before the last cut, index of the frame after it, and that shot's scene."""
         self.index: list[int] = []
         self.glimpses: list[int] = []
-        """Frames of flashes: black ones, or of another scene."""
+        """Indices of the frames of interruptions: black ones, or of another scene."""
         self.scene, self._scenes = 0, 0
-        """Number of the pictures that go on from each other: a shot's, also after a glimpse of another."""
+        """Number of the current scene; after an interruption it is the interrupted scene's again."""
 
     def is_new(self, image: UInt8[np.ndarray, "H W 3"]) -> bool:
-        """Take the next frame, and tell whether it goes on from another than the one before."""
+        """Take the next frame; True if it does not continue the one before: at a cut, and after an interruption."""
         is_cut, t = self._cuts.is_cut(image), len(self.index)
         if self._left is not None and t - self._left[1] > self._longest:
             self._left = None
@@ -114,24 +114,25 @@ class Shots:
 
 SIZE = 256
 MIN_PIXELS = 250
-"""Smallest region that is measured, px of the small image."""
+"""Least area of a region that is measured, px of the small image."""
 MAX_PIXELS = 600
-"""About as many pixels of a region are fitted: more only cost time."""
+"""Approximate number of pixels of a region that the similarity is fitted to: more only cost time."""
 ROUNDS = 6
 CAUCHY_PX = 1.0
-"""Residual at which a pixel counts half, px of the small image."""
+"""Residual at which the weight of a pixel is halved, px of the small image."""
 TRUSTED_PX = 1.0
-"""Median residual at which the confidence is one half."""
+"""Median residual at which the confidence is halved, px of the small image."""
 MIN_CONFIDENCE = 0.05
-"""Below this the region keeps its last motion and counts as not measured."""
+"""Confidence below which a region keeps its last motion and counts as not measured."""
 FAR_PX = 3.0
-"""Change from the frame before, px of the small image, after which the region is measured again from nearer."""
+"""Change of the shift since the frame before, px of the small image, beyond which it is measured once more, starting at
+the new value."""
 PAD = 8
 """Margin around a region that optical flow is computed on, px of the small image."""
 MIN_SPAN = 128
-"""OpenCV's DIS crashes on strips that its coarsest level makes narrower than a patch."""
+"""Least side of the area for optical flow, px of the small image: OpenCV's DIS crashes on narrower strips."""
 TORSO_SHARE = 0.3
-"""Without a torso in sight it takes this share of the head's shift."""
+"""Share of the head's shift that the torso is given where it cannot be measured."""
 FOREHEAD, CHIN, RIGHT_EAR, LEFT_EAR = 10, 152, 234, 454
 BROWS = [70, 63, 105, 66, 107, 336, 296, 334, 293, 300]
 IDENTITY = np.array([1, 0, 0, 0], np.float64)
@@ -141,18 +142,18 @@ Plane = Float32[np.ndarray, "H W"]
 
 
 class Motion(NamedTuple):
-    """Similarities that carry two regions of the first frame to where they lie now."""
+    """Similarity transforms of two regions from a shot's first frame to the current one."""
 
     flow: Float32[np.ndarray, "2 4"]
     """Similarity of hair and forehead, then of the torso, crop px: x' = a x - b y + c, y' = b x + a y + d."""
     confidence: Float32[np.ndarray, " 2"]
-    """0 not measured, 1 every pixel agrees."""
+    """Confidence of both: 0 not measured, 1 no residual."""
 
 
 def head_and_torso(
     landmarks: Float32[np.ndarray, "478 2"], matte: Plane
 ) -> tuple[Bool[np.ndarray, "H W"], Bool[np.ndarray, "H W"]]:
-    """Regions of a crop: the person above the brows and beside the ears, and the person well below the chin.
+    """Masks of two regions of a crop: the person above the brows and beside the ears, and well below the chin.
 
     Measured along the face's own upright direction, so that a tilted head has its hair above its brows.
     """
@@ -175,19 +176,19 @@ def head_and_torso(
 
 @dataclass
 class Region:
-    """A region of the first frame and where it was last."""
+    """Pixels of a region of the first frame, with their weights and the region's latest motion."""
 
     rows: Int64[np.ndarray, " N"]
     columns: Int64[np.ndarray, " N"]
     weights: Float64[np.ndarray, " N"]
     box: tuple[slice, slice]
-    """The part of the small image that optical flow is computed on."""
+    """Rows and columns of the small image that optical flow is computed on."""
     flow: Float64[np.ndarray, " 4"]
     """Latest trusted similarity, px of the small image."""
 
 
 class RegionFlow:
-    """Similarity of hair and torso from a shot's first frame to each later one. About 10 ms a frame."""
+    """Tracks the similarity transforms of hair and torso from a shot's first frame. About 10 ms a frame."""
 
     def __init__(self, first: Image, landmarks: Float32[np.ndarray, "478 2"], matte: Plane) -> None:
         self._scale = first.shape[0] / SIZE
@@ -197,7 +198,7 @@ class RegionFlow:
         self._regions = [_region(mask, texture) for mask in head_and_torso(landmarks, matte)]
 
     def step(self, frame: Image) -> Motion:
-        """Motion from the first frame to `frame`; call it with every frame in order, each search starts at the last."""
+        """Motion from the first frame to `frame`; call it with every frame in order: each search starts at the last."""
         small = _grey(frame)
         head, torso = (self._measure(small, region) for region in self._regions)
         flow = np.stack([head[0], torso[0] if torso[1] > 0 else self._follow(head[0])])
@@ -221,9 +222,9 @@ class RegionFlow:
     def _from(
         self, guess: Float64[np.ndarray, " 4"], small: UInt8[np.ndarray, "S S"], region: Region
     ) -> tuple[Float64[np.ndarray, " 4"], float, float]:
-        """Similarity measured after undoing a guess, the median residual, and the share of pixels still in the frame.
+        """Similarity by optical flow after warping by `guess`; median residual, px; share of pixels inside the frame.
 
-        What is left to measure is small, so a motion of any size is found as long as it is smooth in time.
+        After the warp the remaining motion is small, so that large motions are found if they are smooth in time.
         """
         y, x = region.box
         a, b, c, d = guess
@@ -246,7 +247,7 @@ class RegionFlow:
         return flow, residual, float(inside.mean())
 
     def _follow(self, head: Float64[np.ndarray, " 4"]) -> Float64[np.ndarray, " 4"]:
-        """A share of the head's shift, taken at the middle of its region."""
+        """Shift of the torso: `TORSO_SHARE` of the head's, at the middle of the head's region."""
         region = self._regions[0]
         if not len(region.rows):
             return IDENTITY
@@ -268,7 +269,7 @@ def _region(mask: Bool[np.ndarray, "H W"], texture: Float32[np.ndarray, "S S"]) 
 
 
 def _span(positions: Int64[np.ndarray, " N"]) -> slice:
-    """Positions with a margin, and no shorter than optical flow can bear."""
+    """Range of positions with a margin, of at least `MIN_SPAN`."""
     first, last = int(positions.min()) - PAD, int(positions.max()) + 1 + PAD
     short = max(0, MIN_SPAN - (last - first))
     first = int(np.clip(first - short // 2, 0, SIZE - MIN_SPAN))
@@ -278,7 +279,7 @@ def _span(positions: Int64[np.ndarray, " N"]) -> slice:
 def robust_similarity(
     points: Float64[np.ndarray, "N 2"], moved: Float64[np.ndarray, "N 2"], weights: Float64[np.ndarray, " N"]
 ) -> tuple[Float64[np.ndarray, " 4"], float]:
-    """Similarity (a, b, c, d) that most points agree on, by iterated least squares, and the median residual."""
+    """Similarity (a, b, c, d) by iteratively reweighted least squares, and the median residual."""
     source, target = (np.ascontiguousarray(each).view(np.complex128)[:, 0] for each in (points, moved))
     # A similarity multiplies by one complex number and adds another: a + ib, c + id.
     turn, shift = 1 + 0j, complex(*np.median(moved - points, axis=0))
@@ -302,7 +303,7 @@ def _grey(image: Image) -> UInt8[np.ndarray, "S S"]:
 def rebased(
     row: Float32[np.ndarray, "4"] | Float64[np.ndarray, "4"], k: float, corner: Float64[np.ndarray, "2"]
 ) -> Float64[np.ndarray, "4"]:
-    """A similarity (a, b, c, d: turn and scale, then shift) of points p in terms of points k p + corner."""
+    """Convert a similarity (a, b: rotation and scale; c, d: shift) of points p to one of points k p + corner."""
     a, b, c, d = row
     turn = np.array([[a, -b], [b, a]])
     shift = k * np.array([c, d]) + corner - turn @ corner

@@ -1,4 +1,4 @@
-"""Mattes of the person, the shoulders, and the colours of skin and hair."""
+"""Person mattes, detection of shoulders, and colour models of pixel classes such as skin and hair."""
 
 from dataclasses import dataclass
 
@@ -10,17 +10,17 @@ from expportrait_cli.artifacts.types import CROP_SIZE
 from expportrait_cli.detect.nets import PoseNet, SelfieNet
 
 LOW, HIGH = 0.15, 0.85
-"""The net's answer is stretched between these."""
+"""Output of the network that becomes a matte of 0, and of 1."""
 RADIUS, SHARPNESS = 6, 1e-4
 """Guided filter: window in px of a 512 image, and the colour variance below which edges are ignored."""
 
 JOINED = 0.25
-"""Matte that holds two parts together."""
+"""Matte above which pixels connect two parts."""
 PLAIN = 10
-"""Levels that differ along a row or column of a plain bar, by compression."""
+"""Largest difference of levels (of 255) along a row or column of a plain bar, from compression."""
 
 NOISE = np.diag([60.0, 6.0, 6.0])
-"""Variance of L, a, b (0 to 255) that any class has: shades and compression."""
+"""Variance of L, a, b (0 to 255) that is added to every class, for shades and compression."""
 
 Image = UInt8[np.ndarray, "H W 3"]
 
@@ -34,7 +34,7 @@ def smoothstep(x: Float[np.ndarray, "*B"], low: float, high: float) -> Float[np.
 def guided_filter(
     guide: Float32[np.ndarray, "H W"], mask: Float32[np.ndarray, "H W"], *, radius: int, variance: float
 ) -> Float32[np.ndarray, "H W"]:
-    """Fit the mask to the edges of a grey guide (He et al. 2010, Eq. 5-8)."""
+    """Align a mask with the edges of a grey guide (guided filter, He et al. 2010, Eq. 5-8)."""
 
     def mean(values: np.ndarray) -> np.ndarray:
         return cv2.blur(values, (2 * radius + 1, 2 * radius + 1), borderType=cv2.BORDER_REFLECT)
@@ -52,7 +52,7 @@ class Matte:
         self._net = SelfieNet()
 
     def matte(self, image: Image, *, raw: bool = False) -> Float32[np.ndarray, "H W"]:
-        """Matte of a crop, 0..1: the largest person, fitted to the edges; `raw` is the net's own smooth answer."""
+        """Matte of the largest person in a crop, 0..1, aligned with edges; with `raw` the network's smooth output."""
         mirrored = self._net(np.ascontiguousarray(image[:, ::-1]))[:, ::-1]
         answer = (self._net(image) + mirrored) / 2
         if raw:
@@ -67,7 +67,7 @@ class Matte:
 
 
 def largest_part(matte: Float32[np.ndarray, "H W"]) -> Float32[np.ndarray, "H W"]:
-    """Drop what is not joined to the largest part: other people, posters, islands of noise."""
+    """Keep the largest connected part of a matte: removes other people, posters, islands of noise."""
     _, labels, stats, _ = cv2.connectedComponentsWithStats((matte > JOINED).astype(np.uint8))
     if len(stats) < 2:
         return matte
@@ -77,7 +77,7 @@ def largest_part(matte: Float32[np.ndarray, "H W"]) -> Float32[np.ndarray, "H W"
 
 
 def _bars(image: Image) -> list[tuple[slice, slice]]:
-    """Borders of one colour, from edge to edge: letterbox and pillarbox bars, never part of a person."""
+    """Rows and columns of letterbox and pillarbox bars: borders in which every line has one colour."""
     regions = []
     for axis in (0, 1):
         lines = image if axis == 0 else image.swapaxes(0, 1)
@@ -94,31 +94,31 @@ MIN_VISIBILITY = 0.5
 
 
 class Shoulders:
-    """BlazePose on a portrait crop. 15 to 20 ms."""
+    """Detector of the shoulders on a portrait crop, with BlazePose. 15 to 20 ms."""
 
     def __init__(self, *, video: bool = False) -> None:
         self._net = PoseNet(video=video)
 
     def shoulders(self, image: UInt8[np.ndarray, "H W 3"]) -> Float32[np.ndarray, "2 2"] | None:
-        """The person's left and right shoulder, px, also a little outside the image; None unless both are seen."""
+        """The person's left and right shoulder, px, possibly a little outside the image; None unless both are found."""
         body = self._net(image)
         if body is None or body[[LEFT, RIGHT], 2].min() < MIN_VISIBILITY:
             return None
         left, right = body[[LEFT, RIGHT], :2]
-        # Seen from the front the person's left is on the right; a swap is a false find.
+        # From the front the person's left is on the right of the picture; otherwise the detection is wrong.
         return np.stack([left, right]) if left[0] > right[0] else None
 
 
 @dataclass(frozen=True)
 class Gaussian:
-    """Colours of a class, CIE Lab."""
+    """Normal distribution of the colours of a class, CIE Lab."""
 
     mean: Float[np.ndarray, " 3"]
     covariance: Float[np.ndarray, "3 3"]
 
     @classmethod
     def of(cls, colours: Float[np.ndarray, "P 3"]) -> "Gaussian":
-        """Estimate it from most of the colours: what lies far from their median is left out."""
+        """Estimate the distribution without outliers, which lie far from the median."""
         away = np.abs(colours - np.median(colours, 0))
         kept = colours[(away <= 2.5 * (1.4826 * np.median(away, 0) + 2)).all(1)]
         kept = kept if len(kept) > 50 else colours
@@ -129,7 +129,7 @@ class Gaussian:
         return self.peak_score(colours) - 0.5 * np.log(np.linalg.det(self.covariance))
 
     def peak_score(self, colours: Float[np.ndarray, "*B 3"]) -> Float[np.ndarray, "*B"]:
-        """Logarithm of the density over that of the mean colour: 0 there, less elsewhere."""
+        """Logarithm of the density relative to that at the mean colour, at most 0."""
         away = colours - self.mean
         return -0.5 * np.einsum("...i,ij,...j->...", away, np.linalg.inv(self.covariance), away)
 
@@ -146,7 +146,8 @@ def lab_colours(image: UInt8[np.ndarray, "H W 3"]) -> Float32[np.ndarray, "H W 3
 
 
 LEAST_SPREAD, LEAST_CONTRAST = 0.25, 0.008
-"""Standard deviation of the logarithm of roughness that any class has, and contrast of a camera's grain."""
+"""LEAST_SPREAD: added to the standard deviation of every class's `roughness`. LEAST_CONTRAST: contrast of a camera's
+grain, which bounds `roughness` from below."""
 
 
 @dataclass(frozen=True)
@@ -155,16 +156,16 @@ class Look:
 
     colours: Gaussian
     rough: tuple[float, float]
-    """Mean and standard deviation of the logarithm."""
+    """Mean and standard deviation of `roughness`."""
 
     @classmethod
     def of(cls, lab: Float32[np.ndarray, "S S 4"], where: Bool[np.ndarray, "S S"]) -> "Look":
-        """Measure it on some pixels; the fourth channel is `roughness`."""
+        """Estimate the class from the pixels `where`; the fourth channel of `lab` is `roughness`."""
         rough = lab[where][:, 3]
         return cls(Gaussian.of(lab[where][:, :3]), (float(rough.mean()), float(rough.std()) + LEAST_SPREAD))
 
     def likeness(self, lab: Float32[np.ndarray, "S S 4"]) -> Float[np.ndarray, "S S"]:
-        """Logarithm of the density of colours over that of their mean."""
+        """Logarithm of the colours' density relative to that at the mean colour, at most 0."""
         return self.colours.peak_score(lab[..., :3])
 
     def score(self, lab: Float32[np.ndarray, "S S 4"]) -> Float[np.ndarray, "S S"]:

@@ -12,23 +12,27 @@ from expportrait_cli.head.facemesh import CHIN, FOREHEAD, LIP_PAIRS, LOWER_LIDS,
 Image = UInt8[np.ndarray, "H W 3"]
 Landmarks = Float32[np.ndarray, "478 2"]
 VIEW = 384
-"""Pixels of the crop that the net is given. It takes 192 samples across three quarters of them, without averaging, half
-a sample towards the origin: at 384 that is 0.3 % of the inter-ocular distance and nothing is aliased."""
+"""Side, px, of the crop that the network is given. It samples 192 points across three quarters of the crop, without
+averaging, half a sample towards the origin: at 384 px that is 0.3 % of the inter-ocular distance, without aliasing."""
 AROUND = 2.0
 """Side of that crop, in face sizes."""
 LOOSE, TIGHT, OFF_CENTRE = 1.55, 2.6, 0.13
-"""The crop stays while its side is between these many face sizes and the face this near (in sides) to its centre."""
+"""The crop is kept while its side is between LOOSE and TIGHT face sizes, and the face's centre is less than OFF_CENTRE
+sides away from the crop's."""
 LIDS_APART, LIDS_NEAR = 0.025, 0.03
-"""In inter-ocular distances: by how much the net shows touching lids too far apart, and the gap at which that ends."""
+"""The network places touching lids LIDS_APART apart; what is subtracted falls with the gap as exp(-(gap / LIDS_NEAR)²).
+Both in inter-ocular distances."""
 
 GAPING = (0.3, 0.42)
-"""Gaps between the lips, in inter-ocular distances, between which the lower face is read in a shortened picture."""
+"""Gap between the lips, in inter-ocular distances, at which a second detection in a shortened picture has weight 0, and
+1, in the lower face."""
 SHORTENED = 0.75
-"""Height of that picture: the net has seen few screams, and holds lower lip and chin back where a face is too long."""
+"""Factor by which the face is shortened in that picture: the network places lower lip and chin too high in wide open
+mouths, because such long faces are rare in its training data."""
 
 
 def gaping(landmarks: Landmarks) -> float:
-    """Share (0..1) by which a mouth is wider open than the net can tell."""
+    """Weight (0..1) of the detection in a shortened picture: 0 for a gap of `GAPING[0]`, 1 for `GAPING[1]`."""
     upper, lower = landmarks[np.array(LIP_PAIRS).T]
     size = float(np.linalg.norm(landmarks[OUTER_EYES[0]] - landmarks[OUTER_EYES[1]]))
     gap = float(np.linalg.norm(upper - lower, axis=1).max()) / max(size, 1e-6)
@@ -36,7 +40,7 @@ def gaping(landmarks: Landmarks) -> float:
 
 
 def shortened(image: Image, landmarks: Landmarks) -> tuple[Image, Float32[np.ndarray, "2 3"]]:
-    """The picture with the face in it `SHORTENED` from forehead to chin, and the map back from its pixels."""
+    """Compress the picture by `SHORTENED` along the face's axis; also the affine map of points back from it."""
     axis = landmarks[CHIN] - landmarks[FOREHEAD]
     axis = axis / max(float(np.linalg.norm(axis)), 1e-6)
     centre = (landmarks[CHIN] + landmarks[FOREHEAD]) / 2
@@ -51,9 +55,9 @@ def shortened(image: Image, landmarks: Landmarks) -> tuple[Image, Float32[np.nda
 
 
 def meet_lids(landmarks: Landmarks) -> Landmarks:
-    """Take the gap between lids that the net leaves even where they touch, 1 to 2 % of the inter-ocular distance.
+    """Close the gap that the network leaves between touching lids, 1 to 2 % of the inter-ocular distance.
 
-    A shut eye would otherwise be fitted, and painted, with a slit of white. Open lids stay where they are.
+    A shut eye would otherwise be fitted, and painted, with a white slit. Open lids hardly move.
     """
     upper, lower = (np.array([rim[1:-1] for rim in lids]).ravel() for lids in (UPPER_LIDS, LOWER_LIDS))
     line = landmarks[lower] - landmarks[upper]
@@ -68,7 +72,7 @@ def meet_lids(landmarks: Landmarks) -> Landmarks:
 
 
 def extent(landmarks: Landmarks) -> tuple[np.ndarray, float]:
-    """Centre and size of the landmarks' bounding box."""
+    """Centre and longer side, px, of the landmarks' bounding box."""
     low, high = landmarks.min(axis=0), landmarks.max(axis=0)
     return (low + high) / 2, float((high - low).max())
 
@@ -76,9 +80,9 @@ def extent(landmarks: Landmarks) -> tuple[np.ndarray, float]:
 class FaceMesh:
     """478 landmarks of the face in a given box; with `video`, of the same face in every following frame.
 
-    A clip's view is fixed until the face leaves its middle, so that a still face gets still landmarks. Each frame is
-    detected anew inside the view: landmarks that follow the previous ones drift by 1 % of the inter-ocular distance.
-    They only step in where no face is detected, as in profile.
+    A clip's crop is fixed until the face leaves its middle, so that a still face gets still landmarks. Each frame is
+    detected anew in the crop, because landmarks tracked from the previous ones drift by 1 % of the inter-ocular
+    distance. Tracking is used only where no face is detected, as in profile.
     """
 
     def __init__(self, *, video: bool) -> None:
@@ -88,7 +92,7 @@ class FaceMesh:
         self.reset()
 
     def reset(self) -> None:
-        """Forget the face that was followed, at a cut or before another clip."""
+        """Reset the tracking of the face, at a cut or before another clip."""
         self._view: Crop | None = None
         self._seen: Image | None = None
         self._following = False
@@ -98,8 +102,8 @@ class FaceMesh:
     def landmarks(self, image: Image, box: FaceBox | None = None) -> Landmarks | None:
         """Landmarks in source px, or None without the face.
 
-        A box starts at that face; without one a clip goes on with the face of the frame before, looked for again
-        near its place after it was lost. Never jumps to a face of another size or place. 4 to 7 ms.
+        With a box it starts at that face; without one it continues with the face of the frame before. A lost face is
+        searched near its last place. Never jumps to a face of another size or place. 4 to 7 ms.
         """
         if box is not None:
             self.reset()
@@ -113,7 +117,7 @@ class FaceMesh:
         return None if box is None else self._start(image, box)
 
     def _start(self, image: Image, box: FaceBox) -> Landmarks | None:
-        """Landmarks near a box, then once more in the view that they centre."""
+        """Detect landmarks near a box, then once more in a crop centred on them."""
         for around in (AROUND, 1.5, 3.0):
             points = self._look(image, _square(np.array(box.centre), box.side * around))
             if points is not None and _is_in(points, box):
@@ -159,7 +163,7 @@ class FaceMesh:
         return uncrop_points(meet_lids(self._wide(self._seen, points)), view, VIEW)
 
     def _wide(self, seen: Image, points: Landmarks) -> Landmarks:
-        """The lower face of a mouth wide open, read again in a picture in which the face has its usual length."""
+        """Landmarks with the lower face detected again in a shortened picture, if the mouth is wide open."""
         share = gaping(points)
         if share == 0:
             return points
@@ -173,12 +177,12 @@ class FaceMesh:
         axis = points[CHIN] - points[FOREHEAD]
         down = (points - points[OUTER_EYES, :].mean(0)) @ axis
         nose = float((points[NOSE_BASE[0]] - points[OUTER_EYES, :].mean(0)) @ axis)
-        # From the middle of the nose on: eyes are best read as they are.
+        # Only from the middle of the nose downwards: the eyes are more exact in the unchanged picture.
         below = np.clip(2 * down / max(nose, 1e-6) - 1, 0, 1)[:, None]
         return (points + share * below * (again - points)).astype(np.float32)
 
     def _follow(self, before: Image | None, view: Crop) -> Landmarks | None:
-        """Landmarks from those of the frame before, in the same view."""
+        """Landmarks tracked from the frame before, in the same crop."""
         if self._follower is None or before is None or self._seen is None:
             return None
         if not self._following:
@@ -190,7 +194,7 @@ class FaceMesh:
         return None if points is None else uncrop_points(meet_lids(points), view, VIEW)
 
     def _again(self, image: Image) -> FaceBox | None:
-        """The detected face that continues the lost one: near its place, the further the longer it is gone."""
+        """The detected face nearest to where the lost one was, within a radius that grows with the frames since."""
         if self._finder is None:
             self._finder = FaceFinder()
         faces = self._finder.find(image)
@@ -212,7 +216,7 @@ class FaceMesh:
         self._lost = 0
 
     def _same(self, points: Landmarks) -> bool:
-        """Return True if landmarks continue the frame before: no face halves, doubles or jumps between frames."""
+        """True if the landmarks continue the frame before: their size and place changed little."""
         if self._last is None:
             return True
         (centre, size), (before, size_before) = extent(points), self._last
@@ -226,7 +230,7 @@ def _is_in(points: Landmarks, box: FaceBox) -> bool:
 
 
 def _square(centre: np.ndarray, side: float) -> Crop:
-    """Whole-pixel square, so that its pixels are read without interpolation shifts."""
+    """Square of whole pixels, so that they are read without interpolation."""
     whole = max(16.0, float(round(side)))
     left, top = np.round(centre - whole / 2)
     return Crop(float(left), float(top), whole)

@@ -1,6 +1,6 @@
-"""The nets that find faces, landmarks, persons and shoulders, through MediaPipe Tasks, as functions of numpy images.
+"""Networks for faces, landmarks, person mattes and body points, through MediaPipe Tasks, on numpy images.
 
-Their models lie in the weights folder: the wheels of mediapipe 1 and later hold none.
+Their models lie in the weights folder: the wheels of mediapipe 1 and later contain none.
 Coordinates are pixels of the image that was passed in, pixel centres at +0.5.
 """
 
@@ -29,13 +29,13 @@ Image = UInt8[np.ndarray, "H W 3"]
 NEEDED = "Run `pip install 'mediapipe>=1'`."
 GREY = np.full((64, 64, 3), 128, np.uint8)
 STEP_MS = 3_600_000
-"""Between two frames. Tasks smooths landmarks along a clip, which nobody here wants, and cannot be told to stop.
-The filter counts the time that a landmark had to move: after an hour, 0.1 % of the frame before is left."""
+"""Time between two frames that MediaPipe is given, ms. Its smoothing of landmarks over time cannot be switched off, but
+after an hour only 0.1 % of the frame before is left."""
 
 
 @contextmanager
 def _without(*names: str) -> Iterator[None]:
-    """Let modules that nobody here needs be imported as empty ones."""
+    """Replace modules by empty ones during an import, if they are not loaded yet."""
     absent = [name for name in names if name not in sys.modules]
     sys.modules.update({name: ModuleType(name) for name in absent})
     try:
@@ -59,11 +59,11 @@ def vision() -> ModuleType:
     except PackageNotFoundError as error:
         raise WeightsError(f"The Python package mediapipe is not installed. {NEEDED}") from error
     if found.startswith("0."):
-        # Its graph for small faces has the anchors of another model, and finds none.
+        # Its graph for small faces is built with the anchors of another model, and finds no face.
         raise WeightsError(f"mediapipe {found} is installed, expected version 1 or later. {NEEDED}")
-    # Without PortAudio mediapipe keeps the exception that says so, and with it the frames of all who wait for the
-    # import, with every picture and net in them. A thread of its own has no such frames. Its module for drawing asks
-    # for matplotlib, which takes seconds to load.
+    # Without PortAudio mediapipe stores an exception whose traceback keeps all stack frames of the importing thread
+    # alive, with the pictures and networks in them: so a new thread imports it. Its module for drawing imports
+    # matplotlib, which takes seconds to load.
     with silenced(), _without("matplotlib", "matplotlib.pyplot"), ThreadPoolExecutor(1) as aside:
         try:
             return aside.submit(importlib.import_module, "mediapipe.tasks.python.vision").result()
@@ -72,10 +72,10 @@ def vision() -> ModuleType:
 
 
 class Task:
-    """One graph of Tasks, silent until it `spoke`: its interpreters warn when they first find something.
+    """One graph of MediaPipe Tasks. stderr is silenced until the first detection (`spoke`): it prints warnings then.
 
-    All that it does is done in a thread of its own. mediapipe waits for threads, too: an interrupt there would free the
-    picture and the graph while they are still used, and the process would end with a segmentation fault.
+    It runs in a thread of its own: an interrupt while mediapipe waits for its threads would free the picture and the
+    graph while they are in use, and the process would end with a segmentation fault.
     """
 
     def __init__(
@@ -98,8 +98,8 @@ class Task:
         with silenced():
             _close_ended()
             self._graph = make(tasks, BaseOptions(model_asset_path=file))
-        # Upstream's own end would come with a collection of garbage, which may fall into a moment in which this very
-        # thread holds the lock that the end waits for; and it talks, and raises when Python ends.
+        # MediaPipe's own finaliser would run in a garbage collection, perhaps while this thread holds the lock that it
+        # waits for; it also prints, and raises at interpreter exit. So the graph is kept, and closed later.
         weakref.finalize(self, _ended.append, self._graph).atexit = False
 
     def __call__(self, image: Image) -> Any:
@@ -117,7 +117,7 @@ class Task:
 
 
 _ended: list[Any] = []
-"""Graphs of tasks that nobody has any more, still open."""
+"""Graphs of deleted tasks that are still open."""
 
 
 def _close_ended() -> None:
@@ -128,7 +128,7 @@ def _close_ended() -> None:
 
 @atexit.register
 def _leave_open() -> None:
-    """Python's end is no time to close anything: mediapipe's threads are gone by then, and it would raise."""
+    """At interpreter exit, disable closing: mediapipe's threads have ended by then, and it would raise."""
     for graph in _ended:
         graph.close = lambda: None
 
@@ -139,7 +139,7 @@ def _unreadable(file: Path, error: Exception) -> str:
 
 
 class FaceDetector:
-    """BlazeFace, short range (selfies) or full range (small faces)."""
+    """Face detector BlazeFace, for short range (selfies) or full range (small faces)."""
 
     def __init__(self, reach: Literal["short", "full"], *, min_score: float) -> None:
         self._task = Task(
@@ -167,9 +167,9 @@ class FaceDetector:
 
 
 class LandmarkNet:
-    """FaceMesh with refined eyes and lips on an image that holds one face.
+    """FaceMesh with refined eyes and lips on an image with one face.
 
-    With `video`, the region that the net looks at follows the landmarks of the previous image.
+    With `video`, the network's input region is placed by the landmarks of the previous image.
     """
 
     def __init__(self, *, video: bool, min_score: float = 0.5) -> None:
@@ -188,7 +188,7 @@ class LandmarkNet:
         )
 
     def __call__(self, image: Image) -> Float32[np.ndarray, "478 2"] | None:
-        """Landmarks, px; None where no face is seen."""
+        """Landmarks, px; None if no face is found."""
         faces = self._task(image).face_landmarks
         self._task.spoke |= bool(faces)
         if not faces:
@@ -198,12 +198,12 @@ class LandmarkNet:
         return points * np.array([width, height], np.float32)
 
     def forget(self) -> None:
-        """Lose the previous landmarks: a grey image, because starting anew costs 70 ms."""
+        """Discard the previous landmarks, by running on a grey image: a new graph would cost 70 ms."""
         self._task(GREY)
 
 
 class SelfieNet:
-    """Person segmentation, general (square) model."""
+    """Person segmentation with MediaPipe's general (square) selfie model."""
 
     def __init__(self) -> None:
         self._task = Task(
@@ -223,7 +223,7 @@ class SelfieNet:
 
 
 class PoseNet:
-    """BlazePose, the full model."""
+    """Body points with BlazePose's full model."""
 
     def __init__(self, *, video: bool) -> None:
         self._task = Task(
@@ -238,7 +238,7 @@ class PoseNet:
         )
 
     def __call__(self, image: Image) -> Float32[np.ndarray, "33 3"] | None:
-        """Body points: x, y in pixels and visibility 0..1."""
+        """Body points: x, y in px and visibility 0..1; None if no person is found."""
         bodies = self._task(image).pose_landmarks
         self._task.spoke |= bool(bodies)
         if not bodies:

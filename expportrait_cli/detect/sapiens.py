@@ -1,4 +1,4 @@
-"""Sapiens: normals by the published networks."""
+"""Adapter of Sapiens, published networks that estimate normals."""
 
 import re
 import warnings
@@ -18,10 +18,10 @@ from expportrait_cli.errors import WeightsError, one_line
 from expportrait_cli.runtime import best_device
 
 HEADS = {1024: 16, 1280: 16, 1536: 24, 1920: 32}
-"""Heads of the attention, which no shape tells, by width: 0.3B, 0.6B, 1B and 2B."""
+"""Attention heads by width of the network (0.3B, 0.6B, 1B and 2B), because no tensor's shape contains their number."""
 ROWS, COLUMNS, PATCH = 64, 48, 16
 STAGES = 3
-"""Transposed convolutions of the decoder, and as many of 1 x 1."""
+"""Number of transposed convolutions of the decoder, and of its 1 x 1 convolutions."""
 EPS = 1e-6
 FLOATS = ("F32", "F16", "BF16", "F64")
 
@@ -41,7 +41,7 @@ class _Layer(nn.Module):
         self.ffn = nn.ModuleDict({"layers": nn.Sequential(inner, nn.Linear(hidden, width))})
 
     def forward(self, tokens: Float[Tensor, "B N C"]) -> Float[Tensor, "B N C"]:
-        """Attend, then think about it."""
+        """Self-attention, then the feed-forward network; each normalises its input and is added to it."""
         apart = self.attn["qkv"](self.ln1(tokens)).unflatten(-1, (3, self.heads, -1))
         query, key, value = apart.permute(2, 0, 3, 1, 4).unbind(0)
         seen = F.scaled_dot_product_attention(query, key, value)
@@ -54,20 +54,20 @@ class _Backbone(nn.Module):
 
     def __init__(self, width: int, depth: int, hidden: int) -> None:
         super().__init__()
-        # As it was trained: patches start 2 px before the picture, and its last 2 rows and columns are in none.
+        # As in training: patches start 2 px outside the picture, and its last 2 rows and columns are in no patch.
         self.patch_embed = nn.ModuleDict({"projection": nn.Conv2d(3, width, PATCH, PATCH, padding=2)})
         self.pos_embed = nn.Parameter(torch.zeros(1, ROWS * COLUMNS, width))
         self.layers = nn.Sequential(*(_Layer(width, hidden) for _ in range(depth)))
         self.ln1 = nn.LayerNorm(width, EPS)
 
     def forward(self, picture: Float[Tensor, "B 3 1024 768"]) -> Float[Tensor, "B C 64 48"]:
-        """Turn a picture into features of its patches."""
+        """Compute features of the patches of a picture."""
         tokens = self.patch_embed["projection"](picture).flatten(2).transpose(1, 2) + self.pos_embed
         return self.ln1(self.layers(tokens)).transpose(1, 2).unflatten(2, (ROWS, COLUMNS))
 
 
 class _Decoder(nn.Module):
-    """Three steps of twice the resolution, then three of 1 x 1: not in turns."""
+    """Three transposed convolutions that double the resolution, then three 1 x 1 convolutions."""
 
     def __init__(self, width: int, ups: list[int], flats: list[int]) -> None:
         super().__init__()
@@ -84,12 +84,12 @@ class _Decoder(nn.Module):
         self.conv_seg = nn.Conv2d(into[-1], 3, 1)
 
     def forward(self, features: Float[Tensor, "B C 64 48"]) -> Float[Tensor, "B 3 512 384"]:
-        """Turn features into vectors."""
+        """Decode features into vectors."""
         return self.conv_seg(self.conv_layers(self.deconv_layers(features)))
 
 
 class SapiensNormals(nn.Module):
-    """The whole network. Its vectors have any length; see `sapiens.frame` for the picture that it takes."""
+    """The whole network. Its vectors are not normalised; `sapiens.frame` prepares its input."""
 
     def __init__(self, *, width: int, depth: int, hidden: int, ups: list[int], flats: list[int]) -> None:
         super().__init__()
@@ -122,7 +122,7 @@ def load_normals(path: Path) -> SapiensNormals:
 
 
 def _built(path: Path, found: Shapes) -> SapiensNormals:
-    """A network without numbers, in the shapes that were found, which must be its own to the last one."""
+    """Build a network without data from the shapes in a file; raises `WeightsError` unless all of them fit."""
     first = f"{sorted(found)[0]} and {len(found) - 1} others" if found else "nothing"
 
     def count(name: str, axis: int) -> int:
@@ -160,17 +160,18 @@ def _refusal(path: Path, found: str, expected: str) -> WeightsError:
 
 HEIGHT, WIDTH = 1024, 768
 BAND = (HEIGHT - WIDTH) // 2
-"""Rows above and below a square crop."""
+"""Rows added above and below a square crop."""
 MEAN, STD = (123.5, 116.5, 103.5), (58.5, 57.0, 57.5)
-"""Of RGB in 0..255; facebookresearch/sapiens, lite/demo/vis_normal.py."""
+"""Mean and standard deviation of RGB (0..255) of the network's input; facebookresearch/sapiens,
+lite/demo/vis_normal.py."""
 AXES = np.eye(3, dtype=np.float32)
-"""x right, y up, z to the viewer, as ours. Nowhere documented: others measured that flipping y and z leads to OpenCV's
-axes, with a mean cosine of 0.8 to a fitted body and 0.06 ahead of the next best."""
+"""Axes of Sapiens' normals (see `Axes.matrix`): x right, y up, z to the viewer, as here. They are documented nowhere;
+published measurements found that flipping y and z gives OpenCV's axes."""
 HOW = "Take the file that ends in _torchscript.pt2: `expportrait weights list`."
 
 
 class Sapiens:
-    """Sapiens' normals. It has neither depth nor matte: its vectors mean nothing off the person."""
+    """Estimator with Sapiens' normals. It has neither depth nor matte; off the person its vectors are meaningless."""
 
     name = "sapiens"
     licence = "CC-BY-NC-4.0"
@@ -179,7 +180,7 @@ class Sapiens:
         self._net = _Net(path)
 
     def raw(self, crop: UInt8[np.ndarray, "S S 3"]) -> Float32[np.ndarray, "S S 3"]:
-        """The net's own vectors, in its own axes and of any length."""
+        """Raw vectors of the network at the crop's size, in its own axes and not normalised."""
         vectors = self._net(crop, "normals [1, 3, H, W]", 3)
         whole = cv2.resize(vectors.permute(1, 2, 0).numpy(), (WIDTH, HEIGHT), interpolation=cv2.INTER_LINEAR)
         return resized(np.ascontiguousarray(whole[BAND : BAND + WIDTH]), crop.shape[0])
@@ -190,7 +191,7 @@ class Sapiens:
 
 
 class _Net:
-    """A TorchScript file or a state dict, on CUDA where there is one."""
+    """The network from a TorchScript file or a state dict, on the best device."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -202,7 +203,7 @@ class _Net:
             self._module = load_program(path, self._device, advice=HOW)
 
     def __call__(self, crop: UInt8[np.ndarray, "S S 3"], expected: str, channels: int) -> Float32[Tensor, "C H W"]:
-        """Run on a crop that is put into the middle of a frame of the shape that the net was trained on."""
+        """Run on a crop (see `frame`); raises WeightsError unless there are `channels` (text: `expected`)."""
         with torch.inference_mode():
             answer = self._module(frame(crop).to(self._device))
         if not isinstance(answer, Tensor) or answer.ndim != 4 or answer.shape[:2] != (1, channels):
@@ -212,7 +213,7 @@ class _Net:
 
 
 def frame(crop: UInt8[np.ndarray, "S S 3"]) -> Float32[Tensor, "1 3 1024 768"]:
-    """Fit a crop into the width of the net's input and go on with its border above and below: no stretching."""
+    """Scale a crop to the width of the network's input, and replicate its border rows above and below."""
     square = resized(crop.astype(np.float32), WIDTH)
     picture = cv2.copyMakeBorder(square, BAND, BAND, 0, 0, cv2.BORDER_REPLICATE)
     normalised = (picture - np.array(MEAN, np.float32)) / np.array(STD, np.float32)
@@ -220,15 +221,15 @@ def frame(crop: UInt8[np.ndarray, "S S 3"]) -> Float32[Tensor, "1 3 1024 768"]:
 
 
 REFUSED = re.compile(rb"\b(save|from_file)\b|\bops\b(?!\.prim\b)")
-"""Operators of PyTorch that touch files, and all of other libraries: torchvision's, for example, write pictures."""
+"""Names in a program that are refused: PyTorch's operators that access files, and all operators of other libraries."""
 
 
 def load_program(path: Path, device: torch.device, *, advice: str) -> torch.jit.ScriptModule:
-    """Load a TorchScript archive, ready to run; `advice` is a sentence that says which file to take instead.
+    """Load a TorchScript archive; `advice`, a sentence that names the file to take instead, ends error messages.
 
-    It is a program, the only published form of some weights that comes with its network. TorchScript's own
-    interpreter runs it: nothing of Python is unpickled or imported, and the program can only call operators on tensors.
-    Those that reach further are looked for first, because loading may already run a part of it.
+    The archive is a program, the only published form of some networks. TorchScript's interpreter runs it: nothing is
+    unpickled or imported by Python, and it can only call operators. Names of operators that access files or belong to
+    other libraries are refused before it is loaded, because loading may already run a part of it.
 
     Raises:
         WeightsError: not such an archive, a damaged one, or one that names operators of `REFUSED`.

@@ -1,8 +1,8 @@
 """Fine static detail read from one photo: strands, hairline, brows, wrinkles and collars as heights over the mesh.
 
-Shades of a picture are taken for depth, "dark is deep", as in Beeler et al. 2010 (mesoscopic augmentation): a band of
-the logarithm of brightness becomes a height. Tilts are plausible, not metric. Strong steps of albedo stay in the base
-of an edge-preserving filter, and what changes hue together with brightness counts as paint.
+Dark is taken for deep, as in Beeler et al. 2010 (mesoscopic augmentation): a frequency band of log brightness becomes a
+height. Slopes are plausible, not metric. Strong steps of albedo stay in the base of an edge-preserving filter, and
+marks that change hue as well as brightness count as colour, not as shape.
 """
 
 import logging
@@ -39,29 +39,31 @@ class Band:
     gain_mm: float
     """Height of one unit of the logarithm of linear brightness, mm."""
     limit_mm: float
+    """Largest height, mm."""
     fine_mm: float
-    """Details below this are blurred away."""
+    """Standard deviation of the blur that removes finer detail, mm."""
     coarse_mm: float
-    """Radius of the edge-preserving filter: what is wider is shape or light."""
+    """Radius of the edge-preserving filter, mm: wider structures are shape or light."""
     step: float
-    """Steps of log brightness above which an edge is albedo and stays in the base."""
+    """Step of log brightness above which an edge counts as albedo and stays in the base."""
 
 
 SKIN_BAND, CLOTHES_BAND = Band(1.2, 0.5, 0.35, 6.0, 0.30), Band(3.0, 4.0, 1.2, 22.0, 0.36)
 HAIR_BANDS = ((0.3, 2.5, 0.7), (2.0, 10.0, 0.9))
 """Strands and locks of hair: standard deviations of the Gaussians that bound a band, mm, and its usual height, mm.
 
-What is usual is measured around each place: strands of black, of blond and of blurred hair differ by ten times in
-contrast, and not in height."""
+The band is divided by its local contrast: black, blond and blurred hair differ ten times in contrast, and not in
+height."""
 HAIR_LIMIT_MM, CONTRAST, LEVELS = 2.0, 0.06, 2.0
-"""Largest height of strands and locks, mm; and contrast of hair (log of linear brightness, and levels of 255) that may
-be noise."""
+"""HAIR_LIMIT_MM: largest height of strands and locks, mm. CONTRAST (log of linear brightness) and LEVELS (of 255):
+contrast of hair that may be noise."""
 COARSEST_MM = 15.0
-"""Scale above which shape belongs to the mesh, and not to the relief, mm."""
+"""Scale, mm, above which shape belongs to the mesh, and not to the relief."""
 STRAND_MM = 2.5
-"""Half the length along which a strand of hair is averaged, and the scale of its direction."""
+"""Half the length along which strands of hair are averaged, and the scale at which their direction is read, mm."""
 HUE, HUE_MM = 6.0, (0.7, 4.0)
-"""Change of a and b (CIE Lab, 0..255) at which a mark on the skin is paint by half, in this band."""
+"""HUE: sum of the changes of a and b (CIE Lab, 0..255) at which a mark's height is halved, because it is colour and not
+shape. HUE_MM: lower and upper scale of these changes, mm."""
 HAIR_LIES_MM, CLOTHES_LIE_MM = 3.0, 2.0
 """Heights of hair and of clothes above the skin, mm."""
 SOFT_MM = (1.5, 1.2, 1.8)
@@ -69,14 +71,14 @@ SOFT_MM = (1.5, 1.2, 1.8)
 
 
 LARGEST = 1024
-"""Side of the largest relief, px: photos of more show pores, which no normal map of a film holds."""
+"""Largest side of the relief, px: finer detail such as pores is lost in the normal maps of a film."""
 CLASSES = ("skin", "hair", "clothes")
 STEEP = 0.2
-"""Least cosine to the viewer of normals whose slopes are compared."""
+"""Least cosine to the viewer of normals whose slopes are used."""
 FACING = (0.08, 0.33)
-"""Cosines between a vertex's normal and the view between which the photo is believed to show it."""
+"""Cosine between a vertex's normal and the view at which its visibility in the photo is 0, and 1."""
 BEHIND_M = 0.006
-"""How far a vertex may lie behind what is drawn in its pixel and still count as seen."""
+"""Depth, m, by which a vertex may lie behind the drawn surface in its pixel and still count as visible."""
 
 
 def with_detail(
@@ -86,10 +88,10 @@ def with_detail(
     matte: Float32[np.ndarray, "S S"],
     network: Estimator | None = None,
 ) -> HeadFit:
-    """Read classes of pixels and the fine static detail of a fitted head from its photo.
+    """Add pixel classes and the fine static detail of the photo to a fit.
 
-    `photo` is the whole picture, `matte` that of its crop at `CROP_SIZE`. With a `network` the detail is that of its
-    normals, and how far the one read from shades agrees with it is said.
+    `photo` is the whole picture, `matte` that of its crop at `CROP_SIZE`. With a `network` the detail comes from its
+    normals, and its correlation with the detail from shades is logged.
     """
     crop, verts = Crop(*map(float, fit.crop)), fitted_mesh(fit, head)
     drawn = draw_vertices(verts, head, fit.focal_px, size=CROP_SIZE)
@@ -120,10 +122,10 @@ def heights_from_normals(
     *,
     px_per_mm: float,
 ) -> Float32[np.ndarray, "S S"]:
-    """Heights over the mesh, mm, whose slopes are those of a network's normals beyond the mesh's own.
+    """Heights over the mesh, mm, whose slopes are those of a network's normals minus the mesh's own.
 
-    Slopes are integrated in the least squares sense by cosine transforms (Simchony et al. 1990). Where either is
-    unknown, or turned far away, there are none.
+    Slopes are integrated in the least squares sense by cosine transforms (Simchony et al. 1990). They are 0 where
+    either normal is unknown or nearly perpendicular to the view.
     """
     trust = estimate.confidence * (classes.sum(-1) > 0.5)
     slopes = np.zeros((*trust.shape, 2), np.float32)
@@ -131,7 +133,7 @@ def heights_from_normals(
     own, plain = (-each[known][:, :2] / each[known][:, 2:] for each in (estimate.normals, mesh))
     slopes[known] = trust[known, None] * np.clip(own - plain, -1, 1) / px_per_mm
     across, down = slopes[..., 0], -slopes[..., 1]
-    # Slopes lie on pixels, steps between them.
+    # Slopes are given at pixels; the mean of two neighbours is the height step between them.
     steps = (across[:, :-1] + across[:, 1:]) / 2, (down[:-1] + down[1:]) / 2
     divergence = np.diff(np.pad(steps[0], ((0, 0), (1, 1))), axis=1) + np.diff(
         np.pad(steps[1], ((1, 1), (0, 0))), axis=0
@@ -144,7 +146,7 @@ def heights_from_normals(
 
 
 def _likeness(a: Float32[np.ndarray, "S S"], b: Float32[np.ndarray, "S S"], share: Float32[np.ndarray, "S S"]) -> float:
-    """Correlation over the pixels of a class; 0 without any."""
+    """Correlation of two maps over the pixels where `share` exceeds 0.5; 0 without any."""
     inside = share > 0.5
     spread = a[inside].std() * b[inside].std() if inside.any() else 0.0
     return float(np.corrcoef(a[inside], b[inside])[0, 1]) if spread > 0 else 0.0
@@ -159,7 +161,7 @@ def read_relief(
     px_per_mm: float,
     small: UInt8[np.ndarray, "S S 3"] | None = None,
 ) -> tuple[Float32[np.ndarray, "R R"], Float32[np.ndarray, "S S 3"]]:
-    """Heights of the detail of a crop, mm, and its `pixel_classes`, which are told in `small` if it is larger."""
+    """Heights of a crop's detail, mm, and its `pixel_classes`; `small`: the crop at `CROP_SIZE`, if it is larger."""
     classes = pixel_classes(picture if small is None else small, matte, drawn, head)
     side = len(picture)
     shares = classes if side == len(classes) else cv2.resize(classes, (side, side), interpolation=cv2.INTER_LINEAR)
@@ -169,7 +171,7 @@ def read_relief(
 def shown(
     verts: Float32[np.ndarray, "V 3"], head: HeadModel, matte: Float32[np.ndarray, "S S"], focal_px: float
 ) -> Float16[np.ndarray, " V"]:
-    """Share (0..1) of each vertex of skin, hair, clothes and teeth that a photo shows: 1 faces it, nothing hides it."""
+    """Visibility (0..1) in the photo of each vertex of skin, hair, clothes and teeth; 1: facing, and not hidden."""
     points, faces = torch.from_numpy(verts), head.dense_faces
     camera = Camera.of_crop(focal_px, CROP_SIZE, CROP_SIZE)
     with torch.no_grad():
@@ -219,7 +221,7 @@ def relief_heights(
 def _strands(
     log_light: Float32[np.ndarray, "S S"], grey: Float32[np.ndarray, "S S"], share: Float32[np.ndarray, "S S"], px
 ) -> Float32[np.ndarray, "S S"]:
-    """Heights of strands and locks, mm: bands of brightness, each over what is usual around it."""
+    """Heights of strands and locks, mm: bands of log brightness, each divided by its local contrast."""
 
     def mean(values: Float32[np.ndarray, "S S"], sigma_px: float) -> Float32[np.ndarray, "S S"]:
         return _blurred(values * share, sigma_px) / np.maximum(_blurred(share, sigma_px), 0.02)
@@ -237,7 +239,7 @@ def _strands(
 def _settled(
     heights: Float32[np.ndarray, "S S"], classes: Float32[np.ndarray, "S S 3"], px_per_mm: float
 ) -> Float32[np.ndarray, "S S"]:
-    """Leave out what is so wide that it belongs to the mesh, and what lies outside of the person."""
+    """Remove scales that belong to the mesh (`COARSEST_MM`), and heights outside of the person."""
     matte, wide = classes.sum(-1), COARSEST_MM * px_per_mm
     heights -= _blurred(heights * matte, wide) / np.maximum(_blurred(matte, wide), 0.01)
     inner = _blurred(cv2.erode(matte, np.ones((3, 3), np.uint8)), 1.0)
@@ -245,7 +247,7 @@ def _settled(
 
 
 def _layers(classes: Float32[np.ndarray, "S S 3"], px) -> Float32[np.ndarray, "S S"]:
-    """Hair and clothes lie on the skin: a soft step at their border, mm."""
+    """Heights of hair and clothes over the skin, mm, with soft steps at their borders."""
     over = _blurred(_blurred(classes[..., HAIR], px(SOFT_MM[0])), px(SOFT_MM[1]))
     # Single pixels of the colour of hair are not hair.
     large = np.clip(2 * _blurred(classes[..., HAIR], px(6.0)), 0, 1)
@@ -256,7 +258,7 @@ def _layers(classes: Float32[np.ndarray, "S S 3"], px) -> Float32[np.ndarray, "S
 
 
 def along_strands(signal: Float32[np.ndarray, "S S"], reach_px: float) -> Float32[np.ndarray, "S S"]:
-    """Average along the direction in which a picture changes least, as far as it has one (structure tensor)."""
+    """Average along the direction of least change (structure tensor), the more the clearer that direction is."""
     dx, dy = cv2.Sobel(signal, cv2.CV_32F, 1, 0), cv2.Sobel(signal, cv2.CV_32F, 0, 1)
     xx, xy, yy = (_blurred(product, reach_px) for product in (dx * dx, dx * dy, dy * dy))
     across = 0.5 * np.arctan2(2 * xy, xx - yy)

@@ -167,7 +167,7 @@ def unseen_folds(
 
 
 ROUNDS, STEPS = 2, 15
-"""Gauss-Newton rounds, and conjugate gradient steps in each; a third round would change the heights by a few percent."""
+"""Gauss-Newton rounds, and conjugate gradient steps in each; a third round changes heights by a few percent."""
 
 Heights = Float[Tensor, "T P"]
 

@@ -1,7 +1,7 @@
 """The paper's optimisation (3.1.2, 3.1.3): a head model's parameters and both offset fields at once (`rendered`).
 
-It begins where the fit of the other qualities ends: the static field is not zero where it is expected, as 3.1.3 asks.
-The person comes first, without dynamic offsets, which would otherwise take up what the identity is wrong by.
+It starts from the fit of the other qualities, so that the static field is already set, as 3.1.3 requires. Identity and
+static offset are fitted first without dynamic offsets, which would otherwise absorb the error of the identity.
 """
 
 from collections.abc import Sequence
@@ -24,10 +24,11 @@ from expportrait_cli.geometry.rotations import to_turns
 from expportrait_cli.runtime import Progress
 
 SIZES, FINE = (256, 512), 0.3
-"""Sides of the rendered maps, px, coarse to fine, and the share of the steps that are taken with the last."""
+"""SIZES: sides of the rendered maps, px, coarse to fine. FINE: share of the steps that use the finest."""
 STEPS = 60
+"""Steps of the joint optimisation."""
 PERSON_STEPS = 40
-"""Steps of the person alone, which are taken with the smallest maps."""
+"""Steps without dynamic offsets (`person_first`), on the smallest maps."""
 SHARED, OF_FRAMES = ("identity", "static"), ("expression", "jaw", "turn", "translation", "dynamic")
 """Parameters that all frames share, and parameters that each frame has for itself."""
 
@@ -35,9 +36,10 @@ SHARED, OF_FRAMES = ("identity", "static"), ("expression", "jaw", "turn", "trans
 def descend(
     problem: Problem, targets: Sequence[Targets], progress: Progress, *, steps: int, moves: Sequence[str]
 ) -> list[float]:
-    """Lower the loss; what moves ends at the state of least loss with the last targets. Those losses, first to last.
+    """Minimise the loss; `problem.moving` ends at the state of least loss on the last targets.
 
-    `targets` are of growing size; `moves` names the parameters that are not kept as they are.
+    `targets` are of growing size; `moves` names the parameters that are optimised. Returns the losses on the last
+    targets, from the start on.
     """
     moving, head = problem.moving, problem.head
     low, high = head.expression_low.float(), head.expression_high.float()
@@ -55,7 +57,8 @@ def descend(
             curve.append(total)
         if step < steps:
             adam.step()
-            # At full length to the end, the last steps swing by more than shallow folds are high.
+            # The step length falls linearly in the second half: at full length the last steps would oscillate by more
+            # than the height of shallow folds.
             for name, own in fields_of.items():
                 gradient = moving[name].grad
                 assert gradient is not None
@@ -72,7 +75,7 @@ def _kept(moving: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _backward(problem: Problem, targets: Targets) -> float:
-    """Mean loss of all frames, with its gradient, a few frames at a time: memory does not grow with the clip."""
+    """Mean loss of all frames; its gradient is accumulated batch by batch to bound memory."""
     for value in problem.moving.values():
         value.grad = None
     total = 0.0
@@ -100,9 +103,9 @@ def person_first(
     steps: int = PERSON_STEPS,
     size: int = SIZES[0],
 ) -> tuple[HeadFit, Tracking]:
-    """Find identity, static offset, and each frame's parameters as if there were no dynamic offsets.
+    """Fit identity, static offset and each frame's parameters without dynamic offsets.
 
-    Returns the fit and the tracking with what was found; dynamic offsets are to be found anew around them.
+    Returns the updated fit and tracking; dynamic offsets must be fitted again afterwards.
     """
     rows = clip.tracked()
     problem = Problem(clip, rows, dynamic, np.zeros((len(rows), len(dynamic.vertices), 3), np.float32), share=share)
@@ -130,10 +133,10 @@ def jointly(
     steps: int = STEPS,
     sizes: Sequence[int] = SIZES,
 ) -> HeadFit:
-    """Refine a fit of a photo or a clip by the joint optimisation; frames that were not seen keep what they have.
+    """Refine a fit of a photo or a clip by the joint optimisation; frames without detected landmarks are unchanged.
 
-    `clip` is the fit's own, `dynamic` the patch of its dynamic offsets. `weights` and `share` say what of their mean is
-    static (`clip.recentred`). With `keeps_person` identity and static offset stay as they are.
+    `clip` is the fit's own, `dynamic` the patch of its dynamic offsets. `weights` and `share` define the static part of
+    their mean (`clip.recentred`). With `keeps_person` identity and static offset are not changed.
     """
     rows, is_clip = clip.tracked(), bool(len(fit.dynamic_offset))
     start = fit.dynamic_offset[rows].astype(np.float32) if is_clip else fit.frame_offset[None, dynamic.vertices]
@@ -143,7 +146,7 @@ def jointly(
     done = _written(fit, problem, is_clip=is_clip)
     if not is_clip or not share:
         return done
-    # The static field is the mean of what is common to neutral frames; what is left to the frames has none of it.
+    # The weighted mean of the neutral frames moves to the static field, and is subtracted from all frames.
     more, offset = recentred(done.dynamic_offset.astype(np.float32), weights, share)
     static = done.static_offset.copy()
     static[dynamic.vertices] += more
@@ -156,7 +159,7 @@ def jointly(
 def _found(
     fit: HeadFit, problem: Problem
 ) -> tuple[Float32[np.ndarray, " K"], Float32[np.ndarray, "V 3"], dict[str, Float32[np.ndarray, "T _"]]]:
-    """Identity, static offset, and the parameters of the frames that took part."""
+    """Identity, static offset, and by name the parameters of the optimised frames."""
     moving = {name: value.detach().cpu().numpy() for name, value in problem.moving.items()}
     static, _ = problem.offsets(torch.arange(0, device=problem.device))
     static_offset = fit.static_offset.copy()

@@ -1,4 +1,4 @@
-"""Losses of the fit (paper Eq. 5 to 7), shading in place of normals where there is no network, and their descent."""
+"""Losses of the fit (paper Eq. 5 to 7), a shading loss for fits without a network, and their minimisation."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,9 +25,9 @@ LEAST_SHADE = 0.05
 ROUNDS = 6
 RIDGE = 1e-3
 FAR_OFF = 0.15
-"""Error of a shade from which it counts less: gloss, hair, shadow."""
+"""Error of a shade above which its weight falls: gloss, hair, shadow."""
 BAND_PENALTY = np.array([0.0, 1, 1, 1, 8, 8, 8, 8, 8])
-"""Of the harmonics by order: faces show one side of the sphere, on which the second order is poorly known."""
+"""Ridge penalty of the nine harmonics, orders 0, 1 and 2: faces cover half the sphere, where order 2 is uncertain."""
 
 
 def harmonics(normals: Float[Tensor, "*B 3"]) -> Float[Tensor, "*B 9"]:
@@ -38,16 +38,16 @@ def harmonics(normals: Float[Tensor, "*B 3"]) -> Float[Tensor, "*B 9"]:
 
 @dataclass(frozen=True)
 class Light:
-    """Shade of a surface by its normal, in the axes of normal maps; 1 on average over the face."""
+    """Shade as a function of the normal (axes of normal maps), in spherical harmonics; about 1 on average."""
 
     weights: Float[Tensor, " 9"]
 
     def log_shade(self, normals: Float[Tensor, "*B 3"]) -> Float[Tensor, "*B"]:
-        """Logarithm of the shade, floored where the model goes dark."""
+        """Logarithm of the shade; the shade is at least `LEAST_SHADE`."""
         return (harmonics(normals) @ self.weights.to(normals)).clamp(min=LEAST_SHADE).log()
 
     def log_slope(self, normals: Float[Tensor, "*B 3"]) -> Float[Tensor, "*B 3"]:
-        """Gradient of the log shade by the normal."""
+        """Gradient of the log shade with respect to the normal."""
         with torch.enable_grad():
             free = normals.detach().requires_grad_()
             (slope,) = torch.autograd.grad(self.log_shade(free).sum(), free)
@@ -57,10 +57,10 @@ class Light:
 def estimate(
     log_intensity: Float32[np.ndarray, "T P"], normals: Float32[np.ndarray, "T P 3"], seen: Bool[np.ndarray, "T P"]
 ) -> tuple[Light, Float32[np.ndarray, " P"]]:
-    """Light of a clip and log albedo of each vertex, from the smooth mesh.
+    """Estimate the light of a clip and the log albedo of each vertex, from the normals of the smooth mesh.
 
-    Alternates between both; the albedo starts as one skin colour, without which a head that never turns would leave
-    light and albedo undetermined. Robust: a vertex's albedo is a median over time, and what fits badly counts less.
+    Alternates between both; the albedo starts as one skin colour, because light and albedo are ambiguous for a head
+    that never turns. Robust: albedo is a median over time, and the light is fitted with lower weights for outliers.
     """
     values = np.where(seen, np.exp(log_intensity), 0.0)
     typical = float(np.median(values[seen])) if seen.any() else 1.0
@@ -75,7 +75,7 @@ def estimate(
 
 
 def _light(basis: Float[np.ndarray, "T P 9"], shade: Float[np.ndarray, "T P"], seen, before: Light) -> Light:
-    """Ridge regression of the shade on the harmonics; what the light before explains badly counts less."""
+    """Ridge regression of the shade on the harmonics; weights fall with the error under the light `before`."""
     error = shade - basis @ before.weights.numpy()
     trust = (seen / np.maximum(1.0, np.abs(error) / FAR_OFF)).ravel()
     b, y = basis.reshape(-1, 9), shade.ravel()
@@ -88,7 +88,7 @@ def _light(basis: Float[np.ndarray, "T P 9"], shade: Float[np.ndarray, "T P"], s
 def log_albedo(
     log_intensity: Float32[np.ndarray, "T P"], log_shade: Float32[np.ndarray, "T P"], seen: Bool[np.ndarray, "T P"]
 ) -> Float[np.ndarray, " P"]:
-    """Median over time of what the shade does not explain; NaN for a vertex that was never seen."""
+    """Median over time of log intensity minus log shade; NaN for a vertex that was never seen."""
     rest = np.where(seen, log_intensity - log_shade, np.nan)
     result = np.full(rest.shape[1], np.nan)
     ever = seen.any(0)
@@ -102,9 +102,9 @@ GATE_STEPS = 3
 LASTING = 0.75
 """Power of the share of a fold that lasts from frame to frame: below 1, folds that move keep more."""
 GATE = 0.33
-"""Mean difference of smoothed normals above which an estimate is not believed (rho of pixel3dmm)."""
+"""Length of the difference of smoothed normals above which an estimate is not used (rho of pixel3dmm)."""
 ALIGN_POWERS, ALIGN_MM = (1, 1, 1, 1, 2, 2, 2, 2), 1.0
-"""First the least absolute error, then what is off is left out: a neck that the chin hides lies all to one side."""
+"""Exponents p of the weights 1 / max(error, ALIGN_MM)^p, one a reweighting; 2 nearly ignores outliers."""
 
 
 def length(vectors: Float[Tensor, "*B 3"]) -> Float[Tensor, "*B"]:
@@ -113,28 +113,28 @@ def length(vectors: Float[Tensor, "*B 3"]) -> Float[Tensor, "*B"]:
 
 
 def huber(values: Float[Tensor, "*B"], corner: float) -> Float[Tensor, "*B"]:
-    """Absolute value, rounded below `corner`: half of x²/corner there."""
+    """Huber loss: x²/(2 corner) below `corner`, |x| - corner/2 above."""
     size = values.abs()
     return torch.where(size < corner, 0.5 * size * size / corner, size - 0.5 * corner)
 
 
 @dataclass(frozen=True)
 class NormalLoss:
-    """Distance between shown and estimated normals, low and high frequencies apart.
+    """Distance between the mesh's and estimated normals, with separate low and high frequencies.
 
-    Networks are wrong by slow fields of many degrees, larger than what an identity changes; so low frequencies count
-    only where they agree roughly, and high ones, the wrinkles, in full.
+    A network's low-frequency errors are many degrees, larger than the effect of the identity; so low frequencies are
+    used only where they agree roughly, and high ones, the wrinkles, everywhere.
     """
 
     patch: Patch
     target: Float[Tensor, "T 3 H W"]
-    """Unit normals of the crop."""
+    """Unit normals of the crop, x right, y up, z to the viewer."""
     weight: Float[Tensor, "T P"]
-    """0 where there is none."""
+    """Weight of each vertex; 0 without an estimate."""
     scale: float = 1.0
 
     def __call__(self, surface: Surface) -> Float[Tensor, " T"]:
-        """Mean over the patch of both distances."""
+        """Sum of both distances, averaged over the patch; one value a frame."""
         difference = (surface.normals - read(self.target, surface.px)) * (self.weight > 0)[..., None]
         low = self.patch.smooth(difference, SMOOTH_STEPS) / self._share
         believed = (length(low.detach()) < GATE).to(low.dtype)
@@ -147,14 +147,14 @@ class NormalLoss:
 
 @dataclass(frozen=True)
 class DepthLoss:
-    """Distance to a depth that has been aligned with the head (`align`)."""
+    """Distance to a depth map that has been aligned with the head (`align`)."""
 
     target_mm: Float[Tensor, "T 1 H W"]
     weight: Float[Tensor, "T P"]
     per_mm: float
 
     def __call__(self, surface: Surface) -> Float[Tensor, " T"]:
-        """Mean absolute distance."""
+        """Weighted mean absolute distance, times `per_mm`; one value a frame."""
         difference = MM * surface.verts[..., 2] - read(self.target_mm, surface.px)[..., 0]
         return self.per_mm * weighted_mean(difference.abs(), self.weight)
 
@@ -162,9 +162,9 @@ class DepthLoss:
 def align(
     source: Float[Tensor, "T P"], target: Float[Tensor, "T P"], weight: Float[Tensor, "T P"]
 ) -> tuple[Float[Tensor, "T 1"], Float[Tensor, "T 1"]]:
-    """Scale and shift that take `source` to `target` robustly, by reweighted least squares.
+    """Scale and shift of each frame that map `source` to `target`, by reweighted least squares.
 
-    Networks give depth up to both, frame by frame; the paper does not say so.
+    Networks estimate depth up to scale and shift in each frame; the paper does not mention this.
     """
     scale, shift = _line(source, target, weight)
     for power in ALIGN_POWERS:
@@ -174,7 +174,7 @@ def align(
 
 
 def _line(source: Tensor, target: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Weighted least squares of target = scale x source + shift, a frame."""
+    """Weighted least squares of target = scale x source + shift, for each frame."""
     total = weight.sum(1, keepdim=True).clamp(min=1e-12)
     x, y = (weight * source).sum(1, keepdim=True) / total, (weight * target).sum(1, keepdim=True) / total
     spread = (weight * (source - x).square()).sum(1, keepdim=True).clamp(min=1e-12)
@@ -184,7 +184,7 @@ def _line(source: Tensor, target: Tensor, weight: Tensor) -> tuple[Tensor, Tenso
 
 @dataclass(frozen=True)
 class ShadingLoss:
-    """Shading of folds under the light, compared with what a picture shows beyond the smooth head: `target`."""
+    """Difference between the shading of folds on the mesh and in the picture (`target`)."""
 
     patch: Patch
     light: Light
@@ -199,21 +199,21 @@ class ShadingLoss:
     """Difference in log intensity above which it counts linearly."""
 
     def __call__(self, surface: Surface) -> Float[Tensor, " T"]:
-        """Mean Huber distance, in the unit of normals."""
+        """Weighted mean Huber loss of `residual`, times `scale`; one value a frame."""
         return self.scale * weighted_mean(huber(self.residual(surface), self.corner), self.weight)
 
     def residual(self, surface: Surface) -> Float[Tensor, "T P"]:
-        """Difference in log intensity, 0 where nothing is seen."""
+        """Difference in log intensity; 0 at vertices of weight 0."""
         return torch.where(self.weight > 0, self.light.log_shade(surface.normals) - self.flat - self.target, 0.0)
 
 
 def shown_folds(
     patch: Patch, values: Float[Tensor, "T P"], weight: Float[Tensor, "T P"], noise: Float[Tensor, " P"]
 ) -> Float[Tensor, "T P"]:
-    """High frequencies of log intensities beyond albedo and smooth shade, as far as they rise above the noise.
+    """High frequencies of log intensities beyond albedo and smooth shade, with the noise removed.
 
-    A Wiener filter: `noise` is a variance, and what is no stronger than it around a vertex is not there; nor is what
-    the frame before and the one after do not show.
+    A Wiener filter: the result is 0 where the energy around a vertex does not exceed `noise`, a variance, or where
+    neither the frame before nor the one after contains the same pattern.
     """
     high = high_passed(patch, values, weight)
     seen = (weight > 0).to(high.dtype)
@@ -228,7 +228,7 @@ def _lasting(
 ) -> Float[Tensor, "T P"]:
     """Share (0..1) of the energy around each vertex that the frames before and after show too, on their mean.
 
-    Grain, and the shake of a tracking by parts of a pixel, are new in every frame, folds are not.
+    Grain and subpixel jitter of the tracking differ in every frame, folds do not.
     """
     both = seen[1:] * seen[:-1]
     with_next = patch.smooth(torch.stack([high[1:] * high[:-1] * both, both], -1), GATE_STEPS)
@@ -239,19 +239,19 @@ def _lasting(
 
 @dataclass(frozen=True)
 class LandmarkLoss:
-    """Distance of projected vertices' landmarks from where they are seen (Eq. 5)."""
+    """Distance of projected landmarks from detected ones (Eq. 5)."""
 
     triangles: torch.Tensor
-    """Patch vertices around each landmark, int [L, 3]."""
+    """Indices of the patch's vertices around each landmark, int [L, 3]."""
     barycentrics: Float[Tensor, "L 3"]
     target: Float[Tensor, "T L 2"]
-    """Crop px relative to the principal point."""
+    """Detected landmarks, crop px relative to the principal point."""
     weight: Float[Tensor, "T L"]
     unit_px: Float[Tensor, " T"]
     focal_px: float
 
     def __call__(self, surface: Surface) -> Float[Tensor, " T"]:
-        """Mean Huber distance in units of 2 % of the inter-ocular distance."""
+        """Weighted mean Huber loss, in units of 2 % of the inter-ocular distance (`unit_px`); one value a frame."""
         points = (surface.verts[:, self.triangles] * self.barycentrics[..., None]).sum(-2)
         px = points[..., :2] / points[..., 2:] * self.focal_px
         distance = length(torch.nn.functional.pad(px - self.target, (0, 1))) / self.unit_px[:, None]
@@ -260,42 +260,42 @@ class LandmarkLoss:
 
 @dataclass(frozen=True)
 class MagnitudeLoss:
-    """Square of the offset, so that what nothing asks for stays away (Eq. 7)."""
+    """Penalty on the squared offset (Eq. 7)."""
 
     per_mm2: float
 
     def __call__(self, surface: Surface) -> Float[Tensor, " T"]:
-        """Mean over the patch."""
+        """Mean over the patch; one value a frame."""
         return self.per_mm2 * (MM * surface.offset).square().sum(-1).mean(1)
 
 
 @dataclass(frozen=True)
 class TemporalLoss:
-    """Square of the change from frame to frame."""
+    """Penalty on the squared change of the offset from frame to frame."""
 
     before: Float[Tensor, "P 3"]
-    """Offset of the frame before the first, m."""
+    """Offset of the frame before the window, canonical, m."""
     follows: Float[Tensor, " T"]
     """1 where a frame continues the one before it, 0 after a cut or a gap."""
     per_mm2: float
 
     def __call__(self, surface: Surface) -> Float[Tensor, " T"]:
-        """Mean over the patch; each frame is drawn to the one before, which is not drawn back."""
+        """Mean over the patch; the gradient reaches only the later frame of each pair."""
         earlier = torch.cat([self.before[None], surface.offset[:-1].detach()])
         change = (MM * (surface.offset - earlier)).square().sum(-1).mean(1)
         return self.per_mm2 * self.follows * change
 
 
 Term = Callable[[Surface], Float[Tensor, " T"]]
-"""A loss of every frame by itself."""
+"""A loss with one value a frame."""
 DECAYS = (0.9, 0.999)
 
 
 class UniformAdam:
-    """Adam with one step length for a whole field: the largest second moment divides all (Nicolet et al. 2021).
+    """Adam with one step length for a whole field: all divided by the largest second moment (Nicolet et al. 2021).
 
-    Divided one by one, the many vertices that hardly matter would move as far as those that do. Frames (the first
-    axis) are apart, so that a frame's result does not depend on its company.
+    With one division a component, vertices of tiny gradients would move as far as the others. Frames (the first axis)
+    are independent of each other.
     """
 
     def __init__(self, variable: Float[Tensor, "T P C"], rate: float):
@@ -304,7 +304,7 @@ class UniformAdam:
         self._second = torch.zeros_like(variable)
 
     def step(self, gradient: Float[Tensor, "T P C"], share: float = 1.0) -> None:
-        """Move the variable, in place, by a share of the step length."""
+        """Update the variable, in place; `share` is a factor on the step length."""
         self._count += 1
         fast, slow = DECAYS
         self._first.mul_(fast).add_(gradient, alpha=1 - fast)
@@ -323,10 +323,10 @@ def descend(
     iterations: int,
     rate: float,
 ) -> tuple[Float[Tensor, "T P C"], Float[Tensor, " T"]]:
-    """Lower the sum of the terms; each frame keeps the field of its least loss, and that loss.
+    """Minimise the sum of the terms; returns each frame's field of least loss, and that loss.
 
-    `surface` poses a field; one field may serve many frames, and is then judged by their mean. The start counts as a
-    candidate, so that the result is never worse than it.
+    `surface` poses a field. One field (T = 1) may be used in many frames; its loss is then their mean. The start is a
+    candidate too, so that the result is never worse.
     """
     variable = preconditioner.variable(start).requires_grad_()
     optimiser = UniformAdam(variable, rate)
@@ -341,6 +341,6 @@ def descend(
         best[better], least[better] = field.detach()[better], loss.detach()[better]
         if iteration < iterations:
             (gradient,) = torch.autograd.grad(loss.sum(), variable)
-            # At full length to the end, the last steps swing by more than shallow folds are high.
+            # The step length falls in the second half: else the last steps oscillate by more than folds are high.
             optimiser.step(gradient, min(1.0, 2 * (1 - iteration / iterations)))
     return best, least

@@ -27,19 +27,19 @@ from expportrait_cli.solve.state import State, columns_of, distinct_rows, intero
 SAME_FRAME_IOD = 0.02
 """Largest mean distance of landmarks, in inter-ocular distances, at which a driver frame may be the photo."""
 SAME_PIXELS, FACE_SIDE = 0.9, 32
-"""Correlation of the brightness of both faces from which the frame is the photo, and side of the compared faces, px.
-One picture coded twice has 0.99, with landmarks that are 2 px off 0.9; strangers stay below 0.75."""
+"""SAME_PIXELS: least correlation of the brightness of both faces at which the frame is the photo. FACE_SIDE: side of
+the compared faces, px. One picture coded twice has 0.99, with landmarks 2 px off 0.9; strangers stay below 0.75."""
 KEY_FRAMES = 8
-"""Number of frames of each clip that an identity which several clips share is read from."""
+"""Number of frames of each clip from which a shared identity is estimated."""
 
 
 def solver_of(tracking: Tracking, head: HeadModel) -> Solver:
-    """Solver in the camera of a tracking."""
+    """Landmark solver with the focal length of a tracking."""
     return Solver(landmark_model(head), focal_px=tracking.focal_px, centre_px=CROP_SIZE / 2)
 
 
 def neutral_frame(tracking: Tracking) -> int:
-    """Sure frame of least expression: the one whose pictures a head is made from."""
+    """Index of the reliable frame of least expression, whose picture a head is made from."""
     if len(tracking.error) == 1:
         return 0
     effort = np.abs(tracking.expression).sum(-1) + np.abs(tracking.jaw).sum(-1)
@@ -47,9 +47,9 @@ def neutral_frame(tracking: Tracking) -> int:
 
 
 def shared_identity(trackings: Sequence[Tracking], head: HeadModel) -> Float32[np.ndarray, " K"]:
-    """Identity that several trackings of one person agree on, each by its key frames.
+    """Identity fitted jointly to the key frames of several trackings of one person.
 
-    Their cameras differ: landmarks are scaled about the principal point to one focal length, which a pinhole allows.
+    Landmarks are scaled about the principal point to the first tracking's focal length.
     """
     first = trackings[0]
     points = []
@@ -62,7 +62,7 @@ def shared_identity(trackings: Sequence[Tracking], head: HeadModel) -> Float32[n
 
 
 def key_frames(tracking: Tracking, head: HeadModel) -> Int64[np.ndarray, " R"]:
-    """Sure frames that differ most in pose and expression."""
+    """Indices of the reliable frames that differ most in pose and expression."""
     rows = np.flatnonzero(tracking.sure)
     values = np.c_[2.0 * tracking.rotation, head.shares(tracking.expression), tracking.jaw][rows]
     return rows[distinct_rows(values, KEY_FRAMES)]
@@ -71,7 +71,7 @@ def key_frames(tracking: Tracking, head: HeadModel) -> Int64[np.ndarray, " R"]:
 def shows_photo(driver: Tracking, photo: Tracking) -> bool:
     """Return True if a frame of the driver is the photo: landmarks and pixels of the face agree.
 
-    How well one identity fits both says too little: of 255 pairs of strangers it takes 22 for one person.
+    The landmark error of a common identity is no usable criterion: it accepts 22 of 255 pairs of strangers.
     """
     frame = neutral_frame(photo)
     nearest, away_iod = nearest_frame(photo.landmarks[frame], driver)
@@ -82,7 +82,7 @@ def shows_photo(driver: Tracking, photo: Tracking) -> bool:
 
 
 def _face_pixels(tracking: Tracking, frame: int) -> Float32[np.ndarray, " N"]:
-    """Brightness of the square around the inner face of one frame."""
+    """Brightness of the square around the inner face of one frame, scaled to `FACE_SIDE` px, as a vector."""
     image = crop_image(
         read_frame(tracking.source, tracking.first_frame + frame), Crop(*map(float, tracking.crop)), CROP_SIZE
     )
@@ -94,7 +94,7 @@ def _face_pixels(tracking: Tracking, frame: int) -> Float32[np.ndarray, " N"]:
 
 
 def with_identity(tracking: Tracking, identity: Float32[np.ndarray, " K"], head: HeadModel) -> Tracking:
-    """The same tracking of a head whose identity is given: expression and pose of every frame anew."""
+    """Fit expression, jaw, gaze and pose of every frame again, with this identity."""
     if np.array_equal(identity, tracking.identity):
         return tracking
     solver, shape = solver_of(tracking, head), identity.astype(np.float64)
@@ -116,7 +116,7 @@ inter-ocular distance wide, whether they smile or not; without it, 48 to 71 %.""
 
 
 def with_whole_smile(tracking: Tracking, head: HeadModel) -> Tracking:
-    """A photo's tracking whose expression has all of its smile: one picture does not tell it from a wide mouth."""
+    """Scale up the smile in a photo's tracking: one picture does not distinguish it from a wide mouth (`WIDENED`)."""
     factor = np.array([WIDENED if name.startswith(WIDENING) else 1.0 for name in head.expression_names], np.float32)
     whole = np.clip(tracking.expression * factor, head.expression_low.numpy(), head.expression_high.numpy())
     return replace(tracking, expression=whole.astype(np.float32))
@@ -128,13 +128,13 @@ RATES = {"identity": 3e-2, "expression": 1e-2, "jaw": 3e-3, "turn": 1e-3, "trans
 
 @dataclass(frozen=True)
 class _Frames:
-    """The parts of the problem that no step changes."""
+    """Fixed inputs of the descent: the clip, and the tracked poses of its key frames."""
 
     clip: Clip
     tracked: HeadPose
 
     def surface(self, moved: dict[str, Tensor]) -> Surface:
-        """The whole head in every frame, with parameters moved from where the tracking put them."""
+        """Pose the whole head in every frame with the current parameters `moved`."""
         head, tracked = self.clip.head, self.tracked
         identity, jaw = moved["identity"], moved["jaw"]
         shape = coarse(head, identity.expand(len(jaw), -1), moved["expression"], jaw, tracked.gaze)
@@ -146,16 +146,16 @@ class _Frames:
 
 
 def whole_patch(clip: Clip) -> Patch:
-    """Every vertex of the head: what the parameters move."""
+    """Patch of every vertex of the head."""
     faces = clip.head.dense_faces.numpy()
     return Patch.of(faces, np.ones(len(clip.head.parts), np.float32))
 
 
 def refined_identity(clip: Clip, evidence: Evidence) -> Float32[np.ndarray, " K"]:
-    """Descend on identity, and on expression and pose of key frames beside it, from where the tracking left them.
+    """Refine the identity, together with expression and pose of the key frames, starting at the tracking's values.
 
-    `evidence` speaks of `whole_patch`. The identity of the least loss is kept; the frames are fitted again by whoever
-    called, since a new identity moves them all.
+    `evidence` must be made for `whole_patch`. Returns the identity of least loss; the caller must fit the frames again
+    (`with_identity`).
     """
     rows = key_frames(clip.tracking, clip.head)
     curves = clip.rows(rows)
@@ -195,7 +195,7 @@ def _descend(frames: _Frames, moved: dict[str, Tensor], terms: Sequence) -> Floa
 
 
 def landmark_term(clip: Clip, rows: np.ndarray) -> LandmarkLoss:
-    """Distance of some frames' landmarks from where they are seen: Eq. 5, robust, in units of `UNIT_IOD`."""
+    """Make the landmark loss of some frames: Eq. 5, robust, in units of `UNIT_IOD`."""
     points = clip.tracking.landmarks[rows]
     weight = np.ones(points.shape[:2], np.float32)
     weight[:, FACE_OVAL + IRIS] = 0.0

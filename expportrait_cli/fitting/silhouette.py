@@ -25,8 +25,11 @@ from expportrait_cli.render.rasterizer import interpolate, rasterize
 from expportrait_cli.runtime import Progress
 
 SMOOTH_FIRST, SMOOTH_LAST = 1.0, 0.05
+"""Relative weight of the offset's smoothness in the first and in the last round."""
 PIN = 30.0
+"""Weight that keeps pinned vertices at offset 0."""
 REACH_PX = 110.0
+"""Largest distance between an outline point and its match, px of the drawing."""
 FACING = 0.5
 """Least cosine between the normals of an outline point and its match: a cheek must not be pulled to the other side."""
 

@@ -54,7 +54,8 @@ from expportrait_cli.runtime import Progress
 log = logging.getLogger(__name__)
 
 STRANGER = 1.3
-"""Growth of the landmark error under a given head from which a clip seems to show someone else."""
+"""Ratio of the landmark error with a given head's identity to that with the clip's own, above which a warning says that
+the clip seems to show another person."""
 
 
 def fit(
@@ -66,11 +67,15 @@ def fit(
     driver: Tracking | None = None,
     known: HeadFit | None = None,
 ) -> HeadFit:
-    """Fit the head to a photo or a clip; further trackings of the same person take part in the identity alone.
+    """Fit the head to a photo or a clip; further trackings of the same person are used for the identity only.
 
-    The head's pictures are the first tracking's: a photo, or the most neutral frame of a clip. With `known`, identity
-    and static offset are taken from it and only frames are fitted. With `driver`, its identity is shared if it shows
-    the same person (`config.same_person`): a clip knows more of a face than a photo.
+    The head is fitted to the first tracking: a photo, or the most neutral frame of a clip. With `known`, identity and
+    static offset are taken from it and only frames are fitted. With `driver`, its identity is used if it shows the same
+    person (`config.same_person`), because many frames determine an identity better than one photo.
+
+    Raises:
+        WeightsError: `quality=paper` without a network, or weights that are missing or unusable.
+        InputError: the pictures do not determine the network's axes.
     """
     network = _network(config)
     if config.quality == "paper" and network is None:
@@ -86,7 +91,7 @@ def fit(
         except InputError as error:
             if known is None:
                 raise
-            log.warning("%s The network's own axes are taken.", error)
+            log.warning("%s The axes of the network's published code are used.", error)
         if known is None:
             seen = Estimates(clip, whole_patch(clip), network, plain_skin(head))
             tracking = with_identity(tracking, refined_identity(clip, seen), head)
@@ -94,7 +99,7 @@ def fit(
     if len(tracking.error) == 1 and known is None and identity_from == trackings[0].fingerprint:
         tracking = with_whole_smile(tracking, head)
     start = replace(_blank(tracking, head), identity_from=identity_from)
-    # Landmarks first: the outline is compared with a face that lies where it is seen.
+    # Landmarks first: the outline is then fitted with the face in the right place.
     start = replace(start, frame_offset=_landmark_offset(start, head))
     photo = read_frame(tracking.source, start.picture)
     image = crop_image(photo, Crop(*map(float, tracking.crop)), CROP_SIZE)
@@ -122,13 +127,16 @@ def fit(
 
 
 def _warn(own: Tracking, tracking: Tracking, config: FitConfig, known: HeadFit | None) -> None:
-    """Say what will disappoint; `tracking` is `own` with the head's identity."""
+    """Warn of shading from one photo, and of a `known` head that the landmarks do not fit.
+
+    `tracking` is `own` with the head's identity.
+    """
     if config.supervision == "shading" and len(own.error) == 1:
-        log.warning("%s is one photo: shading tells nothing there, it needs frames that differ.", own.source)
+        log.warning("%s is one photo: shading is not used there, because it needs frames that differ.", own.source)
     if known is not None and tracking.error.mean() > STRANGER * own.error.mean():
         log.warning(
             "%s does not seem to show the person of that head: its landmarks are %.1f %% of the distance between the "
-            "eyes away, %.1f %% with an identity of their own.",
+            "eyes away, %.1f %% with an identity of its own.",
             own.source,
             tracking.error.mean(),
             own.error.mean(),
@@ -136,7 +144,7 @@ def _warn(own: Tracking, tracking: Tracking, config: FitConfig, known: HeadFit |
 
 
 def _network(config: FitConfig) -> Estimator | None:
-    """The network that is asked for, or the best installed."""
+    """Load the configured network, or the best installed one; None if there is none or none is used."""
     if config.quality == "draft" or config.supervision == "shading":
         return None
     return estimator(config.supervision)
@@ -145,7 +153,10 @@ def _network(config: FitConfig) -> Estimator | None:
 def _identity(
     trackings: Sequence[Tracking], head: HeadModel, driver: Tracking | None, known: HeadFit | None
 ) -> tuple[Float32[np.ndarray, " K"], str]:
-    """Identity of the head, and the fingerprint of the one tracking that has it; a `driver` is the same person."""
+    """Identity of the head, and the fingerprint of the tracking that it comes from ("" if it comes from several).
+
+    `driver` must show the same person.
+    """
     if known is not None:
         return known.identity, known.identity_from
     if len(trackings) > 1:
@@ -155,9 +166,9 @@ def _identity(
 
 
 def shares_identity(trackings: Sequence[Tracking], driver: Tracking, config: FitConfig) -> bool:
-    """Return True, and log it, if the user says or the pictures prove that the driver shows the photo's person.
+    """Return True, and log it, if the driver shows the photo's person: by `same_person`, or because a frame matches.
 
-    Otherwise a fit is the same with the driver and without.
+    If it returns False, the driver does not influence the fit.
     """
     photo = trackings[0]
     if len(trackings) > 1 or driver.head_model != photo.head_model or config.same_person == "no":
@@ -170,7 +181,7 @@ def shares_identity(trackings: Sequence[Tracking], driver: Tracking, config: Fit
 
 
 def _blank(tracking: Tracking, head: HeadModel) -> HeadFit:
-    """The head of a tracking's most neutral frame without offsets."""
+    """Fit of a tracking's most neutral frame, with all offsets zero."""
     frame = neutral_frame(tracking)
     zero = np.zeros((head.operator.shape[0], 3), np.float32)
     return HeadFit(
@@ -210,7 +221,7 @@ def _blank(tracking: Tracking, head: HeadModel) -> HeadFit:
 
 
 def _landmark_offset(fit: HeadFit, head: HeadModel) -> Float32[np.ndarray, "V 3"]:
-    """Offsets by which the photo's landmarks differ from the model, spread over the face."""
+    """Canonical offsets, m, that bring the model to the photo's landmarks, spread over the face."""
     verts = fitted_mesh(replace(fit, frame_offset=np.zeros_like(fit.frame_offset)), head)
     spread = LandmarkSpread(head, fit.identity)
     steps = landmark_steps(head, torch.from_numpy(verts[None]), fit.landmarks[None], spread, focal_px=fit.focal_px)
@@ -218,7 +229,7 @@ def _landmark_offset(fit: HeadFit, head: HeadModel) -> Float32[np.ndarray, "V 3"
 
 
 def canonical_steps(fit: HeadFit, head: HeadModel, steps_cam: Float32[np.ndarray, "V 3"]) -> Float32[np.ndarray, "V 3"]:
-    """Steps in the camera as canonical offsets: the skinning undone."""
+    """Rotate offsets from the camera to the canonical frame, by the inverse of the skinning."""
     return np.einsum("vji,vj->vi", blend_matrices(fit, head), steps_cam).astype(np.float32)
 
 
@@ -232,7 +243,7 @@ def _with_dynamic(
     network: Estimator | None,
     known: HeadFit | None,
 ) -> HeadFit:
-    """Add what moves; in a clip of many distinct frames also what all of them share in the face."""
+    """Add the dynamic offsets; in a clip of many distinct frames also their static part in the face."""
     is_clip = len(tracking.error) > 1
     if config.quality == "draft" or (network is None and not is_clip):
         return fit
@@ -278,7 +289,7 @@ def _with_dynamic(
 
 
 def _evidence(clip: Clip, patch: Patch, field, network: Estimator | None, config: FitConfig) -> Evidence | None:
-    """Evidence that folds are read from: a network, or the light on a clip."""
+    """Evidence for folds: a network's normals, or shading; None without either."""
     plain = plain_skin(clip.head)
     if network is not None:
         return Estimates(clip, patch, network, plain)
@@ -288,7 +299,7 @@ def _evidence(clip: Clip, patch: Patch, field, network: Estimator | None, config
 
 
 def _recorded(fit: HeadFit, tracking: Tracking, head: HeadModel, moving: Dynamic, *, is_clip: bool) -> HeadFit:
-    """The fit with its photo's offset and, of a clip, every frame's."""
+    """Write the offset of the fit's own frame, and for a clip those of all frames, into the fit."""
     frame_offset = _landmark_offset(fit, head)
     frame_offset[moving.vertices] += moving.folds(np.array([fit.frame]))[0]
     fit = replace(fit, frame_offset=frame_offset)

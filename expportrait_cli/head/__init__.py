@@ -1,7 +1,7 @@
-"""Parametric head models, whichever file they come from, and FaceMesh's landmarks on them.
+"""Parametric head models of several file formats, and FaceMesh's landmarks on them.
 
-A new head model is one module that builds a `HeadModel` from a file, as `gnm` does; its name in `model.HeadName`, and
-a case each in `find_model` and `load_head`. docs/paper.md says what the module has to find in the file.
+A new head model needs one module that builds a `HeadModel` from a file, as `gnm` does; its name in `model.HeadName`;
+and a case each in `find_model` and `load_head`. docs/paper.md describes what the module must read from the file.
 """
 
 from pathlib import Path
@@ -26,10 +26,10 @@ from expportrait_cli.weights.catalogue import weights_file
 
 
 def find_model(name: HeadName) -> Path:
-    """File that a head model is read from.
+    """Path of the file that a head model is read from.
 
     Raises:
-        WeightsError: it is missing.
+        WeightsError: the file is missing.
     """
     match name:
         case "anny":
@@ -51,7 +51,7 @@ def load_head(
 ) -> HeadModel:
     """Load a head model by its name.
 
-    `find_landmarks` serves a file of the user's own that is seen for the first time (`embed.with_landmarks`).
+    `find_landmarks` is called for a user's file that has no landmarks in the cache yet (`embed.with_landmarks`).
 
     Raises:
         WeightsError: its file is missing, or cannot be used.

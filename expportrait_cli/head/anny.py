@@ -12,19 +12,20 @@ from expportrait_cli.weights.catalogue import weights_file
 
 FILE = "head_anny.npz"
 EXPRESSION_MAX = 1.2
-"""Faces go somewhat beyond what the units were modelled after."""
+"""Largest weight of a unit; real faces go somewhat beyond the modelled units."""
 EXPRESSION_PRIOR = 55.0
-"""Strong for a sum over 442 landmarks, whose errors go together: weaker ones fit worse, with all units at work."""
+"""Stiffness of most expressions (`HeadModel.expression_prior`); with weaker priors too many units are active."""
 LID_PRIOR = 6.0
-"""A lid has landmarks of its own, and nothing else shuts an eye."""
+"""Stiffness of blinks and wide eyes, which have landmarks of their own, and whose motion no other unit produces."""
 NEUTRAL = {
     **{"browInner": 0.38, "browOuter": 0.3, "eyeWide": 0.25, "eyeBlink": 0.03, "cheekPuff": 0.15},
     **{"mouthRollUpper": 0.25, "mouthClose": 0.15, "mouthFunnel": 0.1, "mouthShrug": 0.1, "mouthLeft": 0.1},
     **{"mouthRight": 0.1, "mouthSmile": 0.08, "mouthPress": 0.05, "mouthFrown": 0.06, "mouthUpperUp": 0.06},
 }
 NEUTRAL_OTHERS = 0.03
-"""Largest coefficients, in shares of a unit's range, that the tracker reads in a neutral face: mean and a standard
-deviation over 19 people who rest. It has brows raised and eyes wide where faces only differ from the mean head."""
+"""NEUTRAL and NEUTRAL_OTHERS: largest coefficients, in shares of a unit's range, that the tracker finds in a neutral
+face: mean plus a standard deviation over 19 people at rest. Differences from the mean head look like raised brows and
+wide eyes."""
 
 
 def load(device: torch.device | str = "cpu", *, file: Path | None = None) -> HeadModel:
@@ -55,7 +56,7 @@ def load(device: torch.device | str = "cpu", *, file: Path | None = None) -> Hea
     neutral = np.full(len(names), NEUTRAL_OTHERS)
     for prefix, share in NEUTRAL.items():
         neutral[[name.startswith(prefix) for name in names]] = share
-    # The solver works in double precision, and 1.2 is no single one.
+    # In double precision, as the solver: 1.2 is not exact in single precision.
     low = torch.zeros(len(names), dtype=torch.float64, device=device)
     matrix = tuple(arrays[f"operator_{part}"] for part in ("data", "indices", "indptr"))
     operator = csr_tensor(sparse.csr_matrix(matrix, (len(skinning), len(arrays["template"])))).to(device)

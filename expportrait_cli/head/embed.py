@@ -1,8 +1,8 @@
-"""Find FaceMesh's 478 landmarks on a head model by looking at renders of it, for any model.
+"""Find FaceMesh's 478 landmarks on any head model by detecting them in renders of it.
 
-Heads of several identities, closed and open mouthed, are rendered from several sides; the detector's points are
-un-projected to the surface, gathered on the mean head with its mouth open (closed, points of the lower inner lip would
-snap to the upper lip) and averaged robustly.
+Heads of several identities, with closed and open mouth, are rendered from several sides. The detected points are
+un-projected to the surface, mapped to the mean head with its mouth open (on a closed mouth points of the lower inner
+lip could land on the upper lip) and averaged robustly.
 """
 
 import logging
@@ -32,9 +32,9 @@ from expportrait_cli.version import __version__
 log = logging.getLogger(__name__)
 
 Rasterize = Callable[[Tensor, Tensor, tuple[int, int]], Tensor]
-"""Clip positions [n,V,4], triangles int32 [F,3], (H, W) to rast [n,H,W,4], as in the rasteriser contract."""
+"""Function from clip positions [n,V,4], triangles int32 [F,3] and (H, W) to rast [n,H,W,4], see `rasterizer`."""
 Detect = Callable[[np.ndarray], np.ndarray | None]
-"""RGB picture uint8 [H,W,3] to landmarks [478,2] in pixels, or None."""
+"""Function of an RGB picture, uint8 [H,W,3], that returns landmarks [478,2] in px, or None."""
 
 SIZE = 512
 FIRST_IRIS = 468
@@ -42,29 +42,29 @@ YAWS_RAD = (0.0, -0.2, 0.2, -0.42, 0.42, -0.65, 0.65)
 PITCHES_RAD = (0.0, -0.2, 0.2)
 IDENTITIES = 6
 OPENINGS = (0.0, 0.6)
-"""Shares of the full jaw opening."""
+"""Openings of the jaw in the renders, as shares of the full one."""
 IRIS_M, PUPIL_M = 0.0059, 0.0022
 LIP_REACH_M = 0.005
 NEAR_PX = 6.0
-"""A point that misses the allowed surface is moved to its nearest pixel if that is this close."""
+"""Distance, px, below which a landmark beside the allowed surface is moved to its nearest pixel."""
 
 
 @dataclass(frozen=True)
 class View:
-    """One render: the picture, and the triangle and weights under each pixel."""
+    """One render: the picture, and the triangle and barycentrics of each pixel."""
 
     picture: UInt8[np.ndarray, "H W 3"]
     triangle: Int[np.ndarray, "H W"]
-    """-1 is background."""
+    """Triangle of each pixel, -1 in the background."""
     barycentrics: Float[np.ndarray, "H W 3"]
     facing: Float[np.ndarray, "H W"]
-    """Cosine between the normal and the line of sight."""
+    """Cosine between the normal and the direction to the viewer."""
 
 
 def embed(head: HeadModel, colours: Float[Tensor, "V 3"], *, rasterize: Rasterize, detect: Detect) -> HeadModel:
-    """Return the head with its landmark embedding replaced.
+    """Return the head with its landmarks replaced by detected ones.
 
-    `colours` are 0..1 and must show lips and brows; irises are painted here. Random identities come from a fixed seed.
+    `colours` are 0..1 and must contain lips and brows; irises are added here. Random identities have a fixed seed.
 
     Raises:
         WeightsError: no face is found in any picture of the head.
@@ -109,10 +109,10 @@ def embed(head: HeadModel, colours: Float[Tensor, "V 3"], *, rasterize: Rasteriz
 
 
 def close_lips(head: HeadModel) -> HeadModel:
-    """Put the points of the inner lips where the lips of the neutral head touch.
+    """Move the landmarks of the inner lips to where the lips of the neutral head touch.
 
-    The detector sees them about 1.5 mm out on an unpainted lip. A closed mouth would then read as open, and a fit would
-    push the lips through each other to shut it.
+    The detector places them about 1.5 mm too far out. A closed mouth would then be tracked as open, and a fit would
+    push the lips through each other to close it.
     """
     verts = model.dense(head, head.template).numpy().astype(float)
     faces = head.dense_faces.numpy()
@@ -142,7 +142,7 @@ def _jaw(head: HeadModel, share: float) -> Tensor:
 
 
 def _canonical(head: HeadModel, identity: Tensor, jaw: Tensor) -> Tensor:
-    """Dense vertices with the jaw opened, in the head frame."""
+    """Dense vertices of an identity with a rotated jaw, in the head frame, m."""
     still, rest = torch.zeros(3), torch.zeros(4)
     shape = model.dense(head, model.coarse(head, identity, torch.zeros(head.expression_basis.shape[-1]), jaw, rest))
     joints = model.joints(head, identity)
@@ -173,11 +173,11 @@ class _Painted:
     points: Tensor
     colours: Tensor
     irises: Tensor
-    """Centre of each iris on its eyeball's surface."""
+    """Centre of each iris on its eyeball's surface, m."""
 
 
 def _irises(head: HeadModel, points: Tensor, centres: Tensor) -> Tensor:
-    """Front of each eyeball."""
+    """Foremost point of each eyeball."""
     radii = [
         (points[head.part(part)] - centre).norm(dim=-1).mean()
         for part, centre in zip(("eye_left", "eye_right"), centres, strict=True)
@@ -214,7 +214,11 @@ def _render(head: HeadModel, painted: _Painted, turn: Tensor, camera: Camera, ra
 
 
 def _unproject(view: View, found: np.ndarray, allowed: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Triangle, barycentrics and weight of each point; weight 0 where it misses or the surface turns away."""
+    """Nearest allowed triangle of each landmark found in the view, the barycentrics there, and a weight.
+
+    The weight is the squared cosine to the viewer; 0 if the landmark lies NEAR_PX or more beside the surface, or the
+    surface faces away.
+    """
     usable = (view.triangle >= 0) & allowed[view.triangle]
     found_nearest: tuple = ndimage.distance_transform_edt(~usable, return_indices=True)  # pyright: ignore
     distance, (rows, columns) = found_nearest
@@ -239,7 +243,7 @@ def _median(points: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def _symmetric(points: np.ndarray) -> np.ndarray:
-    """Average each point with the mirrored other side, where the two find each other."""
+    """Average each point with its mirrored partner, if the two match mutually within 6 mm."""
     mirrored = points * [-1, 1, 1]
     distance = np.linalg.norm(points[:, None] - mirrored, axis=-1)
     _, partner = optimize.linear_sum_assignment(np.minimum(distance, 0.05))
@@ -248,7 +252,7 @@ def _symmetric(points: np.ndarray) -> np.ndarray:
 
 
 def _closest(point: np.ndarray, triangles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Barycentrics of the nearest point of each triangle, and its distance."""
+    """Barycentrics of the nearest point on each triangle, and its distance."""
     best, shortest = np.zeros((len(triangles), 3)), np.full(len(triangles), np.inf)
     a, b, c = triangles.transpose(1, 0, 2)
     edges = np.stack([b - a, c - a], -1)
@@ -271,16 +275,16 @@ def _closest(point: np.ndarray, triangles: np.ndarray) -> tuple[np.ndarray, np.n
 
 @dataclass(frozen=True)
 class KeptLandmarks:
-    """FaceMesh's landmarks on one file's head, kept in the cache folder.
+    """FaceMesh's landmarks on the head of one file, stored in the cache folder.
 
-    The version also stands for how the mesh is cut and subdivided, and for how landmarks are found on it.
+    Raise VERSION also when the cutting or subdivision of the mesh, or the search for landmarks, changes.
     """
 
     KIND: ClassVar[str] = "landmarks"
     VERSION: ClassVar[int] = 1
 
     file_hash: str
-    """sha256 of the file."""
+    """SHA-256 of the head model's file."""
     triangles: Int64[np.ndarray, "478 3"]
     barycentrics: Float32[np.ndarray, "478 3"]
     spread: Float32[np.ndarray, " 478"]
@@ -289,13 +293,12 @@ class KeptLandmarks:
 def with_landmarks(
     path: Path, head: HeadModel, colours: Callable[[], Tensor], find_landmarks: FindLandmarks | None
 ) -> HeadModel:
-    """Add FaceMesh's landmarks and the facial mask to a head from a file of the user's, and name it after the file.
+    """Add FaceMesh's landmarks and the facial mask to a head from a user's file, and the file's hash to its name.
 
-    The landmarks come from the cache; a file that is seen for the first time has them found now, on the head in its
-    `colours`.
+    The landmarks come from the cache; for a new file they are detected now, on the head in its `colours`.
 
     Raises:
-        WeightsError: they were not found yet, and `find_landmarks` is not given.
+        WeightsError: they are not in the cache, and `find_landmarks` is not given.
     """
     digest = sha256(path)
     kept = platformdirs.user_cache_path("expportrait") / "landmarks" / f"{head.name}-{digest[:16]}.npz"
@@ -317,7 +320,7 @@ def with_landmarks(
         npz.save(found, kept, {"tool": f"expportrait {__version__}"})
     marked = replace(
         head,
-        # The files of the sexes, and of the years, are as many models: their parameters do not mix.
+        # Files for women and men, or of other versions, are different models with incompatible parameters.
         name=f"{head.name}-{digest[:8]}",
         landmark_triangles=torch.from_numpy(found.triangles),
         landmark_barycentrics=torch.from_numpy(found.barycentrics),

@@ -1,4 +1,4 @@
-"""FaceMesh's landmarks on a head model: which they are, what moves them, and what their steps move."""
+"""FaceMesh's landmarks on a head model: indices by feature, a linear model, and spreading of offsets to vertices."""
 
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -17,20 +17,20 @@ FACE_OVAL = [
     *(10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 379, 378, 400, 377),
     *(152, 148, 176, 149, 150, 136, 172, 58, 132, 93, 234, 127, 162, 21, 54, 103, 67, 109),
 ]
-"""Slides along the cheek with the view: no anatomical points."""
+"""Outline of the face; its points slide along the cheeks with the view, and are no anatomical points."""
 IRIS = list(range(468, 478))
-"""The person's right eye (468 to 472), then the left; the first of each five is the centre."""
+"""Irises: the person's right one (468 to 472), then the left; the first of each five is the centre."""
 OUTER_EYES = (33, 263)
 CHIN, FOREHEAD = 152, 10
 LID_PAIRS = [(159, 145), (158, 153), (160, 144), (386, 374), (385, 380), (387, 373)]
-"""Upper and lower lid."""
+"""Pairs of points on the upper and the lower lid."""
 LIP_PAIRS = [(13, 14), (82, 87), (312, 317), (81, 178), (311, 402), (80, 88), (310, 318)]
-"""Inner borders of upper and lower lip."""
+"""Pairs of points on the inner borders of the upper and the lower lip."""
 RIGID = [
     *(1, 2, 4, 5, 6, 168, 195, 197, 98, 327, 33, 133, 263, 362, 129, 358),
     *(151, 9, 8, 193, 417, 122, 351, 104, 333, 69, 299),
 ]
-"""Nose, eye corners and forehead: what expressions move least."""
+"""Points that expressions move least: nose, eye corners and forehead."""
 EYE_RINGS = [
     *(33, 7, 163, 144, 145, 153, 154, 155, 133, 173, 157, 158, 159, 160, 161, 246),
     *(263, 249, 390, 373, 374, 380, 381, 382, 362, 398, 384, 385, 386, 387, 388, 466),
@@ -49,7 +49,7 @@ BROWS = [
     *(300, 293, 334, 296, 336, 276, 283, 282, 295, 285, 298, 333, 299, 337),
     *(8, 9, 151, 193, 417),
 ]
-"""Both rows of each brow and the row above it, the person's right one first, and the skin between them."""
+"""Brows: both rows of each brow and the row above, the person's right one first, and the skin between the brows."""
 LIPS = [
     *(61, 146, 91, 181, 84, 17, 314, 405, 321, 375, 291, 185, 40, 39, 37, 0, 267, 269, 270, 409),
     *(78, 95, 88, 178, 87, 14, 317, 402, 318, 324, 308, 191, 80, 81, 82, 13, 312, 311, 310, 415),
@@ -66,11 +66,11 @@ LOWER_LIPS = (
     (96, 89, 179, 86, 15, 316, 403, 319, 325),
     (95, 88, 178, 87, 14, 317, 402, 318, 324),
 )
-"""Rows of each lip without the corners, from its outer to its inner border; columns of both lie above each other."""
+"""Rows of each lip without the corners, from its outer to its inner border; columns of both lips match."""
 LIP_CORNERS, MOUTH_CORNERS = (78, 308), (61, 291)
-"""Points where the inner, and the outer, borders meet: the person's right corner, and the left."""
+"""Corners where the inner borders (LIP_CORNERS) and the outer borders (MOUTH_CORNERS) meet: right, then left."""
 EYE_CORNERS = ((263, 362), (33, 133))
-"""Outer and inner corner of the left eye, then of the right."""
+"""Outer and inner corner of the person's left eye, then of the right."""
 NOSE_BASE, JAW_FRONT = (2, 97, 326, 164), (152, 175, 199, 200)
 
 
@@ -81,8 +81,8 @@ class LandmarkModel:
     A canonical landmark is template + identity·β + expression·ψ + gaze·(gaze_pieces(gaze) / gaze_full_rad)
     + jaw_corrective·(jaw[0] / jaw_full_rad); `skinning` then blends the bones of `model.bones` at the joints
     joint_template + joint_basis·β. `gaze_pieces` are the positive parts of (left pitch, -left pitch, left yaw,
-    -left yaw, and the same four of the right eye). A landmark in a triangle whose corners follow the bones differently
-    is off by the product of those differences; `landmarks(pose(...))` is the exact chain.
+    -left yaw, and the same four of the right eye). A landmark in a triangle whose corners have different bone weights
+    has a small error; `landmarks(pose(...))` is exact.
     """
 
     template: Float64[np.ndarray, "L 3"]
@@ -91,7 +91,7 @@ class LandmarkModel:
     expression_low: Float64[np.ndarray, " E"]
     expression_high: Float64[np.ndarray, " E"]
     expression_prior: Float64[np.ndarray, " E"]
-    """Stiffness towards 0, in units of the solver."""
+    """Stiffness of each expression towards 0, see `HeadModel.expression_prior`."""
     gaze: Float64[np.ndarray, "L 3 8"]
     gaze_full_rad: Float64[np.ndarray, " 8"]
     jaw_corrective: Float64[np.ndarray, "L 3"]
@@ -100,12 +100,12 @@ class LandmarkModel:
     joint_template: Float64[np.ndarray, "6 3"]
     joint_basis: Float64[np.ndarray, "6 3 K"]
     spread: Float64[np.ndarray, " L"]
-    """Spread of the landmark's place over views and identities, m."""
+    """Median distance of each landmark's detections from its position, over views and identities, m."""
 
 
 @lru_cache(8)
 def landmark_model(head: HeadModel) -> LandmarkModel:
-    """Apply the subdivision and the landmarks' barycentrics to every basis, once."""
+    """Make the landmark model of a head, by the subdivision and the landmarks' barycentrics; cached."""
     double = head.to("cpu", torch.float64)
 
     def at_landmarks(values: Tensor) -> np.ndarray:
@@ -135,15 +135,15 @@ def landmark_model(head: HeadModel) -> LandmarkModel:
 
 
 LID_M = 0.008
-"""Distance from the rim of the upper lid up to which a blink moves skin. With it, and the root below, lengths correlate
-by 0.95 with those of the default head's own blink."""
+"""Distance from the rim of the upper lid up to which a made-up blink moves skin, m. With it, and the square root below,
+lengths correlate by 0.95 with those of the default head's own blink."""
 
 
 def blinks(head: HeadModel) -> Float32[np.ndarray, "2 V 3"]:
-    """Steps, m, of the skin in a blink of the left and of the right eye.
+    """Displacements of the skin, m, in a blink of the left and of the right eye.
 
-    Those of the units of that name. Components of the whole face have none: then the rim of the upper lid goes straight
-    to that of the lower one, and the skin near it follows by a share.
+    They are the expression units for blinks. In a model without such units the rim of the upper lid moves straight to
+    that of the lower one, and the skin near it by a share of that.
     """
     names = head.expression_names
     steps = np.zeros((2, len(head.parts), 3), np.float32)
@@ -174,18 +174,21 @@ def lid_travel(head: HeadModel) -> Float32[np.ndarray, "2 V"]:
 
 SIGMA_M = 0.012
 RIDGE, RIM_RIDGE = 0.1, 0.005
-"""Added to the Gram matrix: landmarks jitter by about a tenth of what they move. The second is for the rims of lids and
-lips in films: their gaps are a few millimetres, and what smoothing takes shows more there than the jitter."""
+"""Ridge added to the Gram matrix, for landmarks that jitter by about a tenth of their motion. RIM_RIDGE is for the rims
+of lids and lips in films: their gaps are a few millimetres, where smoothing is more visible than jitter."""
 REACH_M = 0.035
+"""Distance from the landmarks up to which vertices are moved, m."""
 FEATHER_M = 0.012
+"""Width over which the motion fades out at that distance, m."""
 OPEN_RAD = 0.3
-"""Jaw angle of the head in which distances are taken."""
+"""Jaw angle of the head in which distances are measured."""
 APART_M = 0.02
-"""Distance by which the upper lids stand out of that head, so that they and the lower ones do not pull each other."""
+"""Distance in a fourth dimension by which upper lids are separated from lower ones, m, so that neither moves the
+other."""
 
 
 def open_mouth(head: HeadModel, identity: Float32[np.ndarray, " K"]) -> Float32[np.ndarray, "V 3"]:
-    """A person's head with the lips apart, so that upper and lower lip do not pull each other."""
+    """A person's head with the mouth open by `OPEN_RAD`, in which upper and lower lip are far apart."""
     beta = torch.from_numpy(identity)
     zero, jaw, gaze = torch.zeros(3), torch.tensor([OPEN_RAD, 0.0, 0.0]), torch.zeros(4)
     at = joints(head, beta)
@@ -195,10 +198,10 @@ def open_mouth(head: HeadModel, identity: Float32[np.ndarray, " K"]) -> Float32[
 
 
 class LandmarkSpread:
-    """Linear map from 2-D steps of the 478 landmarks to steps of the vertices near them."""
+    """Linear map from 2-D offsets of the 478 landmarks to offsets of the `P` vertices near them (Gaussian kernel)."""
 
     def __init__(self, head: HeadModel, identity: Float32[np.ndarray, " K"], *, rim_ridge: float = RIDGE):
-        """Distances are the person's own; `rim_ridge` smooths the steps of the rims of lids and lips."""
+        """Prepare the map, with distances on the person's head; `rim_ridge`: ridge of the rims of lids and lips."""
         shape = open_mouth(head, identity)
         triangles, weights = head.landmark_triangles.numpy(), head.landmark_barycentrics.numpy()
         travel = lid_travel(head).max(0)
@@ -234,7 +237,7 @@ class LandmarkSpread:
 
     @cached_property
     def matrix(self) -> Float32[np.ndarray, "P 478"]:
-        """The map as one matrix, from steps of all landmarks to those of `vertices`."""
+        """The map as one matrix, from offsets of all landmarks to those of `vertices`."""
         return self(np.eye(478, dtype=np.float32)[..., None].repeat(2, -1))[..., 0].T
 
     @staticmethod
@@ -242,10 +245,10 @@ class LandmarkSpread:
         return np.exp(-0.5 * (distance / SIGMA_M) ** 2)
 
     def __call__(self, steps: Float32[np.ndarray, "T 478 2"]) -> Float32[np.ndarray, "T P 2"]:
-        """Steps of `self.vertices`, in the unit of the landmarks' steps. Many frames cost hardly more than one."""
+        """Offsets of `self.vertices`, in the unit of the landmarks' offsets."""
         columns = steps.transpose(1, 0, 2).reshape(steps.shape[1], -1)
         moved = np.empty((len(self.vertices), columns.shape[1]), np.float32)
-        # Two small products: the matrix of the whole map takes as long to make as the map of a hundred clips.
+        # Two small products instead of `matrix`, which takes as long to compute as the offsets of a hundred clips.
         moved[self._skin] = self._near @ (self._settled @ columns[self._used])
         for rows, around in self._rigid:
             moved[rows] = columns[around].mean(0)

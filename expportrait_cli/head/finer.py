@@ -1,7 +1,7 @@
-"""Subdivision of a head model's mesh as fixed sparse matrices, and heads on a mesh of half the edges.
+"""Subdivision of a head model's mesh as fixed sparse matrices, and heads whose dense mesh is subdivided once more.
 
-Such a head has every dense quad or triangle split in four once more. Parameters, coarse vertices and landmarks are
-those of the model that it is made from; only what is dense differs.
+Such a head has every dense quad or triangle split in four. Parameters, coarse vertices and landmarks are those of the
+model that it is made from; only dense quantities differ.
 """
 
 from dataclasses import dataclass, replace
@@ -17,12 +17,15 @@ from expportrait_cli.geometry.mesh import csr_tensor, scipy_matrix
 from expportrait_cli.head.model import MARK, HeadModel, is_finer
 
 NEGLIGIBLE = 1e-6
-"""Weights below this are left out: less than a micrometre of a metre."""
+"""Weight below which entries of the operator are dropped: a micrometre to a metre."""
 
 
 @dataclass(frozen=True)
 class Subdivision:
-    """Dense vertices are the coarse ones, then one a face, then one an edge, in that order."""
+    """Matrices and triangles of one subdivision.
+
+    Dense vertices are, in this order, the coarse ones, one a face (only for quads), and one an edge.
+    """
 
     smooth: sparse.csr_matrix
     """Catmull-Clark weights [V, N], for shapes. Rows sum to one."""
@@ -32,9 +35,9 @@ class Subdivision:
 
 
 def subdivide(quads: Int64[np.ndarray, "Q 4"], vertices: int) -> Subdivision:
-    """Subdivide once.
+    """Subdivide quads once by Catmull-Clark.
 
-    An open border follows the cubic B-spline of its own edges, so that parts stay where they were cut.
+    An open border becomes the cubic B-spline of its own edges, independent of the inside.
     """
     faces = len(quads)
     corners = np.stack([quads, np.roll(quads, -1, 1)], -1).reshape(-1, 2)
@@ -89,15 +92,15 @@ def _average(rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int]) -> s
 
 @dataclass(frozen=True)
 class Cut:
-    """The part of a mesh that stays."""
+    """The kept part of a mesh that was cut."""
 
     kept: Int64[np.ndarray, " N"]
-    """Its vertices in the whole mesh."""
+    """Indices of its vertices in the whole mesh."""
     faces: Int64[np.ndarray, "F_coarse 3"]
 
 
 def cut_above(points: Float[np.ndarray, "S 3"], faces: Int64[np.ndarray, "F_all 3"], floor_m: float) -> Cut:
-    """Keep the triangles that reach above a height."""
+    """Keep the triangles with a vertex above the height `floor_m`."""
     above = faces[(points[faces, 1] > floor_m).any(1)]
     kept, index = np.unique(above, return_inverse=True)
     return Cut(kept, index.reshape(-1, 3))
@@ -139,7 +142,7 @@ def subdivide_triangles(faces: Int64[np.ndarray, "F_coarse 3"], vertices: int) -
 
 
 def _ring(apex: dict[tuple[int, int], int], centre: int, start: int) -> list[int]:
-    """Neighbours of a vertex in their order around it, from `start`; empty on a border."""
+    """Neighbours of the vertex `centre` in order around it, from `start`; empty on a border."""
     ring, at = [], start
     while at is not None and (at != start or not ring):
         ring.append(at)
@@ -148,18 +151,18 @@ def _ring(apex: dict[tuple[int, int], int], centre: int, start: int) -> list[int
 
 
 def _stencil(ring: list[int], other: list[int], first: int, second: int) -> list[tuple[int, float]]:
-    """Weights of the vertices around an edge for the point on it; the rings start with the edge's other end."""
+    """Vertices and weights for the new point on an edge; each ring starts with the edge's other end."""
     if len(ring) < 3 or len(other) < 3:
         return [(first, 0.5), (second, 0.5)]
     ends = [(first, ring), (second, other)]
-    # Where the mesh is irregular at one end, that end alone decides.
+    # If one end is irregular (valence other than 6), its weights alone are used.
     irregular = [end for end in ends if len(end[1]) != 6]
     chosen = irregular or ends
     return [(v, w / len(chosen)) for end in chosen for v, w in _one_sided(*end)]
 
 
 def _one_sided(centre: int, ring: list[int]) -> list[tuple[int, float]]:
-    """Weights that one end of an edge gives, summing to one."""
+    """Vertices and weights of one end of an edge; the weights sum to one."""
     valence = len(ring)
     if valence == 6:
         return [(centre, 1.0), *zip((ring[1], ring[5], ring[2], ring[4]), (1 / 8, 1 / 8, -1 / 8, -1 / 8), strict=True)]
@@ -175,17 +178,17 @@ def _one_sided(centre: int, ring: list[int]) -> list[tuple[int, float]]:
 
 @dataclass(frozen=True)
 class Finer:
-    """A head with `V_fine` dense vertices, the first `V` of which are those of the head behind it."""
+    """A head with `V_fine` dense vertices, the first `V` of which are those of the head that was subdivided."""
 
     head: HeadModel
     lift: sparse.csr_matrix
     """Midpoint weights [V_fine, V], for masks. Rows sum to one and are not negative."""
     carry: sparse.csr_matrix
-    """Weights [V_fine, V] for offsets: the old vertices keep theirs, the new ones lie on a smooth surface between.
-    Linear between them, every edge of the mesh below would show as a crease."""
+    """Weights [V_fine, V] for offsets: old vertices keep theirs, new ones are interpolated smoothly. With linear
+    interpolation every edge of the coarser mesh would be visible as a crease."""
 
     def lifted(self, values: Float32[np.ndarray, "V *C"]) -> Float32[np.ndarray, "V_fine *C"]:
-        """Offsets of the dense vertices on the finer mesh; exactly zero wherever all around is zero."""
+        """Interpolate offsets of the dense vertices to the finer mesh; exactly zero where all neighbours are zero."""
         moved = self.lift @ (values != 0).astype(np.float64) > 0
         return np.where(moved, self.carry @ values.astype(np.float64), 0).astype(np.float32)
 
@@ -193,10 +196,10 @@ class Finer:
 def finer(head: HeadModel) -> Finer:
     """Subdivide the dense mesh of a head with one subdivision. 0.4 s the first time.
 
-    Shape has the weights of the first level (Catmull-Clark for quads, modified butterfly for triangles) behind one step
-    of `_kept`, so that the surface is as smooth and still goes through the vertices that the tracking and the
-    one-level fit put in place. Skinning weights, masks and parts are linear. Landmarks keep their triangles, whose
-    corners are vertices of the finer mesh too: they stay within 0.04 mm.
+    Shapes have the weights of the first level (Catmull-Clark for quads, modified butterfly for triangles), corrected by
+    `_kept`, so that the surface is as smooth and still passes through the fitted vertices. Skinning weights, masks and
+    parts are interpolated linearly. Landmarks keep their triangles, whose corners are vertices of the finer mesh too:
+    they move by at most 0.04 mm.
 
     Raises:
         ValueError: the head has two subdivisions already.
@@ -230,14 +233,14 @@ def finer(head: HeadModel) -> Finer:
 
 @lru_cache(maxsize=2)
 def _division(faces: bytes, vertices: int) -> Subdivision:
-    """Split a topology, given as the bytes of its triangles."""
+    """Subdivide a topology, given as the bytes of its triangles (hashable for the cache)."""
     triangles = np.frombuffer(faces, np.int64).reshape(-1, 3)
     quads = _quads(triangles)
     return subdivide_triangles(triangles, vertices) if quads is None else subdivide(quads, vertices)
 
 
 def _quads(triangles: Int64[np.ndarray, "F 3"]) -> Int64[np.ndarray, "Q 4"] | None:
-    """The quads that `subdivide` has cut along their diagonals, or None for a mesh that never had any."""
+    """The quads that `subdivide` split along their diagonals; None for a mesh of triangles."""
     first, second = triangles[0::2], triangles[1::2]
     if len(first) != len(second) or not np.array_equal(first[:, [0, 2]], second[:, [0, 1]]):
         return None
@@ -245,17 +248,17 @@ def _quads(triangles: Int64[np.ndarray, "F 3"]) -> Int64[np.ndarray, "Q 4"] | No
 
 
 def _kept(smooth: sparse.csr_matrix) -> sparse.csr_matrix:
-    """Weights behind which the old vertices stay: those of 2 x - S x instead of x, S being what moves them.
+    """Correct subdivision weights so that old vertices hardly move: apply them to 2 x - S x instead of x.
 
-    Catmull-Clark pulls them inwards by 0.04 mm on average and up to 0.2 mm in the face; of that 0.002 and 0.04 remain.
-    A scheme that keeps its vertices is not touched: its S is the identity.
+    S is the part of `smooth` for the old vertices. Catmull-Clark moves them inwards by 0.04 mm on average and up to 0.2
+    mm in the face; 0.002 and 0.04 mm remain. For an interpolating scheme S is the identity, and nothing changes.
     """
     count = smooth.get_shape()[1]
     return smooth @ (2 * sparse.identity(count, format="csr") - smooth[:count])
 
 
 def _parts(lift: sparse.csr_matrix, head: HeadModel) -> np.ndarray:
-    """Part of a vertex: skin as soon as it touches skin, as on the first level."""
+    """Part of each finer vertex: skin if any vertex that it depends on is skin, else the most frequent part."""
     own, skin = head.parts.cpu().numpy(), head.part_names.index("skin")
     shares = np.stack([lift @ (own == part).astype(float) for part in range(len(head.part_names))], -1)
     return np.where(shares[:, skin] > 0, skin, shares.argmax(1)).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""The mesh of a fitted head as it stands in its photo, and its rigid bones."""
+"""Meshes of a fitted head in its photo, at rest and along curves, and its rigid bones."""
 
 from dataclasses import dataclass, replace
 
@@ -13,9 +13,9 @@ from expportrait_cli.geometry.rotations import from_turns, logarithm, rodrigues
 from expportrait_cli.head.model import JAW, NECK, HeadModel, HeadPose, bones, coarse, dense, joints, landmarks, pose
 
 INNER_LIPS = (13, 14)
-"""Landmarks in the middle of the upper and the lower lip, where closed lips meet."""
+"""FaceMesh landmarks in the middle of the upper and the lower lip, where closed lips meet."""
 UPPER_EDGE_M, LOWER_EDGE_M = -0.0022, -0.0026
-"""Cutting edges of the teeth above (+) the line where the closed lips meet."""
+"""Heights of the edges of the upper and the lower teeth over the line of the closed lips, m."""
 TONGUE_TOP_M = 0.003
 """Height of the middle of the tongue's back above the edge of the lower teeth, m."""
 TONGUE_WIDE_M = 0.024
@@ -26,7 +26,7 @@ TONGUE_TIP_M, TONGUE_ROOT_M = 0.010, 0.060
 
 @dataclass(frozen=True)
 class Bones:
-    """Rotation and translation [3, 4] from canonical points to the camera."""
+    """Rotation and translation [3, 4] of head, jaw and torso, from canonical points to the camera, m."""
 
     head: Float[np.ndarray, "3 4"]
     jaw: Float[np.ndarray, "3 4"]
@@ -34,7 +34,7 @@ class Bones:
 
     @classmethod
     def of(cls, joints: Float[np.ndarray, "6 3"], curves: Curves, frame: int) -> "Bones":
-        """Bones of one frame of curves; the torso hangs at the neck joint."""
+        """Bones of one frame of curves; the torso is attached at the neck joint."""
         turn, torso = from_turns(curves.rotation[frame]), from_turns(curves.torso_rotation[frame])
         hinge, translation = rodrigues(curves.jaw[frame]), curves.translation[frame]
         pivot = joints[JAW]
@@ -46,7 +46,7 @@ class Bones:
 
 
 def pose_of(rows: HeadFit | Curves, torso_translation: Float[np.ndarray, "*B 3"]) -> HeadPose:
-    """Pose of a fit or of curves: turns away from the frontal pose become rotations into the camera."""
+    """Pose of a fit or of curves; rotations from the frontal pose become rotations into the camera."""
     return HeadPose(
         jaw=_single(rows.jaw),
         gaze=_single(rows.gaze),
@@ -62,7 +62,7 @@ def _single(values: Float[np.ndarray, "*B C"]) -> Float32[Tensor, "*B C"]:
 
 
 def reduced(fit: HeadFit, representation: str) -> HeadFit:
-    """A fit of which only a part is shown, as in the paper's ablation: `full`, `static`, or the `base` mesh alone."""
+    """Remove offsets from a fit, as in the paper's ablation: none (`full`), dynamic (`static`), or all (`base`)."""
     if representation == "full":
         return fit
     gone = ["frame_offset", "dynamic_offset"] + (["static_offset", "relief_seen"] if representation == "base" else [])
@@ -71,7 +71,7 @@ def reduced(fit: HeadFit, representation: str) -> HeadFit:
 
 
 def canonical_mesh(fit: HeadFit, head: HeadModel, rows: HeadFit | Curves) -> Float32[Tensor, "*B V 3"]:
-    """The person's unposed head with the expressions of `rows` and the fitted offsets (Eq. 3)."""
+    """The person's unposed head, m, with the expressions of `rows` and the fitted offsets (Eq. 3)."""
     psi, jaw, gaze = (torch.from_numpy(v) for v in (rows.expression, rows.jaw, rows.gaze))
     identity = torch.from_numpy(fit.identity).expand(*psi.shape[:-1], -1)
     return dense(head, coarse(head, identity, psi, jaw, gaze)) + torch.from_numpy(fit.static_offset + fit.frame_offset)
@@ -85,7 +85,7 @@ def photo_curves(fit: HeadFit, head: HeadModel) -> Curves:
 
 
 def neutral_mesh(fit: HeadFit, head: HeadModel) -> Float32[Tensor, "V 3"]:
-    """The person's unposed head at rest: identity and static offset (V_neutral of Eq. 8)."""
+    """The person's unposed head at rest, m: identity and static offset (V_neutral of Eq. 8)."""
     zero = head.template.new_zeros
     psi, jaw, gaze = zero(len(head.expression_names)), zero(3), zero(4)
     return dense(head, coarse(head, torch.from_numpy(fit.identity), psi, jaw, gaze)) + torch.from_numpy(
@@ -94,18 +94,18 @@ def neutral_mesh(fit: HeadFit, head: HeadModel) -> Float32[Tensor, "V 3"]:
 
 
 def person_joints(fit: HeadFit, head: HeadModel) -> Float32[Tensor, "6 3"]:
-    """Canonical joints of the person."""
+    """Canonical joints of the person, m."""
     return joints(head, torch.from_numpy(fit.identity))
 
 
 def fitted_mesh(fit: HeadFit, head: HeadModel) -> Float32[np.ndarray, "V 3"]:
-    """Dense vertices of the photo's own pose and expression, crop camera, m (Eq. 1 to 4)."""
+    """Dense vertices in the photo's pose and expression, crop camera, m (Eq. 1 to 4)."""
     placed = pose_of(fit, neck_in_camera(fit, head))
     return pose(head, canonical_mesh(fit, head, fit), person_joints(fit, head), placed).numpy()
 
 
 def tongue(head: HeadModel) -> Bool[np.ndarray, " V"]:
-    """The floor of the mouth that rises to a tongue; none where a head model has no teeth to lie between."""
+    """Mask of the floor of the mouth that becomes the tongue; empty for a head model without lower teeth."""
     verts = dense(head, head.template)
     down = vertex_normals(verts, head.dense_faces)[:, 1].numpy() < 0.3
     place = (verts - landmarks(head, verts)[list(INNER_LIPS)].mean(0)).numpy()
@@ -117,9 +117,9 @@ def tongue(head: HeadModel) -> Bool[np.ndarray, " V"]:
 
 
 def mouth_offset(identity: Float32[np.ndarray, " K"], head: HeadModel) -> Float32[np.ndarray, "V 3"]:
-    """Offsets (canonical, m) that put teeth where those of people are, and raise the mouth's floor to a tongue.
+    """Offsets (canonical, m) that move teeth to realistic places, and raise the mouth's floor to a tongue.
 
-    Teeth of a head model stand so far from the lips that a smile would show none.
+    In the head models teeth are so far from the lips that they are hidden in a smile.
     """
     zero = head.template.new_zeros
     verts = dense(head, coarse(head, torch.from_numpy(identity), zero(len(head.expression_names)), zero(3), zero(4)))
@@ -140,9 +140,9 @@ def mouth_offset(identity: Float32[np.ndarray, " K"], head: HeadModel) -> Float3
 
 
 def relief_of(fit: HeadFit, head: HeadModel) -> Relief:
-    """Static detail of the photo and where it lies on the mesh: each vertex keeps the pixel that shows it there.
+    """Static detail of the photo, with the position of each vertex in the photo's crop, and the mask of the cavity.
 
-    A head without detail has a relief without pixels, which says where its mouth is hollow.
+    For a fit without detail the height map is empty.
     """
     verts = fitted_mesh(fit, head)
     places = verts[:, :2] / verts[:, 2:] * fit.focal_px + CROP_SIZE / 2
@@ -156,7 +156,10 @@ def posed_meshes(
     curves: Curves,
     beyond: tuple[Int64[np.ndarray, " P"], Float32[np.ndarray, "T P 3"]] | None = None,
 ) -> Float32[np.ndarray, "T V 3"]:
-    """Dense vertices of the person moved by curves, crop camera, m; `beyond` are more canonical steps of some."""
+    """Dense vertices of the person moved by curves, crop camera, m.
+
+    `beyond`: indices of vertices, and further canonical offsets of these, m.
+    """
     placed = pose_of(curves, curves.torso_translation)
     canonical = canonical_mesh(fit, head, curves)
     if beyond is not None:
@@ -165,13 +168,13 @@ def posed_meshes(
 
 
 def blend_matrices(fit: HeadFit, head: HeadModel) -> Float32[np.ndarray, "V 3 3"]:
-    """Matrices that turn a canonical step of each vertex into its step in the camera, in the photo's pose."""
+    """Matrices of skinning that map a canonical offset of each vertex to the camera, in the photo's pose."""
     placed = pose_of(fit, neck_in_camera(fit, head))
     turns, _ = bones(person_joints(fit, head), placed)
     return torch.einsum("vj,jab->vab", head.skinning, turns).numpy()
 
 
 def neck_in_camera(fit: HeadFit, head: HeadModel) -> Float32[np.ndarray, " 3"]:
-    """Neck joint of the head bone, where the photo's torso hangs."""
+    """Neck joint of the head bone in the camera, m, to which the photo's torso is attached."""
     neck = person_joints(fit, head)[NECK].numpy()
     return (from_turns(fit.rotation) @ neck + fit.translation).astype(np.float32)

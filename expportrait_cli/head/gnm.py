@@ -8,8 +8,8 @@ joints, in metres, x to the person's left, y up, z ahead; components are standar
 `vertex_group_names` [G], `vertex_groups` [G,S], `version`. The other members are not needed here; pose correctives are
 not applied.
 
-GNM has no jaw joint: its lower face moves by components alone. Ours is a hinge that is found in them (`_jaw`), with
-what the components do beyond it as the jaw's corrective, so that an open mouth is GNM's own.
+GNM has no jaw joint: components alone move its lower face. `_jaw` fits a hinge to them, and keeps the rest of their
+motion as the jaw's corrective, so that the open mouth is GNM's.
 """
 
 import os
@@ -42,24 +42,25 @@ GROUPS = {
     "teeth_lower": "lower_teeth_and_gums",
     "tongue": "tongue",
 }
-"""Vertex groups of the parts that are no skin."""
+"""Vertex group of each part that is not skin."""
 INSIDE = {"mouth_cavity": "mouth_sock", "eye_socket": "eye_sockets"}
-"""Groups of skin that is seen through an opening alone, where the file has them."""
+"""Vertex group of each part that is visible only through an opening, if the file has the group."""
 LIPS, BROWS = ("upper_lip", "lower_lip"), ("left_brow_region", "right_brow_region")
 LOWER_FACE = "lower_face"
 EYES_M = np.array([0.0, 0.0222, 0.0791])
-"""The middle of the eye joints in the head frame, as in the default head."""
+"""The middle of the eye joints in the head frame, m, as in the default head."""
 NECK_FADE_M = 0.04
-"""Height below the neck joint over which the neck becomes torso."""
+"""Height below the neck joint over which neck weights become torso weights, m."""
 OPENING_M = 0.02
-"""Way of the lower teeth down when the jaw is fully open."""
+"""Mean distance by which the fully open jaw lowers the lower teeth, m."""
 LEAST_M = 1e-3
-"""Motion of a rigid jaw below which a vertex says nothing about its weight."""
+"""Displacement by the rigid jaw, m, below which a vertex gets jaw weight 0, because its weight cannot be measured."""
 EXPRESSION_MAX, EXPRESSION_PRIOR, EXPRESSION_NEUTRAL = 3.0, 10.0, 0.15
-"""As for SMPL-X: components of both are in standard deviations."""
+"""Largest weight, stiffness and neutral range of the expressions, as for SMPL-X, in standard deviations."""
 GAZE_FULL_RAD = 0.45
-"""Nothing follows the gaze but the eyeballs; any angle but 0 does."""
+"""`HeadModel.gaze_full_rad`; its value is arbitrary, because the gaze moves no lids in this model."""
 BROW_M = 0.004
+"""Half width of the painted brows, m."""
 
 
 @dataclass(frozen=True)
@@ -78,15 +79,15 @@ class GnmFile:
     groups: dict[str, Float[np.ndarray, " S"]]
 
     def joint(self, name: str) -> int:
-        """Number of the joint whose name contains this."""
+        """Index of the first joint whose name contains `name`."""
         return next(index for own, index in self.joints.items() if name in own)
 
 
 def find_file() -> Path:
-    """Path of the file: what EXPPORTRAIT_GNM names, else in the folders of weights.
+    """Path of the file: the value of EXPPORTRAIT_GNM, else in the folders of weights.
 
     Raises:
-        WeightsError: there is none.
+        WeightsError: there is no such file.
     """
     chosen = os.environ.get(ENVIRONMENT)
     if not chosen:
@@ -102,7 +103,7 @@ def load(
     """Build the head from the published file; see `embed.with_landmarks` for its landmarks.
 
     Raises:
-        WeightsError: no usable file, or its landmarks were not found yet and `find_landmarks` is not given.
+        WeightsError: no usable file, or its landmarks are not cached and `find_landmarks` is not given.
     """
     path = file or find_file()
     found = read(path)
@@ -114,7 +115,7 @@ def read(path: Path) -> GnmFile:
     """Read the arrays that are needed.
 
     Raises:
-        WeightsError: it is damaged, or another file.
+        WeightsError: the file is damaged, or is not GNM Head v3.
     """
     try:
         with np.load(path, allow_pickle=False) as archive:
@@ -134,7 +135,8 @@ def _content(arrays: dict[str, np.ndarray]) -> GnmFile:
     def numbers(key: str, *shape: int) -> np.ndarray:
         values = np.asarray(arrays[key], np.float64)
         if values.shape != shape or not np.isfinite(values).all():
-            raise ValueError(f"{key} is {'x'.join(map(str, values.shape))} or not finite, expected {shape}")
+            found = "x".join(map(str, values.shape))
+            raise ValueError(f"{key} has shape {found} or values that are not finite, expected finite ones of {shape}")
         return values
 
     if not str(arrays["version"]).startswith("3"):
@@ -144,7 +146,7 @@ def _content(arrays: dict[str, np.ndarray]) -> GnmFile:
     joints = [str(name) for name in arrays["joint_names"]]
     triangles = np.asarray(arrays["triangles"], np.int64)
     if triangles.ndim != 2 or triangles.shape[1] != 3 or triangles.min() < 0 or triangles.max() >= count:
-        raise ValueError("triangles names vertices that are not there")
+        raise ValueError("triangles refers to vertices that do not exist")
     groups = numbers("vertex_groups", len(arrays["vertex_group_names"]), count)
     named = {str(name): row for name, row in zip(arrays["vertex_group_names"], groups, strict=True)}
     for name in (*GROUPS.values(), *LIPS):
@@ -165,7 +167,7 @@ def _content(arrays: dict[str, np.ndarray]) -> GnmFile:
 
 
 def build(file: GnmFile) -> HeadModel:
-    """Head without landmarks and facial mask. Its mesh is dense enough as it is: Eq. 2 changes nothing."""
+    """Build the head without landmarks and facial mask; dense and coarse mesh are the same (Eq. 2 is the identity)."""
     eyes = [file.joint("left_eye"), file.joint("right_eye")]
     order = [file.joint("neck"), file.joint("neck"), file.joint("head"), file.joint("head"), *eyes]
     shift = EYES_M - file.joint_template[eyes].mean(0)
@@ -173,7 +175,7 @@ def build(file: GnmFile) -> HeadModel:
     joint_template = file.joint_template[order] + shift
     jaw = _jaw(file, template)
     joint_template[3] = jaw.pivot
-    # The hinge moves with the head that it is in.
+    # Identity components move the hinge as they move the head joint.
     joint_basis = file.joint_identity[:, order]
     high = torch.full((len(file.expression_names),), EXPRESSION_MAX, dtype=torch.float64)
     identity = sparse.identity(len(template), format="csr")
@@ -221,7 +223,7 @@ def _parts(file: GnmFile) -> UInt8[np.ndarray, " S"]:
 
 @dataclass(frozen=True)
 class _Jaw:
-    """A hinge, and what it leaves."""
+    """A jaw hinge about x: pivot (m), angle of the open jaw, weight of each vertex, and the rest of its motion (m)."""
 
     pivot: Float[np.ndarray, " 3"]
     full_rad: float
@@ -230,16 +232,19 @@ class _Jaw:
 
 
 def _jaw(file: GnmFile, template: Float[np.ndarray, "S 3"]) -> _Jaw:
-    """The rotation about x that the lower teeth make when the components of the lower face bring them down fastest.
+    """Fit the jaw: the rotation about x of the lower teeth when the lower face's components open the mouth.
 
-    Of all components of one size those along the gradient of the teeth's height do; a vertex hangs on the hinge by how
-    far it goes along with it, and the rest of what it does is the corrective.
+    The coefficients are those of least norm that lower the teeth by `OPENING_M` (along the gradient of their height).
+    A vertex's weight is the share of the rigid rotation in its motion; the rest is the corrective.
+
+    Raises:
+        WeightsError: the rotation is implausible.
     """
     lower = np.flatnonzero(file.groups[GROUPS["teeth_lower"]] > 0.5)
     block = [k for k, name in enumerate(file.expression_names) if name.startswith(LOWER_FACE)]
     down = -file.expression[block][:, lower, 1].mean(1)
     steps = np.tensordot(OPENING_M * down / (down @ down), file.expression[block], 1)
-    # Kabsch, on teeth that hardly change their shape.
+    # Kabsch's algorithm on the teeth, which are nearly rigid.
     start, end = template[lower], template[lower] + steps[lower]
     u, _, vh = np.linalg.svd((end - end.mean(0)).T @ (start - start.mean(0)))
     turn = u @ np.diag([1, 1, np.linalg.det(u @ vh)]) @ vh
@@ -247,7 +252,7 @@ def _jaw(file: GnmFile, template: Float[np.ndarray, "S 3"]) -> _Jaw:
     if not 0.02 < angle < 1.0:
         raise WeightsError(f"The lower teeth of this GNM file turn by {angle:.2f} rad as they come down. {HOW}")
     hinge = cv2.Rodrigues(np.array([angle, 0.0, 0.0]))[0]
-    # The point that stays: of those along the axis, the one in the middle of the head.
+    # The fixed point of the motion in the plane x = 0.
     away = (hinge - np.eye(3))[1:, 1:]
     shift = (end.mean(0) - hinge @ start.mean(0))[1:]
     pivot = np.r_[0.0, np.linalg.solve(-away, shift)]
@@ -258,7 +263,7 @@ def _jaw(file: GnmFile, template: Float[np.ndarray, "S 3"]) -> _Jaw:
 
 
 def _bone_weights(file: GnmFile, template, neck, jaw_weight) -> Float[np.ndarray, "S 6"]:
-    """Weights of the six bones; what hangs on no named joint hangs on the neck, and the neck's foot on the torso."""
+    """Weights of the six bones; weights of other joints go to the neck, and below the neck joint to the torso."""
     weights = np.clip(file.skinning, 0, None) / np.maximum(np.clip(file.skinning, 0, None).sum(0), 1e-9)
     head, left, right = (weights[file.joint(name)] for name in ("head", "left_eye", "right_eye"))
     rest = np.clip(1 - head - left - right, 0, None)
@@ -269,7 +274,7 @@ def _bone_weights(file: GnmFile, template, neck, jaw_weight) -> Float[np.ndarray
 
 
 def colours(file: GnmFile, head: HeadModel) -> Float32[Tensor, "V 3"]:
-    """Paint for the eye of the landmark detector: lips from their groups, brows as strokes along the brow regions."""
+    """RGB of the vertices, 0..1, for the landmark detector: lips by their groups, brows as strokes in their regions."""
     verts = head.template.numpy().astype(np.float64)
     lips = np.clip(sum(file.groups[name] for name in LIPS), 0, 1)[:, None]
     paint = regions.SKIN_COLOUR + lips * (regions.LIP_COLOUR - regions.SKIN_COLOUR)

@@ -22,55 +22,57 @@ TORSO, NECK, HEAD, JAW, EYE_LEFT, EYE_RIGHT = range(6)
 
 @dataclass(frozen=True)
 class HeadModel:
-    """Everything that a kind of head is: tensors on one device, constant."""
+    """A linear head model with subdivision, skinning and landmarks: constant tensors on one device."""
 
     name: str
     template: Float[Tensor, "N 3"]
-    """Mean head, neutral, looking ahead."""
+    """Mean neutral head, looking ahead, m."""
     identity_basis: Float[Tensor, "N 3 K"]
-    """Displacement by one standard deviation."""
+    """Displacement by one standard deviation of each component, m."""
     expression_basis: Float[Tensor, "N 3 E"]
-    """Displacement by a unit at full weight."""
+    """Displacement by each expression at weight 1, m."""
     expression_names: tuple[str, ...]
     expression_low: Float[Tensor, " E"]
-    """Least weight of each expression: 0 for a unit that only switches on, below 0 for a component with a sign."""
+    """Least weight of each expression: 0 for a unit such as a blink, below 0 for a statistical component."""
     expression_high: Float[Tensor, " E"]
     """Largest weight of each expression."""
     expression_prior: Float[Tensor, " E"]
-    """Stiffness towards 0 in the landmark solver: a weight of 1 costs as much as one landmark that is off by the square
+    """Stiffness towards 0 in the landmark solver: a weight of 1 costs as much as one landmark whose error is the square
     root of this, in units of 2 % of the inter-ocular distance (`solve.solver`)."""
     expression_full: Float[Tensor, " E"]
-    """Weight of each expression that counts as all of it: 1 for a unit, more for a component in standard deviations.
-    Thresholds of effort and neutrality are in shares of this, so that they serve every model (`HeadModel.shares`)."""
+    """Weight at which each expression is complete: 1 for a unit, more for a component in standard deviations.
+    Thresholds for expressions are relative to it, so that they apply to every model (`HeadModel.shares`)."""
     expression_neutral: Float[Tensor, " E"]
-    """Largest absolute weight of each expression that the tracker reads in a neutral face."""
+    """Largest absolute weight of each expression that the tracker finds in a neutral face."""
     gaze_basis: Float[Tensor, "N 3 8"]
-    """Displacement of the lids by the pieces of `gaze_pieces`, at `gaze_full_rad`."""
+    """Displacement of the lids by each component of `gaze_pieces` at `gaze_full_rad`, m."""
     gaze_full_rad: Float[Tensor, " 8"]
-    """Rotation of the eyeball at which the lids have moved by `gaze_basis`."""
+    """Rotation of the eyeball at which the lids have moved by `gaze_basis`, rad."""
     jaw_corrective: Float[Tensor, "N 3"]
-    """Step, m, that the jaw's rotation by `jaw_full_rad` lacks to the model's open mouth."""
+    """Difference, m, between the model's open mouth and the jaw's rotation by `jaw_full_rad` alone."""
     jaw_full_rad: float
+    """Angle of the fully open jaw, rad."""
     joint_template: Float[Tensor, "6 3"]
+    """Joints of the mean head, canonical, m."""
     joint_basis: Float[Tensor, "6 3 K"]
-    """Joints depend on identity only."""
+    """Displacement of the joints by each identity component, m; expressions do not move them."""
     skinning: Float[Tensor, "V 6"]
-    """Weights of the dense vertices. Rows sum to one."""
+    """Bone weights of the dense vertices; rows sum to one."""
     faces: Int[Tensor, "F_coarse 3"]
     dense_faces: Int[Tensor, "F 3"]
-    """Outward side counter-clockwise."""
+    """Triangles of the dense mesh, counter-clockwise from outside."""
     operator: Tensor
-    """Sparse CSR [V, N], rows sum to one: coarse to dense vertices."""
+    """Sparse CSR [V, N] from coarse to dense vertices; rows sum to one."""
     parts: UInt8[Tensor, " V"]
-    """Index into `part_names`."""
+    """Part of each dense vertex, as an index into `part_names`."""
     part_names: tuple[str, ...]
     facial_mask: Float[Tensor, " V"]
-    """1 in the face, 0 off it, soft between; exactly 0 on eyeballs, teeth and in cavities."""
+    """1 in the face, 0 off it, smooth between; exactly 0 on eyeballs, teeth and in cavities."""
     landmark_triangles: Int[Tensor, "L 3"]
     """Dense vertices around each FaceMesh landmark."""
     landmark_barycentrics: Float[Tensor, "L 3"]
     landmark_spread: Float[Tensor, " L"]
-    """Spread of the landmark's place over views and identities, m: large means unreliable."""
+    """Median distance of each landmark's detections from its position, m; large means unreliable."""
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "HeadModel":
         """Move every tensor; `dtype` is for the real-valued ones."""
@@ -86,17 +88,20 @@ class HeadModel:
         return sum((self.parts == self.part_names.index(name) for name in names), torch.zeros_like(self.parts)).bool()
 
     def shares(self, expression: Float[np.ndarray, "*B E"]) -> Float[np.ndarray, "*B E"]:
-        """Expressions in shares of their full weights: what effort is measured in, whichever the model."""
+        """Expression coefficients divided by `expression_full`, to compare effort across head models."""
         return expression / self.expression_full.cpu().numpy().astype(expression.dtype)
 
     @property
     def scalp(self) -> Bool[np.ndarray, " V"]:
-        """Skin that moves with the skull alone, off the face: where hair grows, and the neck's root."""
+        """Mask of skin that moves with the skull alone, off the face: where hair grows, and the top of the neck."""
         return ((self.skinning[:, HEAD] > 0.9) & (self.facial_mask < 0.1) & self.part("skin")).cpu().numpy()
 
 
 def gaze_pieces(gaze: Float[Tensor, "*B 4"]) -> Float[Tensor, "*B 8"]:
-    """Split gaze into what the lids follow: up, down, to the person's left, to the right; left eye first. Radians."""
+    """Split gaze (rad) into the positive parts that move the lids.
+
+    Per eye, the left one first: up, down, to the person's left, to the right.
+    """
     left_pitch, left_yaw, right_pitch, right_yaw = gaze.unbind(-1)
     left = (left_pitch, -left_pitch, left_yaw, -left_yaw)
     right = (right_pitch, -right_pitch, right_yaw, -right_yaw)
@@ -110,9 +115,9 @@ def coarse(
     jaw: Float[Tensor, "*B 3"],
     gaze: Float[Tensor, "*B 4"],
 ) -> Float[Tensor, "*B N 3"]:
-    """Canonical coarse vertices: identity, expression, lids that follow the gaze, and the jaw's corrective.
+    """Canonical coarse vertices, m, from identity, expression, lids moved by the gaze, and the jaw's corrective.
 
-    The corrective follows the opening (rotation about x) alone and linearly.
+    The corrective is linear in the opening of the jaw (rotation about x), and ignores its other angles.
     """
     shape = head.template + torch.einsum("nck,...k->...nc", head.identity_basis, identity)
     shape = shape + torch.einsum("nce,...e->...nc", head.expression_basis, expression)
@@ -121,7 +126,7 @@ def coarse(
 
 
 def dense(head: HeadModel, coarse: Float[Tensor, "*B N 3"]) -> Float[Tensor, "*B V 3"]:
-    """Subdivide. Linear, so displacements pass through it too."""
+    """Subdivide coarse vertices to dense ones; linear, so that it also applies to displacements."""
     batch = coarse.shape[:-2]
     columns = coarse.reshape(-1, *coarse.shape[-2:]).permute(1, 0, 2).reshape(coarse.shape[-2], -1)
     result = head.operator @ columns
@@ -129,7 +134,7 @@ def dense(head: HeadModel, coarse: Float[Tensor, "*B N 3"]) -> Float[Tensor, "*B
 
 
 def joints(head: HeadModel, identity: Float[Tensor, "*B K"]) -> Float[Tensor, "*B 6 3"]:
-    """Canonical joints of a person."""
+    """Canonical joints of a person, m."""
     return head.joint_template + torch.einsum("jck,...k->...jc", head.joint_basis, identity)
 
 
@@ -143,14 +148,14 @@ def eye_rotation(pitch_yaw: Float[Tensor, "*B 2"]) -> Float[Tensor, "*B 3 3"]:
 
 @dataclass(frozen=True)
 class HeadPose:
-    """Pose of a head's six bones; leading axes broadcast, so that what all frames share may lack them."""
+    """Pose of a head's six bones; leading axes broadcast."""
 
     jaw: Float[Tensor, "*#B 3"]
     """Rotation of the jaw in the head frame, axis-angle, rad."""
     gaze: Float[Tensor, "*#B 4"]
     """Pitch and yaw of the left eye, then of the right, rad."""
     rotation: Float[Tensor, "*#B 3"]
-    """R_cam_head as axis-angle, rad. Artifacts keep the turn away from the frontal pose instead (`fitted.pose_of`)."""
+    """R_cam_head as axis-angle, rad; artifacts store the rotation from the frontal pose instead (`fitted.pose_of`)."""
     translation: Float[Tensor, "*#B 3"]
     """Origin of the head frame in the camera, m."""
     torso_rotation: Float[Tensor, "*#B 3"]
@@ -163,8 +168,9 @@ def bones(joints: Float[Tensor, "*#B 6 3"], at: HeadPose) -> tuple[Float[Tensor,
     """Rotation and translation that each bone applies to canonical points, to camera.
 
     The head bone is R_cam_head with the head's origin at `translation`. The torso bone is R_cam_torso about the neck
-    joint, which lies at `torso_translation`. The neck bone turns half-way between them, and the middle of neck and head
-    joint goes to the mean of where those two bones put it. Jaw and eyes turn about their joints in the head.
+    joint, which lies at `torso_translation`. The neck bone has half the rotation between them, and maps the middle of
+    neck and head joint to the mean of its images under those two bones. Jaw and eyes rotate about their joints in the
+    head.
     """
     R_head, R_torso = rotations.matrix(at.rotation), rotations.matrix(at.torso_rotation)
     neck, translation = joints[..., NECK, :], at.translation
@@ -190,9 +196,9 @@ def pose(
     joints: Float[Tensor, "*#B 6 3"],
     at: HeadPose,
 ) -> Float[Tensor, "*B V 3"]:
-    """Move canonical dense vertices to the camera by linear blend skinning of the six bones (see `bones`).
+    """Move canonical dense vertices to the camera, m, by linear blend skinning of the six bones (see `bones`).
 
-    The other inputs may lack the leading axes, when all frames share them.
+    Leading axes of the other inputs broadcast.
     """
     Rs, ts = bones(joints, at)
     return skin(head.skinning, canonical, Rs, ts)
@@ -204,7 +210,7 @@ def skin(
     Rs: Float[Tensor, "*B 6 3 3"],
     ts: Float[Tensor, "*B 6 3"],
 ) -> Float[Tensor, "*B P 3"]:
-    """Blend the bones' motions at each point, and move it by the blend: whole columns, not a small product a point."""
+    """Linear blend skinning of points by bone rotations `Rs` and translations `ts`."""
     motions = torch.cat([Rs.mT, ts[..., None, :]], -2).flatten(-2)
     x, y, z, shift = (weights @ motions).unflatten(-1, (4, 3)).unbind(-2)
     return x * points[..., :1] + y * points[..., 1:2] + z * points[..., 2:] + shift
@@ -216,9 +222,9 @@ def default_torso(
     rotation: Float[Tensor, "*B 3"],
     translation: Float[Tensor, "*B 3"],
 ) -> tuple[Float[Tensor, "*B 3"], Float[Tensor, "*B 3"]]:
-    """Torso rotation and translation that suit a head of which nothing else is known.
+    """Default rotation (axis-angle) and translation of the torso for a posed head.
 
-    The torso stands upright in the camera, follows 40 percent of the head's yaw, and meets the head at the neck joint.
+    The torso is upright in the camera, has 40 percent of the head's yaw, and meets the head at the neck joint.
     """
     R_head = rotations.matrix(rotation)
     # The head's z axis, in a frame that faces the camera: x to the person's left, z to the camera.
@@ -231,7 +237,7 @@ def default_torso(
 
 
 def landmarks(head: HeadModel, posed: Float[Tensor, "*B V 3"]) -> Float[Tensor, "*B L 3"]:
-    """FaceMesh's landmarks on the surface."""
+    """Positions of FaceMesh's landmarks on dense vertices, in their frame."""
     corners = posed[..., head.landmark_triangles, :]
     return (corners * head.landmark_barycentrics[:, :, None]).sum(-2)
 
@@ -241,20 +247,20 @@ def _turn(R: Float[Tensor, "*#B 3 3"], point: Float[Tensor, "*#B 3"]) -> Float[T
 
 
 MARK = "@2"
-"""Ends the name of a head model with two subdivisions."""
+"""Suffix of the name of a head model with two subdivisions."""
 
 
 def is_finer(name: str) -> bool:
-    """Say whether the name is that of a head with two subdivisions (`anny@2`)."""
+    """True if the name is that of a head with two subdivisions (`anny@2`)."""
     return name.endswith(MARK)
 
 
 def base_name(name: str) -> str:
-    """Name of the model whose parameters a head of this name has: `anny` of `anny@2`."""
+    """Name of the model without subdivision suffix: `anny` of `anny@2`; both have the same parameters."""
     return name.removesuffix(MARK)
 
 
 HeadName = Literal["anny", "smplx", "gnm"]
 
 FindLandmarks = Callable[[HeadModel, Float32[Tensor, "V 3"]], HeadModel]
-"""A head without landmarks and the paint of its dense vertices to the head with them (`head.embed.embed`)."""
+"""Function that adds landmarks to a head, from the colours of its dense vertices (`head.embed.embed`)."""

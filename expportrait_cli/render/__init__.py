@@ -1,6 +1,6 @@
-"""From vertices to normals, depth and masks: the rasteriser contract, its backends, files of normal maps.
+"""Rendering of normals, depth and masks: the rasteriser contract, its backends, files of normal maps.
 
-Colours of the film belong into `painting`.
+The colours of a film are painted in `painting`.
 """
 
 from .stage import render_normals as render_normals

@@ -1,7 +1,7 @@
 """Normals, depth and mask with antialiased silhouettes from vertices in the camera, and normals as 8-bit RGB.
 
-`encode` is the one place that knows the convention of normal maps. Every generator's manifest names it, because a model
-that was trained with another one fails without a word.
+`encode` defines the convention of normal maps (`CONVENTION`). Every generator's manifest names it, because a model that
+was trained with another convention fails silently.
 """
 
 from dataclasses import dataclass
@@ -21,15 +21,18 @@ from expportrait_cli.render.rasterizer import Backend, interpolate, rasterize, w
 
 
 class _Crossings(NamedTuple):
-    """`P` places where silhouette edges pass between two neighbouring pixel centres."""
+    """`P` crossings of silhouette edges with rows (steep edges) or columns (flat edges) of pixel centres."""
 
     frame: Int64[Tensor, " P"]
+    """Index of the frame."""
     ends: Int64[Tensor, "P 2"]
+    """Vertices of the edge."""
     line: Int64[Tensor, " P"]
-    """The pixel row that a steep edge crosses, the column that a flat one crosses."""
+    """Index of the pixel row (steep edge) or column (flat edge) that is crossed."""
     is_steep: Bool[Tensor, " P"]
+    """True if the edge's extent along y is at least that along x."""
     inner_is_low: Bool[Tensor, " P"]
-    """The surface lies on the side of the smaller coordinate along the line."""
+    """True if the surface lies on the side of the smaller coordinate along `line`."""
 
 
 def blend_silhouettes(
@@ -38,10 +41,10 @@ def blend_silhouettes(
     pos: Float32[Tensor, "n V 4"],
     edges: Edges,
 ) -> Float32[Tensor, "n H W C"]:
-    """Blend the two pixels on either side of each visible silhouette by where it passes between their centres.
+    """Blend the two pixels on either side of each visible silhouette by its position between their centres.
 
-    Gradients reach `image`, and `pos` through the place of the silhouette: the area of a mask changes as the
-    surface moves. Which pixels are blended carries none. All w must be positive.
+    Gradients flow to `image`, and through the position of the silhouette to `pos`: the area of a mask changes as the
+    surface moves. The choice of the blended pixels has no gradient. All w must be positive.
     """
     screen = _to_pixels(pos, image.shape[1], image.shape[2])
     with torch.no_grad():
@@ -84,7 +87,7 @@ def _cross(screen: Float32[Tensor, "n V 3"], edges: Edges, resolution: tuple[int
 
 
 def _side(a: Float[Tensor, "S 2"], b: Float[Tensor, "S 2"], point: Float[Tensor, "S 2"]) -> Float[Tensor, " S"]:
-    """On which side of the line through a and b a point lies: positive is +y for an edge along +x."""
+    """Signed side of the line through a and b on which a point lies: positive is +y for an edge along +x."""
     (edge_x, edge_y), (x, y) = (b - a).unbind(-1), (point - a).unbind(-1)
     return edge_x * y - edge_y * x
 
@@ -95,7 +98,7 @@ def _blend(
     screen: Float32[Tensor, "n V 3"],
     crossings: _Crossings,
 ) -> Float32[Tensor, "n H W C"]:
-    """Mix the two pixels of each crossing, if they show the silhouette; each pair of pixels once."""
+    """Blend the two pixels of each crossing if the silhouette is visible there; each pair of pixels once."""
     frame, ends, line, is_steep, inner_is_low = crossings
     height, width = image.shape[1:3]
     a, b = screen[frame, ends[:, 0]], screen[frame, ends[:, 1]]
@@ -118,12 +121,12 @@ def _blend(
         keep = (is_inside & (at_low[:, 3] != at_high[:, 3]) & is_open).nonzero()[:, 0]
         pairs, pair = torch.unique(low_pixel[keep] * 2 + is_steep[keep], return_inverse=True)
 
-    # A folded outline crosses the same pair more than once, there and back. The surface's share of the pair is then
-    # the signed sum; hidden outlines close behind may be counted too, so that it is divided by what remains. Blending
-    # each crossing for itself gave masks from -1 to 1.7 and, on a crumpled outline, four times the gradient.
+    # A folded outline crosses the same pair more than once, back and forth. The surface's share of the pair is then
+    # the signed sum, divided by the sum of signs, since hidden outlines close behind may be counted too. Blending each
+    # crossing separately gave masks from -1 to 1.7 and, on a crumpled outline, four times the gradient.
     sign = torch.where(low_is_near == inner_is_low, 1.0, -1.0)[keep]
     outward = torch.where(low_is_near[keep], 1.0, -1.0)
-    # -0.5 when the silhouette passes through the near pixel's centre, 0.5 at the other: in the middle both stay.
+    # -0.5 if the silhouette passes through the near pixel's centre, 0.5 at the far one's, 0 half-way: no blending.
     reach = (place[keep] - (low[keep] + 1)) * outward
     zero = torch.zeros(len(pairs), dtype=reach.dtype, device=reach.device)
     surplus = zero.index_add(0, pair, sign)
@@ -136,7 +139,7 @@ def _blend(
     far_pixel = torch.where(low_is_near, high_pixel, low_pixel)
     flat = image.reshape(-1, image.shape[-1])
     target = torch.where(reach > 0, far_pixel, near)
-    # A pixel that neighbours on three or four sides blend into takes no more than all of their colour.
+    # A pixel may be the target of up to four blends: their weights are scaled so that they sum to 1 at most.
     total = rast.new_zeros(len(flat)).index_add(0, target, reach.detach().abs())[target]
     blend = (reach / total.clamp(min=1))[:, None] * (flat[near] - flat[far_pixel])
     return flat.index_add(0, target, blend).reshape(image.shape)
@@ -152,44 +155,48 @@ def encode(normals: Float[np.ndarray, "*B H W 3"]) -> UInt8[np.ndarray, "*B H W 
 
 
 def decode(rgb: UInt8[np.ndarray, "*B H W 3"]) -> Float[np.ndarray, "*B H W 3"]:
-    """Turn RGB back into normals, each component to 1/127. Background is exactly zero; nothing is normalised."""
+    """Turn RGB back into normals; each component is right to 1/255.
+
+    Background is exactly zero; vectors are not scaled to unit length.
+    """
     normals = (rgb.astype(np.float32) - 127.5) / 127.5
     return np.where((rgb == 128).all(-1, keepdims=True), np.float32(0), normals)
 
 
 @dataclass(frozen=True)
 class Buffers:
-    """Maps of what a camera sees, `n` frames."""
+    """Rendered maps of `n` frames."""
 
     normals: Float32[Tensor, "n H W 3"]
-    """x right, y up, z to the viewer; unit length, zero in the background, between the two at a blended edge."""
+    """x right, y up, z to the viewer; unit length, zero in the background, shorter at antialiased edges."""
     depth: Float32[Tensor, "n H W"]
-    """Distance along the optical axis, m; zero in the background; never blended."""
+    """Distance along the optical axis, m; zero in the background; not antialiased."""
     mask: Float32[Tensor, "n H W"]
-    """Covered share of the pixel."""
+    """Covered share of each pixel, 0..1."""
 
 
 @dataclass(frozen=True)
 class Bump:
-    """Static detail finer than the mesh, as it bends normals: bump mapping on the surface (Blinn 1978).
+    """Static detail finer than the mesh, as bump mapping (Blinn 1978): it changes normals only.
 
-    Slopes are read from a texture of derivatives, blurred to what a pixel holds, so that detail does not shimmer while
-    the head moves by parts of a pixel.
+    Slopes are read from a texture of derivatives, blurred to the size of a pixel, so that detail does not shimmer while
+    the head moves by fractions of a pixel.
     """
 
     slopes: Float32[Tensor, "M R R 2"]
-    """Change of the height over the mesh, m, along x and y of the photo's crop, m per crop px; each of the `M` levels
+    """Derivatives of the height over the mesh along x and y of the photo's crop, m per crop px; each of the `M` levels
     is blurred twice as wide as the one before."""
     places: Float32[Tensor, "V 4"]
-    """Of each vertex: where it lies in the photo's crop, px, how far its detail is known, 0..1, and 1 inside the mouth.
+    """Of each vertex: position in the photo's crop (2, px), confidence of its detail, 0..1, and 1 inside the mouth,
+    else 0.
 
-    Inside the mouth normals are zero, as in the background: a painter would take a bright cavity for a surface."""
+    Inside the mouth normals are zero, as in the background: a painter would take the cavity for a surface."""
     scale: float
-    """Width of a px of the crop in the drawn picture, px."""
+    """Drawn pixels to a crop pixel."""
 
     @classmethod
     def of(cls, relief: Relief, *, scale: float, device: torch.device | str | None = None) -> "Bump | None":
-        """Prepare a relief for a picture in which a px of the crop is `scale` px wide; None where there is none."""
+        """Prepare a relief for a picture with `scale` drawn pixels to a crop pixel; None if it has no vertices."""
         if not len(relief.places):
             return None
         side = max(round(FINENESS * CROP_SIZE * scale), 1) if relief.heights.size else 1
@@ -210,8 +217,8 @@ class Bump:
 
 
 LEVELS, FINENESS, PIXEL_SIGMA = 3, 2, 0.7
-"""Levels of blur, texels to a drawn pixel, and the standard deviation of the first blur in drawn pixels: less would
-change with the place of the pixel's centre between the texels."""
+"""LEVELS: number of blurred textures. FINENESS: texels to a drawn pixel. PIXEL_SIGMA: standard deviation of the first
+blur, in drawn pixels; with less, samples would depend on the pixel's position between texels."""
 WAYS = ((1, 0), (0, 1))
 
 
@@ -225,14 +232,14 @@ def render_buffers(
     backend: Backend | None = None,
     bump: Bump | None = None,
 ) -> Buffers:
-    """Render smooth normals, depth and mask; `bump` adds static detail to the normals, where no gradient is asked for.
+    """Render smooth normals, depth and mask; `bump` adds static detail to the normals unless a gradient is required.
 
-    Differentiable in `verts_cam`: normals and depth everywhere, silhouettes only with `antialias`. A caller who
-    renders one topology often passes its `edges`, which are otherwise found anew in each call.
+    Differentiable in `verts_cam`: normals and depth everywhere, silhouettes only with `antialias`. `edges` of the mesh
+    can be given to avoid computing them in every call.
     """
     home, device = verts_cam.device, verts_cam.device if backend else working_device(verts_cam)
     if device != home:
-        # All of it there: the picture comes back once, and one gradient.
+        # Everything is rendered there, so that only pictures and one gradient are copied back.
         there = edges and mesh.Edges(edges.verts.to(device), edges.opposite.to(device))
         there_bump = bump and bump.to(device)
         drawn = render_buffers(
@@ -261,9 +268,9 @@ def _interpolated(
     rast: Float32[Tensor, "n H W 4"],
     backend: Backend | None,
 ) -> tuple[Float32[Tensor, "n H W 4"], Float32[Tensor, "n H W"]]:
-    """What `draw_normals` draws without detail, with gradients."""
+    """Normals with mask, and depth, as from `draw_normals` without detail, but with gradients."""
     columns = torch.cat([mesh.vertex_normals(verts_cam, faces), verts_cam[..., 2:]], -1)
     drawn = interpolate(columns, rast, faces, backend=backend)
-    # Both axes that OpenCV points down and away turn round: y up, z to the viewer.
+    # From OpenCV's camera axes (y down, z away) to y up, z to the viewer.
     normals = mesh.normalize(drawn[..., :3]) * drawn.new_tensor([1.0, -1.0, -1.0])
     return torch.cat([normals, (rast[..., 3:] > 0).to(drawn.dtype)], -1), drawn[..., 3]

@@ -1,4 +1,4 @@
-"""Normal maps on disk: a lossless film and a sidecar that says what it shows."""
+"""Normal maps on disk: a lossless film and a JSON sidecar that describes it."""
 
 import json
 import os
@@ -23,14 +23,14 @@ from expportrait_cli.version import __version__
 SUFFIX = ".normals.mkv"
 KIND, VERSION = "normals", 1
 LARGEST = 10**6
-"""Bound of the camera's numbers, of the rate and of the number of frames in a sidecar."""
-# 16 bits reach to 10.5 m, past the far plane of the camera.
+"""Upper bound of the camera's numbers, of the rate and of the number of frames in a sidecar."""
+# 16 bits reach 10.5 m, beyond the far plane of the camera.
 DEPTH_STEP_M = 0.00016
 
 
 @dataclass(frozen=True)
 class NormalsInfo:
-    """What the sidecar of a `.normals.mkv` says."""
+    """Content of the sidecar of a `.normals.mkv`."""
 
     camera: Camera
     """Camera of the film, at its size."""
@@ -45,18 +45,18 @@ class NormalsInfo:
     viewpoint: str = ""
     """Angles of the camera as they were given; empty for the photo's own viewpoint."""
     frame_count: int = 0
-    """Filled in when the film is written."""
+    """Number of frames; set when the film is written."""
     convention: str = CONVENTION
-    """How the film's colours mean normals."""
+    """Encoding of normals as colours (`render.buffers.CONVENTION`)."""
 
 
 def sidecar_path(path: str | os.PathLike[str]) -> Path:
-    """Path of the JSON beside a film."""
+    """Path of a film's JSON sidecar."""
     return Path(path).with_suffix(".json")
 
 
 def beside(path: Path, ending: str) -> Path:
-    """Path of another film beside one of normal maps: `depth.mkv`, `mask.mkv` or `preview.mp4`."""
+    """Path of a related film of normal maps; `ending` is `depth.mkv`, `mask.mkv` or `preview.mp4`."""
     return path.with_name(f"{path.name.removesuffix(SUFFIX)}.{ending}")
 
 
@@ -70,8 +70,8 @@ def save_normals(
 ) -> Path:
     """Write `NAME.normals.mkv` and `NAME.normals.json`, on request `NAME.depth.mkv` and `NAME.mask.mkv`.
 
-    Depth is 16-bit grey in steps of `DEPTH_STEP_M`, mask is 16-bit grey from 0 to 65535; all are FFV1. The
-    sidecar comes last and holds the hashes of its films, so that one beside another run's films is found out.
+    Depth is 16-bit grey in steps of `DEPTH_STEP_M`, mask is 16-bit grey from 0 to 65535; all are FFV1. The sidecar is
+    written last and contains the hashes of its films, so that films of another run are detected.
 
     Raises:
         UsageError: the name does not end in .normals.mkv.
@@ -112,10 +112,10 @@ def save_normals(
 
 
 def load_info(path: str | os.PathLike[str]) -> NormalsInfo:
-    """Read what the sidecar of a `.normals.mkv` says of it.
+    """Read and check the sidecar of a `.normals.mkv`.
 
     Raises:
-        InputError: there is none, or it describes other films than those beside it.
+        InputError: film or sidecar is missing or damaged, or the sidecar's hashes are not those of the films.
     """
     check_file(path)
     sidecar = sidecar_path(path)
@@ -148,5 +148,5 @@ def load_info(path: str | os.PathLike[str]) -> NormalsInfo:
 
 
 def depth_to_steps(depth_m: Float[np.ndarray, "H W"]) -> UInt16[np.ndarray, "H W"]:
-    """Depth as it is stored; what lies beyond 10.5 m is clamped."""
+    """Convert depth, m, to the stored 16-bit steps; depth beyond 10.5 m is clamped."""
     return np.clip(np.rint(depth_m / DEPTH_STEP_M), 0, 65535).astype(np.uint16)

@@ -1,6 +1,6 @@
-"""nvdiffrast as a backend, for CUDA machines whose user has built it.
+"""nvdiffrast as a backend, for CUDA machines on which the user has built it.
 
-Its `antialias` is not used: at 40k triangles only a tenth of the silhouette's gradient survives its rule.
+Its `antialias` is not used: at 40k triangles it keeps only a tenth of the silhouette's gradient.
 """
 
 from functools import cache

@@ -1,4 +1,4 @@
-"""The rasteriser's contract, and which backend serves it.
+"""The rasteriser's contract, and choice of its backend.
 
 `pos` is clip space with w > 0, image row 0 at y_ndc = -1 (`Camera.clip`). `rast` is (u, v, z/w, id + 1) at
 pixel centres, background zero; u and v are the perspective-correct weights of a triangle's first and second
@@ -6,7 +6,7 @@ vertex. The nearest triangle wins, ties go to the lowest id, nothing is culled b
 vertex at w <= 0 and fragments outside -1 <= z/w <= 1 are dropped.
 
 Gradients pass through u and v only: z/w and the id are constants, depth is an interpolated attribute, and
-what happens at silhouettes is the business of `buffers.blend_silhouettes`.
+`buffers.blend_silhouettes` provides the gradients of silhouettes.
 """
 
 import logging
@@ -27,7 +27,7 @@ Backend = Literal["warp", "nvdiffrast", "reference"]
 
 
 def choose(device: torch.device) -> tuple[Backend, str]:
-    """Name the fastest backend that works on a device, and say why in words for the user."""
+    """Name of the fastest backend that works on a device, and the reason, as text for the user."""
     if device.type != "cuda":
         return "warp", "Warp on the CPU"
     if find_spec("nvdiffrast") is None:
@@ -40,9 +40,9 @@ def choose(device: torch.device) -> tuple[Backend, str]:
 
 @cache
 def _fault(device: str) -> str:
-    """Return what stops nvdiffrast from drawing a triangle, forward and backward, on a device; empty if nothing does.
+    """Error of nvdiffrast when it draws a triangle, forward and backward, on a device; empty if it works.
 
-    Its package can be found although its compiled part fits neither this torch nor this GPU.
+    The package may be installed although its compiled part fits neither this torch nor this GPU.
     """
     try:
         from expportrait_cli.render import nvdiffrast_backend
@@ -56,7 +56,7 @@ def _fault(device: str) -> str:
 
 
 def tried(backend: Any, device: torch.device) -> float:
-    """Draw a triangle and follow the gradient back to its corners; the largest of them."""
+    """Draw a triangle, and return the largest gradient at its corners; raises RuntimeError if it is 0 or infinite."""
     corners = [[-0.9, -0.9, 0.0, 1.0], [0.9, -0.9, 0.1, 1.0], [0.0, 0.9, 0.2, 1.0]]
     pos = torch.tensor([corners], device=device, requires_grad=True)
     faces = torch.tensor([[0, 1, 2]], dtype=torch.int32, device=device)
@@ -69,7 +69,7 @@ def tried(backend: Any, device: torch.device) -> float:
 
 
 def working_device(tensor: Tensor) -> torch.device:
-    """Device that a tensor is drawn on: its own GPU, else the run's device."""
+    """Device that a tensor is drawn on: its own GPU, else the best device."""
     return tensor.device if tensor.device.type != "cpu" else best_device()
 
 
@@ -82,10 +82,13 @@ def rasterize(
 ) -> Float32[Tensor, "n H W 4"]:
     """Find the nearest triangle at each pixel centre. `resolution` is (height, width).
 
-    Without `backend` the run's device decides (`choose`): what lies in main memory is drawn there and comes back,
-    and so does its gradient.
+    Without `backend`, `choose` picks it for the working device, to which tensors in main memory are copied; result and
+    gradient are copied back.
+
+    Raises:
+        UsageError: the mesh has 2^24 triangles or more.
     """
-    # The id travels as float32, which counts exactly only that far.
+    # The id is stored as float32, in which integers are exact only up to 2^24.
     if len(tri) >= 2**24:
         raise UsageError(f"The mesh has {len(tri)} triangles; at most {2**24 - 1} can be rasterised.")
     home, device = pos.device, pos.device if backend else working_device(pos)
@@ -107,7 +110,7 @@ def interpolate(
     *,
     backend: Backend | None = None,
 ) -> Float32[Tensor, "n H W C"]:
-    """Spread vertex attributes over the pixels of `rast`; background is zero."""
+    """Interpolate vertex attributes at the pixels of `rast`; background is zero."""
     home, device = attr.device, attr.device if backend else working_device(attr)
     attr, rast, tri = attr.to(device), rast.to(device), tri.to(device)
     match backend or choose(device)[0]:

@@ -1,4 +1,4 @@
-"""The rasteriser in plain torch: every triangle against every pixel. Slow; the oracle of the tests.
+"""The rasteriser in plain torch: every triangle against every pixel. Slow; the reference of the tests.
 
 Homogeneous edge functions after Olano and Greer, "Triangle scan conversion using 2D homogeneous
 coordinates" (1997): with vertices h = (x, y, w) and the pixel P = (x_ndc, y_ndc, 1), the weight of vertex 0
@@ -50,7 +50,7 @@ def _rasterize_one(pos: Float64[Tensor, "V 4"], tri: Tensor, resolution: tuple[i
         inside = (weights >= -EDGE_SLACK * weights.sum(-1, keepdim=True)).all(-1) & (depth.abs() <= 1)
         inside &= (corners[..., 3] > 0).all(-1)[:, None]
         step = torch.where(inside, ((depth + 1) * DEPTH_STEPS).nan_to_num().long(), 2**62)
-        # argmin does not promise the first of equals, so the id takes part in the comparison.
+        # argmin does not guarantee the first of equal values, so the id is compared too.
         nearest = step.min(0).values
         ids = torch.arange(len(tri), device=pos.device)[:, None]
         face = torch.where(step == nearest, ids, len(tri)).min(0).values
@@ -64,7 +64,7 @@ def _rasterize_one(pos: Float64[Tensor, "V 4"], tri: Tensor, resolution: tuple[i
 
 
 def _edge_planes(h: Float64[Tensor, "m 3 3"]) -> Float64[Tensor, "m 3 3"]:
-    """Rows whose dot product with a pixel gives each vertex' weight over w. Infinite for a triangle on edge."""
+    """Rows whose dot product with a pixel gives each vertex's weight over w; infinite for a triangle seen edge-on."""
     a, b, c = h.unbind(-2)
     planes = torch.stack([torch.linalg.cross(b, c), torch.linalg.cross(c, a), torch.linalg.cross(a, b)], -2)
     return planes / (a * planes[:, 0]).sum(-1)[:, None, None]

@@ -1,4 +1,4 @@
-"""Samples between the pixels of pictures, for Warp kernels; pixel centres lie at whole numbers."""
+"""Interpolation of pictures in Warp kernels; pixel centres lie at whole numbers."""
 
 from typing import no_type_check
 
@@ -8,7 +8,7 @@ import warp as wp
 @no_type_check
 @wp.func
 def _mirrored(index: int, count: int):
-    """The picture goes on beyond its border as its mirror image, without the last pixel twice."""
+    """Index inside the picture for one outside, by mirroring at the border pixels (they are not repeated)."""
     if index >= 0 and index < count:
         return index
     if count == 1:
@@ -21,7 +21,7 @@ def _mirrored(index: int, count: int):
 @no_type_check
 @wp.func
 def mirror_sample(picture: wp.array2d(dtype=float), at: wp.vec2):
-    """Sample linearly; beyond the border lies the picture's mirror image."""
+    """Sample bilinearly, with the picture mirrored at its borders."""
     x = int(wp.floor(at[0]))
     y = int(wp.floor(at[1]))
     s = at[0] - float(x)
@@ -40,7 +40,7 @@ def mirror_sample(picture: wp.array2d(dtype=float), at: wp.vec2):
 @no_type_check
 @wp.func
 def sample(picture: wp.array2d(dtype=wp.vec2), at: wp.vec2):
-    """Sample linearly; beyond the border lies its last pixel."""
+    """Sample bilinearly, with the border pixels replicated."""
     height = picture.shape[0]
     width = picture.shape[1]
     x = wp.clamp(at[0], 0.0, float(width - 1))
@@ -71,7 +71,7 @@ def _cubic_weights(s: float):
 @no_type_check
 @wp.func
 def cubic(picture: wp.array2d(dtype=wp.vec4), at: wp.vec2):
-    """Sample by cubic convolution; beyond the border lies the picture's mirror image."""
+    """Sample by cubic convolution, with the picture mirrored at its borders."""
     height = picture.shape[0]
     width = picture.shape[1]
     x = int(wp.floor(at[0])) - 1
@@ -93,7 +93,7 @@ def cubic(picture: wp.array2d(dtype=wp.vec4), at: wp.vec2):
 @no_type_check
 @wp.func
 def finer(squares: wp.array2d(dtype=wp.vec2), row: int, column: int):
-    """A map of squares of four pixels, at one pixel: linear between their centres."""
+    """Value at a pixel of a map of half resolution, linear between the centres of its 2 x 2 blocks."""
     top = wp.max((row + 1) / 2 - 1, 0)
     left = wp.max((column + 1) / 2 - 1, 0)
     bottom = wp.min((row + 1) / 2, squares.shape[0] - 1)

@@ -36,7 +36,7 @@ class Viewpoint:
         """R_view_cam of each frame, evenly from the first to the last; one frame gets the first."""
         share = torch.linspace(0, 1, frame_count, dtype=torch.float64)[:, None]
         turns = []
-        # The camera goes to its place first (yaw, then pitch) and rolls there: points turn the other way, in reverse.
+        # The camera moves by yaw, then pitch, and then rolls: points are rotated by the inverses, in reverse order.
         for (start, end), axis in ((self.roll, (0, 0, -1)), (self.pitch, (1, 0, 0)), (self.yaw, (0, 1, 0))):
             angle_rad = (start + share * (end - start)) * (math.pi / 180)
             turns.append(matrix(angle_rad * torch.tensor(axis, dtype=torch.float64)))
@@ -72,7 +72,7 @@ def parse_orbit(text: str) -> Viewpoint:
 def turn(
     points_cam: Float[Tensor, "V 3"], R_view_cam: Float[Tensor, "3 3"], centre_cam: Float[Tensor, " 3"]
 ) -> Float[Tensor, "V 3"]:
-    """Express points in a camera that has moved about a centre, which stays where it is in the picture."""
+    """Points in the frame of a camera that was rotated about `centre_cam`, which keeps its place in the picture."""
     return (points_cam - centre_cam) @ R_view_cam.T + centre_cam
 
 
@@ -99,10 +99,10 @@ def _angle(name: str, value: str, text: str) -> float:
 
 @dataclass(frozen=True)
 class NormalFrame:
-    """Maps of what the camera sees in one frame."""
+    """Rendered maps of one frame."""
 
     normals: UInt8[np.ndarray, "H W 3"]
-    """RGB as `encode` says."""
+    """Normals as RGB, see `buffers.encode`."""
     depth: Float32[np.ndarray, "H W"]
     """Distance along the optical axis, m; zero in the background."""
     mask: UInt8[np.ndarray, "H W"]
@@ -116,9 +116,9 @@ def render_normals(
     viewpoint: Viewpoint | None = None,
     device: torch.device | None = None,
 ) -> Iterator[NormalFrame]:
-    """Render each frame as it is asked for.
+    """Render the frames one by one (lazily).
 
-    The crop's camera moves around the head's centre by `viewpoint`; without one it stays where it is.
+    `viewpoint` moves the crop's camera around the head's centre; without it the camera is the photo's.
     """
     camera = Camera.of_crop(meshes.focal_px, CROP_SIZE, config.size)
     faces = torch.from_numpy(meshes.faces).to(device, torch.int32)
@@ -129,7 +129,7 @@ def render_normals(
     rotations = (viewpoint or Viewpoint()).rotations(meshes.frame_count).to(faces.device)
     centres_cam = torch.from_numpy(meshes.curves.translation).to(faces.device)
     for verts, R_view_cam, centre_cam in zip(meshes.frames(), rotations, centres_cam, strict=True):
-        # Not around the `yield`: the mode would stay switched on in the caller's code.
+        # Not around the `yield`: the mode would then be active in the caller's code.
         with torch.inference_mode():
             verts_cam = turn(torch.from_numpy(verts).to(faces.device), R_view_cam, centre_cam)
             buffers = render_buffers(verts_cam[None], faces, camera, antialias=config.antialias, edges=edges, bump=bump)

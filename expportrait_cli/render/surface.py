@@ -1,6 +1,6 @@
-"""Normals of a mesh and gradients along it, their pictures, and its silhouette, as Warp kernels without gradients.
+"""Warp kernels, not differentiable, for vertex normals, surface gradients, normal maps and silhouettes of a mesh.
 
-On the CPU sums are in the order of the triangles, and so the same in every run.
+On the CPU sums are in the order of the triangles, and so are the same in every run.
 """
 
 from typing import no_type_check
@@ -18,7 +18,7 @@ from expportrait_cli.render.warp_backend import SPAN, launch
 wp.set_module_options({"enable_backward": False, "max_unroll": 1})
 
 GRAZING = (0.1, 0.45)
-"""Cosines to the viewer between which the detail of a photo fades in."""
+"""Cosine between normal and viewer at which the photo's detail has weight 0, and 1."""
 _GRAZING, _STEEP = wp.constant(GRAZING[0]), wp.constant(1 / (GRAZING[1] - GRAZING[0]))
 _SPAN = wp.constant(SPAN)
 
@@ -51,7 +51,7 @@ def _sum(
     area = wp.length(normal)
     unit = normal / wp.max(area, 1e-15)
     for n in range(count):
-        # The edges opposite to the corners, turned by a quarter.
+        # The gradient is the sum of the edges opposite to the corners, rotated by 90 degrees, times the values.
         step = values[i, n] * (c - b) + values[j, n] * (a - c) + values[k, n] * (b - a)
         slope = wp.cross(unit, step)
         wp.atomic_add(slopes, frame, i, n, slope)
@@ -75,14 +75,14 @@ def _unit(vector: wp.vec3):
 @no_type_check
 @wp.func
 def _upright(vector: wp.vec3):
-    """Turn both axes that OpenCV points down and away: y up, z to the viewer."""
+    """Convert a vector from OpenCV's camera axes (y down, z away) to y up, z to the viewer."""
     return wp.vec3(vector[0], -vector[1], -vector[2])
 
 
 @no_type_check
 @wp.func
 def _texel(slopes: wp.array3d(dtype=wp.vec2), level: int, x: float, y: float):
-    """Sample one level linearly; beyond the border lies its last texel."""
+    """Sample one level bilinearly; x and y must lie inside it."""
     last = slopes.shape[1] - 1
     left = int(x)
     top = int(y)
@@ -98,7 +98,7 @@ def _texel(slopes: wp.array3d(dtype=wp.vec2), level: int, x: float, y: float):
 @no_type_check
 @wp.func
 def _slope(slopes: wp.array3d(dtype=wp.vec2), place: wp.vec4, footprint: float, texels: float):
-    """Slopes at a place of the crop, as blurred as a pixel that covers `footprint` drawn pixels needs."""
+    """Sample the slopes at a position of the crop, at the blur level for a pixel that covers `footprint` pixels."""
     last = float(slopes.shape[1] - 1)
     x = wp.clamp(place[0] * texels - 0.5, 0.0, last)
     y = wp.clamp(place[1] * texels - 0.5, 0.0, last)
@@ -126,10 +126,10 @@ def _draw(
     image: wp.array3d(dtype=wp.vec4),
     depth: wp.array3d(dtype=float),
 ):
-    """Write normal and cover of each pixel, and its depth; where there are `places`, bent as `buffers.Bump` says.
+    """Write normal and coverage of each pixel, and its depth; with `places`, bump mapping as in `buffers.Bump`.
 
-    `texels` lie side by side on a px of the crop, and a pixel at depth z covers `px_per_m` z times as many drawn pixels
-    of the photo as the places change along a metre.
+    `texels`: texels to a crop pixel. The footprint of a pixel at depth z, in drawn pixels of the photo, is `px_per_m`
+    times z times the gradient of the places along the surface, per m.
     """
     frame, row, span = wp.tid()
     for column in range(span * _SPAN, wp.min(span * _SPAN + _SPAN, rast.shape[2])):
@@ -151,7 +151,7 @@ def _draw(
             if place[2] > 0.0 and normal[2] > _GRAZING:
                 x = _upright(u * along[frame, i, 0] + v * along[frame, j, 0] + w * along[frame, k, 0])
                 y = _upright(u * along[frame, i, 1] + v * along[frame, j, 1] + w * along[frame, k, 1])
-                # One pixel to the right or up leads this far towards the viewer, in its own width.
+                # Change of z of the surface for one pixel to the right, or up, in units of a pixel's width.
                 right = -normal[0] / normal[2]
                 up = -normal[1] / normal[2]
                 to_right = wp.vec2(x[0] + x[2] * right, y[0] + y[2] * right)
@@ -170,7 +170,7 @@ def _draw(
 @no_type_check
 @wp.func
 def _side(a: wp.vec3, b: wp.vec3, point: wp.vec3):
-    """On which side of the line through a and b a point lies on the screen, as -1, 0 or 1."""
+    """Side of the line through a and b on which a point lies on the screen, as -1, 0 or 1."""
     x = wp.float64(b[0] - a[0]) * wp.float64(point[1] - a[1])
     y = wp.float64(b[1] - a[1]) * wp.float64(point[0] - a[0])
     return int(x > y) - int(x < y)
@@ -197,7 +197,7 @@ def _find_silhouettes(
 
 
 def silhouettes(screen: Float32[Tensor, "n V 3"], edges: Edges) -> tuple[Int64[Tensor, " S"], Int64[Tensor, " S"]]:
-    """Frame and edge of each silhouette: an edge with one triangle, or with both on the same side of it."""
+    """Indices of frame and edge of each silhouette: an edge with one triangle, or with both on its same side."""
     found = torch.zeros(len(screen), len(edges.verts), dtype=torch.uint8, device=screen.device)
     arrays = [wp.from_torch(screen.detach().contiguous(), dtype=wp.vec3)]
     arrays += [wp.from_torch(each.contiguous()) for each in (edges.verts, edges.opposite, found)]
@@ -214,9 +214,9 @@ def draw_normals(
     slopes: Float32[Tensor, "M R R 2"],
     px_per_m: float,
 ) -> tuple[Float32[Tensor, "n H W 4"], Float32[Tensor, "n H W"]]:
-    """Draw normals (x right, y up, z to the viewer) and the covered share of each pixel, and depth.
+    """Draw an image of normals (x right, y up, z to the viewer) with coverage as fourth channel, and depth, m.
 
-    `places` and `slopes` bend the normals as `buffers.Bump` says; without `places` (N = 0 instead of V) they stay.
+    `places` and `slopes` are the bump map of `buffers.Bump`; without `places` (N = 0 instead of V) there is none.
     `px_per_m` is the width of a px of the photo's crop in drawn pixels, over the focal length.
     """
     sums, along, weights = _sums(verts, faces, places[:, :2] if len(places) else verts.new_zeros(verts.shape[1], 0))
@@ -232,7 +232,7 @@ def draw_normals(
 
 
 def vertex_normals(verts: Float32[Tensor, "n V 3"], faces: Int[Tensor, "F 3"]) -> Float32[Tensor, "n V 3"]:
-    """Compute what `mesh.vertex_normals` does, in a kernel; where a gradient is asked for, by that function."""
+    """`mesh.vertex_normals` by a kernel; by that function itself if `verts` requires a gradient."""
     if verts.requires_grad:
         return mesh.vertex_normals(verts, faces)
     return mesh.normalize(_sums(verts, faces, verts.new_zeros(verts.shape[1], 0))[0])
@@ -241,7 +241,7 @@ def vertex_normals(verts: Float32[Tensor, "n V 3"], faces: Int[Tensor, "F 3"]) -
 def surface_gradients(
     verts: Float32[Tensor, "n V 3"], faces: Int[Tensor, "F 3"], values: Float32[Tensor, "V C"]
 ) -> Float32[Tensor, "n V C 3"]:
-    """Compute what `mesh.surface_gradients` does, in a kernel; where a gradient is asked for, by that function."""
+    """`mesh.surface_gradients` by a kernel; by that function itself if an input requires a gradient."""
     if verts.requires_grad or values.requires_grad:
         return mesh.surface_gradients(verts, faces, values)
     _, slopes, weights = _sums(verts, faces, values)

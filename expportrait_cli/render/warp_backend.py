@@ -21,9 +21,9 @@ from expportrait_cli.runtime import silenced
 
 
 def _start_warp() -> None:
-    """Start Warp in silence: its greeting goes to stdout, which carries our result.
+    """Start Warp without output: it would print to stdout, which is for results.
 
-    Its native library also writes to stderr on every machine without a CUDA driver, which is no news.
+    Its native library also prints a warning to stderr on every machine without a CUDA driver.
     """
     # Warp before 1.19 reads the first, later versions the second.
     wp.config.quiet = True  # pyright: ignore[reportAttributeAccessIssue]
@@ -39,7 +39,7 @@ _start_warp()
 wp.set_module_options({"enable_backward": False})
 
 SPAN = 32
-"""Pixels of a row that one thread goes through: by itself each would first fetch where all its arrays lie."""
+"""Number of pixels of a row that one thread processes, to share the cost of loading the array descriptors."""
 EMPTY = 2**63 - 1
 _SPAN = wp.constant(SPAN)
 _SLACK = wp.constant(wp.float64(EDGE_SLACK))
@@ -85,7 +85,7 @@ def _project(pos: wp.array3d(dtype=wp.float32), height: int, width: int, screen:
 @no_type_check
 @wp.func
 def _within(place: wp.float64, count: int):
-    """Keep a coordinate in reach of the image, so that it can become a pixel's."""
+    """Clamp a coordinate to -1..count, so that it can be converted to an index."""
     return wp.clamp(place, wp.float64(-1.0), wp.float64(count))
 
 
@@ -96,7 +96,7 @@ def _nearest(
     tri: wp.array2d(dtype=wp.int32),
     keys: wp.array3d(dtype=wp.int64),
 ):
-    """Leave in each pixel the smallest (depth, id) of the triangles over it."""
+    """Write to each pixel the smallest (depth, id) of the triangles that cover it."""
     frame, face = wp.tid()
     p0 = screen[frame, tri[face, 0]]
     p1 = screen[frame, tri[face, 1]]
@@ -121,7 +121,7 @@ def _nearest(
         y = wp.float64(row) - p0[1]
         r1 = y1 * y
         r2 = y2 * y
-        # A literal would be a constant to Warp.
+        # A literal would be a constant for Warp.
         is_inside = int(0)  # noqa: RUF046, UP018
         for column in range(left, right + 1):
             x = wp.float64(column) - p0[0]
@@ -134,7 +134,7 @@ def _nearest(
                     step = wp.int64((z + one) * _STEPS)
                     wp.atomic_min(keys, frame, row, column, step * _ID_RANGE + wp.int64(face))
             elif is_inside == 1:
-                # A row of a triangle has no gap.
+                # The pixels of a triangle in a row are contiguous.
                 break
 
 
@@ -146,7 +146,7 @@ def _resolve(
     keys: wp.array3d(dtype=wp.int64),
     rast: wp.array3d(dtype=wp.vec4),
 ):
-    """Turn each pixel's winner into (u, v, z/w, id + 1)."""
+    """Write (u, v, z/w, id + 1) of each pixel's nearest triangle."""
     frame, row, span = wp.tid()
     for column in range(span * _SPAN, wp.min(span * _SPAN + _SPAN, keys.shape[2])):
         key = keys[frame, row, column]
@@ -164,7 +164,7 @@ def _resolve(
         scale = wp.float64(1.0) / (a[0] * b[1] - a[1] * b[0])
         w1 = (b[1] * x - b[0] * y) * scale
         w2 = (a[0] * y - a[1] * x) * scale
-        # Over w, and then over their sum, they are the weights on the surface.
+        # Divided by w, and then by their sum, they are the perspective-correct weights.
         share0 = (wp.float64(1.0) - w1 - w2) * p0[3]
         share1 = w1 * p1[3]
         total = wp.float64(1.0) / (share0 + share1 + w2 * p2[3])
@@ -271,7 +271,7 @@ def _interpolate_backward(
 
 
 def launch(kernel: Any, dim: tuple[int, ...], arrays: list[Any], device: torch.device) -> None:
-    """Run a kernel on torch's device, on CUDA also on torch's stream."""
+    """Run a kernel on torch's device, and on CUDA on torch's current stream."""
     stream = wp.stream_from_torch(torch.cuda.current_stream(device)) if device.type == "cuda" else None
     wp.launch(kernel, dim=dim, inputs=arrays, device=wp.device_from_torch(device), stream=stream)
 
@@ -331,7 +331,7 @@ class _Interpolate(torch.autograd.Function):
 def rasterize(
     pos: Float32[Tensor, "n V 4"], tri: Int32[Tensor, "F 3"], resolution: tuple[int, int]
 ) -> Float32[Tensor, "n H W 4"]:
-    """See `rasterizer.rasterize`. On CUDA one thread walks one triangle: made for small triangles."""
+    """See `rasterizer.rasterize`. On CUDA one thread processes one triangle, which suits small triangles."""
     return _Rasterize.apply(pos, tri, resolution)  # pyright: ignore[reportReturnType]
 
 

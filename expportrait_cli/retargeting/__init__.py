@@ -1,6 +1,6 @@
-"""Expression transfer (paper 3.2): the driver's performance on the person's head.
+"""Expression transfer (paper 3.2): from the driver's motion to the person's head.
 
-The identity-adaptive network is here; its training is in `train.transfer`.
+Contains the identity-adaptive network; its training is in `train.transfer`.
 """
 
 from expportrait_cli.retargeting.stage import Beyond as Beyond

@@ -1,4 +1,4 @@
-"""The part of a neutral head that moves, as the transfer network sees it (V_neutral of paper Eq. 8), and its folds."""
+"""Input of the transfer network (V_neutral of paper Eq. 8), sources of dynamic offsets, and regions of the face."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -18,16 +18,16 @@ from expportrait_cli.head.fitted import neutral_mesh
 from expportrait_cli.head.model import is_finer
 
 CODE_POINTS = 1200
-"""Vertices that the identity code is read from: the code is smooth, so that every tenth is enough."""
+"""Approximate number of vertices that the identity code is computed from."""
 SMOOTHING = (4, 32)
-"""Steps of averaging whose remainder is the curvature: of about 2 and 6 edges' width."""
+"""Smoothing steps of the two curvatures, over about 2 and 6 edges."""
 
 
 @dataclass(frozen=True)
 class Face:
     """Constants of a head model's face: `P` dense vertices of the triangles on which the facial mask is above 0.
 
-    A vertex of the mask in no such triangle has neither normal nor neighbours, and belongs to no face.
+    Vertices of the mask that are in no such triangle have no normal and no neighbours, and are left out.
     """
 
     vertices: Int64[np.ndarray, " P"]
@@ -37,15 +37,15 @@ class Face:
     template: Float32[Tensor, "P 3"]
     """Mean head, head frame, m."""
     normals: Float32[Tensor, "P 3"]
-    """Of the mean head."""
+    """Unit normals of the mean head."""
     averaging: Tensor
-    """Sparse [P, P]: each vertex becomes half itself, half the mean of its neighbours."""
+    """One smoothing step, sparse [P, P]: half the vertex itself, half the mean of its neighbours."""
     code_rows: Int64[Tensor, " S"]
-    """Rows of the vertices that the identity code is read from."""
+    """Rows of the vertices that the identity code is computed from."""
 
     @classmethod
     def of(cls, head: HeadModel) -> "Face":
-        """The face of a head model."""
+        """Make the face of a head model."""
         mask = head.facial_mask.float().cpu()
         whole = head.dense_faces.cpu()
         vertices, faces = torch.unique(whole[(mask > 0)[whole].all(1)], return_inverse=True)
@@ -62,29 +62,30 @@ class Face:
         )
 
     def to(self, device: torch.device | str) -> "Face":
-        """Move to a device; numbers of vertices stay where they are."""
+        """Move the tensors to a device; `vertices` is a NumPy array and does not move."""
         return replace(self, **{k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)})
 
 
 @dataclass(frozen=True)
 class Neutral:
-    """A person's face at rest, with what the network reads from it."""
+    """A person's face at rest, with the features that the network takes."""
 
     points: Float32[Tensor, "*B P 3"]
-    """Head frame, m, with the template's place, turn and size (Umeyama): rigid motion and size are no shape."""
+    """Vertices, head frame, m, aligned with the template in position, rotation and size (Umeyama)."""
     frames: Float32[Tensor, "*B P 3 3"]
-    """Shortest turn from the mean head's normal to the person's, times the person's size: takes steps on the mean
-    head's surface to steps on theirs."""
+    """Shortest rotation from the mean head's normal to the person's, times the person's size: maps offsets on the mean
+    head's surface to offsets on the person's."""
     normals: Float32[Tensor, "*B P 3"]
+    """Unit normals of `points`."""
     curvature: Float32[Tensor, "*B P 2"]
-    """What averaging over the surface leaves along the normal, at two widths, mm."""
+    """Signed height of each vertex over the smoothed surface, along the normal, mm, for the two `SMOOTHING` steps."""
 
     @classmethod
     def of(cls, verts: Float32[Tensor, "P 3"], face: Face) -> "Neutral":
-        """Read a neutral face, whatever its place, turn and size."""
+        """Compute the features of a neutral face (m), in any position, rotation and size."""
         turn, scale, points = _aligned(verts, face.template)
         normals = vertex_normals(points, face.faces)
-        # The turn that leads back from the aligned head, so that steps come out in the axes of `verts`.
+        # With the inverse of the alignment's rotation, so that offsets are in the axes of `verts`.
         frames = scale * (turn.T @ shortest_turn(face.normals, normals))
         smooth, rest = points, []
         for step in range(max(SMOOTHING)):
@@ -98,17 +99,17 @@ class Neutral:
         return Neutral(*(getattr(self, field.name).to(device) for field in fields(Neutral)))
 
     def at(self, rows: Int64[Tensor, " R"]) -> "Neutral":
-        """Take some vertices of the same person only."""
+        """Select vertices; only for a single person."""
         return Neutral(*(getattr(self, field.name)[rows] for field in fields(Neutral)))
 
 
 def stacked(people: Sequence[Neutral]) -> Neutral:
-    """Several people, of as many vertices each, along a first axis."""
+    """Stack people of the same number of vertices along a first axis."""
     return Neutral(*(torch.stack([getattr(p, field.name) for p in people]) for field in fields(Neutral)))
 
 
 def _aligned(points: Float[Tensor, "P 3"], to: Float[Tensor, "P 3"]) -> tuple[Tensor, Tensor, Tensor]:
-    """Turn and size of points against others (Umeyama 1991), and the points with both taken away."""
+    """Rotation and scale of points relative to others (Umeyama 1991), and the points aligned with the others."""
     centre, goal = points.mean(0), to.mean(0)
     a, b = points - centre, to - goal
     u, s, vh = torch.linalg.svd(b.T @ a)
@@ -120,7 +121,7 @@ def _aligned(points: Float[Tensor, "P 3"], to: Float[Tensor, "P 3"]) -> tuple[Te
 
 
 def shortest_turn(start: Float[Tensor, "P 3"], end: Float[Tensor, "P 3"]) -> Float[Tensor, "P 3 3"]:
-    """Rotation of least angle from one unit vector to another; they must not be opposite."""
+    """Rotations of least angle from unit vectors to others; they must not be opposite."""
     axis = torch.linalg.cross(start, end)
     cosine = (start * end).sum(-1).clamp(min=-0.9)
     x, y, z = axis.unbind(-1)
@@ -131,11 +132,11 @@ def shortest_turn(start: Float[Tensor, "P 3"], end: Float[Tensor, "P 3"]) -> Flo
 
 @runtime_checkable
 class Offsets(Protocol):
-    """Offsets beyond the expressions, as change from the photo: nothing where the photo's own expression is."""
+    """Source of dynamic offsets relative to the photo: zero for the photo's own expression."""
 
     @property
     def vertices(self) -> Int64[np.ndarray, " P"]:
-        """Dense vertices that move."""
+        """Indices of the dense vertices that move."""
         ...
 
     def __call__(self, rows: slice, curves: Curves) -> Float32[np.ndarray, "T P 3"]:
@@ -144,11 +145,11 @@ class Offsets(Protocol):
 
 
 FOLD_STEPS = 12
-"""Steps of smoothing on the plain mesh beyond which a shape is none of folds: 3.5 mm on the default head."""
+"""Smoothing steps on the plain mesh; coarser shapes (3.5 mm on the default head) do not count as folds."""
 
 
 class Folded:
-    """Other offsets, and along the normals what the driver's own folds show beyond them: high frequencies alone."""
+    """Other offsets, plus the difference to the driver's fitted offsets along the normals, high frequencies only."""
 
     def __init__(
         self,
@@ -159,7 +160,7 @@ class Folded:
         head: HeadModel,
         strength: float,
     ):
-        """`neutral` is the driver's frame whose folds count as none; `strength` is the share of them that is taken."""
+        """`neutral`: the driver's frame that offsets are relative to; `strength`: factor on the added folds."""
         self._offsets, self._driver, self._neutral, self._strength = offsets, driver, neutral, strength
         base = offsets.vertices if offsets is not None else driver.dynamic_vertices
         self.vertices = np.union1d(base, driver.dynamic_vertices)
@@ -173,7 +174,7 @@ class Folded:
         inside = faces[np.isin(faces, self.vertices).all(1)]
         local = torch.from_numpy(np.searchsorted(self.vertices, inside))
         self._average = FieldMap(scipy_matrix(averaging(local, len(self.vertices))))
-        # Edges of half the length: four times as many steps are as wide.
+        # With edges of half the length four times as many steps smooth over the same width.
         self._steps = FOLD_STEPS * (4 if is_finer(head.name) else 1)
         self._mask = head.facial_mask.numpy()[self.vertices]
 
@@ -192,17 +193,17 @@ class Folded:
 
 @dataclass(frozen=True)
 class Copied:
-    """The offsets that were fitted to the driver's clip, turned into the person's surface, and nothing more."""
+    """The offsets that were fitted to the driver's clip, rotated to the person's surface."""
 
     vertices: Int64[np.ndarray, " P"]
     offset: Float32[np.ndarray, "T P 3"]
-    """Of the driver, from the neutral frame."""
+    """Offsets of the driver relative to the neutral frame, canonical, m."""
     turns: Float32[np.ndarray, "P 3 3"]
-    """From the driver's neutral surface to the person's."""
+    """Rotations from the driver's neutral surface normals to the person's."""
 
     @classmethod
     def of(cls, driver: HeadFit, neutral: int, head_fit: HeadFit, head: HeadModel, *, strength: float) -> "Copied":
-        """Copy a driver's fit; `neutral` is the frame whose offsets count as none."""
+        """Copy a driver's fit; `neutral`: the frame that offsets are relative to; `strength`: factor on them."""
         vertices = driver.dynamic_vertices
         offset = driver.dynamic_offset.astype(np.float32)
         theirs, own = (
@@ -216,10 +217,10 @@ class Copied:
 
 
 class Refitted:
-    """Delta f of the driver's own frames, in place of the photo's: for the person themselves no offset is copied."""
+    """Delta f fitted to the driver's frames, in place of the photo's, if the driver is the person."""
 
     def __init__(self, driver: HeadFit, head_fit: HeadFit, strength: float):
-        """`strength` is the share of the way from the photo's offset to each frame's."""
+        """`strength`: 0 keeps the photo's offset, 1 takes each frame's."""
         own = np.flatnonzero(head_fit.frame_offset.any(1))
         self.vertices = np.union1d(driver.dynamic_vertices, own)
         self._rows = np.searchsorted(self.vertices, driver.dynamic_vertices)
@@ -237,15 +238,19 @@ class Refitted:
 REGIONS = ("pose", "expression", "lips", "eyes", "gaze")
 LIPS = ("jaw", "mouth", "lower_face", "tongue")
 EYES = ("eye", "left_eye", "right_eye", "pupil")
-"""Beginnings of the names of expressions that belong to a region."""
+"""Prefixes of the names of expressions in the regions lips (LIPS) and eyes (EYES)."""
 AROUND = {"lips": (facemesh.LIPS, 0.022, 0.04), "eyes": (facemesh.EYE_RINGS, 0.006, 0.014)}
-"""Landmarks of a region, and the distances from them up to which skin is all, and from which it is none of it, m."""
+"""Landmarks of a region, and the distances from them, m, at which skin belongs to it by 1, and by 0."""
 RIDGE = 1e-4
-"""Share of the mean component's energy that keeps components apart that move alike."""
+"""Ridge for similar components, as a share of the mean energy of a component."""
 
 
 def parse_regions(text: str) -> frozenset[str]:
-    """Regions named in a comma-separated list; `all` is every one of them."""
+    """Regions named in a comma-separated list; `all` is pose, expression and gaze.
+
+    Raises:
+        UsageError: an unknown region, or none.
+    """
     if text == "all":
         return frozenset(("pose", "expression", "gaze"))
     named = {part.strip() for part in text.split(",") if part.strip()}
@@ -256,10 +261,10 @@ def parse_regions(text: str) -> frozenset[str]:
 
 
 def expression_map(head: HeadModel, regions: frozenset[str]) -> Float[np.ndarray, "E E"]:
-    """Expressions of which only the chosen regions move, as a linear map of all of them.
+    """Linear map of expression coefficients that keeps only the motion of the chosen regions.
 
-    Units that are named after their place are taken or left. Components without a place, such as SMPL-X's, move the
-    whole face: the map then gives those that come nearest to the part of the motion that lies in the regions, found
+    Units whose names contain a region are kept or set to 0. Components such as SMPL-X's move the whole face: the map
+    then gives the coefficients that approximate, by least squares, the motion inside the regions, which are found
     around FaceMesh's landmarks.
     """
     names = head.expression_names

@@ -1,4 +1,4 @@
-"""Gaps of lids and lips, and the mouth's width: at rest, and how the person's follow the driver's."""
+"""Gaps of lids and lips, and the mouth's width: their values at rest, and their transfer from the driver."""
 
 from dataclasses import dataclass, replace
 
@@ -24,19 +24,20 @@ from expportrait_cli.solve.state import Projection, State, interocular_px
 
 NEUTRAL_JAW_RAD, NEUTRAL_JAW_ASIDE_RAD = (-0.02, 0.045), 0.01
 NEUTRAL_PITCH_RAD, NEUTRAL_YAW_RAD = (-0.14, 0.0), (-0.15, 0.2)
-"""Ranges of jaw opening, of the jaw's other two angles (both signs), and of gaze pitch and yaw in a neutral face."""
+"""Ranges of pitch and yaw of the gaze in a neutral face, rad; above, of the jaw's opening and of its other two angles
+(both signs)."""
 
 
 def photo_state(fit: HeadFit) -> State:
-    """State of the photo: its expression, jaw, gaze and pose."""
+    """Expression, jaw, gaze and pose of the photo."""
     psi, jaw, gaze, shift = (getattr(fit, n).astype(np.float64) for n in ("expression", "jaw", "gaze", "translation"))
     return State(psi, jaw, gaze, from_turns(fit.rotation), shift)
 
 
 def at_rest(state: State, head: HeadModel) -> State:
-    """Make the face of a state neutral: what goes beyond the range in which neutral faces differ is taken away.
+    """Make the face of a state neutral, by clamping expression, jaw and gaze to their ranges in neutral faces.
 
-    What lies in the range stays: there it is more likely the face than its expression.
+    Values inside the range are kept: they are more likely due to the shape of the face than to an expression.
     """
     most = head.expression_neutral.cpu().numpy().astype(np.float64)
     low = np.where(head.expression_low.cpu().numpy() < 0, -most, 0.0)
@@ -52,7 +53,7 @@ def at_rest(state: State, head: HeadModel) -> State:
 
 
 def states(rows: Tracking | Curves) -> list[State]:
-    """States of all frames: expression, jaw, gaze and pose."""
+    """Expression, jaw, gaze and pose of each frame."""
     columns = [c.astype(np.float64) for c in (rows.expression, rows.jaw, rows.gaze, rows.translation)]
     rotations = from_turns(rows.rotation)
     psi, jaw, gaze, shift = columns
@@ -60,41 +61,42 @@ def states(rows: Tracking | Curves) -> list[State]:
 
 
 UPPER_SHARE, OPENING_SHARE = 0.9, 0.65
-"""Parts of a lid gap's change that the upper lid makes: where it closes, and where a squint opens: there the lower lid
-had come up too."""
+"""Share of the upper lid in a change of the lid gap: while closing (UPPER_SHARE), and while opening (OPENING_SHARE),
+where the lower lid moves more."""
 UPPER_LIP_SHARE = 0.35
-"""Part of a lip gap's change that the upper lip makes."""
+"""Share of the upper lip in a change of the lip gap."""
 
 
 WIDENED = 0.25
-"""Largest share of its width by which a mouth is widened or pursed beyond the model: more of it tears at the cheeks."""
+"""Largest relative change of the mouth's width beyond the model; larger ones distort the cheeks."""
 WIDE_PERCENT = 90
 """Percentile of a clip's lid gaps that counts as wide open eyes."""
 TRUST_IOD = {"lids": 0.02, "mouth": 0.06}
-"""Part of a lid gap, or of the mouth's width, due to expression, in inter-ocular distances, at which its weight in the
-gap at rest is 1/e."""
+"""Part of a lid gap, or of the mouth's width, due to expression, in inter-ocular distances, at which the weight of the
+measured gap at rest, against the mean head's, is 1/e."""
 DRIVERS_SHARE = 2 / 3
-"""Weight of the driver's gap at rest beside the person's: how wide an eye stands open is more a look than a face."""
+"""Exponent of the driver's gap at rest in its geometric mean with the person's: how far an eye is open depends more on
+the expression than on the face."""
 
 
 @dataclass(frozen=True)
 class Rest:
-    """Lid gaps that count as open, as `LID_PAIRS`, and last the mouth's width: both in inter-ocular distances."""
+    """Lid gaps at rest, in order of `LID_PAIRS`, and last the mouth's width, all in inter-ocular distances."""
 
     person: Float[np.ndarray, " 7"]
     driver: Float[np.ndarray, " 7"]
 
     @classmethod
     def seen(cls, head_fit: HeadFit, tracking: Tracking, neutral: int) -> "Rest":
-        """Take them as the photo and the neutral frame show them."""
+        """Take the gaps of the photo, and of the driver's neutral frame."""
         return cls(_gaps(head_fit.landmarks), _gaps(tracking.landmarks[neutral]))
 
     @classmethod
     def neutral(cls, head_fit: HeadFit, tracking: Tracking, head: HeadModel, neutral: int) -> "Rest":
         """Gaps without expression: the more of a gap is due to expression, the more the mean head's gap replaces it.
 
-        No lid gap of the driver is larger than its wide open eyes (`WIDE_PERCENT`). The person's are a mean of theirs
-        and the driver's (`DRIVERS_SHARE`).
+        The driver's lid gaps are at most those of its wide open eyes (`WIDE_PERCENT`). The person's are a geometric
+        mean of their own and the driver's (`DRIVERS_SHARE`).
         """
         widest = np.percentile([_gaps(frame) for frame in tracking.landmarks], WIDE_PERCENT, axis=0)
         driver = _rest_gaps(tracking, tracking.landmarks[neutral], states(tracking)[neutral], head)
@@ -121,7 +123,10 @@ def _rest_gaps(rows: HeadFit | Tracking, landmarks: np.ndarray, state: State, he
 def lid_steps(
     measured: Float[np.ndarray, "T 478 2"], predicted: Float[np.ndarray, "T 478 2"], rest: Rest
 ) -> Float[np.ndarray, "T 478 2"]:
-    """Close the person's lids by the share by which the driver's close: a wink ends shut on any face."""
+    """Offsets of the person's landmarks, px, that close the lids by the same share of the gap at rest as the driver's.
+
+    `measured`: landmarks of the driver; `predicted`: landmarks of the person before the offsets.
+    """
     steps = np.zeros_like(predicted)
     size = np.array([interocular_px(frame) for frame in predicted])
     shares = np.array([lid_gaps(frame) for frame in measured]) / np.maximum(rest.driver[:-1], 0.02)
@@ -133,12 +138,12 @@ def lid_steps(
         axis = predicted[:, upper[-1]] - predicted[:, upper[0]]
         down = np.stack([-axis[:, 1], axis[:, 0]], -1) * np.sign((axis * [1, 0]).sum(-1))[:, None]
         down = down / np.maximum(np.linalg.norm(down, axis=-1), 1e-6)[:, None]
-        # Points of a pair need not lie straight above each other: what is closed is the height between them.
+        # The points of a pair may be displaced sideways: only the height between them is changed.
         drop = (line * down[:, None]).sum(-1)
         length = np.linalg.norm(line, axis=-1)
         height = _opened(drop[:, columns], length[:, columns], wanted[:, gaps])
         change = (drop[:, columns] - height)[:, np.clip(np.arange(len(upper)) - columns[0], 0, 2)]
-        # Beside the pairs a lid is an arch that ends in the corners.
+        # Beside the pairs the change falls along an arch to 0 at the corners.
         at = ((predicted[:, upper] - predicted[:, upper[:1]]) * axis[:, None]).sum(-1)
         at = (at / np.maximum((axis**2).sum(-1), 1e-6)[:, None]).clip(0, 1)
         arch = at * (1 - at)
@@ -151,10 +156,9 @@ def lid_steps(
 
 
 def _opened(drop, length, wanted):
-    """Height between the points of lids whose distance, `length` now, is to be `wanted`.
+    """Height between the points of lids, from `drop`, when their distance changes from `length` to `wanted`.
 
-    What lies beside each other in them stays when lids open, and shrinks with the height when they close: no lid would
-    ever shut otherwise.
+    Opening keeps the sideways part of the distance; closing scales it with the height, so that a lid can close fully.
     """
     closed = drop * wanted / np.maximum(length, 1e-6)
     return np.where(wanted > length, np.sqrt(np.maximum(wanted**2 - length**2, 0) + drop**2), closed)
@@ -163,9 +167,10 @@ def _opened(drop, length, wanted):
 def lip_steps(
     measured: Float[np.ndarray, "T 478 2"], predicted: Float[np.ndarray, "T 478 2"], rest: Rest, strength: float
 ) -> Float[np.ndarray, "T 478 2"]:
-    """Part the person's lips as far as the driver's, in distances between the eyes: shut is shut on any face.
+    """Offsets of the person's landmarks, px, that give the lips the driver's gap, in inter-ocular distances.
 
-    And widen or purse them by the driver's share of its mouth's width at rest.
+    They also scale the mouth's width at rest as the driver's. `measured` and `predicted` as in `lid_steps`; `strength`
+    scales both effects.
     """
     steps = np.zeros_like(predicted)
     size, wanted_size = (np.array([interocular_px(frame) for frame in points]) for points in (measured, predicted))
@@ -188,7 +193,7 @@ def lip_steps(
 
 
 def _lip_gaps(points):
-    """Gaps between the inner lips, columns as `LOWER_LIPS`, and the way down the face in the picture."""
+    """Gaps between the inner lips, px, columns as `LOWER_LIPS`, and the unit vector down the face in the picture."""
     down = points[:, CHIN] - points[:, FOREHEAD]
     down = down / np.linalg.norm(down, axis=-1, keepdims=True)
     return ((points[:, LOWER_LIPS[-1]] - points[:, UPPER_LIPS[-1]]) * down[:, None]).sum(-1), down

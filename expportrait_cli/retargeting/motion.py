@@ -1,4 +1,4 @@
-"""Motion of the driver's head, torso and landmarks, carried into the photo's camera."""
+"""Transfer of the motion of the driver's head, torso and landmarks to the photo's camera."""
 
 from dataclasses import dataclass
 
@@ -15,28 +15,29 @@ from expportrait_cli.retargeting.steady import FACE_M, eased_as_torso, steady_to
 from expportrait_cli.solve.state import Projection, interocular_px, photo_distance
 
 TORN = 0.04
-"""How far the depths of head and torso may part, as a share of their ratio in the photo: beyond, the neck tears."""
+"""Largest change of the ratio of the torso's depth to the head's against the photo, as a logarithm: with more, the neck
+is distorted."""
 SOFT_DEG = 15.0
-"""Width over which a turn runs into its limit."""
+"""Width over which a rotation approaches its limit, degrees."""
 
 
 @dataclass(frozen=True)
 class Motion:
-    """Poses that photo and driver start from, and the scale between their crops."""
+    """Reference poses of photo and driver, and the scale between their crops."""
 
     neutral: int
-    """Driver frame that expressions count from."""
+    """Driver frame that expressions are relative to."""
     starts: Int64[np.ndarray, " T"]
-    """Frame of its own shot that each frame's motion counts from: a cut moves the camera, not the person."""
+    """For each frame, the frame of its own shot that motion is relative to: a cut moves the camera, not the person."""
     rotation_ref: Float[np.ndarray, "3 3"]
     translation_ref: Float[np.ndarray, " 3"]
     focal_ref_px: float
     scale: Float64[np.ndarray, " T"]
-    """Px of the photo's crop for one px of the driver's, at the head's size where each frame starts."""
+    """Pixels of the photo's crop to one pixel of the driver's, by the head's size in the frame of `starts`."""
 
     @classmethod
     def between(cls, head_fit: HeadFit, tracking: Tracking, neutral: int, cost: Float[np.ndarray, " T"]) -> "Motion":
-        """Measure both heads where they start: the neutral frame, and in the other shots the frame of least cost."""
+        """Make the references: the neutral frame, and in other shots the frame of least `cost` (`neutral_cost`)."""
         starts = np.full(len(cost), neutral)
         for shot in np.unique(tracking.shot):
             frames = np.flatnonzero(tracking.shot == shot)
@@ -54,15 +55,15 @@ class Motion:
         )
 
     def turn_deg(self, tracking: Tracking) -> float:
-        """Angle between the heads of the photo and of the neutral frame."""
+        """Angle between the head rotations of the photo and of the neutral frame, degrees."""
         turn = from_turns(tracking.rotation[self.neutral]) @ self.rotation_ref.T
         return float(np.degrees(np.linalg.norm(logarithm(turn))))
 
 
 def neutral_cost(head_fit: HeadFit, tracking: Tracking, head: HeadModel, *, same: bool) -> Float[np.ndarray, " T"]:
-    """Distance of each driver frame, without a unit, from a neutral one in a pose like the photo's.
+    """Cost of each driver frame as the neutral one: its effort of expression and its rotation against the photo.
 
-    For the same person, its distance from the photo. Frames that were not seen, or not believed, come last.
+    For the same person, the distance of its landmarks from the photo's. Unreliable frames cost 100 more.
     """
     unsure = 100.0 * ~tracking.sure
     if same:
@@ -78,7 +79,7 @@ def neutral_cost(head_fit: HeadFit, tracking: Tracking, head: HeadModel, *, same
 
 
 def limit_turn(axis_angle: Float[np.ndarray, "T 3"], limit_deg: float | None) -> Float[np.ndarray, "T 3"]:
-    """Let turns out of the image plane run softly into a limit; roll is free."""
+    """Limit rotations out of the image plane smoothly; roll is not limited. Without `limit_deg`, a copy."""
     if limit_deg is None:
         return axis_angle.copy()
     angle = np.linalg.norm(axis_angle[:, :2], axis=1)
@@ -92,9 +93,10 @@ def limit_turn(axis_angle: Float[np.ndarray, "T 3"], limit_deg: float | None) ->
 def head_motion(
     motion: Motion, tracking: Tracking, *, scale: float, absolute: bool, limit_deg: float | None, framed: bool
 ) -> tuple[Float[np.ndarray, "T 3"], Float[np.ndarray, "T 3"], Float[np.ndarray, " T"], Float[np.ndarray, "T 2"]]:
-    """Turn and translation of the person's head, from the photo's, and the degrees and px that limits took.
+    """Rotation and translation (m) of the person's head; and by how many degrees and px limits reduced them.
 
-    A head that is to be `framed` stays in the photo's crop.
+    `absolute`: take the driver's rotation from the photo's pose, not from its own start; `scale` multiplies the change.
+    With `framed` the head is kept in the photo's crop.
     """
     driver = from_turns(tracking.rotation)
     start = motion.rotation_ref[None] if absolute else driver[motion.starts]
@@ -124,23 +126,23 @@ def torso_motion(
     taken_px: Float[np.ndarray, "T 2"],
     scale: float,
 ) -> tuple[Float[np.ndarray, "T 3"], Float[np.ndarray, "T 3"]]:
-    """Pose of the torso from the similarity that optical flow measured on the driver's torso.
+    """Rotation and translation (m) of the torso, from the optical flow of the driver's torso.
 
-    `translation` is the person's head's: the torso stays within `TORN` of its depth. `taken_px` was taken from its
-    shift, and is from the torso's.
+    `translation` is that of the person's head: the torso's depth stays within `TORN` of it. `taken_px`, by which the
+    head's shift was reduced, is subtracted from the torso's too.
     """
     neck = person_joints(head_fit, head)[NECK].numpy().astype(np.float64)
     start = motion.rotation_ref @ neck + motion.translation_ref
     driver_neck = from_turns(tracking.rotation) @ neck + tracking.translation
     neck_px = driver_neck[:, :2] / driver_neck[:, 2:] * tracking.focal_px + CROP_SIZE / 2
-    # Not a, b, c and d themselves: their noise is large together and cancels at the neck.
+    # Not a, b, c and d themselves: their noise is large and correlated, and cancels at the neck.
     matrices = np.stack([_affine(row) for row in tracking.flow[:, 1].astype(np.float64)])
     firsts = np.searchsorted(tracking.shot, tracking.shot)
     place = np.einsum("tij,tj->ti", matrices, np.c_[neck_px[firsts], np.ones(len(neck_px))])[:, :2]
     size = np.log(np.hypot(matrices[:, 0, 0], matrices[:, 1, 0]))
     roll = np.arctan2(matrices[:, 1, 0], matrices[:, 0, 0])
     columns = steady_torso(np.c_[place, size, roll], tracking, beside=np.c_[neck_px, 0 * neck_px])
-    # Both depths as logarithms of their ratio to the photo's. The head's has neither gaps nor jumps of a flow.
+    # Both depths as logarithms of their ratio to the photo's; the head's has neither gaps nor jumps.
     head_depth = eased_as_torso(np.log(translation[:, 2] / motion.translation_ref[2]), tracking)
     moved, size, roll = (scale * (c - c[motion.starts]) for c in (columns[:, :2], columns[:, 2], columns[:, 3]))
     depth = start[2] * np.exp(np.clip(-size, head_depth - TORN, head_depth + TORN))
@@ -156,7 +158,7 @@ def _affine(row: Float[np.ndarray, " 4"]) -> Float[np.ndarray, "3 3"]:
 
 
 LIMIT_IOD = 0.12
-"""Largest step of a landmark beyond the model: more is a wrong landmark, not an expression."""
+"""Largest offset of a landmark beyond the model, in inter-ocular distances: larger ones are wrong landmarks."""
 
 
 def landmark_steps(
@@ -174,12 +176,12 @@ def landmark_steps(
     copied: Float[np.ndarray, " 478"],
     own: Float[np.ndarray, "T 478 3"],
 ) -> Float[np.ndarray, "T 478 2"]:
-    """Steps of the person's landmarks beyond the model, px of the photo's crop.
+    """Offsets of the person's landmarks beyond the model, px of the photo's crop.
 
-    `direct` is how far (0..1) the driver's landmarks themselves are the target, as they are for the same person.
-    Otherwise the lids close by the same share of their opening at `rest` (`eyes`), lips are as far apart as the
-    driver's (`lips`), and the change of the driver's fit residual is added as far as it is to be `copied`. `own` is
-    what dynamic offsets move the person's landmarks by (canonical, m), from the photo's.
+    `direct`: weight (0..1) of the driver's landmarks as targets, for the same person. Otherwise the lids close by the
+    same share of their gap at `rest` (`eyes`), the lips have the driver's gap (`lips`), and the change of the driver's
+    fit residual is added with the weight `copied` (0..1) of each landmark. `own`: displacement of the person's
+    landmarks by dynamic offsets relative to the photo, canonical, m.
     """
     model = landmark_model(head)
     view = Projection(model, focal_px=head_fit.focal_px, centre_px=CROP_SIZE / 2)
@@ -216,6 +218,6 @@ def at_limit(steps: Float[np.ndarray, "T 478 2"], head_fit: HeadFit) -> Bool[np.
 
 
 def _fitted(tracking: Tracking, view: Projection) -> Float[np.ndarray, "T 478 2"]:
-    """The driver's landmarks as the head model has them, px of their crop."""
+    """The driver's landmarks as predicted by the fitted head model, px of the driver's crop."""
     shape = tracking.identity.astype(np.float64)
     return np.stack([view.predict(shape, state) for state in states(tracking)])

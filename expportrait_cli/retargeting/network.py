@@ -22,11 +22,11 @@ from expportrait_cli.runtime import Between, Checked
 
 LIMIT_M = 0.008
 UNIT_M = 0.001
-"""What an output of 1 means."""
+"""Offset for an output of 1, m."""
 DEVIATION_M = 0.01
-"""Distance from the mean head that counts as 1 at the input."""
+"""Distance from the mean head for an input of 1, m."""
 WIDTH_M = 0.1
-"""Half the box around the mean face, that the lowest frequency of the encoding spans."""
+"""Half the side of the box around the mean face, m: the period of the lowest frequency of the encoding is its side."""
 CURVATURE_LIMIT = 3.0
 
 Kind = Literal["learned", "blind", "concat"]
@@ -37,28 +37,28 @@ class NetworkConfig(Checked):
     """Sizes of the module; stored in its weights file."""
 
     kind: Kind = "learned"
-    """learned: coefficients times a basis that each identity has of its own; blind: the same without any word of the
-    identity; concat: one perceptron of position, shape and expression, as the paper may have meant."""
+    """learned: coefficients times an identity-dependent basis; blind: the same without identity inputs; concat: one
+    perceptron of position, shape and expression, a possible reading of the paper."""
     expression: Annotated[int, Between(1, 1000)] = 40
     code: Annotated[int, Between(0, 1000)] = 48
-    """Components of the identity code."""
+    """Number of components of the identity code."""
     hidden: Annotated[int, Between(1, 2048)] = 256
     depth: Annotated[int, Between(1, 16)] = 5
     rank: Annotated[int, Between(1, 512)] = 64
-    """Fields of the basis."""
+    """Number of fields of the basis."""
     driving: Annotated[int, Between(1, 2048)] = 128
     frequencies: Annotated[int, Between(0, 16)] = 8
 
 
 def encoded(points: Float[Tensor, "*B 3"], frequencies: int) -> Float[Tensor, "*B C"]:
-    """Coordinates with sines and cosines of their octaves: 3 + 6 x frequencies values."""
+    """Positional encoding: coordinates with sines and cosines at octaves, C = 3 + 6 x frequencies."""
     octaves = torch.pi * 2.0 ** torch.arange(frequencies, dtype=points.dtype, device=points.device)
     angles = (points[..., None, :] * octaves[:, None]).flatten(-2)
     return torch.cat([points, angles.sin(), angles.cos()], -1)
 
 
 def perceptron(sizes: list[int]) -> nn.Sequential:
-    """Linear layers with SiLU between them."""
+    """Multilayer perceptron: linear layers of these sizes with SiLU between them."""
     layers: list[nn.Module] = []
     for wide_in, wide_out in itertools.pairwise(sizes):
         layers += [nn.Linear(wide_in, wide_out), nn.SiLU()]
@@ -68,9 +68,9 @@ def perceptron(sizes: list[int]) -> nn.Sequential:
 class TransferNetwork(nn.Module):
     """G(V_neutral, E(psi, omega)) of Eq. 8 and 9.
 
-    The vertex network runs once for each identity and gives `rank` fields; a frame is a sum of them. The identity
-    enters as a whitened linear code of the neutral face, which is too smooth to hold a driver's folds, and as the shape
-    around each vertex.
+    The vertex network runs once for each identity and outputs `rank` fields; a frame's offsets are a sum of them. The
+    identity is given as a whitened linear code of the neutral face, which is too smooth to contain folds, and as the
+    shape around each vertex.
     """
 
     psi_scale: Tensor
@@ -100,12 +100,12 @@ class TransferNetwork(nn.Module):
         self.vertex = perceptron([position + shape, *hidden, outputs])
         if config.kind != "concat":
             self.mixer = perceptron([mixed, config.hidden, config.hidden, config.rank])
-            # Most of what an expression does is in proportion to it; the perceptron is for the rest.
+            # Most of the motion is linear in the expression; the perceptron adds the rest.
             self.linear = nn.Linear(config.expression + 6, config.rank, bias=False)
         self.register_buffer("_position", encoded(face.template / WIDTH_M, config.frequencies), persistent=False)
 
     def code(self, neutral: Neutral) -> Float[Tensor, " G"]:
-        """Identity code g of a whole face: about normal with variance 1 over the people that it was made from."""
+        """Identity code g of a whole face: nearly standard normal over the people that it was computed from."""
         return torch.einsum("gpc,pc->g", self.code_basis, neutral.points[self.face.code_rows] - self.code_mean)
 
     def drive(self, psi: Float[Tensor, "*B E"], jaw: Float[Tensor, "*B 3"]) -> Float[Tensor, "*B D"]:
@@ -118,7 +118,7 @@ class TransferNetwork(nn.Module):
     def fields(
         self, neutral: Neutral, code: Float[Tensor, "*B G"], rows: Int64[Tensor, "*B R"]
     ) -> Float[Tensor, "*B R K 3"]:
-        """The identity's basis at vertices `rows`, where `neutral` is taken too; steps of `UNIT_M` in its own axes."""
+        """The identity's basis at vertices `rows`, at which `neutral` is given too; in `UNIT_M`, canonical axes."""
         raw = self.vertex(self._features(neutral, code, rows)).unflatten(-1, (self.config.rank, 4))
         along = raw[..., 3:] * self.face.normals[rows][..., None, :]
         turned = (raw[..., :3] + along) @ neutral.frames.mT
@@ -127,7 +127,7 @@ class TransferNetwork(nn.Module):
     def coefficients(
         self, code: Float[Tensor, "*B G"], psi: Float[Tensor, "*B T E"], jaw: Float[Tensor, "*B T 3"]
     ) -> Float[Tensor, "*B T K"]:
-        """Weights of the fields for an expression: zero at rest, exactly."""
+        """Coefficients of the fields for an expression; exactly zero at rest."""
         rest = self._mixed(code, torch.zeros_like(psi[..., :1, :]), torch.zeros_like(jaw[..., :1, :]))
         return self._mixed(code, psi, jaw) - rest + self.linear(self._scaled(psi, jaw))
 
@@ -140,7 +140,7 @@ class TransferNetwork(nn.Module):
         *,
         rows: Int64[Tensor, "*B R"],
     ) -> Float[Tensor, "*B T R 3"]:
-        """Dynamic offsets at vertices `rows`, where `neutral` is taken too; canonical, m."""
+        """Dynamic offsets at vertices `rows`, at which `neutral` is given too; canonical, m."""
         if self.config.kind == "concat":
             rest = self._concatenated(
                 neutral, torch.zeros_like(psi[..., :1, :]), torch.zeros_like(jaw[..., :1, :]), rows
@@ -150,17 +150,17 @@ class TransferNetwork(nn.Module):
 
     @staticmethod
     def mixed(fields: Float[Tensor, "*B R K 3"], coefficients: Float[Tensor, "*B T K"]) -> Float[Tensor, "*B T R 3"]:
-        """Offsets, m: the sum of the basis's fields, bounded."""
+        """Offsets, m: the fields times their coefficients, summed and bounded."""
         return bounded(torch.einsum("...rkc,...tk->...trc", fields, coefficients) * UNIT_M)
 
     @staticmethod
     def flat(fields: Float[Tensor, "R K 3"]) -> Float[Tensor, "K C"]:
-        """The fields of one person as rows of one matrix, for `mixed_flat`."""
+        """The fields of one person as a matrix with C = 3 R columns, for `mixed_flat`."""
         return fields.transpose(0, 1).flatten(1).contiguous()
 
     @staticmethod
     def mixed_flat(fields: Float[Tensor, "K C"], coefficients: Float[Tensor, "T K"]) -> Float[Tensor, "T R 3"]:
-        """Offsets as `mixed` gives them, by one product of matrices."""
+        """Offsets, m, equal to `mixed`; `fields` is the matrix from `flat`, C = 3 R."""
         return bounded((coefficients @ fields).unflatten(1, (-1, 3)) * UNIT_M)
 
     def _mixed(self, code: Tensor, psi: Tensor, jaw: Tensor) -> Tensor:
@@ -190,33 +190,33 @@ class TransferNetwork(nn.Module):
 
 
 def on_device(network: TransferNetwork, device: torch.device | str) -> TransferNetwork:
-    """Move a network and the face that it knows, in place."""
+    """Move a network and its face to a device, in place."""
     network.face = network.face.to(device)
     return network.to(device)
 
 
 def bounded(offsets: Float[Tensor, "*B 3"]) -> Float[Tensor, "*B 3"]:
-    """Offsets of at most `LIMIT_M`: small ones stay as they are."""
+    """Limit the length of offsets smoothly (tanh) to `LIMIT_M`; small ones hardly change."""
     size = offsets.norm(dim=-1, keepdim=True) / LIMIT_M
-    # sinc-like: tanh(x)/x is 1 at 0; the clamp keeps its gradient finite there.
+    # tanh(x)/x is 1 at 0; the clamp keeps its gradient finite there.
     return offsets * torch.where(size > 1e-3, torch.tanh(size.clamp(min=1e-3)) / size.clamp(min=1e-3), 1 - size**2 / 3)
 
 
 def _six(jaw: Float[Tensor, "*B 3"]) -> Float[Tensor, "*B 6"]:
-    """First two columns of the jaw's rotation without those of no rotation: zero at rest."""
+    """First two columns of the jaw's rotation matrix minus the identity: zero at rest."""
     turn = matrix(jaw) - torch.eye(3, dtype=jaw.dtype, device=jaw.device)
     return turn[..., :2].flatten(-2)
 
 
 KIND = NetworkKind("transfer", 1, "transfer network", "Make one with `expportrait train transfer`.")
 MARGIN = 1.15
-"""Times the largest expression of the training that still counts as within its range."""
+"""Factor on the largest expressions of the training, up to which an expression counts as inside its range."""
 JAW_MARGIN_RAD = 0.05
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A network with the expressions that it has seen."""
+    """A network with the range of expressions of its training."""
 
     network: TransferNetwork
     psi_most: Float32[np.ndarray, " E"]
@@ -225,13 +225,13 @@ class Trained:
     """Largest absolute value of each angle of the jaw in training, rad."""
 
     def outside(self, psi: Float32[np.ndarray, "T E"], jaw: Float32[np.ndarray, "T 3"]) -> float:
-        """Share of the frames whose expression lies beyond what the network was trained on."""
+        """Share (0..1) of the frames whose expression lies outside the range of the training."""
         beyond = (np.abs(psi) > MARGIN * self.psi_most + 0.05).any(1)
         return float((beyond | (np.abs(jaw) > MARGIN * self.jaw_most + JAW_MARGIN_RAD).any(1)).mean())
 
 
 def topology(face: Face) -> str:
-    """Hash that tells one head model's face from another's: of its vertices, triangles and mean shape."""
+    """Hash of a face's vertices, triangles and mean shape, which identifies a head model's mesh."""
     digest = hashlib.sha256(face.vertices.astype(np.int64).tobytes())
     digest.update(face.faces.numpy().astype(np.int64).tobytes())
     digest.update((face.template.numpy().astype(np.float64) * 1e5).round().astype(np.int64).tobytes())
@@ -248,7 +248,7 @@ def save_network(trained: Trained, path: Path, head: HeadModel, made_by: Mapping
         "network": asdict(trained.network.config),
         "made_by": dict(made_by),
     }
-    # Half the size, and 0.002 mm in the offsets.
+    # Stored in half precision, which changes offsets by 0.002 mm.
     network_file.write(path, KIND, tensors, header)
 
 
@@ -256,7 +256,7 @@ def load_network(path: Path, head: HeadModel) -> Trained:
     """Read a network for a head model.
 
     Raises:
-        WeightsError: it is none, or was trained on another head model or mesh.
+        WeightsError: the file is no network, damaged, or was trained on another head model or mesh.
     """
     header, face = network_file.read_header(path, KIND), Face.of(head)
     if header.get("topology") != topology(face):

@@ -1,4 +1,4 @@
-"""The driver's performance on the person's head (paper 3.2)."""
+"""Expression transfer: motion of the person's head from a driver's tracking (paper 3.2)."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
@@ -35,18 +35,18 @@ from expportrait_cli.solve.solver import JAW_RANGE_RAD
 
 
 def smooth(values: Float[np.ndarray, "T *C"], sigma_frames: float) -> Float[np.ndarray, "T *C"]:
-    """Gaussian smoothing over time; 0 leaves the values as they are."""
+    """Gaussian smoothing over time; `sigma_frames` 0 returns the values unchanged."""
     return gaussian_filter1d(values, sigma_frames, axis=0, mode="nearest") if sigma_frames > 0 else values
 
 
 class Learned:
-    """The network's offsets: they depend on the person's neutral head, expression and jaw, and on nothing else.
+    """Offsets from the network, as a function of the person's neutral head, expression and jaw.
 
-    Frame by frame: neither the order of frames nor how many are asked for at once changes a bit.
+    The result of a frame is bit-identical for any order and number of frames in a call.
     """
 
     def __init__(self, trained: Trained, head_fit: HeadFit, head: HeadModel):
-        """Evaluate the person's basis once, on the run's device."""
+        """Compute the person's basis once, on the best device."""
         network, self._device = trained.network, best_device()
         self.vertices, self._network = network.face.vertices, network
         with torch.inference_mode():
@@ -70,7 +70,7 @@ class Learned:
         return torch.cat(frames).cpu().numpy()
 
     def _frames(self, psi: np.ndarray, jaw: np.ndarray) -> Float32[Tensor, "T P 3"]:
-        # How a matrix library sums depends on the size of a product, and in small ones on the row.
+        # The order of sums in a matrix product depends on its size, so all products are padded to `BATCH`.
         count = len(psi)
         given = [torch.from_numpy(each.astype(np.float32)).to(self._device) for each in (psi, jaw)]
         if self._fields is None:
@@ -83,10 +83,10 @@ class Learned:
 
 
 class Lifted:
-    """Offsets on a head of half the edges (`head.finer`)."""
+    """Offsets interpolated to a head with two subdivisions (`head.finer`)."""
 
     def __init__(self, offsets: Offsets, mesh: Finer):
-        """Find the finer vertices that lie between those that move."""
+        """Find the finer vertices that depend on those that move."""
         self._offsets = offsets
         near = mesh.lift.tocsc()[:, offsets.vertices]
         self.vertices = np.flatnonzero(np.asarray(near.sum(1))[:, 0] > 0)
@@ -99,9 +99,9 @@ class Lifted:
 
 BATCH = 16
 SAME_TURN_DEG = 3.0
-"""Turn between the photo and the driver's frame that is most like it, up to which they are one picture."""
+"""Rotation between the photo and the driver's most similar frame, degrees, below which they count as one picture."""
 LIMITED_DEG = 2.0
-"""Degrees taken from a turn at which the weight of the driver's own landmarks has fallen to 1/e."""
+"""Reduction of a rotation by its limit, degrees, at which the weight of the driver's landmarks is 1/e."""
 
 
 @dataclass(frozen=True)
@@ -113,33 +113,33 @@ class Beyond:
     driver: HeadFit | None = None
     """The driver's own fit, whose offsets are copied, or whose folds are added."""
     mesh: Finer | None = None
-    """Finer mesh of the head, where that is finer than the network's."""
+    """Finer mesh of the head, if the head has one more subdivision than the network."""
 
 
 @dataclass(frozen=True)
 class Performance:
-    """Motion of the person's head: the editable curves, and what the driver's landmarks add to them."""
+    """Motion of the person's head: editable curves, and offsets beyond them."""
 
     curves: Curves
     steps: Float32[np.ndarray, "T 478 2"]
-    """Steps of the landmarks beyond the model, px of the person's crop."""
+    """Offsets of the landmarks beyond the model, px of the person's crop."""
     neutral: int
     """Driver frame that counts as neutral."""
     offsets: Offsets | None
-    """Dynamic offsets beyond the photo's own."""
+    """Source of dynamic offsets relative to the photo's own."""
     trained: Trained | None
-    """The network that they come from."""
+    """The network that `offsets` come from."""
     held: HeldBack
-    """What of the driver's performance was not carried over."""
+    """Parts of the driver's motion that were limited or not measured."""
 
     @property
     def outside(self) -> float:
-        """Share of the frames whose expression lies beyond what the transfer network was trained on."""
+        """Share (0..1) of the frames whose expression lies outside the network's training range; 0 without network."""
         return self.trained.outside(self.curves.expression, self.curves.jaw) if self.trained is not None else 0.0
 
 
 def same_person(head_fit: HeadFit, tracking: Tracking) -> bool:
-    """Return True if the driver is known to show the person of the head: then its landmarks are the person's own."""
+    """True if the head's identity comes from the driver's tracking: the driver then shows the same person."""
     return head_fit.identity_from == tracking.fingerprint
 
 
@@ -150,13 +150,16 @@ def transfer(
     config: TransferConfig,
     beyond: Beyond | None = None,
 ) -> Performance:
-    """Put a performance onto a head: expression and pose each relative to a neutral driver frame, or absolute.
+    """Transfer the driver's motion to a head: expression and pose each relative to a neutral driver frame, or absolute.
 
-    For the same person the two are one: the neutral frame is then the one most like the photo.
-    If the driver is the person, dynamic offsets and expressions are those that were fitted to the driver's frames, or
-    follow the driver's landmarks without such a fit. Otherwise they come from the network of `beyond` with the method
-    `learned`, to which the driver's own fit adds the folds that it shows beyond them; with `direct` they are the fit's,
-    copied (paper, Fig. 8), or follow the driver's landmarks without one.
+    For the same person both are equivalent: the neutral frame is then the one most like the photo. If the driver is the
+    person, dynamic offsets and expressions are those fitted to the driver's frames; without such a fit they follow the
+    driver's landmarks. For another person, the method `learned` takes dynamic offsets from the network of `beyond`, and
+    adds the folds of the driver's own fit; `direct` copies the fit's offsets (paper, Fig. 8), or without a fit follows
+    the driver's landmarks.
+
+    Raises:
+        UsageError: an unknown region, or a neutral frame that the driver does not have.
     """
     if config.representation != "full":
         config, beyond = replace(config, method="none"), None
@@ -164,13 +167,13 @@ def transfer(
     regions = parse_regions(config.region)
     same = same_person(head_fit, tracking)
     whole = same and regions >= {"pose", "expression", "gaze"} and config.pose_scale == config.expression_scale == 1
-    # Frames that were fitted with this very head need neither their change from the photo nor their landmarks.
+    # Frames that were fitted with this head are used as they are: neither relative to the photo, nor by landmarks.
     refitted = beyond.driver if whole and config.method != "none" else None
     if refitted is not None:
-        # Expressions and offsets go with the pose that they were fitted beside.
+        # The pose must be the one that expressions and offsets were fitted with.
         tracking = replace(tracking, rotation=refitted.dynamic_rotation, translation=refitted.dynamic_translation)
     elif config.neutral_frame != "none":
-        # Without a frame that is taken off, what was tracked is meant as it is: the paper's protocol.
+        # `neutral_frame=none` is the paper's protocol, in which the tracking is used unchanged.
         tracking = steady(tracking, expression_map(head, frozenset({"eyes"})))
     cost = neutral_cost(head_fit, tracking, head, same=same)
     neutral = _neutral(config, cost)
@@ -191,11 +194,11 @@ def transfer(
         face = _face_curves(head_fit, tracking, head, config, neutral, same=same)
     columns = (*face, rotation, translation, torso_rotation, torso_translation)
     curves = Curves(*(smooth(np.asarray(c), config.smooth).astype(np.float32) for c in columns))
-    # Where the turn was limited the driver's landmarks lie on another side of the face.
+    # Where the rotation was limited, the driver's landmarks do not fit the person's pose.
     direct = np.exp(-((taken_deg / LIMITED_DEG) ** 2)) * (whole and config.method != "none")
     absolute = config.expression == "absolute" and not same
     rest = Rest.neutral(head_fit, tracking, head, neutral) if absolute else Rest.seen(head_fit, tracking, neutral)
-    # Of landmarks; what a network predicts follows the scaled expression by itself.
+    # Strength of the landmarks' offsets; the network's output already follows the scaled expression.
     strength = config.expression_scale * bool(regions & {"expression", "lips", "eyes"})
     follows = bool(strength > 0 and config.method != "none")
     offsets, used = _offsets(head_fit, head, config, beyond, neutral, same=same)
@@ -203,7 +206,7 @@ def transfer(
     if refitted is None:
         copied = np.full(len(head.landmark_triangles), float(config.method == "direct" and beyond.driver is None))
         if follows and regions & {"expression", "eyes"}:
-            # The model's expressions hold less than half of what brows do.
+            # The model's expressions reproduce less than half of the motion of brows.
             copied[BROWS] = 1.0
         steps = landmark_steps(
             head_fit,
@@ -226,12 +229,12 @@ def transfer(
 def _offsets(
     head_fit: HeadFit, head: HeadModel, config: TransferConfig, beyond: Beyond, neutral: int, *, same: bool
 ) -> tuple[Offsets | None, Trained | None]:
-    """Dynamic offsets beyond the photo's own, and the network that they come from."""
+    """Source of dynamic offsets relative to the photo's own, and the network that they come from."""
     driver = beyond.driver
-    # Fitted offsets belong to no region: the whole face has them, or none.
+    # Fitted offsets are not separated by region: they are used for the whole face, or not at all.
     share = min(config.expression_scale, 1.0) * ("expression" in parse_regions(config.region))
     if same:
-        # The person's own frames know more of their face than a network does.
+        # Fits of the person's own frames are more exact than the network.
         takes = driver is not None and config.method != "none" and share > 0
         return (Refitted(driver, head_fit, share), None) if takes and driver is not None else (None, None)
     match config.method:
@@ -252,7 +255,10 @@ def _offsets(
 def _face_curves(
     head_fit: HeadFit, tracking: Tracking, head: HeadModel, config: TransferConfig, neutral: int, *, same: bool
 ) -> tuple[Float[np.ndarray, "T E"], Float[np.ndarray, "T 3"], Float[np.ndarray, "T 4"]]:
-    """Expression, jaw and gaze: the driver's on the person's neutral face, or its change added to the photo's."""
+    """Expression, jaw and gaze (rad) of each frame.
+
+    Absolute: the driver's, on the person's neutral face; relative: the driver's change, added to the photo's.
+    """
     regions = parse_regions(config.region)
     chosen = expression_map(head, regions) * bool(config.expression_scale)
     jaw_weight, gaze_weight = config.expression_scale * moves_jaw(regions), float("gaze" in regions)
@@ -267,8 +273,8 @@ def _face_curves(
             )
     step = tracking.expression - shown.expression
     if not same:
-        # A smile on a smile is not twice a smile: the more a unit is at work, the less there is to add. A component
-        # with a sign has no such end.
+        # A smile added to a smile must not be twice a smile: the increase of a unit is scaled to the range that is
+        # left. Signed components have no such limit.
         room = ((high - start.expression) / np.maximum(high - shown.expression, 1e-6)).clip(0, 1)
         step = np.where((step > 0) & (low >= 0), step * room, step)
     begin = photo.expression + chosen @ (start.expression - photo.expression)
@@ -280,7 +286,7 @@ def _face_curves(
 
 
 def _landmarks_moved(head: HeadModel, offsets: Offsets | None, curves: Curves) -> Float32[np.ndarray, "T 478 3"]:
-    """Canonical steps of the landmarks by dynamic offsets, m."""
+    """Displacement of the landmarks by dynamic offsets, canonical, m."""
     count = len(curves.jaw)
     moved = np.zeros((count, len(head.landmark_triangles), 3), np.float32)
     if offsets is None:
@@ -296,14 +302,14 @@ def _landmarks_moved(head: HeadModel, offsets: Offsets | None, curves: Curves) -
 
 
 def _batches(curves: Curves) -> Iterator[tuple[slice, Curves]]:
-    """A few frames of the curves at a time: memory does not grow with the clip."""
+    """Yield the curves in batches of `BATCH` frames, to bound memory."""
     for begin in range(0, len(curves.jaw), BATCH):
         rows = slice(begin, begin + BATCH)
         yield rows, Curves(*(getattr(curves, field.name)[rows] for field in fields(Curves)))
 
 
 def posed_frames(head_fit: HeadFit, head: HeadModel, performance: Performance) -> Iterator[Float32[np.ndarray, "V 3"]]:
-    """Vertices of the person's head in every frame, in the photo's crop camera."""
+    """Yield the vertices of the person's head in every frame, in the photo's crop camera, m."""
     spread, offsets = LandmarkSpread(head, head_fit.identity, rim_ridge=RIM_RIDGE), performance.offsets
     for rows, curves in _batches(performance.curves):
         beyond = None if offsets is None else (offsets.vertices, offsets(rows, curves))
@@ -314,7 +320,7 @@ def posed_frames(head_fit: HeadFit, head: HeadModel, performance: Performance) -
 
 
 def check_neutral(config: TransferConfig) -> None:
-    """Raise UsageError unless `neutral_frame` is one that some driver can have."""
+    """Raise UsageError unless `neutral_frame` is auto, a number, or none with `expression=absolute`."""
     frame = config.neutral_frame
     if frame not in ("auto", "none") and not (frame.isascii() and frame.isdecimal()):
         raise UsageError(f"`neutral_frame={frame!r}`: expected auto, none, or the number of a frame from 0.")

@@ -1,4 +1,4 @@
-"""Cleaning of a tracked motion: noise of a picture that rests, gaps, and what a photo cannot show are held back."""
+"""Smoothing of tracked motion where the picture is still, interpolation of gaps, and limits of a photo's motion."""
 
 from dataclasses import dataclass, replace
 
@@ -13,34 +13,34 @@ from expportrait_cli.head.facemesh import LID_PAIRS, LIP_PAIRS
 from expportrait_cli.solve.state import interocular_px
 
 STILL_FACE = 0.008
-"""Motion of the landmarks from a frame to the next, in inter-ocular distances, below which a step of the pose, the jaw
-or the expression is mostly the fit's: the same face can be read as a turned head or as a skewed mouth."""
+"""Motion of the landmarks between frames, in inter-ocular distances, below which a change of pose, jaw or expression is
+mostly noise of the fit: the same landmarks fit a turned head or a skewed mouth."""
 CROWN_M, CROWN_SHOWS, LEAP_FRAMES = 0.12, 0.25, 5
-"""Height of the crown over the ears, m; motion of the landmarks, as a share of the crown's, that no real motion of a
-head falls short of; and over how many frames a leap beyond it is spread."""
+"""CROWN_M: height of the crown over the ears, m. CROWN_SHOWS: least motion of the landmarks in a real motion of the
+head, as a share of the crown's. LEAP_FRAMES: frames that are smoothed around a larger jump."""
 MOVING_LANDMARKS = 90.0
-"""Percentile of the landmarks' motions that counts: a blink or a word moves few of them."""
+"""Percentile of the landmarks' motions that is the motion of a frame: a blink or a word moves few landmarks."""
 STILL_TORSO = 0.2
-"""Motion of the head from a frame to the next, in inter-ocular distances, below which a step of the torso is mostly
-the flow's: clothes slide, and hair falls over them, but shoulders seldom jump under a head that rests."""
+"""Motion of the head between frames, in inter-ocular distances, below which a change of the torso is mostly noise of
+the flow: clothes slide and hair falls over them, but shoulders rarely jump under a still head."""
 STIFFEST, CLEAR = 5.0, 4.0
-"""How many frames around it a frame is smoothed with, at most: in a picture that rests altogether. And how many times
-the motion of a resting picture is clearly motion: it is left as it is, to the last bit."""
+"""STIFFEST: largest ratio of the still motion to a frame's, about the number of frames of smoothing on each side in a
+still picture. CLEAR: multiple of the still motion from which values are not smoothed at all."""
 COURSE_FRAMES = 25
-"""Length over which the course of a head is taken as straight."""
+"""Length, in frames, of the local straight lines that approximate the motion of a head."""
 MEDIAN_FRAMES = 5
-"""Length of the median that takes jumps out: the flow on clothes is wrong for a frame or two at a time."""
+"""Length, in frames, of the median filter that removes jumps: the flow on clothes is wrong for one or two frames."""
 
 
 def eased(
     values: Float[np.ndarray, "T *C"], shot: Int64[np.ndarray, " T"], change: Float[np.ndarray, " S"], still: float
 ) -> Float64[np.ndarray, "T *C"]:
-    """Smooth over time where the picture rests, and leave as it is what moves with it.
+    """Smooth values over time where the picture is still, and leave them unchanged where it moves.
 
     Minimises, in each shot, the sum of |y_t - values_t|^2 and of
     (min(still / change_t, STIFFEST)^2 - 1 / CLEAR^2) |y_t+1 - y_t|^2, where that is above 0. It looks ahead as far as
-    back, so nothing lags. Linear: what is a function of several channels is smoothed with them. `change` is
-    the picture's, from each frame to the next, in the unit of `still`.
+    back, so nothing lags. It is linear in the values. `change`: motion of the picture from each frame to the next, in
+    the unit of `still`.
     """
     flat = np.asarray(values, np.float64).reshape(len(values), -1)
     if len(flat) < 2:
@@ -53,18 +53,18 @@ def eased(
 
 
 def motion_of_landmarks(tracking: Tracking, *, percentile: float) -> Float64[np.ndarray, " S"]:
-    """Motion of the face's landmarks from each frame to the next, in the clip's median inter-ocular distance."""
+    """Percentile of the landmarks' motions from each frame to the next, in the clip's median inter-ocular distance."""
     points = tracking.landmarks.astype(np.float64)
     moved = np.linalg.norm(np.diff(points, axis=0), axis=-1) / _size_px(tracking)
     return np.percentile(moved, percentile, axis=1) if len(moved) else np.zeros(0)
 
 
 def steady(tracking: Tracking, eyes: Float[np.ndarray, "E E"]) -> Tracking:
-    """The tracking without steps of pose, jaw and expression that its landmarks do not show.
+    """Smooth pose, jaw and expression of a tracking where its landmarks are still.
 
-    All are smoothed alike: to first order they still put the landmarks where they were. But a blink moves few of them:
-    what of the expression is the `eyes`' (`expression_map`) stays as well where the lids move. Gaze stays, its own
-    landmarks are too few to tell.
+    All are smoothed with the same weights: to first order this keeps the predicted landmarks. A blink moves few
+    landmarks: the part of the expression in the `eyes` (`expression_map`) is kept also where the lids move. Gaze is not
+    smoothed.
     """
     turns = from_turns(tracking.rotation)
     change = motion_of_landmarks(tracking, percentile=MOVING_LANDMARKS) * _explained(tracking, turns)
@@ -86,14 +86,14 @@ def steady(tracking: Tracking, eyes: Float[np.ndarray, "E E"]) -> Tracking:
 
 
 def _explained(tracking: Tracking, turns: Float64[np.ndarray, "T 3 3"]) -> Float64[np.ndarray, " S"]:
-    """Share (0..1) of each step of the pose that the landmarks show: no head leaps behind a face that stays."""
+    """Share (0..1) of each change of the pose that the landmarks' motion supports; low for jumps of the fit."""
     crown = turns[:, :, 1] * CROWN_M + tracking.translation
     px = crown[:, :2] / crown[:, 2:] * tracking.focal_px
     leap = np.linalg.norm(np.diff(px, axis=0), axis=1) / _size_px(tracking)
-    # A head that does not move at all has nothing to show.
+    # The small constant avoids 0 / 0 for a head that does not move.
     shown = motion_of_landmarks(tracking, percentile=50.0) + 1e-6
     share = np.minimum(1, shown / (CROWN_SHOWS * leap + 1e-6)) ** 2
-    # The frames around it get the same share: else the leap would only move to them.
+    # The frames around a jump get the same share: otherwise the jump would only be moved to them.
     return minimum_filter1d(share, LEAP_FRAMES, mode="nearest") if len(share) else share
 
 
@@ -110,7 +110,7 @@ def _size_px(tracking: Tracking) -> float:
 def steady_torso(
     values: Float[np.ndarray, "T *C"], tracking: Tracking, *, beside: Float[np.ndarray, "T *C"]
 ) -> Float64[np.ndarray, "T *C"]:
-    """A torso's motion without jumps that the head has no part in, and without gaps (`unseen_torso`).
+    """Smooth a torso's motion: interpolate its gaps (`unseen_torso`), remove jumps, and smooth where the head is still.
 
     What is smoothed is the difference to the course of `beside`, the head's own motion in the same channels: a camera
     that pans moves both, and is no noise of the flow. What the head does beside its course, straight over
@@ -135,8 +135,7 @@ def steady_torso(
 def straight(values: Float[np.ndarray, "T *C"], length: int) -> Float64[np.ndarray, "T *C"]:
     """Fit a straight line to the `length` rows, an odd number, around each row, and take its value there.
 
-    It is the filter of Savitzky and Golay (1964) of the first order. That of `scipy.signal` would do, but takes a
-    second to import.
+    The filter of Savitzky and Golay (1964) of the first order; `scipy.signal` has it too, but takes a second to import.
     """
     course = uniform_filter1d(np.asarray(values, np.float64), length, axis=0)
     time, half = np.arange(length) - length // 2, length // 2
@@ -147,23 +146,23 @@ def straight(values: Float[np.ndarray, "T *C"], length: int) -> Float64[np.ndarr
 
 
 def eased_as_torso(values: Float[np.ndarray, "T *C"], tracking: Tracking) -> Float64[np.ndarray, "T *C"]:
-    """Smooth over time where the head rests: what holds the torso must be as steady as it is."""
+    """Smooth values of the torso over time where the head is still (`STILL_TORSO`)."""
     # A shoulder moves a moment before or after the head does.
     change = maximum_filter1d(motion_of_landmarks(tracking, percentile=50.0), 3, mode="nearest")
     return eased(values, tracking.shot, change, STILL_TORSO)
 
 
 def unseen_torso(tracking: Tracking) -> Bool[np.ndarray, " T"]:
-    """Frames whose torso was not measured: they hold a share of the head's shift, which neither turns nor scales."""
+    """Mask of frames whose torso was not measured: their flow is a pure translation (see `detect.flow.TORSO_SHARE`)."""
     a, b = tracking.flow[:, 1, :2].T
     first = np.r_[True, tracking.shot[1:] != tracking.shot[:-1]]
     return (a == 1) & (b == 0) & ~first
 
 
 def bridged(values: Float64[np.ndarray, "T *C"], gaps: Bool[np.ndarray, " T"]) -> Float64[np.ndarray, "T *C"]:
-    """Fit what is in each gap between the values around it: their changes within the gap stay.
+    """Shift the values in each gap so that they connect to the values around it; changes inside the gap are kept.
 
-    If all rows but one are gaps, the values are left as they are.
+    With fewer than two rows outside of gaps the values are returned unchanged.
     """
     out = values.copy()
     seen = np.flatnonzero(~gaps)
@@ -173,22 +172,22 @@ def bridged(values: Float64[np.ndarray, "T *C"], gaps: Bool[np.ndarray, " T"]) -
     for begin, end in edges.reshape(-1, 2):
         before = values[begin - 1] - values[begin] if begin else values[end] - values[end - 1]
         after = values[end] - values[end - 1] if end < len(values) else before
-        # What is missing is spread over the steps into the gap and out of it as well: nothing pauses at its ends.
+        # The correction is spread over all changes, also those into and out of the gap.
         share = np.arange(1, end - begin + 1).reshape((-1,) + (1,) * (values.ndim - 1)) / (end - begin + 1)
         out[begin:end] = values[begin:end] + (1 - share) * before + share * after
     return out
 
 
 FACE_M, FRAME_SOFT = 0.08, 0.5
-"""Radius of a face, m, and the way over which it comes to rest at the border of the crop, in such radii."""
+"""FACE_M: radius of a face, m. FRAME_SOFT: distance over which it approaches the border of the crop, in such radii."""
 
 
 def within_frame(
     px: Float[np.ndarray, "T 2"], start_px: Float[np.ndarray, " 2"], face_px: Float[np.ndarray, "T 1"]
 ) -> Float[np.ndarray, "T 2"]:
-    """Let places in the crop, from its middle, run softly into where a face of this radius is whole.
+    """Limit positions of a face (px from the crop's centre) smoothly, so that a face of radius `face_px` stays inside.
 
-    Or, if the photo's own face stands farther out, into where that is.
+    If the photo's own face (`start_px`) is further out, the limit is there.
     """
     soft = FRAME_SOFT * face_px
     start = np.maximum(CROP_SIZE / 2 - face_px - soft, np.abs(start_px))
@@ -197,21 +196,21 @@ def within_frame(
 
 
 DAMPED_DEG, DAMPED_PX = 1.0, 4.0
-"""Degrees of a turn, and px of a shift, up to which what was taken is not reported."""
+"""Reductions by limits that are not reported: up to DAMPED_DEG degrees of a rotation, DAMPED_PX px of a shift."""
 SHUT_IOD, OPEN_IOD = 0.02, 0.06
-"""Gaps between the lips, in inter-ocular distances: of a shut mouth, and of one that shows what is inside."""
+"""Gap between the lips, in inter-ocular distances, below which a mouth is shut, and above which it is open."""
 
 
 @dataclass(frozen=True)
 class HeldBack:
-    """The parts of the driver's performance that a film does not show as they were, frame by frame."""
+    """Parts of the driver's motion that were limited, or are estimated, frame by frame."""
 
     turn_deg: Float64[np.ndarray, " T"]
-    """Degrees by which turns were damped."""
+    """Reduction of the head's rotation by its limit, degrees."""
     shift_px: Float64[np.ndarray, " T"]
-    """Px of the crop by which the head was kept in the picture."""
+    """Reduction of the head's shift to keep it in the picture, px of the crop."""
     torso_unseen: Bool[np.ndarray, " T"]
-    """The driver's torso could not be followed: its motion is a guess."""
+    """True where the driver's torso was not measured, so that its motion is estimated."""
     mouth_unseen: Bool[np.ndarray, " T"]
     """The mouth opens, which the photo shows shut: teeth and tongue are a guess."""
     face_limited: Bool[np.ndarray, " T"]
@@ -237,7 +236,7 @@ class HeldBack:
         return cls(turn_deg.astype(np.float64), shift.astype(np.float64), *guessed)
 
     def row(self) -> dict[str, dict[str, object]]:
-        """Return, by kind, first and last frame of each stretch, and the most that was taken, where it has a size."""
+        """By kind, first and last frame of each run of frames, and for reductions the largest value with its unit."""
         sized = {
             "turn_damped": (self.turn_deg, DAMPED_DEG, "degrees"),
             "kept_in_frame": (self.shift_px, DAMPED_PX, "px"),
@@ -259,7 +258,7 @@ class HeldBack:
 
 
 def stretches(rows: Bool[np.ndarray, " T"]) -> list[list[int]]:
-    """First and last frame of each run of true ones."""
+    """First and last frame of each run of True."""
     edges = np.flatnonzero(np.diff(np.r_[False, rows, False].astype(int))).reshape(-1, 2)
     return [[int(begin), int(end) - 1] for begin, end in edges]
 

@@ -1,4 +1,4 @@
-"""From landmarks to the parameters of a head model, by Gauss-Newton: identity, expression, pose, camera.
+"""Gauss-Newton solver for a head model's identity, expression and pose from landmarks.
 
-Shared by tracking, fitting and evaluation; nothing dense is fitted here.
+Shared by tracking, fitting and evaluation; dense offsets are fitted in `fitting`.
 """

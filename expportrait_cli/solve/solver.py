@@ -1,4 +1,4 @@
-"""Gauss-Newton from landmarks to the parameters of a head model, within bounds."""
+"""Gauss-Newton solver with bounds for the parameters of a head model, from landmarks."""
 
 from dataclasses import dataclass, replace
 
@@ -9,22 +9,26 @@ from expportrait_cli.head.facemesh import FACE_OVAL, IRIS, LID_PAIRS, LIP_PAIRS,
 from expportrait_cli.solve.state import Projection, State, cross_matrix, initial_state, interocular_px, rotate
 
 PASSES = 10
-"""Two or three are the rule; where the sets went round in circles the last step would be as good as any."""
+"""Most passes of the active-set method; two or three are usual, and the limit ends cycles."""
 SLACK = 1e-9
 
 
 @dataclass(frozen=True)
 class Quadratic:
-    """What a step costs in one frame, x·H·x / 2 + g·x: `P` parameters of its own come first, then `K` shared ones."""
+    """Quadratic cost of a step in one frame, x·H·x / 2 + g·x, N = P + K: `P` own parameters, then `K` shared ones."""
 
     hessian: Float[np.ndarray, "N N"]
     gradient: Float[np.ndarray, " N"]
     low: Float[np.ndarray, " P"]
-    """Least step of each own parameter."""
+    """Lower bound of the step of each own parameter."""
     high: Float[np.ndarray, " P"]
+    """Upper bound of the step of each own parameter."""
 
     def reply(self, held: Float[np.ndarray, " P"]) -> Float[np.ndarray, "P columns"]:
-        """Best own step as an affine function of the shared one, constant last; `held` is NaN where a step is free."""
+        """Optimal own step as an affine function of the shared one, constant last.
+
+        `held`: fixed value of each own parameter, NaN where it is free.
+        """
         own = len(held)
         free = np.isnan(held)
         out = np.zeros((own, len(self.gradient) - own + 1))
@@ -37,7 +41,7 @@ class Quadratic:
     def hold(
         self, held: Float[np.ndarray, " P"], step: Float[np.ndarray, " P"], shared: Float[np.ndarray, " K"]
     ) -> Float[np.ndarray, " P"]:
-        """Hold what leaves its bounds, and keep holding what still pushes against them."""
+        """Update the active set: fix parameters at the bounds that they exceed, or at which the gradient keeps them."""
         push = -(self.hessian[: len(held)] @ np.concatenate([step, shared]) + self.gradient[: len(held)])
         at_low = (step < self.low - SLACK) | ((held == self.low) & (push < 0))
         at_high = (step > self.high + SLACK) | ((held == self.high) & (push > 0))
@@ -47,10 +51,10 @@ class Quadratic:
 def least(
     frames: list[Quadratic], hessian: Float[np.ndarray, "K K"], gradient: Float[np.ndarray, " K"]
 ) -> tuple[Float[np.ndarray, " K"], list[Float[np.ndarray, " P"]]]:
-    """Find the shared step and each frame's own at which the sum of all costs is least.
+    """Find the shared step and each frame's own step that minimise the sum of all costs.
 
-    `hessian` and `gradient` are what the shared step costs by itself. The frames are eliminated (Schur complement); the
-    bounds are met by a primal-dual active set (Hintermüller, Ito & Kunisch 2002, SIAM J. Optim. 13).
+    `hessian` and `gradient` are the additional cost of the shared step. The frames are eliminated (Schur complement);
+    the bounds are enforced by a primal-dual active set (Hintermüller, Ito & Kunisch 2002, SIAM J. Optim. 13).
     """
     held = [np.full_like(frame.low, np.nan) for frame in frames]
     shared, steps = np.zeros_like(gradient), []
@@ -71,33 +75,36 @@ def least(
 
 
 UNIT_IOD = 0.02
+"""Unit of landmark errors, in inter-ocular distances."""
 LID_WEIGHT, LIP_WEIGHT = 14.0, 10.0
-"""Of the pairs across an opening: whether it is shut is worth more than where it is."""
+"""Weights of the differences between opposite points of lids and lips, relative to single landmarks: the size of an
+opening matters more than its position."""
 IRIS_WEIGHT = 1.0
 JAW_PRIOR = np.array([1.0, 40.0, 40.0])
 GAZE_PRIOR = 0.05
 JAW_RANGE_RAD = (-0.03, 0.6)
 IDENTITY_PRIOR = 10.0
-"""Of an identity that key frames share: a coefficient of 1 costs as much as ten landmarks that are off by a unit."""
+"""Stiffness of an identity shared by key frames: a coefficient of 1 costs as much as ten landmarks off by one unit."""
 TEMPORAL = 2.0
-"""Of the step that expression, jaw and gaze take from the frame before."""
+"""Weight of the squared change of expression, jaw and gaze from the frame before."""
 ITERATIONS_FIRST, ITERATIONS = 10, 4
-"""Of the first frame of a shot, and of those that start from the frame before."""
+"""Iterations for the first frame of a shot, and for frames that start from the one before."""
 
 
 @dataclass(frozen=True)
 class Anchors:
-    """Points of the head that were seen to move: they speak on the pose alone."""
+    """Points of the head with measured positions, which constrain only the pose."""
 
     points: Float[np.ndarray, "P 3"]
-    """In the head frame, m."""
+    """Points in the head frame, m."""
     targets_px: Float[np.ndarray, "P 2"]
+    """Measured positions, crop px."""
     weight: float
-    """Of all of them together, in landmarks."""
+    """Weight of all points together, in landmarks."""
 
 
 class Solver(Projection):
-    """Landmark fit of one camera: `frame` moves one frame, `identity` shares a shape between key frames."""
+    """Landmark solver of one camera: `frame` fits one frame, `identity` a common identity of key frames."""
 
     def __init__(self, model: LandmarkModel, *, focal_px: float, centre_px: float):
         super().__init__(model, focal_px=focal_px, centre_px=centre_px)
@@ -120,14 +127,14 @@ class Solver(Projection):
     def _system(
         self, points, joints, state, landmarks, *, previous=None, temporal=0.0, with_identity=False, anchors=None
     ) -> Quadratic:
-        """Normal equations of one frame, with identity behind its own parameters, and how far expressions may go."""
+        """Normal equations of one frame, optionally with the identity as shared parameters, and bounds of expressions."""
         e = self.model.expression.shape[2]
         unit = UNIT_IOD * interocular_px(landmarks)
         px, full, by_canonical = self.project(points, joints, state)
         if with_identity:
             full = np.concatenate([full, by_canonical @ self.model.identity], -1)
         residual = (px - landmarks) / unit
-        # Huber: a landmark that a hand or a strand of hair has pulled away must not drag the face along.
+        # Huber weights, for landmarks that a hand or a strand of hair has displaced.
         length = np.sqrt((residual**2).sum(1))[self.inner]
         robust = np.sqrt(1 / np.maximum(1.0, length / 3.0))[:, None]
         iris = full[IRIS] * (np.sqrt(IRIS_WEIGHT) / unit)
@@ -167,7 +174,7 @@ class Solver(Projection):
         )
 
     def rigid(self, identity: Float[np.ndarray, " K"], landmarks: Float[np.ndarray, "478 2"]) -> State:
-        """Pose of the neutral head by PnP alone."""
+        """State of the neutral head with its pose by PnP."""
         return initial_state(
             self.model, self.points(identity), landmarks, focal_px=self.focal_px, centre_px=self.centre_px
         )
@@ -183,11 +190,11 @@ class Solver(Projection):
         iterations: int = 5,
         anchors: Anchors | None = None,
     ) -> State:
-        """Solve one frame, from the previous one where there is one; `rigid` is its pose by PnP, if that is known."""
+        """Solve one frame, with expression starting at `start`, the frame before; `rigid`: its pose by PnP, if known."""
         points, joints = self.points(identity), self.joints(identity)
         fresh = rigid or self.rigid(identity, landmarks)
         landmarks = landmarks.astype(np.float64)
-        # The pose starts anew from PnP: it is better than the last frame's after a fast turn.
+        # The pose starts at PnP's, which is better than the last frame's after a fast turn.
         state = fresh if start is None else replace(start, rotation=fresh.rotation, translation=fresh.translation)
         weight = temporal if start is not None else 0.0
         for _ in range(iterations):
@@ -198,7 +205,7 @@ class Solver(Projection):
     def identity(
         self, landmarks: Float[np.ndarray, "T 478 2"], *, prior: float, iterations: int = 8
     ) -> tuple[Float[np.ndarray, " K"], list[State]]:
-        """Identity shared by key frames, each with its own state."""
+        """Solve the common identity of key frames; also the state of each."""
         k = self.model.identity.shape[2]
         beta = np.zeros(k)
         points = self.points(beta)

@@ -1,4 +1,4 @@
-"""What the solver looks for in one frame, and how it projects onto landmarks."""
+"""Parameters of one frame, and their projection to landmarks with derivatives."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ from expportrait_cli.head.facemesh import OUTER_EYES, RIGID, LandmarkModel
 from expportrait_cli.head.model import EYE_LEFT, EYE_RIGHT, JAW
 
 DISTANCE_M = 1.1
-"""Assumed distance of the head from the camera: one photo does not tell, and a portrait is taken from about there."""
+"""Assumed distance of the head from the camera, m, typical for a portrait; one photo does not determine it."""
 UNDISTORTED = np.zeros(4)
 
 
 @dataclass(frozen=True)
 class State:
-    """What moves in one frame."""
+    """Expression, jaw, gaze and pose (R_cam_head, m) of one frame."""
 
     expression: Float[np.ndarray, " E"]
     jaw: Float[np.ndarray, " 3"]
@@ -33,7 +33,7 @@ class State:
 
 
 def columns_of(states: Sequence[State]) -> dict[str, Float32[np.ndarray, "T _"]]:
-    """States of all frames as a tracking keeps them: rotations as turns."""
+    """Stack states to the arrays of a `Tracking`; rotations become axis-angles from the frontal pose."""
     names = ("expression", "jaw", "gaze", "translation")
     columns = {name: np.stack([getattr(state, name) for state in states]) for name in names}
     columns["rotation"] = to_turns(np.stack([state.rotation for state in states]))
@@ -41,12 +41,12 @@ def columns_of(states: Sequence[State]) -> dict[str, Float32[np.ndarray, "T _"]]
 
 
 def rotate(axis_angle_rad: Float[np.ndarray, " 3"]) -> Float[np.ndarray, "3 3"]:
-    """Rotation matrix of one axis-angle; OpenCV's takes 3 microseconds, a batched one 80."""
+    """Rotation matrix of one axis-angle, by OpenCV, which is faster for a single one than `rotations.matrix`."""
     return cv2.Rodrigues(axis_angle_rad)[0]
 
 
 def interocular_px(landmarks: Float[np.ndarray, "478 2"]) -> float:
-    """Distance of the outer eye corners."""
+    """Distance of the outer eye corners, px."""
     return float(np.linalg.norm(landmarks[OUTER_EYES[0]] - landmarks[OUTER_EYES[1]]))
 
 
@@ -79,20 +79,20 @@ def normalised(landmarks: Float[np.ndarray, "T 478 2"]) -> Float[np.ndarray, "T 
 
 
 def photo_distance(landmarks: Float[np.ndarray, "478 2"], tracking: Tracking) -> Float[np.ndarray, " T"]:
-    """Mean distance of a clip's landmarks from these, frame by frame, in inter-ocular distances."""
+    """Mean distance of each frame's landmarks from `landmarks`, both normalised, in inter-ocular distances."""
     return np.linalg.norm(normalised(tracking.landmarks) - normalised(landmarks[None]), axis=-1).mean(-1)
 
 
 def nearest_frame(landmarks: Float[np.ndarray, "478 2"], tracking: Tracking) -> tuple[int, float]:
-    """Frame of a clip whose landmarks are most like these, and their distance."""
+    """Frame of a clip whose landmarks are nearest to `landmarks`, and their distance (`photo_distance`)."""
     distance = photo_distance(landmarks, tracking)
     return int(distance.argmin()), float(distance.min())
 
 
 def distinct_rows(values: Float[np.ndarray, "R D"], count: int, *, least: float = 0.0) -> Int64[np.ndarray, " _"]:
-    """Rows that differ most from each other, in rising order: the most usual one, then the farthest from those chosen.
+    """Indices of up to `count` rows by farthest-point sampling, from the row nearest to the mean; sorted.
 
-    There are fewer than `count` when the next one is less than `least` away.
+    Sampling ends early when the next row is less than `least` away.
     """
     chosen = [int(np.linalg.norm(values - values.mean(0), axis=1).argmin())]
     distance = np.full(len(values), np.inf)
@@ -105,14 +105,14 @@ def distinct_rows(values: Float[np.ndarray, "R D"], count: int, *, least: float 
 
 
 def focal_for(model: LandmarkModel, landmarks: Float[np.ndarray, "478 2"], *, crop_size: int) -> float:
-    """Focal length at which the average head lies `DISTANCE_M` away."""
+    """Focal length, px, at which the average head is `DISTANCE_M` away."""
     guess = 2.0 * crop_size
     state = initial_state(model, model.template, landmarks, focal_px=guess, centre_px=crop_size / 2)
     return float(np.clip(guess * DISTANCE_M / state.translation[2], crop_size, 8 * crop_size))
 
 
 def cross_matrix(v: Float[np.ndarray, "*B 3"]) -> Float[np.ndarray, "*B 3 3"]:
-    """Matrix of the cross product with v."""
+    """Matrix of the cross product v x."""
     out = np.zeros((*v.shape, 3))
     out[..., 0, 1], out[..., 0, 2], out[..., 1, 2] = -v[..., 2], v[..., 1], -v[..., 0]
     out[..., 1, 0], out[..., 2, 0], out[..., 2, 1] = v[..., 2], -v[..., 1], v[..., 0]
@@ -130,20 +130,20 @@ def eye(pitch_yaw: Float[np.ndarray, " 2"]) -> tuple[Float[np.ndarray, "3 3"], l
 
 @dataclass(frozen=True)
 class _Moved:
-    """Landmarks in the head frame."""
+    """Landmarks in the head frame, m, with intermediate results."""
 
     canonical: Float[np.ndarray, "478 3"]
-    """Before jaw and eyes turn."""
+    """Landmarks before jaw and eyes rotate."""
     head: Float[np.ndarray, "478 3"]
     rotations: dict[int, Float[np.ndarray, "3 3"]]
     """Rotations of jaw and eyes, by their joint."""
     turned: dict[int, Float[np.ndarray, "478 3"]]
-    """All landmarks, turned with each of these bones, from its joint."""
+    """All landmarks relative to each of these joints, rotated with its bone."""
     lids_by_gaze: Float[np.ndarray, "478 3 4"]
 
 
 class Projection:
-    """Landmarks of a head model as one camera sees them."""
+    """Projection of a head model's landmarks to one camera."""
 
     def __init__(self, model: LandmarkModel, *, focal_px: float, centre_px: float):
         self.model, self.focal_px, self.centre_px = model, focal_px, centre_px
@@ -185,7 +185,7 @@ class Projection:
     def project(
         self, points: Float[np.ndarray, "478 3"], joints: Float[np.ndarray, "J 3"], state: State
     ) -> tuple[Float[np.ndarray, "478 2"], Float[np.ndarray, "478 2 P"], Float[np.ndarray, "478 2 3"]]:
-        """Landmarks in px, their Jacobian by the frame's parameters, and by a canonical step."""
+        """Landmarks in px, their Jacobian by the frame's parameters, and by canonical displacements."""
         m, e = self.model, self.model.expression.shape[2]
         at = self._moved(points, joints, state)
         blend = np.broadcast_to(np.eye(3), (len(points), 3, 3)).copy()
@@ -199,7 +199,7 @@ class Projection:
         np.matmul(by_canonical, m.expression, out=jac[:, :, :e])
         # The left Jacobian of the exponential is the identity to first order, and a jaw turns by 25 degrees at most.
         np.matmul(by_head, cross_matrix(-m.skinning[:, JAW, None] * at.turned[JAW]), out=jac[:, :, e : e + 3])
-        # Columns of steps that are known for each landmark: the jaw's corrective, the lids with the gaze, the eyeballs.
+        # Canonical derivatives of each landmark: the jaw's corrective, and lids that move with the gaze.
         steps = np.concatenate([self._corrective[..., None], at.lids_by_gaze], 2)
         moved = by_canonical @ steps
         jac[:, :, e] += moved[:, :, 0]
@@ -229,7 +229,7 @@ class Projection:
         return _Moved(canonical, head, rotations, turned, by_gaze)
 
     def _lids(self, gaze: Float[np.ndarray, " 4"]) -> tuple[Float[np.ndarray, "478 3"], Float[np.ndarray, "478 3 4"]]:
-        """Displacement by lids that follow the gaze, and its derivative."""
+        """Displacement of the lids by the gaze, m, and its derivative by the gaze."""
         signed = np.stack([gaze, -gaze], -1).ravel()
         slope = (signed > 0) / self.model.gaze_full_rad
         by_piece = self.model.gaze * slope

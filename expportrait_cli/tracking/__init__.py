@@ -1,4 +1,4 @@
-"""A photo or a clip to its tracking: observe with the detectors, solve, steady.
+"""Tracking of a photo or a clip: detection in every frame, then the head model's parameters from the landmarks.
 
 The detectors themselves are in `detect`.
 """

@@ -1,4 +1,4 @@
-"""One pass over a source: the chosen face's landmarks, shoulders and image motion, frame by frame, nothing dropped."""
+"""One pass over a source: the chosen face's landmarks, the shoulders, and image motion, in every frame."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
@@ -28,19 +28,20 @@ from expportrait_cli.tracking.trust import Skin, Unroller, doubts
 log = logging.getLogger(__name__)
 
 SHOULDERS_EVERY = 12
-"""Frames from one look at the shoulders to the next: they move slowly, and a look costs as much as three at a face."""
+"""Interval, in frames, between detections of the shoulders, which move slowly and cost as much as three faces."""
 INTERPOLATE_S = 0.5
+"""Longest gap that is interpolated, s."""
 RIVAL = 0.5
-"""Faces less than this share of the largest one's size are no rivals of it: people in the background, a poster."""
+"""Least size of a face, relative to the largest one, that makes the choice ambiguous; smaller ones are background."""
 BOX_TO_MESH = 1.25
 """Size of a face's landmarks over the side of its box."""
 TRACKED, INTERPOLATED, HELD = 0, 1, 2
 STILL = np.array([1.0, 0.0, 0.0, 0.0])
 NO_MOTION = np.stack([STILL, STILL])
 AHEAD = 3
-"""Frames that are decoded, and looked at, before they are asked for."""
+"""Number of frames that are decoded, and in which faces are detected, in advance."""
 MEASURES = 16
-"""Most scenes whose first frame is kept: a shot goes on after glimpses of a few others."""
+"""Most scenes whose first frame is kept, for shots that continue after interruptions."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,11 @@ class Observations:
     state: UInt8[np.ndarray, " T"]
     doubt: Float32[np.ndarray, " T"]
     first_frame: int = 0
-    """Frame of the source that row 0 is."""
+    """Frame of the source that row 0 belongs to."""
 
 
 ShowFaces = Callable[[UInt8[np.ndarray, "H W 3"], list[FaceBox]], Path]
-"""Write a picture in which the faces have the numbers that `TrackConfig.face` takes; returns where."""
+"""Function that writes a picture with the faces numbered as in `TrackConfig.face`, and returns its path."""
 
 
 def observe(
@@ -72,9 +73,12 @@ def observe(
     progress: Progress,
     show_faces: ShowFaces | None = None,
 ) -> Observations:
-    """Look at every frame once, holding two frames in memory.
+    """Measure every frame in one pass, with a few frames in memory.
 
-    `show_faces` is called when the faces are several and the choice is missing, or is none of them.
+    `show_faces` is called if there are several faces without a choice, or if the choice is none of them.
+
+    Raises:
+        InputError: no face, no usable photo, several faces or missing ones where the settings do not allow that.
     """
     if is_image(source):
         image = read_image(source)
@@ -92,7 +96,7 @@ def observe(
 
 
 class _Shot:
-    """Measurements against the first frame of a shot."""
+    """Motion relative to the first frame of a shot."""
 
     def __init__(self, image, landmarks, matte: Matte):
         height, width = image.shape[:2]
@@ -102,7 +106,7 @@ class _Shot:
         self.flow = RegionFlow(first, points, matte.matte(first))
 
     def measure(self, image) -> tuple[np.ndarray, np.ndarray]:
-        """Similarities in source px, and how far they can be trusted."""
+        """Similarities of head and torso, source px, and their confidence, 0..1."""
         motion = self.flow.step(crop_image(image, self.crop, CROP_SIZE))
         k = self.crop.side / CROP_SIZE
         corner = np.array([self.crop.left, self.crop.top])
@@ -110,18 +114,18 @@ class _Shot:
 
 
 class _Choice:
-    """Choice of the face that is followed: made once; the same face is found again after each cut."""
+    """Choice of the tracked face: made once; after each cut the most similar face in place and size is taken."""
 
     def __init__(self, choice: str) -> None:
         self._choice = choice
         self._last: tuple[np.ndarray, float] | None = None
         self.rivals = 0
-        """Most faces of similar size that there were to choose from."""
+        """Largest number of faces of similar size in a frame."""
         self.refusal: InputError | None = None
-        """Why none of the faces was taken."""
+        """Error that explains why none of the faces was taken."""
 
     def face(self, faces: list[FaceBox], size: tuple[int, int]) -> FaceBox | None:
-        """The face to follow; None as long as the chosen one is not there."""
+        """The face to track; None as long as the chosen one is absent."""
         if not faces:
             return None
         largest = max(face.side for face in faces)
@@ -131,16 +135,16 @@ class _Choice:
         try:
             return choose_face(faces, self._choice, size=size)
         except InputError as error:
-            # The second person of a clip may come later than the first.
+            # The chosen person may appear later in the clip.
             self.refusal = error
             return None
 
     def keep(self, points: Float32[np.ndarray, "478 2"]) -> None:
-        """Remember where the face was last seen."""
+        """Store the last place and size of the face."""
         self._last = extent(points)
 
     def _change(self, face: FaceBox) -> float:
-        """Distance in place and size of a face from the one that was followed before the cut."""
+        """Distance in place and size of a face from the tracked one before the cut, relative to its size."""
         assert self._last is not None
         centre, size = self._last
         away = float(np.hypot(*(np.array(face.centre) - centre))) / max(BOX_TO_MESH * face.side, size)
@@ -148,7 +152,7 @@ class _Choice:
 
 
 class _Look(NamedTuple):
-    """One frame, and where the chosen face lies in it."""
+    """One frame with the landmarks of the chosen face (source px) and the number of its scene."""
 
     image: UInt8[np.ndarray, "H W 3"]
     points: Float32[np.ndarray, "478 2"] | None
@@ -172,11 +176,11 @@ class _Seen:
         self.skins: list[Skin | None] = []
         self._finder, self._mesh, self._matte = FaceFinder(), FaceMesh(video=self.is_clip), Matte()
         self._measures: dict[int, _Shot] = {}
-        """Take the measures against the first frame of each of the latest scenes."""
+        """Motion measurements relative to the first frame of each of the latest scenes, by scene."""
         self._pose, self.unroll, self._following = Shoulders(), Unroller(model), False
 
     def looks(self, frames: Iterable[UInt8[np.ndarray, "H W 3"]]) -> Iterator["_Look"]:
-        """Find the face in each frame."""
+        """Detect the face in each frame."""
         for image in frames:
             is_new = self.shots.is_new(image)
             points = self._face(image, is_new)
@@ -185,7 +189,7 @@ class _Seen:
             yield _Look(image, points, self.shots.scene)
 
     def add(self, look: "_Look") -> None:
-        """Measure in the next frame what moves with its face."""
+        """Measure texture, motion and shoulders in the next frame."""
         image, points, scene = look
         self.landmarks.append(np.full((478, 2), np.nan, np.float32) if points is None else points)
         self.skins.append(self.unroll(image, points) if points is not None and self.is_clip else None)
@@ -202,7 +206,7 @@ class _Seen:
         self.shoulders.append(np.full((2, 2), np.nan, np.float32) if seen is None else seen)
 
     def _face(self, image: UInt8[np.ndarray, "H W 3"], is_new: bool) -> Float32[np.ndarray, "478 2"] | None:
-        """Landmarks of the chosen face, followed from frame to frame as long as it is in sight."""
+        """Landmarks of the chosen face, source px, tracked from frame to frame; None without it."""
         if is_new:
             self._mesh.reset()
             self._following = False
@@ -219,7 +223,7 @@ class _Seen:
         return points
 
     def faces(self) -> str:
-        """Places of the faces in the frame that showed most, and where a picture of them was written."""
+        """Text with the places of the faces in the frame that has most, and the path of a picture of them."""
         if self._most is None:
             return ""
         image, faces = self._most
@@ -230,7 +234,7 @@ class _Seen:
 
 def _gather(seen: _Seen, frames: Iterator, total: int, progress: Progress) -> Observations:
     size, source, config = (0, 0), seen.source, seen.config
-    # Decoding, the face, and what moves with it: each in a thread of its own, a few frames ahead of the next.
+    # Decoding, face detection and the other measurements run in three threads, each a few frames ahead of the next.
     for t, look in enumerate(read_ahead(seen.looks(read_ahead(frames, AHEAD)), AHEAD)):
         progress(t, total)
         size = (look.image.shape[1], look.image.shape[0])
@@ -295,10 +299,13 @@ def fill_missing(
     *,
     doubt: Float32[np.ndarray, " T"],
 ) -> tuple[Float32[np.ndarray, "T 478 2"], UInt8[np.ndarray, " T"]]:
-    """Fill frames without a face, or with one that is not to be believed (`doubt` from `DISTRUSTED` on).
+    """Fill frames without a face, or with unreliable landmarks (`doubt` from `DISTRUSTED` on); also their `state`.
 
-    Short gaps inside a shot are interpolated, the others hold the last frame with a face, or the next where there is
-    none before, of the same shot if it has one.
+    Short gaps inside a shot are interpolated; others repeat the last frame with a face, or the next one if there is none
+    before, of the same shot if possible.
+
+    Raises:
+        InputError: there are such frames, and `on_missing` is fail.
     """
     absent, spoilt = np.isnan(landmarks).any((1, 2)), doubt >= DISTRUSTED
     if (absent | spoilt).all():

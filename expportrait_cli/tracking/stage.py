@@ -1,4 +1,4 @@
-"""Photo or clip to tracking: observe, solve, steady."""
+"""Tracking of a photo or clip: observations, then identity, expression and pose; or parameters of other programs."""
 
 import logging
 import re
@@ -23,18 +23,20 @@ from expportrait_cli.solve.state import State, columns_of, distinct_rows, focal_
 from expportrait_cli.tracking.observe import Observations, ShowFaces, observe
 
 TURN_DEG = 20.0
-"""Turn out of the image plane at which the flow's similarity has lost 63 % of its say."""
+"""Rotation out of the image plane, degrees, at which the weight of the optical flow is 1/e."""
 SURE = 0.2
-"""Trust from which the flow has its full say: it falls with every pixel of disagreement, long before the mean errs."""
+"""Confidence of the flow from which it has full weight."""
 WEIGHT = 600.0
+"""Full weight of all flow points together, in landmarks."""
 DISAGREE_IOD = (0.01, 0.15)
-"""Distance between where flow and where the landmarks alone put the hair, at which the flow has lost 63 % of its say,
-and what full trust adds to it: smooth hair and fixed shading do not move as the head under them does."""
+"""Distance between the hair's position by flow and by landmarks alone, in inter-ocular distances, at which the weight of
+the flow is 1/e: at confidence 0, and the increase at confidence 1. Hair and shading need not move with the head."""
 LOWEST_M = -0.01
+"""Least height of the flow points in the template, m."""
 
 
 def hair_points(head: HeadModel) -> np.ndarray:
-    """Points of forehead, scalp and temples that a camera in front sees, in the head frame, m."""
+    """Points of forehead, scalp and temples that are visible from the front, in the head frame, m."""
     verts = dense(head, head.template)
     ahead = vertex_normals(verts, head.dense_faces)[:, 2] > 0.1
     scalp = (head.skinning[:, HEAD] > 0.9) & (verts[:, 1] > LOWEST_M) & (head.facial_mask < 0.6)
@@ -43,7 +45,7 @@ def hair_points(head: HeadModel) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Start:
-    """The first frame of a shot: solved, and as its landmarks alone pose it."""
+    """States of the first frame of a shot: solved (`state`), and the pose by landmarks alone (`rigid`)."""
 
     state: State
     rigid: State
@@ -52,9 +54,9 @@ class Start:
 def anchors(
     points: np.ndarray, t: int, start: Start, rigid: State, seen: Observations, solver: Solver
 ) -> Anchors | None:
-    """Places that the flow gives the first frame's points in frame `t`; None if it gives none.
+    """Targets from the flow for the hair `points` in frame `t`; None if their weight is negligible.
 
-    `rigid` is the pose that the landmarks alone give: gating on a pose that anchors have moved would confirm itself.
+    `rigid` is the pose from landmarks alone: weights from a pose that depends on the anchors would confirm themselves.
     """
     turn = rigid.rotation @ start.rigid.rotation.T
     angle = np.degrees(np.arccos(np.clip(turn[2, 2], -1, 1)))
@@ -79,18 +81,22 @@ log = logging.getLogger(__name__)
 
 KEY_FRAMES = 12
 DIFFERENT = 1e-3
-"""Distance of normalised landmarks below which one more frame tells the identity nothing."""
+"""Least distance of normalised landmarks between key frames: more similar frames add nothing to the identity."""
 
 
 def track(
     source: Path, head: HeadModel, config: TrackConfig, progress: Progress, show_faces: ShowFaces | None = None
 ) -> Tracking:
-    """Track the chosen face. A row for every frame that is taken; missing faces are filled as `on_missing` says."""
+    """Track the chosen face: a row for every frame of the stretch; missing faces are filled by `on_missing`.
+
+    Raises:
+        InputError: as `observe`.
+    """
     return solve(source, observe(source, landmark_model(head), config, progress, show_faces), head)
 
 
 def solve(source: Path, seen: Observations, head: HeadModel) -> Tracking:
-    """Identity from key frames, then expression and pose of every frame."""
+    """Solve the identity on key frames, then expression and pose of every frame."""
     model = landmark_model(head)
     keys = key_frames(seen)
     focal_px = float(np.median([focal_for(model, seen.landmarks[k], crop_size=CROP_SIZE) for k in keys]))
@@ -120,7 +126,7 @@ def solve(source: Path, seen: Observations, head: HeadModel) -> Tracking:
 
 
 def solve_frames(solver: Solver, identity: np.ndarray, seen: Observations, head: HeadModel) -> list[State]:
-    """Solve frame by frame; a cut starts afresh."""
+    """Solve frame by frame, each starting from the one before except after a cut."""
     points = hair_points(head)
     states: list[State] = []
     start = None
@@ -146,7 +152,7 @@ def solve_frames(solver: Solver, identity: np.ndarray, seen: Observations, head:
 
 
 def key_frames(seen: Observations) -> np.ndarray:
-    """Frames that differ most from each other in their landmarks, for the identity."""
+    """Indices of the frames whose landmarks differ most, for the identity."""
     tracked = np.flatnonzero(surest(seen.state, seen.doubt))
     points = seen.landmarks[tracked].astype(np.float64)
     points = points - points.mean(1, keepdims=True)
@@ -156,9 +162,9 @@ def key_frames(seen: Observations) -> np.ndarray:
 
 SMPLX_KEYS = "betas, expression [T,E], jaw_pose [T,3], and if you like leye_pose and reye_pose [T,3]"
 POSES = {"jaw_pose": 66, "leye_pose": 69, "reye_pose": 72}
-"""Columns of SMPL-X's 55 axis-angles in one row of 165, as AMASS keeps them under `poses`."""
+"""First column of each joint in AMASS's `poses`, rows of SMPL-X's 55 axis-angles (165 columns)."""
 MOTION_X = {"jaw_pose": slice(156, 159), "expression": slice(159, 209), "betas": slice(312, 322)}
-"""Columns of the rows of 322 numbers of Motion-X."""
+"""Columns of each parameter in the rows of Motion-X (322 columns)."""
 
 
 @dataclass(frozen=True)
@@ -182,7 +188,7 @@ class Pretracked:
         - .npy [T,322] of Motion-X.
 
         Raises:
-            InputError: none of these.
+            InputError: the file has none of these forms, or is damaged.
         """
         try:
             arrays = _folder(path) if path.is_dir() else _arrays(path)
@@ -221,7 +227,7 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def _folder(path: Path) -> dict[str, np.ndarray]:
-    """Files of one frame each, in the order of their numbers."""
+    """Concatenate files of one frame each, in the order of the numbers in their names."""
     first: dict[int, Path] = {}
     for file in sorted(path.glob("*.npz")):
         first.setdefault(int(re.findall(r"\d+", file.stem)[0]), file)
@@ -238,17 +244,18 @@ def _rows(values: np.ndarray) -> Float64[np.ndarray, "T C"]:
 
 
 def _pitch_yaw(turn: Float64[np.ndarray, "T 3 3"]) -> Float64[np.ndarray, "T 2"]:
-    """Pitch and yaw of eyeballs as `model.eye_rotation` has them; a roll is left out."""
+    """Pitch and yaw of eyeball rotations, rad, as in `model.eye_rotation`; roll is ignored."""
     return np.stack([np.arcsin(np.clip(turn[:, 1, 2], -1, 1)), np.arctan2(turn[:, 0, 2], turn[:, 2, 2])], 1)
 
 
 def with_parameters(tracking: Tracking, found: Pretracked, head: HeadModel, path: Path) -> Tracking:
-    """Replace a clip's identity, expression, jaw and gaze by what another program tracked (paper 3.1: "pre-tracked").
+    """Replace a clip's identity, expression, jaw and gaze by another program's (paper 3.1: "pre-tracked").
 
-    Pose and camera stay the landmarks': other programs crop and project in ways of their own. `path` is for messages.
+    Pose and camera still come from the landmarks, because other programs crop and project differently. `path` is for
+    messages.
 
     Raises:
-        InputError: the parameters are of more or other frames, or the head is no SMPL-X.
+        InputError: the number of frames or parameters does not fit, or the head is not SMPL-X.
     """
     sizes = head.identity_basis.shape[-1], len(head.expression_names)
     if not head.name.startswith("smplx"):

@@ -1,4 +1,4 @@
-"""Tests of the landmarks of frames: the skin under them is compared with what the same shot shows around it."""
+"""Detection of unreliable landmarks: the texture under them is compared with neighbouring frames of the shot."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,29 +16,29 @@ from expportrait_cli.detect.mesh import extent
 from expportrait_cli.head.facemesh import CHIN, EYE_RINGS, FOREHEAD, IRIS, LIPS, OUTER_EYES, LandmarkModel
 
 FINE, SIDE = 64, 32
-"""Sides of the unrolled face texture, px: the one whose sharpness is measured, and the one that is kept."""
+"""Sides of the face texture, px: FINE for the sharpness, SIDE for the texture that is kept."""
 VIEW, AROUND = 128, 1.2
-"""Side of the crop that is unrolled, px and in face sizes."""
+"""Side of the crop that the texture is sampled from: VIEW in px, AROUND in face sizes."""
 RIM = 7
 """Side of the erosion kernel, px, that removes the blurred border of the `FINE` texture."""
 GREY = 4.0
-"""Levels of contrast of a face that is as good as uniform."""
+"""Contrast of a practically uniform face, levels of 255."""
 
 
 @dataclass(frozen=True)
 class Skin:
-    """Picture of the face under its landmarks, unrolled: every pixel shows the same skin in every frame."""
+    """Face texture of one frame: the picture warped by the landmarks to the frontal average face."""
 
     texture: UInt8[np.ndarray, "S S 3"]
     sharpness: float
-    """Detail over contrast."""
+    """Strength of the finest detail over the contrast, see `Unroller.sharpness`."""
 
 
 class Unroller:
-    """Unrolls faces by their landmarks. 1 ms."""
+    """Makes face textures by landmarks. 1 ms."""
 
     def __init__(self, model: LandmarkModel) -> None:
-        """Triangulate the average face as it is seen from the front."""
+        """Triangulate the average face in frontal view."""
         self._count = len(model.template) - len(IRIS)
         points = model.template[: self._count, :2]
         low, high = points.min(0), points.max(0)
@@ -52,7 +52,7 @@ class Unroller:
         weights = np.c_[two, 1 - two.sum(1)]
         entries = (weights.ravel(), (np.repeat(inside, 3), mesh.simplices[simplex[inside]].ravel()))
         self._from_landmarks = csr_matrix(entries, (FINE * FINE, self._count))
-        # Not the eyes: a blink changes them more than a hand beside the nose changes the face.
+        # Without the eyes: a blink changes them more than a hand beside the nose changes the face.
         eyes, half = np.zeros((FINE, FINE), np.uint8), len(EYE_RINGS) // 2
         for ring in (EYE_RINGS[:half], EYE_RINGS[half:]):
             cells = np.rint((points[ring] - low) / (high - low) * (FINE - 1)).astype(np.int32)
@@ -63,11 +63,11 @@ class Unroller:
         pixels = np.moveaxis(np.mgrid[:SIDE, :SIDE], 0, -1)[..., ::-1]
         around = (pixels >= lips.min(0) - 1) & (pixels <= lips.max(0) + 1)
         self.mouth: Bool[np.ndarray, "32 32"] = around.all(-1)
-        """Where the kept texture shows the lips, and a pixel around them."""
+        """Mask of the lips and one pixel around them in the kept texture."""
         self._within = cv2.erode(self.inside.astype(np.uint8), kernel, borderValue=(0.0,)) > 0
 
     def __call__(self, image: UInt8[np.ndarray, "H W 3"], landmarks: Float32[np.ndarray, "478 2"]) -> Skin:
-        """Unroll the face of an image.
+        """Make the texture of the face in an image.
 
         Raises:
             ValueError: the landmarks lie outside the image.
@@ -85,40 +85,42 @@ class Unroller:
         return Skin(self.kept(fine), self.sharpness(fine))
 
     def kept(self, fine: UInt8[np.ndarray, "64 64 3"]) -> UInt8[np.ndarray, "32 32 3"]:
-        """The smaller texture, black where there is no face."""
+        """Shrink a texture; black outside the face and in the eyes."""
         fine = np.where(self.inside[..., None], fine, 0).astype(np.uint8)
         return cv2.resize(fine, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
 
     def sharpness(self, fine: UInt8[np.ndarray, "64 64 3"]) -> float:
-        """Strength of the finest detail, over the contrast of all of it."""
+        """Standard deviation of the finest detail, over that of the texture."""
         grey = cv2.cvtColor(fine, cv2.COLOR_RGB2GRAY).astype(np.float32)
         detail = cv2.Laplacian(grey, cv2.CV_32F)[self._within]
         return float(detail.std() / (grey[self._within].std() + GREY))
 
 
 SAMPLES = 17
-"""Approximate number of frames of a window with which a frame is compared."""
+"""Approximate number of frames of a window that a frame is compared with."""
 NARROWEST = 0.44
-"""Least distance of the outer eye corners in a face that looks ahead, in heights from chin to hairline."""
+"""Least distance of the outer eye corners in a frontal face, as a share of the height from chin to hairline."""
 NEAR = 3
-"""Frames on each side that landmarks are compared with."""
+"""Number of frames on each side that landmarks are compared with."""
 FEW = 8
-"""Frames of a shot below which none of them can be told from the others."""
+"""Fewest frames of a shot in which unreliable ones can be detected."""
 WINDOW_S = 1.0
+"""Length of the window on each side of a frame, s."""
 SCALES = np.array([0.1, 0.3, 0.05, 0.03])
 CAPS = np.array([0.4, 1.5, 0.5, 0.1])
 WEIGHTS, OFFSET = np.array([7.4, 2.3, 2.8, 4.4]), -6.1
 """Logistic regression of "the landmarks are off" on the logarithms of 1 + cue / scale. Fitted to 22 clips of people who
 talk, grimace, wink and turn, and to the same with hands and boxes over the face, blur, flashes and foreign frames."""
 CERTAIN, STRONG = 3.5, 1.0
-"""Scores from which a frame is distrusted: by the score alone, and together with a jump of the picture."""
+"""Score above which a run of frames is distrusted: by itself (CERTAIN), and together with a `JUMP` (STRONG)."""
 WEAK = -1.5
-"""Score from which a frame beside distrusted ones belongs to them: a hand comes and goes in several frames."""
+"""Score above which neighbouring frames belong to one run: a hand moves in and out over several frames."""
 GONE = 0.48
-"""Share of the mouth's usual picture below which something covers it: talk, smiles and tongues leave 0.57 and more,
-nine of ten flat hands less than 0.48."""
+"""Share of the mouth's usual picture below which it is covered: talk, smiles and tongues leave 0.57 and more, nine of
+ten flat hands less than 0.48."""
 JUMP = 0.08
-"""Loss of correlation to the nearest frames: wide mouths and turns come more gently than what passes over a face."""
+"""Loss of correlation with the nearest frames above which the picture jumps: expressions and turns are slower than
+objects in front of a face."""
 
 
 def doubts(
@@ -128,10 +130,10 @@ def doubts(
     rate: Fraction,
     mouth: Bool[np.ndarray, "S S"],
 ) -> Float32[np.ndarray, " T"]:
-    """Chance that the landmarks of each frame are off: from `DISTRUSTED` on they are not to be believed.
+    """Probability (0..1) that the landmarks of each frame are wrong; from `DISTRUSTED` on they are not used.
 
-    Frames without a face (no skin) get 0, and so do shots that are too short to tell. `mouth` is the mouth's place in
-    the textures.
+    Frames without a face (`skins` None) and frames of shots that are too short get 0. `mouth`: mask of the mouth in the
+    textures.
     """
     doubt = np.zeros(len(landmarks), np.float32)
     seen = np.array([skin is not None for skin in skins])
@@ -146,19 +148,19 @@ def doubts(
         features = np.stack([_features(texture, inside) for texture in textures])
         found = cues(landmarks[rows], textures[:, inside], features, sharpness, window)
         scores = np.log1p(np.clip(found, 0, CAPS) / SCALES) @ WEIGHTS + OFFSET
-        # A flat hand has the skin's colour, moves with the face, and hides the mouth alone.
+        # A flat hand has the skin's colour, moves with the face, and may hide only the mouth.
         covered = presence(features[:, mouth[inside]], window) < GONE
         scores[covered] = np.maximum(scores[covered], CERTAIN + 1)
         chance = 1 / (1 + np.exp(-scores))
         bad = _spoilt(scores, found[:, 2])
-        # Where most frames are odd, the usual one is unknown.
+        # Where most frames are unusual, the median is not the face.
         bad &= bad.mean() < 0.5
         doubt[rows] = np.where(bad, np.maximum(chance, DISTRUSTED), np.minimum(chance, 0.98 * DISTRUSTED))
     return doubt
 
 
 def _spoilt(scores: Float64[np.ndarray, " T"], jumps: Float64[np.ndarray, " T"]) -> Bool[np.ndarray, " T"]:
-    """Runs of odd frames in which one is odd enough; a single usual frame does not end a run."""
+    """Mask of runs of frames above `WEAK` whose largest score is high enough; runs bridge single other frames."""
     weak = (scores > WEAK).astype(np.uint8)
     runs, labels = cv2.connectedComponents(cv2.morphologyEx(weak[:, None], cv2.MORPH_CLOSE, np.ones((3, 1), np.uint8)))
     bad = np.zeros(len(scores), bool)
@@ -188,7 +190,7 @@ def cues(
     eyes, height = (
         np.linalg.norm(landmarks[:, a] - landmarks[:, b], axis=1) for a, b in (OUTER_EYES, (FOREHEAD, CHIN))
     )
-    # A face near profile is narrow: beside the distance that its eyes seem to have, every motion would be a leap.
+    # Near profile the distance of the eyes is too small as a unit: every motion would be a jump.
     size = np.maximum(eyes, NARROWEST * height)
     shapes = (landmarks - landmarks.mean(1, keepdims=True)) / size[:, None, None]
     skins = skins.astype(np.float32)
@@ -210,7 +212,7 @@ def cues(
 
 
 def presence(pictures: Float32[np.ndarray, "T N"], window: int) -> Float64[np.ndarray, " T"]:
-    """Share of the usual picture that each frame shows: 1 all of it, 0 nothing, below 0 its opposite."""
+    """Projection of each frame's features on their median in the window: 1 equal, 0 unrelated, below 0 inverted."""
     pictures = pictures - pictures.mean(1, keepdims=True)
     shown = np.ones(len(pictures))
     for t, picture in enumerate(pictures):
@@ -220,7 +222,7 @@ def presence(pictures: Float32[np.ndarray, "T N"], window: int) -> Float64[np.nd
 
 
 def _features(texture, inside):
-    """The picture of brows, eyes, nose and mouth: without light and grain, of length 1."""
+    """Band-passed grey texture inside the face, without light and grain, as a unit vector."""
     grey = cv2.cvtColor(texture, cv2.COLOR_RGB2GRAY).astype(np.float32)
     band = (cv2.GaussianBlur(grey, (0, 0), 0.7) - cv2.GaussianBlur(grey, (0, 0), 3.0))[inside]
     band -= band.mean()
@@ -228,7 +230,7 @@ def _features(texture, inside):
 
 
 def _other_colour(skin, usual, spread):
-    """Share of the skin whose colour is another, beyond what light and exposure change."""
+    """Share (0..1) of the texture whose colour differs from `usual` by more than light and exposure explain."""
     gain = float(np.clip(skin.std(0).mean() / max(float(usual.std(0).mean()), 1.0), 0.7, 1.4))
     change = (skin - np.median(skin, axis=0)) / gain - (usual - np.median(usual, axis=0))
     return float((np.abs(change) > 2 * (8 + 3 * spread)).any(1).mean())

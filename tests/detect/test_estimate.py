@@ -165,7 +165,7 @@ def test_all_axes_are_told_apart_in_spite_of_errors(normals):
 def test_a_picture_that_tells_no_axes_is_refused(normals):
     flat = np.zeros_like(normals)
     flat[..., 2] = 1
-    with pytest.raises(InputError, match="do not tell their axes"):
+    with pytest.raises(InputError, match="axes of the normals are ambiguous"):
         establish_axes(flat, flat)
     with pytest.raises(InputError, match="Only 0 pixels"):
         establish_axes(normals, np.zeros_like(normals))

@@ -1,1 +1,1 @@
-"""SMPL-X as a head model: read, cut, embedded. A further head model gets a module or folder like this one in `head`."""
+"""SMPL-X as a head model: reading of its file, cutting of the head, and search for regions and landmarks."""

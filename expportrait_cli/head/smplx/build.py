@@ -1,9 +1,9 @@
 """Read an SMPL-X file, and build head and shoulders from its body (Pavlakos et al., CVPR 2019).
 
-Canonical coarse vertices are SMPL-X's own with lowered arms, in the head frame, whose origin follows the eyes. With the
-torso at rest and the head turned with it, posed ones are SMPL-X's to rounding, apart from what is listed here:
-- pivots depend on identity only; SMPL-X lets expressions move its joints where the regressor reaches the face;
-- the neck bone turns half-way between torso and head (`model.bones`), where SMPL-X has a rotation of its own;
+Canonical coarse vertices are SMPL-X's own with lowered arms, in the head frame, whose origin follows the eyes. If the
+torso is at rest and the head rotates with it, posed vertices are SMPL-X's to rounding, except for these differences:
+- pivots depend on identity only; in SMPL-X expressions move joints too, where the regressor reaches the face;
+- the neck bone has half the rotation between torso and head (`model.bones`); in SMPL-X it has its own rotation;
 - of the pose correctives, the shoulders' are applied as they are, the jaw's linearly in its rotation about x
   (`jaw_corrective`), and no others.
 """
@@ -38,8 +38,8 @@ HOW = (
 SHAPES, EXPRESSIONS, JOINTS, LANDMARKS = 300, 100, 55, 51
 SHOULDERS, JAW = (16, 17), 22
 PARENTS = {12: 9, 15: 12, 16: 13, 17: 14, 22: 15, 23: 15, 24: 15}
-"""Joints that the head is made from, and what they hang on: the neck on the spine, the head on the neck, the shoulders
-on the collars, jaw and eyes on the head. Left is before right."""
+"""Joints that the head is made from, with their parents: neck to spine, head to neck, shoulders to collars, jaw and
+eyes to head. Left is before right."""
 
 
 @dataclass(frozen=True)
@@ -50,27 +50,27 @@ class SmplxBody:
     shape_basis: Float[np.ndarray, "S 3 300"]
     expression_basis: Float[np.ndarray, "S 3 100"]
     regressor: Float[np.ndarray, "55 S"]
-    """Joints from vertices. Rows sum to one."""
+    """Weights of the vertices for each joint; rows sum to one."""
     skinning: Float[np.ndarray, "S 55"]
     parents: Int[np.ndarray, " 55"]
-    """The first one's means nothing."""
+    """Parent of each joint; the root's entry is meaningless."""
     faces: Int[np.ndarray, "F 3"]
-    """Outward side counter-clockwise."""
+    """Triangles, counter-clockwise from outside."""
     jaw_correctives: Float[np.ndarray, "S 3 9"]
-    """Displacement by each entry, row by row, of the jaw's rotation minus the identity."""
+    """Displacement by each entry, row by row, of the jaw's rotation matrix minus the identity, m."""
     shoulder_correctives: Float[np.ndarray, "S 3 18"]
-    """The same of the left, then of the right shoulder."""
+    """Displacement by the entries of the rotation of the left, then of the right shoulder, as `jaw_correctives`, m."""
     landmark_faces: Int[np.ndarray, " 51"]
+    """Triangle of each iBUG landmark without the outline: brows 0 to 9, nose, eyes, outer lips 31 to 42, inner lips 43
+    to 50; the person's right before left."""
     landmark_barycentrics: Float[np.ndarray, "51 3"]
-    """iBUG's points without the outline: brows 0 to 9, nose, eyes, outer lips 31 to 42, inner lips 43 to 50; the
-    person's right before left."""
 
 
 def find_file() -> Path:
-    """Path of the user's file: what EXPPORTRAIT_SMPLX names, else in the folders of weights.
+    """Path of the user's file: the value of EXPPORTRAIT_SMPLX, else in the folders of weights.
 
     Raises:
-        WeightsError: there is none, or it is a pickle.
+        WeightsError: there is no such file, or only a pickle.
     """
     chosen = os.environ.get(ENVIRONMENT)
     places = [Path(chosen)] if chosen else [folder / FILE for folder in folders()]
@@ -86,10 +86,10 @@ def find_file() -> Path:
 
 
 def read(path: Path) -> SmplxBody:
-    """Read a file of version 1.1, the keys that are needed alone. About two seconds for the published one.
+    """Read the needed arrays of a file of version 1.1. About two seconds for the published one.
 
     Raises:
-        WeightsError: it is a pickle, damaged, an older version with fewer components, or another model.
+        WeightsError: the file is a pickle, damaged, of an older version with fewer components, or another model's.
     """
     if path.suffix == ".pkl":
         raise _pickle_refused(path)
@@ -117,7 +117,7 @@ def _body(path: Path, member: Callable[[str], np.ndarray]) -> SmplxBody:
     landmark_faces = _shaped(path, "lmk_faces_idx", member("lmk_faces_idx"), (LANDMARKS,)).astype(np.int64)
     if faces.min() < 0 or faces.max() >= count or landmark_faces.min() < 0 or landmark_faces.max() >= len(faces):
         raise WeightsError(f"{path} names vertices or triangles that it does not have (f, lmk_faces_idx). {HOW}")
-    # The root turns nothing: the first nine columns belong to joint 1.
+    # The root has no correctives: the first nine columns belong to joint 1.
     jaw, left, right = (np.s_[9 * (joint - 1) : 9 * joint] for joint in (JAW, *SHOULDERS))
     return SmplxBody(
         template=template,
@@ -145,14 +145,14 @@ def _member(path: Path, key: str, member: Callable[[str], object]) -> np.ndarray
         raise WeightsError(
             f"{path} holds '{key}' as pickled objects: they could run code, and are not read. {HOW}"
         ) from None
-    # numpy hands out the bytes of a member that is no array.
+    # numpy returns bytes for a member that is no array.
     if not isinstance(array, np.ndarray):
         raise WeightsError(f"{path} holds something else than an array as '{key}': it is damaged. {HOW}")
     return array
 
 
 def _shaped(path: Path, key: str, array: np.ndarray, shape: tuple[int | None, ...]) -> np.ndarray:
-    """The array itself, if it holds finite numbers and has the shape; None fits every length."""
+    """Check that an array has the shape (None: any length) and finite numbers, and return it; else WeightsError."""
     expected = "x".join("?" if length is None else str(length) for length in shape)
     fits = array.ndim == len(shape) and all(s in (None, n) for s, n in zip(shape, array.shape, strict=True))
     if not fits or array.dtype.kind not in "fiu" or array.size == 0:
@@ -172,36 +172,36 @@ def _pickle_refused(path: Path) -> WeightsError:
 
 
 BONE_JOINTS = (12, 12, 15, 22, 23, 24)
-"""SMPL-X's joint of each bone; the torso pivots about the neck."""
+"""SMPL-X's joint of each bone; the torso rotates about the neck joint."""
 EYES_M = np.array([0.0, 0.0222, 0.0791])
-"""The middle of the eye joints in the head frame, as in the default head: the origin lies between the ears."""
+"""The middle of the eye joints in the head frame, m, as in the default head: the origin lies between the ears."""
 ARM_LOWERING_RAD = np.deg2rad(70.0)
-"""SMPL-X stands with its arms out to the sides; people in portraits let them hang."""
+"""Rotation that lowers the arms: SMPL-X's template has them out to the sides, people in portraits do not."""
 CUT_M = 0.30
-"""Height of the cut below the neck joint."""
+"""Depth of the cut below the neck joint, m."""
 JAW_FULL_RAD = 0.4
 GAZE_FULL_RAD = 0.45
-"""Nothing follows the gaze; any angle but 0 does."""
+"""`HeadModel.gaze_full_rad`; its value is arbitrary, because the gaze moves no lids in this model."""
 EXPRESSION_MAX = 3.0
-"""Standard deviations."""
+"""Largest absolute weight of a component, in standard deviations."""
 EXPRESSION_PRIOR = 10.0
-"""As for the identity: components of both are standard normal."""
+"""Stiffness of the expressions (`HeadModel.expression_prior`), as for the identity: both are standard normal."""
 EXPRESSION_NEUTRAL = 0.15
-"""Standard deviations within which the tracker reads the components of a neutral face: as in the default head, a
+"""Largest absolute weight, in standard deviations, that the tracker finds in a neutral face: as in the default head, a
 twentieth of the range. With more, a photo's smile would count as the shape of its face."""
 
 
 def build(body: SmplxBody) -> tuple[HeadModel, Float[np.ndarray, "51 3"]]:
-    """Head without landmarks and facial mask, and the file's own landmarks in the head frame."""
+    """Build the head without landmarks and facial mask; also the file's 51 landmarks in the head frame, m."""
     shoulder_turns = _shoulder_turns()
-    # The average person, then what every component of the shape adds: all that follows is linear in them.
+    # Row 0 is the average person, the others are shape components: the following steps are linear in them.
     people = np.concatenate([body.template[None], body.shape_basis.transpose(2, 0, 1)])
     joints = np.einsum("js,psc->pjc", body.regressor, people, optimize=True)
     pivots = joints[:, list(SHOULDERS)]
     shift = -joints[:, 23:25].mean(1)
     shift[0] += EYES_M
     joints = (joints + shift[:, None])[:, list(BONE_JOINTS)]
-    # SMPL-X finds its joints before it corrects the shape for the pose.
+    # SMPL-X computes its joints before pose correctives are added.
     people[0] += body.shoulder_correctives @ np.concatenate([(turn - np.eye(3)).ravel() for turn in shoulder_turns])
     arms = _arm_weights(body)
 
@@ -210,7 +210,7 @@ def build(body: SmplxBody) -> tuple[HeadModel, Float[np.ndarray, "51 3"]]:
     cut = cut_above(mean, body.faces, floor_m)
     shape = _lowered(people[:, cut.kept], arms[:, cut.kept], pivots, shoulder_turns) + shift[:, None]
     below = shape[0, :, 1] < floor_m
-    # What hangs below the cut ends on it, for everybody.
+    # Vertices below the cut are moved onto it, for every identity.
     shape[:, below, 1] = 0
     shape[0, below, 1] = floor_m
     jaw_turn = cv2.Rodrigues(np.array([JAW_FULL_RAD, 0.0, 0.0]))[0] - np.eye(3)
@@ -222,7 +222,7 @@ def build(body: SmplxBody) -> tuple[HeadModel, Float[np.ndarray, "51 3"]]:
 
 @dataclass(frozen=True)
 class _Linear:
-    """Arrays that the head depends on linearly, m; a `person` is the mean or one component of the shape."""
+    """Linear bases of the head, m; along the axis `people` row 0 is the mean, the others are shape components."""
 
     shape: Float[np.ndarray, "people N 3"]
     expression: Float[np.ndarray, "E N 3"]
@@ -274,7 +274,7 @@ def _shoulder_turns() -> list[np.ndarray]:
 
 
 def _arm_weights(body: SmplxBody) -> Float[np.ndarray, "2 S"]:
-    """Share of each vertex that hangs on the left and on the right shoulder."""
+    """Sum of each vertex's weights for the left, and for the right shoulder and the joints below it."""
     side_of = dict.fromkeys(range(JOINTS))
     for joint in range(1, JOINTS):
         side_of[joint] = joint if joint in SHOULDERS else side_of[int(body.parents[joint])]
@@ -287,7 +287,7 @@ def _lowered(
     pivots: Float[np.ndarray, "R 2 3"],
     turns: list[np.ndarray],
 ) -> Float[np.ndarray, "R P 3"]:
-    """Turn the arms about the shoulders. Linear, so displacements pass through it with those of the shoulders."""
+    """Rotate the arms about the shoulders; linear, so that it also applies to displacements (of `pivots` too)."""
     result = rows.copy()
     for side, turn in enumerate(turns):
         moved = np.flatnonzero(arms[side])
@@ -297,7 +297,7 @@ def _lowered(
 
 
 def _bone_weights(weights: Float[np.ndarray, "N 55"]) -> Float[np.ndarray, "N 6"]:
-    """Weights of the six bones: whatever is not neck, head, jaw or eye is torso."""
+    """Weights of the six bones; all joints other than neck, head, jaw and eyes count as torso."""
     own = weights[:, list(BONE_JOINTS[1:])]
     torso = np.clip(weights.sum(1) - own.sum(1), 0, None)
     bones = np.column_stack([torso, own])
@@ -314,7 +314,7 @@ def load(
     """Build the head from the user's file; see `embed.with_landmarks` for its landmarks.
 
     Raises:
-        WeightsError: no usable file, or its landmarks were not found yet and `find_landmarks` is not given.
+        WeightsError: no usable file, or its landmarks are not cached and `find_landmarks` is not given.
     """
     path = file or find_file()
     head, marks = build(read(path))

@@ -1,4 +1,4 @@
-"""Regions of an SMPL-X head, found from its geometry: the published masks have licences of their own."""
+"""Regions of an SMPL-X head, computed from its geometry: the published masks have other licences."""
 
 from itertools import pairwise, product
 
@@ -15,17 +15,21 @@ from expportrait_cli.head.finer import Subdivision
 from expportrait_cli.head.model import HeadModel
 
 PARTS = ("skin", "eye_left", "eye_right", "teeth_upper", "teeth_lower", "mouth_cavity", "eye_socket")
-"""SMPL-X has no teeth: those parts are there, and empty, so that every head has the same ones."""
+"""Names of the parts, as in every head; those of the teeth are empty, because SMPL-X has none."""
 SKIN, CAVITY, SOCKET = 0, 5, 6
 CELL_M, HIDDEN_M = 0.004, 0.006
-"""Size of a cell, and how far behind the foremost vertex of its cell one is hidden: slopes of 60 degrees are not."""
+"""Visibility test: CELL_M is the side of a grid cell; a vertex is hidden if it lies HIDDEN_M behind the foremost point
+of its cell (slopes of 60 degrees do not)."""
 MOUTH_REACH_M, MOUTH_BELOW_EYES_M = 0.055, 0.02
-"""The inside of a mouth reaches no farther from the middle of the lips, and no closer to the height of the eyes."""
+"""Limits of the mouth cavity: largest distance from the middle of the lips, and least distance below the eyes, m."""
 NOSE_BASE, NOSTRILS_M = 16, 0.018
+"""Index of the landmark at the nose's base, and distance from it, m, up to which hidden vertices are nostrils."""
 LIPS_M = 0.005
+"""Distance from the inner lip contour up to which hidden vertices are lips, m."""
 SOCKET_REACH = 1.9
-"""Size of the socket around the eye joint, in radii of the eyeball."""
+"""Radius of the eye socket around the eye joint, in radii of the eyeball."""
 MASK_SOFT_M = 0.012
+"""Width over which the facial mask fades out, m."""
 BROWS, OUTER_LIPS, INNER_LIPS = (range(0, 5), range(5, 10)), range(31, 43), range(43, 51)
 """Indices among the file's own 51 landmarks."""
 BROW_M, LIP_BORDER_M = 0.0035, 0.0015
@@ -40,16 +44,16 @@ def coarse_parts(
     eye_joints: Float[np.ndarray, "2 3"],
     marks: Float[np.ndarray, "51 3"],
 ) -> UInt8[np.ndarray, " N"]:
-    """Part of every coarse vertex, head frame; `eyes` are the eyeballs, left first, `marks` the file's landmarks.
+    """Part of every coarse vertex. `eyes`: masks of the eyeballs, left first; `marks`: the file's landmarks, m.
 
-    Skin that cannot be seen from anywhere is inside the mouth, or behind an eyeball, by the place where it is.
+    Skin that is invisible from all directions becomes mouth cavity or eye socket, by its position.
     """
     hidden = _unseen(division.smooth @ points, division.triangles)[: len(points)]
     mouth = marks[OUTER_LIPS].mean(0)
     low, high = mouth - MOUTH_REACH_M, [mouth[0] + MOUTH_REACH_M, eye_joints[:, 1].min() - MOUTH_BELOW_EYES_M, np.inf]
     low[2] = 0
     inner = [*INNER_LIPS, INNER_LIPS[0]]
-    # Lips that touch hide each other, and are skin all the same.
+    # Lips that touch hide each other, but are skin.
     lips = np.min([_to_segment(points, marks[a], marks[b]) for a, b in pairwise(inner)], 0) < LIPS_M
     nostrils = np.linalg.norm(points - marks[NOSE_BASE], axis=1) < NOSTRILS_M
     parts = np.zeros(len(points), np.uint8)
@@ -62,9 +66,9 @@ def coarse_parts(
 
 
 def _unseen(verts: Float[np.ndarray, "V 3"], triangles: Int64[np.ndarray, "F 3"]) -> Bool[np.ndarray, " V"]:
-    """Vertices that turn away from, or lie behind others in, each of 26 directions around.
+    """Mask of vertices that are invisible from all of 26 directions: they face away, or lie behind the surface.
 
-    What hides them are points on the surface, sorted into cells: dense enough around mouth and eyes.
+    The surface is tested as points (vertices and triangle centres) in grid cells.
     """
     points = np.concatenate([verts, verts[triangles].mean(1)])
     normals = vertex_normals(torch.from_numpy(verts), torch.from_numpy(triangles)).numpy()
@@ -83,16 +87,16 @@ def _unseen(verts: Float[np.ndarray, "V 3"], triangles: Int64[np.ndarray, "F 3"]
 
 
 def dense_parts(parts: UInt8[np.ndarray, " N"], division: Subdivision) -> UInt8[np.ndarray, " V"]:
-    """Part of a dense vertex: skin as soon as it touches skin, so that borders of cavities stay visible."""
+    """Part of each dense vertex: skin if any vertex that it depends on is skin, so that cavities keep a rim of skin."""
     shares = np.stack([division.linear @ (parts == part).astype(float) for part in range(len(PARTS))], -1)
     return np.where(shares[:, SKIN] > 0, SKIN, shares.argmax(1)).astype(np.uint8)
 
 
 def colours(head: HeadModel, marks: Float[np.ndarray, "51 3"]) -> Float32[Tensor, "V 3"]:
-    """Paint of the dense vertices, 0..1, for the eye of the landmark detector: SMPL-X has no texture.
+    """RGB of the dense vertices, 0..1, for the landmark detector, because SMPL-X has no texture.
 
-    Lips fill the outline that the file's landmarks 31 to 42 draw, softly; brows are strokes along 0 to 9; eyeballs are
-    white, cavities dark.
+    Lips fill the outline of the file's landmarks 31 to 42, with soft borders; brows are strokes along 0 to 9; eyeballs
+    are white, cavities dark.
     """
     verts = model.dense(head, head.template).numpy().astype(np.float64)
     lips = _inside(verts[:, :2], marks[OUTER_LIPS][:, :2])
@@ -108,9 +112,9 @@ def colours(head: HeadModel, marks: Float[np.ndarray, "51 3"]) -> Float32[Tensor
 
 
 def facial_mask(head: HeadModel) -> Float32[Tensor, " V"]:
-    """1 inside FaceMesh's outline of the face as embedded, 0 outside, soft over 12 mm across it; 0 off the skin.
+    """Facial mask: 1 inside FaceMesh's outline of the face, 0 outside and off the skin, smooth over `MASK_SOFT_M`.
 
-    The outline is drawn on a cylinder around the head's vertical, so that the cheeks are not foreshortened.
+    Inside and outside are decided on a cylinder around the head's vertical axis, so that cheeks are not foreshortened.
     """
     verts = model.dense(head, head.template)
     outline = model.landmarks(head, verts)[FACE_OVAL].numpy().astype(np.float64)
@@ -126,8 +130,8 @@ def _unrolled(points: np.ndarray, radius: float) -> np.ndarray:
 
 
 def _inside(points: Float[np.ndarray, "P 2"], outline: Float[np.ndarray, "Q 2"]) -> Float[np.ndarray, " P"]:
-    """Distance of points from a closed outline, positive inside it."""
-    # OpenCV works in single precision, which is enough for metres that fit on a head.
+    """Signed distance of points from a closed outline, positive inside it."""
+    # OpenCV uses single precision, which is enough for a head in metres.
     contour = outline.astype(np.float32)[:, None]
     return np.array([cv2.pointPolygonTest(contour, point, True) for point in points.astype(float).tolist()])
 
