@@ -5,6 +5,9 @@ import re
 from fractions import Fraction
 from math import floor
 
+import numpy as np
+from jaxtyping import Int64
+
 from expportrait_cli.config import Stretch
 from expportrait_cli.errors import InputError, UsageError
 from expportrait_cli.media.image import is_image
@@ -74,3 +77,10 @@ def _frame(name: str, text: str, rate: Fraction) -> int:
         raise UsageError(f"`{name}={text}`: minutes and seconds after a colon go up to 59.")
     at = 3600 * int(hours or 0) + 60 * int(minutes or 0) + Fraction(seconds)
     return floor(at * rate + Fraction(1, 2))
+
+
+def ranges(numbers: Int64[np.ndarray, " N"]) -> str:
+    """Format sorted numbers as ranges, such as `3 to 5, 9`; of more than eight ranges, only the first eight."""
+    runs = np.split(numbers, np.flatnonzero(np.diff(numbers) > 1) + 1)
+    texts = [str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs[:8]]
+    return ", ".join(texts) + ", ..." * (len(runs) > 8)

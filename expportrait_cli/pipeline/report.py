@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from expportrait_cli.errors import InputError
 from expportrait_cli.evaluation.own import ANGLES, Asked, Shown, angles_of, measure_run
 from expportrait_cli.evaluation.report import PICTURE_PX, data_uri, worst_frames
 from expportrait_cli.head import landmark_model
+from expportrait_cli.media.stretch import ranges
 from expportrait_cli.media.video import read_frame, read_frames
 from expportrait_cli.pages import facts, figures, grid, key, notes, overlay, page
 from expportrait_cli.pipeline.heads import head_behind, tracking_head
@@ -212,11 +212,7 @@ def _where(rows: Bool[np.ndarray, " T"], what: str) -> list[str]:
     """A line with the ranges of the frames that are True in `rows`; no line if none is."""
     if not rows.any():
         return []
-    runs = groupby(enumerate(np.flatnonzero(rows).tolist()), lambda pair: pair[1] - pair[0])
-    spans = [[frame for _, frame in span] for _, span in runs]
-    texts = [f"{span[0]} to {span[-1]}" if len(span) > 1 else str(span[0]) for span in spans]
-    more = ", ..." if len(texts) > 8 else ""
-    return [f"{what}: {int(rows.sum())} of {len(rows)} frames, {', '.join(texts[:8])}{more}."]
+    return [f"{what}: {int(rows.sum())} of {len(rows)} frames, {ranges(np.flatnonzero(rows))}."]
 
 
 def _curves(found: _Found) -> str:

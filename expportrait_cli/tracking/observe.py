@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Int, Int64, UInt8
+from jaxtyping import Float32, Int64, UInt8
 
 from expportrait_cli.artifacts.types import CROP_SIZE, DISTRUSTED
 from expportrait_cli.config import Stretch, TrackConfig
@@ -20,7 +20,7 @@ from expportrait_cli.detect.mesh import FaceMesh, extent
 from expportrait_cli.errors import InputError
 from expportrait_cli.head import LandmarkModel
 from expportrait_cli.media.image import is_image, read_image
-from expportrait_cli.media.stretch import frames_of
+from expportrait_cli.media.stretch import frames_of, ranges
 from expportrait_cli.media.video import probe, read_frames
 from expportrait_cli.runtime import Progress, read_ahead
 from expportrait_cli.tracking.trust import Skin, Unroller, doubts
@@ -301,7 +301,7 @@ def fill_missing(
 ) -> tuple[Float32[np.ndarray, "T 478 2"], UInt8[np.ndarray, " T"]]:
     """Fill frames without a face, or with unreliable landmarks (`doubt` from `DISTRUSTED` on); also their `state`.
 
-    Short gaps inside a shot are interpolated; others repeat the last frame with a face, or the next one if there is none
+    Short gaps inside a shot are interpolated; others repeat the last frame with a face, or the next one if none is
     before, of the same shot if possible.
 
     Raises:
@@ -343,14 +343,7 @@ def fill_missing(
             filled[t] = landmarks[before[-1] if len(before) else after[0]]
             state[t] = HELD
     between, held = (state == INTERPOLATED).sum(), (state == HELD).sum()
-    where = _ranges(np.flatnonzero(missing) + frames_of(config.stretch, rate)[0])
+    where = ranges(np.flatnonzero(missing) + frames_of(config.stretch, rate)[0])
     text = f"{' and '.join(counts)} of {len(missing)} frames (numbers {where})"
     log.warning("%s: %s: %d interpolated, %d held.", source, text, between, held)
     return filled, state
-
-
-def _ranges(numbers: Int[np.ndarray, " N"]) -> str:
-    """Sorted numbers as ranges, such as `3-5, 9`; of more than five ranges the first five."""
-    runs = np.split(numbers, np.flatnonzero(np.diff(numbers) > 1) + 1)
-    texts = [str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs[:5]]
-    return ", ".join(texts) + ", ..." * (len(runs) > 5)

@@ -98,7 +98,7 @@ def test_fail_names_the_first_frame():
 
 def test_a_gap_leaves_a_line_for_the_user(caplog):
     fill(clip(40, slice(2, 4), slice(10, 30)))
-    assert "no face in 22 of 40 frames (numbers 2-3, 10-29): 2 interpolated, 20 held" in caplog.text
+    assert "no face in 22 of 40 frames (numbers 2 to 3, 10 to 29): 2 interpolated, 20 held" in caplog.text
 
 
 def test_a_face_that_is_not_believed_is_filled_like_none(caplog):

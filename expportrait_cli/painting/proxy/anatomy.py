@@ -36,7 +36,7 @@ redness exceeds both TOOTH_RED times the lips' redness and LEAST_REDNESS."""
 FLESH, LIPS_HUE = 0.92, 0.25
 """Brightness of tongue and gums, as a share of the lips'; and weight of the lips' hue in theirs."""
 TONGUE_LIT = (0.55, 0.85)
-"""Brightness, as a share of the lips', up to which flesh is what lies behind the tongue, and from which it is tongue."""
+"""Brightness, as a share of the lips', up to which flesh lies behind the tongue, and from which it is the tongue."""
 LIT_EYES = 90
 """Percentile of the brightness of the photo's eyeballs that is used as the brightness of white enamel."""
 SKIN_TO_ENAMEL = 1.35
