@@ -190,7 +190,7 @@ class Solver(Projection):
         iterations: int = 5,
         anchors: Anchors | None = None,
     ) -> State:
-        """Solve one frame; its expression starts at that of `start`, the frame before. `rigid`: pose by PnP, if known."""
+        """Solve one frame; its expression starts at that of `start`, the frame before. `rigid`: its pose by PnP."""
         points, joints = self.points(identity), self.joints(identity)
         fresh = rigid or self.rigid(identity, landmarks)
         landmarks = landmarks.astype(np.float64)
