@@ -101,7 +101,9 @@ def test_files_of_others_are_not_replaced(tmp_path, name):
 
 
 def test_own_files_are_known(tmp_path):
-    square = Shape(np.float32([[0, 0, 0], [0, 1, 0], [1, 1, 0]]), np.array([[0, 1, 2]]), np.zeros((3, 3), np.uint8))
+    square = Shape(
+        np.array([[0, 0, 0], [0, 1, 0], [1, 1, 0]], np.float32), np.array([[0, 1, 2]]), np.zeros((3, 3), np.uint8)
+    )
     for form in ("obj", "ply"):
         write_surface(square, tmp_path / f"a.{form}", form)
     (tmp_path / "a.html").write_text(page("a", {}))
