@@ -187,8 +187,8 @@ def test_wan_paints_the_same_film(make, options, monkeypatch, tmp_path, caplog):
 def test_the_generator_learns(monkeypatch, tmp_path):
     """Steps by accelerate lower the error on noise that it never saw."""
     device, clip = on(monkeypatch, "cuda"), ball_entry(tmp_path, "one", 0, 9)
-    config = replace(FAST, steps=60, warm_up=10, average=0.9, batch=1)
-    task = replace(TASK, report_every=60, sample_every=60, drop_control=0.0, drop_reference=0.0)
+    config = replace(FAST, steps=120, warm_up=10, average=0.97, batch=1)
+    task = replace(TASK, report_every=120, sample_every=120, drop_control=0.0, drop_reference=0.0)
     examples, portrait = Examples([clip], task, frames=config.frames, seed=0), small_portrait(48)
     validation = [examples.example(number) for number in range(1000, 1008)]
     start = held_out_error(portrait, validation, torch.device("cpu"))["held_out"]
