@@ -127,7 +127,7 @@ class Solver(Projection):
     def _system(
         self, points, joints, state, landmarks, *, previous=None, temporal=0.0, with_identity=False, anchors=None
     ) -> Quadratic:
-        """Normal equations of one frame, optionally with the identity as shared parameters, and bounds of expressions."""
+        """Normal equations of one frame, optionally with the identity as shared parameters, with bounds."""
         e = self.model.expression.shape[2]
         unit = UNIT_IOD * interocular_px(landmarks)
         px, full, by_canonical = self.project(points, joints, state)
@@ -190,7 +190,7 @@ class Solver(Projection):
         iterations: int = 5,
         anchors: Anchors | None = None,
     ) -> State:
-        """Solve one frame, with expression starting at `start`, the frame before; `rigid`: its pose by PnP, if known."""
+        """Solve one frame; the expression starts at `start`, the frame before. `rigid`: its pose by PnP, if known."""
         points, joints = self.points(identity), self.joints(identity)
         fresh = rigid or self.rigid(identity, landmarks)
         landmarks = landmarks.astype(np.float64)

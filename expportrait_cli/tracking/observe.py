@@ -301,8 +301,8 @@ def fill_missing(
 ) -> tuple[Float32[np.ndarray, "T 478 2"], UInt8[np.ndarray, " T"]]:
     """Fill frames without a face, or with unreliable landmarks (`doubt` from `DISTRUSTED` on); also their `state`.
 
-    Short gaps inside a shot are interpolated; others repeat the last frame with a face, or the next one if there is none
-    before, of the same shot if possible.
+    Short gaps inside a shot are interpolated; others repeat the last frame with a face, or the next one if there is
+    none before, of the same shot if possible.
 
     Raises:
         InputError: there are such frames, and `on_missing` is fail.

@@ -29,8 +29,8 @@ SURE = 0.2
 WEIGHT = 600.0
 """Full weight of all flow points together, in landmarks."""
 DISAGREE_IOD = (0.01, 0.15)
-"""Distance between the hair's position by flow and by landmarks alone, in inter-ocular distances, at which the weight of
-the flow is 1/e: at confidence 0, and the increase at confidence 1. Hair and shading need not move with the head."""
+"""Distance between the hair's position by flow and by landmarks alone, in inter-ocular distances, at which the weight
+of the flow is 1/e: at confidence 0, and the increase at confidence 1. Hair need not move with the head."""
 LOWEST_M = -0.01
 """Least height of the flow points in the template, m."""
 
