@@ -18,7 +18,7 @@ MARKS = {
 """By suffix, byte strings near the beginning or end of the tool's files: the first member of artifacts, `made_by`
 entries or the beginning of a run record in JSON, the header of a batch's table."""
 MARK = b"expportrait"
-"""Byte string in all other files of the tool: in tags of films and pictures, in headers of pages, meshes and weights."""
+"""Byte string in all other files of the tool: in tags of films and pictures, headers of pages, meshes and weights."""
 LOOK = 1 << 20
 """Number of bytes at either end of a file in which these strings are searched."""
 

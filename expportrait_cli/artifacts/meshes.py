@@ -49,7 +49,7 @@ class MeshesWriter:
         made_by: Mapping[str, Any],
         relief: Relief | None = None,
     ) -> None:
-        """Set what all frames share. `focal_px`: focal length of the crop camera; `head_hash`: hash of the head's file."""
+        """Set what all frames share. `focal_px`: the crop camera's focal length; `head_hash`: hash of the head's file."""
         relief = relief or Relief.none()
         self.path = Path(path)
         self._made_by = made_by
@@ -214,7 +214,7 @@ class Meshes:
                 for index in range(max(start, first), min(end, first + len(steps))):
                     rotation, translation = self.poses[index].astype(np.float64)
                     turn = from_turns(rotation).T
-                    # Scale and rotation are combined, so that each frame is one product; single precision errs by 0.1 um.
+                    # Scale and rotation are combined to one product a frame; single precision errs by 0.1 um.
                     scaled = ((high - low) / 65535)[:, None] * turn
                     verts_cam = steps[index - first].astype(np.float32) @ scaled.astype(np.float32)
                     verts_cam += (low @ turn + translation).astype(np.float32)
