@@ -49,7 +49,7 @@ class MeshesWriter:
         made_by: Mapping[str, Any],
         relief: Relief | None = None,
     ) -> None:
-        """Set what all frames share. `focal_px`: the crop camera's focal length; `head_hash`: hash of the head's file."""
+        """Set what all frames share. `focal_px`: focal length of the crop camera; `head_hash`: of the head's file."""
         relief = relief or Relief.none()
         self.path = Path(path)
         self._made_by = made_by

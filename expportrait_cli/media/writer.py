@@ -218,11 +218,7 @@ def join(
     audio_start_s: float = 0.0,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Join segments of `VideoWriter`, of one rate, to an .mp4 without encoding; audio and metadata as there.
-
-    Raises:
-        OutputError: the film could not be written, or does not have `frame_count` frames.
-    """
+    """Join segments of `VideoWriter`, of one rate, to an .mp4 without encoding; audio, metadata and errors as there."""
     # Inside quotes only the quote itself must be escaped: it is put outside of them.
     names = [str(segment.absolute()).replace("'", r"'\''") for segment in segments]
     track = Sound([], [])
