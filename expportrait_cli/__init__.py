@@ -27,7 +27,7 @@ __all__ = ["evaluate", "fit", "generate", "load", "render_normals", "save", "tra
 
 
 def __getattr__(name: str) -> Any:
-    # Importing the functions loads torch, which the help of the command line must not wait for.
+    # Imported only now, because the functions load torch, which would delay the help of the command line.
     if name in __all__:
         return getattr(import_module("expportrait_cli.pipeline.commands"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""`python -m expportrait_cli`: the command line, for what launches modules."""
+"""Entry point of `python -m expportrait_cli`, the same as the command `expportrait`."""
 
 from expportrait_cli.cli.app import main
 

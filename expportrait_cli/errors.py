@@ -1,24 +1,24 @@
-"""Errors that a user can mend, and the exit code of each kind."""
+"""Errors that a user can solve, and their exit codes."""
 
 import errno
 import sys
 
 FAULT, USAGE, INTERRUPTED = 1, 2, 130
-"""Exit codes of what is no `UserError`: a fault of the tool, wrong usage, Ctrl-C."""
+"""Exit codes of endings other than a `UserError`: a fault of the tool, wrong usage, Ctrl-C."""
 
 
 PLACE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENAMETOOLONG)
-"""Errors of the system that a place in the file system gives, whatever the tool does there."""
+"""System errors that depend on a path, for example its permissions, and not on the tool."""
 
 
 class UserError(Exception):
-    """Say in one line what was found, what was expected and what to do next."""
+    """Base of the errors that a user can solve; the message is one line: found, expected, and what to do next."""
 
     exit_code = 3
 
 
 class UsageError(UserError):
-    """Options that do not fit together."""
+    """Wrong options or parameters, or ones that do not fit together."""
 
     exit_code = 2
 
@@ -48,13 +48,13 @@ class OutOfMemoryError(UserError):
 
 
 class FilmError(UserError):
-    """A film that its own check finds wrong: a fault of the tool, or of a library that it stands on."""
+    """A film that fails the check after its writing: a fault of the tool or of a library."""
 
     exit_code = FAULT
 
 
 def one_line(error: BaseException, length: int = 160) -> str:
-    """Shorten the text of another library's error to one line, for the end of ours."""
+    """Shorten an error's text to one line of at most `length` characters, to quote it in a message."""
     return " ".join(str(error).split())[:length]
 
 

@@ -24,18 +24,18 @@ R = TypeVar("R")
 
 END = object()
 MOST_AT_ONCE = 4
-"""Most items that are made at once: each holds pictures."""
+"""Largest number of items that are computed at once, because each contains pictures."""
 
 
 def cpu_count() -> int:
-    """Count the processors that this process may use, which may be fewer than the machine has."""
+    """Number of processors that this process may use, possibly fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Shield:
-    """Short moments that no signal may cut in two, such as that between a file's making and its noting.
+    """Marks short sections that no signal may interrupt, such as between creating a file and recording it.
 
-    Whoever handles signals waits while one `is_up`, and sets what is called at its end.
+    Signal handlers postpone their action while `is_up`, and set `at_end` to run it at the end of the section.
     """
 
     is_up = False
@@ -43,7 +43,7 @@ class Shield:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Hold it up; not within itself."""
+        """Mark the block as such a section; not reentrant."""
         self.is_up = True
         try:
             yield
@@ -56,14 +56,14 @@ shield = Shield()
 
 
 DEVICE = "EXPPORTRAIT_DEVICE"
-"""Names the device of a run, for the processes that it starts too: auto, cpu, cuda, or cuda:N."""
+"""Environment variable with the device of a run and of its child processes: auto, cpu, cuda, or cuda:N."""
 
 
 def best_device() -> "torch.device":
-    """The device of this run: the one that was chosen, else CUDA where torch finds it, otherwise the CPU.
+    """The device of this run: the chosen one (`DEVICE`), else CUDA if available, else the CPU.
 
     Raises:
-        UsageError: torch finds no such device.
+        UsageError: torch has no such device.
     """
     import torch
 
@@ -84,7 +84,7 @@ def best_device() -> "torch.device":
 
 
 def choose_device(name: str) -> None:
-    """Choose the device of this run, and of the processes that it starts.
+    """Choose the device of this run and of its child processes.
 
     Raises:
         UsageError: as `best_device`.
@@ -94,46 +94,46 @@ def choose_device(name: str) -> None:
 
 
 THREADS = "EXPPORTRAIT_THREADS"
-"""Number of threads of a training and of a large network, for the processes that a run starts too."""
+"""Environment variable with the number of threads of trainings and large networks, also for child processes."""
 LIBRARIES = (
     *("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"),
     *("NUMEXPR_NUM_THREADS", "OPENCV_FOR_THREADS_NUM"),
 )
-"""Variables from which torch, numpy, scipy and OpenCV take their number of threads when they are imported."""
+"""Environment variables with the number of threads that torch, numpy, scipy and OpenCV read when imported."""
 
 
 def settle_threads() -> None:
     """Give every library one thread; call it before torch, numpy and OpenCV are imported.
 
-    The work is shared out frame by frame and stage by stage instead: the matrices are small, threads that wait for them
-    take more time than they save, and sums depend on how many threads share them. What torch computes with more
-    (`use_threads`) is asked for the same sums whatever their number, and wherever the numbers lie in memory.
+    Frames and stages run in parallel instead: the matrices are small, so that waiting threads cost more time than they
+    save, and rounding depends on the number of threads. MKL is set to give equal results for any number of threads and
+    any memory alignment where torch uses more (`use_threads`).
     """
     os.environ.setdefault(THREADS, os.environ.get("OMP_NUM_THREADS") or str(cpu_count()))
     os.environ.update(dict.fromkeys(LIBRARIES, "1"))
-    # Threads that spin while they wait slow torch tenfold beside a busy neighbour.
+    # Threads that spin while waiting slow torch down tenfold when other processes are busy.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 
 def thread_count() -> int:
-    """Count the threads of a training or of a large network: what the user set, else one for each processor."""
+    """Number of threads of trainings and large networks: the user's (`THREADS`), else one for each processor."""
     named = os.environ.get(THREADS, "")
     return int(named) if named.isdecimal() and int(named) > 0 else cpu_count()
 
 
 def use_threads() -> None:
-    """Let torch take `thread_count` threads: for trainings and diffusion, whose matrices are large."""
+    """Set torch to `thread_count` threads, for trainings and diffusion, whose matrices are large."""
     import torch
 
     torch.set_num_threads(thread_count())
 
 
 def read_ahead(items: Iterable[T], depth: int) -> Iterator[T]:
-    """Yield items, of which a thread makes up to `depth` before they are asked for.
+    """Yield items that a thread computes up to `depth` in advance.
 
-    What goes wrong in making one is raised where it would have been yielded. Whoever leaves off waits for the one that
-    is being made.
+    An exception while computing an item is raised where the item would be yielded. A consumer that stops early waits
+    for the item in progress.
     """
     source = iter(items)
     with ThreadPoolExecutor(1) as pool:
@@ -148,7 +148,7 @@ def read_ahead(items: Iterable[T], depth: int) -> Iterator[T]:
 
 
 def late(items: Iterable[tuple[T, Future]], depth: int) -> Iterator[tuple[T, Future]]:
-    """Yield what a thread has done; what it has not, up to `depth` items later, so that nobody waits for it."""
+    """Yield items in order, delayed by up to `depth` items while their futures are not done."""
     waiting: deque[tuple[T, Future]] = deque()
     for item in items:
         waiting.append(item)
@@ -158,9 +158,9 @@ def late(items: Iterable[tuple[T, Future]], depth: int) -> Iterator[tuple[T, Fut
 
 
 def in_order(make: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """Yield what `make` gives for each item, in their order, while `thread_count` threads make the next ones.
+    """Yield the result of `make` for each item, in order, while up to `MOST_AT_ONCE` threads compute the next ones.
 
-    The first is made alone: what it loads is not loaded twice.
+    The first one is computed alone, so that what it loads is not loaded twice.
     """
     source, workers = iter(items), min(thread_count(), MOST_AT_ONCE)
     for item in islice(source, 1):
@@ -180,12 +180,12 @@ def in_order(make: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
 
 
 _stderr = RLock()
-"""Held while stderr leads nowhere: of two threads, the second would take that for where it leads to."""
+"""Lock while stderr is redirected: a second thread would save and restore the redirected descriptor."""
 
 
 @contextmanager
 def silenced() -> Iterator[None]:
-    """Keep what native libraries write to stderr away from the terminal: only the file descriptor can be muted."""
+    """Discard stderr, also of native libraries, by redirecting its file descriptor."""
     with _stderr:
         sys.stderr.flush()
         kept = os.dup(2)
@@ -200,14 +200,14 @@ def silenced() -> Iterator[None]:
 
 
 class _Abandoned(Exception):
-    """Work that nobody waits for any more."""
+    """Raised in work whose result is no longer needed, to end it."""
 
 
 @contextmanager
 def beside(work: Callable[["Progress"], T]) -> Iterator[Callable[[], T]]:
-    """Do work in a thread beside the block, which is given what waits for the result.
+    """Run work in a thread during the block; yields a function that waits for the result and returns it.
 
-    When the block is left, work that is still under way ends at its next report of progress.
+    When the block is left, unfinished work ends at its next report of progress.
     """
     is_over = Event()
 
@@ -224,47 +224,47 @@ def beside(work: Callable[["Progress"], T]) -> Iterator[Callable[[], T]]:
 
 
 def ahead(make: Callable[[int], T], begin: int, end: int) -> Iterator[tuple[int, T]]:
-    """Yield numbers and what `make` gives for them, which a thread makes one ahead."""
+    """Yield each number from `begin` to before `end` with the result of `make`, which a thread computes one ahead."""
     return zip(range(begin, end), read_ahead(map(make, range(begin, end)), 1), strict=True)
 
 
 Progress = Callable[[int, int | None], None]
-"""Called with the number of finished steps and the number of all steps, None where that is not known."""
+"""Function that is called with the number of finished steps, and the total, None if unknown."""
 
 Stage = Callable[[str], Progress]
-"""Begin a stage of this name; the result is called as the stage goes on."""
+"""Function that begins a stage of a given name, and returns the stage's `Progress`."""
 
 
 def silent(name: str) -> Progress:
-    """Begin a stage that nobody watches."""
+    """Begin a stage without progress reports."""
     return lambda done, total: None
 
 
 def counted(items: Iterable[T], total: int | None, progress: Progress) -> Iterator[T]:
-    """Yield the items, and report each one once it was used."""
+    """Yield the items, and report each one after the consumer has used it."""
     for done, item in enumerate(items, 1):
         yield item
         progress(done, total)
 
 
 def cpu_seconds() -> float:
-    """Processor time of this process and of those that it started and that have ended, s."""
+    """Processor time of this process and of its ended child processes, s."""
     return sum(os.times()[:4])
 
 
 class Stages:
-    """Stages of one run, one after the other: each is announced, and the seconds that it took are kept."""
+    """Runs the stages of a run one after the other, and measures their time."""
 
     def __init__(self, begin: Stage = silent) -> None:
-        """`begin` is told the name of each stage that really runs."""
+        """`begin` is called with the name of each stage that runs."""
         self._begin = begin
         self.seconds: dict[str, float] = {}
-        """Seconds by the stage's name, in the order of running, without stages whose results were there already."""
+        """Seconds by stage name, in order of running, without stages whose results existed already."""
         self.cpu_seconds: dict[str, float] = {}
-        """Processor time of the same, of all threads and of the processes of ffmpeg that ended meanwhile."""
+        """Processor seconds by stage name, of all threads and of ffmpeg processes that ended in the stage."""
 
     def run(self, name: str, work: Callable[[Progress], T]) -> T:
-        """Run one stage; `work` is given what to report its progress to."""
+        """Run one stage: call `work` with a progress function, and return its result."""
         progress, since, before = self._begin(name), perf_counter(), cpu_seconds()
         done = work(progress)
         self.seconds[name] = round(self.seconds.get(name, 0.0) + perf_counter() - since, 3)
@@ -273,11 +273,11 @@ class Stages:
 
 
 MANY = 10**9
-"""Above any count that means something."""
+"""Upper bound of counts in settings."""
 
 
 class Between(NamedTuple):
-    """Lowest and highest value of a number, for its annotation."""
+    """Lowest and highest value of a number, for use in annotations."""
 
     low: float
     high: float
@@ -302,12 +302,12 @@ class Checked:
 
 
 def between(cls: type, name: str) -> Between | None:
-    """Bounds of a setting, if it has any."""
+    """Bounds of the field `name` of a settings class; None without any."""
     return _forms(cls)[name][1]
 
 
 def expected(cls: type, name: str, value: Any) -> str:
-    """Describe in words what a setting should be; empty if the value fits."""
+    """Text that describes the allowed values of the field `name`; empty if `value` is allowed."""
     kind, limits = _forms(cls)[name]
     if get_origin(kind) is Literal:
         return "" if value in get_args(kind) else f"one of {', '.join(map(str, get_args(kind)))}"
@@ -327,7 +327,7 @@ def expected(cls: type, name: str, value: Any) -> str:
 
 @cache
 def _forms(cls: type) -> dict[str, tuple[Any, Between | None]]:
-    """Type and bounds of each field."""
+    """Type and bounds of each field of a settings class."""
     found = {}
     for name, hint in get_type_hints(cls, include_extras=True).items():
         kind, *details = get_args(hint) if get_origin(hint) is Annotated else (hint,)

@@ -1,3 +1,3 @@
-"""Version of the tool; it is in the header of every artifact."""
+"""Version of the tool, which is stored in the header of every artifact."""
 
 __version__ = "0.2.0"

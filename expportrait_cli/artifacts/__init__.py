@@ -1,4 +1,4 @@
-"""The files between stages: what each holds, and how it is written and read.
+"""The files between stages: their content, and how they are written and read.
 
-No numerics, and nothing that knows how an artifact is made.
+No numerics; independent of the stages that make the artifacts.
 """

@@ -23,10 +23,10 @@ COLUMNS = {
     "torso_rotation": ("torso_rx", "torso_ry", "torso_rz"),
     "torso_translation": ("torso_tx", "torso_ty", "torso_tz"),
 }
-"""Columns of each field of `Curves` but `expression`, whose columns are the head model's expression names."""
+"""Column names of each field of `Curves` except `expression`, whose columns are the head model's expression names."""
 
 ANGLES = ("jaw", "gaze", "rotation", "torso_rotation")
-"""Fields that the table has in degrees. Everything else is as in `Curves`: 0..1 and metres."""
+"""Fields that are in degrees in the table; the others are as in `Curves`: coefficients and metres."""
 
 
 def csv_of(curves: Curves, names: Sequence[str]) -> str:
@@ -51,12 +51,12 @@ def write_csv(curves: Curves, names: Sequence[str], path: str | os.PathLike[str]
 
 
 def read_csv(path: str | os.PathLike[str], names: Sequence[str]) -> Curves:
-    """Read a table that holds exactly the columns of `write_csv`, in any order, frames counted from 0.
+    """Read a table with exactly the columns of `write_csv`, in any order, frames counted from 0.
 
     Cells may be separated by semicolons or tabs, as spreadsheets save them; numbers may have decimal commas then.
 
     Raises:
-        InputError: names the file, the line and the column that do not fit.
+        InputError: the table cannot be read or does not fit; names file, line and column.
     """
     columns = ["frame", *names, *(column for group in COLUMNS.values() for column in group)]
     lines = _rows(path)
@@ -76,7 +76,7 @@ def read_csv(path: str | os.PathLike[str], names: Sequence[str]) -> Curves:
 
 
 def _rows(path: str | os.PathLike[str]) -> list[tuple[int, list[str]]]:
-    """Cells of each line that is not blank, with its number."""
+    """Line number and cells of each line that is not blank."""
     try:
         # A spreadsheet may put a byte order mark in front.
         with Path(path).open(newline="", encoding="utf-8-sig") as file:
@@ -112,7 +112,7 @@ def _number(path: str | os.PathLike[str], line: int, column: str, cell: str) -> 
         value = float(cell)
     except ValueError:
         value = math.nan
-    # The largest value that float32 holds is far above any angle or length that means something.
+    # A million is far above any meaningful angle or length, and fits float32.
     if not abs(value) < 1e6:
         raise InputError(f"{path}, line {line}, column {column}: '{cell}' is not a number that can be used.")
     return value

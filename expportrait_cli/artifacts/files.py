@@ -1,4 +1,4 @@
-"""Files: their names, hashes and locks, how texts are read, and how all are written: whole or not at all."""
+"""Names, hashes and locks of files, and atomic writing of files and folders."""
 
 import errno
 import hashlib
@@ -36,12 +36,12 @@ def sha256(path: Path) -> str:
 
 
 def note_of(path: Path) -> Path:
-    """Path of the note with the hash of a file's first download, as `sha256sum` writes it, if none was published."""
+    """Path of the file with the hash of a first download, in `sha256sum`'s format; for files without published hash."""
     return path.with_name(f"{path.name}.sha256")
 
 
 def noted(path: Path) -> str:
-    """Hash that a file had when it was first downloaded; empty if it was not downloaded, or one was published."""
+    """SHA-256 of a file at its first download; empty if there is no note of it (`note_of`)."""
     try:
         found = note_of(path).read_text("utf-8")[:64]
     except (OSError, UnicodeDecodeError):
@@ -51,14 +51,14 @@ def noted(path: Path) -> str:
 
 @contextmanager
 def alone(path: str | os.PathLike[str], *, wait: bool = False) -> Iterator[None]:
-    """Keep an output to this run while it is made. With `wait`, a second run waits for the first and goes on.
+    """Lock an output while it is made. With `wait`, a second run waits for the first one instead of an error.
 
-    The lock is the file `.NAME.lock` beside the output, which says who holds it. The system's own lock on it ends with
-    the process, so that a killed run leaves none. Where the file system has no locks, the file itself is the lock, and
-    is taken over from a process of this machine that is gone. Not to be taken twice by one process.
+    The lock is the file `.NAME.lock` beside the output, which names its owner. The system's lock on that file ends with
+    the process, so that a killed run leaves none. On a file system without locks the file itself is the lock, and is
+    taken over if its owner was a process of this machine that has ended. Not reentrant.
 
     Raises:
-        OutputError: another run holds it, or nothing can be written there.
+        OutputError: another run has the lock, or nothing can be written there.
     """
     target = Path(os.path.realpath(path))
     lock = target.with_name(f".{_short(target.name)}.lock")
@@ -88,11 +88,11 @@ def alone(path: str | os.PathLike[str], *, wait: bool = False) -> Iterator[None]
 
 
 def _waited(lock: Path, path: str | os.PathLike[str], *, wait: bool, said: bool) -> bool:
-    """Wait a moment for whoever holds a lock, or refuse; true if that was said, now or before."""
+    """Wait a moment for the owner of a lock, or raise OutputError; True if the waiting was logged, now or before."""
     try:
         holder = lock.read_text("utf-8", "replace")[:400]
     except FileNotFoundError:
-        # It has come to its end.
+        # The other run has ended.
         return said
     if not wait:
         raise OutputError(
@@ -106,18 +106,18 @@ def _waited(lock: Path, path: str | os.PathLike[str], *, wait: bool, said: bool)
 
 
 def _hold(lock: Path) -> int | None:
-    """Open and lock a lock file, and name the holder in it; None if another process has it, or has just had it."""
+    """Open and lock a lock file, and write this process into it; None if another process has it, or just removed it."""
     is_new = not lock.exists()
     try:
         descriptor = os.open(lock, os.O_RDWR | (os.O_CREAT | os.O_EXCL if is_new else 0), 0o666)
     except (FileExistsError, FileNotFoundError):
-        # Another process has created or removed the file since it was looked for.
+        # Another process has created or removed the file since `is_new` was set.
         return None
     holder = os.read(descriptor, 400).decode(errors="replace")
     has = _take(descriptor)
     if has is None:
         has = is_new or _is_gone(holder)
-    # The previous holder may have removed the file after it was opened here.
+    # The previous owner may have removed the file after it was opened here.
     if has and lock.exists() and os.path.samestat(os.fstat(descriptor), lock.stat()):
         os.ftruncate(descriptor, 0)
         since = datetime.now().astimezone().isoformat(" ", "seconds")
@@ -129,7 +129,7 @@ def _hold(lock: Path) -> int | None:
 
 
 def _take(descriptor: int) -> bool | None:
-    """Lock an open file: false if another process has it, None where there are no locks."""
+    """Lock an open file; False if another process has the lock, None if locks are not supported."""
     if fcntl is None:
         return None
     try:
@@ -142,7 +142,7 @@ def _take(descriptor: int) -> bool | None:
 
 
 def _is_gone(holder: str) -> bool:
-    """Tell whether a lock's holder was a process of this machine that has ended."""
+    """True if a lock's owner was a process of this machine that has ended."""
     named = re.match(r"process (\d+) on (.*), since", holder)
     if named is None or named[2] != socket.gethostname():
         return False
@@ -156,14 +156,14 @@ def _is_gone(holder: str) -> bool:
 
 
 PARTIAL = re.compile(r"\.(.+)\.([0-9a-f]{8})\.(?:film\.|old\.)?partial", re.DOTALL)
-"""Name of a file or folder that is being written, of a film that waits for its sound, and of a folder that is
-replaced."""
+"""Names of files and folders that are being written (`.partial`), of films without their sound yet (`.film.partial`),
+and of folders that are being replaced (`.old.partial`)."""
 
 
 def forget_partials(path: str | os.PathLike[str]) -> None:
-    """Remove what killed runs left of a file or folder that they were writing.
+    """Remove partial files and folders of a target that killed runs left.
 
-    A run that lives holds a lock on it. A folder that was moved away, and whose place is empty, is put back.
+    Those of running processes are locked, and stay. A folder that was moved away is moved back if its place is empty.
     """
     target = Path(os.path.realpath(path))
     for left in sorted(target.parent.iterdir()) if target.parent.is_dir() else []:
@@ -182,7 +182,7 @@ def forget_partials(path: str | os.PathLike[str]) -> None:
 
 @contextmanager
 def _claimed(path: Path) -> Iterator[bool]:
-    """Lock a partial file or folder as long as it is written; false if another process has it."""
+    """Lock a partial file or folder while it is written; yields False if another process has the lock."""
     if not path.exists():
         yield True
         return
@@ -198,11 +198,11 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a new empty file beside `path` to write to; rename it to `path` at the end.
 
     Creates missing folders. The partial file is `.name.XXXX.partial` with a random part, so that two jobs never
-    share one, and is removed on any exception, Ctrl-C included; what killed runs left is removed first. A link is
-    followed: its target is replaced.
+    share one, and is removed on any exception, Ctrl-C included; partial files of killed runs are removed first. A link
+    is followed: its target is replaced.
 
     Raises:
-        OutputError: what the system said when the file could not be written, in one line.
+        OutputError: the file could not be written; contains the system's reason.
     """
     target = Path(os.path.realpath(path))
     partial = target.with_name(f".{_short(target.name)}.{secrets.token_hex(4)}.partial")
@@ -214,7 +214,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     except OSError as error:
         raise _refusal(path, error) from error
     try:
-        # Within the outer `try`: Ctrl-C may come as soon as the file is there.
+        # Within the outer `try`, because Ctrl-C may come as soon as the file exists.
         try:
             partial.touch(exist_ok=False)
         except OSError as error:
@@ -224,7 +224,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
             _settle(partial)
             partial.replace(target)
     except OSError as error:
-        # Other errors may come from what the caller reads meanwhile.
+        # Other errors may come from files that the caller reads meanwhile.
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS):
             raise _refusal(path, error) from error
         raise
@@ -233,25 +233,25 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write a text in UTF-8, in full or not at all; a name in it whose bytes are no text gets question marks."""
+    """Write a text in UTF-8, atomically; bytes of file names that are no text become question marks."""
     with atomic_path(path) as partial:
         partial.write_text(text, "utf-8", "replace")
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
-    """Write JSON with an indent of two, in full or not at all."""
+    """Write JSON with an indent of two, atomically."""
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def _settle(path: Path) -> None:
-    """Have the disk hold a file before its name does: after a power cut there is the old one or the new, never half."""
+    """Flush a file to the disk before it is renamed, so that a power cut leaves the old or the new file, whole."""
     if path.is_file():
         with path.open("rb") as file:
             os.fsync(file.fileno())
 
 
 def _short(name: str, length: int = 120) -> str:
-    """The beginning of a name, of at most so many bytes: a file system takes 255, with all that is added to it."""
+    """Shorten a name to at most `length` bytes: file systems allow 255, including prefix and suffix."""
     while len(os.fsencode(name)) > length:
         name = name[:-1]
     return name
@@ -271,7 +271,7 @@ def content_hash(path: str | os.PathLike[str]) -> str:
 
 
 def check_file(path: str | os.PathLike[str]) -> None:
-    """Raise InputError unless `path` is a file with something in it."""
+    """Raise InputError unless `path` is a regular file that is not empty."""
     try:
         found = Path(path).stat()
     except FileNotFoundError:
@@ -295,7 +295,7 @@ ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 
 def special(mode: int) -> str:
-    """Name, in words, the kind of a path that is neither a file nor a folder, by its `st_mode`."""
+    """Text for the kind of a path that is neither a file nor a folder, by its `st_mode`."""
     kinds = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
     return kinds.get(stat.S_IFMT(mode), "a device")
 
@@ -304,7 +304,7 @@ def special(mode: int) -> str:
 def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a new folder beside `path` to fill; rename it to `path` at the end, or remove it on any exception.
 
-    A folder that is there is replaced: look before at what it holds. What killed runs left is removed first.
+    An existing folder is replaced: check its content before. Partial folders of killed runs are removed first.
 
     Raises:
         OutputError: the folder cannot be made.
@@ -313,7 +313,7 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     token = secrets.token_hex(4)
     partial, old = (target.with_name(f".{_short(target.name)}.{token}.{end}") for end in ("partial", "old.partial"))
     try:
-        # Within the outer `try`: Ctrl-C may come as soon as the folder is there.
+        # Within the outer `try`, because Ctrl-C may come as soon as the folder exists.
         try:
             forget_partials(target)
             partial.mkdir(parents=True)
@@ -336,11 +336,11 @@ KINDS = (".track", ".head", ".meshes")
 
 
 def stem(path: Path) -> str:
-    """Name without its last suffix, and without the kind of an artifact: `a.track.npz` is `a`."""
+    """File name without suffix, and without the kind of an artifact: `a` for `a.track.npz`."""
     name = path.stem
     return name.rpartition(".")[0] if path.suffix == ".npz" and name.endswith(KINDS) else name
 
 
 def film_name(reference: Path, driving: Path) -> str:
-    """Name of a film when the user gives none."""
+    """Default file name of a film."""
     return f"{_short(stem(reference), 100)}--{_short(stem(driving), 100)}.mp4"

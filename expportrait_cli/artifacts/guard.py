@@ -1,6 +1,6 @@
-"""The guard before the work: nothing that a command writes, replaces or removes is one of its inputs, or a stranger's.
+"""Checks that no output of a command is one of its inputs, or a file that this tool did not make.
 
-Every command passes through it before it starts; a batch with all its rows at once.
+Every command runs them before it starts; a batch for all its rows at once.
 """
 
 import os
@@ -15,21 +15,21 @@ MARKS = {
     ".json": (b'{\n  "output": ', b'"made_by": "expportrait ', b'"tool": "expportrait '),
     ".csv": (b"id,output,state,",),
 }
-"""What files of the tool hold near their beginning or end: artifacts their first member, JSON what made it or
-the first words of a run record, tables the heads of a batch's."""
+"""By suffix, byte strings near the beginning or end of the tool's files: the first member of artifacts, `made_by`
+entries or the beginning of a run record in JSON, the header of a batch's table."""
 MARK = b"expportrait"
-"""What all others hold: films in their tags, pictures in theirs, pages, meshes and weights in their heads."""
+"""Byte string in all other files of the tool: in tags of films and pictures, headers of pages, meshes and weights."""
 LOOK = 1 << 20
-"""Bytes at either end of a file in which the mark is looked for."""
+"""Number of bytes at either end of a file in which these strings are searched."""
 
 PathLike = str | os.PathLike[str]
 
 
 def check(outputs: Iterable[PathLike], inputs: Iterable[PathLike] = ()) -> None:
-    """Refuse outputs that are inputs, or each other, and to replace what no run of this tool made.
+    """Check outputs by `check_outputs` and `check_foreign`.
 
     Raises:
-        UsageError: names the file.
+        UsageError: an output is an input or another output, or would replace a file that this tool did not make.
     """
     outputs = [*outputs]
     check_outputs(outputs, inputs)
@@ -37,10 +37,10 @@ def check(outputs: Iterable[PathLike], inputs: Iterable[PathLike] = ()) -> None:
 
 
 def check_outputs(outputs: Iterable[PathLike], inputs: Iterable[PathLike]) -> None:
-    """Refuse outputs that are inputs, or each other, under whatever name: links and letter case included.
+    """Check that outputs differ from the inputs and from each other, also through links or other letter case.
 
     Raises:
-        UsageError: names the file.
+        UsageError: two of them are one file; names it.
     """
     read = {key: path for path in inputs for key in _keys(path)}
     written: dict[tuple[object, ...], PathLike] = {}
@@ -77,7 +77,7 @@ def _ignores_case(folder: Path) -> bool:
 
 
 def check_foreign(outputs: Iterable[Path]) -> None:
-    """Refuse to replace a file that no run of this tool made; an empty one gives way.
+    """Check that outputs replace no file that this tool did not make; empty files may be replaced.
 
     Raises:
         UsageError: names the file.
@@ -93,9 +93,9 @@ def check_foreign(outputs: Iterable[Path]) -> None:
 
 
 def is_own(path: Path) -> bool:
-    """Tell whether a run of this tool wrote a file, or nothing is in it: a power cut may leave zeros.
+    """True if a run of this tool wrote a file, also if it was damaged since, or if the file is empty or all zeros.
 
-    One that was cut off or damaged since then is still the tool's own.
+    A power cut may leave zeros.
     """
     with path.open("rb") as file:
         start = file.read(LOOK)

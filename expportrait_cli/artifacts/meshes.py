@@ -32,9 +32,9 @@ RANGES = {
 class MeshesWriter:
     """Write a `.meshes.npz` frame by frame; a context manager. Call `finish` with the curves before leaving it.
 
-    Vertices are kept in the head frame, R^T (x - t), where little but the expression moves, as uint16 steps of a box
-    around each 16 frames, one zip member for each box, and as the difference from the frame before. A step is the
-    box's side / 65535: below 0.01 mm up to 0.65 m, and the error is half a step.
+    Vertices are stored in the head frame, R^T (x - t), in which mainly the expression moves them. Each 16 frames share
+    a bounding box and a zip member; coordinates are uint16 steps of the box's side / 65535, stored as differences from
+    the frame before. A step is below 0.01 mm for a side of up to 0.65 m, and the error is half a step.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class MeshesWriter:
         made_by: Mapping[str, Any],
         relief: Relief | None = None,
     ) -> None:
-        """Say what all frames share. `focal_px` is the crop camera's; `head_hash` is that of the fitted head's file."""
+        """Set what all frames share. `focal_px`: focal length of the crop camera; `head_hash`: of the head's file."""
         relief = relief or Relief.none()
         self.path = Path(path)
         self._made_by = made_by
@@ -82,7 +82,7 @@ class MeshesWriter:
         rotation: Float[np.ndarray, " 3"],
         translation: Float[np.ndarray, " 3"],
     ) -> None:
-        """Append a frame: vertices in the crop camera, and the head's pose as `Curves` holds it."""
+        """Append a frame: vertices in the crop camera, m, and the head's pose as in `Curves`."""
         pose = np.stack([rotation, translation]).astype(np.float32)
         verts_head = (verts_cam - pose[1].astype(np.float64)) @ from_turns(pose[0])
         self._poses.append(pose)
@@ -91,7 +91,7 @@ class MeshesWriter:
             self._flush()
 
     def finish(self, curves: Curves) -> None:
-        """Complete the file with the curves that the frames came from, one row a frame."""
+        """Complete the file with the curves of its frames, one row a frame."""
         if len(curves.rotation) != len(self._poses):
             raise ValueError(f"{len(self._poses)} frames were written, the curves have {len(curves.rotation)}")
         self._flush()
@@ -106,7 +106,7 @@ class MeshesWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Rename the file, or remove what there is of it."""
+        """Rename the partial file to its final name, or after an error remove it."""
         if kind is None and not self._is_finished:
             error = ValueError("finish() was not called")
             kind = ValueError
@@ -122,9 +122,9 @@ class MeshesWriter:
         steps = verts_head - low
         steps *= 65535 / np.maximum(high - low, 1e-9)
         steps = np.rint(steps, out=steps).astype(np.uint16)
-        # The difference wraps around, and so does the sum that undoes it.
+        # The difference wraps around modulo 65536, and so does the sum that inverts it.
         steps[1:] -= steps[:-1].copy()
-        # Packing them took longer than posing them, and saved a quarter.
+        # Not compressed: that took longer than the posing, and saved only a quarter.
         npz.write_member(self._archive, _chunk_name(len(self._boxes)), steps, level=0)
         self._boxes.append(np.stack([low, high]))
         self._pending.clear()
@@ -143,20 +143,20 @@ class Meshes:
     head_hash: str
     curves: Curves
     poses: Float32[np.ndarray, "T 2 3"]
-    """Turn and translation of the head frame in the camera."""
+    """Rotation (as in `Curves`) and translation (m) of the head frame in the camera."""
     boxes: Float32[np.ndarray, "C 2 3"]
     """Lowest and highest corner of each chunk's box, head frame, m."""
     relief: Relief
-    """Static detail finer than the mesh, that normal maps show."""
+    """Static detail finer than the mesh, for normal maps."""
 
     @property
     def frame_count(self) -> int:
-        """Count the frames."""
+        """Number of frames."""
         return len(self.poses)
 
     @staticmethod
     def open(path: str | os.PathLike[str]) -> "Meshes":
-        """Read all but the vertices.
+        """Open a file and read everything but the vertices.
 
         Raises:
             InputError: as `npz.load`.
@@ -177,8 +177,9 @@ class Meshes:
         count, needed = len(values["poses"]), -(-len(values["poses"]) // CHUNK)
         if not count or len(curves.rotation) != count or len(values["boxes"]) != needed or chunks != needed:
             raise InputError(
-                f"{path} has {count} frames, curves for {len(curves.rotation)}, {len(values['boxes'])} boxes and "
-                f"vertices in {chunks} pieces, expected one for each {CHUNK} frames. Make it again."
+                f"{path} is damaged: it has {count} frames, but curves for {len(curves.rotation)}, and "
+                f"{len(values['boxes'])} boxes and {chunks} pieces of vertices, expected {needed} of both. Make it "
+                "again."
             )
         if not len(values["faces"]):
             raise InputError(f"{path} holds no triangle. Make it again.")
@@ -213,7 +214,7 @@ class Meshes:
                 for index in range(max(start, first), min(end, first + len(steps))):
                     rotation, translation = self.poses[index].astype(np.float64)
                     turn = from_turns(rotation).T
-                    # One product in single precision, off by 0.1 um; what a frame shares is multiplied out before.
+                    # Scale and rotation are combined to one product a frame; single precision errs by 0.1 um.
                     scaled = ((high - low) / 65535)[:, None] * turn
                     verts_cam = steps[index - first].astype(np.float32) @ scaled.astype(np.float32)
                     verts_cam += (low @ turn + translation).astype(np.float32)

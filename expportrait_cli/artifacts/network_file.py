@@ -1,4 +1,4 @@
-"""A trained network as a file: safetensors in 16 bits, with what it is and how it was made in its metadata."""
+"""Files of trained networks: safetensors in 16 bits, with kind, version and origin in their metadata."""
 
 import json
 from collections.abc import Mapping
@@ -15,19 +15,19 @@ from expportrait_cli.artifacts.texts import parse_json
 from expportrait_cli.errors import WeightsError
 
 LONGEST_TABLE = 1 << 24
-"""Largest table of tensors that is read, bytes: enough for 100,000 tensors."""
+"""Largest safetensors header that is accepted, bytes; enough for 100,000 tensors."""
 
 
 @dataclass(frozen=True)
 class NetworkKind:
-    """One kind of network, as its files name it."""
+    """One kind of network: its identifier in files, and texts for messages."""
 
     name: str
     version: int
     title: str
     """Name for messages, such as "transfer network"."""
     remedy: str
-    """Advice for a file that holds no such network."""
+    """Advice for a file that contains no such network."""
 
 
 def write(path: Path, kind: NetworkKind, tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any]) -> None:
@@ -46,7 +46,7 @@ def read_header(path: Path, kind: NetworkKind) -> dict[str, Any]:
     """Read the header of a network's file.
 
     Raises:
-        WeightsError: it is none of this kind.
+        WeightsError: the file cannot be read, or is no network of this kind and version.
     """
     try:
         _check_length(path)
@@ -65,7 +65,7 @@ def read_header(path: Path, kind: NetworkKind) -> dict[str, Any]:
 
 
 def _check_length(path: Path) -> None:
-    """Raise ValueError if the table of tensors, which is read at once, is larger than that of any network."""
+    """Raise ValueError if the header, which is read at once, is larger than `LONGEST_TABLE`."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
     if length > LONGEST_TABLE:
@@ -76,7 +76,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """Read the tensors of a file, in single precision.
 
     Raises:
-        WeightsError: one has numbers that are not finite, or it is no such file.
+        WeightsError: the file cannot be read, or a tensor has numbers that are not finite.
     """
     try:
         _check_length(path)
@@ -89,8 +89,8 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def check_finite(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Raise WeightsError if a number of a network is not finite: one of them spoils every result."""
+    """Raise WeightsError if a number of a network is not finite."""
     for name, value in tensors.items():
-        # One pass without memory of its own; a double holds the sum of any numbers of fewer bits.
+        # The sum needs no extra memory, and in double precision it does not overflow for finite numbers.
         if value.is_floating_point() and value.element_size() > 1 and not value.sum(dtype=torch.float64).isfinite():
             raise WeightsError(f"{path} holds '{name}' with numbers that are not finite. Train or copy it again.")

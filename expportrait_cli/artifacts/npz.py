@@ -1,4 +1,4 @@
-"""Artifacts on disk: one .npz a dataclass, with a header that says what it is and how it was made."""
+"""Artifacts on disk: each dataclass is an .npz file with a header of kind, version and origin."""
 
 import json
 import math
@@ -31,13 +31,13 @@ ADVICE = {
     ("track", "meshes"): "Make meshes with `expportrait transfer HEAD TRACK`.",
     ("head", "meshes"): "Make meshes with `expportrait transfer HEAD TRACK`.",
 }
-"""Advice for one kind of artifact where another was expected, by both kinds."""
+"""Advice in error messages, by the kind of artifact that was found and the kind that was expected."""
 EPOCH = (1980, 1, 1, 0, 0, 0)
 MEMBERS_BYTES = 1 << 24
-"""Largest table of members that is read, bytes: enough for 200,000 members, or three million frames of meshes."""
+"""Largest zip directory that is read, bytes: enough for 200,000 members, or three million frames of meshes."""
 SMALL_BYTES, DENSEST = 1 << 27, 20
-"""Arrays that unpack to more than `SMALL_BYTES` must take at least 1 / `DENSEST` of that on disk. Real ones take half;
-an array of equal numbers can take a thousandth, so that a small file would fill the memory."""
+"""Arrays that unpack to more than `SMALL_BYTES` must occupy at least 1 / `DENSEST` of that on disk. Real ones occupy
+half; an array of equal numbers could occupy a thousandth, so that a small file would fill the memory."""
 HEADER_BYTES = 1 << 22
 LONGEST_TEXT = 1 << 16
 KINDS = {str: "U", int: "i", float: "f"}
@@ -51,7 +51,7 @@ BROKEN = (
 def save(artifact: Any, path: str | os.PathLike[str], made_by: Mapping[str, Any]) -> Path:
     """Write a frozen dataclass with KIND and VERSION; the same content gives the same bytes.
 
-    `made_by` is what JSON can hold: tool version, settings, input hashes.
+    `made_by`: tool version, settings and input hashes, serialisable to JSON.
     """
     with atomic_path(path) as partial, partial.open("wb") as file, zipfile.ZipFile(file, "w") as archive:
         write_header(archive, artifact.KIND, artifact.VERSION, made_by)
@@ -64,7 +64,7 @@ def load(cls: type[A], path: str | os.PathLike[str]) -> A:
     """Read an artifact and check kind, version, types, and that the shapes fit each other.
 
     Raises:
-        InputError: the file is missing, damaged, something else, newer than this tool, or would run code.
+        InputError: the file is missing, damaged, of another kind, newer than this tool, or contains pickled objects.
     """
     kind, version = cast(Any, cls).KIND, cast(Any, cls).VERSION
     with open_archive(path) as archive:
@@ -74,24 +74,24 @@ def load(cls: type[A], path: str | os.PathLike[str]) -> A:
 
 
 def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read `kind`, `version` and `made_by` alone."""
+    """Read only the header: `kind`, `version` and `made_by`."""
     with open_archive(path) as archive:
         return header_of(path, archive)
 
 
 def check_kind(path: str | os.PathLike[str], kind: str) -> None:
-    """Raise InputError unless the file's header says that it is of this kind; reads nothing else."""
+    """Raise InputError unless the file's header has this kind; reads nothing else."""
     _check_kind(path, read_header(path), kind)
 
 
 def write_header(archive: zipfile.ZipFile, kind: str, version: int, made_by: Mapping[str, Any]) -> None:
-    """Put the header in, as JSON in an array of bytes."""
+    """Write the header, as JSON in an array of bytes."""
     text = json.dumps({"kind": kind, "version": version, "made_by": made_by}, sort_keys=True)
     write_member(archive, HEADER, np.frombuffer(text.encode(), np.uint8))
 
 
 def write_member(archive: zipfile.ZipFile, name: str, array: np.ndarray, *, level: int = 6) -> None:
-    """Add one array, without a time stamp; `level` is zlib's, 0 for an array as it is."""
+    """Write one array, without a time stamp; `level`: zlib's compression level, 0 for none."""
     member = zipfile.ZipInfo(f"{name}.npy", EPOCH)
     member.compress_type = zipfile.ZIP_DEFLATED if level else zipfile.ZIP_STORED
     member._compresslevel = level  # pyright: ignore[reportAttributeAccessIssue]
@@ -100,7 +100,7 @@ def write_member(archive: zipfile.ZipFile, name: str, array: np.ndarray, *, leve
 
 
 def open_archive(path: str | os.PathLike[str]) -> zipfile.ZipFile:
-    """Open an .npz for reading, or say why it is none."""
+    """Open an .npz for reading; raises InputError if it is not one of this tool's."""
     try:
         with Path(path).open("rb") as file:
             if _table_bytes(file) > MEMBERS_BYTES:
@@ -123,7 +123,7 @@ def open_archive(path: str | os.PathLike[str]) -> zipfile.ZipFile:
 
 
 def _table_bytes(file: BufferedReader) -> int:
-    """Size of a zip file's table of members, as its last bytes say; `zipfile` reads all of it at once."""
+    """Size of a zip file's directory, as stated in its last bytes; `zipfile` reads all of it at once."""
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - 66_000))
     tail = file.read()
@@ -148,7 +148,7 @@ def header_of(path: str | os.PathLike[str], archive: zipfile.ZipFile) -> dict[st
 
 
 def check_header(path: str | os.PathLike[str], header: Mapping[str, Any], kind: str, version: int) -> None:
-    """Raise InputError unless the file is of the kind and version that the caller reads."""
+    """Raise InputError unless the header has the kind and version that the caller reads."""
     _check_kind(path, header, kind)
     if header["version"] != version:
         found = header["version"] if isinstance(header["version"], int) else str(header["version"])[:80]
@@ -165,12 +165,12 @@ def _check_kind(path: str | os.PathLike[str], header: Mapping[str, Any], kind: s
 
 
 def read_member(path: str | os.PathLike[str], archive: zipfile.ZipFile, name: str) -> np.ndarray:
-    """Read one array; never one that holds pickled objects."""
+    """Read one array; raises InputError for damaged ones and for pickled objects."""
     return read_members(path, archive, [name])[name]
 
 
 def read_members(path: str | os.PathLike[str], archive: zipfile.ZipFile, names: Iterable[str]) -> dict[str, np.ndarray]:
-    """Read arrays, once it is sure that all of them together are no more than such a file can hold."""
+    """Read arrays, after a check that their unpacked size is plausible (`DENSEST`)."""
     rows = {}
     for name in names:
         try:
@@ -198,8 +198,8 @@ def _read(path: str | os.PathLike[str], archive: zipfile.ZipFile, name: str, row
 
 
 def _check_form(file: zipfile.ZipExtFile, size: int) -> None:
-    """Raise ValueError unless an array's own header goes with the member's size: numpy allocates what it says."""
-    # The first version alone, which is what arrays of plain numbers get: its header has 64 KB at most.
+    """Raise ValueError unless an array's header fits the member's size: numpy allocates the size in the header."""
+    # Only version 1.0, which numpy writes for plain numbers: its header has 64 KB at most.
     stream = cast(BinaryIO, file)
     if np.lib.format.read_magic(stream) != (1, 0):
         raise ValueError("not the first version of the format")
@@ -213,7 +213,7 @@ def _check_form(file: zipfile.ZipExtFile, size: int) -> None:
 
 
 def checked(path: str | os.PathLike[str], kind: str, cls: type[A], values: Mapping[str, np.ndarray]) -> A:
-    """Build a dataclass from arrays whose types, shapes and values fit its annotations, its ranges and each other."""
+    """Build a dataclass from arrays; raises InputError unless types, shapes and values fit annotations and ranges."""
     hints = get_type_hints(cls)
     plain: dict[str, Any] = {}
     for name, hint in hints.items():
@@ -229,7 +229,7 @@ def checked(path: str | os.PathLike[str], kind: str, cls: type[A], values: Mappi
 
 
 def scalar(path: str | os.PathLike[str], name: str, value: np.ndarray, kind: type[S]) -> S:
-    """Take a single str, int or float out of its array."""
+    """Convert an array of a single value to str, int or float."""
     if value.shape != () or value.dtype.kind != KINDS[kind] or (kind is str and value.itemsize > 4 * LONGEST_TEXT):
         raise InputError(f"{path} holds '{name}' as {_form(value)}, expected one {kind.__name__}. Make it again.")
     try:
@@ -242,13 +242,13 @@ def scalar(path: str | os.PathLike[str], name: str, value: np.ndarray, kind: typ
 
 
 def check_values(path: str | os.PathLike[str], values: Mapping[str, np.ndarray], ranges: Mapping[str, Range]) -> None:
-    """Raise InputError unless numbers are within their ranges: finite, where there is none."""
+    """Raise InputError unless numbers are in their ranges, or finite where there is no range."""
     for name, value in values.items():
         limits = ranges.get(name)
         if value.dtype.kind not in "iuf" or (limits is None and value.dtype.kind != "f"):
             continue
         low, high, has_nan = limits or Range(-math.inf, math.inf)
-        # A bound that an array's type cannot hold is infinite there.
+        # A bound beyond the array's type becomes infinite.
         with np.errstate(over="ignore"):
             is_right = np.isfinite(value) if limits is None else (value >= low) & (value <= high)
         if has_nan:
@@ -266,7 +266,7 @@ def check_arrays(
 ) -> None:
     """Raise InputError unless each array has the type and shape of its annotation.
 
-    The letters of the shapes mean the same number in each. `jaxtyped("context")` would say as much, and import jax.
+    A letter has the same size in all shapes. `jaxtyped("context")` would check this too, but imports jax.
     """
     sizes: dict[str, int] = {}
     for name, hint in hints.items():

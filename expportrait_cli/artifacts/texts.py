@@ -1,4 +1,4 @@
-"""Texts of the user and of other programs, and JSON and TOML in them: small, whole and finite, or refused."""
+"""Reading of text, JSON and TOML files; too large ones, repeated keys and numbers that are not finite are refused."""
 
 import codecs
 import json
@@ -8,13 +8,13 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-# The mark of UTF-32 begins with that of UTF-16.
+# UTF-32 first: its byte order mark begins with that of UTF-16.
 MARKED = (
     *((mark, "utf-32") for mark in (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)),
     *((mark, "utf-16") for mark in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)),
 )
 LONGEST_JSON, LONGEST_TOML = 1 << 28, 1 << 22
-"""Largest JSON and TOML files that are read, bytes. `dataset.json`, the largest, has 1.5 KB a clip; TOML is slow."""
+"""Largest JSON and TOML files that are read, bytes. `dataset.json` has 1.5 KB a clip; TOML is parsed slowly."""
 
 
 def read_text(path: str | os.PathLike[str], longest: int) -> str:
@@ -70,7 +70,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _whole(digits: str) -> int:
-    # Python refuses to read thousands of digits, and no float holds hundreds.
+    # Python refuses numbers of thousands of digits, and floats overflow at hundreds.
     if len(digits) > 20:
         raise ValueError(f"it holds a number of {len(digits)} digits")
     return int(digits)

@@ -3,8 +3,8 @@
 Letters: `T` frames, `L` landmarks (478), `K` identity and `E` expression dimensions, `V` dense vertices.
 "crop px" are pixels of the square crop scaled to `CROP_SIZE`, x right, y down, pixel centres at +0.5.
 The camera is the crop's: OpenCV axes (x right, y down, z forward), principal point at the crop's centre.
-A `rotation` is the axis-angle of the turn away from looking straight into the camera: R_cam_head = R · FRONTAL
-(geometry/rotations.py), so that it is small where faces are, and can be smoothed and edited.
+A `rotation` is the axis-angle of the rotation R from the frontal pose, R_cam_head = R · FRONTAL
+(geometry/rotations.py), so that it is small for usual poses, and can be smoothed and edited.
 """
 
 import hashlib
@@ -18,26 +18,27 @@ from numpy.typing import ArrayLike
 
 CROP_SIZE = 512
 DISTRUSTED = 0.5
-"""Doubt from which the landmarks of a frame are not believed."""
+"""`Tracking.doubt` from which the landmarks of a frame are not used."""
 DOUBTFUL = 0.2
-"""Doubt from which a frame keeps its own landmarks, but does not serve as a neutral, key or reference frame."""
+"""`Tracking.doubt` from which a frame keeps its landmarks, but is not used as a neutral, key or reference frame."""
 
 
 def surest(state: UInt8[np.ndarray, " T"], doubt: Float32[np.ndarray, " T"]) -> Bool[np.ndarray, " T"]:
-    """Frames that may stand for the person or the clip: seen, and without doubt; all seen ones if none is."""
+    """Mask of reliable frames: tracked, with `doubt` below DOUBTFUL; all tracked frames if there is none."""
     seen = state == 0
     sure = seen & (doubt < DOUBTFUL)
     return sure if sure.any() else seen
 
 
 class Range(NamedTuple):
-    """Allowed values of the numbers of an array; arrays without a range may hold any finite numbers."""
+    """Allowed values of the numbers of an array; arrays without a range may contain any finite numbers."""
 
     low: ArrayLike
-    """Smallest value: one for all numbers, or one for each column. `high`, the largest value, has the same form."""
+    """Smallest value: one for all numbers, or one for each column."""
     high: ArrayLike
+    """Largest value: one for all numbers, or one for each column."""
     has_nan: bool = False
-    """True if the array may hold NaN, which marks what was not seen."""
+    """True if the array may contain NaN, for values that were not measured."""
 
 
 RATES = Fraction(1, 1000), Fraction(1000)
@@ -66,7 +67,7 @@ def rate_fault(numerator: int, denominator: int) -> str:
 
 @dataclass(frozen=True)
 class Tracking:
-    """A photo (T = 1, rate 0/1) or a clip, tracked frame by frame."""
+    """Tracking of a photo (T = 1, rate 0/1) or a clip: landmarks, and a head model's parameters in every frame."""
 
     KIND: ClassVar[str] = "track"
     VERSION: ClassVar[int] = 3
@@ -89,7 +90,7 @@ class Tracking:
     source: str
     """Absolute path of the photo or clip."""
     source_hash: str
-    """sha256 of the source file's content."""
+    """SHA-256 of the source file's content."""
     head_model: str
     """Name of the head model that the parameters belong to."""
     size: Int64[np.ndarray, " 2"]
@@ -111,11 +112,11 @@ class Tracking:
     gaze: Float32[np.ndarray, "T 4"]
     """Pitch and yaw of the left eye, then of the right (the person's own), rad; positive is up, and to their left."""
     rotation: Float32[np.ndarray, "T 3"]
-    """Turn of the head, axis-angle in camera axes, rad."""
+    """Rotation of the head from the frontal pose, axis-angle in camera axes, rad."""
     translation: Float32[np.ndarray, "T 3"]
     """Origin of the head frame in the camera, m."""
     shoulders: Float32[np.ndarray, "T 2 2"]
-    """The person's left and right shoulder joint, crop px; NaN where not seen."""
+    """The person's left and right shoulder joint, crop px; NaN where not detected."""
     flow: Float32[np.ndarray, "T 2 4"]
     """Similarity of hair and forehead (0) and of the torso (1) from the first frame of the shot to this one, crop px:
     x' = a x - b y + c, y' = b x + a y + d, stored as (a, b, c, d). Identity where it could not be measured."""
@@ -126,24 +127,24 @@ class Tracking:
     error: Float32[np.ndarray, " T"]
     """Mean inner-face landmark error of the fit, percent of the inter-ocular distance."""
     doubt: Float32[np.ndarray, " T"]
-    """Chance, 0..1, that the face found there is covered, blurred, or none of this shot; 0 where none was found. From
+    """Probability, 0..1, that the face is covered, blurred, or another person's; 0 where no face was found. From
     `DISTRUSTED` on the frame is filled like one without a face (`state`)."""
     first_frame: int = 0
-    """Frame of the source that row 0 shows; the rows follow from there on."""
+    """Frame of the source that row 0 belongs to; the following rows belong to the following frames."""
 
     def frames(self, rows: ArrayLike) -> "Tracking":
-        """Some frames, in this order; identity, camera and rate remain the clip's."""
+        """Select frames, in the order of `rows`; identity, camera and rate remain the clip's."""
         named = [field.name for field in fields(self) if getattr(field.type, "dim_str", "").startswith("T")]
         return replace(self, **{name: getattr(self, name)[rows] for name in named})
 
     @property
     def distrusted(self) -> Bool[np.ndarray, " T"]:
-        """Frames in which a face was found and not believed."""
+        """Mask of frames in which a face was found, but its landmarks were not used (`doubt`)."""
         return (self.state > 0) & (self.doubt >= DISTRUSTED)
 
     @property
     def sure(self) -> Bool[np.ndarray, " T"]:
-        """Frames that may stand for the person or the clip: seen, and without doubt; all seen ones if none is."""
+        """Mask of reliable frames (`surest`)."""
         return surest(self.state, self.doubt)
 
     def fault(self) -> str:
@@ -157,41 +158,41 @@ class Tracking:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 of the source and of what was tracked in it: two faces of one clip differ."""
+        """SHA-256 of source, identity and landmarks, which differs for two faces of one clip."""
         content = self.source_hash.encode() + self.identity.tobytes() + self.landmarks.tobytes()
         return hashlib.sha256(content).hexdigest()
 
 
 @dataclass(frozen=True)
 class Relief:
-    """Static detail finer than the mesh, as heights over it in the photo that they were read from."""
+    """Static detail finer than the mesh, as a height map in the photo's crop."""
 
     RANGES: ClassVar[dict[str, Range]] = {"heights": Range(-0.1, 0.1), "places": PIXEL, "seen": Range(0, 1)}
 
     heights: Float16[np.ndarray, "R R"]
-    """Height over the mesh along its normals, m, in the photo's crop scaled to R px; no pixels where there is none."""
+    """Height over the mesh along its normals, m, in the photo's crop scaled to R px; R = 0 without detail."""
     places: Float32[np.ndarray, "V 2"]
-    """Place of each dense vertex in `heights`, in crop px (x, y)."""
+    """Position of each dense vertex in the photo, crop px (x, y)."""
     seen: Float16[np.ndarray, " V"]
-    """Visibility of each vertex in the photo, 0..1: detail fades out towards what it does not show."""
+    """Visibility of each vertex in the photo, 0..1, by which detail is weighted."""
     cavity: Bool[np.ndarray, " V"]
-    """Vertices inside the mouth, behind lips and teeth: normal maps show no surface there."""
+    """Mask of vertices inside the mouth, behind lips and teeth: normal maps contain no surface there."""
 
     @property
     def bare(self) -> "Relief":
-        """The same mesh without detail; its mouth stays hollow."""
+        """The relief without heights; `cavity` is kept."""
         return replace(self, heights=np.zeros((0, 0), np.float16))
 
     @classmethod
     def none(cls) -> "Relief":
-        """No detail."""
+        """Make an empty relief, for no vertices."""
         vertices = np.zeros((0, 2), np.float32), np.zeros(0, np.float16), np.zeros(0, bool)
         return cls(np.zeros((0, 0), np.float16), *vertices)
 
 
 @dataclass(frozen=True)
 class HeadFit:
-    """A person's head fitted to a photo: identity, static offset, and the photo's own pose and expression."""
+    """A person's head fitted to a photo or clip: identity, offsets, and pose and expression of the fitted frame."""
 
     KIND: ClassVar[str] = "head"
     VERSION: ClassVar[int] = 5
@@ -231,49 +232,53 @@ class HeadFit:
     """FaceMesh landmarks of the photo, crop px."""
     identity: Float32[np.ndarray, " K"]
     identity_from: str
-    """`Tracking.fingerprint` of the photo or clip whose identity this is; empty where it is of several, or refined.
-    A driver with this fingerprint shows the person of the head."""
+    """`Tracking.fingerprint` of the photo or clip that the identity comes from; empty if it comes from several, or was
+    refined. A driver with this fingerprint shows the person of the head."""
     expression: Float32[np.ndarray, " E"]
     jaw: Float32[np.ndarray, " 3"]
     gaze: Float32[np.ndarray, " 4"]
     rotation: Float32[np.ndarray, " 3"]
     translation: Float32[np.ndarray, " 3"]
     torso_rotation: Float32[np.ndarray, " 3"]
-    """Turn of the torso, axis-angle in camera axes, rad; it pivots about the neck joint."""
+    """Rotation of the torso about the neck joint, from the frontal pose, axis-angle in camera axes, rad."""
     static_offset: Float32[np.ndarray, "V 3"]
-    """Delta g of Eq. 3: canonical offset of hair, clothes and shoulders, m; zero on the face of a single photo, and
-    what all frames of a clip share there."""
+    """Delta g of Eq. 3: canonical offset of hair, clothes and shoulders, m; zero on the face of a single photo, and for
+    a clip the common part of its frames' offsets there."""
     frame_offset: Float32[np.ndarray, "V 3"]
-    """Delta f of the photo: what the landmarks and folds say beyond identity and expression, canonical, m. Eyes and
-    teeth follow it as stiff pieces; else zero off the face."""
+    """Delta f of the fitted frame, from landmarks and folds, canonical, m. Eyes and teeth move by it as rigid pieces;
+    otherwise zero off the face."""
     relief: Float16[np.ndarray, "R R"]
-    """`Relief.heights` of the photo; no pixels in a draft."""
+    """`Relief.heights` of the photo; R = 0 in a draft."""
     relief_seen: Float16[np.ndarray, " V"]
     """`Relief.seen` of each dense vertex."""
     classes: UInt8[np.ndarray, "S S 3"]
     """Share (0..255) of skin, hair and clothes in each pixel of the photo's crop; the rest is background."""
     ears_seen: Bool[np.ndarray, " 2"]
-    """True if the photo shows the person's left (right) ear bare; hair or cloth covers it otherwise."""
+    """True for the person's left, right ear if it is bare in the photo; False if hair or cloth covers it."""
     silhouette_iou: float
-    """Overlap of the posed head and the matte inside the crop."""
+    """IoU of the posed head and the matte inside the crop."""
     dynamic_vertices: Int64[np.ndarray, " P"]
-    """Dense vertices that dynamic offsets move."""
+    """Indices of the dense vertices that dynamic offsets move."""
     dynamic_offset: Float16[np.ndarray, "T P 3"]
-    """Delta f of every frame of the source, canonical, m; no frames unless the source is a clip."""
+    """Delta f of every frame of the source, canonical, m; T = 0 unless the source is a clip."""
     dynamic_expression: Float32[np.ndarray, "T E"]
-    """Expression of every frame that the offsets go with; so are the next four, as in `Tracking`."""
+    """Expression of every frame to which `dynamic_offset` was fitted, as in `Tracking`."""
     dynamic_jaw: Float32[np.ndarray, "T 3"]
+    """Jaw rotation of every frame to which `dynamic_offset` was fitted, as in `Tracking`."""
     dynamic_gaze: Float32[np.ndarray, "T 4"]
+    """Gaze of every frame to which `dynamic_offset` was fitted, as in `Tracking`."""
     dynamic_rotation: Float32[np.ndarray, "T 3"]
+    """Head rotation of every frame to which `dynamic_offset` was fitted, as in `Tracking`."""
     dynamic_translation: Float32[np.ndarray, "T 3"]
+    """Head translation of every frame to which `dynamic_offset` was fitted, as in `Tracking`."""
     dynamic_loss: Float32[np.ndarray, "T 2"]
-    """Distance of the pictures from the head without and with folds, a frame; NaN where they were not compared."""
+    """Data loss of each frame without, and with folds; NaN where it was not computed."""
     first_frame: int = 0
     """`Tracking.first_frame` of the source."""
 
     @property
     def picture(self) -> int:
-        """Frame of the source that was fitted, as `media.video.read_frame` counts."""
+        """Frame of the source that was fitted, as counted by `media.video.read_frame`."""
         return self.first_frame + self.frame
 
     def fault(self) -> str:
@@ -285,7 +290,7 @@ class HeadFit:
 
 @dataclass(frozen=True)
 class Curves:
-    """Motion of the head, one row a frame: the editable part of a performance."""
+    """Motion of head and torso, one row a frame: the editable part of a transfer."""
 
     RANGES: ClassVar[dict[str, Range]] = {**POSE, "torso_rotation": TURN, "torso_translation": PLACE}
 
@@ -293,9 +298,9 @@ class Curves:
     jaw: Float32[np.ndarray, "T 3"]
     gaze: Float32[np.ndarray, "T 4"]
     rotation: Float32[np.ndarray, "T 3"]
-    """Turn of the head, axis-angle in camera axes, rad."""
+    """Rotation of the head from the frontal pose, axis-angle in camera axes, rad."""
     translation: Float32[np.ndarray, "T 3"]
     torso_rotation: Float32[np.ndarray, "T 3"]
-    """Turn of the torso, axis-angle in camera axes, rad."""
+    """Rotation of the torso from the frontal pose, axis-angle in camera axes, rad."""
     torso_translation: Float32[np.ndarray, "T 3"]
     """Neck joint of the torso in the camera, m."""

@@ -1,4 +1,1 @@
-"""Cameras, rotations, meshes: pure functions on arrays and tensors.
-
-Nothing here knows a head, a file or a network.
-"""
+"""Cameras, rotations, meshes: pure functions on arrays and tensors, independent of head models, files and networks."""

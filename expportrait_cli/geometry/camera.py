@@ -14,7 +14,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Camera:
-    """Pinhole camera of an image of `width` x `height` pixels."""
+    """Pinhole camera of an image of `width` x `height` px; focal length and principal point (`cx`, `cy`) in px."""
 
     focal_px: float
     cx: float
@@ -24,11 +24,11 @@ class Camera:
 
     @classmethod
     def of_crop(cls, focal_px: float, crop_size: int, size: int) -> "Camera":
-        """Camera of a square crop whose focal length was given at `crop_size`, at another size."""
+        """Camera of a square crop scaled to `size` px; `focal_px` is the focal length at `crop_size` px."""
         return cls(focal_px * size / crop_size, size / 2, size / 2, size, size)
 
     def project(self, points_cam: Float[Tensor, "*B 3"]) -> Float[Tensor, "*B 2"]:
-        """Project to pixels. Points must lie in front of the camera."""
+        """Project points (m) to pixels; they must lie in front of the camera."""
         z = points_cam[..., 2:]
         centre = points_cam.new_tensor([self.cx, self.cy])
         return points_cam[..., :2] / z * self.focal_px + centre

@@ -11,10 +11,10 @@ from torch import Tensor
 
 
 def csr_tensor(matrix: sparse.csr_matrix | sparse.csr_array) -> Tensor:
-    """A sparse matrix in single precision, for products with dense ones."""
+    """Convert a sparse SciPy matrix to a torch CSR tensor in single precision."""
     matrix.sort_indices()
     with warnings.catch_warnings():
-        # torch calls its CSR tensors beta on every first use; products with a dense matrix are all that is used here.
+        # torch warns that CSR tensors are in beta; only products with dense matrices are used here.
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support")
         return torch.sparse_csr_tensor(
             torch.from_numpy(matrix.indptr.astype(np.int64)),
@@ -26,7 +26,7 @@ def csr_tensor(matrix: sparse.csr_matrix | sparse.csr_array) -> Tensor:
 
 
 def scipy_matrix(matrix: Tensor, dtype: type = np.float64) -> sparse.csr_matrix:
-    """A sparse tensor, CSR or coalesced coordinates, as scipy multiplies it."""
+    """Convert a sparse torch tensor, CSR or coalesced COO, to a SciPy CSR matrix."""
     values = matrix.values().cpu().numpy().astype(dtype)
     if matrix.layout == torch.sparse_csr:
         columns, rows = matrix.col_indices().cpu().numpy(), matrix.crow_indices().cpu().numpy()
@@ -35,14 +35,14 @@ def scipy_matrix(matrix: Tensor, dtype: type = np.float64) -> sparse.csr_matrix:
 
 
 class FieldMap:
-    """A sparse map between fields on vertices, differentiable; ten times the speed of torch's own coordinate format."""
+    """Differentiable sparse map between fields on vertices; ten times as fast as with torch's COO tensors."""
 
     def __init__(self, matrix: sparse.csr_matrix):
         """`matrix` is [Q, P]."""
         self._forward, self._backward = csr_tensor(matrix), csr_tensor(sparse.csr_matrix(matrix.T))
 
     def __call__(self, values: Float[Tensor, "T P C"], times: int = 1) -> Float[Tensor, "T Q C"]:
-        """Map every frame and channel by itself, so many times over; a square matrix only more than once."""
+        """Apply the map to every frame and channel, `times` times; more than once only for a square matrix."""
         frames, points, channels = values.shape
         columns = values.transpose(0, 1).reshape(points, -1)
         mapped = _Product.apply(columns, self._forward, self._backward, times)
@@ -69,16 +69,16 @@ def _power(matrix: Tensor, columns: Tensor, times: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Edges:
-    """Every edge of a mesh once, `E` of them, with what lies on either side."""
+    """The `E` edges of a mesh, each once, with the opposite vertices of their triangles."""
 
     verts: Int64[Tensor, "E 2"]
-    """The two ends, the lower index first."""
+    """The two end vertices of each edge, the lower index first."""
     opposite: Int64[Tensor, "E 2"]
-    """The third vertex of the triangle on either side; the second is -1 unless exactly two triangles meet."""
+    """Third vertices of the triangles at each edge; the second is -1 unless exactly two triangles meet there."""
 
 
 def face_normals(verts: Float[Tensor, "*B V 3"], faces: Int[Tensor, "F 3"]) -> Float[Tensor, "*B F 3"]:
-    """Cross product of two sides of each face: its normal, twice its area long."""
+    """Cross product of two sides of each face: a normal whose length is twice the face's area."""
     return _crosses(verts.movedim(-2, 0), faces).movedim(0, -2)
 
 
@@ -87,7 +87,7 @@ def vertex_normals(verts: Float[Tensor, "*B V 3"], faces: Int[Tensor, "F 3"]) ->
 
     A vertex without faces gets the zero vector. Differentiable, also at degenerate faces.
     """
-    # The vertices first: their batch then lies together in memory, which halves the time.
+    # With vertices as first axis the batch is contiguous in memory, which halves the time.
     points = verts.movedim(-2, 0).contiguous()
     by_face = _crosses(points, faces)
     summed = torch.zeros_like(points)
@@ -99,13 +99,13 @@ def vertex_normals(verts: Float[Tensor, "*B V 3"], faces: Int[Tensor, "F 3"]) ->
 def surface_gradients(
     verts: Float[Tensor, "*B V 3"], faces: Int[Tensor, "F 3"], values: Float[Tensor, "V C"]
 ) -> Float[Tensor, "*B V C 3"]:
-    """How values on vertices change along the surface, per unit of length: the mean of the faces, weighted by area."""
+    """Gradient of vertex values along the surface, per unit of length: the mean of the faces' ones, by area."""
     points = verts.movedim(-2, 0).contiguous()
     by_face = _crosses(points, faces)
     area = by_face.norm(dim=-1, keepdim=True)
     corners = [points.index_select(0, faces[:, corner]) for corner in range(3)]
     summed, weight = points.new_zeros(*points.shape[:-1], values.shape[1], 3), torch.zeros_like(points[..., :1])
-    # Twice the area times the gradient of a linear function on a triangle, turned by a quarter.
+    # Twice the area times the gradient of a linear function on a triangle, rotated by 90 degrees.
     steps = torch.zeros_like(by_face)[..., None, :].repeat(*[1] * (points.ndim - 1), values.shape[1], 1)
     for corner in range(3):
         level = values[faces[:, corner]].view(-1, *[1] * (points.ndim - 2), values.shape[1], 1)
@@ -152,7 +152,7 @@ def edges(faces: Int[Tensor, "F 3"]) -> Edges:
 
 
 def directed_edges(faces: Int[np.ndarray, "F 3"]) -> Int[np.ndarray, "E 2"]:
-    """Both directions of the three sides of every triangle, E = 6F: an edge of two triangles is there four times."""
+    """Both directions of the three sides of every triangle, E = 6F; an edge of two triangles occurs four times."""
     sides = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
     return np.concatenate([sides, sides[:, ::-1]])
 
@@ -160,8 +160,7 @@ def directed_edges(faces: Int[np.ndarray, "F 3"]) -> Int[np.ndarray, "E 2"]:
 def laplacian(faces: Int[Tensor, "F 3"], vertex_count: int) -> Float[Tensor, "V V"]:
     """Combinatorial Laplacian D - W as a coalesced sparse matrix: symmetric, positive semi-definite.
 
-    Rows are not divided by their valence: a row-normalised Laplacian made symmetric by hand diverged as a
-    preconditioner.
+    Rows are not divided by their valence: a symmetrised row-normalised Laplacian diverged as a preconditioner.
     """
     a, b = edges(faces).verts.unbind(-1)
     one = torch.ones(len(a), device=faces.device)
@@ -171,7 +170,7 @@ def laplacian(faces: Int[Tensor, "F 3"], vertex_count: int) -> Float[Tensor, "V 
 
 
 def averaging(faces: Int[Tensor, "F 3"], vertex_count: int) -> Float[Tensor, "V V"]:
-    """One step of smoothing as a sparse matrix: half each vertex, half the mean of its neighbours. Rows sum to one."""
+    """One smoothing step as a sparse matrix: half each vertex, half the mean of its neighbours. Rows sum to one."""
     matrix = laplacian(faces, vertex_count)
     (row, column), value = matrix.indices(), matrix.values()
     degree = torch.zeros(vertex_count, device=faces.device).index_put_((row[row == column],), value[row == column])
@@ -184,7 +183,7 @@ def averaging(faces: Int[Tensor, "F 3"], vertex_count: int) -> Float[Tensor, "V 
 
 
 def grown(chosen: Bool[np.ndarray, " V"], faces: Int[np.ndarray, "F 3"], *, rings: int = 1) -> Bool[np.ndarray, " V"]:
-    """Chosen vertices, and those of so many rings of triangles around them."""
+    """Mask of the chosen vertices and those of `rings` rings of triangles around them."""
     more = chosen.copy()
     for _ in range(rings):
         more[faces[more[faces].any(1)]] = True
@@ -192,7 +191,7 @@ def grown(chosen: Bool[np.ndarray, " V"], faces: Int[np.ndarray, "F 3"], *, ring
 
 
 def faded(chosen: Bool[np.ndarray, " V"], faces: Int64[np.ndarray, "F 3"], *, rings: int) -> Float[np.ndarray, " V"]:
-    """1 on the chosen vertices, falling to 0 over so many rings of triangles."""
+    """Weight 1 on the chosen vertices, falling to 0 over `rings` rings of triangles."""
     share = chosen.astype(np.float64)
     count = np.maximum(np.bincount(faces.ravel(), minlength=len(share)), 1)
     for _ in range(rings):
@@ -204,9 +203,9 @@ def faded(chosen: Bool[np.ndarray, " V"], faces: Int64[np.ndarray, "F 3"], *, ri
 def relaxed(
     points: Float[np.ndarray, "V 3"], weight: Float[np.ndarray, " V"], faces: Int64[np.ndarray, "F 3"], steps: int
 ) -> Float[np.ndarray, "V 3"]:
-    """Points moved towards the mean of the triangles around them, by `weight` 0..1 in each step."""
+    """Smooth points: in each step move them by `weight` (0..1) towards the mean of the triangles around them."""
     count = np.maximum(np.bincount(faces.ravel(), minlength=len(points)), 1)[:, None]
-    # Only where something moves: an ear is a hundredth of a head.
+    # Restricted to triangles that move: an ear is a hundredth of a head.
     faces = faces[(weight > 0)[faces].any(1)]
     moving = np.flatnonzero(weight)
     share, points = weight[moving, None], points.copy()

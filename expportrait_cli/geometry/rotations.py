@@ -1,4 +1,4 @@
-"""Rotations as axis-angle and matrix, and similarities of the plane."""
+"""Rotations as axis-angle (rad) and matrix, and similarities of the plane."""
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ def matrix(axis_angle_rad: Float[Tensor, "*B 3"]) -> Float[Tensor, "*B 3 3"]:
 
 
 def axis_angle(rotation: Float[Tensor, "*B 3 3"]) -> Float[Tensor, "*B 3"]:
-    """Axis-angle of a rotation matrix, through the unit quaternion so that it holds up to pi."""
+    """Axis-angle (rad) of a rotation matrix, through the unit quaternion, so that it is accurate up to pi."""
     m = rotation
     trace = m[..., 0, 0] + m[..., 1, 1] + m[..., 2, 2]
     diagonal = m.diagonal(dim1=-2, dim2=-1)
@@ -50,22 +50,22 @@ def axis_angle(rotation: Float[Tensor, "*B 3 3"]) -> Float[Tensor, "*B 3"]:
 
 
 def from_turns(turns_rad: Float[np.ndarray, "*B 3"]) -> Float[np.ndarray, "*B 3 3"]:
-    """R_cam_head of turns away from the frontal pose."""
+    """R_cam_head = R · FRONTAL for the axis-angles (rad) of R, rotations from the frontal pose."""
     return matrix(torch.from_numpy(np.asarray(turns_rad, np.float64))).numpy() @ FRONTAL
 
 
 def to_turns(rotations: Float[np.ndarray, "*B 3 3"]) -> Float[np.ndarray, "*B 3"]:
-    """Turns away from the frontal pose of R_cam_head."""
+    """Axis-angles (rad) of the rotations from the frontal pose to R_cam_head, the inverse of `from_turns`."""
     return axis_angle(torch.from_numpy(np.ascontiguousarray(rotations @ FRONTAL, np.float64))).numpy()
 
 
 def rodrigues(axis_angle_rad: Float[np.ndarray, "*B 3"]) -> Float[np.ndarray, "*B 3 3"]:
-    """`matrix` for numpy."""
+    """Rotation matrix by Rodrigues' formula, for NumPy (see `matrix`)."""
     return matrix(torch.from_numpy(np.asarray(axis_angle_rad, np.float64))).numpy()
 
 
 def logarithm(rotations: Float[np.ndarray, "*B 3 3"]) -> Float[np.ndarray, "*B 3"]:
-    """`axis_angle` for numpy."""
+    """Axis-angle (rad) of a rotation matrix, for NumPy (see `axis_angle`)."""
     return axis_angle(torch.from_numpy(np.ascontiguousarray(rotations, np.float64))).numpy()
 
 
@@ -74,9 +74,9 @@ def similarity(
     target: Float[np.ndarray, "P 2"],
     weights: Float[np.ndarray, " P"] | None = None,
 ) -> Float[np.ndarray, "2 3"]:
-    """Least-squares similarity [[a, -b, c], [b, a, d]] that takes `source` to `target`; no mirror images.
+    """Least-squares similarity [[a, -b, c], [b, a, d]], without reflection, that maps `source` to `target`.
 
-    Points that all lie in one place, or have no weight, get scale 0.
+    The scale is 0 if all points coincide or have no weight.
     """
     w = np.ones(len(source)) if weights is None else weights
     w = w / max(w.sum(), 1e-12)

@@ -1,4 +1,4 @@
-"""Photos, films and sound: reading, writing, joining; the only place that starts ffmpeg.
+"""Photos, films and sound: reading, writing, joining. Only this package starts ffmpeg.
 
-Pixels in, pixels out; what they show is not known here.
+It is independent of the content of pictures.
 """

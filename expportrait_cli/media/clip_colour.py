@@ -1,4 +1,4 @@
-"""Bring clips of high dynamic range or of a wide gamut to the colours of a usual clip."""
+"""Conversion of clips of high dynamic range or wide gamut to SDR in BT.709."""
 
 import re
 from functools import lru_cache
@@ -7,13 +7,13 @@ import numpy as np
 
 HDR = {"arib-std-b67": "HLG", "smpte2084": "PQ"}
 WHITE_CD_M2 = 203
-"""Luminance that becomes white: HDR reference white, BT.2408-8, table 1."""
+"""Luminance that becomes white, cd/m2: HDR reference white, BT.2408-8, table 1."""
 KNEE = 0.8
 """Luminance, as a share of white's, above which highlights are compressed."""
 PEAK_CD_M2 = 1000
-"""Peak luminance of the display that HLG is shown on, BT.2100-3, table 5; its system gamma is 1.2."""
+"""Peak luminance of the assumed HLG display, cd/m2, BT.2100-3, table 5; its system gamma is 1.2."""
 
-# Players show all of these alike, so that nothing is gained by telling them apart.
+# Players treat all of these alike.
 GAMMA_709 = (
     *("unknown", "reserved", "bt709", "smpte170m", "smpte240m", "bt1361e", "bt470m", "bt470bg"),
     *("iec61966-2-4", "bt2020-10", "bt2020-12"),
@@ -27,11 +27,11 @@ LUMINANCE = {
 
 
 def conversion(matrix: str, primaries: str, transfer: str, *, pix_fmt: str, table: str) -> list[str]:
-    """Filters that turn frames into 8-bit RGB of BT.709; names as ffmpeg's, `table` the path of `hlg_table`.
+    """Filters that convert frames to 8-bit RGB of BT.709; names as in ffmpeg, `table`: path of the file of `hlg_table`.
 
-    An SDR picture that was laid into HLG or PQ as BT.2408 says, its white at 203 cd/m2 and shown by BT.1886, comes back
-    as it was up to `KNEE`, 232 of 255. Brighter light is compressed by its strongest component, so that skin in the sun
-    keeps its hue: 203 cd/m2 become 244, 1000 become 255. Other light is coded as in sRGB.
+    An SDR picture that was converted to HLG or PQ by BT.2408 (white at 203 cd/m2, BT.1886) is restored up to `KNEE`,
+    232 of 255. Brighter light is compressed by its largest component, so that sunlit skin keeps its hue: 203 cd/m2
+    become 244, 1000 become 255. Other transfer functions are converted to sRGB's.
     """
     if primaries in ("unknown", "reserved"):
         primaries = "bt2020" if transfer in HDR else "bt709"
@@ -56,9 +56,9 @@ def conversion(matrix: str, primaries: str, transfer: str, *, pix_fmt: str, tabl
 def hlg_table(primaries: str) -> bytes:
     """Table (.cube) from HLG signal to display light, coded by BT.1886 with 1 at reference white; primaries are kept.
 
-    zimg's own HLG applies the system gamma to red, green and blue each, which makes colours too saturated: by 8 levels
-    in skin. BT.2100-3, table 5, scales them all by a power of the scene's luminance. Between its 65^3 points the table
-    is within 0.6 levels of that for colours from 30 to 240.
+    zimg's HLG applies the system gamma to red, green and blue separately, which makes colours too saturated, by 8
+    levels in skin. BT.2100-3, table 5, scales all three by a power of the scene's luminance. Between its 65^3 points
+    the table is within 0.6 levels of that for colours from 30 to 240.
     """
     a = 0.17883277
     offset = 0.5 - a * np.log(4 * a)

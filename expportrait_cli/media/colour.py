@@ -19,15 +19,15 @@ log = logging.getLogger(__name__)
 
 Samples = UInt8[np.ndarray, "H W C"] | UInt16[np.ndarray, "H W C"]
 Rows = Callable[[int, int], Samples]
-"""Grey, RGB or CMYK samples from one row to before another."""
+"""Function that returns grey, RGB or CMYK samples from a first row to before an end row."""
 PIECE_ROWS = 64
-"""Rows that are converted at a time, so that no second copy of a deep picture is held."""
+"""Number of rows that are converted at a time, to avoid a second copy of a 16-bit picture."""
 Curve = Callable[[Float64[np.ndarray, " N"]], Float64[np.ndarray, " N"]]
 
 D65, D50 = (0.3127, 0.3290), (0.3457, 0.3585)
 SRGB = ((0.64, 0.33), (0.30, 0.60), (0.15, 0.06))
 ADOBE = ((0.64, 0.33), (0.21, 0.71), (0.15, 0.06))
-# Colour primaries by their number in ITU-T H.273, table 2; 2 says that nothing is known.
+# Colour primaries and white by their code in ITU-T H.273, table 2; code 2 means unspecified.
 PRIMARIES = {
     1: (SRGB, D65),
     2: (SRGB, D65),
@@ -41,7 +41,7 @@ PRIMARIES = {
     22: (((0.63, 0.34), (0.295, 0.605), (0.155, 0.077)), D65),
 }
 HDR = {16: "PQ", 18: "HLG"}
-# What Pillow and pillow-heif raise on broken files.
+# Exceptions of Pillow and pillow-heif for damaged files.
 BROKEN = (
     OSError,
     SyntaxError,
@@ -58,20 +58,20 @@ EXIF, COLOUR_SPACE, INTEROPERABILITY = 0x8769, 0xA001, 0xA005
 
 @lru_cache(maxsize=1024)
 def say(path: str | os.PathLike[str], what: str) -> None:
-    """Log a note about a photo once, however often the photo is read."""
+    """Log a note about a photo only the first time that it occurs."""
     log.info("%s %s", path, what)
 
 
 @dataclass(frozen=True)
 class Space:
-    """An RGB space: samples from 0 to 1 go through the curves, then through the matrix, and are linear sRGB."""
+    """An RGB space: the curves map samples (0..1) to linear light, then the matrix maps them to linear sRGB."""
 
     curves: tuple[Curve, Curve, Curve]
     matrix: Float64[np.ndarray, "3 3"]
 
 
 def linear_srgb(samples: np.ndarray) -> np.ndarray:
-    """Curve of sRGB, IEC 61966-2-1."""
+    """Linear light (0..1) of sRGB samples (0..1), IEC 61966-2-1."""
     return np.where(samples <= 0.04045, samples / 12.92, ((samples + 0.055) / 1.055) ** 2.4)
 
 
@@ -88,23 +88,23 @@ TO_SRGB = np.linalg.inv(xyz(SRGB, D65))
 
 
 def space(primaries: Sequence[Sequence[float]], white: Sequence[float], curve: Curve) -> Space:
-    """A space by its primaries and white, as chromaticities, and one curve."""
+    """Make a space from the chromaticities of primaries and white, and one curve."""
     return Space((curve, curve, curve), TO_SRGB @ xyz(primaries, white))
 
 
 def power(gamma: float) -> Curve:
-    """The curve x^gamma."""
+    """Make the curve x^gamma."""
     return lambda samples: samples**gamma
 
 
 def declared(path: str | os.PathLike[str], image: Image.Image) -> bytes | Space | None:
-    """Read what a loaded photo says of its colours: an ICC profile, else a space; None is sRGB.
+    """Colour space of a loaded photo from its tags: an ICC profile, else a space; None for sRGB.
 
     The order is that of the PNG specification, 3rd edition: cICP, iCCP, sRGB, gAMA and cHRM. Without any of them,
-    cameras name Adobe RGB in EXIF alone.
+    Adobe RGB may be stated in EXIF.
 
     Raises:
-        InputError: an HDR photo: how bright its white is to be is a choice that belongs to its owner.
+        InputError: the photo is HDR, whose conversion needs a choice of the user.
     """
     profile = image.info.get("icc_profile") or (_bmp_profile(path) if image.format == "BMP" else None)
     if not profile and "icc_profile" in image.info:
@@ -124,7 +124,7 @@ def declared(path: str | os.PathLike[str], image: Image.Image) -> bytes | Space 
 
 
 def exif(image: Image.Image) -> Image.Exif:
-    """EXIF of a photo, empty when it is broken: the picture is not."""
+    """EXIF of a photo; empty if it is damaged, because the picture can still be read."""
     try:
         return image.getexif()
     except BROKEN:
@@ -178,7 +178,7 @@ def _code_points(path: str | os.PathLike[str], image: Image.Image) -> tuple[int,
 
 
 def png_chunks(path: str | os.PathLike[str]) -> Iterator[tuple[memoryview, int]]:
-    """Name and body of each whole chunk, and the checksum that the file gives for them."""
+    """Yield name and body of each complete chunk of a PNG, and its stored checksum."""
     data, at = memoryview(Path(path).read_bytes()), 8
     while (end := at + 8 + int.from_bytes(data[at : at + 4], "big")) + 4 <= len(data):
         yield data[at + 4 : end], int.from_bytes(data[end : end + 4], "big")
@@ -186,7 +186,7 @@ def png_chunks(path: str | os.PathLike[str]) -> Iterator[tuple[memoryview, int]]
 
 
 def boxes(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Boxes of ISO 14496-12 in a row, as far as they are whole."""
+    """Yield type and body of consecutive ISO 14496-12 boxes, up to the first incomplete one."""
     at = 0
     while at + 8 <= len(data):
         length, start = int.from_bytes(data[at : at + 4], "big"), at + 8
@@ -200,7 +200,7 @@ def boxes(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _avif_code(data: bytes) -> tuple[int, int] | None:
-    """H.273 codes from the `nclx` property of the primary item; ISO 23008-12."""
+    """H.273 codes of primaries and transfer in the `nclx` property of the primary item (ISO 23008-12); else None."""
     meta = dict(boxes(dict(boxes(data)).get(b"meta", b"")[4:]))
     pitm, properties = meta.get(b"pitm", b""), dict(boxes(meta.get(b"iprp", b"")))
     listed = list(boxes(properties.get(b"ipco", b"")))
@@ -216,7 +216,7 @@ def _avif_code(data: bytes) -> tuple[int, int] | None:
 
 
 def _associated(ipma: bytes, item: int) -> list[int]:
-    """Numbers, from 1 on, of an item's properties."""
+    """Indices, from 1, of an item's properties."""
     version, wide, at = ipma[0], ipma[3] & 1, 8
     for _ in range(struct.unpack_from(">I", ipma, 4)[0]):
         found = struct.unpack_from(">I" if version else ">H", ipma, at)[0]
@@ -247,7 +247,7 @@ def _profile_tags(profile: bytes) -> dict[bytes, bytes]:
 
 
 def profile_space(profile: bytes, *, is_grey: bool) -> Space | None:
-    """Curves and matrix of an ICC profile, ICC.1:2022, 9.2; None when it is made of tables, broken or does not fit."""
+    """Space of an ICC profile of curves and matrix (ICC.1:2022, 9.2); None for one of tables, damaged or unsuitable."""
     tags, kind = _profile_tags(profile), profile[16:24]
     if any(name in tags for name in (b"A2B0", b"A2B1", b"D2B0", b"D2B1")):
         return None
@@ -294,7 +294,7 @@ def _rounded() -> UInt8[np.ndarray, " N"]:
 
 
 def converted(samples: Samples, meaning: Space) -> UInt8[np.ndarray, "H W 3"]:
-    """Bring grey or RGB samples to sRGB. Holds a few times their size: give rows in pieces."""
+    """Convert grey or RGB samples to sRGB; needs several times their memory, so convert rows in pieces."""
     depth = 256 if samples.dtype == np.uint8 else 65536
     tables = [_table(curve, depth) for curve in meaning.curves]
     channels = [table[samples[..., min(k, samples.shape[2] - 1)]] for k, table in enumerate(tables)]
@@ -311,7 +311,7 @@ def _table(curve: Curve, depth: int) -> Float32[np.ndarray, " N"]:
 def deep_to_srgb(
     path: str | os.PathLike[str], size: tuple[int, int], rows: Rows, meaning: bytes | Space | None
 ) -> Image.Image:
-    """Bring 16-bit samples to sRGB; profiles made of tables get them rounded to 8 bits."""
+    """Convert 16-bit samples to sRGB; for profiles of tables they are rounded to 8 bits first."""
     width, height = size
     bands = rows(0, 1).shape[2]
     meant = profile_space(meaning, is_grey=bands == 1) if isinstance(meaning, bytes) and bands < 4 else meaning
@@ -325,7 +325,7 @@ def deep_to_srgb(
 
 
 def to_srgb(path: str | os.PathLike[str], image: Image.Image, meaning: bytes | Space | None) -> Image.Image:
-    """Bring an 8-bit picture to sRGB, laid on white where it is transparent."""
+    """Convert an 8-bit picture to sRGB, and blend transparent pixels with white."""
     is_grey = image.mode in ("1", "L", "LA", "La")
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         page = Image.new("RGBA", image.size, (255, 255, 255, 255))

@@ -1,4 +1,4 @@
-"""The ffmpeg that is used, what it may open, what its reports say of a clip, and sound."""
+"""Running of ffmpeg, restrictions on what it may open, evaluation of its reports, and sound."""
 
 import logging
 import os
@@ -17,8 +17,7 @@ from expportrait_cli.errors import InputError, one_line
 
 log = logging.getLogger(__name__)
 
-# Frames whose rows or columns are averaged away, and chroma that is interpolated, without the default's rounding
-# loss: a decoded and re-encoded film must not drift in colour.
+# Scaling and chroma interpolation without the rounding error of the defaults, which would shift colours.
 SCALE_FLAGS = "bicubic+accurate_rnd+full_chroma_int+full_chroma_inp"
 
 
@@ -57,33 +56,33 @@ STANDARD_RATES = [Fraction(rate * 1000, 1001) for rate in (24, 30, 48, 60, 120)]
 ]
 MAX_RATE = 1000
 MAX_GAP_S = 60
-"""Longest time that one picture is shown: a time stamp that lies further ahead is a damaged one."""
+"""Longest time between two pictures, s; a larger gap means damaged time stamps."""
 
 MAX_PIXELS = 8192 * 4320
-"""Largest picture of a clip: several of them are in memory at a time."""
+"""Most pixels of a clip's picture, because several pictures are in memory at a time."""
 CONTAINERS = (
     *("mov", "matroska", "avi", "mpegts", "mpeg", "mpegvideo", "flv", "asf", "ogg", "mxf", "gxf", "nut", "dv", "wtv"),
     *("rm", "ivf", "obu", "h264", "hevc", "vvc", "av1", "m4v", "h263", "vc1", "mjpeg", "yuv4mpegpipe", "gif", "apng"),
     *("wav", "w64", "mp3", "flac", "aac", "ac3", "eac3", "aiff", "caf"),
 )
-"""Formats that hold pictures or sound. Playlists and scripts, which make ffmpeg open other files, are none."""
+"""Container formats that are read; not playlists and scripts, which make ffmpeg open other files."""
 
 
 def input_file(path: str | os.PathLike[str]) -> list[str]:
-    """Options that open a local file whatever its name holds, and nothing else; pictures of up to `MAX_PIXELS`."""
+    """Options that open a local file of any name, and nothing else; pictures of up to `MAX_PIXELS`."""
     limits = ["-protocol_whitelist", "file,pipe", "-format_whitelist", ",".join(CONTAINERS)]
     return [*limits, "-max_pixels", str(MAX_PIXELS), "-i", f"file:{Path(path).absolute()}"]
 
 
 def complaint(stderr: str) -> str:
-    """Pick the first line of ffmpeg's log that says what went wrong, without its `[demuxer @ 0x..]` prefix."""
+    """First line of ffmpeg's error log, without its `[demuxer @ 0x..]` prefix."""
     lines = [re.sub(r"^(\[[^]]*\] *)+", "", line).strip() for line in stderr.splitlines() if line.strip()]
     return lines[0] if lines else "no reason given"
 
 
 @lru_cache(maxsize=256)
 def say_once(note: str) -> None:
-    """Log a note once, however often the clip is read."""
+    """Log a note only the first time that it occurs."""
     log.info("%s", note)
 
 
@@ -97,7 +96,7 @@ PHOTO = re.compile(rb"\xff\xd8\xff|\x89PNG|BM|II\*\0|MM\0\*|RIFF....WEBP", re.DO
 
 
 def refusal(path: str | os.PathLike[str], status: int, report: str, source: str) -> str:
-    """Say in one line why a clip cannot be read; `source` is what ffmpeg's report says of the file."""
+    """Message that explains why a clip cannot be read; `source`: the part of ffmpeg's report about the file."""
     if status < 0:
         return f"{path} made ffmpeg crash (signal {-status}). Convert it to MP4, or update imageio-ffmpeg."
     with Path(path).open("rb") as file:
@@ -121,7 +120,7 @@ def refusal(path: str | os.PathLike[str], status: int, report: str, source: str)
 
 
 def too_large(path: str | os.PathLike[str], size: str) -> str:
-    """Say that the pictures are larger than what is read."""
+    """Message for pictures that are too large."""
     return f"{path} has pictures of {size} px, more than {MAX_PIXELS // 10**6} megapixels. Scale it down."
 
 
@@ -136,22 +135,22 @@ class Timing:
 
 
 def packets(framecrc: str) -> list[list[str]]:
-    """Stream, decoding and presentation time, duration and more of each packet."""
+    """Parse ffmpeg's framecrc output: stream, decoding and presentation time, duration and more of each packet."""
     return [line.split(",") for line in framecrc.splitlines() if line and line[0].isdigit()]
 
 
 def timing(path: str | os.PathLike[str], framecrc: str, decoded: str, source: str) -> Timing:
-    """Find rate, whether it varies, and duration from the packets' time stamps.
+    """Determine frame rate, its constancy, and duration from the packets' time stamps.
 
     Raises:
-        InputError: time stamps that no clip has.
+        InputError: the time stamps are damaged.
     """
     found = re.search(r"frame_rate: ([1-9]\d*)/([1-9]\d*)", decoded)
     guess = Fraction(int(found[1]), int(found[2])) if found else Fraction(25)
     guess = guess if guess <= MAX_RATE else Fraction(25)
     base = re.search(r"#tb 0: (\d+)/(\d+)", framecrc)
-    # F=0x4 marks packets that an edit list hides; -2**63 is a missing time stamp. 0x2 marks damaged packets: the last
-    # one is cut off, others are decoded as far as they go.
+    # F=0x4 marks packets that an edit list hides; -2**63 is a missing time stamp. 0x2 marks damaged packets: those at
+    # the end are left out, others are decoded as far as possible.
     shown = [row for row in packets(framecrc) if not any(word in row for word in (" F=0x4", " F=0x5", " F=0x6"))]
     while len(shown) > 1 and any(word in shown[-1] for word in (" F=0x2", " F=0x3")):
         shown.pop()
@@ -187,15 +186,15 @@ def _spaced(ticks: np.ndarray, tick: Fraction, guess: Fraction) -> Timing | None
     slots = np.concatenate([[0], np.cumsum(np.maximum(1, np.rint(gaps / usual.mean())).astype(np.int64))])
     missing = int(slots[-1]) - len(gaps)
     fitted = int(slots[-1]) / span
-    # Two and three ticks by turns, 24 frames/s in fields of 60, are no frames that are missing, nor are two ticks
-    # among ones: 960 frames/s, counted in milliseconds.
+    # No frames are missing where gaps of two and three ticks alternate (24 frames/s in fields of 60), or where some
+    # gaps of two ticks are among ones of one (960 frames/s in milliseconds).
     is_grid = len(usual) >= 0.3 * len(gaps) and abs(float(fitted * tick) * usual.mean() - 1) < 0.02
     if missing and is_grid and gaps.min() > 0 and (usual.mean() > 1 or guess * tick == 1):
         for rate in (_snap(guess, 2e-5), _snap(fitted, precision)):
             if np.abs((ticks - ticks[0]) * float(tick * rate) - slots).max() < 1 / 3:
                 return Timing(rate, True, float((int(slots[-1]) + 1) / rate), missing)
     for rate in (_snap(guess, 2e-5), _snap(len(gaps) / span, precision)):
-        # Time stamps of containers that count milliseconds jitter; each frame must be nearest to its own slot.
+        # Time stamps in milliseconds jitter; each frame must be nearest to its own slot.
         drift = (ticks - ticks[0]) * float(tick * rate) - np.arange(len(ticks))
         if np.ptp(drift) < 1.0:
             return Timing(rate, False, float(len(ticks) / rate))
@@ -203,7 +202,7 @@ def _spaced(ticks: np.ndarray, tick: Fraction, guess: Fraction) -> Timing | None
 
 
 def _varying(ticks: np.ndarray, tick: Fraction, guess: Fraction, last: Fraction, source: str) -> Timing:
-    """Timing of frames whose spacing varies; `last` is how long the last one is shown, s."""
+    """Timing of frames whose spacing varies; `last`: duration of the last one, s."""
     gaps = np.diff(ticks)
     usual = _usual_gaps(gaps)
     rate = _snap(len(usual) / (int(usual.sum()) * tick), 4e-4)
@@ -213,7 +212,7 @@ def _varying(ticks: np.ndarray, tick: Fraction, guess: Fraction, last: Fraction,
     length = span + (min(last, Fraction(MAX_GAP_S)) if last > 0 else 1 / rate)
     if clock := re.search(r"Duration: (\d+):(\d+):(\d+\.\d+)", source):
         played = int(clock[1]) * 3600 + int(clock[2]) * 60 + Fraction(clock[3])
-        # The last frame's own duration may run past what the container plays.
+        # The last frame's duration may exceed the container's.
         length = max(min(length, played - int(ticks[0]) * tick), span)
     return Timing(rate, True, float(length))
 
@@ -235,18 +234,18 @@ COPIED = ("aac", "mp3", "ac3", "eac3")
 
 @dataclass(frozen=True)
 class Sound:
-    """Options for ffmpeg, whose first input is the film."""
+    """Options for adding sound with ffmpeg, whose first input is the film."""
 
     opening: list[str]
-    """Open the file as the next input."""
+    """Options that open the sound's file as the next input."""
     taking: list[str]
-    """Take a sound track along, if the file has one."""
+    """Options that map and encode its sound track; empty without one."""
 
 
 def sound(audio: str | os.PathLike[str], *, start_s: float, length_s: float, container: str) -> Sound:
-    """Sound from `start_s` on, cut to the film's length: copied where the container takes it unchanged.
+    """Options for the sound from `start_s` on, cut to the film's length; copied if the container supports that.
 
-    Else it becomes AAC, FLAC in Matroska.
+    Otherwise it is encoded as AAC, in Matroska as FLAC.
 
     Raises:
         InputError: as `choose_track`.
@@ -256,8 +255,8 @@ def sound(audio: str | os.PathLike[str], *, start_s: float, length_s: float, con
     if track is None:
         return Sound(source, [])
     take = ["-map", f"1:a:{track.index}"]
-    # Packets are some 20 ms long: sound that starts inside one must be cut as samples.
-    # Matroska cannot say which samples of the first AAC packet to skip: copied sound would come 20 ms late.
+    # Packets are some 20 ms long: sound that starts inside one must be cut as samples. Matroska cannot store which
+    # samples of the first AAC packet to skip: copied sound would be 20 ms late.
     if track.codec in COPIED and not track.mixing and start_s < 1e-3 and container != "matroska":
         return Sound([*length, *source], [*take, "-c:a", "copy"])
     encoder = ["-c:a", "flac"] if container == "matroska" else ["-c:a", "aac", "-b:a", "192k"]
@@ -273,20 +272,19 @@ class Track:
     """Index of the track among the file's sound tracks, from 0."""
     codec: str
     mixing: list[str]
-    """Filters that make two channels or one of those that no encoder takes."""
+    """Filters that reduce channels that no encoder supports to two or one."""
     note: str
-    """Note, in one line, on what is done that a user would not expect; else empty."""
+    """Message about unexpected choices, in one line; empty without any."""
 
 
 def choose_track(path: str | os.PathLike[str]) -> Track | None:
-    """Choose the track that is marked as the default, or the first: else another one that can be decoded and coded.
+    """Choose the default sound track, else the first, else another one that can be decoded and encoded.
 
-    None of a file without sound. Channels that cannot be coded as they are, more than 8 or an ambisonic field, are
-    mixed to stereo; where nothing says how, the first two are taken, of an ambisonic field the first, which is the
-    sound from all around.
+    None for a file without sound. More than 8 channels, and ambisonic sound, are mixed to stereo; if their layout is
+    unknown, the first two channels are taken, or the first one of ambisonic sound, which is omnidirectional.
 
     Raises:
-        InputError: no track can be used; names the first one's fault, and the way without it.
+        InputError: no track can be used; quotes the first one's error.
     """
     source = input_file(path)
     tracks = re.findall(r"Stream #0:\d+.*?: Audio: (\w+)(.*)", run(*source)[2])
@@ -319,7 +317,7 @@ def choose_track(path: str | os.PathLike[str]) -> Track | None:
 
 
 def check_sound(path: str | os.PathLike[str]) -> None:
-    """Refuse a file of whose sound nothing can be used, and say what is done to it: before any painting.
+    """Check before any painting that a file's sound can be used, and warn of unexpected choices (`Track.note`).
 
     Raises:
         InputError: as `choose_track`.

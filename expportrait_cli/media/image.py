@@ -1,4 +1,4 @@
-"""Read photos."""
+"""Reading of photos as upright 8-bit sRGB."""
 
 import io
 import os
@@ -24,7 +24,7 @@ MAX_SCANS = 100
 UNKNOWN = 1 << 62
 
 ORIENTATION = 0x0112
-# What undoes each EXIF orientation.
+# Transposition that inverts each EXIF orientation.
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -34,7 +34,7 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# Beginnings of files, as regular expressions, by the name that Pillow has for the format.
+# Beginnings of files, as regular expressions, by Pillow's name of the format.
 READ = {
     "PNG": rb"\x89PNG\r\n\x1a\n",
     "JPEG": rb"\xff\xd8\xff",
@@ -46,7 +46,7 @@ READ = {
     "HEIF": rb"....ftyp(hei[cxms]|hev[cxms]|mif1|msf1)",
 }
 RAW = "a camera's raw picture. Develop it and export it as a JPEG or a 16-bit TIFF file"
-# Beginnings of other files, and what they are with what to do about it; the first that fits counts.
+# Beginnings of refused files, with their kind and a remedy; the first match is used.
 REFUSED = {
     rb"II\x2a\0.{4}CR|....ftypcrx |FUJIFILMCCD-RAW|IIR[OS]|MMOR|IIU\0|FOVb|\0MRM": RAW,
     rb"\s*(\xef\xbb\xbf)?\s*<(svg|[?!][^\0]*?<svg)": "an SVG drawing. Export it as a PNG file",
@@ -72,15 +72,15 @@ RAW_PHOTOMETRIC, RAW_COMPRESSION = (32803, 34892), (34713, 32767, 32769, 65535, 
 
 
 def read_image(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "H W 3"]:
-    """Read a photo as upright sRGB, whatever its name ends in.
+    """Read a photo as upright sRGB; its format is recognised by content, not by name.
 
-    EXIF orientation is applied, mirrored ones too. Transparency is laid on white, as a page would show it: pixels
-    under it are often black and would leave a dark fringe. Colours go through the profile of the photo, or what else
-    it says of them, at the depth that it has; 16-bit samples are then scaled to 8, not clipped. Of several pages or
-    an animation, the first. What had to be chosen is said once, in a line of the log.
+    EXIF orientation is applied, also mirrored ones. Transparent pixels are blended with white: they are often black and
+    would leave a dark fringe. Colours are converted by the photo's profile or other colour tags, at its bit depth;
+    16-bit samples are then scaled to 8, not clipped. Of several pages or an animation the first picture is read. Such
+    choices are logged once.
 
     Raises:
-        InputError: missing, empty, no photo, of a kind that is not read, cut off, HDR, too small or too large.
+        InputError: the file is missing, empty, no photo, of an unsupported kind, cut off, HDR, too small or too large.
     """
     form = _form(path)
     if not form:
@@ -102,11 +102,11 @@ def read_image(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "H W 3"]:
 
 
 def is_image(path: str | os.PathLike[str]) -> bool:
-    """Tell a photo from everything else by its content; an animated GIF, PNG or AVIF is a clip.
+    """True if the content of a file is a photo; an animated GIF, PNG or AVIF is a clip.
 
     Raises:
-        InputError: missing, a photo that cannot be opened or of a kind that is not read, or an animated WebP, which
-            nothing here can read: taken for a photo it would be a film of one frame.
+        InputError: the file is missing, a photo that cannot be opened or of an unsupported kind, or an animated WebP,
+            which cannot be read as a clip.
     """
     form = _form(path)
     if not form:
@@ -116,12 +116,12 @@ def is_image(path: str | os.PathLike[str]) -> bool:
         frames = getattr(image, "n_frames", 1) if form == "WEBP" else 1
     if frames > 1:
         raise InputError(f"{path} is an animation of {frames} pictures. Convert it to a GIF, an animated PNG or MP4.")
-    # Of a TIFF of several pages and the like, the first is the photo.
+    # Other files of several pictures, such as TIFF, are photos: the first picture is read.
     return not is_animated or form not in ("GIF", "PNG", "AVIF")
 
 
 def _form(path: str | os.PathLike[str]) -> str:
-    """The format of a photo, empty when it is something else."""
+    """Pillow's name of a photo's format, empty for another file; raises InputError for refused kinds."""
     check_file(path)
     try:
         with Path(path).open("rb") as file:
@@ -163,19 +163,19 @@ def _opened(path: str | os.PathLike[str], form: str) -> Iterator[Image.Image]:
 
 def _load(path: str | os.PathLike[str], form: str, image: Image.Image) -> None:
     if form == "JPEG":
-        # In coded samples 0xff is never followed by the marker of a scan, 0xda; every scan goes over all pixels.
+        # In coded samples 0xff is never followed by 0xda, the marker of a scan; decoding a scan visits all pixels.
         data = np.fromfile(path, np.uint8)
         pairs = (data[start : len(data) - (len(data) - start) % 2].view("<u2") for start in (0, 1))
         scans = sum(int(np.count_nonzero(pair == 0xDAFF)) for pair in pairs)
         if scans > MAX_SCANS or scans * image.width * image.height > 30 * MAX_PIXELS:
             raise InputError(f"{path} is coded in {scans} scans, a usual JPEG in 10. Save it anew, or as a PNG file.")
-    # Pillow looks at the sums of all chunks but these.
+    # Pillow checks the checksums of all chunks except these.
     if form == "PNG" and any(
         chunk[:4] == b"IDAT" and zlib.crc32(chunk) != given for chunk, given in colour.png_chunks(path)
     ):
         raise InputError(f"{path} is damaged: its pixels differ from their checksum. Copy or download it again.")
     if isinstance(image, TiffImagePlugin.TiffImageFile):
-        # A file with a name may be mapped into memory, and Pillow then mixes up the sides of turned pictures.
+        # With a file name Pillow may map the file into memory, and then confuses the sides of rotated pictures.
         image.filename = ""
     try:
         image.load()
@@ -192,7 +192,7 @@ def _refusal(path: str | os.PathLike[str], form: str, error: Exception, image: I
         what = "its header cannot be read" if isinstance(error, UnidentifiedImageError) else said
         return InputError(f"{path} is damaged ({what}). Copy or download it again.")
     missing = f"{len(data)} of its {length} bytes are there" if len(data) < length < UNKNOWN else "its end is missing"
-    # `image.im` asserts that there is one. Rows that were not decoded are still empty in it.
+    # `image.im` would fail without pixels. Rows that were not decoded are still empty.
     pixels = getattr(image, "_im", None)
     if image is not None and pixels is not None and form not in ("BMP", "GIF") and not image.info.get("interlace"):
         share = 1 - (pixels.getbbox() or (0, 0, 0, image.height))[3] / image.height
@@ -201,7 +201,7 @@ def _refusal(path: str | os.PathLike[str], form: str, error: Exception, image: I
 
 
 def _whole_length(form: str, data: bytes) -> int:
-    """Read the length that a file says it has; `UNKNOWN` when only its end is missing, 0 when it is whole."""
+    """Length that a file states in its header; without one, 0 if the file ends properly, else `UNKNOWN`."""
     match form:
         case "WEBP":
             return int.from_bytes(data[4:8], "little") + 8
@@ -223,7 +223,7 @@ Tags = TiffImagePlugin.ImageFileDirectory_v2
 
 
 def _tiff_tags(data: bytes) -> Tags:
-    """The tags of the first page, as far as they can be read."""
+    """Tags of the first page, as far as they can be read."""
     head = data[:16].ljust(16, b"\0")
     tags = Tags(head if 43 in head[2:4] else head[:8])
     stream = io.BytesIO(data)
@@ -241,17 +241,17 @@ def _list(tags: Tags, tag: int, default: int = 0) -> list[int]:
 
 
 def _pieces(tags: Tags) -> tuple[list[int], list[int]]:
-    """Places of the strips or tiles, and their lengths."""
+    """Offsets of the strips or tiles in the file, and their lengths, bytes."""
     pair = next((pair for pair in PIECES if pair[0] in tags), None)
     return (_list(tags, pair[0]), _list(tags, pair[1])) if pair else ([], [])
 
 
 def _check_tiff(path: str | os.PathLike[str]) -> None:
-    """Refuse raw pictures, of which Pillow would take the thumbnail, and samples of unknown range."""
+    """Raise InputError for raw pictures, of which Pillow would read the thumbnail, and for samples of unknown range."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         tags = _tiff_tags(Path(path).read_bytes())
-    # Raw pictures begin with a thumbnail, of other TIFFs hardly any.
+    # Raw pictures begin with a thumbnail, other TIFFs hardly ever.
     is_thumbnail = _list(tags, SUBFILE)[0] & 1
     is_raw = _list(tags, PHOTOMETRIC)[0] in RAW_PHOTOMETRIC or _list(tags, COMPRESSION)[0] in RAW_COMPRESSION
     bits, kind = max(_list(tags, BITS, 1)), _list(tags, SAMPLE_FORMAT, 1)[0]
@@ -263,7 +263,7 @@ def _check_tiff(path: str | os.PathLike[str]) -> None:
 
 
 def _deep(path: str | os.PathLike[str], form: str, image: Image.Image) -> tuple[tuple[int, int], colour.Rows] | None:
-    """Width, height and rows of a photo of 16-bit samples, which Pillow holds in grey only; None for 8 bits."""
+    """Size, and a function for the rows, of a photo of 16-bit samples, which Pillow supports only in grey; else None."""
     args = image.tile[0].args if isinstance(image, ImageFile.ImageFile) and image.tile else None
     raw = str(args[0] if isinstance(args, tuple) else args)
     tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else Tags()
@@ -273,13 +273,13 @@ def _deep(path: str | os.PathLike[str], form: str, image: Image.Image) -> tuple[
     elif is_planar:
         pictures = [Image.open(plane, formats=["TIFF"]) for plane in _planes(tags, Path(path).read_bytes())]
     elif raw.startswith("LA;16"):
-        # 16-bit grey and alpha is the same as four 8-bit bands, but for the header.
+        # 16-bit grey with alpha has the same bytes as four 8-bit bands, except for the header.
         data = bytearray(Path(path).read_bytes())
         data[24:26] = 8, 6
         data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
         pictures = [Image.open(io.BytesIO(data), formats=["PNG"])]
     elif ";16" in raw:
-        # Pillow keeps the first byte of each sample. Told the other byte order, it keeps the second.
+        # Pillow keeps the high byte of each sample; with the other byte order set, it keeps the low one.
         raw = raw.replace("RGBa", "RGBA")
         other = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}
         pictures = [_with_raw(image, raw), _with_raw(Image.open(path, formats=[form]), raw[:-1] + other[raw[-1]])]
@@ -314,7 +314,7 @@ def _with_raw(image: Image.Image, raw: str) -> Image.Image:
 
 
 def _planes(tags: Tags, data: bytes) -> Iterator[io.BytesIO]:
-    """Yield each plane of a TIFF of separate planes as a TIFF of its own; Pillow reads 8 of their 16 bits."""
+    """Yield each plane of a planar TIFF as a grey TIFF, because Pillow reads only 8 of 16 bits of planar ones."""
     order = "<" if tags.prefix == b"II" else ">"
     pair = PIECES[0] if PIECES[0][0] in tags else PIECES[1]
     starts, lengths = _pieces(tags)

@@ -1,4 +1,4 @@
-"""The frames of a clip that a stretch names, by times or by numbers."""
+"""Conversion of a stretch, given by times or frame numbers, to the frames of a clip."""
 
 import os
 import re
@@ -16,17 +16,17 @@ from expportrait_cli.media.video import probe
 FRAME = re.compile(r"(\d{1,9})f", re.ASCII)
 TIME = re.compile(r"(?:(?:(\d{1,4}):)?(\d{1,4}):)?(\d{1,6}(?:\.\d{1,9})?)s?", re.ASCII)
 SLACK = 2
-"""Frames by which the length that a file states may be wrong."""
+"""Largest error, in frames, of the length that a file states."""
 
 
 def settled(stretch: Stretch, source: str | os.PathLike[str], *, prefix: str = "") -> Stretch:
-    """The same stretch in frames of this clip, in one form: what is asked for in several ways gets one key.
+    """Normalise a stretch to frame numbers of a clip, so that equal stretches have equal keys.
 
-    `prefix` belongs to the names of the parameters that the stretch came from (`reference_start`).
+    `prefix`: prefix of the parameters' names in messages (`reference_start`).
 
     Raises:
-        UsageError: it cannot be read, ends before it begins, or the source is a photo.
-        InputError: the clip is over before it begins, or no clip.
+        UsageError: the stretch cannot be read or ends before its start, or the source is a photo.
+        InputError: the stretch starts after the clip's end, or the source is no clip.
     """
     if stretch == Stretch():
         return stretch
@@ -45,12 +45,12 @@ def settled(stretch: Stretch, source: str | os.PathLike[str], *, prefix: str = "
 
 
 def frames_of(stretch: Stretch, rate: Fraction, *, prefix: str = "") -> tuple[int, int | None]:
-    """First frame, and the first one left out; None for the end of the file.
+    """First frame of a stretch, and the frame after its last one; None for the end of the file.
 
-    A time means the frame that shows nearest to it, so that clips cut at one time lose and share none.
+    A time is rounded to the nearest frame, so that two clips cut at one time neither lose nor share a frame.
 
     Raises:
-        UsageError: a moment that cannot be read, or an end that is not after the start.
+        UsageError: a time that cannot be read, or an end that is not after the start.
     """
     first = _frame(f"{prefix}start", stretch.start, rate) if stretch.start else 0
     end = _frame(f"{prefix}end", stretch.end, rate) if stretch.end else None

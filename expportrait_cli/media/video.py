@@ -1,4 +1,4 @@
-"""Read films, and frames of a photo or a film by their index."""
+"""Reading of clips, and of frames of a photo or a clip by their index."""
 
 import io
 import logging
@@ -31,7 +31,7 @@ def read_frame(source: str | Path, index: int) -> UInt8[np.ndarray, "H W 3"]:
 
 
 def read_pictures(source: str | Path, rows: Int64[np.ndarray, " R"]) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
-    """Read some frames of a photo or a clip in one pass; `rows` rise."""
+    """Read some frames of a photo or a clip in one pass; `rows` must be in rising order."""
     if is_image(source):
         yield from (read_image(source) for _ in rows)
         return
@@ -52,42 +52,43 @@ SHOWINFO = re.compile(
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """Properties of a clip, as `read_frames` yields it."""
+    """Properties of a clip, and of the frames that `read_frames` yields."""
 
     path: str
     stream: int
     """Index of the stream among the file's video streams, cover pictures not counted, from 0."""
     width: int
-    """Upright, with square pixels."""
+    """Width of the upright frames with square pixels, px."""
     height: int
+    """Height of the upright frames with square pixels, px."""
     stored: tuple[int, int, float]
-    """Width, height and pixel aspect of the first picture as it is decoded and turned upright."""
+    """Width, height and pixel aspect of the first decoded picture, after rotation."""
     is_turned: bool
-    """ffmpeg turns or mirrors the pictures."""
+    """True if ffmpeg rotates or mirrors the pictures."""
     rate: Fraction
-    """Exact, e.g. 30000/1001. Of a clip with variable rate: the constant rate that it is read at."""
+    """Exact frame rate, e.g. 30000/1001; for a variable rate, the constant rate that the clip is read at."""
     has_audio: bool
     codec: str
     pix_fmt: str
     variable_rate: bool
-    """The frames are not evenly spaced: they are read repeated or dropped so that time runs as in the file."""
+    """True if frames are not evenly spaced; they are then repeated or dropped while reading, to keep their times."""
     repeated: int
-    """Frames that are missing from an even spacing, each read as the one before it."""
+    """Number of frames missing in an even spacing, for which the one before is repeated."""
     is_interlaced: bool
     duration_s: float
     start_s: float
-    """Time of the first frame, counted from the start of the file (its audio may start before)."""
+    """Time of the first frame from the start of the file, s (the sound may start before)."""
     matrix: str
-    """YUV matrix of the file as ffmpeg names it, or the usual one for its size when the file is silent."""
+    """YUV matrix, ffmpeg's name; the usual one for the size if the file does not state it."""
     primaries: str
     transfer: str
 
 
 def probe(path: str | os.PathLike[str]) -> VideoInfo:
-    """Read the clip's form: decode one frame, and go through all time stamps without decoding.
+    """Read the clip's properties, from one decoded frame and the time stamps of all packets.
 
-    Attached cover pictures do not count as video. Rotation and pixel aspect are applied to width and height. Of an
-    animated AVIF or HEIC, which holds a still picture too, the animation is taken.
+    Attached cover pictures do not count as video. Rotation and pixel aspect are applied to width and height. For an
+    animated AVIF or HEIC, which contains a still picture too, the animation is taken.
 
     Raises:
         InputError: the file is missing, no clip, without a picture, too large, or its time stamps are damaged.
@@ -99,7 +100,7 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
 
 @lru_cache(64)
 def _probe(path: str, state: tuple[int, ...]) -> VideoInfo:
-    """Probe a file, once as long as its `state` on the disk is the same: every stage asks again."""
+    """Probe a file; cached as long as its `state` (inode, size, time) does not change."""
     stream, (status, stamps, report) = 0, _look(path, 0)
     source, _, decoded = report.partition("Stream mapping:")
     pictures = list(ffmpeg.PICTURES.finditer(source))
@@ -140,15 +141,15 @@ def _probe(path: str, state: tuple[int, ...]) -> VideoInfo:
 
 
 def _look(path: str, stream: int) -> tuple[int, str, str]:
-    """Decode one frame, copy all packets: exit status, a row for each packet, ffmpeg's report."""
+    """Decode one frame and list all packets: exit status, a row for each packet, ffmpeg's report."""
     video = ["-map", f"0:V:{stream}"]
     first_frame = [*video, "-frames:v", "1", "-vf", "showinfo=checksum=0", "-f", "null", "-"]
-    # Statistics would be printed into the lines of the report.
+    # Statistics would break the lines of the report.
     return ffmpeg.run("-nostats", *ffmpeg.input_file(path), *first_frame, *video, "-c", "copy", "-f", "framecrc", "-")
 
 
 def _matrix(colours: dict[str, str], width: int, height: int) -> str:
-    """YUV matrix as tagged, or what players take when there is no tag."""
+    """YUV matrix from the tags, or the one that players assume without tags."""
     named = colours.get("space", "unknown")
     if named == "gbr" or named not in ("unknown", "unspecified", "reserved"):
         return named
@@ -162,10 +163,10 @@ def read_frames(
 ) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
     """Yield RGB frames upright and with square pixels, in constant memory.
 
-    `start` and `end` count frames as they come without these options; `size` is (width, height), whatever the aspect.
-    HDR and wide gamut become BT.709, interlaced frames are deinterlaced, and a picture of another size than the first
-    is fitted into it with black borders; each is said in the log. A damaged or cut file yields what decodes, with one
-    warning. Closing the iterator stops ffmpeg.
+    `start` and `end` are frame numbers of the whole clip; `size`: width and height to scale to, of any aspect.
+    HDR and wide gamut are converted to BT.709, interlaced frames are deinterlaced, and a picture of another size than
+    the first is fitted into it with black borders; each is logged. A damaged or truncated file yields the frames that
+    can be decoded, with one warning. Closing the iterator stops ffmpeg.
 
     Raises:
         InputError: nothing of the file can be decoded.
@@ -180,7 +181,7 @@ def read_frames(
         )
     if info.is_interlaced:
         ffmpeg.say_once(f"{path} is interlaced: each of its frames is deinterlaced.")
-    # A YUV matrix means nothing to RGB and grey clips, and swscale refuses it there.
+    # RGB and grey clips have no YUV matrix, and swscale rejects one for them.
     is_yuv = info.pix_fmt.startswith(("yuv", "nv", "p0", "y2"))
     tags = info.matrix if is_yuv else "gbr", info.primaries, info.transfer
     scale, pad = _fit(info, width, height)
@@ -212,7 +213,7 @@ SWSCALE_MATRIX = {
 
 
 def frame_count(path: str | os.PathLike[str], *, start: int = 0, end: int | None = None) -> int:
-    """Count the frames that `read_frames` yields, by decoding the clip once; none if it ends before `start`."""
+    """Number of frames that `read_frames` yields, by decoding the clip once; 0 if it ends before `start`."""
     info = probe(path)
     status, out, report = ffmpeg.run(
         *["-loglevel", "error", *_opened(info), *_cadence(info, start, end, [])],
@@ -256,13 +257,13 @@ def _decode(
 
 
 def _opened(info: VideoInfo) -> list[str]:
-    # The filters can take pictures of another size. A graph that is built anew would count its frames from 0 again;
-    # but the filters that ffmpeg puts in to turn pictures upright cannot do without.
+    # The filters accept pictures of changing size, so that the graph is not rebuilt, which would count frames from 0
+    # again; only the filters that ffmpeg inserts for rotation need that.
     return ["-reinit_filter", str(int(info.is_turned)), *ffmpeg.input_file(info.path), "-map", f"0:V:{info.stream}"]
 
 
 def _fit(info: VideoInfo, width: int, height: int) -> tuple[str, str]:
-    """Filters that scale to a size, a picture of another shape than the first into it, and fill it with black."""
+    """Filters that scale pictures to a size, and pad those of another aspect than the first with black."""
     stored_width, stored_height, pixel = info.stored
     wider = f"(iw*sar/ih/{stored_width * pixel / stored_height:.12g})"
     size = f"w='round({width}*min(1,{wider}))':h='round({height}*min(1,1/{wider}))'"
@@ -270,15 +271,15 @@ def _fit(info: VideoInfo, width: int, height: int) -> tuple[str, str]:
 
 
 def _cadence(info: VideoInfo, start: int, end: int | None, filters: list[str]) -> list[str]:
-    """Filters that yield each frame once, or evenly spaced ones where the clip's are not, then cut the range.
+    """Options with filters that deinterlace, resample a variable rate to even spacing, and cut the range.
 
-    Frames that are flagged as interlaced are deinterlaced, all others pass unchanged.
+    Only frames that are flagged as interlaced are deinterlaced. `filters` follow at the end.
     """
     width, height, _ = info.stored
-    # swscale refuses colours that it cannot convert, though nothing is to be converted here.
+    # swscale rejects colours that it cannot convert, although nothing is converted here.
     is_known = info.transfer in USUAL_TRANSFERS and info.matrix not in ZSCALE_MATRICES
     chain = [] if is_known else ["setparams=color_trc=unknown:colorspace=unknown"]
-    # Neither takes frames of several sizes, nor sides that are no whole number of chroma samples.
+    # bwdif accepts neither changing sizes nor sides that are no whole number of chroma samples.
     if re.match(r"yuva?j?4(20|22|40|44)p", info.pix_fmt) and width % 2 == height % 2 == 0:
         chain += [*_fit(info, width, height), "bwdif=mode=send_frame:deint=interlaced"]
     if info.variable_rate:
@@ -297,7 +298,11 @@ RESIZED = re.compile(
 
 
 def _report(info: VideoInfo, start: int, count: int, said: str) -> None:
-    """Log, as ffmpeg's report shows it, that a clip is damaged or that its pictures change their size."""
+    """Log damage of a clip, or changes of its picture size, from ffmpeg's report.
+
+    Raises:
+        InputError: no frame could be decoded.
+    """
     errors = "\n".join(line for line in said.splitlines() if re.search(r"\[(error|fatal|panic)\] ", line))
     if count == 0 and start == 0:
         raise InputError(
@@ -320,7 +325,7 @@ def _report(info: VideoInfo, start: int, count: int, said: str) -> None:
 
 
 def _square_size(path: str | os.PathLike[str], width: int, height: int, sar: str) -> tuple[int, int]:
-    """Stretch the shorter direction of the pixel, so that no detail is lost."""
+    """Width and height with square pixels, by stretching in the pixel's longer direction, so that no detail is lost."""
     numerator, denominator = map(int, sar.split("/"))
     # Within 1 % it is the rounding error of an earlier resize, not an anamorphic picture.
     if numerator and denominator and abs(numerator / denominator - 1) >= 0.01:

@@ -1,4 +1,4 @@
-"""Write pictures, and films in parts that are joined without encoding again, so that a killed run goes on in them."""
+"""Writing of pictures, of films, and of films in segments that a killed run can resume and that are then joined."""
 
 import logging
 import os
@@ -26,19 +26,19 @@ from expportrait_cli.runtime import Progress
 
 FORMATS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
 X264 = {"fast": ("veryfast", "14"), "small": ("medium", "17")}
-"""Preset and quality of the encoder. On films of 512 px the first takes half the processor time of the second (7 ms a
-frame instead of 14), at a distance from the frames that differs by less than 0.5 dB, in files half as large again."""
+"""Preset and CRF of x264. At 512 px `fast` takes half the processor time of `small` (7 ms a frame instead of 14), with
+less than 0.5 dB of difference in PSNR, and files half as large again."""
 THREADS = "4"
 """Threads of the encoder, the same on every machine, because the encoded bytes depend on their number."""
 
 
 class VideoWriter:
-    """Write frames to a film as they come; a context manager.
+    """Write a film frame by frame; a context manager.
 
-    RGB frames become H.264, yuv420p, BT.709; a film with an odd side becomes yuv444p, because 4:2:0 would have to
-    change its size. With `lossless` they become FFV1 in .mkv, bit exact; uint16 frames become 16-bit grey FFV1.
-    The size is that of the first frame. The film is written under a partial name and renamed at the end; leaving
-    by an exception, Ctrl-C included, removes it.
+    RGB frames are encoded as H.264, yuv420p, BT.709, or yuv444p if a side is odd, because 4:2:0 needs even sides. With
+    `lossless` they are encoded as FFV1 in .mkv, bit-exact; uint16 frames as 16-bit grey FFV1. The size is that of the
+    first frame. The film is written under a partial name and renamed at the end; after an exception, Ctrl-C included,
+    it is removed.
 
     Raises:
         OutputError: the file could not be written, or no frame came.
@@ -55,18 +55,17 @@ class VideoWriter:
         encode: EncodeQuality = GenerateConfig.encode_quality,
         lossless: bool = False,
     ) -> None:
-        """Say what to write.
+        """Set the film's properties.
 
         Args:
             path: .mp4, .m4v, .mov or .mkv; lossless films are .mkv.
             rate: exact frames per second.
-            audio: file whose sound (`ffmpeg.choose_track`) goes with the film, cut to the film's length and never the
-                film to it: copied when the container takes it unchanged, else AAC, FLAC in .mkv. A file without audio
-                is fine.
-            audio_start_s: the time in that file that frame 0 shows: `VideoInfo.start_s`, plus the start of a range.
-            metadata: title, comment, description and the like, as the container knows them.
-            encode: speed, or small files.
-            lossless: keep every bit.
+            audio: file whose sound (`ffmpeg.choose_track`) is added, cut to the film's length; copied if the container
+                supports that, else AAC, in .mkv FLAC. The file may have no sound.
+            audio_start_s: time in that file of frame 0, s: `VideoInfo.start_s`, plus the start of a range.
+            metadata: tags of the container, such as title, comment, description.
+            encode: fast encoding, or small files.
+            lossless: encode without loss.
         """
         suffix = Path(path).suffix.lower()
         if suffix not in FORMATS or (lossless and suffix != ".mkv"):
@@ -85,7 +84,7 @@ class VideoWriter:
         self._stack = ExitStack()
 
     def __enter__(self) -> "VideoWriter":
-        """Create the folder and the partial file, so that a place that cannot be written to shows at once."""
+        """Create the folder and the partial file, so that an error of the path is raised at once."""
         with ExitStack() as stack:
             self._final = stack.enter_context(atomic_path(self.path))
             self._film = self._final
@@ -112,7 +111,7 @@ class VideoWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Finish and rename the film, or remove what there is of it."""
+        """Finish and rename the film, or after an error remove the partial file."""
         try:
             if kind is None:
                 self._finish()
@@ -163,7 +162,7 @@ class VideoWriter:
 
     def _container(self) -> list[str]:
         options = [word for pair in self._metadata for word in ("-metadata", pair)]
-        # A Matroska film has a random number unless it is to be the same to the bit.
+        # Without this flag a Matroska film contains a random identifier.
         return [*options, *(["-fflags", "+bitexact"] if self._format == "matroska" else ["-movflags", "+faststart"])]
 
     def _finish(self) -> None:
@@ -180,7 +179,7 @@ class VideoWriter:
             self._add_audio()
 
     def _add_audio(self) -> None:
-        """Join film and sound in a second file: the film's length is known only now."""
+        """Join film and sound in a second file, because the film's length is known only at the end."""
         assert self._audio is not None
         length_s = float(self.frame_count / self._rate)
         track = sound(self._audio, start_s=self._audio_start_s, length_s=length_s, container=self._format)
@@ -204,7 +203,7 @@ class VideoWriter:
             return
         self._process.kill()
         self._process.wait()
-        # What is left in the buffer has nowhere to go.
+        # The rest of the buffer cannot be written any more.
         with suppress(BrokenPipeError):
             self._process.stdin.close()
 
@@ -219,8 +218,8 @@ def join(
     audio_start_s: float = 0.0,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Join segments that `VideoWriter` wrote at one rate into an .mp4; audio and metadata as there."""
-    # Inside quotes only the quote itself needs care: it stands outside them, escaped.
+    """Join segments of `VideoWriter`, of one rate, to an .mp4 without encoding; audio, metadata and errors as there."""
+    # Inside quotes only the quote itself must be escaped: it is put outside of them.
     names = [str(segment.absolute()).replace("'", r"'\''") for segment in segments]
     track = Sound([], [])
     if audio is not None:
@@ -246,7 +245,7 @@ def join(
 
 
 def packet_count(path: Path) -> int:
-    """Count the pictures of a film without decoding them; 0 of a file that is damaged from its beginning on."""
+    """Number of pictures of a film, without decoding; 0 for a file that cannot be opened."""
     _, out, _ = ffmpeg.run(
         *["-loglevel", "error", *ffmpeg.input_file(path), "-map", "0:v:0", "-c", "copy"],
         *["-f", "null", "-progress", "-", "-"],
@@ -258,10 +257,10 @@ def packet_count(path: Path) -> int:
 log = logging.getLogger(__name__)
 
 SEGMENT = 120
-"""Frames of a segment: what a kill can cost."""
+"""Number of frames of a segment: most frames that are lost when a run is killed."""
 TAIL = 16
-"""Least frames of the last of several segments. With fewer than its B-frames reach over, the encoder delays them less
-than those of the others, and the joined film has a gap."""
+"""Fewest frames of the last of several segments. With fewer the encoder uses a shorter B-frame delay than in the other
+segments, and the joined film has a gap."""
 
 Frames = Iterator[UInt8[np.ndarray, "H W 3"]]
 
@@ -275,9 +274,9 @@ def write_segments(
     progress: Progress,
     encode: EncodeQuality = GenerateConfig.encode_quality,
 ) -> list[Path]:
-    """Write the segments that `folder` lacks; `paint` yields the frames from a given one on.
+    """Write the segments that are missing in `folder`; `paint` yields the frames from a given one on.
 
-    A segment that is complete has its own hash in its name: one that was damaged since then is made again.
+    The name of a complete segment contains its hash, so that a damaged one is detected and written again.
     """
     folder.mkdir(parents=True, exist_ok=True)
     starts = segment_starts(frame_count)
@@ -312,7 +311,7 @@ def write_segments(
 
 
 def _named(path: Path, start: int) -> Path:
-    """A segment's path by its first frame and its content."""
+    """Path of a segment, from its first frame and the hash of its content."""
     return path.with_name(f"{start:08d}-{sha256(path)[:16]}.mp4")
 
 
@@ -328,21 +327,21 @@ def segments_folder(work: Path, key: str) -> Path:
 
 
 def segment_folders(work: Path) -> list[Path]:
-    """All folders of segments in a work folder; one that somebody named alike is none of them."""
+    """All folders of segments in a work folder, by the exact form of their names."""
     return [
         path for path in work.glob("segments-*") if re.fullmatch("segments-[0-9a-f]{16}", path.name) and path.is_dir()
     ]
 
 
 def forget_others(folder: Path) -> None:
-    """Remove the segments of earlier settings: they would only fill the disk."""
+    """Remove the segments of other films in the same work folder, to free the disk."""
     for other in segment_folders(folder.parent):
         if other != folder:
             shutil.rmtree(other)
 
 
 def write_png(path: str | os.PathLike[str], rgb: UInt8[np.ndarray, "H W 3"]) -> Path:
-    """Write a PNG that names the tool; it is there in full or not at all."""
+    """Write a PNG with the tool's name in its tags, atomically."""
     tags = PngImagePlugin.PngInfo()
     tags.add_text("Software", "expportrait")
     with atomic_path(path) as partial:

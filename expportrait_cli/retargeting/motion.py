@@ -95,8 +95,8 @@ def head_motion(
 ) -> tuple[Float[np.ndarray, "T 3"], Float[np.ndarray, "T 3"], Float[np.ndarray, " T"], Float[np.ndarray, "T 2"]]:
     """Rotation and translation (m) of the person's head; and by how many degrees and px limits reduced them.
 
-    `absolute`: take the driver's rotation from the photo's pose, not from its own start; `scale` multiplies the change.
-    With `framed` the head is kept in the photo's crop.
+    `absolute`: the change of rotation is the driver's against the photo's pose, not against its own start; `scale`
+    multiplies it. With `framed` the head is kept in the photo's crop.
     """
     driver = from_turns(tracking.rotation)
     start = motion.rotation_ref[None] if absolute else driver[motion.starts]
