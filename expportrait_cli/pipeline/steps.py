@@ -40,13 +40,13 @@ A = TypeVar("A")
 
 REVISIONS = {
     "scan": 1,
-    "clip": 2,
-    "track": 3,
-    "fit": 3,
-    "transfer": 3,
-    "render": 3,
-    "generate": 3,
-    "generator-cache": 3,
+    "clip": 3,
+    "track": 4,
+    "fit": 4,
+    "transfer": 4,
+    "render": 4,
+    "generate": 4,
+    "generator-cache": 4,
 }
 """Revision of each stage. Raise one when the same inputs and settings give another result, so that results of earlier
 versions are made again. `tests/pipeline/test_revisions.py` fails if a stage has changed and its revision has not.
