@@ -235,8 +235,9 @@ class Scene:
 
     @cached_property
     def _folds(self) -> DriverFolds | None:
-        wanted = self.driver is not None and "wrinkles" in self.takes
-        return DriverFolds(self.driver, self.head, self._pictures) if wanted and self.driver is not None else None
+        if self.driver is None or "wrinkles" not in self.takes:
+            return None
+        return DriverFolds(self.driver, self.head, self._pictures)
 
     @cached_property
     def _pictures(self) -> Pictures:

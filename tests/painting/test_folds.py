@@ -60,10 +60,12 @@ def test_a_drivers_frown_is_a_fold_and_a_dark_patch_is_none(head, frowning):
     folds = DriverFolds(tracking, head, Pictures(tracking))
     shades = [folds.at(t) for t in range(8)]
     assert all(shade is not None and not shade.any() for t, shade in enumerate(shades) if t != FROWN)
+    shade = shades[FROWN]
+    assert shade is not None
     column, row = ((marks[9] - folds.corner) / [STEP_M, -STEP_M]).astype(int)
     # The line is as wide as what it is looked at with is fine: half its depth is left.
-    assert 0.3 < shades[FROWN][row, column] / np.log(DEEP / SKIN) < 1
-    beside = shades[FROWN].copy()
+    assert 0.3 < shade[row, column] / np.log(DEEP / SKIN) < 1
+    beside = shade.copy()
     beside[:, column - 5 : column + 6] = 0
     assert beside.min() > 0.15 * np.log(DEEP / SKIN)
 

@@ -236,8 +236,8 @@ class DriverFolds:
         top = marks[border].max(0)
         self.corner = np.array([marks[border, 0].min(), top[1]])
         """Place on the mean head (x, y) of the first point; the others lie to the right and below."""
-        extent = np.array([top[1] - corners[:, 1].mean() - BELOW_M[0], top[0] - self.corner[0]])
-        self._shape = tuple(np.ceil(extent / STEP_M).astype(int))
+        low = corners[:, 1].mean() + BELOW_M[0]
+        self._shape = (int(np.ceil((top[1] - low) / STEP_M)), int(np.ceil((top[0] - self.corner[0]) / STEP_M)))
         self.rows = self._shape[0]
         rows, cols = np.indices(self._shape)
         flat = np.stack([self.corner[0] + STEP_M * cols.ravel(), self.corner[1] - STEP_M * rows.ravel()], -1)
@@ -302,11 +302,11 @@ class DriverFolds:
     def at(self, frame: int) -> Float32[np.ndarray, "R C"] | None:
         """Logarithm of the shade on the mean head in a frame of the film; None where the clip shows none."""
         frame = min(frame, len(self._iod) - 1)
-        is_seen = self._iod[frame] > SMALLEST_PX and not self._tracking.state[frame]
-        picture = self._pictures.at(frame) if is_seen else None
-        if picture is None or self._calm is None:
+        calm, is_seen = self._calm, self._iod[frame] > SMALLEST_PX and not self._tracking.state[frame]
+        picture = self._pictures.at(frame) if is_seen and calm is not None else None
+        if picture is None or calm is None:
             return None
-        change = (self._read(picture, frame)[0] - self._calm).reshape(self._shape).astype(np.float32)
+        change = (self._read(picture, frame)[0] - calm).reshape(self._shape).astype(np.float32)
         thin = cv2.morphologyEx(change, cv2.MORPH_BLACKHAT, self._kernel)
         fold = -np.clip(np.minimum(thin, -change) - GRAIN_LOG, 0, DEEPEST_LOG).ravel()
         turn = from_turns(self._tracking.rotation[frame])
