@@ -153,7 +153,9 @@ def test_the_joint_optimisation_runs_and_falls(head, monkeypatch, tmp_path):
 def film_by(folder: Path, *, seed: int = 0, **options) -> np.ndarray:
     """A film of the painter that a folder's name says."""
     name = "wan-portrait" if (folder / "generator.json").is_file() else "wan-vace"
-    painter = WanPainter(name, folder, WanConfig(**{"steps": 2, "dtype": "fp32", **options}), seed)
+    # All of it from noise alone: what is kept of the proxy is the same in any case.
+    whole = {"keep": False, "strength": 1.0} if name == "wan-vace" else {}
+    painter = WanPainter(name, folder, WanConfig(**{"steps": 2, "dtype": "fp32", **whole, **options}), seed)
     return np.stack(list(painter.paint(still(), sketches_of(5), start=0, count=5))).astype(np.float32)
 
 
@@ -180,7 +182,7 @@ def test_wan_paints_the_same_film(make, options, monkeypatch, tmp_path, caplog):
     found = film_by(folder, **options)
     away, far = np.abs(found - expected).mean(), np.abs(other - expected).mean()
     # Convolutions take TF32; without one of the smaller types, that is all.
-    assert far > 2 and away < (0.5 if {"dtype", "quantize"} & set(options) else 0.05) * far
+    assert far > 1 and away < (0.5 if {"dtype", "quantize"} & set(options) else 0.05) * far
     assert "cannot be compiled" not in caplog.text
 
 
