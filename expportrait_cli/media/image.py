@@ -263,7 +263,7 @@ def _check_tiff(path: str | os.PathLike[str]) -> None:
 
 
 def _deep(path: str | os.PathLike[str], form: str, image: Image.Image) -> tuple[tuple[int, int], colour.Rows] | None:
-    """Size and rows of a photo of 16-bit samples, which Pillow supports only in grey; None for other photos."""
+    """Size, and a function for the rows, of a photo of 16-bit samples, which Pillow reads only in grey; or None."""
     args = image.tile[0].args if isinstance(image, ImageFile.ImageFile) and image.tile else None
     raw = str(args[0] if isinstance(args, tuple) else args)
     tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else Tags()

@@ -254,7 +254,7 @@ class Lips:
         return self.camera.project(torch.from_numpy(self._points(verts_cam))).numpy()
 
     def _shape(self, verts_cam):
-        """Both inner rims relative to their mean, x and y in camera axes, m."""
+        """Positions (x, y) of both inner rims relative to their mean, camera axes, m."""
         points = self._points(verts_cam)[..., :2].reshape(-1, 2)
         return points - points.mean(0)
 
