@@ -55,7 +55,7 @@ def estimator(name: EstimatorName) -> Estimator | None:
         case "auto":
             found, reason = available()
             if found == "none":
-                # The usual case: a download of 1.4 GB is not advertised with every film.
+                # The usual case, which is not logged: the download would be 1.4 GB.
                 return None
             log.info("normals and depth: %s, %s", found, reason)
             return estimator(found)
@@ -109,7 +109,7 @@ class David:
     def raw(self, crop: UInt8[np.ndarray, "S S 3"]) -> dict[str, Float32[np.ndarray, "S S *C"]]:
         """Raw outputs of the model at the crop's size: `normals` in its own axes, `depth`, `matte`."""
         side = crop.shape[0]
-        # As the published code has it, which reads pictures with OpenCV: blue first, 0..1, nothing subtracted.
+        # As in the published code, which reads pictures with OpenCV: BGR, 0..1, no mean subtracted.
         picture = resized(crop[..., ::-1].astype(np.float32) / 255, SIDE).transpose(2, 0, 1)[None]
         values = self._session.run(None, {self._input: np.ascontiguousarray(picture)})
         maps = {role: value[0] for role, value in zip(self._roles, values, strict=True)}

@@ -135,7 +135,7 @@ def _leave_open() -> None:
 
 def _unreadable(file: Path, error: Exception) -> str:
     reason = str(error).strip().partition("\n")[0]
-    return f"{file} cannot be read by mediapipe ({reason}). Run `expportrait weights verify`: it says how to mend it."
+    return f"{file} cannot be read by mediapipe ({reason}). Run `expportrait weights verify` for a remedy."
 
 
 class FaceDetector:
