@@ -12,7 +12,7 @@ from PIL import Image
 
 from expportrait_cli.media.video import read_frames
 
-FRAMES, WIDTH = (8, 50, 62), 1200
+FRAMES, WIDTH = (16, 50, 62), 1200
 """Frames that are shown, one below the other, and the width of the picture, px."""
 OUT = Path(__file__).parents[1] / "docs" / "pictures" / "overview.jpg"
 
