@@ -16,6 +16,8 @@ DRIVING = Path(__file__).with_name("driving.mp4")
 
 def main() -> int:
     """Save the photo beside the film, make the film, print its path."""
+    if len(sys.argv) != 2 or not sys.argv[1].endswith(".mp4"):
+        sys.exit("usage: python examples/demo.py OUT.mp4")
     out = Path(sys.argv[1])
     out.parent.mkdir(parents=True, exist_ok=True)
     photo = out.with_name("astronaut.png")

@@ -254,7 +254,7 @@ def test_a_set_of_another_folder_is_left_alone(tmp_path, capsys):
     [
         (["data", "prepare", "{}/none", "-o", "{}/set"], 3, "does not exist, expected a folder of videos"),
         (["data", "prepare", "{}", "-o", "{}/set"], 3, "holds no videos"),
-        (["data", "prepare", "{}", "-o", "{}"], 2, "Name another one for the dataset"),
+        (["data", "prepare", "{}", "-o", "{}"], 2, "Name another folder for the set"),
         (["data", "prepare", "{}"], 2, "--out"),
         (["data", "prepare", "{}", "-o", "{}/set", "--jobs", "0"], 2, "--jobs"),
     ],

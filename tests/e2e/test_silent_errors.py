@@ -196,6 +196,7 @@ OPTIONS = {
     "--smooth": ("1.5", lambda job: job.transfer.smooth),
     "--representation": ("static", lambda job: job.transfer.representation),
     "--mouth": ("model", lambda job: job.generate.mouth),
+    "--wrinkles": ("none", lambda job: job.generate.wrinkles),
     "--no-detail": (None, lambda job: not job.generate.detail),
     "--audio": ("none", lambda job: job.generate.audio),
     "--encode-quality": ("small", lambda job: job.generate.encode_quality),

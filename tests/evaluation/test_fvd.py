@@ -181,7 +181,7 @@ def test_a_suite_has_one_figure_of_all_its_windows():
     row = next(line for line in suite.table().splitlines() if line.startswith("fvd_i3d"))
     assert "100.0000 of 17 windows" in row and "4.0000 of 17 windows" in row
     page = suite_report(suite, {}, {}, [])
-    assert "100.0000<br><span class=range>of 17 windows</span>" in page
+    assert '100.0000<br><span class="range">of 17 windows</span>' in page
     assert page.count("fvd_i3d") == 2
 
 

@@ -86,10 +86,12 @@ def test_too_few_frames_are_a_fault(tmp_path):
 
 
 def test_segments_of_other_settings_are_removed(tmp_path):
-    (tmp_path / "segments-old").mkdir()
-    (tmp_path / "segments-new").mkdir()
-    writer.forget_others(tmp_path / "segments-new")
-    assert [path.name for path in tmp_path.iterdir()] == ["segments-new"]
+    old, new = (writer.segments_folder(tmp_path, digit * 64) for digit in "ab")
+    foreign = tmp_path / "segments-mine"
+    for folder in (old, new, foreign):
+        folder.mkdir()
+    writer.forget_others(new)
+    assert sorted(tmp_path.iterdir()) == sorted([new, foreign])
 
 
 def packet_steps(path) -> tuple[set[int], set[int], int]:

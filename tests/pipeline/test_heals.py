@@ -112,9 +112,9 @@ def test_partial_files_of_a_killed_run_go_and_foreign_ones_stay(made, capsys):
     foreign = [".film.mp4.partial", ".mine.mp4.0a1b2c3d.partial"]
     for name in (*left, *foreign):
         (made / name).write_text("half")
-    (made / "film.work" / "segments-0123").mkdir()
+    (made / "film.work" / f"segments-{'01234567' * 2}").mkdir()
     generate(made, capsys)
     assert [name for name in left if (made / name).exists()] == []
     for name in foreign:
         (made / name).unlink()
-    assert not (made / "film.work" / "segments-0123").exists()
+    assert not (made / "film.work" / f"segments-{'01234567' * 2}").exists()

@@ -337,12 +337,12 @@ def test_curves_that_are_edited_are_taken(head, photo, files, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "code", "said"),
     [
-        (["--network", "net", "--method", "direct"], 2, "serves --method learned, not direct"),
-        (["--network", "net", "--method", "none"], 2, "serves --method learned, not none"),
+        (["--network", "net", "--method", "direct"], 2, "needs --method learned, not direct"),
+        (["--network", "net", "--method", "none"], 2, "needs --method learned, not none"),
         (
             ["--driver-head", "driver.head", "--network", "net", "--method", "direct"],
             2,
-            "serves --method learned, not direct",
+            "needs --method learned, not direct",
         ),
         (
             ["--driver-head", "short.head", "--method", "direct"],

@@ -302,7 +302,7 @@ def test_a_file_without_length_needs_a_hash(publisher, tmp_path, sha256):
     if sha256:
         assert fetch(weight, tmp_path, lambda *_: None).read_bytes() == CONTENT
         return
-    with pytest.raises(WeightsError, match="has no length"):
+    with pytest.raises(WeightsError, match="does not say how long it is"):
         fetch(weight, tmp_path, lambda *_: None)
     assert list(tmp_path.glob("*")) == []
 
