@@ -294,7 +294,7 @@ class PrepareConfig(Checked):
     sample_s: float = 0.25
     """Time between the frames that are examined, s."""
     min_face_px: Annotated[int, Between(16, MANY)] = 120
-    """Smallest face, from the hairline to the chin, px of the source. A clip's own face is about 220 px high."""
+    """Smallest face that is taken, from the hairline to the chin, px of the source video. Others are too blurred."""
     face_share: Share = 0.9
     """Share of the frames that must show one whole face."""
     rival: float = 0.5

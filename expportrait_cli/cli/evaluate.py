@@ -68,11 +68,17 @@ def evaluate(
     head_model: options.HeadModelOption = "anny",
     representation: options.Shown = "full",
     stride: Annotated[
-        int | None, typer.Option(min=1, help="Step between the frames that are used.", show_default=False)
+        int | None, typer.Option(min=1, help="With --suite: step between the frames that are used.", show_default=False)
     ] = None,
-    frames: Annotated[int | None, typer.Option(min=2, help="Most frames of a clip to use.", show_default=False)] = None,
+    frames: Annotated[
+        int | None,
+        typer.Option(
+            min=2, help="With --suite: largest number of frames of each clip, after --stride.", show_default=False
+        ),
+    ] = None,
     size: Annotated[
-        Literal["256", "512", "768"] | None, typer.Option(help="Side of the suite's crop, px.", show_default=False)
+        Literal["256", "512", "768"] | None,
+        typer.Option(help="With --suite: side of the crop, px.", show_default=False),
     ] = None,
     executor: ExecutorName = "local",
     workers: Annotated[int, typer.Option(min=1, help="Number of pairs that are processed at a time.")] = 1,

@@ -247,7 +247,7 @@ def change_deg(before: Float32[np.ndarray, "S S 3"], after: Float32[np.ndarray, 
 def bend_change_deg(
     bends: Sequence[Float32[np.ndarray, "S S 3"]], places: Sequence[Float32[np.ndarray, "P 2"]]
 ) -> float:
-    """Mean angle by which the change of normals by detail differs between two maps, at the same surface points."""
+    """Mean angle, degrees, between the effects of detail (`bends`) of two frames at the same surface points (px)."""
     if not len(places[0]):
         return np.nan
     before, after = (

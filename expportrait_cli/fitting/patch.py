@@ -70,7 +70,7 @@ class Patch:
     def smooth(self, values: Float[Tensor, "T P C"], steps: int) -> Float[Tensor, "T P C"]:
         """Low-pass over the surface: a Gaussian whose sigma is about edge length x sqrt(steps) / 2.
 
-        The edges are those of one subdivision: a patch with `below` is smoothed there, over the same width.
+        The edges are those of one subdivision: with `below`, that coarser patch is smoothed, over the same width.
         """
         if self.below is not None:
             return self.below.up(self.below.patch.smooth(self.below.down(values), steps))

@@ -42,9 +42,10 @@ SHOWN = 5
 
 
 def compare(photo: Path, clip: Path, folder: Path, config: GenerateConfig, stage: Stage) -> tuple[Path, dict[str, Any]]:
-    """Make the films that `folder` lacks, measure them against the clip, and write the page; returns it and the scores.
+    """Make the proxy film and a wan-vace film for each recipe, and measure them; returns the page and the scores.
 
-    Afterwards `auto` may choose these weights on this machine.
+    Films that `folder` has are kept. It is recorded that the weights of wan-vace were compared on this machine: from
+    then on `backend=auto` may choose them.
 
     Raises:
         InputError, UsageError, WeightsError: as for a film of wan-vace.

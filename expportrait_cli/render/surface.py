@@ -122,14 +122,15 @@ def _draw(
     along: wp.array3d(dtype=wp.vec3),
     slopes: wp.array3d(dtype=wp.vec2),
     texels: float,
-    px_per_m: float,
+    scale_per_focal: float,
     image: wp.array3d(dtype=wp.vec4),
     depth: wp.array3d(dtype=float),
 ):
     """Write normal and coverage of each pixel, and its depth; with `places`, bump mapping as in `buffers.Bump`.
 
-    `texels`: texels to a crop pixel. The footprint of a pixel at depth z, in drawn pixels of the photo, is `px_per_m`
-    times z times the gradient of the places along the surface, per m.
+    `texels`: texels to a crop pixel. `scale_per_focal`: drawn pixels to a crop pixel, over the focal length in px. Times
+    the depth, m, times the gradient of `places` along the surface, crop px per m, it is the number of pixels of the
+    photo, drawn at this scale, that a pixel covers. It selects the blur level of `slopes`.
     """
     frame, row, span = wp.tid()
     for column in range(span * _SPAN, wp.min(span * _SPAN + _SPAN, rast.shape[2])):
@@ -157,7 +158,7 @@ def _draw(
                 to_right = wp.vec2(x[0] + x[2] * right, y[0] + y[2] * right)
                 to_up = wp.vec2(x[1] + x[2] * up, y[1] + y[2] * up)
                 mean_square = 0.5 * (wp.dot(to_right, to_right) + wp.dot(to_up, to_up))
-                slope = _slope(slopes, place, mean[3] * px_per_m * wp.sqrt(mean_square), texels)
+                slope = _slope(slopes, place, mean[3] * scale_per_focal * wp.sqrt(mean_square), texels)
                 tangent = slope[0] * x + slope[1] * y
                 tangent -= wp.dot(tangent, normal) * normal
                 known = place[2] * wp.min((normal[2] - _GRAZING) * _STEEP, 1.0)
@@ -212,12 +213,12 @@ def draw_normals(
     faces: Int[Tensor, "F 3"],
     places: Float32[Tensor, "N 4"],
     slopes: Float32[Tensor, "M R R 2"],
-    px_per_m: float,
+    scale_per_focal: float,
 ) -> tuple[Float32[Tensor, "n H W 4"], Float32[Tensor, "n H W"]]:
     """Draw an image of normals (x right, y up, z to the viewer) with coverage as fourth channel, and depth, m.
 
     `places` and `slopes` are the bump map of `buffers.Bump`; without `places` (N = 0 instead of V) there is none.
-    `px_per_m` is the width of a px of the photo's crop in drawn pixels, over the focal length.
+    `scale_per_focal` is the width of a px of the photo's crop in drawn pixels, over the focal length.
     """
     sums, along, weights = _sums(verts, faces, places[:, :2] if len(places) else verts.new_zeros(verts.shape[1], 0))
     along = along / weights[..., None, None].clamp(min=1e-15)
@@ -226,7 +227,7 @@ def draw_normals(
     arrays = [wp.from_torch(rast.detach().contiguous(), dtype=wp.vec4), wp.from_torch(faces.int().contiguous())]
     arrays += [wp.from_torch(each, dtype=wp.vec4) for each in (corners, places)]
     arrays += [wp.from_torch(along, dtype=wp.vec3), wp.from_torch(slopes, dtype=wp.vec2)]
-    arrays += [slopes.shape[1] / CROP_SIZE, px_per_m, wp.from_torch(image, dtype=wp.vec4), wp.from_torch(depth)]
+    arrays += [slopes.shape[1] / CROP_SIZE, scale_per_focal, wp.from_torch(image, dtype=wp.vec4), wp.from_torch(depth)]
     launch(_draw, (*rast.shape[:2], -(-rast.shape[2] // SPAN)), arrays, rast.device)
     return image, depth
 

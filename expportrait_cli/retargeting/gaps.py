@@ -72,8 +72,8 @@ WIDENED = 0.25
 WIDE_PERCENT = 90
 """Percentile of a clip's lid gaps that counts as wide open eyes."""
 TRUST_IOD = {"lids": 0.02, "mouth": 0.06}
-"""Part of a lid gap, or of the mouth's width, due to expression, in inter-ocular distances, at which the weight of the
-measured gap at rest, against the mean head's, is 1/e."""
+"""Scale of the trust in a measured gap, for lid gaps and for the mouth's width, in inter-ocular distances: the gap at
+rest is w times the measured one and 1 - w times the mean head's; w = exp(-|part due to expression| / scale)."""
 DRIVERS_SHARE = 2 / 3
 """Exponent of the driver's gap at rest in its geometric mean with the person's: how far an eye is open depends more on
 the expression than on the face."""

@@ -197,26 +197,28 @@ def _soft(bright):
 BROW_HAIR = ((70, 63, 105, 66, 65, 52, 53, 46), (300, 293, 334, 296, 295, 282, 283, 276))
 """Outlines of the brows without their inner ends, beside which a frown folds: edges of hair that moves are none."""
 BESIDE_M = {"hair": (0.002, 0.009), "eyes": (0.010, 0.018), "border": (0.006, 0.014)}
-"""Distances over which the driver's folds fade in, from the hair of the brows, the eyes and the border of the face."""
+"""Distances from the hair of brows, the eyes, and the border of the face, m, at which folds have weight 0, and 1."""
 BELOW_M = (-0.018, -0.008)
-"""Heights over the outer eye corners between which they fade in: below, beards and jewellery would leak."""
+"""Heights over the outer eye corners, m, at which folds have weight 0, and 1: below, beards would leak."""
 STEP_M = 0.0007
-"""Distance of the points on the mean head at which folds are kept."""
+"""Spacing of the grid on the mean head on which the shade of folds is stored, m."""
 IOD_PX, SMALLEST_PX = 130.0, 60.0
-"""Distance of the eye corners at which the driver's skin is looked at, px; and in a clip, below which it shows none."""
+"""IOD_PX: distance of the outer eye corners to which the driver's pictures are scaled, px. SMALLEST_PX: distance in the
+clip below which no folds are read."""
 FINE, COARSE = 0.009, 0.085
-"""Widths between which a shade is a fold, in distances of the eye corners: finer is grain, coarser is light."""
+"""Widths of folds, as shares of the distance of the eye corners: finer shades are grain, coarser ones are lighting."""
 CALMS, CALM_PERCENT = 16, 70
-"""Number of frames, spread over the clip, in which skin is looked for at its calmest, and the percentile of its
-brightness there that counts as such: folds are dark."""
+"""Frames, spread over the clip, from which the skin at rest is read, and the percentile of their brightness that is
+taken at each point: folds are dark."""
 GRAIN_LOG, DEEPEST_LOG = 0.02, 0.6
-"""Difference of the logarithms of brightness below which it is noise, and the depth of the deepest fold."""
+"""Logarithm of the ratio of brightness up to which a shade is noise; and its largest value in a fold."""
 THICKEST_M = 0.006
-"""Width of the thickest fold: what is darker and wider is a brow that went farther than its landmarks, or a hand."""
+"""Largest width of a fold, m: wider dark regions are brows that moved beyond their landmarks, or a hand."""
 CURVE_M, FACES = 0.085, (0.45, 0.7)
-"""Radius of a forehead, and cosines between its skin and the view over which it begins to be seen well."""
+"""CURVE_M: radius of a forehead, m. FACES: cosine of the angle between its normal and the view at which folds have
+weight 0, and 1."""
 SKINNED = (0.5, 0.7)
-"""Brightness, in shares of the skin's, between which a place is not hair, shadow or the frame of glasses any more."""
+"""Brightness, as a share of the skin's, at which folds have weight 0, and 1: darker is hair, shadow or glasses."""
 
 
 class DriverFolds:

@@ -116,7 +116,9 @@ def prompt_embeds(folder: Path) -> Float[Tensor, "L D"]:
     if path.is_file():
         tensors = facts.read_tensors(path)
         if "prompt_embeds" not in tensors or tensors["prompt_embeds"].ndim != 2:
-            raise WeightsError(f"{path} holds no prompt_embeds of tokens by numbers. Remove or replace it.")
+            raise WeightsError(
+                f"{path} holds no matrix prompt_embeds (tokens x channels). Remove the file, or replace it."
+            )
         return tensors["prompt_embeds"].float()
     return encoded(folder, PROMPT_TEXT) if has_encoder(folder) else embedded(PROMPT_TEXT)
 

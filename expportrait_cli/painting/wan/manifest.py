@@ -163,7 +163,7 @@ def verify(folder: Path) -> list[Path]:
     try:
         listed = {str(row["file"]): str(row["sha256"]) for row in rows}  # pyright: ignore[reportOptionalIterable]
     except (KeyError, TypeError) as error:
-        raise WeightsError(f"{folder / FILE} is damaged: its list of weights. {HOW}") from error
+        raise WeightsError(f"{folder / FILE} is damaged: its list of weights cannot be read. {HOW}") from error
     there = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*.safetensors")}
     for name in sorted({*listed, *there}):
         if name not in there:

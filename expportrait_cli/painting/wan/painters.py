@@ -188,7 +188,9 @@ def check_options(name: WanName, config: WanConfig) -> None:
     if config.chain not in (0, 1, 5):
         raise UsageError(f"`chain={config.chain}`: expected 1 or 5 frames, or 0 for windows.")
     if config.cache and name == "wan-vace":
-        raise UsageError("`cache` would skip the blocks that give wan-vace its control. Leave it out, or take `skip`.")
+        raise UsageError(
+            "`cache` would skip the blocks that give wan-vace its control. Leave it out, or use `skip` instead."
+        )
     if config.cache and config.skip:
         raise UsageError("`cache` and `skip` save the same steps. Leave out one of them.")
 

@@ -139,7 +139,7 @@ def test_lessons_are_the_real_proxys(clip, tmp_path):
     assert found.person == "driver" and found.proxy.shape == (3, TIMES, SIZE, SIZE, 3)
     error = np.square(found.proxy.astype(float) - found.truth).mean()
     still = np.square(found.photo.astype(float) - found.truth).mean()
-    # In place, to the pixel: otherwise the proxy would be no nearer to the truth than the photo is. What remains is mostly
+    # In place, to the pixel: otherwise the proxy would be no nearer to the truth than the photo is. The rest is mostly
     # the inside of the open mouth, which the photo does not show.
     assert error < 0.75 * still
     since = path.stat().st_mtime_ns
