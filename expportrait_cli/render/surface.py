@@ -128,7 +128,7 @@ def _draw(
 ):
     """Write normal and coverage of each pixel, and its depth; with `places`, bump mapping as in `buffers.Bump`.
 
-    `texels`: texels to a crop pixel. `scale_per_focal`: drawn pixels to a crop pixel, over the focal length in px. Times
+    `texels`: texels to a crop pixel. `scale_per_focal`: drawn pixels to a crop pixel, over the focal length, px. Times
     the depth, m, times the gradient of `places` along the surface, crop px per m, it is the number of pixels of the
     photo, drawn at this scale, that a pixel covers. It selects the blur level of `slopes`.
     """
