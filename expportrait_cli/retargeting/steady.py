@@ -28,6 +28,9 @@ STIFFEST, CLEAR = 5.0, 4.0
 still picture. CLEAR: multiple of the still motion from which values are not smoothed at all."""
 COURSE_FRAMES = 25
 """Length, in frames, of the local straight lines that approximate the motion of a head."""
+SHAKEN = (0.5, 0.9)
+"""Share of a head's swift motion in the torso's at which it counts as a shaking camera by 0, and by 1. A shaking camera
+gave .94; people who nod and sway 0 to .41."""
 MEDIAN_FRAMES = 5
 """Length, in frames, of the median filter that removes jumps: the flow on clothes is wrong for one or two frames."""
 
@@ -114,8 +117,8 @@ def steady_torso(
 
     What is smoothed is the difference to the course of `beside`, the head's own motion in the same channels: a camera
     that pans moves both, and is no noise of the flow. What the head does beside its course, straight over
-    `COURSE_FRAMES`, counts by the share that the flow sees the torso take in it: a camera that shakes moves both alike;
-    a nod, or a leap of the fit, is no motion of shoulders.
+    `COURSE_FRAMES`, counts only where the flow sees the torso do most of it too (`SHAKEN`), as when a camera shakes: a
+    nod, or a leap of the fit, is no motion of shoulders.
     """
     gaps, rows, course = unseen_torso(tracking), np.array(values, np.float64), np.array(beside, np.float64)
     for index in np.unique(tracking.shot):
@@ -124,7 +127,7 @@ def steady_torso(
         rows[own] = bridged(rows[own], gaps[own])
         if length > 1:
             nods, swift = (each[own] - straight(each[own], length) for each in (course, rows))
-            shared = np.clip((nods * swift).sum() / max((nods * nods).sum(), 1e-12), 0, 1)
+            shared = np.interp((nods * swift).sum() / max((nods * nods).sum(), 1e-12), SHAKEN, (0, 1))
             course[own] -= (1 - shared) * nods
         rows[own] -= course[own]
         size = (MEDIAN_FRAMES,) + (1,) * (rows.ndim - 1)
