@@ -13,7 +13,7 @@ from fractions import Fraction
 from typing import ClassVar, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float16, Float32, Int64, UInt8
+from jaxtyping import Bool, Float, Float16, Float32, Int64, UInt8
 from numpy.typing import ArrayLike
 
 CROP_SIZE = 512
@@ -141,6 +141,11 @@ class Tracking:
     def distrusted(self) -> Bool[np.ndarray, " T"]:
         """Mask of frames in which a face was found, but its landmarks were not used (`doubt`)."""
         return (self.state > 0) & (self.doubt >= DISTRUSTED)
+
+    @property
+    def source_points(self) -> Float[np.ndarray, "T 478 2"]:
+        """The landmarks in px of the source, not of the crop."""
+        return self.landmarks * (float(self.crop[2]) / CROP_SIZE) + self.crop[:2]
 
     @property
     def sure(self) -> Bool[np.ndarray, " T"]:

@@ -23,7 +23,8 @@ from expportrait_cli.head.fitted import Bones, fitted_mesh, person_joints, photo
 from expportrait_cli.media.video import read_frame
 from expportrait_cli.painting.canvas import UNLIKE, Canvas, FaceCheck, box_canvas, crop_canvas, photo_canvas
 from expportrait_cli.painting.proxy.compositor import Compositor
-from expportrait_cli.painting.proxy.glimpse import DriverFolds, Glimpse, Glimpses, Pictures
+from expportrait_cli.painting.proxy.folds import DriverFolds
+from expportrait_cli.painting.proxy.glimpse import Glimpse, Glimpses, Pictures
 from expportrait_cli.painting.proxy.layers import prepare
 from expportrait_cli.render.buffers import Buffers, Bump, render_buffers
 from expportrait_cli.runtime import in_order, read_ahead
@@ -170,7 +171,7 @@ class Scene:
         """Yield the proxy's frames from `start` on, composed in several threads."""
         frames = enumerate(read_ahead(self.meshes.frames(start), 2), start)
         # Here and not in the threads, since the driver's clip is read in order.
-        given = ((index, verts, self._glimpse(index), self._fold(index)) for index, verts in frames)
+        given = ((index, verts, self._glimpse(index), self._folded(index)) for index, verts in frames)
         return in_order(lambda each: self._sketch(*each), given)
 
     def _sketch(
@@ -178,10 +179,11 @@ class Scene:
         index: int,
         verts: Float32[np.ndarray, "V 3"],
         glimpse: Glimpse | None,
-        fold: Float32[np.ndarray, "R C"] | None,
+        folded: UInt8[np.ndarray, "H W 3"] | None,
     ) -> Sketch:
         if not np.isfinite(verts).all():
             raise FilmError(f"Frame {index} of the meshes has vertices that are not finite: make them again.")
+        fold = self._folds.of(folded, index) if folded is not None and self._folds is not None else None
         proxy, guess = self._compositor.frame(verts, self._bones(index), glimpse, fold)
         if (unlike := self._face_check.unlike(proxy, verts)) > UNLIKE:
             raise FilmError(
@@ -198,8 +200,9 @@ class Scene:
     def _glimpse(self, index: int) -> Glimpse | None:
         return self._glimpses.at(index) if self._glimpses is not None else None
 
-    def _fold(self, index: int) -> Float32[np.ndarray, "R C"] | None:
-        return self._folds.at(index) if self._folds is not None else None
+    def _folded(self, index: int) -> UInt8[np.ndarray, "H W 3"] | None:
+        """The driver's picture, if its folds are drawn."""
+        return self._pictures.at(index) if self._folds is not None and self._folds.shows(index) else None
 
     def _bones(self, index: int) -> Bones:
         return Bones.of(self._joints, self.meshes.curves, index)
@@ -237,7 +240,7 @@ class Scene:
     def _folds(self) -> DriverFolds | None:
         if self.driver is None or "wrinkles" not in self.takes:
             return None
-        return DriverFolds(self.driver, self.head, self._pictures)
+        return DriverFolds(self.driver, self.head)
 
     @cached_property
     def _pictures(self) -> Pictures:

@@ -9,9 +9,9 @@ from support.known_head import tracking_of
 
 from expportrait_cli.head import dense, landmarks
 from expportrait_cli.head.facemesh import LIP_CORNERS
+from expportrait_cli.media.video import read_frames
 from expportrait_cli.media.writer import VideoWriter
-from expportrait_cli.painting.proxy.folds import FADED, FOLDS, without_folds
-from expportrait_cli.painting.proxy.glimpse import STEP_M, DriverFolds, Pictures
+from expportrait_cli.painting.proxy.folds import FADED, FOLDS, STEP_M, DriverFolds, without_folds
 
 pytest_plugins = ("support.astronaut",)
 
@@ -57,11 +57,11 @@ def frowning(head, tmp_path):
 
 def test_a_drivers_frown_is_a_fold_and_a_dark_patch_is_none(head, frowning):
     tracking, marks = frowning
-    folds = DriverFolds(tracking, head, Pictures(tracking))
-    shades = [folds.at(t) for t in range(8)]
-    assert all(shade is not None and not shade.any() for t, shade in enumerate(shades) if t != FROWN)
+    folds = DriverFolds(tracking, head)
+    assert all(folds.shows(t) for t in range(8))
+    shades = [folds.of(picture, t) for t, picture in enumerate(read_frames(tracking.source))]
+    assert not any(shade.any() for t, shade in enumerate(shades) if t != FROWN)
     shade = shades[FROWN]
-    assert shade is not None
     column, row = ((marks[9] - folds.corner) / [STEP_M, -STEP_M]).astype(int)
     # The line is as wide as what it is looked at with is fine: half its depth is left.
     assert 0.3 < shade[row, column] / np.log(DEEP / SKIN) < 1
@@ -73,4 +73,4 @@ def test_a_drivers_frown_is_a_fold_and_a_dark_patch_is_none(head, frowning):
 def test_a_small_driver_shows_no_folds(head, frowning):
     tracking, _ = frowning
     tracking.landmarks[:] = 256 + (tracking.landmarks - 256) * 0.3
-    assert DriverFolds(tracking, head, Pictures(tracking)).at(FROWN) is None
+    assert not DriverFolds(tracking, head).shows(FROWN)

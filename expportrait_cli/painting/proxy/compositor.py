@@ -14,7 +14,8 @@ from expportrait_cli.head.fitted import Bones
 from expportrait_cli.painting.proxy import kernels
 from expportrait_cli.painting.proxy.anatomy import Between, Mouth
 from expportrait_cli.painting.proxy.eyes import Eyes
-from expportrait_cli.painting.proxy.glimpse import Creased, DriverFolds, Glimpse, Glimpses
+from expportrait_cli.painting.proxy.folds import Creased, DriverFolds
+from expportrait_cli.painting.proxy.glimpse import Glimpse, Glimpses
 from expportrait_cli.painting.proxy.hidden import SHADE, Hidden
 from expportrait_cli.painting.proxy.layers import (
     DEPTH_SLACK_M,
@@ -142,7 +143,7 @@ class Compositor:
     ) -> tuple[UInt8[np.ndarray, "H W 3"], Float32[np.ndarray, "H W"]]:
         """Paint one frame, and say how far each pixel is a guess (`Sketch.guess`).
 
-        `glimpse` is the driver's mouth, `fold` the shade of its skin (`DriverFolds.at`).
+        `glimpse` is the driver's mouth, `fold` the shade of its skin (`DriverFolds.of`).
         """
         maps, photo, (height, width) = self._maps, self.photo, self.layers.alpha.shape
         squares = ((height + 1) // 2, (width + 1) // 2)
