@@ -41,7 +41,8 @@ class TrackConfig(Checked):
     on_missing: OnMissing = "interpolate"
     """Frames without a face: hold the last pose, interpolate gaps of up to 0.5 s (longer ones are held), or fail."""
     several: Literal["note", "fail"] = "note"
-    """What to do if there are several faces and none was chosen: take the largest and note it, or fail."""
+    """Several faces without a choice of one: the largest is taken and a note is printed (note), or the command fails
+    (fail)."""
     stretch: Stretch = field(default_factory=Stretch)
     """Range of frames that is tracked."""
 

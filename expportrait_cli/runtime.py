@@ -10,7 +10,7 @@ from functools import cache
 from itertools import islice
 from math import inf, isfinite
 from numbers import Integral, Real
-from threading import Event, RLock
+from threading import Event, RLock, current_thread, main_thread
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
@@ -32,27 +32,31 @@ def cpu_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class Shield:
-    """Marks short sections that no signal may interrupt, such as between creating a file and recording it.
+class SignalDeferral:
+    """Short sections that no signal may interrupt, such as between creating a file and recording it.
 
-    Signal handlers postpone their action while `is_up`, and set `at_end` to run it at the end of the section.
+    While `is_active`, signal handlers only record their signal; they set `at_end`, which is called after the section.
+    Signals interrupt the main thread alone: in others nothing is deferred.
     """
 
-    is_up = False
+    is_active = False
     at_end: Callable[[], None] = staticmethod(lambda: None)
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """Mark the block as such a section; not reentrant."""
-        self.is_up = True
+    def section(self) -> Iterator[None]:
+        """Mark the block as such a section; it may contain others."""
+        if self.is_active or current_thread() is not main_thread():
+            yield
+            return
+        self.is_active = True
         try:
             yield
         finally:
-            self.is_up = False
+            self.is_active = False
         self.at_end()
 
 
-shield = Shield()
+deferral = SignalDeferral()
 
 
 DEVICE = "EXPPORTRAIT_DEVICE"

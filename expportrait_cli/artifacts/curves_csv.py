@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from expportrait_cli.artifacts.files import atomic_path
-from expportrait_cli.artifacts.texts import delimiter_of
+from expportrait_cli.artifacts.texts import read_text, table_rows
 from expportrait_cli.artifacts.types import Curves
 from expportrait_cli.errors import InputError
 
@@ -25,6 +25,8 @@ COLUMNS = {
 }
 """Column names of each field of `Curves` except `expression`, whose columns are the head model's expression names."""
 
+LONGEST = 1 << 28
+"""Largest table that is read, bytes: three hours at 30 frames a second."""
 ANGLES = ("jaw", "gaze", "rotation", "torso_rotation")
 """Fields that are in degrees in the table; the others are as in `Curves`: coefficients and metres."""
 
@@ -78,21 +80,17 @@ def read_csv(path: str | os.PathLike[str], names: Sequence[str]) -> Curves:
 def _rows(path: str | os.PathLike[str]) -> list[tuple[int, list[str]]]:
     """Line number and cells of each line that is not blank."""
     try:
-        # A spreadsheet may put a byte order mark in front.
-        with Path(path).open(newline="", encoding="utf-8-sig") as file:
-            text = file.read()
-        delimiter = delimiter_of(text)
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+        delimiter, lines = table_rows(read_text(path, LONGEST))
         # Where commas separate no cells, they are those of decimal numbers.
         rows = [
-            (reader.line_num, [cell if delimiter == "," else cell.replace(",", ".") for cell in row]) for row in reader
+            (line, cells if delimiter == "," else [cell.replace(",", ".") for cell in cells]) for line, cells in lines
         ]
         return [(line, cells) for line, cells in rows if any(cell.strip() for cell in cells)]
     except FileNotFoundError:
         raise InputError(f"{path} does not exist. Check the name and the folder.") from None
     except OSError as error:
         raise InputError(f"{path} could not be read: {error.strerror}.") from error
-    except (UnicodeDecodeError, csv.Error) as error:
+    except (ValueError, csv.Error) as error:
         raise InputError(f"{path} is not a table of comma-separated values ({error}).") from error
 
 

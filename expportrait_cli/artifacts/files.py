@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from expportrait_cli.errors import InputError, OutputError
-from expportrait_cli.runtime import shield
+from expportrait_cli.runtime import deferral
 
 try:
     import fcntl
@@ -68,7 +68,7 @@ def alone(path: str | os.PathLike[str], *, wait: bool = False) -> Iterator[None]
         try:
             lock.parent.mkdir(parents=True, exist_ok=True)
             while True:
-                with shield.held():
+                with deferral.section():
                     descriptor = _hold(lock)
                 if descriptor is not None:
                     break
@@ -77,7 +77,7 @@ def alone(path: str | os.PathLike[str], *, wait: bool = False) -> Iterator[None]
             raise _refusal(path, error) from error
         yield
     finally:
-        with shield.held():
+        with deferral.section():
             if descriptor is not None:
                 lock.unlink(missing_ok=True)
                 os.close(descriptor)
@@ -325,7 +325,7 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
                 target.rename(old)
             partial.rename(target)
     finally:
-        with shield.held():
+        with deferral.section():
             if old.exists() and not target.exists():
                 old.rename(target)
             for leftover in (partial, old):

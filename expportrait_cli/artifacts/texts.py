@@ -1,10 +1,14 @@
 """Reading of text, JSON and TOML files; too large ones, repeated keys and numbers that are not finite are refused."""
 
 import codecs
+import csv
+import io
 import json
 import math
 import os
+import re
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +44,18 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     return parse_json(read_text(path, LONGEST_JSON))
 
 
-def delimiter_of(text: str) -> str:
-    """Find what separates the cells of a table, by its first line that is not blank: comma, semicolon or tab."""
+def table_rows(text: str) -> tuple[str, Iterator[tuple[int, list[str]]]]:
+    """Delimiter of a text table (comma, semicolon or tab), and its rows as cells, with the number of the last line.
+
+    The delimiter is found in the first line that is not blank, unless a line `sep=;` before it, as Excel writes, names
+    it. Reading the rows may raise `csv.Error`.
+    """
+    named = re.match(r"sep=(.)\r?\n", text)
+    text = "\n" + text[named.end() :] if named else text
     first = next((line for line in text.splitlines() if line.strip()), "")
-    return max(",;\t", key=first.count)
+    delimiter = named[1] if named else max(",;\t", key=first.count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    return delimiter, ((reader.line_num, cells) for cells in reader)
 
 
 def parse_json(content: str | bytes) -> Any:

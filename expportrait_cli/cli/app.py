@@ -13,7 +13,7 @@ from expportrait_cli.cli import batch, evaluate, generate, options, stages, trai
 from expportrait_cli.cli.boundary import command_line, output, report, say_error, start_logging
 from expportrait_cli.cli.command import App, ListingCommand
 from expportrait_cli.errors import INTERRUPTED, WeightsError
-from expportrait_cli.runtime import settle_threads, shield
+from expportrait_cli.runtime import deferral, settle_threads
 from expportrait_cli.version import __version__
 
 BROKEN_PIPE = 128 + signal.SIGPIPE
@@ -112,7 +112,7 @@ def _end(number: int, _: FrameType | None) -> None:
     # An exception, so that partial files are removed and ffmpeg is stopped. It is lost if raised inside a callback of
     # the garbage collector: therefore the display checks again at its next step.
     command_line.ended_by = number
-    if not shield.is_up:
+    if not deferral.is_active:
         command_line.check()
 
 
@@ -137,7 +137,7 @@ def open_streams() -> None:
 def main() -> None:
     """Run the command line and exit with one of `CODES`."""
     open_streams()
-    shield.at_end = command_line.check
+    deferral.at_end = command_line.check
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         # What was started with nohup goes on when the terminal is closed.
         if signal.getsignal(number) != signal.SIG_IGN:

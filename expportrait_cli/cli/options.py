@@ -227,7 +227,7 @@ MAKERS = {
     "head": "Make one with `expportrait fit TRACK`.",
     "meshes": "Make one with `expportrait transfer HEAD TRACK`.",
 }
-"""What to do if an artifact is missing, by its kind."""
+"""Remedy for a missing artifact, by its kind."""
 
 
 def result(out: str | Path | None, default: str, *, suffixes: tuple[str, ...] = (".npz",)) -> Path:

@@ -43,10 +43,10 @@ class Column:
     source: str = "expportrait"
     """Source of the definition."""
     better_in_self: Better | None = None
-    """Which values are better in self mode, if it differs."""
+    """Direction that is better in self mode, if it differs."""
 
     def better_in(self, mode: Mode) -> Better:
-        """Which values are better in this mode."""
+        """Direction of better values in this mode."""
         return self.better_in_self or self.better if mode == "self" else self.better
 
 

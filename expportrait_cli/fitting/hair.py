@@ -136,7 +136,7 @@ def smoothed_ears(fit: HeadFit, head: HeadModel, seen: Bool[np.ndarray, " 2"]) -
 
 @lru_cache(8)
 def _closed(head: HeadModel) -> list[tuple[Membrane, Float[np.ndarray, " V"]]]:
-    """For each ear: interpolation of the skin over it, and the weight (0..1) of smoothing around it."""
+    """Interpolation of the skin over each ear, and the weight (0..1) of smoothing around it."""
     faces = head.dense_faces.numpy()
     return [
         (Membrane(~ear, faces), faded(grown(ear, faces, rings=ROOT_RINGS + 2), faces, rings=HELD_RINGS))

@@ -1,7 +1,6 @@
 """Lists of jobs: a table with a header line (CSV, spreadsheet), JSON lines, or patterns of file names."""
 
 import csv
-import io
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
@@ -12,7 +11,7 @@ from typing import Any, TypeVar, get_args
 from zipfile import BadZipFile
 
 from expportrait_cli.artifacts.files import film_name
-from expportrait_cli.artifacts.texts import delimiter_of, parse_json, read_text
+from expportrait_cli.artifacts.texts import parse_json, read_text, table_rows
 from expportrait_cli.config import (
     CHANGES,
     PAPER,
@@ -140,15 +139,12 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _table(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """Rows of CSV by the names of their columns, with the line of each."""
-    # Excel names the sign between the cells in a line before all others.
-    named = re.match(r"sep=(.)\r?\n", text)
-    text = "\n" + text[named.end() :] if named else text
-    delimiter = named[1] if named else delimiter_of(text)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    number = 0
     try:
-        yield from _named(path, ((reader.line_num, cells) for cells in reader))
+        for number, row in _named(path, table_rows(text)[1]):
+            yield number, row
     except csv.Error as error:
-        raise InputError(f"{path}, line {reader.line_num}: no table of cells ({error}). Expected CSV.") from error
+        raise InputError(f"{path}, after line {number}: no table of cells ({error}). Expected CSV.") from error
 
 
 def _named(path: Path, lines: Iterable[tuple[int, list[str]]]) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -1,7 +1,8 @@
-"""Downloading files of weights, and folders of them from the Hugging Face hub.
+"""Download of weight files, and of folders of them from the Hugging Face hub.
 
-`huggingface_hub` lists, logs in, knows the user's endpoint and cache, and transfers. Names, locks and hashes are ours:
-its own downloads begin anew after an interruption and hash nothing, and those of pooch begin anew too.
+`huggingface_hub` lists files, logs in, finds the user's endpoint and cache, and transfers. Partial files, locks and
+hashes are handled here, because its own downloads restart after an interruption and check no hash; those of pooch
+restart too.
 """
 
 import hashlib
@@ -25,45 +26,45 @@ HUB = "https://huggingface.co/"
 HUB_FILE = re.compile(rf"({HUB}[^/]+/[^/]+)/resolve/([^/]+)/(.+)")
 REVISION = "main"
 TIMEOUT_S = 30.0
-"""Longest silence of the hub when it lists."""
+"""Longest time without an answer of the hub to a listing, s."""
 RANGE_NOT_SATISFIABLE = 416
 TEXTS = (".json", ".md", ".txt")
 LARGE = ".safetensors"
-"""Files that the hub lists with a sha256."""
+"""Suffix of the files that the hub lists with a sha256."""
 
 
 @dataclass(frozen=True)
 class Remote:
-    """A file of the other side."""
+    """A file on a server."""
 
     url: str
     sha256: str
-    """Empty where nobody published it."""
+    """Published hash; empty if there is none."""
     file: str = ""
-    """Its name in a repository of the hub; empty for a file of any other address."""
+    """Path in a repository of the hub; empty for a file at any other address."""
     git: str = ""
-    """Git's own hash, which the hub lists for every file: small ones are checked by it."""
+    """Git's hash, which the hub lists for every file; small files are checked by it."""
     bytes: int = 0
     cached: str = ""
-    """Where the hub's own cache has it; empty if it does not."""
+    """Path in the hub's own cache; empty if it is not there."""
 
 
 def fetch(weight: Weight, folder: Path, progress: Progress) -> Path:
-    """Download a file, or the `parts` of a repository, into `folder`, unless they are there already.
+    """Download a file, or the `parts` of a repository, into `folder`, unless they exist already.
 
-    What has arrived stays in `.NAME.partial` when the connection breaks or the user interrupts, and the next call goes
-    on from there; a file gets its name when its hash is right. Where nobody published a hash, that of the first
-    download is noted (`note_of`), and every later one has to have it. Files of a repository are of one commit, which
-    is noted beside them with their hashes: a later call takes the same ones, and only them.
+    If the connection breaks or the user interrupts, the data stay in `.NAME.partial`, and the next call resumes; a file
+    gets its name when its hash is right. Without a published hash, that of the first download is recorded (`note_of`),
+    and later downloads must have the same. Files of a repository are of one commit, which is recorded beside them with
+    their hashes; later calls use the same commit.
 
     Raises:
-        WeightsError: the file cannot be downloaded at all, the other side cannot be reached, breaks off or lists
-            nothing of the kind, or what arrived has another hash.
+        WeightsError: the file cannot be downloaded by this tool, the server cannot be reached, breaks off or does not
+            list the file, or the file has another hash.
         OutputError: the disk is too small, or `folder` cannot be written to.
     """
     if not weight.downloads:
         raise WeightsError(f"{weight.name} cannot be downloaded by this command. {how_to_get(weight)}")
-    with _told(weight.source):
+    with _errors_of(weight.source):
         return _fetch_folder(weight, folder, progress) if weight.parts else _fetch_file(weight, folder, progress)
 
 
@@ -86,7 +87,7 @@ def _fetch_folder(weight: Weight, folder: Path, progress: Progress) -> Path:
     target = folder / weight.file
     first, known = _noted(target / FETCHED)
     commit, files = _listing(weight.source, first or REVISION, weight.parts, {**known, **dict(weight.pinned)})
-    # Nothing that could be executed.
+    # None of these can contain code that runs.
     wanted = {target / remote.file: remote for remote in files if remote.file.endswith((LARGE, *TEXTS))}
     _check_room(wanted)
     done, total = 0, sum(remote.bytes for remote in wanted.values())
@@ -104,7 +105,7 @@ def _fetch_folder(weight: Weight, folder: Path, progress: Progress) -> Path:
 
 
 def _noted(note: Path) -> tuple[str, dict[str, str]]:
-    """Commit of a folder that was fetched before, and the hashes of its large files; empty if there is none."""
+    """Recorded commit of a folder, and the hashes of its large files; empty without a record."""
     try:
         content = read_json(note)
         hashes = {str(row["file"]): str(row["sha256"]) for row in content["files"] if row["file"].endswith(LARGE)}
@@ -114,11 +115,11 @@ def _noted(note: Path) -> tuple[str, dict[str, str]]:
 
 
 def _listing(repository: str, revision: str, parts: tuple[str, ...], known: dict[str, str]) -> tuple[str, list[Remote]]:
-    """The commit of a revision, and its files that are `parts` or lie in them; hashes have to be the `known` ones."""
+    """Commit of a revision, and its files that are `parts` or lie in them; hashes must equal the `known` ones."""
     from huggingface_hub import HfApi, constants, try_to_load_from_cache
 
     place = urllib.parse.urlsplit(repository)
-    # The user's own token and endpoint are for the hub alone.
+    # The user's token and endpoint are never used for another server.
     endpoint = constants.ENDPOINT if repository.startswith(HUB) else f"{place.scheme}://{place.netloc}"
     name, files = place.path.strip("/"), []
     try:
@@ -133,7 +134,7 @@ def _listing(repository: str, revision: str, parts: tuple[str, ...], known: dict
                 cached = cached if isinstance(cached, str) else ""
                 files.append(Remote(url, digest, file, str(row.blob_id), size, cached))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise WeightsError(f"{repository} does not list files as the hub does. Look there.") from error
+        raise WeightsError(f"{repository} does not list files as the hub does. Look on that page.") from error
     for remote in files:
         expected = known.get(remote.file, remote.sha256)
         if remote.sha256 != expected:
@@ -171,7 +172,7 @@ def _partial(target: Path) -> Path:
 
 
 def _get(remote: Remote, target: Path, progress: Progress) -> None:
-    """Put a file at `target`."""
+    """Copy a file from the hub's cache, or download it, and check it."""
     partial = _partial(target)
     with alone(target):
         if remote.cached and _is_there(Path(remote.cached), remote):
@@ -180,17 +181,17 @@ def _get(remote: Remote, target: Path, progress: Progress) -> None:
             _download(remote, partial, progress)
         fault = _fault(partial, target.suffix, remote)
         if fault:
-            # It is wrong for good, and must not be resumed.
+            # A wrong file must not be resumed.
             partial.unlink()
             raise WeightsError(
-                f"{remote.url} {fault}: thrown away. Try again; if it stays so, its publisher has replaced it"
-                + (f", and without {note_of(target)} the new one is taken." if noted(target) else ".")
+                f"{remote.url} {fault}: it was deleted. Try again; if that happens again, its publisher has replaced it"
+                + (f"; delete {note_of(target)} to accept the new one." if noted(target) else ".")
             )
         partial.replace(target)
 
 
 def _take(cached: Path, partial: Path) -> None:
-    """Take a file of the hub's cache: the same one under a second name, where the file system allows it."""
+    """Link a file of the hub's cache, or copy it where the file system cannot link."""
     partial.unlink(missing_ok=True)
     try:
         partial.hardlink_to(cached.resolve())
@@ -199,7 +200,7 @@ def _take(cached: Path, partial: Path) -> None:
 
 
 def _download(remote: Remote, partial: Path, progress: Progress) -> None:
-    """Fill `partial` up to the end of what lies at an address."""
+    """Download a file into `partial`, from the end of what it has."""
     from huggingface_hub import constants
     from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.file_download import http_get
@@ -208,16 +209,16 @@ def _download(remote: Remote, partial: Path, progress: Progress) -> None:
     def bar(*, initial: int, total: int | None, **_: Any) -> _Bar:
         if total is None and not (remote.sha256 or remote.git):
             raise WeightsError(
-                f"{remote.url} does not say how long it is, and nobody published its sha256: nobody could tell whether "
-                "all of it has arrived. Download it by hand."
+                f"{remote.url} has no length, and its sha256 is not published: it cannot be checked whether all of it "
+                "has arrived. Download it by hand."
             )
         return _Bar(progress, initial, total)
 
     token = None if remote.url.startswith(f"{constants.ENDPOINT}/") else False
     headers = build_hf_headers(token=token, library_name="expportrait", library_version=__version__)
-    # A text that is compressed on its way has no known length.
+    # A text that is compressed for the transfer has no known length.
     headers["Accept-Encoding"] = "identity"
-    # Without a hash nobody could tell that a file is half of one version and half of another.
+    # Without a hash, a file that is half of an older version would go unnoticed.
     begun = partial.stat().st_size if remote.sha256 and partial.is_file() else 0
     tqdm_class: Any = bar
     for start in dict.fromkeys((begun, 0)):
@@ -230,13 +231,13 @@ def _download(remote: Remote, partial: Path, progress: Progress) -> None:
         finally:
             if partial.stat().st_size == 0:
                 partial.unlink()
-        # What was begun may have been of another version.
+        # The partial file may have been of another version.
         if not start or _is_there(partial, remote):
             return
 
 
 class _Bar:
-    """What `http_get` takes for a bar of tqdm: it tells `progress` how many bytes there are."""
+    """Progress bar for `http_get`, with the interface of tqdm; calls `progress` with the number of bytes."""
 
     def __init__(self, progress: Progress, done: int, total: int | None) -> None:
         self._progress, self._done, self._total = progress, done, total
@@ -253,12 +254,12 @@ class _Bar:
 
 
 def _is_there(path: Path, remote: Remote) -> bool:
-    """Tell whether a file is there and has the published hash, if there is one."""
+    """True if a file exists and has the published hash, if there is one."""
     return path.is_file() and _hash(path, remote) == (remote.sha256 or remote.git)
 
 
 def _hash(path: Path, remote: Remote) -> str:
-    """Hash of a file of the kind that was published; empty if none was."""
+    """Hash of a file, of the kind that is published for it; empty if none is."""
     if remote.sha256 or not remote.git:
         return sha256(path) if remote.sha256 else ""
     content = path.read_bytes()
@@ -266,7 +267,7 @@ def _hash(path: Path, remote: Remote) -> str:
 
 
 def _fault(path: Path, suffix: str, remote: Remote) -> str:
-    """Describe what shows that a file is not the requested one; empty if nothing does."""
+    """Reason why a file cannot be the requested one; empty if it may be."""
     if expected := remote.sha256 or remote.git:
         found = _hash(path, remote)
         return "" if found == expected else f"has the hash {found}, expected {expected}"
@@ -277,21 +278,21 @@ def _fault(path: Path, suffix: str, remote: Remote) -> str:
             with safe_open(path, "np"):
                 return ""
         except SafetensorError as error:
-            return f"is no file of safetensors ({one_line(error)})"
+            return f"is not a safetensors file ({one_line(error)})"
     with path.open("rb") as file:
         start = file.read(256).lstrip()
-    # Such as the login page of a local network, or the page of a publisher who has moved the file.
+    # Such as a network's login page, or the publisher's page about a moved file.
     return "is a web page" if start.startswith(b"<") and suffix not in TEXTS else ""
 
 
 @contextmanager
-def _told(source: str) -> Iterator[None]:
-    """Say in one line about `source` what stopped a transfer."""
+def _errors_of(source: str) -> Iterator[None]:
+    """Convert errors of a transfer from `source` to a `WeightsError` of one line."""
     from httpx2 import HTTPError
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled
     from huggingface_hub.utils.logging import set_verbosity_error
 
-    # It announces each new attempt; the last error is raised.
+    # The library logs each attempt; the last error is raised.
     set_verbosity_error()
     page = source.partition("/resolve/")[0]
     again = "Check the connection and run the same command again: it goes on where it stopped."
@@ -299,18 +300,18 @@ def _told(source: str) -> Iterator[None]:
     try:
         yield
     except GatedRepoError as error:
-        raise WeightsError(f"{source} is for those who accept its licence: do so on {page}, and {login}.") from error
+        raise WeightsError(f"{source} requires that you accept its licence: do so on {page}, and {login}.") from error
     except HfHubHTTPError as error:
         code = error.response.status_code
         is_closed = code in (401, 403) and source.startswith(HUB)
         remedy = f"Look on {page}, and {login}" if is_closed else "Look on the publisher's page"
         raise WeightsError(f"{source} answered {code} {error.response.reason_phrase}. {remedy}.") from error
     except OfflineModeIsEnabled as error:
-        raise WeightsError(f"{source} is not asked while HF_HUB_OFFLINE is set. Unset it.") from error
+        raise WeightsError(f"{source} cannot be reached while HF_HUB_OFFLINE is set. Unset it.") from error
     except HTTPError as error:
         raise WeightsError(f"{source} cannot be reached: {one_line(error) or type(error).__name__}. {again}") from error
     except OSError as error:
-        # The disk's own errors have a number; what `http_get` says of a length has none.
+        # Errors of the disk have a number; that of `http_get` about a wrong length has none.
         if error.errno is not None:
             raise
-        raise WeightsError(f"{source} sent another length than it said. {again}") from error
+        raise WeightsError(f"{source} sent another number of bytes than announced. {again}") from error

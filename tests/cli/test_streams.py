@@ -13,7 +13,7 @@ from expportrait_cli.artifacts.files import alone, atomic_path, film_name
 from expportrait_cli.cli import app, boundary
 from expportrait_cli.cli.boundary import Display, command_line
 from expportrait_cli.errors import WeightsError
-from expportrait_cli.runtime import shield
+from expportrait_cli.runtime import deferral
 
 COMMAND = f"{sys.executable} -m expportrait_cli"
 
@@ -83,7 +83,7 @@ def test_a_signal_while_a_lock_is_made_or_removed_leaves_none(moment, tmp_path, 
 
     before = signal.signal(signal.SIGTERM, app._end)
     monkeypatch.setattr(command_line, "ended_by", None)
-    monkeypatch.setattr(shield, "at_end", command_line.check)
+    monkeypatch.setattr(deferral, "at_end", command_line.check)
     monkeypatch.setattr(os, moment, slow)
     try:
         with pytest.raises(SystemExit) as end, alone(tmp_path / "new" / "a.npz"):

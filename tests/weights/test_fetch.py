@@ -164,7 +164,7 @@ def test_what_cannot_be_gone_on_with_starts_anew(publisher, tmp_path, why):
 def test_a_server_that_goes_on_elsewhere_is_not_believed(publisher, tmp_path):
     (tmp_path / ".net.onnx.partial").write_bytes(CONTENT[:PIECE])
     publisher.goes_on_by = 1
-    with pytest.raises(WeightsError, match="sent another length than it said"):
+    with pytest.raises(WeightsError, match="sent another number of bytes than announced"):
         fetch(entry(publisher), tmp_path, silent)
     assert left(tmp_path) == [".net.onnx.partial"]
     assert fetch(entry(publisher), tmp_path, silent).read_bytes() == CONTENT
@@ -177,7 +177,7 @@ def test_without_a_hash_nothing_is_gone_on_with(publisher, tmp_path):
 
 
 def test_a_wrong_hash_leaves_nothing(publisher, tmp_path):
-    with pytest.raises(WeightsError, match=f"has the hash {SHA256}, expected {'0' * 64}: thrown away") as caught:
+    with pytest.raises(WeightsError, match=f"has the hash {SHA256}, expected {'0' * 64}: it was deleted") as caught:
         fetch(entry(publisher, sha256="0" * 64), tmp_path, silent)
     assert "\n" not in str(caught.value) and left(tmp_path) == []
 
@@ -250,7 +250,7 @@ def test_the_first_download_pins_a_hash_that_nobody_published(publisher, monkeyp
     assert fetch(weight, tmp_path, silent).read_bytes() == CONTENT
     path.unlink()
     publisher.content = CONTENT[::-1]
-    with pytest.raises(WeightsError, match=f"expected {SHA256}.* without .*net.onnx.sha256 the new one is taken"):
+    with pytest.raises(WeightsError, match=f"expected {SHA256}.* delete .*net.onnx.sha256 to accept the new one"):
         fetch(weight, tmp_path, silent)
     note_of(path).unlink()
     assert fetch(weight, tmp_path, silent).read_bytes() == CONTENT[::-1]
@@ -302,7 +302,7 @@ def test_a_file_without_length_needs_a_hash(publisher, tmp_path, sha256):
     if sha256:
         assert fetch(weight, tmp_path, lambda *_: None).read_bytes() == CONTENT
         return
-    with pytest.raises(WeightsError, match="does not say how long it is"):
+    with pytest.raises(WeightsError, match="has no length"):
         fetch(weight, tmp_path, lambda *_: None)
     assert list(tmp_path.glob("*")) == []
 
@@ -310,9 +310,9 @@ def test_a_file_without_length_needs_a_hash(publisher, tmp_path, sha256):
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("a.onnx", b"<!DOCTYPE html><html>Log in</html>", "is a web page: thrown away"),
-        ("a.safetensors", b"\x10\0\0\0\0\0\0\0{", "is no file of safetensors"),
-        ("a.safetensors", b"<html>", "is no file of safetensors"),
+        ("a.onnx", b"<!DOCTYPE html><html>Log in</html>", "is a web page: it was deleted"),
+        ("a.safetensors", b"\x10\0\0\0\0\0\0\0{", "is not a safetensors file"),
+        ("a.safetensors", b"<html>", "is not a safetensors file"),
         ("README.md", b"<p>Read me", ""),
     ],
 )

@@ -132,7 +132,7 @@ def clip(tmp_path_factory) -> tuple[Clip, HeadModel]:
 
 
 @pytest.mark.slow
-def test_lessons_are_the_real_proxys(clip, tmp_path):
+def test_examples_hold_the_real_proxy_films(clip, tmp_path):
     made, head = clip
     (path,) = make_examples([made], head, photos=1, windows=3, folder=tmp_path / "l", progress=quiet)
     found = npz.load(Example, path)
