@@ -1,7 +1,7 @@
-"""HTML pages that stand alone: their parts, by the templates of `parts.html`. No server, nothing from the net.
+"""Self-contained HTML pages, from the templates in `parts.html`: no server, no script, nothing from the network.
 
-What a page says is written by those who know it, as plain text: templates escape it. Charts take their colours from the
-page.
+Callers pass plain text, which the templates escape, or HTML that another function of this module returned. Charts use
+the page's CSS colours.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from jaxtyping import Float64, Int64
 
 @cache
 def _parts() -> Any:
-    """Macros of the templates."""
+    """Macros of the templates, each of which returns HTML."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     kept = Environment(
@@ -28,51 +28,51 @@ def _parts() -> Any:
 
 
 def page(title: str, sections: Mapping[str, Sequence[str]]) -> str:
-    """A whole page: parts by the heading above them; a heading without parts is left out."""
+    """HTML of a page; `sections`: parts by the heading above them, without the headings that have no parts."""
     filled = [(heading, [part for part in parts if part]) for heading, parts in sections.items()]
     return str(_parts().page(title, filled)) + "\n"
 
 
 def table(heads: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]]) -> str:
-    """A table; each head is (CSS class, text)."""
+    """HTML of a table; each head is (CSS class, text)."""
     return _parts().table(heads, rows)
 
 
 def facts(rows: Sequence[tuple[str, str]]) -> str:
-    """A table of names and what they are."""
+    """HTML of a table of two columns, name and value."""
     return _parts().facts(rows)
 
 
 def figures(pictures: Sequence[tuple[str, str]], kind: str, of: str = "", heading: str = "") -> str:
-    """Pictures side by side, as (caption, address), of what they are, and a heading above them.
+    """HTML of a row of pictures, given as (caption, address), and a heading above them.
 
-    `kind`: CSS class, `row` for three columns, `sheet` for five.
+    `kind`: CSS class, `row` for three columns, `sheet` for five. `of`: their subject, for the alternative text.
     """
     return _parts().figures(pictures, kind, of, heading)
 
 
 def notes(lines: Sequence[str], kind: str = "note") -> str:
-    """A paragraph a line."""
+    """HTML of a paragraph for each line, of a CSS class."""
     return _parts().lines(lines, kind) if lines else ""
 
 
 def items(lines: Sequence[str]) -> str:
-    """A list."""
+    """HTML of a list."""
     return _parts().items(lines)
 
 
 def cell(first: str, others: Sequence[str], kind: str = "range") -> str:
-    """A cell, or a caption, of several lines; those after the first are of a CSS class."""
+    """HTML of a table cell, or a caption, of several lines; those after the first are of a CSS class."""
     return _parts().cell(first, others, kind)
 
 
 def link(text: str, address: str) -> str:
-    """A link to a file beside the page."""
+    """HTML of a link to a file, relative to the page."""
     return _parts().link(text, address)
 
 
 def details(summary: str, parts: Sequence[str]) -> str:
-    """Parts that can be folded away below a line."""
+    """HTML of parts below a line of summary, on which a click hides them."""
     return _parts().details(summary, [part for part in parts if part])
 
 

@@ -157,7 +157,7 @@ def test_without_the_photo_there_are_no_tokens(base, tmp_path):
     assert not torch.equal(seen(tokens), seen(2 * tokens))
 
 
-def test_a_lesson_has_the_tokens_of_its_photo(tmp_path):
+def test_an_example_has_the_tokens_of_its_photo(tmp_path):
     entry = ball_entry(tmp_path, "one", 0, 17)
     tensors = load_file(entry.latents)
     count = len(tensors["rows"])

@@ -24,7 +24,7 @@ def clips(tmp_path_factory) -> list:
     return [ball_entry(folder, name, seed, 9) for seed, name in enumerate(("one", "two"))]
 
 
-def test_lessons_follow_from_their_number_alone(clips):
+def test_examples_follow_from_their_number_alone(clips):
     task = replace(TASK, drop_control=0.5, drop_reference=0.5)
     examples, again = (Examples(clips, task, frames=5, seed=3) for _ in range(2))
     assert len(examples) == 4
@@ -50,7 +50,7 @@ def test_noise_is_shifted_towards_more_of_it(clips):
     assert np.median(sigmas) == pytest.approx(0.75, abs=0.05) and 0 < sigmas.min() < 0.1 and sigmas.max() < 1
 
 
-def test_a_lesson_shows_the_normals_of_its_frames(clips):
+def test_an_example_shows_the_normals_of_its_frames(clips):
     """And three latent frames around them, as far as there are any."""
     entry = clips[0]
     found = entry.read()

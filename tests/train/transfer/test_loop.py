@@ -174,7 +174,7 @@ def test_a_person_is_on_one_side(people):
     assert held_out(clips, 0.0)[1] == [] and held_out(clips, 1.0)[0] == []
 
 
-def test_what_all_neutral_frames_share_is_no_lesson():
+def test_what_all_neutral_frames_share_is_not_learned():
     generator = np.random.default_rng(0)
     offset = generator.normal(0, 1e-3, (5, 7, 3)).astype(np.float32) + np.float32(0.002)
     weights = np.array([0.5, 0.3, 0.2, 0, 0])
@@ -240,7 +240,7 @@ def test_a_prepared_clip_is_kept_on_disk(head, face, filmed, tmp_path):
     assert np.array_equal(Stored(folder, "a", "folder-a").offset[[1, 3]], expected.offset[[1, 3]])
 
 
-def test_people_on_disk_and_in_memory_are_the_same_lesson(head, face, filmed, tmp_path):
+def test_people_on_disk_and_in_memory_are_the_same_data(head, face, filmed, tmp_path):
     clips = [filmed(name, seed) for seed, name in enumerate("abc")]
     config = replace(TINY, steps=2, report_every=2)
     averages = []
