@@ -32,6 +32,7 @@ from typing import NoReturn
 import cv2
 import numpy as np
 import skimage.data
+import warp
 from PIL import Image
 
 import expportrait_cli
@@ -72,6 +73,7 @@ class Command:
 SERVED = "expportrait/weights/served.bin"
 CONTENT = random.Random(0).randbytes(3 << 20)
 """What `weights fetch` gets."""
+PROMPT = "a person is talking"
 
 COMMANDS = (
     Command("track", ("track", "../inputs/clip.mp4", "-o", "a.track.npz"), ("a.track.npz",)),
@@ -142,6 +144,38 @@ COMMANDS = (
         ("train", "transfer", "-o", "net.safetensors", "--synthetic", "4", "--steps", "12"),
         ("net.safetensors",),
     ),
+    Command(
+        "train ablation",
+        ("train", "ablation", "-o", "a.ablation.json", "--synthetic", "10", "--steps", "4"),
+        ("a.ablation.json",),
+    ),
+    Command(
+        "train mini",
+        ("train", "mini", "../inputs/set", "-o", "mini.safetensors", "--steps", "2", "--photos", "1"),
+        ("mini.safetensors",),
+        needs="diffusers",
+    ),
+    Command(
+        "compare-recipes",
+        (
+            *("compare-recipes", "../inputs/photo.png", "../inputs/clip.mp4", "--size", "256", "--steps", "2"),
+            *("--weights-folder", "../inputs/wan-vace-1.3b"),
+        ),
+        ("recipes/index.html", "recipes/proxy.mp4", "recipes/grey.mp4", "recipes/keep.mp4", "recipes/keep.json"),
+        needs="diffusers",
+    ),
+    Command(
+        "weights convert",
+        ("weights", "convert", "../inputs/wan.safetensors", "-o", "base", "--parts", "../inputs/base"),
+        ("base/transformer/diffusion_pytorch_model.safetensors", "base/transformer/config.json"),
+        needs="diffusers",
+    ),
+    Command(
+        "weights embed-prompt",
+        ("weights", "embed-prompt", PROMPT, "--encoder", "../inputs/encoder"),
+        (f"cache/expportrait/weights/prompts/{hashlib.sha256(PROMPT.encode()).hexdigest()[:16]}.safetensors",),
+        needs="diffusers",
+    ),
 )
 
 
@@ -156,6 +190,9 @@ def load() -> None:
             with suppress(ModuleNotFoundError):
                 importlib.import_module(module.name)
     importlib.import_module("mediapipe")
+    # Every run has a cache of its own, but for the compiled kernels.
+    warp.init()
+    os.environ["WARP_CACHE_PATH"] = str(warp.config.kernel_cache_dir)
 
 
 class Run:
@@ -174,8 +211,7 @@ class Run:
         try:
             os.setsid()
             os.chdir(folder)
-            if words[0] == "weights":
-                os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
+            os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
             nothing = os.open(os.devnull, os.O_RDWR)
             said = os.open(self._stderr, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
             for number, stream in ((nothing, 0), (nothing, 1), (said, 2)):
@@ -243,6 +279,12 @@ def make_inputs(folder: Path) -> None:
             raise RuntimeError(f"{words}: {err}")
 
 
+MADE_LATER = {
+    f"../inputs/{name}" for name in ("suite.toml", "videos", "set", "wan.safetensors", "encoder", "wan-vace-1.3b")
+}
+"""Inputs that `make_set` makes, which takes longer than most commands do."""
+
+
 def make_set(folder: Path) -> None:
     """A suite of one pair, videos of a face, a set made of them, and a Wan of toy size."""
     (folder / "suite.toml").write_text('name = "one"\nsize = 256\n[[self]]\nname = "one"\nclip = "clip.mp4"\n')
@@ -255,10 +297,23 @@ def make_set(folder: Path) -> None:
     code, err, _ = Run(("data", "prepare", "videos", "-o", "set", "--jobs", "1", "--min-face", "40"), folder).end()
     if code != 0:
         raise RuntimeError(f"data prepare: {err}")
+    if find_spec("diffusers") is not None:
+        make_weights(folder)
+
+
+def make_weights(folder: Path) -> None:
+    """Weights of toy size: a Wan to train from, one in Wan's own format, its VACE, and a text encoder."""
     sys.path.append(str(Path(__file__).parents[1]))
-    from support.tiny_wan import base_folder
+    from safetensors.torch import save_file
+    from support.tiny_wan import base_folder, text_encoder, tiny_transformer
+    from support.wan_film import vace_folder
+    from support.wan_tensors import original_name
 
     base_folder(folder / "base")
+    vace_folder(folder)
+    text_encoder(folder / "encoder")
+    state = tiny_transformer(3, head_dim=128, layers=1).state_dict()
+    save_file({original_name(name): value.contiguous() for name, value in state.items()}, folder / "wan.safetensors")
 
 
 class Answer(BaseHTTPRequestHandler):
@@ -385,7 +440,7 @@ def fuzz(place: Path, count: int, seed: int, only: list[str]) -> int:
     there = [command for command in COMMANDS if not command.needs or find_spec(command.needs) is not None]
     commands = [command for command in there if not only or command.name in only]
     make_inputs(place / "inputs")
-    if {"eval of a suite", "data prepare", "train generator"} & {command.name for command in commands}:
+    if any(set(command.words) & MADE_LATER for command in commands):
         make_set(place / "inputs")
     # Paths are part of some results: all runs are in a folder of the same name.
     folder = place / "trial"

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from itertools import count
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,6 +13,7 @@ import torch
 from expportrait_cli.artifacts import guard, npz
 from expportrait_cli.artifacts.files import atomic_path
 from expportrait_cli.retargeting.network import Kind, TransferNetwork, save_network
+from expportrait_cli.runtime import Progress
 from expportrait_cli.train.config import TransferTraining
 from expportrait_cli.train.transfer import folds
 from expportrait_cli.train.transfer.clips import FaceClip, FaceClipLike
@@ -57,7 +59,7 @@ def ablation(datasets: Sequence[Path], out: Path, config: TransferTraining, stag
         save_network(trained, work / f"{kind}.safetensors", data.head, {"settings": asdict(config)})
     synthesis = Synthesis(data.head, data.face)
     people = _test_people(synthesis, work, stage)
-    scores = measured(networks, people, synthesis)
+    scores = measured(networks, people, synthesis, stage("measure methods"))
     figures: dict[str, Any] = {"made_by": f"expportrait {__version__}", "made_up": scores}
     filmed = [judge for judge in data.judges if not judge.is_synthetic]
     if filmed:
@@ -87,16 +89,21 @@ def _test_people(synthesis: Synthesis, work: Path, stage: Stage) -> list[FaceCli
 
 
 def measured(
-    networks: Mapping[str, TransferNetwork], people: Sequence[FaceClip], synthesis: Synthesis
+    networks: Mapping[str, TransferNetwork], people: Sequence[FaceClip], synthesis: Synthesis, progress: Progress
 ) -> dict[str, Any]:
     """All figures of every method, on synthetic people."""
     methods = predictors(networks, people, synthesis.face)
-    found = {name: errors(predict, people, synthesis.face) for name, predict in methods.items()}
+    steps, done = 2 * len(methods) + len(people), count(1)
+    found = {}
+    for name, predict in methods.items():
+        found[name] = errors(predict, people, synthesis.face)
+        progress(next(done), steps)
     truth = Reenactment(synthesis, lambda person: torch.from_numpy(person.offset.astype(np.float32)))
     seen = []
     for k, person in enumerate(people):
         psi, jaw = tracked(synthesis, FIRST_SEED + k, truth.heads(FIRST_SEED + k, person))
         seen.append(replace(person, expression=psi, jaw=jaw))
+        progress(next(done), steps)
     rows: dict[str, Any] = {}
     for name, predict in methods.items():
         reenactment = Reenactment(synthesis, predict)
@@ -104,6 +111,7 @@ def measured(
         rows[name] = {**_basic(found[name], found["none"]), **moved}
         if name in networks:
             rows[name] |= _of_network(networks[name], reenactment, people, seen)
+        progress(next(done), steps)
     if "learned" in found:
         rows["learned"] |= {f"against_{other}": interval(found["learned"], found[other]) for other in found}
     return json.loads(json.dumps(rows, default=float))
