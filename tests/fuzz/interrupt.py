@@ -145,11 +145,6 @@ COMMANDS = (
         ("net.safetensors",),
     ),
     Command(
-        "train ablation",
-        ("train", "ablation", "-o", "a.ablation.json", "--synthetic", "10", "--steps", "4"),
-        ("a.ablation.json",),
-    ),
-    Command(
         "train mini",
         ("train", "mini", "../inputs/set", "-o", "mini.safetensors", "--steps", "2", "--photos", "1"),
         ("mini.safetensors",),
@@ -181,7 +176,6 @@ COMMANDS = (
 
 def load() -> None:
     """Load what the commands need, so that what is forked from this process begins at once."""
-    settle_threads()
     # A pool of threads does not live on in what is forked.
     cv2.setNumThreads(1)
     for module in pkgutil.walk_packages(expportrait_cli.__path__, "expportrait_cli."):
@@ -482,6 +476,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", action="append", default=[], choices=[command.name for command in COMMANDS])
     options = parser.parse_args()
+    before = dict(os.environ)
+    settle_threads()
+    if os.environ != before:
+        # Libraries read the number of threads when they are imported, as they are above; the results depend on it.
+        os.execv(sys.executable, [sys.executable, *sys.argv])
     with tempfile.TemporaryDirectory() as folder, served(Path(folder) / "weights"):
         sys.exit(fuzz(Path(folder), options.n, options.seed, options.only) > 0)
 
