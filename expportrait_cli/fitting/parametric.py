@@ -108,6 +108,21 @@ def with_identity(tracking: Tracking, identity: Float32[np.ndarray, " K"], head:
     return replace(tracking, identity=identity, **columns_of(states), error=np.asarray(errors, np.float32))
 
 
+def as_frame_of(photo: Tracking, driver: Tracking, head: HeadModel) -> Tracking:
+    """Give a photo, which is a frame of `driver`, that frame's rotation, expression, jaw and gaze.
+
+    Two solutions of one picture differ by up to 2 degrees, because the driver's also follow its motion, and a film of
+    the photo would begin with that difference. Only the translation is solved, because the crops differ.
+    """
+    solver, landmarks = solver_of(photo, head), photo.landmarks[0].astype(np.float64)
+    frame, _ = nearest_frame(photo.landmarks[0], driver)
+    values = [getattr(driver, name)[frame].astype(np.float64) for name in ("expression", "jaw", "gaze")]
+    state = State(*values, rotations.from_turns(driver.rotation[frame]), np.zeros(3))
+    state = replace(state, translation=solver.translation(driver.identity, state, landmarks))
+    error = solver.error_iod(driver.identity, state, landmarks)
+    return replace(photo, identity=driver.identity, **columns_of([state]), error=np.float32([error]))
+
+
 WIDENING = ("mouthSmile", "mouthDimple", "mouthStretch", "mouthPress")
 WIDENED = 1.8
 """Factor from the smile coefficients that the solver finds in a single photo to the true ones: identity and the
