@@ -99,8 +99,9 @@ def test_a_photo_that_is_a_frame_has_that_frames_state(photo_tracking, head):
     )
     exact = solver_of(own, head).predict(own.identity, state).astype(np.float32)
     photo = replace(photo_tracking, landmarks=exact[None])
-    # The clip's crop is larger and lies elsewhere.
-    driver = replace(own, landmarks=0.7 * exact[None] + 40, translation=own.translation * np.float32([1, 1, 1.4]))
+    # The clip's crop is larger, about the same centre.
+    seen = 0.7 * (exact[None] - CROP_SIZE / 2) + CROP_SIZE / 2
+    driver = replace(own, landmarks=seen.astype(np.float32), focal_px=0.7 * own.focal_px)
     found = as_frame_of(photo, driver, head)
     assert np.abs(found.rotation - driver.rotation).max() < 1e-5 < np.abs(photo.rotation - driver.rotation).max()
     assert np.array_equal(found.expression, driver.expression) and np.array_equal(found.landmarks, photo.landmarks)
