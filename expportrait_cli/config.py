@@ -98,7 +98,7 @@ class FitDescent(Checked):
     `shading_smoothness`. Folds are fitted before, with `shading_smoothness` in squares of this mesh's edges."""
     fine_normals: tuple[float, ...] = (4.0, 1.2, 0.4)
     """Lambda of the stages on the mesh of high quality, as multiples of `normals_smoothness`."""
-    fine_steps: Count = 10
+    fine_steps: Count = 20
     """Steps of each stage on the mesh of high quality."""
     dynamic_limit_m: float = 0.004
     """Largest Delta f, m: folds and bulges of skin are smaller."""
