@@ -98,7 +98,7 @@ class FitDescent(Checked):
     `shading_smoothness`. Folds are fitted before, with `shading_smoothness` in squares of this mesh's edges."""
     fine_normals: tuple[float, ...] = (4.0, 1.2, 0.4)
     """Lambda of the stages on the mesh of high quality, as multiples of `normals_smoothness`."""
-    fine_steps: Count = 10
+    fine_steps: Count = 20
     """Steps of each stage on the mesh of high quality."""
     dynamic_limit_m: float = 0.004
     """Largest Delta f, m: folds and bulges of skin are smaller."""
@@ -203,10 +203,10 @@ class WanConfig(Checked):
     """Scale of classifier-free guidance, away from the negative prompt (wan-portrait: from a film without normals);
     1 is no guidance and twice as fast, 0 takes the value that the weights were made for."""
     control: Literal["proxy", "holes", "depth", "normals"] = "proxy"
-    """Film that guides wan-vace: the proxy film, as grey levels where it guessed (proxy), or left blank there (holes);
-    the head's depth; or its normal maps, for a LoRA that was trained on them."""
+    """Film that guides wan-vace: the proxy film, in which what the photo does not show is grey levels (proxy) or blank
+    (holes); the head's depth (depth); or its normal maps (normals), for a LoRA that was trained on them."""
     keep: bool = True
-    """Keep the proxy's own pixels where wan-vace has nothing to repaint."""
+    """Take the film's pixels from the proxy film wherever wan-vace has nothing to repaint."""
     skip: Annotated[int, Between(0, 10)] = 0
     """Steps after each computed one whose velocity is extrapolated, not computed (never the first two, nor the last): 1
     takes about half the time, 0 computes all."""

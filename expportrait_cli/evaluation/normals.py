@@ -80,10 +80,10 @@ class Frame:
 
 
 def outline(frame: Frame) -> dict[str, Any]:
-    """Overlap of rendered head and matte above the chin, and distance, mm, between their outlines behind the ear.
+    """Overlap of rendered head and matte above the chin, and mean distance, mm, between their outlines behind the ear.
 
-    Positive distances: the head is too large. A ray on which the person reaches the picture's border is unknown; if
-    only the head does, the border is a lower bound. NaN if all rays are unknown.
+    Distances are positive where the head is too large, along rays from the skull's centre. Rays on which the matte
+    reaches the picture's border are left out; where only the head does, it ends there. NaN if all rays are left out.
     """
     upright = frame.project(np.array([0, 0.12, 0])) - frame.project(np.array([0, -0.05, 0]))
     up = upright / np.linalg.norm(upright)
@@ -276,7 +276,7 @@ def detail(frame: Frame, person: Person) -> dict[str, dict[str, float]]:
 
 
 def relief(frame: Frame, person: Person) -> dict[str, dict[str, float]]:
-    """Agreement of the photo's static detail, moved with the head, with the detail read in this frame, by region."""
+    """`agreement` of the photo's static detail, carried along with the head, with this frame's own, by region."""
     return _by_region(frame, person, frame.relief_drawn, frame.relief_read)
 
 

@@ -108,6 +108,27 @@ def with_identity(tracking: Tracking, identity: Float32[np.ndarray, " K"], head:
     return replace(tracking, identity=identity, **columns_of(states), error=np.asarray(errors, np.float32))
 
 
+def as_frame_of(photo: Tracking, driver: Tracking, head: HeadModel) -> Tracking:
+    """Give a photo, which is a frame of `driver`, that frame's rotation, expression, jaw and gaze.
+
+    Two solutions of one picture differ by up to 2 degrees, because the driver's also follow its motion, and a film of
+    the photo would begin with that difference. Only the translation is solved, because the crops differ: the projected
+    landmarks of the driver's head, brought from its crop into the photo's, are its targets.
+    """
+    solver, landmarks = solver_of(photo, head), photo.landmarks[0].astype(np.float64)
+    frame, _ = nearest_frame(photo.landmarks[0], driver)
+    theirs = driver.landmarks[frame].astype(np.float64)
+    values = [getattr(driver, name)[frame].astype(np.float64) for name in ("expression", "jaw", "gaze")]
+    state = State(*values, rotations.from_turns(driver.rotation[frame]), np.zeros(3))
+    placed = replace(state, translation=driver.translation[frame].astype(np.float64))
+    projected = solver_of(driver, head).predict(driver.identity, placed)
+    between = rotations.similarity(theirs, landmarks)
+    targets = projected @ between[:, :2].T + between[:, 2]
+    state = replace(state, translation=solver.translation(driver.identity, state, targets))
+    error = solver.error_iod(driver.identity, state, landmarks)
+    return replace(photo, identity=driver.identity, **columns_of([state]), error=np.float32([error]))
+
+
 WIDENING = ("mouthSmile", "mouthDimple", "mouthStretch", "mouthPress")
 WIDENED = 1.8
 """Factor from the smile coefficients that the solver finds in a single photo to the true ones: identity and the

@@ -32,6 +32,7 @@ from expportrait_cli.fitting.fine import sharpened
 from expportrait_cli.fitting.hair import without_spikes
 from expportrait_cli.fitting.joint import jointly, person_first
 from expportrait_cli.fitting.parametric import (
+    as_frame_of,
     neutral_frame,
     refined_identity,
     shared_identity,
@@ -81,8 +82,7 @@ def fit(
     if config.quality == "paper" and network is None:
         raise WeightsError(f"`quality=paper` compares rendered normals with a network's: {available()[1]}.")
     same = driver is not None and known is None and shares_identity(trackings, driver, config)
-    identity, identity_from = _identity(trackings, head, driver if same else None, known)
-    tracking = with_identity(trackings[0], identity, head)
+    tracking, identity_from = _identified(trackings, head, driver if same else None, known)
     _warn(trackings[0], tracking, config, known)
     if network is not None:
         clip = Clip.of(tracking, _blank(tracking, head), head, config)
@@ -150,19 +150,22 @@ def _network(config: FitConfig) -> Estimator | None:
     return estimator(config.supervision)
 
 
-def _identity(
+def _identified(
     trackings: Sequence[Tracking], head: HeadModel, driver: Tracking | None, known: HeadFit | None
-) -> tuple[Float32[np.ndarray, " K"], str]:
-    """Identity of the head, and the fingerprint of the tracking that it comes from ("" if it comes from several).
+) -> tuple[Tracking, str]:
+    """The first tracking with the head's identity, and the fingerprint of that identity's tracking ("" for several).
 
     `driver` must show the same person.
     """
+    own = trackings[0]
     if known is not None:
-        return known.identity, known.identity_from
+        return with_identity(own, known.identity, head), known.identity_from
     if len(trackings) > 1:
-        return shared_identity(trackings, head), ""
-    own = driver or trackings[0]
-    return own.identity, own.fingerprint
+        return with_identity(own, shared_identity(trackings, head), head), ""
+    if driver is None:
+        return own, own.fingerprint
+    is_frame = len(own.error) == 1 and shows_photo(driver, own)
+    return as_frame_of(own, driver, head) if is_frame else with_identity(own, driver.identity, head), driver.fingerprint
 
 
 def shares_identity(trackings: Sequence[Tracking], driver: Tracking, config: FitConfig) -> bool:

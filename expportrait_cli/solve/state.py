@@ -169,6 +169,19 @@ class Projection:
         turned = self._moved(points, joints, state).head @ state.rotation.T
         return self._pixels(turned + state.translation)
 
+    def translation(
+        self, identity: Float[np.ndarray, " K"], state: State, landmarks: Float[np.ndarray, "478 2"]
+    ) -> Float[np.ndarray, " 3"]:
+        """Translation, m, that brings the landmarks of `state` nearest to these, px, by linear least squares."""
+        turned = self._moved(self.points(identity), self.joints(identity), state).head @ state.rotation.T
+        rays = (landmarks - self.centre_px) / self.focal_px
+        # On the ray of a landmark (x + a) / (z + c) is its slope: a - slope c = slope z - x, and so with y and b.
+        system = np.zeros((len(rays), 2, 3))
+        system[:, 0, 0] = system[:, 1, 1] = 1
+        system[:, :, 2] = -rays
+        shift = rays * turned[:, 2:] - turned[:, :2]
+        return np.linalg.lstsq(system.reshape(-1, 3), shift.ravel())[0]
+
     def _pixels(self, points_cam: Float[np.ndarray, "P 3"]) -> Float[np.ndarray, "P 2"]:
         return points_cam[:, :2] / points_cam[:, 2:] * self.focal_px + self.centre_px
 

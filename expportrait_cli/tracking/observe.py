@@ -324,7 +324,7 @@ def fill_missing(
         first = frames_of(config.stretch, rate)[0] + int(missing.argmax())
         raise InputError(
             f"{source}: {' and '.join(counts)} of {len(missing)} frames, first in frame {first}. "
-            "Cut them out, or let `on_missing` hold or interpolate fill them."
+            "Cut these frames out, or fill them with `on_missing=hold` or `on_missing=interpolate`."
         )
     known = np.flatnonzero(~missing)
     filled = landmarks.copy()

@@ -239,7 +239,7 @@ READ = ("transformer", "vae")
 
 @dataclass(frozen=True)
 class Folder:
-    """Folder of a painter's weights."""
+    """Folder with the weights of a painter, for example of wan-vace."""
 
     path: Path
     kind: FolderName

@@ -17,6 +17,7 @@ from expportrait_cli.fitting import fit
 from expportrait_cli.fitting.clip import Clip, plain_skin
 from expportrait_cli.fitting.evidence import Estimates
 from expportrait_cli.fitting.parametric import (
+    as_frame_of,
     refined_identity,
     shows_photo,
     solver_of,
@@ -24,11 +25,12 @@ from expportrait_cli.fitting.parametric import (
     with_identity,
     with_whole_smile,
 )
+from expportrait_cli.geometry.rotations import from_turns
 from expportrait_cli.head import landmarks
 from expportrait_cli.head.facemesh import FACE_OVAL, IRIS
 from expportrait_cli.head.fitted import fitted_mesh, neutral_mesh
 from expportrait_cli.solve.solver import IDENTITY_PRIOR
-from expportrait_cli.solve.state import interocular_px
+from expportrait_cli.solve.state import State, interocular_px
 from expportrait_cli.tracking import track
 
 pytest_plugins = ("support.astronaut",)
@@ -85,6 +87,25 @@ def test_a_frame_that_is_the_photo_shows_its_person(photo, photo_tracking, tmp_p
     stranger = replace(photo_tracking, source=jpeg(np.ascontiguousarray(image[:, ::-1]), tmp_path / "other.jpg"))
     assert not shows_photo(stranger, photo_tracking)
     assert not shows_photo(replace(photo_tracking, source=str(tmp_path / "gone.png")), photo_tracking)
+
+
+def test_a_photo_that_is_a_frame_has_that_frames_state(photo_tracking, head):
+    """Its translation is that of its own crop: exact for landmarks that the state explains."""
+    own = replace(photo_tracking, rotation=photo_tracking.rotation + np.float32(0.04))
+    state = State(
+        *(getattr(own, name)[0].astype(np.float64) for name in ("expression", "jaw", "gaze")),
+        from_turns(own.rotation[0]),
+        own.translation[0].astype(np.float64),
+    )
+    exact = solver_of(own, head).predict(own.identity, state).astype(np.float32)
+    photo = replace(photo_tracking, landmarks=exact[None])
+    # The clip's crop is larger, about the same centre.
+    seen = 0.7 * (exact[None] - CROP_SIZE / 2) + CROP_SIZE / 2
+    driver = replace(own, landmarks=seen.astype(np.float32), focal_px=0.7 * own.focal_px)
+    found = as_frame_of(photo, driver, head)
+    assert np.abs(found.rotation - driver.rotation).max() < 1e-5 < np.abs(photo.rotation - driver.rotation).max()
+    assert np.array_equal(found.expression, driver.expression) and np.array_equal(found.landmarks, photo.landmarks)
+    assert np.abs(found.translation - own.translation).max() < 1e-4 and found.error[0] < 0.01
 
 
 @pytest.mark.slow

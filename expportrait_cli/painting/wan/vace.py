@@ -54,7 +54,7 @@ class VaceModel:
         keep: bool = True,
         wake: Callable[[], None] = lambda: None,
     ) -> None:
-        """Encode the photo. With `keep`, pixels outside the mask are the proxy's, and VACE's own ones are dropped."""
+        """Encode the photo. With `keep`, pixels outside the mask are those of the proxy film, not VACE's."""
         needed = 2 * CHANNELS + SPACE**2
         found = transformer.config["vace_in_channels"]
         if found != needed:

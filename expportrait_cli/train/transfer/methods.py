@@ -237,7 +237,7 @@ def tracked(
 
 
 def amplitudes(synthesis: Synthesis, heads: Float[Tensor, "T V 3"]) -> Float64[np.ndarray, " 3"]:
-    """Standard deviation over frames of lip gap, brow height and lid gap, in widths of the pair of eyes."""
+    """Standard deviation over frames of lip gap, brow height and lid gap, as shares of the outer eye distance."""
     marks = np.stack([folds.face_marks(synthesis.head, verts) for verts in heads])
     eyes = np.linalg.norm(marks[0, OUTER_EYES[0]] - marks[0, OUTER_EYES[1]])
     lips, lids = (_gaps(marks, pairs) for pairs in (LIP_PAIRS, LID_PAIRS))
