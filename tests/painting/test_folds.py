@@ -11,7 +11,7 @@ from expportrait_cli.head import dense, landmarks
 from expportrait_cli.head.facemesh import LIP_CORNERS
 from expportrait_cli.media.video import read_frames
 from expportrait_cli.media.writer import VideoWriter
-from expportrait_cli.painting.proxy.folds import FADED, FOLDS, STEP_M, DriverFolds, without_folds
+from expportrait_cli.painting.proxy.folds import CHEEK_REACH, FADED, FOLDS, STEP_M, DriverFolds, without_folds
 
 pytest_plugins = ("support.astronaut",)
 
@@ -31,6 +31,30 @@ def test_grooves_beside_the_mouth_fade_and_nothing_else_changes():
     # The line over the mouth is none of a smile's, and plain skin has nothing to fill.
     assert np.array_equal(calm[:, 120:140], picture[:, 120:140])
     assert np.abs(calm[:, :40].astype(int) - picture[:, :40]).max() <= 1
+
+
+@pytest.mark.parametrize("bearded", [False, True])
+def test_the_step_from_a_smiling_cheek_becomes_a_slope_and_a_beard_stays(bearded):
+    points = np.zeros((478, 2))
+    points[list(LIP_CORNERS)] = [[80, 150], [180, 150]]
+    for course, x in zip(FOLDS, (60, 200), strict=True):
+        points[list(course)] = np.c_[np.full(5, x), np.linspace(100, 200, 5)]
+    # Cheeks of brightness 200 meet a muzzle of 160 at the folds; a beard is rough besides.
+    picture = np.full((260, 260, 3), 200, np.uint8)
+    picture[:, 60:200] = 160
+    if bearded:
+        rough = np.random.default_rng(0).normal(0, 50, (260, 140, 1))
+        picture[:, 60:200] = (picture[:, 60:200] + rough).clip(0, 255).astype(np.uint8)
+    outline = np.array([[100, 150], [130, 135], [160, 150], [130, 165]], float)
+    calm = without_folds(picture, points, outline).astype(float)
+    muzzle = np.s_[130:170, 62:70]
+    step = (calm[130:170, 50:58].mean() - calm[muzzle].mean()) / 40
+    if bearded:
+        assert abs(calm[muzzle].mean() - picture[muzzle].mean()) < 6
+    else:
+        # The slope reaches from one border of the zone to the other.
+        left = FADED * 12 / (2 * CHEEK_REACH * 100) + 1 - FADED
+        assert abs(step - left) < 0.1
 
 
 SKIN, DEEP, FROWN = 200, 130, 5

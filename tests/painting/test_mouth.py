@@ -98,6 +98,23 @@ def test_shut_lips_reach_their_corners_and_no_shadow_does():
     assert np.abs(shut[60, 129].astype(int) - SKIN).max() < 25
 
 
+def test_shut_lips_have_no_patches_and_keep_their_creases():
+    points = mouth_points((80, 60), 44, 14, 24)
+    picture = painted(points, (120, 160), TOOTH)
+    # The shine of a stretched lip, and a red rim, within the lips' own colours; creases are finer.
+    lip = (picture == LIP).all(-1)
+    shine, red = np.s_[74:80, 70:84], np.s_[42:46, 84:98]
+    for place, colour in ((shine, (205, 112, 110)), (red, (178, 62, 66))):
+        picture[place][lip[place]] = colour
+    crease = np.s_[66:90, 100]
+    picture[crease][lip[crease]] = np.asarray(LIP) * 0.96
+    shut = shut_lips(picture, opening(points, (120, 160)), Contours.of(points.astype(float))).astype(float)
+    for place in (shine, red):
+        assert lip[place].sum() > 50 and np.abs(shut[place][lip[place]].mean(0) - LIP).max() < 10
+    own = [row for row in range(74, 84) if lip[row, 96:105].all()]
+    assert len(own) >= 3 and 0.02 < 1 - (shut[own, 100] / shut[own][:, [96, 104]].mean(1)).mean() < 0.05
+
+
 def test_a_mouth_that_is_shut_stays_as_it_is():
     picture = np.full((40, 40, 3), 90, np.uint8)
     lips = Contours.of(mouth_points((20, 20), 10, 3, 0).astype(float))

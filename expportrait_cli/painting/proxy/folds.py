@@ -13,19 +13,27 @@ from expportrait_cli.head import HeadModel, dense, landmarks
 from expportrait_cli.head.facemesh import EYE_RINGS, FACE_OVAL, LIP_CORNERS, OUTER_EYES
 from expportrait_cli.media.video import read_pictures
 from expportrait_cli.painting.proxy.hidden import NO_MAP
-from expportrait_cli.painting.proxy.layers import SUBPIXEL_BITS, Layers, fixed, ramp, triangle_ids
+from expportrait_cli.painting.proxy.layers import SUBPIXEL_BITS, Layers, fixed, membrane, ramp, triangle_ids
 
 FOLDS = ((203, 206, 216, 212, 202), (423, 426, 436, 432, 422))
 """FaceMesh landmarks along the nasolabial fold, from the nose past the corner of the mouth, on each side."""
-FOLD_REACH, FOLD_WIDE, FADED = 0.12, 0.11, 0.75
+FOLD_REACH, FOLD_WIDE, FADED = 0.2, 0.11, 0.8
 """FOLD_REACH: largest distance of a fold from these landmarks. FOLD_WIDE: width of the widest groove that counts as a
 fold. Both in mouth widths of the photo. FADED: share of a fold's darkness that is removed."""
+CHEEK_REACH, CHEEK_FINE = 0.24, 0.025
+"""The step from the bright cheek of a smile to the skin around the mouth. CHEEK_REACH: distance from the landmarks up
+to which it is levelled; CHEEK_FINE: standard deviation of the Gaussian that keeps finer texture; both in mouth
+widths."""
+HAIR_CONTRAST, BEARD, BEARD_WIDE, BEARD_LOG = 0.07, (0.3, 0.5), 0.12, 0.35
+"""Beards stay as they are. HAIR_CONTRAST: contrast of fine texture from which a pixel may be hair; BEARD: share of such
+pixels up to which skin is bare, and from which it is bearded, in a Gaussian window of standard deviation BEARD_WIDE
+(mouth widths); BEARD_LOG: logarithm of a change of brightness at which it is 1/e as strong, for the same reason."""
 
 
 def without_folds(
     picture: UInt8[np.ndarray, "H W 3"], points: Float[np.ndarray, "478 2"], outline: Float[np.ndarray, "N 2"]
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """Brighten the dark grooves of a smile beside the mouth; returns a new picture.
+    """Brighten the dark grooves of a smile beside the mouth, and level the shade across them; returns a new picture.
 
     `points` are FaceMesh's, px; `outline` is that of the lips, px, which stay unchanged.
     """
@@ -40,18 +48,38 @@ def without_folds(
         return picture
     away = np.ones(shown.shape[:2], np.uint8)
     cv2.polylines(away, [fixed(course - [left, top] - 0.5) for course in courses], False, (0,), 1, shift=SUBPIXEL_BITS)
-    zone = 1 - ramp(cv2.distanceTransform(away, cv2.DIST_L2, 5) / width, (0.5 * FOLD_REACH, FOLD_REACH))
+    away = cv2.distanceTransform(away, cv2.DIST_L2, 5) / width
     lip = np.ones(shown.shape[:2], np.uint8)
     cv2.fillPoly(lip, [fixed(outline - [left, top] - 0.5)], (0,), shift=SUBPIXEL_BITS)
-    zone = zone * ramp(cv2.distanceTransform(lip, cv2.DIST_L2, 5) / width, (0.02, 0.06))
+    beside_lips = ramp(cv2.distanceTransform(lip, cv2.DIST_L2, 5) / width, (0.02, 0.06))
+    zone = (1 - ramp(away, (0.5 * FOLD_REACH, FOLD_REACH))) * beside_lips
     side = 2 * max(round(FOLD_WIDE * width / 2), 1) + 1
     base = cv2.GaussianBlur(shown, (0, 0), max(0.008 * width, 0.6))
     filled = cv2.morphologyEx(base, cv2.MORPH_CLOSE, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side)))
     lighter = np.maximum(cv2.GaussianBlur(filled, (0, 0), max(0.02 * width, 0.6)) - base, 0)
     zone = cv2.GaussianBlur(zone.astype(np.float32), (0, 0), max(0.02 * width, 0.6))[..., None]
+    bare = FADED * _bare(shown, width)[..., None]
+    shown = shown + bare * zone * lighter
+    shown = shown + bare * _levelled(shown, (away < CHEEK_REACH) & (beside_lips > 0), width)
     whole = picture.copy()
-    whole[box] = np.rint(shown + FADED * zone * lighter).clip(0, 255).astype(np.uint8)
+    whole[box] = np.rint(shown).clip(0, 255).astype(np.uint8)
     return whole
+
+
+def _bare(shown, width):
+    """Weight of pixels, 1 on bare skin, 0 in a beard."""
+    grey = shown.mean(-1)
+    calm = cv2.GaussianBlur(grey, (0, 0), max(CHEEK_FINE * width, 0.8))
+    rough = (np.abs(grey - calm) > HAIR_CONTRAST * (calm + 4)).astype(np.float32)
+    return 1 - ramp(cv2.GaussianBlur(rough, (0, 0), BEARD_WIDE * width), BEARD)
+
+
+def _levelled(shown, zone, width):
+    """Change of the picture that makes its shade in a zone a smooth transition between the colours around the zone."""
+    base = cv2.GaussianBlur(shown, (0, 0), max(CHEEK_FINE * width, 0.8))
+    change = membrane(base, 1 - zone.astype(np.float32)) - base
+    ratio = np.log1p(change.mean(-1) / (base.mean(-1) + 4))
+    return change * np.exp(-((ratio / BEARD_LOG) ** 2))[..., None]
 
 
 BROW_HAIR = ((70, 63, 105, 66, 65, 52, 53, 46), (300, 293, 334, 296, 295, 282, 283, 276))

@@ -193,6 +193,26 @@ def membrane(
     return filled
 
 
+def evened(
+    picture: Float32[np.ndarray, "H W 3"],
+    region: Bool[np.ndarray, "H W"],
+    colour: Float32[np.ndarray, " 3"],
+    *,
+    reach: float,
+    detail: float,
+) -> Float32[np.ndarray, "H W 3"]:
+    """Give a region one colour at large, and keep its fine detail; pixels outside of the region are undefined.
+
+    `reach`: standard deviation of the Gaussian, px, that separates the two; `detail`: largest detail that is kept, as a
+    share of the colour, so that highlights and shadows fade and creases stay.
+    """
+    inside = region.astype(np.float32)
+    weight = np.maximum(cv2.GaussianBlur(inside, (0, 0), reach), 1e-3)[..., None]
+    base = cv2.GaussianBlur(picture * inside[..., None], (0, 0), reach) / weight
+    most = detail * colour
+    return colour + np.clip(picture - base, -most, most)
+
+
 def lids(head: HeadModel) -> Bool[np.ndarray, " V"]:
     """Mask of the upper lids and a rim around them: with open eyes, a photo shows lashes and shadow there, not skin."""
     return _around(lid_travel(head).max(0), head, rings=LID_RIM)

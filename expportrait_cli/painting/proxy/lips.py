@@ -16,6 +16,7 @@ from expportrait_cli.painting.proxy.layers import (
     SKIN,
     SUBPIXEL_BITS,
     Layers,
+    evened,
     fixed,
     membrane,
     mix,
@@ -52,6 +53,11 @@ AROUND_LIPS_M = 0.012
 MEETS, MEETS_DARK, CREASES = 0.05, 0.25, 0.008
 """Shading of shut lips. MEETS and MEETS_DARK: width, in mouth widths, and darkening (share) along the line where they
 meet; CREASES: relative contrast of the creases across them."""
+EVEN, KEPT, ALIKE, WITHIN = 0.03, 0.05, 0.5, (0.02, 0.06)
+"""Evenness of shut lips. EVEN: standard deviation of the Gaussian, in mouth widths, that separates patches (rims of
+gums, shine of a stretched lip) from creases; KEPT: largest contrast of creases that is kept, as a share of the colour;
+ALIKE: share of both lips' mean colour in each lip's; WITHIN: distances from the lips' outline, in mouth widths, up to
+which lips keep their colours, and from which they are even."""
 TURNED_IN, WIDE_OPEN = 0.45, (0.15, 0.5)
 """TURNED_IN: share of a lip, from its inner rim, that is shaded in a wide open mouth. WIDE_OPEN: gap, in mouth widths,
 at which this begins, and is complete."""
@@ -135,18 +141,25 @@ def shut_lips(
     unknown = _strange(picture, opening[box], regions, lips, np.array([left, top]), along, lower)
     unknown |= ~regions[0] & _turned_in(lips, along, down)
     soft = [cv2.GaussianBlur(region.astype(np.float32), (0, 0), max(0.02 * lips.width, 0.8)) for region in regions]
-    filled = np.zeros(picture.shape, np.float32)
-    for region, share in zip(regions, soft, strict=True):
+    extended, colours, seen = [], [], []
+    for region in regions:
         known = region & ~unknown
         if not known.any():
             known = region
-        filled += share[..., None] * membrane(picture.astype(np.float32), known.astype(np.float32))
+        extended.append(membrane(picture.astype(np.float32), known.astype(np.float32)))
+        colours.append(np.median(picture[known], axis=0) if known.any() else np.zeros(3))
+        seen.append(known.sum())
+    # A lip that is stretched thin says less of the colour.
+    both, reach = np.average(colours[1:], axis=0, weights=np.array(seen[1:]) + 1), max(EVEN * lips.width, 1.0)
+    for k in (1, 2):
+        colour = (colours[k] + ALIKE * (both - colours[k])).astype(np.float32)
+        extended[k] = evened(extended[k], regions[k], colour, reach=reach, detail=KEPT)
+    filled = sum(share[..., None] * layer for share, layer in zip(soft, extended, strict=True))
     filled *= (1 - (1 - _lip_shade(lips, along, down - middle)) * (1 - soft[0]))[..., None]
-    near = cv2.GaussianBlur(
-        cv2.dilate(unknown.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(np.float32), (0, 0), 0.8
-    )
+    near = cv2.GaussianBlur(cv2.dilate(unknown.astype(np.float32), np.ones((3, 3), np.uint8)), (0, 0), 0.8)
+    near = np.maximum(near, ramp(cv2.distanceTransform(between, cv2.DIST_L2, 5) / max(lips.width, 1e-6), WITHIN))
     whole = foreground.copy()
-    whole[box] = mix(picture, np.rint(filled).clip(0, 255).astype(np.uint8), near)
+    whole[box] = mix(picture, np.rint(filled).clip(0, 255).astype(np.uint8), near.astype(np.float32))
     return whole
 
 
