@@ -51,13 +51,15 @@ MIDDLE = slice(3, 8)
 AROUND_LIPS_M = 0.012
 """Largest distance from the lips, m, at which the picture of shut lips differs from the photo."""
 MEETS, MEETS_DARK, CREASES = 0.05, 0.25, 0.008
+SHINE, SHINES_AT, SHINE_WIDE = 0.1, (0.5, 0.1), (0.2, 0.045)
 """Shading of shut lips. MEETS and MEETS_DARK: width, in mouth widths, and darkening (share) along the line where they
-meet; CREASES: relative contrast of the creases across them."""
-EVEN, KEPT, ALIKE, WITHIN = 0.03, 0.05, 0.5, (0.02, 0.06)
-"""Evenness of shut lips. EVEN: standard deviation of the Gaussian, in mouth widths, that separates patches (rims of
-gums, shine of a stretched lip) from creases; KEPT: largest contrast of creases that is kept, as a share of the colour;
-ALIKE: share of both lips' mean colour in each lip's; WITHIN: distances from the lips' outline, in mouth widths, up to
-which lips keep their colours, and from which they are even."""
+meet; CREASES: relative contrast of the creases across them; SHINE: brightening of the lower lip at its fullest place,
+with this place and the standard deviations along and down the mouth, in mouth widths."""
+EVEN, EVENED, KEPT, ALIKE, WITHIN = 0.03, 0.75, 0.05, 0.5, (0.02, 0.06)
+"""Evenness of shut lips, without rims of gums and the shine of a stretched lip. EVEN: standard deviation, in mouth
+widths, of the Gaussian that separates such patches from creases; EVENED: share of them that is removed; KEPT: largest
+contrast of creases; ALIKE: share of both lips' mean colour in each lip's; WITHIN: distances from the lips' outline, in
+mouth widths, up to which lips keep their colours, and from which they are even."""
 TURNED_IN, WIDE_OPEN = 0.45, (0.15, 0.5)
 """TURNED_IN: share of a lip, from its inner rim, that is shaded in a wide open mouth. WIDE_OPEN: gap, in mouth widths,
 at which this begins, and is complete."""
@@ -143,9 +145,7 @@ def shut_lips(
     soft = [cv2.GaussianBlur(region.astype(np.float32), (0, 0), max(0.02 * lips.width, 0.8)) for region in regions]
     extended, colours, seen = [], [], []
     for region in regions:
-        known = region & ~unknown
-        if not known.any():
-            known = region
+        known = region & ~unknown if (region & ~unknown).any() else region
         extended.append(membrane(picture.astype(np.float32), known.astype(np.float32)))
         colours.append(np.median(picture[known], axis=0) if known.any() else np.zeros(3))
         seen.append(known.sum())
@@ -153,7 +153,7 @@ def shut_lips(
     both, reach = np.average(colours[1:], axis=0, weights=np.array(seen[1:]) + 1), max(EVEN * lips.width, 1.0)
     for k in (1, 2):
         colour = (colours[k] + ALIKE * (both - colours[k])).astype(np.float32)
-        extended[k] = evened(extended[k], regions[k], colour, reach=reach, detail=KEPT)
+        extended[k] += EVENED * (evened(extended[k], regions[k], colour, reach=reach, detail=KEPT) - extended[k])
     filled = sum(share[..., None] * layer for share, layer in zip(soft, extended, strict=True))
     filled *= (1 - (1 - _lip_shade(lips, along, down - middle)) * (1 - soft[0]))[..., None]
     near = cv2.GaussianBlur(cv2.dilate(unknown.astype(np.float32), np.ones((3, 3), np.uint8)), (0, 0), 0.8)
@@ -169,6 +169,8 @@ def _lip_shade(lips: Contours, along, below):
     # Creases fan out and are irregular.
     fan = 2 * np.pi * (along - 0.5) * (1 - 0.6 * np.abs(below) / lips.width)
     creases = np.sin(17 * fan + 1.3 * np.sin(5 * fan)) + 0.6 * np.sin(29 * fan + 2.1 * np.cos(3 * fan))
+    across, down = (along - SHINES_AT[0]) / SHINE_WIDE[0], (below / lips.width - SHINES_AT[1]) / SHINE_WIDE[1]
+    meets *= 1 + SHINE * np.exp(-(across**2 + down**2) / 2)
     return meets * (1 + CREASES * creases * (1 - np.exp(-((below / (0.5 * MEETS * lips.width)) ** 2))))
 
 
