@@ -26,7 +26,8 @@ from expportrait_cli.head.fitted import neck_in_camera, posed_meshes
 from expportrait_cli.media.image import read_image
 from expportrait_cli.painting import paint as paint_film
 from expportrait_cli.painting.canvas import Canvas
-from expportrait_cli.painting.proxy.lips import Lips
+from expportrait_cli.painting.proxy.layers import ramp
+from expportrait_cli.painting.proxy.lips import SEAM_M, Lips
 from expportrait_cli.painting.scene import ProxyPainter, Scene
 from expportrait_cli.painting.stage import paste
 
@@ -373,6 +374,22 @@ def test_threads_paint_the_same_frames(scene):
         together = list(pool.map(lambda job: scene._compositor.frame(*job), jobs))
     for own, other in zip(alone, together, strict=True):
         assert all(map(np.array_equal, own, other))
+
+
+def test_lips_that_shut_meet_in_a_line_and_not_in_a_slit(scene, fitted, head, tmp_path):
+    curves = still(fitted, head, 24)
+    curves.expression[:], curves.jaw[:] = 0, 0
+    curves.jaw[:, 0] = np.linspace(0.03, -0.12, 24)
+    lips = scene._compositor.lips
+    verts = min(map(np.array, meshes_of(fitted, head, curves, tmp_path / "a.meshes.npz").frames()), key=lips._gap_m)
+    frame = np.tile(np.rint(lips.colour).astype(np.uint8), (*lips.picture.shape[:2], 1))
+    lips.paint_seam(frame, verts)
+    share = frame.mean(-1) / lips.colour.mean()
+    weight = 1 - ramp(lips._gap_m(verts), SEAM_M)
+    assert weight > 0.3 and 0.25 < (1 - share.min()) / weight < 0.36
+    width = np.ptp(lips.contours(verts).upper_inner[:, 0])
+    dark = np.flatnonzero((share < 0.95).any(0))
+    assert abs(np.ptp(dark) - width) < 2 and (share < 0.95).sum(0).max() <= 4
 
 
 def test_meshes_without_numbers_are_an_error(fitted, head, paint):

@@ -30,7 +30,7 @@ OPEN_M = 0.0015
 MOVED = (0.02, 0.06)
 """Mean displacement of the inner lips against the photo, in mouth widths, at which the picture with shut lips has
 weight 0, and 1: teeth and shadows of the photo's mouth do not belong on the lips that are painted."""
-SEAM_M, SEAM_WIDTH_M, SEAM = (0.0006, 0.0016), 0.0008, 0.5
+SEAM_M, SEAM_WIDTH_M, SEAM = (0.0006, 0.0016), 0.0008, 0.62
 """Dark line between shut lips. SEAM_M: gap, m, at which its weight is 1, and 0; SEAM_WIDTH_M: its width, m; SEAM: its
 brightness, as a share of the lips'."""
 DEEP_M = 0.02
