@@ -15,6 +15,7 @@ from expportrait_cli.head.facemesh import LIP_CORNERS
 from expportrait_cli.media.video import read_frames
 from expportrait_cli.media.writer import VideoWriter
 from expportrait_cli.painting.proxy.folds import FADED, FOLDS, STEP_M, Creased, DriverFolds, without_folds
+from expportrait_cli.painting.proxy.hidden import NO_MAP
 from expportrait_cli.painting.proxy.layers import Layers
 from expportrait_cli.render.rasterizer import interpolate, rasterize
 
@@ -118,7 +119,7 @@ def test_every_pixel_of_the_skin_takes_the_shade_of_its_place_on_the_head(head, 
     at = interpolate(columns.contiguous(), rast, head.dense_faces.int())[0].numpy()
     ids = rast[0, ..., 3].long().numpy() - 1
     own = (ids >= 0) & skin[head.dense_faces].all(1).numpy()[ids]
-    depth = cv2.remap(shade, at[..., :2].copy(), None, cv2.INTER_LINEAR)
+    depth = cv2.remap(shade, at[..., :2].copy(), NO_MAP, cv2.INTER_LINEAR)
     wanted = np.where(own[..., None], plain * np.exp(depth)[..., None], plain)
     assert (plain - painted).max() > 10
     assert np.abs(painted - wanted).max() < 0.6
