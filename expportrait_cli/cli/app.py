@@ -119,19 +119,27 @@ def _end(number: int, _: FrameType | None) -> None:
 def open_streams() -> None:
     """Open stdin, stdout and stderr if they are closed, and let the latter two write file names that are not UTF-8.
 
-    A file that is opened later would otherwise get the descriptor of a stream, and be written to.
+    A file that is opened later would otherwise get the descriptor of a stream, and be written to. A shell that runs a
+    script without a stderr has already opened the script there, for reading: that counts as closed.
     """
-    for number in range(3):
+    for number, probe in enumerate((os.fstat, _write_nothing, _write_nothing)):
         try:
-            os.fstat(number)
+            probe(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)
+            nothing = os.open(os.devnull, os.O_RDWR)
+            if nothing != number:
+                os.dup2(nothing, number)
+                os.close(nothing)
     sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
     # A descriptor of its own: while native libraries are silenced, descriptor 2 is /dev/null.
     sys.stderr = os.fdopen(os.dup(2), "w", 1, sys.stderr.encoding if sys.stderr else None)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="surrogateescape")
+
+
+def _write_nothing(number: int) -> None:
+    os.write(number, b"")
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """Parts that all commands share: common options, settings from a preset or a file, and help in groups."""
 
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from difflib import get_close_matches
@@ -17,6 +18,8 @@ from expportrait_cli.cli import options
 from expportrait_cli.cli.boundary import output
 from expportrait_cli.config import SECTIONS, FitConfig, Stretch, TrackConfig, TransferConfig
 from expportrait_cli.errors import InputError, UsageError
+
+log = logging.getLogger(__name__)
 
 PRESETS: dict[str, dict[str, Any]] = {
     "draft": {"quality": "draft", "size": 256, "backend": "proxy"},
@@ -68,7 +71,10 @@ def _own_preset(name: str) -> Path:
 
 def _take_config(ctx: options.Context, path: Path | None) -> Path | None:
     if path is not None and not ctx.resilient_parsing:
-        ctx.default_map = {**(ctx.default_map or {}), **_settings(ctx, _read(path), str(path), path)}
+        found = _settings(ctx, _read(path), str(path), path)
+        ctx.default_map = {**(ctx.default_map or {}), **found}
+        if path.suffix.lower() == ".json":
+            ctx.meta[RECORDED] = (path, found)
     return path
 
 
@@ -115,6 +121,36 @@ def _settings(ctx: options.Context, found: Mapping[str, Any], place: str, path: 
         parameter = known[name]
         chosen[str(parameter.name)] = _value(parameter, value, f"{place}: {key}", path.parent)
     return chosen
+
+
+RECORDED = "expportrait.recorded"
+"""Key, in the `meta` of the context, of a film's record and the values of parameters that it gave."""
+OF_INPUT = {
+    "reference": ("face", "reference_start", "reference_end", "reference_max_frames", "same_person"),
+    "driving": ("driving_face", "start", "end", "max_frames", "neutral_frame", "curves", "same_person"),
+}
+"""Parameters that say something about one photo or clip, and nothing about another."""
+
+
+def _drop_settings_of_other_inputs(ctx: options.Context) -> None:
+    """Set parameters that a record gave to their defaults if they belong to an input that the user replaced."""
+    (path, found), defaults = ctx.meta[RECORDED], dict(ctx.default_map or {})
+    for role, names in OF_INPUT.items():
+        alias = {"reference": "source_option", "driving": "driving_option"}[role]
+        given, then = ctx.params.get(alias) or ctx.params.get(role), found.get(role)
+        if then is None or given is None or Path(str(given)).absolute() == Path(str(then)).absolute():
+            continue
+        dropped = [name for name in names if name in found and ctx.params.get(name) == ctx.lookup_default(name)]
+        for parameter in ctx.command.params:
+            if parameter.name in dropped:
+                del defaults[parameter.name]
+                ctx.default_map = defaults
+                value, source = parameter.consume_value(ctx, {})
+                ctx.params[parameter.name] = parameter.process_value(ctx, value)
+                ctx.set_parameter_source(parameter.name, source)
+        if dropped:
+            text = ", ".join(f"--{name.replace('_', '-')}" for name in dropped)
+            log.warning("%s: its %s belong to %s, and are not used for %s.", path, text, then, given)
 
 
 COLUMNS = "expportrait.columns"
@@ -266,6 +302,13 @@ def shared(function: Callable[..., None]) -> Callable[..., None]:
 
 class Command(TyperCommand):
     """A command whose help lists its options in the groups that their `rich_help_panel` names."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the arguments; settings of a record that belong to a replaced input are dropped, with a warning."""
+        rest = super().parse_args(ctx, args)
+        if RECORDED in ctx.meta:
+            _drop_settings_of_other_inputs(ctx)
+        return rest
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write a section for each group, in the order of their first options; the shared options come last."""

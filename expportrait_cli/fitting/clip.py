@@ -77,10 +77,11 @@ def static_mask(head: HeadModel, share: float) -> Float32[np.ndarray, " V"]:
 def plain_skin(head: HeadModel) -> Bool[np.ndarray, " V"]:
     """Mask of plain facial skin: without brows, and the rims of eyes, mouth and nostrils."""
     verts = dense(head, head.template)
-    points = landmarks(head, verts).numpy()
+    points, verts = landmarks(head, verts).numpy(), verts.numpy()
     skin = dynamic_mask(head) > 0.5
     for rim, reach in BESIDE:
-        skin &= KDTree(points[rim]).query(verts.numpy())[0] > reach
+        # Distances beyond the bound are infinite: to find each of them would take most of the time.
+        skin[skin] = KDTree(points[rim]).query(verts[skin], distance_upper_bound=2 * reach)[0] > reach
     return skin
 
 

@@ -118,15 +118,19 @@ def as_frame_of(photo: Tracking, driver: Tracking, head: HeadModel) -> Tracking:
     solver, landmarks = solver_of(photo, head), photo.landmarks[0].astype(np.float64)
     frame, _ = nearest_frame(photo.landmarks[0], driver)
     theirs = driver.landmarks[frame].astype(np.float64)
-    values = [getattr(driver, name)[frame].astype(np.float64) for name in ("expression", "jaw", "gaze")]
-    state = State(*values, rotations.from_turns(driver.rotation[frame]), np.zeros(3))
-    placed = replace(state, translation=driver.translation[frame].astype(np.float64))
-    projected = solver_of(driver, head).predict(driver.identity, placed)
+    state = State(
+        expression=driver.expression[frame].astype(np.float64),
+        jaw=driver.jaw[frame].astype(np.float64),
+        gaze=driver.gaze[frame].astype(np.float64),
+        rotation=rotations.from_turns(driver.rotation[frame]),
+        translation=driver.translation[frame].astype(np.float64),
+    )
+    projected = solver_of(driver, head).predict(driver.identity, state)
     between = rotations.similarity(theirs, landmarks)
     targets = projected @ between[:, :2].T + between[:, 2]
     state = replace(state, translation=solver.translation(driver.identity, state, targets))
     error = solver.error_iod(driver.identity, state, landmarks)
-    return replace(photo, identity=driver.identity, **columns_of([state]), error=np.float32([error]))
+    return replace(photo, identity=driver.identity, **columns_of([state]), error=np.array([error], np.float32))
 
 
 WIDENING = ("mouthSmile", "mouthDimple", "mouthStretch", "mouthPress")

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -16,16 +17,18 @@ from expportrait_cli.pipeline import film, job
 def asked(monkeypatch, tmp_path, capsys):
     """Run `generate` with stages that only look at what they were asked for; a code other than 0 gives the message."""
     found: list[job.Job] = []
-    for name in ("photo.png", "clip.mp4", "other.mp4"):
+    said: list[str] = []
+    for name in ("photo.png", "other.png", "clip.mp4", "other.mp4"):
         (tmp_path / name).write_bytes(b"x")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(film, "generate", lambda one, show: found.append(one) or film.Film(one.out, one.record, {}))
 
     def run(*arguments: str, code: int = 0):
         assert app.run(["generate", *arguments]) == code
-        err = capsys.readouterr().err
-        return err if code else found[-1]
+        said.append(capsys.readouterr().err)
+        return said[-1] if code else found[-1]
 
+    run.said = said
     return run
 
 
@@ -93,6 +96,16 @@ def test_the_record_of_a_film_gives_its_settings_again(asked, tmp_path):
     other = asked("--config", "a.json", "-d", "other.mp4", "--size", "512", "--no-grid")
     assert other.driving.name == "other.mp4" and not other.grid
     assert other.generate.size == 512 and other.generate.wan == first.generate.wan
+    # What the record says of its own photo and clip says nothing of others.
+    assert "its --start, --same-person belong to" in asked.said[-1]
+    assert "clip.mp4, and are not used for other.mp4" in asked.said[-1]
+    assert other.driving_stretch == Stretch() and other.fit.same_person == "auto"
+    assert other.track.face == "left" and other.track.stretch == first.track.stretch
+    another = asked("other.png", "--config", "a.json", "--start", "5f")
+    assert another.track == replace(first.track, face="largest", stretch=Stretch())
+    assert another.driving == tmp_path / "clip.mp4" and another.driving_stretch == Stretch(start="5f")
+    same = asked(str(tmp_path / "photo.png"), "--config", "a.json")
+    assert same.settings() == first.settings() and "belong" not in asked.said[-1]
 
     record["settings"]["transfer"]["turn_limit_deg"] = 20.0
     (tmp_path / "a.json").write_text(json.dumps(record))

@@ -26,6 +26,16 @@ def test_a_closed_stream_is_like_an_empty_one(closed):
     assert wrong.returncode == 3 and "Traceback" not in wrong.stderr
 
 
+def test_a_script_without_stderr_runs_the_tool(tmp_path):
+    """Bash has then opened the script as descriptor 2, which can be read and not written to."""
+    script = tmp_path / "run.sh"
+    script.write_text(f'exec {COMMAND} "$@"\n')
+    done = subprocess.run(f"bash {script} --version 2>&-", shell=True, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout
+    wrong = subprocess.run(f"bash {script} track nothing.png 2>&-", shell=True, capture_output=True, text=True)
+    assert wrong.returncode == 3
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_that_a_callback_swallowed_ends_the_next_step(number, code, monkeypatch):
     monkeypatch.setattr(command_line, "ended_by", None)

@@ -5,13 +5,27 @@ from fractions import Fraction
 import cv2
 import numpy as np
 import pytest
+import torch
 from support.known_head import tracking_of
 
+from expportrait_cli.artifacts.types import CROP_SIZE
+from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.head import dense, landmarks
 from expportrait_cli.head.facemesh import LIP_CORNERS
 from expportrait_cli.media.video import read_frames
 from expportrait_cli.media.writer import VideoWriter
-from expportrait_cli.painting.proxy.folds import CHEEK_REACH, FADED, FOLDS, STEP_M, DriverFolds, without_folds
+from expportrait_cli.painting.proxy.folds import (
+    CHEEK_REACH,
+    FADED,
+    FOLDS,
+    STEP_M,
+    Creased,
+    DriverFolds,
+    without_folds,
+)
+from expportrait_cli.painting.proxy.hidden import NO_MAP
+from expportrait_cli.painting.proxy.layers import Layers
+from expportrait_cli.render.rasterizer import interpolate, rasterize
 
 pytest_plugins = ("support.astronaut",)
 
@@ -98,3 +112,46 @@ def test_a_small_driver_shows_no_folds(head, frowning):
     tracking, _ = frowning
     tracking.landmarks[:] = 256 + (tracking.landmarks - 256) * 0.3
     assert not DriverFolds(tracking, head).shows(FROWN)
+
+
+def test_every_pixel_of_the_skin_takes_the_shade_of_its_place_on_the_head(head, frowning):
+    tracking, _ = frowning
+    folds = DriverFolds(tracking, head)
+    shade = folds.of(list(read_frames(tracking.source))[FROWN], FROWN)
+    verts = dense(head, head.template) * torch.tensor([1.0, -1.0, -1.0]) + torch.tensor([0.0, 0.0, 0.8])
+    camera = Camera.of_crop(1300.0, CROP_SIZE, CROP_SIZE)
+    rast = rasterize(camera.clip(verts[None]), head.dense_faces.int(), (CROP_SIZE, CROP_SIZE))
+    plain = np.full((CROP_SIZE, CROP_SIZE, 3), SKIN, np.uint8)
+    one, each = np.ones(plain.shape[:2], np.float32), np.zeros(len(verts), np.float32)
+    layers = Layers(
+        camera=camera,
+        photo=plain,
+        foreground=plain,
+        alpha=one,
+        plate=plain,
+        close_plate=plain,
+        verts=verts.numpy(),
+        xy=np.full((len(verts), 2), 256, np.float32),
+        depth=each,
+        cosine=each,
+        colour=np.zeros((len(verts), 3), np.float32),
+        zbuffer=one,
+        part=plain[..., 0],
+        hair=one,
+        hairy=each,
+    )
+    painted = plain.copy()
+    Creased(layers, head, folds).shade(painted, rast, shade)
+
+    places = (dense(head, head.template)[:, :2] - torch.from_numpy(folds.corner).float()) / torch.tensor(
+        [STEP_M, -STEP_M]
+    )
+    skin = (head.parts == 0) & (head.facial_mask > 0) & (places[:, 1] < folds.rows)
+    columns = torch.cat([places, skin[:, None].float()], 1).float()[None]
+    at = interpolate(columns.contiguous(), rast, head.dense_faces.int())[0].numpy()
+    ids = rast[0, ..., 3].long().numpy() - 1
+    own = (ids >= 0) & skin[head.dense_faces].all(1).numpy()[ids]
+    depth = cv2.remap(shade, at[..., :2].copy(), NO_MAP, cv2.INTER_LINEAR)
+    wanted = np.where(own[..., None], plain * np.exp(depth)[..., None], plain)
+    assert (plain - painted).max() > 10
+    assert np.abs(painted - wanted).max() < 0.6

@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Bool, Float, Float32, Int, UInt8
 from scipy.spatial import Delaunay
 from scipy.spatial.distance import cdist
 
@@ -109,6 +109,15 @@ SKINNED = (0.5, 0.7)
 """Brightness, as a share of the skin's, at which folds have weight 0, and 1: darker is hair, shadow or glasses."""
 
 
+def _between(
+    values: Float[np.ndarray, "V C"], corners: Int[np.ndarray, "N 3"], weights: Float[np.ndarray, "N 3"]
+) -> Float[np.ndarray, "N C"]:
+    """Values inside triangles, by barycentric weights."""
+    # Added one by one: NumPy's sum over so short an axis takes several times as long.
+    first, second, third = (values[corners[:, k]] * weights[:, k, None] for k in range(3))
+    return first + second + third
+
+
 class DriverFolds:
     """Shading of the driver's frown, forehead and crow's feet, by the ratio of each frame to the same skin at rest.
 
@@ -181,7 +190,7 @@ class DriverFolds:
         place = np.array([[scale, 0, 0.5 * scale - 0.5 - low[0]], [0, scale, 0.5 * scale - 0.5 - low[1]]])
         small = cv2.warpAffine(grey, place, size, borderMode=cv2.BORDER_REPLICATE).astype(np.float32) + 4
         fine, coarse = (cv2.GaussianBlur(small, (0, 0), width * IOD_PX) for width in (FINE, COARSE))
-        at = (points[self._corners] * self._weights[..., None]).sum(1) * scale - low - 0.5
+        at = _between(points, self._corners, self._weights) * scale - low - 0.5
         at = at.astype(np.float32).reshape(*self._shape, 2)
         band, wide = (
             cv2.remap(each, at, NO_MAP, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE).ravel()
@@ -222,11 +231,21 @@ class Creased:
         skin = float(np.median(grey[own]))
         share = ramp(grey / max(skin, 1.0), SKINNED) * (1 - layers.hairy)
         self._attributes = np.column_stack([places, share]).astype(np.float32)
+        spans = np.ptp(self._attributes[self._faces[self._triangles], :2], axis=1)
+        self._reach = np.ones(2 * np.ceil(spans.max(0, initial=0)).astype(int)[::-1] + 5, np.uint8)
+        """Neighbourhood, on the grid of folds, that contains every point near a triangle of the skin; odd sides."""
+
+    def _folded(self, fold: Float32[np.ndarray, "R C"]) -> Bool[np.ndarray, " F"]:
+        """Triangles of the skin that may show a fold: the shade is 0 all around the others."""
+        near = cv2.dilate((fold != 0).astype(np.uint8), self._reach) > 0
+        first = self._faces[:, 0]
+        column, row = np.clip(np.rint(self._attributes[first, :2]).astype(int), 0, np.array(fold.shape)[::-1] - 1).T
+        return self._triangles & near[row, column]
 
     def shade(self, frame: UInt8[np.ndarray, "H W 3"], rast: torch.Tensor, fold: Float32[np.ndarray, "R C"]) -> None:
         """Shade the skin of a frame, in place."""
         ids = triangle_ids(rast)
-        own = self._triangles[ids] & (ids >= 0)
+        own = self._folded(fold)[ids] & (ids >= 0)
         rows, cols = np.flatnonzero(own.any(1)), np.flatnonzero(own.any(0))
         if not len(rows):
             return
@@ -235,6 +254,6 @@ class Creased:
         weights = rast[0, box[0], box[1]].numpy()[own][:, :2]
         weights = np.column_stack([weights, 1 - weights.sum(1)])
         at = np.zeros((*own.shape, 3), np.float32)
-        at[own] = (self._attributes[self._faces[ids[own]]] * weights[..., None]).sum(1)
+        at[own] = _between(self._attributes, self._faces[ids[own]], weights)
         shade = at[..., 2] * cv2.remap(fold, np.ascontiguousarray(at[..., :2]), NO_MAP, cv2.INTER_LINEAR)
         frame[box] = np.rint(frame[box] * np.exp(shade)[..., None]).clip(0, 255).astype(np.uint8)

@@ -143,7 +143,9 @@ def convert(original: Path, folder: Path, parts: BaseModel | None, *, head_dim: 
     if original.suffix != ".safetensors":
         raise UsageError(f"{original} is no .safetensors file, and other kinds can hold code. Download that kind.")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OutputError(f"{folder} exists and is not empty. Name a new folder with -o.")
+        raise OutputError(
+            f"{folder} exists and is not empty. Use it if it is this conversion's result, or name a new folder with -o."
+        )
     transformer = from_original(original, head_dim=head_dim)
     base = base_of(transformer)
     _check_numbers(transformer, original)
