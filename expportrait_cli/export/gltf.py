@@ -1,10 +1,11 @@
 """Binary glTF 2.0 through pygltflib: a mesh with morph targets, its animation, and the crop's camera.
 
 Sections of the specification (Khronos, glTF 2.0.1) that it follows: 3.7.2.2 morph targets, 3.10 cameras, 3.11
-animations, 3.9.2 vertex colours, 3.9.3 normal maps.
+animations, 3.9.2 vertex colours and textures, 3.9.3 normal maps.
 """
 
 import math
+from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,15 +84,22 @@ def write_glb(path: Path, shape: Shape, morphs: Morphs, motion: Motion, *, focal
         materials=[_skin(shape)],
     )
     if shape.detail is not None:
-        _, png = cv2.imencode(".png", shape.detail.image[..., ::-1])
-        model.images = [gltf.Image(name="detail", mimeType="image/png", bufferView=store.add_picture(png.tobytes()))]
+        pictures = {"detail": shape.detail.image}
+        if shape.detail.colours is not None:
+            pictures["colours"] = shape.detail.colours
+        model.images = [
+            gltf.Image(name=name, mimeType="image/png", bufferView=store.add_picture(_png(picture)))
+            for name, picture in pictures.items()
+        ]
         model.samplers = [
             gltf.Sampler(
                 magFilter=gltf.LINEAR, minFilter=gltf.LINEAR_MIPMAP_LINEAR, wrapS=CLAMP_TO_EDGE, wrapT=CLAMP_TO_EDGE
             )
         ]
-        model.textures = [gltf.Texture(source=0, sampler=0)]
+        model.textures = [gltf.Texture(source=source, sampler=0) for source in range(len(pictures))]
         model.materials.append(_skin(shape, gltf.NormalMaterialTexture(index=0)))
+        if shape.detail.colours is not None:
+            model.materials[-1].pbrMetallicRoughness.baseColorTexture = gltf.TextureInfo(index=1)
     if len(motion.times_s) > 1:
         model.animations = [_animation(store, motion, name)]
     if focal_px is not None:
@@ -102,6 +110,10 @@ def write_glb(path: Path, shape: Shape, morphs: Morphs, motion: Motion, *, focal
     model.set_binary_blob(b"".join(store.blocks))
     with path.open("wb") as file:
         file.writelines(model.save_to_bytes())
+
+
+def _png(picture: UInt8[np.ndarray, "R R 3"]) -> bytes:
+    return cv2.imencode(".png", picture[..., ::-1])[1].tobytes()
 
 
 def _skin(shape: Shape, detail: gltf.NormalMaterialTexture | None = None) -> gltf.Material:
@@ -155,18 +167,22 @@ def _mesh(store: _Store, shape: Shape, morphs: Morphs) -> gltf.Mesh:
         for offset, normals in zip(morphs.offsets, morphs.normals, strict=True)
     ]
     # Triangles that the photo does not show are not in the normal map: they get the plain material.
-    parts = [np.ones(len(shape.faces), bool)]
+    parts = [(np.ones(len(shape.faces), bool), attributes)]
     if shape.detail is not None:
-        attributes.TEXCOORD_0, attributes.TANGENT = vertices(shape.detail.places), vertices(shape.detail.tangents)
-        parts = [~shape.detail.shown, shape.detail.shown]
+        mapped = copy(attributes)
+        mapped.TEXCOORD_0, mapped.TANGENT = vertices(shape.detail.places), vertices(shape.detail.tangents)
+        if shape.detail.colours is not None:
+            # A texture is multiplied by vertex colours.
+            mapped.COLOR_0 = None
+        parts = [(~shape.detail.shown, attributes), (shape.detail.shown, mapped)]
     primitives = [
         gltf.Primitive(
-            attributes=attributes,
+            attributes=own,
             indices=store.add(shape.faces[part].astype(np.uint32).reshape(-1), target=gltf.ELEMENT_ARRAY_BUFFER),
             material=material,
             targets=targets,
         )
-        for material, part in enumerate(parts)
+        for material, (part, own) in enumerate(parts)
         if part.any()
     ]
     return gltf.Mesh(

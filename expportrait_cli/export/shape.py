@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float32, Int64, UInt8
@@ -35,6 +36,8 @@ class NormalMap:
     """Unit tangents (to the right of the image), and 1, or -1 where the image is mirrored on the surface."""
     shown: Bool[np.ndarray, " F"]
     """Triangles that use the normal map; the photo does not show the others."""
+    colours: UInt8[np.ndarray, "R R 3"] | None = None
+    """sRGB of the same triangles, from the photo; None without a photo."""
 
 
 @dataclass(frozen=True)
@@ -98,8 +101,16 @@ def normals_of(verts: Float32[np.ndarray, "V 3"], faces: Int64[np.ndarray, "F 3"
     return np.where((normals == 0).all(-1, keepdims=True), np.array([0, 0, 1], np.float32), normals)
 
 
-def normal_map(verts: Float32[np.ndarray, "V 3"], faces: Int64[np.ndarray, "F 3"], relief: Relief) -> NormalMap | None:
-    """Bake a relief into a normal map over the photo's crop; None if it is empty, or of another mesh."""
+def normal_map(
+    verts: Float32[np.ndarray, "V 3"],
+    faces: Int64[np.ndarray, "F 3"],
+    relief: Relief,
+    photo: tuple[UInt8[np.ndarray, "R R 3"], UInt8[np.ndarray, "V 3"]] | None = None,
+) -> NormalMap | None:
+    """Bake a relief into a normal map over the photo's crop; None if it is empty, or of another mesh.
+
+    `photo`: crop of the photo, and colours of the vertices, which show where the photo sees the surface too slanted.
+    """
     if not relief.heights.size or len(relief.places) != len(verts):
         return None
     side, normals = len(relief.heights), normals_of(verts, faces).astype(np.float64)
@@ -115,11 +126,17 @@ def normal_map(verts: Float32[np.ndarray, "V 3"], faces: Int64[np.ndarray, "F 3"
     shown = np.any((relief.seen > 0)[faces], axis=1)
     drawn = _spread(carried.astype(np.float32), relief.places / CROP_SIZE, triangles[torch.from_numpy(shown)], side)
     slopes = np.einsum("hwc,hwca->hwa", bump.slopes[0].numpy(), drawn[..., :4].reshape(side, side, 2, 2))
-    slopes *= drawn[..., 4:] / np.maximum(np.linalg.norm(slopes, axis=-1, keepdims=True), 1)
+    seen = drawn[..., 4:]
+    slopes *= seen / np.maximum(np.linalg.norm(slopes, axis=-1, keepdims=True), 1)
     bent = np.concatenate([-slopes, np.ones((side, side, 1))], -1)
     image = encode(bent / np.linalg.norm(bent, axis=-1, keepdims=True))
     places, tangents = relief.places / np.float32(CROP_SIZE), np.c_[right, turn].astype(np.float32)
-    return NormalMap(image, places, tangents, shown)
+    colours = None
+    if photo is not None:
+        crop, own = cv2.resize(photo[0], (side, side), interpolation=cv2.INTER_AREA), photo[1].astype(np.float32)
+        around = _spread(np.c_[own, relief.seen], places, triangles[torch.from_numpy(shown)], side)
+        colours = np.rint(around[..., :3] + seen.clip(0, 1) * (crop - around[..., :3])).astype(np.uint8)
+    return NormalMap(image, places, tangents, shown, colours)
 
 
 def _across(vectors: Float[np.ndarray, "V 3"], normals: Float[np.ndarray, "V 3"]) -> Float[np.ndarray, "V 3"]:

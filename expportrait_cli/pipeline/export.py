@@ -13,6 +13,7 @@ from expportrait_cli.artifacts import guard, npz
 from expportrait_cli.artifacts.files import atomic_folder, atomic_path, stem
 from expportrait_cli.artifacts.meshes import Meshes
 from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit
+from expportrait_cli.detect.crop import Crop, crop_image
 from expportrait_cli.errors import InputError, OutputError, UsageError
 from expportrait_cli.export import compress, exported_poses, write_glb, write_surface
 from expportrait_cli.export.shape import FLIP, Motion, Shape, canonical, in_head, normal_map
@@ -25,6 +26,7 @@ from expportrait_cli.painting.proxy.layers import DEPTH_SLACK_M, prepare
 from expportrait_cli.pipeline.heads import head_behind
 from expportrait_cli.pipeline.job import behind
 from expportrait_cli.pipeline.provenance import check_source
+from expportrait_cli.render.buffers import FINENESS
 from expportrait_cli.runtime import Progress, Stage
 
 log = logging.getLogger(__name__)
@@ -52,7 +54,7 @@ def export_head(
 ) -> dict[str, Any]:
     """Write the person's head as in the photo, or with `neutral` the canonical one; coloured if the photo still exists.
 
-    A .glb also has the fine static detail as a normal map. Returns a summary.
+    A .glb also has textures: the photo, and the fine static detail as a normal map. Returns a summary.
     """
     guard.check([path], [source, *behind(source)])
     fit = npz.load(HeadFit, source)
@@ -63,7 +65,8 @@ def export_head(
         made = exported_poses(fit, head, neutral=neutral)
         focal_px = None if neutral else fit.focal_px
         with atomic_path(path) as partial:
-            bumps = normal_map(made.base, faces, relief_of(fit, head)) if detail else None
+            photo = None if colours is None else (_crop(fit), colours)
+            bumps = normal_map(made.base, faces, relief_of(fit, head), photo) if detail else None
             shape = Shape(made.base, faces, colours, bumps)
             write_glb(partial, shape, made.morphs, made.motion, focal_px=focal_px, name=stem(source))
         targets, has_detail = len(made.morphs.names), bumps is not None
@@ -182,6 +185,10 @@ def _colours(path: Path, fit: HeadFit, head: HeadModel) -> UInt8[np.ndarray, "V 
         if name in head.part_names:
             colours[is_hidden & head.part(name).numpy()] = colour
     return colours
+
+
+def _crop(fit: HeadFit) -> UInt8[np.ndarray, "S S 3"]:
+    return crop_image(read_frame(fit.source, fit.picture), Crop(*map(float, fit.crop)), FINENESS * CROP_SIZE)
 
 
 def _check_folder(path: Path) -> None:

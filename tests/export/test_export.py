@@ -21,6 +21,7 @@ from expportrait_cli.artifacts.files import atomic_folder
 from expportrait_cli.artifacts.meshes import Meshes, MeshesWriter
 from expportrait_cli.artifacts.types import CROP_SIZE, Curves
 from expportrait_cli.cli import app
+from expportrait_cli.detect.crop import Crop, crop_image
 from expportrait_cli.export import compress
 from expportrait_cli.export.gltf import linear_colours, quaternions
 from expportrait_cli.export.morphs import LIMIT, TOLERANCE_M
@@ -28,6 +29,7 @@ from expportrait_cli.geometry.camera import Camera
 from expportrait_cli.geometry.mesh import vertex_normals
 from expportrait_cli.geometry.rotations import rodrigues
 from expportrait_cli.head.fitted import fitted_mesh, neck_in_camera, posed_meshes, relief_of
+from expportrait_cli.media.video import read_frame
 from expportrait_cli.pipeline.export import export_head, export_meshes
 from expportrait_cli.render.buffers import Bump, render_buffers
 from expportrait_cli.render.rasterizer import interpolate, rasterize
@@ -113,6 +115,12 @@ class Glb:
         start = self.model.bufferViews[accessor.bufferView].byteOffset
         values = np.frombuffer(self.blob, kind, accessor.count * width, start)
         return values if width == 1 else values.reshape(-1, width)
+
+    def picture(self, texture):
+        """RGB of a texture."""
+        view = self.model.bufferViews[self.model.images[self.model.textures[texture].source].bufferView]
+        png = np.frombuffer(self.blob, np.uint8, view.byteLength, view.byteOffset)
+        return cv2.imdecode(png, cv2.IMREAD_COLOR)[..., ::-1]
 
     def tracks(self):
         (animation,) = self.model.animations
@@ -258,9 +266,7 @@ def test_a_viewer_shows_the_detail_that_normal_maps_show(person, fitted, head):
     materials = glb.model.materials
     assert materials[plain.material].normalTexture is None
     assert materials[detailed.material].normalTexture.index == 0
-    picture = glb.model.bufferViews[glb.model.images[glb.model.textures[0].source].bufferView]
-    png = np.frombuffer(glb.blob, np.uint8, picture.byteLength, picture.byteOffset)
-    texture = cv2.imdecode(png, cv2.IMREAD_COLOR)[..., ::-1]
+    texture = glb.picture(0)
     tangents, places = glb.array(detailed.attributes.TANGENT), glb.array(detailed.attributes.TEXCOORD_0)
     assert np.allclose(np.linalg.norm(tangents[:, :3], axis=1), 1, atol=1e-5) and (np.abs(tangents[:, 3]) == 1).all()
 
@@ -287,6 +293,24 @@ def test_a_viewer_shows_the_detail_that_normal_maps_show(person, fitted, head):
     bends, wanted_bends = (made - mesh)[is_shown], (wanted - mesh)[is_shown]
     assert np.corrcoef(bends.ravel(), wanted_bends.ravel())[0, 1] > 0.9
     assert 0.75 < np.abs(bends).mean() / np.abs(wanted_bends).mean() < 1.25
+
+
+def test_the_photo_is_the_texture_of_what_it_shows(person, fitted, head):
+    """Sharper than colours of vertices, in the photo's own place, and not multiplied by them."""
+    glb, _ = person
+    plain, mapped = glb.primitives
+    assert plain.attributes.COLOR_0 is not None and mapped.attributes.COLOR_0 is None
+    material = glb.model.materials[mapped.material].pbrMetallicRoughness
+    texture = glb.picture(material.baseColorTexture.index)
+    photo = crop_image(read_frame(fitted.source, 0), Crop(*map(float, fitted.crop)), len(texture))
+    x, y = (glb.array(mapped.attributes.TEXCOORD_0) * len(texture)).T.astype(int).clip(0, len(texture) - 1)
+    seen = fitted.relief_seen > 0.99
+    verts_cam = fitted_mesh(fitted, head)
+    px = (verts_cam[:, :2] / verts_cam[:, 2:] * fitted.focal_px / CROP_SIZE + 0.5) * len(texture)
+    assert np.abs(np.stack([x, y], 1) - px)[seen].max() < 2
+    away = np.abs(texture[y, x].astype(int) - photo[y, x])[seen]
+    assert away.mean() < 1 and np.percentile(away, 99) < 12
+    assert glb.model.materials[plain.material].pbrMetallicRoughness.baseColorTexture is None
 
 
 def test_the_normal_map_can_be_left_out(head_file, tmp_path):

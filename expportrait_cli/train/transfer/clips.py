@@ -1,7 +1,8 @@
 """Training data of the transfer network: neutral faces and frames, of prepared clips and of synthetic people."""
 
 import hashlib
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol, TypeVar, runtime_checkable
@@ -20,6 +21,8 @@ from expportrait_cli.head import HeadModel
 from expportrait_cli.head.fitted import neutral_mesh
 from expportrait_cli.retargeting.face import Face
 
+log = logging.getLogger(__name__)
+
 WORST_IOD = 4.0
 """Landmark error from which on a frame has weight 0, percent of the inter-ocular distance."""
 GOOD_IOD = 2.0
@@ -37,6 +40,9 @@ class Person(Protocol):
 
 
 P = TypeVar("P", bound=Person)
+
+SYNTHETIC = "synthetic"
+"""Beginning of the names of synthetic people."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,7 @@ class FaceClip:
     @property
     def is_synthetic(self) -> bool:
         """True for a synthetic person, of whom there is no video."""
-        return self.person.startswith("synthetic")
+        return self.person.startswith(SYNTHETIC)
 
 
 @runtime_checkable
@@ -112,12 +118,22 @@ class Stored:
     """
 
     SMALL, LARGE = ("expression", "jaw", "weight"), ("neutral", "offset")
-    is_synthetic = False
 
     def __init__(self, folder: Path, name: str, person: str):
-        """Read the small arrays."""
+        """Read the small arrays, and open the others once, so that a damaged file is found now.
+
+        Raises:
+            ValueError: a file is damaged.
+        """
         self.name, self.person, self._folder = name, person, folder
         self.expression, self.jaw, self.weight = (np.load(folder / f"{column}.npy") for column in self.SMALL)
+        if len(self.offset) != len(self.weight) or len(self.neutral) != self.offset.shape[1]:
+            raise ValueError(f"the files of {folder} are not of one clip")
+
+    @property
+    def is_synthetic(self) -> bool:
+        """Same as `FaceClip.is_synthetic`."""
+        return self.person.startswith(SYNTHETIC)
 
     @property
     def neutral(self) -> Float32[np.ndarray, "P 3"]:
@@ -130,21 +146,31 @@ class Stored:
         return np.load(self._folder / "offset.npy", mmap_mode="r")
 
 
-def stored(clip: Clip, head: HeadModel, face: Face, folder: Path) -> Stored:
-    """Convert a prepared clip as `read_clip` does; kept in `folder` for this run and for resumed ones.
+def stored(folder: Path, name: str, person: str, make: Callable[[], FaceClip]) -> Stored:
+    """Return the clip that `folder` holds, or make and keep it there, for this run and for resumed ones."""
+    # If the file that is written last exists, all do.
+    if (folder / f"{Stored.SMALL[-1]}.npy").is_file():
+        try:
+            return Stored(folder, name, person)
+        except (OSError, ValueError, EOFError) as error:
+            log.warning("%s is damaged, and is made again.", folder)
+            log.debug("%s", error)
+    made = make()
+    for column in (*Stored.LARGE, *Stored.SMALL):
+        with atomic_path(folder / f"{column}.npy") as partial, partial.open("wb") as file:
+            np.save(file, getattr(made, column))
+    return Stored(folder, name, person)
+
+
+def stored_clip(clip: Clip, head: HeadModel, face: Face, folder: Path) -> Stored:
+    """Return a prepared clip as `read_clip` converts it, kept in a subfolder of `folder`.
 
     Raises:
         InputError: as `read_clip`.
     """
     made = hashlib.sha256("".join(_key(path) for path in (clip.head, clip.tracking)).encode()).hexdigest()
     own = folder / f"{clip.name}-{made[:16]}"
-    # If the file that is written last exists, all do.
-    if not (own / f"{Stored.SMALL[-1]}.npy").is_file():
-        found = read_clip(clip, head, face)
-        for column in (*Stored.LARGE, *Stored.SMALL):
-            with atomic_path(own / f"{column}.npy") as partial, partial.open("wb") as file:
-                np.save(file, getattr(found, column))
-    return Stored(own, clip.name, clip.person)
+    return stored(own, clip.name, clip.person, lambda: read_clip(clip, head, face))
 
 
 def _key(artifact: Path) -> str:

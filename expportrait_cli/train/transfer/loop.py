@@ -9,7 +9,8 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int64
+from jaxtyping import Float, Float32, Float64, Int64
+from scipy.linalg import eigh
 from torch import Tensor
 
 from expportrait_cli.fitting.losses import huber, length
@@ -76,14 +77,32 @@ def fresh_network(kind: Kind, face: Face, clips: Sequence[FaceClipLike], *, seed
     network.psi_scale.copy_(expression_scale(clips))
     faces = torch.stack([_neutral(p, face).points[face.code_rows] for p in clips])
     network.code_mean.copy_(faces.mean(0))
-    flat = (faces - network.code_mean).flatten(1)
-    _, size, axes = torch.linalg.svd(flat, full_matrices=False)
-    keep = min(len(network.code_basis), len(size), len(clips) - 1)
+    flat = (faces - network.code_mean).flatten(1).double().numpy()
+    keep = min(len(network.code_basis), flat.shape[1], len(clips) - 1)
+    deviation, axes = principal_axes(flat, keep)
     # Whitened: divided by each component's deviation, at least 0.05 of the first's, as weak ones would be noise.
-    deviation = size[:keep] / np.sqrt(max(len(clips) - 1, 1))
-    basis = axes[:keep] / deviation.clamp(min=0.05 * deviation[0])[:, None]
+    basis = torch.from_numpy(axes / deviation.clip(0.05 * deviation[:1])[:, None])
     network.code_basis[:keep] = basis.unflatten(1, network.code_mean.shape)
     return network
+
+
+def principal_axes(
+    centred: Float64[np.ndarray, "N D"], count: int
+) -> tuple[Float64[np.ndarray, " C"], Float64[np.ndarray, "C D"]]:
+    """Standard deviations along the first principal axes of centred rows, and the axes, largest first.
+
+    Only these are computed, from the smaller one of both products of the matrix with itself: for thousands of rows and
+    columns a full decomposition takes minutes.
+    """
+    is_wide = len(centred) <= centred.shape[1]
+    gram = centred @ centred.T if is_wide else centred.T @ centred
+    size = len(gram)
+    squares, vectors = eigh(gram, subset_by_index=(size - count, size - 1)) if count else (np.zeros(0), gram[:, :0])
+    length = np.sqrt(squares[::-1].clip(0))
+    axes = vectors[:, ::-1].T
+    if is_wide:
+        axes = axes @ centred / np.maximum(length, 1e-9 * length.max(initial=1e-300))[:, None]
+    return length / np.sqrt(max(len(centred) - 1, 1)), axes
 
 
 def train(

@@ -21,7 +21,7 @@ from expportrait_cli.retargeting.network import Kind, Trained, TransferNetwork, 
 from expportrait_cli.runtime import Stage, counted, silent, use_threads
 from expportrait_cli.train.config import TransferTraining
 from expportrait_cli.train.curves import History, write_page
-from expportrait_cli.train.transfer.clips import FaceClipLike, held_out, stored
+from expportrait_cli.train.transfer.clips import FaceClipLike, held_out, stored_clip
 from expportrait_cli.train.transfer.loop import fresh_network, judged_by, train
 from expportrait_cli.train.transfer.synthetic import synthetic_clips
 from expportrait_cli.version import __version__
@@ -56,7 +56,7 @@ def prepare_data(datasets: Sequence[Path], work: Path, config: TransferTraining,
     face = Face.of(head)
     clips = [clip for dataset in opened for clip in dataset.clips]
     read = counted(clips, len(clips), stage("read the sets") if clips else silent(""))
-    filmed = [stored(clip, head, face, work / f"filmed-{head.name}") for clip in read]
+    filmed = [stored_clip(clip, head, face, work / f"filmed-{head.name}") for clip in read]
     made_up = []
     if config.synthetic:
         folder = work / f"synthetic-{head.name}"

@@ -1,6 +1,6 @@
 """Synthetic people for training: random identities and expressions of a head model, with folds as dynamic offsets."""
 
-import logging
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +10,6 @@ from jaxtyping import Float, Float32, Float64
 from scipy.sparse.linalg import splu
 from torch import Tensor
 
-from expportrait_cli.artifacts import npz
-from expportrait_cli.errors import InputError
 from expportrait_cli.geometry.mesh import face_normals, normalize
 from expportrait_cli.geometry.rotations import matrix
 from expportrait_cli.head import HeadModel, coarse, dense, joints, landmarks
@@ -19,11 +17,9 @@ from expportrait_cli.head.facemesh import LID_PAIRS, LIP_PAIRS, LandmarkSpread
 from expportrait_cli.head.model import JAW
 from expportrait_cli.retargeting.face import Face
 from expportrait_cli.retargeting.gaps import UPPER_SHARE
-from expportrait_cli.runtime import Progress
+from expportrait_cli.runtime import Progress, counted
 from expportrait_cli.train.transfer import folds
-from expportrait_cli.train.transfer.clips import FaceClip
-
-log = logging.getLogger(__name__)
+from expportrait_cli.train.transfer.clips import SYNTHETIC, FaceClip, Stored, stored
 
 ANCHOR = 1e-3
 """Weight of the model's own displacement of each vertex, relative to the gradients: it fixes the position of each
@@ -133,7 +129,7 @@ class Synthesis:
         at_random = SLACK_NOISE * float(torch.randn((), generator=generator))
         slack = float(1 / (1 + np.exp(-1.5 * (by_shape + at_random))))
         neutral, offset = neutral[self.face.vertices].numpy(), self.offsets(identity, psi, jaw, slack)
-        name, ones = f"synthetic-{seed:05d}", np.ones(frames, np.float32)
+        name, ones = person_name(seed), np.ones(frames, np.float32)
         return FaceClip(name, name, neutral, psi.numpy(), jaw.numpy(), offset.astype(np.float16), ones)
 
     def offsets(
@@ -243,22 +239,17 @@ def _twin(name: str) -> str:
 
 def synthetic_clips(
     head: HeadModel, face: Face, count: int, frames: int, *, folder: Path, progress: Progress
-) -> list[FaceClip]:
+) -> list[Stored]:
     """Clips of the synthetic people 0 to `count` - 1; kept in `folder`, which must be for this head model only."""
-    folder.mkdir(parents=True, exist_ok=True)
-    synthesis, made = None, []
-    for seed in range(count):
-        progress(seed, count)
-        path = folder / f"{seed:05d}-{frames}.npz"
-        if path.is_file():
-            try:
-                made.append(npz.load(FaceClip, path))
-                continue
-            except InputError as error:
-                log.warning("%s is damaged, and is made again.", path)
-                log.debug("%s", error)
-        synthesis = synthesis or Synthesis(head, face)
-        made.append(synthesis.clip(seed, frames))
-        npz.save(made[-1], path, made_by={})
-    progress(count, count)
-    return made
+    synthesis = cache(lambda: Synthesis(head, face))
+
+    def clip(seed: int) -> Stored:
+        name = person_name(seed)
+        return stored(folder / f"{seed:05d}-{frames}", name, name, lambda: synthesis().clip(seed, frames))
+
+    return [clip(seed) for seed in counted(range(count), count, progress)]
+
+
+def person_name(seed: int) -> str:
+    """Name of the synthetic person, and of their clip."""
+    return f"{SYNTHETIC}-{seed:05d}"

@@ -32,8 +32,9 @@ from expportrait_cli.train.transfer.clips import (
     held_out,
     read_clip,
     stored,
+    stored_clip,
 )
-from expportrait_cli.train.transfer.loop import fresh_network, train
+from expportrait_cli.train.transfer.loop import fresh_network, principal_axes, train
 from expportrait_cli.train.transfer.run import prepare_data, train_transfer, trained_of
 from expportrait_cli.train.transfer.synthetic import random_expressions
 
@@ -162,6 +163,34 @@ def test_a_fresh_network_knows_its_people(head, face, people):
     assert np.allclose(network.psi_scale.numpy() ** 2, (rows**2).mean(0).clip(0.05**2), rtol=1e-5)
 
 
+@pytest.mark.parametrize(("rows", "columns"), [(40, 300), (300, 40)])
+def test_principal_axes_are_those_of_the_whole_decomposition(rows, columns):
+    draw = np.random.default_rng(rows)
+    values = draw.normal(size=(rows, columns)) * np.geomspace(3, 0.01, columns)
+    values -= values.mean(0)
+    deviation, axes = principal_axes(values, 12)
+    _, length, expected = np.linalg.svd(values, full_matrices=False)
+    assert np.allclose(deviation, length[:12] / np.sqrt(rows - 1), rtol=1e-9)
+    assert np.allclose(np.abs((axes * expected[:12]).sum(1)), 1, atol=1e-9)
+
+
+def test_a_damaged_clip_on_disk_is_made_again(people, tmp_path, caplog):
+    made: list[str] = []
+
+    def make():
+        made.append("again")
+        return people[0]
+
+    def kept():
+        return stored(tmp_path / "a", people[0].name, people[0].person, make)
+
+    assert np.array_equal(kept().offset, people[0].offset) and kept().is_synthetic and len(made) == 1
+    path = tmp_path / "a" / "offset.npy"
+    path.write_bytes(path.read_bytes()[:-7])
+    assert np.array_equal(kept().offset, people[0].offset) and len(made) == 2
+    assert "is damaged, and is made again" in caplog.text
+
+
 def test_a_person_is_on_one_side(people):
     clips = [
         replace(p, name=f"{p.name}-{k}", person=f"person-{n % 7}") for n, p in enumerate(people * 8) for k in (0, 1)
@@ -230,7 +259,7 @@ def test_a_prepared_clip_is_kept_on_disk(head, face, filmed, tmp_path):
     """Small columns are in memory; the others are opened at each look, and hold neither memory nor files."""
     clip = filmed("a", 1)
     expected = read_clip(clip, head, face)
-    found = [stored(clip, head, face, tmp_path / "kept") for _ in range(2)][1]
+    found = [stored_clip(clip, head, face, tmp_path / "kept") for _ in range(2)][1]
     for column in ("neutral", "expression", "jaw", "weight", "offset"):
         assert np.array_equal(getattr(found, column), getattr(expected, column)), column
     assert isinstance(found.offset, np.memmap) and (found.name, found.person) == ("a", "folder-a")
@@ -246,7 +275,7 @@ def test_people_on_disk_and_in_memory_are_the_same_data(head, face, filmed, tmp_
     averages = []
     for people in (
         [read_clip(clip, head, face) for clip in clips],
-        [stored(clip, head, face, tmp_path / "kept") for clip in clips],
+        [stored_clip(clip, head, face, tmp_path / "kept") for clip in clips],
     ):
         network = tiny(face).requires_grad_()
         folder = tmp_path / str(len(averages))
