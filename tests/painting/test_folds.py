@@ -18,6 +18,7 @@ from expportrait_cli.painting.proxy.folds import (
     CHEEK_REACH,
     FADED,
     FOLDS,
+    LEVELLED,
     STEP_M,
     Creased,
     DriverFolds,
@@ -67,7 +68,7 @@ def test_the_step_from_a_smiling_cheek_becomes_a_slope_and_a_beard_stays(bearded
         assert abs(calm[muzzle].mean() - picture[muzzle].mean()) < 6
     else:
         # The slope reaches from one border of the zone to the other.
-        left = FADED * 12 / (2 * CHEEK_REACH * 100) + 1 - FADED
+        left = LEVELLED * 12 / (2 * CHEEK_REACH * 100) + 1 - LEVELLED
         assert abs(step - left) < 0.1
 
 

@@ -247,6 +247,20 @@ def test_a_driver_says_where_teeth_and_tongue_are_and_not_their_colour(head, tmp
     assert np.abs(below / below.mean() - mouth.flesh / mouth.flesh.mean()).max() < 0.03
 
 
+def test_noise_in_the_colour_of_dark_flesh_makes_no_teeth(head, tmp_path):
+    """As in every compressed clip: single pixels of a dark tongue without red, which stay flesh; rows of teeth stay."""
+    dim = tuple(value // 2 for value in TONGUE)
+    inside = np.full((512, 512, 3), dim, np.uint8)
+    inside[:244] = TOOTH
+    points = mouth_points((256, 256), 60, 14, 60)
+    glimpses = Glimpses(driver(head, tmp_path / "driver.png", painted(points, (512, 512), inside), points))
+    seen = np.full((40, 60, 3), dim, np.float32)
+    seen[5:35:6, 5:55:6] = np.mean(dim)
+    seen[:3] = TOOTH
+    *_, tooth = glimpses.light(seen)
+    assert tooth[6:].max() < 0.35 and tooth[:2].min() > 0.9
+
+
 def test_the_highlight_of_a_tongue_is_no_tooth(head, tmp_path):
     """The tongue fills the mouth but for a row of teeth: it is paler than the lips, and redder than the teeth."""
     pale = (200, 140, 140)

@@ -37,6 +37,8 @@ FLESH, LIPS_HUE = 0.92, 0.25
 """Brightness of tongue and gums, as a share of the lips'; and weight of the lips' hue in theirs."""
 TONGUE_LIT = (0.55, 0.85)
 """Brightness, as a share of the lips', up to which flesh lies behind the tongue, and from which it is the tongue."""
+BOUNCE = 0.4
+"""Share of light on teeth in the dark that comes from flesh around them."""
 LIT_EYES = 90
 """Percentile of the brightness of the photo's eyeballs that is used as the brightness of white enamel."""
 SKIN_TO_ENAMEL = 1.35
@@ -194,7 +196,9 @@ class Mouth:
             return colour
         along, share = between.places(box)
         teeth, lips, tooth = (each[..., None] for each in self.glimpses.light(between.glimpse.read(along, share)))
-        flesh, enamel = lips * self.flesh, teeth * self.enamel
+        # Teeth in the shade of the lips are lit by what is red around them.
+        reddened = 1 + BOUNCE * (1 - np.minimum(teeth, 1)) * (self.flesh / self.flesh.mean() - 1)
+        flesh, enamel = lips * self.flesh, teeth * reddened * self.enamel
         relief, wet = (each[..., None] for each in tongue_relief(along, share))
         # What is as bright as lips, and no tooth, is the tongue.
         flesh = flesh + ramp(lips, TONGUE_LIT) * (relief * flesh + wet * self.enamel - flesh)

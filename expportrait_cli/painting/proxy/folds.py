@@ -20,10 +20,10 @@ FOLDS = ((203, 206, 216, 212, 202), (423, 426, 436, 432, 422))
 FOLD_REACH, FOLD_WIDE, FADED = 0.2, 0.11, 0.8
 """FOLD_REACH: largest distance of a fold from these landmarks. FOLD_WIDE: width of the widest groove that counts as a
 fold. Both in mouth widths of the photo. FADED: share of a fold's darkness that is removed."""
-CHEEK_REACH, CHEEK_FINE = 0.24, 0.025
+CHEEK_REACH, CHEEK_FINE, LEVELLED = 0.24, 0.025, 0.7
 """The step from the bright cheek of a smile to the skin around the mouth. CHEEK_REACH: distance from the landmarks up
 to which it is levelled; CHEEK_FINE: standard deviation of the Gaussian that keeps finer texture; both in mouth
-widths."""
+widths. LEVELLED: share of the step that is removed at the landmarks: faces at rest have some of it too."""
 HAIR_CONTRAST, BEARD, BEARD_WIDE, BEARD_LOG = 0.07, (0.3, 0.5), 0.12, 0.35
 """Beards stay as they are. HAIR_CONTRAST: contrast of fine texture from which a pixel may be hair; BEARD: share of such
 pixels up to which skin is bare, and from which it is bearded, in a Gaussian window of standard deviation BEARD_WIDE
@@ -58,9 +58,11 @@ def without_folds(
     filled = cv2.morphologyEx(base, cv2.MORPH_CLOSE, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side)))
     lighter = np.maximum(cv2.GaussianBlur(filled, (0, 0), max(0.02 * width, 0.6)) - base, 0)
     zone = cv2.GaussianBlur(zone.astype(np.float32), (0, 0), max(0.02 * width, 0.6))[..., None]
-    bare = FADED * _bare(shown, width)[..., None]
-    shown = shown + bare * zone * lighter
-    shown = shown + bare * _levelled(shown, (away < CHEEK_REACH) & (beside_lips > 0), width)
+    bare = _bare(shown, width)[..., None]
+    shown = shown + FADED * bare * zone * lighter
+    # Faded out, so that strands of hair and other edges across the zone's border leave no line.
+    near = LEVELLED * (1 - ramp(away, (0.5 * CHEEK_REACH, CHEEK_REACH)))[..., None]
+    shown = shown + near * bare * _levelled(shown, (away < CHEEK_REACH) & (beside_lips > 0), width)
     whole = picture.copy()
     whole[box] = np.rint(shown).clip(0, 255).astype(np.uint8)
     return whole

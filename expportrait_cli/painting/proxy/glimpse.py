@@ -23,11 +23,13 @@ SHARP_PX = (20.0, 36.0)
 SURVEYED, BEGINNING = 8, 300
 """SURVEYED: frames that the driver's teeth are measured on: so many with the widest mouths and as many evenly spread,
 out of the first BEGINNING with parted lips."""
-RED = (0.2, 0.5)
+RED = (0.2, 0.65)
 """Redness, from 0 (the driver's teeth) to 1 (the driver's lips), up to which a pixel is tooth, and from which flesh."""
 CAST, LEAST_RED = 0.6, 5
 """Redness of teeth is the percentile LEAST_RED of that of bright pixels, at most CAST times the lips': in red light
 teeth are red."""
+COLOUR_PX = 1.2
+"""Deviation, px, of the blur of the driver's colours before teeth are told from flesh."""
 COLOURLESS = 0.02
 """Redness of lips below which a clip counts as black and white; teeth are then found by brightness (`PALE`)."""
 PALE = (1.1, 1.6)
@@ -155,7 +157,9 @@ class Glimpses:
     ) -> tuple[Float[np.ndarray, "*B"], Float[np.ndarray, "*B"], Float[np.ndarray, "*B"]]:
         """Brightness of pixels relative to this clip's teeth, and to its lips; and share (0..1) of tooth."""
         grey = colours.mean(-1)
-        return _soft(grey / self.white), _soft(grey / self.lip), self._tooth(colours)
+        # Clips store colour at half the resolution of brightness, and it is noisy where it is dark.
+        tooth = self._tooth(cv2.GaussianBlur(colours, (0, 0), COLOUR_PX) if colours.ndim == 3 else colours)
+        return _soft(grey / self.white), _soft(grey / self.lip), tooth
 
     def _tooth(self, colours):
         if self.redness < COLOURLESS:
