@@ -5,7 +5,6 @@ animations, 3.9.2 vertex colours and textures, 3.9.3 normal maps.
 """
 
 import math
-from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -86,6 +85,7 @@ def write_glb(path: Path, shape: Shape, morphs: Morphs, motion: Motion, *, focal
     if shape.detail is not None:
         pictures = {"detail": shape.detail.image}
         if shape.detail.colours is not None:
+            # The second texture, as `_skin` refers to it.
             pictures["colours"] = shape.detail.colours
         model.images = [
             gltf.Image(name=name, mimeType="image/png", bufferView=store.add_picture(_png(picture)))
@@ -98,8 +98,6 @@ def write_glb(path: Path, shape: Shape, morphs: Morphs, motion: Motion, *, focal
         ]
         model.textures = [gltf.Texture(source=source, sampler=0) for source in range(len(pictures))]
         model.materials.append(_skin(shape, gltf.NormalMaterialTexture(index=0)))
-        if shape.detail.colours is not None:
-            model.materials[-1].pbrMetallicRoughness.baseColorTexture = gltf.TextureInfo(index=1)
     if len(motion.times_s) > 1:
         model.animations = [_animation(store, motion, name)]
     if focal_px is not None:
@@ -124,12 +122,18 @@ def _skin(shape: Shape, detail: gltf.NormalMaterialTexture | None = None) -> glt
             baseColorFactor=[0.6, 0.6, 0.6, 1.0] if shape.colours is None else [1.0] * 4,
             metallicFactor=0.0,
             roughnessFactor=0.8,
+            baseColorTexture=gltf.TextureInfo(index=1) if detail is not None and has_colours(shape) else None,
         ),
         normalTexture=detail,
         # The bust is open below, and so is the mouth.
         doubleSided=True,
         alphaCutoff=None,
     )
+
+
+def has_colours(shape: Shape) -> bool:
+    """True if the mesh has a texture of colours."""
+    return shape.detail is not None and shape.detail.colours is not None
 
 
 def quaternions(rotations: Float[np.ndarray, "T 3 3"]) -> Float32[np.ndarray, "T 4"]:
@@ -156,9 +160,8 @@ def _mesh(store: _Store, shape: Shape, morphs: Morphs) -> gltf.Mesh:
         return store.add(array, target=gltf.ARRAY_BUFFER, bounds=bounds)
 
     normals = normals_of(shape.verts, shape.faces)
-    attributes = gltf.Attributes(POSITION=vertices(shape.verts, bounds=True), NORMAL=vertices(normals))
-    if shape.colours is not None:
-        attributes.COLOR_0 = vertices(linear_colours(shape.colours))
+    shared = {"POSITION": vertices(shape.verts, bounds=True), "NORMAL": vertices(normals)}
+    coloured = {} if shape.colours is None else {"COLOR_0": vertices(linear_colours(shape.colours))}
     targets: list[Any] = [
         {
             "POSITION": vertices(offset, bounds=True),
@@ -167,14 +170,12 @@ def _mesh(store: _Store, shape: Shape, morphs: Morphs) -> gltf.Mesh:
         for offset, normals in zip(morphs.offsets, morphs.normals, strict=True)
     ]
     # Triangles that the photo does not show are not in the normal map: they get the plain material.
-    parts = [(np.ones(len(shape.faces), bool), attributes)]
+    parts = [(np.ones(len(shape.faces), bool), gltf.Attributes(**shared, **coloured))]
     if shape.detail is not None:
-        mapped = copy(attributes)
-        mapped.TEXCOORD_0, mapped.TANGENT = vertices(shape.detail.places), vertices(shape.detail.tangents)
-        if shape.detail.colours is not None:
-            # A texture is multiplied by vertex colours.
-            mapped.COLOR_0 = None
-        parts = [(~shape.detail.shown, attributes), (shape.detail.shown, mapped)]
+        shared |= {"TEXCOORD_0": vertices(shape.detail.places), "TANGENT": vertices(shape.detail.tangents)}
+        # Vertex colours would be multiplied with the texture.
+        mapped = gltf.Attributes(**shared, **({} if has_colours(shape) else coloured))
+        parts = [(~shape.detail.shown, parts[0][1]), (shape.detail.shown, mapped)]
     primitives = [
         gltf.Primitive(
             attributes=own,

@@ -2,7 +2,7 @@
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,7 +17,7 @@ from expportrait_cli.fitting.losses import huber, length
 from expportrait_cli.geometry.mesh import vertex_normals
 from expportrait_cli.retargeting.face import Face, Neutral, stacked
 from expportrait_cli.retargeting.network import Kind, NetworkConfig, TransferNetwork, on_device
-from expportrait_cli.runtime import Progress, best_device
+from expportrait_cli.runtime import Progress, Stage, best_device, counted
 from expportrait_cli.train.config import TransferTraining
 from expportrait_cli.train.state import follow, load_state, save_state
 from expportrait_cli.train.transfer.clips import FaceClipLike, expression_scale
@@ -70,12 +70,14 @@ class Batch:
     weight: Float[Tensor, "B T"]
 
 
-def fresh_network(kind: Kind, face: Face, clips: Sequence[FaceClipLike], *, seed: int) -> TransferNetwork:
+def fresh_network(
+    kind: Kind, face: Face, clips: Sequence[FaceClipLike], progress: Progress, *, seed: int
+) -> TransferNetwork:
     """Make an untrained network: random weights; identity basis and expression scales are computed from these clips."""
     torch.manual_seed(seed)
     network = TransferNetwork(NetworkConfig(kind, expression=clips[0].expression.shape[1]), face)
     network.psi_scale.copy_(expression_scale(clips))
-    faces = torch.stack([_neutral(p, face).points[face.code_rows] for p in clips])
+    faces = torch.stack([_neutral(p, face).points[face.code_rows] for p in counted(clips, len(clips), progress)])
     network.code_mean.copy_(faces.mean(0))
     flat = (faces - network.code_mean).flatten(1).double().numpy()
     keep = min(len(network.code_basis), flat.shape[1], len(clips) - 1)
@@ -112,7 +114,7 @@ def train(
     config: TransferTraining,
     *,
     state: Path,
-    progress: Progress,
+    stage: Stage,
     log: Callable[[int, dict[str, float]], None],
 ) -> TransferNetwork:
     """Train, or resume from `state`; returns the network with averaged weights. `log` gets step and figures of reports.
@@ -120,7 +122,7 @@ def train(
     The same clips, settings and machine give the same weights, interrupted or not.
     """
     folder = state.parent / "pupils"
-    prepared, energy = _prepared(network, learners, folder)
+    prepared, energy = _prepared(network, counted(learners, len(learners), stage("prepare the clips")), folder)
     validation, _ = _prepared(network, list(judges)[:JUDGED], folder)
     # The people were read on the CPU; from here on all is on the run's device.
     device = best_device()
@@ -129,6 +131,7 @@ def train(
     generator = torch.Generator().manual_seed(config.seed)
     optimizer = torch.optim.AdamW(network.parameters(), lr=config.rate, weight_decay=config.decay)
     average = copy.deepcopy(network)
+    progress = stage("train")
     begin = load_state(state, network, average, optimizer, generator)
     for step in range(begin, config.steps):
         for group in optimizer.param_groups:
@@ -182,7 +185,7 @@ def _neutral(clip: FaceClipLike, face: Face) -> Neutral:
 
 
 def _prepared(
-    network: TransferNetwork, clips: Sequence[FaceClipLike], folder: Path
+    network: TransferNetwork, clips: Iterable[FaceClipLike], folder: Path
 ) -> tuple[list[PreparedClip], Float32[np.ndarray, " P"]]:
     """Prepare clips, reading each once; also returns the mean squared offset of each vertex, m^2, over the clips."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -107,14 +107,14 @@ def train_network(
 ) -> TransferNetwork:
     """Train one network, or resume it from its state in `work`."""
     history = History(work / "history.jsonl", tensorboard=work / "tensorboard")
-    network = fresh_network(kind, data.face, data.learners, seed=config.seed)
+    network = fresh_network(kind, data.face, data.learners, stage("read the neutral faces"), seed=config.seed)
     return train(
         network,
         data.learners,
         data.judges,
         config,
         state=work / f"{kind}.safetensors",
-        progress=stage("train"),
+        stage=stage,
         log=history.add,
     )
 

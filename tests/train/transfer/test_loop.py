@@ -23,6 +23,7 @@ from expportrait_cli.dataset.dataset import Clip, Row, clip_of
 from expportrait_cli.errors import InputError, UsageError
 from expportrait_cli.retargeting.face import Face, Neutral
 from expportrait_cli.retargeting.network import KIND, load_network, save_network
+from expportrait_cli.runtime import silent
 from expportrait_cli.train.config import TransferTraining
 from expportrait_cli.train.transfer.clips import (
     FaceClip,
@@ -82,7 +83,7 @@ def trained(people, face, folder: Path, config=TINY, *, kind="learned", progress
         people[4:],
         config,
         state=folder / "state.safetensors",
-        progress=progress,
+        stage=lambda name: progress if name == "train" else quiet,
         log=lambda step, figures: rows.append((step, figures)),
     )
     return average, rows
@@ -141,7 +142,7 @@ def test_errors_fall(face, people, tmp_path):
         people,
         config,
         state=tmp_path / "state.safetensors",
-        progress=quiet,
+        stage=silent,
         log=lambda step, figures: rows.append(figures),
     )
     errors = [figures["synthetic"] for figures in rows]
@@ -151,13 +152,13 @@ def test_errors_fall(face, people, tmp_path):
 
 
 def test_a_fresh_network_knows_its_people(head, face, people):
-    network = fresh_network("learned", face, people, seed=3)
+    network = fresh_network("learned", face, people, quiet, seed=3)
     codes = torch.stack([network.code(Neutral.of(torch.from_numpy(p.neutral), face)) for p in people])
     # Five people differ in four ways.
     assert not network.code_basis[4:].any() and network.code_basis[:4].flatten(1).norm(dim=1).min() > 0
     assert codes.mean(0).abs().max() < 1e-3
     assert codes[:, :4].std(0) == pytest.approx(np.ones(4), abs=0.05)
-    again = fresh_network("learned", face, people, seed=3)
+    again = fresh_network("learned", face, people, quiet, seed=3)
     assert all(torch.equal(a, b) for a, b in zip(network.parameters(), again.parameters(), strict=True))
     rows = np.concatenate([p.expression for p in people])
     assert np.allclose(network.psi_scale.numpy() ** 2, (rows**2).mean(0).clip(0.05**2), rtol=1e-5)
@@ -281,7 +282,7 @@ def test_people_on_disk_and_in_memory_are_the_same_data(head, face, filmed, tmp_
         folder = tmp_path / str(len(averages))
         folder.mkdir()
         state = folder / "state.safetensors"
-        averages.append(train(network, people, [], config, state=state, progress=quiet, log=lambda *_: None))
+        averages.append(train(network, people, [], config, state=state, stage=silent, log=lambda *_: None))
     assert all(torch.equal(a, b) for a, b in zip(*(each.parameters() for each in averages), strict=True))
 
 
@@ -293,10 +294,6 @@ def test_a_clip_without_offsets_teaches_nothing(head, face, filmed):
     npz.save(replace(npz.load(HeadFit, clip.head), head_model="smplx-01234567"), clip.head, {})
     with pytest.raises(InputError, match="'smplx-01234567', expected those of a clip on 'anny'"):
         read_clip(clip, head, face)
-
-
-def silent(title: str):
-    return quiet
 
 
 def test_nobody_to_learn_from_is_refused(tmp_path):
