@@ -80,15 +80,15 @@ class FitDescent(Checked):
     """Smoothness, steps and limits of the offsets that a fit optimises."""
 
     shading_smoothness: float = 0.7
-    """Lambda of the preconditioner I + lambda L for folds fitted to shading, in edges squared."""
+    """Lambda of the preconditioner I + lambda L for folds fitted to shading, in squared edge lengths of the mesh."""
     shading_rate_m: float = 2e-3
     """Step length, m, of the preconditioned variable of lips and lids, in a fit to shading at high quality."""
     normals_smoothness: float = 20.0
-    """Lambda of the preconditioner for folds fitted to a network's normals, in edges squared."""
+    """Lambda of the preconditioner for folds fitted to a network's normals, in squared edge lengths."""
     normals_rate_m: float = 4e-3
     """Step length, m, for folds fitted to a network's normals."""
     outline_smoothness: float = 30.0
-    """Lambda of the preconditioner for the outline, in edges squared."""
+    """Lambda of the preconditioner for the outline, in squared edge lengths."""
     outline_rate_m: float = 2e-3
     """Step length, m, for the outline."""
     outline_steps: Count = 12
@@ -188,7 +188,7 @@ class WanConfig(Checked):
     """Settings of a Wan transformer: sampling, conditions, precision and memory."""
 
     weights: str = ""
-    """Folder of the transformer, or a name of `weights fetch`; empty for the painter's default."""
+    """Folder of the transformer, or a name of `weights fetch`; empty for the one made for `backend`."""
     steps: Annotated[int, Between(0, 200)] = 0
     """Steps of the sampler; 0 takes the number that the weights were made for."""
     shift: Annotated[float, Between(0, 100)] = 0.0

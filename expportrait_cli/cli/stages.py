@@ -141,8 +141,8 @@ def transfer(
         Path | None,
         typer.Option(
             metavar="HEAD",
-            help="The .head.npz of the driver's clip: its folds are added to the network's, see --folds. With --method "
-            "direct, all its offsets are copied.",
+            help="The .head.npz of the driver's clip: its skin folds are added to those that the network predicts (see "
+            "--folds). With --method direct, all its dynamic offsets are copied instead.",
             show_default=False,
         ),
     ] = None,

@@ -132,7 +132,7 @@ def ablation(
 ) -> None:
     """Compare methods of transfer on held-out people: no offsets, copied offsets, and three networks.
 
-    Networks that are not in FILE.work yet are trained, each as long as by `train transfer`.
+    Networks that the folder FILE.work (FILE without its suffix) does not hold yet are trained as by `train transfer`.
     """
     path = options.result(out, "ablation.json", suffixes=(".json",))
     from expportrait_cli.train.transfer.ablation import ablation as run

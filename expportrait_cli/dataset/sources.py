@@ -106,7 +106,7 @@ class Source:
 
 
 def find_sources(folder: Path, *, skipped: Path) -> list[Source]:
-    """List all videos in a folder and its subfolders, sorted by path, without hidden ones, and those in `skipped`.
+    """List all videos in a folder and its subfolders, sorted by path; hidden ones and those in `skipped` are left out.
 
     Raises:
         InputError: there is no video, or no such folder.

@@ -103,7 +103,7 @@ class Task:
         weakref.finalize(self, _ended.append, self._graph).atexit = False
 
     def __call__(self, image: Image) -> Any:
-        """Run the task on the next image."""
+        """Run mediapipe on the next image; returns its own result."""
         self._time_ms += STEP_MS
         return self._thread.submit(self._look, image, self._time_ms).result()
 

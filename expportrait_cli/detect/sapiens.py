@@ -186,7 +186,7 @@ class Sapiens:
         return resized(np.ascontiguousarray(whole[BAND : BAND + WIDTH]), crop.shape[0])
 
     def __call__(self, crop: UInt8[np.ndarray, "S S 3"]) -> Estimate:
-        """Estimate an RGB crop."""
+        """Estimate the normals of a square RGB crop."""
         return assemble(self.raw(crop), AXES)
 
 

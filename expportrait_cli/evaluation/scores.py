@@ -187,7 +187,7 @@ def scores_from_json(document: dict[str, Any]) -> Scores:
         KeyError, TypeError, ValueError: the document is something else, or of another version.
     """
     if (document["kind"], document["version"]) != (Scores.KIND, Scores.VERSION):
-        raise ValueError(f"{document['kind']} of version {document['version']}")
+        raise ValueError(f"it is a {document['kind']} file of version {document['version']}")
     if document["mode"] not in get_args(Mode):
         raise ValueError(f"a mode {document['mode']!r}")
     rows = [[row[name] for name in NAMES] for row in document["rows"]]

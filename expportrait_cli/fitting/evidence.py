@@ -136,7 +136,7 @@ class Evidence(Protocol):
 
     @property
     def smoothness(self) -> float:
-        """Lambda of the preconditioner I + lambda L, in edges squared; measured on heads with known folds."""
+        """Lambda of the preconditioner I + lambda L (L: the mesh's Laplacian), in squared edge lengths of the mesh."""
         ...
 
     @property
@@ -192,7 +192,7 @@ class Shading:
 
     @property
     def smoothness(self) -> float:
-        """Lambda of I + lambda L, in edges squared."""
+        """Lambda of the preconditioner I + lambda L (L: the mesh's Laplacian), in squared edge lengths of the mesh."""
         return self.clip.config.descent.shading_smoothness
 
     @property
@@ -236,7 +236,7 @@ class Estimates:
 
     @property
     def smoothness(self) -> float:
-        """Lambda of I + lambda L, in edges squared."""
+        """Lambda of the preconditioner I + lambda L (L: the mesh's Laplacian), in squared edge lengths of the mesh."""
         return self.clip.config.descent.normals_smoothness
 
     @property

@@ -40,7 +40,7 @@ class Job:
     """A clip, a photo, a `.track.npz`, a `.meshes.npz`, or the `.normals.mkv` of meshes that are still there."""
     out: Path
     track: TrackConfig = field(default_factory=TrackConfig)
-    """Settings of the tracking of reference and driver; face and stretch are those of the reference."""
+    """Settings of tracking, for reference and driver; the choice of a face and of frames in them is the reference's."""
     driving_face: str = TrackConfig.face
     driving_stretch: Stretch = field(default_factory=Stretch)
     """Range of the driver's frames; that of the reference is `track.stretch`."""

@@ -83,7 +83,7 @@ class Neutral:
     @classmethod
     def of(cls, verts: Float32[Tensor, "P 3"], face: Face) -> "Neutral":
         """Compute the features of a neutral face (m), in any position, rotation and size."""
-        turn, scale, points = _aligned(verts, face.template)
+        turn, scale, points = aligned(verts, face.template)
         normals = vertex_normals(points, face.faces)
         # With the inverse of the alignment's rotation, so that offsets are in the axes of `verts`.
         frames = scale * (turn.T @ shortest_turn(face.normals, normals))
@@ -108,7 +108,7 @@ def stacked(people: Sequence[Neutral]) -> Neutral:
     return Neutral(*(torch.stack([getattr(p, field.name) for p in people]) for field in fields(Neutral)))
 
 
-def _aligned(points: Float[Tensor, "P 3"], to: Float[Tensor, "P 3"]) -> tuple[Tensor, Tensor, Tensor]:
+def aligned(points: Float[Tensor, "P 3"], to: Float[Tensor, "P 3"]) -> tuple[Tensor, Tensor, Tensor]:
     """Rotation and scale of points relative to others (Umeyama 1991), and the points aligned with the others."""
     centre, goal = points.mean(0), to.mean(0)
     a, b = points - centre, to - goal

@@ -46,7 +46,7 @@ class Learned:
     """
 
     def __init__(self, trained: Trained, head_fit: HeadFit, head: HeadModel):
-        """Compute the person's basis once, on the best device."""
+        """Compute the basis of this person's dynamic offsets once, on the GPU if there is one."""
         network, self._device = trained.network, best_device()
         self.vertices, self._network = network.face.vertices, network
         with torch.inference_mode():

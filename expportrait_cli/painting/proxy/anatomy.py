@@ -94,11 +94,11 @@ class Mouth:
         lip: Float32[np.ndarray, " 3"],
         glimpses: Glimpses | None = None,
     ):
-        """Read the photo's mouth.
+        """Measure the colours and the teeth of the mouth that the photo shows.
 
         `seam` is where the closed lips meet (head frame), `shown` the mask of the mouth opening in the photo, `skull`
         and `jaw` the bones in the photo's pose, `eyes` pixels of the photo's eyeballs (they give the brightness of
-        enamel), `lip` the colour of the lips.
+        enamel), `lip` the colour of the lips, `glimpses` the inside of the mouth as the driver's clip shows it.
         """
         self.layers, self.seam, self.glimpses = layers, seam, glimpses
         self.skull, self.jaw = skull, jaw

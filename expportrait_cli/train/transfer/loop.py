@@ -15,7 +15,7 @@ from torch import Tensor
 
 from expportrait_cli.fitting.losses import huber, length
 from expportrait_cli.geometry.mesh import vertex_normals
-from expportrait_cli.retargeting.face import Face, Neutral, stacked
+from expportrait_cli.retargeting.face import Face, Neutral, aligned, stacked
 from expportrait_cli.retargeting.network import Kind, NetworkConfig, TransferNetwork, on_device
 from expportrait_cli.runtime import Progress, Stage, best_device, counted
 from expportrait_cli.train.config import TransferTraining
@@ -77,7 +77,9 @@ def fresh_network(
     torch.manual_seed(seed)
     network = TransferNetwork(NetworkConfig(kind, expression=clips[0].expression.shape[1]), face)
     network.psi_scale.copy_(expression_scale(clips))
-    faces = torch.stack([_neutral(p, face).points[face.code_rows] for p in counted(clips, len(clips), progress)])
+    # Not `Neutral.of`: the normals, frames and curvature of thousands of people take minutes, and are not used here.
+    read = counted(clips, len(clips), progress)
+    faces = torch.stack([aligned(torch.from_numpy(p.neutral), face.template)[2][face.code_rows] for p in read])
     network.code_mean.copy_(faces.mean(0))
     flat = (faces - network.code_mean).flatten(1).double().numpy()
     keep = min(len(network.code_basis), flat.shape[1], len(clips) - 1)
