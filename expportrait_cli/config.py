@@ -188,7 +188,7 @@ class WanConfig(Checked):
     """Settings of a Wan transformer: sampling, conditions, precision and memory."""
 
     weights: str = ""
-    """Folder of the transformer, or a name of `weights fetch`; empty for the one made for `backend`."""
+    """Folder of the transformer, or a name of `weights fetch`; empty for the default weights of the painter."""
     steps: Annotated[int, Between(0, 200)] = 0
     """Steps of the sampler; 0 takes the number that the weights were made for."""
     shift: Annotated[float, Between(0, 100)] = 0.0
