@@ -85,7 +85,8 @@ def gather_processes() -> int:
         # Processes wait with gloo, on the CPU: waiting with NCCL keeps a GPU busy, and times out after minutes.
         dist.init_process_group("cpu:gloo,cuda:nccl", timeout=PATIENCE)
     else:
-        dist.init_process_group("gloo", timeout=PATIENCE)
+        # With the device's name: otherwise torch's CUDA build is taken to have a GPU.
+        dist.init_process_group("cpu:gloo", timeout=PATIENCE)
     return dist.get_rank()
 
 
