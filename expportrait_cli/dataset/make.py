@@ -102,7 +102,7 @@ def cut_out(source: Source, found: Scan, setup: Setup, *, person: str) -> list[P
 
 
 def plan_of(source: Source, found: Scan, index: int, setup: Setup, *, person: str) -> Plan:
-    """Plan a clip. Its name has a hash of its content; its key depends on all inputs and settings."""
+    """Plan how a clip is made: its name has a hash of its content, its cache key one of all inputs and settings."""
     stretch = found.stretches[index]
     extent = {"first": stretch.first, "frames": stretch.frames, "crop": stretch.crop, "size": CROP_SIZE}
     content = made_by("clip", extent, {"source": found.digest})["key"]

@@ -112,7 +112,7 @@ def distinct_frames(rotation: Float[np.ndarray, "T 3"], expression: Float[np.nda
 
 
 def face_share(distinct: int) -> float:
-    """Mask, 0..1, of Delta g in the face; 0 up to FEW frames: an expression cannot be told from shape there."""
+    """Weight, 0..1, of Delta g in the face; 0 up to FEW distinct frames, in which expression looks like shape."""
     return float(np.clip((distinct - FEW) / (MANY - FEW), 0, 1))
 
 

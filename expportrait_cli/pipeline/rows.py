@@ -180,7 +180,7 @@ class Maker(Protocol):
     """Protocol of what runs tasks: a `WorkerProcess`, or this process."""
 
     def run(self, task: Task, *, timeout_s: float | None, is_over: Callable[[], bool]) -> RowResult | int:
-        """Run a task, with the results of `WorkerProcess.run`."""
+        """Run a task; returns what `WorkerProcess.run` returns."""
         ...
 
     def stop(self) -> None:

@@ -113,7 +113,7 @@ class Beyond:
     driver: HeadFit | None = None
     """The driver's own fit, whose offsets are copied, or whose folds are added."""
     mesh: Finer | None = None
-    """Finer mesh of the head, if the head has one more subdivision than the network."""
+    """Finer mesh of the head, if it has one subdivision more than the mesh that the transfer network works on."""
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ class SmplxBody:
     faces: Int[np.ndarray, "F 3"]
     """Triangles, counter-clockwise from outside."""
     jaw_correctives: Float[np.ndarray, "S 3 9"]
-    """Displacement by each entry, row by row, of the jaw's rotation matrix minus the identity, m."""
+    """Pose correctives of the jaw: displacement of each vertex, m, per unit of each entry of R_jaw - I (row by row)."""
     shoulder_correctives: Float[np.ndarray, "S 3 18"]
     """Displacement by the entries of the rotation of the left, then of the right shoulder, as `jaw_correctives`, m."""
     landmark_faces: Int[np.ndarray, " 51"]
