@@ -111,8 +111,8 @@ class FitConfig(Checked):
     """Settings of the fit of the head."""
 
     quality: Quality = "standard"
-    """draft: landmarks and outline only; standard: folds too; high: finer folds on a mesh of half the edge length;
-    paper: then parameters and offsets together, by rendered normals and depth (needs a network; meant for a GPU)."""
+    """draft: fit landmarks and outline only; standard: folds too; high: finer folds on a mesh of half the edge length;
+    paper: as high, then optimise parameters and offsets together, by rendered normals and depth (needs a network)."""
     supervision: Supervision = "auto"
     """Source of the folds: shading, a network's normals (david, sapiens), or none; auto is the best network that is
     installed, otherwise shading for clips."""
@@ -145,8 +145,8 @@ class TransferConfig(Checked):
     pose: Counts = "relative"
     """Pose of the head: the driver's own (absolute), or its change from the neutral frame (relative)."""
     neutral_frame: str = "auto"
-    """Driver frame that counts as neutral: auto, none, or its number among the frames that are taken, from 0. A
-    relative expression is the change from it; from an absolute one its resting face is subtracted (none: nothing)."""
+    """Frame in which the driver's face is at rest: auto, none, or its number, from 0, after trimming. A relative
+    expression is a change from it; from an absolute one, the expression of this frame is subtracted (none: nothing)."""
     expression_scale: Annotated[float, Between(0, 3)] = 1.0
     """Factor on the expression; 1 is that of the driver."""
     pose_scale: Annotated[float, Between(0, 3)] = 1.0
@@ -156,8 +156,8 @@ class TransferConfig(Checked):
     smooth: Annotated[float, Between(0, 1000)] = 0.0
     """Standard deviation of the smoothing over time, frames; 0 for none."""
     folds: Annotated[float, Between(0, 1)] = 0.5
-    """Share, 0..1, of the driver's own folds (from `driver_head`) that is added to the network's; take less for a face
-    that is smoother than the driver's. The person's own folds are added in full."""
+    """Share, 0..1, of the folds in the driver's fitted head that is added to what the network predicts; less suits a
+    person with smoother skin than the driver's. If the driver is the person, all of them are added."""
     turn_limit_deg: Annotated[float | None, Between(0, 1000)] = 45.0
     """Rotation of the head away from the photo's, degrees, beyond which it is damped; None damps nothing."""
     representation: Representation = "full"

@@ -56,13 +56,21 @@ def evaluate(
     ] = "auto",
     method: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=DIR", help="Also score the films of a method NAME in DIR, named like the pairs."),
+        typer.Option(
+            metavar="NAME=DIR",
+            help="Also score the films of another method, called NAME: DIR has one film for each pair, named PAIR.mp4.",
+        ),
     ] = None,
     ablation: Annotated[
         bool,
-        typer.Option("--ablation", help="Also score films without some parts of the method: what each contributes."),
+        typer.Option(
+            "--ablation",
+            help="Also make and score films without some parts of this method, to show what each part contributes.",
+        ),
     ] = False,
-    own: Annotated[bool, typer.Option("--own/--no-own", help="Make and score films of this tool.")] = True,
+    own: Annotated[
+        bool, typer.Option("--own/--no-own", help="With --suite: make and score films of this tool, too.")
+    ] = True,
     backend: BackendName = "auto",
     weights_folder: options.Weights = WanConfig.weights,
     head_model: options.HeadModelOption = "anny",

@@ -141,8 +141,8 @@ def transfer(
         Path | None,
         typer.Option(
             metavar="HEAD",
-            help="The .head.npz of the driver's clip: its skin folds are added to those that the network predicts (see "
-            "--folds). With --method direct, all its dynamic offsets are copied instead.",
+            help="Head fitted to the driver's clip (.head.npz): a share of its folds is added to what the network "
+            "predicts (see --folds). With --method direct, all its dynamic offsets are copied instead.",
             show_default=False,
         ),
     ] = None,

@@ -84,7 +84,7 @@ def convert(
         str,
         typer.Option(
             metavar="FOLDER",
-            help="Wan in diffusers' format (folder, or cached repository), whose VAE, prompt and CLIP are copied.",
+            help="Wan in diffusers' format (folder or cached repository), source of VAE, prompt embedding and CLIP.",
         ),
     ] = "",
     as_json: options.Json = False,

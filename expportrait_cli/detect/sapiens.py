@@ -242,7 +242,9 @@ def load_program(path: Path, device: torch.device, *, advice: str) -> torch.jit.
     if not programs:
         raise WeightsError(f"{path} holds no TorchScript, but another form of the weights. {advice}")
     if any(REFUSED.search(program) for program in programs):
-        raise WeightsError(f"{path} holds a program that calls more than a network needs, and is not loaded. {advice}")
+        raise WeightsError(
+            f"{path} contains operations that no network needs and that may be unsafe: it was not loaded. {advice}"
+        )
     with warnings.catch_warnings():
         # PyTorch wants torch.export instead, whose files these networks are not published as for every machine.
         warnings.simplefilter("ignore", DeprecationWarning)

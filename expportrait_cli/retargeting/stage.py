@@ -326,7 +326,8 @@ def check_neutral(config: TransferConfig) -> None:
         raise UsageError(f"`neutral_frame={frame!r}`: expected auto, none, or the number of a frame from 0.")
     if frame == "none" and config.expression == "relative":
         raise UsageError(
-            "`neutral_frame=none` serves `expression=absolute`: a change counts from a frame. Name one, or auto."
+            "`neutral_frame=none` is only for `expression=absolute`: a relative expression is a change from a neutral "
+            "frame. Give the number of that frame, or auto."
         )
 
 
