@@ -133,9 +133,9 @@ def mouth_offset(identity: Float32[np.ndarray, " K"], head: HeadModel) -> Float3
     floor = tongue(head)
     across, _, along = place[floor].T
     side, length = np.abs(across) / TONGUE_WIDE_M, (-along - TONGUE_TIP_M) / (TONGUE_ROOT_M - TONGUE_TIP_M)
-    top = LOWER_EDGE_M + TONGUE_TOP_M * (1 - side**2) - 0.006 * np.clip(1 - 4 * length, 0, 1) ** 2
-    rise = np.clip(4 * (1 - side), 0, 1) * np.clip(8 * length, 0, 1)
-    offset[floor, 1] = rise * np.maximum(top - place[floor, 1], 0)
+    # An ellipsoid: round at the sides, and at the tip, which is the first third of its length.
+    dome = np.sqrt(np.clip(1 - side**2 - np.clip(1 - 3 * length, 0, 1) ** 2, 0, 1))
+    offset[floor, 1] = dome * np.maximum(LOWER_EDGE_M + TONGUE_TOP_M - place[floor, 1], 0)
     return offset.astype(np.float32)
 
 

@@ -42,7 +42,7 @@ REVISIONS = {
     "scan": 1,
     "clip": 3,
     "track": 4,
-    "fit": 4,
+    "fit": 5,
     "transfer": 4,
     "render": 4,
     "generate": 4,

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import trimesh
 
 from expportrait_cli.artifacts.types import CROP_SIZE, HeadFit
 from expportrait_cli.fitting import hair, static
@@ -210,6 +211,11 @@ def test_teeth_and_tongue_lie_between_the_lips(bald, head):
     assert (verts[back, 1] >= before[back, 1]).all()
     assert 0 < (verts[back, 1] - seam[1]).max() - LOWER_EDGE_M < 0.0035
     assert relief_of(fit, head).cavity.sum() == head.part("mouth_cavity").sum() - back.sum()
+    # Round, without edges at the sides: 40 degrees between neighbouring triangles of its upper half before, now 26.
+    rise = verts[:, 1] - before[:, 1]
+    faces = head.dense_faces.numpy()
+    faces = faces[(back & (rise > rise.max() / 2))[faces].all(1)]
+    assert np.degrees(trimesh.Trimesh(verts, faces, process=False).face_adjacency_angles).max() < 32
 
 
 def test_a_membrane_spans_a_gap_with_a_plane():
