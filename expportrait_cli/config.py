@@ -203,8 +203,8 @@ class WanConfig(Checked):
     """Scale of classifier-free guidance, away from the negative prompt (wan-portrait: from a film without normals);
     1 is no guidance and twice as fast, 0 takes the value that the weights were made for."""
     control: Literal["proxy", "holes", "depth", "normals"] = "proxy"
-    """Film that guides wan-vace: the proxy film, in which what the photo does not show is grey levels (proxy) or blank
-    (holes); the head's depth (depth); or its normal maps (normals), for a LoRA that was trained on them."""
+    """Film that guides wan-vace: the proxy film, with the parts that the photo does not show in grey levels (proxy) or
+    blank (holes); the head's depth (depth); or its normal maps (normals), for a LoRA that was trained on them."""
     keep: bool = True
     """Take the film's pixels from the proxy film wherever wan-vace has nothing to repaint."""
     skip: Annotated[int, Between(0, 10)] = 0

@@ -110,7 +110,7 @@ def open_archive(path: str | os.PathLike[str]) -> zipfile.ZipFile:
         is_layered = any(a.header_offset + a.compress_size >= b.header_offset for a, b in pairwise(rows))
         if is_layered or len(set(archive.namelist())) < len(rows):
             archive.close()
-            raise InputError(f"{path} holds members twice, or over each other. Make it again.")
+            raise InputError(f"{path} is damaged: members of the archive occur twice or overlap. Make it again.")
         return archive
     except FileNotFoundError:
         raise InputError(f"{path} does not exist. Check the name and the folder.") from None

@@ -106,7 +106,7 @@ class Tracking:
     identity: Float32[np.ndarray, " K"]
     """Identity coefficients, shared by all frames (standard deviations)."""
     expression: Float32[np.ndarray, "T E"]
-    """Expression coefficients psi, 0..1."""
+    """Expression coefficients psi: 0..1 for units such as a blink, signed for statistical components."""
     jaw: Float32[np.ndarray, "T 3"]
     """Jaw rotation omega, axis-angle in the head frame, rad."""
     gaze: Float32[np.ndarray, "T 4"]

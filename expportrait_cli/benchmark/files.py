@@ -194,7 +194,10 @@ def judge(tracking: Tracking, head: HeadModel, stages: Stages) -> dict[str, Any]
         InputError: there is no face in the first frame, or no second frame.
     """
     if tracking.state[0] or len(tracking.state) < 2:
-        raise InputError(f"{tracking.source} needs a face in its first frame, and a second frame. Cut earlier frames.")
+        raise InputError(
+            f"{tracking.source} needs a face in its first frame, and at least two frames. Cut off the frames before "
+            "the face appears."
+        )
     fit = stages.run(
         "fit the first frame", lambda progress: run_fit([first_frame(tracking)], head, FitConfig(), progress)
     )

@@ -96,7 +96,9 @@ def plan(
     chosen = variants(ablation=ablation, making=making) if own else ()
     twice = {variant.name for variant in chosen} & set(given)
     if twice:
-        raise InputError(f"{', '.join(sorted(twice))} is a method of this tool. Name the other films otherwise.")
+        raise InputError(
+            f"{', '.join(sorted(twice))} is the name of a method of this tool. Give the other method another name."
+        )
     if not chosen and not given:
         raise InputError("Nothing to score: `own=False` leaves our films out, and no `method` names others.")
     return Plan(suite, work, chosen, making, given)

@@ -125,8 +125,8 @@ def check(suite: Suite, source: Path) -> Suite:
     for pair in suite.pairs:
         if not NAME.fullmatch(pair.name) or len(os.fsencode(pair.name)) > LONGEST_NAME or pair.name in seen:
             raise InputError(
-                f"{source}: {pair.name[:60]!r} is used twice, or is no file's name of up to {LONGEST_NAME} bytes. Give "
-                "each pair its name."
+                f"{source}: {pair.name[:60]!r} is used twice, or cannot be a file name of at most {LONGEST_NAME} "
+                "bytes. Give each pair a name of its own."
             )
         seen.add(pair.name)
         for name in (pair.driving, pair.reference):
@@ -188,7 +188,9 @@ def _pairs(path: Path, rows: Mapping[str, Any]) -> list[Pair]:
             raise InputError(f"{path}: write [[{mode}]] with two brackets, once for each pair.")
         for entry in entries:
             if not isinstance(entry, dict) or not isinstance(entry.get("name", ""), str):
-                raise InputError(f"{path}: a [[{mode}]] that is no pair, or whose name is no text.")
+                raise InputError(
+                    f"{path}: a [[{mode}]] entry is no table, or its name is no text. Write name = '...' below it."
+                )
             _refuse(path, f"[[{mode}]]", set(entry) - keys, keys)
             needed = sorted(keys - {"name"})
             if any(not isinstance(entry.get(key), str) or not entry[key] for key in needed):

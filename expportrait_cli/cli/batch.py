@@ -136,7 +136,7 @@ def batch(
 def _listed(
     jobs: str, driving: str, out: Path, defaults: dict[str, Any], *, absolute: bool
 ) -> tuple[Path, Callable[[Path], list["Job"]]]:
-    """Path of the list (or where one would be), and a function that makes the jobs, given a folder of shared files."""
+    """Return the path of the list (for patterns, where it would be), and what makes the jobs from a shared folder."""
     from expportrait_cli.pipeline.joblist import is_pattern, pattern_jobs, read_jobs
 
     if is_pattern(jobs):

@@ -247,7 +247,7 @@ class RegionFlow:
         return flow, residual, float(inside.mean())
 
     def _follow(self, head: Float64[np.ndarray, " 4"]) -> Float64[np.ndarray, " 4"]:
-        """Shift of the torso: `TORSO_SHARE` of the head's, at the middle of the head's region."""
+        """Estimate the motion of an unseen torso: `TORSO_SHARE` of the shift of the middle of the head's region."""
         region = self._regions[0]
         if not len(region.rows):
             return IDENTITY

@@ -154,7 +154,7 @@ STILL_IOD = 0.005
 
 
 def first_frame(tracking: Tracking) -> Tracking:
-    """The first frame of a clip as the tracking of a photo, with the clip's identity and camera."""
+    """Return the tracking of the first frame alone, as of a photo, with the clip's identity and camera."""
     return replace(tracking.frames([0]), rate=np.array([0, 1]))
 
 

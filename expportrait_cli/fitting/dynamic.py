@@ -143,10 +143,10 @@ def neutral_normals(clip: Clip, patch: Patch) -> Float32[Tensor, "P 3"]:
 def unseen_folds(
     clip: Clip, patch: Patch, offsets: Float32[np.ndarray, "T P 3"], unseen: Bool[np.ndarray, " T"]
 ) -> tuple[Float32[np.ndarray, "R P"], Float32[np.ndarray, "R P"], Float32[np.ndarray, "R P"]]:
-    """Measure folds in frames that were not fitted: as in the picture, as interpolated from neighbours, and weights.
+    """Measure folds in frames that were not fitted (`unseen`, every second one), as high-passed log shades.
 
-    Folds are high-passed log shades. `offsets` are masked, m; in the `unseen` frames, every second one of the clip,
-    they are the smooth ones.
+    Returns, for each such frame and vertex: the folds in the picture, the folds of the mean of the neighbouring frames'
+    offsets, and the weight of the vertex. `offsets` are masked, m; those of unseen frames are smooth, without folds.
     """
     rows = np.flatnonzero(unseen[1:-1] & (clip.tracking.state[1:-1] == 0)) + 1
     around = (offsets[:-2] + offsets[2:]) / 2

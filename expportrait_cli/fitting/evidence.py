@@ -141,7 +141,7 @@ class Evidence(Protocol):
 
     @property
     def rate_m(self) -> float:
-        """Length of a step of the preconditioned variable, m; measured likewise."""
+        """Length of a step of the preconditioned variable, m."""
         ...
 
     def terms(self, crops: Sequence[Picture], verts: Float32[Tensor, "T V 3"]) -> list[Term]:
@@ -290,10 +290,11 @@ def resting_albedo(
     seen: Bool[np.ndarray, "C P"],
     log_albedo: Float32[np.ndarray, " P"],
 ) -> tuple[Float32[np.ndarray, " P"], Float32[np.ndarray, " P"]]:
-    """Log albedo from calm frames, or as given where they show none; 0.6 times the variance of their residual.
+    """Return the log albedo of the face at rest, and the variance of the noise of log intensities, for each vertex.
 
-    Both are medians over frames, because a change in a minority of frames is an expression. The noise is 1.7 times the
-    variance of the residual, within bounds.
+    The albedo is the median over the calm frames that show the vertex, or `log_albedo` where too few do. The noise is
+    0.6 times the variance of the residual around it, averaged over a region, within bounds. The variance follows from
+    the median of squares: a change in a minority of frames is an expression, not noise.
     """
     known = seen.sum(0) >= CALM_FRAMES
     albedo = log_albedo.copy()

@@ -286,8 +286,8 @@ def high_passed(patch: Patch, values: Float[Tensor, "T P"], weight: Float[Tensor
 
 
 def seen_share(patch: Patch, weight: Float[Tensor, "T P"]) -> Float[Tensor, "T P 1"]:
-    """Share of the surroundings that is seen, by which smoothed values are divided.
+    """Share of each vertex's surroundings that is seen, by which smoothed values are divided.
 
-    Beside a hole a slow error would look like folds.
+    Without the division, slow errors beside a hole would look like folds.
     """
     return patch.smooth((weight > 0).to(weight.dtype)[..., None], SMOOTH_STEPS).clamp(min=1e-3)

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 @runtime_checkable
 class Work(Protocol):
-    """The job of a row, here a protocol: a `job.Job`, whose module is slow to import, or another kind of work."""
+    """Protocol of a row's job: a `job.Job` (not imported here, which would be slow), or another kind of work."""
 
     @property
     def out(self) -> Path:

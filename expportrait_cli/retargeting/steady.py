@@ -115,10 +115,10 @@ def steady_torso(
 ) -> Float64[np.ndarray, "T *C"]:
     """Smooth a torso's motion: interpolate its gaps (`unseen_torso`), remove jumps, and smooth where the head is still.
 
-    What is smoothed is the difference to the course of `beside`, the head's own motion in the same channels: a camera
-    that pans moves both, and is no noise of the flow. What the head does beside its course, straight over
-    `COURSE_FRAMES`, counts only where the flow sees the torso do most of it too (`SHAKEN`), as when a camera shakes: a
-    nod, or a leap of the fit, is no motion of shoulders.
+    `beside`: the head's motion, in the same columns. Its slow part (`straight`, over `COURSE_FRAMES`) is subtracted
+    before the smoothing, and added again afterwards: a camera that pans moves head and torso alike. Its fast part is
+    treated in the same way only in shots in which the torso shares most of it (`SHAKEN`), as when the camera shakes;
+    elsewhere it is a nod, or a jump of the fit, which must not move the shoulders.
     """
     gaps, rows, course = unseen_torso(tracking), np.array(values, np.float64), np.array(beside, np.float64)
     for index in np.unique(tracking.shot):
@@ -136,7 +136,7 @@ def steady_torso(
 
 
 def straight(values: Float[np.ndarray, "T *C"], length: int) -> Float64[np.ndarray, "T *C"]:
-    """Fit a straight line to the `length` rows, an odd number, around each row, and take its value there.
+    """Smooth by local straight lines: each row becomes the value of a line fitted to the `length` (odd) rows around it.
 
     The filter of Savitzky and Golay (1964) of the first order; `scipy.signal` has it too, but takes a second to import.
     """

@@ -100,7 +100,7 @@ class Anchors:
     targets_px: Float[np.ndarray, "P 2"]
     """Measured positions, crop px."""
     weight: float
-    """Weight of all points together, in landmarks."""
+    """Weight of all points together, as a number of landmarks."""
 
 
 class Solver(Projection):

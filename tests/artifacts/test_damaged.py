@@ -140,13 +140,13 @@ def test_members_twice_and_over_each_other(tmp_path):
     path = npz.save(TRACK, tmp_path / "a.npz", {})
     with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
         archive.writestr("jaw.npy", b"")
-    with pytest.raises(InputError, match="holds members twice, or over each other"):
+    with pytest.raises(InputError, match="members of the archive occur twice or overlap"):
         npz.load(Tracking, path)
     whole = npz.save(TRACK, path, {}).read_bytes()
     # The second row of the table then points at the first member.
     second = whole.index(b"PK\1\2", whole.index(b"PK\1\2") + 1)
     path.write_bytes(whole[: second + 42] + bytes(4) + whole[second + 46 :])
-    with pytest.raises(InputError, match="holds members twice, or over each other"):
+    with pytest.raises(InputError, match="members of the archive occur twice or overlap"):
         npz.load(Tracking, path)
 
 

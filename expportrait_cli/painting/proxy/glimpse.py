@@ -68,7 +68,7 @@ class Glimpse:
 
 
 class Pictures:
-    """The frames of a tracked clip, asked for in order or from any frame on."""
+    """Reader of the frames of a tracked clip, in any order; in rising order it is fastest."""
 
     def __init__(self, tracking: Tracking) -> None:
         """Open nothing yet."""
@@ -92,7 +92,7 @@ class Pictures:
 
 
 class Glimpses:
-    """The driver's mouth in every frame of a film; access is fastest in order, and possible from any frame on."""
+    """The driver's mouth in every frame of a film. Frames can be read in any order; in rising order it is fastest."""
 
     def __init__(self, tracking: Tracking, pictures: "Pictures | None" = None) -> None:
         """Look at some frames with parted lips; `pictures` are the clip's, where others read it too."""

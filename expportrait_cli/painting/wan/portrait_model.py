@@ -101,7 +101,7 @@ class PortraitModel:
         yield from self._read(around, done - last - 1, None)
 
     def _read(self, groups: list[Tensor], begin: int, end: int | None) -> Iterator[Float[Tensor, "1 16 1 h w"]]:
-        """Compute the pose features of the latent frames `begin` to `end`, counted from the end of `groups`."""
+        """Encode the maps of `groups`, and yield the features of the latent frames from index `begin` to `end`."""
         features = self._model.pose.layers(torch.cat(groups, 2)).float()
         yield from features[:, :, begin:end].split(1, 2)
 

@@ -135,7 +135,7 @@ def _of_network(
 
 
 def dose(predict: Predict, synthesis: Synthesis, frame: FaceClip) -> np.ndarray:
-    """Energy of folds, mm RMS, of raised brows and a smile, for faces between the least and the most slack of 60."""
+    """RMS height, mm, of folds by raised brows and a smile, for faces between the least and the most slack of 60."""
     faces = [synthesis.identity(FIRST_SEED + k) for k in range(60)]
     slack = [folds.slackness(folds.face_marks(synthesis.head, synthesis.neutral(face))) for face in faces]
     names = synthesis.head.expression_names

@@ -31,7 +31,7 @@ GOOD_IOD = 2.0
 
 @runtime_checkable
 class Person(Protocol):
-    """Anything that names the person whom it is of."""
+    """Protocol of data that belong to one named person."""
 
     @property
     def person(self) -> str:

@@ -118,7 +118,8 @@ class Synthesis:
     def clip(self, seed: int, frames: int, *, script: int | None = None) -> FaceClip:
         """Make a clip of the synthetic person `seed`; the first frame is neutral.
 
-        Expressions follow from the seed, or from the seed `script`, with which all people have the same ones.
+        Expressions are random, by `seed`; or by `script`, if given: people with the same `script` then have the same
+        expressions.
         """
         identity = self.identity(seed)
         generator = torch.Generator().manual_seed(seed + 1_000_003)
