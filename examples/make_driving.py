@@ -8,7 +8,7 @@ The same versions of torch and ffmpeg give the same film. Takes about a minute.
 import sys
 import tempfile
 import wave
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 
@@ -34,11 +34,9 @@ PIVOT = np.array([0.0, -0.07, -0.02])
 """Where the head turns on the neck, in the head frame."""
 BROWS = [[70, 63, 105, 66, 107, 55, 65, 52, 53, 46], [300, 293, 334, 296, 336, 285, 295, 282, 283, 276]]
 TEXELS_PER_M, TEXELS = 5000, 1200
-SKIN, LIP, BROW = np.array([0.80, 0.58, 0.47]), np.array([0.66, 0.30, 0.29]), np.array([0.20, 0.12, 0.08])
-HAIR, SHIRT = np.array([0.30, 0.19, 0.12]), np.array([0.16, 0.30, 0.36])
 BALL, TOOTH = np.array([0.90, 0.88, 0.86]), np.array([0.90, 0.87, 0.80])
 CAVITY, TONGUE = np.array([0.26, 0.07, 0.07]), np.array([0.54, 0.23, 0.22])
-IRIS, IRIS_M, PUPIL_M = np.array([0.28, 0.19, 0.11]), 0.0058, 0.0022
+IRIS_M, PUPIL_M = 0.0058, 0.0022
 KEY, FILL = np.array([-0.45, 0.55, 0.75]), np.array([0.8, 0.1, 0.6])
 """Directions to the lights: x right, y up, z to the viewer."""
 
@@ -74,6 +72,18 @@ CURVES: dict[str, list[tuple[float, float]]] = {
 
 
 @dataclass(frozen=True)
+class Colours:
+    """Linear RGB, 0..1, of a person's surfaces."""
+
+    skin: tuple[float, float, float] = (0.80, 0.58, 0.47)
+    lip: tuple[float, float, float] = (0.66, 0.30, 0.29)
+    brow: tuple[float, float, float] = (0.20, 0.12, 0.08)
+    hair: tuple[float, float, float] = (0.30, 0.19, 0.12)
+    shirt: tuple[float, float, float] = (0.16, 0.30, 0.36)
+    iris: tuple[float, float, float] = (0.28, 0.19, 0.11)
+
+
+@dataclass(frozen=True)
 class Performer:
     """A person: canonical neutral shape, where paint goes on it, and how much of each point is hair."""
 
@@ -88,13 +98,17 @@ class Performer:
     """Lips, brows and lid lines (BGR order of channels: lip, brow, lid), seen from the front."""
     grain: np.ndarray
     """Unevenness of the skin, and locks of hair, around the head: what optical flow can hold on to."""
+    colours: Colours = field(default_factory=Colours)
 
 
-def performer() -> Performer:
-    """The mean head with a few of a random person's features, a cap of hair, and paint where FaceMesh's points are."""
+def performer(seed: int = 7, strength: float = 0.35, colours: Colours | None = None) -> Performer:
+    """A random head, a cap of hair, and paint where FaceMesh's points are.
+
+    `strength`: how far the head is from the mean head, in standard deviations of each identity coefficient.
+    """
     head = load_head()
-    generator = torch.Generator().manual_seed(7)
-    identity = torch.randn(head.identity_basis.shape[-1], generator=generator) * 0.35
+    generator = torch.Generator().manual_seed(seed)
+    identity = torch.randn(head.identity_basis.shape[-1], generator=generator) * strength
     still = torch.zeros(head.expression_basis.shape[-1])
     shape = chain.dense(head, chain.coarse(head, identity, still, torch.zeros(3), torch.zeros(4)))
     points = chain.landmarks(head, shape).numpy()
@@ -110,6 +124,7 @@ def performer() -> Performer:
         hair_offset=normals * thickness,
         texture=front_texture(points),
         grain=grain_texture(),
+        colours=colours or Colours(),
     )
 
 
@@ -265,17 +280,21 @@ def painted(person: Performer, point: np.ndarray, hair: np.ndarray, parts: np.nd
     marks = cv2.remap(person.texture, column, row, cv2.INTER_LINEAR) * (z > 0.03)[..., None]
     angle = np.float32((np.arctan2(x, z) / (2 * np.pi) + 0.5) * 2047)
     grain = cv2.remap(person.grain, angle, np.float32((0.25 - y) * 1500), cv2.INTER_LINEAR)
-    skin = SKIN * (1 + 0.035 * grain[..., :1])
+    own = person.colours
+    skin = np.array(own.skin) * (1 + 0.035 * grain[..., :1])
     # Warmer cheeks and nose.
     flush = np.exp(-((np.abs(x) - 0.042) ** 2 + (y + 0.03) ** 2) / 0.022**2)[..., None] * (z > 0.03)[..., None]
     skin = skin * (1 - flush * [0.0, 0.10, 0.10])
-    for mask, tone in ((marks[..., :1], LIP), (0.85 * marks[..., 1:2], BROW), (0.8 * marks[..., 2:], BROW)):
-        skin = skin * (1 - mask) + tone * mask
-    skin = skin * (1 - hair[..., None]) + HAIR * np.clip(1 + 0.28 * grain[..., 1:2], 0.2, 2) * hair[..., None]
+    for mask, tone in ((marks[..., :1], own.lip), (0.85 * marks[..., 1:2], own.brow), (0.8 * marks[..., 2:], own.brow)):
+        skin = skin * (1 - mask) + np.array(tone) * mask
+    skin = (
+        skin * (1 - hair[..., None])
+        + np.array(own.hair) * np.clip(1 + 0.28 * grain[..., 1:2], 0.2, 2) * hair[..., None]
+    )
     collar = -0.152 - 0.03 * np.clip(z / 0.06, -0.4, 1) * np.exp(-((x / 0.06) ** 2))
     cloth = np.clip((collar - y) / 0.003, 0, 1)[..., None]
     hem = np.exp(-(((collar - y - 0.006) / 0.005) ** 2))[..., None]
-    skin = skin * (1 - cloth) + SHIRT * (1 + 0.10 * grain[..., 2:] - 0.25 * hem) * cloth
+    skin = skin * (1 - cloth) + np.array(own.shirt) * (1 + 0.10 * grain[..., 2:] - 0.25 * hem) * cloth
     eyes, eye_gloss = eyeballs(person, point)
     ball = parts[..., 1] + parts[..., 2]
     shares = (parts[..., 0], ball, parts[..., 3] + parts[..., 4], parts[..., 5] + parts[..., 6])
@@ -297,7 +316,7 @@ def eyeballs(person: Performer, point: np.ndarray) -> tuple[np.ndarray, np.ndarr
     inside = np.clip((IRIS_M - off_axis) / 0.0004, 0, 1)[..., None]
     rim = np.clip((off_axis - IRIS_M + 0.0016) / 0.0012, 0, 1)[..., None]
     pupil = np.clip((PUPIL_M - off_axis) / 0.0003, 0, 1)[..., None]
-    colour = BALL * (1 - inside) + IRIS * (1 - 0.6 * rim) * inside
+    colour = BALL * (1 - inside) + np.array(person.colours.iris) * (1 - 0.6 * rim) * inside
     return colour * (1 - 0.95 * pupil), np.full(point.shape[:2], 0.8)
 
 

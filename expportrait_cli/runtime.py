@@ -63,6 +63,13 @@ DEVICE = "EXPPORTRAIT_DEVICE"
 """Environment variable with the device of a run and of its child processes: auto, cpu, cuda, or cuda:N."""
 
 
+def has_bf16(device: "torch.device") -> bool:
+    """True if a device computes in bfloat16; others, such as most CPUs, emulate it, which is slower than float32."""
+    import torch
+
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 def best_device() -> "torch.device":
     """The device of this run: the chosen one (`DEVICE`), else CUDA if available, else the CPU.
 

@@ -12,10 +12,12 @@ import torch
 from support.balls import ball_entry, small_portrait
 from support.generator_runs import FAST, TASK, training_run
 from support.known_head import KnownHead, NumberedOracle, folds, numbered_film
+from support.mini_examples import TINY, example
 from support.performers import make_state, quiet
 from support.transfer_faces import driver_of, photo_of, tiny, trained
 from support.wan_film import portrait_folder, sketches_of, still, vace_folder
 
+from expportrait_cli.artifacts import npz
 from expportrait_cli.config import TransferConfig, WanConfig
 from expportrait_cli.fitting.joint import OF_FRAMES, SHARED, descend
 from expportrait_cli.fitting.rendered import Problem, Targets
@@ -33,6 +35,8 @@ from expportrait_cli.train.config import TransferTraining
 from expportrait_cli.train.generator.examples import Examples
 from expportrait_cli.train.generator.loop import held_out_error
 from expportrait_cli.train.generator.state import averaged_weights
+from expportrait_cli.train.mini.loop import train as train_mini
+from expportrait_cli.train.mini.run import judge
 from expportrait_cli.train.transfer.clips import FaceClip
 from expportrait_cli.train.transfer.loop import train
 from expportrait_cli.train.transfer.synthetic import random_expressions
@@ -198,3 +202,19 @@ def test_the_generator_learns(monkeypatch, tmp_path):
     portrait.to("cpu").load_state_dict(averaged_weights(tmp_path / "run" / "state.safetensors"), strict=False)
     right = held_out_error(portrait, validation, torch.device("cpu"))["held_out"]
     assert device.type == "cuda" and right < 0.8 * start
+
+
+def test_the_small_painter_learns_as_on_the_cpu(monkeypatch, tmp_path):
+    paths = [npz.save(example(f"person{k}", k), tmp_path / f"{k}.npz", {}) for k in range(2)]
+    config, losses = replace(TINY, steps=4, report_every=4, half=False), {}
+    for name in ("cpu", "cuda"):
+        on(monkeypatch, name)
+        train_mini(
+            paths,
+            config,
+            state=tmp_path / f"{name}.safetensors",
+            progress=quiet,
+            log=lambda _, row, name=name: losses.update({name: row["loss"]}),
+            judge=lambda average: judge(average, paths)[0],
+        )
+    assert losses["cuda"] == pytest.approx(losses["cpu"], rel=0.02)

@@ -171,8 +171,9 @@ def correct(
     height, width = frames.shape[-2:]
     pad = (0, -width % CELL, 0, -height % CELL)
     filled = torch.nn.functional.pad(frames.flatten(0, 1), pad, mode="replicate").unflatten(0, frames.shape[:2])
-    residual = network(filled, torch.nn.functional.pad(still, pad, mode="replicate"))
-    return residual[..., :height, :width] * frames[:, :, 3:4]
+    device = next(network.parameters()).device
+    residual = network(filled.to(device), torch.nn.functional.pad(still, pad, mode="replicate").to(device))
+    return residual[..., :height, :width].to(frames.device) * frames[:, :, 3:4]
 
 
 def _shrunk(picture: np.ndarray, scale: float) -> np.ndarray:

@@ -168,7 +168,7 @@ def painter_of(config: GenerateConfig) -> Painter:
         case Choice(name="mini", file=Path() as file):
             from expportrait_cli.painting.mini import MiniPainter, load_mini
 
-            return MiniPainter(load_mini(file), config.size)
+            return MiniPainter(load_mini(file).to(best_device()), config.size)
         case _:
             return ProxyPainter()
 

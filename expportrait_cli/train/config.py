@@ -67,7 +67,7 @@ class MiniTraining(Checked):
     held_out: Share = 0.2
     """Share of the people who are used for validation only."""
     half: bool = True
-    """Train in mixed precision (bfloat16)."""
+    """Train in mixed precision (bfloat16) on GPUs that compute in it; elsewhere in float32."""
     report_every: Positive = 250
     """Steps between two reports; the state is saved with each, and an interrupted run resumes there."""
     seed: Seed = 0

@@ -21,6 +21,7 @@ from expportrait_cli.config import WanConfig
 from expportrait_cli.errors import OutOfMemoryError, UsageError, WeightsError, one_line
 from expportrait_cli.painting.wan.folder import NO_MODEL, is_lora
 from expportrait_cli.painting.wan.manifest import read_tensors
+from expportrait_cli.runtime import has_bf16
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +37,7 @@ def dtype_of(config: WanConfig, device: torch.device) -> torch.dtype:
             return torch.float16
     if device.type == "cpu":
         return torch.float32
-    # Older GPUs emulate bfloat16 slowly, which does not count here.
-    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return torch.bfloat16 if has_bf16(device) else torch.float16
 
 
 def check(config: WanConfig, device: torch.device) -> None:

@@ -30,7 +30,7 @@ from expportrait_cli.painting.wan.vace import VaceBranch
 from expportrait_cli.painting.wan.vae import Decoding, Encoding, Vae, pictures
 from expportrait_cli.pipeline.heads import head_by_name, kind_of_head
 from expportrait_cli.render.buffers import CONVENTION, encode
-from expportrait_cli.runtime import Stage, best_device, use_threads
+from expportrait_cli.runtime import Stage, best_device, has_bf16, use_threads
 from expportrait_cli.train.config import VACE_RANK, GeneratorTask, GeneratorTraining
 from expportrait_cli.train.curves import History
 from expportrait_cli.train.generator.cache import Entry, Maker, build_cache, entry_of
@@ -204,8 +204,7 @@ def _precision() -> str | None:
     """Mixed precision for accelerate: None if the launcher sets it, else bfloat16 where the GPU has it."""
     if "ACCELERATE_MIXED_PRECISION" in os.environ:
         return None
-    is_native = best_device().type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return "bf16" if is_native else "no"
+    return "bf16" if has_bf16(best_device()) else "no"
 
 
 def _entries(run: Run, accelerator: Accelerator) -> tuple[list[Entry], list[Entry]]:

@@ -24,7 +24,7 @@ from expportrait_cli.head import HeadModel
 from expportrait_cli.media.video import read_pictures
 from expportrait_cli.painting.mini import MiniNet, MiniShape, correct
 from expportrait_cli.painting.scene import Scene, Sketch
-from expportrait_cli.runtime import Progress
+from expportrait_cli.runtime import Progress, best_device, has_bf16
 from expportrait_cli.train.config import MiniTraining
 from expportrait_cli.train.scenes import own_scene, photo_rows
 from expportrait_cli.train.state import follow, load_state, save_state
@@ -137,6 +137,10 @@ class Batch:
     still: Float[Tensor, "B 7 H W"]
     truth: Float[Tensor, "B T 3 H W"]
 
+    def to(self, device: torch.device) -> "Batch":
+        """Move to another device."""
+        return Batch(self.frames.to(device), self.still.to(device), self.truth.to(device))
+
 
 def window(example: Example, index: int) -> Batch:
     """Return one window of an example, uncropped, as a batch of one."""
@@ -226,7 +230,8 @@ def train(
     Every `report_every` steps, `log` gets the step and figures, with those that `judge` measures on held-out people.
     """
     torch.manual_seed(config.seed)
-    network = MiniNet(MiniShape())
+    device = best_device()
+    network = MiniNet(MiniShape()).to(device)
     average = copy.deepcopy(network)
     optimizer = torch.optim.AdamW(network.parameters(), lr=config.rate, weight_decay=1e-4)
     generator = torch.Generator().manual_seed(config.seed)
@@ -235,8 +240,8 @@ def train(
     for step in range(first, config.steps):
         for group in optimizer.param_groups:
             group["lr"] = config.rate * _share(step, config.steps)
-        with torch.autocast("cpu", torch.bfloat16, enabled=config.half):
-            loss = loss_of(network, source.batch(step))
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.half and has_bf16(device)):
+            loss = loss_of(network, source.batch(step).to(device))
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -248,7 +253,7 @@ def train(
             save_state(state, step + 1, network, average, optimizer, generator)
             log(step + 1, {"loss": running, **judge(average)})
         progress(step + 1, config.steps)
-    return average.eval()
+    return average.eval().cpu()
 
 
 def _share(step: int, steps: int) -> float:

@@ -17,7 +17,7 @@ from expportrait_cli.errors import InputError
 from expportrait_cli.head import HeadModel
 from expportrait_cli.painting.mini import KIND, MiniNet, correct, load_mini, save_mini
 from expportrait_cli.pipeline.heads import head_by_name, kind_of_head
-from expportrait_cli.runtime import Stage, use_threads
+from expportrait_cli.runtime import Stage, best_device, use_threads
 from expportrait_cli.train.config import MiniTraining
 from expportrait_cli.train.curves import History
 from expportrait_cli.train.mini.loop import Example, make_examples, train, window
@@ -141,7 +141,7 @@ def gate(weights: Path, datasets: Sequence[Path], stage: Stage) -> dict[str, Any
         InputError: the network was trained on one of the sets.
         WeightsError: the file is not a `mini` network.
     """
-    header, network = network_file.read_header(weights, KIND), load_mini(weights)
+    header, network = network_file.read_header(weights, KIND), load_mini(weights).to(best_device())
     known = set(header["made_by"].get("datasets", []))
     if any(sha256(folder / "dataset.json") in known for folder in datasets):
         raise InputError(f"{weights} was trained on one of these sets. Give sets of other people.")
