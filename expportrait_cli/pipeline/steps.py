@@ -43,9 +43,9 @@ REVISIONS = {
     "clip": 3,
     "track": 4,
     "fit": 5,
-    "transfer": 4,
+    "transfer": 5,
     "render": 4,
-    "generate": 4,
+    "generate": 5,
     "generator-cache": 4,
 }
 """Revision of each stage. Raise one when the same inputs and settings give another result, so that results of earlier

@@ -272,6 +272,21 @@ def test_the_highlight_of_a_tongue_is_no_tooth(head, tmp_path):
     assert tooth[0] > 0.95 and tooth[1] < 0.5 and tooth[2] == 0
 
 
+def test_teeth_at_the_sides_may_be_redder_and_a_pink_tongue_may_not(head, tmp_path):
+    """Beside front teeth, as lips and cheeks light them; without front teeth in their row they are flesh in part."""
+    side, tongue = (205, 150, 138), (200, 140, 150)
+    inside = np.full((512, 512, 3), tongue, np.uint8)
+    inside[:244] = TOOTH
+    points = mouth_points((256, 256), 60, 14, 60)
+    glimpses = Glimpses(driver(head, tmp_path / "driver.png", painted(points, (512, 512), inside), points))
+    seen = np.full((40, 60, 3), DARK, np.float32)
+    seen[:10, 20:40], seen[:10, 8:20], seen[:10, 40:52] = TOOTH, side, tongue
+    seen[30:, 20:40] = side
+    *_, tooth = glimpses.light(seen)
+    assert tooth[5, 12] > 0.9 and tooth[5, 30] > 0.95
+    assert tooth[5, 46] < 0.55 and tooth[35, 30] < 0.7
+
+
 @pytest.mark.parametrize(("half_width", "gap"), [(60, 2), (8, 10)], ids=["shut", "small"])
 def test_a_clip_that_shows_no_inside_leaves_it_to_the_model(head, tmp_path, half_width, gap):
     points = mouth_points((256, 256), half_width, half_width / 5, gap)

@@ -25,6 +25,18 @@ SURVEYED, BEGINNING = 8, 300
 out of the first BEGINNING with parted lips."""
 RED = (0.2, 0.65)
 """Redness, from 0 (the driver's teeth) to 1 (the driver's lips), up to which a pixel is tooth, and from which flesh."""
+SIDES, IN_ROW, ROW_WIDTH = 0.4, 4.0, 0.2
+"""Teeth at the sides are redder than the front ones, because lips and cheeks light them: their redness may be higher by
+SIDES where front teeth are in the same row. Full effect is reached where the share of front teeth, under a Gaussian of
+ROW_WIDTH mouth widths along the row, is 1 / IN_ROW."""
+SURE, FRONT = 0.9, 0.75
+"""Least share of tooth of front teeth, and their least brightness, in shares of the clip's teeth."""
+LIT = (0.4, 0.6)
+"""Brightness, in shares of the clip's teeth: pixels below the first are no teeth at the sides, those above the second
+may be."""
+PINK = (1.0, 1.05)
+"""Blue by green, as a multiple of that of front teeth, up to which pixels may be teeth at the sides; from the second on
+they are a tongue, which is pink."""
 CAST, LEAST_RED = 0.6, 5
 """Redness of teeth is the percentile LEAST_RED of that of bright pixels, at most CAST times the lips': in red light
 teeth are red."""
@@ -158,13 +170,24 @@ class Glimpses:
         """Brightness of pixels relative to this clip's teeth, and to its lips; and share (0..1) of tooth."""
         grey = colours.mean(-1)
         # Clips store colour at half the resolution of brightness, and it is noisy where it is dark.
-        tooth = self._tooth(cv2.GaussianBlur(colours, (0, 0), COLOUR_PX) if colours.ndim == 3 else colours)
+        if colours.ndim < 3:
+            return _soft(grey / self.white), _soft(grey / self.lip), self._tooth(colours)
+        soft = cv2.GaussianBlur(colours, (0, 0), COLOUR_PX)
+        tooth = self._tooth(soft)
+        front = (tooth > SURE) * (soft.mean(-1) > FRONT * self.white).astype(np.float32)
+        if self.redness >= COLOURLESS and front.sum() > 0:
+            blue = soft[..., 2] / np.maximum(soft[..., 1], 8)
+            pink = ramp(blue / np.average(blue, weights=front), PINK)
+            beside = cv2.GaussianBlur(front, (0, 0), ROW_WIDTH * front.shape[1], sigmaY=COLOUR_PX)
+            lit = ramp(soft.mean(-1) / self.white, LIT)
+            tooth = self._tooth(soft, SIDES * (1 - pink) * lit * np.minimum(IN_ROW * beside, 1))
         return _soft(grey / self.white), _soft(grey / self.lip), tooth
 
-    def _tooth(self, colours):
+    def _tooth(self, colours, more=0.0):
         if self.redness < COLOURLESS:
             return ramp(colours.mean(-1) / self.lip, PALE).astype(np.float32)
-        return (1 - ramp((redness(colours) - self.cast) / (self.redness - self.cast), RED)).astype(np.float32)
+        red = (redness(colours) - self.cast) / (self.redness - self.cast)
+        return (1 - ramp(red - more, RED)).astype(np.float32)
 
     def _of(self, picture, frame: int) -> Glimpse:
         points = self.points[frame].astype(np.float64)
