@@ -43,7 +43,7 @@ REVISIONS = {
     "clip": 3,
     "track": 4,
     "fit": 5,
-    "transfer": 5,
+    "transfer": 4,
     "render": 4,
     "generate": 5,
     "generator-cache": 4,
