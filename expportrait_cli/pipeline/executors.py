@@ -73,6 +73,8 @@ def run(
 ) -> None:
     """Start workers, and call `on_done` for each row when it is done, until all are, or no worker is left.
 
+    Workers that are killed are started again: by Ray without limit, as Slurm jobs up to `batch.retries` times each.
+
     `options`: submitit's parameters of the Slurm jobs, such as partition and gpus_per_node.
 
     Raises:
@@ -178,6 +180,22 @@ def _ray(batch: Batch, workers: int) -> Iterator[IsAlive]:
             ray.shutdown()
 
 
+def _submitting_again(executor: Any, batch: Batch, jobs: list[Any]) -> IsAlive:
+    """Make the test whether a job is alive; it replaces jobs that were killed in `jobs`, `batch.retries` times each."""
+    attempts = [0] * len(jobs)
+
+    def is_alive() -> bool:
+        for index, job in enumerate(jobs):
+            # Without a result the job's process was killed. To ask submitit for the result would take 15 s then.
+            if job.done() and attempts[index] < batch.retries and not job.paths.result_pickle.exists():
+                log.warning("The job %s ended before its work was done, and is submitted again.", job.job_id)
+                attempts[index] += 1
+                jobs[index] = executor.submit(work, batch, index)
+        return not all(job.done() for job in jobs)
+
+    return is_alive
+
+
 @contextmanager
 def _slurm(batch: Batch, workers: int, options: dict[str, Any]) -> Iterator[IsAlive]:
     try:
@@ -201,7 +219,7 @@ def _slurm(batch: Batch, workers: int, options: dict[str, Any]) -> Iterator[IsAl
         executor.update_parameters(slurm_array_parallelism=workers)
     jobs = executor.map_array(work, [batch] * workers, range(workers))
     try:
-        yield lambda: not all(job.done() for job in jobs)
+        yield _submitting_again(executor, batch, jobs)
         # Once all rows are done, workers end by themselves; a job that is cancelled then would log an interruption.
         until = time.monotonic() + END_S
         while time.monotonic() < until and not all(job.done() for job in jobs):
