@@ -24,7 +24,7 @@ DRIVING = Path(__file__).with_name("driving.mp4")
 PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
 TILE, STEP = 240, 2
 """Width, px, of a film in `films.webp`, and step between the frames that are taken."""
-FACE = np.s_[50:450, 56:456]
+FACE = np.s_[25:425, 56:456]
 """Part of the films that is shown."""
 PAINTED = (
     (12, Colours((0.42, 0.26, 0.19), (0.36, 0.15, 0.15), (0.05, 0.04, 0.03), (0.05, 0.04, 0.04), (0.55, 0.42, 0.14))),

@@ -1,6 +1,8 @@
 """Films by the Wan painters through the command line, from folders with the layout of the real ones."""
 
 import json
+import os
+import shutil
 import time
 from collections.abc import Iterator
 from itertools import islice
@@ -243,6 +245,15 @@ def test_compiled_blocks_say_the_same(warnings):
     runtime.compile_blocks(transformer, backend)
     found = velocity_of(transformer)
     assert traced and torch.allclose(found, velocity_of(tiny_vace()), atol=1e-5) and not warnings
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("EXPPORTRAIT_LONG" not in os.environ, reason="a minute: set EXPPORTRAIT_LONG=1")
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch's compiler for the CPU needs g++")
+def test_torchs_own_compiler_says_the_same(warnings):
+    transformer = tiny_vace()
+    runtime.compile_blocks(transformer)
+    assert torch.allclose(velocity_of(transformer), velocity_of(tiny_vace()), atol=1e-5) and not warnings
 
 
 def test_what_cannot_be_compiled_runs_as_it_is(warnings):
