@@ -208,8 +208,8 @@ class WanConfig(Checked):
     keep: bool = True
     """Take the film's pixels from the proxy film wherever wan-vace has nothing to repaint."""
     skip: Annotated[int, Between(0, 10)] = 0
-    """Steps after each computed one whose velocity is extrapolated, not computed (never the first two, nor the last): 1
-    takes about half the time, 0 computes all."""
+    """Number of steps of the sampler, after each computed one, whose velocity is extrapolated: 1 takes about half the
+    time, 0 computes all. The first two and the last are always computed."""
     chain: Annotated[int, Between(0, 5)] = 0
     """Paint in segments that each begin with the last 1 or 5 frames of the one before; 0 for overlapping windows."""
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"

@@ -221,6 +221,8 @@ def given_films(methods: list[str]) -> dict[str, Path]:
         if not name or not folder or name in given or not NAME.fullmatch(name):
             raise UsageError(f"`method={text}`: expected NAME=FOLDER, each name once.")
         if not Path(folder).is_dir():
-            raise UsageError(f"`method={text}`: {folder} is no folder. Expected one of films named like the pairs.")
+            raise UsageError(
+                f"`method={text}`: {folder} is no folder. Give a folder of films that have the names of the pairs."
+            )
         given[name] = Path(folder)
     return given

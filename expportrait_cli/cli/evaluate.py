@@ -44,8 +44,8 @@ def evaluate(
         bool,
         typer.Option(
             "--normals",
-            help="Measure heads instead: OUT are clips, or folders of them. A head is fitted to the first frame of "
-            "each, and its outline and normal maps are compared with later frames.",
+            help="Measure fitted heads, not films: OUT are clips, or folders of them. A head is fitted to the first "
+            "frame of each clip, and its outline and normal maps are compared with the pictures of later frames.",
         ),
     ] = False,
     folds: Annotated[
@@ -97,7 +97,9 @@ def evaluate(
     report: Annotated[
         Path | None,
         typer.Option(
-            metavar="HTML", help="Also write an HTML page: intervals, curves, worst frames.", show_default=False
+            metavar="HTML",
+            help="Also write an HTML page: scores with confidence intervals and their curves, worst frames.",
+            show_default=False,
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the scores as JSON instead of the path.")] = False,

@@ -179,7 +179,7 @@ class Readers:
     """Compares pairs of faces by the networks of `READERS`; frames are independent."""
 
     def __init__(self, missing: dict[str, str]) -> None:
-        """Load the networks whose columns are not missing."""
+        """Load the networks, except those whose columns are in `missing` (the reasons why they are, by column)."""
         paths = {weights: find(weights) for weights, reader in READERS.items() if reader.columns[0] not in missing}
         self._nets = [READERS[weights](path) for weights, path in paths.items() if path is not None]
 

@@ -238,10 +238,10 @@ def paint(
     """Paint frames `start` to `end`: the crop at `config.size`, or with paste-back the whole photo at its own size.
 
     `keep`: folder in which a painter saves what it needs to resume in the middle of a film. `driver`: tracking of the
-    clip that the inside of the mouth is read from; without it, it is the head model's.
+    clip that the inside of the mouth is read from; if None, the mouth is that of the head model.
 
     Raises:
-        FilmError: a frame is torn, shows another picture, or is one colour.
+        FilmError: a frame is damaged, does not show the photo's face, or has only one colour.
     """
     painter = painter_of(config)
     scene = replace(Scene.of(head_fit, meshes, head, config, driver), detail=painter.detail)

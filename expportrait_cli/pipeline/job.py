@@ -37,7 +37,7 @@ class Job:
     reference: Path
     """A photo, a clip, or a `.head.npz`."""
     driving: Path
-    """A clip, a photo, a `.track.npz`, a `.meshes.npz`, or the `.normals.mkv` of meshes that are still there."""
+    """A clip, a photo, a `.track.npz`, a `.meshes.npz`, or a `.normals.mkv` whose `.meshes.npz` still exists."""
     out: Path
     track: TrackConfig = field(default_factory=TrackConfig)
     """Settings of tracking, for reference and driver; the choice of a face and of frames in them is the reference's."""

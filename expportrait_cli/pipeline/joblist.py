@@ -267,7 +267,7 @@ def _short_forms(row: dict[str, Any], place: str) -> None:
     meant = PAPER if _value(row.pop("absolute"), False, "absolute", place) else CHANGES
     for name in ("expression", "pose"):
         if name in row:
-            raise InputError(f"{place}: absolute already sets {name}. Leave one of them out.")
+            raise InputError(f"{place}: the column `absolute` sets `{name}` too. Leave one of them out.")
         row[name] = getattr(meant, name)
     row.setdefault("neutral_frame", meant.neutral_frame)
 

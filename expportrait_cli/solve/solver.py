@@ -25,7 +25,7 @@ class Quadratic:
     """Upper bound of the step of each own parameter."""
 
     def reply(self, held: Float[np.ndarray, " P"]) -> Float[np.ndarray, "P columns"]:
-        """Optimal own step as an affine function of the shared one, constant last.
+        """Solve for the own step, as an affine function of the shared step; the last column is its constant.
 
         `held`: fixed value of each own parameter, NaN where it is free.
         """
